@@ -1,0 +1,110 @@
+"""Train an autoencoder on your own folder of images, and put it to use.
+
+    import autoencode
+
+    run = autoencode.train("photos", "runs/photos")
+    model = autoencode.load_model(run.model_path)
+    images = model.read(["photos/a.jpg", "photos/b.jpg"])  # (2, 3, H, W) in [0, 1]
+    codes = model.encode(images)  # (2, D)
+    restored = model.decode(codes)  # (2, 3, H, W) in [0, 1]
+
+What is listed in `__all__` is the public API; nothing else is promised. Names are imported when they are
+first used, so that `import autoencode` does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from autoencode.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
+    from autoencode.data.images import Limits, Preprocessing
+    from autoencode.data.pack import Pack, open_pack, pack_folder
+    from autoencode.errors import (
+        AutoencodeError,
+        ConfigError,
+        DivergedError,
+        ImageError,
+        ImageFolderError,
+        MissingExtraError,
+        ModelFileError,
+        OutputError,
+        PackError,
+        RunError,
+    )
+    from autoencode.models.autoencoder import Autoencoder, ModelConfig
+    from autoencode.models.modelfile import load_model, save_model
+    from autoencode.training.config import PRESETS, TrainConfig, settings
+    from autoencode.training.loop import Progress
+    from autoencode.training.train import Run, train
+
+_HOME = {
+    "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
+    "data.images": ("Limits", "Preprocessing"),
+    "data.pack": ("Pack", "open_pack", "pack_folder"),
+    "errors": (
+        "AutoencodeError",
+        "ConfigError",
+        "DivergedError",
+        "ImageError",
+        "ImageFolderError",
+        "MissingExtraError",
+        "ModelFileError",
+        "OutputError",
+        "PackError",
+        "RunError",
+    ),
+    "models.autoencoder": ("Autoencoder", "ModelConfig"),
+    "models.modelfile": ("load_model", "save_model"),
+    "training.config": ("PRESETS", "TrainConfig", "settings"),
+    "training.loop": ("Progress",),
+    "training.train": ("Run", "train"),
+}
+_MODULE_OF = {name: f"autoencode.{module}" for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "PRESETS",
+    "AutoencodeError",
+    "Autoencoder",
+    "ConfigError",
+    "DivergedError",
+    "ImageError",
+    "ImageFolderError",
+    "Limits",
+    "MissingExtraError",
+    "ModelConfig",
+    "ModelFileError",
+    "OutputError",
+    "Pack",
+    "PackError",
+    "Preprocessing",
+    "Progress",
+    "Reconstruction",
+    "Reconstructions",
+    "Run",
+    "RunError",
+    "TrainConfig",
+    "__version__",
+    "load_model",
+    "open_pack",
+    "pack_folder",
+    "reconstruct",
+    "save_model",
+    "settings",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'autoencode' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

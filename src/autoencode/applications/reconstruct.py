@@ -1,0 +1,236 @@
+"""Original beside reconstruction, with how close they are; with corruptions, what denoising gives back.
+
+Images are (B, 3, H, W) in [0, 1], pixels (B, H, W, 3) in 0..255.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode.data.batches import random_seed, to_float, to_pixels
+from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
+from autoencode.data.images import Limits, find_images, read_image, save_image
+from autoencode.data.pack import Pack
+from autoencode.errors import ImageError, ImageFolderError, OutputError
+from autoencode.evaluation.figures import contact_sheet
+from autoencode.evaluation.metrics import psnr, ssim
+from autoencode.files import make_folder, write_bytes
+from autoencode.models.autoencoder import Autoencoder
+
+TABLE_NAME = "reconstructions.csv"
+SHEET_NAME = "reconstructions.png"
+IMAGES_NAME = "images"
+
+SHEET_IMAGES = 24  # a sheet of more is looked at by nobody
+CHUNK = 64  # images in memory at once
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the model made of one image.
+
+    Attributes:
+        path: the image file.
+        psnr_db: peak signal-to-noise ratio of the reconstruction against the clean image, dB.
+        ssim: structural similarity of the two, at most 1.
+        corrupted_psnr_db: the same ratio of what the model saw; None without corruptions.
+        file: name of the reconstruction below the folder of images, "" where none was written.
+    """
+
+    path: Path
+    psnr_db: float
+    ssim: float
+    corrupted_psnr_db: float | None
+    file: str
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What `reconstruct` found and made.
+
+    Attributes:
+        results: one an image that could be used, in the order given.
+        refused: the others, with the reason.
+        sheet: pixels (H, W, 3) of the contact sheet of the first few.
+    """
+
+    results: list[Reconstruction]
+    refused: list[tuple[Path, str]]
+    sheet: Pixels
+
+
+def reconstruct(
+    model: Autoencoder,
+    images: str | Path | Iterable[str | Path],
+    out: str | Path | None = None,
+    *,
+    corruptions: Sequence[str] = (),
+    seed: int = 0,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reconstructions:
+    """Pass images through the model.
+
+    Args:
+        model: from `load_model`.
+        images: image files, and folders of them.
+        out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. None
+            writes nothing.
+        corruptions: what is done to the images before the model sees them, such as ("gaussian:0.3",).
+        seed: of the corruptions.
+        limits: the largest files and pictures to accept.
+        progress: called with (images done, images in all).
+
+    Raises:
+        ImageFolderError: a folder is missing or holds no image, or no image could be used.
+        ConfigError: a corruption that cannot be used.
+        OutputError: `out` is something else, or cannot be written.
+    """
+    paths = list(dict.fromkeys(_expanded(images)))
+    chain = parse_corruptions(corruptions)
+    folder = None if out is None else _prepared(Path(out))
+    names = _file_names(paths)
+    results: list[Reconstruction] = []
+    refused: list[tuple[Path, str]] = []
+    shown: list[_Seen] = []
+    for start in range(0, len(paths), CHUNK):
+        usable, pixels = _read(paths[start : start + CHUNK], model, limits or Limits(), refused)
+        if usable:
+            seen = _pass(model, pixels, chain, random_seed("reconstruct", seed, start))
+            shown.append(seen.first(SHEET_IMAGES - sum(len(part.original) for part in shown)))
+            for index, path in enumerate(usable):
+                if folder is not None:
+                    save_image(folder / IMAGES_NAME / names[path], seen.restored[index])
+                results.append(seen.result(index, path, names[path] if folder else ""))
+        if progress:
+            progress(min(start + CHUNK, len(paths)), len(paths))
+    if not results:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
+        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
+    made = Reconstructions(results, refused, _sheet(shown, results))
+    if folder is not None:
+        save_image(folder / SHEET_NAME, made.sheet)
+        _write_table(folder / TABLE_NAME, results)
+    return made
+
+
+def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
+    """Draw held-out images of a pack beside their reconstructions: (H, W, 3), for a look after training.
+
+    The images are of the validation split; of the whole pack where that is empty.
+    """
+    rows = pack.rows("validation") if len(pack.rows("validation")) else pack.rows()
+    pixels = pack.pixels(rows[:SHEET_IMAGES])
+    chain = parse_corruptions(model.provenance["train"]["corrupt"])
+    seen = _pass(model, pixels, chain, random_seed("reconstruct", 0, 0))
+    results = [seen.result(index, Path(), "") for index in range(len(pixels))]
+    return _sheet([seen], results)
+
+
+class _Seen(NamedTuple):
+    """Pixels (B, H, W, 3) of one chunk, and its figures of merit (B,)."""
+
+    original: Pixels
+    corrupted: Pixels | None
+    restored: Pixels
+    psnr_db: list[float]
+    ssim: list[float]
+    corrupted_psnr_db: list[float] | None
+
+    def first(self, count: int) -> _Seen:
+        return _Seen(*(None if part is None else part[: max(0, count)] for part in self))  # type: ignore[arg-type]
+
+    def result(self, index: int, path: Path, file: str) -> Reconstruction:
+        corrupted = None if self.corrupted_psnr_db is None else self.corrupted_psnr_db[index]
+        return Reconstruction(path, self.psnr_db[index], self.ssim[index], corrupted, file)
+
+
+def _pass(model: Autoencoder, pixels: Pixels, chain: Sequence[Corruption], seed: int) -> _Seen:
+    clean = to_float(pixels)
+    seen = corrupt(clean, chain, torch.Generator().manual_seed(seed), training=True)
+    restored = model.reconstruct(seen)
+    return _Seen(
+        pixels,
+        to_pixels(seen) if chain else None,
+        to_pixels(restored),
+        psnr(restored, clean).tolist(),
+        ssim(restored, clean).tolist(),
+        psnr(seen, clean).tolist() if chain else None,
+    )
+
+
+def _expanded(images: str | Path | Iterable[str | Path]) -> Iterable[Path]:
+    for path in [images] if isinstance(images, str | Path) else images:
+        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
+
+
+def _read(
+    paths: Sequence[Path], model: Autoencoder, limits: Limits, refused: list[tuple[Path, str]]
+) -> tuple[list[Path], Pixels]:
+    usable, pixels = [], []
+    for path in paths:
+        try:
+            pixels.append(read_image(path, model.preprocessing, limits))
+            usable.append(path)
+        except ImageError as err:
+            refused.append((path, str(err)))
+    return usable, np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
+
+
+def _prepared(out: Path) -> Path:
+    """Make the folder; one that holds something else than an earlier result is left alone."""
+    if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
+        raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
+    make_folder(out / IMAGES_NAME)
+    return out
+
+
+def _file_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """One name for each path: its stem, with a number where several share it."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = f"{path.stem}.png", 2
+        while name.lower() in taken:
+            name, number = f"{path.stem}-{number}.png", number + 1
+        taken.add(name.lower())
+        names[path] = name
+    return names
+
+
+def _sheet(shown: Sequence[_Seen], results: Sequence[Reconstruction]) -> Pixels:
+    columns = [("original", np.concatenate([part.original for part in shown]))]
+    corrupted = [part.corrupted for part in shown if part.corrupted is not None]
+    if corrupted:
+        columns.append(("corrupted", np.concatenate(corrupted)))
+    columns.append(
+        ("restored" if corrupted else "reconstruction", np.concatenate([p.restored for p in shown]))
+    )
+    captions = [_caption(result) for result in results[: len(columns[0][1])]]
+    return contact_sheet(columns, captions=captions)
+
+
+def _caption(result: Reconstruction) -> str:
+    before = "" if result.corrupted_psnr_db is None else f"{result.corrupted_psnr_db:.1f} to "
+    return f"{before}{result.psnr_db:.1f} dB  {result.ssim:.2f}"
+
+
+def _write_table(path: Path, results: Sequence[Reconstruction]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "psnr_db", "ssim", "corrupted_psnr_db", "file"])
+    for result in results:
+        corrupted = "" if result.corrupted_psnr_db is None else f"{result.corrupted_psnr_db:.4f}"
+        writer.writerow([result.path, f"{result.psnr_db:.4f}", f"{result.ssim:.4f}", corrupted, result.file])
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))

@@ -1,0 +1,1 @@
+"""Images on disk -> pixels -> packs -> batches. Nothing that decodes or packs imports torch."""

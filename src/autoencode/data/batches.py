@@ -1,0 +1,72 @@
+"""Batches of a pack, a function of (seed, epoch, step, rank) alone: nothing is left behind to restore.
+
+Shapes: B batch, H height, W width. Batches are (B, 3, H, W) float32 in [0, 1], channels last in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.data.pack import Pack
+
+
+def to_float(pixels: NDArray[np.uint8]) -> Tensor:
+    """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) in [0, 1]; the one place that does."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Turn images (B, 3, H, W) in [0, 1] into pixels (B, H, W, 3) in 0..255, rounded to the nearest."""
+    rounded: NDArray[np.uint8] = (
+        images.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    )
+    return rounded
+
+
+def random_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part, and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Number of batches that show each of `images` once; the last may be smaller."""
+    return -(-images // batch_size)
+
+
+def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return `rows` in the random order of this epoch."""
+    return np.random.Generator(np.random.Philox(random_seed("order", seed, epoch))).permutation(rows)
+
+
+def batches(
+    pack: Pack, rows: NDArray[np.int64], batch_size: int, *, start: int = 0, stop: int | None = None
+) -> Iterator[Tensor]:
+    """Yield images of `rows` in the order given, the next batch read while this one is in use.
+
+    Args:
+        pack: where the pixels are.
+        rows: rows of the pack.
+        batch_size: B; the last batch may be smaller.
+        start: first batch to yield, counted from 0.
+        stop: the batch to end before; the default is all of them.
+    """
+    stop = steps_per_epoch(len(rows), batch_size) if stop is None else stop
+
+    def read(step: int) -> Tensor:
+        return to_float(pack.pixels(rows[step * batch_size : (step + 1) * batch_size]))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        upcoming = reader.submit(read, start) if start < stop else None
+        for step in range(start, stop):
+            assert upcoming is not None
+            current = upcoming.result()
+            upcoming = reader.submit(read, step + 1) if step + 1 < stop else None
+            yield current

@@ -1,0 +1,130 @@
+"""Clean images -> corrupted images, for denoising autoencoders (the loss is always against the clean ones).
+
+Shapes: B batch, H height, W width. Images are (B, 3, H, W) in [0, 1]. Every corruption is a function of the
+images and a generator; `batches.random_seed` makes that generator's seed of (seed, epoch, step, rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoencode.errors import ConfigError
+
+Name = Literal["gaussian", "dropout", "rotate", "downscale"]
+
+_MEANING: dict[Name, str] = {
+    "gaussian": "gaussian:STANDARD_DEVIATION, above 0, for instance gaussian:0.3",
+    "dropout": "dropout:RATE, above 0 and below 1, for instance dropout:0.3",
+    "rotate": "rotate:DEGREES, above 0 and up to 180, for instance rotate:15",
+    "downscale": "downscale:FACTOR, a whole number from 2, for instance downscale:4",
+}
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One way to damage an image.
+
+    Args:
+        name: "gaussian" adds noise of mean 0 (not clipped: pixels may leave [0, 1]); "dropout" sets values
+            to 0 and rescales the rest, in training only; "rotate" turns by a random angle; "downscale"
+            shrinks by area averaging and enlarges again with bicubic interpolation.
+        amount: standard deviation; rate; largest angle in degrees; factor.
+
+    Raises:
+        ConfigError: no such corruption, or an amount it cannot have.
+    """
+
+    name: Name
+    amount: float
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "gaussian": 0 < self.amount < float("inf"),
+            "dropout": 0 < self.amount < 1,
+            "rotate": 0 < self.amount <= 180,
+            "downscale": self.amount >= 2 and self.amount % 1 == 0,
+        }
+        # Comparisons with a NaN are false, so a NaN is refused here too.
+        if self.name not in allowed or not allowed[self.name]:
+            choices = [_MEANING[self.name]] if self.name in _MEANING else list(_MEANING.values())
+            raise ConfigError(f"Cannot corrupt by {self}. Use {'; '.join(choices)}.")
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.amount:g}"
+
+
+def parse_corruptions(texts: Iterable[str]) -> tuple[Corruption, ...]:
+    """Read corruptions as the command line gives them: `["gaussian:0.3", "rotate:15"]`.
+
+    Raises:
+        ConfigError: one of them cannot be read, or has an amount it cannot have.
+    """
+    corruptions = []
+    for text in texts:
+        name, _, amount = text.partition(":")
+        try:
+            value = float(amount)
+        except ValueError:
+            value = float("nan")
+        corruptions.append(Corruption(name, value))  # type: ignore[arg-type]
+    return tuple(corruptions)
+
+
+def corrupt(
+    images: Tensor, corruptions: Sequence[Corruption], generator: torch.Generator, *, training: bool
+) -> Tensor:
+    """Apply corruptions in the order given.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1]; not changed.
+        corruptions: what to do; an empty sequence returns the images themselves.
+        generator: the source of randomness, on the device of the images.
+        training: False leaves dropout out, as a dropout layer does at evaluation.
+    """
+    for corruption in corruptions:
+        if corruption.name == "gaussian":
+            images = images + corruption.amount * _normal_like(images, generator)
+        elif corruption.name == "dropout":
+            images = _dropout(images, corruption.amount, generator) if training else images
+        elif corruption.name == "rotate":
+            images = _rotate(images, corruption.amount, generator)
+        else:
+            images = _downscale(images, int(corruption.amount))
+    return images
+
+
+def _normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.empty_like(images, memory_format=torch.contiguous_format)
+    return noise.normal_(generator=generator)
+
+
+def _dropout(images: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Drop each value with this probability and divide the rest by 1 - rate (Srivastava et al. 2014)."""
+    keep = torch.empty_like(images, memory_format=torch.contiguous_format)
+    keep.bernoulli_(1 - rate, generator=generator)
+    return images * keep.div_(1 - rate)
+
+
+def _rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """Turn each image about its centre by an angle uniform in +-degrees; borders are reflected."""
+    batch, _, height, width = images.shape
+    draws = torch.rand(batch, generator=generator, device=images.device)
+    angles = (2 * draws - 1) * torch.deg2rad(torch.tensor(degrees))
+    cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # affine_grid works in coordinates of [-1, 1] along each side, so a turn scales by the aspect ratio.
+    first = torch.stack([cosine, -sine * height / width, zero], dim=1)
+    second = torch.stack([sine * width / height, cosine, zero], dim=1)
+    grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _downscale(images: Tensor, factor: int) -> Tensor:
+    height, width = images.shape[-2:]
+    small = F.interpolate(images, size=(max(1, height // factor), max(1, width // factor)), mode="area")
+    return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)

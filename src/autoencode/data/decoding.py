@@ -1,0 +1,189 @@
+"""One encoded image -> one upright sRGB image. Every kind of image has a stated rule.
+
+what is in the file                  what becomes of it
+-----------------------------------  ----------------------------------------------------------------------
+several frames or pages              the first one
+EXIF or XMP orientation              applied; ignored where the block itself is damaged
+8-bit grey, 1-bit                    grey repeated in three channels; 1-bit is 0 and 255
+palette                              looked up
+16-bit grey                          divided by 257, rounded: 0..65535 becomes 0..255, nothing is clipped
+16-bit colour                        the high byte of each channel, as Pillow reads it
+32-bit integers                      0..255 kept; 0..65535 divided by 257; any other range stretched
+floating point                       0..1 times 255; 0..255 kept; any other range stretched, from its least
+                                     to its greatest value; refused if a value is not finite
+CMYK (and Adobe's inverted), YCbCr,  converted by Pillow
+HSV, LAB
+alpha, premultiplied alpha, a        resized with its alpha, then laid over the background
+transparent palette entry or colour
+an ICC profile other than sRGB       converted to sRGB; ignored where damaged or for other kinds of pixel
+PNG gAMA and cHRM                    ignored
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from autoencode.errors import ImageError
+
+_READERS = {
+    "JPEG": JpegImagePlugin,
+    "PNG": PngImagePlugin,
+    "WEBP": WebPImagePlugin,
+    "GIF": GifImagePlugin,
+    "BMP": BmpImagePlugin,
+    "TIFF": TiffImagePlugin,
+    "AVIF": AvifImagePlugin,
+    "PPM": PpmImagePlugin,
+}
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_pillow_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def pillow_limited_to(max_pixels: int) -> Iterator[None]:
+    """Make Pillow allow so many pixels, and keep its warnings about odd files to ourselves.
+
+    Both are settings of the process, so that they are put back, and one thread at a time decodes.
+    """
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses above twice this, and warns below
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Return the image in `content`, by what it holds and not by any name; its header alone is read.
+
+    Image.open would also try formats that run other programs, and gives no plain reasons.
+
+    Raises:
+        ImageError: it is empty or in no known format.
+        Exception: whatever Pillow raises at a damaged header.
+    """
+    if not content:
+        raise ImageError("the file is empty")
+    for name in _READERS:
+        factory, accept = Image.OPEN[name]
+        accepted = accept(content[:16]) if accept else True
+        if isinstance(accepted, str):
+            raise ImageError(f"{name} is not supported by the Pillow installed here")
+        if accepted:
+            return factory(io.BytesIO(content), "")
+    raise ImageError("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM)")
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation 1..8 still to be applied; 1, as it is, where it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block raises almost anything, and says nothing about the pixels
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def upright(image: Image.Image, turn: int) -> Image.Image:
+    """Apply an EXIF orientation."""
+    return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+
+
+def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
+    """Convert to a mode in which averaging neighbours makes sense: L, LA, RGB, RGBA or CMYK."""
+    if image.mode.startswith(("I", "F")):
+        return _eight_bit(image, is_ppm)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.has_transparency_data:
+        grey = image.mode in ("1", "L", "LA")
+        return image.convert("LA" if grey else "RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ImageError("has values that are not finite")
+    least, greatest = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_ppm):
+        offset, scale = 0.0, 1 / 257
+    elif image.mode == "F" and least >= 0 and greatest <= 1:
+        offset, scale = 0.0, 255.0
+    elif least >= 0 and greatest <= 255:
+        offset, scale = 0.0, 1.0
+    elif image.mode == "I" and least >= 0 and greatest <= 65535:
+        offset, scale = 0.0, 1 / 257
+    else:
+        offset, scale = least, 255 / max(greatest - least, np.finfo(np.float64).tiny)
+    grey = Image.fromarray(np.rint((values - np.float64(offset)) * scale).astype(np.uint8))
+    grey.info = dict(image.info)
+    key = grey.info.pop("transparency", None)
+    if key is not None:
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def over_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Convert an image of a resizable mode to sRGB, and lay it over `background` if it has alpha."""
+    if image.mode not in ("LA", "RGBA"):
+        return _to_srgb(image)
+    colour = _to_srgb(image.convert(image.mode.removesuffix("A")))
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(colour, mask=image.getchannel("A"))
+    return canvas
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    transform = _profile_transform(profile, image.mode) if isinstance(profile, bytes) and profile else None
+    return image.convert("RGB") if transform is None else transform.apply(image)
+
+
+@functools.lru_cache(maxsize=32)
+def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        is_srgb = mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower()
+        if is_srgb or source.profile.xcolor_space.strip() != _PROFILE_SPACE[mode]:
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except Exception:  # a damaged profile, or a Pillow without LittleCMS: the pixels are still good
+        return None

@@ -1,0 +1,132 @@
+"""An image folder decoded once: pixels of one size, splits, labels, and what was refused and why.
+
+    P/pack.json          constant settings: the folder, the preprocessing, rows per shard
+    P/manifest.jsonl     one line a file of the folder; replacing it is what changes the pack
+    P/shards/00000.u8    rows of raw pixels, (H, W, 3) uint8; written once, never changed
+
+Raw shards beside a text manifest need no library to read, are mapped rather than loaded, and let an update
+add files without touching old ones. A pack is in step with its folder only as of the last `pack_folder`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.data import manifest, packing
+from autoencode.data.images import Limits, Preprocessing
+from autoencode.data.manifest import Entry, Split, is_pack, split_of
+from autoencode.data.shards import ShardReader
+from autoencode.errors import PackError
+
+__all__ = ["Entry", "Pack", "Split", "is_pack", "open_pack", "pack_folder", "split_of"]
+
+
+class Pack:
+    """The images of a pack. Any thread may read from it.
+
+    Attributes:
+        path: the folder of the pack.
+        folder: the image folder it was made from; it need no longer exist.
+        preprocessing: how its images became pixels.
+        entries: the usable images, ordered by (sha256, path): the order depends on the content alone, not
+            on when which image was added.
+        refused: the files that could not be used, ordered by path, with the reason.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a pack; see `open_pack`."""
+        settings = manifest.read_settings(path)
+        entries = manifest.read_manifest(path)
+        if entries is None:
+            raise PackError(
+                f"The pack {path} is not finished. Run again: autoencode pack {settings.folder} --out {path}"
+            )
+        self.path = path
+        self.folder = settings.folder
+        self.preprocessing = settings.preprocessing
+        usable = (entry for entry in entries if entry.status == "packed")
+        self.entries = sorted(usable, key=lambda entry: (entry.sha256 or "", entry.path))
+        self.refused = [entry for entry in entries if entry.status == "refused"]
+        self._rows = np.array([entry.row for entry in self.entries], np.int64)
+        self._reader = ShardReader(packing.shards_of(path, settings), self._rows)
+
+    def __len__(self) -> int:
+        """Number of usable images."""
+        return len(self.entries)
+
+    def rows(self, split: Split | None = None) -> NDArray[np.int64]:
+        """Return the rows (N,) of a split, or of all, in the order of `entries`; copies share a row."""
+        if split is None:
+            return self._rows.copy()
+        return self._rows[[entry.split == split for entry in self.entries]]
+
+    def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pixels (B, H, W, 3) in 0..255, sRGB, of rows (B,) that `rows` gave.
+
+        Raises:
+            PackError: another process has changed the pack meanwhile, and it no longer has them.
+        """
+        return self._reader.pixels(np.asarray(rows, np.int64))
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """The names of the first sub-folders that have usable images, sorted."""
+        return sorted({entry.label for entry in self.entries if entry.label is not None})
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the preprocessing and of every image's content and path, whatever the pack's history."""
+        digest = hashlib.sha256(json.dumps(self.preprocessing.to_json(), sort_keys=True).encode())
+        for entry in self.entries:
+            digest.update(f"\n{entry.sha256} {entry.path}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def open_pack(path: str | Path) -> Pack:
+    """Open a pack.
+
+    Raises:
+        PackError: it is missing, not finished, damaged, or made by a newer version.
+    """
+    return Pack(Path(path))
+
+
+def pack_folder(
+    folder: str | Path,
+    out: str | Path,
+    preprocessing: Preprocessing | None = None,
+    *,
+    limits: Limits | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pack:
+    """Decode every image under `folder` once into the pack `out`, or bring that pack in step with the folder.
+
+    Only what is new or changed is decoded. A kill, a crash or a full disk at any moment leaves the old pack
+    whole. The result is the same whatever the number of workers and the order in which files were added.
+
+    Args:
+        folder: images, in sub-folders or not; the first sub-folder is the label.
+        out: the pack. Parents are made.
+        preprocessing: the size of the images and how they come to it; 128x128, cropped.
+        limits: what a single file may cost. Changing them does not change what is already packed; files
+            that were refused are tried again every time.
+        workers: processes; as many as there are cores.
+        progress: called with (files done, files to read), from this thread.
+
+    Raises:
+        ImageFolderError: the folder is missing, has no images, or none that can be used.
+        PackError: `out` is not ours, is a pack of another folder or with other preprocessing, is damaged, or
+            is being written by another process.
+        OutputError: it could not be written, for instance because the disk is full.
+    """
+    folder, out = Path(folder), Path(out)
+    packing.update(folder, out, preprocessing or Preprocessing(), limits or Limits(), workers, progress)
+    return Pack(out)

@@ -1,0 +1,151 @@
+"""What is asked of images: one size for all, how each comes to it, and what a file may cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from autoencode.errors import ConfigError
+
+Fit = Literal["crop", "pad", "stretch"]
+_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image of any size becomes pixels of one size.
+
+    Attributes:
+        height: rows of the result in pixels, a positive multiple of 16.
+        width: columns of the result in pixels, a positive multiple of 16.
+        fit: "crop" keeps the centre of the right shape, "pad" keeps the whole image with `background` around
+            it, "stretch" changes the shape.
+        background: red, green, blue in 0..255, seen through transparency and beside padded images.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    height: int = 128
+    width: int = 128
+    fit: Fit = "crop"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if not _is_int(size) or size < _MULTIPLE or size % _MULTIPLE:
+                nearest = _either(_nearest_sizes(size)) if _is_int(size) else "128"
+                raise ConfigError(
+                    f"The {name} {size!r} is not a positive multiple of {_MULTIPLE}. Nearest: {nearest}."
+                )
+        if self.fit not in get_args(Fit):
+            raise ConfigError(f"Unknown fit {self.fit!r}. Choose one of: {', '.join(get_args(Fit))}.")
+        colour = self.background
+        if not (
+            isinstance(colour, tuple)
+            and len(colour) == 3
+            and all(_is_int(c) and 0 <= c <= 255 for c in colour)
+        ):
+            raise ConfigError(f"The background {colour!r} is not three whole numbers from 0 to 255.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes, of plain JSON values."""
+        return {**asdict(self), "background": list(self.background)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Preprocessing:
+        """Return the settings saved by `to_json`.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names or not isinstance(value["background"], list):
+            raise ConfigError(
+                f"Not saved preprocessing settings (needs {', '.join(sorted(names))}): {value!r}."
+            )
+        return cls(**{**value, "background": tuple(value["background"])})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a single file may cost before it is refused.
+
+    Attributes:
+        max_pixels: width times height of the image as stored.
+        max_bytes: size of the file.
+        seconds_per_file: longest time that reading and decoding may take when packing.
+
+    Raises:
+        ConfigError: a limit is not positive.
+    """
+
+    max_pixels: int = 200_000_000
+    max_bytes: int = 256 * 1024**2
+    seconds_per_file: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ConfigError(
+                    f"The limit {field.name} must be above 0, not {getattr(self, field.name)!r}."
+                )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) in pixels from "128" or "96x160".
+
+    Raises:
+        ConfigError: it is neither, or a side is no positive multiple of 16.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:[xX×]\s*([0-9]{1,6})\s*)?", text)
+    if match is None:
+        raise ConfigError(f"The size {text!r} is not understood. Write 128, or HEIGHTxWIDTH such as 96x160.")
+    height = int(match[1])
+    width = int(match[2] or height)
+    if all(side > 0 and side % _MULTIPLE == 0 for side in (height, width)):
+        return height, width
+    nearest: list[object] = [*_nearest_sizes(height)]
+    if match[2] is not None:
+        nearest = [f"{h}x{w}" for h, w in zip(nearest, _nearest_sizes(width), strict=True)]
+    raise ConfigError(
+        f"The size {text.strip()} is not a positive multiple of {_MULTIPLE}. Nearest: {_either(nearest)}."
+    )
+
+
+def region(
+    extent: tuple[float, float], preprocessing: Preprocessing
+) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+    """Return the (width, height) to resize to, and the box (left, top, right, bottom) to resize from.
+
+    Args:
+        extent: (width, height) of the upright image in pixels.
+        preprocessing: what is asked for. With "pad" the result can be smaller than that, in one direction.
+    """
+    width, height = extent
+    target = (preprocessing.width, preprocessing.height)
+    if preprocessing.fit == "crop":
+        scale = min(width / target[0], height / target[1])
+        left, top = (max(0.0, (side - scale * want) / 2) for side, want in zip(extent, target, strict=True))
+        return target, (left, top, width - left, height - top)
+    if preprocessing.fit == "pad":
+        scale = max(width / target[0], height / target[1])
+        target = (max(1, round(width / scale)), max(1, round(height / scale)))
+    return target, (0.0, 0.0, width, height)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _nearest_sizes(size: int) -> tuple[int, int]:
+    """Return the closest valid sizes, not above and not below `size` where there is one."""
+    below = max(_MULTIPLE, size // _MULTIPLE * _MULTIPLE)
+    return below, max(_MULTIPLE, -(-size // _MULTIPLE) * _MULTIPLE)
+
+
+def _either(choices: Iterable[object]) -> str:
+    return " or ".join(dict.fromkeys(map(str, choices)))

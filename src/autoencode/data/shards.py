@@ -1,0 +1,211 @@
+"""Pixels on disk: rows of raw uint8 in numbered files that never change once a manifest names their rows.
+
+A row is one image, (H, W, 3) uint8. Row r is in shard r // rows_per_shard, at place r % rows_per_shard.
+Shards are written under a temporary name; the place of a file that was refused stays unused, a hole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import secrets
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.errors import OutputError, PackError
+from autoencode.files import TEMPORARY_SUFFIX, make_folder, remove_temporaries, sync_folder
+
+_SUFFIX = ".u8"
+_OPEN_MAPS = 256  # a map keeps its file open, and 1,024 open files is a common limit
+_COPY_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shard files of one pack.
+
+    Attributes:
+        folder: where they are.
+        height: H, pixels.
+        width: W, pixels.
+        rows_per_shard: rows in a full shard.
+        token: part of the temporary names, so that workers left over from a killed run write nothing to the
+            files of the next.
+    """
+
+    folder: Path
+    height: int
+    width: int
+    rows_per_shard: int
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.height * self.width * 3
+
+    def path(self, shard: int) -> Path:
+        """Return the file of a finished shard."""
+        return self.folder / f"{shard:05d}{_SUFFIX}"
+
+    def shards_of(self, rows: Iterable[int]) -> list[int]:
+        """Return the shards that hold `rows`, in order."""
+        return sorted({row // self.rows_per_shard for row in rows})
+
+    def reserve(self, first_row: int, count: int) -> None:
+        """Make temporary files with room for `count` rows from `first_row`, which starts a shard.
+
+        Raises:
+            OutputError: they cannot be made.
+        """
+        make_folder(self.folder)
+        for start in range(0, count, self.rows_per_shard):
+            rows = min(self.rows_per_shard, count - start)
+            path = self._temporary((first_row + start) // self.rows_per_shard)
+            try:
+                with path.open("wb") as file:
+                    file.truncate(rows * self.row_bytes)
+            except OSError as err:
+                raise _not_written(path, err) from err
+
+    def write(self, row: int, pixels: NDArray[np.uint8]) -> None:
+        """Write one row, or several that follow each other in one shard, to reserved room.
+
+        Safe from many processes at once.
+
+        Raises:
+            OutputError: the disk is full, or another error of writing.
+        """
+        shard, place = divmod(row, self.rows_per_shard)
+        path = self._temporary(shard)
+        content = np.ascontiguousarray(pixels).data.cast("B")
+        offset = place * self.row_bytes
+        try:
+            descriptor = os.open(path, os.O_WRONLY)
+            try:
+                while content:
+                    written = os.pwrite(descriptor, content, offset)
+                    content, offset = content[written:], offset + written
+            finally:
+                os.close(descriptor)
+        except OSError as err:
+            raise _not_written(path, err) from err
+
+    def finish(self, rows: Iterable[int]) -> None:
+        """Give the shards of `rows` their final names, once they are safely on the disk.
+
+        Raises:
+            OutputError: the disk is full, or another error of writing.
+        """
+        for shard in self.shards_of(rows):
+            temporary = self._temporary(shard)
+            try:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(self.path(shard))
+            except OSError as err:
+                raise _not_written(temporary, err) from err
+        sync_folder(self.folder)
+
+    def copy(self, rows: NDArray[np.int64], first_row: int) -> None:
+        """Copy `rows` to new, finished shards from `first_row` on, which starts a shard.
+
+        Raises:
+            OutputError: the disk is full, or another error of writing.
+        """
+        self.reserve(first_row, len(rows))
+        reader = ShardReader(self, rows)
+        step = max(1, _COPY_BYTES // self.row_bytes)
+        for shard_start in range(0, len(rows), self.rows_per_shard):
+            shard_stop = min(shard_start + self.rows_per_shard, len(rows))
+            for start in range(shard_start, shard_stop, step):
+                self.write(first_row + start, reader.pixels(rows[start : min(start + step, shard_stop)]))
+        self.finish(range(first_row, first_row + len(rows), self.rows_per_shard))
+
+    def keep_only(self, shards: Collection[int]) -> None:
+        """Delete every other shard, finished or not; one that cannot be deleted only takes space."""
+        remove_temporaries(self.folder)
+        kept = {self.path(shard) for shard in shards}
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            if path not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _temporary(self, shard: int) -> Path:
+        path = self.path(shard)
+        return path.with_name(f"{path.name}.{self.token}{TEMPORARY_SUFFIX}")
+
+
+class ShardReader:
+    """Pixels of rows, from memory maps opened when first needed. Any thread may use it."""
+
+    def __init__(self, shards: Shards, rows: NDArray[np.int64]) -> None:
+        """Check that every shard is there and long enough for `rows`.
+
+        Raises:
+            PackError: one is not.
+        """
+        self._shards = shards
+        self._identity: dict[int, tuple[int, ...]] = {}
+        # A cycle through the bound method is fine: the maps are few and the collector knows them.
+        self._map = functools.lru_cache(_OPEN_MAPS)(self._open_map)
+        numbers, places = np.divmod(np.sort(rows), shards.rows_per_shard)
+        for last in np.flatnonzero(np.diff(numbers, append=-1)):
+            shard, needed = int(numbers[last]), (int(places[last]) + 1) * shards.row_bytes
+            try:
+                status = shards.path(shard).stat()
+            except OSError as err:
+                raise PackError(f"{shards.path(shard)} is missing. {_REPACK}") from err
+            if status.st_size < needed:
+                raise PackError(
+                    f"{shards.path(shard)} is too short ({status.st_size:,} bytes of {needed:,}). {_REPACK}"
+                )
+            self._identity[shard] = _identity(status)
+
+    def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pixels (B, H, W, 3) of `rows` (B,), a copy.
+
+        Raises:
+            PackError: the pack was changed by another process and no longer has them.
+        """
+        shards = self._shards
+        numbers, places = np.divmod(rows, shards.rows_per_shard)
+        present = np.unique(numbers)
+        if len(present) == 1:
+            pixels = self._map(int(present[0]))[places]
+            return pixels.reshape(-1, shards.height, shards.width, 3)
+        pixels = np.empty((len(rows), shards.row_bytes), np.uint8)
+        for shard in present:
+            chosen = np.flatnonzero(numbers == shard)
+            pixels[chosen] = self._map(int(shard))[places[chosen]]
+        return pixels.reshape(len(rows), shards.height, shards.width, 3)
+
+    def _open_map(self, shard: int) -> NDArray[np.uint8]:
+        path = self._shards.path(shard)
+        try:
+            with path.open("rb") as file:
+                if _identity(os.fstat(file.fileno())) != self._identity.get(shard):
+                    raise PackError(f"{path} has changed since the pack was opened. Open it again.")
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as err:
+            raise PackError(f"{path} is gone since the pack was opened. Open it again.") from err
+        rows = len(mapped) // self._shards.row_bytes
+        return np.frombuffer(mapped, np.uint8, rows * self._shards.row_bytes).reshape(rows, -1)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _not_written(path: Path, err: OSError) -> OutputError:
+    reason = err.strerror or str(err)
+    return OutputError(f"Could not write {path}: {reason}. The pack is as it was before.")
+
+
+_REPACK = "The pack is damaged: delete it and make it again."

@@ -1,0 +1,208 @@
+"""Run a function over many items in other processes: an item that hangs or crashes costs itself alone.
+
+Each worker is a fresh interpreter that speaks over a socket. Unlike those of `multiprocessing` it does not
+import the caller's main script, so packing works from a script without a `__main__` guard, and it outlives
+its parent by no more than the items it has. The time limit is a kernel timer whose signal kills the worker:
+nothing that runs inside, in Python or in C, can hold that up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+from autoencode.errors import AutoencodeError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MAX_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Takes the place of a result that never came.
+
+    Attributes:
+        reason: what became of the item, for instance "took longer than 5 s".
+    """
+
+    reason: str
+
+
+def available_cores() -> int:
+    """Number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(
+    function: Callable[[Item], Result], items: Sequence[Item], *, seconds: float, workers: int
+) -> Generator[tuple[int, Result | Lost]]:
+    """Yield (index of the item, result) as results come, in no particular order.
+
+    Args:
+        function: picklable, importable by name; sent to each worker once. An exception it raises ends the
+            run and is raised here.
+        items: picklable.
+        seconds: longest time for one item.
+        workers: most processes at once.
+
+    Raises:
+        AutoencodeError: no worker could be started.
+    """
+    size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
+    todo = deque(range(start, min(start + size, len(items))) for start in range(0, len(items), size))
+    pool: dict[Connection, _Worker[Item, Result]] = {}
+    try:
+        while todo or pool:
+            while todo and len(pool) < workers and len(pool) < len(todo) + _busy(pool):
+                worker = _Worker[Item, Result](function, seconds)
+                pool[worker.connection] = worker
+            for ready in wait(list(pool)):
+                assert isinstance(ready, Connection)
+                worker = pool[ready]
+                chunk, worker.chunk = worker.chunk, range(0)
+                results = worker.receive()
+                if results is None:
+                    del pool[ready]
+                    reason = worker.cause_of_death()
+                    if len(chunk) == 1:
+                        yield chunk[0], Lost(reason)
+                    # Which of several it was is not known: each is tried again on its own.
+                    todo.extend(range(index, index + 1) for index in chunk if len(chunk) > 1)
+                    continue
+                yield from zip(chunk, results, strict=True)
+                if todo:
+                    worker.chunk = todo.popleft()
+                    worker.send([items[index] for index in worker.chunk])
+                else:
+                    del pool[ready]
+                    worker.stop()
+    finally:
+        for worker in pool.values():
+            worker.stop()
+
+
+def _busy(pool: dict[Connection, _Worker[Any, Any]]) -> int:
+    return sum(bool(worker.chunk) for worker in pool.values())
+
+
+@dataclass
+class _Worker(Generic[Item, Result]):
+    """A process, our end of its socket, and the items it has."""
+
+    function: Callable[[Item], Result]
+    seconds: float
+    chunk: range = field(default=range(0), init=False)
+    is_ready: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.connection, theirs = Pipe()
+        paths = (path or os.getcwd() for path in sys.path)  # noqa: PTH109 - sys.path has strings
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = "import sys; from autoencode.data.workers import serve; serve(int(sys.argv[1]))"
+        with theirs:
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # Ctrl-C is for the parent, which then ends its workers
+                )
+            except OSError as err:
+                raise AutoencodeError(f"Could not start a worker process: {err}.") from err
+        self.send((self.function, self.seconds))
+
+    def send(self, message: object) -> None:
+        """Send a message; that the worker is gone shows when its answer is awaited."""
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+
+    def receive(self) -> list[Result] | None:
+        """Return the results of the chunk (of no items, when it becomes ready), or None if it is dead.
+
+        Raises:
+            Exception: whatever the function raised.
+        """
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(answer, BaseException):
+            raise answer
+        self.is_ready = True
+        results: list[Result] = answer
+        return results
+
+    def cause_of_death(self) -> str:
+        """Return why the worker ended by itself.
+
+        Raises:
+            AutoencodeError: it did so before it was ready, as every other would.
+        """
+        self.connection.close()
+        _, complaint = self.process.communicate()
+        code = self.process.returncode
+        if not self.is_ready:
+            last = complaint.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {code}"
+            raise AutoencodeError(f"Could not start a worker process: {last}.")
+        if code == -signal.SIGALRM:
+            return f"took longer than {self.seconds:g} s"
+        if code == -signal.SIGKILL:
+            return "the decoder was killed, as the system does when memory runs out"
+        return f"the decoder crashed ({signal.strsignal(-code) if code < 0 else f'exit code {code}'})"
+
+    def stop(self) -> None:
+        """End the worker at once, whatever it is doing."""
+        self.process.kill()
+        self.process.communicate()
+        self.connection.close()
+
+
+def serve(descriptor: int) -> None:
+    """Answer requests on a socket until its other end closes: what a worker process does."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with contextlib.suppress(EOFError, OSError), Connection(descriptor) as connection:
+        function, seconds = connection.recv()
+        connection.send([])
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a file must be open to be copied
+            os.dup2(nowhere.fileno(), 2)
+        while True:
+            items = connection.recv()
+            answer: list[Any] | Exception
+            try:
+                answer = [_timed(function, item, seconds) for item in items]
+            except Exception as err:
+                answer = _picklable(err)
+            connection.send(answer)
+
+
+def _timed(function: Callable[[Item], Result], item: Item, seconds: float) -> Result:
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return function(item)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _picklable(err: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(err))
+    except Exception:
+        return RuntimeError(f"{type(err).__name__}: {err}")
+    return err

@@ -1,0 +1,61 @@
+"""Every error this package raises on purpose.
+
+AutoencodeError
+├── ConfigError          a setting that cannot be used, or settings that do not fit together
+├── ImageError           one image file or array that cannot be used
+├── ImageFolderError     a folder that is missing, empty, or has no usable image
+├── PackError            a pack that is missing, damaged, or made with other settings
+├── RunError             a run folder that is not ours, is finished, or was started with other settings
+├── DivergedError        training produced a loss that is not finite
+├── ModelFileError       a file that is not a model, is damaged, or is from a newer version
+├── OutputError          a result could not be written; what was there before is untouched
+└── MissingExtraError    an optional dependency is not installed; names the command that installs it
+
+The message says what happened, where, and what to do. The command line prints it in one line and
+exits with 1; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+
+class AutoencodeError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(AutoencodeError, ValueError):
+    """A setting that cannot be used, or settings that do not fit together."""
+
+
+class ImageError(AutoencodeError):
+    """One image file or array that cannot be used."""
+
+
+class ImageFolderError(AutoencodeError):
+    """A folder that is missing, empty, or has no usable image."""
+
+
+class PackError(AutoencodeError):
+    """A pack that is missing, damaged, or made with other settings."""
+
+
+class RunError(AutoencodeError):
+    """A run folder that is not ours, is finished, or was started with other settings."""
+
+
+class DivergedError(AutoencodeError):
+    """Training produced a loss that is not finite."""
+
+
+class ModelFileError(AutoencodeError):
+    """A file that is not a model, is damaged, or is from a newer version."""
+
+
+class OutputError(AutoencodeError, OSError):
+    """A result could not be written; what was there before is untouched."""
+
+
+class MissingExtraError(AutoencodeError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs an optional part. Install it: pip install 'autoencode[{extra}]'")

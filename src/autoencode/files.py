@@ -1,0 +1,112 @@
+"""Files that are either whole or not there, and folders that one process writes at a time.
+
+Everything this package writes goes through here: written beside its destination, fsynced, renamed. A
+kill, a crash or a full disk at any moment leaves what was there before, or the new file, never a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from autoencode.errors import OutputError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` for writing; on success fsync it and rename it onto `path`.
+
+    Raises:
+        OutputError: the folder cannot be written to or the disk is full. `path` is as it was before.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as err:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(err, OSError) and not isinstance(err, OutputError):
+            raise _output_error(path, err) from err
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
+    """Write `value` to `path` as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and its parents.
+
+    Raises:
+        OutputError: it cannot be made, for instance because a file of that name is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise _output_error(path, err) from err
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside `path` survive a power cut, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what a killed process left half-written in `folder`. Call it while holding its lock."""
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]:
+    """Hold the lock of `folder` (made if missing), so that two processes never write it at once.
+
+    The kernel drops the lock with the process, however it ends; no stale lock has to be removed by hand.
+
+    Args:
+        folder: the folder to lock.
+        busy: the message when another process holds it.
+        error: the class raised with that message.
+    """
+    make_folder(folder)
+    try:
+        lock = (folder / ".lock").open("a")
+    except OSError as err:
+        raise _output_error(folder, err) from err
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise error(busy) from err
+        yield
+
+
+def _output_error(path: Path, err: OSError) -> OutputError:
+    reason = err.strerror or str(err)
+    return OutputError(f"Could not write {path}: {reason}. What was there before is unchanged.")

@@ -1,0 +1,1 @@
+"""Ways to call the package from outside Python."""

@@ -1,0 +1,155 @@
+"""Options that several commands share, and how their text becomes settings."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoencode.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoencode.data.images import Limits, Preprocessing
+
+
+class Fit(StrEnum):
+    """How an image of another shape becomes one of the size asked for."""
+
+    crop = "crop"
+    pad = "pad"
+    stretch = "stretch"
+
+
+class Kind(StrEnum):
+    """The two kinds of model."""
+
+    autoencoder = "autoencoder"
+    vae = "vae"
+
+
+class Loss(StrEnum):
+    """What training minimises."""
+
+    mse = "mse"
+    mae = "mae"
+    gaussian = "gaussian"
+
+
+class Precision(StrEnum):
+    """How convolutions are multiplied."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+IMAGES, VAE, MACHINE = "Images", "Variational autoencoder", "Machine"
+
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. [default: 128]", rich_help_panel=IMAGES
+    ),
+]
+FitOption = Annotated[
+    Fit | None,
+    typer.Option(
+        help="crop the middle to the shape, pad with the background, or stretch. [default: crop]",
+        rich_help_panel=IMAGES,
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        help="Colour behind transparent pixels and padding, a name or #rrggbb. [default: white]",
+        rich_help_panel=IMAGES,
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(help="Refuse images of more pixels than this.", rich_help_panel=IMAGES, min=1),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(help="Refuse files of more bytes than this.", rich_help_panel=IMAGES, min=1),
+]
+Corrupt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Damage what the encoder sees: gaussian:0.3, dropout:0.3, rotate:15, downscale:4. Repeatable."
+    ),
+]
+
+
+def preprocessing(size: str | None, fit: Fit | None, background: str | None) -> Preprocessing | None:
+    """Return what the options ask for, or None where none was given.
+
+    Raises:
+        ConfigError: a size or colour that cannot be used.
+    """
+    from PIL import ImageColor
+
+    from autoencode.data.images import Preprocessing, parse_size
+
+    chosen: dict[str, Any] = {}
+    if size is not None:
+        chosen["height"], chosen["width"] = parse_size(size)
+    if fit is not None:
+        chosen["fit"] = fit.value
+    if background is not None:
+        try:
+            chosen["background"] = ImageColor.getrgb(background)[:3]
+        except ValueError as err:
+            raise ConfigError(
+                f"Unknown colour {background!r}. Use a name such as white, or #rrggbb."
+            ) from err
+    return Preprocessing(**chosen) if chosen else None
+
+
+def limits(max_pixels: int | None, max_bytes: int | None) -> Limits:
+    """Return the limits on image files, the usual ones where an option was not given."""
+    from autoencode.data.images import Limits
+
+    given = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+    return Limits(**{name: value for name, value in given.items() if value is not None})
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Read "32,64,128".
+
+    Raises:
+        ConfigError: it is no list of whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as err:
+        raise ConfigError(f"{text!r} is no list of whole numbers such as 32,64,128,256.") from err
+
+
+def sigma2(text: str) -> float | str:
+    """Read a number or "auto".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as err:
+        raise ConfigError(f"sigma2 is {text!r}; it must be a number or auto.") from err
+
+
+def warmup(text: str | None) -> dict[str, int]:
+    """Read a number of epochs, or "cyclic:N", as settings; None gives none.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text is None:
+        return {}
+    kind, _, number = text.rpartition(":")
+    if kind not in ("", "cyclic") or not number.isdecimal():
+        raise ConfigError(f"The warm-up is {text!r}; it must be a number of epochs, or cyclic:N.")
+    return {"warmup_cycles" if kind else "warmup": int(number)}

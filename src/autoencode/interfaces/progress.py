@@ -1,0 +1,77 @@
+"""Progress of long work on the terminal: bars where someone looks, one line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from autoencode.training.loop import Progress as TrainProgress
+
+console = Console(highlight=False)
+
+
+class _Rate(ProgressColumn):
+    """Images a second, over the last moments."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} images/s", style="dim")
+
+
+@contextmanager
+def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar, with a rate and the time left, for work that reports (images done, images in all)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        task = bars.add_task(description, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training() -> Iterator[Callable[[TrainProgress], None]]:
+    """Show a bar for the epochs and one for the steps of this epoch, and a line for each epoch done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        epochs = bars.add_task("epochs", total=None, note="")
+        steps = bars.add_task("steps", total=None, note="")
+
+        def show(at: TrainProgress) -> None:
+            done = at.epoch - (at.record is None)
+            left = f"{_duration(at.seconds_left)} left"
+            bars.update(epochs, completed=done, total=at.epochs, note=left)
+            rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
+            bars.update(steps, completed=at.step, total=at.steps, note=rate)
+            if at.record is not None:
+                console.print(_epoch_line(at))
+
+        yield show
+
+
+def _epoch_line(at: TrainProgress) -> str:
+    record = at.record or {}
+    parts = [f"epoch {at.epoch}/{at.epochs}", f"loss {record['train_loss']:.5g}"]
+    parts.append(f"validation loss {record['val_loss']:.5g}, mse {record['val_mse']:.5f}")
+    if "val_kl" in record:
+        parts.append(f"kl {record['val_kl']:.1f} nats, {record['active_units']:.0f} active, ")
+        parts[-1] += f"beta {record['beta']:.2f}, sigma2 {record['sigma2']:.4g}"
+    parts.append(f"{record['images_per_second']:,.0f} images/s")
+    parts.append(f"{_duration(at.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,258 @@
+"""An autoencoder: images to codes and back. The code is plain, or a Gaussian (a VAE).
+
+Shapes: B batch, H height, W width, D code size. Images are (B, 3, H, W) in [0, 1], codes (B, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoencode.data.batches import to_float
+from autoencode.data.images import Limits, Preprocessing, read_image
+from autoencode.errors import ConfigError, ImageError
+from autoencode.models.networks import Decoder, Encoder
+
+Kind = Literal["autoencoder", "vae"]
+
+# Batch of encode() and decode(): large enough for full speed, small enough for any memory.
+INFERENCE_BATCH = 128
+
+# A log-variance outside these bounds is a variance no fp32 sum can use; exp() stays finite within them.
+LOG_VARIANCE_RANGE = (-20.0, 10.0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the network is, apart from the image size (see `Preprocessing`).
+
+    Args:
+        kind: "autoencoder" (a plain code) or "vae" (a Gaussian code with mean and variance).
+        code_size: D, values in a code; at least 1.
+        widths: channels after each convolution, shallow to deep. Each level halves the image.
+        batch_norm: batch normalisation after each convolution of both halves.
+    """
+
+    kind: Kind = "autoencoder"
+    code_size: int = 256
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("autoencoder", "vae"):
+            raise ConfigError(f"Unknown model {self.kind!r}. Choose autoencoder or vae.")
+        if self.code_size < 1:
+            raise ConfigError(f"The code size is {self.code_size}; it must be at least 1.")
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(f"Widths {self.widths} cannot be used: give one or more positive numbers.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ConfigError: a value cannot be used.
+        """
+        return cls(**{**values, "widths": tuple(values["widths"])})
+
+
+class Posterior(NamedTuple):
+    """q(code | image): `mean` (B, D), and `log_variance` (B, D) or None where the code is plain."""
+
+    mean: Tensor
+    log_variance: Tensor | None
+
+
+class Output(NamedTuple):
+    """One pass through both halves: `images` (B, 3, H, W), and the posterior its codes came from."""
+
+    images: Tensor
+    posterior: Posterior
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder with the preprocessing their images need.
+
+    Args:
+        config: the network.
+        preprocessing: the size of its images, and how a file becomes one.
+
+    Raises:
+        ConfigError: the image size cannot be halved once a level.
+
+    Attributes:
+        sigma2: variance of the Gaussian likelihood around a decoded value, a scalar buffer (VAE only).
+        provenance: where the weights come from, as saved in the model file; empty before that.
+        digest: sha256 of the model file it was loaded from, or "".
+    """
+
+    sigma2: Tensor
+
+    def __init__(self, config: ModelConfig, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = preprocessing
+        self.provenance: dict[str, Any] = {}
+        self.digest = ""
+        grid = _deepest_grid(config, preprocessing)
+        features = config.widths[-1] * grid[0] * grid[1]
+        self.encoder = Encoder(config.widths, config.batch_norm)
+        self.to_mean = nn.Linear(features, config.code_size)
+        if config.kind == "vae":
+            self.to_log_variance = nn.Linear(features, config.code_size)
+            self.register_buffer("sigma2", torch.tensor(1.0))
+        self.decoder = Decoder(config.code_size, config.widths, grid, config.batch_norm)
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether a code has a mean and a variance."""
+        return self.config.kind == "vae"
+
+    @property
+    def values_per_image(self) -> int:
+        """3 * H * W: the number of values the likelihood of an image sums over."""
+        return 3 * self.preprocessing.height * self.preprocessing.width
+
+    def posterior(self, images: Tensor) -> Posterior:
+        """Distribution of the code given images (B, 3, H, W) in [0, 1]; differentiable."""
+        features = self.encoder(images)
+        # The heads stay in fp32 under autocast: KL sums exp() of what they return.
+        with torch.autocast(images.device.type, enabled=False):
+            features = features.float()
+            mean = self.to_mean(features)
+            log_variance = self.to_log_variance(features).clamp(*LOG_VARIANCE_RANGE) if self.is_vae else None
+        return Posterior(mean, log_variance)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Output:
+        """Encode and decode, differentiable.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            noise: (B, D) standard normal, or None to decode the mean. The code is
+                mean + exp(log_variance / 2) * noise (Kingma & Welling 2014, the reparameterisation).
+        """
+        posterior = self.posterior(images)
+        codes = posterior.mean
+        if noise is not None and posterior.log_variance is not None:
+            codes = codes + torch.exp(0.5 * posterior.log_variance) * noise
+        return Output(self.decoder(codes), posterior)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of images; the posterior mean for a VAE.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1], any device.
+
+        Returns:
+            (B, D) float32 on the CPU.
+
+        Raises:
+            ConfigError: the images have another shape or type than the model was trained on.
+        """
+        return self.encode_distribution(images).mean
+
+    @torch.inference_mode()
+    def encode_distribution(self, images: Tensor) -> Posterior:
+        """Like `encode`, with the log-variance (B, D) of each code value (None for a plain code)."""
+        self._check_images(images)
+        parts = [self.posterior(self._place(chunk)) for chunk in torch.split(images, INFERENCE_BATCH)]
+        if not parts:
+            empty = torch.zeros(0, self.config.code_size)
+            return Posterior(empty, empty if self.is_vae else None)
+        log_variances = [part.log_variance for part in parts if part.log_variance is not None]
+        return Posterior(
+            torch.cat([part.mean for part in parts]).float().cpu(),
+            torch.cat(log_variances).float().cpu() if log_variances else None,
+        )
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images of codes.
+
+        Args:
+            codes: (B, D) float, any device.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1] on the CPU.
+
+        Raises:
+            ConfigError: the codes have another size than the model's.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.config.code_size:
+            raise ConfigError(f"Codes must be (B, {self.config.code_size}); these are {tuple(codes.shape)}.")
+        parts = [
+            self.decoder(chunk.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
+            for chunk in torch.split(codes, INFERENCE_BATCH)
+        ]
+        height, width = self.preprocessing.height, self.preprocessing.width
+        return torch.cat(parts) if len(codes) else torch.zeros(0, 3, height, width)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """`decode(encode(images))`: (B, 3, H, W) in [0, 1] to the same."""
+        return self.decode(self.encode(images))
+
+    def read(self, paths: str | Path | Iterable[str | Path], limits: Limits | None = None) -> Tensor:
+        """Read image files the way the training images were read.
+
+        Args:
+            paths: one path or several.
+            limits: the largest file and picture to accept; the default is `Limits()`.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1].
+
+        Raises:
+            ImageError: a file cannot be used; names it and says why.
+        """
+        if isinstance(paths, str | Path):
+            paths = [paths]
+        limits = limits or Limits()
+        pixels = []
+        for path in paths:
+            try:
+                pixels.append(read_image(Path(path), self.preprocessing, limits))
+            except ImageError as err:
+                raise ImageError(f"{path}: {err}") from err
+        height, width = self.preprocessing.height, self.preprocessing.width
+        return to_float(np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.to_mean.weight.device
+
+    def _place(self, images: Tensor) -> Tensor:
+        return images.to(self._device, torch.float32, memory_format=torch.channels_last)
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (3, self.preprocessing.height, self.preprocessing.width)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+            raise ConfigError(
+                f"Images must be float (B, {', '.join(map(str, expected))}) in [0, 1]; "
+                f"these are {images.dtype} {tuple(images.shape)}. Autoencoder.read() makes them from files."
+            )
+
+
+def _deepest_grid(config: ModelConfig, preprocessing: Preprocessing) -> tuple[int, int]:
+    factor = 2 ** len(config.widths)
+    height, width = preprocessing.height, preprocessing.width
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"Images of {height}x{width} cannot be halved {len(config.widths)} times, once for each width in "
+            f"{_listed(config.widths)}. Use fewer widths or a size that is a multiple of {factor}."
+        )
+    return height // factor, width // factor
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ",".join(map(str, widths))

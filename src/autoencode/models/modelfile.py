@@ -1,0 +1,76 @@
+"""One saved model is one file: weights, configuration, preprocessing, provenance. See `tensorfile`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoencode.data.images import Preprocessing
+from autoencode.errors import ConfigError, ModelFileError
+from autoencode.models.autoencoder import Autoencoder, ModelConfig
+from autoencode.models.tensorfile import read_tensors, write_tensors
+
+MODEL_NAME = "model.safetensors"
+FORMAT_VERSION = 1
+
+
+def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) -> str:
+    """Write `model` to one file, whole or not at all, and return its sha256.
+
+    Args:
+        path: where to.
+        model: the model; every weight must be finite.
+        provenance: what it was trained on and by, and how well it does, as JSON can hold it.
+
+    Raises:
+        ModelFileError: a weight is not finite; nothing is written.
+        OutputError: the file cannot be written; what was there before is unchanged.
+    """
+    weights = model.state_dict()
+    _check_finite(path, weights)
+    content = {
+        "config": model.config.to_json(),
+        "preprocessing": model.preprocessing.to_json(),
+        "provenance": dict(provenance),
+    }
+    return write_tensors(path, "model", FORMAT_VERSION, weights, content)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
+    """Load a model, ready to encode and decode.
+
+    Args:
+        path: a model file, or the run folder that holds one.
+        device: where its weights go: "cpu", "cuda", ...
+
+    Raises:
+        ModelFileError: no such file, not a model, damaged, or from a newer version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / MODEL_NAME
+    weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    try:
+        # Built without memory first: a file that claims a huge network is refused by its shapes.
+        with torch.device("meta"):
+            model = Autoencoder(
+                ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
+            )
+        model.load_state_dict(weights, assign=True)
+        model.provenance = dict(content["provenance"])
+    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise ModelFileError(f"{path} does not hold a usable model: {err}".splitlines()[0]) from err
+    _check_finite(path, weights)
+    model.digest = digest
+    model.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().to(device)
+
+
+def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ModelFileError(f"{path}: {name} holds values that are not finite; the model is unusable.")

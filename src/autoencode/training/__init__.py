@@ -1,0 +1,1 @@
+"""From pixels to a trained model: objective, loop, checkpoints, speed."""

@@ -1,0 +1,85 @@
+"""All the state of a run in one file, so that it continues as if it had never stopped.
+
+What is not here is a function of (seed, epoch, step): the order of the images, the corruptions, the noise,
+the learning rate, beta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autoencode.errors import RunError
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.tensorfile import read_tensors, write_tensors
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class TrainState:
+    """A run at one moment.
+
+    Attributes:
+        model: the weights being trained, and the running sigma2.
+        averaged: the running average of the weights; `model` itself where none is kept.
+        optimizer: with its moments.
+        step: optimiser steps taken.
+        sums: (4,) float64: loss, reconstruction, kl and mse summed over the images of this epoch so far.
+        seconds: time spent on the training steps of this epoch so far.
+    """
+
+    model: Autoencoder
+    averaged: Autoencoder
+    optimizer: torch.optim.Optimizer
+    step: int
+    sums: Tensor
+    seconds: float = 0.0
+
+
+def save_checkpoint(folder: Path, state: TrainState) -> None:
+    """Write the state, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written; the checkpoint before is unchanged.
+    """
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    if state.averaged is not state.model:
+        tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
+    tensors["sums"] = state.sums
+    content = {"step": state.step, "seconds": state.seconds}
+    write_tensors(folder / CHECKPOINT_NAME, "checkpoint", FORMAT_VERSION, tensors, content)
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Put the saved state into `state`, whose model and optimizer are built as they were then.
+
+    Raises:
+        RunError: the file is damaged, newer, or of another network.
+    """
+    path = folder / CHECKPOINT_NAME
+    tensors, content, _ = read_tensors(path, "checkpoint", FORMAT_VERSION, RunError)
+    try:
+        state.model.load_state_dict(_under("model/", tensors))
+        if state.averaged is not state.model:
+            state.averaged.load_state_dict(_under("averaged/", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in _under("optimizer/", tensors).items():
+            index, name = key.split("/")
+            moments.setdefault(int(index), {})[name] = tensor
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        state.sums = tensors["sums"].to(state.sums.device)
+        state.step, state.seconds = content["step"], content["seconds"]
+    except (KeyError, ValueError, RuntimeError) as err:
+        raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

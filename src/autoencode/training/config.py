@@ -1,0 +1,158 @@
+"""How to train, and the presets: the paper's settings, and better ones, as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from autoencode.data.corruptions import parse_corruptions
+from autoencode.errors import ConfigError
+from autoencode.models.autoencoder import ModelConfig
+from autoencode.training.objective import SIGMA2_FLOOR, Loss
+
+Optimizer = Literal["adamax", "adamw"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+        epochs: passes over the training images (after the warm-up, where there is one).
+        batch_size: images a step.
+        loss: "mse" or "mae" an image value; "gaussian": a VAE's likelihood with variance `sigma2`.
+        sigma2: variance of the Gaussian likelihood, or "auto": the maximum-likelihood one, learned.
+        beta: weight of the KL of a VAE.
+        warmup: epochs over which that weight rises linearly from 0, before `epochs` begins.
+        warmup_cycles: instead, this many rises from 0 spread over `epochs`.
+        optimizer: "adamax" or "adamw".
+        learning_rate: its step size.
+        schedule: "constant", or "cosine": a short rise, then down to 0 at the last step.
+        ema: decay a step of the average of the weights that becomes the model; 0 for the last weights.
+        corrupt: what is done to the images the encoder sees, such as ("gaussian:0.3",).
+        seed: every random choice follows from it.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    loss: Loss = "mse"
+    sigma2: float | Literal["auto"] = "auto"
+    beta: float = 1.0
+    warmup: int = 0
+    warmup_cycles: int = 0
+    optimizer: Optimizer = "adamax"
+    learning_rate: float = 2e-3
+    schedule: Schedule = "constant"
+    ema: float = 0.0
+    corrupt: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Choose {_or(get_args(choices))}.")
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("warmup", self.warmup, 0)
+        _at_least("warmup_cycles", self.warmup_cycles, 0)
+        _at_least("beta", self.beta, 0)
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}; it must be at least 0 and below 1.")
+        if self.sigma2 != "auto" and not SIGMA2_FLOOR <= self.sigma2 < math.inf:
+            raise ConfigError(
+                f"sigma2 is {self.sigma2}; it must be 'auto' or at least {SIGMA2_FLOOR:.2g}, the variance of "
+                "rounding to 8 bits."
+            )
+        if self.warmup and self.warmup_cycles:
+            raise ConfigError("Give either a warm-up in epochs or a number of cycles, not both.")
+        parse_corruptions(self.corrupt)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the warm-up and those after it."""
+        return self.warmup + self.epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainConfig:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ConfigError: a value cannot be used.
+        """
+        return cls(**{**values, "corrupt": tuple(values["corrupt"])})
+
+
+_PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
+
+# What differs from ModelConfig() and TrainConfig(), whose defaults are the paper's autoencoder.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper-ae": {},
+    "paper-denoise": {"corrupt": ("gaussian:0.3",)},
+    "paper-dropout": {"corrupt": ("dropout:0.3",)},
+    "paper-vae": _PAPER_VAE,
+    "paper-vae-warmup": {**_PAPER_VAE, "batch_norm": True, "warmup": 40},
+}
+DEFAULT_PRESET = "paper-ae"
+
+
+def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfig, TrainConfig]:  # noqa: ANN401
+    """Return a preset with some settings changed.
+
+    Args:
+        preset: a name in `PRESETS`, or "paper", short for "paper-ae".
+        **overrides: fields of `ModelConfig` and `TrainConfig`. Where a VAE is asked for and no loss, the
+            loss is "gaussian".
+
+    Raises:
+        ConfigError: no such preset or setting, a value that cannot be used, or values that do not fit.
+    """
+    preset = DEFAULT_PRESET if preset == "paper" else preset
+    if preset not in PRESETS:
+        raise ConfigError(f"Unknown preset {preset!r}. Choose {_or(PRESETS)}.")
+    values = PRESETS[preset] | overrides
+    if values.get("kind") == "vae":
+        values = {"loss": "gaussian"} | values
+    model_names = {field.name for field in fields(ModelConfig)}
+    train_names = {field.name for field in fields(TrainConfig)}
+    if unknown := sorted(values.keys() - model_names - train_names):
+        known = ", ".join(sorted(model_names | train_names))
+        raise ConfigError(f"Unknown setting {', '.join(unknown)}. There are: {known}.")
+    model = replace(ModelConfig(), **{name: values[name] for name in values.keys() & model_names})
+    config = replace(TrainConfig(), **{name: values[name] for name in values.keys() & train_names})
+    check_fit(model, config, given=overrides.keys())
+    return model, config
+
+
+def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:  # noqa: ANN401
+    """Refuse settings that would silently do nothing.
+
+    Raises:
+        ConfigError: a setting of a VAE's objective for a model that is none.
+    """
+    if model.kind == "vae":
+        return
+    if config.loss == "gaussian":
+        raise ConfigError("The gaussian loss is a VAE's likelihood. Use --model vae, or --loss mse.")
+    if useless := sorted({"sigma2", "beta", "warmup", "warmup_cycles"} & set(given)):
+        raise ConfigError(f"Only a VAE has {_or(useless)}. Add --model vae, or leave it out.")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+
+
+def _or(names: Any) -> str:  # noqa: ANN401
+    names = list(names)
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

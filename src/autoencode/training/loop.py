@@ -1,0 +1,308 @@
+"""The training loop: stopped and resumed at any step, with the same weights as if it had never stopped.
+
+Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.data.batches import batches, epoch_order, random_seed, steps_per_epoch
+from autoencode.data.corruptions import corrupt, parse_corruptions
+from autoencode.data.pack import Pack
+from autoencode.errors import DivergedError
+from autoencode.evaluation.metrics import active_units
+from autoencode.models.autoencoder import Autoencoder, Output
+from autoencode.models.modelfile import MODEL_NAME, save_model
+from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
+from autoencode.training.config import TrainConfig
+from autoencode.training.objective import Terms, beta_at, bits_per_dimension, terms, update_sigma2
+from autoencode.training.runlog import Record, RunSettings, append_metrics, keep_metrics_up_to
+from autoencode.training.runtime import Runtime
+from autoencode.version import VERSION
+
+# A cosine schedule rises over this share of the steps before it falls.
+RISING_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; given to the `progress` of `train` after each step and each epoch.
+
+    Attributes:
+        epoch: the epoch at work, from 1.
+        epochs: how many there will be.
+        step: steps taken in this epoch.
+        steps: steps in an epoch.
+        loss: mean training loss of this epoch so far.
+        images_per_second: training speed of this epoch so far.
+        seconds_left: estimate for the training steps left.
+        record: the line just written to metrics.jsonl, at the end of an epoch; else None.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+    record: Record | None = None
+
+
+class Loop:
+    """The loop, and what its parts share.
+
+    Args:
+        out: the run folder, locked by the caller; continues from the checkpoint in it if there is one.
+        run: the settings.
+        pack: the images.
+        runtime: the device and how to use it.
+        progress: called after each step and epoch.
+
+    Raises:
+        RunError: the checkpoint is damaged or of another network.
+    """
+
+    def __init__(
+        self, out: Path, run: RunSettings, pack: Pack, runtime: Runtime, progress: Callable[[Progress], None]
+    ) -> None:
+        self.out, self.settings, self.pack, self.runtime, self.progress = out, run, pack, runtime, progress
+        self.config = run.train
+        self.corruptions = parse_corruptions(self.config.corrupt)
+        self.train_rows, self.validation_rows = _splits(pack)
+        self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
+        self.total_steps = self.steps * self.config.total_epochs
+        self.state = _initial_state(run, runtime)
+        if (out / CHECKPOINT_NAME).exists():
+            load_checkpoint(out, self.state)
+        keep_metrics_up_to(out, self.state.step)
+
+    def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
+        """Train to the last epoch.
+
+        Args:
+            checkpoint_every: steps between checkpoints, besides the one at the end of each epoch.
+            interrupted: when set, the state is saved after the step at work.
+
+        Raises:
+            DivergedError: the loss is no longer finite.
+            KeyboardInterrupt: `interrupted` was set.
+        """
+        state = self.state
+        while state.step < self.total_steps:
+            epoch, first = divmod(state.step, self.steps)
+            order = epoch_order(self.train_rows, self.config.seed, epoch)
+            for images in batches(self.pack, order, self.config.batch_size, start=first):
+                started = time.perf_counter()
+                self._step(images)
+                state.seconds += time.perf_counter() - started
+                in_epoch = state.step - epoch * self.steps
+                if in_epoch == self.steps:
+                    self._end_epoch(epoch)
+                else:
+                    self.progress(self._progress(epoch, in_epoch))
+                    if interrupted.is_set() or (checkpoint_every and in_epoch % checkpoint_every == 0):
+                        save_checkpoint(self.out, state)
+                if interrupted.is_set() and state.step < self.total_steps:
+                    raise KeyboardInterrupt
+
+    def _step(self, images: Tensor) -> None:
+        """One optimiser step: a function of the state, the images and the seed."""
+        state, config = self.state, self.config
+        for group in state.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        clean = self.runtime.place(images)
+        state.model.train()
+        state.optimizer.zero_grad(set_to_none=True)
+        result, _ = self._forward(state.model, clean, training=True, draw=state.step)
+        if not math.isfinite(float(result.loss.detach())):
+            raise self._diverged()
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        state.optimizer.step()
+        if config.sigma2 == "auto" and state.model.is_vae:
+            update_sigma2(state.model.sigma2, result.mse, state.step)
+        if state.averaged is not state.model:
+            # The average starts young: with the full decay it would hold on to the random first weights.
+            _average(state.averaged, state.model, min(config.ema, (1 + state.step) / (10 + state.step)))
+        state.sums += _measured(result) * len(images)
+        state.step += 1
+
+    def _forward(
+        self, model: Autoencoder, clean: Tensor, *, training: bool, draw: int
+    ) -> tuple[Terms, Output]:
+        """The objective of a batch; its noise and corruptions depend on the seed and `draw` alone."""
+        purpose = "train" if training else "validation"
+        seed = random_seed(purpose, self.config.seed, draw)
+        generator = torch.Generator(clean.device).manual_seed(seed)
+        seen = corrupt(clean, self.corruptions, generator, training=training)
+        noise = None
+        if model.is_vae:
+            shape = (len(clean), model.config.code_size)
+            noise = torch.randn(shape, generator=generator, device=clean.device)
+        with self.runtime.autocast():
+            output = model(seen, noise)
+        sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
+        if sigma2 == "auto":
+            sigma2 = 1.0
+        return terms(self.config.loss, clean, output, self._beta(), sigma2), output
+
+    @torch.inference_mode()
+    def _validate(self) -> Record:
+        """Measure the model that would be saved now on the validation images."""
+        model = self.state.averaged
+        model.eval()
+        sums, means, squared_error = torch.zeros(4, dtype=torch.float64), [], 0.0
+        rows, size = self.validation_rows, self.config.batch_size
+        for index, images in enumerate(batches(self.pack, rows, size)):
+            clean = self.runtime.place(images)
+            result, output = self._forward(model, clean, training=False, draw=index)
+            sums += _measured(result).cpu() * len(images)
+            means.append(output.posterior.mean.float().cpu())
+            if model.is_vae:
+                # What a user gets is the decoded mean, without noise.
+                with self.runtime.autocast():
+                    decoded = model.decoder(output.posterior.mean)
+                squared_error += float((decoded.float() - clean).square().mean()) * len(images)
+        loss, reconstruction, kl, mse = (sums / len(rows)).tolist()
+        if not model.is_vae:
+            return {"val_loss": loss, "val_mse": mse}
+        nats = reconstruction + kl
+        return {
+            "val_loss": loss,
+            "val_mse": squared_error / len(rows),
+            "val_reconstruction": reconstruction,
+            "val_kl": kl,
+            "val_bits_per_dimension": bits_per_dimension(nats, model.values_per_image),
+            "active_units": active_units(torch.cat(means))[0],
+        }
+
+    def _end_epoch(self, epoch: int) -> None:
+        state, images = self.state, len(self.train_rows)
+        loss, reconstruction, kl, _ = (state.sums / images).tolist()
+        record: Record = {"epoch": epoch + 1, "step": state.step, "train_loss": loss}
+        if state.model.is_vae:
+            record |= {"train_reconstruction": reconstruction, "train_kl": kl, "beta": self._beta()}
+            record["sigma2"] = float(state.model.sigma2)
+        record |= self._validate()
+        record["images_per_second"] = images / max(state.seconds, 1e-9)
+        record["seconds"] = state.seconds
+        record["learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
+        last = self._progress(epoch, self.steps, record)
+        state.sums.zero_()
+        state.seconds = 0.0
+        # In this order, a kill between two of them only repeats work: a resumed run drops lines of steps
+        # its checkpoint has not reached, and writes the model again.
+        save_model(self.out / MODEL_NAME, state.averaged, self._provenance(record))
+        append_metrics(self.out, record)
+        save_checkpoint(self.out, state)
+        self.progress(last)
+
+    def _provenance(self, record: Record) -> dict[str, Any]:
+        """Where the weights come from; no times or paths, so that the same run gives the same file."""
+        metrics = {name: value for name, value in record.items() if name.startswith(("val_", "train_"))}
+        return {
+            "autoencode": VERSION,
+            "torch": str(torch.__version__),
+            "data": self.pack.fingerprint,
+            "images": {"train": len(self.train_rows), "validation": len(self.validation_rows)},
+            "train": self.config.to_json(),
+            "epoch": record["epoch"],
+            "metrics": metrics,
+        }
+
+    def _progress(self, epoch: int, in_epoch: int, record: Record | None = None) -> Progress:
+        state = self.state
+        seen = min(in_epoch * self.config.batch_size, len(self.train_rows))
+        seconds_left = state.seconds / in_epoch * (self.total_steps - state.step)
+        return Progress(
+            epoch=epoch + 1,
+            epochs=self.config.total_epochs,
+            step=in_epoch,
+            steps=self.steps,
+            loss=float(state.sums[0]) / seen,
+            images_per_second=seen / max(state.seconds, 1e-9),
+            seconds_left=seconds_left,
+            record=record,
+        )
+
+    def _beta(self) -> float:
+        config = self.config
+        warmup_steps = config.warmup * self.steps
+        return beta_at(self.state.step, self.total_steps, warmup_steps, config.warmup_cycles, config.beta)
+
+    def _learning_rate(self) -> float:
+        config, step = self.config, self.state.step
+        if config.schedule == "constant":
+            return config.learning_rate
+        rising = max(1, round(RISING_SHARE * self.total_steps))
+        if step < rising:
+            return config.learning_rate * (step + 1) / rising
+        fallen = (step - rising) / max(1, self.total_steps - rising)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
+
+    def _diverged(self) -> DivergedError:
+        epoch, in_epoch = divmod(self.state.step, self.steps)
+        kept = f"The last good model, of epoch {epoch}, is {self.out / MODEL_NAME}."
+        return DivergedError(
+            f"The loss is no longer finite at epoch {epoch + 1}, step {in_epoch + 1}. "
+            f"{kept if epoch else 'No epoch was finished, so there is no model yet.'} Try again in a new "
+            f"folder with a lower learning rate (it was {self.config.learning_rate:g})"
+            f"{', a larger sigma2' if self.config.loss == 'gaussian' else ''}"
+            f"{' or --precision fp32' if self.runtime.bf16 else ''}."
+        )
+
+
+def _splits(pack: Pack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on and to validate on; of very few images, a split may be empty and another stands in."""
+    everything = pack.rows()
+    train, validation, test = pack.rows("train"), pack.rows("validation"), pack.rows("test")
+    train = train if len(train) else everything
+    for rows in (validation, test, everything):
+        if len(rows):
+            return train, rows
+    raise AssertionError("a pack holds at least one image")
+
+
+def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
+    """Weights from the seed, without touching the random state of the caller."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed("weights", run.train.seed))
+        model = Autoencoder(run.model, run.preprocessing)
+    if run.train.sigma2 != "auto" and model.is_vae:
+        model.sigma2.fill_(run.train.sigma2)
+    runtime.place_model(model)
+    averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
+    sums = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+    return TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
+
+
+def _optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamax":
+        return torch.optim.Adamax(model.parameters(), lr=config.learning_rate)
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+
+
+@torch.no_grad()
+def _average(averaged: Autoencoder, model: Autoencoder, decay: float) -> None:
+    """Move the average of the weights towards the weights; statistics and counters are copied."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def _measured(result: Terms) -> Tensor:
+    """(4,) float64: what a batch adds to the sums of its epoch, an image."""
+    return torch.stack([term.detach().double() for term in result])

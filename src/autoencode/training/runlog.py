@@ -1,0 +1,122 @@
+"""A run folder: what was asked for (run.json) and how it went (metrics.jsonl, one object a line)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoencode.data.images import Preprocessing
+from autoencode.errors import ConfigError, OutputError, RunError
+from autoencode.files import write_bytes, write_json
+from autoencode.models.autoencoder import ModelConfig
+from autoencode.training.config import TrainConfig
+
+RUN_NAME = "run.json"
+METRICS_NAME = "metrics.jsonl"
+FORMAT_VERSION = 1
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that determines the weights of a run, and where its images are.
+
+    Attributes:
+        model: the network.
+        train: how it is trained.
+        preprocessing: how its images were read.
+        pack: path of the pack of its images.
+        fingerprint: the pack's, so that other images are noticed.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    preprocessing: Preprocessing
+    pack: str
+    fingerprint: str
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in `folder`."""
+    return (folder / RUN_NAME).is_file()
+
+
+def write_run(folder: Path, run: RunSettings) -> None:
+    """Write run.json, whole or not at all."""
+    content = {
+        "format": FORMAT_VERSION,
+        "model": run.model.to_json(),
+        "train": run.train.to_json(),
+        "preprocessing": run.preprocessing.to_json(),
+        "pack": run.pack,
+        "fingerprint": run.fingerprint,
+    }
+    write_json(folder / RUN_NAME, content)
+
+
+def read_run(folder: Path) -> RunSettings:
+    """Read run.json.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    path = folder / RUN_NAME
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] > FORMAT_VERSION:
+            raise RunError(f"{path} was written by a newer autoencode. Upgrade to continue this run.")
+        return RunSettings(
+            ModelConfig.from_json(content["model"]),
+            TrainConfig.from_json(content["train"]),
+            Preprocessing.from_json(content["preprocessing"]),
+            content["pack"],
+            content["fingerprint"],
+        )
+    except FileNotFoundError as err:
+        raise RunError(f"No run to continue in {folder}. Leave out --resume to start one.") from err
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
+        raise RunError(f"{path} is damaged ({err}). Start again in another folder.") from err
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """Return the lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
+    try:
+        text = (folder / METRICS_NAME).read_text()
+    except FileNotFoundError:
+        return []
+    records: list[Record] = []
+    for line in text.splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
+    """Append a line to metrics.jsonl and see it onto the disk; numbers that are not finite become null.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+    path = folder / METRICS_NAME
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(finite) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as err:
+        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
+
+
+def keep_metrics_up_to(folder: Path, step: int) -> None:
+    """Drop the lines a resumed run will write again: those after `step`."""
+    kept: list[Any] = [record for record in read_metrics(folder) if record["step"] <= step]
+    write_bytes(folder / METRICS_NAME, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -1,0 +1,92 @@
+"""What the machine has, and the fastest correct way to use it: device, precision, memory format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from autoencode.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How tensors are placed and multiplied.
+
+    Attributes:
+        device: where the model and its batches live.
+        bf16: whether convolutions multiply in bfloat16; weights, losses and code heads stay in fp32.
+        channels_last: whether images lie in memory with channels innermost.
+    """
+
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the forward pass runs."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def place_model(self, model: nn.Module) -> None:
+        """Move a model here, in place."""
+        model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        model.to(self.device)
+
+    def place(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) here."""
+        return images.to(self.device, non_blocking=True, memory_format=self._memory_format)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        precision = "bf16" if self.bf16 else "fp32"
+        return f"{name}, {precision}, {'channels last' if self.channels_last else 'channels first'}"
+
+
+def choose_runtime(
+    device: str = "auto", precision: Precision = "auto", channels_last: bool = True
+) -> Runtime:
+    """Choose the fastest correct way this machine has.
+
+    Args:
+        device: "auto" (a GPU where there is one), or a torch device such as "cpu", "cuda:1", "mps".
+        precision: "auto" (bf16 where the hardware multiplies it), "fp32" or "bf16".
+        channels_last: whether images lie in memory with channels innermost.
+
+    Raises:
+        ConfigError: no such device here, or an unknown precision.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"Unknown precision {precision!r}. Choose auto, fp32 or bf16.")
+    chosen = _device(device)
+    bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(chosen))
+    return Runtime(chosen, bf16, channels_last)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise ConfigError(f"Cannot use the device {name!r} here: {str(err).splitlines()[0]}") from err
+    return device
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Elsewhere bfloat16 is emulated in fp32, slower than fp32 itself.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

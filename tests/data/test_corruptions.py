@@ -1,0 +1,88 @@
+"""Corruptions against their own definition, and against torch's dropout and Pillow's rotation."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
+from autoencode.errors import ConfigError
+
+IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def apply(*texts: str, training: bool = True, seed: int = 0, images: torch.Tensor = IMAGES) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return corrupt(images, parse_corruptions(texts), generator, training=training)
+
+
+def test_gaussian_noise_has_the_mean_and_deviation_asked_for_and_is_not_clipped() -> None:
+    noise = apply("gaussian:0.3", images=torch.full((32, 3, 32, 32), 0.9)) - 0.9
+    assert noise.mean().item() == pytest.approx(0, abs=0.005)
+    assert noise.std().item() == pytest.approx(0.3, rel=0.01)
+    assert (noise + 0.9).max() > 1
+
+
+def test_dropout_rescales_the_rest_as_torch_does() -> None:
+    ones = torch.ones(64, 3, 32, 32)
+    found = apply("dropout:0.3", images=ones)
+    assert set(found.unique().tolist()) == set(F.dropout(ones, 0.3).unique().tolist())
+    assert (found == 0).float().mean().item() == pytest.approx(0.3, abs=0.005)
+
+
+def test_dropout_is_off_outside_training() -> None:
+    assert apply("dropout:0.3", training=False) is IMAGES
+
+
+def test_the_same_seed_gives_the_same_corruption_and_another_seed_another() -> None:
+    texts = ("gaussian:0.1", "dropout:0.2", "rotate:20")
+    assert torch.equal(apply(*texts, seed=3), apply(*texts, seed=3))
+    assert not torch.equal(apply(*texts, seed=3), apply(*texts, seed=4))
+
+
+def test_the_memory_format_of_the_images_does_not_change_the_noise() -> None:
+    last = IMAGES.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(
+        apply("gaussian:0.3", "dropout:0.5"), apply("gaussian:0.3", "dropout:0.5", images=last)
+    )
+
+
+def test_rotation_is_that_of_pillow_in_the_middle_of_an_oblong_image() -> None:
+    rows, columns = np.mgrid[0:64, 0:96]
+    smooth = (np.stack([rows * 2, columns * 2, rows + columns], -1)).astype(np.uint8)
+    images = torch.from_numpy(smooth).permute(2, 0, 1)[None].float() / 255
+    generator = torch.Generator().manual_seed(5)
+    angle = (2 * torch.rand(1, generator=torch.Generator().manual_seed(5)).item() - 1) * 30
+    found = corrupt(images, [Corruption("rotate", 30)], generator, training=True)[0].permute(1, 2, 0) * 255
+    either_way = [
+        np.asarray(Image.fromarray(smooth).rotate(turn, Image.Resampling.BILINEAR), np.float32)
+        for turn in (angle, -angle)
+    ]
+    middle = (slice(20, 44), slice(32, 64))
+    errors = [np.abs(found.numpy()[middle] - turned[middle]).max() for turned in either_way]
+    assert min(errors) < 1.5 < max(errors)
+
+
+def test_downscaling_averages_areas_before_it_enlarges() -> None:
+    flat = torch.full((1, 3, 16, 16), 0.25)
+    torch.testing.assert_close(apply("downscale:4", images=flat), flat)
+    checks = (torch.arange(16)[:, None] + torch.arange(16)[None]) % 2
+    grey = apply("downscale:2", images=checks.float().expand(1, 3, 16, 16))
+    torch.testing.assert_close(grey, torch.full_like(grey, 0.5))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "blur:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
+             "dropout:1", "rotate:181", "downscale:1.5", "downscale:1"]
+)  # fmt: skip
+def test_what_cannot_be_used_is_refused_with_what_can(text: str) -> None:
+    with pytest.raises(ConfigError, match="Use "):
+        parse_corruptions([text])
+
+
+def test_a_corruption_reads_as_it_is_written() -> None:
+    assert [str(c) for c in parse_corruptions(["gaussian:0.30", "downscale:4"])] == [
+        "gaussian:0.3",
+        "downscale:4",
+    ]

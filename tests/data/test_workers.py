@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from autoencode.data import workers
+from autoencode.data.workers import Lost, run
+from autoencode.errors import AutoencodeError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def results(
+    function: Callable[[Item], Result], items: Sequence[Item], seconds: float = 30, count: int = 2
+) -> list[Result | Lost]:
+    by_index = dict(run(function, items, seconds=seconds, workers=count))
+    return [by_index[index] for index in range(len(items))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("items", [0, 1, 5, 100])
+def test_every_item_gets_its_result_once(count: int, items: int) -> None:
+    assert results(abs, [-i for i in range(items)], count=count) == list(range(items))
+
+
+def test_an_item_that_hangs_is_given_up_alone() -> None:
+    started = time.monotonic()
+    seconds = [0.0] * 40
+    seconds[7] = 600
+    outcome = results(time.sleep, seconds, seconds=0.5)
+    assert outcome[7] == Lost("took longer than 0.5 s")
+    assert outcome[:7] + outcome[8:] == [None] * 39
+    assert time.monotonic() - started < 20
+
+
+def test_the_time_limit_is_for_each_item_and_not_for_their_sum() -> None:
+    assert results(time.sleep, [0.1] * 16, seconds=0.8, count=1) == [None] * 16
+
+
+def test_an_item_that_crashes_the_process_is_lost_alone() -> None:
+    signals = [0] * 40
+    signals[3], signals[30] = signal.SIGSEGV, signal.SIGKILL
+    outcome = results(signal.raise_signal, signals)
+    assert outcome[3] == Lost("the decoder crashed (Segmentation fault)")
+    assert outcome[30] == Lost("the decoder was killed, as the system does when memory runs out")
+    assert [o for i, o in enumerate(outcome) if i not in (3, 30)] == [None] * 38
+    assert results(os._exit, [3]) == [Lost("the decoder crashed (exit code 3)")]
+
+
+def test_an_error_of_the_function_ends_the_run() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        results(int, ["1", "one"])
+    with pytest.raises(FileNotFoundError, match="no such place"):
+        results(os.listdir, ["/no such place"])
+
+
+@pytest.mark.parametrize("executable", ["/no/such/python", "/bin/false"])
+def test_a_worker_that_cannot_start_is_an_error_and_not_a_lost_item(
+    monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(AutoencodeError, match="Could not start a worker process"):
+        results(abs, [1, 2])
+
+
+def test_giving_up_ends_the_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def remember(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))  # type: ignore[call-overload]
+        return started[-1]
+
+    monkeypatch.setattr(workers.subprocess, "Popen", remember)
+    with contextlib.closing(run(time.sleep, [0.0, 600, 600], seconds=900, workers=3)) as outcome:
+        assert next(outcome) == (0, None)
+    assert len(started) == 3
+    assert all(process.returncode is not None for process in started)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal\n"
+        "from autoencode.data.workers import run\n"
+        "for index, pid in run(eval, ['__import__(\"os\").getpid()'] * 9, seconds=9, workers=1):\n"
+        "    print(pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    parent = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert parent.returncode == -signal.SIGKILL
+    worker = int(parent.stdout.split()[0])
+    for _ in range(100):
+        status = Path(f"/proc/{worker}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker is still there")

@@ -1,0 +1,115 @@
+"""One file holds the model; whatever else it is given is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from autoencode import Autoencoder, ModelConfig, ModelFileError, Preprocessing, load_model, save_model
+from autoencode.models.tensorfile import read_tensors, write_tensors
+
+
+def build(kind: str = "vae") -> Autoencoder:
+    torch.manual_seed(0)
+    config = ModelConfig(kind=kind, code_size=6, widths=(4, 8), batch_norm=True)  # type: ignore[arg-type]
+    return Autoencoder(config, Preprocessing(32, 48, fit="pad", background=(1, 2, 3))).eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model.safetensors", build(), {"data": "abc"})
+    return tmp_path / "model.safetensors"
+
+
+def test_a_loaded_model_computes_what_the_saved_one_did(path: Path) -> None:
+    images = torch.rand(3, 3, 32, 48)
+    loaded, saved = load_model(path), build()
+    assert (loaded.config, loaded.preprocessing) == (saved.config, saved.preprocessing)
+    assert loaded.provenance == {"data": "abc"}
+    torch.testing.assert_close(loaded.reconstruct(images), saved.reconstruct(images))
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_a_run_folder_stands_for_the_model_in_it(path: Path) -> None:
+    assert load_model(path.parent).digest == load_model(path).digest
+
+
+def test_the_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
+    first = save_model(tmp_path / "a", build(), {"data": "abc"})
+    assert save_model(tmp_path / "b", build(), {"data": "abc"}) == first
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert save_model(tmp_path / "c", build(), {"data": "abd"}) != first
+
+
+def test_any_flipped_byte_is_noticed(path: Path) -> None:
+    whole = path.read_bytes()
+    for position in range(0, len(whole), len(whole) // 97):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
+        with pytest.raises(ModelFileError):
+            load_model(path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 100, -1])
+def test_a_file_cut_short_is_refused(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ModelFileError, match="cut short or damaged"):
+        load_model(path)
+
+
+def test_a_missing_file_a_picture_and_a_pickle_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="No model file"):
+        load_model(tmp_path / "none")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle")
+    with pytest.raises(ModelFileError):
+        load_model(tmp_path / "pickle")
+
+
+def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "theirs")
+    with pytest.raises(ModelFileError, match="not one that autoencode wrote"):
+        load_model(tmp_path / "theirs")
+
+
+def test_a_newer_format_says_to_upgrade(path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(path, "model", 2, tensors, rest)
+    with pytest.raises(ModelFileError, match="newer autoencode"):
+        load_model(path)
+
+
+def test_a_checkpoint_is_not_a_model(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "c", "checkpoint", 1, {"a": torch.zeros(1)}, {})
+    with pytest.raises(ModelFileError, match="is a checkpoint file; a model file is needed"):
+        load_model(tmp_path / "c")
+
+
+def test_a_configuration_that_names_a_huge_network_is_refused_before_it_takes_memory(path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    content["config"]["code_size"] = 10**9
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match="usable model"):
+        load_model(path)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    tensors["to_mean.bias"][0] = float("nan")
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match="not finite"):
+        load_model(path)
+    before, model = path.read_bytes(), build()
+    torch.nn.init.constant_(model.to_mean.bias, float("inf"))
+    with pytest.raises(ModelFileError, match="not finite"):
+        save_model(path, model, {})
+    assert path.read_bytes() == before
+
+
+def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:
+    with safetensors.safe_open(path, framework="np") as file:
+        content = json.loads(file.metadata()["autoencode"])
+    assert content["config"]["code_size"] == 6
