@@ -99,6 +99,12 @@ def corrupt(
     return images
 
 
+def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each of the images (B, 3, H, W) left to right with probability one half."""
+    mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
 def _normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.empty_like(images, memory_format=torch.contiguous_format)
     return noise.normal_(generator=generator)

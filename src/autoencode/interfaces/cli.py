@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -258,6 +259,7 @@ def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **set
 
     if settings.get("keep_memory", True):
         keep_freed_memory()  # before anything imports torch
+    from autoencode.training.runlog import is_run
     from autoencode.training.train import train
 
     with counting("packing") as packing_progress, training() as progress:
@@ -265,7 +267,12 @@ def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **set
             from autoencode.interfaces.tensorboard import logging_to
 
             progress = logging_to(out, progress)
-        run = train(source, out, progress=progress, packing_progress=packing_progress, **settings)
+        try:
+            run = train(source, out, progress=progress, packing_progress=packing_progress, **settings)
+        except KeyboardInterrupt:
+            if is_run(out):
+                console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
+            raise
     _print_pictures(run)
     console.print(f"model:  {run.model_path}", soft_wrap=True)
 
@@ -290,15 +297,16 @@ def _print_pack(packed: Pack) -> None:
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
     console.print(f"pack:   {packed.path}: {len(packed)} images of {shape} ({splits})", soft_wrap=True)
     if packed.refused:
-        console.print(
-            f"refused {len(packed.refused)} files, with the reason in {packed.path}/manifest.jsonl:"
-        )
+        listed = packed.path / "manifest.jsonl"
+        console.print(f"refused {len(packed.refused)} files, with the reason in {listed}:", soft_wrap=True)
         for entry in packed.refused[:5]:
-            console.print(f"  {escape(entry.path)}: {escape(entry.reason or '')}", soft_wrap=True)
+            console.print(f"  {entry.path}: {entry.reason}", soft_wrap=True)
 
 
 def main() -> None:
     """Run the command line; our errors are one line on stderr and exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     try:
         app()
     except AutoencodeError as err:

@@ -14,7 +14,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from autoencode.training.loop import Progress as TrainProgress
 
-console = Console(highlight=False)
+# Paths are printed as they are: brackets and colons in them mean nothing.
+console = Console(highlight=False, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):
@@ -26,12 +27,29 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
+def _bars(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Bars that appear when they are started, at the first report: several may be prepared at once."""
+    bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    try:
+        yield bars
+    finally:
+        bars.stop()
+
+
+@contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar, with a rate and the time left, for work that reports (images done, images in all)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+    with _bars(*columns) as bars:
         task = bars.add_task(description, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+        def show(done: int, total: int) -> None:
+            bars.start()
+            bars.update(task, completed=done, total=total)
+            if done == total:
+                bars.stop()
+
+        yield show
 
 
 @contextmanager
@@ -43,18 +61,19 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+    with _bars(*columns) as bars:
         epochs = bars.add_task("epochs", total=None, note="")
         steps = bars.add_task("steps", total=None, note="")
 
         def show(at: TrainProgress) -> None:
+            bars.start()
             done = at.epoch - (at.record is None)
             left = f"{_duration(at.seconds_left)} left"
             bars.update(epochs, completed=done, total=at.epochs, note=left)
             rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
             bars.update(steps, completed=at.step, total=at.steps, note=rate)
             if at.record is not None:
-                console.print(_epoch_line(at))
+                console.print(_epoch_line(at), soft_wrap=not console.is_terminal)
 
         yield show
 

@@ -18,14 +18,20 @@ from autoencode.data.batches import to_float
 from autoencode.data.images import Limits, Preprocessing, read_image
 from autoencode.errors import ConfigError, ImageError
 from autoencode.models.networks import Decoder, Encoder
+from autoencode.models.residual import PATCH, LinearEncoder, ResidualDecoder, ResidualEncoder
 
 Kind = Literal["autoencoder", "vae"]
+Network = Literal["paper", "residual"]
 
 # Batch of encode() and decode(): large enough for full speed, small enough for any memory.
 INFERENCE_BATCH = 128
 
 # A log-variance outside these bounds is a variance no fp32 sum can use; exp() stays finite within them.
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
+
+# The variance of rounding to 8 bits: 256 levels over [0, 1], uniform within one. A likelihood narrower than
+# that would model the rounding, and its density has no bound.
+SIGMA2_FLOOR = (1 / 255) ** 2 / 12
 
 
 @dataclass(frozen=True)
@@ -35,18 +41,24 @@ class ModelConfig:
     Args:
         kind: "autoencoder" (a plain code) or "vae" (a Gaussian code with mean and variance).
         code_size: D, values in a code; at least 1.
-        widths: channels after each convolution, shallow to deep. Each level halves the image.
+        network: "paper" (convolutions with pooling, transposed convolutions) or "residual" (starts as
+            principal component analysis; see `residual`).
+        widths: channels of each level, shallow to deep. Each level halves the image; the first of a
+            residual network quarters it.
         batch_norm: batch normalisation after each convolution of both halves.
     """
 
     kind: Kind = "autoencoder"
     code_size: int = 256
+    network: Network = "paper"
     widths: tuple[int, ...] = (32, 64, 128, 256)
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("autoencoder", "vae"):
             raise ConfigError(f"Unknown model {self.kind!r}. Choose autoencoder or vae.")
+        if self.network not in ("paper", "residual"):
+            raise ConfigError(f"Unknown network {self.network!r}. Choose paper or residual.")
         if self.code_size < 1:
             raise ConfigError(f"The code size is {self.code_size}; it must be at least 1.")
         if not self.widths or min(self.widths) < 1:
@@ -106,17 +118,34 @@ class Autoencoder(nn.Module):
         self.digest = ""
         grid = _deepest_grid(config, preprocessing)
         features = config.widths[-1] * grid[0] * grid[1]
-        self.encoder = Encoder(config.widths, config.batch_norm)
+        size = (preprocessing.height, preprocessing.width)
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        self.linear: LinearEncoder | None = None
         self.to_mean = nn.Linear(features, config.code_size)
+        if config.network == "paper":
+            self.encoder = Encoder(config.widths, config.batch_norm)
+            self.decoder = Decoder(config.code_size, config.widths, grid, config.batch_norm)
+        else:
+            self.encoder = ResidualEncoder(config.widths, config.batch_norm)
+            self.decoder = ResidualDecoder(config.code_size, config.widths, *size, config.batch_norm)
+            self.linear = LinearEncoder(config.code_size, *size)
+            nn.init.zeros_(self.to_mean.weight)
+            nn.init.zeros_(self.to_mean.bias)
         if config.kind == "vae":
             self.to_log_variance = nn.Linear(features, config.code_size)
             self.register_buffer("sigma2", torch.tensor(1.0))
-        self.decoder = Decoder(config.code_size, config.widths, grid, config.batch_norm)
 
     @property
     def is_vae(self) -> bool:
         """Whether a code has a mean and a variance."""
         return self.config.kind == "vae"
+
+    def linear_parameters(self) -> list[nn.Parameter]:
+        """Weights of the linear path of a residual network; of the paper's there are none."""
+        if self.linear is None or not isinstance(self.decoder, ResidualDecoder):
+            return []
+        return [*self.linear.parameters(), *self.decoder.linear.parameters()]
 
     @property
     def values_per_image(self) -> int:
@@ -130,6 +159,8 @@ class Autoencoder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             features = features.float()
             mean = self.to_mean(features)
+            if self.linear is not None:
+                mean = mean + self.linear(images.float())
             log_variance = self.to_log_variance(features).clamp(*LOG_VARIANCE_RANGE) if self.is_vae else None
         return Posterior(mean, log_variance)
 
@@ -244,12 +275,12 @@ class Autoencoder(nn.Module):
 
 
 def _deepest_grid(config: ModelConfig, preprocessing: Preprocessing) -> tuple[int, int]:
-    factor = 2 ** len(config.widths)
+    factor = 2 ** len(config.widths) if config.network == "paper" else PATCH * 2 ** (len(config.widths) - 1)
     height, width = preprocessing.height, preprocessing.width
     if height % factor or width % factor:
         raise ConfigError(
-            f"Images of {height}x{width} cannot be halved {len(config.widths)} times, once for each width in "
-            f"{_listed(config.widths)}. Use fewer widths or a size that is a multiple of {factor}."
+            f"Images of {height}x{width} cannot be halved as often as {_listed(config.widths)} asks "
+            f"for. Use fewer widths, or a size that is a multiple of {factor}."
         )
     return height // factor, width // factor
 

@@ -75,10 +75,19 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
             moments.setdefault(int(index), {})[name] = tensor
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        _lay_out_as_parameters(state.optimizer)
         state.sums = tensors["sums"].to(state.sums.device)
         state.step, state.seconds = content["step"], content["seconds"]
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory format of their parameters, as they had it: files keep one format only."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from autoencode.data.corruptions import parse_corruptions
 from autoencode.errors import ConfigError
-from autoencode.models.autoencoder import ModelConfig
-from autoencode.training.objective import SIGMA2_FLOOR, Loss
+from autoencode.models.autoencoder import SIGMA2_FLOOR, ModelConfig
+from autoencode.training.objective import Loss
 
 Optimizer = Literal["adamax", "adamw"]
 Schedule = Literal["constant", "cosine"]
@@ -30,6 +30,7 @@ class TrainConfig:
         optimizer: "adamax" or "adamw".
         learning_rate: its step size.
         schedule: "constant", or "cosine": a short rise, then down to 0 at the last step.
+        flip: show each image mirrored half of the time, which is as good as more images.
         ema: decay a step of the average of the weights that becomes the model; 0 for the last weights.
         corrupt: what is done to the images the encoder sees, such as ("gaussian:0.3",).
         seed: every random choice follows from it.
@@ -48,6 +49,7 @@ class TrainConfig:
     optimizer: Optimizer = "adamax"
     learning_rate: float = 2e-3
     schedule: Schedule = "constant"
+    flip: bool = False
     ema: float = 0.0
     corrupt: tuple[str, ...] = ()
     seed: int = 0
@@ -93,6 +95,15 @@ class TrainConfig:
         return cls(**{**values, "corrupt": tuple(values["corrupt"])})
 
 
+_BEST = {
+    "network": "residual",
+    "widths": (32, 64, 128),
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "learning_rate": 3e-3,
+    "schedule": "cosine",
+    "flip": True,
+}
 _PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
 
 # What differs from ModelConfig() and TrainConfig(), whose defaults are the paper's autoencoder.
@@ -102,6 +113,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-dropout": {"corrupt": ("dropout:0.3",)},
     "paper-vae": _PAPER_VAE,
     "paper-vae-warmup": {**_PAPER_VAE, "batch_norm": True, "warmup": 40},
+    "best": _BEST,
+    "best-vae": {**_BEST, "kind": "vae", "loss": "gaussian", "sigma2": "auto"},
 }
 DEFAULT_PRESET = "paper-ae"
 

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.batches import batches, epoch_order, random_seed, steps_per_epoch
-from autoencode.data.corruptions import corrupt, parse_corruptions
+from autoencode.data.corruptions import corrupt, mirror, parse_corruptions
 from autoencode.data.pack import Pack
-from autoencode.errors import DivergedError
+from autoencode.errors import DivergedError, ModelFileError
 from autoencode.evaluation.metrics import active_units
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.modelfile import MODEL_NAME, save_model
+from autoencode.models.pca import start_at_pca
 from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
 from autoencode.training.config import TrainConfig
 from autoencode.training.objective import Terms, beta_at, bits_per_dimension, terms, update_sigma2
@@ -35,6 +36,12 @@ from autoencode.version import VERSION
 
 # A cosine schedule rises over this share of the steps before it falls.
 RISING_SHARE = 0.05
+
+# The linear path starts where it should end; at the full rate it would be thrown away (docs/results.md).
+LINEAR_RATE = 0.03
+
+# Images that PCA is fitted on; more would not change 256 components of 3,072 values.
+PCA_IMAGES, PCA_BATCH = 20_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,16 @@ class Loop:
         self.state = _initial_state(run, runtime)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
+        elif run.model.network == "residual":
+            self._start_at_pca()
         keep_metrics_up_to(out, self.state.step)
+
+    def _start_at_pca(self) -> None:
+        order = epoch_order(self.train_rows, self.config.seed, 0)[:PCA_IMAGES]
+        start_at_pca(self.state.model, batches(self.pack, order, PCA_BATCH))
+        self.runtime.place_model(self.state.model)
+        if self.state.averaged is not self.state.model:
+            self.state.averaged.load_state_dict(self.state.model.state_dict())
 
     def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
         """Train to the last epoch.
@@ -123,13 +139,13 @@ class Loop:
         """One optimiser step: a function of the state, the images and the seed."""
         state, config = self.state, self.config
         for group in state.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = group["scale"] * self._learning_rate()
         clean = self.runtime.place(images)
         state.model.train()
         state.optimizer.zero_grad(set_to_none=True)
         result, _ = self._forward(state.model, clean, training=True, draw=state.step)
         if not math.isfinite(float(result.loss.detach())):
-            raise self._diverged()
+            raise self._diverged(state.step)
         result.loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
         if config.sigma2 == "auto" and state.model.is_vae:
@@ -147,6 +163,8 @@ class Loop:
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
         generator = torch.Generator(clean.device).manual_seed(seed)
+        if training and self.config.flip:
+            clean = mirror(clean, generator)
         seen = corrupt(clean, self.corruptions, generator, training=training)
         noise = None
         if model.is_vae:
@@ -171,18 +189,18 @@ class Loop:
             result, output = self._forward(model, clean, training=False, draw=index)
             sums += _measured(result).cpu() * len(images)
             means.append(output.posterior.mean.float().cpu())
+            decoded = output.images
             if model.is_vae:
-                # What a user gets is the decoded mean, without noise.
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
-                squared_error += float((decoded.float() - clean).square().mean()) * len(images)
-        loss, reconstruction, kl, mse = (sums / len(rows)).tolist()
+            # What a user gets: the decoded mean, without noise, within the range of pixels.
+            squared_error += float((decoded.float().clamp(0, 1) - clean).square().mean()) * len(images)
+        loss, reconstruction, kl, _ = (sums / len(rows)).tolist()
+        measured: Record = {"val_loss": loss, "val_mse": squared_error / len(rows)}
         if not model.is_vae:
-            return {"val_loss": loss, "val_mse": mse}
+            return measured
         nats = reconstruction + kl
-        return {
-            "val_loss": loss,
-            "val_mse": squared_error / len(rows),
+        return measured | {
             "val_reconstruction": reconstruction,
             "val_kl": kl,
             "val_bits_per_dimension": bits_per_dimension(nats, model.values_per_image),
@@ -197,6 +215,8 @@ class Loop:
             record |= {"train_reconstruction": reconstruction, "train_kl": kl, "beta": self._beta()}
             record["sigma2"] = float(state.model.sigma2)
         record |= self._validate()
+        if not math.isfinite(record["val_loss"]):
+            raise self._diverged(state.step - 1)
         record["images_per_second"] = images / max(state.seconds, 1e-9)
         record["seconds"] = state.seconds
         record["learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
@@ -205,7 +225,10 @@ class Loop:
         state.seconds = 0.0
         # In this order, a kill between two of them only repeats work: a resumed run drops lines of steps
         # its checkpoint has not reached, and writes the model again.
-        save_model(self.out / MODEL_NAME, state.averaged, self._provenance(record))
+        try:
+            save_model(self.out / MODEL_NAME, state.averaged, self._provenance(record))
+        except ModelFileError as err:  # a weight is not finite, though the loss still is
+            raise self._diverged(state.step - 1) from err
         append_metrics(self.out, record)
         save_checkpoint(self.out, state)
         self.progress(last)
@@ -253,8 +276,8 @@ class Loop:
         fallen = (step - rising) / max(1, self.total_steps - rising)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
-    def _diverged(self) -> DivergedError:
-        epoch, in_epoch = divmod(self.state.step, self.steps)
+    def _diverged(self, step: int) -> DivergedError:
+        epoch, in_epoch = divmod(step, self.steps)
         kept = f"The last good model, of epoch {epoch}, is {self.out / MODEL_NAME}."
         return DivergedError(
             f"The loss is no longer finite at epoch {epoch + 1}, step {in_epoch + 1}. "
@@ -290,9 +313,14 @@ def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
 
 
 def _optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:
+    linear = {id(parameter) for parameter in model.linear_parameters()}
+    convolutional = [parameter for parameter in model.parameters() if id(parameter) not in linear]
+    groups: list[dict[str, Any]] = [{"params": convolutional, "scale": 1.0}]
+    if linear:
+        groups.append({"params": model.linear_parameters(), "scale": LINEAR_RATE, "weight_decay": 0.0})
     if config.optimizer == "adamax":
-        return torch.optim.Adamax(model.parameters(), lr=config.learning_rate)
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        return torch.optim.Adamax(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 @torch.no_grad()

@@ -12,13 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoencode.models.autoencoder import Output
+from autoencode.models.autoencoder import SIGMA2_FLOOR, Output
 
 Loss = Literal["mse", "mae", "gaussian"]
-
-# The variance of rounding to 8 bits: 256 levels over [0, 1], uniform within one. A likelihood narrower than
-# that would model the rounding, and its density has no bound.
-SIGMA2_FLOOR = (1 / 255) ** 2 / 12
 
 # How fast the running estimate of an automatic sigma2 follows the batches.
 SIGMA2_MOMENTUM = 0.98
@@ -144,6 +140,6 @@ def beta_at(step: int, steps: int, warmup_steps: int, cycles: int, beta: float) 
         beta: the weight after the warm-up.
     """
     if cycles:
-        position = (step * cycles / steps) % 1
+        position = (step * cycles / steps) % 1 if step < steps else 1.0
         return beta * min(1.0, 2 * position)
     return beta * min(1.0, step / warmup_steps) if warmup_steps else beta

@@ -11,7 +11,7 @@ from typing import Any
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, RunError
-from autoencode.files import exclusive, remove_temporaries
+from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.modelfile import MODEL_NAME
 from autoencode.training.allocator import keep_freed_memory
@@ -96,6 +96,7 @@ def train(
     else:
         run, pack = _started(out, source, preset, preprocessing, limits, packing_progress, overrides)
     with exclusive(out, f"{out} is being trained by another process.", RunError):
+        _check_out(out, resume)  # again: another process may have had the lock while this one was packing
         remove_temporaries(out)
         write_run(out, run)
         loop = Loop(out, run, pack, runtime, progress or (lambda _: None))
@@ -118,7 +119,9 @@ def _check_out(out: Path, resume: bool) -> None:
         return
     if is_run(out):
         raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
-    if out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
+    # A lock or a temporary file alone is what a run leaves that was killed in its first moment.
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if any(name != ".lock" and not name.endswith(TEMPORARY_SUFFIX) for name in names):
         raise RunError(f"{out} is not empty and not a run of ours. Choose another --out.")
 
 
@@ -176,7 +179,8 @@ def _with_overrides(
     stored = {**run.model.to_json(), **run.train.to_json()}
     if preset is not None:
         model, config = settings(preset, **overrides)
-        overrides = {**model.to_json(), **config.to_json()}
+        epochs = overrides.get("epochs", run.train.epochs)
+        overrides = {**model.to_json(), **config.to_json(), "epochs": epochs}
     differing = {name for name in overrides if overrides[name] != stored.get(name)}
     open_ended = run.train.schedule == "constant" and not run.train.warmup_cycles
     if "epochs" in differing and open_ended and overrides["epochs"] > run.train.epochs:

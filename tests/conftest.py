@@ -1,0 +1,83 @@
+"""Small real-looking images, a pack of them and a model trained on it, made once for all tests."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from autoencode import Pack, Preprocessing, Run, pack_folder, train
+
+CLASSES = ("coast", "forest", "night")
+
+
+def blobs(seed: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:
+    """A smooth picture (height, width, 3): three soft spots of colour over a gradient."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    picture = np.outer(y.ravel(), generator.uniform(0, 0.6, 3)).reshape(height, width, 3)
+    for _ in range(3):
+        centre_y, centre_x, spread = generator.uniform((0, 0, 0.1), (1, 1, 0.4))
+        spot = np.exp(-((y - centre_y) ** 2 + (x - centre_x) ** 2) / (2 * spread**2))
+        picture += spot[..., None] * generator.uniform(-0.3, 0.7, 3)
+    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def make_photos(folder: Path, count: int = 48) -> Path:
+    """Write `count` pictures: colour in three classes, every tenth grey, every tenth half transparent."""
+    for number in range(count):
+        pixels = blobs(number, 36 + number % 5, 40 + number % 7)
+        image = Image.fromarray(pixels)
+        if number % 10 == 3:
+            image = image.convert("L")
+        if number % 10 == 7:
+            image.putalpha(128)
+        path = folder / CLASSES[number % 3] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 pictures of about 40x44 in three sub-folders. Do not change it."""
+    return make_photos(tmp_path_factory.mktemp("images") / "photos")
+
+
+@pytest.fixture(scope="session")
+def tiny_size() -> Preprocessing:
+    return Preprocessing(32, 32)
+
+
+@pytest.fixture(scope="session")
+def tiny_pack(photos: Path, tiny_size: Preprocessing, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The pictures at 32x32. Do not change it."""
+    return pack_folder(photos, tmp_path_factory.mktemp("packs") / "photos.pack", tiny_size)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Settings of a network that trains in a moment: about five steps an epoch."""
+    return {"widths": (4, 8), "code_size": 8, "batch_size": 8}
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An autoencoder after two epochs. Do not change it."""
+    return train(tiny_pack.path, tmp_path_factory.mktemp("runs") / "autoencoder", epochs=2, **tiny)
+
+
+@pytest.fixture(scope="session")
+def trained_vae(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A VAE after two epochs. Do not change it."""
+    return train(tiny_pack.path, tmp_path_factory.mktemp("runs") / "vae", epochs=2, kind="vae", **tiny)
+
+
+def digest(path: Path) -> str:
+    """sha256 of the bytes of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,508 @@
+"""A run that was stopped, however that was, ends as the one that was not; what cannot be continued says so."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autoencode import (
+    ConfigError,
+    DivergedError,
+    ImageFolderError,
+    OutputError,
+    Pack,
+    PackError,
+    Preprocessing,
+    Progress,
+    Run,
+    RunError,
+    files,
+    load_model,
+    pack_folder,
+    train,
+)
+from autoencode.files import exclusive
+from autoencode.training import loop
+from autoencode.training.runlog import read_metrics
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"corrupt": ("gaussian:0.3", "dropout:0.3"), "epochs": 3},
+    "vae": {"kind": "vae", "batch_norm": True, "ema": 0.9, "sigma2": "auto", "warmup": 1, "epochs": 2},
+}
+MEASURED = ("images_per_second", "seconds")  # what no two runs share
+
+
+class Death(BaseException):
+    """Stands in for a kill where no process has to die: nothing catches it, nothing is written after it."""
+
+
+def digest(run: Run | Path) -> str:
+    path = run.model_path if isinstance(run, Run) else run
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the times."""
+    text = (folder / "metrics.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    return [{name: value for name, value in r.items() if name not in MEASURED} for r in records]
+
+
+def at_step(number: int, action: Callable[[], None]) -> Callable[[Progress], None]:
+    """A progress function that acts when so many steps were taken, the first counted as 1."""
+
+    def progress(at: Progress) -> None:
+        if (at.epoch - 1) * at.steps + at.step == number:
+            action()
+
+    return progress
+
+
+def die() -> None:
+    raise Death
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tiny: dict[str, Any]) -> dict[str, Any]:
+    return tiny | VARIANTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(variant: dict[str, Any], tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny_pack.path, tmp_path_factory.mktemp("uninterrupted") / "run", **variant)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: dict[str, Any], tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three epochs of the simplest run."""
+    return train(tiny_pack.path, tmp_path_factory.mktemp("plain") / "run", epochs=3, **tiny)
+
+
+def assert_same(run: Run, expected: Run) -> None:
+    assert digest(run) == digest(expected)
+    assert lines(run.folder) == lines(expected.folder)
+    assert not list(run.folder.glob("*.partial"))
+
+
+KILLED = """
+import json, os, signal, sys
+from autoencode import train
+source, out, step, settings = json.loads(sys.argv[1])
+def progress(at):
+    if (at.epoch - 1) * at.steps + at.step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(source, out, checkpoint_every=2, progress=progress, **settings)
+"""
+
+
+def test_a_run_killed_at_a_random_step_ends_with_the_same_bytes(
+    variant: dict[str, Any], uninterrupted: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    step = random.Random(len(variant)).randrange(3, int(lines(uninterrupted.folder)[-1]["step"]))
+    arguments = json.dumps([str(tiny_pack.path), str(tmp_path / "run"), step, variant])
+    killed = subprocess.run([sys.executable, "-c", KILLED, arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "run" / "model.safetensors").exists() or len(lines(tmp_path / "run")) < 3
+    assert_same(train(tiny_pack.path, tmp_path / "run", resume=True), uninterrupted)
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch_loses_no_step(
+    variant: dict[str, Any], uninterrupted: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    for stop in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                tiny_pack.path,
+                tmp_path / "run",
+                resume=stop > 3,
+                progress=at_step(stop, interrupt),
+                **variant,
+            )
+    run = train(
+        tiny_pack.path,
+        tmp_path / "run",
+        resume=True,
+        progress=lambda at: steps.append((at.epoch - 1) * at.steps + at.step),
+        **variant,
+    )
+    assert steps[0] == 8
+    assert_same(run, uninterrupted)
+
+
+def test_dying_between_any_two_writes_of_an_epoch_changes_nothing(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("save_model", "append_metrics", "save_checkpoint"):
+        for before in (True, False):
+            out = tmp_path / f"{name}-{before}"
+            original, calls = getattr(loop, name), []
+
+            def dying(
+                *arguments: Any, original: Any = original, calls: Any = calls, before: Any = before
+            ) -> Any:
+                calls.append(1)
+                if len(calls) < 2:
+                    return original(*arguments)
+                if not before:
+                    original(*arguments)
+                raise Death
+
+            with monkeypatch.context() as patch:
+                patch.setattr(loop, name, dying)
+                with pytest.raises(Death):
+                    train(tiny_pack.path, out, epochs=3, **tiny)
+            assert_same(train(tiny_pack.path, out, resume=True), plain)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Death):
+        train(tiny_pack.path, out, progress=at_step(2, die), epochs=3, **tiny)
+    assert not (out / "checkpoint.safetensors").exists()
+    assert_same(train(tiny_pack.path, out, resume=True), plain)
+
+
+def test_a_run_that_died_in_its_first_moment_does_not_block_its_folder(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / "run.json.123.partial").write_text("{")
+    train(tiny_pack.path, out, epochs=1, **tiny)
+    assert not (out / "run.json.123.partial").exists()
+
+
+def test_a_line_cut_short_by_a_crash_is_written_again(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Death):
+        train(tiny_pack.path, out, progress=at_step(7, die), epochs=3, **tiny)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "st')
+    assert_same(train(tiny_pack.path, out, resume=True), plain)
+
+
+def test_resuming_a_finished_run_changes_nothing(plain: Run, tiny_pack: Pack, tmp_path: Path) -> None:
+    copy = shutil.copytree(plain.folder, tmp_path / "run")
+    steps: list[Progress] = []
+    assert_same(train(tiny_pack.path, copy, resume=True, progress=steps.append), plain)
+    assert not steps
+
+
+def test_the_seed_decides_the_weights_and_the_state_of_torch_does_not(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert digest(train(tiny_pack.path, tmp_path / "a", epochs=3, **tiny)) == digest(plain)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert digest(train(tiny_pack.path, tmp_path / "b", epochs=3, seed=1, **tiny)) != digest(plain)
+
+
+def test_more_epochs_later_equal_more_epochs_at_once(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
+    run = train(tiny_pack.path, tmp_path / "run", resume=True, epochs=3)
+    assert_same(run, plain)
+
+
+@pytest.mark.parametrize("other", [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}])
+def test_more_epochs_are_refused_where_the_schedule_depends_on_their_number(
+    other: dict[str, Any], tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny, **other)
+    with pytest.raises(RunError, match="epochs 1, not 2"):
+        train(tiny_pack.path, tmp_path / "run", resume=True, epochs=2)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"code_size": 4},
+        {"learning_rate": 0.1},
+        {"epochs": 1},
+        {"corrupt": ("rotate:5",)},
+        {"batch_norm": True},
+    ],
+)
+def test_a_run_resumed_with_another_setting_is_refused_and_keeps_its_files(
+    setting: dict[str, Any], plain: Run, tiny_pack: Pack
+) -> None:
+    before = {path.name: path.read_bytes() for path in plain.folder.iterdir()}
+    with pytest.raises(RunError) as caught:
+        train(tiny_pack.path, plain.folder, resume=True, **setting)
+    (name,) = setting
+    assert name in str(caught.value)
+    assert str(plain.folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in plain.folder.iterdir()} == before
+
+
+def test_a_preset_given_again_asks_for_no_more_epochs_than_the_run_has(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    settings = tiny | {"preset": "paper-denoise"}
+    train(tiny_pack.path, tmp_path / "run", epochs=1, **settings)
+    run = train(tiny_pack.path, tmp_path / "run", resume=True, **settings)
+    assert len(run.metrics) == 1
+    with pytest.raises(RunError, match="corrupt"):
+        train(tiny_pack.path, tmp_path / "run", resume=True, **tiny, preset="paper-dropout")
+
+
+def test_a_run_resumed_with_another_size_is_refused(plain: Run, tiny_pack: Pack) -> None:
+    with pytest.raises(RunError, match=r"started with .*height=32.*, not .*height=48"):
+        train(tiny_pack.path, plain.folder, resume=True, preprocessing=Preprocessing(48, 48))
+
+
+def test_a_run_resumed_on_another_folder_is_refused(plain: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=f"was started on .*, not on {tmp_path}"):
+        train(tmp_path, plain.folder, resume=True)
+
+
+def test_a_run_resumed_after_its_images_changed_is_refused(
+    photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    images = shutil.copytree(photos / "coast", tmp_path / "images")
+    pack = pack_folder(images, tmp_path / "p", tiny_size)
+    train(pack.path, tmp_path / "run", epochs=1, **tiny)
+    next(images.iterdir()).unlink()
+    pack_folder(images, tmp_path / "p", tiny_size)
+    with pytest.raises(RunError, match="images of .* are not those the run in"):
+        train(pack.path, tmp_path / "run", resume=True, epochs=2)
+
+
+def test_a_run_whose_pack_is_gone_says_so(
+    photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    pack = pack_folder(photos / "coast", tmp_path / "p", tiny_size)
+    train(pack.path, tmp_path / "run", epochs=1, **tiny)
+    shutil.rmtree(pack.path)
+    with pytest.raises(PackError, match=str(pack.path)):
+        train(photos / "coast", tmp_path / "run", resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(plain: Run, tiny_pack: Pack, tmp_path: Path) -> None:
+    copy = shutil.copytree(plain.folder, tmp_path / "run")
+    path = copy / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"checkpoint.safetensors is damaged"):
+        train(tiny_pack.path, copy, resume=True, epochs=4)
+
+
+def test_nothing_to_resume_is_said(tiny_pack: Pack, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"No run to continue in .* Leave out --resume"):
+        train(tiny_pack.path, tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty and not a run of ours"):
+        train(tiny_pack.path, tmp_path, epochs=1, **tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_in_the_place_of_the_run_is_left_alone(tiny_pack: Pack, tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(RunError, match="out is a file"):
+        train(tiny_pack.path, tmp_path / "out", resume=resume)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_run_is_not_started_twice(plain: Run, tiny_pack: Pack) -> None:
+    before = digest(plain)
+    with pytest.raises(RunError, match="holds a run already. Add --resume"):
+        train(tiny_pack.path, plain.folder)
+    assert digest(plain) == before
+
+
+def test_two_processes_do_not_train_into_one_folder(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    with (
+        exclusive(tmp_path / "run", "", RunError),
+        pytest.raises(RunError, match="is being trained by another process"),
+    ):
+        train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
+    train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_overwritten(
+    tiny: dict[str, Any], photos: Path, tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    ours: list[str] = []
+
+    def other_process(_done: int, _total: int) -> None:
+        if not ours:
+            pack = pack_folder(photos / "night", tmp_path / "p", tiny_size)
+            ours.append(digest(train(pack.path, out, epochs=1, **tiny)))
+
+    with pytest.raises(RunError, match="holds a run already"):
+        train(photos / "coast", out, preprocessing=tiny_size, packing_progress=other_process, **tiny)
+    assert [digest(out / "model.safetensors")] == ours
+
+
+def test_a_folder_is_packed_once_for_all_its_runs(
+    photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    read: list[int] = []
+    runs = [
+        train(
+            photos / "coast",
+            tmp_path / name,
+            preprocessing=tiny_size,
+            epochs=1,
+            packing_progress=lambda _done, total: read.append(total),
+            **tiny,
+        )
+        for name in ("first", "second")
+    ]
+    images = len(list((photos / "coast").iterdir()))
+    assert (read[0], read[-1]) == (images, 0)
+    assert list(tmp_path.glob("*.pack")) == [runs[0].pack_path] == [runs[1].pack_path]
+    assert digest(runs[0]) == digest(runs[1])
+    resumed = train(photos / "coast", tmp_path / "first", resume=True, epochs=2)
+    assert len(resumed.metrics) == 2
+
+
+def test_the_same_images_give_the_same_model_wherever_they_are(
+    plain: Run, photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    images = shutil.copytree(photos, tmp_path / "elsewhere")
+    run = train(images, tmp_path / "run", preprocessing=tiny_size, epochs=3, **tiny)
+    assert_same(run, plain)
+
+
+def test_bad_sources_are_refused_before_a_run_is_made(tiny_pack: Pack, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, error, message in (
+        (tmp_path / "none", ImageFolderError, "none does not exist"),
+        (tmp_path / "empty", ImageFolderError, "No images in"),
+    ):
+        with pytest.raises(error, match=message):
+            train(source, tmp_path / "run")
+    with pytest.raises(ConfigError, match="Leave --size and --fit out"):
+        train(tiny_pack.path, tmp_path / "run", preprocessing=Preprocessing(48, 48))
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        train(tiny_pack.path, tmp_path / "run", widths=(4,) * 6)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_does_not_fit_is_refused_before_packing(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        train(photos, tmp_path / "run", preprocessing=Preprocessing(48, 48), widths=(4,) * 6)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_very_few_images_train_too(
+    photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(photos / "coast" / "000.png", tmp_path / "one")
+    run = train(tmp_path / "one", tmp_path / "run", preprocessing=tiny_size, epochs=2, kind="vae", **tiny)
+    assert len(run.metrics) == 2
+
+
+def test_a_full_disk_keeps_the_last_model_whole_and_the_run_goes_on_later(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    after_one_epoch: list[bytes] = []
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+
+        def fill() -> None:
+            after_one_epoch.append((out / "model.safetensors").read_bytes())
+            patch.setattr(files.os, "fsync", full)
+
+        with pytest.raises(OutputError, match=r"model\.safetensors: No space left on device"):
+            train(tiny_pack.path, out, progress=at_step(7, fill), epochs=3, **tiny)
+    assert [(out / "model.safetensors").read_bytes()] == after_one_epoch
+    assert not list(out.glob("*.partial"))
+    load_model(out)
+    assert_same(train(tiny_pack.path, out, resume=True), plain)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_model(
+    value: float, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    good: list[str] = []
+    original = loop.terms
+
+    def broken(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return found._replace(loss=found.loss * value)
+
+    def break_it() -> None:
+        good.append(digest(out / "model.safetensors"))
+        monkeypatch.setattr(loop, "terms", broken)
+
+    with pytest.raises(DivergedError) as caught:
+        train(tiny_pack.path, out, progress=at_step(7, break_it), epochs=3, **tiny)
+    message = str(caught.value)
+    assert "no longer finite at epoch 2, step 3" in message
+    assert f"The last good model, of epoch 1, is {out / 'model.safetensors'}" in message
+    assert "lower learning rate (it was 0.002)" in message
+    assert [digest(out / "model.safetensors")] == good
+    load_model(out)
+
+
+def test_weights_that_overflow_in_the_last_step_of_an_epoch_do_not_become_the_model(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, steps = loop.Loop._step, []
+
+    def step(self: loop.Loop, images: torch.Tensor) -> None:
+        original(self, images)
+        steps.append(1)
+        if len(steps) == 2 * self.steps:
+            # Infinite, yet the sigmoid makes a finite image and a finite loss of it.
+            torch.nn.init.constant_(list(self.state.model.decoder.parameters())[-1], float("inf"))
+
+    monkeypatch.setattr(loop.Loop, "_step", step)
+    with pytest.raises(DivergedError, match=r"at epoch 2, step \d.* The last good model, of epoch 1"):
+        train(tiny_pack.path, tmp_path / "run", epochs=3, **tiny)
+    load_model(tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_a_huge_learning_rate_ends_with_what_to_try(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    settings = tiny | {"kind": "vae", "sigma2": 0.001, "learning_rate": 1e12}
+    with pytest.raises(DivergedError, match=r"there is no model yet\. .*larger sigma2"):
+        train(tiny_pack.path, tmp_path / "run", **settings)
