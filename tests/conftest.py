@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
+
+# Before torch is loaded, here and in child processes: tiny networks gain nothing from threads, and threads
+# that wait for each other make a busy machine slow.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +81,3 @@ def trained(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.Temp
 def trained_vae(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A VAE after two epochs. Do not change it."""
     return train(tiny_pack.path, tmp_path_factory.mktemp("runs") / "vae", epochs=2, kind="vae", **tiny)
-
-
-def digest(path: Path) -> str:
-    """sha256 of the bytes of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -95,5 +95,5 @@ def test_a_network_that_cannot_be_built_is_refused(wrong: dict[str, object]) -> 
 
 
 def test_a_configuration_survives_json() -> None:
-    config = ModelConfig("vae", 12, (3, 5), True)
+    config = ModelConfig("vae", 12, "residual", (3, 5), True)
     assert ModelConfig.from_json(config.to_json() | {"widths": [3, 5]}) == config

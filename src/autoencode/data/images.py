@@ -75,12 +75,17 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(map(Path, found), key=lambda path: path.relative_to(folder).as_posix())
 
 
+# What a pack, a run and a folder of reconstructions hold: pictures in them are ours, not the user's.
+_OURS = ({"pack.json", "shards"}, {"run.json", "metrics.jsonl"}, {"reconstructions.csv", "images"})
+
+
 def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
     """Return the images, the folders and the links to folders directly in `folder`."""
     files, folders, links = list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         listed = [entry for entry in entries if not entry.name.startswith(".")]
-    if {"pack.json", "shards"} <= {entry.name for entry in listed}:
+    names = {entry.name for entry in listed}
+    if any(marks <= names for marks in _OURS):
         return files, folders, links
     for entry in listed:
         if entry.is_dir():

@@ -65,12 +65,14 @@ def demo(
     with counting("writing digits") as progress:
         folder = digits_folder(out / "digits", progress)
     run = out / "run"
-    _train_and_show(folder, run, preprocessing=Preprocessing(32, 32), resume=(run / "run.json").is_file())
+    resume = (run / "run.json").is_file()
+    size = Preprocessing(32, 32)
+    _train_and_show(folder, run, preset="best", epochs=5, code_size=64, preprocessing=size, resume=resume)
     console.print("\nTry next:")
     for command in (
         ["autoencode", "reconstruct", str(run), str(folder / "7"), "--out", str(out / "sevens")],
-        ["autoencode", "train", str(folder), "--size", "32", "--model", "vae", "--out", str(out / "vae")],
-        ["autoencode", "train", "YOUR-PHOTOS", "--out", "runs/photos"],
+        ["autoencode", "train", str(folder), "--size", "32", "--preset", "best-vae", "--out", str(out / "vae")],
+        ["autoencode", "train", "YOUR-PHOTOS", "--preset", "best", "--out", "runs/photos"],
     ):
         console.print(f"  {shlex.join(command)}", soft_wrap=True)
 
@@ -274,6 +276,7 @@ def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **set
                 console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
             raise
     _print_pictures(run)
+    _print_health(run)
     console.print(f"model:  {run.model_path}", soft_wrap=True)
 
 
@@ -290,6 +293,25 @@ def _print_pictures(run: Run) -> None:
     console.print(f"curves: {run.folder / 'curves.png'}", soft_wrap=True)
     save_image(run.folder / SHEET_NAME, sheet_of_rows(model, packed))
     console.print(f"sheet:  {run.folder / SHEET_NAME}", soft_wrap=True)
+
+
+def _print_health(run: Run) -> None:
+    from autoencode.applications.codehealth import code_health
+    from autoencode.data.batches import batches
+    from autoencode.data.pack import open_pack
+    from autoencode.models.modelfile import load_model
+
+    model, packed = load_model(run.model_path), open_pack(run.pack_path)
+    if not model.is_vae:
+        return
+    rows = packed.rows("validation") if len(packed.rows("validation")) else packed.rows()
+    health = code_health(model, batches(packed, rows, 128))
+    console.print(
+        f"code:   {health.active_units} of {model.config.code_size} values active, "
+        f"KL {health.kl_nats.sum():.1f} nats an image, {health.prior_gap_nats:.1f} nats from its prior"
+    )
+    if health.warning:
+        console.print(f"[yellow]warning:[/yellow] {health.warning}")
 
 
 def _print_pack(packed: Pack) -> None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, RunError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
-from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.autoencoder import Autoencoder, ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
 from autoencode.training.allocator import keep_freed_memory
 from autoencode.training.config import DEFAULT_PRESET, check_fit, settings
@@ -144,12 +146,18 @@ def _started(
             )
     else:
         preprocessing = preprocessing or Preprocessing()
-        Autoencoder(model, preprocessing)  # refuse sizes that do not fit before the long work of packing
+        _check_size(model, preprocessing)  # before the long work of packing
         path = pack_path_for(source, out, preprocessing)
         pack = pack_folder(source, path, preprocessing, limits=limits or Limits(), progress=packing_progress)
-    Autoencoder(model, pack.preprocessing)
+    _check_size(model, pack.preprocessing)
     location = str(pack.path.resolve())
     return RunSettings(model, config, pack.preprocessing, location, pack.fingerprint), pack
+
+
+def _check_size(model: ModelConfig, preprocessing: Preprocessing) -> None:
+    """Refuse images of a size the network cannot have; built without memory or random numbers."""
+    with torch.device("meta"):
+        Autoencoder(model, preprocessing)
 
 
 def _continued(

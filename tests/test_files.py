@@ -1,0 +1,166 @@
+"""A file is whole or as it was before, whatever goes wrong; a folder has one writer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoencode import files
+from autoencode.errors import OutputError, RunError
+from autoencode.files import atomic_file, exclusive, make_folder, remove_temporaries, write_bytes, write_json
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_and_parents_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    with atomic_file(path) as file:
+        file.write(b"con")
+        assert not path.exists()
+        file.write(b"tent")
+    assert path.read_bytes() == b"content"
+    assert names(path.parent) == ["file"]
+
+
+def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with atomic_file(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    monkeypatch.setattr(files.os if fails == "fsync" else Path, fails, no_space)
+    with pytest.raises(
+        OutputError, match=r"Could not write .*file: No space left on device.*unchanged"
+    ) as err:
+        write_bytes(path, b"new")
+    assert str(path) in str(err.value)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+def test_a_device_that_is_full_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda _path, mode: original(Path("/dev/full"), mode))
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_bytes(tmp_path / "file", bytes(100_000))
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
+def test_any_other_error_inside_comes_through_and_leaves_the_old_file(
+    error: BaseException, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with pytest.raises(type(error)), atomic_file(path) as file:
+        file.write(b"new")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    actions: list[Callable[[], object]] = [
+        lambda: write_bytes(tmp_path / "file" / "below", b""),
+        lambda: make_folder(tmp_path / "file" / "below"),
+        lambda: make_folder(tmp_path / "file"),
+    ]
+    for action in actions:
+        with pytest.raises(OutputError, match=r"Could not write .*file"):
+            action()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from autoencode.files import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_file_and_what_it_left_can_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert len(names(tmp_path)) == 2
+    remove_temporaries(tmp_path)
+    assert names(tmp_path) == ["file"]
+
+
+def test_json_is_readable_by_any_reader(tmp_path: Path) -> None:
+    write_json(tmp_path / "value.json", {"a": [1, 2.5, None, "ä"]})
+    assert json.loads((tmp_path / "value.json").read_text()) == {"a": [1, 2.5, None, "ä"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "value.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "value.json").read_text())["a"][0] == 1
+
+
+def test_a_folder_has_one_writer_and_the_next_one_may_follow(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with (
+        exclusive(folder, "busy", RunError),
+        pytest.raises(RunError, match="busy"),
+        exclusive(folder, "busy", RunError),
+    ):
+        pytest.fail("two writers")
+    with exclusive(folder, "busy", RunError):
+        pass
+
+
+def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path, "busy", RunError):
+        raise ZeroDivisionError
+    with exclusive(tmp_path, "busy", RunError):
+        pass
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from autoencode.files import exclusive
+with exclusive(Path(sys.argv[1]), "busy", RuntimeError):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"holding\n"
+        with pytest.raises(RunError, match="busy"), exclusive(tmp_path, "busy", RunError):
+            pytest.fail("two writers")
+        process.kill()
+    with exclusive(tmp_path, "busy", RunError):
+        pass

@@ -1,0 +1,102 @@
+"""The names that are promised, and that promising them costs nothing until they are used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import autoencode
+from autoencode.errors import AutoencodeError
+
+HEAVY = ("torch", "numpy", "matplotlib", "PIL", "safetensors", "scipy", "skimage", "sklearn")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after running `code`."""
+    script = f"import sys\n{code}\nprint('\\n' + ' '.join(name for name in sys.modules if '.' not in name))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    return set(found.stdout.splitlines()[-1].split())
+
+
+def test_all_is_what_the_table_of_homes_holds() -> None:
+    listed = [name for names in autoencode._HOME.values() for name in names]
+    assert sorted([*listed, "__version__"]) == sorted(autoencode.__all__)
+    assert len(set(listed)) == len(listed)
+    assert dir(autoencode) == sorted(autoencode.__all__)
+
+
+def test_type_checkers_see_the_names_that_importers_get() -> None:
+    tree = ast.parse(Path(autoencode.__file__).read_text())
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        (node.module, alias.name)
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {
+        (f"autoencode.{home}", name) for home, names in autoencode._HOME.items() for name in names
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(autoencode.__all__) - {"__version__"}))
+def test_every_name_can_be_imported_and_says_what_it_is(name: str) -> None:
+    value = getattr(autoencode, name)
+    home = importlib.import_module(autoencode._MODULE_OF[name])
+    assert getattr(home, name) is value
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert inspect.getdoc(value)
+        assert value.__doc__ != inspect.getdoc(object)
+
+
+def test_unknown_names_raise_as_those_of_any_module_do() -> None:
+    with pytest.raises(AttributeError, match="module 'autoencode' has no attribute 'trian'"):
+        _ = autoencode.trian  # type: ignore[attr-defined]
+
+
+def test_every_error_is_promised_and_of_one_family() -> None:
+    module = importlib.import_module("autoencode.errors")
+    errors = {name for name, value in vars(module).items() if inspect.isclass(value)}
+    assert errors <= set(autoencode.__all__)
+    assert all(issubclass(getattr(autoencode, name), AutoencodeError) for name in errors)
+    assert module.__doc__ is not None
+    assert all(name in module.__doc__ for name in errors)
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    from importlib.metadata import version
+
+    assert autoencode.__version__ == version("autoencode")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded_after("import autoencode; autoencode.__version__").intersection(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "train --help", "reconstruct --help"])
+def test_help_loads_nothing_heavy(arguments: str) -> None:
+    code = (
+        f"from autoencode.interfaces.cli import main; sys.argv[1:] = {arguments.split()!r}\n"
+        "try:\n    main()\nexcept SystemExit as err:\n    assert not err.code, err.code"
+    )
+    assert not loaded_after(code).intersection(HEAVY)
+
+
+def test_help_answers_at_once() -> None:
+    """In the time of a bare interpreter and the two libraries that read and draw the command line."""
+    times = []
+    for code in ("import typer, rich.console, rich.progress", "import autoencode.interfaces.cli"):
+        fastest = float("inf")
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            fastest = min(fastest, time.perf_counter() - started)
+        times.append(fastest)
+    assert times[1] < 2 * times[0] + 0.2

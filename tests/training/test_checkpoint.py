@@ -1,0 +1,79 @@
+"""What a checkpoint holds comes back as it was: values, and how they lie in memory."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoencode import Autoencoder, ModelConfig, Preprocessing, RunError
+from autoencode.models.tensorfile import read_tensors, write_tensors
+from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
+
+
+def build(seed: int, steps: int, widths: tuple[int, ...] = (4, 8), *, averaged: bool = True) -> TrainState:
+    """A small VAE with moments that are no longer zero."""
+    torch.manual_seed(seed)
+    model = Autoencoder(ModelConfig("vae", 6, widths=widths, batch_norm=True), Preprocessing(32, 32))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(model).requires_grad_(False) if averaged else model
+    optimizer = torch.optim.Adamax(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.rand(2, 3, 32, 32), torch.randn(2, 6)).images.mean().backward()
+        optimizer.step()
+    return TrainState(model, average, optimizer, steps, torch.arange(4.0).double(), 1.5)
+
+
+def moments(state: TrainState) -> list[torch.Tensor]:
+    by_parameter = sorted(state.optimizer.state_dict()["state"].items())
+    return [tensor for _, values in by_parameter for _, tensor in sorted(values.items())]
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_everything_comes_back(tmp_path: Path, averaged: bool) -> None:
+    saved, loaded = build(1, 3, averaged=averaged), build(2, 0, averaged=averaged)
+    save_checkpoint(tmp_path, saved)
+    load_checkpoint(tmp_path, loaded)
+    assert (loaded.step, loaded.seconds, loaded.sums.tolist()) == (3, 1.5, [0, 1, 2, 3])
+    assert loaded.sums.dtype == torch.float64
+    for name in ("model", "averaged"):
+        expected = getattr(saved, name).state_dict()
+        found = getattr(loaded, name).state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert len(moments(loaded)) == len(moments(saved)) > 0
+    for found_moment, expected_moment in zip(moments(loaded), moments(saved), strict=True):
+        assert torch.equal(found_moment, expected_moment)
+
+
+def test_moments_lie_in_memory_as_their_weights_do(tmp_path: Path) -> None:
+    saved, loaded = build(1, 1), build(2, 0)
+    save_checkpoint(tmp_path, saved)
+    load_checkpoint(tmp_path, loaded)
+    strides = [tensor.stride() for tensor in moments(saved)]
+    assert [tensor.stride() for tensor in moments(loaded)] == strides
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, build(1, 1))
+    with pytest.raises(RunError, match="not of this run's network") as caught:
+        load_checkpoint(tmp_path, build(1, 0, widths=(4, 6)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, build(1, 1))
+    path = tmp_path / CHECKPOINT_NAME
+    tensors, _, _ = read_tensors(path, "checkpoint", 1, RunError)
+    del tensors["sums"]
+    write_tensors(path, "checkpoint", 1, tensors, {"step": 1, "seconds": 1.0})
+    with pytest.raises(RunError, match="not of this run's network"):
+        load_checkpoint(tmp_path, build(1, 0))
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT_NAME).write_bytes(b"PK\x03\x04 a pickle or anything else")
+    with pytest.raises(RunError, match="is not a checkpoint file, or is cut short or damaged"):
+        load_checkpoint(tmp_path, build(1, 0))

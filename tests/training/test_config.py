@@ -1,0 +1,110 @@
+"""Presets are the paper's settings; what cannot be used or would do nothing is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from autoencode import PRESETS, ConfigError, ModelConfig, Preprocessing, TrainConfig, settings
+
+
+def test_the_defaults_are_the_autoencoder_of_the_paper() -> None:
+    model, config = settings()
+    assert (model.kind, model.code_size, model.widths) == ("autoencoder", 256, (32, 64, 128, 256))
+    assert not model.batch_norm
+    assert (config.epochs, config.batch_size, config.optimizer) == (10, 128, "adamax")
+    assert (config.loss, config.corrupt, config.schedule) == ("mse", (), "constant")
+    assert (config.learning_rate, config.ema, config.warmup) == (2e-3, 0, 0)
+    assert (Preprocessing().height, Preprocessing().width) == (128, 128)
+    assert settings("paper") == settings("paper-ae") == (ModelConfig(), TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("paper-denoise", {"kind": "autoencoder", "corrupt": ("gaussian:0.3",), "epochs": 10}),
+        ("paper-dropout", {"kind": "autoencoder", "corrupt": ("dropout:0.3",), "epochs": 10}),
+        (
+            "paper-vae",
+            {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "beta": 1, "warmup": 0, "batch_norm": False},
+        ),
+        (
+            "paper-vae-warmup",
+            {"kind": "vae", "sigma2": 0.01, "warmup": 40, "epochs": 200, "batch_norm": True},
+        ),
+    ],
+)
+def test_presets_hold_the_values_of_the_paper(preset: str, expected: dict[str, Any]) -> None:
+    model, config = settings(preset)
+    found = model.to_json() | config.to_json()
+    assert {name: found[name] for name in expected} == expected
+    assert (config.optimizer, config.batch_size, config.schedule) == ("adamax", 128, "constant")
+    assert (model.widths, model.code_size) == ((32, 64, 128, 256), 256)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_used_and_survives_json(preset: str) -> None:
+    model, config = settings(preset)
+    assert ModelConfig.from_json(json.loads(json.dumps(model.to_json()))) == model
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_settings_given_change_the_preset() -> None:
+    model, config = settings("paper-vae", code_size=64, epochs=3, sigma2="auto")
+    assert (model.kind, model.code_size) == ("vae", 64)
+    assert (config.epochs, config.sigma2, config.total_epochs) == (3, "auto", 3)
+    assert settings("paper-vae-warmup")[1].total_epochs == 240
+
+
+def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
+    assert settings(kind="vae")[1].loss == "gaussian"
+    assert settings(kind="vae", loss="mae")[1].loss == "mae"
+    assert settings()[1].loss == "mse"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": 0}, "learning_rate is 0; it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"ema": 1.0}, "below 1"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"sigma2": 0}, "at least 1.3e-06, the variance of rounding"),
+        ({"sigma2": float("nan")}, "sigma2 is nan"),
+        ({"warmup": 1, "warmup_cycles": 2}, "not both"),
+        ({"optimizer": "sgd"}, "Choose adamax or adamw"),
+        ({"loss": "huber"}, "Choose mse, mae or gaussian"),
+        ({"schedule": "step"}, "Choose constant or cosine"),
+        ({"corrupt": ("blur:2",)}, "Cannot corrupt by blur:2"),
+        ({"corrupt": ("gaussian",)}, "gaussian:STANDARD_DEVIATION"),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**wrong)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("useless", [{"sigma2": 0.1}, {"beta": 2.0}, {"warmup": 3}, {"warmup_cycles": 3}])
+def test_settings_of_a_vae_are_refused_for_what_is_none(useless: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"Only a VAE has {next(iter(useless))}. Add --model vae"):
+        settings(**useless)
+    settings(kind="vae", **useless)
+
+
+def test_a_likelihood_is_refused_for_a_plain_code() -> None:
+    with pytest.raises(ConfigError, match="Use --model vae, or --loss mse"):
+        settings(loss="gaussian")
+
+
+def test_unknown_presets_and_settings_are_named_with_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown preset 'papr'\. Choose paper-ae, paper-denoise"):
+        settings("papr")
+    with pytest.raises(ConfigError, match=r"Unknown setting epoch\. There are: .*epochs"):
+        settings(epoch=3)

@@ -1,0 +1,46 @@
+"""The first signal is an event, the second stops at once, and the handlers of before come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from autoencode.training.interrupts import interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_sets_the_event(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interrupts() as interrupted:
+        assert not interrupted.is_set()
+        os.kill(os.getpid(), number)
+        assert interrupted.wait(5)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.wait(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal was ignored")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_cannot_and_do_not_handle_signals() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with interrupts() as interrupted:
+            seen.append(interrupted.is_set())
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False, before]

@@ -1,0 +1,258 @@
+"""What one epoch measures and how one step is taken, against the same computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from autoencode import Pack, Progress, Run, load_model, settings, train
+from autoencode.data.batches import steps_per_epoch, to_float
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.training import objective
+from autoencode.training.interrupts import interrupts
+from autoencode.training.loop import Loop
+from autoencode.training.runlog import RunSettings
+from autoencode.training.runtime import Runtime, choose_runtime
+
+FP32 = choose_runtime("cpu", "fp32")
+
+
+def make_loop(pack: Pack, out: Path, runtime: Runtime = FP32, **overrides: Any) -> Loop:  # noqa: ANN401
+    model, config = settings(**overrides)
+    run = RunSettings(model, config, pack.preprocessing, str(pack.path), pack.fingerprint)
+    return Loop(out, run, pack, runtime, lambda _: None)
+
+
+def run_to_the_end(loop: Loop) -> None:
+    with interrupts() as interrupted:
+        loop.run(None, interrupted)
+
+
+def validation_images(pack: Pack) -> torch.Tensor:
+    return to_float(pack.pixels(pack.rows("validation")))
+
+
+def test_the_metrics_have_what_every_reader_counts_on(
+    trained: Run, trained_vae: Run, tiny_pack: Pack
+) -> None:
+    steps = steps_per_epoch(len(tiny_pack.rows("train")), 8)
+    always = {"epoch", "step", "train_loss", "val_loss", "val_mse", "images_per_second", "learning_rate"}
+    of_a_vae = {"train_reconstruction", "train_kl", "val_reconstruction", "val_kl", "beta", "sigma2"}
+    for run, names in ((trained, always), (trained_vae, always | of_a_vae | {"active_units"})):
+        text = (run.folder / "metrics.jsonl").read_text()
+        records = [json.loads(line) for line in text.splitlines()]
+        assert records == run.metrics
+        assert [(record["epoch"], record["step"]) for record in records] == [(1, steps), (2, 2 * steps)]
+        assert all(names <= record.keys() for record in records)
+        assert all(math.isfinite(value) for record in records for value in record.values())
+
+
+def test_the_validation_numbers_of_an_autoencoder_are_those_of_the_saved_model(
+    trained: Run, tiny_pack: Pack
+) -> None:
+    images = validation_images(tiny_pack)
+    expected = functional.mse_loss(load_model(trained.model_path).reconstruct(images), images).item()
+    assert trained.metrics[-1]["val_loss"] == pytest.approx(expected, rel=1e-3)
+    assert trained.metrics[-1]["val_mse"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_validation_numbers_of_a_vae_are_those_of_the_saved_model(
+    trained_vae: Run, tiny_pack: Pack
+) -> None:
+    images, model, last = (
+        validation_images(tiny_pack),
+        load_model(trained_vae.model_path),
+        trained_vae.metrics[-1],
+    )
+    mean, log_variance = model.encode_distribution(images)
+    assert log_variance is not None
+    assert last["val_kl"] == pytest.approx(objective.kl(mean, log_variance).mean().item(), rel=1e-2)
+    assert last["val_mse"] == pytest.approx((model.decode(mean) - images).square().mean().item(), rel=1e-3)
+    assert last["sigma2"] == pytest.approx(model.sigma2.item())
+    values = 3 * 32 * 32
+    assert last["val_loss"] * values == pytest.approx(last["val_reconstruction"] + last["val_kl"], rel=1e-5)
+
+
+def test_the_training_loss_is_the_mean_over_the_images_not_over_the_batches(
+    tiny_pack: Pack, tmp_path: Path
+) -> None:
+    # A step so small that the weights stay where they start.
+    overrides = {"widths": (4, 8), "code_size": 8, "learning_rate": 1e-12, "epochs": 1, "batch_size": 25}
+    start = make_loop(tiny_pack, tmp_path, **overrides).state.model
+    images = to_float(tiny_pack.pixels(tiny_pack.rows("train")))
+    assert len(images) % 25
+    run = train(tiny_pack.path, tmp_path / "run", precision="fp32", **overrides)
+    expected = functional.mse_loss(start(images).images, images).item()
+    assert run.metrics[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_dropout_is_off_at_evaluation_and_noise_is_not(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    images = validation_images(tiny_pack)
+    for corruption, clean in (("dropout:0.5", True), ("gaussian:0.5", False)):
+        run = train(tiny_pack.path, tmp_path / corruption[:3], epochs=1, corrupt=(corruption,), **tiny)
+        restored = load_model(run.model_path).reconstruct(images)
+        expected = functional.mse_loss(restored, images).item()
+        assert (run.metrics[0]["val_loss"] == pytest.approx(expected, rel=1e-4)) is clean
+
+
+def test_the_validation_of_a_denoiser_sees_the_same_noise_every_epoch(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    settings = tiny | {"corrupt": ("gaussian:0.3",), "learning_rate": 1e-12}
+    run = train(tiny_pack.path, tmp_path / "run", epochs=2, **settings)
+    assert run.metrics[0]["val_loss"] == pytest.approx(run.metrics[1]["val_loss"], rel=1e-6)
+
+
+def test_warmup_reaches_beta_at_exactly_the_stated_step(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    seen: list[float] = []
+    original = objective.terms
+
+    def terms(*arguments: Any) -> objective.Terms:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            seen.append(arguments[3])
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autoencode.training.loop.terms", terms)
+        run = train(tiny_pack.path, tmp_path / "run", kind="vae", beta=2.0, warmup=2, epochs=1, **tiny)
+    steps = len(seen) // 3
+    assert seen == [2.0 * min(1, step / (2 * steps)) for step in range(3 * steps)]
+    assert seen.index(2.0) == 2 * steps
+    assert [record["beta"] for record in run.metrics] == [1.0, 2.0, 2.0]
+    assert [record["epoch"] for record in run.metrics] == [1, 2, 3]
+
+
+def test_cycles_end_at_the_full_beta(tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path) -> None:
+    run = train(tiny_pack.path, tmp_path / "run", kind="vae", warmup_cycles=2, epochs=2, **tiny)
+    assert run.metrics[-1]["beta"] == 1.0
+
+
+def test_a_cosine_schedule_rises_and_ends_near_zero(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    loop = make_loop(tiny_pack, tmp_path, schedule="cosine", learning_rate=1.0, epochs=20, **tiny)
+    rates = []
+    for step in range(loop.total_steps):
+        loop.state.step = step
+        rates.append(loop._learning_rate())
+    top = rates.index(max(rates))
+    assert max(rates) == 1.0
+    assert top <= 0.06 * len(rates)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_the_paper_optimiser_takes_the_steps_that_torch_takes(tiny_pack: Pack, tmp_path: Path) -> None:
+    loop = make_loop(tiny_pack, tmp_path, widths=(4, 8), code_size=8)
+    model = Autoencoder(loop.settings.model, tiny_pack.preprocessing)
+    model.load_state_dict(loop.state.model.state_dict())
+    optimizer = torch.optim.Adamax(model.parameters(), lr=2e-3)
+    images = validation_images(tiny_pack)
+    for _ in range(3):
+        loop._step(images)
+        optimizer.zero_grad()
+        functional.mse_loss(model(images).images, images).backward()
+        optimizer.step()
+    for name, weight in loop.state.model.state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_average_of_the_weights_follows_them_with_the_stated_decay(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    loop = make_loop(tiny_pack, tmp_path, ema=0.5, **tiny)
+    images, name = validation_images(tiny_pack), "to_mean.bias"
+    expected = loop.state.model.state_dict()[name].clone()
+    for step in range(8):
+        loop._step(images)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * loop.state.model.state_dict()[name]
+    torch.testing.assert_close(loop.state.averaged.state_dict()[name], expected)
+    assert not torch.equal(expected, loop.state.model.state_dict()[name])
+
+
+def test_the_saved_model_of_an_averaged_run_is_the_average(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    loop = make_loop(tiny_pack, tmp_path, ema=0.9, epochs=1, **tiny)
+    run_to_the_end(loop)
+    saved = load_model(tmp_path).state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in loop.state.averaged.state_dict().items())
+
+
+def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
+    tiny_pack: Pack, tmp_path: Path
+) -> None:
+    overrides = {"kind": "vae", "sigma2": 0.001, "widths": (4, 8), "code_size": 8, "batch_size": 4}
+    loop = make_loop(tiny_pack, tmp_path, epochs=60, **overrides)
+    parameters = list(loop.state.model.parameters())
+    norms: list[float] = []
+
+    def measure(*_: object) -> None:
+        norms.append(sum(p.grad.square().sum().item() for p in parameters if p.grad is not None) ** 0.5)
+
+    loop.state.optimizer.register_step_pre_hook(measure)
+    images = validation_images(tiny_pack)
+    for _ in range(500):
+        loop._step(images)
+    assert len(norms) == 500
+    assert all(map(math.isfinite, norms))
+    assert max(norms) < 100
+    assert all(torch.isfinite(parameter).all() for parameter in parameters)
+
+
+def gradient(pack: Pack, out: Path, runtime: Runtime) -> tuple[float, torch.Tensor]:
+    """Loss and flat gradient of the first step of a small VAE."""
+    loop = make_loop(pack, out, runtime, kind="vae", widths=(8, 16), code_size=8)
+    result, _ = loop._forward(loop.state.model, runtime.place(validation_images(pack)), training=True, draw=0)
+    result.loss.backward()
+    parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
+    return result.loss.item(), torch.cat(parts)
+
+
+def test_bf16_gives_the_gradient_of_fp32_within_its_precision(tiny_pack: Pack, tmp_path: Path) -> None:
+    loss, exact = gradient(tiny_pack, tmp_path, FP32)
+    rounded_loss, rounded = gradient(tiny_pack, tmp_path, dataclasses.replace(FP32, bf16=True))
+    assert rounded_loss == pytest.approx(loss, rel=1e-2)
+    assert functional.cosine_similarity(exact, rounded, dim=0) > 0.999
+    assert (rounded - exact).norm() < 0.01 * exact.norm()
+    assert not torch.equal(rounded, exact)
+
+
+def test_the_memory_format_changes_nothing_but_the_speed(tiny_pack: Pack, tmp_path: Path) -> None:
+    loss, last = gradient(tiny_pack, tmp_path, FP32)
+    first_loss, first = gradient(tiny_pack, tmp_path, dataclasses.replace(FP32, channels_last=False))
+    assert first_loss == pytest.approx(loss, rel=1e-5)
+    assert (first - last).norm() < 1e-4 * last.norm()
+
+
+def test_progress_counts_every_step_and_ends_each_epoch_with_its_record(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    run = train(tiny_pack.path, tmp_path / "run", epochs=2, progress=seen.append, **tiny)
+    steps = steps_per_epoch(len(tiny_pack.rows("train")), 8)
+    assert [(at.epoch, at.step) for at in seen] == [(e, s) for e in (1, 2) for s in range(1, steps + 1)]
+    assert [at.record for at in seen if at.record] == run.metrics
+    assert seen[-1].seconds_left == 0
+    assert all(at.images_per_second > 0 and at.epochs == 2 and at.steps == steps for at in seen)
+
+
+def test_the_model_says_where_it_comes_from(trained: Run, tiny_pack: Pack) -> None:
+    provenance = load_model(trained.model_path).provenance
+    assert provenance["data"] == tiny_pack.fingerprint
+    assert provenance["images"]["train"] == len(tiny_pack.rows("train"))
+    assert (provenance["epoch"], provenance["train"]["batch_size"]) == (2, 8)
+    assert provenance["metrics"]["val_mse"] == trained.metrics[-1]["val_mse"]

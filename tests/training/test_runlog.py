@@ -1,0 +1,90 @@
+"""run.json and metrics.jsonl: written whole, read back equal, refused in one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig
+from autoencode.training import runlog
+from autoencode.training.runlog import (
+    RunSettings,
+    append_metrics,
+    is_run,
+    keep_metrics_up_to,
+    read_metrics,
+    read_run,
+    write_run,
+)
+
+SETTINGS = RunSettings(
+    ModelConfig("vae", 12, widths=(3, 5)),
+    TrainConfig(sigma2=0.25, loss="gaussian", corrupt=("rotate:5", "dropout:0.1")),
+    Preprocessing(32, 48, "pad", (1, 2, 3)),
+    "/somewhere/p.pack",
+    "abc",
+)
+
+
+def test_settings_survive_the_file(tmp_path: Path) -> None:
+    assert not is_run(tmp_path)
+    write_run(tmp_path, SETTINGS)
+    assert is_run(tmp_path)
+    assert read_run(tmp_path) == SETTINGS
+
+
+def test_a_newer_run_says_to_upgrade(tmp_path: Path) -> None:
+    write_run(tmp_path, SETTINGS)
+    content = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(RunError, match="newer autoencode"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"format": 1}', '{"format": "x"}', '{"format": 1, "model": {"code_size": 0}}'],
+)
+def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=r"run\.json is damaged") as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    records = [{"epoch": 1, "step": 5, "val_loss": 0.1}, {"epoch": 2, "step": 10, "val_loss": 1e-30}]
+    for record in records:
+        append_metrics(tmp_path, record)
+    assert read_metrics(tmp_path) == records
+
+
+def test_numbers_that_are_not_finite_become_null_so_that_any_reader_can_parse_the_line(
+    tmp_path: Path,
+) -> None:
+    append_metrics(tmp_path, {"step": 1, "val_loss": float("nan"), "train_loss": float("inf")})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "val_loss": None, "train_loss": None}
+
+
+def test_lines_after_a_step_are_dropped_with_whatever_a_crash_cut_short(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        append_metrics(tmp_path, {"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2')
+    assert [record["step"] for record in read_metrics(tmp_path)] == [5, 10, 15]
+    keep_metrics_up_to(tmp_path, 10)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 5}\n{"step": 10}\n'
+
+
+def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runlog.os, "fsync", full)
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: No space left"):
+        append_metrics(tmp_path, {"step": 1})
