@@ -139,6 +139,17 @@ def test_where_no_image_can_be_used_the_reasons_are_given(model: Autoencoder, tm
         reconstruct(model, tmp_path, tmp_path / "out")
 
 
+def test_what_was_stopped_half_way_can_be_run_again(
+    model: Autoencoder, coast: list[Path], tmp_path: Path
+) -> None:
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(model, coast, tmp_path / "out", progress=stop)
+    assert len(reconstruct(model, coast, tmp_path / "out").results) == len(coast)
+
+
 @pytest.mark.parametrize("images", [[], "none.png"])
 def test_no_images_at_all_are_refused(model: Autoencoder, images: str | list[str], tmp_path: Path) -> None:
     with pytest.raises(ImageFolderError):

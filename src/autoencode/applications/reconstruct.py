@@ -193,6 +193,8 @@ def _prepared(out: Path) -> Path:
     if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
     make_folder(out / IMAGES_NAME)
+    if not (out / TABLE_NAME).exists():
+        _write_table(out / TABLE_NAME, [])  # what is stopped half-way can be run again
     return out
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from autoencode.errors import AutoencodeError
 from autoencode.interfaces import options
@@ -71,7 +71,17 @@ def demo(
     console.print("\nTry next:")
     for command in (
         ["autoencode", "reconstruct", str(run), str(folder / "7"), "--out", str(out / "sevens")],
-        ["autoencode", "train", str(folder), "--size", "32", "--preset", "best-vae", "--out", str(out / "vae")],
+        [
+            "autoencode",
+            "train",
+            str(folder),
+            "--size",
+            "32",
+            "--preset",
+            "best-vae",
+            "--out",
+            str(out / "vae"),
+        ],
         ["autoencode", "train", "YOUR-PHOTOS", "--preset", "best", "--out", "runs/photos"],
     ):
         console.print(f"  {shlex.join(command)}", soft_wrap=True)
@@ -332,7 +342,8 @@ def main() -> None:
     try:
         app()
     except AutoencodeError as err:
-        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(str(err))}", soft_wrap=True)
+        message = Text.assemble(("error:", "red"), f" {err}")
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

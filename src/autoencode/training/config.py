@@ -100,7 +100,7 @@ _BEST = {
     "widths": (32, 64, 128),
     "batch_size": 32,
     "optimizer": "adamw",
-    "learning_rate": 3e-3,
+    "learning_rate": 2e-3,
     "schedule": "cosine",
     "flip": True,
 }
