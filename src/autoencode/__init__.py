@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from autoencode.applications.generate import Samples, fit_prior, generate, walk
+    from autoencode.applications.morph import Morph, morph
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
@@ -37,11 +39,14 @@ if TYPE_CHECKING:
     )
     from autoencode.models.autoencoder import Autoencoder, ModelConfig
     from autoencode.models.modelfile import load_model, save_model
+    from autoencode.models.prior import GaussianMixture, StandardNormal
     from autoencode.training.config import PRESETS, TrainConfig, settings
     from autoencode.training.loop import Progress
     from autoencode.training.train import Run, train
 
 _HOME = {
+    "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
+    "applications.morph": ("Morph", "morph"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
@@ -59,6 +64,7 @@ _HOME = {
     ),
     "models.autoencoder": ("Autoencoder", "ModelConfig"),
     "models.modelfile": ("load_model", "save_model"),
+    "models.prior": ("GaussianMixture", "StandardNormal"),
     "training.config": ("PRESETS", "TrainConfig", "settings"),
     "training.loop": ("Progress",),
     "training.train": ("Run", "train"),
@@ -71,12 +77,14 @@ __all__ = [
     "Autoencoder",
     "ConfigError",
     "DivergedError",
+    "GaussianMixture",
     "ImageError",
     "ImageFolderError",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
+    "Morph",
     "OutputError",
     "Pack",
     "PackError",
@@ -86,15 +94,21 @@ __all__ = [
     "Reconstructions",
     "Run",
     "RunError",
+    "Samples",
+    "StandardNormal",
     "TrainConfig",
     "__version__",
+    "fit_prior",
+    "generate",
     "load_model",
+    "morph",
     "open_pack",
     "pack_folder",
     "reconstruct",
     "save_model",
     "settings",
     "train",
+    "walk",
 ]
 
 

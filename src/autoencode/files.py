@@ -104,6 +104,8 @@ def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise error(busy) from err
+        except OSError as err:
+            raise _output_error(folder / ".lock", err) from err
         yield
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ def reconstruct(
         usable, pixels = _read(paths[start : start + CHUNK], model, limits or Limits(), refused)
         if usable:
             seen = _pass(model, pixels, chain, random_seed("reconstruct", seed, start))
-            shown.append(seen.first(SHEET_IMAGES - sum(len(part.original) for part in shown)))
+            if (missing := SHEET_IMAGES - sum(len(part.original) for part in shown)) > 0:
+                shown.append(seen.first(missing))
             for index, path in enumerate(usable):
                 if folder is not None:
                     save_image(folder / IMAGES_NAME / names[path], seen.restored[index])
@@ -149,7 +151,7 @@ class _Seen(NamedTuple):
     corrupted_psnr_db: list[float] | None
 
     def first(self, count: int) -> _Seen:
-        return _Seen(*(None if part is None else part[: max(0, count)] for part in self))  # type: ignore[arg-type]
+        return _Seen(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
 
     def result(self, index: int, path: Path, file: str) -> Reconstruction:
         corrupted = None if self.corrupted_psnr_db is None else self.corrupted_psnr_db[index]
@@ -202,10 +204,16 @@ def _file_names(paths: Sequence[Path]) -> dict[Path, str]:
     """One name for each path: its stem, with a number where several share it."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     for path in paths:
-        name, number = f"{path.stem}.png", 2
+        # File systems allow 255 bytes, of which a number and a temporary suffix take some.
+        stem = os.fsencode(path.stem)[:200].decode(errors="ignore") or "image"
+        number = counts.get(stem.lower(), 0) + 1
+        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
         while name.lower() in taken:
-            name, number = f"{path.stem}-{number}.png", number + 1
+            number += 1
+            name = f"{stem}-{number}.png"
+        counts[stem.lower()] = number
         taken.add(name.lower())
         names[path] = name
     return names

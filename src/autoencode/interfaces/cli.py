@@ -6,14 +6,14 @@ import io
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError
-from autoencode.interfaces import options
+from autoencode.interfaces import create, options
 from autoencode.interfaces.options import (
     MACHINE,
     VAE,
@@ -124,7 +124,13 @@ def pack(
 def train(
     source: Annotated[Path, typer.Argument(help="A folder of images, or a pack.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    preset: Annotated[str | None, typer.Option(help="Settings to start from. [default: paper-ae]")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings to start from: best, best-vae, paper-ae, paper-denoise, paper-dropout, paper-vae, "
+            "paper-vae-warmup. [default: paper-ae]"
+        ),
+    ] = None,
     model: Annotated[Kind | None, typer.Option(help="autoencoder, or vae (it can generate).")] = None,
     code_size: Annotated[int | None, typer.Option(help="Values in a code. [default: 256]")] = None,
     widths: Annotated[
@@ -265,6 +271,9 @@ def reconstruct(
     console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
 
 
+create.add_to(app)
+
+
 def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
     """Train with progress, then draw the curves and what became of validation images."""
     from autoencode.training.allocator import keep_freed_memory
@@ -285,9 +294,22 @@ def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **set
             if is_run(out):
                 console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
             raise
+    _fit_prior(run)
     _print_pictures(run)
     _print_health(run)
     console.print(f"model:  {run.model_path}", soft_wrap=True)
+
+
+def _fit_prior(run: Run) -> None:
+    """Give the trained model the mixture that `generate` draws from."""
+    from autoencode.applications.generate import fit_prior
+    from autoencode.data.pack import open_pack
+    from autoencode.models.modelfile import load_model, save_model
+
+    model = load_model(run.model_path)
+    with counting("fitting the prior") as progress:
+        fit_prior(model, open_pack(run.pack_path), progress=progress)
+    save_model(run.model_path, model, model.provenance)
 
 
 def _print_pictures(run: Run) -> None:
@@ -318,21 +340,33 @@ def _print_health(run: Run) -> None:
     health = code_health(model, batches(packed, rows, 128))
     console.print(
         f"code:   {health.active_units} of {model.config.code_size} values active, "
-        f"KL {health.kl_nats.sum():.1f} nats an image, {health.prior_gap_nats:.1f} nats from its prior"
+        f"KL {health.kl_nats.sum():.1f} nats an image, {health.prior_gap_nats:.1f} nats from its prior",
+        soft_wrap=True,
     )
     if health.warning:
-        console.print(f"[yellow]warning:[/yellow] {health.warning}")
+        console.print(Text.assemble(("warning:", "yellow"), f" {health.warning}"), soft_wrap=True)
 
 
 def _print_pack(packed: Pack) -> None:
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
     console.print(f"pack:   {packed.path}: {len(packed)} images of {shape} ({splits})", soft_wrap=True)
+    if not len(packed.rows("validation")):
+        console.print(
+            "note:   too few images for a validation split; what is called validation was measured on "
+            f"{'the test images' if len(packed.rows('test')) else 'the training images themselves'}",
+            soft_wrap=True,
+        )
     if packed.refused:
         listed = packed.path / "manifest.jsonl"
         console.print(f"refused {len(packed.refused)} files, with the reason in {listed}:", soft_wrap=True)
         for entry in packed.refused[:5]:
             console.print(f"  {entry.path}: {entry.reason}", soft_wrap=True)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True)
+    sys.exit(1)
 
 
 def main() -> None:
@@ -342,8 +376,8 @@ def main() -> None:
     try:
         app()
     except AutoencodeError as err:
-        message = Text.assemble(("error:", "red"), f" {err}")
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(err))
+    except OSError as err:  # the system refused a path before any of our code could say more
+        _fail(f"{err.filename or 'The system'}: {err.strerror or err}.")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,6 +47,7 @@ class Precision(StrEnum):
 
 IMAGES, VAE, MACHINE = "Images", "Variational autoencoder", "Machine"
 
+Model = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
 Size = Annotated[
     str | None,
     typer.Option(
@@ -150,6 +152,6 @@ def warmup(text: str | None) -> dict[str, int]:
     if text is None:
         return {}
     kind, _, number = text.rpartition(":")
-    if kind not in ("", "cyclic") or not number.isdecimal():
+    if kind not in ("", "cyclic") or not number.isdecimal() or (kind and int(number) == 0):
         raise ConfigError(f"The warm-up is {text!r}; it must be a number of epochs, or cyclic:N.")
     return {"warmup_cycles" if kind else "warmup": int(number)}

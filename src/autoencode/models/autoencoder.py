@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from autoencode.data.images import Limits, Preprocessing, read_image
 from autoencode.errors import ConfigError, ImageError
 from autoencode.models.networks import Decoder, Encoder
 from autoencode.models.residual import PATCH, LinearEncoder, ResidualDecoder, ResidualEncoder
+
+if TYPE_CHECKING:
+    from autoencode.models.prior import GaussianMixture
 
 Kind = Literal["autoencoder", "vae"]
 Network = Literal["paper", "residual"]
@@ -104,6 +107,7 @@ class Autoencoder(nn.Module):
 
     Attributes:
         sigma2: variance of the Gaussian likelihood around a decoded value, a scalar buffer (VAE only).
+        prior: the mixture fitted to the codes of its training images, or None; see `fit_prior`.
         provenance: where the weights come from, as saved in the model file; empty before that.
         digest: sha256 of the model file it was loaded from, or "".
     """
@@ -114,6 +118,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.preprocessing = preprocessing
+        self.prior: GaussianMixture | None = None
         self.provenance: dict[str, Any] = {}
         self.digest = ""
         grid = _deepest_grid(config, preprocessing)

@@ -1,4 +1,4 @@
-"""One saved model is one file: weights, configuration, preprocessing, provenance. See `tensorfile`."""
+"""One saved model is one file: weights, prior, configuration, preprocessing, provenance. See `tensorfile`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from autoencode.data.images import Preprocessing
 from autoencode.errors import ConfigError, ModelFileError
 from autoencode.models.autoencoder import Autoencoder, ModelConfig
+from autoencode.models.prior import GaussianMixture
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
 MODEL_NAME = "model.safetensors"
 FORMAT_VERSION = 1
+PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
 
 
 def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) -> str:
@@ -22,14 +24,14 @@ def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) ->
 
     Args:
         path: where to.
-        model: the model; every weight must be finite.
+        model: the model, with its prior if it has one; every weight must be finite.
         provenance: what it was trained on and by, and how well it does, as JSON can hold it.
 
     Raises:
         ModelFileError: a weight is not finite; nothing is written.
         OutputError: the file cannot be written; what was there before is unchanged.
     """
-    weights = model.state_dict()
+    weights = {**model.state_dict(), **_prior_tensors(model.prior)}
     _check_finite(path, weights)
     content = {
         "config": model.config.to_json(),
@@ -53,21 +55,44 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
     if path.is_dir():
         path = path / MODEL_NAME
     weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    _check_finite(path, weights)
     try:
         # Built without memory first: a file that claims a huge network is refused by its shapes.
         with torch.device("meta"):
             model = Autoencoder(
                 ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
             )
+        prior = {
+            name.removeprefix(PRIOR): weights.pop(name) for name in list(weights) if name.startswith(PRIOR)
+        }
         model.load_state_dict(weights, assign=True)
+        model.prior = _prior(prior, model.config.code_size)
         model.provenance = dict(content["provenance"])
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
         raise ModelFileError(f"{path} does not hold a usable model: {err}".splitlines()[0]) from err
-    _check_finite(path, weights)
     model.digest = digest
     model.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().to(device)
+
+
+def _prior_tensors(prior: GaussianMixture | None) -> dict[str, torch.Tensor]:
+    if prior is None:
+        return {}
+    return {
+        f"{PRIOR}weights": prior.weights,
+        f"{PRIOR}means": prior.means,
+        f"{PRIOR}factors": prior.factors,
+    }
+
+
+def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixture | None:
+    if not tensors:
+        return None
+    prior = GaussianMixture(**tensors)
+    if prior.code_size != code_size:
+        raise ConfigError(f"its prior is of codes of {prior.code_size} values, not {code_size}.")
+    return prior
 
 
 def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ The code is a linear map of the image plus the output of a convolutional encoder
 of the code plus the output of a convolutional decoder, which also sees that linear image. The convolutional
 parts start at zero and the linear ones at PCA (see `pca`), so the first step begins where the best linear
 autoencoder ends (Baldi & Hornik 1989), and a VAE at the optimum of a linear VAE, probabilistic PCA (Tipping
-& Bishop 1999; Lucas et al. 2019). docs/results.md has what each part gains.
+& Bishop 1999; Lucas et al. 2019). docs/log.md has what each part gains.
 
 Shapes: B batch, H height, W width, D code size, P = `PATCH`. Images are (B, 3, H, W), codes (B, D).
 """

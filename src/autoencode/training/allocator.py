@@ -1,7 +1,7 @@
 """Tell glibc to keep the memory a training step frees, so that the next step need not fault it in again.
 
 By default glibc maps each big buffer anew and gives it back at once; the page faults take a large part of a
-step on a CPU (docs/performance.md has the measurement). Keeping them costs memory, up to about 1 GB.
+step on a CPU (a third of it, in fp32 on two cores: docs/log.md). Keeping them costs memory, up to about 1 GB.
 This module imports nothing heavy: it has its full effect before torch is imported.
 """
 

@@ -30,6 +30,7 @@ class TrainConfig:
         optimizer: "adamax" or "adamw".
         learning_rate: its step size.
         schedule: "constant", or "cosine": a short rise, then down to 0 at the last step.
+        clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
         flip: show each image mirrored half of the time, which is as good as more images.
         ema: decay a step of the average of the weights that becomes the model; 0 for the last weights.
         corrupt: what is done to the images the encoder sees, such as ("gaussian:0.3",).
@@ -49,6 +50,7 @@ class TrainConfig:
     optimizer: Optimizer = "adamax"
     learning_rate: float = 2e-3
     schedule: Schedule = "constant"
+    clip: float = 0.0
     flip: bool = False
     ema: float = 0.0
     corrupt: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class TrainConfig:
         _at_least("warmup", self.warmup, 0)
         _at_least("warmup_cycles", self.warmup_cycles, 0)
         _at_least("beta", self.beta, 0)
+        _at_least("clip", self.clip, 0)
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0.")
         if not 0 <= self.ema < 1:
@@ -100,8 +103,9 @@ _BEST = {
     "widths": (32, 64, 128),
     "batch_size": 32,
     "optimizer": "adamw",
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "schedule": "cosine",
+    "clip": 1.0,
     "flip": True,
 }
 _PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
@@ -154,6 +158,8 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:
         ConfigError: a setting of a VAE's objective for a model that is none.
     """
     if model.kind == "vae":
+        if config.loss != "gaussian" and "sigma2" in given:
+            raise ConfigError("sigma2 belongs to the gaussian loss. Use --loss gaussian, or leave it out.")
         return
     if config.loss == "gaussian":
         raise ConfigError("The gaussian loss is a VAE's likelihood. Use --model vae, or --loss mse.")

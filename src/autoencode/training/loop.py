@@ -27,6 +27,7 @@ from autoencode.evaluation.metrics import active_units
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.modelfile import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
+from autoencode.models.residual import ResidualDecoder
 from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
 from autoencode.training.config import TrainConfig
 from autoencode.training.objective import Terms, beta_at, bits_per_dimension, terms, update_sigma2
@@ -37,11 +38,12 @@ from autoencode.version import VERSION
 # A cosine schedule rises over this share of the steps before it falls.
 RISING_SHARE = 0.05
 
-# The linear path starts where it should end; at the full rate it would be thrown away (docs/results.md).
+# The linear path starts where it should end; at the full rate it would be thrown away (docs/log.md).
 LINEAR_RATE = 0.03
 
 # Images that PCA is fitted on; more would not change 256 components of 3,072 values.
 PCA_IMAGES, PCA_BATCH = 20_000, 1_000
+PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Loop:
 
     def _start_at_pca(self) -> None:
         order = epoch_order(self.train_rows, self.config.seed, 0)[:PCA_IMAGES]
-        start_at_pca(self.state.model, batches(self.pack, order, PCA_BATCH))
+        size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
+        self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
+        start_at_pca(self.state.model, batches(self.pack, order, size))
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:
             self.state.averaged.load_state_dict(self.state.model.state_dict())
@@ -147,6 +151,9 @@ class Loop:
         if not math.isfinite(float(result.loss.detach())):
             raise self._diverged(state.step)
         result.loss.backward()  # type: ignore[no-untyped-call]
+        if config.clip:
+            limit = config.clip * _starting_loss(state.model)
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
         state.optimizer.step()
         if config.sigma2 == "auto" and state.model.is_vae:
             update_sigma2(state.model.sigma2, result.mse, state.step)
@@ -175,7 +182,8 @@ class Loop:
         sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
         if sigma2 == "auto":
             sigma2 = 1.0
-        return terms(self.config.loss, clean, output, self._beta(), sigma2), output
+        beta = self._beta(self.state.step if training else self.state.step - 1)
+        return terms(self.config.loss, clean, output, beta, sigma2), output
 
     @torch.inference_mode()
     def _validate(self) -> Record:
@@ -187,10 +195,10 @@ class Loop:
         for index, images in enumerate(batches(self.pack, rows, size)):
             clean = self.runtime.place(images)
             result, output = self._forward(model, clean, training=False, draw=index)
-            sums += _measured(result).cpu() * len(images)
-            means.append(output.posterior.mean.float().cpu())
+            sums += _measured(result) * len(images)
             decoded = output.images
             if model.is_vae:
+                means.append(output.posterior.mean.float().cpu())
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
             # What a user gets: the decoded mean, without noise, within the range of pixels.
@@ -199,20 +207,26 @@ class Loop:
         measured: Record = {"val_loss": loss, "val_mse": squared_error / len(rows)}
         if not model.is_vae:
             return measured
-        nats = reconstruction + kl
-        return measured | {
+        measured |= {
             "val_reconstruction": reconstruction,
             "val_kl": kl,
-            "val_bits_per_dimension": bits_per_dimension(nats, model.values_per_image),
             "active_units": active_units(torch.cat(means))[0],
         }
+        if self.config.loss == "gaussian":  # the other losses lack the constant of a likelihood
+            bits = bits_per_dimension(reconstruction + kl, model.values_per_image)
+            measured["val_bits_per_dimension"] = bits
+        return measured
 
     def _end_epoch(self, epoch: int) -> None:
         state, images = self.state, len(self.train_rows)
         loss, reconstruction, kl, _ = (state.sums / images).tolist()
         record: Record = {"epoch": epoch + 1, "step": state.step, "train_loss": loss}
         if state.model.is_vae:
-            record |= {"train_reconstruction": reconstruction, "train_kl": kl, "beta": self._beta()}
+            record |= {
+                "train_reconstruction": reconstruction,
+                "train_kl": kl,
+                "beta": self._beta(state.step - 1),
+            }
             record["sigma2"] = float(state.model.sigma2)
         record |= self._validate()
         if not math.isfinite(record["val_loss"]):
@@ -261,10 +275,10 @@ class Loop:
             record=record,
         )
 
-    def _beta(self) -> float:
+    def _beta(self, step: int) -> float:
         config = self.config
         warmup_steps = config.warmup * self.steps
-        return beta_at(self.state.step, self.total_steps, warmup_steps, config.warmup_cycles, config.beta)
+        return beta_at(step, self.total_steps, warmup_steps, config.warmup_cycles, config.beta)
 
     def _learning_rate(self) -> float:
         config, step = self.config, self.state.step
@@ -273,7 +287,7 @@ class Loop:
         rising = max(1, round(RISING_SHARE * self.total_steps))
         if step < rising:
             return config.learning_rate * (step + 1) / rising
-        fallen = (step - rising) / max(1, self.total_steps - rising)
+        fallen = (step - rising) / max(1, self.total_steps - rising - 1)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
     def _diverged(self, step: int) -> DivergedError:
@@ -302,13 +316,13 @@ def _splits(pack: Pack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
     """Weights from the seed, without touching the random state of the caller."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed("weights", run.train.seed))
+        torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
         model = Autoencoder(run.model, run.preprocessing)
     if run.train.sigma2 != "auto" and model.is_vae:
         model.sigma2.fill_(run.train.sigma2)
     runtime.place_model(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
-    sums = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+    sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
     return TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
 
 
@@ -323,6 +337,13 @@ def _optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
+def _starting_loss(model: Autoencoder) -> float:
+    """Size of the loss where training starts: what PCA leaves of an image; of a VAE's objective, about 1."""
+    if model.is_vae or not isinstance(model.decoder, ResidualDecoder):
+        return 1.0
+    return float(model.decoder.scale) ** 2
+
+
 @torch.no_grad()
 def _average(averaged: Autoencoder, model: Autoencoder, decay: float) -> None:
     """Move the average of the weights towards the weights; statistics and counters are copied."""
@@ -333,4 +354,4 @@ def _average(averaged: Autoencoder, model: Autoencoder, decay: float) -> None:
 
 def _measured(result: Terms) -> Tensor:
     """(4,) float64: what a batch adds to the sums of its epoch, an image."""
-    return torch.stack([term.detach().double() for term in result])
+    return torch.stack([term.detach().float() for term in result]).cpu().double()

@@ -85,17 +85,25 @@ def read_run(folder: Path) -> RunSettings:
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """Return the lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out."""
+    """Return the lines of metrics.jsonl, oldest first; a last line cut short by a crash is left out.
+
+    Raises:
+        RunError: another line cannot be read.
+    """
     try:
         text = (folder / METRICS_NAME).read_text()
     except FileNotFoundError:
         return []
     records: list[Record] = []
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+            records.append({**record, "step": record["step"]})
+        except (ValueError, KeyError, TypeError) as err:
+            if number < len(lines):
+                path = folder / METRICS_NAME
+                raise RunError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
     return records
 
 

@@ -1,0 +1,56 @@
+"""Frames as one file: an animation that plays in any browser, or a strip.
+
+Frames are uint8 RGB (F, H, W, 3), first to last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from autoencode.data.images import save_image
+from autoencode.errors import ConfigError
+from autoencode.evaluation.figures import strip
+from autoencode.files import atomic_file
+
+ANIMATED = (".gif", ".webp")
+
+Pixels = NDArray[np.uint8]
+
+
+def is_animation(path: Path) -> bool:
+    """Whether `save_frames` plays the frames one after the other under this name."""
+    return path.suffix.lower() in ANIMATED
+
+
+def save_frames(path: Path, frames: Pixels, frames_per_second: float) -> None:
+    """Write frames: .gif and .webp play them without end, any other image shows them side by side.
+
+    Small frames are enlarged by a whole factor. A GIF has 256 colours, chosen for each frame.
+
+    Args:
+        path: where to.
+        frames: (F, H, W, 3), at least one.
+        frames_per_second: speed of an animation; a GIF keeps time in steps of 10 ms.
+
+    Raises:
+        ConfigError: no frame, or no image format goes by that extension.
+        OutputError: it cannot be written; what was there before is unchanged.
+    """
+    if not is_animation(path):
+        save_image(path, strip(frames))
+        return
+    if not len(frames):
+        raise ConfigError("An animation needs at least one frame.")
+    # A strip of one is the frame at the size at which it is comfortable to look at.
+    images = [Image.fromarray(strip(frame[None])) for frame in frames]
+    timing = {"duration": max(10, round(1000 / frames_per_second)), "loop": 0}
+    with atomic_file(path) as file:
+        first, rest = images[0], images[1:]
+        if path.suffix.lower() == ".gif":
+            first.save(file, "GIF", save_all=True, append_images=rest, **timing)
+        else:
+            first.save(file, "WEBP", save_all=True, append_images=rest, quality=90, **timing)
