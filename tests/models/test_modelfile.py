@@ -7,7 +7,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from autoencode import Autoencoder, ModelConfig, ModelFileError, Preprocessing, load_model, save_model
+from autoencode import (
+    Autoencoder,
+    GaussianMixture,
+    ModelConfig,
+    ModelFileError,
+    Preprocessing,
+    load_model,
+    save_model,
+)
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
 
@@ -107,6 +115,33 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path: Path) ->
     with pytest.raises(ModelFileError, match="not finite"):
         save_model(path, model, {})
     assert path.read_bytes() == before
+
+
+def test_a_prior_is_kept_and_one_of_other_codes_is_refused(tmp_path: Path) -> None:
+    model, path = build(), tmp_path / "model.safetensors"
+    model.prior = GaussianMixture(torch.ones(1), torch.arange(6.0)[None], 2 * torch.eye(6)[None])
+    assert save_model(path, model, {}) != save_model(tmp_path / "without", build(), {})
+    loaded = load_model(path).prior
+    assert loaded is not None
+    assert torch.equal(loaded.means, model.prior.means)
+    assert torch.equal(loaded.factors, model.prior.factors)
+    assert load_model(tmp_path / "without").prior is None
+    model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 5), torch.eye(5)[None])
+    save_model(path, model, {})
+    with pytest.raises(ModelFileError, match="prior is of codes of 5 values, not 6"):
+        load_model(path)
+
+
+def test_a_prior_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+    model, path = build(), tmp_path / "model.safetensors"
+    model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 6), torch.eye(6)[None])
+    save_model(path, model, {})
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    del tensors["prior/means"]
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match="usable model"):
+        load_model(path)
 
 
 def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:

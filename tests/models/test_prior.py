@@ -47,6 +47,40 @@ def test_a_fit_describes_held_out_codes_better_than_one_gaussian() -> None:
     assert mixture.log_density(codes[2000:]).mean() > single.log_prob(codes[2000:]).mean() + 0.5
 
 
+def test_more_components_than_the_codes_can_tell_are_not_fitted() -> None:
+    codes = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    codes[::2] += 30
+    assert len(GaussianMixture.fit(codes).weights) == 1
+
+
+def test_every_frame_of_a_path_through_one_component_is_distributed_as_its_samples() -> None:
+    factor = torch.linalg.cholesky(torch.tensor([[4.0, 1.0], [1.0, 0.5]]))
+    mixture = GaussianMixture(torch.ones(1), torch.tensor([[3.0, -1.0]]), factor[None])
+    paths = torch.stack(
+        [mixture.path(8, 2, 1.0, torch.Generator().manual_seed(seed)) for seed in range(3000)]
+    )
+    for frame in paths.unbind(1):
+        torch.testing.assert_close(frame.mean(0), torch.tensor([3.0, -1.0]), rtol=0, atol=0.15)
+        torch.testing.assert_close(torch.cov(frame.T), factor @ factor.T, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_path_through_a_mixture_is_closed_and_makes_no_jump(turns: int) -> None:
+    path = GaussianMixture.fit(two_clusters()).path(240, turns, 1.0, torch.Generator().manual_seed(0))
+    steps = (path.roll(-1, 0) - path).norm(dim=1)
+    assert steps.max() < 6 * steps.mean()
+    assert steps.max() < 0.1 * torch.pdist(path).max()
+
+
+@pytest.mark.parametrize(("weights", "diagonal"), [([0.5, 0.4], 1.0), ([1.5, -0.5], 1.0), ([0.5, 0.5], 0.0)])
+def test_what_is_no_mixture_is_refused(weights: list[float], diagonal: float) -> None:
+    factors = torch.eye(3).mul(diagonal).expand(2, 3, 3)
+    with pytest.raises(ConfigError, match="must be positive"):
+        GaussianMixture(torch.tensor(weights), torch.zeros(2, 3), factors)
+    with pytest.raises(ConfigError, match="needs weights"):
+        GaussianMixture(torch.ones(1), torch.zeros(2, 3), factors)
+
+
 def test_the_same_codes_give_the_same_mixture() -> None:
     first, second = GaussianMixture.fit(two_clusters()), GaussianMixture.fit(two_clusters())
     assert torch.equal(first.means, second.means)
