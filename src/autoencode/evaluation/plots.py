@@ -6,6 +6,7 @@ state a caller's own figures live in.
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], path: Path, title: str) ->
         ConfigError: no record holds anything to draw.
         OutputError: `path` cannot be written.
     """
-    _write_png(_curves_figure(records, title), path)
+    write_png(curves_figure(records, title), path)
 
 
 def histogram(
@@ -97,10 +98,11 @@ def histogram(
         ConfigError: no group, or one that is empty or holds a score that is not finite.
         OutputError: `path` cannot be written.
     """
-    _write_png(_histogram_figure(scores, threshold, title, score_name), path)
+    write_png(histogram_figure(scores, threshold, title, score_name), path)
 
 
-def _curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Return what `loss_curves` draws."""
     panels = [panel for panel in PANELS if _has_news(panel, records)]
     if not panels:
         raise ConfigError(
@@ -108,7 +110,7 @@ def _curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
         )
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = _new_figure(
+    figure = new_figure(
         5.6 if columns == 1 else 3.6 * columns, (3.6 if columns == 1 else 2.7 * rows) + 0.4, title
     )
     for position, panel in enumerate(panels, start=1):
@@ -162,19 +164,20 @@ def _draw_panel(axes: Axes, panel: _Panel, records: Sequence[Mapping[str, Any]])
         _label_plainly(axes.yaxis, lowest, highest)
     elif lowest == highest > 0:
         axes.set_ylim(0, 2 * highest)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _histogram_figure(
+def histogram_figure(
     scores: Mapping[str, NDArray[np.floating[Any]]], threshold: float | None, title: str, score_name: str
 ) -> Figure:
+    """Return what `histogram` draws."""
     groups = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in scores.items()}
     for name, values in groups.items():
         if not values.size or not np.isfinite(values).all():
             raise ConfigError(f"The scores of {name!r} are {'not all finite' if values.size else 'missing'}.")
     if not groups:
         raise ConfigError("There is no group of scores to draw.")
-    figure = _new_figure(6.4, 4.0, title)
+    figure = new_figure(6.4, 4.0, title)
     axes = figure.add_subplot()
     shown = np.concatenate([*groups.values(), [] if threshold is None else [threshold]])
     edges = _bin_edges(shown)
@@ -199,7 +202,48 @@ def _histogram_figure(
     legend = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _tidy(axes)
+    tidy(axes)
+    return figure
+
+
+def comparison_figure(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], quantities: Mapping[str, str], title: str
+) -> Figure:
+    """Draw the same quantities of several runs, a panel a quantity and a line a run.
+
+    Args:
+        runs: the records of each run, by its name.
+        quantities: label of the vertical axis by the key of the records, such as {"val_mse": "validation
+            mean squared error"}. A run without a quantity is left out of its panel.
+        title: a line above the panels.
+
+    Raises:
+        ConfigError: no run has any of the quantities.
+    """
+    drawn = {
+        key: {name: _curve(records, key) for name, records in runs.items() if np.isfinite(_curve(records, key)).any()}
+        for key in quantities
+    }
+    drawn = {key: curves for key, curves in drawn.items() if curves}
+    if not drawn:
+        raise ConfigError("There is nothing to draw: no run has any of the quantities.")
+    figure = new_figure(4.6 * len(drawn), 3.4, title)
+    handles: dict[str, Any] = {}
+    for position, (key, curves) in enumerate(drawn.items(), start=1):
+        axes = figure.add_subplot(1, len(drawn), position)
+        for name, curve in curves.items():
+            index = list(runs).index(name)
+            style = ("-", "--", "-.", ":")[index % 4]
+            epochs = [record["epoch"] for record in runs[name]]
+            [handles[name]] = axes.plot(epochs, curve, style, color=PALETTE[index % len(PALETTE)], label=name)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.set_ylabel(quantities[key], fontsize=9)
+        tidy(axes)
+    legend = figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -228,7 +272,8 @@ def _label_plainly(axis: Axis, lowest: float, highest: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _new_figure(width_inches: float, height_inches: float, title: str) -> Figure:
+def new_figure(width_inches: float, height_inches: float, title: str) -> Figure:
+    """Return an empty figure, drawn without pyplot, with a title above what will be in it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -244,7 +289,8 @@ def _new_figure(width_inches: float, height_inches: float, title: str) -> Figure
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Give axes a faint grid and no frame."""
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, color="#8c8c8c")
@@ -252,9 +298,21 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color("#8c8c8c")
 
 
-def _write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all.
+
+    Raises:
+        OutputError: `path` cannot be written.
+    """
+    with atomic_file(path) as file:
+        file.write(png_of(figure))
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    stream = io.BytesIO()
     with warnings.catch_warnings():
         # A title in a script that the font lacks is drawn as boxes; nothing the reader could do.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        with atomic_file(path) as file:
-            figure.savefig(file, format="png")
+        figure.savefig(stream, format="png")
+    return stream.getvalue()

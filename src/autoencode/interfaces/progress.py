@@ -68,7 +68,7 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
         def show(at: TrainProgress) -> None:
             bars.start()
             done = at.epoch - (at.record is None)
-            left = f"{_duration(at.seconds_left)} left"
+            left = f"{duration(at.seconds_left)} left"
             bars.update(epochs, completed=done, total=at.epochs, note=left)
             rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
             bars.update(steps, completed=at.step, total=at.steps, note=rate)
@@ -86,11 +86,12 @@ def _epoch_line(at: TrainProgress) -> str:
         parts.append(f"kl {record['val_kl']:.1f} nats, {record['active_units']:.0f} active, ")
         parts[-1] += f"beta {record['beta']:.2f}, sigma2 {record['sigma2']:.4g}"
     parts.append(f"{record['images_per_second']:,.0f} images/s")
-    parts.append(f"{_duration(at.seconds_left)} left")
+    parts.append(f"{duration(at.seconds_left)} left")
     return "  ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -139,6 +139,20 @@ class Loop:
                 if interrupted.is_set() and state.step < self.total_steps:
                     raise KeyboardInterrupt
 
+    def seconds_an_epoch(self, steps: int) -> float:
+        """Estimate the time of the training steps of an epoch from a few; they change the weights.
+
+        Args:
+            steps: how many to time, after one that warms up.
+        """
+        order = epoch_order(self.train_rows, self.config.seed, 0)
+        times = []
+        for images in batches(self.pack, order, self.config.batch_size, stop=min(self.steps, steps + 1)):
+            started = time.perf_counter()
+            self._step(images)
+            times.append(time.perf_counter() - started)
+        return self.steps * min(times[1:] or times)
+
     def _step(self, images: Tensor) -> None:
         """One optimiser step: a function of the state, the images and the seed."""
         state, config = self.state, self.config

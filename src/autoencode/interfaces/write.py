@@ -1,0 +1,109 @@
+"""The commands that write pages: paper and report. Heavy imports are inside, as in `cli`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoencode.interfaces import options
+from autoencode.interfaces.options import FitOption, MaxBytes, MaxPixels, Size
+from autoencode.interfaces.progress import console, counting, duration, training
+
+if TYPE_CHECKING:
+    from autoencode.reports.paper import Experiment
+    from autoencode.training.loop import Progress
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Write the page of a run: settings, curves, reconstructions, samples, outliers, numbers."""
+    from autoencode.reports.report import write_report
+    from autoencode.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    with staged() as progress:
+        page = write_report(run, progress=progress)
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def paper(
+    folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page, its figures, numbers and models.")],
+    budget: Annotated[
+        str, typer.Option(help="full for the paper's own epochs, or a share of them, such as 0.05.")
+    ] = "full",
+    limit: Annotated[
+        int | None, typer.Option(help="Take only so many images, chosen by chance.", min=2)
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="An experiment, or a group: ae, denoise, vae-sigma, vae-warmup, best. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
+    size: Size = None,
+    fit: FitOption = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Run every experiment of the paper on a folder of images, and lay them out as its figures."""
+    from autoencode.data.images import Preprocessing
+    from autoencode.reports.paper import chosen, parse_budget
+    from autoencode.reports.paper_page import write_paper
+    from autoencode.reports.results import measure_all
+    from autoencode.reports.study import Plan, open_study, seconds_needed, train_all
+    from autoencode.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    experiments, share = chosen(only or ()), parse_budget(budget)
+    preprocessing = options.preprocessing(size, fit, None) or Preprocessing()
+    with counting("packing") as progress:
+        pack = open_study(
+            folder, out, preprocessing, limit, seed, limits=options.limits(max_pixels, max_bytes), progress=progress
+        )
+    plan = Plan(out, pack, experiments, share, seed)
+    seconds = seconds_needed(plan)
+    console.print(f"{len(experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train")
+    with _training_each() as (started, show):
+        trained = train_all(plan, show, started)
+    with staged() as progress_of_stage:
+        results = measure_all(plan, trained, progress_of_stage)
+        page = write_paper(results)
+    console.print(f"page: {page}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage of work that reports (stage, images done, images in all)."""
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Callable[[int, int], None]] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = stack.enter_context(counting(stage))
+            bars[stage](done, total)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _training_each() -> Iterator[
+    tuple[Callable[[Experiment], None], Callable[[Experiment, Progress], None]]
+]:
+    """Say which experiment begins, and show the progress of the one at work."""
+    with training() as show:
+
+        def started(experiment: Experiment) -> None:
+            console.print(f"{experiment.name}: {experiment.shows}")
+
+        yield started, lambda _, at: show(at)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands of this module commands of the program."""
+    app.command()(paper)
+    app.command()(report)

@@ -1,0 +1,174 @@
+"""What the paper claims, what a study measured of it, and whether it holds: a row a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+from autoencode.applications.anomaly_scores import DEFAULT_SCORES
+from autoencode.applications.thresholds import conformal_p_values, promised_rate, rate_of
+from autoencode.errors import ConfigError
+from autoencode.reports.numbers import kid, number
+from autoencode.reports.results import Results
+
+Verdict = Literal["holds", "does not hold", "cannot be told", "was not run"]
+
+# A validation loss up to so much above the training loss is no overfitting.
+OVERFITTED = 1.1
+# Below this share of active values a code has collapsed.
+COLLAPSED = 0.1
+# An outlier rule that flags more of ordinary images than this is of no use.
+USABLE_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and how it fared.
+
+    Attributes:
+        text: the claim.
+        where: in the paper.
+        measured: what this study found, with intervals.
+        verdict: whether it holds.
+    """
+
+    text: str
+    where: str
+    measured: str
+    verdict: Verdict
+
+
+def claims(results: Results) -> list[Claim]:
+    """Return every claim with what this study says of it."""
+    return [_judged(results, *row) for row in _CLAIMS]
+
+
+_Judge = Callable[[Results], tuple[str, Verdict]]
+
+
+def _judged(results: Results, text: str, where: str, needs: tuple[str, ...], judge: _Judge) -> Claim:
+    if not results.has(*needs):
+        return Claim(text, where, f"needs {', '.join(needs)}", "was not run")
+    measured, verdict = judge(results)
+    return Claim(text, where, measured, verdict)
+
+
+def _no_overfitting(results: Results) -> tuple[str, Verdict]:
+    last = results.records["ae"][-1]
+    ratio = last["val_loss"] / last["train_loss"]
+    text = f"after {last['epoch']:.0f} epochs the validation loss is {ratio:.3f} of the training loss"
+    return text, "holds" if ratio < OVERFITTED else "does not hold"
+
+
+def _beats_pca(results: Results) -> tuple[str, Verdict]:
+    found = results.measured["ae"]
+    ours, pca = found["reconstruction"]["mse"], found["pca"]["mse"]
+    text = f"test error {number(ours, 5)}; PCA of {found['pca_components']} values {number(pca, 5)}"
+    if results.has("best"):
+        text += f"; a network that starts as PCA {number(results.measured['best']['reconstruction']['mse'], 5)}"
+    return text, _lower(ours, pca)
+
+
+def _restores(name: str) -> _Judge:
+    def judge(results: Results) -> tuple[str, Verdict]:
+        found = results.measured[name]
+        before, after = found["corrupted"]["psnr_db"], found["reconstruction"]["psnr_db"]
+        text = f"PSNR {number(before, 2)} dB before, {number(after, 2)} dB after"
+        clean = results.measured.get("ae")
+        if clean:
+            text += f"; of clean images the plain autoencoder makes {number(clean['reconstruction']['psnr_db'], 2)} dB"
+        return text, _lower(before, after)
+
+    return judge
+
+
+def _middle_sigma2_is_best(results: Results) -> tuple[str, Verdict]:
+    distances = {name: kid(results.measured[name], "samples_normal") for name in _SIGMAS}
+    if results.has("vae-auto"):
+        distances["vae-auto"] = kid(results.measured["vae-auto"], "samples_normal")
+    text = "KID of samples: " + "; ".join(f"{name} {number(value, 3)}" for name, value in distances.items())
+    verdicts = [_lower(distances["vae-0.01"], distances[other]) for other in ("vae-0.1", "vae-0.001")]
+    return text, _all(verdicts)
+
+
+def _wide_sigma2_collapses(results: Results) -> tuple[str, Verdict]:
+    found = results.measured["vae-0.1"]
+    active, size = found["code"]["active_units"], found["code_size"]
+    text = f"{active} of {size} code values are active, KL {number(found['code']['kl_nats'], 1)} nats an image"
+    return text, "holds" if active < COLLAPSED * size else "does not hold"
+
+
+def _narrow_sigma2_leaves_kl_weak(results: Results) -> tuple[str, Verdict]:
+    gaps = {name: results.measured[name]["code"]["prior_gap_nats"] for name in _SIGMAS}
+    text = "distance of all codes from the prior: " + "; ".join(f"{n} {gap:.1f} nats" for n, gap in gaps.items())
+    return text, "holds" if gaps["vae-0.001"] > max(gaps["vae-0.01"], gaps["vae-0.1"]) else "does not hold"
+
+
+def _warmup_with_batch_norm(results: Results) -> tuple[str, Verdict]:
+    cells = {
+        "neither": "vae-long",
+        "batch normalisation": "vae-only-batch-norm",
+        "warm-up": "vae-only-warmup",
+        "both": "vae-warmup",
+    }
+    distances = {name: kid(results.measured[run], "samples_normal") for name, run in cells.items()}
+    text = "KID of samples at equal epochs: "
+    text += "; ".join(f"{name} {number(value, 3)}" for name, value in distances.items())
+    return text, _lower(distances["both"], distances["neither"])
+
+
+def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
+    reference = results.reference("vae-0.01")
+    if not reference.validation or reference.median_kl_nats is None:
+        return "there are no validation images to measure the rule on", "cannot be told"
+    flagged = rate_of(reference.validation["kl"] > reference.median_kl_nats)
+    assert flagged is not None
+    low, high = flagged.interval
+    text = f"the rule flags {flagged.value:.0%} ({low:.0%} to {high:.0%}) of ordinary validation images"
+    try:
+        rate = promised_rate(reference.calibration_images, None)
+        score = DEFAULT_SCORES["code"]
+        p_values = conformal_p_values(reference.calibration[score], reference.validation[score])
+        ours = rate_of(p_values <= rate)
+        assert ours is not None
+        text += f"; a calibrated threshold for {rate:.1%} flags {ours.value:.1%}"
+        text += f" ({ours.interval.low:.1%} to {ours.interval.high:.1%})"
+    except ConfigError:
+        text += "; too few test images for a calibrated threshold"
+    return text, "does not hold" if low > USABLE_RATE else "holds" if high < USABLE_RATE else "cannot be told"
+
+
+def _lower(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Verdict:
+    """Whether a is lower than b, as far as their intervals tell."""
+    if a is None or b is None or a["interval"] is None or b["interval"] is None:
+        return "cannot be told"
+    if a["interval"][1] < b["interval"][0]:
+        return "holds"
+    return "does not hold" if a["interval"][0] > b["interval"][1] else "cannot be told"
+
+
+def _all(verdicts: list[Verdict]) -> Verdict:
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "holds" if all(verdict == "holds" for verdict in verdicts) else "cannot be told"
+
+
+_SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001")
+_CLAIMS: tuple[tuple[str, str, tuple[str, ...], _Judge], ...] = (
+    ("The autoencoder does not overfit.", "Fig. 4", ("ae",), _no_overfitting),
+    ("It is better than PCA of the same size.", "section 3", ("ae",), _beats_pca),
+    ("It removes Gaussian noise of 0.3.", "Fig. 9", ("denoise",), _restores("denoise")),
+    ("It fills in what dropout of 0.3 took.", "Fig. 10", ("dropout",), _restores("dropout")),
+    ("Of three sigma2, 0.01 gives the best samples.", "Fig. 12", _SIGMAS, _middle_sigma2_is_best),
+    ("sigma2 of 0.1 collapses to the average image.", "Fig. 12", ("vae-0.1",), _wide_sigma2_collapses),
+    ("sigma2 of 0.001 leaves the KL too weak.", "Fig. 12", _SIGMAS, _narrow_sigma2_leaves_kl_weak),
+    (
+        "Warm-up with batch normalisation gives better samples.",
+        "Figs. 13-15",
+        ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup"),
+        _warmup_with_batch_norm,
+    ),
+    ("KL above the median tells outliers.", "Fig. 16", ("vae-0.01",), _kl_finds_outliers),
+)

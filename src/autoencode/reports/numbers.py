@@ -1,0 +1,60 @@
+"""Measurements as text: with their intervals, in words a reader of a page knows.
+
+They are taken as `Evaluation.to_json` gives them, so that kept ones read like new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoencode.reports.page import Table
+
+Measured = Mapping[str, Any]
+
+KID_NAMES = {
+    "training_images": "KID of training images (the floor)",
+    "reconstructions": "KID of reconstructions",
+    "pca_reconstructions": "KID of PCA's reconstructions",
+    "samples_normal": "KID of samples from N(0, I)",
+    "samples_mixture": "KID of samples from the mixture",
+}
+
+
+def number(found: Measured | None, digits: int) -> str:
+    """Return an estimate with its 95 % interval, or a dash."""
+    if found is None:
+        return "–"
+    if found["interval"] is None:
+        return f"{found['value']:.{digits}f}"
+    low, high = found["interval"]
+    return f"{found['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def kid(found: Measured, of: str) -> Measured | None:
+    """Return a kernel distance of an evaluation, or None where it has none."""
+    return (found["kid"] or {}).get(of)
+
+
+def evaluation_table(found: Measured) -> Table:
+    """Everything `evaluate` found, PCA of the same size beside the model."""
+    model, pca = found["reconstruction"], found["pca"]
+    rows = [
+        (name, number(model[key], digits), number(pca[key], digits))
+        for name, key, digits in (
+            ("mean squared error", "mse", 5),
+            ("PSNR, dB", "psnr_db", 2),
+            ("SSIM", "ssim", 3),
+            ("sharpness ratio", "sharpness", 3),
+        )
+    ]
+    if (code := found["code"]) is not None:
+        rows += [
+            ("bits a dimension, at most", number(code["bits_per_dimension"], 3), "–"),
+            ("KL, nats an image", number(code["kl_nats"], 1), "–"),
+            ("active code values", f"{code['active_units']} of {found['code_size']}", "–"),
+            ("distance of all codes from the prior, nats", f"{code['prior_gap_nats']:.1f}", "–"),
+        ]
+    rows += [(KID_NAMES.get(name, name), number(value, 3), "–") for name, value in (found["kid"] or {}).items()]
+    caption = f"On {found['images']:,} {found['split']} images, with 95 % intervals."
+    return Table(("measure", "model", f"PCA, {found['pca_components']} values"), rows, caption)

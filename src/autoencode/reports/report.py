@@ -1,0 +1,184 @@
+"""The page of one run: what was trained on what, how it went, what it can do, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoencode.applications.anomaly_scores import DEFAULT_SCORES
+from autoencode.applications.codehealth import code_health
+from autoencode.applications.evaluate import Evaluation, evaluate
+from autoencode.applications.outlier_reference import OutlierReference, fit_reference, reference_name
+from autoencode.data.batches import batches
+from autoencode.data.pack import Pack, open_pack
+from autoencode.errors import RunError
+from autoencode.evaluation.figures import image_grid
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.modelfile import MODEL_NAME, load_model
+from autoencode.reports import pictures
+from autoencode.reports.numbers import evaluation_table
+from autoencode.reports.page import Block, Command, Section, Table, Text, figure_of, write_page
+from autoencode.reports.repeat import command, in_words
+from autoencode.training.runlog import RunSettings, read_metrics, read_run
+
+REPORT_NAME = "report.html"
+REFUSED_SHOWN = 20
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    settings: RunSettings
+    model: Autoencoder
+    pack: Pack
+    progress: Progress
+
+
+def write_report(run: str | Path, *, kid: bool = True, progress: Progress | None = None) -> Path:
+    """Write the page of a run into its folder, one file that needs no other.
+
+    Args:
+        run: a run folder with a model in it.
+        kid: whether to measure the kernel distance too, which takes minutes on a CPU.
+        progress: called with (stage, images done, images in all).
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: it is no run folder, or its images have changed since.
+        ModelFileError: there is no model yet, or it is damaged.
+        PackError: the pack of its images is missing or damaged.
+        OutputError: the page cannot be written.
+    """
+    folder = Path(run)
+    settings = read_run(folder)
+    pack = open_pack(settings.pack)
+    if pack.fingerprint != settings.fingerprint:
+        raise RunError(f"The images of {pack.path} are not those {folder} was trained on.")
+    model = load_model(folder / MODEL_NAME)
+    of = _Run(folder, settings, model, pack, progress or (lambda stage, done, total: None))
+    sections = [
+        Section("What was trained", _settings(of)),
+        Section("Images", _images(of)),
+        Section("How it went", _curves(of)),
+        Section("Reconstructions", _reconstructions(of)),
+        Section("New images", _samples(of)),
+        Section("Neighbours", _neighbours(of)),
+        Section("Map of the codes", [pictures.code_map(model, pack, _held_out(pack, 2_000), "Map")]),
+        Section("Most and least ordinary", _outliers(of)),
+        Section("In numbers", _numbers(of, kid)),
+    ]
+    path = folder / REPORT_NAME
+    write_page(path, f"Run {folder.resolve().name}", _lead(of), sections)
+    return path
+
+
+def _lead(of: _Run) -> str:
+    kind = "A variational autoencoder" if of.model.is_vae else "An autoencoder"
+    return (
+        f"{kind} of {len(of.pack):,} images from {of.pack.folder}, "
+        f"{of.model.config.code_size} numbers an image."
+    )
+
+
+def _settings(of: _Run) -> list[Block]:
+    table = Table(("setting", "value"), in_words(of.settings))
+    return [table, Text("The same run again:"), Command(command(of.settings, of.pack))]
+
+
+def _images(of: _Run) -> list[Block]:
+    pack = of.pack
+    counts = [(split, f"{len(pack.rows(split)):,}") for split in ("train", "validation", "test")]
+    blocks: list[Block] = [
+        Table(("split", "images"), counts, "Split by content: copies of one image are never on two sides."),
+        pictures.data_sheet(pack, "Data sheet"),
+    ]
+    if pack.refused:
+        shown = [(entry.path, entry.reason or "") for entry in pack.refused[:REFUSED_SHOWN]]
+        rest = len(pack.refused) - len(shown)
+        more = f", {rest} more in manifest.jsonl of the pack" if rest else ""
+        blocks.append(Table(("file", "reason"), shown, f"{len(pack.refused)} files could not be used{more}."))
+    return blocks
+
+
+def _curves(of: _Run) -> list[Block]:
+    caption = "Every term of the loss by epoch, on training and validation images; training should not run ahead."
+    return [pictures.curves(read_metrics(of.folder), "Curves", of.folder.resolve().name, caption)]
+
+
+def _reconstructions(of: _Run) -> list[Block]:
+    rows = _held_out(of.pack, 1_000)
+    blocks: list[Block] = [pictures.best_median_worst(of.model, of.pack, rows, "Reconstructions")]
+    for corruption in of.settings.train.corrupt:
+        caption = "Clean images, what the model is given, and what it gives back."
+        blocks.append(
+            pictures.restored(of.model, of.pack, rows[:8], corruption, f"Restored from {corruption}", caption)
+        )
+    return blocks
+
+
+def _samples(of: _Run) -> list[Block]:
+    blocks: list[Block] = []
+    if of.model.prior is not None:
+        caption = "Decoded from a Gaussian mixture fitted to the codes of the training images."
+        blocks.append(pictures.samples(of.model, "mixture", "From the mixture", caption))
+    if of.model.is_vae:
+        caption = "Decoded from the standard normal prior, as the paper does."
+        blocks.append(pictures.samples(of.model, "normal", "From N(0, I)", caption))
+    return blocks or [Text(f"This model has no prior yet. Give it one: autoencode generate {of.folder} --out new")]
+
+
+def _neighbours(of: _Run) -> list[Block]:
+    queries = pictures.some(of.pack.held_out().rows, 4, 0)
+    searched = np.setdiff1d(pictures.some(of.pack.rows(), pictures.MOST_SEARCHED, 1), queries)
+    if not len(searched):
+        return [Text("There are too few images to search among.")]
+    codes = (pictures.codes_of(of.model, of.pack, rows) for rows in (queries, searched))
+    vectors = {"codes": tuple(codes)}
+    caption = f"Held-out images and the nearest of {len(searched):,} by the angle between codes."
+    return [pictures.neighbours(vectors, of.pack, queries, searched, "Neighbours", caption)]
+
+
+def _outliers(of: _Run) -> list[Block]:
+    rows = np.unique(of.pack.rows("test"))
+    if len(rows) < 8 or len(np.unique(of.pack.rows("train"))) < 2:
+        return [Text("There are too few held-out images to rank.")]
+    reference = _reference(of)
+    scores = reference.calibration[DEFAULT_SCORES["code"]]
+    order = np.argsort(-scores, kind="stable")
+    blocks: list[Block] = []
+    for title, picked, caption in (
+        ("Least ordinary", order[:12], "Held-out images with the highest outlier score: look here for bad files."),
+        ("Most ordinary", order[::-1][:12], "Held-out images with the lowest."),
+    ):
+        captions = [f"{scores[index]:.2f}" for index in picked]
+        grid = image_grid(of.pack.pixels(rows[picked]), captions=captions, columns=6)
+        blocks.append(figure_of(grid, title, caption))
+    return blocks
+
+
+def _reference(of: _Run) -> OutlierReference:
+    def report(done: int, total: int) -> None:
+        of.progress("learning what is ordinary", done, total)
+
+    return fit_reference(of.model, of.pack, of.folder / reference_name("code"), progress=report)
+
+
+def _numbers(of: _Run, kid: bool) -> list[Block]:
+    found: Evaluation = evaluate(of.model, of.pack, kid=kid, progress=of.progress)
+    blocks: list[Block] = [evaluation_table(found.to_json()), *(Text(note) for note in found.notes)]
+    if of.model.is_vae:
+        health = code_health(of.model, batches(of.pack, of.pack.held_out().rows, INFERENCE_BATCH))
+        if health.warning:
+            blocks.append(Text(f"Warning: {health.warning}"))
+    return blocks
+
+
+def _held_out(pack: Pack, most: int) -> pictures.Rows:
+    return pictures.some(pack.held_out().rows, most, 2)
