@@ -281,6 +281,12 @@ def test_an_epoch_that_ends_with_one_image_more_counts_them_all(tiny_pack: Pack,
     assert seen[0].loss == pytest.approx(run.metrics[0]["train_loss"])
 
 
+def test_a_fixed_sigma2_stays_that_of_the_model_whatever_pca_leaves(tiny_pack: Pack, tmp_path: Path) -> None:
+    overrides: dict[str, Any] = {"kind": "vae", "network": "residual", "widths": (4, 8), "code_size": 8}
+    assert make_loop(tiny_pack, tmp_path, sigma2=0.1, **overrides).state.model.sigma2 == pytest.approx(0.1)
+    assert make_loop(tiny_pack, tmp_path, **overrides).state.model.sigma2 != pytest.approx(0.1)
+
+
 def test_the_model_says_where_it_comes_from(trained: Run, tiny_pack: Pack) -> None:
     provenance = load_model(trained.model_path).provenance
     assert provenance["data"] == tiny_pack.fingerprint

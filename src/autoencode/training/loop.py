@@ -122,6 +122,7 @@ class Loop:
         size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
         self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
         start_at_pca(self.state.model, batches(self.pack, order, size))
+        _fix_sigma2(self.state.model, self.config)
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:
             self.state.averaged.load_state_dict(self.state.model.state_dict())
@@ -359,12 +360,16 @@ def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
         model = Autoencoder(run.model, run.preprocessing)
-    if run.train.sigma2 != "auto" and model.is_vae:
-        model.sigma2.fill_(run.train.sigma2)
+    _fix_sigma2(model, run.train)
     runtime.place_model(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
     sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
     return TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
+
+
+def _fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
+    if config.sigma2 != "auto" and model.is_vae:
+        model.sigma2.fill_(config.sigma2)
 
 
 def _optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:
