@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autoencode.errors import ConfigError
-from autoencode.evaluation.metrics import ACTIVE_VARIANCE
+from autoencode.evaluation.metrics import active_units
 from autoencode.models.autoencoder import Autoencoder
 
 # Below this share of active values, the code is wasted on most of its size and that is said.
@@ -39,7 +39,7 @@ class CodeHealth:
     @property
     def active_units(self) -> int:
         """Code values whose mean varies by more than 0.01 over the images (Burda et al. 2016)."""
-        return int((self.mean_variance > ACTIVE_VARIANCE).sum())
+        return active_units(self.mean_variance)
 
     @property
     def warning(self) -> str | None:
