@@ -1,0 +1,161 @@
+"""How well each outlier score tells other images from held-out test images of a model's own pack.
+
+    python benchmarks/outliers.py RUN --against FOLDER ... [--pack PACK] [--most 1000]
+    python benchmarks/outliers.py RUN --against FOLDER --masks MASKS
+
+Prints Markdown tables. AUROC is 0.5 for chance; its interval is a 95 % bootstrap interval over the images of
+both sides. `image spectrum` is a control that no model is needed for: the same descriptors of the images
+instead of their residuals. The realised false-positive rate is of validation images. With masks, folders with
+the names of the images under FOLDER, AUROC is also given for pixels, of the images that have a defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode import (
+    Autoencoder,
+    OutlierReference,
+    Pack,
+    fit_reference,
+    heat_maps,
+    load_model,
+    open_pack,
+)
+from autoencode.applications.anomaly_scores import (
+    SCORES,
+    VAE_SCORES,
+    Score,
+    fit_gaussian,
+    joined,
+    measure,
+    residual_spectrum,
+)
+from autoencode.applications.thresholds import conformal_p_values, images_needed, rate_of
+from autoencode.data.batches import batches, to_float
+from autoencode.data.images import find_images, read_image
+from autoencode.evaluation.scores import Interval, auroc
+from autoencode.training.runlog import read_run
+
+Array = NDArray[np.float64]
+RATES = (0.01, 0.05)
+RESAMPLES = 200
+
+
+def interval(negatives: Array, positives: Array) -> Interval:
+    generator = np.random.default_rng(0)
+    values = [
+        auroc(generator.choice(negatives, len(negatives)), generator.choice(positives, len(positives)))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def cell(negatives: Array, positives: Array) -> str:
+    low, high = interval(negatives, positives)
+    return f"{auroc(negatives, positives):.3f} ({low:.3f}–{high:.3f})"
+
+
+def evenly(paths: list[Path], most: int) -> list[Path]:
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+
+
+def control(model: Autoencoder, pack: Pack, folders: dict[str, list[Path]]) -> tuple[Array, dict[str, Array]]:
+    def of_rows(split: str) -> Array:
+        rows = np.unique(pack.rows(split))[:4000]  # type: ignore[arg-type]
+        return torch.cat([residual_spectrum(x) for x in batches(pack, rows, 64)]).double().numpy()
+
+    ordinary = fit_gaussian(of_rows("train"))
+    spectra = {
+        name: residual_spectrum(to_float(np.stack([read_image(p, model.preprocessing) for p in paths])))
+        for name, paths in folders.items()
+    }
+    return ordinary.distance(of_rows("test")), {
+        name: ordinary.distance(values.double().numpy()) for name, values in spectra.items()
+    }
+
+
+def row(name: str, negatives: Array, positives: dict[str, Array], rates: str) -> str:
+    values = [auroc(negatives, scores) for scores in positives.values()]
+    cells = " | ".join(cell(negatives, scores) for scores in positives.values())
+    return f"| {name} | {cells} | {np.mean(values):.3f} | {min(values):.3f} | {rates} |"
+
+
+def scores_of(model: Autoencoder, reference: OutlierReference, paths: list[Path]) -> dict[Score, Array]:
+    chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
+    return reference.statistics.scores(joined([measure(model, model.read(chunk)) for chunk in chunks]))
+
+
+def image_table(model: Autoencoder, pack: Pack, folders: dict[str, list[Path]]) -> None:
+    reference = fit_reference(model, pack)
+    rates = [rate for rate in RATES if images_needed(rate) <= reference.calibration_images]
+    headings = ["score", *folders, "mean", "least", *(f"false positives at {rate:.0%}" for rate in rates)]
+    print(f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
+    scored = {name: scores_of(model, reference, paths) for name, paths in folders.items()}
+    for score in SCORES:
+        if score in VAE_SCORES and not model.is_vae:
+            continue
+        positives = {name: scores[score] for name, scores in scored.items()}
+        p_values = conformal_p_values(reference.calibration[score], reference.validation[score])
+        realised = [rate_of(p_values <= rate) for rate in rates]
+        text = " | ".join(
+            f"{r.value:.2%} ({r.interval.low:.2%}–{r.interval.high:.2%})" for r in realised if r is not None
+        )
+        print(row(score, reference.calibration[score], positives, text), flush=True)
+    negatives, positives = control(model, pack, folders)
+    print(row("image spectrum (no model)", negatives, positives, " | ".join("-" for _ in rates)))
+
+
+def pixel_table(
+    model: Autoencoder, folders: dict[str, list[Path]], roots: dict[str, Path], masks: Path
+) -> None:
+    print("\n| images | pixel AUROC, mean over images (95 % interval) | all pixels together | images |")
+    print("| --- | --- | --- | --- |")
+    for name, paths in folders.items():
+        inside, outside, each = [], [], []
+        for path in paths:
+            mask_path = masks / path.relative_to(roots[name].parent).with_suffix(".png")
+            if not mask_path.exists():
+                continue
+            mask = read_image(mask_path, model.preprocessing).mean(axis=2) > 127
+            if not mask.any() or mask.all():
+                continue
+            heat = heat_maps(model, model.read(path))[0].double().numpy()
+            inside.append(heat[mask])
+            outside.append(heat[~mask])
+            each.append(auroc(heat[~mask], heat[mask]))
+        if each:
+            generator = np.random.default_rng(0)
+            means = [generator.choice(each, len(each)).mean() for _ in range(2000)]
+            low, high = np.quantile(means, [0.025, 0.975])
+            pooled = auroc(np.concatenate(outside), np.concatenate(inside))
+            print(f"| {name} | {np.mean(each):.3f} ({low:.3f}–{high:.3f}) | {pooled:.3f} | {len(each)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--against", type=Path, nargs="+", required=True)
+    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--masks", type=Path, help="of defects, white on black, in sub-folders of one name")
+    parser.add_argument("--most", type=int, default=1000, help="images of a folder, spread evenly")
+    arguments = parser.parse_args()
+    model = load_model(arguments.run)
+    pack = open_pack(arguments.pack or Path(read_run(arguments.run).pack))
+    roots = {folder.name: folder for folder in arguments.against}
+    folders = {name: evenly(find_images(folder), arguments.most) for name, folder in roots.items()}
+    image_table(model, pack, folders)
+    if arguments.masks:
+        pixel_table(model, folders, roots, arguments.masks)
+
+
+if __name__ == "__main__":
+    main()
