@@ -25,12 +25,13 @@ from autoencode.data.pack import Pack
 from autoencode.errors import DivergedError, ModelFileError
 from autoencode.evaluation.metrics import active_units
 from autoencode.models.autoencoder import Autoencoder, Output
+from autoencode.models.likelihood import bits_per_dimension
 from autoencode.models.modelfile import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
 from autoencode.models.residual import ResidualDecoder
 from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
 from autoencode.training.config import TrainConfig
-from autoencode.training.objective import Terms, beta_at, bits_per_dimension, terms, update_sigma2
+from autoencode.training.objective import Terms, beta_at, terms, update_sigma2
 from autoencode.training.runlog import Record, RunSettings, append_metrics, keep_metrics_up_to
 from autoencode.training.runtime import Runtime
 from autoencode.version import VERSION
