@@ -5,24 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import NearestNeighbors
 from torch.distributions import Independent, Normal, kl_divergence
 
 from autoencode import Autoencoder, ConfigError, ModelConfig, Pack, Preprocessing, Run, load_model
 from autoencode.applications import anomaly_scores as application
 from autoencode.applications.anomaly_scores import (
+    PRETRAINED_SCORES,
     SCORES,
     VAE_SCORES,
     Measured,
     check_score,
-    fit_gaussian,
     joined,
     measure,
-    neighbour_distance,
+    measurer,
     residual_spectrum,
     training_statistics,
 )
+from autoencode.applications.encoders import image_encoder
 from autoencode.data.batches import to_float
 from autoencode.evaluation.scores import auroc
 from autoencode.models.autoencoder import SIGMA2_FLOOR
@@ -48,14 +47,15 @@ def test_the_kl_is_that_of_two_distributions(vae: Autoencoder, images: torch.Ten
     assert log_variance is not None
     posterior = Independent(Normal(mean, (log_variance / 2).exp()), 1)
     prior = Independent(Normal(torch.zeros_like(mean), 1), 1)
-    np.testing.assert_allclose(measure(vae, images).kl_nats, kl_divergence(posterior, prior), rtol=1e-4)
+    np.testing.assert_allclose(measure(vae, images)["kl_nats"], kl_divergence(posterior, prior), rtol=1e-4)
 
 
 def test_the_elbo_is_that_of_two_distributions(vae: Autoencoder, images: torch.Tensor) -> None:
     likelihood = Normal(vae.reconstruct(images), vae.sigma2.sqrt()).log_prob(images).sum(dim=(1, 2, 3))
     measured = measure(vae, images)
-    assert measured.kl_nats is not None
-    np.testing.assert_allclose(measured.negative_elbo_nats, measured.kl_nats - likelihood.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(
+        measured["negative_elbo_nats"], measured["kl_nats"] - likelihood.numpy(), rtol=1e-4
+    )
 
 
 def test_the_path_is_three_norms_for_a_vae_and_two_for_a_plain_code(
@@ -67,7 +67,7 @@ def test_the_path_is_three_norms_for_a_vae_and_two_for_a_plain_code(
         expected = [np.log(np.linalg.norm(residual, axis=1)), np.linalg.norm(mean.numpy(), axis=1)]
         if log_variance is not None:
             expected.append(np.linalg.norm(np.sqrt(np.exp(log_variance.numpy())), axis=1))
-        np.testing.assert_allclose(measure(model, images).path, np.stack(expected, axis=1), rtol=1e-3)
+        np.testing.assert_allclose(measure(model, images)["path"], np.stack(expected, axis=1), rtol=1e-3)
 
 
 def test_the_spectrum_of_residuals_is_the_energy_that_each_halving_loses() -> None:
@@ -105,52 +105,8 @@ def test_the_spectrum_ends_with_how_far_the_code_of_the_reconstruction_is(
     again = vae.encode(vae.decode(codes))
     expected = np.log(np.linalg.norm((codes - again).numpy(), axis=1))
     measured = measure(vae, images)
-    np.testing.assert_allclose(measured.spectrum[:, -1], expected, atol=1e-3)
-    np.testing.assert_allclose(measured.spectrum[:, -2], measured.path[:, 1])
-
-
-def test_the_distance_is_the_mahalanobis_distance_of_scikit_learns_shrunk_covariance() -> None:
-    generator = np.random.default_rng(1)
-    values = generator.normal(size=(60, 30)) @ generator.normal(size=(30, 30))
-    others = generator.normal(size=(9, 30))
-    mean, scale = values.mean(0), values.std(0)
-    peer = LedoitWolf().fit((values - mean) / scale)
-    assert peer.shrinkage_ > 1 / 60
-    expected = np.sqrt(peer.mahalanobis((others - mean) / scale))
-    np.testing.assert_allclose(fit_gaussian(values).distance(others), expected)
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_very_few_or_equal_images_still_give_finite_distances(count: int) -> None:
-    generator = np.random.default_rng(2)
-    for values in (generator.normal(size=(count, 20)), np.ones((count, 20))):
-        distance = fit_gaussian(values).distance(generator.normal(size=(4, 20)))
-        assert np.isfinite(distance).all()
-        assert (distance > 0).all()
-
-
-def test_neighbours_are_those_of_scikit_learn_and_the_farthest_there_is_of_few() -> None:
-    generator = np.random.default_rng(3)
-    training, codes = generator.normal(size=(50, 7)), generator.normal(size=(6, 7))
-    distances, _ = NearestNeighbors(n_neighbors=5).fit(training).kneighbors(codes)
-    np.testing.assert_allclose(neighbour_distance(codes, training), distances[:, -1])
-    assert neighbour_distance(training[:1], training, 1) == pytest.approx(0, abs=1e-6)
-    farthest = np.linalg.norm(codes[:, None] - training[:3], axis=2).max(axis=1)
-    np.testing.assert_allclose(neighbour_distance(codes, training[:3]), farthest)
-
-
-def test_typicality_calls_both_more_and_less_likely_images_strange(
-    vae: Autoencoder, images: torch.Tensor
-) -> None:
-    measured = measure(vae, images)
-    assert measured.negative_elbo_nats is not None
-    statistics = training_statistics(measured)
-    centre = measured.negative_elbo_nats.mean()
-    shifted = measured._replace(negative_elbo_nats=np.full(len(images), centre - 50))
-    np.testing.assert_allclose(statistics.scores(shifted)["typicality"], 50)
-    np.testing.assert_allclose(
-        statistics.scores(measured)["typicality"], np.abs(measured.negative_elbo_nats - centre)
-    )
+    np.testing.assert_allclose(measured["spectrum"][:, -1], expected, atol=1e-3)
+    np.testing.assert_allclose(measured["spectrum"][:, -2], measured["path"][:, 1])
 
 
 def test_images_simpler_than_training_are_strange_to_the_two_sided_scores_only() -> None:
@@ -164,7 +120,12 @@ def test_images_simpler_than_training_are_strange_to_the_two_sided_scores_only()
         path = application.path_descriptors(mse, 768, codes, None)
         again = codes + torch.from_numpy(generator.normal(0, 0.1, (count, 4)))
         spectrum = application.spectrum_descriptors(residuals, codes, again)
-        return Measured(codes.numpy(), mse.numpy(), None, None, path.numpy(), spectrum.numpy())
+        return {
+            "vectors": codes.numpy(),
+            "mse": mse.numpy(),
+            "path": path.numpy(),
+            "spectrum": spectrum.numpy(),
+        }
 
     statistics = training_statistics(toy(200, 0.1))
     ordinary, simple = statistics.scores(toy(100, 0.1)), statistics.scores(toy(100, 0.05))
@@ -198,8 +159,9 @@ def test_constant_and_single_images_have_finite_scores(
 def test_scores_do_not_depend_on_how_images_are_batched(vae: Autoencoder, images: torch.Tensor) -> None:
     whole = measure(vae, images)
     parts = joined([measure(vae, images[:5]), measure(vae, images[5:])])
-    for one, other in zip(whole, parts, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert whole.keys() == parts.keys()
+    for quantity, values in whole.items():
+        np.testing.assert_allclose(values, parts[quantity], rtol=1e-4, atol=1e-4)
 
 
 def test_each_model_has_its_scores_and_a_plain_one_says_which(
@@ -216,6 +178,17 @@ def test_each_model_has_its_scores_and_a_plain_one_says_which(
         check_score("luck", vae)
 
 
+def test_pretrained_features_have_distances_alone(vae: Autoencoder, images: torch.Tensor) -> None:
+    measured = measurer(vae, "pretrained")(images[:6])
+    np.testing.assert_array_equal(
+        measured["vectors"], image_encoder(vae, "pretrained").encode(images[:6]).astype(float)
+    )
+    assert set(training_statistics(measured).scores(measured)) == set(PRETRAINED_SCORES)
+    check_score("knn", vae, "pretrained")
+    with pytest.raises(ConfigError, match="spectrum needs a reconstruction.*mahalanobis, knn"):
+        check_score("spectrum", vae, "pretrained")
+
+
 def test_one_image_cannot_say_what_is_ordinary(plain: Autoencoder, images: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="2 or more images; there is 1"):
         training_statistics(measure(plain, images[:1]))
@@ -225,4 +198,4 @@ def test_one_image_cannot_say_what_is_ordinary(plain: Autoencoder, images: torch
 def test_images_of_any_shape_have_a_spectrum(size: tuple[int, int]) -> None:
     model = Autoencoder(ModelConfig(widths=(4,), code_size=4), Preprocessing(*size)).eval()
     images = torch.rand(3, 3, *size)
-    assert np.isfinite(measure(model, images).spectrum).all()
+    assert np.isfinite(measure(model, images)["spectrum"]).all()

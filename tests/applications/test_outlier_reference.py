@@ -20,7 +20,8 @@ from autoencode import (
     pack_folder,
 )
 from autoencode.applications import outlier_reference as application
-from autoencode.applications.anomaly_scores import Gaussian, measure, training_statistics
+from autoencode.applications.anomaly_scores import measure, training_statistics
+from autoencode.applications.outlier_reference import reference_name
 from autoencode.data.batches import to_float
 
 
@@ -35,11 +36,12 @@ def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
         assert mine.keys() == theirs.keys()
         for score, values in mine.items():
             np.testing.assert_array_equal(values, theirs[score])
-    for mine, theirs in zip(one.statistics, other.statistics, strict=True):
-        parts = (mine, theirs) if isinstance(mine, Gaussian) else ([mine], [theirs])
-        for a, b in zip(*parts, strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert (one.median_kl_nats, one.model, one.pack) == (other.median_kl_nats, other.model, other.pack)
+    np.testing.assert_array_equal(one.statistics.vectors, other.statistics.vectors)
+    assert one.statistics.gaussians.keys() == other.statistics.gaussians.keys()
+    for quantity, gaussian in one.statistics.gaussians.items():
+        for mine, theirs in zip(gaussian, other.statistics.gaussians[quantity], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert (one.median_kl_nats, one.encoder, one.pack) == (other.median_kl_nats, other.encoder, other.pack)
 
 
 def test_statistics_are_of_training_images_and_scores_of_held_out_ones(
@@ -54,8 +56,7 @@ def test_statistics_are_of_training_images_and_scores_of_held_out_ones(
     for scores, measured in ((reference.calibration, test), (reference.validation, validation)):
         for score, expected in statistics.scores(measured).items():
             np.testing.assert_allclose(scores[score], expected, rtol=1e-3)
-    assert train.kl_nats is not None
-    assert reference.median_kl_nats == pytest.approx(np.median(train.kl_nats), rel=1e-4)
+    assert reference.median_kl_nats == pytest.approx(np.median(train["kl_nats"]), rel=1e-4)
     assert reference.calibration_images == len(tiny_pack.rows("test"))
 
 
@@ -67,7 +68,7 @@ def test_it_is_computed_once(
         vae, tiny_pack, tmp_path / "kept", progress=lambda done, total: seen.append((done, total))
     )
     assert seen[-1] == (48, 48)
-    monkeypatch.setattr(application, "measure", None)
+    monkeypatch.setattr(application, "measurer", lambda model, features: None)
     assert_equal(fit_reference(vae, tiny_pack, tmp_path / "kept"), first)
 
 
@@ -76,7 +77,7 @@ def test_that_of_another_model_or_pack_or_a_damaged_one_is_replaced(
 ) -> None:
     plain, kept = load_model(trained.model_path), tmp_path / "kept"
     of_vae = fit_reference(vae, tiny_pack, kept)
-    assert fit_reference(plain, tiny_pack, kept).model == plain.digest
+    assert fit_reference(plain, tiny_pack, kept).encoder == plain.digest
     assert_equal(fit_reference(vae, tiny_pack, kept), of_vae)
     kept.write_bytes(kept.read_bytes()[:-9])
     assert_equal(fit_reference(vae, tiny_pack, kept), of_vae)
@@ -86,11 +87,27 @@ def test_that_of_another_model_or_pack_or_a_damaged_one_is_replaced(
     assert_equal(fit_reference(vae, tiny_pack, kept), of_vae)
 
 
+def test_pretrained_features_are_kept_apart_from_codes(
+    vae: Autoencoder, trained: Run, tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reference_name("code") != reference_name("pretrained")
+    kept = tmp_path / "kept"
+    of_code = fit_reference(vae, tiny_pack, kept)
+    pretrained = fit_reference(vae, tiny_pack, kept, features="pretrained")
+    assert pretrained.encoder != of_code.encoder
+    assert set(pretrained.calibration) == {"mahalanobis", "knn"}
+    assert pretrained.median_kl_nats is None
+    assert pretrained.calibration_images == of_code.calibration_images
+    monkeypatch.setattr(application, "measurer", lambda model, features: None)
+    for model in (vae, load_model(trained.model_path)):  # the same features, whatever the model's weights
+        assert_equal(fit_reference(model, tiny_pack, kept, features="pretrained"), pretrained)
+
+
 def test_a_place_that_cannot_be_written_is_done_without(
     vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert fit_reference(vae, tiny_pack, tmp_path / "file" / "kept").model == vae.digest
+    assert fit_reference(vae, tiny_pack, tmp_path / "file" / "kept").encoder == vae.digest
 
 
 def test_copies_of_an_image_count_once(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:
@@ -99,7 +116,7 @@ def test_copies_of_an_image_count_once(vae: Autoencoder, photos: Path, tmp_path:
     doubled = pack_folder(tmp_path / "photos", tmp_path / "doubled.pack", vae.preprocessing)
     assert len(doubled) == 96
     reference = fit_reference(vae, doubled)
-    assert len(reference.statistics.training_codes) == len(doubled.rows("train")) / 2
+    assert len(reference.statistics.vectors) == len(doubled.rows("train")) / 2
     assert reference.calibration_images == len(doubled.rows("test")) / 2
 
 
@@ -108,7 +125,7 @@ def test_a_sample_of_many_images_is_enough(
 ) -> None:
     monkeypatch.setattr(application, "MOST_IMAGES", 5)
     reference = fit_reference(vae, tiny_pack)
-    assert len(reference.statistics.training_codes) == 5
+    assert len(reference.statistics.vectors) == 5
     assert reference.calibration_images == len(tiny_pack.rows("test"))
 
 

@@ -69,6 +69,30 @@ def test_the_strangest_images_come_first_with_the_p_values_of_their_scores(
     assert found.refused == [(mixed / "broken.jpg", found.refused[0][1])]
 
 
+def test_few_images_promise_the_smallest_rate_they_can(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path
+) -> None:
+    found = find_outliers(vae, mixed, reference)
+    assert found.fpr == 1 / (reference.calibration_images + 1)
+    largest = reference.calibration["spectrum"].max()
+    assert [finding.outlier for finding in found.findings] == [f.score > largest for f in found.findings]
+    assert found.findings[0].outlier
+
+
+def test_pretrained_features_find_noise_too(
+    vae: Autoencoder, tiny_pack: Pack, reference: OutlierReference, mixed: Path
+) -> None:
+    found = find_outliers(vae, mixed, tiny_pack, features="pretrained")
+    assert (found.score, found.features) == ("mahalanobis", "pretrained")
+    assert {finding.path.name for finding in found.findings[:2]} == {"noise1.png", "noise2.png"}
+    with pytest.raises(ConfigError, match="needs a reconstruction or a code"):
+        find_outliers(vae, mixed, tiny_pack, features="pretrained", score="path")
+    with pytest.raises(ConfigError, match="Unknown features 'luck'"):
+        find_outliers(vae, mixed, tiny_pack, features="luck")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="other features"):
+        find_outliers(vae, mixed, reference, features="pretrained")
+
+
 def test_the_measured_rate_is_that_of_the_validation_images(
     vae: Autoencoder, reference: OutlierReference, mixed: Path
 ) -> None:
@@ -185,10 +209,10 @@ def test_what_cannot_be_is_said_before_any_work(
     with pytest.raises(
         ConfigError, match=f"needs 99 test images to calibrate on; the pack has {test_images}"
     ):
-        find_outliers(vae, mixed, tiny_pack)
+        find_outliers(vae, mixed, tiny_pack, fpr=0.01)
     with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
         find_outliers(vae, mixed, reference, tmp_path / "found.txt", fpr=0.3)
-    with pytest.raises(ConfigError, match="reference is of another model"):
+    with pytest.raises(ConfigError, match="reference is of another model or other features"):
         find_outliers(plain, mixed, reference, fpr=0.3)
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from autoencode import ConfigError
 from autoencode.applications.thresholds import (
-    check_calibration,
     conformal_p_values,
     images_needed,
+    promised_rate,
     rate_of,
 )
 
@@ -63,14 +63,24 @@ def test_the_images_needed_are_the_fewest_that_allow_such_a_p_value(rate: float)
 
 
 def test_too_few_images_say_how_many_are_needed_and_what_they_allow() -> None:
-    check_calibration(99, 0.01)
+    assert promised_rate(99, 0.01) == 0.01
     with pytest.raises(
         ConfigError, match=r"0\.01 needs 99 test images to calibrate on; the pack has 98.*--fpr 0\.0102"
     ):
-        check_calibration(98, 0.01)
-    check_calibration(98, 0.0102)
-    with pytest.raises(ConfigError, match="the pack has 0"):
-        check_calibration(0, 0.5)
+        promised_rate(98, 0.01)
+    assert promised_rate(98, 0.0102) == 0.0102
+    with pytest.raises(ConfigError, match="no test images to calibrate on"):
+        promised_rate(0, 0.5)
+
+
+@pytest.mark.parametrize("images", [1, 2, 20, 48, 98, 99, 5000])
+def test_without_a_rate_it_is_one_percent_or_the_smallest_that_flags_at_all(images: int) -> None:
+    rate = promised_rate(images)
+    assert rate == (0.01 if images >= 99 else 1 / (images + 1))
+    calibration = np.arange(images, dtype=float)
+    assert conformal_p_values(calibration, np.array([images + 1.0])) <= rate
+    if images < 99:
+        assert conformal_p_values(calibration, np.array([images - 1.5])) > rate
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import pytest
 
 from autoencode import Pack, Run
 from autoencode.applications.anomaly_scores import SCORES
-from autoencode.applications.outlier_reference import REFERENCE_NAME
+from autoencode.applications.encoders import FEATURE_KINDS
+from autoencode.applications.outlier_reference import reference_name
 from autoencode.interfaces import cli
-from autoencode.interfaces.inspect import Score
+from autoencode.interfaces.inspect import Features, Score
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -47,12 +49,12 @@ def test_a_run_folder_is_all_it_needs(
     out = tmp_path / "found.csv"
     code, said, complaint = outliers(run_folder, photos, "--fpr", "0.3", "--heatmaps", "--out", out)
     assert code == 0, complaint
-    assert " of 48 images, by spectrum" in said
-    assert "p at most 0.3, calibrated on" in said
+    assert " of 48 images, by spectrum of code" in said
+    assert "at most 30.00% of ordinary images, calibrated on" in said
     assert "validation images flagged, 95 % interval" in said
     assert str(out) in said
     assert str(tmp_path / "found-worst.png") in said
-    assert (run_folder / REFERENCE_NAME).is_file()
+    assert (run_folder / reference_name("code")).is_file()
     assert len(out.read_text().splitlines()) == 49
 
 
@@ -60,6 +62,16 @@ def test_the_papers_rule_says_that_it_flags_half(outliers: Command, run_folder: 
     code, said, _ = outliers(run_folder, photos, "--rule", "paper")
     assert code == 0
     assert "it calls half of ordinary images outliers" in said
+
+
+def test_few_images_need_no_option_and_hear_what_can_be_promised(
+    outliers: Command, run_folder: Path, photos: Path
+) -> None:
+    code, said, complaint = outliers(run_folder, photos)
+    assert code == 0, complaint
+    assert re.search(
+        r"at most \d+\.\d\d% of ordinary images, calibrated on \d test images; 1% needs 99", said
+    )
 
 
 def test_a_model_file_alone_needs_its_pack(
@@ -75,7 +87,10 @@ def test_a_model_file_alone_needs_its_pack(
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(("--score", "kl", "--fpr", "0.3"), "is a VAE's"), ((), "needs 99 test images to calibrate on")],
+    [
+        (("--score", "kl", "--fpr", "0.3"), "is a VAE's"),
+        (("--fpr", "0.01"), "needs 99 test images to calibrate on"),
+    ],
 )
 def test_what_cannot_be_is_one_line(
     outliers: Command, trained: Run, photos: Path, arguments: tuple[str, ...], part: str
@@ -87,5 +102,6 @@ def test_what_cannot_be_is_one_line(
     assert part in complaint
 
 
-def test_the_command_offers_every_score_there_is() -> None:
+def test_the_command_offers_every_score_and_all_features_there_are() -> None:
     assert [score.value for score in Score] == list(SCORES)
+    assert [features.value for features in Features] == list(FEATURE_KINDS)

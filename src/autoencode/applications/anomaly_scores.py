@@ -1,17 +1,17 @@
 """How unlike the training images an image is, by several measures; every score is larger for stranger images.
 
-`measure` says what a model makes of images, `TrainingStatistics` what is ordinary, and its `scores` compare
+`measurer` says what is measured of images, `TrainingStatistics` what is ordinary, and its `scores` compare
 the two. The path and spectrum scores are two-sided: an image that is reconstructed unusually well is as
 strange as one reconstructed badly. A likelihood alone calls images simpler than the training images more
-ordinary than those (Nalisnick et al. 2019a).
+ordinary than those (Nalisnick et al. 2019).
 
 Shapes: B batch, N images, D code size, F descriptors. Images are (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,62 +20,43 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode.applications.distances import Gaussian, fit_gaussian, neighbour_distance
+from autoencode.applications.encoders import Features, image_encoder
 from autoencode.errors import ConfigError
 from autoencode.models.autoencoder import SIGMA2_FLOOR, Autoencoder
+from autoencode.models.likelihood import gaussian_log_likelihood, kl
 
-Score = Literal["spectrum", "path", "mahalanobis", "knn", "reconstruction", "kl", "elbo", "typicality"]
+Score = Literal["spectrum", "path", "mahalanobis", "knn", "reconstruction", "kl", "elbo"]
 SCORES: tuple[Score, ...] = get_args(Score)
-VAE_SCORES: tuple[Score, ...] = ("kl", "elbo", "typicality")
-DEFAULT_SCORE: Score = "spectrum"
+VAE_SCORES: tuple[Score, ...] = ("kl", "elbo")
+PRETRAINED_SCORES: tuple[Score, ...] = ("mahalanobis", "knn")
+DEFAULT_SCORES: dict[Features, Score] = {"code": "spectrum", "pretrained": "mahalanobis"}
 
-NEIGHBOURS = 5
 COARSEST_SIDE = 4  # pixels; fewer are too few to measure a scale by
 
 # Brightness and two colour differences, of length 1 and at right angles (after Ohta, Kanade & Sakai 1980).
 _COLOURS = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]]), dim=1)
 # Far below the distance of two codes that differ in anything.
 _CODE_FLOOR = 1e-6
-# Descriptors that hardly vary in training would weigh any rounding as evidence.
-_SCALE_FLOOR = 1e-3
-
 Array = NDArray[np.float64]
 
+# What is measured of N images, each (N,) or a row an image:
+#   vectors             (N, D) codes, posterior means for a VAE; or (N, F) pretrained features, then alone
+#   mse                 of the reconstruction, a value
+#   kl_nats             KL(q(t | x) || N(0, I)), the paper's score: it sees the code alone  (VAE only)
+#   negative_elbo_nats  the negative of the paper's equation (4), its likelihood taken at the mean of the
+#                       posterior, so that equal images have equal scores  (VAE only)
+#   path, spectrum      see `path_descriptors` and `spectrum_descriptors`
+Quantity = Literal["vectors", "mse", "kl_nats", "negative_elbo_nats", "path", "spectrum"]
+Measured = dict[Quantity, Array]
 
-class Measured(NamedTuple):
-    """What a model makes of N images, float64.
-
-    Attributes:
-        codes: (N, D), posterior means for a VAE.
-        mse: (N,) mean squared error of the reconstruction.
-        kl_nats: (N,), see `kl_divergence`; None for a plain autoencoder.
-        negative_elbo_nats: (N,), see `negative_elbo`; None for a plain autoencoder.
-        path: (N, 2 or 3), see `path_descriptors`.
-        spectrum: (N, F), see `spectrum_descriptors`.
-    """
-
-    codes: Array
-    mse: Array
-    kl_nats: Array | None
-    negative_elbo_nats: Array | None
-    path: Array
-    spectrum: Array
-
-
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q(t | x) || N(0, I)) of each image, (B,) nats: Kovenko & Bogach 2020, equation (7).
-
-    It is the paper's outlier score. It sees the code alone, and nothing of what the code leaves out.
-    """
-    return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
-
-
-def negative_elbo(mse: Tensor, kl_nats: Tensor, sigma2: float, values: int) -> Tensor:
-    """Negative of Kovenko & Bogach 2020, equation (4), of each image, (B,) nats.
-
-    N/2 log(2 pi sigma2) + N mse / (2 sigma2) + KL, for N values of an image. The likelihood is taken at the
-    mean of the posterior rather than averaged over it, so that equal images have equal scores.
-    """
-    return 0.5 * values * (math.log(2 * math.pi * sigma2) + mse / sigma2) + kl_nats
+# Scores that are Mahalanobis distances of a quantity, and those that are a quantity.
+_DISTANCES: dict[Score, Quantity] = {"spectrum": "spectrum", "path": "path", "mahalanobis": "vectors"}
+_QUANTITIES: dict[Score, Quantity] = {
+    "reconstruction": "mse",
+    "kl": "kl_nats",
+    "elbo": "negative_elbo_nats",
+}
 
 
 def path_descriptors(mse: Tensor, values: int, mean: Tensor, log_variance: Tensor | None) -> Tensor:
@@ -135,128 +116,64 @@ def measure(model: Autoencoder, images: Tensor) -> Measured:
         ConfigError: the images have another shape or type than the model was trained on.
     """
     mean, log_variance = model.encode_distribution(images)
-    restored = model.decode(mean)
-    residuals = images.cpu() - restored
-    mse, values = residuals.square().mean(dim=(1, 2, 3)), model.values_per_image
-    path = path_descriptors(mse, values, mean, log_variance)
-    kl_nats = elbo_nats = None
+    images, restored = images.cpu(), model.decode(mean)
+    residuals = images - restored
+    mse = residuals.square().mean(dim=(1, 2, 3))
+    found: dict[Quantity, Tensor] = {
+        "vectors": mean,
+        "mse": mse,
+        "path": path_descriptors(mse, model.values_per_image, mean, log_variance),
+        "spectrum": spectrum_descriptors(residuals, mean, model.encode(restored)),
+    }
     if log_variance is not None:
-        kl_nats = kl_divergence(mean.double(), log_variance.double())
-        elbo_nats = negative_elbo(mse.double(), kl_nats, float(model.sigma2), values)
-    return Measured(
-        _array(mean),
-        _array(mse),
-        None if kl_nats is None else _array(kl_nats),
-        None if elbo_nats is None else _array(elbo_nats),
-        _array(path),
-        _array(spectrum_descriptors(residuals, mean, model.encode(restored))),
-    )
+        found["kl_nats"] = kl(mean, log_variance)
+        likelihood = gaussian_log_likelihood(images, restored, model.sigma2.cpu())
+        found["negative_elbo_nats"] = found["kl_nats"] - likelihood
+    return {quantity: values.double().numpy() for quantity, values in found.items()}
+
+
+def measurer(model: Autoencoder, features: Features) -> Callable[[Tensor], Measured]:
+    """Return what measures images (B, 3, H, W): `measure`, or pretrained features in place of the model.
+
+    Raises:
+        ConfigError: there are no such features.
+        MissingExtraError: pretrained features need the optional part `eval`.
+    """
+    encoder = image_encoder(model, features)
+    if features == "code":
+        return partial(measure, model)
+    return lambda images: {"vectors": encoder.encode(images).astype(np.float64)}
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
     """Measurements of several batches, at least one, as one."""
-    kl_nats = [part.kl_nats for part in parts if part.kl_nats is not None]
-    elbo_nats = [part.negative_elbo_nats for part in parts if part.negative_elbo_nats is not None]
-    return Measured(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.mse for part in parts]),
-        np.concatenate(kl_nats) if kl_nats else None,
-        np.concatenate(elbo_nats) if elbo_nats else None,
-        np.concatenate([part.path for part in parts]),
-        np.concatenate([part.spectrum for part in parts]),
-    )
-
-
-class Gaussian(NamedTuple):
-    """A Gaussian around what is ordinary: distance = norm of (x - mean) / scale @ whitening.
-
-    Attributes:
-        mean: (F,).
-        scale: (F,) standard deviations, not below a thousandth of the largest.
-        whitening: (F, F), times its transpose the inverse of the correlations.
-    """
-
-    mean: Array
-    scale: Array
-    whitening: Array
-
-    def distance(self, values: Array) -> Array:
-        """Mahalanobis distance (Mahalanobis 1936) of rows (N, F): (N,)."""
-        distances: Array = np.linalg.norm((values - self.mean) / self.scale @ self.whitening, axis=1)
-        return distances
-
-
-def fit_gaussian(values: Array) -> Gaussian:
-    """Fit to rows (N, F), N at least 2, with the correlations shrunk as by Ledoit & Wolf 2004, section 3.3.
-
-    The shrinkage is at least 1/N: from very few rows the estimate of it is itself too small to be inverted.
-    """
-    mean, scale = values.mean(0), values.std(0)
-    scale = np.maximum(scale, _SCALE_FLOOR * scale.max()) if scale.max() > 0 else np.ones_like(scale)
-    standard = (values - mean) / scale
-    count, size = standard.shape
-    covariance = standard.T @ standard / count
-    spread = float(np.trace(covariance)) / size or 1.0
-    target = spread * np.eye(size)
-    distance = float(np.square(covariance - target).sum())
-    noise = (
-        float(np.square(np.square(standard).sum(1)).sum()) / count - float(np.square(covariance).sum())
-    ) / count
-    shrinkage = max(min(noise / distance, 1.0) if distance > 0 else 1.0, 1 / count)
-    precision = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * target)
-    whitening = np.linalg.cholesky((precision + precision.T) / 2)
-    return Gaussian(mean, scale, np.asarray(whitening, np.float64))
-
-
-def neighbour_distance(codes: Array, training_codes: Array, neighbours: int = NEIGHBOURS) -> Array:
-    """Euclidean distance (N,) to the k-th nearest training code (Ramaswamy, Rastogi & Shim 2000).
-
-    Args:
-        codes: (N, D).
-        training_codes: (M, D).
-        neighbours: k; M where that is less.
-    """
-    products = codes @ training_codes.T
-    squares = np.square(codes).sum(1)[:, None] + np.square(training_codes).sum(1) - 2 * products
-    nth = min(neighbours, len(training_codes)) - 1
-    distances: Array = np.sqrt(np.partition(squares, nth, axis=1)[:, nth].clip(min=0))
-    return distances
+    return {quantity: np.concatenate([part[quantity] for part in parts]) for quantity in parts[0]}
 
 
 class TrainingStatistics(NamedTuple):
     """What is ordinary, from training images.
 
     Attributes:
-        path: of `path_descriptors`.
-        spectrum: of `spectrum_descriptors`.
-        codes: of codes.
-        training_codes: (M, D) codes themselves.
-        negative_elbo_nats: mean over the images; None for a plain autoencoder.
+        gaussians: fitted to the vectors; to path and spectrum where they were measured.
+        vectors: (M, D) codes or pretrained features themselves.
     """
 
-    path: Gaussian
-    spectrum: Gaussian
-    codes: Gaussian
-    training_codes: Array
-    negative_elbo_nats: float | None
+    gaussians: dict[Quantity, Gaussian]
+    vectors: Array
 
     def scores(self, measured: Measured) -> dict[Score, Array]:
-        """Every score the model has, (N,) each. `typicality` is that of Nalisnick et al. 2019b for one image.
+        """Every score there is, (N,) each.
 
-        spectrum, path and mahalanobis (of the code) are Mahalanobis distances, knn a distance of codes,
-        reconstruction a mean squared error; kl and elbo are in nats, and typicality is |elbo - its mean|.
+        spectrum, path and mahalanobis (of the vectors) are Mahalanobis distances, knn a distance of vectors,
+        reconstruction a mean squared error; kl and elbo are in nats.
         """
-        found: dict[Score, Array] = {
-            "spectrum": self.spectrum.distance(measured.spectrum),
-            "path": self.path.distance(measured.path),
-            "mahalanobis": self.codes.distance(measured.codes),
-            "knn": neighbour_distance(measured.codes, self.training_codes),
-            "reconstruction": measured.mse,
+        found = {
+            score: self.gaussians[quantity].distance(measured[quantity])
+            for score, quantity in _DISTANCES.items()
+            if quantity in measured
         }
-        if measured.kl_nats is not None and measured.negative_elbo_nats is not None:
-            found["kl"], found["elbo"] = measured.kl_nats, measured.negative_elbo_nats
-            found["typicality"] = np.abs(measured.negative_elbo_nats - (self.negative_elbo_nats or 0.0))
-        return found
+        found["knn"] = neighbour_distance(measured["vectors"], self.vectors)
+        return found | {score: measured[of] for score, of in _QUANTITIES.items() if of in measured}
 
 
 def training_statistics(measured: Measured) -> TrainingStatistics:
@@ -265,33 +182,28 @@ def training_statistics(measured: Measured) -> TrainingStatistics:
     Raises:
         ConfigError: of fewer than two images.
     """
-    if len(measured.mse) < 2:
-        raise ConfigError(f"What is ordinary is learned from 2 or more images; there is {len(measured.mse)}.")
-    elbo = measured.negative_elbo_nats
-    return TrainingStatistics(
-        fit_gaussian(measured.path),
-        fit_gaussian(measured.spectrum),
-        fit_gaussian(measured.codes),
-        measured.codes,
-        None if elbo is None else float(elbo.mean()),
-    )
+    count = len(measured["vectors"])
+    if count < 2:
+        raise ConfigError(f"What is ordinary is learned from 2 or more images; there is {count}.")
+    gaussians = {of: fit_gaussian(measured[of]) for of in _DISTANCES.values() if of in measured}
+    return TrainingStatistics(gaussians, measured["vectors"])
 
 
-def check_score(score: str, model: Autoencoder) -> None:
-    """Refuse a score that does not exist, or that this model does not have.
+def check_score(score: str, model: Autoencoder, features: Features = "code") -> None:
+    """Refuse a score that does not exist, or that is not to be had from this model or these features.
 
     Raises:
-        ConfigError: with the scores it does have.
+        ConfigError: with the scores that are.
     """
     if score not in SCORES:
         raise ConfigError(f"Unknown score {score!r}. Choose one of: {', '.join(SCORES)}.")
+    if features == "pretrained" and score not in PRETRAINED_SCORES:
+        raise ConfigError(
+            f"The score {score} needs a reconstruction or a code, and pretrained features have neither. "
+            f"Choose one of: {', '.join(PRETRAINED_SCORES)}."
+        )
     if score in VAE_SCORES and not model.is_vae:
         others = ", ".join(other for other in SCORES if other not in VAE_SCORES)
         raise ConfigError(
             f"The score {score} is a VAE's, and this model is a plain autoencoder. Choose one of: {others}."
         )
-
-
-def _array(values: Tensor) -> Array:
-    array: Array = values.double().numpy()
-    return array

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +14,22 @@ from torch import Tensor
 
 from autoencode.applications.anomaly_scores import (
     SCORES,
-    Gaussian,
     Measured,
+    Quantity,
     Score,
     TrainingStatistics,
     joined,
-    measure,
+    measurer,
     training_statistics,
 )
+from autoencode.applications.distances import Gaussian
+from autoencode.applications.encoders import Features, image_encoder
 from autoencode.data.batches import batches
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
-REFERENCE_NAME = "outliers.safetensors"
 KIND, FORMAT_VERSION = "outlier reference", 1
 
 MOST_IMAGES = 10_000  # of training and of validation; statistics of more are no better, and neighbours slower
@@ -40,14 +40,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OutlierReference:
-    """What ordinary images look like to one model.
+    """What ordinary images look like to one model, or to pretrained features.
 
     Attributes:
         statistics: of up to 10,000 training images.
         calibration: scores of all test images, by score; these set thresholds. Empty without such images.
         validation: the same of up to 10,000 validation images, which show what the thresholds do.
-        median_kl_nats: median KL of the training images, the paper's threshold; None for a plain autoencoder.
-        model: digest of the model.
+        median_kl_nats: median KL of the training images, the paper's threshold; None without a VAE's code.
+        encoder: digest of what measured them, see `ImageEncoder`.
         pack: fingerprint of the pack.
     """
 
@@ -55,13 +55,13 @@ class OutlierReference:
     calibration: dict[Score, Array]
     validation: dict[Score, Array]
     median_kl_nats: float | None
-    model: str
+    encoder: str
     pack: str
 
     @property
     def calibration_images(self) -> int:
         """Number of test images."""
-        return len(self.calibration.get("reconstruction", ()))
+        return len(self.calibration.get("knn", ()))
 
 
 def fit_reference(
@@ -69,6 +69,7 @@ def fit_reference(
     pack: Pack,
     cache: str | Path | None = None,
     *,
+    features: Features = "code",
     progress: Callable[[int, int], None] | None = None,
 ) -> OutlierReference:
     """Learn what is ordinary from the images a model was trained on and the held-out ones of the same pack.
@@ -76,12 +77,15 @@ def fit_reference(
     Args:
         model: from `load_model`.
         pack: of its training.
-        cache: a file that keeps the result. One that is there and belongs to this model and pack is used
-            instead of computing; any other is replaced. A file that cannot be written is done without.
+        cache: a file that keeps the result. One that is there and belongs to this model, pack and features is
+            used instead of computing; any other is replaced. A file that cannot be written is done without.
+        features: "code" for all that the model makes of images; "pretrained" for features of a network
+            trained on ImageNet instead.
         progress: called with (images done, images in all).
 
     Raises:
         ConfigError: the pack's images are of another size, or fewer than two are for training.
+        MissingExtraError: pretrained features need the optional part `eval`.
         PackError: the pack has changed on the disk meanwhile.
     """
     if pack.preprocessing != model.preprocessing:
@@ -89,14 +93,20 @@ def fit_reference(
             f"{pack.path} holds images as {pack.preprocessing}, and the model takes {model.preprocessing}. "
             "Give the pack it was trained on."
         )
+    encoder = image_encoder(model, features).digest
     cache = None if cache is None else Path(cache)
-    if cache is not None and (kept := _kept(cache, model, pack)) is not None:
+    if cache is not None and (kept := _kept(cache, encoder, pack)) is not None:
         return kept
-    reference = _fit(model, pack, progress or (lambda done, total: None))
-    if cache is not None and model.digest:
+    reference = _fit(measurer(model, features), encoder, pack, progress or (lambda done, total: None))
+    if cache is not None and encoder:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
     return reference
+
+
+def reference_name(features: Features) -> str:
+    """Name of the file in a run folder that keeps its reference."""
+    return f"outliers-{features}.safetensors"
 
 
 def calibration_size(ordinary: Pack | OutlierReference) -> int:
@@ -106,7 +116,9 @@ def calibration_size(ordinary: Pack | OutlierReference) -> int:
     return len(np.unique(ordinary.rows("test")))
 
 
-def _fit(model: Autoencoder, pack: Pack, progress: Callable[[int, int], None]) -> OutlierReference:
+def _fit(
+    measure: Callable[[Tensor], Measured], encoder: str, pack: Pack, progress: Callable[[int, int], None]
+) -> OutlierReference:
     # Copies of an image are one observation; rows are in no order of meaning, so any even sample is random.
     splits = [
         _evenly(np.unique(pack.rows("train")), MOST_IMAGES),
@@ -119,7 +131,7 @@ def _fit(model: Autoencoder, pack: Pack, progress: Callable[[int, int], None]) -
         nonlocal done
         parts = []
         for images in batches(pack, rows, BATCH):
-            parts.append(measure(model, images))
+            parts.append(measure(images))
             done += len(images)
             progress(done, total)
         return parts
@@ -130,8 +142,8 @@ def _fit(model: Autoencoder, pack: Pack, progress: Callable[[int, int], None]) -
     ordinary = joined(train)
     statistics = training_statistics(ordinary)
     calibration, validation = (_scores(statistics, measured(rows)) for rows in splits[1:])
-    median = None if ordinary.kl_nats is None else float(np.median(ordinary.kl_nats))
-    return OutlierReference(statistics, calibration, validation, median, model.digest, pack.fingerprint)
+    median = float(np.median(ordinary["kl_nats"])) if "kl_nats" in ordinary else None
+    return OutlierReference(statistics, calibration, validation, median, encoder, pack.fingerprint)
 
 
 def _scores(statistics: TrainingStatistics, parts: list[Measured]) -> dict[Score, Array]:
@@ -144,45 +156,37 @@ def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 
 def _write(path: Path, reference: OutlierReference) -> None:
-    statistics = reference.statistics
-    tensors = {"training_codes": torch.from_numpy(statistics.training_codes).float()}
-    for name in ("path", "spectrum", "codes"):
-        gaussian: Gaussian = getattr(statistics, name)
+    tensors = {"vectors": torch.from_numpy(reference.statistics.vectors).float()}
+    for quantity, gaussian in reference.statistics.gaussians.items():
         for part, values in gaussian._asdict().items():
-            tensors[f"{name}.{part}"] = torch.from_numpy(values)
+            tensors[f"{quantity}.{part}"] = torch.from_numpy(values)
     for split in ("calibration", "validation"):
         for score, values in getattr(reference, split).items():
             tensors[f"{split}.{score}"] = torch.from_numpy(values)
-    content: dict[str, Any] = {
-        "model": reference.model,
+    content = {
+        "encoder": reference.encoder,
         "pack": reference.pack,
         "median_kl_nats": reference.median_kl_nats,
-        "negative_elbo_nats": statistics.negative_elbo_nats,
     }
     write_tensors(path, KIND, FORMAT_VERSION, tensors, content)
 
 
-def _kept(path: Path, model: Autoencoder, pack: Pack) -> OutlierReference | None:
-    """Read what an earlier call kept, if it is whole and of this model and pack."""
+def _kept(path: Path, encoder: str, pack: Pack) -> OutlierReference | None:
+    """Read what an earlier call kept, if it is whole and of this encoder and pack."""
     try:
         tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, PackError)
-        if not model.digest or [content[key] for key in ("version", "model", "pack")] != [
-            *(FORMAT_VERSION, model.digest, pack.fingerprint)
+        if not encoder or [content[key] for key in ("version", "encoder", "pack")] != [
+            *(FORMAT_VERSION, encoder, pack.fingerprint)
         ]:
             return None
-        statistics = TrainingStatistics(
-            _gaussian(tensors, "path"),
-            _gaussian(tensors, "spectrum"),
-            _gaussian(tensors, "codes"),
-            tensors["training_codes"].double().numpy(),
-            content["negative_elbo_nats"],
-        )
+        of: tuple[Quantity, ...] = ("vectors", "path", "spectrum")
+        gaussians = {name: _gaussian(tensors, name) for name in of if f"{name}.mean" in tensors}
         return OutlierReference(
-            statistics,
+            TrainingStatistics(gaussians, tensors["vectors"].double().numpy()),
             _scores_of(tensors, "calibration"),
             _scores_of(tensors, "validation"),
             content["median_kl_nats"],
-            model.digest,
+            encoder,
             pack.fingerprint,
         )
     except (PackError, KeyError):

@@ -16,10 +16,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.applications.anomaly_scores import DEFAULT_SCORE, Score, check_score, measure
+from autoencode.applications.anomaly_scores import DEFAULT_SCORES, Score, check_score, measurer
+from autoencode.applications.encoders import Features, image_encoder
 from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
-from autoencode.applications.thresholds import Rate, check_calibration, conformal_p_values, rate_of
+from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
 from autoencode.data.images import Limits, find_images, read_image, save_image
 from autoencode.data.pack import Pack
@@ -66,8 +67,9 @@ class Outliers:
         findings: one an image that could be used, strangest first.
         refused: the others, with the reason.
         score: name of the score.
+        features: what the score is of.
         rule: how outliers are told.
-        fpr: the false-positive rate asked for; None under the paper's rule.
+        fpr: the false-positive rate kept to, a share; None under the paper's rule.
         calibration_images: held-out images behind the p-values.
         measured_rate: how many validation images, all of them ordinary, the rule calls outliers; None where
             the pack has none.
@@ -77,6 +79,7 @@ class Outliers:
     findings: list[Finding]
     refused: list[tuple[Path, str]]
     score: Score
+    features: Features
     rule: Rule
     fpr: float | None
     calibration_images: int
@@ -91,7 +94,8 @@ def find_outliers(
     out: str | Path | None = None,
     *,
     score: Score | None = None,
-    fpr: float = 0.01,
+    features: Features = "code",
+    fpr: float | None = None,
     rule: Rule = "conformal",
     heatmaps: bool = False,
     cache: str | Path | None = None,
@@ -106,8 +110,12 @@ def find_outliers(
         images: image files, and folders of them.
         ordinary: the pack of the model's training; or what `fit_reference` made of it.
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
-        score: see `anomaly_scores`; the default is "spectrum", and "kl" under the paper's rule.
-        fpr: the false-positive rate: at most this share of ordinary images is called an outlier.
+        score: see `anomaly_scores`; the default is "spectrum", "kl" under the paper's rule, and "mahalanobis"
+            of pretrained features.
+        features: "code" for all that the model makes of images; "pretrained" for features of a network
+            trained on ImageNet instead.
+        fpr: the false-positive rate: at most this share of ordinary images is called an outlier. The default
+            is 0.01 or, with few calibration images, the smallest rate that they can promise.
         rule: "conformal" keeps to `fpr`; "paper" calls an outlier what has more KL than the median.
         heatmaps: add to the sheet where each image and its reconstruction differ.
         cache: see `fit_reference`, which is called on a pack.
@@ -118,25 +126,27 @@ def find_outliers(
     Raises:
         ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
             a pack or reference of another model.
+        MissingExtraError: pretrained features need the optional part `eval`.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` cannot be written.
     """
-    chosen = _checked_score(model, score, rule)
-    if rule == "conformal":
-        check_calibration(calibration_size(ordinary), fpr)
+    chosen = _checked_score(model, score, features, rule)
+    rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
     out = None if out is None else _checked_table(Path(out))
     paths = [path for path in dict.fromkeys(_expanded(images)) if out is None or path != sheet_path(out)]
     reference = (
         ordinary
         if isinstance(ordinary, OutlierReference)
-        else fit_reference(model, ordinary, cache, progress=fitting_progress)
+        else fit_reference(model, ordinary, cache, features=features, progress=fitting_progress)
     )
-    if reference.model != model.digest:
-        raise ConfigError("This reference is of another model. Make one with fit_reference(model, pack).")
+    if reference.encoder != image_encoder(model, features).digest:
+        raise ConfigError(
+            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
+        )
     limits = limits or Limits()
-    usable, scores, refused = _scored(model, paths, reference, chosen, limits, progress)
+    usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
-    decide = _decision(reference, chosen, rule, fpr)
+    decide = _decision(reference, chosen, rate)
     flags = decide(scores)
     findings = [
         Finding(usable[index], float(scores[index]), float(p_values[index]), bool(flags[index]))
@@ -146,8 +156,9 @@ def find_outliers(
         findings,
         refused,
         chosen,
+        features,
         rule,
-        fpr if rule == "conformal" else None,
+        rate,
         reference.calibration_images,
         rate_of(decide(reference.validation.get(chosen, _NONE))),
         _sheet(model, findings, heatmaps, limits),
@@ -163,31 +174,34 @@ def sheet_path(table: Path) -> Path:
     return table.with_name(f"{table.stem}-worst.png")
 
 
-def _checked_score(model: Autoencoder, score: Score | None, rule: Rule) -> Score:
+def _checked_score(model: Autoencoder, score: Score | None, features: Features, rule: Rule) -> Score:
     if rule not in get_args(Rule):
         raise ConfigError(f"Unknown rule {rule!r}. Choose conformal or paper.")
-    chosen: Score = score or ("kl" if rule == "paper" else DEFAULT_SCORE)
+    image_encoder(model, features)
+    chosen: Score = score or ("kl" if rule == "paper" else DEFAULT_SCORES[features])
     if rule == "paper" and chosen != "kl":
         raise ConfigError(f"The paper's rule is about the score kl, not {chosen}. Leave the score out.")
-    check_score(chosen, model)
+    check_score(chosen, model, features)
     return chosen
 
 
 def _scored(
     model: Autoencoder,
+    features: Features,
     paths: Sequence[Path],
     reference: OutlierReference,
     score: Score,
     limits: Limits,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Path], NDArray[np.float64], list[tuple[Path, str]]]:
+    measure = measurer(model, features)
     usable: list[Path] = []
     refused: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
     for start in range(0, len(paths), CHUNK):
         read, pixels = _read(paths[start : start + CHUNK], model, limits, refused)
         if read:
-            scores.append(reference.statistics.scores(measure(model, to_float(pixels)))[score])
+            scores.append(reference.statistics.scores(measure(to_float(pixels)))[score])
             usable += read
         if progress:
             progress(min(start + CHUNK, len(paths)), len(paths))
@@ -198,10 +212,10 @@ def _scored(
 
 
 def _decision(
-    reference: OutlierReference, score: Score, rule: Rule, fpr: float
+    reference: OutlierReference, score: Score, rate: float | None
 ) -> Callable[[NDArray[np.float64]], NDArray[np.bool_]]:
-    if rule == "conformal":
-        return lambda scores: conformal_p_values(reference.calibration[score], scores) <= fpr
+    if rate is not None:
+        return lambda scores: conformal_p_values(reference.calibration[score], scores) <= rate
     threshold = reference.median_kl_nats
     assert threshold is not None
     return lambda scores: scores > threshold
@@ -259,6 +273,7 @@ def _json(found: Outliers) -> bytes:
     rate = found.measured_rate
     content = {
         "score": found.score,
+        "features": found.features,
         "rule": found.rule,
         "fpr": found.fpr,
         "calibration_images": found.calibration_images,

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from autoencode.errors import ConfigError
 from autoencode.evaluation.scores import Interval, wilson_interval
 
+USUAL_RATE = 0.01
+
 Array = NDArray[np.float64]
 
 
@@ -57,19 +59,32 @@ def images_needed(rate: float) -> int:
     return fewest - 1 if 1 / fewest <= rate else fewest  # 1 / rate may be rounded either way
 
 
-def check_calibration(images: int, rate: float) -> None:
-    """Refuse a rate that so many calibration images cannot promise.
+def promised_rate(images: int, rate: float | None = None) -> float:
+    """Return the false-positive rate to keep to with so many calibration images.
+
+    Args:
+        images: calibration images.
+        rate: what is asked for; None for 0.01 or, with too few images for that, the smallest rate there is.
 
     Raises:
-        ConfigError: it says how many are needed.
+        ConfigError: they cannot promise the rate asked for; it says how many are needed.
     """
+    if not images:
+        raise ConfigError(
+            "The pack has no test images to calibrate on, so no image can be called an outlier. Use more "
+            "images; about one in ten becomes a test image."
+        )
+    smallest = 1 / (images + 1)
+    if rate is None:
+        return max(USUAL_RATE, smallest)
     needed = images_needed(rate)
     if images < needed:
-        promised = f", or --fpr {math.ceil(1e4 / (images + 1)) / 1e4:g} or more" if images else ""
         raise ConfigError(
             f"A false-positive rate of {rate:g} needs {needed:,} test images to calibrate on; the pack has "
-            f"{images:,}. Use more images (one in ten is a test image){promised}."
+            f"{images:,}. Use more images (one in ten is a test image), or --fpr "
+            f"{math.ceil(1e4 * smallest) / 1e4:g} or more."
         )
+    return rate
 
 
 def rate_of(flags: NDArray[np.bool_]) -> Rate | None:

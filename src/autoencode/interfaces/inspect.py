@@ -29,7 +29,13 @@ class Score(StrEnum):
     reconstruction = "reconstruction"
     kl = "kl"
     elbo = "elbo"
-    typicality = "typicality"
+
+
+class Features(StrEnum):
+    """What sees the images."""
+
+    code = "code"
+    pretrained = "pretrained"
 
 
 class Rule(StrEnum):
@@ -48,13 +54,21 @@ def outliers(
     score: Annotated[
         Score | None,
         typer.Option(
-            help="spectrum, path, mahalanobis, knn, reconstruction; of a VAE also kl (the paper's), elbo, "
-            "typicality. [default: spectrum]"
+            help="spectrum, path, mahalanobis, knn, reconstruction; of a VAE also kl (the paper's), elbo; of "
+            "pretrained features mahalanobis, knn. [default: spectrum; mahalanobis]"
         ),
     ] = None,
+    features: Annotated[
+        Features,
+        typer.Option(help="What the model makes of images, or features of a network trained on ImageNet."),
+    ] = Features.code,
     fpr: Annotated[
-        float, typer.Option(help="False-positive rate: at most this share of ordinary images is flagged.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="False-positive rate: at most this share of ordinary images is flagged. [default: 0.01, or "
+            "what the test images of the pack can promise]"
+        ),
+    ] = None,
     rule: Annotated[
         Rule, typer.Option(help="conformal keeps to --fpr; paper flags a KL above the median.")
     ] = Rule.conformal,
@@ -69,7 +83,7 @@ def outliers(
 ) -> None:
     """Find images unlike those the model was trained on."""
     from autoencode.applications import outliers as application
-    from autoencode.applications.outlier_reference import REFERENCE_NAME
+    from autoencode.applications.outlier_reference import reference_name
     from autoencode.data.pack import open_pack
     from autoencode.models.modelfile import load_model
 
@@ -83,10 +97,11 @@ def outliers(
             packed,
             out,
             score=None if score is None else score.value,
+            features=features.value,
             fpr=fpr,
             rule=rule.value,
             heatmaps=heatmaps,
-            cache=run / REFERENCE_NAME,
+            cache=run / reference_name(features.value),
             limits=options.limits(max_pixels, max_bytes),
             progress=progress,
             fitting_progress=fitting_progress,
@@ -116,8 +131,6 @@ def _pack_of(run: Path) -> Path:
 
 
 def _print(found: Outliers) -> None:
-    from autoencode.applications.outliers import PAPER_NOTE
-
     for path, reason in found.refused:
         console.print(f"refused {path}: {reason}", soft_wrap=True)
     flagged = [finding for finding in found.findings if finding.outlier]
@@ -126,15 +139,10 @@ def _print(found: Outliers) -> None:
     if len(flagged) > SHOWN:
         console.print(f"and {len(flagged) - SHOWN} more", soft_wrap=True)
     console.print(
-        f"outliers: {len(flagged)} of {len(found.findings)} images, by {found.score}", soft_wrap=True
+        f"outliers: {len(flagged)} of {len(found.findings)} images, by {found.score} of {found.features}",
+        soft_wrap=True,
     )
-    if found.fpr is None:
-        console.print(f"rule:     {PAPER_NOTE}", soft_wrap=True)
-    else:
-        console.print(
-            f"rule:     p at most {found.fpr:g}, calibrated on {found.calibration_images} test images",
-            soft_wrap=True,
-        )
+    console.print(f"rule:     {_rule(found)}", soft_wrap=True)
     if found.measured_rate is not None:
         rate, (low, high), images = found.measured_rate
         console.print(
@@ -142,3 +150,16 @@ def _print(found: Outliers) -> None:
             f"95 % interval {low:.2%} to {high:.2%}",
             soft_wrap=True,
         )
+
+
+def _rule(found: Outliers) -> str:
+    from autoencode.applications.outliers import PAPER_NOTE
+    from autoencode.applications.thresholds import USUAL_RATE, images_needed
+
+    if found.fpr is None:
+        return PAPER_NOTE
+    images = found.calibration_images
+    text = f"at most {found.fpr:.2%} of ordinary images, calibrated on {images} test images"
+    if found.fpr == 1 / (images + 1) > USUAL_RATE:
+        text += f"; {USUAL_RATE:.0%} needs {images_needed(USUAL_RATE)}"
+    return text
