@@ -185,7 +185,7 @@ def test_pretrained_features_have_distances_alone(vae: Autoencoder, images: torc
     )
     assert set(training_statistics(measured).scores(measured)) == set(PRETRAINED_SCORES)
     check_score("knn", vae, "pretrained")
-    with pytest.raises(ConfigError, match="spectrum needs a reconstruction.*mahalanobis, knn"):
+    with pytest.raises(ConfigError, match=r"spectrum needs a reconstruction.*mahalanobis, knn"):
         check_score("spectrum", vae, "pretrained")
 
 
