@@ -21,7 +21,10 @@ from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
+    from autoencode.applications.heatmaps import heat_maps
     from autoencode.applications.morph import Morph, morph
+    from autoencode.applications.outlier_reference import OutlierReference, fit_reference
+    from autoencode.applications.outliers import Finding, Outliers, find_outliers
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
 _HOME = {
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.morph": ("Morph", "morph"),
+    "applications.heatmaps": ("heat_maps",),
+    "applications.outlier_reference": ("OutlierReference", "fit_reference"),
+    "applications.outliers": ("Finding", "Outliers", "find_outliers"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
@@ -77,6 +83,7 @@ __all__ = [
     "Autoencoder",
     "ConfigError",
     "DivergedError",
+    "Finding",
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
@@ -85,6 +92,8 @@ __all__ = [
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "OutlierReference",
+    "Outliers",
     "OutputError",
     "Pack",
     "PackError",
@@ -98,8 +107,11 @@ __all__ = [
     "StandardNormal",
     "TrainConfig",
     "__version__",
+    "find_outliers",
     "fit_prior",
+    "fit_reference",
     "generate",
+    "heat_maps",
     "load_model",
     "morph",
     "open_pack",

@@ -25,6 +25,7 @@ from autoencode.data.pack import Pack
 from autoencode.errors import DivergedError
 from autoencode.evaluation.metrics import RunningVariance, active_units
 from autoencode.models.autoencoder import Autoencoder, Output
+from autoencode.models.likelihood import bits_per_dimension
 from autoencode.models.modelfile import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
 from autoencode.models.residual import ResidualDecoder
@@ -37,7 +38,7 @@ from autoencode.training.checkpoint import (
     save_checkpoint,
 )
 from autoencode.training.config import TrainConfig
-from autoencode.training.objective import Terms, beta_at, bits_per_dimension, terms, update_sigma2
+from autoencode.training.objective import Terms, beta_at, terms, update_sigma2
 from autoencode.training.runlog import (
     Record,
     RunSettings,
