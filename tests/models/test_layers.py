@@ -1,4 +1,4 @@
-"""Maps of the encoder's layers: their receptive fields against gradients, their values against the network."""
+"""Maps of the encoder's layers: receptive fields against gradients, values against the network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def random_images(model: Autoencoder, count: int) -> Tensor:
 
 
 def test_a_value_depends_on_the_pixels_of_its_receptive_field_and_on_no_other(model: Autoencoder) -> None:
-    """By the gradient of one central value; over many images, since max-pooling passes on one pixel of four."""
+    """By the gradient of a central value; over many images, since max-pooling passes on one pixel of four."""
     images = random_images(model, 48).requires_grad_()
     with _watching(model, (model.preprocessing.height, model.preprocessing.width)) as layers:
         model.posterior(images)
@@ -67,9 +67,7 @@ def test_there_is_a_layer_for_each_convolution_and_the_last_is_what_the_code_is_
 ) -> None:
     images = random_images(model, 3)
     layers = trace(model, images).layers
-    convolutions = [
-        name for name, part in model.encoder.named_modules() if isinstance(part, torch.nn.Conv2d)
-    ]
+    convolutions = [name for name, part in model.encoder.named_modules() if isinstance(part, torch.nn.Conv2d)]
     assert [layer.name for layer in layers] == [f"encoder.{name}" for name in convolutions]
     with torch.no_grad():
         torch.testing.assert_close(layers[-1].maps.flatten(1), model.encoder(images))

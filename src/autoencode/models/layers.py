@@ -37,6 +37,12 @@ class Layer:
     receptive_field_px: Pair
     stride_px: Pair
 
+    @property
+    def pooled(self) -> Tensor:
+        """(B, 2 C): mean and standard deviation of each channel over its map, wherever things are in it."""
+        spread, mean = torch.std_mean(self.maps, dim=(2, 3), correction=0)
+        return torch.cat([mean, spread], 1)
+
 
 class Trace(NamedTuple):
     """One pass through the encoder: its `layers`, shallow to deep, and the `codes` (B, D) at its end."""
