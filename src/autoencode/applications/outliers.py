@@ -22,9 +22,9 @@ from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
-from autoencode.data.images import Limits, find_images, read_image, save_image
+from autoencode.data.images import Limits, listed_images, read_chunks, save_image
 from autoencode.data.pack import Pack
-from autoencode.errors import ConfigError, ImageError, ImageFolderError
+from autoencode.errors import ConfigError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.files import write_bytes
 from autoencode.models.autoencoder import Autoencoder
@@ -133,7 +133,7 @@ def find_outliers(
     chosen = _checked_score(model, score, features, rule)
     rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
     out = None if out is None else _checked_table(Path(out))
-    paths = [path for path in dict.fromkeys(_expanded(images)) if out is None or path != sheet_path(out)]
+    paths = [path for path in listed_images(images) if out is None or path != sheet_path(out)]
     reference = (
         ordinary
         if isinstance(ordinary, OutlierReference)
@@ -198,16 +198,12 @@ def _scored(
     usable: list[Path] = []
     refused: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
-    for start in range(0, len(paths), CHUNK):
-        read, pixels = _read(paths[start : start + CHUNK], model, limits, refused)
+    for number, (read, pixels) in enumerate(read_chunks(paths, CHUNK, model.preprocessing, limits, refused)):
         if read:
             scores.append(reference.statistics.scores(measure(to_float(pixels)))[score])
             usable += read
         if progress:
-            progress(min(start + CHUNK, len(paths)), len(paths))
-    if not usable:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
-        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
+            progress(min((number + 1) * CHUNK, len(paths)), len(paths))
     return usable, np.concatenate(scores), refused
 
 
@@ -221,29 +217,9 @@ def _decision(
     return lambda scores: scores > threshold
 
 
-def _expanded(images: str | Path | Iterable[str | Path]) -> Iterable[Path]:
-    for path in [images] if isinstance(images, str | Path) else images:
-        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
-
-
-def _read(
-    paths: Sequence[Path], model: Autoencoder, limits: Limits, refused: list[tuple[Path, str]]
-) -> tuple[list[Path], Pixels]:
-    usable, pixels = [], []
-    for path in paths:
-        try:
-            pixels.append(read_image(path, model.preprocessing, limits))
-            usable.append(path)
-        except ImageError as err:
-            refused.append((path, str(err)))
-    return usable, np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
-
-
 def _sheet(model: Autoencoder, findings: Sequence[Finding], heatmaps: bool, limits: Limits) -> Pixels:
     by_path = {finding.path: finding for finding in findings[:SHEET_IMAGES]}
-    usable, pixels = _read(list(by_path), model, limits, [])
-    if not usable:
-        raise ImageFolderError("The images were there a moment ago, and are gone. Run it again.")
+    [(usable, pixels)] = read_chunks(list(by_path), SHEET_IMAGES, model.preprocessing, limits, [])
     images = to_float(pixels)
     columns = [("original", pixels), ("reconstruction", to_pixels(model.reconstruct(images)))]
     if heatmaps:

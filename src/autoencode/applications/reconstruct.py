@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from autoencode.data.batches import random_seed, to_float, to_pixels
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
-from autoencode.data.images import Limits, find_images, read_image, save_image
+from autoencode.data.images import Limits, listed_images, read_chunks, save_image
 from autoencode.data.pack import Pack
-from autoencode.errors import ImageError, ImageFolderError, OutputError
+from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.evaluation.metrics import psnr, ssim
 from autoencode.files import make_folder, write_bytes
@@ -99,7 +99,7 @@ def reconstruct(
         ConfigError: a corruption that cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
-    paths = list(dict.fromkeys(_expanded(images)))
+    paths = listed_images(images)
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
     folder = None if out is None else Path(out)
@@ -107,8 +107,9 @@ def reconstruct(
     results: list[Reconstruction] = []
     refused: list[tuple[Path, str]] = []
     shown: list[_Seen] = []
-    for start in range(0, len(paths), CHUNK):
-        usable, pixels = _read(paths[start : start + CHUNK], model, limits or Limits(), refused)
+    chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), refused)
+    for number, (usable, pixels) in enumerate(chunks):
+        start = number * CHUNK
         if usable:
             seen = _pass(model, pixels, chain, random_seed("reconstruct", seed, start))
             if (missing := SHEET_IMAGES - sum(len(part.original) for part in shown)) > 0:
@@ -119,9 +120,6 @@ def reconstruct(
                 results.append(seen.result(index, path, names[path] if folder else ""))
         if progress:
             progress(min(start + CHUNK, len(paths)), len(paths))
-    if not results:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
-        raise ImageFolderError(f"No image could be used, of {len(paths):,} given. {reasons}")
     made = Reconstructions(results, refused, _sheet(shown, results))
     if folder is not None:
         save_image(folder / SHEET_NAME, made.sheet)
@@ -172,24 +170,6 @@ def _pass(model: Autoencoder, pixels: Pixels, chain: Sequence[Corruption], seed:
         ssim(restored, clean).tolist(),
         psnr(seen, clean).tolist() if chain else None,
     )
-
-
-def _expanded(images: str | Path | Iterable[str | Path]) -> Iterable[Path]:
-    for path in [images] if isinstance(images, str | Path) else images:
-        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
-
-
-def _read(
-    paths: Sequence[Path], model: Autoencoder, limits: Limits, refused: list[tuple[Path, str]]
-) -> tuple[list[Path], Pixels]:
-    usable, pixels = [], []
-    for path in paths:
-        try:
-            pixels.append(read_image(path, model.preprocessing, limits))
-            usable.append(path)
-        except ImageError as err:
-            refused.append((path, str(err)))
-    return usable, np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:

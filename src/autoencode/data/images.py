@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ __all__ = [
     "Limits",
     "Preprocessing",
     "find_images",
+    "listed_images",
     "parse_size",
     "read_bytes",
+    "read_chunks",
     "read_image",
     "save_image",
 ]
@@ -75,8 +78,65 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(map(Path, found), key=lambda path: path.relative_to(folder).as_posix())
 
 
-# What a pack, a run and a folder of reconstructions hold: pictures in them are ours, not the user's.
-_OURS = ({"pack.json", "shards"}, {"run.json", "metrics.jsonl"}, {"reconstructions.csv", "images"})
+def listed_images(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the files that are meant by files and folders of images, each once, in the order given.
+
+    Raises:
+        ImageFolderError: as for `find_images`; a file is not looked at.
+    """
+    found: list[Path] = []
+    for path in [images] if isinstance(images, str | Path) else images:
+        found += find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
+    return list(dict.fromkeys(found))
+
+
+def read_chunks(
+    paths: Sequence[Path],
+    size: int,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    refused: list[tuple[Path, str]],
+) -> Iterator[tuple[list[Path], NDArray[np.uint8]]]:
+    """Read many files a few at a time, passing over those that cannot be used.
+
+    Args:
+        paths: the files.
+        size: files in a chunk, which bounds the memory.
+        preprocessing: as for `read_image`.
+        limits: as for `read_image`.
+        refused: takes the files that cannot be used, with the reason.
+
+    Yields:
+        For each chunk the files that could be read, and their pixels (B, H, W, 3); B may be 0.
+
+    Raises:
+        ImageFolderError: after the last chunk, if no file at all could be used.
+    """
+    usable = 0
+    for start in range(0, len(paths), size):
+        read: list[Path] = []
+        pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
+        for path in paths[start : start + size]:
+            try:
+                pixels[len(read)] = read_image(path, preprocessing, limits)
+                read.append(path)
+            except ImageError as err:
+                refused.append((path, str(err)))
+        usable += len(read)
+        yield read, pixels[: len(read)]
+    if not usable:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
+        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
+
+
+# What a pack, a run and our other results hold: pictures in them are ours, not the user's.
+_OURS = (
+    {"pack.json", "shards"},
+    {"run.json", "metrics.jsonl"},
+    {"reconstructions.csv", "images"},
+    {"layers.csv", "layers.png"},
+    {"classifier.safetensors", "confusion.csv"},
+)
 
 
 def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
-from autoencode.interfaces import create, inspect, options, train
+from autoencode.interfaces import create, inspect, learn, options, train
 from autoencode.interfaces.options import (
     MACHINE,
     Background,
@@ -170,6 +170,7 @@ def reconstruct(
 train.add_to(app)
 create.add_to(app)
 inspect.add_to(app)
+learn.add_to(app)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
