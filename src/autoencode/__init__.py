@@ -20,9 +20,22 @@ from typing import TYPE_CHECKING
 from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from autoencode.applications.classifier import (
+        Classifier,
+        Prediction,
+        Predictions,
+        classify,
+        load_classifier,
+        save_classifier,
+    )
+    from autoencode.applications.features import FeatureMaps, LayerMaps, features
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
+    from autoencode.applications.heatmaps import heat_maps
     from autoencode.applications.morph import Morph, morph
+    from autoencode.applications.outlier_reference import OutlierReference, fit_reference
+    from autoencode.applications.outliers import Finding, Outliers, find_outliers
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
+    from autoencode.applications.transfer import Accuracy, Transfer, transfer
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
     from autoencode.errors import (
@@ -45,9 +58,22 @@ if TYPE_CHECKING:
     from autoencode.training.train import Run, train
 
 _HOME = {
+    "applications.classifier": (
+        "Classifier",
+        "Prediction",
+        "Predictions",
+        "classify",
+        "load_classifier",
+        "save_classifier",
+    ),
+    "applications.features": ("FeatureMaps", "LayerMaps", "features"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.morph": ("Morph", "morph"),
+    "applications.heatmaps": ("heat_maps",),
+    "applications.outlier_reference": ("OutlierReference", "fit_reference"),
+    "applications.outliers": ("Finding", "Outliers", "find_outliers"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
+    "applications.transfer": ("Accuracy", "Transfer", "transfer"),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
     "errors": (
@@ -73,21 +99,30 @@ _MODULE_OF = {name: f"autoencode.{module}" for module, names in _HOME.items() fo
 
 __all__ = [
     "PRESETS",
+    "Accuracy",
     "AutoencodeError",
     "Autoencoder",
+    "Classifier",
     "ConfigError",
     "DivergedError",
+    "FeatureMaps",
+    "Finding",
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
+    "LayerMaps",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "OutlierReference",
+    "Outliers",
     "OutputError",
     "Pack",
     "PackError",
+    "Prediction",
+    "Predictions",
     "Preprocessing",
     "Progress",
     "Reconstruction",
@@ -97,17 +132,26 @@ __all__ = [
     "Samples",
     "StandardNormal",
     "TrainConfig",
+    "Transfer",
     "__version__",
+    "classify",
+    "features",
+    "find_outliers",
     "fit_prior",
+    "fit_reference",
     "generate",
+    "heat_maps",
+    "load_classifier",
     "load_model",
     "morph",
     "open_pack",
     "pack_folder",
     "reconstruct",
+    "save_classifier",
     "save_model",
     "settings",
     "train",
+    "transfer",
     "walk",
 ]
 

@@ -5,14 +5,14 @@ AutoencodeError
 ├── ImageError           one image file or array that cannot be used
 ├── ImageFolderError     a folder that is missing, empty, or has no usable image
 ├── PackError            a pack that is missing, damaged, or made with other settings
-├── RunError             a run folder that is not ours, is finished, or was started with other settings
+├── RunError             a run folder that is not ours, is in use, or was started with other settings
 ├── DivergedError        training produced a loss that is not finite
 ├── ModelFileError       a file that is not a model, is damaged, or is from a newer version
 ├── OutputError          a result could not be written; what was there before is untouched
 └── MissingExtraError    an optional dependency is not installed; names the command that installs it
 
 The message says what happened, where, and what to do. The command line prints it in one line and
-exits with 1; a traceback is a bug.
+exits with 2 for a ConfigError, with 1 for the others; a traceback is a bug.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PackError(AutoencodeError):
 
 
 class RunError(AutoencodeError):
-    """A run folder that is not ours, is finished, or was started with other settings."""
+    """A run folder that is not ours, is in use, or was started with other settings."""
 
 
 class DivergedError(AutoencodeError):

@@ -1,7 +1,9 @@
 """Files that are either whole or not there, and folders that one process writes at a time.
 
-Everything this package writes goes through here: written beside its destination, fsynced, renamed. A
-kill, a crash or a full disk at any moment leaves what was there before, or the new file, never a part.
+What goes through here is written beside its destination, fsynced, renamed. A kill, a crash or a full disk at
+any moment leaves what was there before, or the new file, never a part. Two kinds of files look after
+themselves: lines appended to a log, whose last may be cut short, and the shards of a pack, which count only
+once its manifest names them.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_limits_are_kept(model: Autoencoder, coast: list[Path]) -> None:
 
 def test_where_no_image_can_be_used_the_reasons_are_given(model: Autoencoder, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ImageFolderError, match=r"None of the 1 images could be used\. .*broken\.jpg: "):
+    with pytest.raises(ImageFolderError, match=r"No image could be used, of 1 given\. .*broken\.jpg: "):
         reconstruct(model, tmp_path, tmp_path / "out")
 
 
@@ -171,6 +171,58 @@ def test_a_folder_of_something_else_is_left_alone_and_an_earlier_result_is_repla
     for count in (2, 1):
         reconstruct(model, coast[:count], tmp_path / "ours")
         assert len(table(tmp_path / "ours")) == count
+
+
+def test_images_of_an_earlier_result_go_and_what_is_not_ours_stays(
+    model: Autoencoder, coast: list[Path], tmp_path: Path
+) -> None:
+    images = tmp_path / "out" / "images"
+    reconstruct(model, coast[:4], tmp_path / "out")
+    (images / "theirs.png").write_text("mine")
+    (images / coast[5].name).write_text("mine")
+    reconstruct(model, coast[3:6], tmp_path / "out")
+    assert (images / "theirs.png").read_text() == (images / coast[5].name).read_text() == "mine"
+    written = [line["file"] for line in table(tmp_path / "out")]
+    assert written == [coast[3].name, coast[4].name, f"{coast[5].stem}-2.png"]
+    assert {path.name for path in images.iterdir()} == {*written, "theirs.png", coast[5].name}
+
+
+def test_images_of_a_result_that_was_stopped_go_too(
+    model: Autoencoder, coast: list[Path], tmp_path: Path
+) -> None:
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(model, coast, tmp_path / "out", progress=stop)
+    reconstruct(model, coast[:1], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == [coast[0].name]
+
+
+def test_a_table_that_was_tampered_with_removes_nothing_elsewhere(
+    model: Autoencoder, coast: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.png").write_text("mine")
+    reconstruct(model, coast[:1], tmp_path / "out")
+    with (tmp_path / "out" / "reconstructions.csv").open("a") as file:
+        file.write(f"x,1,1,,../../mine.png\nx,1,1,,{tmp_path / 'mine.png'}\nx\n")
+    reconstruct(model, coast[:1], tmp_path / "out")
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+def test_images_are_not_read_from_where_they_would_be_removed(
+    model: Autoencoder, coast: list[Path], tmp_path: Path
+) -> None:
+    reconstruct(model, coast[:2], tmp_path / "out")
+    with pytest.raises(OutputError, match="holds images to read"):
+        reconstruct(model, tmp_path / "out" / "images", tmp_path / "out")
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+
+
+def test_a_downscaling_to_less_than_a_pixel_is_refused(model: Autoencoder, coast: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="images of 32x32 can be downscaled by a factor of at most 32"):
+        reconstruct(model, coast, corruptions=["downscale:33"])
+    reconstruct(model, coast[:1], corruptions=["downscale:32"])
 
 
 def test_a_corruption_that_cannot_be_used_is_refused_before_any_work(

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -21,7 +22,9 @@ from autoencode.data.images import (
     Limits,
     Preprocessing,
     find_images,
+    list_images,
     parse_size,
+    read_bytes,
     read_image,
     save_image,
 )
@@ -213,6 +216,56 @@ def test_a_large_jpeg_decoded_small_looks_like_one_decoded_whole(fit: Fit, orien
     assert difference.mean() < 1
 
 
+def decoded_size(content: bytes, preprocessing: Preprocessing, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The side lengths at which a square file comes out of the JPEG decoder."""
+    sides: list[int] = []
+    resize = Image.Image.resize
+
+    def remember(image: Image.Image, *arguments: Any, **options: Any) -> Image.Image:  # noqa: ANN401
+        sides.append(image.width)
+        return resize(image, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "resize", remember)
+        read_image(content, preprocessing)
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("side", "decoded"),
+    [
+        (128, 128),
+        (247, 247),
+        (249, 125),
+        (250, 125),
+        (256, 128),
+        (500, 250),
+        (992, 496),
+        (993, 249),
+        (2048, 256),
+    ],
+)
+def test_a_jpeg_is_decoded_no_larger_than_needed(
+    side: int, decoded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(Image.fromarray(picture(side, side)), "JPEG")
+    assert decoded_size(content, Preprocessing(128, 128), monkeypatch) == [decoded]
+
+
+@pytest.mark.parametrize("side", [250, 256, 300, 500, 1000, 2100])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
+def test_a_photograph_decoded_small_looks_like_one_decoded_whole(name: str, side: int) -> None:
+    data = pytest.importorskip("skimage.data")
+    photograph = Image.fromarray(getattr(data, name)()[:300, :300]).resize(
+        (side, side), Image.Resampling.LANCZOS
+    )
+    content = encoded(photograph, "JPEG", quality=90)
+    with Image.open(io.BytesIO(content)) as image:
+        whole = np.asarray(image.resize((128, 128), Image.Resampling.LANCZOS), np.float64)
+    error = np.mean((read_image(content, Preprocessing(128, 128)) - whole) ** 2)
+    assert 10 * np.log10(255**2 / error) > 35
+
+
 def test_a_damaged_exif_block_does_not_refuse_the_picture() -> None:
     image = Image.fromarray(picture())
     content = encoded(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f\x00")
@@ -375,6 +428,40 @@ def test_a_pipe_a_missing_file_and_a_large_file_are_refused_at_once(tmp_path: Pa
     ):
         with pytest.raises(ImageError, match=reason):
             read_image(tmp_path / name, SAME, Limits(max_bytes=1000))
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"file")
+    os.mkfifo(tmp_path / "b.png")
+    before = os.stat(tmp_path / "a.png")
+    monkeypatch.setattr("autoencode.data.images.os.stat", lambda path: before)
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_bytes(tmp_path / "b.png", Limits())
+
+
+def test_no_more_than_the_limit_is_read_of_a_file_that_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"short")
+    fstat = os.fstat
+
+    def grow(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        with path.open("ab") as file:
+            file.truncate(10**7)
+        return status
+
+    monkeypatch.setattr("autoencode.data.images.os.fstat", grow)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="more bytes than the limit of 1,000"):
+        read_bytes(path, Limits(max_bytes=1000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+    assert len(read_bytes(path, Limits())) == 10**7
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")

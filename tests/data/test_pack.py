@@ -393,7 +393,7 @@ def test_a_folder_without_a_usable_image_is_an_error_and_leaves_the_pack(
         path.write_bytes(b"broken")
     for out in (tmp_path / "p", tmp_path / "new"):
         with pytest.raises(
-            ImageFolderError, match=r"None of the 12 images.*11\.png: not an image.*and 9 more"
+            ImageFolderError, match=r"No image in .*, of 12 found.*11\.png: not an image.*and 9 more"
         ):
             pack(photos, out)
     assert open_pack(tmp_path / "p").fingerprint == before

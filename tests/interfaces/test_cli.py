@@ -1,4 +1,4 @@
-"""Every command end to end, and what is said when something is wrong: one line, exit code 1; usage 2."""
+"""Every command end to end, and what is said when something is wrong: one line, exit code 1 or 2."""
 
 from __future__ import annotations
 
@@ -15,8 +15,19 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from autoencode import Pack, Run, __version__, load_model, open_pack
+from autoencode import (
+    AutoencodeError,
+    ConfigError,
+    MissingExtraError,
+    Pack,
+    Run,
+    __version__,
+    load_model,
+    open_pack,
+    settings,
+)
 from autoencode.interfaces import cli, demo
 
 TINY = ("--widths", "4,8", "--code-size", "8", "--batch-size", "8")
@@ -50,9 +61,9 @@ def autoencode(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
     return run
 
 
-def assert_one_line(result: Result, *parts: object) -> None:
+def assert_one_line(result: Result, *parts: object, code: int = 1) -> None:
     """The error of a command that failed: one line on stderr that holds all parts, and no traceback."""
-    assert result.code == 1, result
+    assert result.code == code, result
     assert result.err.count("\n") == 1, result.err
     assert result.err.startswith("error: ")
     for part in parts:
@@ -70,7 +81,7 @@ def test_pack_says_what_it_packed_and_what_it_refused_and_why(
     pack = open_pack(tmp_path / "p")
     assert (pack.preprocessing.height, pack.preprocessing.width, pack.preprocessing.fit) == (32, 48, "pad")
     assert f"{len(pack)} images of 32x48" in result.out
-    assert "refused 1 files" in result.out
+    assert "refused 1 file, " in result.out
     assert "  broken [1] :smile:.jpg: " in result.out
     again = autoencode("pack", images, "--out", tmp_path / "p")
     assert again.out == result.out
@@ -96,8 +107,9 @@ def test_every_setting_of_the_command_line_reaches_the_model(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     options = shlex.split(
-        "--model vae --batch-norm --loss gaussian --sigma2 0.1 --beta 0.5 --warmup 1 --optimizer adamw "
-        "--learning-rate 0.001 --ema 0.5 --seed 3 --corrupt gaussian:0.1 --corrupt rotate:5 --epochs 1 "
+        "--model vae --network residual --batch-norm --loss gaussian --sigma2 0.1 --beta 0.5 --warmup 1 "
+        "--optimizer adamw --learning-rate 0.001 --clip 2 --flip --ema 0.5 --seed 3 --epochs 1 "
+        "--corrupt gaussian:0.1 --corrupt rotate:5 "
         "--device cpu --precision fp32 --channels-first --return-memory --checkpoint-every 2"
     )
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
@@ -106,12 +118,16 @@ def test_every_setting_of_the_command_line_reaches_the_model(
     expected = {
         **{"loss": "gaussian", "sigma2": 0.1, "beta": 0.5, "warmup": 1, "optimizer": "adamw"},
         **{"learning_rate": 0.001, "ema": 0.5, "seed": 3, "corrupt": ["gaussian:0.1", "rotate:5"]},
-        **{"epochs": 1, "batch_size": 8},
+        **{"epochs": 1, "batch_size": 8, "clip": 2.0, "flip": True},
     }
     assert expected.items() <= run["train"].items()
-    assert {"kind": "vae", "batch_norm": True, "code_size": 8, "widths": [4, 8]}.items() <= run[
-        "model"
-    ].items()
+    assert {
+        "kind": "vae",
+        "network": "residual",
+        "batch_norm": True,
+        "code_size": 8,
+        "widths": [4, 8],
+    }.items() <= run["model"].items()
     assert "active, beta 0.50, sigma2 0.1 " in result.out.splitlines()[1]
 
 
@@ -154,19 +170,81 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(
 def test_reconstruct_writes_a_sheet_a_table_and_the_images(
     autoencode: Command, trained: Run, photos: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = shutil.copytree(photos / "coast", tmp_path / "images")
+    (images / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    result = autoencode(
-        "reconstruct", trained.folder, photos / "coast", tmp_path / "broken.png", "--out", out,
-        "--corrupt", "gaussian:0.1",
-    )  # fmt: skip
+    result = autoencode("reconstruct", trained.folder, images, "--out", out, "--corrupt", "gaussian:0.1")
     assert (result.code, result.err) == (0, "")
     assert "of 16 images" in result.out
     assert "corrupted:      median PSNR 20." in result.out or "median PSNR 19.9" in result.out
-    assert f"refused {tmp_path / 'broken.png'}: " in result.out
+    assert f"refused {images / 'broken.png'}: " in result.out
     assert len(list((out / "images").iterdir())) == 16
     assert (out / "reconstructions.csv").exists()
     assert np.asarray(Image.open(out / "reconstructions.png")).std() > 0
+
+
+def test_a_file_asked_for_by_name_that_is_refused_fails_the_command_after_the_others_are_done(
+    autoencode: Command, trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = (photos / "coast" / "000.png", tmp_path / "broken.png", tmp_path / "none.png")
+    result = autoencode("reconstruct", trained.folder, *images, "--out", tmp_path / "out")
+    assert_one_line(result, "2 files asked for by name", tmp_path / "broken.png", tmp_path / "none.png")
+    assert "of 1 image\n" in result.out
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["000.png"]
+
+
+def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missing(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1)
+    assert autoencode(*command).code == 0
+    kept = ("model.safetensors", "curves.png", "metrics.jsonl")
+    before = [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]]
+    (out / "reconstructions.png").unlink()
+    result = autoencode(*command, "--resume")
+    assert result.code == 0
+    assert result.out.startswith(f"finished: {out} has all its 1 epoch, nothing to do")
+    assert [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]] == before
+    assert (out / "reconstructions.png").exists()
+
+
+def test_a_run_that_learns_nothing_is_warned_of_once(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--epochs", 4, "--learning-rate", "1e6")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert (result.code, result.err) == (0, "")
+    (line,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert "lower learning rate (it is 1e+06)" in line
+
+
+def test_the_help_of_train_states_the_defaults_of_the_paper_for_what_a_preset_decides(
+    autoencode: Command,
+) -> None:
+    model, config = settings("paper-ae")
+    given = model.to_json() | config.to_json() | {"model": model.kind}
+    parameters = {p.name: p for p in get_command(cli.app).commands["train"].params}  # type: ignore[attr-defined]
+    stated = {
+        name: p.help for name, p in parameters.items() if "by the preset" in (getattr(p, "help", "") or "")
+    }
+    assert set(stated) == (given.keys() & parameters.keys()) - {"seed"}
+    for name, text in stated.items():
+        value = given[name]
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value)) or "none"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, float):
+            value = f"{value:g}"
+        assert text.endswith(f"Default: by the preset; paper-ae {value}."), name
+
+
+def test_no_help_holds_brackets_which_the_terminal_takes_for_styles() -> None:
+    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or ""), f"{name} {parameter.name}"
 
 
 def test_the_demo_trains_on_digits_shows_them_and_says_what_to_try_next(
@@ -242,7 +320,7 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
     for name, part in (
         ("none", "does not exist. Give a folder of images"),
         ("empty", "No images in"),
-        ("broken", "None of the 1 images"),
+        ("broken", "can be used, of 1 found"),
     ):
         result = autoencode(command, tmp_path / name, "--out", tmp_path / "out")
         assert_one_line(result, tmp_path / name, part)
@@ -257,21 +335,45 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
         (("--background", "whitish"), "Unknown colour 'whitish'"),
         (("--preset", "papr"), "Unknown preset 'papr'. Choose paper-ae"),
         (("--corrupt", "fog:1"), "Cannot corrupt by fog:1"),
-        (("--device", "tpu"), "Cannot use the device 'tpu' here"),
+        (("--corrupt", "gaussian:much"), "Cannot corrupt by gaussian:much. Use gaussian:STANDARD_DEVIATION"),
+        (("--corrupt", "downscale:64"), "images of 32x32 can be downscaled by a factor of at most 32"),
+        (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
         (("--widths", "4,x"), "'4,x' is no list of whole numbers"),
         (("--widths", "4,4,4,4,4,4"), "multiple of 64"),
         (("--sigma2", "tiny", "--model", "vae"), "it must be a number or auto"),
         (("--warmup", "cyclic", "--model", "vae"), "it must be a number of epochs, or cyclic:N"),
         (("--beta", "2"), "Add --model vae"),
         (("--epochs", "0"), "epochs is 0; it must be at least 1"),
-        (("--resume",), "No run to continue in"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named_with_what_to_do(
     autoencode: Command, options: tuple[str, ...], part: str, photos: Path, tmp_path: Path
 ) -> None:
-    size = () if "--size" in options or "--resume" in options else ("--size", "32")
-    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", *size, *options), part)
+    size = () if "--size" in options else ("--size", "32")
+    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", *size, *options), part, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(error, 2 if error is ConfigError else 1) for error in AutoencodeError.__subclasses__()],
+)
+def test_a_setting_that_cannot_be_used_is_a_wrong_call_and_nothing_else_is(
+    autoencode: Command, error: type[AutoencodeError], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error("extra", "purpose") if error is MissingExtraError else error("what happened")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert_one_line(autoencode(), "extra" if error is MissingExtraError else "what happened", code=code)
+
+
+def test_a_run_that_is_not_there_cannot_be_continued(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    assert_one_line(
+        autoencode("train", photos, "--out", tmp_path / "out", "--resume"), "No run to continue in"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

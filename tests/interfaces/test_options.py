@@ -72,9 +72,16 @@ def test_a_warmup_is_a_number_of_epochs_or_of_cycles() -> None:
     [
         (options.Fit, images.Fit),
         (options.Kind, autoencoder.Kind),
+        (options.Network, autoencoder.Network),
         (options.Loss, objective.Loss),
         (options.Precision, runtime.Precision),
     ],
 )
 def test_the_command_line_offers_what_the_library_allows(choices: type[options.Fit], allowed: object) -> None:
     assert tuple(choice.value for choice in choices) == typing.get_args(allowed)
+
+
+def test_the_limits_are_stated_in_the_help() -> None:
+    for option, limit in ((options.MaxPixels, Limits().max_pixels), (options.MaxBytes, Limits().max_bytes)):
+        _, declared = typing.get_args(option)
+        assert f"Default: {limit:,}." in declared.help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 
@@ -97,3 +98,16 @@ def test_bars_go_when_the_work_fails(shown: io.StringIO) -> None:
 )
 def test_durations_are_written_as_clocks_do(seconds: float, text: str) -> None:
     assert progress._duration(seconds) == text
+
+
+def test_a_warning_is_a_line_of_its_own(written: io.StringIO) -> None:
+    with progress.training() as show:
+        show(dataclasses.replace(report(5, RECORD), warning="Try [this]."))
+    assert written.getvalue().splitlines()[1:] == ["warning: Try [this]."]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 files"), (1, "1 file"), (2, "2 files"), (1234, "1,234 files")]
+)
+def test_what_is_counted_is_in_the_plural_but_for_one(number: int, text: str) -> None:
+    assert progress.counted(number, "file") == text

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing
+from autoencode.models.likelihood import gaussian_log_likelihood, kl
 from autoencode.models.pca import principal_components, start_at_pca
-from autoencode.training.objective import gaussian_log_likelihood, kl
 
 GENERATOR = torch.Generator().manual_seed(0)
 SCALES = torch.linspace(1.5, 0.1, 40)

@@ -14,10 +14,23 @@ from autoencode.models.residual import (
 
 
 @pytest.mark.parametrize(
-    ("size", "pooling"), [((16, 16), 1), ((32, 64), 1), ((64, 64), 2), ((96, 160), 2), ((512, 512), 16)]
+    ("size", "pooling"),
+    [((16, 16), 1), ((32, 64), 1), ((64, 64), 2), ((96, 160), 2), ((128, 128), 4), ((1024, 1024), 32)],
 )
 def test_the_linear_maps_see_a_short_side_of_32_to_63(size: tuple[int, int], pooling: int) -> None:
     assert pooling_of(*size) == pooling
+
+
+@pytest.mark.parametrize(
+    ("size", "pooling"), [((16, 512), 2), ((512, 16), 2), ((32, 512), 2), ((32, 2048), 4), ((16, 8192), 8)]
+)
+def test_long_images_leave_the_linear_maps_no_more_than_square_ones(
+    size: tuple[int, int], pooling: int
+) -> None:
+    assert pooling_of(*size) == pooling
+    assert (size[0] // pooling) * (size[1] // pooling) <= 64 * 64
+    encoder, decoder = LinearEncoder(3, *size), LinearDecoder(3, *size)
+    assert decoder(encoder(torch.rand(1, 3, *size))).shape == (1, 3, *size)
 
 
 def test_the_linear_maps_are_linear() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoencode import Autoencoder, ModelConfig, Preprocessing, RunError
+from autoencode import Autoencoder, DivergedError, ModelConfig, Preprocessing, RunError
 from autoencode.models.tensorfile import read_tensors, write_tensors
 from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
 
@@ -24,7 +24,7 @@ def build(seed: int, steps: int, widths: tuple[int, ...] = (4, 8), *, averaged: 
         optimizer.zero_grad()
         model(torch.rand(2, 3, 32, 32), torch.randn(2, 6)).images.mean().backward()
         optimizer.step()
-    return TrainState(model, average, optimizer, steps, torch.arange(4.0).double(), 1.5)
+    return TrainState(model, average, optimizer, steps, torch.arange(4.0).double(), 1.5, 0.5)
 
 
 def moments(state: TrainState) -> list[torch.Tensor]:
@@ -37,7 +37,8 @@ def test_everything_comes_back(tmp_path: Path, averaged: bool) -> None:
     saved, loaded = build(1, 3, averaged=averaged), build(2, 0, averaged=averaged)
     save_checkpoint(tmp_path, saved)
     load_checkpoint(tmp_path, loaded)
-    assert (loaded.step, loaded.seconds, loaded.sums.tolist()) == (3, 1.5, [0, 1, 2, 3])
+    assert (loaded.step, loaded.seconds, loaded.waited) == (3, 1.5, 0.5)
+    assert loaded.sums.tolist() == [0, 1, 2, 3]
     assert loaded.sums.dtype == torch.float64
     for name in ("model", "averaged"):
         expected = getattr(saved, name).state_dict()
@@ -56,6 +57,23 @@ def test_moments_lie_in_memory_as_their_weights_do(tmp_path: Path) -> None:
     assert [tensor.stride() for tensor in moments(loaded)] == strides
 
 
+@pytest.mark.parametrize("part", ["model", "averaged", "moments", "sums"])
+def test_what_is_not_finite_is_not_saved_and_the_checkpoint_before_stays(tmp_path: Path, part: str) -> None:
+    state = build(1, 2)
+    save_checkpoint(tmp_path, state)
+    before = (tmp_path / CHECKPOINT_NAME).read_bytes()
+    tensors = {
+        "model": next(state.model.parameters()).data,
+        "averaged": next(state.averaged.parameters()).data,
+        "moments": moments(state)[1],
+        "sums": state.sums,
+    }
+    tensors[part].view(-1)[-1] = float("inf")
+    with pytest.raises(DivergedError):
+        save_checkpoint(tmp_path, state)
+    assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before
+
+
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, build(1, 1))
     with pytest.raises(RunError, match="not of this run's network") as caught:
@@ -68,7 +86,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / CHECKPOINT_NAME
     tensors, _, _ = read_tensors(path, "checkpoint", 1, RunError)
     del tensors["sums"]
-    write_tensors(path, "checkpoint", 1, tensors, {"step": 1, "seconds": 1.0})
+    write_tensors(path, "checkpoint", 1, tensors, {"step": 1, "seconds": 1.0, "waited": 0.0})
     with pytest.raises(RunError, match="not of this run's network"):
         load_checkpoint(tmp_path, build(1, 0))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoencode import PRESETS, ConfigError, ModelConfig, Preprocessing, TrainConfig, settings
@@ -89,6 +90,44 @@ def test_values_that_cannot_be_used_are_refused(wrong: dict[str, Any], message: 
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**wrong)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("epochs", 2.5, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("epochs", "3", "a whole number"),
+        ("batch_size", None, "a whole number"),
+        ("learning_rate", "0.1", "a number"),
+        ("learning_rate", True, "a number"),
+        ("flip", 1, "True or False"),
+        ("sigma2", "wide", None),
+        ("sigma2", None, "a number or 'auto'"),
+        ("corrupt", "gaussian:0.3", "a list of texts"),
+        ("corrupt", (0.3,), "a list of texts"),
+        ("loss", 1, "'mse' or 'mae' or 'gaussian'"),
+        ("code_size", 8.0, "a whole number"),
+        ("widths", (4, 8.5), "a list of whole numbers"),
+        ("widths", 4, "a list of whole numbers"),
+        ("batch_norm", "yes", "True or False"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name: str, value: object, kind: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings("best-vae", **{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} is {value!r}; it must be {kind or ''}")
+    assert "\n" not in message
+
+
+def test_lists_and_numbers_of_numpy_become_what_is_declared() -> None:
+    given: dict[str, Any] = {"widths": [4, np.int64(8)], "corrupt": ["rotate:5"], "epochs": np.int32(3)}
+    model, config = settings(**given, learning_rate=1, seed=np.uint8(7))
+    assert model == ModelConfig(widths=(4, 8))
+    assert config == TrainConfig(epochs=3, corrupt=("rotate:5",), learning_rate=1.0, seed=7)
+    json.dumps([model.to_json(), config.to_json()])
+    assert hash(model) == hash(ModelConfig(widths=(4, 8)))
 
 
 @pytest.mark.parametrize("useless", [{"sigma2": 0.1}, {"beta": 2.0}, {"warmup": 3}, {"warmup_cycles": 3}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ FP32 = choose_runtime("cpu", "fp32")
 
 def make_loop(pack: Pack, out: Path, runtime: Runtime = FP32, **overrides: Any) -> Loop:  # noqa: ANN401
     model, config = settings(**overrides)
-    run = RunSettings(model, config, pack.preprocessing, str(pack.path), pack.fingerprint)
+    where = (str(pack.path), pack.fingerprint)
+    run = RunSettings(model, config, pack.preprocessing, *where, "cpu", runtime.bf16, runtime.channels_last)
     return Loop(out, run, pack, runtime, lambda _: None)
 
 
@@ -44,6 +46,7 @@ def test_the_metrics_have_what_every_reader_counts_on(
 ) -> None:
     steps = steps_per_epoch(len(tiny_pack.rows("train")), 8)
     always = {"epoch", "step", "train_loss", "val_loss", "val_mse", "images_per_second", "learning_rate"}
+    always |= {"seconds", "input_wait"}
     of_a_vae = {"train_reconstruction", "train_kl", "val_reconstruction", "val_kl", "beta", "sigma2"}
     for run, names in ((trained, always), (trained_vae, always | of_a_vae | {"active_units"})):
         text = (run.folder / "metrics.jsonl").read_text()
@@ -249,6 +252,39 @@ def test_progress_counts_every_step_and_ends_each_epoch_with_its_record(
     assert [at.record for at in seen if at.record] == run.metrics
     assert seen[-1].seconds_left == 0
     assert all(at.images_per_second > 0 and at.epochs == 2 and at.steps == steps for at in seen)
+
+
+def test_the_speed_is_what_one_waits_for_and_the_wait_for_images_is_named(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = train(tiny_pack.path, tmp_path / "fast", epochs=1, **tiny).metrics[0]
+    original = Pack.pixels
+
+    def slow(self: Pack, rows: Any) -> Any:  # noqa: ANN401
+        time.sleep(0.3)
+        return original(self, rows)
+
+    monkeypatch.setattr(Pack, "pixels", slow)
+    record = train(tiny_pack.path, tmp_path / "slow", epochs=1, **tiny).metrics[0]
+    images = len(tiny_pack.rows("train"))
+    assert record["seconds"] >= 0.3 * record["step"]
+    assert record["images_per_second"] == pytest.approx(images / record["seconds"])
+    assert 0 <= fast["input_wait"] < record["input_wait"] < 1
+
+
+def test_an_epoch_that_ends_with_one_image_more_counts_them_all(tiny_pack: Pack, tmp_path: Path) -> None:
+    size = len(tiny_pack.rows("train")) - 1
+    seen: list[Progress] = []
+    overrides: dict[str, Any] = {"widths": (4, 8), "code_size": 8, "epochs": 1, "batch_size": size}
+    run = train(tiny_pack.path, tmp_path / "run", progress=seen.append, **overrides)
+    assert [(at.step, at.steps) for at in seen] == [(1, 1)]
+    assert seen[0].loss == pytest.approx(run.metrics[0]["train_loss"])
+
+
+def test_a_fixed_sigma2_stays_that_of_the_model_whatever_pca_leaves(tiny_pack: Pack, tmp_path: Path) -> None:
+    overrides: dict[str, Any] = {"kind": "vae", "network": "residual", "widths": (4, 8), "code_size": 8}
+    assert make_loop(tiny_pack, tmp_path, sigma2=0.1, **overrides).state.model.sigma2 == pytest.approx(0.1)
+    assert make_loop(tiny_pack, tmp_path, **overrides).state.model.sigma2 != pytest.approx(0.1)
 
 
 def test_the_model_says_where_it_comes_from(trained: Run, tiny_pack: Pack) -> None:

@@ -26,6 +26,9 @@ SETTINGS = RunSettings(
     Preprocessing(32, 48, "pad", (1, 2, 3)),
     "/somewhere/p.pack",
     "abc",
+    "cpu",
+    True,
+    False,
 )
 
 

@@ -31,10 +31,35 @@ def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "nonsense:1", ""])
 def test_a_device_that_is_not_here_is_refused_in_one_line(device: str) -> None:
-    with pytest.raises(ConfigError, match="Cannot use the device") as caught:
+    with pytest.raises(ConfigError, match=r"There is no device|Cannot use the device") as caught:
         choose_runtime(device)
     assert repr(device) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 90  # and not all that torch knows of devices
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert runtime.is_out_of_memory(error) is expected
+
+
+def test_the_allocator_of_torch_is_understood() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert runtime.is_out_of_memory(caught.value)
 
 
 def test_an_unknown_precision_is_refused() -> None:

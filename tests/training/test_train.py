@@ -35,7 +35,7 @@ from autoencode import (
     train,
 )
 from autoencode.files import exclusive
-from autoencode.training import loop
+from autoencode.training import loop, resume, runtime
 from autoencode.training.objective import Terms
 from autoencode.training.runlog import read_metrics
 
@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "epochs": 3,
     },
 }
-MEASURED = ("images_per_second", "seconds")  # what no two runs share
+MEASURED = ("images_per_second", "seconds", "input_wait")  # what no two runs share
 
 
 class Death(BaseException):
@@ -283,6 +283,60 @@ def test_a_preset_given_again_asks_for_no_more_epochs_than_the_run_has(
         train(tiny_pack.path, tmp_path / "run", resume=True, **tiny, preset="paper-dropout")
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"precision": "bf16"}, "precision fp32, not bf16"),
+        ({"channels_last": False}, "memory format channels last, not channels first"),
+    ],
+)
+def test_a_run_is_not_continued_in_another_way_of_computing(
+    asked: dict[str, Any], words: str, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(tiny_pack.path, out, epochs=1, precision="fp32", **tiny)
+    with pytest.raises(RunError, match=f"was started with {words}"):
+        train(tiny_pack.path, out, epochs=2, resume=True, **asked)
+
+
+def test_a_run_goes_on_as_it_was_started_whatever_this_machine_would_choose(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {"epochs": 2, "precision": "fp32", "channels_last": False, **tiny}
+    whole = train(tiny_pack.path, tmp_path / "whole", **started)
+    train(tiny_pack.path, tmp_path / "run", **{**started, "epochs": 1})
+    monkeypatch.setattr(runtime, "multiplies_bf16", lambda _device: True)
+    assert runtime.choose_runtime("cpu").bf16
+    assert_same(train(tiny_pack.path, tmp_path / "run", epochs=2, resume=True), whole)
+
+
+def test_a_run_of_a_machine_that_can_do_more_says_so(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    train(tiny_pack.path, out, epochs=1, precision="bf16", **tiny)
+    monkeypatch.setattr(resume, "multiplies_bf16", lambda _device: False)
+    with pytest.raises(ConfigError, match=r"only emulates, slowly.*add --precision bf16"):
+        train(tiny_pack.path, out, epochs=2, resume=True)
+    train(tiny_pack.path, out, epochs=2, resume=True, precision="bf16")
+    content = json.loads((out / "run.json").read_text())
+    content["runtime"]["device"] = "cuda"
+    (out / "run.json").write_text(json.dumps(content))
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ConfigError, match=r"Cannot use the device 'cuda'.*was started on cuda"):
+        train(tiny_pack.path, out, epochs=3, resume=True)
+    with pytest.raises(RunError, match="was started with device cuda, not cpu"):
+        train(tiny_pack.path, out, epochs=3, resume=True, device="cpu")
+
+
+def test_a_run_resumed_with_a_setting_there_is_not_says_so(plain: Run, tiny_pack: Pack) -> None:
+    with pytest.raises(ConfigError, match="Unknown setting epoch"):
+        train(tiny_pack.path, plain.folder, resume=True, epoch=4)
+    with pytest.raises(ConfigError, match=r"epochs is 2\.5; it must be a whole number"):
+        train(tiny_pack.path, plain.folder, resume=True, epochs=2.5)
+
+
 def test_a_run_resumed_with_another_size_is_refused(plain: Run, tiny_pack: Pack) -> None:
     with pytest.raises(RunError, match=r"started with .*height=32.*, not .*height=48"):
         train(tiny_pack.path, plain.folder, resume=True, preprocessing=Preprocessing(48, 48))
@@ -428,6 +482,61 @@ def test_bad_sources_are_refused_before_a_run_is_made(tiny_pack: Pack, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("size", [48, "48", "48x32", (48, 32), [48, 32]])
+def test_a_size_can_be_given_alone(
+    size: int | str | tuple[int, int], photos: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = train(photos / "coast", tmp_path / "run", size=size, epochs=1, **tiny)
+    expected = Preprocessing(48, 48 if size in (48, "48") else 32)
+    assert load_model(run.model_path).preprocessing == expected
+    assert pack_folder(photos / "coast", tmp_path / "p", size=size).preprocessing == expected
+
+
+def test_a_size_that_cannot_be_used_is_refused(photos: Path, tmp_path: Path) -> None:
+    for size, message in ((100, "multiple of 16"), ("big", "not understood"), ((32,), "not understood")):
+        with pytest.raises(ConfigError, match=message):
+            train(photos, tmp_path / "run", size=size)
+        with pytest.raises(ConfigError, match=message):
+            pack_folder(photos, tmp_path / "p", size=size)
+    with pytest.raises(ConfigError, match="Give either size=32 or preprocessing, not both"):
+        train(photos, tmp_path / "run", size=32, preprocessing=Preprocessing(32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_with_the_settings_is_said_before_what_is_in_the_folder(
+    plain: Run, tiny_pack: Pack, photos: Path
+) -> None:
+    for source, wrong, message in (
+        (tiny_pack.path, {"epochs": 0}, "epochs is 0"),
+        (photos, {"size": 48, "widths": (4,) * 6}, "multiple of 64"),
+        (photos, {"size": 32, "corrupt": ("downscale:33",)}, "by a factor of at most 32"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(source, plain.folder, **wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_batch_normalisation_of_a_single_value_is_never_asked_of_torch(
+    count: int, photos: Path, tmp_path: Path
+) -> None:
+    """Ten or so images in batches that leave one over, and a deepest level of 1x1."""
+    settings: dict[str, Any] = {
+        "network": "residual",
+        "widths": (4, 8, 8),
+        "batch_norm": True,
+        "code_size": 4,
+    }
+    pack = pack_folder(photos / "coast", tmp_path / "p", size=16)
+    size = len(pack.rows("train")) - 1
+    assert size > 1
+    if count == 1:
+        with pytest.raises(ConfigError, match="Batch normalisation has nothing to average over"):
+            train(pack.path, tmp_path / "run", epochs=1, batch_size=1, **settings)
+    else:
+        run = train(pack.path, tmp_path / "run", epochs=1, batch_size=size, **settings)
+        assert run.metrics[0]["step"] == 1
+
+
 def test_a_size_that_does_not_fit_is_refused_before_packing(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="multiple of 64"):
         train(photos, tmp_path / "run", preprocessing=Preprocessing(48, 48), widths=(4,) * 6)
@@ -490,6 +599,105 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_model(
     assert "lower learning rate (it was 0.002)" in message
     assert [digest(out / "model.safetensors")] == good
     load_model(out)
+
+
+def test_a_run_that_diverged_in_its_first_epoch_leaves_its_folder_for_another_try(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    original = loop.terms
+
+    def broken(*arguments: object) -> Terms:
+        found = original(*arguments)
+        return found._replace(loss=found.loss * float("nan"))
+
+    with monkeypatch.context() as patch, pytest.raises(DivergedError, match="Try again with a lower"):
+        train(
+            tiny_pack.path,
+            out,
+            checkpoint_every=1,
+            progress=at_step(3, lambda: patch.setattr(loop, "terms", broken)),
+            **tiny,
+        )
+    assert_same(train(tiny_pack.path, out, epochs=3, **tiny), plain)
+
+
+def test_a_step_to_weights_that_are_not_finite_is_never_a_checkpoint(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    original = loop.Loop._step
+
+    def step(self: loop.Loop, images: torch.Tensor) -> None:
+        original(self, images)
+        if self.state.step == self.steps + 2:
+            torch.nn.init.constant_(list(self.state.model.decoder.parameters())[-1], float("inf"))
+
+    monkeypatch.setattr(loop.Loop, "_step", step)
+    with pytest.raises(DivergedError, match=r"at epoch 2, step 2\. The last good model, of epoch 1"):
+        train(tiny_pack.path, out, epochs=3, checkpoint_every=1, **tiny)
+    monkeypatch.undo()
+    assert len(train(tiny_pack.path, out, resume=True).metrics) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_says_what_to_make_smaller_and_keeps_the_last_state(
+    error: Exception,
+    plain: Run,
+    tiny: dict[str, Any],
+    tiny_pack: Pack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError) as caught:
+        train(
+            tiny_pack.path,
+            out,
+            epochs=3,
+            progress=at_step(7, lambda: patch.setattr(loop, "terms", fail)),
+            **tiny,
+        )
+    message = str(caught.value)
+    assert "not enough for batches of 8 images of 32x32" in message
+    assert "smaller --batch-size or --size in a new folder" in message
+    assert f"is kept in {out}" in message
+    assert "\n" not in message
+    assert_same(train(tiny_pack.path, out, resume=True), plain)
+
+
+def test_too_little_memory_from_the_start_does_not_block_the_folder(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"--batch-size or --size\.$"):
+        patch.setattr(loop, "_initial_state", fail)
+        train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
+    train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
+
+
+def test_other_errors_of_torch_are_not_taken_for_too_little_memory(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(loop, "terms", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
 
 
 def test_weights_that_overflow_in_the_last_step_of_an_epoch_do_not_become_the_model(

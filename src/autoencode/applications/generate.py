@@ -151,13 +151,15 @@ def fit_prior(
     chosen = np.random.default_rng(random_seed("prior", seed)).permutation(rows)[:most]
     generator = _generator("prior", seed)
     codes: list[Tensor] = []
-    for index, images in enumerate(batches(pack, chosen, INFERENCE_BATCH)):
+    done = 0
+    for images in batches(pack, chosen, INFERENCE_BATCH):
         mean, log_variance = model.encode_distribution(images)
         if log_variance is not None:
             mean = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
         codes.append(mean)
+        done += len(images)
         if progress:
-            progress(min((index + 1) * INFERENCE_BATCH, len(chosen)), len(chosen))
+            progress(done, len(chosen))
     model.prior = GaussianMixture.fit(torch.cat(codes), seed)
     return model.prior
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.data.batches import random_seed, to_float, to_pixels
-from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
-from autoencode.data.images import Limits, find_images, read_image, save_image
+from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
+from autoencode.data.images import Limits, listed_images, read_chunks, save_image
 from autoencode.data.pack import Pack
-from autoencode.errors import ImageError, ImageFolderError, OutputError
+from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.evaluation.metrics import psnr, ssim
 from autoencode.files import make_folder, write_bytes
@@ -86,8 +87,8 @@ def reconstruct(
     Args:
         model: from `load_model`.
         images: image files, and folders of them.
-        out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. None
-            writes nothing.
+        out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. What
+            an earlier call wrote there is replaced, going by its table. None writes nothing.
         corruptions: what is done to the images before the model sees them, such as ("gaussian:0.3",).
         seed: of the corruptions.
         limits: the largest files and pictures to accept.
@@ -98,15 +99,17 @@ def reconstruct(
         ConfigError: a corruption that cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
-    paths = list(dict.fromkeys(_expanded(images)))
+    paths = listed_images(images)
     chain = parse_corruptions(corruptions)
-    folder = None if out is None else _prepared(Path(out))
-    names = _file_names(paths)
+    check_size(chain, model.preprocessing.height, model.preprocessing.width)
+    folder = None if out is None else Path(out)
+    names = _file_names(paths) if folder is None else _prepared(folder, paths)
     results: list[Reconstruction] = []
     refused: list[tuple[Path, str]] = []
     shown: list[_Seen] = []
-    for start in range(0, len(paths), CHUNK):
-        usable, pixels = _read(paths[start : start + CHUNK], model, limits or Limits(), refused)
+    chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), refused)
+    for number, (usable, pixels) in enumerate(chunks):
+        start = number * CHUNK
         if usable:
             seen = _pass(model, pixels, chain, random_seed("reconstruct", seed, start))
             if (missing := SHEET_IMAGES - sum(len(part.original) for part in shown)) > 0:
@@ -117,9 +120,6 @@ def reconstruct(
                 results.append(seen.result(index, path, names[path] if folder else ""))
         if progress:
             progress(min(start + CHUNK, len(paths)), len(paths))
-    if not results:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
-        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
     made = Reconstructions(results, refused, _sheet(shown, results))
     if folder is not None:
         save_image(folder / SHEET_NAME, made.sheet)
@@ -172,38 +172,44 @@ def _pass(model: Autoencoder, pixels: Pixels, chain: Sequence[Corruption], seed:
     )
 
 
-def _expanded(images: str | Path | Iterable[str | Path]) -> Iterable[Path]:
-    for path in [images] if isinstance(images, str | Path) else images:
-        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
+def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
+    """Make the folder, clear it of an earlier result, and return the name of the file for each path.
 
-
-def _read(
-    paths: Sequence[Path], model: Autoencoder, limits: Limits, refused: list[tuple[Path, str]]
-) -> tuple[list[Path], Pixels]:
-    usable, pixels = [], []
-    for path in paths:
-        try:
-            pixels.append(read_image(path, model.preprocessing, limits))
-            usable.append(path)
-        except ImageError as err:
-            refused.append((path, str(err)))
-    return usable, np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
-
-
-def _prepared(out: Path) -> Path:
-    """Make the folder; one that holds something else than an earlier result is left alone."""
+    A folder that holds something else is left alone, and so is a file among the images that no table names.
+    """
     if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
     make_folder(out / IMAGES_NAME)
-    if not (out / TABLE_NAME).exists():
-        _write_table(out / TABLE_NAME, [])  # what is stopped half-way can be run again
-    return out
+    if (out / IMAGES_NAME).resolve() in {folder.resolve() for folder in {path.parent for path in paths}}:
+        raise OutputError(
+            f"{out / IMAGES_NAME} holds images to read and would be cleared. Choose another --out."
+        )
+    earlier = _written_before(out / TABLE_NAME)
+    theirs = {path.name.lower() for path in (out / IMAGES_NAME).iterdir()} - {e.lower() for e in earlier}
+    names = _file_names(paths, theirs)
+    # Before any file is written or removed: what is stopped half-way is known as ours, and can be run again.
+    planned = [Reconstruction(path, math.nan, math.nan, None, name) for path, name in names.items()]
+    left = [Reconstruction(Path(), math.nan, math.nan, None, e) for e in earlier - set(names.values())]
+    _write_table(out / TABLE_NAME, planned + left)
+    for name in earlier:
+        (out / IMAGES_NAME / name).unlink(missing_ok=True)
+    return names
 
 
-def _file_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """One name for each path: its stem, with a number where several share it."""
+def _written_before(table: Path) -> set[str]:
+    """Names of the files that an earlier call wrote, going by its table; none outside its folder."""
+    try:
+        with table.open(newline="", errors="surrogateescape") as file:
+            names = {row.get("file") or "" for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return set()
+    return {name for name in names if name.endswith(".png") and Path(name).name == name}
+
+
+def _file_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
+    """One name for each path: its stem, with a number where several share it or it is taken (lower case)."""
     names: dict[Path, str] = {}
-    taken: set[str] = set()
+    taken = set(taken)
     counts: dict[str, int] = {}
     for path in paths:
         # File systems allow 255 bytes, of which a number and a temporary suffix take some.

@@ -37,8 +37,13 @@ def random_seed(*parts: int | str) -> int:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Number of batches that show each of `images` once; the last may be smaller."""
-    return -(-images // batch_size)
+    """Number of batches that show each of `images` once; the last may be smaller.
+
+    A last batch of a single image is joined to the one before: batch normalisation has no variance of one
+    value, and a step on one image would weigh as much as one on a batch.
+    """
+    whole, left = divmod(images, batch_size)
+    return whole + (left > 1 or (left == 1 and whole == 0))
 
 
 def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
@@ -54,14 +59,16 @@ def batches(
     Args:
         pack: where the pixels are.
         rows: rows of the pack.
-        batch_size: B; the last batch may be smaller.
+        batch_size: B; the last batch may be smaller, or one image larger (see `steps_per_epoch`).
         start: first batch to yield, counted from 0.
         stop: the batch to end before; the default is all of them.
     """
-    stop = steps_per_epoch(len(rows), batch_size) if stop is None else stop
+    steps = steps_per_epoch(len(rows), batch_size)
+    stop = steps if stop is None else stop
 
     def read(step: int) -> Tensor:
-        return to_float(pack.pixels(rows[step * batch_size : (step + 1) * batch_size]))
+        end = len(rows) if step == steps - 1 else (step + 1) * batch_size
+        return to_float(pack.pixels(rows[step * batch_size : end]))
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
         upcoming = reader.submit(read, start) if start < stop else None

@@ -18,7 +18,7 @@ from autoencode.errors import ConfigError
 
 Name = Literal["gaussian", "dropout", "rotate", "downscale"]
 
-_MEANING: dict[Name, str] = {
+_MEANING: dict[str, str] = {
     "gaussian": "gaussian:STANDARD_DEVIATION, above 0, for instance gaussian:0.3",
     "dropout": "dropout:RATE, above 0 and below 1, for instance dropout:0.3",
     "rotate": "rotate:DEGREES, above 0 and up to 180, for instance rotate:15",
@@ -52,8 +52,7 @@ class Corruption:
         }
         # Comparisons with a NaN are false, so a NaN is refused here too.
         if self.name not in allowed or not allowed[self.name]:
-            choices = [_MEANING[self.name]] if self.name in _MEANING else list(_MEANING.values())
-            raise ConfigError(f"Cannot corrupt by {self}. Use {'; '.join(choices)}.")
+            raise _unusable(str(self), self.name)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.amount:g}"
@@ -70,10 +69,29 @@ def parse_corruptions(texts: Iterable[str]) -> tuple[Corruption, ...]:
         name, _, amount = text.partition(":")
         try:
             value = float(amount)
-        except ValueError:
-            value = float("nan")
+        except ValueError as err:
+            raise _unusable(text, name) from err
         corruptions.append(Corruption(name, value))  # type: ignore[arg-type]
     return tuple(corruptions)
+
+
+def check_size(corruptions: Iterable[Corruption], height: int, width: int) -> None:
+    """Refuse what images of this size cannot have done to them.
+
+    Raises:
+        ConfigError: an image would be downscaled to less than a pixel.
+    """
+    for corruption in corruptions:
+        if corruption.name == "downscale" and corruption.amount > min(height, width):
+            raise ConfigError(
+                f"Cannot corrupt by {corruption}: images of {height}x{width} can be downscaled by a factor "
+                f"of at most {min(height, width)}."
+            )
+
+
+def _unusable(text: str, name: str) -> ConfigError:
+    choices = [_MEANING[name]] if name in _MEANING else list(_MEANING.values())
+    return ConfigError(f"Cannot corrupt by {text}. Use {'; '.join(choices)}.")
 
 
 def corrupt(

@@ -1,14 +1,19 @@
 """Image files <-> pixels (H, W, 3) uint8 in 0..255, sRGB; `decoding` states the rule for every kind of image.
 
 Resizing is bicubic with antialiasing. Lanczos takes 1.4 times as long and rings more at edges; the cheaper
-filters blur when enlarging. JPEGs much larger than the target are decoded at 1/2, 1/4 or 1/8, and other
-large images averaged down first, never below twice the target size: the difference cannot be seen.
+filters blur when enlarging. Other large images than JPEGs are averaged down first, never below twice the
+target size.
+
+JPEGs are decoded at 1/8, 1/4 or 1/2 of their size where that gives twice the target size, and also at 1/2
+where it gives the target size: that halves the time. Either may be short by 1/32. docs/performance.md has
+how little that changes.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +31,16 @@ __all__ = [
     "Limits",
     "Preprocessing",
     "find_images",
+    "list_images",
+    "listed_images",
     "parse_size",
     "read_bytes",
+    "read_chunks",
     "read_image",
     "save_image",
 ]
 
+_SHORT_BY = 33 / 32  # how much smaller than wanted a JPEG may be decoded: 250 pixels at 1/2 for 128
 _WRITABLE = {
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"},
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
@@ -39,21 +48,39 @@ _WRITABLE = {
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return every file under `folder` whose name says it is an image, sorted by path.
+    """Return the path of every image under `folder`; see `list_images`."""
+    return [folder / name for name in list_images(folder)]
+
+
+def list_images(folder: Path) -> list[str]:
+    """Return every file under `folder` whose name says it is an image, sorted.
 
     Hidden files and folders and packs are passed over. A folder reached twice, as links can do, is listed
     once, under its own name rather than a link's.
 
+    Returns:
+        Paths relative to `folder`, with "/"; bytes that are not UTF-8 as surrogates, as in `os.fsdecode`.
+
     Raises:
         ImageFolderError: `folder` is missing, is no folder, cannot be read, or has no image.
     """
-    found: list[str] = []
+    prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
+    found = sorted(path.removeprefix(prefix) for path in _walk(os.fspath(folder)))
+    if not found:
+        looked_for = ", ".join(decoding.EXTENSIONS)
+        raise ImageFolderError(
+            f"No images in {folder}/. Looked for {looked_for}; sub-folders are searched too."
+        )
+    return found
+
+
+def _walk(root: str) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
-    folders, links = [str(folder)], list[str]()
+    folders, links = [root], list[str]()
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
         try:
-            status = os.stat(current)  # noqa: PTH116 - Path objects double the time for a large folder
+            status = os.stat(current)  # noqa: PTH116
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
@@ -64,19 +91,70 @@ def find_images(folder: Path) -> list[Path]:
             raise ImageFolderError(f"{current} is a file. Give a folder of images.") from err
         except OSError as err:
             raise ImageFolderError(f"Could not read the folder {current}: {err.strerror or err}.") from err
-        found += files
+        yield from files
         folders += inner
         links = sorted(links + linked)
-    if not found:
-        looked_for = ", ".join(decoding.EXTENSIONS)
-        raise ImageFolderError(
-            f"No images in {folder}/. Looked for {looked_for}; sub-folders are searched too."
-        )
-    return sorted(map(Path, found), key=lambda path: path.relative_to(folder).as_posix())
 
 
-# What a pack, a run and a folder of reconstructions hold: pictures in them are ours, not the user's.
-_OURS = ({"pack.json", "shards"}, {"run.json", "metrics.jsonl"}, {"reconstructions.csv", "images"})
+def listed_images(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the files that are meant by files and folders of images, each once, in the order given.
+
+    Raises:
+        ImageFolderError: as for `find_images`; a file is not looked at.
+    """
+    found: list[Path] = []
+    for path in [images] if isinstance(images, str | Path) else images:
+        found += find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
+    return list(dict.fromkeys(found))
+
+
+def read_chunks(
+    paths: Sequence[Path],
+    size: int,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    refused: list[tuple[Path, str]],
+) -> Iterator[tuple[list[Path], NDArray[np.uint8]]]:
+    """Read many files a few at a time, passing over those that cannot be used.
+
+    Args:
+        paths: the files.
+        size: files in a chunk, which bounds the memory.
+        preprocessing: as for `read_image`.
+        limits: as for `read_image`.
+        refused: takes the files that cannot be used, with the reason.
+
+    Yields:
+        For each chunk the files that could be read, and their pixels (B, H, W, 3); B may be 0.
+
+    Raises:
+        ImageFolderError: after the last chunk, if no file at all could be used.
+    """
+    usable = 0
+    for start in range(0, len(paths), size):
+        read: list[Path] = []
+        pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
+        for path in paths[start : start + size]:
+            try:
+                pixels[len(read)] = read_image(path, preprocessing, limits)
+                read.append(path)
+            except ImageError as err:
+                refused.append((path, str(err)))
+        usable += len(read)
+        yield read, pixels[: len(read)]
+    if not usable:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
+        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
+
+
+# What a pack, a run and our other results hold: pictures in them are ours, not the user's.
+_OURS = (
+    {"pack.json", "shards"},
+    {"run.json", "metrics.jsonl"},
+    {"reconstructions.csv", "images"},
+    {"layers.csv", "layers.png"},
+    {"classifier.safetensors", "confusion.csv"},
+)
 
 
 def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
@@ -95,7 +173,7 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
     return files, folders, links
 
 
-def read_bytes(path: Path, limits: Limits) -> bytes:
+def read_bytes(path: str | Path, limits: Limits) -> bytes:
     """Return the content of a regular file.
 
     Raises:
@@ -103,15 +181,30 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
     """
     try:
         # A pipe or device must not even be opened: that alone can wait for ever or act on the device.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        if status.st_size > limits.max_bytes:
-            raise ImageError(f"{status.st_size:,} bytes are more than the limit of {limits.max_bytes:,}")
-        with path.open("rb") as file:
-            return file.read()
+        _refuse_unless_regular(os.stat(path), limits)  # noqa: PTH116
+        # By now it may be another file, or a longer one.
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            _refuse_unless_regular(status, limits)
+            content = file.read(status.st_size + 1)
+            if len(content) > status.st_size:
+                content += file.read(limits.max_bytes + 1 - len(content))
     except OSError as err:
         raise ImageError(f"cannot be read: {err.strerror or err}") from err
+    if len(content) > limits.max_bytes:
+        raise ImageError(f"more bytes than the limit of {limits.max_bytes:,}")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _refuse_unless_regular(status: os.stat_result, limits: Limits) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a regular file")
+    if status.st_size > limits.max_bytes:
+        raise ImageError(f"{status.st_size:,} bytes are more than the limit of {limits.max_bytes:,}")
 
 
 def read_image(
@@ -169,9 +262,12 @@ def _decode_smaller(image: Image.Image, preprocessing: Preprocessing) -> tuple[f
     if image.format not in ("JPEG", "MPO"):
         return image.size
     turn = decoding.orientation(image)
-    (width, height), _ = region(_turned(image.size, turn), preprocessing)
-    wanted = _turned((2 * width, 2 * height), turn)
-    drafted = image.draft(None, (int(wanted[0]), int(wanted[1])))
+    target, (left, top, right, bottom) = region(_turned(image.size, turn), preprocessing)
+    scale = min((right - left) / target[0], (bottom - top) / target[1]) * _SHORT_BY
+    divisor = next((n for n in (8, 4) if scale >= 2 * n), 2)
+    if scale < divisor:
+        return image.size
+    drafted = image.draft(None, (image.width // divisor, image.height // divisor))
     return image.size if drafted is None else drafted[1][2:]
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from autoencode.data import manifest, packing
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.manifest import Entry, Split, is_pack, split_of
+from autoencode.data.preprocessing import Size, sized
 from autoencode.data.shards import ShardReader
 from autoencode.errors import PackError
 
@@ -103,6 +104,7 @@ def pack_folder(
     out: str | Path,
     preprocessing: Preprocessing | None = None,
     *,
+    size: Size | None = None,
     limits: Limits | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -116,17 +118,20 @@ def pack_folder(
         folder: images, in sub-folders or not; the first sub-folder is the label.
         out: the pack. Parents are made.
         preprocessing: the size of the images and how they come to it; 128x128, cropped.
+        size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
         limits: what a single file may cost. Changing them does not change what is already packed; files
             that were refused are tried again every time.
         workers: processes; as many as there are cores.
         progress: called with (files done, files to read), from this thread.
 
     Raises:
+        ConfigError: `size` cannot be used, or was given beside `preprocessing`.
         ImageFolderError: the folder is missing, has no images, or none that can be used.
         PackError: `out` is not ours, is a pack of another folder or with other preprocessing, is damaged, or
             is being written by another process.
         OutputError: it could not be written, for instance because the disk is full.
     """
     folder, out = Path(folder), Path(out)
-    packing.update(folder, out, preprocessing or Preprocessing(), limits or Limits(), workers, progress)
+    preprocessing = sized(size, preprocessing) or Preprocessing()
+    packing.update(folder, out, preprocessing, limits or Limits(), workers, progress)
     return Pack(out)

@@ -235,7 +235,7 @@ def _decode_all(
 def _all_refused(folder: Path, entries: list[Entry]) -> str:
     shown = "; ".join(f"{e.path}: {e.reason}" for e in entries[:_REASONS_SHOWN])
     more = f"; and {len(entries) - _REASONS_SHOWN:,} more" if len(entries) > _REASONS_SHOWN else ""
-    return f"None of the {len(entries):,} images in {folder}/ can be used. {shown}{more}."
+    return f"No image in {folder}/ can be used, of {len(entries):,} found. {shown}{more}."
 
 
 def _compacted(entries: list[Entry], shards: Shards) -> list[Entry]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from autoencode.errors import ConfigError
 
 Fit = Literal["crop", "pad", "stretch"]
+Size = int | str | tuple[int, int]
 _MULTIPLE = 16
 
 
@@ -114,6 +115,29 @@ def parse_size(text: str) -> tuple[int, int]:
     raise ConfigError(
         f"The size {text.strip()} is not a positive multiple of {_MULTIPLE}. Nearest: {_either(nearest)}."
     )
+
+
+def sized(size: Size | None, preprocessing: Preprocessing | None) -> Preprocessing | None:
+    """Return the preprocessing that one of two ways of asking for it asks for, or None if neither does.
+
+    Args:
+        size: 128, "128", "96x160" or (96, 160): a side, or height and width, in pixels.
+        preprocessing: everything at once.
+
+    Raises:
+        ConfigError: both were given, or a size that cannot be used.
+    """
+    if size is None:
+        return preprocessing
+    if preprocessing is not None:
+        raise ConfigError(f"Give either size={size!r} or preprocessing, not both.")
+    if isinstance(size, str):
+        return Preprocessing(*parse_size(size))
+    if isinstance(size, tuple | list):
+        if len(size) != 2:
+            raise ConfigError(f"The size {size!r} is not understood. Give a side, or (height, width).")
+        return Preprocessing(*size)
+    return Preprocessing(size, size)
 
 
 def region(

@@ -120,26 +120,43 @@ def sharpness_ratio(restored: Tensor, original: Tensor) -> Tensor:
     return _per_image(restored, original, ratio)
 
 
-def active_units(means: Tensor) -> tuple[int, Tensor]:
+class RunningVariance:
+    """Variance of each column over rows that come in parts, in memory of one part (Chan et al. 1979).
+
+    Attributes:
+        count: rows so far.
+        mean: (D,) float64 on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, torch.zeros(0), torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows (B, D), at least one, any device."""
+        values = rows.detach().cpu().double()
+        squares, mean = torch.var_mean(values, dim=0, correction=0)
+        squares *= len(values)
+        if self.count:
+            difference, count = mean - self.mean, self.count + len(values)
+            squares += self._squares + difference.square() * (self.count * len(values) / count)
+            mean = self.mean + difference * (len(values) / count)
+        self.count, self.mean, self._squares = self.count + len(values), mean, squares
+
+    @property
+    def variance(self) -> Tensor:
+        """(D,) float64 on the CPU: mean squared distance from the mean."""
+        return self._squares / self.count
+
+
+def active_units(variance: Tensor) -> int:
     """Count the code dimensions whose posterior mean varies over the data: Burda et al. 2016, section 5.3.
 
     A dimension u is active if Var_x(E[u | x]) > 0.01; the others have collapsed onto the prior.
 
     Args:
-        means: posterior means (N, D), one row an image.
-
-    Returns:
-        The count, in [0, D], and the variances (D,) float64 on the CPU.
-
-    Raises:
-        ConfigError: `means` is not two-dimensional or has no row.
+        variance: (D,) Var_x(E[u | x]); see `RunningVariance`.
     """
-    if means.ndim != 2 or means.shape[0] == 0:
-        raise ConfigError(
-            f"Active units need posterior means of shape (N, D), N > 0; got {tuple(means.shape)}."
-        )
-    variance = means.detach().cpu().double().var(dim=0, correction=0)
-    return int((variance > ACTIVE_VARIANCE).sum()), variance
+    return int((variance > ACTIVE_VARIANCE).sum())
 
 
 def kernel_inception_distance(

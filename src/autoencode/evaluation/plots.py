@@ -1,4 +1,4 @@
-"""How a run went and how scores are distributed, as PNG files.
+"""How a run went, how scores are distributed and what is taken for what, as PNG files.
 
 matplotlib is imported where it draws, since that takes a while, and never through pyplot, whose global
 state a caller's own figures live in.
@@ -31,6 +31,7 @@ PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 DOTS_PER_INCH = 160
 MOST_MARKERS = 25
 FEWEST_BINS, MOST_BINS = 12, 60
+LONGEST_NAME, MOST_COUNTED = 24, 30  # letters of a class; classes whose counts can still be read
 
 
 class _Panel(NamedTuple):
@@ -99,6 +100,27 @@ def histogram(
         OutputError: `path` cannot be written.
     """
     write_png(histogram_figure(scores, threshold, title, score_name), path)
+
+
+def confusion_matrix(
+    counts: NDArray[np.integer[Any]], classes: Sequence[str], path: Path, *, title: str
+) -> None:
+    """Draw how many images of each class were taken for which, as a PNG.
+
+    Args:
+        counts: (K, K), a row a true class, a column a class they were taken for. Colours show the share of
+            the row, so that rare classes read as well as common ones.
+        classes: K names.
+        path: the PNG to write.
+        title: a line above the figure.
+
+    Raises:
+        ConfigError: the counts are not of so many classes.
+        OutputError: `path` cannot be written.
+    """
+    if counts.shape != (len(classes), len(classes)) or not len(classes):
+        raise ConfigError(f"A confusion matrix of {len(classes)} classes cannot have shape {counts.shape}.")
+    write_png(_confusion_figure(counts, classes, title), path)
 
 
 def curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -244,6 +266,29 @@ def comparison_figure(
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return figure
+
+
+def _confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str], title: str) -> Figure:
+    side = min(max(3.6, 1.6 + 0.42 * len(classes)), 16)
+    figure = new_figure(side + 0.6, side + 0.4, title)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=90, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
+    if len(classes) <= MOST_COUNTED:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else INK
+            axes.text(
+                column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8, color=colour
+            )
+    axes.set_xlabel("classified as", fontsize=9)
+    axes.set_ylabel("true class", fontsize=9)
+    axes.tick_params(labelsize=8, length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 

@@ -34,7 +34,7 @@ def morph(
     frames: Annotated[
         int | None,
         typer.Option(
-            help="From one image to the next, both included. [default: 9, 30 for an animation]", min=2
+            help="From one image to the next, both included. Default: 9, 30 for an animation.", min=2
         ),
     ] = None,
     how: Annotated[How, typer.Option(help="Mix codes along a line, or turn from one to the other.")] = (
@@ -67,7 +67,7 @@ def generate(
     prior: Annotated[
         PriorName | None,
         typer.Option(
-            help="mixture (fitted to the training images) or normal (a VAE only). [default: mixture]"
+            help="mixture (fitted to the training images) or normal (a VAE only). Default: mixture."
         ),
     ] = None,
     temperature: Annotated[

@@ -29,6 +29,13 @@ class Kind(StrEnum):
     vae = "vae"
 
 
+class Network(StrEnum):
+    """The two networks."""
+
+    paper = "paper"
+    residual = "residual"
+
+
 class Loss(StrEnum):
     """What training minimises."""
 
@@ -51,36 +58,39 @@ Model = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
 Size = Annotated[
     str | None,
     typer.Option(
-        help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. [default: 128]", rich_help_panel=IMAGES
+        help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. Default: 128.", rich_help_panel=IMAGES
     ),
 ]
 FitOption = Annotated[
     Fit | None,
     typer.Option(
-        help="crop the middle to the shape, pad with the background, or stretch. [default: crop]",
+        help="crop the middle to the shape, pad with the background, or stretch. Default: crop.",
         rich_help_panel=IMAGES,
     ),
 ]
 Background = Annotated[
     str | None,
     typer.Option(
-        help="Colour behind transparent pixels and padding, a name or #rrggbb. [default: white]",
+        help="Colour behind transparent pixels and padding, a name or #rrggbb. Default: white.",
         rich_help_panel=IMAGES,
     ),
 ]
 MaxPixels = Annotated[
     int | None,
-    typer.Option(help="Refuse images of more pixels than this.", rich_help_panel=IMAGES, min=1),
+    typer.Option(
+        help="Refuse images of more pixels than this. Default: 200,000,000.", rich_help_panel=IMAGES, min=1
+    ),
 ]
 MaxBytes = Annotated[
     int | None,
-    typer.Option(help="Refuse files of more bytes than this.", rich_help_panel=IMAGES, min=1),
+    typer.Option(
+        help="Refuse files of more bytes than this. Default: 268,435,456.", rich_help_panel=IMAGES, min=1
+    ),
 ]
+CORRUPTIONS = "Damage what the encoder sees: gaussian:0.3, dropout:0.3, rotate:15, downscale:4. Repeatable."
 Corrupt = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Damage what the encoder sees: gaussian:0.3, dropout:0.3, rotate:15, downscale:4. Repeatable."
-    ),
+    typer.Option(help=CORRUPTIONS),
 ]
 
 

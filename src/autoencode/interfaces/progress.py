@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 console = Console(highlight=False, markup=False, emoji=False)
 
 
+def warn(text: str) -> None:
+    """Print a line that stands out, about work that goes on."""
+    console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 image", "2 images", "1,000 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class _Rate(ProgressColumn):
     """Images a second, over the last moments."""
 
@@ -74,6 +84,8 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
             bars.update(steps, completed=at.step, total=at.steps, note=rate)
             if at.record is not None:
                 console.print(_epoch_line(at), soft_wrap=not console.is_terminal)
+            if at.warning is not None:
+                warn(at.warning)
 
         yield show
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autoencode.data.batches import to_float
 from autoencode.data.images import Limits, Preprocessing, read_image
 from autoencode.errors import ConfigError, ImageError
+from autoencode.models.fields import check_fields
 from autoencode.models.networks import Decoder, Encoder
 from autoencode.models.residual import PATCH, LinearEncoder, ResidualDecoder, ResidualEncoder
 
@@ -49,6 +50,9 @@ class ModelConfig:
         widths: channels of each level, shallow to deep. Each level halves the image; the first of a
             residual network quarters it.
         batch_norm: batch normalisation after each convolution of both halves.
+
+    Raises:
+        ConfigError: a value that cannot be used.
     """
 
     kind: Kind = "autoencoder"
@@ -58,6 +62,7 @@ class ModelConfig:
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in ("autoencoder", "vae"):
             raise ConfigError(f"Unknown model {self.kind!r}. Choose autoencoder or vae.")
         if self.network not in ("paper", "residual"):
@@ -78,7 +83,7 @@ class ModelConfig:
         Raises:
             ConfigError: a value cannot be used.
         """
-        return cls(**{**values, "widths": tuple(values["widths"])})
+        return cls(**values)
 
 
 class Posterior(NamedTuple):

@@ -31,14 +31,26 @@ def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) ->
         ModelFileError: a weight is not finite; nothing is written.
         OutputError: the file cannot be written; what was there before is unchanged.
     """
+    weights, content = parts_of_model(path, model, provenance)
+    return write_tensors(path, "model", FORMAT_VERSION, weights, content)
+
+
+def parts_of_model(
+    path: Path, model: Autoencoder, provenance: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and the content that a file at `path` keeps of a model; `model_of_parts` undoes it.
+
+    Raises:
+        ModelFileError: a weight is not finite.
+    """
     weights = {**model.state_dict(), **_prior_tensors(model.prior)}
-    _check_finite(path, weights)
+    check_finite(path, weights)
     content = {
         "config": model.config.to_json(),
         "preprocessing": model.preprocessing.to_json(),
         "provenance": dict(provenance),
     }
-    return write_tensors(path, "model", FORMAT_VERSION, weights, content)
+    return weights, content
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
@@ -55,7 +67,20 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
     if path.is_dir():
         path = path / MODEL_NAME
     weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
-    _check_finite(path, weights)
+    model = model_of_parts(path, weights, content)
+    model.digest = digest
+    return model.to(device)
+
+
+def model_of_parts(
+    path: Path, weights: Mapping[str, torch.Tensor], content: Mapping[str, Any]
+) -> Autoencoder:
+    """Return the model whose parts were read from `path`, on the CPU, ready to encode and decode.
+
+    Raises:
+        ModelFileError: they do not make a model.
+    """
+    check_finite(path, weights)
     try:
         # Built without memory first: a file that claims a huge network is refused by its shapes.
         with torch.device("meta"):
@@ -63,17 +88,18 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
                 ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
             )
         prior = {
-            name.removeprefix(PRIOR): weights.pop(name) for name in list(weights) if name.startswith(PRIOR)
+            name.removeprefix(PRIOR): weight for name, weight in weights.items() if name.startswith(PRIOR)
         }
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(
+            {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}, assign=True
+        )
         model.prior = _prior(prior, model.config.code_size)
         model.provenance = dict(content["provenance"])
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
         raise ModelFileError(f"{path} does not hold a usable model: {err}".splitlines()[0]) from err
-    model.digest = digest
     model.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().to(device)
+    return model.eval()
 
 
 def _prior_tensors(prior: GaussianMixture | None) -> dict[str, torch.Tensor]:
@@ -95,7 +121,12 @@ def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixtu
     return prior
 
 
-def _check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse values that are not finite, of the tensors of a file at `path`.
+
+    Raises:
+        ModelFileError: there are some.
+    """
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise ModelFileError(f"{path}: {name} holds values that are not finite; the model is unusable.")

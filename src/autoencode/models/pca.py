@@ -56,7 +56,7 @@ def principal_components(batches: Iterable[Tensor], components: int) -> Principa
         # Products in fp32 take half the time; the sum over batches is kept in fp64.
         products += (batch.T @ batch).double()
     mean = total / count
-    covariance = products / count - torch.outer(mean, mean)
+    covariance = products.div_(count).addr_(mean, mean, alpha=-1)  # in place: it can be a gigabyte
     kept = min(components, count, len(mean))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

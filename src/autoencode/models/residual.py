@@ -21,15 +21,21 @@ from autoencode.models.networks import CHANNELS
 
 PATCH = 4  # pixels along a side that the first convolution takes as channels
 LINEAR_SIDE = 32  # the linear maps work on images averaged down to about this side
+LINEAR_CELLS = 64 * 64  # and to no more than this: PCA takes memory of (3 * cells)^2, here 1.2 GB
 
 # Mean and spread of natural images, roughly: convolutions see values around 0 of size 1.
 _MEAN, _SPREAD = 0.5, 0.25
 
 
 def pooling_of(height: int, width: int) -> int:
-    """Side of the squares the linear maps average: the largest power of two leaving a short side of 32."""
-    pooling = 1
-    while min(height, width) // (2 * pooling) >= LINEAR_SIDE:
+    """Side of the squares the linear maps average: the largest power of two leaving a short side of 32.
+
+    Of long images it is larger, so that no more is left of them than of square ones.
+    """
+    pooling, short = 1, min(height, width)
+    while short // (2 * pooling) >= LINEAR_SIDE:
+        pooling *= 2
+    while (height // pooling) * (width // pooling) > LINEAR_CELLS and short >= 2 * pooling:
         pooling *= 2
     return pooling
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoencode.errors import RunError
+from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
@@ -30,7 +30,8 @@ class TrainState:
         optimizer: with its moments.
         step: optimiser steps taken.
         sums: (4,) float64: loss, reconstruction, kl and mse summed over the images of this epoch so far.
-        seconds: time spent on the training steps of this epoch so far.
+        seconds: time spent on the training steps of this epoch so far, waiting for images included.
+        waited: the part of it spent waiting.
     """
 
     model: Autoencoder
@@ -39,22 +40,25 @@ class TrainState:
     step: int
     sums: Tensor
     seconds: float = 0.0
+    waited: float = 0.0
+
+
+def all_finite(state: TrainState) -> bool:
+    """Whether every weight, moment and sum is finite; from others training cannot be continued."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state).values())
 
 
 def save_checkpoint(folder: Path, state: TrainState) -> None:
     """Write the state, whole or not at all.
 
     Raises:
+        DivergedError: a number is not finite; the checkpoint before is unchanged.
         OutputError: it cannot be written; the checkpoint before is unchanged.
     """
-    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
-    if state.averaged is not state.model:
-        tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
-    tensors["sums"] = state.sums
-    content = {"step": state.step, "seconds": state.seconds}
-    write_tensors(folder / CHECKPOINT_NAME, "checkpoint", FORMAT_VERSION, tensors, content)
+    if not all_finite(state):
+        raise DivergedError(f"The weights are no longer finite after {state.step} steps.")
+    content = {"step": state.step, "seconds": state.seconds, "waited": state.waited}
+    write_tensors(folder / CHECKPOINT_NAME, "checkpoint", FORMAT_VERSION, _tensors(state), content)
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
@@ -77,9 +81,18 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         _lay_out_as_parameters(state.optimizer)
         state.sums = tensors["sums"].to(state.sums.device)
-        state.step, state.seconds = content["step"], content["seconds"]
+        state.step, state.seconds, state.waited = content["step"], content["seconds"], content["waited"]
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    if state.averaged is not state.model:
+        tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
+    return {**tensors, "sums": state.sums}
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

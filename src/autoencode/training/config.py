@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from autoencode.data.corruptions import parse_corruptions
 from autoencode.errors import ConfigError
 from autoencode.models.autoencoder import SIGMA2_FLOOR, ModelConfig
+from autoencode.models.fields import check_fields
 from autoencode.training.objective import Loss
 
 Optimizer = Literal["adamax", "adamw"]
@@ -57,6 +59,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, choices in (("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Choose {_or(get_args(choices))}.")
@@ -67,13 +70,14 @@ class TrainConfig:
         _at_least("beta", self.beta, 0)
         _at_least("clip", self.clip, 0)
         if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+            raise ConfigError(f"learning_rate is {self.learning_rate:g}; it must be above 0.")
         if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema is {self.ema}; it must be at least 0 and below 1.")
-        if self.sigma2 != "auto" and not SIGMA2_FLOOR <= self.sigma2 < math.inf:
+            raise ConfigError(f"ema is {self.ema:g}; it must be at least 0 and below 1.")
+        fixed = math.nan if isinstance(self.sigma2, str) else self.sigma2
+        if self.sigma2 != "auto" and not SIGMA2_FLOOR <= fixed < math.inf:
             raise ConfigError(
-                f"sigma2 is {self.sigma2}; it must be 'auto' or at least {SIGMA2_FLOOR:.2g}, the variance of "
-                "rounding to 8 bits."
+                f"sigma2 is {self.sigma2!r}; it must be 'auto' or at least {SIGMA2_FLOOR:.2g}, the variance "
+                "of rounding to 8 bits."
             )
         if self.warmup and self.warmup_cycles:
             raise ConfigError("Give either a warm-up in epochs or a number of cycles, not both.")
@@ -95,7 +99,7 @@ class TrainConfig:
         Raises:
             ConfigError: a value cannot be used.
         """
-        return cls(**{**values, "corrupt": tuple(values["corrupt"])})
+        return cls(**values)
 
 
 _BEST = {
@@ -140,15 +144,28 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
     values = PRESETS[preset] | overrides
     if values.get("kind") == "vae":
         values = {"loss": "gaussian"} | values
+    model, config = changed(ModelConfig(), TrainConfig(), values)
+    check_fit(model, config, given=overrides.keys())
+    return model, config
+
+
+def changed(
+    model: ModelConfig, config: TrainConfig, values: Mapping[str, Any]
+) -> tuple[ModelConfig, TrainConfig]:
+    """Return both with the fields of either that `values` names replaced.
+
+    Raises:
+        ConfigError: neither has such a field, or a value that cannot be used.
+    """
     model_names = {field.name for field in fields(ModelConfig)}
     train_names = {field.name for field in fields(TrainConfig)}
     if unknown := sorted(values.keys() - model_names - train_names):
         known = ", ".join(sorted(model_names | train_names))
         raise ConfigError(f"Unknown setting {', '.join(unknown)}. There are: {known}.")
-    model = replace(ModelConfig(), **{name: values[name] for name in values.keys() & model_names})
-    config = replace(TrainConfig(), **{name: values[name] for name in values.keys() & train_names})
-    check_fit(model, config, given=overrides.keys())
-    return model, config
+    return (
+        replace(model, **{name: values[name] for name in values.keys() & model_names}),
+        replace(config, **{name: values[name] for name in values.keys() & train_names}),
+    )
 
 
 def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:  # noqa: ANN401
@@ -169,7 +186,7 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:
 
 def _at_least(name: str, value: float, least: float) -> None:
     if not least <= value < math.inf:
-        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+        raise ConfigError(f"{name} is {value:g}; it must be at least {least}.")
 
 
 def _or(names: Any) -> str:  # noqa: ANN401

@@ -22,16 +22,30 @@ from torch import Tensor
 from autoencode.data.batches import batches, epoch_order, random_seed, steps_per_epoch
 from autoencode.data.corruptions import corrupt, mirror, parse_corruptions
 from autoencode.data.pack import Pack
-from autoencode.errors import DivergedError, ModelFileError
-from autoencode.evaluation.metrics import active_units
+from autoencode.errors import DivergedError
+from autoencode.evaluation.metrics import RunningVariance, active_units
 from autoencode.models.autoencoder import Autoencoder, Output
+from autoencode.models.likelihood import bits_per_dimension
 from autoencode.models.modelfile import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
 from autoencode.models.residual import ResidualDecoder
-from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
+from autoencode.training.advice import advice, constant_image_mse
+from autoencode.training.checkpoint import (
+    CHECKPOINT_NAME,
+    TrainState,
+    all_finite,
+    load_checkpoint,
+    save_checkpoint,
+)
 from autoencode.training.config import TrainConfig
-from autoencode.training.objective import Terms, beta_at, bits_per_dimension, terms, update_sigma2
-from autoencode.training.runlog import Record, RunSettings, append_metrics, keep_metrics_up_to
+from autoencode.training.objective import Terms, beta_at, terms, update_sigma2
+from autoencode.training.runlog import (
+    Record,
+    RunSettings,
+    append_metrics,
+    keep_metrics_up_to,
+    read_metrics,
+)
 from autoencode.training.runtime import Runtime
 from autoencode.version import VERSION
 
@@ -56,9 +70,10 @@ class Progress:
         step: steps taken in this epoch.
         steps: steps in an epoch.
         loss: mean training loss of this epoch so far.
-        images_per_second: training speed of this epoch so far.
+        images_per_second: training speed of this epoch so far, waiting for images included.
         seconds_left: estimate for the training steps left.
         record: the line just written to metrics.jsonl, at the end of an epoch; else None.
+        warning: what is wrong with the run and what to try, said once when it shows; else None.
     """
 
     epoch: int
@@ -69,6 +84,7 @@ class Progress:
     images_per_second: float
     seconds_left: float
     record: Record | None = None
+    warning: str | None = None
 
 
 class Loop:
@@ -100,12 +116,14 @@ class Loop:
         elif run.model.network == "residual":
             self._start_at_pca()
         keep_metrics_up_to(out, self.state.step)
+        self.records, self.warned = read_metrics(out), False
 
     def _start_at_pca(self) -> None:
         order = epoch_order(self.train_rows, self.config.seed, 0)[:PCA_IMAGES]
         size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
         self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
         start_at_pca(self.state.model, batches(self.pack, order, size))
+        _fix_sigma2(self.state.model, self.config)
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:
             self.state.averaged.load_state_dict(self.state.model.state_dict())
@@ -125,8 +143,9 @@ class Loop:
         while state.step < self.total_steps:
             epoch, first = divmod(state.step, self.steps)
             order = epoch_order(self.train_rows, self.config.seed, epoch)
+            started = time.perf_counter()
             for images in batches(self.pack, order, self.config.batch_size, start=first):
-                started = time.perf_counter()
+                state.waited += time.perf_counter() - started
                 self._step(images)
                 state.seconds += time.perf_counter() - started
                 in_epoch = state.step - epoch * self.steps
@@ -135,9 +154,10 @@ class Loop:
                 else:
                     self.progress(self._progress(epoch, in_epoch))
                     if interrupted.is_set() or (checkpoint_every and in_epoch % checkpoint_every == 0):
-                        save_checkpoint(self.out, state)
+                        self._save()
                 if interrupted.is_set() and state.step < self.total_steps:
                     raise KeyboardInterrupt
+                started = time.perf_counter()
 
     def seconds_an_epoch(self, steps: int) -> float:
         """Estimate the time of the training steps of an epoch from a few; they change the weights.
@@ -204,7 +224,8 @@ class Loop:
         """Measure the model that would be saved now on the validation images."""
         model = self.state.averaged
         model.eval()
-        sums, means, squared_error = torch.zeros(4, dtype=torch.float64), [], 0.0
+        sums, squared_error = torch.zeros(4, dtype=torch.float64), 0.0
+        means = RunningVariance()
         rows, size = self.validation_rows, self.config.batch_size
         for index, images in enumerate(batches(self.pack, rows, size)):
             clean = self.runtime.place(images)
@@ -212,7 +233,7 @@ class Loop:
             sums += _measured(result) * len(images)
             decoded = output.images
             if model.is_vae:
-                means.append(output.posterior.mean.float().cpu())
+                means.add(output.posterior.mean)
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
             # What a user gets: the decoded mean, without noise, within the range of pixels.
@@ -224,7 +245,7 @@ class Loop:
         measured |= {
             "val_reconstruction": reconstruction,
             "val_kl": kl,
-            "active_units": active_units(torch.cat(means))[0],
+            "active_units": active_units(means.variance),
         }
         if self.config.loss == "gaussian":  # the other losses lack the constant of a likelihood
             bits = bits_per_dimension(reconstruction + kl, model.values_per_image)
@@ -243,23 +264,41 @@ class Loop:
             }
             record["sigma2"] = float(state.model.sigma2)
         record |= self._validate()
-        if not math.isfinite(record["val_loss"]):
+        # A weight or a moment can be infinite though the loss still is not.
+        if not (math.isfinite(record["val_loss"]) and all_finite(state)):
             raise self._diverged(state.step - 1)
         record["images_per_second"] = images / max(state.seconds, 1e-9)
         record["seconds"] = state.seconds
+        record["input_wait"] = state.waited / max(state.seconds, 1e-9)
         record["learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
-        last = self._progress(epoch, self.steps, record)
+        self.records.append(record)
+        last = self._progress(epoch, self.steps, record, self._warning())
         state.sums.zero_()
-        state.seconds = 0.0
+        state.seconds = state.waited = 0.0
         # In this order, a kill between two of them only repeats work: a resumed run drops lines of steps
         # its checkpoint has not reached, and writes the model again.
-        try:
-            save_model(self.out / MODEL_NAME, state.averaged, self._provenance(record))
-        except ModelFileError as err:  # a weight is not finite, though the loss still is
-            raise self._diverged(state.step - 1) from err
+        save_model(self.out / MODEL_NAME, state.averaged, self._provenance(record))
         append_metrics(self.out, record)
         save_checkpoint(self.out, state)
         self.progress(last)
+
+    def _save(self) -> None:
+        try:
+            save_checkpoint(self.out, self.state)
+        except DivergedError as err:
+            raise self._diverged(self.state.step - 1) from err
+
+    def _warning(self) -> str | None:
+        """What to tell of the run, the first time there is something."""
+        if self.warned:
+            return None
+
+        def constant_mse() -> float:
+            return constant_image_mse(self.pack, self.train_rows, self.validation_rows)
+
+        found = advice(self.records, self.config, constant_mse)
+        self.warned = found is not None
+        return found
 
     def _provenance(self, record: Record) -> dict[str, Any]:
         """Where the weights come from; no times or paths, so that the same run gives the same file."""
@@ -274,9 +313,11 @@ class Loop:
             "metrics": metrics,
         }
 
-    def _progress(self, epoch: int, in_epoch: int, record: Record | None = None) -> Progress:
+    def _progress(
+        self, epoch: int, in_epoch: int, record: Record | None = None, warning: str | None = None
+    ) -> Progress:
         state = self.state
-        seen = min(in_epoch * self.config.batch_size, len(self.train_rows))
+        seen = len(self.train_rows) if in_epoch == self.steps else in_epoch * self.config.batch_size
         seconds_left = state.seconds / in_epoch * (self.total_steps - state.step)
         return Progress(
             epoch=epoch + 1,
@@ -287,6 +328,7 @@ class Loop:
             images_per_second=seen / max(state.seconds, 1e-9),
             seconds_left=seconds_left,
             record=record,
+            warning=warning,
         )
 
     def _beta(self, step: int) -> float:
@@ -309,8 +351,9 @@ class Loop:
         kept = f"The last good model, of epoch {epoch}, is {self.out / MODEL_NAME}."
         return DivergedError(
             f"The loss is no longer finite at epoch {epoch + 1}, step {in_epoch + 1}. "
-            f"{kept if epoch else 'No epoch was finished, so there is no model yet.'} Try again in a new "
-            f"folder with a lower learning rate (it was {self.config.learning_rate:g})"
+            f"{kept if epoch else 'No epoch was finished, so there is no model yet.'} Try again"
+            f"{' in a new folder' if epoch else ''} with a lower learning rate "
+            f"(it was {self.config.learning_rate:g})"
             f"{', a larger sigma2' if self.config.loss == 'gaussian' else ''}"
             f"{' or --precision fp32' if self.runtime.bf16 else ''}."
         )
@@ -332,12 +375,16 @@ def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
         model = Autoencoder(run.model, run.preprocessing)
-    if run.train.sigma2 != "auto" and model.is_vae:
-        model.sigma2.fill_(run.train.sigma2)
+    _fix_sigma2(model, run.train)
     runtime.place_model(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
     sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
     return TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
+
+
+def _fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
+    if config.sigma2 != "auto" and model.is_vae:
+        model.sigma2.fill_(config.sigma2)
 
 
 def _optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:

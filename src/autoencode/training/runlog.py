@@ -14,6 +14,8 @@ from autoencode.data.images import Preprocessing
 from autoencode.errors import ConfigError, OutputError, RunError
 from autoencode.files import write_bytes, write_json
 from autoencode.models.autoencoder import ModelConfig
+from autoencode.models.modelfile import MODEL_NAME
+from autoencode.training.checkpoint import CHECKPOINT_NAME
 from autoencode.training.config import TrainConfig
 
 RUN_NAME = "run.json"
@@ -25,7 +27,7 @@ Record = dict[str, float]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that determines the weights of a run, and where its images are.
+    """All that determines the weights of a run on one kind of processor, and where its images are.
 
     Attributes:
         model: the network.
@@ -33,6 +35,9 @@ class RunSettings:
         preprocessing: how its images were read.
         pack: path of the pack of its images.
         fingerprint: the pack's, so that other images are noticed.
+        device: kind of the device it is trained on: "cpu", "cuda" or "mps".
+        bf16: whether convolutions multiply in bfloat16.
+        channels_last: whether images lie in memory with channels innermost.
     """
 
     model: ModelConfig
@@ -40,11 +45,19 @@ class RunSettings:
     preprocessing: Preprocessing
     pack: str
     fingerprint: str
+    device: str
+    bf16: bool
+    channels_last: bool
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run was started in `folder`."""
     return (folder / RUN_NAME).is_file()
+
+
+def holds_state(folder: Path) -> bool:
+    """Whether the run in `folder` has come to anything that starting anew would lose."""
+    return (folder / CHECKPOINT_NAME).exists() or (folder / MODEL_NAME).exists()
 
 
 def write_run(folder: Path, run: RunSettings) -> None:
@@ -56,6 +69,7 @@ def write_run(folder: Path, run: RunSettings) -> None:
         "preprocessing": run.preprocessing.to_json(),
         "pack": run.pack,
         "fingerprint": run.fingerprint,
+        "runtime": {"device": run.device, "bf16": run.bf16, "channels_last": run.channels_last},
     }
     write_json(folder / RUN_NAME, content)
 
@@ -77,6 +91,7 @@ def read_run(folder: Path) -> RunSettings:
             Preprocessing.from_json(content["preprocessing"]),
             content["pack"],
             content["fingerprint"],
+            **content["runtime"],
         )
     except FileNotFoundError as err:
         raise RunError(f"No run to continue in {folder}. Leave out --resume to start one.") from err

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autoencode.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
+DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def choose_runtime(
     if precision not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"Unknown precision {precision!r}. Choose auto, fp32 or bf16.")
     chosen = _device(device)
-    bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(chosen))
+    bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(chosen))
     return Runtime(chosen, bf16, channels_last)
 
 
@@ -77,13 +78,26 @@ def _device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as err:  # its message lists some thirty kinds of device that torch has names for
+        raise ConfigError(f"There is no device {name!r}. Use {DEVICES}.") from err
+    try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise ConfigError(f"Cannot use the device {name!r} here: {str(err).splitlines()[0]}") from err
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        raise ConfigError(f"Cannot use the device {name!r}: this machine, or its torch, has none.") from err
     return device
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def is_out_of_memory(err: BaseException) -> bool:
+    """Whether an error means that a buffer did not fit, in memory or on a GPU."""
+    if isinstance(err, MemoryError | torch.OutOfMemoryError):
+        return True
+    # On a CPU torch says it in words alone: "DefaultCPUAllocator: can't allocate memory".
+    text = str(err).lower()
+    return isinstance(err, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; others emulate it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder
-from autoencode.errors import ConfigError, RunError
+from autoencode.data.preprocessing import Size, sized
+from autoencode.errors import ConfigError, DivergedError, RunError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import Autoencoder, ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
+from autoencode.models.residual import ResidualDecoder
 from autoencode.training.allocator import keep_freed_memory
-from autoencode.training.config import DEFAULT_PRESET, check_fit, settings
+from autoencode.training.checkpoint import CHECKPOINT_NAME
+from autoencode.training.config import DEFAULT_PRESET, TrainConfig, settings
 from autoencode.training.interrupts import interrupts
 from autoencode.training.loop import Loop, Progress
-from autoencode.training.runlog import Record, RunSettings, is_run, read_metrics, read_run, write_run
-from autoencode.training.runtime import Precision, choose_runtime
+from autoencode.training.resume import continued, same_runtime
+from autoencode.training.runlog import Record, RunSettings, holds_state, is_run, read_metrics, write_run
+from autoencode.training.runtime import Precision, Runtime, choose_runtime, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,14 @@ def train(
     out: str | Path,
     *,
     preset: str | None = None,
+    size: Size | None = None,
     preprocessing: Preprocessing | None = None,
     limits: Limits | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     keep_memory: bool = True,
     progress: Callable[[Progress], None] | None = None,
     packing_progress: Callable[[int, int], None] | None = None,
@@ -63,16 +70,21 @@ def train(
     Args:
         source: a folder of images, or a pack of one. A folder is packed first, into a pack beside the run
             that later runs on the same folder use again.
-        out: the run folder; made here.
+        out: the run folder; made here. One whose run came to nothing (it diverged, or was stopped, before
+            its first epoch was done) is used again.
         preset: a name in `PRESETS`; the default is the paper's autoencoder.
-        preprocessing: size and fit of the images; the default is `Preprocessing()`, or the pack's own.
+        size: of the images, as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
+        preprocessing: instead of `size`, size and fit of the images; the default is `Preprocessing()`, or
+            the pack's own.
         limits: the largest files and pictures to accept while packing.
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
-            agree with those, but for more epochs under a constant learning rate.
+            agree with those, but for more epochs under a constant learning rate. On the same kind of
+            processor the result is bit for bit that of a run never stopped. A finished run stays as it is.
         checkpoint_every: steps between checkpoints; the default is one each epoch.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
-        channels_last: whether images lie in memory with channels innermost (faster).
+        channels_last: whether images lie in memory with channels innermost; the default is yes, which is
+            faster. With `resume`, these three are by default as the run was started.
         keep_memory: whether freed memory is kept for the next step (see `allocator`); for this process.
         progress: called after each step and epoch.
         packing_progress: called with (files done, files in all) while packing.
@@ -80,30 +92,41 @@ def train(
             `epochs=20`, `code_size=128`, `kind="vae"`.
 
     Raises:
-        ConfigError: settings that cannot be used.
+        ConfigError: settings that cannot be used, here or at all; or the memory is not enough for them.
         ImageFolderError: `source` holds no usable image.
         RunError: `out` is something else, holds a run and `resume` is False, or is being written by another
             process; or `resume` with other settings or images.
-        DivergedError: the loss is no longer finite; the last good model is kept.
+        DivergedError: the loss is no longer finite; the model of the last good epoch is kept.
         OutputError: the disk is full or not writable; what was saved before is whole.
         KeyboardInterrupt: on Ctrl-C, after the state was saved.
     """
     if keep_memory:
         keep_freed_memory()
     source, out = Path(source), Path(out)
-    runtime = choose_runtime(device, precision, channels_last)
-    _check_out(out, resume)
+    preprocessing = sized(size, preprocessing)
+    runtime = choose_runtime(device, precision, channels_last is not False)
     if resume:
-        run, pack = _continued(out, source, preset, preprocessing, overrides)
+        _check_out(out, resume)
+        run, pack = continued(out, source, preset, preprocessing, overrides)
+        runtime = same_runtime(out, run, device, precision, channels_last)
     else:
-        run, pack = _started(out, source, preset, preprocessing, limits, packing_progress, overrides)
+        model, config = settings(preset or DEFAULT_PRESET, **overrides)
+        _check_images(model, config, preprocessing or Preprocessing())
+        _check_out(out, resume)  # after what is wrong with the settings, which would be wrong anywhere
+        pack = _packed(source, out, preprocessing, limits, packing_progress)
+        run = _started(model, config, pack, runtime)
     with exclusive(out, f"{out} is being trained by another process.", RunError):
         _check_out(out, resume)  # again: another process may have had the lock while this one was packing
         remove_temporaries(out)
         write_run(out, run)
-        loop = Loop(out, run, pack, runtime, progress or (lambda _: None))
-        with interrupts() as interrupted:
-            loop.run(checkpoint_every, interrupted)
+        with _within_memory(out, run), interrupts() as interrupted:
+            loop = Loop(out, run, pack, runtime, progress or (lambda _: None))
+            try:
+                loop.run(checkpoint_every, interrupted)
+            except DivergedError:
+                if not (out / MODEL_NAME).exists():  # to continue would be to diverge again
+                    (out / CHECKPOINT_NAME).unlink(missing_ok=True)
+                raise
     return Run(out, out / MODEL_NAME, pack.path, read_metrics(out))
 
 
@@ -120,6 +143,8 @@ def _check_out(out: Path, resume: bool) -> None:
     if resume:
         return
     if is_run(out):
+        if not holds_state(out):
+            return
         raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
     # A lock or a temporary file alone is what a run leaves that was killed in its first moment.
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
@@ -127,78 +152,65 @@ def _check_out(out: Path, resume: bool) -> None:
         raise RunError(f"{out} is not empty and not a run of ours. Choose another --out.")
 
 
-def _started(
-    out: Path,
+def _packed(
     source: Path,
-    preset: str | None,
+    out: Path,
     preprocessing: Preprocessing | None,
     limits: Limits | None,
     packing_progress: Callable[[int, int], None] | None,
-    overrides: dict[str, Any],
-) -> tuple[RunSettings, Pack]:
-    model, config = settings(preset or DEFAULT_PRESET, **overrides)
-    if is_pack(source):
-        pack = open_pack(source)
-        if preprocessing not in (None, pack.preprocessing):
-            raise ConfigError(
-                f"{source} was packed as {pack.preprocessing}; other sizes need another pack. "
-                "Leave --size and --fit out, or train on the folder itself."
-            )
-    else:
+) -> Pack:
+    if not is_pack(source):
         preprocessing = preprocessing or Preprocessing()
-        _check_size(model, preprocessing)  # before the long work of packing
         path = pack_path_for(source, out, preprocessing)
-        pack = pack_folder(source, path, preprocessing, limits=limits or Limits(), progress=packing_progress)
-    _check_size(model, pack.preprocessing)
-    location = str(pack.path.resolve())
-    return RunSettings(model, config, pack.preprocessing, location, pack.fingerprint), pack
+        return pack_folder(source, path, preprocessing, limits=limits, progress=packing_progress)
+    pack = open_pack(source)
+    if preprocessing not in (None, pack.preprocessing):
+        raise ConfigError(
+            f"{source} was packed as {pack.preprocessing}; other sizes need another pack. "
+            "Leave --size and --fit out, or train on the folder itself."
+        )
+    return pack
 
 
-def _check_size(model: ModelConfig, preprocessing: Preprocessing) -> None:
-    """Refuse images of a size the network cannot have; built without memory or random numbers."""
+def _started(model: ModelConfig, config: TrainConfig, pack: Pack, runtime: Runtime) -> RunSettings:
+    _check_images(model, config, pack.preprocessing)
+    return RunSettings(
+        model,
+        config,
+        pack.preprocessing,
+        str(pack.path.resolve()),
+        pack.fingerprint,
+        runtime.device.type,
+        runtime.bf16,
+        runtime.channels_last,
+    )
+
+
+def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
+    """Refuse images of a size the settings cannot have; built without memory or random numbers."""
+    check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
     with torch.device("meta"):
-        Autoencoder(model, preprocessing)
-
-
-def _continued(
-    out: Path,
-    source: Path,
-    preset: str | None,
-    preprocessing: Preprocessing | None,
-    overrides: dict[str, Any],
-) -> tuple[RunSettings, Pack]:
-    run = read_run(out)
-    pack = open_pack(Path(run.pack))
-    if source.resolve() not in (pack.path.resolve(), pack.folder.resolve()):
-        raise RunError(f"The run in {out} was started on {pack.folder}, not on {source}.")
-    if pack.fingerprint != run.fingerprint:
-        raise RunError(
-            f"The images of {pack.path} are not those the run in {out} was started on. Start a new run."
+        built = Autoencoder(model, preprocessing)
+    # The paper's network normalises before it halves the last time, and so never a single value.
+    single = isinstance(built.decoder, ResidualDecoder) and built.decoder.grid[1:] == (1, 1)
+    if model.batch_norm and single and config.batch_size == 1:
+        raise ConfigError(
+            "Batch normalisation has nothing to average over with --batch-size 1 and one value a channel "
+            "in the deepest level. Use larger batches, larger images or fewer widths."
         )
-    if preprocessing not in (None, run.preprocessing):
-        raise RunError(f"The run in {out} was started with {run.preprocessing}, not {preprocessing}.")
-    return _with_overrides(out, run, preset, overrides), pack
 
 
-def _with_overrides(
-    out: Path, run: RunSettings, preset: str | None, overrides: dict[str, Any]
-) -> RunSettings:
-    """Check that settings given with --resume are those of the run, but for more epochs."""
-    stored = {**run.model.to_json(), **run.train.to_json()}
-    if preset is not None:
-        model, config = settings(preset, **overrides)
-        epochs = overrides.get("epochs", run.train.epochs)
-        overrides = {**model.to_json(), **config.to_json(), "epochs": epochs}
-    differing = {name for name in overrides if overrides[name] != stored.get(name)}
-    open_ended = run.train.schedule == "constant" and not run.train.warmup_cycles
-    if "epochs" in differing and open_ended and overrides["epochs"] > run.train.epochs:
-        run = replace(run, train=replace(run.train, epochs=overrides["epochs"]))
-        differing.remove("epochs")
-    if differing:
-        listed = ", ".join(f"{name} {stored.get(name)}, not {overrides[name]}" for name in sorted(differing))
-        raise RunError(
-            f"The run in {out} was started with {listed}. "
-            "Leave that out to continue it, or choose another --out."
-        )
-    check_fit(run.model, run.train)
-    return run
+@contextmanager
+def _within_memory(out: Path, run: RunSettings) -> Iterator[None]:
+    """Make every way of running out of memory one error that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as err:
+        if not is_out_of_memory(err):
+            raise
+        size = f"{run.preprocessing.height}x{run.preprocessing.width}"
+        kept = f" What was trained until then is kept in {out}." if holds_state(out) else ""
+        raise ConfigError(
+            f"The memory is not enough for batches of {run.train.batch_size} images of {size}. "
+            f"Start again with a smaller --batch-size or --size{' in a new folder' if kept else ''}.{kept}"
+        ) from err

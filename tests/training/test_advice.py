@@ -1,0 +1,87 @@
+"""A run that learns nothing is told so, once there is enough to judge by, and one that learns is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoencode import Pack, Progress, TrainConfig, train
+from autoencode.training.advice import advice, constant_image_mse
+
+
+def lines(
+    val_losses: list[float], train_losses: list[float] | None = None, **more: float
+) -> list[dict[str, float]]:
+    train_losses = train_losses or val_losses
+    return [
+        {"epoch": epoch, "val_loss": loss, "val_mse": loss, "train_loss": trained, **more}
+        for epoch, (loss, trained) in enumerate(zip(val_losses, train_losses, strict=True), start=1)
+    ]
+
+
+def told(records: list[dict[str, float]], constant: float = 1.0, **settings: Any) -> str:  # noqa: ANN401
+    return advice(records, TrainConfig(**settings), lambda: constant) or ""
+
+
+def test_a_run_that_gets_better_is_left_alone() -> None:
+    for epochs in range(1, 11):
+        assert told(lines([0.9**epoch for epoch in range(epochs)]), constant=2.0) == ""
+
+
+def test_a_third_of_the_epochs_without_progress_is_too_long() -> None:
+    losses = [0.5, 0.4, 0.41, 0.42, 0.4, 0.43]
+    assert told(lines(losses[:5]), epochs=12) == ""
+    message = told(lines(losses), epochs=12, learning_rate=0.5)
+    assert "not got better for 4 epochs, since epoch 2" in message
+    assert "lower learning rate (it is 0.5)" in message
+    assert told(lines(losses), epochs=30) == ""
+
+
+def test_three_epochs_are_waited_for_in_the_shortest_run() -> None:
+    assert told(lines([0.5, 0.6, 0.6]), epochs=4) == ""
+    assert "for 3 epochs" in told(lines([0.5, 0.6, 0.6, 0.6]), epochs=4)
+
+
+def test_learning_by_heart_asks_for_other_things_than_a_lower_rate() -> None:
+    message = told(lines([0.5, 0.6, 0.6, 0.6], [0.5, 0.4, 0.3, 0.2]), epochs=4)
+    assert "fewer epochs, or more images" in message
+    assert "learning rate" not in message
+
+
+def test_a_model_no_better_than_a_constant_image_is_named_with_both_numbers() -> None:
+    falling = [0.9, 0.8, 0.7]
+    assert told(lines(falling[:2]), constant=0.1) == ""
+    message = told(lines(falling), constant=0.1, epochs=3)
+    assert "no better than one constant image" in message
+    assert "0.70000, of the mean image 0.10000" in message
+    assert "sigma2" not in message
+    assert "a smaller sigma2" in told(lines(falling, val_kl=0.0), constant=0.1, epochs=3)
+
+
+def test_losses_under_another_weight_of_the_kl_are_not_compared() -> None:
+    records = lines([0.1, 0.2, 0.3, 0.4], val_kl=1.0)
+    for index, record in enumerate(records):
+        record["beta"] = index / 4
+    assert told(records, epochs=4) == ""
+
+
+def test_the_constant_image_is_the_mean_of_the_training_images(tiny_pack: Pack) -> None:
+    training, validation = (tiny_pack.pixels(tiny_pack.rows(s)) / 255 for s in ("train", "validation"))
+    expected = ((validation - training.mean(axis=0)) ** 2).mean()
+    found = constant_image_mse(tiny_pack, tiny_pack.rows("train"), tiny_pack.rows("validation"))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert np.isfinite(found)
+
+
+def test_a_far_too_high_learning_rate_is_said_once_and_the_run_goes_on(
+    tiny: dict[str, Any],
+    tiny_pack: Pack,
+    tmp_path: Any,  # noqa: ANN401
+) -> None:
+    seen: list[Progress] = []
+    train(tiny_pack.path, tmp_path / "run", epochs=4, learning_rate=1e6, progress=seen.append, **tiny)
+    warnings = [(at.epoch, at.warning) for at in seen if at.warning]
+    assert [epoch for epoch, _ in warnings] == [3]
+    assert "lower learning rate (it is 1e+06)" in str(warnings[0][1])
