@@ -22,7 +22,6 @@ from autoencode.data.images import (
     Limits,
     Preprocessing,
     find_images,
-    list_images,
     parse_size,
     read_bytes,
     read_image,

@@ -30,7 +30,7 @@ class Outline(HTMLParser):
         if tag == "img":
             self.images.append(values)
         self.addresses += [value for key, value in attrs if key in ("src", "href") and value]
-        if "id" in values and values["id"]:
+        if values.get("id"):
             self.ids.add(values["id"])
 
 
@@ -46,7 +46,10 @@ def outline(html: str) -> Outline:
 
 
 def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(pixels: np.ndarray) -> None:
-    sections = [Section("First part", [figure_of(pixels, "Figure 1", "Noise.")]), Section("Second", [Text("x")])]
+    sections = [
+        Section("First part", [figure_of(pixels, "Figure 1", "Noise.")]),
+        Section("Second", [Text("x")]),
+    ]
     found = outline(render("Page", "lead", sections))
     assert found.scripts == 0
     for address in found.addresses:
@@ -54,8 +57,12 @@ def test_nothing_is_loaded_from_elsewhere_and_every_link_leads_somewhere(pixels:
     assert {address[1:] for address in found.addresses if address.startswith("#")} == found.ids
 
 
-def test_a_figure_is_the_picture_with_its_size_and_a_text_for_those_who_cannot_see_it(pixels: np.ndarray) -> None:
-    [image] = outline(render("P", "l", [Section("S", [figure_of(pixels, "Figure 3", "What is seen.")])])).images
+def test_a_figure_is_the_picture_with_its_size_and_a_text_for_those_who_cannot_see_it(
+    pixels: np.ndarray,
+) -> None:
+    [image] = outline(
+        render("P", "l", [Section("S", [figure_of(pixels, "Figure 3", "What is seen.")])])
+    ).images
     content = base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,"))
     with Image.open(io.BytesIO(content)) as opened:
         np.testing.assert_array_equal(np.asarray(opened), pixels)

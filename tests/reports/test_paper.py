@@ -35,7 +35,14 @@ def test_the_seed_is_that_of_the_study() -> None:
 
 def test_groups_and_names_are_chosen_in_the_papers_order() -> None:
     assert chosen([]) == EXPERIMENTS
-    assert [one.name for one in chosen(["vae-sigma", "ae"])] == ["ae", "vae-0.1", "vae-0.01", "vae-0.001", "vae-auto", "best"]
+    assert [one.name for one in chosen(["vae-sigma", "ae"])] == [
+        "ae",
+        "vae-0.1",
+        "vae-0.01",
+        "vae-0.001",
+        "vae-auto",
+        "best",
+    ]
     assert [one.name for one in chosen(["dropout"])] == ["dropout"]
     with pytest.raises(ConfigError, match="no experiment 'gan'"):
         chosen(["gan"])

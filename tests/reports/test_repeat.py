@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autoencode import Preprocessing
-from autoencode.interfaces import cli
+from autoencode.interfaces import cli, train
 from autoencode.reports.repeat import command, in_words
 from autoencode.training.config import PRESETS, settings
 from autoencode.training.runlog import RunSettings
@@ -16,13 +16,21 @@ from autoencode.training.runlog import RunSettings
 
 def run_of(preset: str, preprocessing: Preprocessing, **overrides: object) -> RunSettings:
     model, config = settings(preset, **overrides)
-    return RunSettings(model, config, preprocessing, "pack", "fingerprint")
+    return RunSettings(model, config, preprocessing, "pack", "fingerprint", "cpu", False, True)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_recognised(preset: str) -> None:
     words = command(run_of(preset, Preprocessing()), SimpleNamespace(folder=Path("my photos")))
-    assert shlex.split(words)[:7] == ["autoencode", "train", "my photos", "--out", "again", "--preset", preset]
+    assert shlex.split(words)[:7] == [
+        "autoencode",
+        "train",
+        "my photos",
+        "--out",
+        "again",
+        "--preset",
+        preset,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +47,7 @@ def test_the_command_asks_for_the_same_settings(
 ) -> None:
     run = run_of(preset, preprocessing, **overrides)
     asked = {}
-    monkeypatch.setattr(cli, "_train_and_show", lambda source, out, **given: asked.update(given))
+    monkeypatch.setattr(train, "train_and_show", lambda source, out, **given: asked.update(given))
     words = shlex.split(command(run, SimpleNamespace(folder=Path("photos"))))[1:]
     result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output

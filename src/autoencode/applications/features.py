@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoencode.data.batches import to_pixels
 from autoencode.data.images import Limits, save_image
@@ -86,13 +87,17 @@ def features(
         ImageError: the image cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
-    batch = model.read(image, limits)
-    layers = [_most_active_first(layer) for layer in trace(model, batch).layers]
-    pixels = to_pixels(batch)[0]
-    found = FeatureMaps(pixels, layers, _sheet(pixels, layers))
+    found = feature_maps(model, model.read(image, limits))
     if out is not None:
         _write(Path(out), found)
     return found
+
+
+def feature_maps(model: Autoencoder, image: Tensor) -> FeatureMaps:
+    """Show an image (1, 3, H, W) in [0, 1] through each convolution layer of the encoder."""
+    layers = [_most_active_first(layer) for layer in trace(model, image).layers]
+    pixels = to_pixels(image)[0]
+    return FeatureMaps(pixels, layers, _sheet(pixels, layers))
 
 
 def layer_grid(found: FeatureMaps, index: int) -> Pixels:

@@ -96,7 +96,9 @@ def architecture_figure(model: Autoencoder, title: str) -> Figure:
     """
     layers = layers_of(model)
     rows = _rows(layers)
-    figure = new_figure(1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5, f"{title}: {_count(layers):,} parameters")
+    figure = new_figure(
+        1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5, f"{title}: {_count(layers):,} parameters"
+    )
     for index, row in enumerate(rows):
         axes = figure.add_subplot(len(rows), 1, index + 1)
         axes.set_xlim(-0.6, max(map(len, rows)) - 0.4)
@@ -111,7 +113,9 @@ def _rows(layers: Sequence[Layer]) -> list[Sequence[Layer]]:
     split = next(index for index, layer in enumerate(layers) if layer.name.startswith("decoder."))
     halves = layers[:split], layers[split:]
     return [
-        half[start : start + BLOCKS_PER_ROW] for half in halves for start in range(0, len(half), BLOCKS_PER_ROW)
+        half[start : start + BLOCKS_PER_ROW]
+        for half in halves
+        for start in range(0, len(half), BLOCKS_PER_ROW)
     ]
 
 
@@ -139,7 +143,11 @@ def _draw_row(axes: Axes, row: Sequence[Layer]) -> None:
         if position:
             axes.add_patch(
                 FancyArrowPatch(
-                    (position - 0.78, 0.3), (position - 0.26, 0.3), arrowstyle="-|>", mutation_scale=7, color=ORANGE
+                    (position - 0.78, 0.3),
+                    (position - 0.26, 0.3),
+                    arrowstyle="-|>",
+                    mutation_scale=7,
+                    color=ORANGE,
                 )
             )
         shape = " × ".join(map(str, layer.shape))

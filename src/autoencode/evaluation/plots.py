@@ -243,7 +243,11 @@ def comparison_figure(
         ConfigError: no run has any of the quantities.
     """
     drawn = {
-        key: {name: _curve(records, key) for name, records in runs.items() if np.isfinite(_curve(records, key)).any()}
+        key: {
+            name: _curve(records, key)
+            for name, records in runs.items()
+            if np.isfinite(_curve(records, key)).any()
+        }
         for key in quantities
     }
     drawn = {key: curves for key, curves in drawn.items() if curves}

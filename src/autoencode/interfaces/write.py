@@ -63,7 +63,13 @@ def paper(
     preprocessing = options.preprocessing(size, fit, None) or Preprocessing()
     with counting("packing") as progress:
         pack = open_study(
-            folder, out, preprocessing, limit, seed, limits=options.limits(max_pixels, max_bytes), progress=progress
+            folder,
+            out,
+            preprocessing,
+            limit,
+            seed,
+            limits=options.limits(max_pixels, max_bytes),
+            progress=progress,
         )
     plan = Plan(out, pack, experiments, share, seed)
     seconds = seconds_needed(plan)
@@ -91,9 +97,7 @@ def staged() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextlib.contextmanager
-def _training_each() -> Iterator[
-    tuple[Callable[[Experiment], None], Callable[[Experiment, Progress], None]]
-]:
+def _training_each() -> Iterator[tuple[Callable[[Experiment], None], Callable[[Experiment, Progress], None]]]:
     """Say which experiment begins, and show the progress of the one at work."""
     with training() as show:
 

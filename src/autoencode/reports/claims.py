@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
 from autoencode.applications.anomaly_scores import DEFAULT_SCORES
 from autoencode.applications.thresholds import conformal_p_values, promised_rate, rate_of
 from autoencode.errors import ConfigError
@@ -67,7 +66,9 @@ def _beats_pca(results: Results) -> tuple[str, Verdict]:
     ours, pca = found["reconstruction"]["mse"], found["pca"]["mse"]
     text = f"test error {number(ours, 5)}; PCA of {found['pca_components']} values {number(pca, 5)}"
     if results.has("best"):
-        text += f"; a network that starts as PCA {number(results.measured['best']['reconstruction']['mse'], 5)}"
+        text += (
+            f"; a network that starts as PCA {number(results.measured['best']['reconstruction']['mse'], 5)}"
+        )
     return text, _lower(ours, pca)
 
 
@@ -78,7 +79,8 @@ def _restores(name: str) -> _Judge:
         text = f"PSNR {number(before, 2)} dB before, {number(after, 2)} dB after"
         clean = results.measured.get("ae")
         if clean:
-            text += f"; of clean images the plain autoencoder makes {number(clean['reconstruction']['psnr_db'], 2)} dB"
+            plain = number(clean["reconstruction"]["psnr_db"], 2)
+            text += f"; of clean images the plain autoencoder makes {plain} dB"
         return text, _lower(before, after)
 
     return judge
@@ -96,13 +98,17 @@ def _middle_sigma2_is_best(results: Results) -> tuple[str, Verdict]:
 def _wide_sigma2_collapses(results: Results) -> tuple[str, Verdict]:
     found = results.measured["vae-0.1"]
     active, size = found["code"]["active_units"], found["code_size"]
-    text = f"{active} of {size} code values are active, KL {number(found['code']['kl_nats'], 1)} nats an image"
+    text = (
+        f"{active} of {size} code values are active, KL {number(found['code']['kl_nats'], 1)} nats an image"
+    )
     return text, "holds" if active < COLLAPSED * size else "does not hold"
 
 
 def _narrow_sigma2_leaves_kl_weak(results: Results) -> tuple[str, Verdict]:
     gaps = {name: results.measured[name]["code"]["prior_gap_nats"] for name in _SIGMAS}
-    text = "distance of all codes from the prior: " + "; ".join(f"{n} {gap:.1f} nats" for n, gap in gaps.items())
+    text = "distance of all codes from the prior: " + "; ".join(
+        f"{n} {gap:.1f} nats" for n, gap in gaps.items()
+    )
     return text, "holds" if gaps["vae-0.001"] > max(gaps["vae-0.01"], gaps["vae-0.1"]) else "does not hold"
 
 

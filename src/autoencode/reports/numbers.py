@@ -55,6 +55,8 @@ def evaluation_table(found: Measured) -> Table:
             ("active code values", f"{code['active_units']} of {found['code_size']}", "–"),
             ("distance of all codes from the prior, nats", f"{code['prior_gap_nats']:.1f}", "–"),
         ]
-    rows += [(KID_NAMES.get(name, name), number(value, 3), "–") for name, value in (found["kid"] or {}).items()]
+    rows += [
+        (KID_NAMES.get(name, name), number(value, 3), "–") for name, value in (found["kid"] or {}).items()
+    ]
     caption = f"On {found['images']:,} {found['split']} images, with 95 % intervals."
     return Table(("measure", "model", f"PCA, {found['pca_components']} values"), rows, caption)

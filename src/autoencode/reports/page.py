@@ -120,7 +120,9 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals["kind"] = lambda block: type(block).__name__
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, lead=lead, sections=sections)

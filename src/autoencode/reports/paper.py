@@ -105,7 +105,7 @@ def scaled(experiment: Experiment, budget: float, seed: int) -> tuple[ModelConfi
     """
     if not 0 < budget < math.inf:
         raise ConfigError(f"The budget is {budget:g}; it must be above 0, and is 1 for the paper's epochs.")
-    model, config = settings(experiment.preset, **experiment.overrides)
+    _, config = settings(experiment.preset, **experiment.overrides)
     total = max(LEAST_EPOCHS, round(config.total_epochs * budget))
     changed: dict[str, Any] = {**experiment.overrides, "epochs": total, "seed": seed}
     if config.warmup:

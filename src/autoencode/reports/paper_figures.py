@@ -1,4 +1,4 @@
-"""The sixteen figures of the paper, made from the models of a study. A figure whose model is missing is left out.
+"""The sixteen figures of the paper, from the models of a study; one whose model is missing is left out.
 
 Images are (N, 3, H, W) in [0, 1], pixels (N, H, W, 3) in 0..255.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.applications.features import features
+from autoencode.applications.features import feature_maps
 from autoencode.applications.generate import generate
 from autoencode.applications.morph import mixed
 from autoencode.data.batches import to_float, to_pixels
@@ -43,8 +43,8 @@ def _data(results: Results) -> Figure:
 
 def _architecture(results: Results) -> Figure:
     caption = (
-        "The autoencoder, read off the network itself: each block is a layer, as tall as its maps and as wide as "
-        "it has channels (both logarithmic), with what leaves it and how many weights it has."
+        "The autoencoder, read off the network itself: each block is a layer, as tall as its maps and as "
+        "wide as it has channels (both logarithmic), with what leaves it and how many weights it has."
     )
     return Figure(png_of(architecture_figure(results.models["ae"], "The autoencoder")), caption, "Figure 2")
 
@@ -66,8 +66,10 @@ def _transposed(results: Results) -> Figure:
     side = 144
     enlarged = [np.asarray(_resized(tile, side)) for tile in tiles]
     caption = (
-        "A transposed convolution at work on a real image. Values of a map are set apart by the stride, zeros "
-        f"between them, and every one paints the kernel. Map {channel} of {before.shape[1]} enters, map {best} of "
+        "A transposed convolution at work on a real image. Values of a map are set apart by the stride, "
+        "zeros "
+        f"between them, and every one paints the kernel. Map {channel} of {before.shape[1]} enters, map "
+        f"{best} of "
         f"{after.shape[1]} leaves; what leaves is the sum over all maps that enter."
     )
     return figure_of(image_grid(np.stack(enlarged), captions=names, columns=4, scale=1), "Figure 3", caption)
@@ -81,7 +83,9 @@ def _losses(results: Results) -> Figure:
 def _reconstructions(results: Results) -> Figure:
     shown = {name: results.models[name] for name in ("ae", "best") if results.has(name)}
     names = {"ae": "autoencoder", "best": "starts as PCA"}
-    caption = "Held-out images and what is made of the numbers each was squeezed into. Look at eyes and edges."
+    caption = (
+        "Held-out images and what is made of the numbers each was squeezed into. Look at eyes and edges."
+    )
     models = {names[name]: model for name, model in shown.items()}
     return pictures.reconstructions(models, results.pack, _shown(results, 12), "Figure 5", caption)
 
@@ -97,9 +101,10 @@ def _morph(results: Results) -> Figure:
 
 
 def _features(results: Results) -> Figure:
-    found = features(results.models["ae"], to_float(results.pack.pixels(_shown(results, 1))))
+    found = feature_maps(results.models["ae"], to_float(results.pack.pixels(_shown(results, 1))))
     caption = (
-        "What the convolutions see of one image, shallow to deep: the most active maps of each layer, on one scale "
+        "What the convolutions see of one image, shallow to deep: the most active maps of each layer, on "
+        "one scale "
         "within a layer. Shallow maps keep edges, deep ones say where something is."
     )
     return figure_of(found.sheet, "Figure 7", caption)
@@ -116,7 +121,8 @@ def _neighbours(results: Results) -> Figure:
     }
     vectors["pixels"] = tuple(_small(pack.pixels(rows)) for rows in (queries, searched))
     caption = (
-        f"Held-out images, each followed by the nearest of {len(searched):,} by the angle between codes, and, "
+        f"Held-out images, each followed by the nearest of {len(searched):,} by the angle between codes, "
+        "and, "
         "for comparison, between the pixels themselves."
     )
     return pictures.neighbours(vectors, pack, queries, searched, "Figure 8", caption)
@@ -138,7 +144,9 @@ def _vae_architecture(results: Results) -> Figure:
 
 def _sigma_samples(results: Results) -> Figure:
     grids = {
-        name.replace("vae-", "sigma2 "): _normal_samples(results, name) for name in SIGMAS if results.has(name)
+        name.replace("vae-", "sigma2 "): _normal_samples(results, name)
+        for name in SIGMAS
+        if results.has(name)
     }
     caption = (
         "Samples from N(0, I) for each sigma2. A wide likelihood gives one average image; a narrow one gives "
@@ -162,7 +170,8 @@ def _losses_of_warmup(results: Results) -> Figure:
         "val_bits_per_dimension": "bits a dimension, at most",
     }
     caption = (
-        "The paper compares the first with the last, and changes two things at once; here each is also seen alone, "
+        "The paper compares the first with the last, and changes two things at once; here each is also seen "
+        "alone, "
         "for as many epochs."
     )
     title = "Warm-up and batch normalisation"
@@ -191,7 +200,8 @@ def _outliers(results: Results) -> Figure:
     }
     figure = histogram_figure(groups, reference.median_kl_nats, "The paper's outlier score", "KL, nats")
     caption = (
-        "KL of held-out images, all of them ordinary, and the paper's threshold, the median KL of training images: "
+        "KL of held-out images, all of them ordinary, and the paper's threshold, the median KL of training "
+        "images: "
         "what lies to its right is called an outlier."
     )
     return Figure(png_of(figure), caption, "Figure 16")
@@ -236,7 +246,9 @@ def _small(pixels: pictures.Pixels) -> pictures.Vectors:
 
 
 _NOISE = "Clean, with Gaussian noise of standard deviation 0.3, and restored."
-_DROPPED = "Clean, after a dropout layer of rate 0.3 (what is left is brighter, as in training), and restored."
+_DROPPED = (
+    "Clean, after a dropout layer of rate 0.3 (what is left is brighter, as in training), and restored."
+)
 _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     ((), _data),
     (("ae",), _architecture),

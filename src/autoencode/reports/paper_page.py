@@ -1,9 +1,9 @@
 """The whole paper from one folder of images: trained, measured, drawn, and judged claim by claim.
 
-    DIR/index.html         the page, one file that needs no other
-    DIR/figures/*.png      its figures
-    DIR/results.json       its numbers
-    DIR/runs/, measured/   what they were made from; kept, and used again
+DIR/index.html         the page, one file that needs no other
+DIR/figures/*.png      its figures
+DIR/results.json       its numbers
+DIR/runs/, measured/   what they were made from; kept, and used again
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def write_paper(results: Results) -> Path:
         write_bytes(out / FIGURES_NAME / f"figure-{number:02}.png", figure.png)
     write_json(out / RESULTS_NAME, _as_json(results, judged))
     page = out / PAGE_NAME
-    write_page(page, "A Comprehensive Study of Autoencoders, on your images", _lead(results), _sections(results, drawn, judged))
+    write_page(
+        page,
+        "A Comprehensive Study of Autoencoders, on your images",
+        _lead(results),
+        _sections(results, drawn, judged),
+    )
     return page
 
 
@@ -52,7 +57,8 @@ def _lead(results: Results) -> str:
     splits = ", ".join(f"{len(pack.rows(split)):,} {split}" for split in ("train", "validation", "test"))
     return (
         f"The experiments of Kovenko and Bogach (2020) on {len(pack):,} images of {size} ({splits}), with "
-        f"{plan.budget:g} of the paper's epochs and seed {plan.seed}. One seed each: intervals are over images, "
+        f"{plan.budget:g} of the paper's epochs and seed {plan.seed}. One seed each: intervals are over "
+        "images, "
         "not over trainings."
     )
 
@@ -81,7 +87,9 @@ def _numbered(drawn: Sequence[Figure], wanted: range) -> list[Block]:
 def _tables(results: Results) -> list[Block]:
     blocks: list[Block] = [_experiments(results), _quality(results)]
     if results.measured and all(found["kid"] is None for found in results.measured.values()):
-        blocks.append(Text("KID was not measured. Install it: pip install 'autoencode[eval]', and run again."))
+        blocks.append(
+            Text("KID was not measured. Install it: pip install 'autoencode[eval]', and run again.")
+        )
     failed = [(one.experiment.name, one.failure) for one in results.trained if one.failure]
     if failed:
         blocks.append(Table(("experiment", "why it has no model"), failed))
@@ -99,7 +107,16 @@ def _experiments(results: Results) -> Table:
 
 
 def _quality(results: Results) -> Table:
-    headings = ("model", "test MSE", "PCA's", "bits a dimension", "KL", "active", "KID, N(0, I)", "KID, mixture")
+    headings = (
+        "model",
+        "test MSE",
+        "PCA's",
+        "bits a dimension",
+        "KL",
+        "active",
+        "KID, N(0, I)",
+        "KID, mixture",
+    )
     rows = []
     for name, found in results.measured.items():
         code = found["code"] or {}
@@ -115,7 +132,9 @@ def _quality(results: Results) -> Table:
                 numbers.number(numbers.kid(found, "samples_mixture"), 3),
             )
         )
-    caption = "On held-out images, with 95 % intervals; denoising models see corrupted images, and so does PCA."
+    caption = (
+        "On held-out images, with 95 % intervals; denoising models see corrupted images, and so does PCA."
+    )
     return Table(headings, rows, caption)
 
 

@@ -58,7 +58,9 @@ def curves(records: Sequence[Mapping[str, Any]], title: str, name: str, caption:
     return Figure(png_of(curves_figure(records, name)), caption, title)
 
 
-def reconstructions(models: Mapping[str, Autoencoder], pack: Pack, rows: Rows, title: str, caption: str) -> Figure:
+def reconstructions(
+    models: Mapping[str, Autoencoder], pack: Pack, rows: Rows, title: str, caption: str
+) -> Figure:
     """Held-out images beside what each of some models makes of them."""
     images = to_float(pack.pixels(rows))
     columns = [("original", to_pixels(images))]
@@ -80,7 +82,8 @@ def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) ->
     return figure_of(
         contact_sheet(columns, captions=captions, rows_per_block=4),
         title,
-        f"The best, the middle and the worst of {len(rows):,} held-out images by mean squared error. What the "
+        f"The best, the middle and the worst of {len(rows):,} held-out images by mean squared error. What "
+        "the "
         "worst have in common is what the model has not learned.",
     )
 
@@ -112,7 +115,12 @@ def side_by_side(grids: Mapping[str, Pixels], title: str, caption: str) -> Figur
 
 
 def neighbours(
-    vectors: Mapping[str, tuple[Vectors, Vectors]], pack: Pack, queries: Rows, searched: Rows, title: str, caption: str
+    vectors: Mapping[str, tuple[Vectors, Vectors]],
+    pack: Pack,
+    queries: Rows,
+    searched: Rows,
+    title: str,
+    caption: str,
 ) -> Figure:
     """A few images, each followed by its nearest by each kind of vectors.
 
@@ -149,8 +157,10 @@ def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
     return figure_of(
         canvas,
         title,
-        f"{len(rows):,} images by the first two principal components of their codes, which hold {explained:.0%} "
-        "of their variance. Images that lie together look alike to the model; where they overlap, one is shown.",
+        f"{len(rows):,} images by the first two principal components of their codes, which hold "
+        f"{explained:.0%} "
+        "of their variance. Images that lie together look alike to the model; where they overlap, one is "
+        "shown.",
     )
 
 

@@ -51,7 +51,9 @@ def _loss(run: RunSettings) -> str:
     if run.model.kind != "vae":
         return {"mse": "mean squared error", "mae": "mean absolute error"}.get(config.loss, config.loss)
     likelihood = (
-        f"Gaussian likelihood, sigma2 {config.sigma2}" if config.loss == "gaussian" else f"sum of {config.loss}"
+        f"Gaussian likelihood, sigma2 {config.sigma2}"
+        if config.loss == "gaussian"
+        else f"sum of {config.loss}"
     )
     return f"{likelihood}, and {config.beta:g} times the KL"
 

@@ -108,7 +108,9 @@ def _images(of: _Run) -> list[Block]:
 
 
 def _curves(of: _Run) -> list[Block]:
-    caption = "Every term of the loss by epoch, on training and validation images; training should not run ahead."
+    caption = (
+        "Every term of the loss by epoch, on training and validation images; training should not run ahead."
+    )
     return [pictures.curves(read_metrics(of.folder), "Curves", of.folder.resolve().name, caption)]
 
 
@@ -131,7 +133,9 @@ def _samples(of: _Run) -> list[Block]:
     if of.model.is_vae:
         caption = "Decoded from the standard normal prior, as the paper does."
         blocks.append(pictures.samples(of.model, "normal", "From N(0, I)", caption))
-    return blocks or [Text(f"This model has no prior yet. Give it one: autoencode generate {of.folder} --out new")]
+    return blocks or [
+        Text(f"This model has no prior yet. Give it one: autoencode generate {of.folder} --out new")
+    ]
 
 
 def _neighbours(of: _Run) -> list[Block]:
@@ -154,7 +158,11 @@ def _outliers(of: _Run) -> list[Block]:
     order = np.argsort(-scores, kind="stable")
     blocks: list[Block] = []
     for title, picked, caption in (
-        ("Least ordinary", order[:12], "Held-out images with the highest outlier score: look here for bad files."),
+        (
+            "Least ordinary",
+            order[:12],
+            "Held-out images with the highest outlier score: look here for bad files.",
+        ),
         ("Most ordinary", order[::-1][:12], "Held-out images with the lowest."),
     ):
         captions = [f"{scores[index]:.2f}" for index in picked]

@@ -1,6 +1,6 @@
 """What a study of the paper found, measured once for each model and kept.
 
-    DIR/measured/NAME.json     `evaluate` of a model, and the digest of the model it is of
+DIR/measured/NAME.json     `evaluate` of a model, and the digest of the model it is of
 """
 
 from __future__ import annotations

@@ -74,8 +74,17 @@ class Plan:
     def settings(self, experiment: Experiment) -> RunSettings:
         """Return what the run of an experiment is to be started with."""
         model, config = scaled(experiment, self.budget, self.seed)
-        location = str(self.pack.path.resolve())
-        return RunSettings(model, config, self.pack.preprocessing, location, self.pack.fingerprint)
+        runtime = choose_runtime()
+        return RunSettings(
+            model,
+            config,
+            self.pack.preprocessing,
+            pack=str(self.pack.path.resolve()),
+            fingerprint=self.pack.fingerprint,
+            device=runtime.device.type,
+            bf16=runtime.bf16,
+            channels_last=runtime.channels_last,
+        )
 
     def epochs_done(self, experiment: Experiment) -> int:
         """Return how many epochs the run of an experiment has behind it."""
@@ -215,5 +224,3 @@ def _seconds_an_epoch(run: RunSettings, pack: Pack) -> float:
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(Path(folder), run, pack, choose_runtime(), lambda _: None)
         return loop.seconds_an_epoch(TIMED_STEPS)
-
-
