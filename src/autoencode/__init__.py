@@ -20,9 +20,23 @@ from typing import TYPE_CHECKING
 from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from autoencode.applications.duplicates import NearDuplicates, NearPair
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
+    from autoencode.applications.indexing import build_index
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
+    from autoencode.applications.retrieval import (
+        RetrievalQuality,
+        evaluate_search,
+        retrieval_quality,
+    )
+    from autoencode.applications.search import (
+        Index,
+        Neighbour,
+        Neighbours,
+        SearchResults,
+        open_index,
+    )
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
     from autoencode.errors import (
@@ -31,6 +45,7 @@ if TYPE_CHECKING:
         DivergedError,
         ImageError,
         ImageFolderError,
+        ImageIndexError,
         MissingExtraError,
         ModelFileError,
         OutputError,
@@ -45,9 +60,19 @@ if TYPE_CHECKING:
     from autoencode.training.train import Run, train
 
 _HOME = {
+    "applications.duplicates": ("NearDuplicates", "NearPair"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
+    "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
+    "applications.retrieval": ("RetrievalQuality", "evaluate_search", "retrieval_quality"),
+    "applications.search": (
+        "Index",
+        "Neighbour",
+        "Neighbours",
+        "SearchResults",
+        "open_index",
+    ),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
     "errors": (
@@ -56,6 +81,7 @@ _HOME = {
         "DivergedError",
         "ImageError",
         "ImageFolderError",
+        "ImageIndexError",
         "MissingExtraError",
         "ModelFileError",
         "OutputError",
@@ -80,11 +106,17 @@ __all__ = [
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
+    "ImageIndexError",
+    "Index",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "NearDuplicates",
+    "NearPair",
+    "Neighbour",
+    "Neighbours",
     "OutputError",
     "Pack",
     "PackError",
@@ -92,19 +124,25 @@ __all__ = [
     "Progress",
     "Reconstruction",
     "Reconstructions",
+    "RetrievalQuality",
     "Run",
     "RunError",
     "Samples",
+    "SearchResults",
     "StandardNormal",
     "TrainConfig",
     "__version__",
+    "build_index",
+    "evaluate_search",
     "fit_prior",
     "generate",
     "load_model",
     "morph",
+    "open_index",
     "open_pack",
     "pack_folder",
     "reconstruct",
+    "retrieval_quality",
     "save_model",
     "settings",
     "train",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError
-from autoencode.interfaces import create, options
+from autoencode.interfaces import create, find, options
 from autoencode.interfaces.options import (
     MACHINE,
     VAE,
@@ -272,6 +272,7 @@ def reconstruct(
 
 
 create.add_to(app)
+find.add_to(app)
 
 
 def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
