@@ -2,8 +2,8 @@
 
 Up to `EXACT_LIMIT` codes every one is compared. Beyond, codes are grouped into cells and a query looks into
 the nearest cells only (an inverted file: Jégou et al. 2011, section IV), into so many that nearly nothing is
-missed, as measured when the cells are made. What FAISS finds is scored again in fp64, so that a score does
-not depend on how many queries were asked at once.
+missed, as measured when the cells are made. What FAISS finds is scored again in fp64: its L2 distances
+between codes that nearly agree are mostly rounding.
 
 Shapes: R codes, Q queries, D code size, L cells, K neighbours.
 """

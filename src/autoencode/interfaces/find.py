@@ -207,8 +207,7 @@ def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
     copies = sum(map(len, found.exact)) - len(found.exact)
     total = len(found.near) + found.more
     console.print(
-        f"{copies:,} exact copies in {len(found.exact):,} groups; "
-        f"{total:,} near-duplicate pairs ({found.threshold:.4f} or nearer)"
+        f"exact copies: {copies:,}; pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
     )
     rows = [("same bytes", "\n".join(map(str, group))) for group in found.exact]
     rows += [(f"{pair.score:.4f}", f"{pair.first}\n{pair.second}") for pair in found.near]
@@ -240,7 +239,7 @@ def _print_table(opened: Index, rows: list[tuple[str, str]]) -> None:
     else:
         # Where lines are read by a program, a path is not cut into two.
         for score, paths in rows:
-            console.print("\t".join([score, *paths.split("\n")]), soft_wrap=True)
+            typer.echo("\t".join([score, *paths.split("\n")]))
 
 
 def _write(out: Path, value: dict[str, Any]) -> None:
