@@ -28,13 +28,27 @@ if TYPE_CHECKING:
         load_classifier,
         save_classifier,
     )
+    from autoencode.applications.duplicates import NearDuplicates, NearPair
     from autoencode.applications.features import FeatureMaps, LayerMaps, features
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
     from autoencode.applications.heatmaps import heat_maps
+    from autoencode.applications.indexing import build_index
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.outlier_reference import OutlierReference, fit_reference
     from autoencode.applications.outliers import Finding, Outliers, find_outliers
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
+    from autoencode.applications.retrieval import (
+        RetrievalQuality,
+        evaluate_search,
+        retrieval_quality,
+    )
+    from autoencode.applications.search import (
+        Index,
+        Neighbour,
+        Neighbours,
+        SearchResults,
+        open_index,
+    )
     from autoencode.applications.transfer import Accuracy, Transfer, transfer
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
@@ -44,6 +58,7 @@ if TYPE_CHECKING:
         DivergedError,
         ImageError,
         ImageFolderError,
+        ImageIndexError,
         MissingExtraError,
         ModelFileError,
         OutputError,
@@ -67,13 +82,23 @@ _HOME = {
         "save_classifier",
     ),
     "applications.features": ("FeatureMaps", "LayerMaps", "features"),
+    "applications.duplicates": ("NearDuplicates", "NearPair"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
+    "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
     "applications.heatmaps": ("heat_maps",),
     "applications.outlier_reference": ("OutlierReference", "fit_reference"),
     "applications.outliers": ("Finding", "Outliers", "find_outliers"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "applications.transfer": ("Accuracy", "Transfer", "transfer"),
+    "applications.retrieval": ("RetrievalQuality", "evaluate_search", "retrieval_quality"),
+    "applications.search": (
+        "Index",
+        "Neighbour",
+        "Neighbours",
+        "SearchResults",
+        "open_index",
+    ),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
     "errors": (
@@ -82,6 +107,7 @@ _HOME = {
         "DivergedError",
         "ImageError",
         "ImageFolderError",
+        "ImageIndexError",
         "MissingExtraError",
         "ModelFileError",
         "OutputError",
@@ -110,12 +136,18 @@ __all__ = [
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
+    "ImageIndexError",
+    "Index",
     "LayerMaps",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "NearDuplicates",
+    "NearPair",
+    "Neighbour",
+    "Neighbours",
     "OutlierReference",
     "Outliers",
     "OutputError",
@@ -127,14 +159,18 @@ __all__ = [
     "Progress",
     "Reconstruction",
     "Reconstructions",
+    "RetrievalQuality",
     "Run",
     "RunError",
     "Samples",
+    "SearchResults",
     "StandardNormal",
     "TrainConfig",
     "Transfer",
     "__version__",
+    "build_index",
     "classify",
+    "evaluate_search",
     "features",
     "find_outliers",
     "fit_prior",
@@ -144,9 +180,11 @@ __all__ = [
     "load_classifier",
     "load_model",
     "morph",
+    "open_index",
     "open_pack",
     "pack_folder",
     "reconstruct",
+    "retrieval_quality",
     "save_classifier",
     "save_model",
     "settings",
