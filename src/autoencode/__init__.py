@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING
 from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from autoencode.applications.evaluate import Evaluation, evaluate
+    from autoencode.applications.export import OnnxFile, export_onnx
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
     from autoencode.applications.morph import Morph, morph
+    from autoencode.applications.quality import CodeQuality, ImageQuality
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         PackError,
         RunError,
     )
+    from autoencode.evaluation.scores import Estimate, Interval
     from autoencode.models.autoencoder import Autoencoder, ModelConfig
     from autoencode.models.modelfile import load_model, save_model
     from autoencode.models.prior import GaussianMixture, StandardNormal
@@ -45,8 +49,11 @@ if TYPE_CHECKING:
     from autoencode.training.train import Run, train
 
 _HOME = {
+    "applications.evaluate": ("Evaluation", "evaluate"),
+    "applications.export": ("OnnxFile", "export_onnx"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.morph": ("Morph", "morph"),
+    "applications.quality": ("CodeQuality", "ImageQuality"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
@@ -62,6 +69,7 @@ _HOME = {
         "PackError",
         "RunError",
     ),
+    "evaluation.scores": ("Estimate", "Interval"),
     "models.autoencoder": ("Autoencoder", "ModelConfig"),
     "models.modelfile": ("load_model", "save_model"),
     "models.prior": ("GaussianMixture", "StandardNormal"),
@@ -75,16 +83,22 @@ __all__ = [
     "PRESETS",
     "AutoencodeError",
     "Autoencoder",
+    "CodeQuality",
     "ConfigError",
     "DivergedError",
+    "Estimate",
+    "Evaluation",
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
+    "ImageQuality",
+    "Interval",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "OnnxFile",
     "OutputError",
     "Pack",
     "PackError",
@@ -98,6 +112,8 @@ __all__ = [
     "StandardNormal",
     "TrainConfig",
     "__version__",
+    "evaluate",
+    "export_onnx",
     "fit_prior",
     "generate",
     "load_model",

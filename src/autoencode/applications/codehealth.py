@@ -14,6 +14,7 @@ from torch import Tensor
 from autoencode.errors import ConfigError
 from autoencode.evaluation.metrics import ACTIVE_VARIANCE
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.likelihood import kl_per_value
 
 # Below this share of active values, the code is wasted on most of its size and that is said.
 FEW_ACTIVE = 0.1
@@ -73,7 +74,7 @@ def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
         posterior = model.encode_distribution(images)
         mean, log_variance = (part.double() for part in posterior if part is not None)
         count += len(mean)
-        kl += -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(0)
+        kl += kl_per_value(mean, log_variance).sum(0)
         total += mean.sum(0)
         spread += log_variance.exp().sum(0)
         products += mean.T @ mean

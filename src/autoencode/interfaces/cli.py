@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError
-from autoencode.interfaces import create, options
+from autoencode.interfaces import create, measure, options
 from autoencode.interfaces.options import (
     MACHINE,
     VAE,
@@ -272,6 +272,7 @@ def reconstruct(
 
 
 create.add_to(app)
+measure.add_to(app)
 
 
 def _train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
@@ -336,8 +337,7 @@ def _print_health(run: Run) -> None:
     model, packed = load_model(run.model_path), open_pack(run.pack_path)
     if not model.is_vae:
         return
-    rows = packed.rows("validation") if len(packed.rows("validation")) else packed.rows()
-    health = code_health(model, batches(packed, rows, 128))
+    health = code_health(model, batches(packed, packed.held_out("validation").rows, 128))
     console.print(
         f"code:   {health.active_units} of {model.config.code_size} values active, "
         f"KL {health.kl_nats.sum():.1f} nats an image, {health.prior_gap_nats:.1f} nats from its prior",
