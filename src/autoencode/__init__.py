@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING
 from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from autoencode.applications.evaluate import Evaluation, evaluate
+    from autoencode.applications.evaluate import Detection, Evaluation, evaluate
     from autoencode.applications.export import OnnxFile, export_onnx
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
+    from autoencode.applications.heatmaps import heat_maps
     from autoencode.applications.morph import Morph, morph
+    from autoencode.applications.outlier_reference import OutlierReference, fit_reference
+    from autoencode.applications.outliers import Finding, Outliers, find_outliers
     from autoencode.applications.quality import CodeQuality, ImageQuality
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
     from autoencode.data.images import Limits, Preprocessing
@@ -49,10 +52,13 @@ if TYPE_CHECKING:
     from autoencode.training.train import Run, train
 
 _HOME = {
-    "applications.evaluate": ("Evaluation", "evaluate"),
+    "applications.evaluate": ("Detection", "Evaluation", "evaluate"),
     "applications.export": ("OnnxFile", "export_onnx"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
+    "applications.heatmaps": ("heat_maps",),
     "applications.morph": ("Morph", "morph"),
+    "applications.outlier_reference": ("OutlierReference", "fit_reference"),
+    "applications.outliers": ("Finding", "Outliers", "find_outliers"),
     "applications.quality": ("CodeQuality", "ImageQuality"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "data.images": ("Limits", "Preprocessing"),
@@ -85,9 +91,11 @@ __all__ = [
     "Autoencoder",
     "CodeQuality",
     "ConfigError",
+    "Detection",
     "DivergedError",
     "Estimate",
     "Evaluation",
+    "Finding",
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
@@ -99,6 +107,8 @@ __all__ = [
     "ModelFileError",
     "Morph",
     "OnnxFile",
+    "OutlierReference",
+    "Outliers",
     "OutputError",
     "Pack",
     "PackError",
@@ -114,8 +124,11 @@ __all__ = [
     "__version__",
     "evaluate",
     "export_onnx",
+    "find_outliers",
     "fit_prior",
+    "fit_reference",
     "generate",
+    "heat_maps",
     "load_model",
     "morph",
     "open_pack",

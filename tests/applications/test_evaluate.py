@@ -7,8 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 
-from autoencode import ConfigError, Pack, Preprocessing, Run, evaluate, load_model, open_pack, pack_folder
+from autoencode import (
+    ConfigError,
+    ImageFolderError,
+    Pack,
+    Preprocessing,
+    Run,
+    evaluate,
+    find_outliers,
+    fit_reference,
+    load_model,
+    open_pack,
+    pack_folder,
+)
 from autoencode.applications import evaluate as application
 from autoencode.applications import quality
 from autoencode.data.batches import to_float
@@ -74,6 +87,29 @@ def test_a_denoiser_is_measured_at_its_task(trained: Run, tiny_pack: Pack) -> No
     assert found.corrupted is not None
     assert found.corrupted.psnr_db is not None
     assert found.corrupted.psnr_db.value == pytest.approx(-20 * np.log10(0.2), abs=0.3)
+
+
+def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
+    trained: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(noise / f"{number}.png")
+    (noise / "broken.png").write_bytes(b"no picture")
+    model = load_model(trained.model_path)
+    found = evaluate(model, tiny_pack, against=noise)
+    assert found.detection is not None
+    assert (found.detection.folder, found.detection.images) == (str(noise), 6)
+    assert f"1 files of {noise} could not be used." in found.notes
+    reference = fit_reference(model, tiny_pack)
+    scores = [finding.score for finding in find_outliers(model, noise, reference).findings]
+    ordinary = reference.calibration[found.detection.score]
+    labels = [0] * len(ordinary) + [1] * len(scores)
+    assert found.detection.auroc.value == roc_auc_score(labels, [*ordinary, *scores])
+    with pytest.raises(ImageFolderError, match="does not exist"):
+        evaluate(model, tiny_pack, against=tmp_path / "nowhere")
 
 
 def test_copies_count_once_and_what_stands_in_for_test_images_is_said(

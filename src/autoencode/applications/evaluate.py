@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.applications.generate import PriorName
+from autoencode.applications.outlier_reference import fit_reference
+from autoencode.applications.outliers import find_outliers
 from autoencode.applications.quality import (
     BATCH,
     CodeQuality,
@@ -28,10 +31,11 @@ from autoencode.applications.quality import (
 )
 from autoencode.data.batches import batches
 from autoencode.data.corruptions import parse_corruptions
+from autoencode.data.images import Limits, find_images
 from autoencode.data.pack import Pack, Split
-from autoencode.errors import ConfigError, MissingExtraError
+from autoencode.errors import MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version
-from autoencode.evaluation.scores import Estimate
+from autoencode.evaluation.scores import Estimate, auroc_estimate
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
 
@@ -41,6 +45,24 @@ PCA_IMAGES, KID_IMAGES = 20_000, 2_000
 LEAST_KID_IMAGES = 10  # a distance of fewer has no interval worth the name
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well other images are told from the held-out ones.
+
+    Attributes:
+        folder: where the other images are.
+        images: how many of them could be used.
+        score: name of the outlier score, see `find_outliers`.
+        auroc: area under its ROC curve: 1 where every other image scores above every held-out one, 0.5 for
+            chance.
+    """
+
+    folder: str
+    images: int
+    score: str
+    auroc: Estimate
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,7 @@ class Evaluation:
             "reconstructions", "pca_reconstructions", "samples_normal", "samples_mixture", where there are
             such. None where it could not be measured.
         code: of a VAE; None of a plain autoencoder.
+        detection: how well images of another folder are told apart; None where none was given.
         notes: what stood in for what, and what was left out and why.
     """
 
@@ -79,6 +102,7 @@ class Evaluation:
     corrupted: ImageQuality | None
     kid: dict[str, Estimate] | None
     code: CodeQuality | None
+    detection: Detection | None
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -86,23 +110,30 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(model: Autoencoder, pack: Pack, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    model: Autoencoder,
+    pack: Pack,
+    *,
+    against: str | Path | None = None,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
     """Measure a model on the held-out images of a pack. The same model and pack give the same numbers.
 
     Args:
         model: from `load_model`.
         pack: of its training, for images it has not seen.
+        against: a folder of images of another kind, to be told from the held-out ones.
+        limits: the largest files and pictures of it to accept.
         progress: called with (stage, images done, images in all) of each stage.
 
     Raises:
         ConfigError: the pack's images are not read the way the model's are.
+        ImageFolderError: `against` is missing, or none of its images can be used.
         PackError: the pack has changed on the disk meanwhile.
     """
-    if pack.preprocessing != model.preprocessing:
-        raise ConfigError(
-            f"{pack.path} holds images as {pack.preprocessing}, and the model takes {model.preprocessing}. "
-            "Give the pack it was trained on."
-        )
+    model.check_pack(pack)
+    others = None if against is None else find_images(Path(against))
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()
     chain = tuple(model.provenance.get("train", {}).get("corrupt", ()))
@@ -121,6 +152,11 @@ def evaluate(model: Autoencoder, pack: Pack, *, progress: Progress | None = None
     if model.is_vae:
         code = code_quality(model, images, _counter(report, "measuring the code", count))
     notes = _notes(model, pack, held_out.split)
+    detection = None
+    if others is not None and held_out.split == "test":
+        detection = _detection(model, pack, str(against), others, limits, report, notes)
+    elif others is not None:
+        notes.append("Telling other images apart is left out: it takes test images to tell them from.")
     kid = None
     try:
         pretrained_version()
@@ -143,6 +179,7 @@ def evaluate(model: Autoencoder, pack: Pack, *, progress: Progress | None = None
         corrupted=close.get("corrupted"),
         kid=kid,
         code=code,
+        detection=detection,
         notes=tuple(notes),
     )
 
@@ -203,6 +240,26 @@ def _distances(
         tuple(priors),
         _counter(report, "measuring KID", sets * count),
     )
+
+
+def _detection(
+    model: Autoencoder,
+    pack: Pack,
+    folder: str,
+    paths: list[Path],
+    limits: Limits | None,
+    report: Progress,
+    notes: list[str],
+) -> Detection:
+    reference = fit_reference(model, pack, progress=partial(report, "learning what is ordinary"))
+    found = find_outliers(
+        model, paths, reference, limits=limits, progress=partial(report, f"scoring {folder}")
+    )
+    if found.refused:
+        notes.append(f"{len(found.refused)} files of {folder} could not be used.")
+    scores = np.array([finding.score for finding in found.findings])
+    auroc = auroc_estimate(reference.calibration[found.score], scores)
+    return Detection(folder, len(scores), found.score, auroc)
 
 
 def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:

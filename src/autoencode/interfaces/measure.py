@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.interfaces import options
-from autoencode.interfaces.options import Model
+from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
 from autoencode.interfaces.progress import console, counting
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ def evaluate(
     pack: Annotated[
         Path | None, typer.Argument(help="The pack it was trained on. [default: that of the run]")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
 ) -> None:
     """Measure a model on images it has not seen, beside PCA of the same code size."""
     from autoencode.training.allocator import keep_freed_memory
@@ -46,7 +51,8 @@ def evaluate(
     loaded = load_model(model)
     packed = open_pack(pack or options.pack_of(model))
     with _stages() as progress:
-        found = application.evaluate(loaded, packed, progress=progress)
+        limits = options.limits(max_pixels, max_bytes)
+        found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)
     for line in table(found):
         console.print(line, soft_wrap=True)
     for note in found.notes:
@@ -102,6 +108,10 @@ def table(found: Evaluation) -> Iterator[str]:
             ("prior gap, nats", f"{code.prior_gap_nats:.1f}"),
         ]
         yield from _block(held_out, ["code"], [(name, [cell]) for name, cell in rows])
+    if told := found.detection:
+        yield ""
+        row = (f"{told.images} images of {told.folder}", [_cell(told.auroc)])
+        yield from _block(held_out, [f"AUROC by {told.score}"], [row])
 
 
 def add_to(app: typer.Typer) -> None:

@@ -122,13 +122,13 @@ def principal_components_of_images(
 def _random_basis(values: int, size: int) -> Tensor:
     """Directions at right angles, (V, min(size, V)); always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(values, min(size, values), generator=generator)).Q
+    basis: Tensor = torch.linalg.qr(torch.randn(values, min(size, values), generator=generator)).Q
+    return basis
 
 
 def _positive(directions: Tensor) -> Tensor:
     """Turn directions (K, V) so that the largest value of each is positive."""
-    signs = directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
-    return signs.mul(directions)
+    return directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
 
 
 @torch.no_grad()

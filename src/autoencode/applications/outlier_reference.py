@@ -1,0 +1,197 @@
+"""What `outliers` compares with: statistics of training images, scores of held-out ones; computed once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.applications.anomaly_scores import (
+    SCORES,
+    Measured,
+    Quantity,
+    Score,
+    TrainingStatistics,
+    joined,
+    measurer,
+    training_statistics,
+)
+from autoencode.applications.distances import Gaussian
+from autoencode.applications.encoders import Features, image_encoder
+from autoencode.data.batches import batches
+from autoencode.data.pack import Pack
+from autoencode.errors import ConfigError, OutputError, PackError
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.tensorfile import read_tensors, write_tensors
+
+KIND, FORMAT_VERSION = "outlier reference", 1
+
+MOST_IMAGES = 10_000  # of training and of validation; statistics of more are no better, and neighbours slower
+BATCH = 64
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OutlierReference:
+    """What ordinary images look like to one model, or to pretrained features.
+
+    Attributes:
+        statistics: of up to 10,000 training images.
+        calibration: scores of all test images, by score; these set thresholds. Empty without such images.
+        validation: the same of up to 10,000 validation images, which show what the thresholds do.
+        median_kl_nats: median KL of the training images, the paper's threshold; None without a VAE's code.
+        encoder: digest of what measured them, see `ImageEncoder`.
+        pack: fingerprint of the pack.
+    """
+
+    statistics: TrainingStatistics
+    calibration: dict[Score, Array]
+    validation: dict[Score, Array]
+    median_kl_nats: float | None
+    encoder: str
+    pack: str
+
+    @property
+    def calibration_images(self) -> int:
+        """Number of test images."""
+        return len(self.calibration.get("knn", ()))
+
+
+def fit_reference(
+    model: Autoencoder,
+    pack: Pack,
+    cache: str | Path | None = None,
+    *,
+    features: Features = "code",
+    progress: Callable[[int, int], None] | None = None,
+) -> OutlierReference:
+    """Learn what is ordinary from the images a model was trained on and the held-out ones of the same pack.
+
+    Args:
+        model: from `load_model`.
+        pack: of its training.
+        cache: a file that keeps the result. One that is there and belongs to this model, pack and features is
+            used instead of computing; any other is replaced. A file that cannot be written is done without.
+        features: "code" for all that the model makes of images; "pretrained" for features of a network
+            trained on ImageNet instead.
+        progress: called with (images done, images in all).
+
+    Raises:
+        ConfigError: the pack's images are of another size, or fewer than two are for training.
+        MissingExtraError: pretrained features need the optional part `eval`.
+        PackError: the pack has changed on the disk meanwhile.
+    """
+    model.check_pack(pack)
+    encoder = image_encoder(model, features).digest
+    cache = None if cache is None else Path(cache)
+    if cache is not None and (kept := _kept(cache, encoder, pack)) is not None:
+        return kept
+    reference = _fit(measurer(model, features), encoder, pack, progress or (lambda done, total: None))
+    if cache is not None and encoder:
+        with contextlib.suppress(OutputError):
+            _write(cache, reference)
+    return reference
+
+
+def reference_name(features: Features) -> str:
+    """Name of the file in a run folder that keeps its reference."""
+    return f"outliers-{features}.safetensors"
+
+
+def calibration_size(ordinary: Pack | OutlierReference) -> int:
+    """Number of test images there are to calibrate on; copies of one count once."""
+    if isinstance(ordinary, OutlierReference):
+        return ordinary.calibration_images
+    return len(np.unique(ordinary.rows("test")))
+
+
+def _fit(
+    measure: Callable[[Tensor], Measured], encoder: str, pack: Pack, progress: Callable[[int, int], None]
+) -> OutlierReference:
+    # Copies of an image are one observation; rows are in no order of meaning, so any even sample is random.
+    splits = [
+        _evenly(np.unique(pack.rows("train")), MOST_IMAGES),
+        np.unique(pack.rows("test")),
+        _evenly(np.unique(pack.rows("validation")), MOST_IMAGES),
+    ]
+    done, total = 0, sum(map(len, splits))
+
+    def measured(rows: NDArray[np.int64]) -> list[Measured]:
+        nonlocal done
+        parts = []
+        for images in batches(pack, rows, BATCH):
+            parts.append(measure(images))
+            done += len(images)
+            progress(done, total)
+        return parts
+
+    train = measured(splits[0])
+    if not train:
+        raise ConfigError(f"{pack.path} has no training images to learn from what is ordinary.")
+    ordinary = joined(train)
+    statistics = training_statistics(ordinary)
+    calibration, validation = (_scores(statistics, measured(rows)) for rows in splits[1:])
+    median = float(np.median(ordinary["kl_nats"])) if "kl_nats" in ordinary else None
+    return OutlierReference(statistics, calibration, validation, median, encoder, pack.fingerprint)
+
+
+def _scores(statistics: TrainingStatistics, parts: list[Measured]) -> dict[Score, Array]:
+    scored = [statistics.scores(part) for part in parts]
+    return {name: np.concatenate([part[name] for part in scored]) for name in scored[0]} if scored else {}
+
+
+def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _write(path: Path, reference: OutlierReference) -> None:
+    tensors = {"vectors": torch.from_numpy(reference.statistics.vectors).float()}
+    for quantity, gaussian in reference.statistics.gaussians.items():
+        for part, values in gaussian._asdict().items():
+            tensors[f"{quantity}.{part}"] = torch.from_numpy(values)
+    for split in ("calibration", "validation"):
+        for score, values in getattr(reference, split).items():
+            tensors[f"{split}.{score}"] = torch.from_numpy(values)
+    content = {
+        "encoder": reference.encoder,
+        "pack": reference.pack,
+        "median_kl_nats": reference.median_kl_nats,
+    }
+    write_tensors(path, KIND, FORMAT_VERSION, tensors, content)
+
+
+def _kept(path: Path, encoder: str, pack: Pack) -> OutlierReference | None:
+    """Read what an earlier call kept, if it is whole and of this encoder and pack."""
+    try:
+        tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, PackError)
+        if not encoder or [content[key] for key in ("version", "encoder", "pack")] != [
+            *(FORMAT_VERSION, encoder, pack.fingerprint)
+        ]:
+            return None
+        of: tuple[Quantity, ...] = ("vectors", "path", "spectrum")
+        gaussians = {name: _gaussian(tensors, name) for name in of if f"{name}.mean" in tensors}
+        return OutlierReference(
+            TrainingStatistics(gaussians, tensors["vectors"].double().numpy()),
+            _scores_of(tensors, "calibration"),
+            _scores_of(tensors, "validation"),
+            content["median_kl_nats"],
+            encoder,
+            pack.fingerprint,
+        )
+    except (PackError, KeyError):
+        return None
+
+
+def _gaussian(tensors: dict[str, Tensor], name: str) -> Gaussian:
+    return Gaussian(*(tensors[f"{name}.{part}"].numpy() for part in Gaussian._fields))
+
+
+def _scores_of(tensors: dict[str, Tensor], split: str) -> dict[Score, Array]:
+    return {score: tensors[f"{split}.{score}"].numpy() for score in SCORES if f"{split}.{score}" in tensors}

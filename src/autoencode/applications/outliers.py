@@ -1,0 +1,294 @@
+"""Which images of a folder are unlike those a model was trained on, how sure that is, and where they differ.
+
+Pixels are (B, H, W, 3) in 0..255.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.applications.anomaly_scores import DEFAULT_SCORES, Score, check_score, measurer
+from autoencode.applications.encoders import Features, image_encoder
+from autoencode.applications.heatmaps import coloured, heat_maps
+from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
+from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
+from autoencode.data.batches import to_float, to_pixels
+from autoencode.data.images import Limits, find_images, read_image, save_image
+from autoencode.data.pack import Pack
+from autoencode.errors import ConfigError, ImageError, ImageFolderError
+from autoencode.evaluation.figures import contact_sheet
+from autoencode.files import write_bytes
+from autoencode.models.autoencoder import Autoencoder
+
+Rule = Literal["conformal", "paper"]
+
+COLUMNS = ("path", "score", "p_value", "outlier")
+SHEET_IMAGES = 24  # a sheet of more is looked at by nobody
+CHUNK = 64  # images in memory at once
+PAPER_NOTE = (
+    "The paper's threshold is the median KL of data-set images: it calls half of ordinary images outliers."
+)
+_NONE = np.zeros(0)
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one image.
+
+    Attributes:
+        path: the image file.
+        score: larger is stranger; the unit depends on the score.
+        p_value: how rarely an ordinary image scores as high, in (0, 1].
+        outlier: whether the rule calls it one.
+    """
+
+    path: Path
+    score: float
+    p_value: float
+    outlier: bool
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """What `find_outliers` found.
+
+    Attributes:
+        findings: one an image that could be used, strangest first.
+        refused: the others, with the reason.
+        score: name of the score.
+        features: what the score is of.
+        rule: how outliers are told.
+        fpr: the false-positive rate kept to, a share; None under the paper's rule.
+        calibration_images: held-out images behind the p-values.
+        measured_rate: how many validation images, all of them ordinary, the rule calls outliers; None where
+            the pack has none.
+        sheet: pixels (H, W, 3) of the strangest images beside their reconstructions.
+    """
+
+    findings: list[Finding]
+    refused: list[tuple[Path, str]]
+    score: Score
+    features: Features
+    rule: Rule
+    fpr: float | None
+    calibration_images: int
+    measured_rate: Rate | None
+    sheet: Pixels
+
+
+def find_outliers(
+    model: Autoencoder,
+    images: str | Path | Iterable[str | Path],
+    ordinary: Pack | OutlierReference,
+    out: str | Path | None = None,
+    *,
+    score: Score | None = None,
+    features: Features = "code",
+    fpr: float | None = None,
+    rule: Rule = "conformal",
+    heatmaps: bool = False,
+    cache: str | Path | None = None,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    fitting_progress: Callable[[int, int], None] | None = None,
+) -> Outliers:
+    """Score images and say which are outliers.
+
+    Args:
+        model: from `load_model`.
+        images: image files, and folders of them.
+        ordinary: the pack of the model's training; or what `fit_reference` made of it.
+        out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
+        score: see `anomaly_scores`; the default is "spectrum", "kl" under the paper's rule, and "mahalanobis"
+            of pretrained features.
+        features: "code" for all that the model makes of images; "pretrained" for features of a network
+            trained on ImageNet instead.
+        fpr: the false-positive rate: at most this share of ordinary images is called an outlier. The default
+            is 0.01 or, with few calibration images, the smallest rate that they can promise.
+        rule: "conformal" keeps to `fpr`; "paper" calls an outlier what has more KL than the median.
+        heatmaps: add to the sheet where each image and its reconstruction differ.
+        cache: see `fit_reference`, which is called on a pack.
+        limits: the largest files and pictures to accept.
+        progress: called with (images scored, images in all).
+        fitting_progress: called with (images done, images in all) while learning from the pack.
+
+    Raises:
+        ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
+            a pack or reference of another model.
+        MissingExtraError: pretrained features need the optional part `eval`.
+        ImageFolderError: a folder is missing or holds no image, or no image could be used.
+        OutputError: `out` cannot be written.
+    """
+    chosen = _checked_score(model, score, features, rule)
+    rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
+    out = None if out is None else _checked_table(Path(out))
+    paths = [path for path in dict.fromkeys(_expanded(images)) if out is None or path != sheet_path(out)]
+    reference = (
+        ordinary
+        if isinstance(ordinary, OutlierReference)
+        else fit_reference(model, ordinary, cache, features=features, progress=fitting_progress)
+    )
+    if reference.encoder != image_encoder(model, features).digest:
+        raise ConfigError(
+            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
+        )
+    limits = limits or Limits()
+    usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
+    p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
+    decide = _decision(reference, chosen, rate)
+    flags = decide(scores)
+    findings = [
+        Finding(usable[index], float(scores[index]), float(p_values[index]), bool(flags[index]))
+        for index in np.argsort(-scores, kind="stable")
+    ]
+    found = Outliers(
+        findings,
+        refused,
+        chosen,
+        features,
+        rule,
+        rate,
+        reference.calibration_images,
+        rate_of(decide(reference.validation.get(chosen, _NONE))),
+        _sheet(model, findings, heatmaps, limits),
+    )
+    if out is not None:
+        write_bytes(out, _table(found) if out.suffix.lower() == ".csv" else _json(found))
+        save_image(sheet_path(out), found.sheet)
+    return found
+
+
+def sheet_path(table: Path) -> Path:
+    """Where the sheet goes that belongs to a table: beside it, as `<name>-worst.png`."""
+    return table.with_name(f"{table.stem}-worst.png")
+
+
+def _checked_score(model: Autoencoder, score: Score | None, features: Features, rule: Rule) -> Score:
+    if rule not in get_args(Rule):
+        raise ConfigError(f"Unknown rule {rule!r}. Choose conformal or paper.")
+    image_encoder(model, features)
+    chosen: Score = score or ("kl" if rule == "paper" else DEFAULT_SCORES[features])
+    if rule == "paper" and chosen != "kl":
+        raise ConfigError(f"The paper's rule is about the score kl, not {chosen}. Leave the score out.")
+    check_score(chosen, model, features)
+    return chosen
+
+
+def _scored(
+    model: Autoencoder,
+    features: Features,
+    paths: Sequence[Path],
+    reference: OutlierReference,
+    score: Score,
+    limits: Limits,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Path], NDArray[np.float64], list[tuple[Path, str]]]:
+    measure = measurer(model, features)
+    usable: list[Path] = []
+    refused: list[tuple[Path, str]] = []
+    scores: list[NDArray[np.float64]] = []
+    for start in range(0, len(paths), CHUNK):
+        read, pixels = _read(paths[start : start + CHUNK], model, limits, refused)
+        if read:
+            scores.append(reference.statistics.scores(measure(to_float(pixels)))[score])
+            usable += read
+        if progress:
+            progress(min(start + CHUNK, len(paths)), len(paths))
+    if not usable:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
+        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
+    return usable, np.concatenate(scores), refused
+
+
+def _decision(
+    reference: OutlierReference, score: Score, rate: float | None
+) -> Callable[[NDArray[np.float64]], NDArray[np.bool_]]:
+    if rate is not None:
+        return lambda scores: conformal_p_values(reference.calibration[score], scores) <= rate
+    threshold = reference.median_kl_nats
+    assert threshold is not None
+    return lambda scores: scores > threshold
+
+
+def _expanded(images: str | Path | Iterable[str | Path]) -> Iterable[Path]:
+    for path in [images] if isinstance(images, str | Path) else images:
+        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
+
+
+def _read(
+    paths: Sequence[Path], model: Autoencoder, limits: Limits, refused: list[tuple[Path, str]]
+) -> tuple[list[Path], Pixels]:
+    usable, pixels = [], []
+    for path in paths:
+        try:
+            pixels.append(read_image(path, model.preprocessing, limits))
+            usable.append(path)
+        except ImageError as err:
+            refused.append((path, str(err)))
+    return usable, np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
+
+
+def _sheet(model: Autoencoder, findings: Sequence[Finding], heatmaps: bool, limits: Limits) -> Pixels:
+    by_path = {finding.path: finding for finding in findings[:SHEET_IMAGES]}
+    usable, pixels = _read(list(by_path), model, limits, [])
+    if not usable:
+        raise ImageFolderError("The images were there a moment ago, and are gone. Run it again.")
+    images = to_float(pixels)
+    columns = [("original", pixels), ("reconstruction", to_pixels(model.reconstruct(images)))]
+    if heatmaps:
+        columns.append(("difference", coloured(heat_maps(model, images))))
+    captions = [
+        f"{'outlier ' if by_path[p].outlier else ''}p {by_path[p].p_value:.2g}  {p.name}" for p in usable
+    ]
+    return contact_sheet(columns, captions=captions)
+
+
+def _checked_table(path: Path) -> Path:
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ConfigError(f"Cannot write a table to {path}: use a name that ends in .csv or .json.")
+    return path
+
+
+def _table(found: Outliers) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in found.findings:
+        writer.writerow([row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _json(found: Outliers) -> bytes:
+    rate = found.measured_rate
+    content = {
+        "score": found.score,
+        "features": found.features,
+        "rule": found.rule,
+        "fpr": found.fpr,
+        "calibration_images": found.calibration_images,
+        "measured_rate": None
+        if rate is None
+        else {
+            "value": rate.value,
+            "low": rate.interval.low,
+            "high": rate.interval.high,
+            "images": rate.images,
+        },
+        "images": [
+            {"path": str(row.path), "score": row.score, "p_value": row.p_value, "outlier": row.outlier}
+            for row in found.findings
+        ],
+        "refused": [{"path": str(path), "reason": reason} for path, reason in found.refused],
+    }
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
