@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         save_classifier,
     )
     from autoencode.applications.duplicates import NearDuplicates, NearPair
+    from autoencode.applications.evaluate import Detection, Evaluation, evaluate
+    from autoencode.applications.export import OnnxFile, export_onnx
     from autoencode.applications.features import FeatureMaps, LayerMaps, features
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
     from autoencode.applications.heatmaps import heat_maps
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.outlier_reference import OutlierReference, fit_reference
     from autoencode.applications.outliers import Finding, Outliers, find_outliers
+    from autoencode.applications.quality import CodeQuality, ImageQuality
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
     from autoencode.applications.retrieval import (
         RetrievalQuality,
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
         PackError,
         RunError,
     )
+    from autoencode.evaluation.scores import Estimate, Interval
     from autoencode.models.autoencoder import Autoencoder, ModelConfig
     from autoencode.models.modelfile import load_model, save_model
     from autoencode.models.prior import GaussianMixture, StandardNormal
@@ -86,9 +90,12 @@ _HOME = {
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
+    "applications.evaluate": ("Detection", "Evaluation", "evaluate"),
+    "applications.export": ("OnnxFile", "export_onnx"),
     "applications.heatmaps": ("heat_maps",),
     "applications.outlier_reference": ("OutlierReference", "fit_reference"),
     "applications.outliers": ("Finding", "Outliers", "find_outliers"),
+    "applications.quality": ("CodeQuality", "ImageQuality"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "applications.transfer": ("Accuracy", "Transfer", "transfer"),
     "applications.retrieval": ("RetrievalQuality", "evaluate_search", "retrieval_quality"),
@@ -114,6 +121,7 @@ _HOME = {
         "PackError",
         "RunError",
     ),
+    "evaluation.scores": ("Estimate", "Interval"),
     "models.autoencoder": ("Autoencoder", "ModelConfig"),
     "models.modelfile": ("load_model", "save_model"),
     "models.prior": ("GaussianMixture", "StandardNormal"),
@@ -129,15 +137,21 @@ __all__ = [
     "AutoencodeError",
     "Autoencoder",
     "Classifier",
+    "CodeQuality",
     "ConfigError",
+    "Detection",
     "DivergedError",
+    "Estimate",
+    "Evaluation",
     "FeatureMaps",
     "Finding",
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
     "ImageIndexError",
+    "ImageQuality",
     "Index",
+    "Interval",
     "LayerMaps",
     "Limits",
     "MissingExtraError",
@@ -148,6 +162,7 @@ __all__ = [
     "NearPair",
     "Neighbour",
     "Neighbours",
+    "OnnxFile",
     "OutlierReference",
     "Outliers",
     "OutputError",
@@ -170,7 +185,9 @@ __all__ = [
     "__version__",
     "build_index",
     "classify",
+    "evaluate",
     "evaluate_search",
+    "export_onnx",
     "features",
     "find_outliers",
     "fit_prior",
