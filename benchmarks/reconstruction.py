@@ -40,7 +40,7 @@ def row(name: str, code: int, images: Tensor, restored: Tensor, rest: str) -> st
 
 def pca_row(pack: Pack, components: int, images: Tensor) -> str:
     started = time.perf_counter()
-    train = to_float(pack.pixels(pack.rows("train"))).flatten(1).numpy()
+    train = to_float(pack.pixels(pack.training_rows())).flatten(1).numpy()
     fitted = PCA(components, svd_solver="randomized", random_state=0).fit(train)
     seconds = time.perf_counter() - started
     restored = fitted.inverse_transform(fitted.transform(images.flatten(1).numpy())).clip(0, 1)
@@ -55,7 +55,7 @@ def model_row(pack: Pack, run: Path, images: Tensor, epochs: int, seconds: float
     seen = corrupt(images, chain, generator, training=True)
     health = "- | - | -"
     if model.is_vae:
-        found = code_health(model, batches(pack, pack.rows("test"), 128))
+        found = code_health(model, batches(pack, pack.held_out().rows, 128))
         health = f"{found.kl_nats.sum():.1f} | {found.active_units} | {found.prior_gap_nats:.1f}"
     rest = f"{health} | {epochs} | {seconds / 60:.1f} min"
     return row(run.name, model.config.code_size, images, model.reconstruct(seen), rest)
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--pca", type=int, nargs="*", default=[32, 128, 256])
     arguments = parser.parse_args()
     pack = open_pack(arguments.pack)
-    images = to_float(pack.pixels(pack.rows("test")))
+    images = to_float(pack.pixels(pack.held_out().rows))
     print(HEADINGS)
     print("|" + " --- |" * (HEADINGS.count("|") - 1))
     for components in arguments.pca:

@@ -27,8 +27,7 @@ HEADINGS = "| model | code | reconstructions | N(0, I) | mixture | components |"
 Pixels = NDArray[np.uint8]
 
 
-def some(pack: Pack, split: str, count: int) -> Pixels:
-    rows = pack.rows(split)  # type: ignore[arg-type]
+def some(pack: Pack, rows: NDArray[np.int64], count: int) -> Pixels:
     return pack.pixels(np.random.default_rng(0).permutation(rows)[:count])
 
 
@@ -54,12 +53,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="samples, and held-out images at most")
     arguments = parser.parse_args()
     pack = open_pack(arguments.pack)
-    held_out = some(pack, "test", arguments.count)
+    held_out = some(pack, pack.held_out().rows, arguments.count)
     reference = pretrained_features(held_out)
     print(f"`python {shlex.join(sys.argv)}`: {len(held_out)} test images, {arguments.count} samples\n")
     print(HEADINGS)
     print("|" + "---|" * (HEADINGS.count("|") - 1))
-    floor = distance(reference, some(pack, "train", arguments.count))
+    floor = distance(reference, some(pack, pack.training_rows(), arguments.count))
     print(f"| (training images) | - | {floor} | - | - | - |", flush=True)
     for run in arguments.runs:
         model = load_model(run)

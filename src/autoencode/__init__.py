@@ -28,13 +28,30 @@ if TYPE_CHECKING:
         load_classifier,
         save_classifier,
     )
+    from autoencode.applications.duplicates import NearDuplicates, NearPair
+    from autoencode.applications.evaluate import Detection, Evaluation, evaluate
+    from autoencode.applications.export import OnnxFile, export_onnx
     from autoencode.applications.features import FeatureMaps, LayerMaps, features
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
     from autoencode.applications.heatmaps import heat_maps
+    from autoencode.applications.indexing import build_index
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.outlier_reference import OutlierReference, fit_reference
     from autoencode.applications.outliers import Finding, Outliers, find_outliers
+    from autoencode.applications.quality import CodeQuality, ImageQuality
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
+    from autoencode.applications.retrieval import (
+        RetrievalQuality,
+        evaluate_search,
+        retrieval_quality,
+    )
+    from autoencode.applications.search import (
+        Index,
+        Neighbour,
+        Neighbours,
+        SearchResults,
+        open_index,
+    )
     from autoencode.applications.transfer import Accuracy, Transfer, transfer
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
@@ -44,12 +61,14 @@ if TYPE_CHECKING:
         DivergedError,
         ImageError,
         ImageFolderError,
+        ImageIndexError,
         MissingExtraError,
         ModelFileError,
         OutputError,
         PackError,
         RunError,
     )
+    from autoencode.evaluation.scores import Estimate, Interval
     from autoencode.models.autoencoder import Autoencoder, ModelConfig
     from autoencode.models.modelfile import load_model, save_model
     from autoencode.models.prior import GaussianMixture, StandardNormal
@@ -67,13 +86,26 @@ _HOME = {
         "save_classifier",
     ),
     "applications.features": ("FeatureMaps", "LayerMaps", "features"),
+    "applications.duplicates": ("NearDuplicates", "NearPair"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
+    "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
+    "applications.evaluate": ("Detection", "Evaluation", "evaluate"),
+    "applications.export": ("OnnxFile", "export_onnx"),
     "applications.heatmaps": ("heat_maps",),
     "applications.outlier_reference": ("OutlierReference", "fit_reference"),
     "applications.outliers": ("Finding", "Outliers", "find_outliers"),
+    "applications.quality": ("CodeQuality", "ImageQuality"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "applications.transfer": ("Accuracy", "Transfer", "transfer"),
+    "applications.retrieval": ("RetrievalQuality", "evaluate_search", "retrieval_quality"),
+    "applications.search": (
+        "Index",
+        "Neighbour",
+        "Neighbours",
+        "SearchResults",
+        "open_index",
+    ),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
     "errors": (
@@ -82,12 +114,14 @@ _HOME = {
         "DivergedError",
         "ImageError",
         "ImageFolderError",
+        "ImageIndexError",
         "MissingExtraError",
         "ModelFileError",
         "OutputError",
         "PackError",
         "RunError",
     ),
+    "evaluation.scores": ("Estimate", "Interval"),
     "models.autoencoder": ("Autoencoder", "ModelConfig"),
     "models.modelfile": ("load_model", "save_model"),
     "models.prior": ("GaussianMixture", "StandardNormal"),
@@ -103,19 +137,32 @@ __all__ = [
     "AutoencodeError",
     "Autoencoder",
     "Classifier",
+    "CodeQuality",
     "ConfigError",
+    "Detection",
     "DivergedError",
+    "Estimate",
+    "Evaluation",
     "FeatureMaps",
     "Finding",
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
+    "ImageIndexError",
+    "ImageQuality",
+    "Index",
+    "Interval",
     "LayerMaps",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "NearDuplicates",
+    "NearPair",
+    "Neighbour",
+    "Neighbours",
+    "OnnxFile",
     "OutlierReference",
     "Outliers",
     "OutputError",
@@ -127,14 +174,20 @@ __all__ = [
     "Progress",
     "Reconstruction",
     "Reconstructions",
+    "RetrievalQuality",
     "Run",
     "RunError",
     "Samples",
+    "SearchResults",
     "StandardNormal",
     "TrainConfig",
     "Transfer",
     "__version__",
+    "build_index",
     "classify",
+    "evaluate",
+    "evaluate_search",
+    "export_onnx",
     "features",
     "find_outliers",
     "fit_prior",
@@ -144,9 +197,11 @@ __all__ = [
     "load_classifier",
     "load_model",
     "morph",
+    "open_index",
     "open_pack",
     "pack_folder",
     "reconstruct",
+    "retrieval_quality",
     "save_classifier",
     "save_model",
     "settings",

@@ -163,6 +163,30 @@ def test_the_splits_share_out_all_rows(photos: Path, tmp_path: Path) -> None:
     assert len(parts[0]) > len(parts[1])
 
 
+def test_what_an_empty_split_is_replaced_by_is_named(photos: Path, tmp_path: Path) -> None:
+    packed = pack(photos, tmp_path / "p")
+    counts = {split: len(packed.rows(split)) for split in ("train", "validation", "test")}
+    assert all(counts.values())
+    assert packed.held_out().split == "test"
+    assert packed.held_out("validation").split == "validation"
+    np.testing.assert_array_equal(packed.held_out().rows, packed.rows("test"))
+    np.testing.assert_array_equal(packed.training_rows(), packed.rows("train"))
+
+    def without(*splits: str) -> Pack:
+        left = Pack(packed.path)
+        left.entries = [entry for entry in left.entries if entry.split not in splits]
+        left._rows = np.array([entry.row for entry in left.entries], np.int64)
+        return left
+
+    assert without("test").held_out().split == "validation"
+    assert without("validation").held_out("validation").split == "test"
+    for wanted in ("validation", "test"):
+        stand_in = without("validation", "test").held_out(wanted)
+        assert stand_in.split == "train"
+        np.testing.assert_array_equal(stand_in.rows, packed.rows("train"))
+    assert len(without("train").training_rows()) == counts["validation"] + counts["test"]
+
+
 def test_adding_images_moves_none_to_another_split(photos: Path, tmp_path: Path) -> None:
     before = {entry.path: entry.split for entry in pack(photos, tmp_path / "p").entries}
     for number in range(12, 40):

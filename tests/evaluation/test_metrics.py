@@ -7,6 +7,7 @@ from scipy.ndimage import laplace
 from skimage.metrics import mean_squared_error as reference_mse
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
 
 from autoencode.errors import ConfigError
 from autoencode.evaluation import metrics
@@ -14,6 +15,7 @@ from autoencode.evaluation.metrics import (
     RunningVariance,
     active_units,
     kernel_inception_distance,
+    mean_absolute_error,
     mean_squared_error,
     psnr,
     sharpness_ratio,
@@ -51,6 +53,13 @@ def test_mse_and_psnr_agree_with_scikit_image() -> None:
     np.testing.assert_allclose(mean_squared_error(a, b), [reference_mse(x, y) for x, y in pairs], rtol=1e-5)
     expected = [peak_signal_noise_ratio(x, y, data_range=1) for x, y in pairs]
     np.testing.assert_allclose(psnr(a, b), expected, atol=1e-4)
+
+
+def test_mean_absolute_error_is_that_of_numpy() -> None:
+    a, b = torch.rand(2, 3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(
+        mean_absolute_error(a, b), np.abs(a.numpy() - b.numpy()).mean(axis=(1, 2, 3)), rtol=1e-6
+    )
 
 
 def test_psnr_is_infinite_for_identical_images_and_zero_for_black_against_white() -> None:
@@ -173,6 +182,13 @@ def test_kernel_distance_agrees_with_a_double_loop() -> None:
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(20, 6)), generator.normal(0.5, 2, size=(20, 6))
     assert kernel_inception_distance(x, y).value == pytest.approx(straightforward_mmd(x, y))
+
+
+def test_kernel_distance_agrees_with_torchmetrics() -> None:
+    generator = np.random.default_rng(5)
+    x, y = generator.gamma(1, 1, (120, 32)), generator.gamma(1.2, 1, (120, 32))
+    expected = poly_mmd(torch.from_numpy(x), torch.from_numpy(y)).item()
+    assert kernel_inception_distance(x, y).value == pytest.approx(expected)
 
 
 def test_kernel_distance_jackknife_agrees_with_leaving_each_sample_out() -> None:

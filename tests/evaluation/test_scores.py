@@ -1,3 +1,5 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,8 +10,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from autoencode.errors import ConfigError
 from autoencode.evaluation.scores import (
     auroc,
+    auroc_estimate,
     average_precision,
     confidence_interval_bootstrap,
+    estimate,
     mean_average_precision,
     recall_at_k,
     wilson_interval,
@@ -38,6 +42,49 @@ def test_auroc_refuses_nothing_and_nan() -> None:
         auroc(np.array([1.0]), np.array([]))
     with pytest.raises(ConfigError, match="NaN"):
         auroc(np.array([np.nan]), np.array([1.0]))
+
+
+def test_the_interval_of_an_auroc_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    truth = NormalDist().cdf(1 / np.sqrt(2))  # of two normal distributions, one deviation apart
+    held = 0
+    for _ in range(400):
+        found = auroc_estimate(generator.normal(size=80), generator.normal(1, 1, size=50))
+        assert found.interval is not None
+        held += found.interval.low <= truth <= found.interval.high
+    assert binomtest(held, 400).proportion_ci(0.99).high >= 0.95
+    assert binomtest(held, 400).proportion_ci(0.99).low <= 0.97
+
+
+def test_the_error_of_an_auroc_is_that_of_delong_written_out() -> None:
+    generator = np.random.default_rng(1)
+    negatives, positives = generator.integers(0, 6, 30), generator.integers(2, 9, 20)
+    wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    error = np.sqrt(wins.mean(1).var(ddof=1) / 20 + wins.mean(0).var(ddof=1) / 30)
+    found = auroc_estimate(negatives, positives)
+    assert found.value == pytest.approx(wins.mean())
+    assert found.count == 50
+    assert found.interval == pytest.approx((wins.mean() - 1.96 * error, wins.mean() + 1.96 * error), abs=1e-4)
+    assert auroc_estimate(negatives[:1], positives).interval is None
+
+
+def test_an_estimate_leaves_out_what_is_infinite_and_knows_when_it_knows_nothing() -> None:
+    found = estimate(np.array([1.0, np.inf, 3.0]))
+    assert found is not None
+    assert (found.value, found.count) == (2, 2)
+    assert found.interval == (1, 3)
+    one = estimate(np.array([2.5]))
+    assert one is not None
+    assert (one.value, one.interval, one.count) == (2.5, None, 1)
+    assert estimate(np.array([np.inf])) is None
+
+
+def test_the_interval_of_a_median_is_near_that_of_its_order_statistics() -> None:
+    values = np.sort(np.random.default_rng(0).exponential(size=401))
+    found = estimate(values, np.median)
+    assert found is not None
+    assert found.value == values[200]
+    assert found.interval == pytest.approx((values[180], values[220]), rel=0.05)
 
 
 def test_bootstrap_interval_is_near_the_normal_one_and_deterministic() -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 
 import pytest
 
-from autoencode import ConfigError, Limits, Preprocessing
+from autoencode import ConfigError, Limits, Pack, Preprocessing, Run
 from autoencode.data import images
 from autoencode.interfaces import options
 from autoencode.models import autoencoder
 from autoencode.training import objective, runtime
+
+
+def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
+    trained: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    assert options.pack_of(trained.folder) == options.pack_of(trained.model_path) == tiny_pack.path
+    copied = tmp_path / "model.safetensors"
+    copied.write_bytes(trained.model_path.read_bytes())
+    with pytest.raises(ConfigError, match=r"is no run folder, so the pack .* must be named"):
+        options.pack_of(copied)
 
 
 def test_no_option_means_no_opinion() -> None:

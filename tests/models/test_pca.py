@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing
 from autoencode.models.likelihood import gaussian_log_likelihood, kl
-from autoencode.models.pca import principal_components, start_at_pca
+from autoencode.models.pca import principal_components, principal_components_of_images, start_at_pca
 
 GENERATOR = torch.Generator().manual_seed(0)
 SCALES = torch.linspace(1.5, 0.1, 40)
@@ -37,6 +37,32 @@ def test_components_and_variances_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(found.variances, expected.explained_variance_ * 199 / 200, rtol=1e-4)
     np.testing.assert_allclose(np.abs((found.directions.numpy() * expected.components_).sum(1)), 1, rtol=1e-4)
     assert found.total_variance.item() == pytest.approx(VALUES.var(0, correction=0).sum().item(), rel=1e-4)
+
+
+def test_components_in_several_passes_are_those_of_scikit_learn() -> None:
+    found = principal_components_of_images(lambda: VALUES.split(30), 10)
+    expected = PCA(10, svd_solver="full").fit(VALUES.numpy())
+    np.testing.assert_allclose(found.mean, expected.mean_, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.variances, expected.explained_variance_ * 199 / 200, rtol=1e-4)
+    assert found.total_variance.item() == pytest.approx(VALUES.var(0, correction=0).sum().item(), rel=1e-4)
+    restored = expected.inverse_transform(expected.transform(VALUES.numpy()))
+    np.testing.assert_allclose(found.restore(VALUES), restored, atol=1e-3)
+
+
+def test_components_in_several_passes_lose_little_where_values_are_many_and_similar() -> None:
+    images = torch.rand(300, 500, generator=torch.Generator().manual_seed(2)) + VALUES[:300, :1].mean()
+    images[:, :100] += smooth_images(300).flatten(1)[:, :100]
+    found = principal_components_of_images(lambda: images.split(64), 20)
+    best = PCA(20, svd_solver="full").fit(images.numpy())
+    restored = best.inverse_transform(best.transform(images.numpy()))
+    error = (found.restore(images) - images).square().mean().item()
+    assert error == pytest.approx(((restored - images.numpy()) ** 2).mean(), rel=2e-3)
+
+
+def test_components_of_few_images_in_several_passes_restore_them() -> None:
+    found = principal_components_of_images(lambda: [VALUES[:3]], 10)
+    assert found.directions.shape == (3, 40)
+    torch.testing.assert_close(found.restore(VALUES[:3]), VALUES[:3], rtol=1e-3, atol=1e-3)
 
 
 def test_fewer_images_than_components_give_as_many_as_there_are() -> None:

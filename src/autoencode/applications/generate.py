@@ -146,9 +146,8 @@ def fit_prior(
     Raises:
         ConfigError: the images of the pack have another size than the model's, or a code is not finite.
     """
-    rows = pack.rows("train") if len(pack.rows("train")) else pack.rows()
     most = min(FITTED_CODES, max(1, FITTED_VALUES // model.config.code_size))
-    chosen = np.random.default_rng(random_seed("prior", seed)).permutation(rows)[:most]
+    chosen = np.random.default_rng(random_seed("prior", seed)).permutation(pack.training_rows())[:most]
     generator = _generator("prior", seed)
     codes: list[Tensor] = []
     done = 0

@@ -88,11 +88,7 @@ def fit_reference(
         MissingExtraError: pretrained features need the optional part `eval`.
         PackError: the pack has changed on the disk meanwhile.
     """
-    if pack.preprocessing != model.preprocessing:
-        raise ConfigError(
-            f"{pack.path} holds images as {pack.preprocessing}, and the model takes {model.preprocessing}. "
-            "Give the pack it was trained on."
-        )
+    model.check_pack(pack)
     encoder = image_encoder(model, features).digest
     cache = None if cache is None else Path(cache)
     if cache is not None and (kept := _kept(cache, encoder, pack)) is not None:

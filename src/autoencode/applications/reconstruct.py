@@ -130,10 +130,9 @@ def reconstruct(
 def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
     """Draw held-out images of a pack beside their reconstructions: (H, W, 3), for a look after training.
 
-    The images are of the validation split; of the whole pack where that is empty.
+    The images are of the validation split; where that is empty, of what stands in for it.
     """
-    rows = pack.rows("validation") if len(pack.rows("validation")) else pack.rows()
-    pixels = pack.pixels(rows[:SHEET_IMAGES])
+    pixels = pack.pixels(pack.held_out("validation").rows[:SHEET_IMAGES])
     chain = parse_corruptions(model.provenance["train"]["corrupt"])
     seen = _pass(model, pixels, chain, random_seed("reconstruct", 0, 0))
     results = [seen.result(index, Path(), "") for index in range(len(pixels))]

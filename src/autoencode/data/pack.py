@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,14 @@ from autoencode.data.preprocessing import Size, sized
 from autoencode.data.shards import ShardReader
 from autoencode.errors import PackError
 
-__all__ = ["Entry", "Pack", "Split", "is_pack", "open_pack", "pack_folder", "split_of"]
+__all__ = ["Entry", "HeldOut", "Pack", "Split", "is_pack", "open_pack", "pack_folder", "split_of"]
+
+
+class HeldOut(NamedTuple):
+    """Images to measure a model on: their `rows` (N,), N at least 1, and the `split` they are of."""
+
+    rows: NDArray[np.int64]
+    split: Split
 
 
 class Pack:
@@ -67,6 +75,21 @@ class Pack:
         if split is None:
             return self._rows.copy()
         return self._rows[[entry.split == split for entry in self.entries]]
+
+    def training_rows(self) -> NDArray[np.int64]:
+        """Return the rows (N,) to learn from: of the training split, or of all images where it is empty."""
+        rows = self.rows("train")
+        return rows if len(rows) else self.rows()
+
+    def held_out(self, wanted: Literal["validation", "test"] = "test") -> HeldOut:
+        """Return the images to measure on.
+
+        A pack of few images may have none in the split that is wanted. The other held-out split stands in
+        for it, and where that is empty too the training images.
+        """
+        order: tuple[Split, ...] = (wanted, "validation", "test", "train")
+        split = next(split for split in order if len(self.rows(split)))
+        return HeldOut(self.rows(split), split)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) in 0..255, sRGB, of rows (B,) that `rows` gave.

@@ -50,6 +50,15 @@ def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
     return _per_image(a, b, lambda x, y: (x - y).square().mean(dim=(1, 2, 3)))
 
 
+def mean_absolute_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over channels and pixels of |a - b|, per image; arguments and errors as `mean_squared_error`.
+
+    Returns:
+        (B,) float32 in [0, 1].
+    """
+    return _per_image(a, b, lambda x, y: (x - y).abs().mean(dim=(1, 2, 3)))
+
+
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per image, 10 log10(1 / MSE), for a peak value of 1.
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
-from autoencode.interfaces import create, inspect, learn, options, train, write
+from autoencode.interfaces import create, find, inspect, learn, measure, options, train, write
 from autoencode.interfaces.options import (
     MACHINE,
     Background,
@@ -169,6 +169,8 @@ def reconstruct(
 
 train.add_to(app)
 create.add_to(app)
+measure.add_to(app)
+find.add_to(app)
 inspect.add_to(app)
 learn.add_to(app)
 write.add_to(app)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoencode.errors import ConfigError
 from autoencode.interfaces import options
 from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
 from autoencode.interfaces.progress import console, counting
@@ -89,7 +88,7 @@ def outliers(
 
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
-    packed = open_pack(pack or _pack_of(run))
+    packed = open_pack(pack or options.pack_of(model))
     with counting("learning what is ordinary") as fitting_progress, counting("scoring") as progress:
         found = application.find_outliers(
             loaded,
@@ -115,19 +114,6 @@ def outliers(
 def add_to(app: typer.Typer) -> None:
     """Make the command of this module a command of the program."""
     app.command()(outliers)
-
-
-def _pack_of(run: Path) -> Path:
-    """Return the pack a run was trained on.
-
-    Raises:
-        ConfigError: the model is not in a run folder.
-    """
-    from autoencode.training.runlog import is_run, read_run
-
-    if not is_run(run):
-        raise ConfigError(f"{run} is no run folder that would name the pack. Give it: --pack PACK.")
-    return Path(read_run(run).pack)
 
 
 def _print(found: Outliers) -> None:

@@ -127,6 +127,21 @@ def limits(max_pixels: int | None, max_bytes: int | None) -> Limits:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
+def pack_of(model: Path) -> Path:
+    """Return the pack that a model was trained on, given the model file or its run folder.
+
+    Raises:
+        ConfigError: the model is in no run folder.
+        RunError: the run folder is damaged.
+    """
+    from autoencode.training.runlog import is_run, read_run
+
+    run = model if model.is_dir() else model.parent
+    if not is_run(run):
+        raise ConfigError(f"{run} is no run folder, so the pack {model} was trained on must be named too.")
+    return Path(read_run(run).pack)
+
+
 def whole_numbers(text: str) -> tuple[int, ...]:
     """Read "32,64,128".
 

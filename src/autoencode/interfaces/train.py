@@ -258,7 +258,7 @@ def _print_health(run: Run) -> None:
     model, packed = load_model(run.model_path), open_pack(run.pack_path)
     if not model.is_vae:
         return
-    rows = packed.rows("validation") if len(packed.rows("validation")) else packed.rows()
+    rows = packed.held_out("validation").rows
     health = code_health(model, batches(packed, rows, 128))
     console.print(
         f"code:   {health.active_units} of {model.config.code_size} values active, "

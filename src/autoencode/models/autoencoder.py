@@ -22,6 +22,7 @@ from autoencode.models.networks import Decoder, Encoder
 from autoencode.models.residual import PATCH, LinearEncoder, ResidualDecoder, ResidualEncoder
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
     from autoencode.models.prior import GaussianMixture
 
 Kind = Literal["autoencoder", "vae"]
@@ -267,6 +268,18 @@ class Autoencoder(nn.Module):
                 raise ImageError(f"{path}: {err}") from err
         height, width = self.preprocessing.height, self.preprocessing.width
         return to_float(np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8))
+
+    def check_pack(self, pack: Pack) -> None:
+        """Refuse a pack whose images were not read the way this model's are.
+
+        Raises:
+            ConfigError: says how the two differ.
+        """
+        if pack.preprocessing != self.preprocessing:
+            raise ConfigError(
+                f"{pack.path} holds images as {pack.preprocessing}, and the model takes "
+                f"{self.preprocessing}. Give the pack it was trained on."
+            )
 
     @property
     def _device(self) -> torch.device:

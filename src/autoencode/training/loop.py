@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.batches import batches, epoch_order, random_seed, steps_per_epoch
@@ -107,7 +105,7 @@ class Loop:
         self.out, self.settings, self.pack, self.runtime, self.progress = out, run, pack, runtime, progress
         self.config = run.train
         self.corruptions = parse_corruptions(self.config.corrupt)
-        self.train_rows, self.validation_rows = _splits(pack)
+        self.train_rows, self.validation_rows = pack.training_rows(), pack.held_out("validation").rows
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
         self.state = _initial_state(run, runtime)
@@ -357,17 +355,6 @@ class Loop:
             f"{', a larger sigma2' if self.config.loss == 'gaussian' else ''}"
             f"{' or --precision fp32' if self.runtime.bf16 else ''}."
         )
-
-
-def _splits(pack: Pack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on and to validate on; of very few images, a split may be empty and another stands in."""
-    everything = pack.rows()
-    train, validation, test = pack.rows("train"), pack.rows("validation"), pack.rows("test")
-    train = train if len(train) else everything
-    for rows in (validation, test, everything):
-        if len(rows):
-            return train, rows
-    raise AssertionError("a pack holds at least one image")
 
 
 def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:

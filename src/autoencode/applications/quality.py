@@ -1,0 +1,218 @@
+"""What is measured of a model on held-out images: closeness of reconstructions, KID, the code of a VAE.
+
+Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.applications.codehealth import code_health
+from autoencode.applications.generate import PriorName, generate
+from autoencode.data.batches import batches, random_seed, to_float, to_pixels
+from autoencode.data.corruptions import Corruption, corrupt
+from autoencode.data.pack import Pack
+from autoencode.evaluation.metrics import (
+    kernel_inception_distance,
+    mean_absolute_error,
+    mean_squared_error,
+    psnr,
+    sharpness_ratio,
+    ssim,
+)
+from autoencode.evaluation.pretrained import pretrained_features
+from autoencode.evaluation.scores import Estimate, Interval, estimate
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.likelihood import bits_per_dimension, gaussian_log_likelihood, kl
+
+BATCH = 64
+
+# A variance that squared errors summed without a factor imply; absolute ones are no Gaussian likelihood.
+SQUARED_ERROR_SIGMA2 = 0.5
+
+Restore = Callable[[Tensor], Tensor]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """How close restored images are to the originals; None where no image has a finite value.
+
+    Attributes:
+        psnr_db: mean peak signal-to-noise ratio, dB; identical images have none and are left out.
+        ssim: mean structural similarity.
+        mse: mean squared error of values in [0, 1].
+        mae: mean absolute error of values in [0, 1].
+        sharpness: median ratio of the variances of the Laplacian; below 1 is blurred. The median, because
+            the ratio of an image that is nearly flat can be any number.
+    """
+
+    psnr_db: Estimate | None
+    ssim: Estimate | None
+    mse: Estimate | None
+    mae: Estimate | None
+    sharpness: Estimate | None
+
+
+@dataclass(frozen=True)
+class CodeQuality:
+    """What the code of a VAE carries, and how well its prior describes it.
+
+    Attributes:
+        elbo_nats: evidence lower bound of an image, nats; one draw from each posterior, and images decoded
+            into [0, 1]. None where the model was not trained with a Gaussian likelihood.
+        bits_per_dimension: the same as bits a value of the 8-bit image.
+        kl_nats: KL of the posterior of an image from N(0, I), nats.
+        active_units: code values whose mean varies over the images (Burda et al. 2016).
+        prior_gap_nats: how far the codes of all images together are from N(0, I); see `CodeHealth`.
+    """
+
+    elbo_nats: Estimate | None
+    bits_per_dimension: Estimate | None
+    kl_nats: Estimate | None
+    active_units: int
+    prior_gap_nats: float
+
+
+@dataclass(frozen=True)
+class HeldOutImages:
+    """Images of a pack, and what the model sees of them: the same corruptions every time they are read.
+
+    Attributes:
+        pack: where they are.
+        rows: (N,), each once.
+        corruptions: what the model was trained to undo.
+    """
+
+    pack: Pack
+    rows: NDArray[np.int64]
+    corruptions: tuple[Corruption, ...]
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (clean, seen) batches."""
+        for index, clean in enumerate(batches(self.pack, self.rows, BATCH)):
+            generator = torch.Generator().manual_seed(random_seed("evaluate", index))
+            yield clean, corrupt(clean, self.corruptions, generator, training=True)
+
+    def first(self, count: int) -> HeldOutImages:
+        """Return the first `count` of them. Rows are in the order of content digests, so these are random."""
+        return HeldOutImages(self.pack, self.rows[:count], self.corruptions)
+
+
+def image_quality(
+    images: HeldOutImages, restorers: Mapping[str, Restore], advance: Advance
+) -> dict[str, ImageQuality]:
+    """Compare what each of `restorers` makes of the images seen with the clean ones, in one pass."""
+    metrics = (psnr, ssim, mean_squared_error, mean_absolute_error, sharpness_ratio)
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in restorers}
+    for clean, seen in images.pairs():
+        for name, restore in restorers.items():
+            restored = restore(seen)
+            values = torch.stack([metric(restored, clean) for metric in metrics], dim=1)
+            found[name].append(values.double().numpy())
+        advance(len(clean))
+    return {name: _quality(np.concatenate(parts)) for name, parts in found.items()}
+
+
+def _quality(values: NDArray[np.float64]) -> ImageQuality:
+    psnr_db, similarity, mse, mae, sharpness = values.T
+    return ImageQuality(
+        estimate(psnr_db), estimate(similarity), estimate(mse), estimate(mae), estimate(sharpness, np.median)
+    )
+
+
+def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) -> CodeQuality:
+    """Measure the code of a VAE."""
+    sigma2 = likelihood_variance(model)
+    elbos, divergences = [], []
+    generator = torch.Generator().manual_seed(random_seed("evaluate", "codes"))
+    for clean, seen in images.pairs():
+        mean, log_variance = model.encode_distribution(seen)
+        assert log_variance is not None
+        divergences.append(kl(mean, log_variance).double())
+        if sigma2 is not None:
+            noise = torch.randn(mean.shape, generator=generator)
+            decoded = model.decode(mean + (0.5 * log_variance).exp() * noise)
+            likelihood = gaussian_log_likelihood(clean, decoded, sigma2).double()
+            elbos.append(likelihood - divergences[-1])
+        advance(len(clean))
+    elbo = estimate(torch.cat(elbos).numpy()) if elbos else None
+    health = code_health(model, (seen for _, seen in images.pairs()))
+    return CodeQuality(
+        elbo,
+        _bits(elbo, model.values_per_image),
+        estimate(torch.cat(divergences).numpy()),
+        health.active_units,
+        health.prior_gap_nats,
+    )
+
+
+def likelihood_variance(model: Autoencoder) -> float | None:
+    """Variance of the Gaussian likelihood a VAE was trained with; None where it was trained with another."""
+    loss = model.provenance.get("train", {}).get("loss", "gaussian")
+    return {"gaussian": float(model.sigma2), "mse": SQUARED_ERROR_SIGMA2}.get(loss)
+
+
+def _bits(elbo: Estimate | None, values: int) -> Estimate | None:
+    if elbo is None:
+        return None
+    bits, *ends = (bits_per_dimension(-nats, values) for nats in (elbo.value, *(elbo.interval or ())[::-1]))
+    return Estimate(bits, Interval(*ends) if ends else None, elbo.count)
+
+
+def distances(
+    model: Autoencoder,
+    images: HeldOutImages,
+    training_rows: NDArray[np.int64] | None,
+    restorers: Mapping[str, Restore],
+    priors: tuple[PriorName, ...],
+    advance: Advance,
+) -> dict[str, Estimate]:
+    """KID (EfficientNet-Lite0) of several sets of images from the held-out ones, all of one size.
+
+    Args:
+        model: what generates.
+        images: the held-out images.
+        training_rows: as many others of the pack, whose distance is the floor; None leaves it out.
+        restorers: what makes reconstructions, by name.
+        priors: those of the model to draw samples from.
+        advance: called with the number of images done, of `len(images.rows)` for each set and the held-out.
+
+    Raises:
+        MissingExtraError: the optional part `eval` is not installed.
+    """
+    count = len(images.rows)
+    reference = _features((clean for clean, _ in images.pairs()), advance)
+    found = {}
+    if training_rows is not None:
+        found["training_images"] = _features(batches(images.pack, training_rows, BATCH), advance)
+    for name, restore in restorers.items():
+        found[name] = _features((restore(seen) for _, seen in images.pairs()), advance)
+    for prior in priors:
+        found[f"samples_{prior}"] = _features(_samples(model, prior, count), advance)
+    results = {}
+    for name, features in found.items():
+        # The whole of both sets as one subset: the least noise, and bounded by `count`.
+        distance = kernel_inception_distance(reference, features, subset_size=count)
+        results[name] = Estimate(distance.value, distance.interval, count)
+    return results
+
+
+def _samples(model: Autoencoder, prior: PriorName, count: int) -> Iterator[Tensor]:
+    for start in range(0, count, BATCH):
+        drawn = generate(model, min(BATCH, count - start), prior=prior, seed=random_seed("evaluate", start))
+        yield to_float(drawn.pixels)
+
+
+def _features(images: Iterable[Tensor], advance: Advance) -> NDArray[np.float32]:
+    parts = []
+    for batch in images:
+        parts.append(pretrained_features(to_pixels(batch)))
+        advance(len(batch))
+    return np.concatenate(parts)

@@ -1,0 +1,155 @@
+"""The commands evaluate and export, a model measured and handed on. Heavy imports are inside, as in `cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoencode.interfaces import options
+from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
+from autoencode.interfaces.progress import console, counting
+
+if TYPE_CHECKING:
+    from autoencode.applications.evaluate import Evaluation
+    from autoencode.evaluation.scores import Estimate
+
+QUALITY = {"psnr_db": "PSNR dB", "ssim": "SSIM", "mse": "MSE", "mae": "MAE", "sharpness": "sharpness ratio"}
+KID = {
+    "training_images": "training images (floor)",
+    "reconstructions": "reconstructions",
+    "pca_reconstructions": "reconstructions of PCA",
+    "samples_normal": "samples from N(0, I)",
+    "samples_mixture": "samples from the mixture",
+}
+
+
+def evaluate(
+    model: Model,
+    pack: Annotated[
+        Path | None, typer.Argument(help="The pack it was trained on. [default: that of the run]")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Measure a model on images it has not seen, beside PCA of the same code size."""
+    from autoencode.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from autoencode.applications import evaluate as application
+    from autoencode.data.pack import open_pack
+    from autoencode.files import write_json
+    from autoencode.models.modelfile import load_model
+
+    loaded = load_model(model)
+    packed = open_pack(pack or options.pack_of(model))
+    with _stages() as progress:
+        limits = options.limits(max_pixels, max_bytes)
+        found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)
+    for line in table(found):
+        console.print(line, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    if out is not None:
+        write_json(out, found.to_json())
+        console.print(f"json: {out}", soft_wrap=True)
+
+
+def export(
+    model: Model,
+    onnx: Annotated[Path, typer.Option(help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx.")],
+) -> None:
+    """Write a model as ONNX files, for programs without torch."""
+    from autoencode.applications.export import CHECKED_BATCHES, export_onnx
+    from autoencode.models.modelfile import load_model
+
+    batches = " and ".join(map(str, CHECKED_BATCHES))
+    for file in export_onnx(load_model(model), onnx):
+        console.print(
+            f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "
+            f"most {file.largest_difference:.1e} (batches of {batches})",
+            soft_wrap=True,
+        )
+
+
+def table(found: Evaluation) -> Iterator[str]:
+    """Lay out what was measured, in lines of text."""
+    held_out = f"{found.images} {found.split} images"
+    columns = {"model": found.reconstruction, f"PCA, {found.pca_components} values": found.pca}
+    if found.corrupted is not None:
+        columns["corrupted"] = found.corrupted
+    yield from _block(
+        held_out,
+        list(columns),
+        [(name, [_cell(getattr(c, field)) for c in columns.values()]) for field, name in QUALITY.items()],
+    )
+    if found.kid:
+        count = next(iter(found.kid.values())).count
+        yield ""
+        yield from _block(
+            f"{count} {found.split} images",
+            ["KID (EfficientNet-Lite0)"],
+            [(KID[name], [_cell(value)]) for name, value in found.kid.items()],
+        )
+    if code := found.code:
+        yield ""
+        rows = [
+            ("ELBO, nats an image", _cell(code.elbo_nats)),
+            ("bits a dimension", _cell(code.bits_per_dimension)),
+            ("KL, nats an image", _cell(code.kl_nats)),
+            ("active units", f"{code.active_units} of {found.code_size}"),
+            ("prior gap, nats", f"{code.prior_gap_nats:.1f}"),
+        ]
+        yield from _block(held_out, ["code"], [(name, [cell]) for name, cell in rows])
+    if told := found.detection:
+        yield ""
+        row = (f"{told.images} images of {told.folder}", [_cell(told.auroc)])
+        yield from _block(held_out, [f"AUROC by {told.score}"], [row])
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands of this module commands of the program."""
+    app.command()(evaluate)
+    app.command()(export)
+
+
+def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
+    lines = [[corner, *columns], *([name, *cells] for name, cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _cell(estimate: Estimate | None) -> str:
+    """A value with its interval, to as many decimals as show the width of it in two digits."""
+    from math import floor, log10
+
+    if estimate is None:
+        return "-"
+    value, interval = estimate.value, estimate.interval
+    width = interval.high - interval.low if interval else 0.0
+    decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
+    if interval is None:
+        return f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage of work that reports (stage, images done, images in all)."""
+    with ExitStack() as bars:
+        shown: dict[str, Callable[[int, int], None]] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.enter_context(counting(stage))
+            shown[stage](done, total)
+
+        yield show
