@@ -23,7 +23,7 @@ from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.reports.page import Figure, figure_of
 
 MOST_SEARCHED = 20_000  # images among which neighbours are looked for
-MAP_SIDE_PX, MAP_TILE_PX, MAP_IMAGES = 1200, 44, 2_000
+MAP_SIDE_PX, MAP_TILE_PX, MAP_IMAGES = 960, 40, 2_000
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -147,8 +147,8 @@ def neighbours(
 def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
     """Images laid out by the two directions in which their codes vary most."""
     rows = rows[:MAP_IMAGES]
-    codes = codes_of(model, pack, rows).astype(np.float64)
-    centred = codes - codes.mean(0)
+    codes = codes_of(model, pack, rows)
+    centred = (codes - codes.mean(0)).astype(np.float64) * _effects(model, codes)
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
     plane = np.zeros((len(rows), 2))
     plane[:, : min(2, len(directions))] = centred @ directions[:2].T
@@ -162,6 +162,19 @@ def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
         "of their variance. Images that lie together look alike to the model; where they overlap, one is "
         "shown.",
     )
+
+
+def _effects(model: Autoencoder, codes: Vectors) -> NDArray[np.float64]:
+    """Return how much a unit of each code value (D,) changes the image, at the mean code.
+
+    Codes may be scaled at will without changing what the model does (those of `best` all vary alike), so
+    their own variances say nothing.
+    """
+    mean, spread = codes.mean(0), np.maximum(codes.std(0), 1e-6)
+    moved = torch.from_numpy(mean + np.diag(spread)).float()
+    changes = model.decode(moved) - model.decode(torch.from_numpy(mean)[None].float())
+    effects: NDArray[np.float64] = changes.flatten(1).norm(dim=1).double().numpy() / spread
+    return effects
 
 
 def _scattered(plane: NDArray[np.float64], pixels: Pixels) -> Pixels:
