@@ -92,8 +92,8 @@ def parse_budget(text: str) -> float:
         raise ConfigError(f"The budget is {text!r}; it must be full, or a number such as 0.05.") from err
 
 
-def scaled(experiment: Experiment, budget: float, seed: int) -> tuple[ModelConfig, TrainConfig]:
-    """Return the settings of an experiment with its epochs, warm-up included, scaled by a budget.
+def changes(experiment: Experiment, budget: float, seed: int) -> dict[str, Any]:
+    """Return what differs from the preset, with the epochs, warm-up included, scaled by a budget.
 
     Args:
         experiment: one of `EXPERIMENTS`.
@@ -112,4 +112,9 @@ def scaled(experiment: Experiment, budget: float, seed: int) -> tuple[ModelConfi
         # The share of the warm-up is kept, and so is the sum: runs that are compared are equally long.
         warmup = max(1, round(total * config.warmup / config.total_epochs))
         changed |= {"warmup": warmup, "epochs": total - warmup}
-    return settings(experiment.preset, **changed)
+    return changed
+
+
+def scaled(experiment: Experiment, budget: float, seed: int) -> tuple[ModelConfig, TrainConfig]:
+    """Return the settings of an experiment; see `changes`."""
+    return settings(experiment.preset, **changes(experiment, budget, seed))

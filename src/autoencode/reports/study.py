@@ -24,7 +24,7 @@ from autoencode.data.pack import Pack, pack_folder
 from autoencode.errors import DivergedError, RunError
 from autoencode.files import make_folder
 from autoencode.models.modelfile import MODEL_NAME, load_model, save_model
-from autoencode.reports.paper import Experiment, scaled
+from autoencode.reports.paper import Experiment, changes, scaled
 from autoencode.training.loop import Loop, Progress
 from autoencode.training.runlog import RunSettings, is_run, read_metrics, read_run
 from autoencode.training.runtime import choose_runtime
@@ -204,7 +204,7 @@ def _train(
     if resume:
         train(plan.pack.path, folder, resume=True, progress=progress)
         return
-    changed = {**run.model.to_json(), **run.train.to_json()}
+    changed = changes(experiment, plan.budget, plan.seed)
     train(plan.pack.path, folder, preset=experiment.preset, progress=progress, **changed)
 
 

@@ -1,0 +1,71 @@
+"""The commands paper and report, end to end on a few small images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from autoencode.applications import evaluate as application
+from autoencode.applications import quality
+from autoencode.interfaces.cli import app
+
+
+def autoencode(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
+    )
+    monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_whole_paper_comes_out_of_one_command(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    command = ("paper", photos, "--out", out, "--size", 32, "--budget", 0.001)
+    result = autoencode(*command)
+    assert result.exit_code == 0, result.output
+    assert "13 experiments, 48 images: about" in result.output
+    drawn = sorted(path.name for path in (out / "figures").iterdir())
+    assert drawn == [f"figure-{number:02}.png" for number in range(1, 17)]
+    written = json.loads((out / "results.json").read_text())
+    assert len(written["experiments"]) == 13
+    assert {claim["verdict"] for claim in written["claims"]} <= {"holds", "does not hold", "cannot be told"}
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for number in range(1, 17):
+        assert f"<b>Figure {number}.</b>" in page
+    before = (out / "results.json").read_bytes()
+    again = autoencode(*command)
+    assert again.exit_code == 0, again.output
+    assert "epoch 1/" not in again.output
+    assert (out / "results.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_part_of_the_paper_says_what_was_not_run(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    result = autoencode("paper", photos, "--out", out, "--size", 32, "--budget", 0.001, "--only", "dropout")
+    assert result.exit_code == 0, result.output
+    written = json.loads((out / "results.json").read_text())
+    assert list(written["experiments"]) == ["dropout"]
+    assert "was not run" in {claim["verdict"] for claim in written["claims"]}
+    assert sorted(path.name for path in (out / "figures").iterdir()) == ["figure-01.png", "figure-10.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--budget", "some"), "budget is 'some'"), (("--only", "gan"), "no experiment 'gan'")],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(
+    photos: Path, tmp_path: Path, options: tuple[str, str], message: str
+) -> None:
+    result = autoencode("paper", photos, "--out", tmp_path / "paper", *options)
+    assert result.exit_code != 0
+    assert message in str(result.exception)
+    assert not (tmp_path / "paper").exists()

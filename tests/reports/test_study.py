@@ -1,0 +1,120 @@
+"""The trainings of a study: kept, continued after a kill, trained anew where something changed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoencode import Pack, Preprocessing, RunError, load_model
+from autoencode.reports.paper import Experiment
+from autoencode.reports.study import Plan, open_study, seconds_needed, train_all
+from autoencode.training.loop import Progress
+
+TINY = {"widths": (4, 8), "code_size": 8, "batch_size": 8}
+EXPERIMENTS = (
+    Experiment("plain", "paper-ae", "", TINY),
+    Experiment("gaussian", "paper-vae", "", {**TINY, "epochs": 10}),
+    Experiment("last", "paper-ae", "", {**TINY, "corrupt": ("gaussian:0.3",)}),
+)
+
+
+class Death(BaseException):
+    """Stands in for a kill: nothing catches it, nothing is written after it."""
+
+
+def plan(out: Path, pack: Pack, **changes: Any) -> Plan:  # noqa: ANN401
+    return replace(Plan(out, pack, EXPERIMENTS, 0.2, 0), **changes)
+
+
+def digests(out: Path) -> list[str]:
+    return [load_model(out / "runs" / experiment.name).digest for experiment in EXPERIMENTS]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    train_all(plan(out, tiny_pack))
+    return out
+
+
+def test_killed_in_the_second_experiment_only_the_rest_is_computed_and_the_models_are_the_same(
+    tiny_pack: Pack, uninterrupted: Path, tmp_path: Path
+) -> None:
+    def die(experiment: Experiment, at: Progress) -> None:
+        if experiment.name == "gaussian" and at.epoch == 2:
+            raise Death
+
+    with pytest.raises(Death):
+        train_all(plan(tmp_path, tiny_pack), die)
+    epochs: list[tuple[str, int]] = []
+    begun: list[str] = []
+    train_all(
+        plan(tmp_path, tiny_pack),
+        lambda experiment, at: epochs.append((experiment.name, at.epoch)) if at.record else None,
+        lambda experiment: begun.append(experiment.name),
+    )
+    assert begun == ["gaussian", "last"]
+    assert epochs == [("gaussian", 2), ("last", 1), ("last", 2)]
+    assert digests(tmp_path) == digests(uninterrupted)
+
+
+def test_what_is_done_is_not_done_again(tiny_pack: Pack, uninterrupted: Path) -> None:
+    before = digests(uninterrupted)
+    begun: list[Experiment] = []
+    assert seconds_needed(plan(uninterrupted, tiny_pack)) == 0
+    trained = train_all(plan(uninterrupted, tiny_pack), None, begun.append)
+    assert not begun
+    assert [one.failure for one in trained] == [None] * 3
+    assert digests(uninterrupted) == before
+
+
+def test_only_what_a_changed_setting_touches_is_trained_again(tiny_pack: Pack, tmp_path: Path) -> None:
+    train_all(plan(tmp_path, tiny_pack))
+    before = digests(tmp_path)
+    changed = (*EXPERIMENTS[:2], Experiment("last", "paper-ae", "", {**TINY, "corrupt": ("rotate:15",)}))
+    begun: list[str] = []
+    train_all(
+        plan(tmp_path, tiny_pack, experiments=changed), None, lambda experiment: begun.append(experiment.name)
+    )
+    assert begun == ["last"]
+    after = digests(tmp_path)
+    assert after[:2] == before[:2]
+    assert after[2] != before[2]
+
+
+def test_a_model_that_diverges_is_noted_and_stops_no_other(tiny_pack: Pack, tmp_path: Path) -> None:
+    wild = Experiment("wild", "paper-ae", "", {**TINY, "learning_rate": 1e30})
+    trained = train_all(plan(tmp_path, tiny_pack, experiments=(wild, EXPERIMENTS[0])))
+    assert "no longer finite" in (trained[0].failure or "")
+    assert trained[1].failure is None
+
+
+def test_every_model_can_generate(uninterrupted: Path) -> None:
+    for experiment in EXPERIMENTS:
+        assert load_model(uninterrupted / "runs" / experiment.name).prior is not None
+
+
+def test_the_time_needed_is_measured(tiny_pack: Pack, tmp_path: Path) -> None:
+    assert 0 < seconds_needed(plan(tmp_path, tiny_pack)) < 600
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_limit_takes_the_same_images_each_time_and_keeps_their_labels(photos: Path, tmp_path: Path) -> None:
+    size = Preprocessing(32, 32)
+    first = open_study(photos, tmp_path / "a", size, 12, 0)
+    again = open_study(photos, tmp_path / "b", size, 12, 0)
+    other = open_study(photos, tmp_path / "c", size, 12, 1)
+    assert len(first) == len(again) == 12
+    np.testing.assert_array_equal(first.pixels(first.rows()), again.pixels(again.rows()))
+    assert {entry.path for entry in first.entries} != {entry.path for entry in other.entries}
+    assert set(first.labels) <= {"coast", "forest", "night"}
+    assert len(open_study(photos, tmp_path / "a", size, 20, 0)) == 20
+
+
+def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="not empty and not a study"):
+        open_study(photos, tmp_path, Preprocessing(32, 32), None, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
