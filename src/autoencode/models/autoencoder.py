@@ -272,8 +272,8 @@ class Autoencoder(nn.Module):
         """
         if pack.preprocessing != self.preprocessing:
             raise ConfigError(
-                f"{pack.path} holds images as {pack.preprocessing}, and the model takes {self.preprocessing}. "
-                "Give the pack it was trained on."
+                f"{pack.path} holds images as {pack.preprocessing}, and the model takes "
+                f"{self.preprocessing}. Give the pack it was trained on."
             )
 
     @property
