@@ -107,11 +107,18 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
     if any(marks <= names for marks in _OURS):
         return files, folders, links
     for entry in listed:
-        if entry.is_dir():
+        if _is_folder(entry):
             (links if entry.is_symlink() else folders).append(entry.path)
         elif entry.name.lower().endswith(decoding.EXTENSIONS):
             files.append(entry.path)
     return files, folders, links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: reading it will give the reason
+        return False
 
 
 def read_bytes(path: str | Path, limits: Limits) -> bytes:
@@ -124,7 +131,7 @@ def read_bytes(path: str | Path, limits: Limits) -> bytes:
         # A pipe or device must not even be opened: that alone can wait for ever or act on the device.
         _refuse_unless_regular(os.stat(path), limits)  # noqa: PTH116
         # By now it may be another file, or a longer one.
-        with open(path, "rb", opener=_open_at_once) as file:  # noqa: PTH123 - Path.open has no opener
+        with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             _refuse_unless_regular(status, limits)
             content = file.read(status.st_size + 1)
