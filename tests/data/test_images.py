@@ -434,7 +434,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_refused_at_once(
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"file")
     os.mkfifo(tmp_path / "b.png")
-    before = os.stat(tmp_path / "a.png")
+    before = (tmp_path / "a.png").stat()
     monkeypatch.setattr("autoencode.data.images.os.stat", lambda path: before)
     with pytest.raises(ImageError, match="not a regular file"):
         read_bytes(tmp_path / "b.png", Limits())

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoencode.data import manifest, workers
+from autoencode.data import manifest, reading, workers
 from autoencode.data.images import Limits, Preprocessing, read_image
 from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder, split_of
 from autoencode.data.shards import Shards
@@ -363,6 +363,77 @@ def test_a_file_that_ends_its_worker_is_refused(
     monkeypatch.setattr(workers, "run", lose_the_first)
     packed = pack(photos, tmp_path / "p", processes=1)
     assert [(entry.path, entry.reason) for entry in packed.refused] == [("11.png", "took longer than 5 s")]
+    assert_holds_what_is_in(packed, photos)
+
+
+@pytest.mark.parametrize("step", ["read_bytes", "read_image"])
+def test_a_file_too_large_for_the_memory_is_refused_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    function = getattr(reading, step)
+    calls: list[object] = []
+
+    def fail_first(*arguments: Any) -> Any:  # noqa: ANN401
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return function(*arguments)
+
+    monkeypatch.setattr(reading, step, fail_first)
+    packed = pack(photos, tmp_path / "p")
+    (refused,) = packed.refused
+    assert (refused.path, refused.reason) == ("11.png", "too large for the memory of this machine")
+    assert len(packed) == 11
+    assert_holds_what_is_in(packed, photos)
+
+
+def test_a_copy_of_a_refused_file_does_not_take_its_row(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(photos / "2.png", photos / "1 copy.png")
+    read_image, calls = reading.read_image, list[object]()
+
+    def fail_first(*arguments: Any) -> Any:  # noqa: ANN401
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return read_image(*arguments)
+
+    monkeypatch.setattr(reading, "read_image", fail_first)
+    packed = pack(photos, tmp_path / "p")
+    assert [entry.path for entry in packed.refused] == ["1 copy.png"]
+    assert_holds_what_is_in(packed, photos)
+
+
+def test_an_update_without_anything_new_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    pack(photos, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    pack(photos, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_times_beyond_the_reach_of_a_clock_are_packed_once(photos: Path, tmp_path: Path) -> None:
+    for name, seconds in (("2.png", 2**34), ("5.png", -(2**31))):
+        os.utime(photos / name, (seconds, seconds))
+    assert len(pack(photos, tmp_path / "p")) == 12
+    assert files_read(photos, tmp_path / "p") == 0
+
+
+def test_odd_files_and_folders_do_no_harm(photos: Path, tmp_path: Path) -> None:
+    (photos / "folder.jpg").mkdir()
+    write_image(photos / "folder.jpg" / "inside.png", 40)
+    (photos / "cats" / "loop").symlink_to(photos)
+    (photos / "self.png").symlink_to(photos / "self.png")
+    (photos / "new\nline.png").write_bytes((photos / "2.png").read_bytes())
+    (photos / "device.png").symlink_to("/dev/zero")
+    packed = pack(photos, tmp_path / "p", processes=1)
+    assert {entry.path: entry.reason for entry in packed.refused} == {
+        "self.png": "cannot be read: Too many levels of symbolic links",
+        "device.png": "not a regular file",
+    }
+    assert {"folder.jpg/inside.png", "new\nline.png"} <= {entry.path for entry in packed.entries}
+    assert len(packed) == 14
     assert_holds_what_is_in(packed, photos)
 
 

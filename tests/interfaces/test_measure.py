@@ -54,7 +54,7 @@ def test_a_model_without_its_run_needs_its_pack_named(trained: Run, tmp_path: Pa
     alone.write_bytes(trained.model_path.read_bytes())
     result = autoencode("evaluate", alone)
     assert isinstance(result.exception, ConfigError)
-    assert "must be named" in str(result.exception)
+    assert "Give it: evaluate MODEL PACK" in str(result.exception)
 
 
 def test_export_prints_what_it_wrote_and_how_far_it_is_from_torch(

@@ -17,11 +17,14 @@ from autoencode.training import objective, runtime
 def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
     trained: Run, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    assert options.pack_of(trained.folder) == options.pack_of(trained.model_path) == tiny_pack.path
+    assert options.pack_of(trained.folder, "--pack PACK") == tiny_pack.path
+    assert options.pack_of(trained.model_path, "--pack PACK") == tiny_pack.path
     copied = tmp_path / "model.safetensors"
     copied.write_bytes(trained.model_path.read_bytes())
-    with pytest.raises(ConfigError, match=r"is no run folder, so the pack .* must be named"):
-        options.pack_of(copied)
+    with pytest.raises(
+        ConfigError, match=r"is no run folder that would name the pack\. Give it: --pack PACK\."
+    ):
+        options.pack_of(copied, "--pack PACK")
 
 
 def test_no_option_means_no_opinion() -> None:

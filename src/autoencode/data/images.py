@@ -166,11 +166,18 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
     if any(marks <= names for marks in _OURS):
         return files, folders, links
     for entry in listed:
-        if entry.is_dir():
+        if _is_folder(entry):
             (links if entry.is_symlink() else folders).append(entry.path)
         elif entry.name.lower().endswith(decoding.EXTENSIONS):
             files.append(entry.path)
     return files, folders, links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: reading it will give the reason
+        return False
 
 
 def read_bytes(path: str | Path, limits: Limits) -> bytes:

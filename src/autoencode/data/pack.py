@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.data import manifest, packing
+from autoencode.data.entries import Entries, Entry, Split, split_of
 from autoencode.data.images import Limits, Preprocessing
-from autoencode.data.manifest import Entry, Split, is_pack, split_of
+from autoencode.data.manifest import is_pack
 from autoencode.data.preprocessing import Size, sized
 from autoencode.data.shards import ShardReader
 from autoencode.errors import PackError
 
-__all__ = ["Entry", "HeldOut", "Pack", "Split", "is_pack", "open_pack", "pack_folder", "split_of"]
+__all__ = ["Entries", "Entry", "HeldOut", "Pack", "Split", "is_pack", "open_pack", "pack_folder", "split_of"]
 
 
 class HeldOut(NamedTuple):
@@ -44,8 +45,8 @@ class Pack:
         path: the folder of the pack.
         folder: the image folder it was made from; it need no longer exist.
         preprocessing: how its images became pixels.
-        entries: the usable images, ordered by (sha256, path): the order depends on the content alone, not
-            on when which image was added.
+        entries: the usable images, a sequence of `Entry` ordered by (sha256, path): the order depends on the
+            content alone, not on when which image was added.
         refused: the files that could not be used, ordered by path, with the reason.
     """
 
@@ -60,10 +61,10 @@ class Pack:
         self.path = path
         self.folder = settings.folder
         self.preprocessing = settings.preprocessing
-        usable = (entry for entry in entries if entry.status == "packed")
-        self.entries = sorted(usable, key=lambda entry: (entry.sha256 or "", entry.path))
-        self.refused = [entry for entry in entries if entry.status == "refused"]
-        self._rows = np.array([entry.row for entry in self.entries], np.int64)
+        # The manifest is ordered by path, which a stable sort keeps among copies.
+        self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
+        self.refused = list(entries.take(entries.rows < 0))
+        self._rows = self.entries.rows.copy()
         self._reader = ShardReader(packing.shards_of(path, settings), self._rows)
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ class Pack:
         """Return the rows (N,) of a split, or of all, in the order of `entries`; copies share a row."""
         if split is None:
             return self._rows.copy()
-        return self._rows[[entry.split == split for entry in self.entries]]
+        return self._rows[self.entries.in_split(split)]
 
     def training_rows(self) -> NDArray[np.int64]:
         """Return the rows (N,) to learn from: of the training split, or of all images where it is empty."""

@@ -10,63 +10,26 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoencode.data import manifest, workers
-from autoencode.data.images import Limits, Preprocessing, find_images, read_bytes, read_image
-from autoencode.data.manifest import Entry, Settings
+from autoencode.data.entries import Entries, Entry, packed, refused
+from autoencode.data.images import Limits, Preprocessing, list_images
+from autoencode.data.manifest import Settings
+from autoencode.data.reading import Decoder, Found, Tasks, decode_all
 from autoencode.data.shards import ShardReader, Shards
-from autoencode.errors import ConfigError, ImageError, ImageFolderError, PackError
+from autoencode.errors import ConfigError, ImageFolderError, PackError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 
 _SHARDS_NAME = "shards"
 _SPARE_SHARDS = 32
 _REASONS_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file as it was when the folder was listed, before anything was read of it."""
-
-    path: str
-    size: int
-    mtime: int
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker found: an unusable file has a reason."""
-
-    sha256: str | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """What a worker does with (path, row): read and hash; decode and write what is not yet known."""
-
-    folder: Path
-    preprocessing: Preprocessing
-    limits: Limits
-    known: frozenset[str]
-    shards: Shards
-
-    def __call__(self, task: tuple[str, int]) -> _Outcome:
-        path, row = task
-        sha256 = None
-        try:
-            content = read_bytes(self.folder / path, self.limits)
-            sha256 = hashlib.sha256(content).hexdigest()
-            if sha256 not in self.known:
-                self.shards.write(row, read_image(content, self.preprocessing, self.limits))
-        except ImageError as err:
-            return _Outcome(sha256, str(err))
-        return _Outcome(sha256)
+_LATEST = 2**63 - 1  # nanoseconds, the year 2262
 
 
 def shards_of(pack: Path, settings: Settings) -> Shards:
@@ -88,7 +51,7 @@ def update(
     if worker_count < 1:
         raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
     _refuse_what_is_not_ours(pack)
-    paths = find_images(folder)
+    names = list_images(folder)
     wanted = Settings.of(folder, preprocessing)
     busy = f"Another process is packing into {pack}. Wait until it is done, or choose another output."
     with exclusive(pack, busy, PackError):
@@ -101,16 +64,14 @@ def update(
             manifest.write_settings(pack, settings)
         else:
             _refuse_other_settings(pack, settings, wanted)
-        entries = entries or []
+        entries = Entries() if entries is None else entries
         shards = shards_of(pack, settings)
-        ShardReader(shards, np.array(_rows(entries), np.int64))  # an update of a damaged pack is damaged
-        decoder = _Decoder(
-            settings.folder, preprocessing, limits, frozenset(_rows_by_content(entries)), shards
-        )
+        ShardReader(shards, _rows(entries))  # an update of a damaged pack is damaged
         try:
             remove_temporaries(pack)
             shards.keep_only(shards.shards_of(_rows(entries)))
-            updated = _compacted(_update(paths, folder, entries, decoder, worker_count, progress), shards)
+            decoder = Decoder(settings.folder, preprocessing, limits, shards)
+            updated = _compacted(_update(names, entries, decoder, worker_count, progress), shards)
             if updated != entries:
                 manifest.write_manifest(pack, updated)
         except BaseException:
@@ -123,7 +84,7 @@ def update(
 def _tidy(pack: Path, shards: Shards) -> None:
     """Delete what a failed run leaves, going by the manifest on the disk, which may be old or new."""
     entries = manifest.read_manifest(pack)
-    shards.keep_only(shards.shards_of(_rows(entries or [])))
+    shards.keep_only(shards.shards_of(_rows(entries or Entries())))
     if entries is None:
         (pack / manifest.SETTINGS_NAME).unlink(missing_ok=True)
         shards.folder.rmdir()
@@ -152,93 +113,105 @@ def _refuse_other_settings(pack: Path, settings: Settings, wanted: Settings) -> 
         raise PackError(f"{pack} was made with {'; '.join(different)}. {advice}")
 
 
-def _rows(entries: Collection[Entry]) -> list[int]:
-    return sorted({entry.row for entry in entries if entry.row is not None})
-
-
-def _rows_by_content(entries: Collection[Entry]) -> dict[str, int]:
-    return {e.sha256: e.row for e in entries if e.sha256 is not None and e.row is not None}
-
-
-def _survey(paths: list[Path], folder: Path) -> list[_File]:
-    files = []
-    for path in paths:
-        try:
-            status = path.stat()
-            size, mtime = status.st_size, status.st_mtime_ns
-        except OSError:  # the worker will find out why
-            size, mtime = 0, 0
-        files.append(_File(path.relative_to(folder).as_posix(), size, mtime))
-    return files
+def _rows(entries: Entries) -> NDArray[np.int64]:
+    return np.unique(entries.packed.rows)
 
 
 def _update(
-    paths: list[Path],
-    folder: Path,
-    entries: list[Entry],
-    decoder: _Decoder,
+    names: list[str],
+    entries: Entries,
+    decoder: Decoder,
     worker_count: int,
     progress: Callable[[int, int], None] | None,
-) -> list[Entry]:
+) -> Entries:
     """Return the new entries, with every row they name in a finished shard."""
-    unchanged = {_File(e.path, e.size, e.mtime): e for e in entries if e.status == "packed"}
-    files = _survey(paths, folder)
-    # A refused file is tried again each time: permissions, limits and decoders change without its time.
-    tasks = [file for file in files if file not in unchanged]
-    rows = _rows_by_content(entries)
     shards = decoder.shards
-    first_row = (1 + max(shards.shards_of(rows.values()), default=-1)) * shards.rows_per_shard
-    outcomes = _decode_all(tasks, first_row, decoder, worker_count, progress)
-
-    updated = []
-    for file in files:
-        entry = unchanged.get(file)
-        if entry is None:
-            outcome, row = outcomes[file.path]
-            if outcome.sha256 is None or outcome.reason is not None:
-                reason = outcome.reason or "cannot be read"
-                entry = manifest.refused(file.path, file.size, file.mtime, outcome.sha256, reason)
-            else:
-                row = rows.setdefault(outcome.sha256, row)
-                entry = manifest.packed(file.path, file.size, file.mtime, outcome.sha256, row)
-        updated.append(entry)
+    files = _survey(names, decoder.folder)
+    kept = _unchanged(names, files, entries)
+    first_row = (1 + max(shards.shards_of(_rows(entries)), default=-1)) * shards.rows_per_shard
+    tasks = Tasks(names, np.flatnonzero(kept < 0), first_row)
+    found = decode_all(tasks, decoder, entries.packed.digests, worker_count, progress)
+    rows = _rows_of(found, first_row, entries)
+    updated = Entries(_updated(names, files, kept, entries, found, rows))
+    if not len(updated.packed):
+        raise ImageFolderError(_all_refused(decoder.folder, updated))
     live = _rows(updated)
-    if not live:
-        raise ImageFolderError(_all_refused(folder, updated))
-    shards.finish(row for row in live if row >= first_row)
+    shards.finish(live[live >= first_row])
     return updated
 
 
-def _decode_all(
-    tasks: list[_File],
-    first_row: int,
-    decoder: _Decoder,
-    worker_count: int,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, tuple[_Outcome, int]]:
-    """Return the outcome of each task and its row, by path. The row depends on its place in `tasks` alone."""
-    report = progress or (lambda done, total: None)
-    report(0, len(tasks))
-    outcomes: dict[str, tuple[_Outcome, int]] = {}
-    if tasks:
-        decoder.shards.reserve(first_row, len(tasks))
-    numbered = [(file.path, first_row + index) for index, file in enumerate(tasks)]
-    results = workers.run(decoder, numbered, seconds=decoder.limits.seconds_per_file, workers=worker_count)
-    with contextlib.closing(results):
-        for index, result in results:
-            outcome = _Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
-            outcomes[tasks[index].path] = (outcome, first_row + index)
-            report(len(outcomes), len(tasks))
-    return outcomes
+def _survey(names: list[str], folder: Path) -> NDArray[np.int64]:
+    """Return the size and time (N, 2) of each file before anything is read of it."""
+    files = np.zeros((len(names), 2), np.int64)
+    for index, name in enumerate(names):
+        with contextlib.suppress(OSError):  # the worker will find out why
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call
+            files[index] = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
+    return files
 
 
-def _all_refused(folder: Path, entries: list[Entry]) -> str:
+def _unchanged(names: list[str], files: NDArray[np.int64], entries: Entries) -> NDArray[np.int64]:
+    """Return for each file (N,) the index of the entry that still holds, or -1.
+
+    Both are ordered by path. A refused file is tried again each time: permissions, limits and decoders change
+    without its time.
+    """
+    kept = np.full(len(names), -1, np.int64)
+    old = enumerate(entries)
+    place, entry = next(old, (-1, None))
+    for index, name in enumerate(names):
+        while entry is not None and entry.path < name:
+            place, entry = next(old, (-1, None))
+        if entry is not None and entry.path == name and entry.status == "packed":
+            size, mtime = files[index]
+            if (entry.size, entry.mtime) == (size, mtime):
+                kept[index] = place
+    return kept
+
+
+def _rows_of(found: Found, first_row: int, entries: Entries) -> NDArray[np.int64]:
+    """Return the row (T,) of each file read, -1 if it was refused; copies share that of the first."""
+    usable = np.ones(len(found.digests), np.bool_)
+    usable[list(found.reasons)] = False
+    have = entries.packed
+    digests = np.concatenate([have.digests, found.digests[usable]])
+    rows = np.concatenate([have.rows, first_row + np.flatnonzero(usable)])
+    _, first, content = np.unique(digests, return_index=True, return_inverse=True)
+    shared = np.full(len(usable), -1, np.int64)
+    shared[usable] = rows[first[content]][len(have) :]
+    return shared
+
+
+def _updated(
+    names: list[str],
+    files: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    entries: Entries,
+    found: Found,
+    rows: NDArray[np.int64],
+) -> Iterator[Entry]:
+    task = -1
+    for index, name in enumerate(names):
+        if kept[index] >= 0:
+            yield entries[int(kept[index])]
+            continue
+        task += 1
+        size, mtime = files[index].tolist()
+        digest = found.digests[task : task + 1].tobytes()
+        if task in found.reasons:
+            sha256 = digest.hex() if any(digest) else None
+            yield refused(name, size, mtime, sha256, found.reasons[task])
+        else:
+            yield packed(name, size, mtime, digest.hex(), int(rows[task]))
+
+
+def _all_refused(folder: Path, entries: Entries) -> str:
     shown = "; ".join(f"{e.path}: {e.reason}" for e in entries[:_REASONS_SHOWN])
     more = f"; and {len(entries) - _REASONS_SHOWN:,} more" if len(entries) > _REASONS_SHOWN else ""
     return f"No image in {folder}/ can be used, of {len(entries):,} found. {shown}{more}."
 
 
-def _compacted(entries: list[Entry], shards: Shards) -> list[Entry]:
+def _compacted(entries: Entries, shards: Shards) -> Entries:
     """Copy the rows in use to new shards, if most space is not in use or there are many small shards."""
     live = _rows(entries)
     used = shards.shards_of(live)
@@ -247,11 +220,6 @@ def _compacted(entries: list[Entry], shards: Shards) -> list[Entry]:
     if len(live) * 2 >= allocated and len(used) <= fewest + _SPARE_SHARDS:
         return entries
     first_row = (1 + used[-1]) * shards.rows_per_shard
-    shards.copy(np.array(live, np.int64), first_row)
-    moved = {row: first_row + place for place, row in enumerate(live)}
-    return [e if e.row is None else _moved(e, moved[e.row]) for e in entries]
-
-
-def _moved(entry: Entry, row: int) -> Entry:
-    assert entry.sha256 is not None
-    return manifest.packed(entry.path, entry.size, entry.mtime, entry.sha256, row)
+    shards.copy(live, first_row)
+    moved = np.where(entries.rows < 0, -1, first_row + np.searchsorted(live, entries.rows))
+    return entries.with_rows(moved)

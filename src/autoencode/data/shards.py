@@ -11,7 +11,7 @@ import functools
 import mmap
 import os
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from autoencode.errors import OutputError, PackError
 from autoencode.files import TEMPORARY_SUFFIX, make_folder, remove_temporaries, sync_folder
+
+Rows = NDArray[np.int64] | Sequence[int]
 
 _SUFFIX = ".u8"
 _OPEN_MAPS = 256  # a map keeps its file open, and 1,024 open files is a common limit
@@ -54,9 +56,10 @@ class Shards:
         """Return the file of a finished shard."""
         return self.folder / f"{shard:05d}{_SUFFIX}"
 
-    def shards_of(self, rows: Iterable[int]) -> list[int]:
+    def shards_of(self, rows: Rows) -> list[int]:
         """Return the shards that hold `rows`, in order."""
-        return sorted({row // self.rows_per_shard for row in rows})
+        shards: list[int] = np.unique(np.asarray(rows, np.int64) // self.rows_per_shard).tolist()
+        return shards
 
     def reserve(self, first_row: int, count: int) -> None:
         """Make temporary files with room for `count` rows from `first_row`, which starts a shard.
@@ -97,7 +100,7 @@ class Shards:
         except OSError as err:
             raise _not_written(path, err) from err
 
-    def finish(self, rows: Iterable[int]) -> None:
+    def finish(self, rows: Rows) -> None:
         """Give the shards of `rows` their final names, once they are safely on the disk.
 
         Raises:

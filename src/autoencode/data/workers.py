@@ -15,18 +15,29 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from autoencode.errors import AutoencodeError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Item_co = TypeVar("Item_co", covariant=True)
 
 _MAX_CHUNK = 32
+
+
+class Items(Protocol[Item_co]):
+    """A list, or what makes each item when it is asked for."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def __getitem__(self, index: int, /) -> Item_co:
+        """Return an item."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ def available_cores() -> int:
 
 
 def run(
-    function: Callable[[Item], Result], items: Sequence[Item], *, seconds: float, workers: int
+    function: Callable[[Item], Result], items: Items[Item], *, seconds: float, workers: int
 ) -> Generator[tuple[int, Result | Lost]]:
     """Yield (index of the item, result) as results come, in no particular order.
 

@@ -88,7 +88,7 @@ def outliers(
 
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
-    packed = open_pack(pack or options.pack_of(model))
+    packed = open_pack(pack or options.pack_of(model, "--pack PACK"))
     with counting("learning what is ordinary") as fitting_progress, counting("scoring") as progress:
         found = application.find_outliers(
             loaded,

@@ -49,7 +49,7 @@ def evaluate(
     from autoencode.models.modelfile import load_model
 
     loaded = load_model(model)
-    packed = open_pack(pack or options.pack_of(model))
+    packed = open_pack(pack or options.pack_of(model, "evaluate MODEL PACK"))
     with _stages() as progress:
         limits = options.limits(max_pixels, max_bytes)
         found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)

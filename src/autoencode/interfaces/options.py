@@ -127,8 +127,12 @@ def limits(max_pixels: int | None, max_bytes: int | None) -> Limits:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
-def pack_of(model: Path) -> Path:
+def pack_of(model: Path, named: str) -> Path:
     """Return the pack that a model was trained on, given the model file or its run folder.
+
+    Args:
+        model: either of them.
+        named: how the command takes a pack, for the error.
 
     Raises:
         ConfigError: the model is in no run folder.
@@ -138,7 +142,7 @@ def pack_of(model: Path) -> Path:
 
     run = model if model.is_dir() else model.parent
     if not is_run(run):
-        raise ConfigError(f"{run} is no run folder, so the pack {model} was trained on must be named too.")
+        raise ConfigError(f"{run} is no run folder that would name the pack. Give it: {named}.")
     return Path(read_run(run).pack)
 
 

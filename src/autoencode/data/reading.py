@@ -1,0 +1,121 @@
+"""Read, hash and decode files in workers, each to its row.
+
+Neither tasks nor outcomes are kept as objects, so that memory hardly grows with the number of files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.data import workers
+from autoencode.data.digests import KnownDigests
+from autoencode.data.images import Limits, Preprocessing, read_bytes, read_image
+from autoencode.data.shards import Shards
+from autoencode.errors import ImageError
+from autoencode.files import TEMPORARY_SUFFIX
+
+
+class _Outcome(NamedTuple):
+    """What a worker found: the digest of what it could read, and a reason if the file is unusable."""
+
+    digest: bytes | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What a worker does with (path, row): read and hash; decode and write what is not yet known."""
+
+    folder: Path
+    preprocessing: Preprocessing
+    limits: Limits
+    shards: Shards
+    known: KnownDigests = field(default_factory=KnownDigests)
+
+    def __call__(self, task: tuple[str, int]) -> _Outcome:
+        """Do one task.
+
+        Raises:
+            OutputError: the row could not be written.
+        """
+        path, row = task
+        digest = None
+        try:
+            content = read_bytes(f"{self.folder}/{path}", self.limits)
+            digest = hashlib.sha256(content).digest()
+            if digest not in self.known:
+                self.shards.write(row, read_image(content, self.preprocessing, self.limits))
+        except ImageError as err:
+            return _Outcome(digest, str(err))
+        except MemoryError:
+            return _Outcome(digest, "too large for the memory of this machine")
+        return _Outcome(digest)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """(path, row) of the files to read, each made when it is asked for."""
+
+    names: list[str]
+    chosen: NDArray[np.int64]
+    first_row: int
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int, /) -> tuple[str, int]:
+        return self.names[self.chosen[index]], self.first_row + index
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcomes of T tasks: digests (T,), empty where nothing could be read, and reasons by task."""
+
+    digests: NDArray[np.bytes_]
+    reasons: dict[int, str]
+
+
+def decode_all(
+    tasks: Tasks,
+    decoder: Decoder,
+    known: NDArray[np.bytes_],
+    worker_count: int,
+    progress: Callable[[int, int], None] | None,
+) -> Found:
+    """Let workers do the tasks. The row of a file depends on its place in `tasks` alone.
+
+    Args:
+        tasks: what to read.
+        decoder: what the workers do.
+        known: digests (K,), 32 bytes each, of what is in the pack.
+        worker_count: processes.
+        progress: called with (tasks done, tasks).
+
+    Raises:
+        OutputError: a row could not be written.
+        AutoencodeError: no worker could be started.
+    """
+    report = progress or (lambda done, total: None)
+    report(0, len(tasks))
+    found = Found(np.zeros(len(tasks), "S32"), {})
+    if len(tasks):
+        decoder.shards.reserve(tasks.first_row, len(tasks))
+        path = decoder.shards.folder / f"known{TEMPORARY_SUFFIX}"
+        decoder = replace(decoder, known=KnownDigests.written(path, known))
+    results = workers.run(decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=worker_count)
+    with contextlib.closing(results):
+        for done, (index, result) in enumerate(results, 1):
+            outcome = _Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
+            found.digests[index] = outcome.digest or b""
+            if outcome.reason is not None:
+                found.reasons[index] = outcome.reason
+            report(done, len(tasks))
+    return found

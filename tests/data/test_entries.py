@@ -1,0 +1,65 @@
+"""Columns give back the entries they were made of, and take a fraction of their memory."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoencode.data.entries import Entries, Entry, packed, refused
+
+WHOLE = st.integers(0, 2**63 - 1)
+PATHS = st.binary(min_size=1, max_size=20).map(os.fsdecode)
+DIGESTS = st.binary(min_size=32, max_size=32).filter(any)
+SHA256 = st.one_of(DIGESTS, DIGESTS.map(lambda digest: digest[:-2] + b"\0\0").filter(any)).map(bytes.hex)
+PACKED = st.builds(packed, PATHS, WHOLE, st.integers(-(2**63), 2**63 - 1), SHA256, WHOLE)
+REFUSED = st.builds(refused, PATHS, WHOLE, WHOLE, st.none() | SHA256, st.text())
+
+
+@given(st.lists(PACKED | REFUSED, max_size=12))
+def test_entries_come_back_as_they_went_in(listed: list[Entry]) -> None:
+    entries = Entries(listed)
+    assert list(entries) == listed
+    assert [entries[i] for i in range(len(listed))] == [entries[i - len(listed)] for i in range(len(listed))]
+    assert list(entries[1::2]) == listed[1::2]
+    assert list(reversed(entries)) == listed[::-1]
+    assert list(entries.packed) == [entry for entry in listed if entry.status == "packed"]
+    assert entries == Entries(listed)
+    assert not listed or entries != Entries(listed[1:])
+    assert entries.rows.tolist() == [-1 if entry.row is None else entry.row for entry in listed]
+
+
+@given(st.lists(PACKED, min_size=1, max_size=12), st.randoms())
+def test_a_selection_in_any_order_is_that_of_a_list(listed: list[Entry], random: object) -> None:
+    order = np.random.default_rng(0).integers(0, len(listed), 5)
+    assert list(Entries(listed).take(order)) == [listed[i] for i in order]
+    assert [entry.row for entry in Entries(listed).with_rows(np.arange(len(listed)))] == list(
+        range(len(listed))
+    )
+    for split in ("train", "validation", "test"):
+        assert Entries(listed).in_split(split).tolist() == [entry.split == split for entry in listed]
+
+
+def test_an_index_too_large_ends_the_sequence() -> None:
+    with pytest.raises(IndexError):
+        Entries()[0]
+
+
+def test_a_value_that_fits_no_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        Entries([packed("a", 2**70, 0, "0" * 64, 0)])
+    with pytest.raises(ValueError, match="has 2 bytes"):
+        Entries([packed("a", 0, 0, "00ff" + " " * 60, 0)])
+
+
+def test_an_entry_takes_less_than_150_bytes() -> None:
+    tracemalloc.start()
+    entries = Entries(packed(f"class/{i:06}.jpg", i, i << 32, f"{i + 1:064x}", i) for i in range(10_000))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(entries) == 10_000
+    assert used < 150 * 10_000
