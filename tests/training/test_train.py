@@ -42,6 +42,7 @@ from autoencode.training.runlog import read_metrics
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"corrupt": ("gaussian:0.3", "dropout:0.3"), "epochs": 3},
     "vae": {"kind": "vae", "batch_norm": True, "ema": 0.9, "sigma2": "auto", "warmup": 1, "epochs": 2},
+    "adversarial": {"kind": "vae", "adversarial": True, "batch_norm": True, "flip": True, "epochs": 2},
     "residual": {
         "network": "residual",
         "optimizer": "adamw",

@@ -164,6 +164,14 @@ def train(
             help="Epochs over which beta rises from 0, before --epochs; or cyclic:N.", rich_help_panel=VAE
         ),
     ] = None,
+    adversarial: Annotated[
+        bool,
+        typer.Option(
+            "--adversarial",
+            help="VAE/GAN: in the second half, also train on what a discriminator sees.",
+            rich_help_panel=VAE,
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints. [default: an epoch]", min=1)
@@ -207,6 +215,7 @@ def train(
         "seed": seed,
         "sigma2": None if sigma2 is None else options.sigma2(sigma2),
         "beta": beta,
+        "adversarial": adversarial or None,
         **options.warmup(warmup),
     }
     _train_and_show(

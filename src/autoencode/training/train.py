@@ -190,7 +190,8 @@ def _with_overrides(
         epochs = overrides.get("epochs", run.train.epochs)
         overrides = {**model.to_json(), **config.to_json(), "epochs": epochs}
     differing = {name for name in overrides if overrides[name] != stored.get(name)}
-    open_ended = run.train.schedule == "constant" and not run.train.warmup_cycles
+    spread = run.train.warmup_cycles or run.train.adversarial  # over all the steps
+    open_ended = run.train.schedule == "constant" and not spread
     if "epochs" in differing and open_ended and overrides["epochs"] > run.train.epochs:
         run = replace(run, train=replace(run.train, epochs=overrides["epochs"]))
         differing.remove("epochs")
