@@ -241,7 +241,10 @@ def test_more_epochs_later_equal_more_epochs_at_once(
     assert_same(run, plain)
 
 
-@pytest.mark.parametrize("other", [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}])
+@pytest.mark.parametrize(
+    "other",
+    [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}, {"kind": "vae", "adversarial": True}],
+)
 def test_more_epochs_are_refused_where_the_schedule_depends_on_their_number(
     other: dict[str, Any], tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
