@@ -220,7 +220,9 @@ def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
 def gradient(pack: Pack, out: Path, runtime: Runtime) -> tuple[float, torch.Tensor]:
     """Loss and flat gradient of the first step of a small VAE."""
     loop = make_loop(pack, out, runtime, kind="vae", widths=(8, 16), code_size=8)
-    result, _ = loop._forward(loop.state.model, runtime.place(validation_images(pack)), training=True, draw=0)
+    result, _, _ = loop._forward(
+        loop.state.model, runtime.place(validation_images(pack)), training=True, draw=0
+    )
     result.loss.backward()
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     return result.loss.item(), torch.cat(parts)

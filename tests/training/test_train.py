@@ -42,6 +42,7 @@ from autoencode.training.runlog import read_metrics
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"corrupt": ("gaussian:0.3", "dropout:0.3"), "epochs": 3},
     "vae": {"kind": "vae", "batch_norm": True, "ema": 0.9, "sigma2": "auto", "warmup": 1, "epochs": 2},
+    "adversarial": {"kind": "vae", "adversarial": True, "batch_norm": True, "flip": True, "epochs": 2},
     "residual": {
         "network": "residual",
         "optimizer": "adamw",
@@ -240,7 +241,10 @@ def test_more_epochs_later_equal_more_epochs_at_once(
     assert_same(run, plain)
 
 
-@pytest.mark.parametrize("other", [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}])
+@pytest.mark.parametrize(
+    "other",
+    [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}, {"kind": "vae", "adversarial": True}],
+)
 def test_more_epochs_are_refused_where_the_schedule_depends_on_their_number(
     other: dict[str, Any], tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:

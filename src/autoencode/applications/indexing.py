@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +176,7 @@ def _contents(pack: Pack) -> tuple[list[str], NDArray[np.int64]]:
     return contents, np.array([rows[sha256] for sha256 in contents], np.int64)
 
 
-def _with_rows(entries: list[Entry], contents: list[str]) -> list[Entry]:
+def _with_rows(entries: Iterable[Entry], contents: list[str]) -> list[Entry]:
     rows = {sha256: row for row, sha256 in enumerate(contents)}
     return [dataclasses.replace(entry, row=rows[str(entry.sha256)]) for entry in entries]
 

@@ -98,6 +98,14 @@ def train(
             rich_help_panel=VAE,
         ),
     ] = None,
+    adversarial: Annotated[
+        bool,
+        typer.Option(
+            "--adversarial",
+            help="VAE/GAN: in the second half, also train on what a discriminator sees.",
+            rich_help_panel=VAE,
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints. Default: an epoch.", min=1)
@@ -153,6 +161,7 @@ def train(
         "seed": seed,
         "sigma2": None if sigma2 is None else options.sigma2(sigma2),
         "beta": beta,
+        "adversarial": adversarial or None,
         **options.warmup(warmup),
     }
     train_and_show(

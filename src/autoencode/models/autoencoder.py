@@ -159,6 +159,12 @@ class Autoencoder(nn.Module):
         return [*self.linear.parameters(), *self.decoder.linear.parameters()]
 
     @property
+    def last_weight(self) -> nn.Parameter:
+        """Weight of the last convolution of the decoder, which paints the image."""
+        last = self.decoder.out if isinstance(self.decoder, ResidualDecoder) else self.decoder.layers[-1]  # type: ignore[index]
+        return last.weight  # type: ignore[union-attr, return-value]
+
+    @property
     def values_per_image(self) -> int:
         """3 * H * W: the number of values the likelihood of an image sums over."""
         return 3 * self.preprocessing.height * self.preprocessing.width

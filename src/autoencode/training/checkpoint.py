@@ -15,6 +15,7 @@ from torch import Tensor
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.tensorfile import read_tensors, write_tensors
+from autoencode.training.adversarial import Adversary
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 1
@@ -32,6 +33,7 @@ class TrainState:
         sums: (4,) float64: loss, reconstruction, kl and mse summed over the images of this epoch so far.
         seconds: time spent on the training steps of this epoch so far, waiting for images included.
         waited: the part of it spent waiting.
+        adversary: the discriminator with its optimiser and sums, where there is one.
     """
 
     model: Autoencoder
@@ -41,6 +43,7 @@ class TrainState:
     sums: Tensor
     seconds: float = 0.0
     waited: float = 0.0
+    adversary: Adversary | None = None
 
 
 def all_finite(state: TrainState) -> bool:
@@ -73,15 +76,13 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         state.model.load_state_dict(_under("model/", tensors))
         if state.averaged is not state.model:
             state.averaged.load_state_dict(_under("averaged/", tensors))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in _under("optimizer/", tensors).items():
-            index, name = key.split("/")
-            moments.setdefault(int(index), {})[name] = tensor
-        groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        _lay_out_as_parameters(state.optimizer)
+        _restore(state.optimizer, _under("optimizer/", tensors))
         state.sums = tensors["sums"].to(state.sums.device)
         state.step, state.seconds, state.waited = content["step"], content["seconds"], content["waited"]
+        if adversary := state.adversary:
+            adversary.discriminator.load_state_dict(_under("discriminator/", tensors))
+            _restore(adversary.optimizer, _under("discriminator_optimizer/", tensors))
+            adversary.sums = tensors["discriminator_sums"]
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
 
@@ -90,17 +91,35 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     if state.averaged is not state.model:
         tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
+    tensors |= _moments("optimizer", state.optimizer)
+    if adversary := state.adversary:
+        weights = adversary.discriminator.state_dict()
+        tensors |= {f"discriminator/{name}": tensor for name, tensor in weights.items()}
+        tensors |= _moments("discriminator_optimizer", adversary.optimizer)
+        tensors["discriminator_sums"] = adversary.sums
     return {**tensors, "sums": state.sums}
 
 
-def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the memory format of their parameters, as they had it: files keep one format only."""
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
+def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{prefix}/{index}/{name}": tensor
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, tensor in moments.items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """Put moments back, in the memory format of their parameters as they had it: files keep one only."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in saved.items():
+        index, name = key.split("/")
+        moments.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for parameter, own in optimizer.state.items():
+        for name, moment in own.items():
             if moment.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+                own[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class TrainConfig:
         flip: show each image mirrored half of the time, which is as good as more images.
         ema: decay a step of the average of the weights that becomes the model; 0 for the last weights.
         corrupt: what is done to the images the encoder sees, such as ("gaussian:0.3",).
+        adversarial: train a discriminator beside a VAE, and the VAE on what it sees (see `adversarial`).
         seed: every random choice follows from it.
 
     Raises:
@@ -56,6 +57,7 @@ class TrainConfig:
     flip: bool = False
     ema: float = 0.0
     corrupt: tuple[str, ...] = ()
+    adversarial: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,6 +182,8 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:
         return
     if config.loss == "gaussian":
         raise ConfigError("The gaussian loss is a VAE's likelihood. Use --model vae, or --loss mse.")
+    if config.adversarial:
+        raise ConfigError("Only a VAE is trained adversarially. Add --model vae, or leave --adversarial out.")
     if useless := sorted({"sigma2", "beta", "warmup", "warmup_cycles"} & set(given)):
         raise ConfigError(f"Only a VAE has {_or(useless)}. Add --model vae, or leave it out.")
 

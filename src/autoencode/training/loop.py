@@ -27,6 +27,7 @@ from autoencode.models.likelihood import bits_per_dimension
 from autoencode.models.modelfile import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
 from autoencode.models.residual import ResidualDecoder
+from autoencode.training.adversarial import Adversary, share_at
 from autoencode.training.advice import advice, constant_image_mse
 from autoencode.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -179,10 +180,15 @@ class Loop:
         clean = self.runtime.place(images)
         state.model.train()
         state.optimizer.zero_grad(set_to_none=True)
-        result, _ = self._forward(state.model, clean, training=True, draw=state.step)
+        result, output, clean = self._forward(state.model, clean, training=True, draw=state.step)
         if not math.isfinite(float(result.loss.detach())):
             raise self._diverged(state.step)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        share = share_at(state.step, self.total_steps) if state.adversary else 0.0
+        if state.adversary and share:
+            seed = random_seed("samples", config.seed, state.step)
+            state.adversary.step(state.model, clean, output.images, result.loss, seed, share)
+        else:
+            result.loss.backward()  # type: ignore[no-untyped-call]
         if config.clip:
             limit = config.clip * _starting_loss(state.model)
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
@@ -197,8 +203,11 @@ class Loop:
 
     def _forward(
         self, model: Autoencoder, clean: Tensor, *, training: bool, draw: int
-    ) -> tuple[Terms, Output]:
-        """The objective of a batch; its noise and corruptions depend on the seed and `draw` alone."""
+    ) -> tuple[Terms, Output, Tensor]:
+        """The objective of a batch, the output, and the images it should have been.
+
+        Noise, corruptions and mirroring depend on the seed and `draw` alone.
+        """
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
         generator = torch.Generator(clean.device).manual_seed(seed)
@@ -215,7 +224,7 @@ class Loop:
         if sigma2 == "auto":
             sigma2 = 1.0
         beta = self._beta(self.state.step if training else self.state.step - 1)
-        return terms(self.config.loss, clean, output, beta, sigma2), output
+        return terms(self.config.loss, clean, output, beta, sigma2), output, clean
 
     @torch.inference_mode()
     def _validate(self) -> Record:
@@ -227,7 +236,7 @@ class Loop:
         rows, size = self.validation_rows, self.config.batch_size
         for index, images in enumerate(batches(self.pack, rows, size)):
             clean = self.runtime.place(images)
-            result, output = self._forward(model, clean, training=False, draw=index)
+            result, output, _ = self._forward(model, clean, training=False, draw=index)
             sums += _measured(result) * len(images)
             decoded = output.images
             if model.is_vae:
@@ -261,6 +270,8 @@ class Loop:
                 "beta": self._beta(state.step - 1),
             }
             record["sigma2"] = float(state.model.sigma2)
+        if state.adversary:
+            record |= state.adversary.take_measures()
         record |= self._validate()
         # A weight or a moment can be infinite though the loss still is not.
         if not (math.isfinite(record["val_loss"]) and all_finite(state)):
@@ -366,7 +377,11 @@ def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
     runtime.place_model(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
     sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
-    return TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
+    state = TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
+    if run.train.adversarial:
+        seed = random_seed("discriminator", run.train.seed)
+        state.adversary = Adversary(run.preprocessing.height, run.preprocessing.width, runtime, seed)
+    return state
 
 
 def _fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:

@@ -84,7 +84,8 @@ def _with_overrides(
         model, config = changed(run.model, run.train, overrides)
     stored, asked = asdict(run.model) | asdict(run.train), asdict(model) | asdict(config)
     differing = {name: (stored[name], asked[name]) for name in stored if stored[name] != asked[name]}
-    open_ended = run.train.schedule == "constant" and not run.train.warmup_cycles
+    spread = run.train.warmup_cycles or run.train.adversarial  # over all the steps
+    open_ended = run.train.schedule == "constant" and not spread
     if open_ended and config.epochs > run.train.epochs:
         run = replace(run, train=replace(run.train, epochs=config.epochs))
         del differing["epochs"]

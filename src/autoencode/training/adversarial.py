@@ -1,0 +1,228 @@
+"""VAE/GAN: a discriminator learns what sets decoded images apart, and the decoder learns to leave none of it.
+
+Larsen, Sønderby, Larochelle & Winther 2016, "Autoencoding beyond pixels using a learned similarity metric",
+with what keeps it stable and cheap: the likelihood of the pixels stays beside that of the features; spectral
+normalisation and the hinge loss (Miyato et al. 2018); the adversarial term weighed by its gradient (Esser et
+al. 2021); and all of it only once the VAE has learned what it can without. docs/log.md has what was tried.
+
+Shapes: B batch, C channels, H height, W width, D code size, h and w the sides of a grid of features. Images
+are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.networks import CHANNELS
+from autoencode.training.runtime import Runtime
+
+# The discriminator halves the image until the shorter side is at most this, doubling its channels from the
+# first number to the second.
+DEEPEST_SIDE, FIRST_WIDTH, LAST_WIDTH = 4, 24, 192
+
+# Adam's step size and decays (docs/log.md has others).
+RATE, DECAYS = 5e-4, (0.5, 0.99)
+
+FEATURE_WEIGHT = 1.0  # of the features' likelihood beside the pixels', both nats a value
+ADVERSARIAL_SHARE = 0.5  # size of the adversarial gradient as a share of the reconstruction's
+SMALLEST_NORM = 1e-8
+
+# When the discriminator joins, and over how long its pull rises from 0, as shares of the steps.
+START, RISE = 0.5, 0.1
+
+
+class Judgement(NamedTuple):
+    """What a discriminator makes of images.
+
+    Attributes:
+        logits: (B, 1, h, w), one for each part of the image, above 0 for "real".
+        features: of each level, shallow to deep, each (B, C, h, w).
+    """
+
+    logits: Tensor
+    features: list[Tensor]
+
+
+class Measures(NamedTuple):
+    """The terms of one step, each a scalar tensor; see the functions of the same names."""
+
+    discriminator_loss: Tensor
+    adversarial_loss: Tensor
+    feature_loss: Tensor
+
+
+class Discriminator(nn.Module):
+    """Convolutions of 4x4 with stride 2 and leaky ReLU, the matrix of each with spectral norm 1.
+
+    Args:
+        height: H; at least 2.
+        width: W; at least 2.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        widths = [CHANNELS]
+        side = min(height, width)
+        while side > DEEPEST_SIDE or len(widths) == 1:
+            widths.append(min(FIRST_WIDTH * 2 ** (len(widths) - 1), LAST_WIDTH))
+            side //= 2
+        self.levels = nn.ModuleList(
+            spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))
+            for inputs, outputs in pairwise(widths)
+        )
+        self.to_logits = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Judgement:
+        """Judge images."""
+        level, features = 2 * images - 1, []
+        for convolution in self.levels:
+            level = F.leaky_relu(convolution(level), 0.2)
+            features.append(level)
+        return Judgement(self.to_logits(level).float(), features)
+
+
+def discriminator_loss(real: Tensor, decoded: Tensor) -> Tensor:
+    """Hinge loss of the discriminator's logits; Miyato et al. 2018, equation (16)."""
+    return F.relu(1 - real).mean() + F.relu(1 + decoded).mean()
+
+
+def adversarial_loss(decoded: Tensor) -> Tensor:
+    """What the decoder minimises of the logits of its images; Miyato et al. 2018, equation (17)."""
+    return -decoded.mean()
+
+
+def feature_loss(real: list[Tensor], restored: list[Tensor]) -> Tensor:
+    """Negative log-likelihood of real images' features around restored ones', a value, up to a constant.
+
+    Larsen et al. 2016, equations (7) and (8), with the maximum-likelihood variance instead of 1, as sigma2
+    "auto" for pixels: then it is half the log of the mean squared error (Rybkin et al. 2021, equation (8)),
+    and depends neither on the scale of the features nor on how many there are.
+
+    Args:
+        real: features of some levels, each (B, C, h, w); no gradient flows into them.
+        restored: the same of the restored images.
+
+    Returns:
+        The mean over the levels, nats a value.
+    """
+    errors = [
+        F.mse_loss(ours.float(), theirs.detach().float()) for theirs, ours in zip(real, restored, strict=True)
+    ]
+    return torch.stack([0.5 * torch.log(error + SMALLEST_NORM) for error in errors]).mean()
+
+
+def share_at(step: int, steps: int) -> float:
+    """Size of the adversarial gradient at a step, as a share of the reconstruction's; 0 before it joins.
+
+    Args:
+        step: steps taken before this one, from 0.
+        steps: all the steps of the run.
+    """
+    joined = step + 1 - round(START * steps)
+    return ADVERSARIAL_SHARE * min(1.0, max(0.0, joined / max(1, round(RISE * steps))))
+
+
+class Adversary:
+    """A discriminator that learns beside a model, and its pull on that model.
+
+    Args:
+        height: H of the images.
+        width: W of them.
+        runtime: where it lives.
+        seed: its first weights follow from it.
+
+    Attributes:
+        discriminator: with the vectors of its spectral norms.
+        optimizer: with its moments.
+        sums: (4,) float64: `Measures` summed over the images it has seen this epoch, and their number.
+    """
+
+    def __init__(self, height: int, width: int, runtime: Runtime, seed: int) -> None:
+        self.runtime = runtime
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.discriminator = Discriminator(height, width)
+        runtime.place_model(self.discriminator)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=RATE, betas=DECAYS)
+        self.sums = torch.zeros(len(Measures._fields) + 1, dtype=torch.float64)
+
+    def step(
+        self, model: Autoencoder, clean: Tensor, restored: Tensor, loss: Tensor, seed: int, share: float
+    ) -> None:
+        """Leave the gradients of one step in the model, and take the discriminator's own.
+
+        Args:
+            model: the model in training.
+            clean: the images, (B, 3, H, W).
+            restored: what the model made of them, with its graph.
+            loss: the model's objective, with its graph.
+            seed: of the codes drawn from N(0, I), whose images are judged as well.
+            share: see `share_at`.
+        """
+        generator = torch.Generator(clean.device).manual_seed(seed)
+        shape = (len(clean), model.config.code_size)
+        noise = torch.randn(shape, generator=generator, device=clean.device)
+        with self.runtime.autocast():
+            samples = model.decoder(noise)
+            # Leaves: what the discriminator says serves its own step and the model's.
+            decoded = torch.cat([restored, samples]).detach().requires_grad_()
+            real, judged = self.discriminator(clean), self.discriminator(decoded)
+        measures = Measures(
+            discriminator_loss(real.logits, judged.logits),
+            adversarial_loss(judged.logits),
+            feature_loss(real.features, [level[: len(clean)] for level in judged.features]),
+        )
+        (by_feature,) = torch.autograd.grad(measures.feature_loss, decoded, retain_graph=True)
+        (by_adversary,) = torch.autograd.grad(measures.adversarial_loss, decoded, retain_graph=True)
+        _pull(
+            model, loss, (restored, samples), FEATURE_WEIGHT * by_feature[: len(clean)], by_adversary, share
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        measures.discriminator_loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        sums = [term.detach() * len(clean) for term in measures]
+        self.sums += torch.stack([*sums, torch.full_like(sums[0], len(clean))]).cpu()
+
+    def take_measures(self) -> dict[str, float]:
+        """Return the mean of each of `Measures` over the images seen this epoch, if any, and start over."""
+        *sums, images = self.sums.tolist()
+        self.sums.zero_()
+        return {name: value / images for name, value in zip(Measures._fields, sums, strict=True) if images}
+
+
+def _pull(
+    model: Autoencoder,
+    loss: Tensor,
+    images: tuple[Tensor, Tensor],
+    by_feature: Tensor,
+    by_adversary: Tensor,
+    share: float,
+) -> None:
+    """Add up the gradients of a model's weights as Algorithm 1 of Larsen et al. 2016 does.
+
+    The encoder follows the objective and the features alone; the adversarial term reaches the decoder only.
+    Its weight is that of Esser et al. 2021, equation (7), times `share`: the ratio of the gradients' norms at
+    the last layer.
+
+    Args:
+        model: the model.
+        loss: its objective, with its graph.
+        images: restored and sampled ones, with their graphs, (B, 3, H, W) each.
+        by_feature: gradient of the feature loss by the restored images.
+        by_adversary: gradient of the adversarial loss by both, (2B, 3, H, W).
+        share: size of the adversarial gradient, as a share of the rest's.
+    """
+    restored, last = images[0], model.last_weight
+    (by_objective,) = torch.autograd.grad(loss, restored, retain_graph=True)
+    (rest,) = torch.autograd.grad(restored, last, by_objective + by_feature, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(images, last, by_adversary.chunk(2), retain_graph=True)
+    weight = share * rest.norm() / (adversarial.norm() + SMALLEST_NORM)
+    torch.autograd.backward([loss, restored], [None, by_feature], retain_graph=True)
+    torch.autograd.backward(images, (weight * by_adversary).chunk(2), inputs=list(model.decoder.parameters()))
