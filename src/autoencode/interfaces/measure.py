@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from autoencode.interfaces import options
 from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counting
+from autoencode.interfaces.progress import console, stages
 
 if TYPE_CHECKING:
     from autoencode.applications.evaluate import Evaluation
@@ -50,7 +49,7 @@ def evaluate(
 
     loaded = load_model(model)
     packed = open_pack(pack or options.pack_of(model, "evaluate MODEL PACK"))
-    with _stages() as progress:
+    with stages() as progress:
         limits = options.limits(max_pixels, max_bytes)
         found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)
     for line in table(found):
@@ -139,17 +138,3 @@ def _cell(estimate: Estimate | None) -> str:
     if interval is None:
         return f"{value:.{decimals}f}"
     return f"{value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each stage of work that reports (stage, images done, images in all)."""
-    with ExitStack() as bars:
-        shown: dict[str, Callable[[int, int], None]] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bars.enter_context(counting(stage))
-            shown[stage](done, total)
-
-        yield show

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -58,6 +58,20 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
             bars.update(task, completed=done, total=total)
             if done == total:
                 bars.stop()
+
+        yield show
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage of work that reports (stage, images done, images in all)."""
+    with ExitStack() as bars:
+        shown: dict[str, Callable[[int, int], None]] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.enter_context(counting(stage))
+            shown[stage](done, total)
 
         yield show
 

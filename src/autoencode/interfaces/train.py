@@ -21,7 +21,7 @@ from autoencode.interfaces.options import (
     Precision,
     Size,
 )
-from autoencode.interfaces.progress import console, counted, counting, training, warn
+from autoencode.interfaces.progress import console, counted, counting, stages, training, warn
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -222,6 +222,7 @@ def train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **sett
     _fit_prior(run)
     _print_pictures(run, anew=trained)
     _print_health(run)
+    _write_report(run, anew=trained)
     console.print(f"model:  {run.model_path}", soft_wrap=True)
 
 
@@ -256,6 +257,17 @@ def _print_pictures(run: Run, *, anew: bool) -> None:
     if anew or not sheet.exists():
         save_image(sheet, sheet_of_rows(model, packed))
     console.print(f"sheet:  {sheet}", soft_wrap=True)
+
+
+def _write_report(run: Run, *, anew: bool) -> None:
+    """Write the page of the run, where it is missing or `anew`; without what takes minutes."""
+    from autoencode.reports.report import REPORT_NAME, write_report
+
+    page = run.folder / REPORT_NAME
+    if anew or not page.exists():
+        with stages() as progress:
+            write_report(run.folder, kid=False, progress=progress)
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _print_health(run: Run) -> None:

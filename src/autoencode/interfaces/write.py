@@ -11,7 +11,7 @@ import typer
 
 from autoencode.interfaces import options
 from autoencode.interfaces.options import FitOption, MaxBytes, MaxPixels, Size
-from autoencode.interfaces.progress import console, counting, duration, training
+from autoencode.interfaces.progress import console, counting, duration, stages, training
 
 if TYPE_CHECKING:
     from autoencode.reports.paper import Experiment
@@ -26,7 +26,7 @@ def report(
     from autoencode.training.allocator import keep_freed_memory
 
     keep_freed_memory()
-    with staged() as progress:
+    with stages() as progress:
         page = write_report(run, progress=progress)
     console.print(f"report: {page}", soft_wrap=True)
 
@@ -76,24 +76,10 @@ def paper(
     console.print(f"{len(experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train")
     with _training_each() as (started, show):
         trained = train_all(plan, show, started)
-    with staged() as progress_of_stage:
+    with stages() as progress_of_stage:
         results = measure_all(plan, trained, progress_of_stage)
         page = write_paper(results)
     console.print(f"page: {page}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def staged() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each stage of work that reports (stage, images done, images in all)."""
-    with contextlib.ExitStack() as stack:
-        bars: dict[str, Callable[[int, int], None]] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = stack.enter_context(counting(stage))
-            bars[stage](done, total)
-
-        yield show
 
 
 @contextlib.contextmanager
