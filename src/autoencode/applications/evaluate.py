@@ -41,7 +41,7 @@ from autoencode.models.pca import PASSES, PrincipalComponents, principal_compone
 
 # Of more, PCA would not change; a kernel distance of so many takes 100 MB and its noise is far below what
 # tells models apart.
-PCA_IMAGES, KID_IMAGES = 20_000, 2_000
+PCA_IMAGES, KID_IMAGES = 20_000, 1_000
 LEAST_KID_IMAGES = 10  # a distance of fewer has no interval worth the name
 
 Progress = Callable[[str, int, int], None]
