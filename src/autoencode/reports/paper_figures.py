@@ -5,6 +5,7 @@ Images are (N, 3, H, W) in [0, 1], pixels (N, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -114,18 +115,17 @@ def _neighbours(results: Results) -> Figure:
     pack, queries = results.pack, _shown(results, 3)
     searched = np.setdiff1d(pictures.some(pack.rows(), pictures.MOST_SEARCHED, 1), queries)
     names = {"ae": "codes", "best": "codes of best"}
-    vectors = {
-        name: tuple(pictures.codes_of(results.models[run], pack, rows) for rows in (queries, searched))
+    encoders: dict[str, Callable[[pictures.Rows], pictures.Vectors]] = {
+        name: functools.partial(pictures.codes_of, results.models[run], pack)
         for run, name in names.items()
         if results.has(run)
     }
-    vectors["pixels"] = tuple(_small(pack.pixels(rows)) for rows in (queries, searched))
+    encoders["pixels"] = lambda rows: _small(pack.pixels(rows))
     caption = (
         f"Held-out images, each followed by the nearest of {len(searched):,} by the angle between codes, "
-        "and, "
-        "for comparison, between the pixels themselves."
+        "and, for comparison, between the pixels themselves."
     )
-    return pictures.neighbours(vectors, pack, queries, searched, "Figure 8", caption)
+    return pictures.neighbours(encoders, pack, queries, searched, "Figure 8", caption)
 
 
 def _restored(name: str, corruption: str, title: str, caption: str) -> Callable[[Results], Figure]:
@@ -227,7 +227,8 @@ def _grey(one: Tensor) -> pictures.Pixels:
     """(1, 1, H, W) to pixels (H, W, 3): darkest the smallest value, brightest the largest."""
     low, high = float(one.min()), float(one.max())
     scaled = (one - low) / (high - low) if high > low else torch.zeros_like(one)
-    return to_pixels(scaled.detach().expand(1, 3, -1, -1))[0]
+    pixels: pictures.Pixels = to_pixels(scaled.detach().expand(1, 3, -1, -1))[0]
+    return pixels
 
 
 def _resized(pixels: pictures.Pixels, side: int) -> pictures.Pixels:
@@ -237,12 +238,12 @@ def _resized(pixels: pictures.Pixels, side: int) -> pictures.Pixels:
 
 
 def _small(pixels: pictures.Pixels) -> pictures.Vectors:
-    """Return pixels as vectors, averaged down to a side of about 16 and centred."""
+    """Return pixels as vectors, averaged down to a side of about 16; mid-grey is 0."""
     step = max(1, min(pixels.shape[1:3]) // 16)
     height, width = pixels.shape[1] // step * step, pixels.shape[2] // step * step
     blocks = pixels[:, :height, :width].reshape(len(pixels), height // step, step, width // step, step, 3)
-    vectors = blocks.mean(axis=(2, 4)).reshape(len(pixels), -1).astype(np.float32)
-    return vectors - vectors.mean(axis=0)
+    vectors: pictures.Vectors = blocks.mean(axis=(2, 4)).reshape(len(pixels), -1).astype(np.float32) - 127.5
+    return vectors
 
 
 _NOISE = "Clean, with Gaussian noise of standard deviation 0.3, and restored."

@@ -5,7 +5,7 @@ Pixels are (N, H, W, 3) in 0..255, codes (N, D). Rows are rows of a pack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,7 @@ def side_by_side(grids: Mapping[str, Pixels], title: str, caption: str) -> Figur
 
 
 def neighbours(
-    vectors: Mapping[str, tuple[Vectors, Vectors]],
+    encoders: Mapping[str, Callable[[Rows], Vectors]],
     pack: Pack,
     queries: Rows,
     searched: Rows,
@@ -125,22 +125,22 @@ def neighbours(
     """A few images, each followed by its nearest by each kind of vectors.
 
     Args:
-        vectors: by name, those of `queries` (Q, F) and of `searched` (S, F); distances are of cosines.
+        encoders: by name, what turns rows (N,) into vectors (N, F), which are compared by their angle.
         pack: where the images are.
-        queries: (Q,).
-        searched: (S,).
+        queries: (Q,) rows.
+        searched: (S,) rows.
         title: of the figure.
         caption: of the figure.
     """
-    nearest_count = min(6, len(searched))
-    tiles, captions = [], []
-    for index, query in enumerate(queries):
-        for name, (asked, among) in vectors.items():
-            similarity = _unit(among) @ _unit(asked[index : index + 1])[0]
-            nearest = searched[np.argsort(-similarity, kind="stable")[:nearest_count]]
-            tiles.append(pack.pixels(np.concatenate([[query], nearest])))
-            captions += [f"query: {name}", *(f"{rank}" for rank in range(1, nearest_count + 1))]
-    grid = image_grid(np.concatenate(tiles), captions=captions, columns=nearest_count + 1)
+    count = min(6, len(searched))
+    tiles: dict[tuple[int, str], Pixels] = {}
+    for name, encode in encoders.items():
+        similarity = _unit(encode(queries)) @ _unit(encode(searched)).T
+        for query, near in enumerate(np.argsort(-similarity, axis=1, kind="stable")[:, :count]):
+            tiles[query, name] = pack.pixels(np.concatenate([queries[query : query + 1], searched[near]]))
+    shown = [(query, name) for query in range(len(queries)) for name in encoders]
+    captions = [text for _, name in shown for text in (name, *map(str, range(1, count + 1)))]
+    grid = image_grid(np.concatenate([tiles[key] for key in shown]), captions=captions, columns=count + 1)
     return figure_of(grid, title, caption)
 
 
@@ -198,5 +198,5 @@ def _scattered(plane: NDArray[np.float64], pixels: Pixels) -> Pixels:
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, 1e-12)
+    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +144,9 @@ def _neighbours(of: _Run) -> list[Block]:
     searched = np.setdiff1d(pictures.some(of.pack.rows(), pictures.MOST_SEARCHED, 1), queries)
     if not len(searched):
         return [Text("There are too few images to search among.")]
-    codes = (pictures.codes_of(of.model, of.pack, rows) for rows in (queries, searched))
-    vectors = {"codes": tuple(codes)}
+    encoders = {"codes": functools.partial(pictures.codes_of, of.model, of.pack)}
     caption = f"Held-out images and the nearest of {len(searched):,} by the angle between codes."
-    return [pictures.neighbours(vectors, of.pack, queries, searched, "Neighbours", caption)]
+    return [pictures.neighbours(encoders, of.pack, queries, searched, "Neighbours", caption)]
 
 
 def _outliers(of: _Run) -> list[Block]:

@@ -9,6 +9,7 @@ A run whose settings or images are still the ones asked for is kept, or continue
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -185,7 +186,7 @@ def train_all(
             started(experiment)
         failure = None
         try:
-            _train(plan, experiment, run, (lambda at, of=experiment: progress(of, at)) if progress else None)
+            _train(plan, experiment, run, functools.partial(progress, experiment) if progress else None)
             _keep_prior(folder, plan.pack)
         except DivergedError as err:
             failure = str(err)
