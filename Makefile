@@ -2,11 +2,16 @@
 # make test   everything CI checks
 # make check  the same without installing anything
 #
-# PIP_FLAGS is passed to pip. On Linux the default torch from PyPI is a CUDA build of several GB;
-# for the small CPU build:  make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# On Linux, PyPI's torch is a CUDA build of several GB. Where no NVIDIA GPU is found, the small CPU build is looked
+# for first, and PyPI's taken where that index cannot be reached. TORCH_FLAGS= leaves it at PyPI's; PIP_FLAGS is
+# passed to every pip.
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
+ifeq ($(shell uname)$(HAS_GPU),Linux)
+TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 10
+endif
 BIN := .venv/bin
 
 .PHONY: demo test check format clean
@@ -30,7 +35,7 @@ format:
 .venv/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt torch
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo,eval,onnx,tensorboard,dev]"
 	touch $@
 

@@ -164,3 +164,17 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         process.kill()
     with exclusive(tmp_path, "busy", RunError):
         pass
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "a") as folder:
+        (folder / "part").write_text("x")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with files.atomic_folder(tmp_path / "a") as folder:
+        (folder / "whole").write_text("x")
+        assert not (tmp_path / "a").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
+    with pytest.raises(OutputError), files.atomic_folder(tmp_path / "a") as folder:
+        (folder / "other").write_text("x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,26 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as err:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(err, OSError) and not isinstance(err, OutputError):
+            raise _output_error(path, err) from err
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside `path`, to fill with files that can be made again; then rename it.
+
+    Raises:
+        OutputError: it cannot be written, or `path` is there already and not empty. Nothing is left of it.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except BaseException as err:
+        shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(err, OSError) and not isinstance(err, OutputError):
             raise _output_error(path, err) from err
         raise

