@@ -75,8 +75,8 @@ def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) ->
     errors = mean_squared_error(restored, images)
     order = errors.argsort()
     middle = len(order) // 2
-    picked = torch.cat([order[:4], order[max(0, middle - 2) : middle + 2], order[-4:]]).unique(sorted=False)
-    picked = picked[errors[picked].argsort()]
+    places = sorted({*range(4), *range(middle - 2, middle + 2), *range(len(order) - 4, len(order))})
+    picked = order[[place for place in places if 0 <= place < len(order)]]
     columns = [("original", to_pixels(images[picked])), ("reconstruction", to_pixels(restored[picked]))]
     captions = [f"mse {float(errors[index]):.4f}" for index in picked]
     return figure_of(
