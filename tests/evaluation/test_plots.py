@@ -9,7 +9,7 @@ from PIL import Image
 
 from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.figures import histogram, loss_curves
-from autoencode.evaluation.plots import DOTS_PER_INCH, _curves_figure, _histogram_figure
+from autoencode.evaluation.plots import DOTS_PER_INCH, curves_figure, histogram_figure
 
 
 def plain_run(epochs: int) -> list[dict[str, Any]]:
@@ -46,13 +46,13 @@ def variational_run(epochs: int) -> list[dict[str, Any]]:
 
 
 def quantities(records: list[dict[str, Any]]) -> list[str]:
-    return [axes.get_ylabel() for axes in _curves_figure(records, "run").axes]
+    return [axes.get_ylabel() for axes in curves_figure(records, "run").axes]
 
 
 def curve(records: list[dict[str, Any]], panel: int, label: str) -> tuple[list[float], list[float]]:
     (line,) = [
         line
-        for line in _curves_figure(records, "run").axes[panel].lines
+        for line in curves_figure(records, "run").axes[panel].lines
         if str(line.get_label()).startswith(label)
     ]
     return list(line.get_xdata()), list(line.get_ydata())
@@ -111,7 +111,7 @@ def test_what_is_missing_or_not_finite_leaves_a_gap() -> None:
 
 def test_an_axis_is_logarithmic_where_errors_span_more_than_a_decade() -> None:
     def scales(records: list[dict[str, Any]]) -> list[str]:
-        return [axes.get_yscale() for axes in _curves_figure(records, "run").axes]
+        return [axes.get_yscale() for axes in curves_figure(records, "run").axes]
 
     def losses(*values: float) -> list[dict[str, Any]]:
         return [{"epoch": epoch, "train_loss": value} for epoch, value in enumerate(values, start=1)]
@@ -125,8 +125,8 @@ def test_an_axis_is_logarithmic_where_errors_span_more_than_a_decade() -> None:
 
 
 def test_points_are_marked_in_a_short_run_only() -> None:
-    assert _curves_figure(plain_run(1), "run").axes[0].lines[0].get_marker() == "o"
-    assert _curves_figure(plain_run(500), "run").axes[0].lines[0].get_marker() == ""
+    assert curves_figure(plain_run(1), "run").axes[0].lines[0].get_marker() == "o"
+    assert curves_figure(plain_run(500), "run").axes[0].lines[0].get_marker() == ""
 
 
 def test_nothing_to_draw_is_said_and_leaves_no_file(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
 def test_the_bars_of_every_group_add_up_to_a_hundred_percent_and_the_share_above_is_told() -> None:
     generator = np.random.default_rng(0)
     scores = {"normal": generator.normal(0, 1, 1000), "outliers": generator.normal(4, 1, 40)}
-    axes = _histogram_figure(scores, 2.0, "title", "score").axes[0]
+    axes = histogram_figure(scores, 2.0, "title", "score").axes[0]
     outlines = {str(patch.get_label()): patch.get_data() for patch in axes.patches if not patch.get_fill()}
     above = (scores["normal"] > 2).mean()
     assert next(iter(outlines)) == f"normal: 1,000 images, {above:.1%} above"
@@ -171,7 +171,7 @@ def test_the_bars_of_every_group_add_up_to_a_hundred_percent_and_the_share_above
 
 def test_scores_that_span_more_than_a_decade_get_a_logarithmic_axis_and_lose_no_score() -> None:
     scores = np.geomspace(0.00123, 0.9, 777)
-    axes = _histogram_figure({"all": scores}, None, "title", "score").axes[0]
+    axes = histogram_figure({"all": scores}, None, "title", "score").axes[0]
     assert axes.get_xscale() == "log"
     assert axes.patches[0].get_data().values.sum() == pytest.approx(100)
     assert not axes.lines
