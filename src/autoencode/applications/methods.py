@@ -147,7 +147,7 @@ def learn(
 
 def _probed(method: str, features: str, fit: FittedProbe, seen: Representations) -> Learned:
     def predict(rows: Rows) -> NDArray[np.int64]:
-        return fit.probe.probabilities(seen.features[features][rows]).argmax(axis=1)
+        return fit.probe.predict(seen.features[features][rows])
 
     source = "" if features in (PRETRAINED, "pixels", "pca") else seen.model.digest
     return Learned(method, features, seen.model, source, fit.probe, fit.accuracy, predict)
@@ -176,7 +176,7 @@ def _train(
 
     def predict(wanted: Rows) -> NDArray[np.int64]:
         codes = [model.encode(images) for images in batches(data.pack, data.rows[wanted], INFERENCE_BATCH)]
-        return probe.probabilities(torch.cat(codes).numpy()).argmax(axis=1)
+        return probe.predict(torch.cat(codes).numpy())
 
     source = seen.model.digest if method == "fine-tuned" else ""
     return Learned(method, CODE, model, source, probe, float("nan"), predict)

@@ -39,6 +39,10 @@ class LinearProbe:
     weights: Floats
     bias: Floats
 
+    def predict(self, features: Floats) -> Labels:
+        """Return the most probable class (N,) of features (N, F)."""
+        return np.argmax(self.probabilities(features), axis=1)
+
     def probabilities(self, features: Floats) -> NDArray[np.float64]:
         """Return (N, K) of features (N, F), each row with sum 1."""
         scores = ((features - self.mean) / self.scale @ self.weights + self.bias).astype(np.float64)
@@ -128,8 +132,10 @@ def _choose(standard: Floats, labels: Labels, seed: int) -> tuple[float, float]:
         accuracy = right / len(labels)
         if accuracy > highest:
             best, highest, worse = strength, accuracy, 0
-        elif (worse := worse + 1) == 2:
-            break
+        elif accuracy < highest:
+            worse += 1
+            if worse == 2:
+                break
     return best, highest
 
 

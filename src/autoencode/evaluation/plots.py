@@ -123,7 +123,7 @@ def confusion_matrix(
     """
     if counts.shape != (len(classes), len(classes)) or not len(classes):
         raise ConfigError(f"A confusion matrix of {len(classes)} classes cannot have shape {counts.shape}.")
-    write_png(_confusion_figure(counts, classes, title), path)
+    write_png(confusion_figure(counts, classes, title), path)
 
 
 def curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -276,7 +276,8 @@ def comparison_figure(
     return figure
 
 
-def _confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str], title: str) -> Figure:
+def confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str], title: str) -> Figure:
+    """Return what `confusion_matrix` draws."""
     side = min(max(3.6, 1.6 + 0.42 * len(classes)), 16)
     figure = new_figure(side + 0.6, side + 0.4, title)
     axes = figure.add_subplot()
