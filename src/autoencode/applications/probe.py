@@ -41,7 +41,8 @@ class LinearProbe:
 
     def predict(self, features: Floats) -> Labels:
         """Return the most probable class (N,) of features (N, F)."""
-        return np.argmax(self.probabilities(features), axis=1)
+        predicted: NDArray[np.int64] = np.argmax(self.probabilities(features), axis=1)
+        return predicted
 
     def probabilities(self, features: Floats) -> NDArray[np.float64]:
         """Return (N, K) of features (N, F), each row with sum 1."""
