@@ -26,7 +26,7 @@ from autoencode import (
     transfer,
 )
 from autoencode.applications import finetune, labelled, methods
-from autoencode.data.manifest import split_of
+from autoencode.data.entries import split_of
 from autoencode.errors import ImageFolderError
 from autoencode.evaluation.scores import wilson_interval
 
