@@ -1,6 +1,7 @@
 """The commands paper and report, end to end on a few small images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from autoencode.applications import evaluate as application
 from autoencode.applications import quality
 from autoencode.interfaces.cli import app
+from autoencode.reports import paper
 
 
 def autoencode(*arguments: object) -> Result:
@@ -23,6 +25,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
         quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
     )
     monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
+    tiny = {"widths": (4, 8), "code_size": 8}
+    small = (replace(one, overrides={**one.overrides, **tiny}) for one in paper.EXPERIMENTS)
+    monkeypatch.setattr(paper, "EXPERIMENTS", tuple(small))
 
 
 @pytest.mark.usefixtures("fast")

@@ -148,7 +148,7 @@ def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
     """Images laid out by the two directions in which their codes vary most."""
     rows = rows[:MAP_IMAGES]
     codes = codes_of(model, pack, rows)
-    centred = (codes - codes.mean(0)).astype(np.float64) * _effects(model, codes)
+    centred = (codes - codes.mean(0, np.float64)) * _effects(model, codes)
     _, singular, directions = np.linalg.svd(centred, full_matrices=False)
     plane = np.zeros((len(rows), 2))
     plane[:, : min(2, len(directions))] = centred @ directions[:2].T
@@ -170,7 +170,8 @@ def _effects(model: Autoencoder, codes: Vectors) -> NDArray[np.float64]:
     Codes may be scaled at will without changing what the model does (those of `best` all vary alike), so
     their own variances say nothing.
     """
-    mean, spread = codes.mean(0), np.maximum(codes.std(0), 1e-6)
+    wide = codes.astype(np.float64)
+    mean, spread = wide.mean(0), np.maximum(wide.std(0), 1e-6)
     moved = torch.from_numpy(mean + np.diag(spread)).float()
     changes = model.decode(moved) - model.decode(torch.from_numpy(mean)[None].float())
     effects: NDArray[np.float64] = changes.flatten(1).norm(dim=1).double().numpy() / spread
@@ -198,5 +199,7 @@ def _scattered(plane: NDArray[np.float64], pixels: Pixels) -> Pixels:
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    # In 64 bits: the codes of a model that learned nothing may be too large to square in 32.
+    wide = vectors.astype(np.float64)
+    unit: Vectors = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float32)
     return unit
