@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoencode.data.entries import Entries, Entry, packed, refused
+from autoencode.data.entries import Entries, Entry, packed, refused, unread
 
 WHOLE = st.integers(0, 2**63 - 1)
 PATHS = st.binary(min_size=1, max_size=20).map(os.fsdecode)
@@ -37,11 +37,28 @@ def test_entries_come_back_as_they_went_in(listed: list[Entry]) -> None:
 def test_a_selection_in_any_order_is_that_of_a_list(listed: list[Entry], random: object) -> None:
     order = np.random.default_rng(0).integers(0, len(listed), 5)
     assert list(Entries(listed).take(order)) == [listed[i] for i in order]
-    assert [entry.row for entry in Entries(listed).with_rows(np.arange(len(listed)))] == list(
-        range(len(listed))
-    )
+    moved = Entries(listed)
+    moved.set_rows(np.arange(len(listed)))
+    assert [entry.row for entry in moved] == list(range(len(listed)))
     for split in ("train", "validation", "test"):
         assert Entries(listed).in_split(split).tolist() == [entry.split == split for entry in listed]
+
+
+@given(st.lists(PACKED | REFUSED, min_size=1, max_size=12))
+def test_unread_entries_become_what_is_found_in_their_files(listed: list[Entry]) -> None:
+    entries = Entries(unread(entry.path, entry.size, entry.mtime) for entry in listed)
+    assert not len(entries.packed)
+    half = np.arange(0, len(listed), 2)
+    for index in range(1, len(listed), 2):
+        sha256 = listed[index].sha256
+        entries.set_content(index, bytes.fromhex(sha256) if sha256 else None, listed[index].reason)
+    rows = np.array([-1 if entry.row is None else entry.row for entry in listed])
+    entries.set_rows(rows)
+    entries.copy_content(half, Entries(listed).take(half))
+    known = [entry for index, entry in enumerate(listed) if index % 2 or entry.status == "packed"]
+    assert [entry for index, entry in enumerate(entries) if index % 2 or entry.status == "packed"] == known
+    refused_here = [index % 2 == 1 and entry.reason is not None for index, entry in enumerate(listed)]
+    assert entries.has_reason.tolist() == refused_here
 
 
 def test_an_index_too_large_ends_the_sequence() -> None:

@@ -1,11 +1,10 @@
 """The entries of a manifest: one line each as an object, all together in columns.
 
-60,000 entries take 6 MB in columns, and would take 40 MB as objects. Lengths: N entries.
+60,000 entries take 5 MB in columns, and would take 40 MB as objects. Lengths: N entries.
 """
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,8 +15,6 @@ from numpy.typing import NDArray
 
 Split = Literal["train", "validation", "test"]
 Status = Literal["packed", "refused"]
-
-_SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def split_of(sha256: str) -> Split:
@@ -72,10 +69,12 @@ class Entry:
         if not isinstance(entry.path, str) or entry.status not in get_args(Status):
             raise ValueError("no path or no status")
         if entry.status == "packed":
-            if not isinstance(entry.row, int) or entry.row < 0 or entry.split not in _SPLITS:
-                raise ValueError("no row or no split")
+            if not isinstance(entry.row, int) or entry.row < 0:
+                raise ValueError("no row")
             if not isinstance(entry.sha256, str) or len(entry.sha256) != 64:
                 raise ValueError("no sha256")
+            if entry.split != split_of(entry.sha256):
+                raise ValueError("not the split of its sha256")
         elif not isinstance(entry.reason, str):
             raise ValueError("no reason")
         return entry
@@ -94,6 +93,11 @@ def refused(path: str, size: int, mtime: int, sha256: str | None, reason: str) -
     return Entry(path, size, mtime, sha256, "refused", reason, None, _label(path), None)
 
 
+def unread(path: str, size: int, mtime: int) -> Entry:
+    """Return the entry of a file that is still to be read: refused, without a reason yet."""
+    return Entry(path, size, mtime, None, "refused", None, None, _label(path), None)
+
+
 def _label(path: str) -> str | None:
     first, separator, _ = path.partition("/")
     return first if separator else None
@@ -102,11 +106,15 @@ def _label(path: str) -> str | None:
 # Where the path starts in all paths joined, its length in bytes, and the entry; -1 and zeros for None.
 _RECORD = np.dtype(
     [
-        *(("start", "<i8"), ("length", "<i8"), ("size", "<i8"), ("mtime", "<i8"), ("row", "<i8")),
-        *(("split", "<i8"), ("sha256", "S32")),
+        ("start", "<i8"),
+        ("length", "<u4"),
+        ("size", "<i8"),
+        ("mtime", "<i8"),
+        ("row", "<i8"),
+        ("sha256", "S32"),
     ]
 )
-_pack_record = struct.Struct("<6q32s").pack
+_pack_record = struct.Struct("<qIqqq32s").pack
 _NO_DIGEST = bytes(32)
 
 
@@ -126,18 +134,17 @@ class Entries(Sequence[Entry]):
             if entry.reason is not None:
                 reasons[len(paths)] = entry.reason
             row = -1 if entry.row is None else entry.row
-            split = -1 if entry.split is None else _SPLITS.index(entry.split)
             digest = _NO_DIGEST if entry.sha256 is None else bytes.fromhex(entry.sha256)
             if len(digest) != len(_NO_DIGEST):
                 raise ValueError(f"the sha256 of {entry.path} has {len(digest)} bytes")
             try:
-                records += _pack_record(len(paths), len(path), entry.size, entry.mtime, row, split, digest)
+                records += _pack_record(len(paths), len(path), entry.size, entry.mtime, row, digest)
             except struct.error as err:
                 raise ValueError(f"a value of the entry of {entry.path} is out of range: {err}") from err
             paths += path
-        self._fill(bytes(paths), np.frombuffer(bytes(records), _RECORD), reasons)
+        self._fill(paths, np.frombuffer(records, _RECORD), reasons)
 
-    def _fill(self, paths: bytes, records: NDArray[np.void], reasons: dict[int, str]) -> None:
+    def _fill(self, paths: bytearray, records: NDArray[np.void], reasons: dict[int, str]) -> None:
         self._paths, self._records, self._reasons = paths, records, reasons
 
     @property
@@ -148,19 +155,25 @@ class Entries(Sequence[Entry]):
 
     @property
     def digests(self) -> NDArray[np.bytes_]:
-        """The SHA-256 (N,) of each, 32 bytes, without the zeros at its end; empty if there is none."""
+        """The SHA-256 (N,) of each, 32 bytes without the zeros at its end; empty if there is none."""
         digests: NDArray[np.bytes_] = self._records["sha256"]
         return digests
 
-    @functools.cached_property
+    @property
     def packed(self) -> Entries:
         """The usable ones."""
-        return self.take(self.rows >= 0)
+        usable = self.rows >= 0
+        return self if usable.all() else self.take(usable)
+
+    @property
+    def has_reason(self) -> NDArray[np.bool_]:
+        """Whether each (N,) is known to be refused."""
+        return np.isin(self._records["start"], list(self._reasons))
 
     def in_split(self, split: Split) -> NDArray[np.bool_]:
         """Return whether each (N,) is of that split."""
-        chosen: NDArray[np.bool_] = self._records["split"] == _SPLITS.index(split)
-        return chosen
+        digests = map(self._sha256, range(len(self)))
+        return np.array([sha256 is not None and split_of(sha256) == split for sha256 in digests], np.bool_)
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Entries:
         """Return the entries of these indices, in that order, or those for which a mask (N,) is true."""
@@ -168,13 +181,25 @@ class Entries(Sequence[Entry]):
         taken._fill(self._paths, self._records[chosen], self._reasons)
         return taken
 
-    def with_rows(self, rows: NDArray[np.int64]) -> Entries:
-        """Return the same entries with other rows (N,); see `rows`."""
-        records = self._records.copy()
-        records["row"] = rows
-        moved = Entries()
-        moved._fill(self._paths, records, self._reasons)
-        return moved
+    def path(self, index: int) -> str:
+        """Return the path of one."""
+        start, length, *_ = self._records[index].item()
+        return self._paths[start : start + length].decode("utf-8", "surrogateescape")
+
+    def set_content(self, index: int, digest: bytes | None, reason: str | None) -> None:
+        """Say what was found in an unread file: its digest of 32 bytes, and why it is refused if it is."""
+        self._records["sha256"][index] = digest or b""
+        if reason is not None:
+            self._reasons[int(self._records["start"][index])] = reason
+
+    def set_rows(self, rows: NDArray[np.int64]) -> None:
+        """Say where the pixels of each (N,) are; see `rows`."""
+        self._records["row"] = rows
+
+    def copy_content(self, chosen: NDArray[np.int64], others: Entries) -> None:
+        """Take digests and rows of the entries `chosen` (M,) from `others`, which are M entries."""
+        for column in ("sha256", "row"):
+            self._records[column][chosen] = others._records[column]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -188,13 +213,15 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | Entries:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        start, length, size, mtime, row, split, _ = self._records[index].item()
-        path = self._paths[start : start + length].decode("utf-8", "surrogateescape")
+        start, _, size, mtime, row, _ = self._records[index].item()
+        path, sha256 = self.path(index), self._sha256(index)
+        if row >= 0 and sha256 is not None:
+            return packed(path, size, mtime, sha256, row)
+        return Entry(path, size, mtime, sha256, "refused", self._reasons.get(start), None, _label(path), None)
+
+    def _sha256(self, index: int) -> str | None:
         digest = self._records["sha256"][index : index + 1 or None].tobytes()
-        sha256 = None if digest == _NO_DIGEST else digest.hex()
-        if row < 0:
-            return Entry(path, size, mtime, sha256, "refused", self._reasons[start], None, _label(path), None)
-        return Entry(path, size, mtime, sha256, "packed", None, row, _label(path), _SPLITS[split])
+        return digest.hex() if any(digest) else None
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.__getitem__, range(len(self)))

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.data import manifest, workers
-from autoencode.data.entries import Entries, Entry, packed, refused
+from autoencode.data.entries import Entries, Entry, unread
 from autoencode.data.images import Limits, Preprocessing, list_images
 from autoencode.data.manifest import Settings
-from autoencode.data.reading import Decoder, Found, Tasks, decode_all
+from autoencode.data.reading import Decoder, read_all
 from autoencode.data.shards import ShardReader, Shards
 from autoencode.errors import ConfigError, ImageFolderError, PackError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
@@ -51,7 +51,7 @@ def update(
     if worker_count < 1:
         raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
     _refuse_what_is_not_ours(pack)
-    names = list_images(folder)
+    listed = Entries(_survey(folder))
     wanted = Settings.of(folder, preprocessing)
     busy = f"Another process is packing into {pack}. Wait until it is done, or choose another output."
     with exclusive(pack, busy, PackError):
@@ -71,14 +71,15 @@ def update(
             remove_temporaries(pack)
             shards.keep_only(shards.shards_of(_rows(entries)))
             decoder = Decoder(settings.folder, preprocessing, limits, shards)
-            updated = _compacted(_update(names, entries, decoder, worker_count, progress), shards)
-            if updated != entries:
-                manifest.write_manifest(pack, updated)
+            _update(listed, entries, decoder, worker_count, progress)
+            _compact(listed, shards)
+            if listed != entries:
+                manifest.write_manifest(pack, listed)
         except BaseException:
             with contextlib.suppress(OSError, PackError):
                 _tidy(pack, shards)
             raise
-        shards.keep_only(shards.shards_of(_rows(updated)))
+        shards.keep_only(shards.shards_of(_rows(listed)))
 
 
 def _tidy(pack: Path, shards: Shards) -> None:
@@ -118,91 +119,70 @@ def _rows(entries: Entries) -> NDArray[np.int64]:
 
 
 def _update(
-    names: list[str],
+    listed: Entries,
     entries: Entries,
     decoder: Decoder,
     worker_count: int,
     progress: Callable[[int, int], None] | None,
-) -> Entries:
-    """Return the new entries, with every row they name in a finished shard."""
+) -> None:
+    """Set in `listed` what is in the files, with every row it names in a finished shard."""
     shards = decoder.shards
-    files = _survey(names, decoder.folder)
-    kept = _unchanged(names, files, entries)
     first_row = (1 + max(shards.shards_of(_rows(entries)), default=-1)) * shards.rows_per_shard
-    tasks = Tasks(names, np.flatnonzero(kept < 0), first_row)
-    found = decode_all(tasks, decoder, entries.packed.digests, worker_count, progress)
-    rows = _rows_of(found, first_row, entries)
-    updated = Entries(_updated(names, files, kept, entries, found, rows))
-    if not len(updated.packed):
-        raise ImageFolderError(_all_refused(decoder.folder, updated))
-    live = _rows(updated)
+    kept = _unchanged(listed, entries)
+    chosen = np.flatnonzero(kept < 0)
+    listed.copy_content(np.flatnonzero(kept >= 0), entries.take(kept[kept >= 0]))
+    read_all(listed, chosen, first_row, decoder, entries.packed.digests, worker_count, progress)
+    _share_rows(listed, chosen, first_row, entries.packed)
+    live = _rows(listed)
+    if not len(live):
+        raise ImageFolderError(_all_refused(decoder.folder, listed))
     shards.finish(live[live >= first_row])
-    return updated
 
 
-def _survey(names: list[str], folder: Path) -> NDArray[np.int64]:
-    """Return the size and time (N, 2) of each file before anything is read of it."""
-    files = np.zeros((len(names), 2), np.int64)
-    for index, name in enumerate(names):
+def _survey(folder: Path) -> Iterator[Entry]:
+    """Yield each file with its size and time before anything is read of it."""
+    for name in list_images(folder):
+        size, mtime = 0, 0
         with contextlib.suppress(OSError):  # the worker will find out why
             status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call
-            files[index] = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
-    return files
+            size, mtime = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
+        yield unread(name, size, mtime)
 
 
-def _unchanged(names: list[str], files: NDArray[np.int64], entries: Entries) -> NDArray[np.int64]:
+def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
     """Return for each file (N,) the index of the entry that still holds, or -1.
 
     Both are ordered by path. A refused file is tried again each time: permissions, limits and decoders change
     without its time.
     """
-    kept = np.full(len(names), -1, np.int64)
+    kept = np.full(len(listed), -1, np.int64)
     old = enumerate(entries)
     place, entry = next(old, (-1, None))
-    for index, name in enumerate(names):
-        while entry is not None and entry.path < name:
+    for index, file in enumerate(listed):
+        while entry is not None and entry.path < file.path:
             place, entry = next(old, (-1, None))
-        if entry is not None and entry.path == name and entry.status == "packed":
-            size, mtime = files[index]
-            if (entry.size, entry.mtime) == (size, mtime):
-                kept[index] = place
+        if entry is None:
+            break
+        same = (entry.path, entry.size, entry.mtime) == (file.path, file.size, file.mtime)
+        if same and entry.status == "packed":
+            kept[index] = place
     return kept
 
 
-def _rows_of(found: Found, first_row: int, entries: Entries) -> NDArray[np.int64]:
-    """Return the row (T,) of each file read, -1 if it was refused; copies share that of the first."""
-    usable = np.ones(len(found.digests), np.bool_)
-    usable[list(found.reasons)] = False
-    have = entries.packed
-    digests = np.concatenate([have.digests, found.digests[usable]])
-    rows = np.concatenate([have.rows, first_row + np.flatnonzero(usable)])
-    _, first, content = np.unique(digests, return_index=True, return_inverse=True)
-    shared = np.full(len(usable), -1, np.int64)
-    shared[usable] = rows[first[content]][len(have) :]
-    return shared
-
-
-def _updated(
-    names: list[str],
-    files: NDArray[np.int64],
-    kept: NDArray[np.int64],
-    entries: Entries,
-    found: Found,
-    rows: NDArray[np.int64],
-) -> Iterator[Entry]:
-    task = -1
-    for index, name in enumerate(names):
-        if kept[index] >= 0:
-            yield entries[int(kept[index])]
-            continue
-        task += 1
-        size, mtime = files[index].tolist()
-        digest = found.digests[task : task + 1].tobytes()
-        if task in found.reasons:
-            sha256 = digest.hex() if any(digest) else None
-            yield refused(name, size, mtime, sha256, found.reasons[task])
-        else:
-            yield packed(name, size, mtime, digest.hex(), int(rows[task]))
+def _share_rows(listed: Entries, chosen: NDArray[np.int64], first_row: int, have: Entries) -> None:
+    """Set the row of each file that was read (T,): copies share that of the first, or that in the pack."""
+    fresh = first_row + np.arange(len(chosen))
+    usable = ~listed.has_reason[chosen]
+    digests = np.concatenate([have.digests, listed.digests[chosen[usable]]])
+    rows = np.concatenate([have.rows, fresh[usable]])
+    order = np.argsort(digests, kind="stable")
+    digests = digests[order]
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = digests[1:] != digests[:-1]
+    rows[order] = rows[order[is_first]][np.cumsum(is_first) - 1]
+    all_rows = listed.rows.copy()
+    all_rows[chosen[usable]] = rows[len(have) :]
+    listed.set_rows(all_rows)
 
 
 def _all_refused(folder: Path, entries: Entries) -> str:
@@ -211,15 +191,15 @@ def _all_refused(folder: Path, entries: Entries) -> str:
     return f"No image in {folder}/ can be used, of {len(entries):,} found. {shown}{more}."
 
 
-def _compacted(entries: Entries, shards: Shards) -> Entries:
+def _compact(entries: Entries, shards: Shards) -> None:
     """Copy the rows in use to new shards, if most space is not in use or there are many small shards."""
     live = _rows(entries)
     used = shards.shards_of(live)
     allocated = sum(shards.path(shard).stat().st_size for shard in used) // shards.row_bytes
     fewest = -(-len(live) // shards.rows_per_shard)
     if len(live) * 2 >= allocated and len(used) <= fewest + _SPARE_SHARDS:
-        return entries
+        return
     first_row = (1 + used[-1]) * shards.rows_per_shard
     shards.copy(live, first_row)
     moved = np.where(entries.rows < 0, -1, first_row + np.searchsorted(live, entries.rows))
-    return entries.with_rows(moved)
+    entries.set_rows(moved)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autoencode.data import workers
 from autoencode.data.digests import KnownDigests
+from autoencode.data.entries import Entries
 from autoencode.data.images import Limits, Preprocessing, read_bytes, read_image
 from autoencode.data.shards import Shards
 from autoencode.errors import ImageError
@@ -61,10 +62,10 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class Tasks:
+class _Tasks:
     """(path, row) of the files to read, each made when it is asked for."""
 
-    names: list[str]
+    listed: Entries
     chosen: NDArray[np.int64]
     first_row: int
 
@@ -72,50 +73,44 @@ class Tasks:
         return len(self.chosen)
 
     def __getitem__(self, index: int, /) -> tuple[str, int]:
-        return self.names[self.chosen[index]], self.first_row + index
+        return self.listed.path(int(self.chosen[index])), self.first_row + index
 
 
-@dataclass(frozen=True)
-class Found:
-    """The outcomes of T tasks: digests (T,), empty where nothing could be read, and reasons by task."""
-
-    digests: NDArray[np.bytes_]
-    reasons: dict[int, str]
-
-
-def decode_all(
-    tasks: Tasks,
+def read_all(
+    listed: Entries,
+    chosen: NDArray[np.int64],
+    first_row: int,
     decoder: Decoder,
     known: NDArray[np.bytes_],
     worker_count: int,
     progress: Callable[[int, int], None] | None,
-) -> Found:
-    """Let workers do the tasks. The row of a file depends on its place in `tasks` alone.
+) -> None:
+    """Let workers read files, and set in `listed` what they find. A row follows from the place alone.
 
     Args:
-        tasks: what to read.
+        listed: entries, in which those to read are unread.
+        chosen: which (T,) to read; the pixels of the first go to `first_row`, and so on.
+        first_row: the first row of a shard.
         decoder: what the workers do.
         known: digests (K,), 32 bytes each, of what is in the pack.
         worker_count: processes.
-        progress: called with (tasks done, tasks).
+        progress: called with (files read, files to read).
 
     Raises:
         OutputError: a row could not be written.
         AutoencodeError: no worker could be started.
     """
     report = progress or (lambda done, total: None)
-    report(0, len(tasks))
-    found = Found(np.zeros(len(tasks), "S32"), {})
-    if len(tasks):
-        decoder.shards.reserve(tasks.first_row, len(tasks))
-        path = decoder.shards.folder / f"known{TEMPORARY_SUFFIX}"
-        decoder = replace(decoder, known=KnownDigests.written(path, known))
+    report(0, len(chosen))
+    if not len(chosen):
+        return
+    decoder.shards.reserve(first_row, len(chosen))
+    known_file = decoder.shards.folder / f"known{TEMPORARY_SUFFIX}"
+    decoder = replace(decoder, known=KnownDigests.written(known_file, known))
+    tasks = _Tasks(listed, chosen, first_row)
     results = workers.run(decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=worker_count)
     with contextlib.closing(results):
         for done, (index, result) in enumerate(results, 1):
             outcome = _Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
-            found.digests[index] = outcome.digest or b""
-            if outcome.reason is not None:
-                found.reasons[index] = outcome.reason
-            report(done, len(tasks))
-    return found
+            listed.set_content(int(chosen[index]), outcome.digest, outcome.reason)
+            report(done, len(chosen))
