@@ -118,6 +118,7 @@ def test_pretrained_features_need_no_model_when_searching(folder: Path, trained:
         path.unlink()
     index = build_index(model, folder, tmp_path / "i", features="pretrained")
     assert index.codes.shape == (6, 1280)
+    assert index.distance == "cosine"
     assert index.encoder.digest == image_encoder(load_model(model), "pretrained").digest
     model.unlink()
     query = next(folder.rglob("*.png"))

@@ -38,7 +38,8 @@ from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.modelfile import MODEL_NAME, load_model
 
 DEFAULT_FEATURES: Features = "code"
-DEFAULT_DISTANCE: Distance = "whitened"
+# Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
+DEFAULT_DISTANCE: dict[Features, Distance] = {"code": "whitened", "pretrained": "cosine"}
 
 _Report = Callable[[int, int], None]
 
@@ -65,9 +66,10 @@ def build_index(
         out: the folder of the index; made here.
         features: "code" (the default of a new index) compares what the model was trained to keep,
             "pretrained" what EfficientNet-Lite0 sees in images of the model's size (extra `eval`).
-        distance: "whitened" (the default of a new index) compares the angle between codes whose principal
-            directions are scaled to unit variance, "cosine" that between the codes themselves, "l2" their
-            Euclidean distance. Another than before encodes nothing anew.
+        distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
+            principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
+            that between the codes themselves, "l2" their Euclidean distance. Another than before encodes
+            nothing anew.
         limits: the largest files and pictures to accept.
         progress: called with (images encoded, images to encode).
         packing_progress: called with (files done, files to read).
@@ -98,7 +100,7 @@ def build_index(
             _refuse_another(out, old, encoder, source)
         pack = _packed(encoder.preprocessing, source, out, limits, packing_progress)
         remove_temporaries(out)
-        chosen = distance or (old.space.distance if old else DEFAULT_DISTANCE)
+        chosen = distance or (old.space.distance if old else DEFAULT_DISTANCE[encoder.kind])
         stored, update = _in_step(old, encoder, pack, chosen, _places(model, source, pack, out), progress)
         if stored is not old:
             write_index(out, stored)

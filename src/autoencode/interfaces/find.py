@@ -56,7 +56,7 @@ def index(
         DistanceName | None,
         typer.Option(
             help="whitened (angle, every direction of the codes weighs the same), cosine (angle), or l2. "
-            "[default: whitened, or as before]"
+            "[default: whitened, cosine for pretrained features, or as before]"
         ),
     ] = None,
     max_pixels: MaxPixels = None,
