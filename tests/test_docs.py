@@ -12,6 +12,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from autoencode.applications import finetune
 from autoencode.interfaces.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -24,13 +25,19 @@ def blocks(page: Path, language: str) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder `photos` of soft random images, in the current folder."""
+    """Folders of soft random images, in the current folder: `photos`, and `labelled` with two classes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, "LEAST_STEPS", 20)
+    monkeypatch.setattr(finetune, "EPOCHS", 1)
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for name in "abcdefghijklmnopqrstuvwxyz":
         coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), np.uint8))
-        coarse.resize((48, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{name}.jpg")
+        image = coarse.resize((48, 40), Image.Resampling.BICUBIC)
+        image.save(tmp_path / "photos" / f"{name}.jpg")
+        labelled = tmp_path / "labelled" / ("cats" if name < "n" else "dogs")
+        labelled.mkdir(parents=True, exist_ok=True)
+        image.save(labelled / f"{name}.jpg")
     return tmp_path
 
 

@@ -9,7 +9,13 @@ from PIL import Image
 
 from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.figures import histogram, loss_curves
-from autoencode.evaluation.plots import DOTS_PER_INCH, _curves_figure, _histogram_figure
+from autoencode.evaluation.plots import (
+    DOTS_PER_INCH,
+    _confusion_figure,
+    _curves_figure,
+    _histogram_figure,
+    confusion_matrix,
+)
 
 
 def plain_run(epochs: int) -> list[dict[str, Any]]:
@@ -190,3 +196,24 @@ def test_a_histogram_refuses_scores_that_are_missing_or_not_finite(
 ) -> None:
     with pytest.raises(ConfigError):
         histogram(scores, None, tmp_path / "scores.png", title="t", score_name="s")
+
+
+def test_a_confusion_matrix_counts_in_rows_of_true_classes_and_colours_shares(tmp_path: Path) -> None:
+    counts = np.array([[30, 10], [0, 4]])
+    names = ["rose", "a name of very many letters that has to be cut $"]
+    axes = _confusion_figure(counts, names, "34 of 44").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["30", "10", "4"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (1, 1)]
+    np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), [[0.75, 0.25], [0, 1]])
+    assert axes.get_yticklabels()[1].get_text().endswith("…")
+    confusion_matrix(counts, names, tmp_path / "confusion.png", title="34 of 44")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_counts_of_other_classes_make_no_confusion_matrix(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 classes cannot have shape"):
+        confusion_matrix(np.zeros((2, 2), int), ["a", "b", "c"], tmp_path / "c.png", title="")
+    many = [f"class {number}" for number in range(60)]
+    confusion_matrix(np.eye(60, dtype=int), many, tmp_path / "c.png", title="many")
+    assert (tmp_path / "c.png").exists()

@@ -6,6 +6,7 @@ Images are (B, 3, H, W) in [0, 1]; D code size, K classes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -144,7 +145,9 @@ def _trained(
             parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     targets = torch.from_numpy(labels)
-    best, least, worse, order = _state(network), _loss(network, images_of, targets, check), 0, learn[:0]
+    # Random weights are no result, even where no check is better: a start counts only if it was learned.
+    least = math.inf if from_scratch else _loss(network, images_of, targets, check)
+    best, worse, order = _state(network), 0, learn[:0]
     for step in range(1, most + 1):
         if not len(order):
             order = generator.permutation(learn)
@@ -154,7 +157,7 @@ def _trained(
         if not torch.isfinite(loss):
             raise DivergedError("Training on the labels diverged: the loss is not finite.")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], CLIP)
         optimizer.step()
         if step % max(CHECK_STEPS, epoch_steps) == 0 or step == most:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from autoencode.applications.classifier import (
 )
 from autoencode.applications.encoders import Features, image_encoder
 from autoencode.applications.labelled import Labelled, labelled_images
-from autoencode.applications.methods import FAMILIES, Learned, Representations, learn, represent
+from autoencode.applications.methods import FAMILIES, Learned, Representations, Rows, learn, represent
 from autoencode.applications.probe import some_of_each
 from autoencode.data.batches import random_seed
 from autoencode.data.images import Limits
@@ -52,7 +53,7 @@ class Accuracy:
         lowest: of the draws of the labels: how far other labels might have moved it.
         highest: of the draws.
         draws: choices of the labels; 1 where all are used.
-        features: what a linear probe looked at in the last draw, such as "encoder.layers.3".
+        features: what a linear probe looked at in the last draw, such as "encoder.layers.0 4x4".
     """
 
     method: str
@@ -134,10 +135,8 @@ def transfer(
         image_encoder(model, "pretrained")  # refuses before the long work
     folder = None if out is None else _prepared(Path(out))
     report = progress or (lambda *_: None)
-    with labelled_images(
-        Path(labelled), model.preprocessing, limits, lambda done, total: report("packing", done, total)
-    ) as data:
-        seen = represent(model, data, lambda what, done, total: report(what, done, total))
+    with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
+        seen = represent(model, data, report)
         methods = [name for name in FAMILIES if name != "fine-tuned" or finetune]
         methods = [name for name in methods if name != PRETRAINED or seen.has(PRETRAINED)]
         levels, notes = _levels(data)
@@ -197,24 +196,23 @@ def _compare(
         shares = []
         for draw in range(draws):
             number = random_seed("draw", seed, draw) % 2**32  # as much as scikit-learn takes
-            rows = pool
-            if level is not None:
-                wanted = level
-                rows = pool[some_of_each(data.labels[pool], lambda _, wanted=wanted: wanted, number)]
             what = f"{method}, {'all' if level is None else level} labels"
-            if draws > 1:
-                what += f", draw {draw + 1} of {draws}"
-            last[method] = learn(
-                method, data, seen, rows, number, lambda done, total, what=what: report(what, done, total)
-            )
-            predicted = last[method].predict(held_out)
-            shares.append(float((predicted == data.labels[held_out]).mean()))
+            what += f", draw {draw + 1} of {draws}" if draws > 1 else ""
+            rows = _drawn(data, pool, level, number)
+            learned = learn(method, data, seen, rows, number, partial(report, what))
+            shares.append(float((learned.predict(held_out) == data.labels[held_out]).mean()))
+            last[method] = learned
         mean = float(np.mean(shares))
         interval = wilson_interval(round(mean * len(held_out)), len(held_out))
-        accuracies.append(
-            Accuracy(method, level, mean, interval, min(shares), max(shares), draws, last[method].features)
-        )
+        spread = (min(shares), max(shares), draws)
+        accuracies.append(Accuracy(method, level, mean, interval, *spread, last[method].features))
     return accuracies, last
+
+
+def _drawn(data: Labelled, pool: Rows, level: int | None, seed: int) -> Rows:
+    if level is None:
+        return pool
+    return pool[some_of_each(data.labels[pool], lambda _: level, seed)]
 
 
 def _result(
@@ -259,7 +257,7 @@ def _write(folder: Path, made: Transfer) -> Transfer:
     confusion_matrix(made.confusion, classes, folder / PICTURE_NAME, title=title)
     save_classifier(folder / CLASSIFIER_NAME, made.classifier)
     saved = load_classifier(folder / CLASSIFIER_NAME)
-    return Transfer(**{**vars(made), "classifier": saved})
+    return replace(made, classifier=saved)
 
 
 def _comparison_table(comparison: list[Accuracy]) -> bytes:

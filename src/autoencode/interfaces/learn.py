@@ -70,6 +70,7 @@ def transfer(
 
     keep_freed_memory()
     from autoencode.applications import transfer as application
+    from autoencode.applications.classifier import CLASSIFIER_NAME
     from autoencode.models.modelfile import load_model
 
     kind: Literal["code", "pretrained"] = features.value
@@ -85,7 +86,7 @@ def transfer(
             progress=_reporting(bars),
         )
     _print_comparison(made)
-    console.print(f"classifier: {out / application.CLASSIFIER_NAME}", soft_wrap=True)
+    console.print(f"classifier: {out / CLASSIFIER_NAME}", soft_wrap=True)
     console.print(f"comparison: {out / application.COMPARISON_NAME}", soft_wrap=True)
     console.print(
         f"confusion:  {out / application.CONFUSION_NAME}, {out / application.PICTURE_NAME}", soft_wrap=True
