@@ -45,7 +45,7 @@ def test_training_learns_what_a_probe_on_random_codes_cannot(network: str) -> No
     (images, labels), (held_out, truth) = bars(160, 0), bars(100, 1)
     model = build(network)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    start = fit_probe(model.encode(images).numpy(), labels).probe
+    start = fit_probe(model.encode(images).numpy(), labels, 1.0)
     for trained, probe in (
         fine_tune(model, start, lambda rows: images[rows], labels),
         train_from_scratch(model, 2, lambda rows: images[rows], labels),
@@ -77,7 +77,7 @@ def test_training_that_only_does_harm_is_stopped_and_undone(monkeypatch: pytest.
     monkeypatch.setattr(finetune, "HEAD_RATE", 30.0)
     images, labels = bars(60, 0)
     model = build()
-    start = fit_probe(model.encode(images).numpy(), labels).probe
+    start = fit_probe(model.encode(images).numpy(), labels, 1.0)
     steps: list[tuple[int, int]] = []
     tuned, probe = fine_tune(
         model,

@@ -9,7 +9,15 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from autoencode.applications.probe import FOLDS, STRENGTHS, Floats, Labels, fit_probe, some_of_each
+from autoencode.applications.probe import (
+    FOLDS,
+    STRENGTHS,
+    Floats,
+    Labels,
+    choose_strength,
+    fit_probe,
+    some_of_each,
+)
 
 
 def clusters(count: int, features: int, classes: int, spread: float = 1.5) -> tuple[Floats, Labels]:
@@ -24,18 +32,17 @@ def clusters(count: int, features: int, classes: int, spread: float = 1.5) -> tu
 @pytest.mark.parametrize("features", [5, 90], ids=["narrow", "wider than there are images"])
 def test_probabilities_are_those_of_scikit_learn(classes: int, features: int) -> None:
     values, labels = clusters(60, features, classes)
-    fitted = fit_probe(values, labels)
-    reference = make_pipeline(
-        StandardScaler(), LogisticRegression(C=fitted.strength, tol=1e-8, max_iter=5000)
-    )
+    probe = fit_probe(values, labels, 0.1)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, max_iter=5000))
     reference.fit(values, labels)
     expected = reference.predict_proba(values)
-    np.testing.assert_allclose(fitted.probe.probabilities(values), expected, atol=5e-3)
+    np.testing.assert_allclose(probe.probabilities(values), expected, atol=5e-3)
+    assert (probe.predict(values) == reference.predict(values)).all()
 
 
 def test_the_strength_is_the_one_that_cross_validates_best() -> None:
     values, labels = clusters(120, 6, 3, spread=2.5)
-    fitted = fit_probe(values, labels, seed=1)
+    fitted = choose_strength(values, labels, seed=1)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=1)
     standard = StandardScaler().fit_transform(values)
     scores = {
@@ -51,9 +58,9 @@ def test_the_strength_is_the_one_that_cross_validates_best() -> None:
 def test_a_feature_that_never_varies_and_two_images_of_a_class_do_no_harm() -> None:
     values, labels = clusters(6, 4, 3)
     values[:, 2] = 7
-    fitted = fit_probe(values, labels)
-    assert np.isfinite(fitted.probe.probabilities(values)).all()
-    np.testing.assert_allclose(fitted.probe.probabilities(values).sum(axis=1), 1)
+    probe = fit_probe(values, labels, choose_strength(values, labels).strength)
+    assert np.isfinite(probe.probabilities(values)).all()
+    np.testing.assert_allclose(probe.probabilities(values).sum(axis=1), 1)
 
 
 def test_many_images_are_chosen_on_a_part_that_keeps_rare_classes() -> None:
@@ -61,8 +68,7 @@ def test_many_images_are_chosen_on_a_part_that_keeps_rare_classes() -> None:
     labels[:] = 0
     labels[-3:] = 1
     values[-3:] += 100
-    fitted = fit_probe(values, labels)
-    assert (fitted.probe.probabilities(values).argmax(axis=1) == labels).all()
+    assert choose_strength(values, labels).accuracy == 1
 
 
 def test_some_of_each_class_are_chosen_by_seed() -> None:

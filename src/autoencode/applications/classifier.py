@@ -27,7 +27,7 @@ from autoencode.evaluation.figures import image_grid
 from autoencode.evaluation.pretrained import FEATURES, pretrained_version
 from autoencode.files import write_bytes
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.layers import trace
+from autoencode.models.layers import descriptions, trace
 from autoencode.models.modelfile import check_finite, model_of_parts, parts_of_model
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
@@ -50,8 +50,8 @@ class Classifier:
     Attributes:
         model: the whole model, as it was or fine-tuned; with pretrained features only its preprocessing
             matters.
-        features: what the probe looks at: "code", "pretrained", or the name of a convolution of the encoder,
-            whose maps are pooled (see `models.layers`).
+        features: what the probe looks at: "code", "pretrained", or pooled maps of a layer of the encoder,
+            such as "encoder.layers.0 4x4" (see `models.layers.descriptions`).
         classes: the names of the K classes.
         probe: from these features to the classes.
         provenance: what it was learned from and how well it does, as JSON can hold it.
@@ -80,8 +80,7 @@ class Classifier:
         if self.features in (CODE, PRETRAINED):
             kind = "pretrained" if self.features == PRETRAINED else "code"
             return image_encoder(self.model, kind).encode(images)  # type: ignore[arg-type]
-        layers = {layer.name: layer for layer in trace(self.model, images).layers}
-        return layers[self.features].pooled.numpy()
+        return descriptions(trace(self.model, images).layers)[self.features].numpy()
 
 
 @dataclass(frozen=True)
@@ -241,12 +240,9 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     shapes = (probe.mean.shape, probe.scale.shape, probe.weights.shape, probe.bias.shape)
     if shapes != ((size[0],), (size[0],), size, (size[1],)):
         raise ValueError("its parts do not fit together")
-    sizes = {CODE: model.config.code_size, PRETRAINED: FEATURES}
-    sizes |= {
-        name: 2 * part.out_channels
-        for name, part in model.named_modules()
-        if isinstance(part, torch.nn.Conv2d) and name.startswith("encoder.")
-    }
+    blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
+    sizes = {name: part.shape[1] for name, part in descriptions(trace(model, blank).layers).items()}
+    sizes |= {CODE: model.config.code_size, PRETRAINED: FEATURES}
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
 

@@ -1,7 +1,8 @@
 """The ways to a classifier that `transfer` compares.
 
 code         linear probe on the code
-layer        linear probe on the pooled maps of the layer that cross-validation prefers
+layer        linear probe on the pooled maps of the layer that cross-validation prefers, pooled over the
+             image or over 4x4 parts of it
 fine-tuned   the encoder, trained on
 from scratch the same network, trained on the labels alone
 pixels       linear probe on the pixels, averaged down to about 32 a side
@@ -26,12 +27,12 @@ from autoencode.applications.classifier import CODE, PRETRAINED
 from autoencode.applications.encoders import image_encoder
 from autoencode.applications.finetune import fine_tune, train_from_scratch
 from autoencode.applications.labelled import Labelled
-from autoencode.applications.probe import FittedProbe, Floats, LinearProbe, fit_probe
+from autoencode.applications.probe import Floats, LinearProbe, choose_strength, fit_probe
 from autoencode.data.batches import batches, to_float
 from autoencode.errors import MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.layers import trace
+from autoencode.models.layers import descriptions, trace
 from autoencode.models.pca import principal_components
 from autoencode.models.residual import pooling_of
 
@@ -48,7 +49,7 @@ class Representations:
     Attributes:
         model: the model whose encoder is transferred.
         features: (N, F) of all images: "code", "pixels", "pca", "pretrained" where that is installed,
-            and each layer by the name of its convolution.
+            and the pooled maps of each layer by their name in `models.layers.descriptions`.
         layers: those names, shallow to deep.
         notes: what falls short, a sentence each.
     """
@@ -94,8 +95,8 @@ def represent(model: Autoencoder, data: Labelled, report: Callable[[str, int, in
     done = 0
     for images in batches(data.pack, data.rows, INFERENCE_BATCH):
         found, codes = trace(model, images)
-        layers = tuple(layer.name for layer in found)
-        parts = {layer.name: layer.pooled for layer in found}
+        parts = descriptions(found)
+        layers = tuple(parts)
         parts |= {CODE: codes, "pixels": F.avg_pool2d(images, pooling).flatten(1)}
         for name, part in parts.items():
             seen.setdefault(name, []).append(part)
@@ -140,17 +141,20 @@ def learn(
     if method in ("fine-tuned", "from scratch"):
         return _train(method, data, seen, rows, seed, report)
     candidates = seen.layers if method == "layer" else (method,)
-    fits = {name: fit_probe(seen.features[name][rows], labels, seed) for name in candidates}
-    best = max(candidates, key=lambda name: fits[name].accuracy)
-    return _probed(method, best, fits[best], seen)
+    choices = {name: choose_strength(seen.features[name][rows], labels, seed) for name in candidates}
+    best = max(candidates, key=lambda name: choices[name].accuracy)
+    probe = fit_probe(seen.features[best][rows], labels, choices[best].strength)
+    return _probed(method, best, probe, choices[best].accuracy, seen)
 
 
-def _probed(method: str, features: str, fit: FittedProbe, seen: Representations) -> Learned:
+def _probed(
+    method: str, features: str, probe: LinearProbe, accuracy: float, seen: Representations
+) -> Learned:
     def predict(rows: Rows) -> NDArray[np.int64]:
-        return fit.probe.predict(seen.features[features][rows])
+        return probe.predict(seen.features[features][rows])
 
     source = "" if features in (PRETRAINED, "pixels", "pca") else seen.model.digest
-    return Learned(method, features, seen.model, source, fit.probe, fit.accuracy, predict)
+    return Learned(method, features, seen.model, source, probe, accuracy, predict)
 
 
 def _train(
@@ -167,7 +171,8 @@ def _train(
         return to_float(data.pack.pixels(data.rows[rows[indices]]))
 
     if method == "fine-tuned":
-        start = fit_probe(seen.features[CODE][rows], labels, seed).probe
+        codes = seen.features[CODE][rows]
+        start = fit_probe(codes, labels, choose_strength(codes, labels, seed).strength)
         model, probe = fine_tune(seen.model, start, images_of, labels, seed=seed, progress=report)
     else:
         model, probe = train_from_scratch(
@@ -175,8 +180,8 @@ def _train(
         )
 
     def predict(wanted: Rows) -> NDArray[np.int64]:
-        codes = [model.encode(images) for images in batches(data.pack, data.rows[wanted], INFERENCE_BATCH)]
-        return probe.predict(torch.cat(codes).numpy())
+        parts = [model.encode(images) for images in batches(data.pack, data.rows[wanted], INFERENCE_BATCH)]
+        return probe.predict(torch.cat(parts).numpy())
 
     source = seen.model.digest if method == "fine-tuned" else ""
     return Learned(method, CODE, model, source, probe, float("nan"), predict)

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ Labels = NDArray[np.int64]
 # Inverse strengths of the penalty on the weights, strongest first.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
-CHOSEN_ON = 2_000  # images that settings are chosen on at most: more would not change the choice
+CHOSEN_ON = 1_000  # images that settings are chosen on at most: more would not change the choice
 PASSES = 300
 
 
@@ -41,8 +42,8 @@ class LinearProbe:
 
     def predict(self, features: Floats) -> Labels:
         """Return the most probable class (N,) of features (N, F)."""
-        predicted: NDArray[np.int64] = np.argmax(self.probabilities(features), axis=1)
-        return predicted
+        best: Labels = self.probabilities(features).argmax(axis=1)
+        return best
 
     def probabilities(self, features: Floats) -> NDArray[np.float64]:
         """Return (N, K) of features (N, F), each row with sum 1."""
@@ -51,45 +52,41 @@ class LinearProbe:
         return shifted / shifted.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class FittedProbe:
-    """A probe, and how it was chosen.
+class Choice(NamedTuple):
+    """What cross-validation says of features: the best of `STRENGTHS`, and its `accuracy`."""
 
-    Attributes:
-        probe: fitted on all images given.
-        strength: C of scikit-learn, the one of `STRENGTHS` with the highest accuracy.
-        accuracy: that accuracy, in cross-validation on the same images.
-    """
-
-    probe: LinearProbe
     strength: float
     accuracy: float
 
 
-def fit_probe(features: Floats, labels: Labels, seed: int = 0) -> FittedProbe:
-    """Fit a probe, its strength chosen by stratified cross-validation.
-
-    More features than images are turned onto the N directions that the images span. That changes neither
-    inner products nor the penalty, and so not what is fitted, only the time it takes.
+def choose_strength(features: Floats, labels: Labels, seed: int = 0) -> Choice:
+    """Choose the strength of a probe by stratified cross-validation, on at most 1,000 of the images.
 
     Args:
         features: (N, F).
         labels: (N,) in 0..K-1, each class at least twice.
-        seed: of the folds.
+        seed: of the folds, and of the images.
     """
-    mean, scale = features.mean(axis=0), features.std(axis=0)
-    # A feature that never varies says nothing, whatever it is divided by.
-    scale[scale < 1e-6 * np.maximum(1, np.abs(mean))] = 1
-    standard = (features - mean) / scale
-    directions = None
-    if standard.shape[1] > len(standard):
-        directions = _directions(standard)
-        standard = standard @ directions
-    strength, accuracy = _choose(standard, labels, seed)
+    if len(labels) > CHOSEN_ON:
+        share = CHOSEN_ON / len(labels)
+        kept = some_of_each(labels, lambda count: math.ceil(share * count), seed)
+        features, labels = features[kept], labels[kept]
+    mean, scale = _standard(features)
+    return _choose(_narrowed((features - mean) / scale)[0], labels, seed)
+
+
+def fit_probe(features: Floats, labels: Labels, strength: float) -> LinearProbe:
+    """Fit a probe.
+
+    Args:
+        features: (N, F).
+        labels: (N,) in 0..K-1, each class at least once.
+        strength: C of scikit-learn, the inverse strength of the penalty.
+    """
+    mean, scale = _standard(features)
+    standard, directions = _narrowed((features - mean) / scale)
     weights, bias = _fit(standard, labels, strength)
-    if directions is not None:
-        weights = directions @ weights
-    return FittedProbe(LinearProbe(mean, scale, weights, bias), strength, accuracy)
+    return LinearProbe(mean, scale, weights if directions is None else directions @ weights, bias)
 
 
 def some_of_each(labels: Labels, wanted: Callable[[int], int], seed: int) -> NDArray[np.int64]:
@@ -108,20 +105,30 @@ def some_of_each(labels: Labels, wanted: Callable[[int], int], seed: int) -> NDA
     return np.sort(np.concatenate(chosen))
 
 
-def _directions(standard: Floats) -> Floats:
-    """(F, N): orthonormal directions that span the rows (N, F)."""
+def _standard(features: Floats) -> tuple[Floats, Floats]:
+    """Return mean and scale (F,)."""
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # A feature that never varies says nothing, whatever it is divided by.
+    scale[scale < 1e-6 * np.maximum(1, np.abs(mean))] = 1
+    return mean, scale
+
+
+def _narrowed(standard: Floats) -> tuple[Floats, Floats | None]:
+    """Turn more features than images onto the directions the images span, and return those (F, N) too.
+
+    That changes neither inner products nor the penalty, and so not what is fitted, only the time it takes.
+    """
+    if standard.shape[1] <= len(standard):
+        return standard, None
     _, singular, directions = np.linalg.svd(standard, full_matrices=False)
-    return directions[singular > 1e-5 * singular[0]].T  # type: ignore[no-any-return]
+    spanned: Floats = directions[singular > 1e-5 * singular[0]].T
+    return standard @ spanned, spanned
 
 
-def _choose(standard: Floats, labels: Labels, seed: int) -> tuple[float, float]:
+def _choose(standard: Floats, labels: Labels, seed: int) -> Choice:
     """Return the best strength and its accuracy; weaker penalties are not tried once two got worse."""
     from sklearn.model_selection import StratifiedKFold
 
-    if len(labels) > CHOSEN_ON:
-        share = CHOSEN_ON / len(labels)
-        kept = some_of_each(labels, lambda count: math.ceil(share * count), seed)
-        standard, labels = standard[kept], labels[kept]
     folds = StratifiedKFold(min(FOLDS, int(np.bincount(labels).min())), shuffle=True, random_state=seed)
     splits = list(folds.split(standard, labels))
     best, highest, worse = STRENGTHS[0], -1.0, 0
@@ -137,7 +144,7 @@ def _choose(standard: Floats, labels: Labels, seed: int) -> tuple[float, float]:
             worse += 1
             if worse == 2:
                 break
-    return best, highest
+    return Choice(best, highest)
 
 
 def _fit(standard: Floats, labels: Labels, strength: float) -> tuple[Floats, Floats]:

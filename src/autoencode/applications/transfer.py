@@ -53,7 +53,7 @@ class Accuracy:
         lowest: of the draws of the labels: how far other labels might have moved it.
         highest: of the draws.
         draws: choices of the labels; 1 where all are used.
-        features: what a linear probe looked at in the last draw, such as "encoder.layers.3".
+        features: what a linear probe looked at in the last draw, such as "encoder.layers.0 4x4".
     """
 
     method: str

@@ -7,15 +7,20 @@ Shapes: B batch, C channels, H and W of the image, h and w of a map. Images are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencode.models.autoencoder import Autoencoder
+
+# Parts along a side that maps are pooled over. On digits 4x4 tells classes apart far better than 1x1, and
+# hardly better than 2x2; where things may be anywhere, 1x1 needs fewer labels.
+SQUARES = (1, 4)
 
 Pair = tuple[int, int]
 
@@ -37,11 +42,18 @@ class Layer:
     receptive_field_px: Pair
     stride_px: Pair
 
-    @property
-    def pooled(self) -> Tensor:
-        """(B, 2 C): mean and standard deviation of each channel over its map, wherever things are in it."""
-        spread, mean = torch.std_mean(self.maps, dim=(2, 3), correction=0)
-        return torch.cat([mean, spread], 1)
+    def pooled(self, squares: int) -> Tensor:
+        """Describe the maps by the mean and standard deviation of each channel in parts of the image.
+
+        Args:
+            squares: S, parts along a side; 1 forgets where in the image something is.
+
+        Returns:
+            (B, 2 C S^2).
+        """
+        mean = F.adaptive_avg_pool2d(self.maps, squares)
+        variance = F.adaptive_avg_pool2d(self.maps.square(), squares) - mean.square()
+        return torch.cat([mean, variance.clamp(min=0).sqrt()], 1).flatten(1)
 
 
 class Trace(NamedTuple):
@@ -67,6 +79,19 @@ def trace(model: Autoencoder, images: Tensor) -> Trace:
     for layer in layers:
         layer.maps = layer.maps.float().cpu()
     return Trace(layers, codes)
+
+
+def descriptions(layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """Return the maps of each layer pooled, (B, F), by names such as "encoder.layers.0 4x4".
+
+    They are pooled over the image (1x1) and over 4x4 parts of it, if the maps have more values than that.
+    """
+    return {
+        f"{layer.name} {squares}x{squares}": layer.pooled(squares)
+        for layer in layers
+        for squares in SQUARES
+        if squares == 1 or min(layer.maps.shape[2:]) > squares
+    }
 
 
 @contextmanager
