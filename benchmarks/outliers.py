@@ -13,6 +13,7 @@ What is learned from the pack is kept in the run folder.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -133,13 +134,14 @@ def pixel_table(
 ) -> None:
     print("\n| images | pixel AUROC, mean over images (95 % interval) | all pixels together | images |")
     print("| --- | --- | --- | --- |")
+    as_masks = dataclasses.replace(model.preprocessing, background=(0, 0, 0))  # padding is no defect
     for name, paths in folders.items():
         inside, outside, each = [], [], []
         for path in paths:
             mask_path = masks / path.relative_to(roots[name].parent).with_suffix(".png")
             if not mask_path.exists():
                 continue
-            mask = read_image(mask_path, model.preprocessing).mean(axis=2) > 127
+            mask = read_image(mask_path, as_masks).mean(axis=2) > 127
             if not mask.any() or mask.all():
                 continue
             heat = heat_maps(model, model.read(path))[0].double().numpy()
