@@ -15,7 +15,7 @@ import pytest
 import autoencode
 from autoencode.errors import AutoencodeError
 
-HEAVY = ("torch", "numpy", "matplotlib", "PIL", "safetensors", "scipy", "skimage", "sklearn")
+HEAVY = ("torch", "faiss", "numpy", "matplotlib", "PIL", "safetensors", "scipy", "skimage", "sklearn")
 
 
 def loaded_after(code: str) -> set[str]:

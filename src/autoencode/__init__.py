@@ -20,15 +20,29 @@ from typing import TYPE_CHECKING
 from autoencode.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from autoencode.applications.duplicates import NearDuplicates, NearPair
     from autoencode.applications.evaluate import Detection, Evaluation, evaluate
     from autoencode.applications.export import OnnxFile, export_onnx
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
     from autoencode.applications.heatmaps import heat_maps
+    from autoencode.applications.indexing import build_index
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.outlier_reference import OutlierReference, fit_reference
     from autoencode.applications.outliers import Finding, Outliers, find_outliers
     from autoencode.applications.quality import CodeQuality, ImageQuality
     from autoencode.applications.reconstruct import Reconstruction, Reconstructions, reconstruct
+    from autoencode.applications.retrieval import (
+        RetrievalQuality,
+        evaluate_search,
+        retrieval_quality,
+    )
+    from autoencode.applications.search import (
+        Index,
+        Neighbour,
+        Neighbours,
+        SearchResults,
+        open_index,
+    )
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, open_pack, pack_folder
     from autoencode.errors import (
@@ -37,6 +51,7 @@ if TYPE_CHECKING:
         DivergedError,
         ImageError,
         ImageFolderError,
+        ImageIndexError,
         MissingExtraError,
         ModelFileError,
         OutputError,
@@ -52,15 +67,25 @@ if TYPE_CHECKING:
     from autoencode.training.train import Run, train
 
 _HOME = {
+    "applications.duplicates": ("NearDuplicates", "NearPair"),
     "applications.evaluate": ("Detection", "Evaluation", "evaluate"),
     "applications.export": ("OnnxFile", "export_onnx"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.heatmaps": ("heat_maps",),
+    "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
     "applications.outlier_reference": ("OutlierReference", "fit_reference"),
     "applications.outliers": ("Finding", "Outliers", "find_outliers"),
     "applications.quality": ("CodeQuality", "ImageQuality"),
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
+    "applications.retrieval": ("RetrievalQuality", "evaluate_search", "retrieval_quality"),
+    "applications.search": (
+        "Index",
+        "Neighbour",
+        "Neighbours",
+        "SearchResults",
+        "open_index",
+    ),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "open_pack", "pack_folder"),
     "errors": (
@@ -69,6 +94,7 @@ _HOME = {
         "DivergedError",
         "ImageError",
         "ImageFolderError",
+        "ImageIndexError",
         "MissingExtraError",
         "ModelFileError",
         "OutputError",
@@ -99,13 +125,19 @@ __all__ = [
     "GaussianMixture",
     "ImageError",
     "ImageFolderError",
+    "ImageIndexError",
     "ImageQuality",
+    "Index",
     "Interval",
     "Limits",
     "MissingExtraError",
     "ModelConfig",
     "ModelFileError",
     "Morph",
+    "NearDuplicates",
+    "NearPair",
+    "Neighbour",
+    "Neighbours",
     "OnnxFile",
     "OutlierReference",
     "Outliers",
@@ -116,13 +148,17 @@ __all__ = [
     "Progress",
     "Reconstruction",
     "Reconstructions",
+    "RetrievalQuality",
     "Run",
     "RunError",
     "Samples",
+    "SearchResults",
     "StandardNormal",
     "TrainConfig",
     "__version__",
+    "build_index",
     "evaluate",
+    "evaluate_search",
     "export_onnx",
     "find_outliers",
     "fit_prior",
@@ -131,9 +167,11 @@ __all__ = [
     "heat_maps",
     "load_model",
     "morph",
+    "open_index",
     "open_pack",
     "pack_folder",
     "reconstruct",
+    "retrieval_quality",
     "save_model",
     "settings",
     "train",

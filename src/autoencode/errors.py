@@ -4,6 +4,7 @@ AutoencodeError
 ├── ConfigError          a setting that cannot be used, or settings that do not fit together
 ├── ImageError           one image file or array that cannot be used
 ├── ImageFolderError     a folder that is missing, empty, or has no usable image
+├── ImageIndexError      an index of images that is missing, damaged, or made with another model
 ├── PackError            a pack that is missing, damaged, or made with other settings
 ├── RunError             a run folder that is not ours, is finished, or was started with other settings
 ├── DivergedError        training produced a loss that is not finite
@@ -32,6 +33,10 @@ class ImageError(AutoencodeError):
 
 class ImageFolderError(AutoencodeError):
     """A folder that is missing, empty, or has no usable image."""
+
+
+class ImageIndexError(AutoencodeError):
+    """An index of images that is missing, damaged, or made with another model."""
 
 
 class PackError(AutoencodeError):

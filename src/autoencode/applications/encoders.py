@@ -62,13 +62,20 @@ def image_encoder(model: Autoencoder, kind: Features = "code") -> ImageEncoder:
             model.digest,
             lambda images: model.encode(images).numpy(),
         )
-    # Independent of the model's weights: training it again does not change these vectors.
-    text = json.dumps([pretrained_version(), model.preprocessing.to_json()], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    return pretrained_encoder(model.preprocessing)
+
+
+def pretrained_encoder(preprocessing: Preprocessing) -> ImageEncoder:
+    """Return pretrained features of images of this size; no model is needed, nor do its weights matter.
+
+    Raises:
+        MissingExtraError: the optional part `eval` is not installed.
+    """
+    text = json.dumps([pretrained_version(), preprocessing.to_json()], sort_keys=True)
     return ImageEncoder(
-        kind,
-        model.preprocessing,
+        "pretrained",
+        preprocessing,
         FEATURES,
-        digest,
+        hashlib.sha256(text.encode()).hexdigest(),
         lambda images: pretrained_features(to_pixels(images.cpu())),
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError
-from autoencode.interfaces import create, inspect, measure, options
+from autoencode.interfaces import create, find, inspect, measure, options
 from autoencode.interfaces.options import (
     MACHINE,
     VAE,
@@ -272,6 +272,7 @@ def reconstruct(
 
 
 create.add_to(app)
+find.add_to(app)
 inspect.add_to(app)
 measure.add_to(app)
 

@@ -1,0 +1,234 @@
+"""Make an index of a folder of images, or bring one in step with its folder: only what is new is encoded.
+
+The pack inside the index is brought in step first, then the file of the index is replaced. A kill between
+the two leaves the old index whole, beside a pack that the next update goes on from.
+
+Shapes: R distinct contents, D values in a code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.applications.duplicates import copy_threshold
+from autoencode.applications.encoders import Features, ImageEncoder, image_encoder
+from autoencode.applications.indexfile import (
+    INDEX_NAME,
+    PACK_NAME,
+    Place,
+    StoredIndex,
+    is_index,
+    read_index,
+    write_index,
+)
+from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_space
+from autoencode.applications.search import Index, Update
+from autoencode.data.batches import batches
+from autoencode.data.images import Limits, Preprocessing
+from autoencode.data.pack import Entry, Pack, is_pack, open_pack, pack_folder
+from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
+from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.modelfile import MODEL_NAME, load_model
+
+DEFAULT_FEATURES: Features = "code"
+DEFAULT_DISTANCE: Distance = "whitened"
+
+_Report = Callable[[int, int], None]
+
+
+def build_index(
+    model: Autoencoder | str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    features: Features | None = None,
+    distance: Distance | None = None,
+    limits: Limits | None = None,
+    progress: _Report | None = None,
+    packing_progress: _Report | None = None,
+) -> Index:
+    """Index the images of a folder, or bring an index in step with the folder: only what is new is encoded.
+
+    A kill, a crash or a full disk at any moment leaves the old index whole, or the new one.
+
+    Args:
+        model: a model file, the run folder that holds one, or a model from `load_model`; by its path the
+            model is found again when the index is searched.
+        source: a folder of images, in sub-folders or not, or a pack, which is taken as it is.
+        out: the folder of the index; made here.
+        features: "code" (the default of a new index) compares what the model was trained to keep,
+            "pretrained" what EfficientNet-Lite0 sees in images of the model's size (extra `eval`).
+        distance: "whitened" (the default of a new index) compares the angle between codes whose principal
+            directions are scaled to unit variance, "cosine" that between the codes themselves, "l2" their
+            Euclidean distance. Another than before encodes nothing anew.
+        limits: the largest files and pictures to accept.
+        progress: called with (images encoded, images to encode).
+        packing_progress: called with (files done, files to read).
+
+    Raises:
+        ModelFileError: the model cannot be loaded.
+        ImageFolderError: the folder is missing, has no images, or none that can be used.
+        ImageIndexError: the index there is of another model or folder, damaged, or being written.
+        PackError: the pack cannot be used.
+        ConfigError: unknown features or distance, a model that was never saved, or a pack of another size.
+        MissingExtraError: pretrained features need the optional part `eval`.
+        OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
+    """
+    source, out = Path(source), Path(out)
+    loaded = model if isinstance(model, Autoencoder) else load_model(model)
+    if not source.is_dir():
+        raise ImageFolderError(f"No folder of images and no pack at {source}.")
+    _refuse_what_is_not_ours(out)
+    busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
+    with exclusive(out, busy, ImageIndexError):
+        old = read_index(out) if is_index(out) else None
+        encoder = image_encoder(loaded, features or (old.features if old else DEFAULT_FEATURES))
+        if not encoder.digest:
+            raise ConfigError(
+                "The model has no file yet, by which its codes are known. Save and load it first."
+            )
+        if old is not None:
+            _refuse_another(out, old, encoder, source)
+        pack = _packed(encoder.preprocessing, source, out, limits, packing_progress)
+        remove_temporaries(out)
+        chosen = distance or (old.space.distance if old else DEFAULT_DISTANCE)
+        stored, update = _in_step(old, encoder, pack, chosen, _places(model, source, pack, out), progress)
+        if stored is not old:
+            write_index(out, stored)
+    return Index(out, stored, encoder, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    model: Place | None
+    source: str
+    folder: Place
+
+
+def _places(model: Autoencoder | str | Path, source: Path, pack: Pack, out: Path) -> _Places:
+    place = None
+    if not isinstance(model, Autoencoder):
+        path = Path(model)
+        place = Place.of(path / MODEL_NAME if path.is_dir() else path, out)
+    return _Places(place, str(source.resolve()), Place.of(pack.folder, out))
+
+
+def _in_step(
+    old: StoredIndex | None,
+    encoder: ImageEncoder,
+    pack: Pack,
+    distance: Distance,
+    places: _Places,
+    progress: _Report | None,
+) -> tuple[StoredIndex, Update]:
+    """Return the index of the images of `pack`; the old one itself where nothing differs."""
+    contents, pack_rows = _contents(pack)
+    known = {entry.sha256: entry.row for entry in old.entries} if old else {}
+    old_rows = np.array([known.get(sha256, -1) for sha256 in contents], np.int64)
+    missing = np.flatnonzero(old_rows < 0)
+    removed = len(known.keys() - set(contents))
+    started = time.perf_counter()
+    fresh = _encoded(encoder, pack, pack_rows[missing], progress)
+    update = Update(
+        encoded=len(missing),
+        kept=len(contents) - len(missing),
+        removed=removed,
+        seconds=time.perf_counter() - started,
+        refused=pack.refused,
+    )
+    model = places.model or (old.model if old else None)
+    if old and old.fingerprint == pack.fingerprint and old.space.distance == distance:
+        is_same = (old.model, old.folder) == (model, places.folder)
+        return (old if is_same else dataclasses.replace(old, model=model, folder=places.folder)), update
+    codes = np.empty((len(contents), encoder.size), np.float32)
+    if old is not None:
+        codes[old_rows >= 0] = old.codes[old_rows[old_rows >= 0]]
+    codes[missing] = fresh
+    space = fit_space(codes, distance)
+    stored = StoredIndex(
+        features=encoder.kind,
+        encoder_digest=encoder.digest,
+        preprocessing=pack.preprocessing,
+        model=model,
+        source=places.source,
+        folder=places.folder,
+        fingerprint=pack.fingerprint,
+        entries=_with_rows(pack.entries, contents),
+        codes=codes,
+        space=space,
+        cells=fit_cells(space, codes),
+        near_duplicate_threshold=copy_threshold(encoder, space, codes, pack_rows, pack),
+    )
+    return stored, update
+
+
+def _contents(pack: Pack) -> tuple[list[str], NDArray[np.int64]]:
+    """Return each distinct sha256, in order, and the row of the pack that has its pixels."""
+    rows = {str(entry.sha256): entry.row for entry in reversed(pack.entries)}
+    contents = sorted(rows)
+    return contents, np.array([rows[sha256] for sha256 in contents], np.int64)
+
+
+def _with_rows(entries: list[Entry], contents: list[str]) -> list[Entry]:
+    rows = {sha256: row for row, sha256 in enumerate(contents)}
+    return [dataclasses.replace(entry, row=rows[str(entry.sha256)]) for entry in entries]
+
+
+def _encoded(encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], progress: _Report | None) -> Floats:
+    codes = np.empty((len(rows), encoder.size), np.float32)
+    done = 0
+    for images in batches(pack, rows, INFERENCE_BATCH):
+        codes[done : done + len(images)] = encoder.encode(images)
+        done += len(images)
+        if progress:
+            progress(done, len(rows))
+    if not np.isfinite(codes).all():
+        raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
+    return codes
+
+
+def _packed(
+    wanted: Preprocessing, source: Path, out: Path, limits: Limits | None, progress: _Report | None
+) -> Pack:
+    if not is_pack(source):
+        return pack_folder(source, out / PACK_NAME, wanted, limits=limits, progress=progress)
+    pack = open_pack(source)
+    have, want = pack.preprocessing.to_json(), wanted.to_json()
+    different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
+    if different:
+        raise ConfigError(
+            f"The pack {source} was made with {'; '.join(different)} as the model needs. "
+            f"Give the folder it was made of: {pack.folder}"
+        )
+    if not len(pack):
+        raise ImageFolderError(f"The pack {source} has no image that can be used.")
+    return pack
+
+
+def _refuse_what_is_not_ours(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file. Choose another output.")
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    others = [n for n in names if n not in (".lock", PACK_NAME) and not n.endswith(TEMPORARY_SUFFIX)]
+    if INDEX_NAME not in names and others:
+        raise OutputError(f"{out} is not an index, and not empty. Choose another output.")
+
+
+def _refuse_another(out: Path, old: StoredIndex, encoder: ImageEncoder, source: Path) -> None:
+    advice = "Choose another output, or delete the index to make it anew."
+    if old.source != str(source.resolve()):
+        raise ImageIndexError(f"{out} is an index of {old.source}, not of {source}. {advice}")
+    if old.features != encoder.kind:
+        raise ImageIndexError(f"{out} holds {old.features} features, not {encoder.kind}. {advice}")
+    if old.encoder_digest != encoder.digest:
+        raise ImageIndexError(
+            f"{out} was made with another model ({old.encoder_digest[:12]}, not {encoder.digest[:12]}): "
+            f"its codes cannot be compared. {advice}"
+        )

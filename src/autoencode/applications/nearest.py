@@ -1,0 +1,276 @@
+"""The nearest of many codes: what near means, and finding them with FAISS.
+
+Up to `EXACT_LIMIT` codes every one is compared. Beyond, codes are grouped into cells and a query looks into
+the nearest cells only (an inverted file: Jégou et al. 2011, section IV), into so many that nearly nothing is
+missed, as measured when the cells are made. What FAISS finds is scored again in fp64: its L2 distances
+between codes that nearly agree are mostly rounding.
+
+Shapes: R codes, Q queries, D code size, L cells, K neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode.errors import ConfigError
+
+Distance = Literal["whitened", "cosine", "l2"]
+
+EXACT_LIMIT = 100_000
+RECALL_SOUGHT = 0.995  # on the sample; its error is about 0.002, which keeps the recall itself above 0.99
+RECALL_NEIGHBOURS, RECALL_SAMPLE = 10, 500
+
+_CELLS_PER_ROOT = 4  # cells for the square root of the number of codes, as FAISS's guidelines advise
+_TRAINED_PER_CELL, _ITERATIONS = 40, 10
+_BLOCK_VALUES = 16 * 1024**2  # a block of vectors or of scores is 64 MB
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Space:
+    """How codes are compared: a linear map, and the angle or the distance between what it gives.
+
+    Attributes:
+        distance: "whitened" is the cosine of the angle between codes whose principal directions are scaled
+            to unit variance (Jégou & Chum 2012); "cosine" that between the codes themselves; "l2" the
+            Euclidean distance.
+        centre: (D,) subtracted first; None where nothing is.
+        matrix: (D, D) applied next; None where none is.
+    """
+
+    distance: Distance
+    centre: Floats | None = None
+    matrix: Floats | None = None
+
+    @property
+    def is_similarity(self) -> bool:
+        """Whether a higher score is nearer."""
+        return self.distance != "l2"
+
+    def vectors(self, codes: Floats) -> Floats:
+        """Map codes (R, D) to vectors (R, D) whose inner product, or whose L2 distance, is the score."""
+        vectors: Floats = np.asarray(codes, np.float32)
+        if self.centre is not None and self.matrix is not None:
+            vectors = ((vectors - self.centre) @ self.matrix).astype(np.float32, copy=False)
+        if self.is_similarity:
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            # A code of zero length has no direction: it is at a right angle to every other.
+            vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+        return np.ascontiguousarray(vectors)
+
+    def scores(self, queries: Floats, vectors: Floats) -> NDArray[np.float64]:
+        """Score queries (..., D) against vectors (..., D), in fp64."""
+        queries, vectors = queries.astype(np.float64), vectors.astype(np.float64)
+        if self.is_similarity:
+            return np.asarray((queries * vectors).sum(-1).clip(-1, 1))
+        return np.asarray(np.sqrt(np.square(queries - vectors).sum(-1)))
+
+
+def fit_space(codes: Floats, distance: Distance) -> Space:
+    """Choose what the comparison needs to know of the codes (R, D).
+
+    Whitening shrinks the covariance towards a multiple of the identity with the weight of D further codes
+    (a ridge, as in Ledoit & Wolf 2004): directions without variance, or with too few codes to know it, are
+    not blown up.
+
+    Raises:
+        ConfigError: an unknown distance.
+    """
+    if distance not in get_args(Distance):
+        raise ConfigError(f"Unknown distance {distance!r}. Choose one of: {', '.join(get_args(Distance))}.")
+    if distance != "whitened":
+        return Space(distance)
+    count, size = codes.shape
+    total, products = np.zeros(size), np.zeros((size, size))
+    for _, block in _blocks(codes):
+        total += block.sum(0, dtype=np.float64)
+    mean = total / count
+    for _, block in _blocks(codes):
+        centred = block - mean
+        products += centred.T @ centred
+    variances, directions = np.linalg.eigh(products / count)
+    weight = size / (size + count)
+    shrunk = (1 - weight) * variances.clip(min=0) + weight * variances.clip(min=0).mean()
+    shrunk = np.maximum(shrunk, np.finfo(np.float32).tiny)
+    return Space(distance, mean.astype(np.float32), (directions / np.sqrt(shrunk)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Codes grouped for approximate search.
+
+    Attributes:
+        centroids: (L, D) float32.
+        assignment: (R,) int64, the cell of each code.
+        probes: cells that a query looks into.
+        recall: share of the true 10 nearest that were found for a sample of codes.
+    """
+
+    centroids: Floats
+    assignment: Rows
+    probes: int
+    recall: float
+
+
+def fit_cells(space: Space, codes: Floats, exact_limit: int = EXACT_LIMIT) -> Cells | None:
+    """Group codes (R, D), or return None where every one can be compared."""
+    count, size = codes.shape
+    if count <= exact_limit:
+        return None
+    _use_threads()
+    cells = round(_CELLS_PER_ROOT * math.sqrt(count))
+    order = np.random.Generator(np.random.Philox(0)).permutation(count)
+    sample, rest = np.sort(order[:RECALL_SAMPLE]), order[RECALL_SAMPLE:]
+    training = space.vectors(codes[np.sort(rest[: _TRAINED_PER_CELL * cells])])
+    kmeans = faiss.Kmeans(
+        size,
+        cells,
+        niter=_ITERATIONS,
+        seed=1,
+        spherical=space.is_similarity,
+        max_points_per_centroid=len(rest),
+    )
+    kmeans.train(training)
+    del training
+    centroids = np.array(kmeans.centroids)
+    quantizer = _flat(space, size)
+    quantizer.add(centroids)
+    assignment = np.empty(count, np.int64)
+    for start, block in _blocks(codes):
+        assignment[start : start + len(block)] = quantizer.search(space.vectors(block), 1)[1][:, 0]
+    probes, recall = _probes(space, codes, centroids, assignment, sample)
+    return Cells(centroids, assignment, probes, recall)
+
+
+def _probes(
+    space: Space, codes: Floats, centroids: Floats, assignment: Rows, sample: Rows
+) -> tuple[int, float]:
+    """Return the fewest cells (a power of two) to look into, and the recall with them."""
+    wanted = Nearest(space, codes, None).others(sample, RECALL_NEIGHBOURS)
+    nearest = Nearest(space, codes, Cells(centroids, assignment, 1, 0.0))
+    probes = 1
+    while True:
+        nearest.index.nprobe = probes
+        found = nearest.others(sample, RECALL_NEIGHBOURS)
+        recall = float(np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]))
+        if recall >= RECALL_SOUGHT or probes >= len(centroids):
+            return probes, recall
+        probes = min(2 * probes, len(centroids))
+
+
+class Found(NamedTuple):
+    """Neighbours of one query, nearest first: `scores` (K,) and `rows` (K,)."""
+
+    scores: NDArray[np.float64]
+    rows: Rows
+
+
+class Nearest:
+    """Codes, ready to be searched.
+
+    Args:
+        space: how they are compared.
+        codes: (R, D) float32; kept, and read from when scoring.
+        cells: from `fit_cells`; None compares every code.
+    """
+
+    def __init__(self, space: Space, codes: Floats, cells: Cells | None) -> None:
+        _use_threads()
+        self.space = space
+        self.codes = codes
+        size = codes.shape[1]
+        self.index: Any = _flat(space, size)
+        if cells is None:
+            for _, block in _blocks(codes):
+                self.index.add(space.vectors(block))
+            return
+        self._quantizer = self.index  # FAISS keeps a bare pointer to it
+        self._quantizer.add(cells.centroids)
+        self.index = faiss.IndexIVFFlat(
+            self._quantizer, size, len(cells.centroids), self._quantizer.metric_type
+        )
+        self.index.is_trained = True
+        self.index.nprobe = cells.probes
+        for start, block in _blocks(codes):
+            vectors, rows = space.vectors(block), np.arange(start, start + len(block))
+            assignment = np.ascontiguousarray(cells.assignment[start : start + len(block)])
+            pointers = [faiss.swig_ptr(array) for array in (vectors, rows, assignment)]
+            self.index.add_core(len(block), *pointers)
+
+    def search(self, codes: Floats, k: int) -> list[Found]:
+        """Return the K nearest of each of the codes (Q, D), nearest first, equals by row.
+
+        Fewer than K come back where there are no more.
+        """
+        if not len(codes):
+            return []
+        vectors, k = self.space.vectors(codes), min(k, len(self.codes))
+        _, rows = self.index.search(vectors, k)
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short):  # the cells looked into hold fewer than K
+            all_cells = faiss.SearchParametersIVF()
+            all_cells.nprobe = self.index.nlist
+            _, rows[short] = self.index.search(vectors[short], k, params=all_cells)
+        return [self._scored(vector, found[found >= 0]) for vector, found in zip(vectors, rows, strict=True)]
+
+    def others(self, rows: Rows, k: int) -> list[Rows]:
+        """Return the rows of the K nearest of each of `rows` (Q,), itself left out."""
+        found = self.search(self.codes[rows], k + 1)
+        return [near.rows[near.rows != row][:k] for row, near in zip(rows, found, strict=True)]
+
+    def pairs(self, threshold: float) -> Iterator[tuple[Rows, Rows, NDArray[np.float64]]]:
+        """Yield blocks (first row, second row, score) of the pairs at least as near as a score.
+
+        Memory does not grow with the square of the number of codes.
+        """
+        # FAISS wants more than, or less than, and rounds: what it finds is checked again.
+        radius = threshold - 1e-5 if self.space.is_similarity else threshold**2 * (1 + 1e-4) + 1e-9
+        step = max(1, _BLOCK_VALUES // max(len(self.codes), self.codes.shape[1]))
+        for start in range(0, len(self.codes), step):
+            vectors = self.space.vectors(self.codes[start : start + step])
+            limits, _, second = self.index.range_search(vectors, radius)
+            first = start + np.repeat(np.arange(len(vectors)), np.diff(limits.astype(np.int64)))
+            once = first < second
+            first, second = first[once], second[once].astype(np.int64)
+            scores = self._pair_scores(first, second)
+            near = scores >= threshold if self.space.is_similarity else scores <= threshold
+            yield first[near], second[near], scores[near]
+
+    def _pair_scores(self, first: Rows, second: Rows) -> NDArray[np.float64]:
+        scores = np.empty(len(first))
+        step = max(1, _BLOCK_VALUES // (4 * self.codes.shape[1]))
+        for start in range(0, len(first), step):
+            part = slice(start, start + step)
+            one, other = (self.space.vectors(self.codes[rows[part]]) for rows in (first, second))
+            scores[part] = self.space.scores(one, other)
+        return scores
+
+    def _scored(self, vector: Floats, rows: Rows) -> Found:
+        scores = self.space.scores(vector, self.space.vectors(self.codes[rows]))
+        order = np.lexsort((rows, -scores if self.space.is_similarity else scores))
+        return Found(scores[order], rows[order])
+
+
+def _flat(space: Space, size: int) -> Any:  # noqa: ANN401 - FAISS has no types
+    return faiss.IndexFlatIP(size) if space.is_similarity else faiss.IndexFlatL2(size)
+
+
+def _blocks(codes: Floats) -> Iterator[tuple[int, Floats]]:
+    step = max(1, _BLOCK_VALUES // codes.shape[1])
+    for start in range(0, len(codes), step):
+        yield start, codes[start : start + step]
+
+
+def _use_threads() -> None:
+    """Let FAISS use as many threads as torch does, and no more."""
+    faiss.omp_set_num_threads(torch.get_num_threads())

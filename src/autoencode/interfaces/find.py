@@ -1,0 +1,256 @@
+"""The commands that find images: index and search. Heavy imports are inside, as in `cli`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from autoencode.interfaces import options
+from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
+from autoencode.interfaces.progress import console, counting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from autoencode.applications.duplicates import NearDuplicates
+    from autoencode.applications.search import Index, SearchResults
+
+REFUSED_SHOWN, PAIRS_SHOWN = 5, 50
+
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+class FeaturesName(StrEnum):
+    """What of an image is compared."""
+
+    code = "code"
+    pretrained = "pretrained"
+
+
+class DistanceName(StrEnum):
+    """How codes are compared."""
+
+    whitened = "whitened"
+    cosine = "cosine"
+    l2 = "l2"
+
+
+def index(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Images, in sub-folders or not; or a pack.")],
+    out: Annotated[Path, typer.Option(help="The index; run again to take in what changed.")],
+    features: Annotated[
+        FeaturesName | None,
+        typer.Option(
+            help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
+            "[default: code, or as before]"
+        ),
+    ] = None,
+    distance: Annotated[
+        DistanceName | None,
+        typer.Option(
+            help="whitened (angle, every direction of the codes weighs the same), cosine (angle), or l2. "
+            "[default: whitened, or as before]"
+        ),
+    ] = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Encode the images of a folder once, to search among them."""
+    from autoencode.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from autoencode.applications.indexing import build_index
+
+    with counting("packing") as packing_progress, counting("encoding") as progress:
+        made = build_index(
+            model,
+            folder,
+            out,
+            features=None if features is None else features.value,
+            distance=None if distance is None else distance.value,
+            limits=options.limits(max_pixels, max_bytes),
+            progress=progress,
+            packing_progress=packing_progress,
+        )
+    _print_index(made)
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="What `autoencode index` made.")],
+    queries: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each query.", min=1)] = 10,
+    out: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw it, each query before its neighbours (.png, .jpg, ...).")
+    ] = None,
+    near_duplicates: Annotated[
+        bool,
+        typer.Option("--near-duplicates", help="List copies, and pairs that look the same, in the index."),
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Score from which a pair is a near-duplicate. [default: what 95 % of images reach with a "
+            "copy that is slightly cropped, smaller, a JPEG]"
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The model the index was made with, if it was moved.")
+    ] = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Find the images of an index that look most like others, or like each other."""
+    if bool(queries) == near_duplicates:
+        raise typer.BadParameter("give images to look for, or --near-duplicates", param_hint="QUERIES")
+    if threshold is not None and not near_duplicates:
+        raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
+    from autoencode.applications.search import open_index
+
+    opened = open_index(index, model)
+    limits = options.limits(max_pixels, max_bytes)
+    if near_duplicates:
+        pairs = opened.near_duplicates(threshold)
+        _print_duplicates(opened, pairs)
+        if out is not None:
+            _write(out, _duplicates_json(opened, pairs))
+        if sheet is not None and (pairs.exact or pairs.near):
+            from autoencode.applications.searchsheet import duplicates_sheet
+
+            _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
+        return
+    with counting("searching") as progress:
+        found = opened.search(queries or [], k, limits=limits, progress=progress)
+    _print_neighbours(opened, found, k)
+    if out is not None:
+        _write(out, _neighbours_json(opened, found))
+    if sheet is not None:
+        from autoencode.applications.searchsheet import neighbours_sheet
+
+        _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands of this module commands of the program."""
+    app.command()(index)
+    app.command()(search)
+
+
+def _print_index(made: Index) -> None:
+    update = made.update
+    assert update is not None
+    for entry in update.refused[:REFUSED_SHOWN]:
+        console.print(f"refused {entry.path}: {entry.reason}", soft_wrap=True)
+    if len(update.refused) > REFUSED_SHOWN:
+        console.print(f"refused {len(update.refused) - REFUSED_SHOWN:,} more")
+    rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
+    console.print(
+        f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed"
+    )
+    how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
+    console.print(
+        f"index: {made.path}: {len(made):,} images, {made.features} features, {made.distance}, {how}",
+        soft_wrap=True,
+    )
+
+
+def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
+    for path, reason in found.refused:
+        notes.print(f"refused {path}: {reason}", soft_wrap=True)
+    if k > len(opened):
+        notes.print(f"Only {len(opened):,} images are in the index; all of them are listed.")
+    gone = {near.path for result in found.results for near in result.found if near.is_gone}
+    if gone:
+        notes.print(
+            f"{len(gone):,} of the images found are no longer there. Bring the index in step: "
+            f"autoencode index MODEL {opened.source} --out {opened.path}",
+            soft_wrap=True,
+        )
+    for result in found.results:
+        console.print(str(result.query), soft_wrap=True)
+        _print_table(
+            opened,
+            [(f"{near.score:.4f}", f"{near.path}{' (gone)' * near.is_gone}") for near in result.found],
+        )
+
+
+def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
+    queries = [
+        {
+            "query": str(result.query),
+            "neighbours": [
+                {"path": str(near.path), "score": near.score, "label": near.label, "gone": near.is_gone}
+                for near in result.found
+            ],
+        }
+        for result in found.results
+    ]
+    refused = [{"query": str(path), "reason": reason} for path, reason in found.refused]
+    return {
+        "features": opened.features,
+        "distance": opened.distance,
+        "queries": queries,
+        "refused": refused,
+    }
+
+
+def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
+    copies = sum(map(len, found.exact)) - len(found.exact)
+    total = len(found.near) + found.more
+    console.print(
+        f"exact copies: {copies:,}; pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
+    )
+    rows = [("same bytes", "\n".join(map(str, group))) for group in found.exact]
+    rows += [(f"{pair.score:.4f}", f"{pair.first}\n{pair.second}") for pair in found.near]
+    if rows:
+        _print_table(opened, rows[:PAIRS_SHOWN])
+    hidden = max(len(rows) - PAIRS_SHOWN, 0) + found.more
+    if hidden:
+        notes.print(f"{hidden:,} more are not shown; --out lists up to {len(found.near):,} pairs.")
+
+
+def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
+    return {
+        "features": opened.features,
+        "distance": opened.distance,
+        "threshold": found.threshold,
+        "exact": [list(map(str, group)) for group in found.exact],
+        "near": [{"paths": [str(pair.first), str(pair.second)], "score": pair.score} for pair in found.near],
+        "more": found.more,
+    }
+
+
+def _print_table(opened: Index, rows: list[tuple[str, str]]) -> None:
+    if console.is_terminal:
+        heading = "distance" if opened.distance == "l2" else "similarity"
+        table = Table(heading, "image", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        # Where lines are read by a program, a path is not cut into two.
+        for score, paths in rows:
+            typer.echo("\t".join([score, *paths.split("\n")]))
+
+
+def _write(out: Path, value: dict[str, Any]) -> None:
+    from autoencode.files import write_json
+
+    write_json(out, value)
+    notes.print(f"results: {out}", soft_wrap=True)
+
+
+def _draw(sheet: Path, pixels: NDArray[np.uint8]) -> None:
+    from autoencode.data.images import save_image
+
+    save_image(sheet, pixels)
+    notes.print(f"sheet: {sheet}", soft_wrap=True)

@@ -1,0 +1,126 @@
+"""FAISS against brute force, and the map of each distance against its formula."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoencode import ConfigError
+from autoencode.applications.nearest import Distance, Floats, Nearest, fit_cells, fit_space
+
+DISTANCES: tuple[Distance, ...] = ("whitened", "cosine", "l2")
+
+
+def codes(count: int, size: int = 6, seed: int = 0) -> Floats:
+    """Codes away from zero, with directions of very different variance."""
+    generator = np.random.default_rng(seed)
+    spread = np.geomspace(0.05, 3, size)
+    return (generator.normal(size=(count, size)) * spread + 1).astype(np.float32)
+
+
+def clustered(count: int, size: int) -> Floats:
+    generator = np.random.default_rng(1)
+    centres = generator.normal(size=(200, size))
+    return (centres[generator.integers(200, size=count)] + 0.4 * generator.normal(size=(count, size))).astype(
+        np.float32
+    )
+
+
+def brute_force(queries: Floats, known: Floats, distance: Distance) -> np.ndarray[Any, Any]:
+    """Scores (Q, R) by their formulas, in fp64; the whitened one through the inverse of the covariance."""
+    q, x = queries.astype(np.float64), known.astype(np.float64)
+    if distance == "l2":
+        return np.linalg.norm(q[:, None] - x, axis=2)
+    metric = np.eye(x.shape[1])
+    if distance == "whitened":
+        q, x = q - x.mean(0), x - x.mean(0)
+        count, size = x.shape
+        weight = size / (size + count)
+        covariance = x.T @ x / count
+        covariance = (1 - weight) * covariance + weight * np.trace(covariance) / size * np.eye(size)
+        metric = np.linalg.inv(covariance)
+    lengths = [np.sqrt(np.einsum("ij,jk,ik->i", side, metric, side)) for side in (q, x)]
+    return (q @ metric @ x.T) / np.outer(*lengths)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_nearest_are_those_of_brute_force(distance: Distance) -> None:
+    known, queries = codes(300), codes(20, seed=9)
+    found = Nearest(fit_space(known, distance), known, None).search(queries, 10)
+    scores = brute_force(queries, known, distance)
+    order = np.argsort(scores if distance == "l2" else -scores, axis=1)[:, :10]
+    for near, rows, line in zip(found, order, scores, strict=True):
+        assert near.rows.tolist() == rows.tolist()
+        np.testing.assert_allclose(near.scores, line[rows], atol=2e-6)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_code_is_nearest_to_itself_and_its_scores_do_not_depend_on_company(distance: Distance) -> None:
+    known = codes(200)
+    nearest = Nearest(fit_space(known, distance), known, None)
+    together, alone = nearest.search(known, 3), nearest.search(known[7:8], 3)[0]
+    assert [near.rows[0] for near in together] == list(range(200))
+    np.testing.assert_allclose(together[7].scores, alone.scores, atol=1e-6)
+    assert alone.scores[0] == pytest.approx(0 if distance == "l2" else 1, abs=1e-6)
+
+
+def test_few_codes_or_directions_without_variance_are_not_blown_up() -> None:
+    known = np.zeros((3, 5), np.float32)
+    known[:, 0] = [0, 1, 2]
+    for few in (known, known[:1]):
+        space = fit_space(few, "whitened")
+        assert np.isfinite(space.vectors(few)).all()
+        assert np.isfinite(Nearest(space, few, None).search(few, 5)[0].scores).all()
+
+
+def test_a_code_of_zeros_is_at_a_right_angle_to_every_other() -> None:
+    known = codes(10)
+    found = Nearest(fit_space(known, "cosine"), known, None).search(np.zeros((1, 6), np.float32), 10)[0]
+    np.testing.assert_array_equal(found.scores, 0)
+    assert found.rows.tolist() == list(range(10))
+
+
+def test_cells_of_200000_codes_find_99_percent_of_the_true_neighbours() -> None:
+    known = clustered(200_000, 16)
+    space = fit_space(known, "whitened")
+    cells = fit_cells(space, known)
+    assert cells is not None
+    assert cells.probes < len(cells.centroids) / 4
+    queries = known[:100] + np.float32(0.05)
+    found = Nearest(space, known, cells).search(queries, 10)
+    exact = Nearest(space, known, None).search(queries, 10)
+    recall = np.mean([np.isin(e.rows, f.rows).mean() for e, f in zip(exact, found, strict=True)])
+    assert recall >= 0.99
+    assert cells.recall >= 0.99
+
+
+def test_cells_give_all_neighbours_that_are_asked_for() -> None:
+    known = clustered(3_000, 8)
+    space = fit_space(known, "cosine")
+    cells = fit_cells(space, known, exact_limit=1_000)
+    assert cells is not None
+    found = Nearest(space, known, cells).search(known[:2], 5_000)
+    assert [sorted(near.rows) for near in found] == [list(range(3_000))] * 2
+
+
+def test_up_to_the_limit_there_are_no_cells() -> None:
+    known = codes(50)
+    assert fit_cells(fit_space(known, "l2"), known, exact_limit=50) is None
+
+
+@pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.98), ("l2", 0.8)])
+def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) -> None:
+    known = codes(250)
+    scores = brute_force(known, known, distance)
+    near = scores <= threshold if distance == "l2" else scores >= threshold
+    wanted = {(i, j) for i, j in zip(*np.nonzero(near), strict=True) if i < j}
+    blocks = list(Nearest(fit_space(known, distance), known, None).pairs(threshold))
+    found = [(int(i), int(j)) for first, second, _ in blocks for i, j in zip(first, second, strict=True)]
+    assert len(wanted) > 10
+    assert len(found) == len(set(found))
+    assert set(found) == wanted
+
+
+def test_an_unknown_distance_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
+        fit_space(codes(5), "l1")  # type: ignore[arg-type]

@@ -1,0 +1,99 @@
+"""The commands index and search, end to end on a trained model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from autoencode import ImageIndexError, Run
+from autoencode.interfaces.cli import app
+
+
+def autoencode(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def index(trained: Run, folder: Path, tmp_path: Path) -> Path:
+    result = autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "i"
+
+
+def test_index_says_what_it_did_and_what_it_refused(trained: Run, folder: Path, tmp_path: Path) -> None:
+    command = ("index", trained.folder, folder, "--out", tmp_path / "i")
+    first = autoencode(*command)
+    assert "refused broken.png: not an image" in first.stdout
+    assert "codes: 48 encoded at" in first.stdout
+    assert "48 images, code features, whitened, every code is compared" in first.stdout
+    next(folder.rglob("0*.png")).unlink()
+    assert "codes: 0 encoded, 47 kept, 1 removed" in autoencode(*command, "--distance", "cosine").stdout
+    assert "cosine" in autoencode(*command).stdout
+
+
+def test_search_prints_a_line_a_neighbour_and_writes_json_and_a_sheet(
+    index: Path, folder: Path, tmp_path: Path
+) -> None:
+    query = sorted(folder.rglob("0*.png"))[0]
+    out, sheet = tmp_path / "found.json", tmp_path / "found.png"
+    result = autoencode(
+        "search", index, query, folder / "broken.png", "-k", 3, "--out", out, "--sheet", sheet
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads(out.read_text())
+    (answer,) = written["queries"]
+    assert answer["query"] == str(query)
+    lines = [f"{near['score']:.4f}\t{near['path']}" for near in answer["neighbours"]]
+    assert result.stdout.splitlines() == [str(query), *lines]
+    assert len(lines) == 3
+    assert [refused["query"] for refused in written["refused"]] == [str(folder / "broken.png")]
+    assert "broken.png: not an image" in result.stderr
+    with Image.open(sheet) as picture:
+        assert picture.width > 4 * 128
+
+
+def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, folder: Path) -> None:
+    query, gone = sorted(folder.rglob("0*.png"))[:2]
+    gone.unlink()
+    result = autoencode("search", index, query, "-k", 100)
+    assert result.exit_code == 0
+    assert "Only 48 images are in the index" in result.stderr
+    assert f"autoencode index MODEL {folder} --out {index}" in result.stderr
+    assert f"{gone} (gone)" in result.stdout
+
+
+def test_near_duplicates_are_listed_in_groups_and_pairs(trained: Run, folder: Path, tmp_path: Path) -> None:
+    path = sorted(folder.rglob("0*.png"))[0]
+    shutil.copy(path, folder / "zz.png")
+    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    out, sheet = tmp_path / "pairs.json", tmp_path / "pairs.png"
+    result = autoencode(
+        "search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out, "--sheet", sheet
+    )
+    assert result.exit_code == 0, result.output
+    assert "exact copies: 1; pairs that look the same (-1.0000 or nearer): 1,128" in result.stdout
+    assert f"same bytes\t{path}\t{folder / 'zz.png'}" in result.stdout
+    assert "1,079 more are not shown; --out lists up to 1,128 pairs" in result.stderr
+    written = json.loads(out.read_text())
+    assert (len(written["near"]), written["more"], written["threshold"]) == (1128, 0, -1)
+    assert sheet.is_file()
+
+
+def test_questions_that_are_none_are_refused(index: Path, folder: Path, tmp_path: Path) -> None:
+    query = next(folder.rglob("0*.png"))
+    assert "give images to look for" in autoencode("search", index).stderr
+    assert "give images to look for" in autoencode("search", index, query, "--near-duplicates").stderr
+    assert "goes with --near-duplicates" in autoencode("search", index, query, "--threshold", 0.5).stderr
+    result = autoencode("search", tmp_path / "none", query)
+    assert isinstance(result.exception, ImageIndexError)
