@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 
 from autoencode import (
     ConfigError,
@@ -110,6 +111,28 @@ def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
     assert found.detection.auroc.value == roc_auc_score(labels, [*ordinary, *scores])
     with pytest.raises(ImageFolderError, match="does not exist"):
         evaluate(model, tiny_pack, against=tmp_path / "nowhere")
+
+
+def test_labels_are_found_again_by_codes_and_by_pixels(
+    trained: Run, tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    # Bright and dark pictures: any encoder tells them apart.
+    generator = np.random.default_rng(0)
+    for number in range(120):
+        label, level = ("dark", 20) if number % 2 else ("light", 200)
+        path = tmp_path / "photos" / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(level, level + 40, (32, 32, 3), np.uint8)).save(path)
+    pack = pack_folder(tmp_path / "photos", tmp_path / "pack", tiny_size, workers=1)
+    found = evaluate(load_model(trained.model_path), pack).labels
+    assert found is not None
+    assert list(found) == ["codes", "pixels"]
+    assert all(quality.images == len(pack.rows("test")) for quality in found.values())
+    test = to_float(pack.pixels(pack.rows("test"))).flatten(1).numpy()
+    names = np.array([entry.label for entry in pack.entries if entry.split == "test"])
+    nearest = NearestNeighbors(n_neighbors=2).fit(test).kneighbors(test, return_distance=False)[:, 1]
+    assert found["pixels"].recall_at_1.value == (names[nearest] == names).mean()
+    assert found["codes"].mean_average_precision.value > 0.9
 
 
 def test_copies_count_once_and_what_stands_in_for_test_images_is_said(

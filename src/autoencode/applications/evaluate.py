@@ -27,13 +27,15 @@ from autoencode.applications.quality import (
     code_quality,
     distances,
     image_quality,
+    label_quality,
     likelihood_variance,
 )
+from autoencode.applications.retrieval import RetrievalQuality
 from autoencode.data.batches import batches
 from autoencode.data.corruptions import parse_corruptions
 from autoencode.data.images import Limits, find_images
 from autoencode.data.pack import Pack, Split
-from autoencode.errors import MissingExtraError
+from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version
 from autoencode.evaluation.scores import Estimate, auroc_estimate
 from autoencode.models.autoencoder import Autoencoder
@@ -86,6 +88,8 @@ class Evaluation:
             such. None where it could not be measured.
         code: of a VAE; None of a plain autoencoder.
         detection: how well images of another folder are told apart; None where none was given.
+        labels: with a sub-folder a label: how well the nearest of the other held-out images share the label
+            of an image, by "codes" and by raw "pixels". None without labels.
         notes: what stood in for what, and what was left out and why.
     """
 
@@ -103,6 +107,7 @@ class Evaluation:
     kid: dict[str, Estimate] | None
     code: CodeQuality | None
     detection: Detection | None
+    labels: dict[str, RetrievalQuality] | None
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -183,6 +188,7 @@ def evaluate(
         kid=found,
         code=code,
         detection=detection,
+        labels=_labels(model, images, notes),
         notes=tuple(notes),
     )
 
@@ -263,6 +269,20 @@ def _detection(
     scores = np.array([finding.score for finding in found.findings])
     auroc = auroc_estimate(reference.calibration[found.score], scores)
     return Detection(folder, len(scores), found.score, auroc)
+
+
+def _labels(
+    model: Autoencoder, images: HeldOutImages, notes: list[str]
+) -> dict[str, RetrievalQuality] | None:
+    label_of = {entry.row: entry.label for entry in images.pack.entries if entry.label is not None}
+    rows = np.array([row for row in images.rows.tolist() if row in label_of], np.int64)
+    if len(images.pack.labels) < 2 or not len(rows):
+        return None
+    try:
+        return label_quality(model, images.pack, rows, np.array([label_of[row] for row in rows.tolist()]))
+    except ConfigError as err:
+        notes.append(f"Labels are left out. {err}")
+        return None
 
 
 def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from autoencode.applications.codehealth import code_health
 from autoencode.applications.generate import PriorName, generate
+from autoencode.applications.nearest import fit_space
+from autoencode.applications.retrieval import RetrievalQuality, retrieval_quality
 from autoencode.data.batches import batches, random_seed, to_float, to_pixels
 from autoencode.data.corruptions import Corruption, corrupt
 from autoencode.data.pack import Pack
@@ -35,6 +37,8 @@ BATCH = 64
 
 # A variance that squared errors summed without a factor imply; absolute ones are no Gaussian likelihood.
 SQUARED_ERROR_SIGMA2 = 0.5
+
+LABELLED_VALUES = 25_000_000  # pixel values compared at most: 100 MB, 2,000 images of 64x64
 
 Restore = Callable[[Tensor], Tensor]
 Advance = Callable[[int], None]
@@ -164,6 +168,30 @@ def _bits(elbo: Estimate | None, values: int) -> Estimate | None:
         return None
     bits, *ends = (bits_per_dimension(-nats, values) for nats in (elbo.value, *(elbo.interval or ())[::-1]))
     return Estimate(bits, Interval(*ends) if ends else None, elbo.count)
+
+
+def label_quality(
+    model: Autoencoder, pack: Pack, rows: NDArray[np.int64], labels: NDArray[np.str_]
+) -> dict[str, RetrievalQuality]:
+    """Measure how well neighbours share a label: by "codes", whitened as a search does, and by raw "pixels".
+
+    Args:
+        model: what encodes.
+        pack: where the images are.
+        rows: (N,) of images that have a label. Of many, so many take part that their pixels fit into memory.
+        labels: (N,).
+
+    Raises:
+        ConfigError: there are not two labels, or no image shares its own with another.
+    """
+    count = max(2, LABELLED_VALUES // model.values_per_image)
+    codes, pixels = [], []
+    for images in batches(pack, rows[:count], BATCH):
+        codes.append(model.encode(images).numpy())
+        pixels.append(images.flatten(1).numpy())
+    found = np.concatenate(codes)
+    vectors = {"codes": fit_space(found, "whitened").vectors(found), "pixels": np.concatenate(pixels)}
+    return {name: retrieval_quality(values, labels[:count]) for name, values in vectors.items()}
 
 
 def distances(

@@ -14,9 +14,11 @@ from autoencode.interfaces.progress import console, stages
 
 if TYPE_CHECKING:
     from autoencode.applications.evaluate import Evaluation
+    from autoencode.applications.retrieval import Measured
     from autoencode.evaluation.scores import Estimate
 
 QUALITY = {"psnr_db": "PSNR dB", "ssim": "SSIM", "mse": "MSE", "mae": "MAE", "sharpness": "sharpness ratio"}
+LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_accuracy": "10-NN accuracy"}
 KID = {
     "training_images": "training images (floor)",
     "reconstructions": "reconstructions",
@@ -107,6 +109,17 @@ def table(found: Evaluation) -> Iterator[str]:
             ("prior gap, nats", f"{code.prior_gap_nats:.1f}"),
         ]
         yield from _block(held_out, ["code"], [(name, [cell]) for name, cell in rows])
+    if found.labels:
+        yield ""
+        count = next(iter(found.labels.values())).images
+        yield from _block(
+            f"{count} labelled images",
+            list(found.labels),
+            [
+                (name, [_cell(getattr(q, field)) for q in found.labels.values()])
+                for field, name in LABELS.items()
+            ],
+        )
     if told := found.detection:
         yield ""
         row = (f"{told.images} images of {told.folder}", [_cell(told.auroc)])
@@ -126,7 +139,7 @@ def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequen
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: Estimate | Measured | None) -> str:
     """A value with its interval, to as many decimals as show the width of it in two digits."""
     from math import floor, log10
 
