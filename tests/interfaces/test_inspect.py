@@ -79,7 +79,7 @@ def test_a_model_file_alone_needs_its_pack(
 ) -> None:
     model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
     code, _, complaint = outliers(model, photos, "--fpr", "0.3")
-    assert code == 1
+    assert code == 2
     assert complaint.count("\n") == 1
     assert "--pack PACK" in complaint
     assert outliers(model, photos, "--fpr", "0.3", "--pack", tiny_pack.path)[0] == 0
@@ -96,7 +96,7 @@ def test_what_cannot_be_is_one_line(
     outliers: Command, trained: Run, photos: Path, arguments: tuple[str, ...], part: str
 ) -> None:
     code, _, complaint = outliers(trained.folder, photos, *arguments)
-    assert code == 1
+    assert code == 2
     assert complaint.startswith("error: ")
     assert complaint.count("\n") == 1
     assert part in complaint

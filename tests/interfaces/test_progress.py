@@ -97,7 +97,7 @@ def test_bars_go_when_the_work_fails(shown: io.StringIO) -> None:
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")],
 )
 def test_durations_are_written_as_clocks_do(seconds: float, text: str) -> None:
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_a_warning_is_a_line_of_its_own(written: io.StringIO) -> None:

@@ -49,14 +49,14 @@ def index(
         FeaturesName | None,
         typer.Option(
             help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
-            "[default: code, or as before]"
+            "Default: code, or as before."
         ),
     ] = None,
     distance: Annotated[
         DistanceName | None,
         typer.Option(
             help="whitened (angle, every direction of the codes weighs the same), cosine (angle), or l2. "
-            "[default: whitened, cosine for pretrained features, or as before]"
+            "Default: whitened, cosine for pretrained features, or as before."
         ),
     ] = None,
     max_pixels: MaxPixels = None,
@@ -99,8 +99,8 @@ def search(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Score from which a pair is a near-duplicate. [default: what 95 % of images reach with a "
-            "copy that is slightly cropped, smaller, a JPEG]"
+            help="Score from which a pair is a near-duplicate. Default: what 95 % of images reach with a "
+            "copy that is slightly cropped, smaller, a JPEG."
         ),
     ] = None,
     model: Annotated[

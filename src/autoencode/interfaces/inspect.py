@@ -54,7 +54,7 @@ def outliers(
         Score | None,
         typer.Option(
             help="spectrum, path, mahalanobis, knn, reconstruction; of a VAE also kl (the paper's), elbo; of "
-            "pretrained features mahalanobis, knn. [default: spectrum; mahalanobis]"
+            "pretrained features mahalanobis, knn. Default: spectrum; mahalanobis."
         ),
     ] = None,
     features: Annotated[
@@ -64,8 +64,8 @@ def outliers(
     fpr: Annotated[
         float | None,
         typer.Option(
-            help="False-positive rate: at most this share of ordinary images is flagged. [default: 0.01, or "
-            "what the test images of the pack can promise]"
+            help="False-positive rate: at most this share of ordinary images is flagged. Default: 0.01, or "
+            "what the test images of the pack can promise."
         ),
     ] = None,
     rule: Annotated[
@@ -75,7 +75,7 @@ def outliers(
         bool, typer.Option("--heatmaps", help="Add to the sheet where image and reconstruction differ.")
     ] = False,
     pack: Annotated[
-        Path | None, typer.Option(help="The pack the model was trained on. [default: that of the run]")
+        Path | None, typer.Option(help="The pack the model was trained on. Default: that of the run.")
     ] = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,

@@ -31,7 +31,7 @@ KID = {
 def evaluate(
     model: Model,
     pack: Annotated[
-        Path | None, typer.Argument(help="The pack it was trained on. [default: that of the run]")
+        Path | None, typer.Argument(help="The pack it was trained on. Default: that of the run.")
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")

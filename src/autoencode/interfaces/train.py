@@ -99,13 +99,13 @@ def train(
         ),
     ] = None,
     adversarial: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--adversarial",
-            help="VAE/GAN: in the second half, also train on what a discriminator sees.",
+            "--adversarial/--no-adversarial",
+            help=f"VAE/GAN: in the second half, also train on what a discriminator sees. {BY_PRESET} no.",
             rich_help_panel=VAE,
         ),
-    ] = False,
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints. Default: an epoch.", min=1)
@@ -161,7 +161,7 @@ def train(
         "seed": seed,
         "sigma2": None if sigma2 is None else options.sigma2(sigma2),
         "beta": beta,
-        "adversarial": adversarial or None,
+        "adversarial": adversarial,
         **options.warmup(warmup),
     }
     train_and_show(
