@@ -62,7 +62,7 @@ def main() -> None:
     print(f"| (training images) | - | {floor} | - | - | - |", flush=True)
     for run in arguments.runs:
         model = load_model(run)
-        print(model_row(pack, run.stem, model, held_out, reference, arguments.count), flush=True)
+        print(model_row(pack, run.name, model, held_out, reference, arguments.count), flush=True)
 
 
 if __name__ == "__main__":
