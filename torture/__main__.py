@@ -1,0 +1,71 @@
+"""Run the parts of the torture and print what fell: `python -m torture`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+# Before torch is loaded, here and in children: what is small gains nothing from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from torture.outcome import Outcome
+
+
+class Part(NamedTuple):
+    """A part of the torture: where its attack is, and how many cases it has by default."""
+
+    module: str
+    attack: str
+    cases: int
+    unit: str
+
+
+PARTS = {
+    "images": Part("images", "attack", 20_000, "damaged files"),
+    "folders": Part("images", "attack_folders", 100_000, "files in one folder"),
+    "kills": Part("kills", "attack", 100, "moments a verb"),
+}
+
+
+def run(name: str, cases: int | None, seed: int) -> Outcome:
+    """Run one part in a folder of its own."""
+    part = PARTS[name]
+    attack = getattr(importlib.import_module(f"torture.{part.module}"), part.attack)
+    with tempfile.TemporaryDirectory(prefix=f"torture-{name}-") as folder:
+        outcome: Outcome = attack(part.cases if cases is None else cases, seed, Path(folder).resolve())
+    return outcome
+
+
+def main() -> int:
+    """Run the parts asked for; return 1 if anything fell."""
+    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--cases", type=int, help="instead of each part's own number")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}")
+    failures: list[str] = []
+    print(f"{'part':12} {'cases':>8} {'failures':>8} {'seconds':>8}  what a case is, and notes")
+    for name in arguments.parts or PARTS:
+        started = time.monotonic()
+        outcome = run(name, arguments.cases, arguments.seed)
+        notes = "; ".join([PARTS[name].unit, *([outcome.skipped] if outcome.skipped else outcome.notes)])
+        print(
+            f"{name:12} {outcome.cases:8,} {len(outcome.failures):8,} {time.monotonic() - started:8.0f}  {notes}",
+            flush=True,
+        )
+        failures += [f"{name}: {failure}" for failure in outcome.failures]
+    for failure in failures:
+        print(f"\n{failure}", file=sys.stderr)
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
