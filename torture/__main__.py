@@ -30,6 +30,7 @@ PARTS = {
     "images": Part("images", "attack", 20_000, "damaged files"),
     "folders": Part("images", "attack_folders", 100_000, "files in one folder"),
     "kills": Part("kills", "attack", 100, "moments a verb"),
+    "forged": Part("forged", "attack", 1_000, "changes of a kind of file"),
 }
 
 

@@ -47,7 +47,9 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         path.unlink()
     make_images(images, NEW_IMAGES, IMAGES)
     for verb in verbs:
-        _attack_verb(verb, cases, np.random.default_rng([seed, *verb.name.encode()]), older[verb.name], outcome)
+        _attack_verb(
+            verb, cases, np.random.default_rng([seed, *verb.name.encode()]), older[verb.name], outcome
+        )
     return outcome
 
 

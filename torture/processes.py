@@ -60,8 +60,8 @@ class Child:
             quiet = os.open(os.devnull, os.O_RDWR)
             os.dup2(quiet, 1)
             os.dup2(self._errors.fileno(), 2)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: PTH123, SIM115 - of the descriptor
-            sys.stderr = open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - of the descriptor
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             function()
             code = 0
         except SystemExit as err:

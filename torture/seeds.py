@@ -192,7 +192,9 @@ def zeros(count: int) -> bytes:
     packer = zlib.compressobj(9)
     block = bytes(1 << 20)
     whole, rest = divmod(count, len(block))
-    return b"".join(packer.compress(block) for _ in range(whole)) + packer.compress(bytes(rest)) + packer.flush()
+    return (
+        b"".join(packer.compress(block) for _ in range(whole)) + packer.compress(bytes(rest)) + packer.flush()
+    )
 
 
 def tiff(*directories: list[tuple[int, int, int, int]], following: tuple[int, ...] = ()) -> bytes:
@@ -229,7 +231,10 @@ def made_to_hurt() -> Iterator[tuple[str, bytes]]:
         yield f"{name}.png", png(width, height, 8, 2, zeros(64))
         yield f"{name}.ppm", b"P6\n%d %d\n255\n" % (width, height) + bytes(64)
         yield f"{name}-ascii.ppm", b"P3\n%d %d\n255\n1 2 3\n" % (width, height)
-        yield f"{name}.bmp", b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, width, height, 1, 24, *[0] * 6)
+        yield (
+            f"{name}.bmp",
+            b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, width, height, 1, 24, *[0] * 6),
+        )
         yield f"{name}.tif", tiff(_tiff_entries(width, height))
         yield f"{name}-lzw.tif", tiff(_tiff_entries(width, height, compression=5))
         yield f"{name}.gif", gif[:6] + struct.pack("<HH", width & 0xFFFF, height & 0xFFFF) + gif[10:]
@@ -243,7 +248,10 @@ def made_to_hurt() -> Iterator[tuple[str, bytes]]:
     yield "loop-of-two.tif", tiff(entries, entries, following=(8 + 2 + 12 * len(entries) + 4, 8))
     yield "loop-of-sub-directories.tif", tiff([*entries, (330, 4, 1, 8), (34665, 4, 1, 8)])
     yield "count-of-everything.tif", tiff([(tag, 4, 0xFFFFFFFF, 8) for tag, *_ in entries])
-    yield "many-strips.tif", tiff([e for e in entries if e[0] not in (273, 279)] + [(273, 4, 2**28, 8), (279, 4, 2**28, 8)])
+    yield (
+        "many-strips.tif",
+        tiff([e for e in entries if e[0] not in (273, 279)] + [(273, 4, 2**28, 8), (279, 4, 2**28, 8)]),
+    )
     yield "huge-tiles.tif", tiff([*entries, (322, 4, 1, 2**31 - 16), (323, 4, 1, 2**31 - 16), (324, 4, 1, 8)])
     yield "all-tags.tif", tiff([(tag, 13, 2, 0xFFFFFFF0) for tag in range(0, 65535, 7)])
     exif = b"Exif\0\0" + tiff([(0x8769, 4, 1, 8), (0x0112, 3, 1, 6)], following=(8,))

@@ -15,13 +15,13 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from autoencode.applications.encoders import Features, ImageEncoder, image_encoder, pretrained_encoder
-from autoencode.applications.nearest import Cells, Floats, Space
+from autoencode.applications.nearest import Cells, Distance, Floats, Space
 from autoencode.data.images import Preprocessing
 from autoencode.data.pack import Entry
 from autoencode.errors import ConfigError, ImageIndexError, ModelFileError
@@ -134,7 +134,7 @@ def read_index(path: Path) -> StoredIndex:
     try:
         if "centroids" in arrays:
             cells = Cells(arrays["centroids"], arrays["assignment"], content["probes"], content["recall"])
-        return StoredIndex(
+        stored = StoredIndex(
             features=content["features"],
             encoder_digest=content["encoder_digest"],
             preprocessing=Preprocessing.from_json(content["preprocessing"]),
@@ -148,8 +148,49 @@ def read_index(path: Path) -> StoredIndex:
             cells=cells,
             near_duplicate_threshold=float(content["near_duplicate_threshold"]),
         )
-    except (ConfigError, KeyError, TypeError, ValueError) as err:
+        _check(stored)
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
         raise ImageIndexError(f"{path} does not hold a usable index ({err}). {_AGAIN}") from err
+    return stored
+
+
+def _check(index: StoredIndex) -> None:
+    """Refuse parts that do not fit together: FAISS would read outside them.
+
+    Raises:
+        ValueError: names the part.
+    """
+    texts = [index.encoder_digest, index.source, index.fingerprint]
+    texts += [part for place in (index.model, index.folder) if place for part in vars(place).values()]
+    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise ValueError("a name is no text")
+    if index.features not in get_args(Features) or index.space.distance not in get_args(Distance):
+        raise ValueError("unknown features or distance")
+    count, size = index.codes.shape if index.codes.ndim == 2 else (0, 0)
+    shapes = {
+        "codes": (index.codes, (count, size)),
+        "centre": (index.space.centre, (size,)),
+        "matrix": (index.space.matrix, (size, size)),
+    }
+    if cells := index.cells:
+        shapes["centroids"] = (cells.centroids, (len(cells.centroids), size))
+        groups = range(len(cells.centroids))
+        if cells.assignment.shape != (count,) or cells.assignment.dtype != np.int64:
+            raise ValueError("not a cell for each code")
+        if not _within(cells.assignment, groups) or type(cells.probes) is not int or cells.probes < 1:
+            raise ValueError("cells that are not there")
+    for name, (array, shape) in shapes.items():
+        if array is not None and (
+            array.shape != shape or 0 in shape or array.dtype != np.float32 or not np.isfinite(array).all()
+        ):
+            raise ValueError(f"{name} of shape {array.shape} or not finite")
+    rows = [-1 if entry.row is None else entry.row for entry in index.entries]
+    if not rows or not _within(np.array(rows), range(count)):
+        raise ValueError("entries without a code")
+
+
+def _within(values: np.ndarray[Any, Any], allowed: range) -> bool:
+    return bool(((values >= allowed.start) & (values < allowed.stop)).all())
 
 
 def find_encoder(path: Path, stored: StoredIndex) -> ImageEncoder:

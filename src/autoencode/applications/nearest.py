@@ -188,6 +188,7 @@ class Nearest:
         _use_threads()
         self.space = space
         self.codes = codes
+        self.cells = cells
         size = codes.shape[1]
         self.index: Any = _flat(space, size)
         if cells is None:
@@ -217,7 +218,7 @@ class Nearest:
         vectors, k = self.space.vectors(codes), min(k, len(self.codes))
         _, rows = self.index.search(vectors, k)
         short = np.flatnonzero((rows < 0).any(axis=1))
-        if len(short):  # the cells looked into hold fewer than K
+        if self.cells and len(short):  # the cells looked into hold fewer than K
             all_cells = faiss.SearchParametersIVF()
             all_cells.nprobe = self.index.nlist
             _, rows[short] = self.index.search(vectors[short], k, params=all_cells)

@@ -20,6 +20,9 @@ from torch import Tensor
 from autoencode.errors import AutoencodeError
 from autoencode.files import write_bytes
 
+# The types of what is written; of others not every operation is there, and none is expected.
+_TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
+
 
 def write_tensors(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
@@ -79,6 +82,8 @@ def read_tensors(
             f"{path} was written by a newer autoencode (format {content['version']}, this one reads up to "
             f"{version}). Upgrade: pip install --upgrade autoencode"
         )
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]:
+        raise error(f"{path} is not a {kind} file: {odd[0]} is of type {tensors[odd[0]].dtype}.")
     stated = content.pop("sha256", None)
     digest = _digest(content, tensors)
     if digest != stated:
@@ -92,7 +97,7 @@ def _content(
     try:
         content = json.loads(metadata["autoencode"], parse_constant=_refuse_constant)
         found, version = content["kind"], content["version"]
-    except (KeyError, TypeError, ValueError) as err:
+    except (KeyError, TypeError, ValueError, RecursionError) as err:
         raise error(f"{path} is a safetensors file, but not one that autoencode wrote.") from err
     if found != kind or not isinstance(version, int):
         raise error(f"{path} is a {found} file; a {kind} file is needed here.")

@@ -106,20 +106,30 @@ def read_metrics(folder: Path) -> list[Record]:
         RunError: another line cannot be read.
     """
     try:
-        text = (folder / METRICS_NAME).read_text()
+        text = (folder / METRICS_NAME).read_text(errors="replace")
     except FileNotFoundError:
         return []
     records: list[Record] = []
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            records.append({**record, "step": record["step"]})
-        except (ValueError, KeyError, TypeError) as err:
+            records.append(_record(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             if number < len(lines):
                 path = folder / METRICS_NAME
                 raise RunError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
     return records
+
+
+def _record(line: str) -> Record:
+    """Return what a line holds, or raise ValueError, KeyError or TypeError where it is no record."""
+    record: Record = json.loads(line)
+    values = {name: value for name, value in record.items() if value is not None}
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise ValueError("not a number")
+    if not (math.isfinite(values["epoch"]) and math.isfinite(values["step"])):
+        raise ValueError("no epoch or no step")
+    return record
 
 
 def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
