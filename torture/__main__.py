@@ -30,7 +30,12 @@ PARTS = {
     "images": Part("images", "attack", 20_000, "damaged files"),
     "folders": Part("images", "attack_folders", 100_000, "files in one folder"),
     "kills": Part("kills", "attack", 100, "moments a verb"),
+    "disks": Part("disks", "attack", 40, "amounts of room, for each verb"),
+    "rivals": Part("rivals", "attack", 30, "pairs, for each verb"),
     "forged": Part("forged", "attack", 1_000, "changes of a kind of file"),
+    "numerics": Part("numerics", "attack", 40, "dull folders through every verb"),
+    "determinism": Part("determinism", "attack", 10, "times more, for each verb"),
+    "soak": Part("soak", "attack", 1_800, "rounds of train, encode, generate, index, search"),
 }
 
 
@@ -52,7 +57,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}")
-    failures: list[str] = []
+    failed = False
     print(f"{'part':12} {'cases':>8} {'failures':>8} {'seconds':>8}  what a case is, and notes")
     for name in arguments.parts or PARTS:
         started = time.monotonic()
@@ -62,10 +67,10 @@ def main() -> int:
             f"{name:12} {outcome.cases:8,} {len(outcome.failures):8,} {time.monotonic() - started:8.0f}  {notes}",
             flush=True,
         )
-        failures += [f"{name}: {failure}" for failure in outcome.failures]
-    for failure in failures:
-        print(f"\n{failure}", file=sys.stderr)
-    return bool(failures)
+        for failure in outcome.failures:
+            print(f"{name}: {failure}\n", file=sys.stderr, flush=True)
+        failed |= bool(outcome.failures)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,6 @@ class Child:
     def _run(self, function: Callable[[], object]) -> None:
         code = 1
         try:
-            os.setpgid(0, 0)
             quiet = os.open(os.devnull, os.O_RDWR)
             os.dup2(quiet, 1)
             os.dup2(self._errors.fileno(), 2)
