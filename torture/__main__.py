@@ -39,12 +39,15 @@ PARTS = {
 }
 
 
-def run(name: str, cases: int | None, seed: int) -> Outcome:
+def run(name: str, cases: int | None, seed: int, only: list[str] | None) -> Outcome:
     """Run one part in a folder of its own."""
     part = PARTS[name]
     attack = getattr(importlib.import_module(f"torture.{part.module}"), part.attack)
     with tempfile.TemporaryDirectory(prefix=f"torture-{name}-") as folder:
-        outcome: Outcome = attack(part.cases if cases is None else cases, seed, Path(folder).resolve())
+        names = [only] if only else []
+        outcome: Outcome = attack(
+            part.cases if cases is None else cases, seed, Path(folder).resolve(), *names
+        )
     return outcome
 
 
@@ -53,6 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--cases", type=int, help="instead of each part's own number")
+    parser.add_argument("--only", action="append", help="of a part's verbs, kinds or folders; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
@@ -61,12 +65,10 @@ def main() -> int:
     print(f"{'part':12} {'cases':>8} {'failures':>8} {'seconds':>8}  what a case is, and notes")
     for name in arguments.parts or PARTS:
         started = time.monotonic()
-        outcome = run(name, arguments.cases, arguments.seed)
+        outcome = run(name, arguments.cases, arguments.seed, arguments.only)
         notes = "; ".join([PARTS[name].unit, *([outcome.skipped] if outcome.skipped else outcome.notes)])
-        print(
-            f"{name:12} {outcome.cases:8,} {len(outcome.failures):8,} {time.monotonic() - started:8.0f}  {notes}",
-            flush=True,
-        )
+        seconds = time.monotonic() - started
+        print(f"{name:12} {outcome.cases:8,} {len(outcome.failures):8,} {seconds:8.0f}  {notes}", flush=True)
         for failure in outcome.failures:
             print(f"{name}: {failure}\n", file=sys.stderr, flush=True)
         failed |= bool(outcome.failures)

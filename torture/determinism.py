@@ -1,10 +1,10 @@
-"""The same seed on the same machine gives the same bytes, from any number of workers and in any order of files."""
+"""The same seed on the same machine gives the same bytes, from any number of workers."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,30 @@ from autoencode.data.pack import open_pack
 from autoencode.models.modelfile import load_model, save_model
 from torture.outcome import Outcome
 from torture.processes import run
-from torture.verbs import fit, make_images, make_model, pack, result_of_pack, result_of_run
-from torture.verbs import index, paper, result_of_index, result_of_paper
+from torture.verbs import (
+    fit,
+    index,
+    make_images,
+    make_model,
+    pack,
+    paper,
+    result_of_index,
+    result_of_pack,
+    result_of_paper,
+    result_of_run,
+)
 
 IMAGES = 40
 
 
-def attack(cases: int, seed: int, folder: Path) -> Outcome:
+def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
     """Make each result so many times more, and compare.
 
     Args:
         cases: times for each verb.
         seed: of the order in which files are made, and of the numbers of workers.
         folder: to work in.
+        names: the verbs; of none, all.
     """
     outcome = Outcome()
     images = make_images(folder / "images", IMAGES)
@@ -40,7 +51,8 @@ def attack(cases: int, seed: int, folder: Path) -> Outcome:
         "generate": (_generated, _result_of_samples),
         "paper": (paper, result_of_paper),
     }
-    for name, (make, result) in verbs.items():
+    for name in names or verbs:
+        make, result = verbs[name]
         digests = set[str]()
         for case in range(cases + 1):
             out = folder / f"{name}-{case}"

@@ -1,8 +1,8 @@
 """A full disk and a folder that cannot be written, at every write of every verb that writes.
 
-The verbs write into a small file system in memory, made with mount, which needs root. Each time it has room for
-another number of blocks; the verb does what it was asked, or ends with exit 1 and one line, and what an earlier
-call left is whole. With more room the same command then succeeds.
+The verbs write into a small file system in memory, made with mount, which needs root. Each time it has room
+for another number of blocks; the verb does what it was asked, or ends with exit 1 and one line, and what an
+earlier call left is whole. With more room the same command then succeeds.
 """
 
 from __future__ import annotations
@@ -46,12 +46,29 @@ COMMANDS: dict[str, Arguments] = {
         *("search", had / "index", *_two(had), "--out", out / "found.csv", "--sheet", out / "found.png"),
     ),
     "features": lambda had, out: ("features", had / "run", _two(had)[0], "--out", out / "features"),
-    "classify": lambda had, out: ("classify", had / "classifier", had / "images", "--out", out / "classes.csv"),
+    "classify": lambda had, out: (
+        "classify",
+        had / "classifier",
+        had / "images",
+        "--out",
+        out / "classes.csv",
+    ),
     "transfer": lambda had, out: ("transfer", had / "run", had / "images", "--out", out / "classifier"),
     "evaluate": lambda had, out: ("evaluate", had / "run", "--out", out / "numbers.json"),
     "export": lambda had, out: ("export", had / "run", "--onnx", out / "onnx"),
     "paper": lambda had, out: (
-        *("paper", had / "images", "--size", "16", "--budget", "0.01", "--only", "ae", "--out", out / "paper"),
+        *(
+            "paper",
+            had / "images",
+            "--size",
+            "16",
+            "--budget",
+            "0.01",
+            "--only",
+            "ae",
+            "--out",
+            out / "paper",
+        ),
     ),
 }
 
@@ -163,7 +180,10 @@ def _cannot_mount(place: Path) -> str | None:
     if os.name != "posix" or os.geteuid() != 0 or shutil.which("mount") is None:
         return "making a small file system needs root and mount"
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if made.returncode:
         return f"no file system can be made: {made.stderr.strip()}"

@@ -12,7 +12,7 @@ import json
 import shutil
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Kind:
     signed: str = ""
 
 
-def attack(cases: int, seed: int, folder: Path, names: tuple[str, ...] = ()) -> Outcome:
+def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
     """Change each kind of file in so many ways, and use it.
 
     Args:
@@ -340,7 +340,7 @@ def _with_one(tensor: torch.Tensor, value: float) -> torch.Tensor:
 
 
 def _lie_about_tensors(path: Path, content: bytes, generator: Generator) -> str:
-    """Change the header that says where tensors are, as to claim ten gigabytes, with its length made right."""
+    """Change the header that says where tensors are, as to claim ten gigabytes; its length is right."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     names = sorted(set(header) - {"__metadata__"})

@@ -1,6 +1,6 @@
-"""Hostile image files and folders: each file is packed, or refused with a reason; none crashes, hangs or bloats.
+"""Hostile image files and folders: each file is packed, or refused with a reason.
 
-Files are packed as a user would pack them, in worker processes with a time limit.
+None crashes, hangs or bloats. Files are packed as a user would pack them, in workers with a time limit.
 """
 
 from __future__ import annotations

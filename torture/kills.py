@@ -1,7 +1,7 @@
 """kill -9 at any moment of pack, train, index and paper, then the same again: nothing is lost or half-made.
 
-Half of the moments are random times; the others are just before and after a call that makes something lasting:
-a sync, a rename, a removal, the making of a folder.
+Half of the moments are random times; the others are just before and after a call that makes something
+lasting: a sync, a rename, a removal, the making of a folder.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _calls(verb: Verb, images: Path, out: Path, outcome: Outcome) -> int:
 
 
 def _kill_at(last: int) -> Callable[[], int]:
-    """Make this process kill itself at a lasting call, counted from 1 both before and after; return a counter."""
+    """Kill this process at a lasting call, counted from 1 both before and after; return a counter."""
     calls = 0
 
     def passing() -> None:

@@ -1,4 +1,4 @@
-"""Dull folders: constant, black, white, one image, two, 1x1 sources, copies only. Every verb answers sensibly.
+"""Dull folders: constant, black, white, one image, two, 1x1 sources, copies. Every verb answers sensibly.
 
 Sensibly: it does what it was asked, or says in one line why it cannot; and nothing it writes is not a number.
 """

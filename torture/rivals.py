@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,20 @@ IMAGES = 30
 _REFUSALS = ("Another process", "by another process", "holds a run already", "already done")
 
 
-def attack(cases: int, seed: int, folder: Path) -> Outcome:
-    """Start two of each verb so many times, the second after a random part of the time that one takes."""
+def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
+    """Start two of each verb so many times, the second after a random part of the time that one takes.
+
+    Args:
+        cases: pairs of each verb.
+        seed: of the times.
+        folder: to work in.
+        names: the verbs; of none, all.
+    """
     outcome = Outcome()
     images = make_images(folder / "images", IMAGES)
     ended = run(lambda: make_model(folder, images))
     outcome.check(ended.code == 0, f"no model: {ended}")
-    for verb in VERBS:
+    for verb in (verb for verb in VERBS if not names or verb.name in names):
         alone = folder / f"{verb.name}-alone"
         started = time.monotonic()
         ended = run(lambda verb=verb, alone=alone: verb.run(images, alone))  # type: ignore[misc]

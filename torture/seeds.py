@@ -198,7 +198,7 @@ def zeros(count: int) -> bytes:
 
 
 def tiff(*directories: list[tuple[int, int, int, int]], following: tuple[int, ...] = ()) -> bytes:
-    """Return a little-endian TIFF of directories of (tag, type, count, value); `following` are next offsets."""
+    """Return a TIFF of directories of (tag, type, count, value); `following` are next offsets."""
     content, offsets, place = b"", [], 8
     for entries in directories:
         offsets.append(place)

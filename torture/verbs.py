@@ -1,7 +1,7 @@
 """The verbs that leave something lasting, on images so few and small that each takes a moment.
 
-A verb here is a function of (the images, where its result goes), and `result` is what must be the same however
-the verb was interrupted: digests of all that does not tell the time.
+A verb here is a function of (the images, where its result goes), and `result` is what must be the same
+however the verb was interrupted: digests of all that does not tell the time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autoencode.models.modelfile import load_model
 from autoencode.reports.paper import Experiment
 from autoencode.reports.paper_page import write_paper
 from autoencode.reports.results import measure_all
-from autoencode.reports.study import Plan, open_study, train_all
+from autoencode.reports.study import Plan, open_study, train_all, writing
 from autoencode.training.runlog import is_run, read_metrics
 from autoencode.training.train import train
 from torture.seeds import picture
@@ -73,8 +73,9 @@ def index(images: Path, out: Path) -> None:
 
 def paper(images: Path, out: Path) -> None:
     """Run two experiments of the paper and write the page."""
-    plan = Plan(out, open_study(images, out, SIZE, None, 0), EXPERIMENTS, 0.2, 0)
-    write_paper(measure_all(plan, train_all(plan)))
+    with writing(out):
+        plan = Plan(out, open_study(images, out, SIZE, None, 0), EXPERIMENTS, 0.2, 0)
+        write_paper(measure_all(plan, train_all(plan)))
 
 
 def result_of_pack(out: Path) -> str:
@@ -105,7 +106,7 @@ def result_of_paper(out: Path) -> str:
 
 
 def whole_pack(out: Path) -> bool:
-    """Whether what is there is nothing, unfinished and known to be, or a pack all of whose pixels can be read."""
+    """Whether there is nothing, something known to be unfinished, or a pack whose pixels can all be read."""
     if not is_pack(out):
         return True
     try:

@@ -25,6 +25,7 @@ from autoencode.applications.nearest import Cells, Distance, Floats, Space
 from autoencode.data.images import Preprocessing
 from autoencode.data.pack import Entry
 from autoencode.errors import ConfigError, ImageIndexError, ModelFileError
+from autoencode.files import parse_json
 from autoencode.models.modelfile import load_model
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
@@ -142,14 +143,14 @@ def read_index(path: Path) -> StoredIndex:
             source=content["source"],
             folder=Place(**content["folder"]),
             fingerprint=content["fingerprint"],
-            entries=[Entry.from_json(json.loads(line)) for line in arrays["entries"].tobytes().splitlines()],
+            entries=[Entry.from_json(parse_json(line)) for line in arrays["entries"].tobytes().splitlines()],
             codes=arrays["codes"],
             space=Space(content["distance"], arrays.get("centre"), arrays.get("matrix")),
             cells=cells,
             near_duplicate_threshold=float(content["near_duplicate_threshold"]),
         )
         _check(stored)
-    except (ConfigError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as err:
         raise ImageIndexError(f"{path} does not hold a usable index ({err}). {_AGAIN}") from err
     return stored
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoencode.errors import AutoencodeError
-from autoencode.files import write_bytes
+from autoencode.files import parse_json, write_bytes
 
 # The types of what is written; of others not every operation is there, and none is expected.
 _TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
@@ -95,17 +95,13 @@ def _content(
     path: Path, kind: str, metadata: Mapping[str, str], error: type[AutoencodeError]
 ) -> dict[str, Any]:
     try:
-        content = json.loads(metadata["autoencode"], parse_constant=_refuse_constant)
+        content = parse_json(metadata["autoencode"])
         found, version = content["kind"], content["version"]
-    except (KeyError, TypeError, ValueError, RecursionError) as err:
+    except (KeyError, TypeError, ValueError) as err:
         raise error(f"{path} is a safetensors file, but not one that autoencode wrote.") from err
     if found != kind or not isinstance(version, int):
         raise error(f"{path} is a {found} file; a {kind} file is needed here.")
     return content  # type: ignore[no-any-return]
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and never writes them here
 
 
 def _text(content: Mapping[str, Any]) -> str:

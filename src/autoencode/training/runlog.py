@@ -12,7 +12,7 @@ from typing import Any
 
 from autoencode.data.images import Preprocessing
 from autoencode.errors import ConfigError, OutputError, RunError
-from autoencode.files import write_bytes, write_json
+from autoencode.files import parse_json, write_bytes, write_json
 from autoencode.models.autoencoder import ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
 from autoencode.training.checkpoint import CHECKPOINT_NAME
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> RunSettings:
     """
     path = folder / RUN_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if content["format"] > FORMAT_VERSION:
             raise RunError(f"{path} was written by a newer autoencode. Upgrade to continue this run.")
         return RunSettings(
@@ -114,7 +114,7 @@ def read_metrics(folder: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(line))
-        except (ValueError, KeyError, TypeError, RecursionError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             if number < len(lines):
                 path = folder / METRICS_NAME
                 raise RunError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
@@ -123,7 +123,7 @@ def read_metrics(folder: Path) -> list[Record]:
 
 def _record(line: str) -> Record:
     """Return what a line holds, or raise ValueError, KeyError or TypeError where it is no record."""
-    record: Record = json.loads(line)
+    record: Record = parse_json(line)
     values = {name: value for name, value in record.items() if value is not None}
     if not all(isinstance(value, int | float) for value in values.values()):
         raise ValueError("not a number")
