@@ -1,6 +1,8 @@
 # make demo   train on 5,000 real digits and look at the result (under two minutes)
 # make test   everything CI checks
 # make check  the same without installing anything
+# make torture      hours of what tries to break it, and a table of what fell; PARTS="images kills" for some of it
+# make test-lowest  the tests with the lowest versions that pyproject.toml allows
 #
 # On Linux, PyPI's torch is a CUDA build of several GB. Where no NVIDIA GPU is found, the small CPU build is looked
 # for first, and PyPI's taken where that index cannot be reached. TORCH_FLAGS= leaves it at PyPI's; PIP_FLAGS is
@@ -14,7 +16,7 @@ TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 
 endif
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check torture test-lowest format clean
 
 demo: .venv/installed
 	$(BIN)/autoencode demo
@@ -28,6 +30,20 @@ check:
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
+torture: .venv/installed
+	$(BIN)/python -m torture $(PARTS)
+
+# torch is the one exception: its lowest version has no CPU build on PyPI, and the constraint's is taken.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) uv
+	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --python .venv-lowest/bin/python \
+	  --all-extras --constraint constraints-cpu.txt --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) -r .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) --no-deps -e .
+	.venv-lowest/bin/pytest
+
 format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -40,4 +56,4 @@ format:
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
