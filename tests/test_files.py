@@ -15,7 +15,15 @@ import pytest
 
 from autoencode import files
 from autoencode.errors import OutputError, RunError
-from autoencode.files import atomic_file, exclusive, make_folder, remove_temporaries, write_bytes, write_json
+from autoencode.files import (
+    atomic_file,
+    exclusive,
+    make_folder,
+    parse_json,
+    remove_temporaries,
+    write_bytes,
+    write_json,
+)
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -178,3 +186,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OutputError), files.atomic_folder(tmp_path / "a") as folder:
         (folder / "other").write_text("x")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
+
+
+def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
+    assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": -Infinity}', "", b"\xff"):
+        with pytest.raises(ValueError):
+            parse_json(text)

@@ -124,3 +124,11 @@ def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) ->
 def test_an_unknown_distance_is_refused() -> None:
     with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
         fit_space(codes(5), "l1")  # type: ignore[arg-type]
+
+
+def test_a_query_that_is_no_number_finds_nothing() -> None:
+    known = codes(20)
+    nearest = Nearest(fit_space(known, "cosine"), known, None)
+    nothing, found = nearest.search(np.stack([np.full(6, np.nan, np.float32), known[3]]), 2)
+    assert len(nothing.rows) == 0
+    assert found.rows[0] == 3
