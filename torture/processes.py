@@ -36,7 +36,8 @@ class Ended:
     def is_plain(self) -> bool:
         """Whether it did what it was asked to, or said in one line why not."""
         lines = self.errors.strip().splitlines()
-        is_refusal = self.code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ")
+        said = [line for line in lines if line.startswith("error: ")]
+        is_refusal = self.code in (1, 2) and said == lines[-1:]
         return (self.code == 0 and "Traceback" not in self.errors) or is_refusal
 
     def __str__(self) -> str:
