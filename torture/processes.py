@@ -24,13 +24,11 @@ class Ended:
         code: its exit code; minus the signal that killed it.
         errors: what it wrote to stderr.
         most_memory_mb: the most it had in memory at once.
-        cpu_seconds: what it used, its own workers not counted.
     """
 
     code: int
     errors: str
     most_memory_mb: float
-    cpu_seconds: float
 
     @property
     def is_plain(self) -> bool:
@@ -87,7 +85,7 @@ class Child:
         self._errors.close()
         code = os.waitstatus_to_exitcode(status)
         scale = 1024**2 if sys.platform == "darwin" else 1024
-        return Ended(code, errors, usage.ru_maxrss / scale, usage.ru_utime + usage.ru_stime)
+        return Ended(code, errors, usage.ru_maxrss / scale)
 
 
 def run(function: Callable[[], object]) -> Ended:
