@@ -21,7 +21,7 @@ from torture.outcome import Outcome
 from torture.verbs import TINY, make_images
 
 WARM_UP_SHARE = 0.2
-WARM_UP_ROUNDS = 3
+WARM_UP_ROUNDS = 2
 GROWTH_MB = 24.0  # what pools of the allocator and caches of libraries may still take
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from autoencode import (
     Autoencoder,
     ConfigError,
     OutlierReference,
     Pack,
+    PackError,
     Preprocessing,
     Run,
     fit_reference,
@@ -21,8 +24,9 @@ from autoencode import (
 )
 from autoencode.applications import outlier_reference as application
 from autoencode.applications.anomaly_scores import measure, training_statistics
-from autoencode.applications.outlier_reference import reference_name
+from autoencode.applications.outlier_reference import FORMAT_VERSION, KIND, reference_name
 from autoencode.data.batches import to_float
+from autoencode.models.tensorfile import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_it_is_computed_once(
         vae, tiny_pack, tmp_path / "kept", progress=lambda done, total: seen.append((done, total))
     )
     assert seen[-1] == (48, 48)
-    monkeypatch.setattr(application, "measurer", lambda model, features: None)
+    monkeypatch.setattr(application, "_fit", None)  # calling it would be an error
     assert_equal(fit_reference(vae, tiny_pack, tmp_path / "kept"), first)
 
 
@@ -98,7 +102,7 @@ def test_pretrained_features_are_kept_apart_from_codes(
     assert set(pretrained.calibration) == {"mahalanobis", "knn"}
     assert pretrained.median_kl_nats is None
     assert pretrained.calibration_images == of_code.calibration_images
-    monkeypatch.setattr(application, "measurer", lambda model, features: None)
+    monkeypatch.setattr(application, "_fit", None)  # calling it would be an error
     for model in (vae, load_model(trained.model_path)):  # the same features, whatever the model's weights
         assert_equal(fit_reference(model, tiny_pack, kept, features="pretrained"), pretrained)
 
@@ -145,3 +149,26 @@ def test_a_pack_without_held_out_images_has_no_calibration(
     reference = fit_reference(vae, pack_folder(tmp_path / "two", tmp_path / "two.pack", vae.preprocessing))
     assert reference.calibration_images == 0
     assert reference.calibration == reference.validation == {}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensors: tensors.update({"spectrum.scale": torch.ones(1000, dtype=torch.float64)}),
+        lambda tensors: tensors.update(vectors=tensors["vectors"][:, :3].clone()),
+        lambda tensors: tensors.update(vectors=torch.full_like(tensors["vectors"], torch.nan)),
+        lambda tensors: [tensors.pop(f"path.{part}") for part in ("mean", "scale", "whitening")],
+        lambda tensors: tensors.pop("calibration.knn"),
+        lambda tensors: tensors.update({"validation.elbo": tensors["validation.elbo"][:-1].clone()}),
+        lambda tensors: tensors.update({"validation.elbo": tensors["validation.elbo"] * torch.nan}),
+    ],
+)
+def test_one_that_was_kept_with_parts_that_do_not_fit_is_replaced(
+    spoil: Callable[[dict[str, torch.Tensor]], object], vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    sound = fit_reference(vae, tiny_pack, tmp_path / "kept")
+    tensors, content, _ = read_tensors(tmp_path / "kept", KIND, FORMAT_VERSION, PackError)
+    spoil(tensors)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(tmp_path / "kept", KIND, FORMAT_VERSION, tensors, rest)
+    assert_equal(fit_reference(vae, tiny_pack, tmp_path / "kept"), sound)

@@ -185,9 +185,9 @@ def _check(index: StoredIndex) -> None:
             array.shape != shape or 0 in shape or array.dtype != np.float32 or not np.isfinite(array).all()
         ):
             raise ValueError(f"{name} of shape {array.shape} or not finite")
-    rows = [-1 if entry.row is None else entry.row for entry in index.entries]
-    if not rows or not _within(np.array(rows), range(count)):
-        raise ValueError("entries without a code")
+    rows = np.array([-1 if entry.row is None else entry.row for entry in index.entries])
+    if not len(rows) or (rows[0], rows[-1]) != (0, count - 1) or not _within(np.diff(rows), range(2)):
+        raise ValueError("not an entry for each code, in their order")
 
 
 def _within(values: np.ndarray[Any, Any], allowed: range) -> bool:

@@ -90,10 +90,13 @@ def fit_reference(
     """
     model.check_pack(pack)
     encoder = image_encoder(model, features).digest
+    measure = measurer(model, features)
     cache = None if cache is None else Path(cache)
     if cache is not None and (kept := _kept(cache, encoder, pack)) is not None:
-        return kept
-    reference = _fit(measurer(model, features), encoder, pack, progress or (lambda done, total: None))
+        size = model.preprocessing
+        if _fits(kept, measure(torch.zeros(1, 3, size.height, size.width))):
+            return kept
+    reference = _fit(measure, encoder, pack, progress or (lambda done, total: None))
     if cache is not None and encoder:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
@@ -187,6 +190,28 @@ def _kept(path: Path, encoder: str, pack: Pack) -> OutlierReference | None:
         )
     except (PackError, KeyError):
         return None
+
+
+def _fits(kept: OutlierReference, measured: Measured) -> bool:
+    """Whether what was kept can score what is measured, of one image; a forged file need not."""
+    try:
+        wanted = kept.statistics.scores(measured)
+    except (KeyError, ValueError, IndexError):
+        return False
+    median, has_median = kept.median_kl_nats, "kl" in wanted
+    fits = all(scores.shape == (1,) and bool(np.isfinite(scores).all()) for scores in wanted.values())
+    for split in (kept.calibration, kept.validation):
+        lengths = {scores.shape for scores in split.values()}
+        fits &= (
+            split.keys() in (set(), wanted.keys())
+            and len(lengths) <= 1
+            and all(map(_is_list, split.values()))
+        )
+    return fits and (isinstance(median, float) if has_median else median is None)
+
+
+def _is_list(scores: Array) -> bool:
+    return scores.ndim == 1 and bool(np.isfinite(scores).all())
 
 
 def _gaussian(tensors: dict[str, Tensor], name: str) -> Gaussian:
