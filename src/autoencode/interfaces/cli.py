@@ -29,6 +29,7 @@ from autoencode.interfaces.options import (
 )
 from autoencode.interfaces.progress import console, counted, counting
 from autoencode.interfaces.train import print_pack, train_and_show
+from autoencode.training.place import is_first
 from autoencode.version import VERSION
 
 app = typer.Typer(
@@ -177,7 +178,8 @@ write.add_to(app)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True)
+    if is_first():  # of several processes that train one model, one says what went wrong
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True)
     sys.exit(code)
 
 

@@ -38,6 +38,8 @@ class RunSettings:
         device: kind of the device it is trained on: "cpu", "cuda" or "mps".
         bf16: whether convolutions multiply in bfloat16.
         channels_last: whether images lie in memory with channels innermost.
+        processes: how many trained it last, each its share of every batch. Their sums are rounded in another
+            order, and nothing else differs.
     """
 
     model: ModelConfig
@@ -48,6 +50,7 @@ class RunSettings:
     device: str
     bf16: bool
     channels_last: bool
+    processes: int = 1
 
 
 def is_run(folder: Path) -> bool:
@@ -69,7 +72,12 @@ def write_run(folder: Path, run: RunSettings) -> None:
         "preprocessing": run.preprocessing.to_json(),
         "pack": run.pack,
         "fingerprint": run.fingerprint,
-        "runtime": {"device": run.device, "bf16": run.bf16, "channels_last": run.channels_last},
+        "runtime": {
+            "device": run.device,
+            "bf16": run.bf16,
+            "channels_last": run.channels_last,
+            "processes": run.processes,
+        },
     }
     write_json(folder / RUN_NAME, content)
 
