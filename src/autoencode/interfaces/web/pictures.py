@@ -49,6 +49,12 @@ async def some(
     return [space.describe(f"{space.review.letter}{position}") for position in chosen]
 
 
+@router.get("/api/pictures/{name}")
+async def one(space: Space, name: str) -> dict[str, Any]:
+    """Return what is known of a picture."""
+    return space.describe(name)
+
+
 @router.get("/images/{name}")
 async def image(space: Space, name: str) -> Response:
     """Show a picture."""
