@@ -123,3 +123,24 @@ def test_a_path_is_closed_and_smooth_and_distributed_as_samples() -> None:
 def test_codes_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\(B, 3\)"):
         StandardNormal(3).log_density(torch.zeros(1, 2))
+
+
+def test_codes_near_a_sample_are_distributed_as_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    code = StandardNormal(2000).sample(1, generator=generator)[0]
+    near = StandardNormal(2000).near(code, 4, 0.6, generator)
+    assert near.var(1).mean().item() == pytest.approx(1, abs=0.1)
+    share = (near @ code / code.square().sum()).mean().item()
+    assert share == pytest.approx(0.8, abs=0.05)  # sqrt(1 - 0.6^2) of it is left
+
+
+def test_codes_near_another_in_a_mixture_stay_in_its_component() -> None:
+    mixture = GaussianMixture.fit(two_clusters())
+    code = mixture.means[0]
+    generator = torch.Generator().manual_seed(0)
+    near = mixture.near(code, 500, 1.0, generator)
+    assert (torch.cdist(near, mixture.means).argmin(1) == 0).float().mean() > 0.95
+    torch.testing.assert_close(
+        near.T.cov(), mixture.factors[0] @ mixture.factors[0].T, atol=0.2 * near.var().item(), rtol=0.2
+    )
+    torch.testing.assert_close(mixture.near(code + 0.1, 2, 0.0, generator)[1], code + 0.1)

@@ -4,7 +4,7 @@ import { h, svg } from "/static/dom.js";
 
 const WIDTH = 520;
 const HEIGHT = 220;
-const LEFT = 58;
+const LEFT = 64;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 34;
@@ -12,6 +12,11 @@ const BOTTOM = 34;
 /** Charts of the terms of the loss; each has the values it shows as a table for those who cannot see it. */
 export function curves(records, epochs) {
   const charts = [chart("Loss", records, epochs, [["train_loss", "training"], ["val_loss", "validation"]])];
+  const measured = records.filter((record) => record.val_mse > 0);
+  if (measured.length) {
+    const psnr = measured.map(({ epoch, val_mse }) => ({ epoch, psnr: -10 * Math.log10(val_mse) }));
+    charts.push(chart("PSNR, dB", psnr, epochs, [["psnr", "validation"]]));
+  }
   if (records.some((record) => record.val_kl !== undefined)) {
     charts.push(chart("KL, nats an image", records, epochs, [["train_kl", "training"], ["val_kl", "validation"]]));
   }

@@ -38,7 +38,7 @@ async function load(bar) {
 
 class MapView {
   constructor(root, about, points) {
-    Object.assign(this, { about, points, mode: about.labels.length ? "label" : "split", isLasso: false, path: null });
+    Object.assign(this, { about, points, mode: about.labels.length ? "label" : about.scored ? "score" : "split", isLasso: false, path: null });
     this.tiles = new Map();
     this.pointers = new Map();
     this.canvas = h("canvas", {

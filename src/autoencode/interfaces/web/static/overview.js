@@ -40,7 +40,7 @@ export function mount(root) {
 
 function lead() {
   const { kind, height, width, code_size, images } = workspace;
-  const what = `A model of kind ${kind}: ${code_size} numbers for an image of ${height}×${width} pixels.`;
+  const what = `${kind.startsWith("a") ? "An" : "A"} ${kind}: ${code_size} numbers for an image of ${height}×${width} pixels.`;
   return images ? `${what} ${number(images)} images are at hand.` : `${what} No images are at hand but those you give.`;
 }
 

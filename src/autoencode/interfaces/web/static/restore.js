@@ -40,9 +40,9 @@ export function mount(root) {
   function numbers(found) {
     const against = state.clean ? shortName(state.clean) : state.corrupt ? "the image before the damage" : "the image itself";
     const rows = [
-      found.seen_psnr_db !== null && ["before", `${decibels(found.seen_psnr_db)}`],
-      ["after", decibels(found.psnr_db)],
-      ["structure kept (SSIM)", found.ssim === null ? "–" : found.ssim.toFixed(3)],
+      found.seen_psnr_db !== null && ["PSNR before", decibels(found.seen_psnr_db)],
+      ["PSNR after", decibels(found.psnr_db)],
+      ["SSIM after", found.ssim === null ? "–" : found.ssim.toFixed(3)],
     ].filter(Boolean);
     return h(
       "div",
