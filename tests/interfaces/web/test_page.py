@@ -1,4 +1,4 @@
-"""The page as a person uses it, in a real browser: every tab, on a desk and on a phone, and by keyboard alone."""
+"""The page as a person uses it, in a real browser: every tab, on a desk and on a phone, and by keyboard."""
 
 from __future__ import annotations
 
@@ -69,9 +69,18 @@ def go(page: Page, tab: str) -> None:
     page.wait_for_selector(f"#tab-{tab}:not([hidden]) h1")
 
 
+def until(page: Page, predicate: str, arg: object = None) -> None:
+    """Wait until something holds; playwright's own wait needs `eval`, which the page does not allow."""
+    for _ in range(400):
+        if page.evaluate(predicate, arg):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"still not: {predicate} ({arg})")
+
+
 def source(page: Page, selector: str) -> str:
     """What a picture shows, once it shows something."""
-    page.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=selector)
+    until(page, "s => document.querySelector(s)?.naturalWidth > 0", selector)
     return str(page.get_attribute(selector, "src"))
 
 
@@ -91,7 +100,7 @@ def test_the_key_is_gone_from_the_address(page: Page) -> None:
     page.wait_for_selector("#tabs a")
     assert "token" not in page.url
     page.reload()
-    assert page.inner_text("#name") == "run"
+    until(page, "document.querySelector('#name').textContent === 'run'")
 
 
 def test_the_overview_shows_curves_and_health(page: Page) -> None:
@@ -106,14 +115,14 @@ def test_the_overview_shows_curves_and_health(page: Page) -> None:
 def test_search_goes_on_from_image_to_image_and_saves_a_table(page: Page, photos: Path) -> None:
     go(page, "search")
     page.set_input_files("#tab-search input[type=file]", sorted(photos.rglob("*.png"))[4])
-    page.wait_for_function("document.querySelector('.asked h2')?.textContent.endsWith('.png')")
+    until(page, "document.querySelector('.asked h2')?.textContent.endsWith('.png')")
     first = page.locator("#tab-search .grid .picture").first
-    page.wait_for_function("document.querySelector('#tab-search .caption')?.textContent === '1.000'")
+    until(page, "document.querySelector('#tab-search .caption')?.textContent === '1.000'")
     before = page.url
     first.click()
     page.wait_for_url(lambda url: url != before)
     page.select_option("#tab-search select >> nth=0", "8")
-    page.wait_for_function("document.querySelectorAll('#tab-search .grid .picture').length === 8")
+    until(page, "document.querySelectorAll('#tab-search .grid .picture').length === 8")
     page.select_option("#tab-search select >> nth=1", "l2")
     page.wait_for_selector("text=0 is the same")
     assert saved(page, "text=Save CSV").decode().startswith("path,score,label\n")
@@ -133,9 +142,7 @@ def test_an_image_is_dropped_or_pasted_anywhere(page: Page, photos: Path) -> Non
             [kind, key, content],
         )
         page.wait_for_url(lambda url, before=before: url != before)
-        page.wait_for_function(
-            "name => document.querySelector('.asked h2').textContent === name", arg=f"{kind}.png"
-        )
+        until(page, "name => document.querySelector('.asked h2').textContent === name", f"{kind}.png")
 
 
 def test_a_file_that_is_no_image_is_refused_in_words(page: Page, tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_a_file_that_is_no_image_is_refused_in_words(page: Page, tmp_path: Path)
     with page.expect_response("**/api/uploads") as answer:
         page.set_input_files("#tab-search input[type=file]", tmp_path / "text.png")
     assert answer.value.status == 422
-    page.wait_for_function("document.querySelector('#status').textContent.includes('text.png: Not an image')")
+    until(page, "document.querySelector('#status').textContent.includes('text.png: Not an image')")
 
 
 def test_the_morph_redraws_as_it_moves_and_only_for_the_newest_place(page: Page) -> None:
@@ -161,8 +168,8 @@ def test_the_morph_redraws_as_it_moves_and_only_for_the_newest_place(page: Page)
             }
         }"""
     )
-    page.wait_for_function("old => document.querySelector('.result').alt.endsWith('at 100 %')", arg=before)
-    page.wait_for_function("old => document.querySelector('.result').src !== old", arg=before)
+    until(page, "old => document.querySelector('.result').alt.endsWith('at 100 %')", before)
+    until(page, "old => document.querySelector('.result').src !== old", before)
     assert 1 <= len(asked) <= 3  # the first place, perhaps one between, and the last
     assert "x=1.0000" in asked[-1]
     assert saved(page, "#tab-morph >> text=Save PNG").startswith(b"\x89PNG")
@@ -174,12 +181,12 @@ def test_four_pictures_make_a_square(page: Page) -> None:
     for count in (3, 4):
         page.click("#tab-morph >> text=Pick one of yours")
         page.click("dialog .picture >> nth=0")
-        page.wait_for_function("n => document.querySelectorAll('.slots li').length === n", arg=count)
+        until(page, "n => document.querySelectorAll('.slots li').length === n", count)
     before = source(page, ".result")
     box = page.locator(".pad").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
-    page.wait_for_function("document.querySelector('.result').alt.includes('90 % across, 10 % down')")
+    until(page, "document.querySelector('.result').alt.includes('90 % across, 10 % down')")
     assert source(page, ".result") != before
     page.click(".slots .remove >> nth=0")
     page.click(".slots .remove >> nth=0")
@@ -191,8 +198,8 @@ def test_a_sample_shows_its_neighbours_is_varied_and_morphed(page: Page) -> None
     page.wait_for_selector("#tab-generate .grid .picture")
     before = source(page, "#tab-generate .grid .picture img")
     page.click("text=Draw others")
-    page.wait_for_function(
-        "old => document.querySelector('#tab-generate .grid img').getAttribute('src') !== old", arg=before
+    until(
+        page, "old => document.querySelector('#tab-generate .grid img').getAttribute('src') !== old", before
     )
     page.click("#tab-generate .grid .picture >> nth=2")
     page.wait_for_selector("dialog .near .picture")
@@ -203,7 +210,7 @@ def test_a_sample_shows_its_neighbours_is_varied_and_morphed(page: Page) -> None
     page.click("[aria-label=Variations] .grid .picture >> nth=0")
     assert saved(page, "dialog >> text=Save PNG").startswith(b"\x89PNG")
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    until(page, "!document.querySelector('dialog')")
 
 
 def test_restoring_has_a_line_between_before_and_after(page: Page, photos: Path) -> None:
@@ -227,10 +234,10 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     page.keyboard.press("h")
     assert page.is_hidden(".heat")
     page.keyboard.press("d")
-    page.wait_for_function("old => document.querySelector('.review h2').textContent !== old", arg=first)
+    until(page, "old => document.querySelector('.review h2').textContent !== old", first)
     second = page.inner_text(".review h2")
     page.keyboard.press("k")
-    page.wait_for_function("old => document.querySelector('.review h2').textContent !== old", arg=second)
+    until(page, "old => document.querySelector('.review h2').textContent !== old", second)
     assert page.inner_text(".counts").startswith("1 kept, 1 dropped")
     log = [json.loads(line) for line in (run_folder / "decisions.jsonl").read_text().splitlines()]
     assert [(Path(line["path"]).name, line["decision"]) for line in log[-2:]] == [
@@ -240,12 +247,12 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     assert saved(page, "text=List of dropped files").decode().strip().endswith(f"/{first}")
     for name in (second, first):
         page.keyboard.press("u")
-        page.wait_for_function("old => document.querySelector('.review h2').textContent === old", arg=name)
-    page.wait_for_function("document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
+        until(page, "old => document.querySelector('.review h2').textContent === old", name)
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
     before = page.inner_text(".threshold p")
     page.focus(".threshold input")
     page.keyboard.press("End")
-    page.wait_for_function("old => document.querySelector('.threshold p').textContent !== old", arg=before)
+    until(page, "old => document.querySelector('.threshold p').textContent !== old", before)
     assert "At most 50.00 %" in page.inner_text(".threshold p")
     page.locator(".threshold input").blur()
 
@@ -261,14 +268,14 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.click("text=Draw around some")
     box = page.locator(".map-stage canvas").bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.move(box["x"] + 24, box["y"] + 24)
     page.mouse.down()
     for across, down in ((0.99, 0.01), (0.99, 0.99), (0.01, 0.99), (0.01, 0.01)):
         page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
     page.mouse.up()
     page.wait_for_selector(".chosen h2")
     chosen = int(re.findall(r"\d+", page.inner_text(".chosen h2"))[0])
-    assert 40 <= chosen <= 48
+    assert 30 <= chosen <= 48
     files = saved(page, "text=Save the list of files").decode().splitlines()
     assert len(files) == chosen
     assert all(Path(path).is_relative_to(photos) and Path(path).is_file() for path in files)
@@ -299,13 +306,14 @@ def test_nothing_is_wider_than_the_window_and_axe_finds_no_serious_fault(page: P
 
 
 def test_the_tabs_are_reached_and_opened_by_keyboard(page: Page) -> None:
-    page.evaluate("document.activeElement?.blur()")
-    page.goto(page.url.split("#")[0])
-    page.wait_for_selector("#tabs a")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    fresh = page.context.new_page()
+    fresh.goto(page.url.split("#")[0])
+    fresh.wait_for_selector("#tabs a")
+    fresh.keyboard.press("Tab")
+    assert fresh.evaluate("document.activeElement.textContent") == "Skip to the content"
     for _ in range(3):
-        page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Morph"
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#tab-morph:not([hidden])")
+        fresh.keyboard.press("Tab")
+    assert fresh.evaluate("document.activeElement.textContent") == "Morph"
+    fresh.keyboard.press("Enter")
+    fresh.wait_for_selector("#tab-morph:not([hidden])")
+    fresh.close()

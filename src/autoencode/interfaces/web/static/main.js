@@ -44,7 +44,9 @@ function open() {
   for (const link of document.querySelectorAll("#tabs a")) {
     if (link.id === `to-${chosen}`) {
       link.setAttribute("aria-current", "page");
-      link.scrollIntoView({ block: "nearest", inline: "center" });
+      // Not scrollIntoView, which would also make the Tab key go on from here.
+      const nav = link.parentElement;
+      nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
     } else link.removeAttribute("aria-current");
   }
   document.title = `${TABS[chosen].title} · ${document.getElementById("name").textContent}`;
