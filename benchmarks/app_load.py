@@ -2,8 +2,8 @@
 
     python benchmarks/app_load.py RUN INDEX --clients 50 --seconds 60 --pause 0.5
 
-Each client asks, waits for the answer, pauses as a person does, and asks again: in turn for the neighbours of an
-image, for a frame of a morph and for a picture. Memory is the resident set of the server, read every second.
+Each client asks, waits for the answer, pauses as a person does, and asks again: in turn for the neighbours of
+an image, for a frame of a morph and for a picture. Memory is the resident set of the server, each second.
 """
 
 from __future__ import annotations

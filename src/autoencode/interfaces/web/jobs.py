@@ -15,6 +15,10 @@ Report = Callable[[str, int, int], None]
 State = Literal["waiting", "running", "done", "failed"]
 
 
+class _StoppedError(Exception):
+    """The page is closing."""
+
+
 class Job(Generic[Result]):
     """One piece of work, started when its result is first asked for.
 
@@ -26,7 +30,7 @@ class Job(Generic[Result]):
     def __init__(self, work: Callable[[Report], Result], threads: ThreadPoolExecutor) -> None:
         self._work, self._threads = work, threads
         self._lock = threading.Lock()
-        self._is_started = False
+        self._is_started = self._is_stopped = False
         self.state: State = "waiting"
         self.error = ""
         self._at = ("waiting for other work", 0, 0)
@@ -45,11 +49,17 @@ class Job(Generic[Result]):
         stage, done, total = self._at
         return {"state": self.state, "stage": stage, "done": done, "total": total, "error": self.error}
 
+    def stop(self) -> None:
+        """End the work at the next step it tells of, so that it holds up nobody who leaves."""
+        self._is_stopped = True
+
     def _run(self) -> None:
         self.state = "running"
         try:
             self._result = self._work(self._report)
             self.state = "done"
+        except _StoppedError:
+            self.error, self.state = "The page is closing.", "failed"
         except AutoencodeError as err:
             self.error, self.state = str(err), "failed"
         except Exception as err:
@@ -57,4 +67,6 @@ class Job(Generic[Result]):
             self.error, self.state = f"Unexpected: {type(err).__name__}: {err}", "failed"
 
     def _report(self, stage: str, done: int, total: int) -> None:
+        if self._is_stopped:
+            raise _StoppedError
         self._at = (stage, done, total)

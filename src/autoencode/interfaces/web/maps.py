@@ -67,9 +67,10 @@ async def chosen(space: Space, asked: Chosen) -> Response:
     """Return chosen images: the names of the first of them to show, or the files of all."""
     if space.review is None:
         return _nothing()
-    entries = chosen_entries(space.review.pack, asked.positions)
+    pack = space.review.pack
+    entries = await asyncio.to_thread(chosen_entries, pack, asked.positions)
     if asked.kind == "files":
-        return download(file_list(space.review.pack, entries), "chosen.txt", "text/plain")
+        return download(await asyncio.to_thread(file_list, pack, entries), "chosen.txt", "text/plain")
     return JSONResponse([space.describe(f"{space.review.letter}{place}") for place in asked.positions[:500]])
 
 

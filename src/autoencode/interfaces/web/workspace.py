@@ -196,6 +196,8 @@ class Workspace:
     def close(self) -> None:
         """End the process and the threads; what is held is gone."""
         self.decoder.close()
+        for job in (self.check_up, self.ranking, self.map):
+            job.stop()
         for threads in (self._threads, self._job_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 

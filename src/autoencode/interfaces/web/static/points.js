@@ -121,13 +121,14 @@ export function drawPoints(points, image, scale, centreX, centreY, side) {
   const { width, height } = image;
   const { x, y, colour, chosen, count } = points;
   const anyChosen = points.chosenCount > 0;
-  const half = side >> 1;
+  const [across, down] = [width / 2 - centreX * scale - side / 2, height / 2 - centreY * scale - side / 2];
+  const [lastLeft, lastTop] = [width - side, height - side];
   for (let pass = 0; pass < (anyChosen ? 2 : 1); pass++) {
     for (let i = 0; i < count; i++) {
       if (anyChosen && chosen[i] !== pass) continue;
-      const left = Math.round((x[i] - centreX) * scale + width / 2) - half;
-      const top = Math.round((y[i] - centreY) * scale + height / 2) - half;
-      if (left < 0 || top < 0 || left + side > width || top + side > height) continue;
+      const left = (x[i] * scale + across) | 0;
+      const top = (y[i] * scale + down) | 0;
+      if (left < 0 || top < 0 || left > lastLeft || top > lastTop) continue;
       const value = anyChosen && !pass ? (colour[i] & 0x00ffffff) | 0x30000000 : colour[i];
       for (let row = top; row < top + side; row++) {
         const start = row * width + left;
