@@ -274,7 +274,7 @@ def test_restoring_one_image_measures_what_reconstructing_its_file_measures(
 
 def corrupted(pixels: np.ndarray) -> torch.Tensor:
     generator = torch.Generator().manual_seed(random_seed("reconstruct", 0, 0))
-    return corrupt(to_float(pixels[None]), parse_corruptions(["gaussian:0.2"]), generator)
+    return corrupt(to_float(pixels[None]), parse_corruptions(["gaussian:0.2"]), generator, training=True)
 
 
 def test_restoring_compares_with_the_clean_image_where_one_is_given(

@@ -49,8 +49,9 @@ def test_limits_hold_and_say_why() -> None:
 
 def test_too_little_memory_costs_the_file_alone() -> None:
     file = io.BytesIO()
-    Image.new("RGBA", (6000, 6000)).save(file, "PNG")
-    decoder = UntrustedDecoder(SIZE, memory_bytes=500 * 1024**2)
+    # A byte a pixel in the file, four once its transparency is looked up.
+    Image.new("P", (7900, 7900)).save(file, "PNG", transparency=0, compress_level=1)
+    decoder = UntrustedDecoder(SIZE, memory_bytes=450 * 1024**2)
     try:
         with pytest.raises(ImageError, match=r"memory|cannot be decoded"):
             decoder.decode(file.getvalue())

@@ -15,25 +15,10 @@ from .conftest import Served
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 DESK, PHONE = (1280, 860), (390, 844)
 TABS = ("overview", "search", "morph", "generate", "restore", "outliers", "map")
 
-sync_api = pytest.importorskip("playwright.sync_api")
 axe_core = pytest.importorskip("axe_playwright_python.base")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=[DESK, PHONE], ids=["desk", "phone"])
@@ -234,11 +219,10 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     page.keyboard.press("h")
     assert page.is_hidden(".heat")
     page.keyboard.press("d")
-    until(page, "old => document.querySelector('.review h2').textContent !== old", first)
-    second = page.inner_text(".review h2")
+    second = page.inner_text(".review h2")  # there at once, whatever the disk does
+    assert second != first
     page.keyboard.press("k")
-    until(page, "old => document.querySelector('.review h2').textContent !== old", second)
-    assert page.inner_text(".counts").startswith("1 kept, 1 dropped")
+    until(page, "document.querySelector('.counts').textContent.startsWith('1 kept, 1 dropped')")
     log = [json.loads(line) for line in (run_folder / "decisions.jsonl").read_text().splitlines()]
     assert [(Path(line["path"]).name, line["decision"]) for line in log[-2:]] == [
         (first, "drop"),

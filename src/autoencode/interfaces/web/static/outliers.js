@@ -164,20 +164,28 @@ export function mount(root) {
     );
   }
 
-  /** One decision at a time reaches the disk, in the order they were made. */
+  /** The next image comes at once; the decisions reach the disk one at a time, in the order they were made. */
   function write(decision) {
     const index = state.at;
     const picture = state.queue[index];
+    const before = picture.decision;
+    const set = (value) => {
+      picture.decision = value;
+      mark(strip.children[index], picture);
+    };
+    set(decision);
+    next();
     writing = writing
       .then(async () => {
         const { counts: now } = await post("/api/decisions", { picture: picture.id, decision });
-        picture.decision = decision;
-        mark(strip.children[index], picture);
         showCounts(now);
         say(`${shortName(picture)}: ${decision}.`);
-        if (state.at === index) next();
       })
-      .catch((err) => showFailure(err));
+      .catch((err) => {
+        set(before);
+        show(index);
+        showFailure(err);
+      });
   }
 
   function undo() {
