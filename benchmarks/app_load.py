@@ -3,7 +3,8 @@
     python benchmarks/app_load.py RUN INDEX --clients 50 --seconds 60 --pause 0.5
 
 Each client asks, waits for the answer, pauses as a person does, and asks again: in turn for the neighbours of
-an image, for a frame of a morph and for a picture. Memory is the resident set of the server, each second.
+an image, for a frame of a morph and for a picture. Memory is that of the server alone, each second;
+the pages of the pack that it maps are the system's to take back, and not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
+
 COMMAND = [sys.executable, "-c", "from autoencode.interfaces.cli import main; main()", "app"]
 
 
@@ -35,9 +38,9 @@ def started(run: str, index: str) -> tuple[subprocess.Popen[str], int, str]:
     return process, int(found[1]), found[2]
 
 
-def resident_mb(pid: int) -> float:
+def own_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
 class Clients:
@@ -110,7 +113,7 @@ def main() -> None:
 
         def watch() -> None:
             while not watched.wait(1):
-                memory.append(resident_mb(process.pid))
+                memory.append(own_mb(process.pid))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -130,11 +133,8 @@ def report(clients: Clients, seconds: float, memory: list[float]) -> None:
     for kind, values in [*sorted(clients.seconds.items()), ("all", everything)]:
         quantiles = statistics.quantiles(values, n=100)
         print(f"{kind:8} median {1e3 * quantiles[49]:5.0f} ms, 95 % within {1e3 * quantiles[94]:5.0f} ms")
-    part = max(1, len(memory) // 4)
-    first, last = statistics.mean(memory[:part]), statistics.mean(memory[-part:])
-    print(
-        f"memory: {first:.0f} MB in the first quarter, {last:.0f} MB in the last, {max(memory):.0f} at most"
-    )
+    quarters = [statistics.mean(part) for part in np.array_split(np.array(memory), 4)]
+    print(f"memory by quarter of the time: {', '.join(f'{mb:.0f}' for mb in quarters)} MB")
 
 
 if __name__ == "__main__":
