@@ -139,6 +139,60 @@ def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
     return _sheet([seen], results)
 
 
+class Restoration(NamedTuple):
+    """One image through a model.
+
+    Attributes:
+        seen: pixels (H, W, 3) that the model was given.
+        restored: pixels (H, W, 3) of what it made of them.
+        psnr_db: of `restored` against the clean image, dB; infinite where they are equal.
+        ssim: structural similarity of the same two.
+        seen_psnr_db: of `seen` against the clean image; None where that is the clean image itself.
+    """
+
+    seen: Pixels
+    restored: Pixels
+    psnr_db: float
+    ssim: float
+    seen_psnr_db: float | None
+
+
+def restore(
+    model: Autoencoder,
+    pixels: Pixels,
+    *,
+    clean: Pixels | None = None,
+    corruptions: Sequence[str] = (),
+    seed: int = 0,
+) -> Restoration:
+    """Pass one image through a model, corrupted first if asked for.
+
+    Args:
+        model: from `load_model`.
+        pixels: (H, W, 3) of the model's size.
+        clean: what it should have looked like, of the same size; the default is `pixels` itself.
+        corruptions: as for `reconstruct`.
+        seed: of the corruptions.
+
+    Raises:
+        ConfigError: a corruption that cannot be used.
+    """
+    chain = parse_corruptions(corruptions)
+    check_size(chain, model.preprocessing.height, model.preprocessing.width)
+    generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, 0))
+    seen = corrupt(to_float(pixels[None]), chain, generator, training=True)
+    restored = model.reconstruct(seen)
+    target = to_float((pixels if clean is None else clean)[None])
+    is_clean = clean is None and not chain
+    return Restoration(
+        to_pixels(seen)[0],
+        to_pixels(restored)[0],
+        float(psnr(restored, target)),
+        float(ssim(restored, target)),
+        None if is_clean else float(psnr(seen, target)),
+    )
+
+
 class _Seen(NamedTuple):
     """Pixels (B, H, W, 3) of one chunk, and its figures of merit (B,)."""
 

@@ -6,6 +6,7 @@ Shapes: N images in the index, R distinct contents, Q queries, D values in a cod
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ from torch import Tensor
 from autoencode.applications import duplicates
 from autoencode.applications.duplicates import NearDuplicates, NearPair
 from autoencode.applications.encoders import ImageEncoder, image_encoder
-from autoencode.applications.indexfile import StoredIndex, find_encoder, read_index
-from autoencode.applications.nearest import Floats, Nearest
+from autoencode.applications.indexfile import PACK_NAME, StoredIndex, find_encoder, read_index
+from autoencode.applications.nearest import Distance, Floats, Nearest, fit_cells, fit_space
 from autoencode.data.batches import to_float
 from autoencode.data.images import Limits, find_images, read_image
-from autoencode.data.pack import Entry
-from autoencode.errors import ConfigError, ImageError, ImageFolderError, ImageIndexError
+from autoencode.data.pack import Entry, Pack, open_pack
+from autoencode.errors import ConfigError, ImageError, ImageFolderError, ImageIndexError, PackError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.modelfile import load_model
 
@@ -43,11 +44,13 @@ class Neighbour:
         score: a similarity in [-1, 1] for the distances "whitened" and "cosine", where higher is nearer; a
             distance from 0 for "l2", where lower is nearer.
         label: the first sub-folder, if it is in one.
+        position: its place in `Index.entries`.
     """
 
     path: Path
     score: float
     label: str | None
+    position: int
 
     @property
     def is_gone(self) -> bool:
@@ -159,6 +162,34 @@ class Index:
         return self._given_encoder or find_encoder(self.path, self._stored)
 
     @functools.cached_property
+    def pack(self) -> Pack:
+        """The images, decoded, in the order of `entries`.
+
+        Raises:
+            PackError: they are no longer there, or are others by now.
+        """
+        own = self.path / PACK_NAME
+        pack = open_pack(own if own.is_dir() else self.source)
+        if pack.fingerprint != self._stored.fingerprint:
+            raise PackError(
+                f"The images of {pack.path} are not those that {self.path} was made of. "
+                f"Bring it in step: autoencode index MODEL {self.source} --out {self.path}"
+            )
+        return pack
+
+    def compared_by(self, distance: Distance) -> Index:
+        """Return this index with its codes compared in another way; nothing is written.
+
+        Raises:
+            ConfigError: an unknown distance.
+        """
+        if distance == self.distance:
+            return self
+        space = fit_space(self.codes, distance)
+        stored = dataclasses.replace(self._stored, space=space, cells=fit_cells(space, self.codes))
+        return Index(self.path, stored, self._given_encoder)
+
+    @functools.cached_property
     def nearest(self) -> Nearest:
         """The codes, ready to be searched."""
         return Nearest(self.space, self.codes, self._stored.cells)
@@ -265,18 +296,20 @@ class Index:
         """Return the k nearest images of each code, or all; copies have the same score."""
         return [
             [
-                Neighbour(self.folder / entry.path, float(score), entry.label)
+                self._neighbour(position, float(score))
                 for score, row in zip(near.scores, near.rows, strict=True)
-                for entry in self._images(int(row))
+                for position in range(self._starts[row], self._starts[row + 1])
             ][:k]
             for near in self.nearest.search(codes, k)
         ]
 
-    def _images(self, row: int) -> list[Entry]:
-        return self.entries[self._starts[row] : self._starts[row + 1]]
+    def _neighbour(self, position: int, score: float) -> Neighbour:
+        entry = self.entries[position]
+        return Neighbour(self.folder / entry.path, score, entry.label, position)
 
     def _first_path(self, row: int) -> Path:
-        return self.folder / self._images(row)[0].path
+        entry: Entry = self.entries[self._starts[row]]
+        return self.folder / entry.path
 
 
 def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) -> Index:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
+from autoencode.interfaces import app as web_page
 from autoencode.interfaces import create, find, inspect, learn, measure, options, train, write
 from autoencode.interfaces.options import (
     MACHINE,
@@ -174,6 +175,7 @@ find.add_to(app)
 inspect.add_to(app)
 learn.add_to(app)
 write.add_to(app)
+web_page.add_to(app)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

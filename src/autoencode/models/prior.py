@@ -81,6 +81,20 @@ class StandardNormal:
         """
         return temperature * _noise_path(frames, turns, self.code_size, generator)
 
+    def near(self, code: Tensor, count: int, amount: float, generator: torch.Generator) -> Tensor:
+        """Draw codes (count, D) around a code (D,) that are as likely under the prior as it is.
+
+        A step of the preconditioned Crank-Nicolson walk (Cotter et al. 2013), which keeps to the prior: a
+        sample moved this way is a sample.
+
+        Args:
+            code: where they are around.
+            count: how many.
+            amount: 0 gives the code itself, 1 a sample that has nothing of it.
+            generator: of random numbers.
+        """
+        return _moved(code.expand(count, -1), amount, generator)
+
     def log_density(self, codes: Tensor) -> Tensor:
         """Return log p(code) of codes (B, D): (B,) float64, nats."""
         codes = _checked(codes, self.code_size)
@@ -171,13 +185,24 @@ class GaussianMixture:
             codes[frame] = mean + temperature * factor @ noise[frame]
         return codes
 
+    def near(self, code: Tensor, count: int, amount: float, generator: torch.Generator) -> Tensor:
+        """Draw codes (count, D) around a code (D,); arguments as for `StandardNormal.near`.
+
+        They stay in the component that most likely drew the code.
+        """
+        component = int(self._joint(_checked(code[None], self.code_size)).argmax())
+        mean, factor = self.means[component], self.factors[component]
+        deviation = torch.linalg.solve_triangular(factor, (code - mean)[:, None], upper=False)[:, 0]
+        return mean + _moved(deviation.expand(count, -1), amount, generator) @ factor.T
+
     def log_density(self, codes: Tensor) -> Tensor:
         """Return log p(code) of codes (B, D): (B,) float64, nats."""
         codes = _checked(codes, self.code_size)
-        parts = [self._log_density(part) for part in torch.split(codes, DENSITY_BATCH)]
+        parts = [self._joint(part).logsumexp(1) for part in torch.split(codes, DENSITY_BATCH)]
         return torch.cat(parts) if len(codes) else codes.new_zeros(0)
 
-    def _log_density(self, codes: Tensor) -> Tensor:
+    def _joint(self, codes: Tensor) -> Tensor:
+        """Log densities (B, K) of codes (B, D) with each component, its weight included."""
         joint = codes.new_empty(len(codes), len(self.weights))
         for index, (weight, mean, factor) in enumerate(
             zip(self.weights.double(), self.means.double(), self.factors.double(), strict=True)
@@ -185,7 +210,7 @@ class GaussianMixture:
             deviation = torch.linalg.solve_triangular(factor, (codes - mean).T, upper=False)
             normaliser = factor.diagonal().log().sum() + 0.5 * self.code_size * math.log(2 * math.pi)
             joint[:, index] = weight.log() - 0.5 * deviation.square().sum(0) - normaliser
-        return joint.logsumexp(1)
+        return joint
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
@@ -198,6 +223,11 @@ def _checked(codes: Tensor, size: int) -> Tensor:
     if codes.ndim != 2 or codes.shape[1] != size:
         raise ConfigError(f"Codes must be (B, {size}); these are {tuple(codes.shape)}.")
     return codes.detach().cpu().double()
+
+
+def _moved(noise: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Mix standard normal noise (N, D) with new, so that the sum is standard normal again."""
+    return math.sqrt(1 - amount**2) * noise + amount * torch.randn(noise.shape, generator=generator)
 
 
 def _noise_path(frames: int, turns: int, size: int, generator: torch.Generator) -> Tensor:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoencode.data.images import Preprocessing
-from autoencode.errors import ConfigError, OutputError, RunError
-from autoencode.files import write_bytes, write_json
+from autoencode.errors import ConfigError, RunError
+from autoencode.files import append_line, write_bytes, write_json
 from autoencode.models.autoencoder import ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
 from autoencode.training.checkpoint import CHECKPOINT_NAME
@@ -129,14 +128,7 @@ def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
         OutputError: it cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
-    path = folder / METRICS_NAME
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as err:
-        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
+    append_line(folder / METRICS_NAME, json.dumps(finite))
 
 
 def keep_metrics_up_to(folder: Path, step: int) -> None:
