@@ -102,7 +102,9 @@ def test_help_answers_in_less_than_three_tenths_of_a_second() -> None:
 
 def test_the_package_runs_as_a_module_like_the_command() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "autoencode", *arguments], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "autoencode", *arguments], capture_output=True, text=True
+        )
 
     assert run("--version").stdout.strip() == f"autoencode {autoencode.__version__}"
     assert "train" in run("--help").stdout
