@@ -4,8 +4,8 @@
 
 The images are JPEGs of 250x250 pixels (quality 90), made of those in FOLDER or of smooth noise; all of them
 go to 128x128. The bare loop opens each file, decodes it at a reduced size, resizes it, and keeps the pixels
-in memory: nothing is checked, hashed, isolated or written. Contenders take turns; a rate is the median over the
-rounds, for each second of processor time of all processes together, and for each second as one waits.
+in memory: nothing is checked, hashed, isolated or written. Contenders take turns; a rate is the median over
+the rounds, for each second of processor time of all processes together, and for each second as one waits.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_maps_are_of_all_images_though_encode_takes_few_at_a_time(
     images = random_images(model, 3)
     layers, codes = trace(model, images)
     assert {len(layer.maps) for layer in layers} == {3}
-    torch.testing.assert_close(codes, model.encode(images))
+    torch.testing.assert_close(codes, model.encode(images), rtol=1e-3, atol=1e-2)
 
 
 def test_maps_shrink_by_the_stride(model: Autoencoder) -> None:

@@ -31,8 +31,8 @@ Network = Literal["paper", "residual"]
 # Images that are read at a time, to be encoded or decoded: small enough for any memory.
 INFERENCE_BATCH = 128
 
-# Values of the widest layer that are computed at once on a CPU, 16 MB: more do not stay in its cache. The paper's
-# network encodes eight images of 128x128 at a time twice as fast as 128 (docs/performance.md).
+# Values of the widest layer that are computed at once on a CPU, 16 MB: more do not stay in its cache. The
+# paper's network encodes eight images of 128x128 at a time twice as fast as 128 (docs/performance.md).
 CPU_LAYER_VALUES = 2**22
 
 # A log-variance outside these bounds is a variance no fp32 sum can use; exp() stays finite within them.
