@@ -2,20 +2,50 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoencode.models.networks import Decoder, Encoder
 
 
-def test_pooling_before_rectifying_computes_the_function_the_paper_describes() -> None:
+def test_pooling_before_the_bias_and_rectifying_computes_the_function_the_paper_describes() -> None:
     torch.manual_seed(0)
     encoder = Encoder((4, 8), batch_norm=False)
-    convolutions = [layer for layer in encoder.layers if isinstance(layer, nn.Conv2d)]
     images = torch.rand(2, 3, 16, 32)
     features = images
-    for convolution in convolutions:
-        features = nn.functional.max_pool2d(nn.functional.relu(convolution(features)), 2)
-    assert torch.equal(encoder(images), features.flatten(1))
+    for weight, bias in pairwise_weights(encoder):
+        convolved = nn.functional.conv2d(features, weight, bias, padding=1)
+        features = nn.functional.max_pool2d(nn.functional.relu(convolved), 2)
+    torch.testing.assert_close(encoder(images), features.flatten(1))
+
+
+def test_a_bias_apart_from_its_convolution_has_the_gradient_of_one_inside() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(5, (4, 8), (2, 3), batch_norm=False)
+    codes, wanted = torch.randn(2, 5), torch.rand(2, 3, 8, 12)
+    (decoder(codes) - wanted).square().mean().backward()
+    found = [parameter.grad for parameter in decoder.layers.parameters()]
+    weights = [parameter.detach().requires_grad_() for parameter in decoder.layers.parameters()]
+    features = decoder.expand(codes).unflatten(1, decoder.grid).detach()
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        features = nn.functional.conv_transpose2d(features.relu(), weight, bias, 2, 1, 1)
+    (features.sigmoid() - wanted).square().mean().backward()
+    torch.testing.assert_close(found, [weight.grad for weight in weights])
+
+
+def test_weights_and_biases_are_drawn_as_pytorch_draws_those_of_its_layers() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = Encoder((4, 8), batch_norm=False), Decoder(5, (4, 8), (1, 1), batch_norm=False)
+    torch.manual_seed(0)
+    plain = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.Linear(5, 8)]
+    plain += [nn.ConvTranspose2d(8, 4, 3), nn.ConvTranspose2d(4, 3, 3)]
+    expected = [parameter for layer in plain for parameter in layer.parameters()]
+    for ours, theirs in zip([*encoder.parameters(), *decoder.parameters()], expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def pairwise_weights(encoder: Encoder) -> list[tuple[Tensor, Tensor]]:
+    parameters = list(encoder.parameters())
+    return list(zip(parameters[::2], parameters[1::2], strict=True))
 
 
 def test_batch_normalisation_before_pooling_computes_the_function_the_paper_describes() -> None:

@@ -101,7 +101,14 @@ def test_dropout_is_off_at_evaluation_and_noise_is_not(
 ) -> None:
     images = validation_images(tiny_pack)
     for corruption, clean in (("dropout:0.5", True), ("gaussian:0.5", False)):
-        run = train(tiny_pack.path, tmp_path / corruption[:3], epochs=1, corrupt=(corruption,), **tiny)
+        run = train(
+            tiny_pack.path,
+            tmp_path / corruption[:3],
+            precision="fp32",
+            epochs=1,
+            corrupt=(corruption,),
+            **tiny,
+        )
         restored = load_model(run.model_path).reconstruct(images)
         expected = functional.mse_loss(restored, images).item()
         assert (run.metrics[0]["val_loss"] == pytest.approx(expected, rel=1e-4)) is clean

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoencode.evaluation.plots import BLUE, GREEN, INK, ORANGE, VERMILION, new_figure
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.networks import Bias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ _KINDS: dict[type[nn.Module], tuple[str, str]] = {
 }
 _ROLES = {"to_mean": "linear: the code", "to_log_variance": "linear: its log-variance"}
 _FOLLOWERS: dict[type[nn.Module], str] = {
+    Bias: "bias",
     nn.BatchNorm2d: "batch norm",
     nn.MaxPool2d: "max-pool",
     nn.ReLU: "ReLU",

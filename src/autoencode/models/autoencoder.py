@@ -165,7 +165,7 @@ class Autoencoder(nn.Module):
     @property
     def last_weight(self) -> nn.Parameter:
         """Weight of the last convolution of the decoder, which paints the image."""
-        last = self.decoder.out if isinstance(self.decoder, ResidualDecoder) else self.decoder.layers[-1]  # type: ignore[index]
+        last = self.decoder.out if isinstance(self.decoder, ResidualDecoder) else self.decoder.layers[-2]  # type: ignore[index]
         return last.weight  # type: ignore[union-attr, return-value]
 
     @property

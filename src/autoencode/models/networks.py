@@ -2,19 +2,39 @@
 
 Shapes: B batch, C channels, H height, W width, D code size. Images are (B, 3, H, W), codes (B, D).
 
-The paper does not print its widths; ours are 32-64-128-256. Max-pooling comes before ReLU: they commute, and
-a quarter of the values is left to rectify. The transposed convolutions are 3x3 with stride 2, so that the
-squares they paint overlap; 2x2 ones are a tenth faster and leave tiles in the image (docs/log.md).
+The paper does not print its widths; ours are 32-64-128-256. Max-pooling comes before the bias and ReLU: they
+commute, and a quarter of the values is left to shift and rectify. The transposed convolutions are 3x3 with
+stride 2, so that the squares they paint overlap; 2x2 ones are a tenth faster and leave tiles in the image
+(docs/log.md).
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 CHANNELS = 3
+
+
+class Bias(nn.Module):
+    """The bias of a convolution, apart from it: a value added to each channel.
+
+    On a CPU the gradient of a bias inside a convolution may take several times as long as those of its
+    weights and its input together; here it is a sum (docs/performance.md). Drawn as PyTorch draws it.
+    """
+
+    def __init__(self, convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        super().__init__()
+        inputs = convolution.weight[0].numel()  # PyTorch counts so for transposed ones too
+        bound = 1 / math.sqrt(inputs)
+        self.bias = nn.Parameter(torch.empty(convolution.out_channels).uniform_(-bound, bound))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to the same, in place: neither pooling nor a convolution needs its output again."""
+        return features.add_(self.bias.to(features.dtype)[:, None, None])
 
 
 class Encoder(nn.Module):
@@ -24,10 +44,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.Sequential()
         for inputs, outputs in pairwise((CHANNELS, *widths)):
-            self.layers.append(nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=not batch_norm))
-            if batch_norm:
-                self.layers.append(nn.BatchNorm2d(outputs))
-            self.layers.extend([nn.MaxPool2d(2), nn.ReLU(inplace=True)])
+            convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+            # A normalisation does not commute with pooling: its factors may be negative.
+            shifted = (
+                [nn.BatchNorm2d(outputs), nn.MaxPool2d(2)]
+                if batch_norm
+                else [nn.MaxPool2d(2), Bias(convolution)]
+            )
+            self.layers.extend([convolution, *shifted, nn.ReLU(inplace=True)])
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to flat features, channels first."""
@@ -46,12 +70,12 @@ class Decoder(nn.Module):
         self.expand = nn.Linear(code_size, deepest_first[0] * grid[0] * grid[1])
         self.layers = nn.Sequential(nn.ReLU(inplace=True))
         for inputs, outputs in pairwise(deepest_first):
-            self.layers.append(_doubling(inputs, outputs, bias=not batch_norm))
-            if batch_norm:
-                self.layers.append(nn.BatchNorm2d(outputs))
-            self.layers.append(nn.ReLU(inplace=True))
+            doubling = _doubling(inputs, outputs)
+            shift = nn.BatchNorm2d(outputs) if batch_norm else Bias(doubling)
+            self.layers.extend([doubling, shift, nn.ReLU(inplace=True)])
         # No batch normalisation here: it would fix the mean and contrast of the output images.
-        self.layers.append(_doubling(deepest_first[-1], CHANNELS, bias=True))
+        last = _doubling(deepest_first[-1], CHANNELS)
+        self.layers.extend([last, Bias(last)])
 
     def forward(self, codes: Tensor) -> Tensor:
         """Map (B, D) to images (B, 3, H, W), each value in (0, 1)."""
@@ -59,5 +83,5 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.layers(features.contiguous(memory_format=torch.channels_last)))
 
 
-def _doubling(inputs: int, outputs: int, *, bias: bool) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=bias)
+def _doubling(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)
