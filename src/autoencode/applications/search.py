@@ -135,8 +135,7 @@ class Index:
         self.recall = 1.0 if stored.cells is None else stored.cells.recall
         self.near_duplicate_threshold = stored.near_duplicate_threshold
         self._stored, self._given_encoder = stored, encoder
-        rows = np.array([entry.row for entry in self.entries])
-        self._starts = np.searchsorted(rows, np.arange(len(self.codes) + 1))
+        self._starts = np.searchsorted(self.entries.rows, np.arange(len(self.codes) + 1))
 
     def __len__(self) -> int:
         """Number of indexed images."""
@@ -272,7 +271,7 @@ class Index:
             for near in self.nearest.search(codes, k)
         ]
 
-    def _images(self, row: int) -> list[Entry]:
+    def _images(self, row: int) -> Sequence[Entry]:
         return self.entries[self._starts[row] : self._starts[row + 1]]
 
     def _first_path(self, row: int) -> Path:
