@@ -145,7 +145,7 @@ def read_index(path: Path) -> StoredIndex:
             source=content["source"],
             folder=Place(**content["folder"]),
             fingerprint=content["fingerprint"],
-            entries=Entries(Entry.from_json(json.loads(line)) for line in io.BytesIO(arrays["entries"])),
+            entries=Entries(Entry.from_json(json.loads(line)) for line in io.BytesIO(arrays["entries"].data)),
             codes=arrays["codes"],
             space=Space(content["distance"], arrays.get("centre"), arrays.get("matrix")),
             cells=cells,

@@ -24,7 +24,7 @@ from autoencode.applications.indexfile import StoredIndex, find_encoder, read_in
 from autoencode.applications.nearest import Floats, Nearest
 from autoencode.data.batches import to_float
 from autoencode.data.images import Limits, find_images, read_image
-from autoencode.data.pack import Entry
+from autoencode.data.pack import Entries, Entry
 from autoencode.errors import ConfigError, ImageError, ImageFolderError, ImageIndexError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.modelfile import load_model
@@ -271,7 +271,7 @@ class Index:
             for near in self.nearest.search(codes, k)
         ]
 
-    def _images(self, row: int) -> Sequence[Entry]:
+    def _images(self, row: int) -> Entries:
         return self.entries[self._starts[row] : self._starts[row + 1]]
 
     def _first_path(self, row: int) -> Path:
