@@ -1,10 +1,10 @@
-"""What an image costs: processor time against the number of images, their size, and the batch. Draws a figure.
+"""What an image costs: processor time against the number of images, their size and the batch, as a figure.
 
     python benchmarks/cost.py [--out docs/figures/cost.png] [--rounds 3]
 
-Packing and encoding are of JPEGs of 250x250 pixels, the network is the paper's, a training step is forward,
-backward and Adamax. Times are processor time of one thread, which other programs change less than the time one
-waits; each is the least of the rounds.
+What is packed are JPEGs of 250x250 pixels, the network is the paper's, a training step is forward, backward
+and Adamax. Times are processor time of one thread, which other programs change less than the time one waits;
+each is the least of the rounds.
 """
 
 from __future__ import annotations
