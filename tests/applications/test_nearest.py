@@ -121,6 +121,29 @@ def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) ->
     assert set(found) == wanted
 
 
+@pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.9), ("l2", 0.9)])
+def test_cells_miss_no_pair_and_no_neighbour_for_want_of_a_byte(distance: Distance, threshold: float) -> None:
+    """With every cell looked into, what is left to miss things is that a value has one byte."""
+    known = clustered(2_000, 8)
+    space = fit_space(known, distance)
+    cells = fit_cells(space, known, exact_limit=1_000)
+    rough, exact = Nearest(space, known, cells), Nearest(space, known, None)
+    rough.index.nprobe = rough.index.nlist
+    for wanted, found in zip(exact.search(known[:50], 10), rough.search(known[:50], 10), strict=True):
+        assert found.rows.tolist() == wanted.rows.tolist()
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+    pairs = [
+        {
+            (int(i), int(j))
+            for first, second, _ in of.pairs(threshold)
+            for i, j in zip(first, second, strict=True)
+        }
+        for of in (exact, rough)
+    ]
+    assert pairs[0] == pairs[1]
+    assert len(pairs[0]) > 100
+
+
 def test_an_unknown_distance_is_refused() -> None:
     with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
         fit_space(codes(5), "l1")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ Shapes: R distinct contents, D values in a code.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ import torch
 from autoencode.applications.encoders import Features, ImageEncoder, image_encoder, pretrained_encoder
 from autoencode.applications.nearest import Cells, Floats, Space
 from autoencode.data.images import Preprocessing
-from autoencode.data.pack import Entry
+from autoencode.data.pack import Entries, Entry
 from autoencode.errors import ConfigError, ImageIndexError, ModelFileError
 from autoencode.models.modelfile import load_model
 from autoencode.models.tensorfile import read_tensors, write_tensors
@@ -77,7 +78,7 @@ class StoredIndex:
     source: str
     folder: Place
     fingerprint: str
-    entries: list[Entry]
+    entries: Entries
     codes: Floats
     space: Space
     cells: Cells | None
@@ -95,10 +96,12 @@ def write_index(path: Path, index: StoredIndex) -> None:
     Raises:
         OutputError: it cannot be written; what was there before is unchanged.
     """
-    lines = b"\n".join(json.dumps(entry.to_json()).encode() for entry in index.entries)
+    lines = bytearray()
+    for entry in index.entries:
+        lines += json.dumps(entry.to_json()).encode() + b"\n"
     arrays: dict[str, np.ndarray[Any, Any] | None] = {
         "codes": index.codes,
-        "entries": np.frombuffer(bytearray(lines), np.uint8),
+        "entries": np.frombuffer(lines, np.uint8),
         "centre": index.space.centre,
         "matrix": index.space.matrix,
     }
@@ -142,7 +145,7 @@ def read_index(path: Path) -> StoredIndex:
             source=content["source"],
             folder=Place(**content["folder"]),
             fingerprint=content["fingerprint"],
-            entries=[Entry.from_json(json.loads(line)) for line in arrays["entries"].tobytes().splitlines()],
+            entries=Entries(Entry.from_json(json.loads(line)) for line in io.BytesIO(arrays["entries"].data)),
             codes=arrays["codes"],
             space=Space(content["distance"], arrays.get("centre"), arrays.get("matrix")),
             cells=cells,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_spa
 from autoencode.applications.search import Index, Update
 from autoencode.data.batches import batches
 from autoencode.data.images import Limits, Preprocessing
-from autoencode.data.pack import Entry, Pack, is_pack, open_pack, pack_folder
+from autoencode.data.pack import Entries, Pack, is_pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
@@ -131,11 +131,12 @@ def _in_step(
     progress: _Report | None,
 ) -> tuple[StoredIndex, Update]:
     """Return the index of the images of `pack`; the old one itself where nothing differs."""
-    contents, pack_rows = _contents(pack)
-    known = {entry.sha256: entry.row for entry in old.entries} if old else {}
-    old_rows = np.array([known.get(sha256, -1) for sha256 in contents], np.int64)
+    contents, first = np.unique(pack.entries.digests, return_index=True)
+    pack_rows = pack.entries.rows[first]
+    known = np.unique(old.entries.digests) if old else contents[:0]
+    old_rows = _places_in(known, contents)
     missing = np.flatnonzero(old_rows < 0)
-    removed = len(known.keys() - set(contents))
+    removed = int((_places_in(contents, known) < 0).sum())
     started = time.perf_counter()
     fresh = _encoded(encoder, pack, pack_rows[missing], progress)
     update = Update(
@@ -171,16 +172,18 @@ def _in_step(
     return stored, update
 
 
-def _contents(pack: Pack) -> tuple[list[str], NDArray[np.int64]]:
-    """Return each distinct sha256, in order, and the row of the pack that has its pixels."""
-    rows = {str(entry.sha256): entry.row for entry in reversed(pack.entries)}
-    contents = sorted(rows)
-    return contents, np.array([rows[sha256] for sha256 in contents], np.int64)
+def _places_in(digests: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return where each of `wanted` (N,) is among the sorted `digests` (M,), or -1."""
+    places = np.searchsorted(digests, wanted)
+    there = places < len(digests)
+    there[there] = digests[places[there]] == wanted[there]
+    return np.where(there, places, -1)
 
 
-def _with_rows(entries: Iterable[Entry], contents: list[str]) -> list[Entry]:
-    rows = {sha256: row for row, sha256 in enumerate(contents)}
-    return [dataclasses.replace(entry, row=rows[str(entry.sha256)]) for entry in entries]
+def _with_rows(entries: Entries, contents: NDArray[np.bytes_]) -> Entries:
+    numbered = entries.take(np.arange(len(entries)))
+    numbered.set_rows(_places_in(contents, entries.digests))
+    return numbered
 
 
 def _encoded(encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], progress: _Report | None) -> Floats:

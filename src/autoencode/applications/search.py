@@ -138,8 +138,7 @@ class Index:
         self.recall = 1.0 if stored.cells is None else stored.cells.recall
         self.near_duplicate_threshold = stored.near_duplicate_threshold
         self._stored, self._given_encoder = stored, encoder
-        rows = np.array([entry.row for entry in self.entries])
-        self._starts = np.searchsorted(rows, np.arange(len(self.codes) + 1))
+        self._starts = np.searchsorted(self.entries.rows, np.arange(len(self.codes) + 1))
 
     def __len__(self) -> int:
         """Number of indexed images."""
@@ -308,8 +307,7 @@ class Index:
         return Neighbour(self.folder / entry.path, score, entry.label, position)
 
     def _first_path(self, row: int) -> Path:
-        entry: Entry = self.entries[self._starts[row]]
-        return self.folder / entry.path
+        return self.folder / self.entries[int(self._starts[row])].path
 
 
 def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) -> Index:

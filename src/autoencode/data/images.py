@@ -155,21 +155,25 @@ _OURS = (
     {"layers.csv", "layers.png"},
     {"classifier.safetensors", "confusion.csv"},
 )
+_MARKS = frozenset(name for marks in _OURS for name in marks)
 
 
 def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
     """Return the images, the folders and the links to folders directly in `folder`."""
     files, folders, links = list[str](), list[str](), list[str]()
+    marks = set[str]()
     with os.scandir(folder) as entries:
-        listed = [entry for entry in entries if not entry.name.startswith(".")]
-    names = {entry.name for entry in listed}
-    if any(marks <= names for marks in _OURS):
-        return files, folders, links
-    for entry in listed:
-        if _is_folder(entry):
-            (links if entry.is_symlink() else folders).append(entry.path)
-        elif entry.name.lower().endswith(decoding.EXTENSIONS):
-            files.append(entry.path)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name in _MARKS:
+                marks.add(entry.name)
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(entry.path)
+            elif entry.name.lower().endswith(decoding.EXTENSIONS):
+                files.append(entry.path)
+    if any(of <= marks for of in _OURS):
+        return [], [], []
     return files, folders, links
 
 

@@ -220,7 +220,7 @@ class Workspace:
         if self.index is not None:
             codes = None
             if self.index.features == "code":
-                codes = self.index.codes[np.array([entry.row for entry in self.index.entries], np.int64)]
+                codes = self.index.codes[self.index.entries.rows]
             found.append(Collection("i", self.index.pack, codes))
         if not found and self.training is not None:
             found.append(Collection("t", self.training))
