@@ -33,7 +33,8 @@ from autoencode.applications.quality import (
 from autoencode.applications.retrieval import RetrievalQuality
 from autoencode.data.batches import batches
 from autoencode.data.corruptions import parse_corruptions
-from autoencode.data.images import Limits, find_images
+from autoencode.data.finding import find_images
+from autoencode.data.images import Limits
 from autoencode.data.pack import Pack, Split
 from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version

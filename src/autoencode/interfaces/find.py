@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from autoencode.interfaces import options
-from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
+from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
 from autoencode.interfaces.progress import console, counting
+from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,16 +22,9 @@ if TYPE_CHECKING:
     from autoencode.applications.duplicates import NearDuplicates
     from autoencode.applications.search import Index, SearchResults
 
-REFUSED_SHOWN, PAIRS_SHOWN = 5, 50
+PAIRS_SHOWN = 50
 
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
-
-
-class FeaturesName(StrEnum):
-    """What of an image is compared."""
-
-    code = "code"
-    pretrained = "pretrained"
 
 
 class DistanceName(StrEnum):
@@ -46,7 +40,7 @@ def index(
     folder: Annotated[Path, typer.Argument(help="Images, in sub-folders or not; or a pack.")],
     out: Annotated[Path, typer.Option(help="The index; run again to take in what changed.")],
     features: Annotated[
-        FeaturesName | None,
+        Features | None,
         typer.Option(
             help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
             "Default: code, or as before."
@@ -137,6 +131,7 @@ def search(
         from autoencode.applications.searchsheet import neighbours_sheet
 
         _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
+    fail_if_named(found.refused, queries or [])
 
 
 def add_to(app: typer.Typer) -> None:
@@ -148,10 +143,7 @@ def add_to(app: typer.Typer) -> None:
 def _print_index(made: Index) -> None:
     update = made.update
     assert update is not None
-    for entry in update.refused[:REFUSED_SHOWN]:
-        console.print(f"refused {entry.path}: {entry.reason}", soft_wrap=True)
-    if len(update.refused) > REFUSED_SHOWN:
-        console.print(f"refused {len(update.refused) - REFUSED_SHOWN:,} more")
+    show_refused([(Path(entry.path), entry.reason or "") for entry in update.refused])
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
     console.print(
         f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed"
@@ -164,8 +156,7 @@ def _print_index(made: Index) -> None:
 
 
 def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
-    for path, reason in found.refused:
-        notes.print(f"refused {path}: {reason}", soft_wrap=True)
+    show_refused(found.refused, notes)
     if k > len(opened):
         notes.print(f"Only {len(opened):,} images are in the index; all of them are listed.")
     gone = {near.path for result in found.results for near in result.found if near.is_gone}

@@ -214,7 +214,8 @@ class Autoencoder(nn.Module):
     def encode_distribution(self, images: Tensor) -> Posterior:
         """Like `encode`, with the log-variance (B, D) of each code value (None for a plain code)."""
         self._check_images(images)
-        parts = [self.posterior(self._place(chunk)) for chunk in torch.split(images, INFERENCE_BATCH)]
+        # A network need not take a batch of none: pixel_unshuffle returns it as it is.
+        parts = [self.posterior(self._place(chunk)) for chunk in _chunks(images)]
         if not parts:
             empty = torch.zeros(0, self.config.code_size)
             return Posterior(empty, empty if self.is_vae else None)
@@ -241,10 +242,10 @@ class Autoencoder(nn.Module):
             raise ConfigError(f"Codes must be (B, {self.config.code_size}); these are {tuple(codes.shape)}.")
         parts = [
             self.decoder(chunk.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
-            for chunk in torch.split(codes, INFERENCE_BATCH)
+            for chunk in _chunks(codes)
         ]
         height, width = self.preprocessing.height, self.preprocessing.width
-        return torch.cat(parts) if len(codes) else torch.zeros(0, 3, height, width)
+        return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """`decode(encode(images))`: (B, 3, H, W) in [0, 1] to the same."""
@@ -312,6 +313,10 @@ def _deepest_grid(config: ModelConfig, preprocessing: Preprocessing) -> tuple[in
             f"for. Use fewer widths, or a size that is a multiple of {factor}."
         )
     return height // factor, width // factor
+
+
+def _chunks(values: Tensor) -> Sequence[Tensor]:
+    return torch.split(values, INFERENCE_BATCH) if len(values) else ()
 
 
 def _listed(widths: Sequence[int]) -> str:
