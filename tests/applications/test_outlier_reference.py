@@ -21,7 +21,7 @@ from autoencode import (
 )
 from autoencode.applications import outlier_reference as application
 from autoencode.applications.anomaly_scores import measure, training_statistics
-from autoencode.applications.outlier_reference import reference_name
+from autoencode.applications.outlier_reference import reference_name, reference_rows
 from autoencode.data.batches import to_float
 
 
@@ -127,6 +127,17 @@ def test_a_sample_of_many_images_is_enough(
     reference = fit_reference(vae, tiny_pack)
     assert len(reference.statistics.vectors) == 5
     assert reference.calibration_images == len(tiny_pack.rows("test"))
+
+
+def test_what_is_learned_from_a_sample_of_each_split_is_not_kept(
+    vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    reference = fit_reference(vae, tiny_pack, tmp_path / "kept", most=3)
+    assert len(reference.statistics.vectors) == 3
+    assert reference.calibration_images == 3
+    assert not (tmp_path / "kept").exists()
+    rows = reference_rows(tiny_pack, 3)
+    assert set(rows["test"]) <= set(tiny_pack.rows("test"))
 
 
 def test_a_pack_of_another_size_is_refused(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:

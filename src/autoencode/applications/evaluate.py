@@ -45,6 +45,7 @@ from autoencode.models.pca import PASSES, PrincipalComponents, principal_compone
 # Of more, PCA would not change; a kernel distance of so many takes 100 MB and its noise is far below what
 # tells models apart.
 PCA_IMAGES, KID_IMAGES = 20_000, 1_000
+PCA_SHARE = 4  # images PCA is fitted to for each one of a sample that is measured on
 LEAST_KID_IMAGES = 10  # a distance of fewer has no interval worth the name
 
 Progress = Callable[[str, int, int], None]
@@ -123,6 +124,7 @@ def evaluate(
     against: str | Path | None = None,
     limits: Limits | None = None,
     kid: bool = True,
+    most_images: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on the held-out images of a pack. The same model and pack give the same numbers.
@@ -133,6 +135,8 @@ def evaluate(
         against: a folder of images of another kind, to be told from the held-out ones.
         limits: the largest files and pictures of it to accept.
         kid: whether to measure kernel distances, which takes minutes on a CPU.
+        most_images: measure on a sample of so many of the held-out images, and fit PCA to a sample of four
+            times as many training images; None takes all (20,000 for PCA).
         progress: called with (stage, images done, images in all) of each stage.
 
     Raises:
@@ -145,11 +149,14 @@ def evaluate(
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()
     chain = tuple(model.provenance.get("train", {}).get("corrupt", ()))
-    images = HeldOutImages(pack, _distinct(held_out.rows), parse_corruptions(chain))
+    # Rows are in the order of content digests, so the first of them are a random sample.
+    rows = _distinct(held_out.rows)[:most_images]
+    images = HeldOutImages(pack, rows, parse_corruptions(chain))
     training = _distinct(pack.training_rows())
     count = len(images.rows)
 
-    pca = _fit_pca(model, pack, training[:PCA_IMAGES], report)
+    pca_rows = training[: PCA_SHARE * most_images if most_images else PCA_IMAGES]
+    pca = _fit_pca(model, pack, pca_rows, report)
     restorers: dict[str, Restore] = {
         "reconstructions": model.reconstruct,
         "pca_reconstructions": partial(_restore, pca),
@@ -184,7 +191,7 @@ def evaluate(
         reconstruction=close["reconstructions"],
         pca=close["pca_reconstructions"],
         pca_components=len(pca.directions),
-        pca_images=min(len(training), PCA_IMAGES),
+        pca_images=len(pca_rows),
         corrupted=close.get("corrupted"),
         kid=found,
         code=code,

@@ -260,13 +260,13 @@ def _print_pictures(run: Run, *, anew: bool) -> None:
 
 
 def _write_report(run: Run, *, anew: bool) -> None:
-    """Write the page of the run, where it is missing or `anew`; without what takes minutes."""
+    """Write the page of the run, where it is missing or `anew`; in seconds."""
     from autoencode.reports.report import REPORT_NAME, write_report
 
     page = run.folder / REPORT_NAME
     if anew or not page.exists():
         with stages() as progress:
-            write_report(run.folder, kid=False, progress=progress)
+            write_report(run.folder, quick=True, progress=progress)
     console.print(f"report: {page}", soft_wrap=True)
 
 

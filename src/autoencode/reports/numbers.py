@@ -58,5 +58,8 @@ def evaluation_table(found: Measured) -> Table:
     rows += [
         (KID_NAMES.get(name, name), number(value, 3), "–") for name, value in (found["kid"] or {}).items()
     ]
-    caption = f"On {found['images']:,} {found['split']} images, with 95 % intervals."
+    caption = (
+        f"On {found['images']:,} {found['split']} images, with 95 % intervals. PCA was fitted to "
+        f"{found['pca_images']:,} training images."
+    )
     return Table(("measure", "model", f"PCA, {found['pca_components']} values"), rows, caption)
