@@ -298,9 +298,11 @@ def print_pack(packed: Pack) -> None:
         f"pack:   {packed.path}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
     )
     if not len(packed.rows("validation")):
+        # Without a training split, all images are trained on.
+        held_out = len(packed.rows("test")) and len(packed.rows("train"))
         console.print(
             "note:   too few images for a validation split; what is called validation was measured on "
-            f"{'the test images' if len(packed.rows('test')) else 'the training images themselves'}",
+            f"{'the test images' if held_out else 'the training images themselves'}",
             soft_wrap=True,
         )
     if packed.refused:
