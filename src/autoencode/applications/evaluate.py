@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode.applications.detection import Detection, detect
 from autoencode.applications.generate import PriorName
-from autoencode.applications.outlier_reference import fit_reference
-from autoencode.applications.outliers import find_outliers
 from autoencode.applications.quality import (
     BATCH,
     CodeQuality,
@@ -38,7 +37,7 @@ from autoencode.data.images import Limits
 from autoencode.data.pack import Pack, Split
 from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version
-from autoencode.evaluation.scores import Estimate, auroc_estimate
+from autoencode.evaluation.scores import Estimate
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
 
@@ -49,24 +48,6 @@ PCA_SHARE = 4  # images PCA is fitted to for each one of a sample that is measur
 LEAST_KID_IMAGES = 10  # a distance of fewer has no interval worth the name
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well other images are told from the held-out ones.
-
-    Attributes:
-        folder: where the other images are.
-        images: how many of them could be used.
-        score: name of the outlier score, see `find_outliers`.
-        auroc: area under its ROC curve: 1 where every other image scores above every held-out one, 0.5 for
-            chance.
-    """
-
-    folder: str
-    images: int
-    score: str
-    auroc: Estimate
 
 
 @dataclass(frozen=True)
@@ -169,7 +150,9 @@ def evaluate(
     notes = _notes(model, pack, held_out.split)
     detection = None
     if others is not None and held_out.split == "test":
-        detection = _detection(model, pack, str(against), others, limits, report, notes)
+        detection, refused = detect(model, pack, str(against), others, limits, report)
+        if refused:
+            notes.append(f"{refused} files of {against} could not be used.")
     elif others is not None:
         notes.append("Telling other images apart is left out: it takes test images to tell them from.")
     found = None
@@ -257,26 +240,6 @@ def _distances(
         tuple(priors),
         _counter(report, "measuring KID", sets * count),
     )
-
-
-def _detection(
-    model: Autoencoder,
-    pack: Pack,
-    folder: str,
-    paths: list[Path],
-    limits: Limits | None,
-    report: Progress,
-    notes: list[str],
-) -> Detection:
-    reference = fit_reference(model, pack, progress=partial(report, "learning what is ordinary"))
-    found = find_outliers(
-        model, paths, reference, limits=limits, progress=partial(report, f"scoring {folder}")
-    )
-    if found.refused:
-        notes.append(f"{len(found.refused)} files of {folder} could not be used.")
-    scores = np.array([finding.score for finding in found.findings])
-    auroc = auroc_estimate(reference.calibration[found.score], scores)
-    return Detection(folder, len(scores), found.score, auroc)
 
 
 def _labels(
