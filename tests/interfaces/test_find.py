@@ -68,7 +68,7 @@ def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, 
     gone.unlink()
     result = autoencode("search", index, query, "-k", 100)
     assert result.exit_code == 0
-    assert "Only 48 images are in the index" in result.stderr
+    assert "The index holds 48 images; all of them are listed" in result.stderr
     assert f"autoencode index MODEL {folder} --out {index}" in result.stderr
     assert f"{gone} (gone)" in result.stdout
 

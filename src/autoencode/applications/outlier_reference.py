@@ -150,7 +150,10 @@ def _fit(
 
     train = measured("train")
     if not train:
-        raise ConfigError(f"{pack.path} has no training images to learn from what is ordinary.")
+        raise ConfigError(
+            f"{pack.path} has no training images to learn from what is ordinary. Use more images; three in "
+            "four become training images."
+        )
     ordinary = joined(train)
     statistics = training_statistics(ordinary)
     calibration, validation = (_scores(statistics, measured(split)) for split in ("test", "validation"))

@@ -27,7 +27,7 @@ from autoencode.interfaces.options import (
     MaxPixels,
     Size,
 )
-from autoencode.interfaces.progress import console, counted, counting
+from autoencode.interfaces.progress import console, counted, counting, one_line
 from autoencode.interfaces.refusals import fail_if_named, show_refused
 from autoencode.interfaces.train import print_pack, train_and_show
 from autoencode.version import VERSION
@@ -174,7 +174,7 @@ write.add_to(app)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True)
+    Console(stderr=True).print(Text.assemble(("error:", "red"), f" {one_line(message)}"), soft_wrap=True)
     sys.exit(code)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from autoencode.interfaces import options
 from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counting
+from autoencode.interfaces.progress import console, counting, one_line
 from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _print(found: Outliers) -> None:
     show_refused(found.refused)
     flagged = [finding for finding in found.findings if finding.outlier]
     for finding in flagged[:SHOWN]:
-        console.print(f"{finding.score:12.5g}  p {finding.p_value:.3g}  {finding.path}", soft_wrap=True)
+        line = f"{finding.score:12.5g}  p {finding.p_value:.3g}  {finding.path}"
+        console.print(one_line(line), soft_wrap=True)
     if len(flagged) > SHOWN:
         console.print(f"and {len(flagged) - SHOWN} more", soft_wrap=True)
     console.print(

@@ -9,7 +9,7 @@ import typer
 
 from autoencode.interfaces import options
 from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counting, stages
+from autoencode.interfaces.progress import console, counting, one_line, stages
 from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def classify(
         )
     show_refused(made.refused)
     for result in made.results[:SHOWN]:
-        console.print(f"{result.probability:6.1%}  {result.label}  {result.path}", soft_wrap=True)
+        line = f"{result.probability:6.1%}  {result.label}  {result.path}"
+        console.print(one_line(line), soft_wrap=True)
     if len(made.results) > SHOWN:
         counts = Counter(result.label for result in made.results)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())

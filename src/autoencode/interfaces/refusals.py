@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autoencode.errors import ImageError
-from autoencode.interfaces.progress import console, counted
+from autoencode.interfaces.progress import console, counted, one_line
 
 SHOWN = 5
 
@@ -18,7 +18,7 @@ Refused = Sequence[tuple[Path, str]]
 def show_refused(refused: Refused, to: Console = console) -> None:
     """Print the first few with their reasons, and how many more there are."""
     for path, reason in refused[:SHOWN]:
-        to.print(f"refused {path}: {reason}", soft_wrap=True)
+        to.print(one_line(f"refused {path}: {reason}"), soft_wrap=True)
     if len(refused) > SHOWN:
         to.print(f"refused {len(refused) - SHOWN:,} more")
 
