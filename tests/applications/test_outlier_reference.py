@@ -37,6 +37,7 @@ def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
         for score, values in mine.items():
             np.testing.assert_array_equal(values, theirs[score])
     np.testing.assert_array_equal(one.statistics.vectors, other.statistics.vectors)
+    np.testing.assert_array_equal(one.statistics.spectra, other.statistics.spectra)
     assert one.statistics.gaussians.keys() == other.statistics.gaussians.keys()
     for quantity, gaussian in one.statistics.gaussians.items():
         for mine, theirs in zip(gaussian, other.statistics.gaussians[quantity], strict=True):

@@ -30,7 +30,7 @@ from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
-KIND, FORMAT_VERSION = "outlier reference", 1
+KIND, FORMAT_VERSION = "outlier reference", 2
 
 MOST_IMAGES = 10_000  # of training and of validation; statistics of more are no better, and neighbours slower
 BATCH = 64
@@ -176,6 +176,8 @@ def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
 
 def _write(path: Path, reference: OutlierReference) -> None:
     tensors = {"vectors": torch.from_numpy(reference.statistics.vectors).float()}
+    if reference.statistics.spectra is not None:
+        tensors["spectra"] = torch.from_numpy(reference.statistics.spectra)
     for quantity, gaussian in reference.statistics.gaussians.items():
         for part, values in gaussian._asdict().items():
             tensors[f"{quantity}.{part}"] = torch.from_numpy(values)
@@ -201,7 +203,11 @@ def _kept(path: Path, encoder: str, pack: Pack) -> OutlierReference | None:
         of: tuple[Quantity, ...] = ("vectors", "path", "spectrum")
         gaussians = {name: _gaussian(tensors, name) for name in of if f"{name}.mean" in tensors}
         return OutlierReference(
-            TrainingStatistics(gaussians, tensors["vectors"].double().numpy()),
+            TrainingStatistics(
+                gaussians,
+                tensors["vectors"].double().numpy(),
+                tensors["spectra"].numpy() if "spectra" in tensors else None,
+            ),
             _scores_of(tensors, "calibration"),
             _scores_of(tensors, "validation"),
             content["median_kl_nats"],
