@@ -73,6 +73,17 @@ def test_few_codes_or_directions_without_variance_are_not_blown_up() -> None:
         assert np.isfinite(Nearest(space, few, None).search(few, 5)[0].scores).all()
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_equal_codes_are_equal_and_others_are_not(count: int) -> None:
+    known = np.tile(codes(1), (count, 1))
+    space = fit_space(known, "whitened")
+    (found,) = Nearest(space, known, None).search(known[:1], 10)
+    np.testing.assert_allclose(found.scores, np.ones(count), atol=1e-6)
+    moved = known[:1] + np.float32([1, -1, 1, -1, 1, -1])
+    assert np.isfinite(space.vectors(moved)).all()
+    assert Nearest(space, known, None).search(moved, 1)[0].scores[0] < 0.99
+
+
 def test_a_code_of_zeros_is_at_a_right_angle_to_every_other() -> None:
     known = codes(10)
     found = Nearest(fit_space(known, "cosine"), known, None).search(np.zeros((1, 6), np.float32), 10)[0]

@@ -137,7 +137,7 @@ def test_limits_are_kept(model: Autoencoder, coast: list[Path]) -> None:
 
 def test_where_no_image_can_be_used_the_reasons_are_given(model: Autoencoder, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ImageFolderError, match=r"None of the 1 images could be used\. .*broken\.jpg: "):
+    with pytest.raises(ImageFolderError, match=r"No image could be used, of 1 given\. .*broken\.jpg: "):
         reconstruct(model, tmp_path, tmp_path / "out")
 
 

@@ -92,9 +92,11 @@ def test_unreadable_queries_are_named_and_the_others_answered(
     assert [near.query for near in found.results] == [good]
     assert [path.name for path, _ in found.refused] == ["broken.png", "none.png"]
     assert "No such file" in found.refused[1][1]
-    with pytest.raises(ImageFolderError, match=r"No query could be used: .*broken.png: not an image"):
+    with pytest.raises(
+        ImageFolderError, match=r"No image could be used, of 1 given. .*broken.png: not an image"
+    ):
         index.search(broken)
-    with pytest.raises(ImageFolderError, match="none was given"):
+    with pytest.raises(ImageFolderError, match="No image was given"):
         index.search([])
 
 

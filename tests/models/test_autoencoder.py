@@ -18,10 +18,11 @@ def build(kind: str = "autoencoder", **settings: object) -> Autoencoder:
     return Autoencoder(config, SIZE).eval()
 
 
+@pytest.mark.parametrize("network", ["paper", "residual"])
 @pytest.mark.parametrize("kind", ["autoencoder", "vae"])
 @pytest.mark.parametrize("count", [0, 1, 130])
-def test_codes_are_float32_vectors_and_decode_to_images_in_range(kind: str, count: int) -> None:
-    model = build(kind)
+def test_codes_are_float32_vectors_and_decode_to_images_in_range(kind: str, network: str, count: int) -> None:
+    model = build(kind, network=network)
     codes = model.encode(torch.rand(count, 3, 32, 48))
     assert (codes.shape, codes.dtype) == ((count, 6), torch.float32)
     images = model.decode(100 * codes)

@@ -31,7 +31,7 @@ from autoencode.models.tensorfile import read_tensors, write_tensors
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND, _VERSION = "search-index", 1
-_AGAIN = "Delete the index and make it again."
+_AGAIN = "Delete the index and make it again, or restore it from a copy."
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_index(path: Path) -> StoredIndex:
     """
     if not is_index(path):
         raise ImageIndexError(f"No index at {path}. Make one: autoencode index MODEL FOLDER --out {path}")
-    tensors, content, _ = read_tensors(path / INDEX_NAME, _KIND, _VERSION, ImageIndexError)
+    tensors, content, _ = read_tensors(path / INDEX_NAME, _KIND, _VERSION, ImageIndexError, advice=_AGAIN)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     cells = None
     try:

@@ -32,6 +32,7 @@ RECALL_NEIGHBOURS, RECALL_SAMPLE = 10, 500
 _CELLS_PER_ROOT = 4  # cells for the square root of the number of codes, as FAISS's guidelines advise
 _TRAINED_PER_CELL, _ITERATIONS = 20, 5  # twice as many of both take four times as long and find no more
 _FOUND_PER_WANTED = 3  # of what the bytes call nearest, so many times K are scored again
+_EQUAL = 1e-6  # share of their mean by which equal codes differ, from rounding
 _BLOCK_VALUES = 16 * 1024**2  # a block of vectors or of scores is 64 MB
 
 Floats = NDArray[np.float32]
@@ -83,7 +84,7 @@ def fit_space(codes: Floats, distance: Distance) -> Space:
 
     Whitening shrinks the covariance towards a multiple of the identity with the weight of D further codes
     (a ridge, as in Ledoit & Wolf 2004): directions without variance, or with too few codes to know it, are
-    not blown up.
+    not blown up. Codes that are all equal are compared as they are.
 
     Raises:
         ConfigError: an unknown distance.
@@ -101,8 +102,12 @@ def fit_space(codes: Floats, distance: Distance) -> Space:
         centred = block - mean
         products += centred.T @ centred
     variances, directions = np.linalg.eigh(products / count)
+    variances = variances.clip(min=0)
+    # Of one code, or equal ones, every difference is rounding: nothing is known to whiten by.
+    if variances.mean() <= np.square(_EQUAL * mean).mean():
+        return Space(distance)
     weight = size / (size + count)
-    shrunk = (1 - weight) * variances.clip(min=0) + weight * variances.clip(min=0).mean()
+    shrunk = (1 - weight) * variances + weight * variances.mean()
     shrunk = np.maximum(shrunk, np.finfo(np.float32).tiny)
     return Space(distance, mean.astype(np.float32), (directions / np.sqrt(shrunk)).astype(np.float32))
 

@@ -40,6 +40,15 @@ SQUARED_ERROR_SIGMA2 = 0.5
 
 LABELLED_VALUES = 25_000_000  # pixel values compared at most: 100 MB, 2,000 images of 64x64
 
+# What KID is measured of, by its name in an evaluation.
+KID_SETS = {
+    "training_images": "training images (floor)",
+    "reconstructions": "reconstructions",
+    "pca_reconstructions": "reconstructions of PCA",
+    "samples_normal": "samples from N(0, I)",
+    "samples_mixture": "samples from the mixture",
+}
+
 Restore = Callable[[Tensor], Tensor]
 Advance = Callable[[int], None]
 

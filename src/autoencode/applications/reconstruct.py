@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from autoencode.data.batches import random_seed, to_float, to_pixels
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
-from autoencode.data.images import Limits, listed_images, read_chunks, save_image
+from autoencode.data.finding import expanded
+from autoencode.data.images import Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
@@ -99,7 +100,7 @@ def reconstruct(
         ConfigError: a corruption that cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
-    paths = listed_images(images)
+    paths = expanded(images)
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
     folder = None if out is None else Path(out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from autoencode.applications.encoders import ImageEncoder, image_encoder
 from autoencode.applications.indexfile import PACK_NAME, StoredIndex, find_encoder, read_index
 from autoencode.applications.nearest import Distance, Floats, Nearest, fit_cells, fit_space
 from autoencode.data.batches import to_float
-from autoencode.data.images import Limits, find_images, read_image
+from autoencode.data.finding import expanded
+from autoencode.data.images import Limits, read_chunks
 from autoencode.data.pack import Entry, Pack, open_pack
-from autoencode.errors import ConfigError, ImageError, ImageFolderError, ImageIndexError, PackError
+from autoencode.errors import ConfigError, ImageIndexError, PackError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.modelfile import load_model
 
@@ -255,29 +256,19 @@ class Index:
         limits: Limits | None,
         progress: Callable[[int, int], None] | None,
     ) -> SearchResults:
-        paths = list(dict.fromkeys(_expanded(queries)))
+        paths = expanded(queries)
         results: list[Neighbours] = []
         refused: list[tuple[Path, str]] = []
-        for start in range(0, len(paths), INFERENCE_BATCH):
-            usable, pixels = [], []
-            for path in paths[start : start + INFERENCE_BATCH]:
-                try:
-                    pixels.append(read_image(path, self.preprocessing, limits))
-                    usable.append(path)
-                except ImageError as err:
-                    refused.append((path, str(err)))
-            if usable:
-                codes = self.encoder.encode(to_float(np.stack(pixels)))
-                # One more than asked for: the query itself may be among them.
-                for path, found in zip(usable, self._found(codes, k + 1), strict=True):
-                    own = path.resolve()
-                    others = [near for near in found if near.path.resolve() != own]
-                    results.append(Neighbours(path, tuple(others[:k])))
+        chunks = read_chunks(paths, INFERENCE_BATCH, self.preprocessing, limits or Limits(), refused)
+        for number, (usable, pixels) in enumerate(chunks, 1):
+            codes = self.encoder.encode(to_float(pixels))
+            # One more than asked for: the query itself may be among them.
+            for path, found in zip(usable, self._found(codes, k + 1), strict=True):
+                own = path.resolve()
+                others = [near for near in found if near.path.resolve() != own]
+                results.append(Neighbours(path, tuple(others[:k])))
             if progress:
-                progress(min(start + INFERENCE_BATCH, len(paths)), len(paths))
-        if not results:
-            reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3]) or "none was given"
-            raise ImageFolderError(f"No query could be used: {reasons}.")
+                progress(min(number * INFERENCE_BATCH, len(paths)), len(paths))
         return SearchResults(results, refused)
 
     def _codes_of(self, queries: Tensor) -> Floats:
@@ -333,8 +324,3 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
             "its codes cannot be compared. Index the folder with this model into another place."
         )
     return Index(path, stored, encoder)
-
-
-def _expanded(queries: str | Path | Iterable[str | Path]) -> Iterator[Path]:
-    for path in [queries] if isinstance(queries, str | Path) else queries:
-        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]

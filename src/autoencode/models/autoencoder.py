@@ -224,7 +224,8 @@ class Autoencoder(nn.Module):
     def encode_distribution(self, images: Tensor) -> Posterior:
         """Like `encode`, with the log-variance (B, D) of each code value (None for a plain code)."""
         self._check_images(images)
-        parts = [self.posterior(self._place(chunk)) for chunk in torch.split(images, self._piece)]
+        # A network need not take a batch of none: pixel_unshuffle returns it as it is.
+        parts = [self.posterior(self._place(piece)) for piece in self._pieces(images)]
         if not parts:
             empty = torch.zeros(0, self.config.code_size)
             return Posterior(empty, empty if self.is_vae else None)
@@ -250,11 +251,11 @@ class Autoencoder(nn.Module):
         if codes.ndim != 2 or codes.shape[1] != self.config.code_size:
             raise ConfigError(f"Codes must be (B, {self.config.code_size}); these are {tuple(codes.shape)}.")
         parts = [
-            self.decoder(chunk.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
-            for chunk in torch.split(codes, self._piece)
+            self.decoder(piece.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
+            for piece in self._pieces(codes)
         ]
         height, width = self.preprocessing.height, self.preprocessing.width
-        return torch.cat(parts) if len(codes) else torch.zeros(0, 3, height, width)
+        return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """`decode(encode(images))`: (B, 3, H, W) in [0, 1] to the same."""
@@ -301,15 +302,16 @@ class Autoencoder(nn.Module):
     def _device(self) -> torch.device:
         return self.to_mean.weight.device
 
-    @property
-    def _piece(self) -> int:
-        """Images that go through the network at once."""
+    def _pieces(self, values: Tensor) -> Sequence[Tensor]:
+        """Images or codes in the numbers that go through the network at once; of none, none."""
+        if not len(values):
+            return ()
         if self._device.type != "cpu":
-            return INFERENCE_BATCH
+            return torch.split(values, INFERENCE_BATCH)
         size = self.preprocessing
         patch = PATCH**2 if self.config.network == "residual" else 1
         widest = self.config.widths[0] * size.height * size.width // patch
-        return max(1, min(INFERENCE_BATCH, CPU_LAYER_VALUES // widest))
+        return torch.split(values, max(1, min(INFERENCE_BATCH, CPU_LAYER_VALUES // widest)))
 
     def _place(self, images: Tensor) -> Tensor:
         return images.to(self._device, torch.float32, memory_format=torch.channels_last)

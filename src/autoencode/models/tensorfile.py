@@ -49,7 +49,7 @@ def write_tensors(
 
 
 def read_tensors(
-    path: Path, kind: str, version: int, error: type[AutoencodeError]
+    path: Path, kind: str, version: int, error: type[AutoencodeError], advice: str = "Restore it from a copy."
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read what `write_tensors` wrote.
 
@@ -58,6 +58,7 @@ def read_tensors(
         kind: what it must be.
         version: the newest version this code understands.
         error: the class to raise.
+        advice: what to do where the file is damaged.
 
     Returns:
         The tensors, the content, and the digest.
@@ -72,7 +73,7 @@ def read_tensors(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (safetensors.SafetensorError, OSError, ValueError) as err:
-        raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}).") from err
+        raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}). {advice}") from err
     content = _content(path, kind, metadata, error)
     if content["version"] > version:
         raise error(
@@ -82,7 +83,7 @@ def read_tensors(
     stated = content.pop("sha256", None)
     digest = _digest(content, tensors)
     if digest != stated:
-        raise error(f"{path} is damaged: its content does not match its sha256. Restore it from a copy.")
+        raise error(f"{path} is damaged: its content does not match its sha256. {advice}")
     return tensors, content, digest
 
 

@@ -93,7 +93,9 @@ def read_run(folder: Path) -> RunSettings:
             **content["runtime"],
         )
     except FileNotFoundError as err:
-        raise RunError(f"No run to continue in {folder}. Leave out --resume to start one.") from err
+        raise RunError(
+            f"No run in {folder}. Give the folder of a run; to start one there, train without --resume."
+        ) from err
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
         raise RunError(f"{path} is damaged ({err}). Start again in another folder.") from err
 
