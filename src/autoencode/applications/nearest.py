@@ -33,7 +33,8 @@ _CELLS_PER_ROOT = 4  # cells for the square root of the number of codes, as FAIS
 _TRAINED_PER_CELL, _ITERATIONS = 20, 5  # twice as many of both take four times as long and find no more
 _FOUND_PER_WANTED = 3  # of what the bytes call nearest, so many times K are scored again
 _EQUAL = 1e-6  # share of their mean by which equal codes differ, from rounding
-_BLOCK_VALUES = 16 * 1024**2  # a block of vectors or of scores is 64 MB
+_BLOCK_VALUES = 16 * 1024**2  # a block of scores is 64 MB
+_VECTOR_VALUES = 1024**2  # a block of vectors is 4 MB, and 8 in fp64
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -291,7 +292,7 @@ def _flat(space: Space, size: int) -> Any:  # noqa: ANN401 - FAISS has no types
 
 
 def _blocks(codes: Floats) -> Iterator[tuple[int, Floats]]:
-    step = max(1, _BLOCK_VALUES // codes.shape[1])
+    step = max(1, _VECTOR_VALUES // codes.shape[1])
     for start in range(0, len(codes), step):
         yield start, codes[start : start + step]
 

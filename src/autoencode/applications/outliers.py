@@ -43,7 +43,7 @@ _NONE = np.zeros(0)
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What was found about one image.
 

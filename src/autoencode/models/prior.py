@@ -140,13 +140,15 @@ class GaussianMixture:
         Raises:
             ConfigError: there is no code, or one is not finite.
         """
-        values = codes.detach().cpu().double().numpy()
+        values = codes.detach().cpu().numpy().astype(np.float64)
         if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
             raise ConfigError(f"A mixture is fitted to finite codes (N, D), N > 0; got {values.shape}.")
         centre, to_codes, whitened = _whitened(values)
+        del values
         shuffled = np.random.default_rng(seed).permutation(whitened)
         held_out = shuffled[: int(len(shuffled) * HELD_OUT_SHARE)]
         components = _best_count(shuffled[len(held_out) :], held_out, seed)
+        del shuffled, held_out
         weights, means, covariances = _expectation_maximisation(whitened, components, seed)
         factors = np.linalg.cholesky(to_codes @ covariances @ to_codes.T)
         found = (weights, centre + means @ to_codes.T, factors)
@@ -243,12 +245,18 @@ def _noise_path(frames: int, turns: int, size: int, generator: torch.Generator) 
 
 
 def _whitened(values: Array) -> tuple[Array, Array, Array]:
-    """Return the mean (D,), the matrix (D, D) from whitened values to deviations, and whitened values."""
+    """Return the mean (D,), the matrix (D, D) from whitened values to deviations, and whitened values.
+
+    Memory is saved: the mean is taken from the `values` (N, D) themselves.
+    """
     centre = values.mean(axis=0)
-    deviations = values - centre
+    values -= centre
+    deviations = values
     variances, directions = np.linalg.eigh(deviations.T @ deviations / len(values))
     scales = np.sqrt(np.maximum(variances, variances[-1] * NARROWEST + LEAST_VARIANCE))
-    return centre, directions * scales, deviations @ directions / scales
+    whitened = deviations @ directions
+    whitened /= scales
+    return centre, directions * scales, whitened
 
 
 def _best_count(codes: Array, held_out: Array, seed: int) -> int:
@@ -280,7 +288,8 @@ def _expectation_maximisation(codes: Array, components: int, seed: int) -> tuple
     """Return weights (K,), means (K, D) and covariances (K, D, D) fitted to whitened codes (N, D)."""
     if components == 1:  # in closed form, and of a single code too
         centre = codes.mean(axis=0)
-        covariance = (codes - centre).T @ (codes - centre) / len(codes)
+        deviations = codes - centre
+        covariance = deviations.T @ deviations / len(codes)
         shrunk = covariance + SHRINKAGE * np.eye(codes.shape[1])
         return np.ones(1), centre[None], shrunk[None]
     from sklearn.exceptions import ConvergenceWarning

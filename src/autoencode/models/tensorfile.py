@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoencode.errors import AutoencodeError
-from autoencode.files import write_bytes
+from autoencode.files import atomic_file
 
 
 def write_tensors(
@@ -44,7 +44,13 @@ def write_tensors(
     digest = _digest(described, stored)
     # One key only: safetensors writes several in no fixed order, and equal models are equal files.
     metadata = {"autoencode": _text({**described, "sha256": digest})}
-    write_bytes(path, safetensors.torch.save(stored, metadata=metadata))
+    with atomic_file(path) as file:
+        try:
+            safetensors.torch.save_file(
+                stored, file.name, metadata
+            )  # unlike save(), without a copy in memory
+        except safetensors.SafetensorError as err:  # the system's refusal, in its words
+            raise OSError(str(err)) from err
     return digest
 
 
