@@ -92,6 +92,22 @@ def append_line(path: Path, line: str) -> None:
         raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
 
 
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can hold
+    """Return what JSON text holds, which may come from anyone.
+
+    Raises:
+        ValueError: it is no JSON, nests deeper than anything we write, or has a number that is not finite.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as err:
+        raise ValueError("nested too deeply") from err
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and never writes them here
+
+
 def make_folder(path: Path) -> None:
     """Make `path` and its parents.
 

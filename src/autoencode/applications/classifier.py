@@ -237,6 +237,8 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, model: Autoencoder) -> None:
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not names")
     size = (len(probe.mean), len(classes))
     shapes = (probe.mean.shape, probe.scale.shape, probe.weights.shape, probe.bias.shape)
     if shapes != ((size[0],), (size[0],), size, (size[1],)):

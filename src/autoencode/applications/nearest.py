@@ -197,6 +197,7 @@ class Nearest:
         _use_threads()
         self.space = space
         self.codes = codes
+        self.cells = cells
         size = codes.shape[1]
         self.index: Any = _flat(space, size)
         self._error, self._found_per_wanted = 0.0, 1
@@ -238,7 +239,7 @@ class Nearest:
         sought = min(self._found_per_wanted * k, len(self.codes))
         _, rows = self.index.search(vectors, sought)
         short = np.flatnonzero(rows[:, k - 1] < 0)
-        if len(short):  # the cells looked into hold fewer than K
+        if self.cells and len(short):  # the cells looked into hold fewer than K
             all_cells = faiss.SearchParametersIVF()
             all_cells.nprobe = self.index.nlist
             _, rows[short] = self.index.search(vectors[short], sought, params=all_cells)

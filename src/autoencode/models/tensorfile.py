@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from autoencode.errors import AutoencodeError
-from autoencode.files import atomic_file
+from autoencode.files import atomic_file, parse_json
+
+# The types of what is written; of others not every operation is there, and none is expected.
+_TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
 
 
 def write_tensors(
@@ -86,6 +89,8 @@ def read_tensors(
             f"{path} was written by a newer autoencode (format {content['version']}, this one reads up to "
             f"{version}). Upgrade: pip install --upgrade autoencode"
         )
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]:
+        raise error(f"{path} is not a {kind} file: {odd[0]} is of type {tensors[odd[0]].dtype}.")
     stated = content.pop("sha256", None)
     digest = _digest(content, tensors)
     if digest != stated:
@@ -97,17 +102,13 @@ def _content(
     path: Path, kind: str, metadata: Mapping[str, str], error: type[AutoencodeError]
 ) -> dict[str, Any]:
     try:
-        content = json.loads(metadata["autoencode"], parse_constant=_refuse_constant)
+        content = parse_json(metadata["autoencode"])
         found, version = content["kind"], content["version"]
     except (KeyError, TypeError, ValueError) as err:
         raise error(f"{path} is a safetensors file, but not one that autoencode wrote.") from err
     if found != kind or not isinstance(version, int):
         raise error(f"{path} is a {found} file; a {kind} file is needed here.")
     return content  # type: ignore[no-any-return]
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and never writes them here
 
 
 def _text(content: Mapping[str, Any]) -> str:
