@@ -9,7 +9,7 @@ import pytest
 
 from autoencode import Pack, Preprocessing, RunError, load_model
 from autoencode.reports.paper import Experiment
-from autoencode.reports.study import Plan, open_study, seconds_needed, train_all
+from autoencode.reports.study import Plan, open_study, seconds_needed, train_all, writing
 from autoencode.training.loop import Progress
 
 TINY = {"widths": (4, 8), "code_size": 8, "batch_size": 8}
@@ -118,3 +118,27 @@ def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) 
     with pytest.raises(RunError, match="not empty and not a study"):
         open_study(photos, tmp_path, Preprocessing(32, 32), None, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_study_has_one_writer_that_clears_what_a_killed_one_left(photos: Path, tmp_path: Path) -> None:
+    open_study(photos, tmp_path, Preprocessing(32, 32), None, 0)
+    (tmp_path / "measured").mkdir()
+    left = [tmp_path / "index.html.7.partial", tmp_path / "measured" / "ae.json.7.partial"]
+    for path in left:
+        path.touch()
+    with writing(tmp_path):
+        assert not any(path.exists() for path in left)
+        with pytest.raises(RunError, match="Another process is at work on"), writing(tmp_path):
+            pytest.fail("two writers")
+
+
+def test_a_study_is_not_begun_in_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").touch()
+    for other in (tmp_path, tmp_path / "letter.txt"):
+        with pytest.raises(RunError, match="Choose another --out"), writing(other):
+            pytest.fail("begun")
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    with writing(tmp_path / "new"):
+        pass
+    with writing(tmp_path / "new"):  # a killed run may have left no more than its lock
+        pass

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig
-from autoencode.training import runlog
+from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig, files
 from autoencode.training.runlog import (
     RunSettings,
     append_metrics,
@@ -88,6 +87,6 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pyte
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runlog.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OutputError, match=r"metrics\.jsonl: No space left"):
         append_metrics(tmp_path, {"step": 1})

@@ -11,26 +11,28 @@ Shapes: R distinct contents, D values in a code.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from autoencode.applications.encoders import Features, ImageEncoder, image_encoder, pretrained_encoder
-from autoencode.applications.nearest import Cells, Floats, Space
+from autoencode.applications.nearest import Cells, Distance, Floats, Space
 from autoencode.data.images import Preprocessing
-from autoencode.data.pack import Entry
+from autoencode.data.pack import Entries, Entry
 from autoencode.errors import ConfigError, ImageIndexError, ModelFileError
+from autoencode.files import parse_json
 from autoencode.models.modelfile import load_model
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND, _VERSION = "search-index", 1
-_AGAIN = "Delete the index and make it again."
+_AGAIN = "Delete the index and make it again, or restore it from a copy."
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class StoredIndex:
     source: str
     folder: Place
     fingerprint: str
-    entries: list[Entry]
+    entries: Entries
     codes: Floats
     space: Space
     cells: Cells | None
@@ -95,10 +97,12 @@ def write_index(path: Path, index: StoredIndex) -> None:
     Raises:
         OutputError: it cannot be written; what was there before is unchanged.
     """
-    lines = b"\n".join(json.dumps(entry.to_json()).encode() for entry in index.entries)
+    lines = bytearray()
+    for entry in index.entries:
+        lines += json.dumps(entry.to_json()).encode() + b"\n"
     arrays: dict[str, np.ndarray[Any, Any] | None] = {
         "codes": index.codes,
-        "entries": np.frombuffer(bytearray(lines), np.uint8),
+        "entries": np.frombuffer(lines, np.uint8),
         "centre": index.space.centre,
         "matrix": index.space.matrix,
     }
@@ -128,13 +132,13 @@ def read_index(path: Path) -> StoredIndex:
     """
     if not is_index(path):
         raise ImageIndexError(f"No index at {path}. Make one: autoencode index MODEL FOLDER --out {path}")
-    tensors, content, _ = read_tensors(path / INDEX_NAME, _KIND, _VERSION, ImageIndexError)
+    tensors, content, _ = read_tensors(path / INDEX_NAME, _KIND, _VERSION, ImageIndexError, advice=_AGAIN)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     cells = None
     try:
         if "centroids" in arrays:
             cells = Cells(arrays["centroids"], arrays["assignment"], content["probes"], content["recall"])
-        return StoredIndex(
+        stored = StoredIndex(
             features=content["features"],
             encoder_digest=content["encoder_digest"],
             preprocessing=Preprocessing.from_json(content["preprocessing"]),
@@ -142,14 +146,55 @@ def read_index(path: Path) -> StoredIndex:
             source=content["source"],
             folder=Place(**content["folder"]),
             fingerprint=content["fingerprint"],
-            entries=[Entry.from_json(json.loads(line)) for line in arrays["entries"].tobytes().splitlines()],
+            entries=Entries(Entry.from_json(parse_json(line)) for line in io.BytesIO(arrays["entries"].data)),
             codes=arrays["codes"],
             space=Space(content["distance"], arrays.get("centre"), arrays.get("matrix")),
             cells=cells,
             near_duplicate_threshold=float(content["near_duplicate_threshold"]),
         )
-    except (ConfigError, KeyError, TypeError, ValueError) as err:
+        _check(stored)
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as err:
         raise ImageIndexError(f"{path} does not hold a usable index ({err}). {_AGAIN}") from err
+    return stored
+
+
+def _check(index: StoredIndex) -> None:
+    """Refuse parts that do not fit together: FAISS would read outside them.
+
+    Raises:
+        ValueError: names the part.
+    """
+    texts = [index.encoder_digest, index.source, index.fingerprint]
+    texts += [part for place in (index.model, index.folder) if place for part in vars(place).values()]
+    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise ValueError("a name is no text")
+    if index.features not in get_args(Features) or index.space.distance not in get_args(Distance):
+        raise ValueError("unknown features or distance")
+    count, size = index.codes.shape if index.codes.ndim == 2 else (0, 0)
+    shapes = {
+        "codes": (index.codes, (count, size)),
+        "centre": (index.space.centre, (size,)),
+        "matrix": (index.space.matrix, (size, size)),
+    }
+    if cells := index.cells:
+        shapes["centroids"] = (cells.centroids, (len(cells.centroids), size))
+        groups = range(len(cells.centroids))
+        if cells.assignment.shape != (count,) or cells.assignment.dtype != np.int64:
+            raise ValueError("not a cell for each code")
+        if not _within(cells.assignment, groups) or type(cells.probes) is not int or cells.probes < 1:
+            raise ValueError("cells that are not there")
+    for name, (array, shape) in shapes.items():
+        if array is not None and (
+            array.shape != shape or 0 in shape or array.dtype != np.float32 or not np.isfinite(array).all()
+        ):
+            raise ValueError(f"{name} of shape {array.shape} or not finite")
+    rows = [-1 if entry.row is None else entry.row for entry in index.entries]
+    if not rows or not _within(np.array(rows), range(count)):
+        raise ValueError("entries without a code")
+
+
+def _within(values: np.ndarray[Any, Any], allowed: range) -> bool:
+    return bool(((values >= allowed.start) & (values < allowed.stop)).all())
 
 
 def find_encoder(path: Path, stored: StoredIndex) -> ImageEncoder:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BAND_VALUES = 2**20  # scaled at once, in fp64: all of 200 million pixels at once took 3.8 GB
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, but for those inside a scan
+_MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, for a few bytes
 _PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _pillow_lock = threading.Lock()
 
@@ -106,8 +110,19 @@ def open_image(content: bytes) -> Image.Image:
         if isinstance(accepted, str):
             raise ImageError(f"{name} is not supported by the Pillow installed here")
         if accepted:
+            if name == "JPEG" and _has_too_many_scans(content):
+                raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take long to decode")
             return factory(io.BytesIO(content), "")
     raise ImageError("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM)")
+
+
+def _has_too_many_scans(content: bytes) -> bool:
+    """Whether a JPEG has more scans than any encoder writes; what follows the image is not looked at."""
+    scans, place = 0, 2
+    while scans <= _MOST_SCANS and (marker := _MARKER.search(content, place)) and marker[1] != b"\xd9":
+        scans += marker[1] == b"\xda"
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    return scans > _MOST_SCANS
 
 
 def orientation(image: Image.Image) -> int:
@@ -140,9 +155,9 @@ def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
 
 def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
     values = np.asarray(image)
-    if not np.isfinite(values).all():
-        raise ImageError("has values that are not finite")
     least, greatest = float(values.min()), float(values.max())
+    if not np.isfinite((least, greatest)).all():
+        raise ImageError("has values that are not finite")
     if image.mode.startswith("I;16") or (image.mode == "I" and is_ppm):
         offset, scale = 0.0, 1 / 257
     elif image.mode == "F" and least >= 0 and greatest <= 1:
@@ -153,11 +168,15 @@ def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
         offset, scale = 0.0, 1 / 257
     else:
         offset, scale = least, 255 / max(greatest - least, np.finfo(np.float64).tiny)
-    grey = Image.fromarray(np.rint((values - np.float64(offset)) * scale).astype(np.uint8))
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND_VALUES // values.shape[1])
+    for start in range(0, len(values), rows):
+        scaled[start : start + rows] = np.rint((values[start : start + rows] - np.float64(offset)) * scale)
+    grey = Image.fromarray(scaled)
     grey.info = dict(image.info)
     key = grey.info.pop("transparency", None)
     if key is not None:
-        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        grey.putalpha(Image.fromarray(np.where(values == key, np.uint8(0), np.uint8(255))))
     return grey
 
 
@@ -174,7 +193,9 @@ def over_background(image: Image.Image, background: tuple[int, int, int]) -> Ima
 def _to_srgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     transform = _profile_transform(profile, image.mode) if isinstance(profile, bytes) and profile else None
-    return image.convert("RGB") if transform is None else transform.apply(image)
+    if transform is not None:
+        return transform.apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 @functools.lru_cache(maxsize=32)

@@ -68,6 +68,8 @@ class Entry:
         entry = cls(**value)
         if not isinstance(entry.path, str) or entry.status not in get_args(Status):
             raise ValueError("no path or no status")
+        if "\0" in entry.path or entry.path.startswith("/") or ".." in entry.path.split("/"):
+            raise ValueError("not a path inside the folder")
         if entry.status == "packed":
             if not isinstance(entry.row, int) or entry.row < 0:
                 raise ValueError("no row")

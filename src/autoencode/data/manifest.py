@@ -14,7 +14,7 @@ from pathlib import Path
 from autoencode.data.entries import Entries, Entry
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, PackError
-from autoencode.files import atomic_file, write_json
+from autoencode.files import atomic_file, parse_json, write_json
 
 SETTINGS_NAME = "pack.json"
 MANIFEST_NAME = "manifest.jsonl"
@@ -61,7 +61,7 @@ def write_settings(pack: Path, settings: Settings) -> None:
 def is_pack(path: Path) -> bool:
     """Whether `path` is a pack, finished or not. Never raises."""
     try:
-        value = json.loads((path / SETTINGS_NAME).read_bytes())
+        value = parse_json((path / SETTINGS_NAME).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and value.get("format") == _FORMAT
@@ -75,7 +75,7 @@ def read_settings(pack: Path) -> Settings:
     """
     path = pack / SETTINGS_NAME
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except FileNotFoundError as err:
         raise PackError(f"{pack} is not a pack: it has no {SETTINGS_NAME}.") from err
     except (OSError, ValueError) as err:
@@ -92,7 +92,7 @@ def read_settings(pack: Path) -> Settings:
         settings = Settings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))
         if settings.rows_per_shard < 1:
             raise ValueError("rows_per_shard below 1")
-    except (KeyError, TypeError, ValueError, ConfigError) as err:
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as err:
         raise PackError(f"{path} is damaged ({err}). {_REPACK}") from err
     return settings
 
@@ -125,7 +125,7 @@ def read_manifest(pack: Path) -> Entries | None:
 def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
     for number, line in enumerate(lines, 1):
         try:
-            yield Entry.from_json(json.loads(line))
+            yield Entry.from_json(parse_json(line))
         except (TypeError, ValueError) as err:
             raise PackError(f"{path} is damaged in line {number}. {_REPACK}") from err
 

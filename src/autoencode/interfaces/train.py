@@ -298,13 +298,13 @@ def _print_pictures(run: Run, *, anew: bool) -> None:
 
 
 def _write_report(run: Run, *, anew: bool) -> None:
-    """Write the page of the run, where it is missing or `anew`; without what takes minutes."""
+    """Write the page of the run, where it is missing or `anew`; in seconds."""
     from autoencode.reports.report import REPORT_NAME, write_report
 
     page = run.folder / REPORT_NAME
     if anew or not page.exists():
         with stages() as progress:
-            write_report(run.folder, kid=False, progress=progress)
+            write_report(run.folder, quick=True, progress=progress)
     console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -336,9 +336,11 @@ def print_pack(packed: Pack) -> None:
         f"pack:   {packed.path}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
     )
     if not len(packed.rows("validation")):
+        # Without a training split, all images are trained on.
+        held_out = len(packed.rows("test")) and len(packed.rows("train"))
         console.print(
             "note:   too few images for a validation split; what is called validation was measured on "
-            f"{'the test images' if len(packed.rows('test')) else 'the training images themselves'}",
+            f"{'the test images' if held_out else 'the training images themselves'}",
             soft_wrap=True,
         )
     if packed.refused:

@@ -55,30 +55,33 @@ def paper(
     from autoencode.reports.paper import chosen, parse_budget
     from autoencode.reports.paper_page import write_paper
     from autoencode.reports.results import measure_all
-    from autoencode.reports.study import Plan, open_study, seconds_needed, train_all
+    from autoencode.reports.study import Plan, open_study, seconds_needed, train_all, writing
     from autoencode.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     experiments, share = chosen(only or ()), parse_budget(budget)
     preprocessing = options.preprocessing(size, fit, None) or Preprocessing()
-    with counting("packing") as progress:
-        pack = open_study(
-            folder,
-            out,
-            preprocessing,
-            limit,
-            seed,
-            limits=options.limits(max_pixels, max_bytes),
-            progress=progress,
+    with writing(out):
+        with counting("packing") as progress:
+            pack = open_study(
+                folder,
+                out,
+                preprocessing,
+                limit,
+                seed,
+                limits=options.limits(max_pixels, max_bytes),
+                progress=progress,
+            )
+        plan = Plan(out, pack, experiments, share, seed)
+        seconds = seconds_needed(plan)
+        console.print(
+            f"{len(experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train"
         )
-    plan = Plan(out, pack, experiments, share, seed)
-    seconds = seconds_needed(plan)
-    console.print(f"{len(experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train")
-    with _training_each() as (started, show):
-        trained = train_all(plan, show, started)
-    with stages() as progress_of_stage:
-        results = measure_all(plan, trained, progress_of_stage)
-        page = write_paper(results)
+        with _training_each() as (started, show):
+            trained = train_all(plan, show, started)
+        with stages() as progress_of_stage:
+            results = measure_all(plan, trained, progress_of_stage)
+            page = write_paper(results)
     console.print(f"page: {page}", soft_wrap=True)
 
 

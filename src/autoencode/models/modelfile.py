@@ -90,9 +90,9 @@ def model_of_parts(
         prior = {
             name.removeprefix(PRIOR): weight for name, weight in weights.items() if name.startswith(PRIOR)
         }
-        model.load_state_dict(
-            {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}, assign=True
-        )
+        own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
+        _check_types(own, model.state_dict())
+        model.load_state_dict(own, assign=True)
         model.prior = _prior(prior, model.config.code_size)
         model.provenance = dict(content["provenance"])
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
@@ -100,6 +100,13 @@ def model_of_parts(
     model.requires_grad_(False)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval()
+
+
+def _check_types(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that take the place of others of another type, which assigning them would allow."""
+    for name in weights.keys() & wanted.keys():
+        if weights[name].dtype != wanted[name].dtype:
+            raise ValueError(f"{name} is of type {weights[name].dtype}, not {wanted[name].dtype}")
 
 
 def _prior_tensors(prior: GaussianMixture | None) -> dict[str, torch.Tensor]:
@@ -118,6 +125,8 @@ def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixtu
     prior = GaussianMixture(**tensors)
     if prior.code_size != code_size:
         raise ConfigError(f"its prior is of codes of {prior.code_size} values, not {code_size}.")
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise ConfigError("its prior is not of float32 values.")
     return prior
 
 

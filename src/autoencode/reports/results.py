@@ -15,7 +15,7 @@ from typing import Any
 from autoencode.applications.evaluate import evaluate
 from autoencode.applications.outlier_reference import OutlierReference, fit_reference
 from autoencode.data.pack import Pack
-from autoencode.files import write_json
+from autoencode.files import parse_json, write_json
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.modelfile import load_model
 from autoencode.reports.study import Plan, Trained
@@ -106,7 +106,7 @@ def _measured(plan: Plan, name: str, model: Autoencoder, progress: Progress) -> 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -9,10 +9,11 @@ A run whose settings or images are still the ones asked for is kept, or continue
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,11 @@ import numpy as np
 
 from autoencode.applications.generate import fit_prior
 from autoencode.data.batches import random_seed
-from autoencode.data.images import Limits, Preprocessing, find_images
+from autoencode.data.finding import find_images
+from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, pack_folder
 from autoencode.errors import DivergedError, RunError
-from autoencode.files import make_folder
+from autoencode.files import exclusive, make_folder, remove_temporaries
 from autoencode.models.modelfile import MODEL_NAME, load_model, save_model
 from autoencode.reports.paper import Experiment, changes, scaled
 from autoencode.training.loop import Loop, Progress
@@ -95,6 +97,31 @@ class Plan:
         return len(read_metrics(folder))
 
 
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Hold the study in `out`, made if missing, from packing to page, and clear what a kill left there.
+
+    Raises:
+        RunError: `out` is something else, or another process is at work on it.
+        OutputError: it cannot be written.
+    """
+    _refuse_what_is_not_ours(out)
+    busy = f"Another process is at work on {out}. Wait until it is done, or choose another --out."
+    with exclusive(out, busy, RunError):
+        for folder in (out, *out.iterdir()):
+            if folder.name not in (PACK_NAME, LIMITED_NAME, RUNS_NAME):  # these look after themselves
+                remove_temporaries(folder)
+        yield
+
+
+def _refuse_what_is_not_ours(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file. Choose another --out.")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names - {".lock"} and not names & {PACK_NAME, LIMITED_NAME}:
+        raise RunError(f"{out} is not empty and not a study of ours. Choose another --out.")
+
+
 def open_study(
     folder: Path,
     out: Path,
@@ -122,9 +149,7 @@ def open_study(
         PackError: `out` holds a study of another folder, or with other preprocessing.
         OutputError: it cannot be written.
     """
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if names and PACK_NAME not in names and LIMITED_NAME not in names:
-        raise RunError(f"{out} is not empty and not a study of ours. Choose another --out.")
+    _refuse_what_is_not_ours(out)
     make_folder(out)
     source = folder if limit is None else _limited(folder, out / LIMITED_NAME, limit, seed)
     return pack_folder(source, out / PACK_NAME, preprocessing, limits=limits, progress=progress)

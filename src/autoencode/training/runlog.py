@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoencode.data.images import Preprocessing
-from autoencode.errors import ConfigError, OutputError, RunError
-from autoencode.files import write_bytes, write_json
+from autoencode.errors import ConfigError, RunError
+from autoencode.files import append_line, parse_json, write_bytes, write_json
 from autoencode.models.autoencoder import ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
 from autoencode.training.checkpoint import CHECKPOINT_NAME
@@ -90,7 +89,7 @@ def read_run(folder: Path) -> RunSettings:
     """
     path = folder / RUN_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if content["format"] > FORMAT_VERSION:
             raise RunError(f"{path} was written by a newer autoencode. Upgrade to continue this run.")
         return RunSettings(
@@ -102,7 +101,9 @@ def read_run(folder: Path) -> RunSettings:
             **content["runtime"],
         )
     except FileNotFoundError as err:
-        raise RunError(f"No run to continue in {folder}. Leave out --resume to start one.") from err
+        raise RunError(
+            f"No run in {folder}. Give the folder of a run; to start one there, train without --resume."
+        ) from err
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
         raise RunError(f"{path} is damaged ({err}). Start again in another folder.") from err
 
@@ -114,20 +115,30 @@ def read_metrics(folder: Path) -> list[Record]:
         RunError: another line cannot be read.
     """
     try:
-        text = (folder / METRICS_NAME).read_text()
+        text = (folder / METRICS_NAME).read_text(errors="replace")
     except FileNotFoundError:
         return []
     records: list[Record] = []
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            records.append({**record, "step": record["step"]})
-        except (ValueError, KeyError, TypeError) as err:
+            records.append(_record(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             if number < len(lines):
                 path = folder / METRICS_NAME
                 raise RunError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
     return records
+
+
+def _record(line: str) -> Record:
+    """Return what a line holds, or raise ValueError, KeyError or TypeError where it is no record."""
+    record: Record = parse_json(line)
+    values = {name: value for name, value in record.items() if value is not None}
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise ValueError("not a number")
+    if not (math.isfinite(values["epoch"]) and math.isfinite(values["step"])):
+        raise ValueError("no epoch or no step")
+    return record
 
 
 def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
@@ -137,14 +148,7 @@ def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
         OutputError: it cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
-    path = folder / METRICS_NAME
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as err:
-        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
+    append_line(folder / METRICS_NAME, json.dumps(finite))
 
 
 def keep_metrics_up_to(folder: Path, step: int) -> None:

@@ -175,14 +175,14 @@ def _packed(
     packing_progress: Callable[[int, int], None] | None,
     processes: Processes,
 ) -> Pack:
+    pack = None
     if not is_pack(source):
         preprocessing = preprocessing or Preprocessing()
-        path = pack_path_for(source, out, preprocessing)
+        folder, source = source, pack_path_for(source, out, preprocessing)
         if processes.first:
-            pack_folder(source, path, preprocessing, limits=limits, progress=packing_progress)
-        processes.wait()
-        return open_pack(path)
-    pack = open_pack(source)
+            pack = pack_folder(folder, source, preprocessing, limits=limits, progress=packing_progress)
+    processes.wait()  # for the first, which may have packed
+    pack = open_pack(source) if pack is None else pack
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
             f"{source} was packed as {pack.preprocessing}; other sizes need another pack. "

@@ -1,0 +1,84 @@
+"""Hostile images: pixels or a plain reason, whatever the bytes; the quick part of `make torture`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torture.seeds import damaged, encoded, picture, seeds
+
+from autoencode.data.images import Preprocessing, read_image
+from autoencode.errors import ImageError
+
+Torture = Callable[..., str]
+
+SIZE = Preprocessing(16, 32)
+SOUND = seeds()
+
+
+def read(content: bytes) -> None:
+    try:
+        pixels = read_image(content, SIZE)
+    except ImageError as err:
+        assert str(err)
+        assert "\n" not in str(err)
+    else:
+        assert (pixels.shape, pixels.dtype) == ((16, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("number", range(len(SOUND)))
+def test_every_sound_seed_is_read(number: int) -> None:
+    assert read_image(SOUND[number][1], SIZE).shape == (16, 32, 3)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.integers(0, len(SOUND) - 1), st.integers(0, len(SOUND) - 1), st.integers(0, 2**32 - 1))
+def test_a_damaged_file_gives_pixels_or_a_reason(sound: int, other: int, seed: int) -> None:
+    read(damaged(SOUND[sound][1], SOUND[other][1], np.random.default_rng(seed)))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, len(SOUND) - 1), st.integers(0, 40), st.binary(max_size=300))
+def test_a_header_with_anything_behind_it_gives_pixels_or_a_reason(
+    sound: int, length: int, rest: bytes
+) -> None:
+    read(SOUND[sound][1][:length] + rest)
+
+
+def test_damaged_files_and_files_made_to_hurt_are_packed_or_refused(torture: Torture) -> None:
+    assert torture("images", "--cases", "120").split()[2] == "0"
+
+
+def test_odd_folders_do_no_harm(torture: Torture) -> None:
+    assert torture("folders", "--cases", "300").split()[1:3] == ["318", "0"]
+
+
+def test_a_jpeg_of_endless_scans_is_refused_at_once_and_one_with_data_behind_it_is_not() -> None:
+    content = encoded(picture(), "JPEG", progressive=True)
+    start = content.rindex(b"\xff\xda")
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        read_image(content[:start] + content[start:-2] * 200 + content[-2:], SIZE)
+    # A film behind the picture, as telephones write it, holds such bytes by chance.
+    assert read_image(content + b"\xff\xda" * 200, SIZE).shape == (16, 32, 3)
+
+
+MEASURED = """
+import resource, sys
+from autoencode.data.images import Preprocessing, read_image
+from torture.seeds import png, zeros
+content = png(6000, 6000, 16, 0, zeros(6000 * 12001))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_image(content, Preprocessing(16, 16))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="memory is counted in another unit")
+def test_sixteen_bit_pixels_take_no_more_than_a_few_times_their_memory() -> None:
+    ended = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    assert float(ended.stdout) < 4 * 6000 * 6000 * 2 / 1024**2

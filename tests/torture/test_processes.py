@@ -1,0 +1,40 @@
+"""The quick part of what kills, fills, races, forges and repeats; `make torture` has the long one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Torture = Callable[..., str]
+
+
+def test_packing_survives_kills(torture: Torture) -> None:
+    assert torture("kills", "--cases", "4", "--only", "pack").split()[1:3] == ["4", "0"]
+
+
+def test_a_full_disk_and_a_read_only_one_are_one_clear_line(torture: Torture) -> None:
+    line = torture("disks", "--cases", "2", "--only", "pack", "--only", "generate")
+    if "root" in line or "file system" in line:
+        pytest.skip(line.partition("; ")[2])
+    assert line.split()[1:3] == ["6", "0"]
+
+
+def test_two_at_once_are_refused_by_name_or_find_it_done(torture: Torture) -> None:
+    assert torture("rivals", "--cases", "2", "--only", "pack", "--only", "index").split()[1:3] == ["4", "0"]
+
+
+def test_forged_files_are_refused_in_one_line(torture: Torture) -> None:
+    line = torture(
+        "forged", "--cases", "6", *[f"--only={kind}" for kind in ("VAE", "index of cells", "run.json")]
+    )
+    assert line.split()[1:3] == ["18", "0"]
+
+
+def test_the_same_seed_gives_the_same_bytes(torture: Torture) -> None:
+    verbs = [f"--only={verb}" for verb in ("pack", "train", "generate")]
+    assert torture("determinism", "--cases", "1", *verbs).split()[1:3] == ["3", "0"]
+
+
+def test_memory_and_open_files_stay_flat(torture: Torture) -> None:
+    assert torture("soak", "--cases", "1").split()[2] == "0"

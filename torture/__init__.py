@@ -1,0 +1,5 @@
+"""What tries to break autoencode: hostile files, kills, full disks, rivals, forgeries, dull images.
+
+`python -m torture` runs every part and prints a table; `python -m torture PART --cases N --seed S` runs one.
+The quick part of each is in tests/torture.
+"""

@@ -1,0 +1,364 @@
+"""Files that lie: models, indexes, classifiers, checkpoints, runs and packs, changed in every region.
+
+A changed byte is nearly always caught by the digest in the file, so that half of the cases are forged with
+their digest made right again: what a file that someone made on purpose would be. Each is opened and used in a
+process of its own; it works, or is refused in one line, in bounded memory and time.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoencode.applications.classifier import classify, load_classifier
+from autoencode.applications.generate import fit_prior, generate
+from autoencode.applications.indexfile import read_index, write_index
+from autoencode.applications.indexing import build_index
+from autoencode.applications.nearest import Cells
+from autoencode.applications.outlier_reference import fit_reference
+from autoencode.applications.outliers import find_outliers
+from autoencode.applications.search import open_index
+from autoencode.applications.searchsheet import neighbours_sheet
+from autoencode.applications.transfer import transfer
+from autoencode.data.pack import open_pack, pack_folder
+from autoencode.errors import AutoencodeError
+from autoencode.models.modelfile import load_model, save_model
+from autoencode.models.tensorfile import read_tensors, write_tensors
+from autoencode.reports.pictures import curves
+from autoencode.training.runlog import read_metrics, read_run
+from autoencode.training.train import train
+from torture.outcome import Outcome
+from torture.processes import Ended, run
+from torture.seeds import damaged
+from torture.verbs import SIZE, TINY, make_images
+
+MEMORY_MB = 512  # above what the sound file takes
+CPU_SECONDS = 20.0
+IMAGES = 24
+
+Generator = np.random.Generator
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 16, 2**31, 2**63, 10**30, -(10**30), 0.5, 1e308, -0.0),
+    *("", "x", "vae", "../../etc/passwd", "/dev/zero", "\0", "\ud800", "\n", "a" * 10_000),
+    *([], {}, [[]], [0], [-1], [10**9], ["x"], [1] * 10_000, {"x": 1}),
+)
+_DTYPES = (
+    *(torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
+    *(torch.float8_e4m3fn, torch.complex64),
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        name: of the kind.
+        make: makes all that `use` needs in a folder.
+        file: the file to change, in that folder.
+        use: opens the file and does with it what it is for.
+        signed: what it calls itself, where it is a tensor file; else "".
+    """
+
+    name: str
+    file: str
+    use: Callable[[Path], object]
+    signed: str = ""
+
+
+def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
+    """Change each kind of file in so many ways, and use it.
+
+    Args:
+        cases: changes of each kind.
+        seed: of the changes.
+        folder: to work in.
+        names: the kinds; of none, all.
+    """
+    outcome = Outcome()
+    sound, work = folder / "sound", folder / "work"  # made and used in one place: packs know where images are
+    ended = run(lambda: _make(work))
+    if not outcome.check(ended.code == 0, f"nothing to forge: {ended}"):
+        return outcome
+    work.rename(sound)
+    most = 0.0
+    for kind in (kind for kind in KINDS if not names or kind.name in names):
+        base = _used(kind, shutil.copytree(sound, work))
+        shutil.rmtree(work)
+        outcome.check(base.code == 0, f"{kind.name}: the sound one cannot be used: {base}")
+        for case in range(cases):
+            shutil.copytree(sound, work)
+            generator = np.random.default_rng([seed, case, *kind.name.encode()])
+            what = _forge(kind, work / kind.file, case, generator)
+            ended = _used(kind, work)
+            outcome.cases += 1
+            _judge(f"{kind.name}, seed {seed}, case {case}: {what}", ended, base, outcome)
+            most = max(most, ended.most_memory_mb)
+            shutil.rmtree(work)
+    outcome.notes.append(f"at most {most:,.0f} MB")
+    return outcome
+
+
+def _used(kind: Kind, folder: Path) -> Ended:
+    return run(lambda: kind.use(folder))
+
+
+def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
+    if outcome.check(ended.code in (0, REFUSED), f"{name}: {ended}"):
+        outcome.check("\n" not in ended.errors.strip(), f"{name}: several lines: {ended}")
+    outcome.check(
+        ended.most_memory_mb < base.most_memory_mb + MEMORY_MB, f"{name}: {ended.most_memory_mb:,.0f} MB"
+    )
+    outcome.check(ended.cpu_seconds < CPU_SECONDS, f"{name}: {ended.cpu_seconds:.0f} s")
+
+
+REFUSED = 3
+
+
+def _refusing(use: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Let one of our errors end the process with a code of its own, and its message alone."""
+
+    def used(folder: Path) -> None:
+        try:
+            use(folder)
+        except AutoencodeError as err:
+            print(err, file=sys.stderr)
+            raise SystemExit(REFUSED) from err
+
+    return used
+
+
+def _make(folder: Path) -> None:
+    """Make one of each kind of file."""
+
+    images = make_images(folder / "images", IMAGES)
+    pack = pack_folder(images, folder / "images.pack", SIZE, workers=1)
+    for name, settings in {"plain": {}, "vae": {"kind": "vae"}, "best": {"preset": "best-vae"}}.items():
+        tiny = {**TINY, **settings}
+        train(pack.path, folder / name, epochs=2, keep_memory=False, **tiny)
+        fit_prior(model := load_model(folder / name), pack)
+        save_model(folder / name / "model.safetensors", model, model.provenance)
+    model = load_model(folder / "plain")
+    build_index(folder / "plain", images, folder / "index")
+    _with_cells(folder / "index", folder / "celled")
+    fit_reference(model, pack, folder / "outliers.safetensors")
+    transfer(model, images, folder / "classifier", features="code")
+
+
+def _with_cells(index: Path, out: Path) -> None:
+    """Give a small index the cells of a large one."""
+
+    stored = read_index(index)
+    cells = Cells(stored.space.vectors(stored.codes[:3]), np.arange(len(stored.codes)) % 3, 2, 0.9)
+    out.mkdir()
+    write_index(out, replace(stored, cells=cells))
+
+
+def _use_model(path: Path) -> None:
+
+    model = load_model(path)
+    images = torch.rand(2, 3, model.preprocessing.height, model.preprocessing.width)
+    model.decode(model.encode(images))
+    generate(model, 2)
+
+
+def _use_index(path: Path, folder: Path) -> None:
+
+    index = open_index(path, model=folder / "plain")
+    found = index.search(sorted((folder / "images").rglob("*.png"))[:2], 3)
+    index.near_duplicates()
+    neighbours_sheet(found.results, SIZE)
+
+
+def _use_classifier(folder: Path) -> None:
+
+    classify(load_classifier(folder / "classifier"), folder / "images" / "class 0", folder / "classes.json")
+
+
+def _use_reference(folder: Path) -> None:
+
+    model = load_model(folder / "plain")
+    reference = fit_reference(model, open_pack(folder / "images.pack"), folder / "outliers.safetensors")
+    find_outliers(model, folder / "images" / "class 0", reference)
+
+
+def _use_run(folder: Path) -> None:
+
+    read_run(folder / "plain")
+    (folder / "plain" / "model.safetensors").unlink(missing_ok=True)
+    train(folder / "images.pack", folder / "plain", resume=True, epochs=3, keep_memory=False)
+
+
+def _use_metrics(folder: Path) -> None:
+    curves(read_metrics(folder / "plain"), "", "", "")
+
+
+def _use_pack(folder: Path) -> None:
+
+    pack = open_pack(folder / "images.pack")
+    pack.pixels(pack.rows())
+    _ = pack.labels, pack.fingerprint, pack.held_out()
+    pack_folder(folder / "images", folder / "images.pack", SIZE, workers=1)
+
+
+KINDS = tuple(
+    Kind(kind.name, kind.file, _refusing(kind.use), kind.signed)
+    for kind in (
+        Kind("model", "plain/model.safetensors", lambda f: _use_model(f / "plain"), "model"),
+        Kind("best model", "best/model.safetensors", lambda f: _use_model(f / "best"), "model"),
+        Kind("VAE", "vae/model.safetensors", lambda f: _use_model(f / "vae"), "model"),
+        Kind("index", "index/index.safetensors", lambda f: _use_index(f / "index", f), "search-index"),
+        Kind(
+            "index of cells",
+            "celled/index.safetensors",
+            lambda f: _use_index(f / "celled", f),
+            "search-index",
+        ),
+        Kind("classifier", "classifier/classifier.safetensors", _use_classifier, "classifier"),
+        Kind("outlier reference", "outliers.safetensors", _use_reference, "outlier reference"),
+        Kind("checkpoint", "plain/checkpoint.safetensors", _use_run, "checkpoint"),
+        Kind("run.json", "plain/run.json", _use_run),
+        Kind("metrics.jsonl", "plain/metrics.jsonl", _use_run),
+        Kind("metrics drawn", "plain/metrics.jsonl", _use_metrics),
+        Kind("pack.json", "images.pack/pack.json", _use_pack),
+        Kind("manifest.jsonl", "images.pack/manifest.jsonl", _use_pack),
+        Kind("shard", "images.pack/shards/00000.u8", _use_pack),
+    )
+)
+
+
+def _forge(kind: Kind, path: Path, case: int, generator: Generator) -> str:
+    """Change a file; return what was done."""
+    content = path.read_bytes()
+    path.unlink()
+    if case % 2 and kind.signed:
+        path.write_bytes(content)
+        return _forge_signed(kind, path, generator)
+    if case % 2 and path.suffix in (".json", ".jsonl"):
+        lines = content.splitlines() if path.suffix == ".jsonl" else [content]
+        number = int(generator.integers(len(lines)))
+        value = json.loads(lines[number])
+        what = _change_json(value, generator)
+        lines[number] = json.dumps(value).encode()
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        return f"line {number}: {what}"
+    if case % 8 == 0 and kind.signed:
+        return _lie_about_tensors(path, content, generator)
+    path.write_bytes(damaged(content, bytes(generator.bytes(500)), generator))
+    return "bytes"
+
+
+def _forge_signed(kind: Kind, path: Path, generator: Generator) -> str:
+    tensors, content, _ = read_tensors(path, kind.signed, 99, AutoencodeError)
+    version = content["version"]
+    content = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    if generator.random() < 0.5:
+        what = _change_json(content, generator)
+    else:
+        what = _change_tensor(tensors, generator)
+    try:
+        write_tensors(path, kind.signed, version, tensors, content)
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ):  # JSON or safetensors cannot hold it: nor can a forger write it
+        return "nothing"
+    return what
+
+
+def _change_json(value: Any, generator: Generator) -> str:  # noqa: ANN401 - any JSON
+    """Change one place somewhere in a JSON object."""
+    places = _places(value)
+    holder, key = places[int(generator.integers(len(places)))]
+    new = copy.deepcopy(_VALUES[int(generator.integers(len(_VALUES)))])
+    how = generator.integers(5)
+    if how == 0:
+        del holder[key]
+        return f"without {key!r}"
+    if how == 1:
+        other, name = places[int(generator.integers(len(places)))]
+        new = copy.deepcopy(other[name])
+    if how == 2 and isinstance(holder, dict):
+        holder[f"{key} more"] = new
+        return f"with {key} more"
+    holder[key] = new
+    return f"{key!r} is {str(new)[:60]!r}"
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    found = [(value, key) for key in keys]
+    return found + [place for key in keys for place in _places(value[key])]
+
+
+def _change_tensor(tensors: dict[str, torch.Tensor], generator: Generator) -> str:
+    name = sorted(tensors)[int(generator.integers(len(tensors)))]
+    tensor = tensors[name]
+    changes: dict[str, Callable[[], torch.Tensor]] = {
+        "all NaN": lambda: torch.full_like(tensor, float("nan")),
+        "one infinite": lambda: _with_one(tensor, float("inf")),
+        "one huge": lambda: _with_one(tensor, 3e38),
+        "one far negative": lambda: _with_one(tensor, -(2**62)),
+        "zeros": lambda: torch.zeros_like(tensor),
+        "negated": lambda: -tensor,
+        "flat": lambda: tensor.flatten(),
+        "one more axis": lambda: tensor[None],
+        "half": lambda: tensor[: len(tensor) // 2] if tensor.ndim else tensor,
+        "doubled": lambda: torch.cat([tensor, tensor]) if tensor.ndim else tensor,
+        "transposed": lambda: tensor.T.contiguous() if tensor.ndim == 2 else tensor.flip(0),
+        "empty": lambda: tensor.flatten()[:0],
+        "a scalar": lambda: tensor.flatten()[0].clone(),
+        "another type": lambda: tensor.to(_DTYPES[int(generator.integers(len(_DTYPES)))]),
+        "large": lambda: torch.zeros(1000, 1000, dtype=tensor.dtype),
+    }
+    what = sorted(changes)[int(generator.integers(len(changes)))]
+    if generator.random() < 0.1:
+        del tensors[name]
+        return f"without {name}"
+    try:
+        tensors[name] = changes[what]()
+    except (RuntimeError, IndexError):  # a scalar has no half, and a byte is not infinite
+        return "nothing"
+    return f"{name} {tensors[name].dtype} {what}"
+
+
+def _with_one(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[0] = value if tensor.is_floating_point() else int(min(value, 2.0**62)) % 251
+    return changed
+
+
+def _lie_about_tensors(path: Path, content: bytes, generator: Generator) -> str:
+    """Change the header that says where tensors are, as to claim ten gigabytes; its length is right."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    names = sorted(set(header) - {"__metadata__"})
+    entry = header[names[int(generator.integers(len(names)))]]
+    how = int(generator.integers(7))
+    if how == 0:
+        entry["shape"] = [50_000, 50_000]
+    elif how == 1:
+        entry["shape"], entry["data_offsets"] = [50_000, 50_000], [0, 10**10]
+    elif how == 2:
+        entry["data_offsets"] = [2**63, 2**64 - 1]
+    elif how == 3:
+        entry["shape"] = [2**32, 2**32, 4]
+    elif how == 4:
+        entry["dtype"] = str(generator.choice(["F64", "I8", "BOOL", "F8_E4M3", "X", ""]))
+    elif how == 5:
+        entry["data_offsets"] = [0, entry["data_offsets"][1]]
+    lied = json.dumps(header).encode()
+    size = 2**62 if how == 6 else len(lied)
+    path.write_bytes(struct.pack("<Q", size) + lied + content[8 + length :])
+    return f"header lies in way {how}"

@@ -1,0 +1,135 @@
+"""kill -9 at any moment of pack, train, index and paper, then the same again: nothing is lost or half-made.
+
+Half of the moments are random times; the others are just before and after a call that makes something
+lasting: a sync, a rename, a removal, the making of a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torture.outcome import Outcome
+from torture.processes import Child, run
+from torture.verbs import VERBS, Verb, make_images, make_model
+
+LASTING = ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (Path, "mkdir"))
+IMAGES, NEW_IMAGES = 30, 6
+
+
+def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
+    """Kill each verb at so many moments, half of the time on top of an older result.
+
+    Args:
+        cases: moments for each verb.
+        seed: of the moments.
+        folder: to work in.
+        names: the verbs; of none, all.
+    """
+    outcome = Outcome()
+    images = make_images(folder / "images", IMAGES)
+    ended = run(lambda: make_model(folder, images))
+    outcome.check(ended.code == 0, f"no model: {ended}")
+    verbs = [verb for verb in VERBS if not names or verb.name in names]
+    older: dict[str, Path] = {}
+    for verb in verbs:
+        older[verb.name] = folder / f"{verb.name}-older"
+        ended = run(lambda verb=verb: verb.run(images, older[verb.name]))  # type: ignore[misc]
+        outcome.check(ended.code == 0, f"{verb.name}: {ended}")
+    for path in sorted(images.rglob("*.png"))[:2]:
+        path.unlink()
+    make_images(images, NEW_IMAGES, IMAGES)
+    for verb in verbs:
+        _attack_verb(
+            verb, cases, np.random.default_rng([seed, *verb.name.encode()]), older[verb.name], outcome
+        )
+    return outcome
+
+
+def _attack_verb(
+    verb: Verb, cases: int, generator: np.random.Generator, older: Path, outcome: Outcome
+) -> None:
+    folder = older.parent
+    images = folder / "images"
+    whole = folder / f"{verb.name}-whole"
+    started = time.monotonic()
+    calls = _calls(verb, images, whole, outcome)
+    seconds = time.monotonic() - started
+    expected = verb.result(whole)
+    for case in range(cases):
+        out = folder / f"{verb.name}-{case}"
+        # A run on other images is refused, not brought in step: only packs and indexes have an older state.
+        if case % 4 >= 2 and verb.name in ("pack", "index"):
+            shutil.copytree(older, out, symlinks=True)
+        if case % 2:
+            at = int(generator.integers(1, calls + 1))
+            name = f"{verb.name} killed at call {at} of {calls}"
+            child = Child(lambda: (_kill_at(at), verb.run(images, out)))  # noqa: B023 - runs before the next
+        else:
+            after = float(generator.uniform(0, seconds))
+            name = f"{verb.name} killed after {after:.3f} of {seconds:.3f} s"
+            child = Child(lambda: verb.run(images, out))  # noqa: B023
+            time.sleep(after)
+            child.kill()
+        ended = child.wait()
+        outcome.cases += 1
+        outcome.check(ended.code in (0, -signal.SIGKILL), f"{name}: {ended}")
+        left = run(lambda: _assert(verb.is_whole(out)))  # noqa: B023
+        outcome.check(left.code == 0, f"{name}: what it left is not whole: {left}")
+        again = run(lambda: verb.run(images, out))  # noqa: B023
+        if outcome.check(again.code == 0, f"{name}: and cannot be run again: {again}"):
+            outcome.check(verb.result(out) == expected, f"{name}: another result")
+            partial = [str(path.relative_to(out)) for path in out.rglob("*.partial")]
+            outcome.check(not partial, f"{name}: left {partial}")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out.with_suffix(".pack"), ignore_errors=True)
+
+
+def _assert(is_good: bool) -> None:
+    if not is_good:
+        raise AssertionError
+
+
+def _calls(verb: Verb, images: Path, out: Path, outcome: Outcome) -> int:
+    """Run a verb to its end; return how many lasting calls it makes."""
+    counted = out.with_suffix(".calls")
+
+    def counting() -> None:
+        calls = _kill_at(0)
+        verb.run(images, out)
+        counted.write_text(str(calls()))
+
+    ended = run(counting)
+    outcome.check(ended.code == 0, f"{verb.name}: {ended}")
+    return int(counted.read_text())
+
+
+def _kill_at(last: int) -> Callable[[], int]:
+    """Kill this process at a lasting call, counted from 1 both before and after; return a counter."""
+    calls = 0
+
+    def passing() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            passing()
+            result = call(*arguments, **options)
+            passing()
+            return result
+
+        return killed
+
+    for owner, name in LASTING:
+        setattr(owner, name, killing(getattr(owner, name)))
+    return lambda: calls

@@ -1,0 +1,70 @@
+"""Two processes at once on one pack, run, index or paper: the second is refused by name, or finds it done.
+
+Never both: the result is that of one that was alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autoencode.errors import AutoencodeError
+from torture.outcome import Outcome
+from torture.processes import Child, run
+from torture.verbs import VERBS, Verb, make_images, make_model
+
+IMAGES = 30
+_REFUSALS = ("Another process", "by another process", "holds a run already", "already done")
+
+
+def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
+    """Start two of each verb so many times, the second after a random part of the time that one takes.
+
+    Args:
+        cases: pairs of each verb.
+        seed: of the times.
+        folder: to work in.
+        names: the verbs; of none, all.
+    """
+    outcome = Outcome()
+    images = make_images(folder / "images", IMAGES)
+    ended = run(lambda: make_model(folder, images))
+    outcome.check(ended.code == 0, f"no model: {ended}")
+    for verb in (verb for verb in VERBS if not names or verb.name in names):
+        alone = folder / f"{verb.name}-alone"
+        started = time.monotonic()
+        ended = run(lambda verb=verb, alone=alone: verb.run(images, alone))  # type: ignore[misc]
+        seconds = time.monotonic() - started
+        if not outcome.check(ended.code == 0, f"{verb.name}: {ended}"):
+            continue
+        expected = verb.result(alone)
+        generator = np.random.default_rng([seed, *verb.name.encode()])
+        for case in range(cases):
+            out = folder / f"{verb.name}-{case}"
+            delay = float(generator.uniform(0, seconds)) if case % 3 else 0.0
+            _race(verb, images, out, delay, expected, outcome)
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.rmtree(out.with_suffix(".pack"), ignore_errors=True)
+    return outcome
+
+
+def _race(verb: Verb, images: Path, out: Path, delay: float, expected: str, outcome: Outcome) -> None:
+    what = f"two of {verb.name}, the second after {delay:.3f} s"
+    first = Child(lambda: verb.run(images, out))
+    time.sleep(delay)
+    second = Child(lambda: verb.run(images, out))
+    ended = [child.wait() for child in (first, second)]
+    outcome.cases += 1
+    outcome.check(any(one.code == 0 for one in ended), f"{what}: neither succeeded: {ended[0]}; {ended[1]}")
+    for one in ended:
+        last = one.errors.strip().rpartition("\n")[2]
+        is_refused = any(text in last for text in _REFUSALS) and last.startswith("autoencode.errors.")
+        outcome.check(one.code == 0 or is_refused, f"{what}: {one}")
+    try:
+        outcome.check(verb.result(out) == expected, f"{what}: another result than alone")
+    except (AutoencodeError, OSError) as err:
+        outcome.failures.append(f"{what}: no result: {err}")

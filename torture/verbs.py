@@ -1,0 +1,189 @@
+"""The verbs that leave something lasting, on images so few and small that each takes a moment.
+
+A verb here is a function of (the images, where its result goes), and `result` is what must be the same
+however the verb was interrupted: digests of all that does not tell the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoencode.applications.indexing import build_index
+from autoencode.data.images import Preprocessing
+from autoencode.data.pack import is_pack, open_pack, pack_folder
+from autoencode.errors import AutoencodeError
+from autoencode.models.modelfile import load_model
+from autoencode.reports.paper import Experiment
+from autoencode.reports.paper_page import write_paper
+from autoencode.reports.results import measure_all
+from autoencode.reports.study import Plan, open_study, train_all, writing
+from autoencode.training.runlog import is_run, read_metrics
+from autoencode.training.train import train
+from torture.seeds import picture
+
+SIZE = Preprocessing(16, 16)
+TINY: dict[str, Any] = {"widths": (4, 8), "code_size": 4, "batch_size": 8}
+EXPERIMENTS = (
+    Experiment("ae", "paper-ae", "", TINY),
+    Experiment("vae-0.01", "paper-vae", "", {**TINY, "epochs": 10}),
+)
+_TIMES = ("seconds", "images_per_second", "input_wait", "seconds_an_image")
+
+
+def make_images(folder: Path, count: int, first: int = 0) -> Path:
+    """Write so many small pictures in three sub-folders."""
+    for number in range(first, first + count):
+        path = folder / f"class {number % 3}" / f"{number:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(20 + number % 5, 24, seed=number).save(path)
+    return folder
+
+
+def pack(images: Path, out: Path, workers: int | None = 1) -> None:
+    """Pack a folder."""
+    pack_folder(images, out, SIZE, workers=workers)
+
+
+def fit(images: Path, out: Path) -> None:
+    """Train a model, or go on with it where there is a run."""
+    pack(images, out.with_suffix(".pack"))
+    train(
+        out.with_suffix(".pack"),
+        out,
+        epochs=3,
+        kind="vae",
+        resume=is_run(out),
+        checkpoint_every=2,
+        keep_memory=False,
+        **TINY,
+    )
+
+
+def index(images: Path, out: Path) -> None:
+    """Index a folder by the model beside it."""
+    build_index(images.parent / "model.safetensors", images, out)
+
+
+def paper(images: Path, out: Path) -> None:
+    """Run two experiments of the paper and write the page."""
+    with writing(out):
+        plan = Plan(out, open_study(images, out, SIZE, None, 0), EXPERIMENTS, 0.2, 0)
+        write_paper(measure_all(plan, train_all(plan)))
+
+
+def result_of_pack(out: Path) -> str:
+    """Digest of the entries and of the pixels of each."""
+    made = open_pack(out)
+    entries = [dataclasses.replace(e, row=0) if e.status == "packed" else e for e in made.entries]
+    lines = [json.dumps({**entry.to_json(), "mtime": 0}) for entry in [*entries, *made.refused]]
+    return _digest(made.fingerprint, *lines, made.pixels(made.rows()).tobytes())
+
+
+def result_of_run(out: Path) -> str:
+    """Digest of the model and of what was logged."""
+    records = [{k: v for k, v in r.items() if k not in _TIMES} for r in read_metrics(out)]
+    return _digest((out / "model.safetensors").read_bytes(), json.dumps(records))
+
+
+def result_of_index(out: Path) -> str:
+    """Digest of the file."""
+    return _digest((out / "index.safetensors").read_bytes())
+
+
+def result_of_paper(out: Path) -> str:
+    """Digest of the models, the numbers and the figures."""
+    results = _without_times(json.loads((out / "results.json").read_text()))
+    runs = [result_of_run(folder) for folder in sorted((out / "runs").iterdir()) if is_run(folder)]
+    figures = [path.read_bytes() for path in sorted((out / "figures").iterdir())]
+    return _digest(*runs, json.dumps(results, sort_keys=True), *figures)
+
+
+def whole_pack(out: Path) -> bool:
+    """Whether there is nothing, something known to be unfinished, or a pack whose pixels can all be read."""
+    if not is_pack(out):
+        return True
+    try:
+        made = open_pack(out)
+    except AutoencodeError as err:
+        return "is not finished" in str(err)
+    return len(made.pixels(made.rows())) == len(made)
+
+
+def whole_run(out: Path) -> bool:
+    """Whether a model that is there can be loaded, and what was logged can be read."""
+    if (out / "model.safetensors").exists():
+        load_model(out)
+    read_metrics(out)
+    return whole_pack(out.with_suffix(".pack"))
+
+
+def whole_index(out: Path) -> bool:
+    """Whether an index that is there can be searched."""
+    if (out / "index.safetensors").exists():
+        from autoencode.applications.search import open_index
+
+        open_index(out, model=out.parent / "model.safetensors")
+    return whole_pack(out / "pack")
+
+
+def whole_paper(out: Path) -> bool:
+    """Whether every run is whole, and each page and table that is there ends as it should."""
+    runs = sorted((out / "runs").iterdir()) if (out / "runs").is_dir() else []
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text())
+    pages = [path.read_text() for path in out.rglob("*.html")]
+    return all(map(whole_run, runs)) and all(page.rstrip().endswith("</html>") for page in pages)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb.
+
+    Attributes:
+        name: its name.
+        run: does it, with (the images, where to).
+        result: of what it left, a digest that does not tell the time.
+        is_whole: whether what a killed one left is whole, or is known not to be; may raise.
+    """
+
+    name: str
+    run: Callable[[Path, Path], None]
+    result: Callable[[Path], str]
+    is_whole: Callable[[Path], bool]
+
+
+VERBS = (
+    Verb("pack", pack, result_of_pack, whole_pack),
+    Verb("train", fit, result_of_run, whole_run),
+    Verb("index", index, result_of_index, whole_index),
+    Verb("paper", paper, result_of_paper, whole_paper),
+)
+
+
+def make_model(folder: Path, images: Path) -> None:
+    """Train the model that `index` takes, as `folder`/model.safetensors."""
+    run = train(images, folder / "first", size=16, epochs=1, keep_memory=False, **TINY)
+    os.link(run.model_path, folder / "model.safetensors")
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(b"%d " % len(content) + content)
+    return digest.hexdigest()
+
+
+def _without_times(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        return {name: _without_times(inner) for name, inner in value.items() if name not in _TIMES}
+    if isinstance(value, list):
+        return [_without_times(inner) for inner in value]
+    return value
