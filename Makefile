@@ -2,6 +2,8 @@
 # make test   everything CI checks
 # make check  the same without installing anything
 # make bench  what docs/performance.md claims, in a short form: a table for each concern
+# make torture      hours of what tries to break it, and a table of what fell; PARTS="images kills" for some of it
+# make test-lowest  the tests with the lowest versions that pyproject.toml allows
 #
 # On Linux, PyPI's torch is a CUDA build of several GB. Where no NVIDIA GPU is found, the small CPU build is looked
 # for first, and PyPI's taken where that index cannot be reached. TORCH_FLAGS= leaves it at PyPI's; PIP_FLAGS is
@@ -15,7 +17,7 @@ TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 
 endif
 BIN := .venv/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check bench torture test-lowest format clean
 
 demo: .venv/installed
 	$(BIN)/autoencode demo
@@ -28,6 +30,20 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile
+
+torture: .venv/installed
+	$(BIN)/python -m torture $(PARTS)
+
+# torch is the one exception: its lowest version has no CPU build on PyPI, and the constraint's is taken.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) uv
+	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --python .venv-lowest/bin/python \
+	  --all-extras --constraint constraints-cpu.txt --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) -r .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) --no-deps -e .
+	.venv-lowest/bin/pytest
 
 format:
 	$(BIN)/ruff format .
@@ -48,4 +64,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

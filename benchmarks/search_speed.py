@@ -14,6 +14,7 @@ left out and named: `pip install usearch hnswlib lancedb`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -129,6 +130,7 @@ def resident() -> float:
 def serve(name: str, folder: Path) -> None:
     codes, queries = np.load(folder / "codes.npy"), np.load(folder / "queries.npy")
     wanted = np.load(folder / "wanted.npy")
+    importlib.import_module({"ours": "autoencode.applications.nearest"}.get(name, name))
     before, clocks = resident(), read_clocks()
     query, widen = CONTENDERS[name][1](codes, folder)
     built = read_clocks() - clocks

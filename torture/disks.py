@@ -110,7 +110,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
             shutil.copytree(small, older, symlinks=True)
         for case in range(cases):
             with _mounted(small, LARGE):
-                _one(name, case, int(generator.integers(needed)), (had, small, older), outcome)
+                _one(name, case, int(generator.integers(1, needed)), (had, small, older), outcome)
         with _mounted(small, LARGE):
             _read_only(name, (had, small, older), outcome)
     return outcome

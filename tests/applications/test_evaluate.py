@@ -162,6 +162,7 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
     assert found.kid is None
     notes = "\n".join(found.notes)
     assert ("has no test images" in notes) == (found.split != "test")
+    assert ("trained on all, these too" in notes) == (found.split == "test")
     assert "KID is left out: it takes 3 images, and there are 1" in notes
     assert "not the pack the model was trained on" in notes
 

@@ -78,3 +78,11 @@ def test_some_of_each_class_are_chosen_by_seed() -> None:
     assert (np.diff(chosen) > 0).all()
     assert chosen.tolist() == some_of_each(labels, lambda _: 10, seed=3).tolist()
     assert chosen.tolist() != some_of_each(labels, lambda _: 10, seed=4).tolist()
+
+
+def test_images_that_are_all_the_same_are_given_the_commonest_class() -> None:
+    features = np.full((6, 20), 0.5, np.float32)
+    labels = np.array([0, 1, 1, 0, 1, 1])
+    probe = fit_probe(features, labels, choose_strength(features, labels).strength)
+    assert np.isfinite(probe.probabilities(features)).all()
+    assert probe.predict(features).tolist() == [1] * 6

@@ -75,12 +75,12 @@ def test_numbers_that_are_not_finite_become_null_so_that_any_reader_can_parse_th
 
 def test_lines_after_a_step_are_dropped_with_whatever_a_crash_cut_short(tmp_path: Path) -> None:
     for step in (5, 10, 15):
-        append_metrics(tmp_path, {"step": step})
+        append_metrics(tmp_path, {"epoch": step // 5, "step": step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2')
+        file.write('{"epoch": 4, "step": 2')
     assert [record["step"] for record in read_metrics(tmp_path)] == [5, 10, 15]
     keep_metrics_up_to(tmp_path, 10)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 5}\n{"step": 10}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1, "step": 5}\n{"epoch": 2, "step": 10}\n'
 
 
 def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

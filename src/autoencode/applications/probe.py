@@ -121,7 +121,9 @@ def _narrowed(standard: Floats) -> tuple[Floats, Floats | None]:
     if standard.shape[1] <= len(standard):
         return standard, None
     _, singular, directions = np.linalg.svd(standard, full_matrices=False)
-    spanned: Floats = directions[singular > 1e-5 * singular[0]].T
+    is_spanned = singular > 1e-5 * singular[0]
+    is_spanned[0] = True  # of images that are all the same, which span nothing
+    spanned: Floats = directions[is_spanned].T
     return standard @ spanned, spanned
 
 

@@ -141,8 +141,8 @@ def _cell(estimate: Estimate | Measured | None) -> str:
     if estimate is None:
         return "-"
     value, interval = estimate.value, estimate.interval
-    width = interval.high - interval.low if interval else 0.0
-    decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
     if interval is None:
-        return f"{value:.{decimals}f}"
+        return f"{value:.4g}"
+    width = interval.high - interval.low
+    decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
     return f"{value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"
