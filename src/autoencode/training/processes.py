@@ -158,7 +158,7 @@ def joined(place: Place) -> Iterator[Processes]:
         processes.wait()
     except AutoencodeError as err:
         with contextlib.suppress(RuntimeError):  # process 0, which keeps the store, may be the one lost
-            store.set(_failure_key(place), json.dumps([type(err).__name__, str(err)]))
+            _store().set(_failure_key(place), json.dumps([type(err).__name__, str(err)]))
         raise
     finally:
         dist.destroy_process_group()
@@ -166,10 +166,9 @@ def joined(place: Place) -> Iterator[Processes]:
 
 def _failure(place: Place) -> AutoencodeError:
     """What ended another process: its own words, if it had any."""
-    store = dist.distributed_c10d._get_default_store()
     try:
-        store.wait([_failure_key(place)], REPORTING)
-        name, message = json.loads(store.get(_failure_key(place)))
+        _store().wait([_failure_key(place)], REPORTING)
+        name, message = json.loads(_store().get(_failure_key(place)))
         error: AutoencodeError = getattr(errors, name)(message)
     except (RuntimeError, ValueError):
         error = RunError(
@@ -177,6 +176,11 @@ def _failure(place: Place) -> AutoencodeError:
             "with --resume."
         )
     return error
+
+
+def _store() -> dist.Store:
+    """What the processes keep in common while they are joined."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _failure_key(place: Place) -> str:

@@ -182,6 +182,11 @@ def _packed(
         if processes.first:
             pack = pack_folder(folder, source, preprocessing, limits=limits, progress=packing_progress)
     processes.wait()  # for the first, which may have packed
+    if not processes.first and not is_pack(source):
+        raise PackError(
+            f"Process {processes.place.rank} does not see {source}, which process 0 reads. Put it on a disk "
+            "that all machines share, or give each a copy of the pack."
+        )
     pack = open_pack(source) if pack is None else pack
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
