@@ -34,12 +34,12 @@ check:
 torture: .venv/installed
 	$(BIN)/python -m torture $(PARTS)
 
-# torch is the one exception: its lowest version has no CPU build on PyPI, and the constraint's is taken.
+# Of torch the constraint's version is taken: the lowest has no small build on PyPI.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) uv
-	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --python .venv-lowest/bin/python \
-	  --all-extras --constraint constraints-cpu.txt --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/uv pip compile --quiet --no-deps --resolution lowest-direct --all-extras \
+	  --constraint constraints-cpu.txt --output-file .venv-lowest/lowest.txt pyproject.toml
 	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
 	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) -r .venv-lowest/lowest.txt
 	.venv-lowest/bin/pip install --quiet $(PIP_FLAGS) --no-deps -e .

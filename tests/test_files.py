@@ -15,7 +15,15 @@ import pytest
 
 from autoencode import files
 from autoencode.errors import OutputError, RunError
-from autoencode.files import atomic_file, exclusive, make_folder, remove_temporaries, write_bytes, write_json
+from autoencode.files import (
+    atomic_file,
+    exclusive,
+    make_folder,
+    parse_json,
+    remove_temporaries,
+    write_bytes,
+    write_json,
+)
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -196,3 +204,10 @@ def test_lines_are_appended_and_a_full_disk_is_an_output_error(tmp_path: Path) -
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
     with pytest.raises(OutputError, match="Could not write"):
         files.append_line(tmp_path / "none" / "log", "three")
+
+
+def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
+    assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": -Infinity}', "", b"\xff"):
+        with pytest.raises(ValueError):
+            parse_json(text)

@@ -43,7 +43,7 @@ COMMANDS: dict[str, Arguments] = {
     "generate": lambda had, out: ("generate", had / "run", "-n", "9", "--out", out / "new"),
     "outliers": lambda had, out: ("outliers", had / "run", had / "images", "--out", out / "strange.csv"),
     "search": lambda had, out: (
-        *("search", had / "index", *_two(had), "--out", out / "found.csv", "--sheet", out / "found.png"),
+        *("search", had / "index", *_two(had), "--out", out / "found.json", "--sheet", out / "found.png"),
     ),
     "features": lambda had, out: ("features", had / "run", _two(had)[0], "--out", out / "features"),
     "classify": lambda had, out: (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import shutil
 import struct
 import sys
@@ -43,7 +44,7 @@ from torture.seeds import damaged
 from torture.verbs import SIZE, TINY, make_images
 
 MEMORY_MB = 512  # above what the sound file takes
-CPU_SECONDS = 20.0
+CPU_SECONDS = 20  # then the kernel ends it
 IMAGES = 24
 
 Generator = np.random.Generator
@@ -110,7 +111,11 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
 
 
 def _used(kind: Kind, folder: Path) -> Ended:
-    return run(lambda: kind.use(folder))
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+        kind.use(folder)
+
+    return run(limited)
 
 
 def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
@@ -119,7 +124,6 @@ def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
     outcome.check(
         ended.most_memory_mb < base.most_memory_mb + MEMORY_MB, f"{name}: {ended.most_memory_mb:,.0f} MB"
     )
-    outcome.check(ended.cpu_seconds < CPU_SECONDS, f"{name}: {ended.cpu_seconds:.0f} s")
 
 
 REFUSED = 3

@@ -24,19 +24,18 @@ class Ended:
         code: its exit code; minus the signal that killed it.
         errors: what it wrote to stderr.
         most_memory_mb: the most it had in memory at once.
-        cpu_seconds: what it used, its own workers not counted.
     """
 
     code: int
     errors: str
     most_memory_mb: float
-    cpu_seconds: float
 
     @property
     def is_plain(self) -> bool:
         """Whether it did what it was asked to, or said in one line why not."""
         lines = self.errors.strip().splitlines()
-        is_refusal = self.code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ")
+        said = [line for line in lines if line.startswith("error: ")]
+        is_refusal = self.code in (1, 2) and said == lines[-1:]
         return (self.code == 0 and "Traceback" not in self.errors) or is_refusal
 
     def __str__(self) -> str:
@@ -86,7 +85,7 @@ class Child:
         self._errors.close()
         code = os.waitstatus_to_exitcode(status)
         scale = 1024**2 if sys.platform == "darwin" else 1024
-        return Ended(code, errors, usage.ru_maxrss / scale, usage.ru_utime + usage.ru_stime)
+        return Ended(code, errors, usage.ru_maxrss / scale)
 
 
 def run(function: Callable[[], object]) -> Ended:

@@ -132,6 +132,7 @@ def test_parts_that_do_not_fit_together_are_refused(classifier: Classifier, tmp_
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
     for spoiled in (
         {**content, "classes": ["one"]},
+        {**content, "classes": [[name] for name in content["classes"]]},
         {**content, "features": "pretrained"},
         {**content, "features": "decoder.layers.1"},
         {**content, "model": {}},

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,8 @@ from autoencode import (
     save_model,
 )
 from autoencode.applications.encoders import image_encoder
-from autoencode.applications.indexfile import INDEX_NAME
+from autoencode.applications.indexfile import INDEX_NAME, Place, StoredIndex, read_index, write_index
+from autoencode.applications.nearest import Cells, Space
 
 
 @pytest.fixture
@@ -184,6 +187,50 @@ def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, 
             open_index(tmp_path / "i")
         with pytest.raises(ImageIndexError, match="damaged"):
             build_index(trained.folder, folder, tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda index: replace(index, codes=index.codes[:-1]),
+        lambda index: replace(index, codes=index.codes.ravel()),
+        lambda index: replace(index, codes=index.codes.astype(np.float64)),
+        lambda index: replace(index, codes=np.full_like(index.codes, np.nan)),
+        lambda index: replace(index, space=replace(index.space, matrix=index.space.matrix[:, :3])),
+        lambda index: replace(index, space=replace(index.space, centre=index.space.centre[:3])),
+        lambda index: replace(index, space=Space("furthest")),
+        lambda index: replace(index, features="smell"),
+        lambda index: replace(index, encoder_digest=7),
+        lambda index: replace(index, folder=Place("/a\0b", "")),
+        lambda index: replace(index, entries=[]),
+        lambda index: with_cells(index, probes=0),
+        lambda index: with_cells(index, assignment=np.full(len(index.codes), 2)),
+        lambda index: with_cells(index, assignment=np.full(len(index.codes), -1)),
+        lambda index: with_cells(index, assignment=np.zeros(len(index.codes), np.uint8)),
+        lambda index: with_cells(index, assignment=np.zeros(len(index.codes) - 1, np.int64)),
+        lambda index: with_cells(index, centroids=index.codes[:2, :3].copy()),
+        lambda index: with_cells(index, centroids=index.codes[:0].copy()),
+    ],
+)
+def test_an_index_whose_parts_do_not_fit_together_is_refused(
+    forge: Callable[[StoredIndex], StoredIndex], index_of_photos: Path, tmp_path: Path
+) -> None:
+    sound = read_index(index_of_photos)
+    write_index(tmp_path, with_cells(sound))
+    assert read_index(tmp_path).cells is not None
+    write_index(tmp_path, forge(sound))
+    with pytest.raises(ImageIndexError, match=r"does not hold a usable index \("):
+        open_index(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def index_of_photos(trained: Run, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_index(trained.folder, photos, tmp_path_factory.mktemp("index") / "i").path
+
+
+def with_cells(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN401
+    cells = Cells(index.codes[:2].copy(), np.zeros(len(index.codes), np.int64), 1, 0.9)
+    return replace(index, cells=replace(cells, **changes))
 
 
 def test_codes_that_are_not_finite_are_refused(trained: Run, folder: Path, tmp_path: Path) -> None:

@@ -158,3 +158,11 @@ def test_cells_miss_no_pair_and_no_neighbour_for_want_of_a_byte(distance: Distan
 def test_an_unknown_distance_is_refused() -> None:
     with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
         fit_space(codes(5), "l1")  # type: ignore[arg-type]
+
+
+def test_a_query_that_is_no_number_finds_nothing() -> None:
+    known = codes(20)
+    nearest = Nearest(fit_space(known, "cosine"), known, None)
+    nothing, found = nearest.search(np.stack([np.full(6, np.nan, np.float32), known[3]]), 2)
+    assert len(nothing.rows) == 0
+    assert found.rows[0] == 3

@@ -80,3 +80,11 @@ def test_an_entry_takes_less_than_150_bytes() -> None:
     tracemalloc.stop()
     assert len(entries) == 10_000
     assert used < 150 * 10_000
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd.png", "../up.png", "a/../../up.png", "a\0b.png"])
+def test_a_path_that_leaves_the_folder_is_refused(path: str) -> None:
+    value = packed("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
+    assert Entry.from_json(value).path == "a..b/c.png"
+    with pytest.raises(ValueError, match="inside the folder"):
+        Entry.from_json({**value, "path": path})

@@ -148,3 +148,13 @@ def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:
     with safetensors.safe_open(path, framework="np") as file:
         content = json.loads(file.metadata()["autoencode"])
     assert content["config"]["code_size"] == 6
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_weights_of_another_type_are_refused(kind: torch.dtype, path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    tensors["to_mean.bias"] = tensors["to_mean.bias"].to(kind)
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match=r"to_mean\.bias is of type"):
+        load_model(path)

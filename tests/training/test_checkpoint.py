@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +91,40 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
     write_tensors(path, "checkpoint", 1, tensors, {"step": 1, "seconds": 1.0, "waited": 0.0})
     with pytest.raises(RunError, match="not of this run's network"):
         load_checkpoint(tmp_path, build(1, 0))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensors, content: content.update(step=-(2**62)),
+        lambda tensors, content: content.update(step="1"),
+        lambda tensors, content: content.update(step=True),
+        lambda tensors, content: content.update(seconds=None),
+        lambda tensors, content: tensors.update(sums=torch.zeros(3, dtype=torch.float64)),
+        lambda tensors, content: tensors.update(sums=torch.zeros(4)),
+        lambda tensors, content: tensors.pop(moment_in(tensors)),
+        lambda tensors, content: tensors.update({moment_in(tensors): torch.zeros(7)}),
+        lambda tensors, content: tensors.update({"optimizer/999/step": torch.zeros(())}),
+    ],
+)
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused(
+    spoil: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path, build(1, 1))
+    path = tmp_path / CHECKPOINT_NAME
+    tensors, _, _ = read_tensors(path, "checkpoint", 1, RunError)
+    content: dict[str, Any] = {"step": 1, "seconds": 1.0, "waited": 0.0}
+    write_tensors(path, "checkpoint", 1, tensors, content)
+    load_checkpoint(tmp_path, build(1, 0))
+    spoil(tensors, content)
+    write_tensors(path, "checkpoint", 1, tensors, content)
+    with pytest.raises(RunError, match="not of this run's network") as caught:
+        load_checkpoint(tmp_path, build(1, 0))
+    assert "\n" not in str(caught.value)
+
+
+def moment_in(tensors: dict[str, torch.Tensor]) -> str:
+    return next(name for name in tensors if name.startswith("optimizer/") and tensors[name].ndim)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def test_lines_after_a_step_are_dropped_with_whatever_a_crash_cut_short(tmp_path
         file.write('{"epoch": 4, "step": 2')
     assert [record["step"] for record in read_metrics(tmp_path)] == [5, 10, 15]
     keep_metrics_up_to(tmp_path, 10)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1, "step": 5}\n{"epoch": 2, "step": 10}\n'
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines == ['{"epoch": 1, "step": 5}', '{"epoch": 2, "step": 10}']
 
 
 def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +91,26 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OutputError, match=r"metrics\.jsonl: No space left"):
         append_metrics(tmp_path, {"step": 1})
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"epoch": 1, "step": 5, "train_loss": 0.\xff5}',
+        b'{"step": 5}',
+        b'{"epoch": [], "step": 5}',
+        b'{"epoch": null, "step": 5}',
+        b'{"epoch": 1, "step": 5, "train_loss": "low"}',
+        b'[["epoch", 1], ["step", 5]]',
+        b"[" * 100_000,
+    ],
+)
+def test_a_line_that_is_no_record_is_named_unless_it_is_the_last(damaged: bytes, tmp_path: Path) -> None:
+    append_metrics(tmp_path, {"epoch": 1, "step": 5})
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + damaged)
+    assert read_metrics(tmp_path) == [{"epoch": 1, "step": 5}]
+    path.write_bytes(damaged + b"\n" + whole)
+    with pytest.raises(RunError, match=r"Line 1 of .*metrics\.jsonl is damaged"):
+        read_metrics(tmp_path)

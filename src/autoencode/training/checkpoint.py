@@ -6,8 +6,10 @@ the learning rate, beta.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,14 +79,32 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         if state.averaged is not state.model:
             state.averaged.load_state_dict(_under("averaged/", tensors))
         _restore(state.optimizer, _under("optimizer/", tensors))
-        state.sums = tensors["sums"].to(state.sums.device)
-        state.step, state.seconds, state.waited = content["step"], content["seconds"], content["waited"]
+        state.sums = _like(state.sums, tensors["sums"])
+        state.step, state.seconds, state.waited = _position(content)
         if adversary := state.adversary:
             adversary.discriminator.load_state_dict(_under("discriminator/", tensors))
             _restore(adversary.optimizer, _under("discriminator_optimizer/", tensors))
-            adversary.sums = tensors["discriminator_sums"]
+            adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Return step, seconds and waited, or raise ValueError: training would go on from anywhere."""
+    step, seconds, waited = content["step"], content["seconds"], content["waited"]
+    if (
+        type(step) is not int
+        or step < 0
+        or any(type(value) not in (int, float) for value in (seconds, waited))
+    ):
+        raise ValueError(f"no step {step}")
+    return step, seconds, waited
+
+
+def _like(own: Tensor, saved: Tensor) -> Tensor:
+    if (saved.shape, saved.dtype) != (own.shape, own.dtype):
+        raise ValueError(f"sums of shape {tuple(saved.shape)}")
+    return saved.to(own.device)
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
@@ -114,12 +134,23 @@ def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None
     for key, tensor in saved.items():
         index, name = key.split("/")
         moments.setdefault(int(index), {})[name] = tensor
+    _check_moments(moments, [p for group in optimizer.param_groups for p in group["params"]])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for parameter, own in optimizer.state.items():
         for name, moment in own.items():
             if moment.shape == parameter.shape:
                 own[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
+def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
+    """Refuse moments of no parameter, of another shape, or of other names than those of the others."""
+    if not moments.keys() <= set(range(len(parameters))) or len(set(map(frozenset, moments.values()))) > 1:
+        raise ValueError("not every parameter has its moments")
+    for index, own in moments.items():
+        for name, moment in own.items():
+            if moment.ndim and moment.shape != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} has the shape {tuple(moment.shape)}")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

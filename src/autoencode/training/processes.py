@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -178,7 +178,7 @@ def _failure(place: Place) -> AutoencodeError:
     return error
 
 
-def _store() -> dist.Store:
+def _store() -> Any:  # noqa: ANN401 - torch exports the type only where it was built with it
     """What the processes keep in common while they are joined."""
     return dist.distributed_c10d._get_default_store()
 
