@@ -136,8 +136,8 @@ def _record(line: str) -> Record:
     values = {name: value for name, value in record.items() if value is not None}
     if not all(isinstance(value, int | float) for value in values.values()):
         raise ValueError("not a number")
-    if not (math.isfinite(values["epoch"]) and math.isfinite(values["step"])):
-        raise ValueError("no epoch or no step")
+    if not all(math.isfinite(values[name]) for name in ("epoch", "step", "val_loss")):
+        raise ValueError("not finite")
     return record
 
 
