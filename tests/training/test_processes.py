@@ -35,17 +35,6 @@ from pathlib import Path
 from autoencode import AutoencodeError, train
 from autoencode.training.loop import Loop
 
-if "RANK" not in os.environ:  # loaded once, for all
-    started = []
-    for number in range(int(os.environ["WORLD_SIZE"])):
-        child = os.fork()
-        if child == 0:
-            os.environ["RANK"] = str(number)
-            break
-        started.append(child)
-    else:
-        sys.exit(any([os.waitpid(child, 0)[1] for child in started]))
-
 rank, restart = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 cases, marks = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[1]).parent
 event = json.loads(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -96,8 +85,14 @@ def write_cases(folder: Path, cases: list[dict[str, Any]]) -> Path:
 def in_processes(count: int, folder: Path, cases: list[dict[str, Any]]) -> list[list[str | None]]:
     """Train each case in `count` processes; return the error, if any, that each process raised in each."""
     shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    # A port of its own for each: one who is late would find the store of the case before.
+    cases = [
+        case | {"environment": {"MASTER_PORT": free_port()} | case.get("environment", {})} for case in cases
+    ]
     command = [sys.executable, "-c", TRAIN, str(write_cases(folder, cases))]
-    subprocess.run(command, env=shared, check=True, timeout=600)
+    # Each starts by itself: threads of torch do not survive a fork.
+    started = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(count)]
+    assert [process.wait(timeout=300) for process in started] == [0] * count
     return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(count)]
 
 
