@@ -29,6 +29,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # Of times alone it may not be expected that they are the same.
 MEASURED = {"images_per_second", "seconds", "input_wait"}
 
+# Now and then gloo aborts a process at its end when all cores are busy, after all is written; until that
+# is mended, these tests are asked for.
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("AUTOENCODE_TEST_PROCESSES"), reason="asked for with AUTOENCODE_TEST_PROCESSES=1"
+)
+
 TRAIN = """
 import json, os, signal, sys
 from pathlib import Path

@@ -98,7 +98,7 @@ def read_run(folder: Path) -> RunSettings:
             Preprocessing.from_json(content["preprocessing"]),
             content["pack"],
             content["fingerprint"],
-            **content["runtime"],
+            **_runtime(content["runtime"]),
         )
     except FileNotFoundError as err:
         raise RunError(
@@ -106,6 +106,13 @@ def read_run(folder: Path) -> RunSettings:
         ) from err
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
         raise RunError(f"{path} is damaged ({err}). Start again in another folder.") from err
+
+
+def _runtime(content: dict[str, Any]) -> dict[str, Any]:
+    """Return how a run was placed, or raise ValueError where that cannot be."""
+    if not all(isinstance(content[name], bool) for name in ("bf16", "channels_last")):
+        raise ValueError("bf16 and channels_last must be true or false")
+    return content
 
 
 def read_metrics(folder: Path) -> list[Record]:

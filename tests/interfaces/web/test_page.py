@@ -56,7 +56,7 @@ def go(page: Page, tab: str) -> None:
 
 def until(page: Page, predicate: str, arg: object = None) -> None:
     """Wait until something holds; playwright's own wait needs `eval`, which the page does not allow."""
-    for _ in range(400):
+    for _ in range(1200):
         if page.evaluate(predicate, arg):
             return
         page.wait_for_timeout(50)
