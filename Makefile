@@ -1,6 +1,7 @@
 # make demo   train on 5,000 real digits and look at the result (under two minutes)
 # make test   everything CI checks
 # make check  the same without installing anything
+# make bench  what docs/performance.md claims, in a short form: a table for each concern
 # make torture      hours of what tries to break it, and a table of what fell; PARTS="images kills" for some of it
 # make test-lowest  the tests with the lowest versions that pyproject.toml allows
 #
@@ -16,7 +17,7 @@ TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 
 endif
 BIN := .venv/bin
 
-.PHONY: demo test check torture test-lowest format clean
+.PHONY: demo test check bench torture test-lowest format clean
 
 demo: .venv/installed
 	$(BIN)/autoencode demo
@@ -28,7 +29,7 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 torture: .venv/installed
 	$(BIN)/python -m torture $(PARTS)
@@ -48,11 +49,18 @@ format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: .venv/installed
+	@echo "\n## Training\n" && $(BIN)/python benchmarks/train_speed.py --rounds 3 --steps 1
+	@echo "\n## Input\n" && $(BIN)/python benchmarks/packing.py --images 1000 --rounds 3
+	@echo "\n## Encoding\n" && $(BIN)/python benchmarks/encode_speed.py --images 256 --rounds 3
+	@echo "\n## Search\n" && $(BIN)/python benchmarks/search_speed.py --codes 200000 --queries 100
+	@echo "\n## Memory\n" && $(BIN)/python benchmarks/memory.py --images 2000 10000
+
 .venv/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
-	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo,eval,onnx,tensorboard,dev]"
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo,eval,onnx,tensorboard,web,dev]"
 	touch $@
 
 clean:

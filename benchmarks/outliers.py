@@ -33,7 +33,8 @@ from autoencode.applications.encoders import Features
 from autoencode.applications.outlier_reference import reference_name
 from autoencode.applications.thresholds import conformal_p_values, images_needed, rate_of
 from autoencode.data.batches import batches, to_float
-from autoencode.data.images import find_images, read_image
+from autoencode.data.finding import find_images
+from autoencode.data.images import read_image
 from autoencode.data.manifest import Split
 from autoencode.evaluation.scores import Interval, auroc
 from autoencode.training.runlog import read_run

@@ -27,6 +27,7 @@ import numpy as np
 from contenders import CONTENDERS, LEARNING_RATE, first_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+WARM_UP = 8  # steps: compilation, and the heap of a process that keeps its memory grows for about so long
 
 
 def photographs(batch: int, side: int) -> np.ndarray:
@@ -130,15 +131,17 @@ def main() -> None:
     contenders = [Contender(name, arguments.side, arguments.batch) for name in arguments.only]
     missing = [c.name for c in contenders if not c.ready]
     contenders = [c for c in contenders if c.ready]
-    for index in range(arguments.rounds + 1):  # the first warms up: compilation, memory
+    for contender in contenders:
+        contender.round(WARM_UP, counted=False)
+    for _ in range(arguments.rounds):
         for contender in contenders:
-            contender.round(arguments.steps, counted=index > 0)
+            contender.round(arguments.steps, counted=True)
     for contender in contenders:
         contender.stop()
-    total = arguments.steps * (arguments.rounds + 1)
+    total = arguments.steps * arguments.rounds + WARM_UP
     print(
         f"{machine()}; {arguments.side}x{arguments.side}, batch {arguments.batch}, Adamax {LEARNING_RATE:g}, "
-        f"{arguments.rounds} rounds of {arguments.steps} steps after {arguments.steps} to warm up; "
+        f"{arguments.rounds} rounds of {arguments.steps} steps after {WARM_UP} to warm up; "
         f"loss after step 1 and step {total}\n"
     )
     print(table(contenders, arguments.batch))

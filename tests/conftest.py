@@ -8,8 +8,9 @@ import os
 # that wait for each other make a busy machine slow.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,14 @@ from PIL import Image
 
 from autoencode import Pack, Preprocessing, Run, pack_folder, train
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
 CLASSES = ("coast", "forest", "night")
 
 
@@ -81,3 +90,15 @@ def trained(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.Temp
 def trained_vae(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A VAE after two epochs. Do not change it."""
     return train(tiny_pack.path, tmp_path_factory.mktemp("runs") / "vae", epochs=2, kind="vae", **tiny)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window; what needs it is skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -42,11 +43,13 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
-def test_every_command_of_the_page_runs(photos: Path, page: Path) -> None:
+def test_every_command_of_the_page_runs(photos: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [line for line in blocks(page, "sh").splitlines() if line.startswith("autoencode ")]
     assert commands
     for line in commands:
-        result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+        words = shlex.split(line, comments=True)
+        monkeypatch.setattr(sys, "argv", words)  # which --workers gives to each of them
+        result = CliRunner().invoke(app, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception}"
 
 

@@ -188,6 +188,24 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
 
 
+def test_a_lock_shows_from_outside_and_looking_takes_nothing(tmp_path: Path) -> None:
+    assert not files.is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with files.exclusive(tmp_path, "busy", RunError):
+        assert files.is_locked(tmp_path)
+    assert not files.is_locked(tmp_path)
+    with files.exclusive(tmp_path, "busy", RunError):
+        pass
+
+
+def test_lines_are_appended_and_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
+    for line in ("one", "two"):
+        files.append_line(tmp_path / "log", line)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    with pytest.raises(OutputError, match="Could not write"):
+        files.append_line(tmp_path / "none" / "log", "three")
+
+
 def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
     assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
     for text in ("[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": -Infinity}', "", b"\xff"):

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
         load_classifier,
         save_classifier,
     )
+    from autoencode.applications.detection import Detection
     from autoencode.applications.duplicates import NearDuplicates, NearPair
-    from autoencode.applications.evaluate import Detection, Evaluation, evaluate
+    from autoencode.applications.evaluate import Evaluation, evaluate
     from autoencode.applications.export import OnnxFile, export_onnx
     from autoencode.applications.features import FeatureMaps, LayerMaps, features
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
@@ -90,7 +91,8 @@ _HOME = {
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
-    "applications.evaluate": ("Detection", "Evaluation", "evaluate"),
+    "applications.detection": ("Detection",),
+    "applications.evaluate": ("Evaluation", "evaluate"),
     "applications.export": ("OnnxFile", "export_onnx"),
     "applications.heatmaps": ("heat_maps",),
     "applications.outlier_reference": ("OutlierReference", "fit_reference"),

@@ -77,6 +77,21 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON 
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a log and see it onto the disk; a crash can cut the last line short, and no other.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as err:
+        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
+
+
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can hold
     """Return what JSON text holds, which may come from anyone.
 
@@ -146,6 +161,18 @@ def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]
         except OSError as err:
             raise _output_error(folder / ".lock", err) from err
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder` (see `exclusive`); nothing is made or changed."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _output_error(path: Path, err: OSError) -> OutputError:

@@ -21,6 +21,7 @@ from autoencode.applications.anomaly_scores import (
     residual_spectrum,
     training_statistics,
 )
+from autoencode.applications.distances import neighbour_distance
 from autoencode.applications.encoders import image_encoder
 from autoencode.data.batches import to_float
 from autoencode.evaluation.scores import auroc
@@ -134,6 +135,24 @@ def test_images_simpler_than_training_are_strange_to_the_two_sided_scores_only()
         assert auroc(ordinary[score], simple[score]) > 0.99
     for score in ("mahalanobis", "knn"):
         assert 0.3 < auroc(ordinary[score], simple[score]) < 0.7
+
+
+def test_what_lies_between_two_kinds_of_ordinary_images_is_strange_by_spectrum() -> None:
+    """One Gaussian around both kinds, as `path` has, calls the middle as ordinary as either."""
+    generator = np.random.default_rng(5)
+
+    def at(centre: float, count: int) -> Measured:
+        values = generator.normal(0, 0.1, (count, 3))
+        values[:, 0] += centre
+        return {"vectors": values, "mse": values[:, 0], "path": values, "spectrum": values}
+
+    statistics = training_statistics(joined([at(-3, 200), at(3, 200)]))
+    ordinary, between = (statistics.scores(at(centre, 50)) for centre in (3, 0))
+    assert auroc(ordinary["path"], between["path"]) < 0.6
+    assert auroc(ordinary["spectrum"], between["spectrum"]) > 0.95
+    whitened = statistics.gaussians["spectrum"].whitened(at(0, 1)["spectrum"])
+    fifth = np.sort(np.linalg.norm(statistics.spectra - whitened, axis=1))[4]
+    assert neighbour_distance(whitened, statistics.spectra)[0] == pytest.approx(fifth)
 
 
 def test_noise_is_stranger_than_held_out_images(

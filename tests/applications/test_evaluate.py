@@ -59,6 +59,17 @@ def test_a_plain_autoencoder_is_measured_beside_pca_of_the_same_code_size(
     assert [note for note in found.notes if "mixture" in note]
 
 
+def test_a_sample_is_measured_where_one_is_asked_for(trained: Run, tiny_pack: Pack) -> None:
+    model = load_model(trained.model_path)
+    found = evaluate(model, tiny_pack, most_images=3, kid=False)
+    images = to_float(tiny_pack.pixels(tiny_pack.rows("test")[:3]))
+    assert (found.images, found.pca_images) == (3, 12)
+    assert found.reconstruction.mse is not None
+    assert found.reconstruction.mse.value == pytest.approx(
+        float((model.reconstruct(images) - images).square().mean()), rel=1e-5
+    )
+
+
 def test_the_same_model_and_pack_give_the_same_json(trained_vae: Run, tiny_pack: Pack) -> None:
     stages: dict[str, tuple[int, int]] = {}
 
@@ -151,6 +162,7 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
     assert found.kid is None
     notes = "\n".join(found.notes)
     assert ("has no test images" in notes) == (found.split != "test")
+    assert ("trained on all, these too" in notes) == (found.split == "test")
     assert "KID is left out: it takes 3 images, and there are 1" in notes
     assert "not the pack the model was trained on" in notes
 

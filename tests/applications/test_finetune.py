@@ -73,8 +73,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numb
 
 def test_training_that_only_does_harm_is_stopped_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """At an absurd rate the loss on what is kept apart only grows."""
-    monkeypatch.setattr(finetune, "ENCODER_RATE", 30.0)
-    monkeypatch.setattr(finetune, "HEAD_RATE", 30.0)
+    monkeypatch.setattr(finetune, "TUNING_RATE", 30.0)
     images, labels = bars(60, 0)
     model = build()
     start = fit_probe(model.encode(images).numpy(), labels, 1.0)

@@ -21,6 +21,7 @@ from autoencode import (
     save_model,
     walk,
 )
+from autoencode.applications.generate import priors, vary
 from autoencode.data.batches import to_pixels
 
 SIZE = Preprocessing(32, 32)
@@ -99,3 +100,24 @@ def test_what_cannot_be_generated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Choose another"):
         generate(build(), 1, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_variations_are_decoded_codes_around_the_one_given() -> None:
+    model = build()
+    code = generate(model, 1, prior="normal").codes[0]
+    made = vary(model, code, 3, amount=0.2, prior="normal", seed=1)
+    np.testing.assert_array_equal(made.pixels, to_pixels(model.decode(made.codes)))
+    again = vary(model, code, 3, amount=0.2, prior="normal", seed=1)
+    assert torch.equal(made.codes, again.codes)
+    assert not torch.equal(made.codes, vary(model, code, 3, amount=0.2, prior="normal", seed=2).codes)
+    torch.testing.assert_close(vary(model, code, 2, amount=0.0, prior="normal").codes, code.expand(2, -1))
+    for wrong in ({"count": 0}, {"amount": 1.5}):
+        with pytest.raises(ConfigError, match="Variations need"):
+            vary(model, code, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_has_the_priors_it_can_generate_from() -> None:
+    assert priors(build("autoencoder")) == []
+    assert priors(build())[-1] == "normal"
+    for name in priors(build()):
+        assert generate(build(), 1, prior=name).prior == name

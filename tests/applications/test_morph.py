@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from autoencode import Autoencoder, ConfigError, ImageError, ModelConfig, Preprocessing, morph
-from autoencode.applications.morph import mixed
+from autoencode.applications.morph import between, in_square, mixed
 from autoencode.data.batches import to_pixels
 
 
@@ -92,3 +92,19 @@ def test_what_cannot_be_morphed_is_refused(model: Autoencoder, images: list[Path
         morph(model, images, how="cubic")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="missing"):
         morph(model, [images[0], tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize("how", ["linear", "spherical"])
+def test_a_place_on_the_way_is_the_frame_there(how: str) -> None:
+    codes = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    frames, alphas = mixed(codes, 5, how)  # type: ignore[arg-type]
+    for frame, alpha in zip(frames, alphas, strict=True):
+        torch.testing.assert_close(between(codes, float(alpha), how), frame)  # type: ignore[arg-type]
+
+
+def test_a_place_in_the_square_is_the_bilinear_mixture_of_its_corners() -> None:
+    codes = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    for corner, (x, y) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        torch.testing.assert_close(in_square(codes, x, y, "linear"), codes[corner])
+    weights = torch.tensor([0.75 * 0.6, 0.25 * 0.6, 0.75 * 0.4, 0.25 * 0.4])
+    torch.testing.assert_close(in_square(codes, 0.25, 0.4, "linear"), weights @ codes)

@@ -73,6 +73,17 @@ def test_few_codes_or_directions_without_variance_are_not_blown_up() -> None:
         assert np.isfinite(Nearest(space, few, None).search(few, 5)[0].scores).all()
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_equal_codes_are_equal_and_others_are_not(count: int) -> None:
+    known = np.tile(codes(1), (count, 1))
+    space = fit_space(known, "whitened")
+    (found,) = Nearest(space, known, None).search(known[:1], 10)
+    np.testing.assert_allclose(found.scores, np.ones(count), atol=1e-6)
+    moved = known[:1] + np.float32([1, -1, 1, -1, 1, -1])
+    assert np.isfinite(space.vectors(moved)).all()
+    assert Nearest(space, known, None).search(moved, 1)[0].scores[0] < 0.99
+
+
 def test_a_code_of_zeros_is_at_a_right_angle_to_every_other() -> None:
     known = codes(10)
     found = Nearest(fit_space(known, "cosine"), known, None).search(np.zeros((1, 6), np.float32), 10)[0]
@@ -119,6 +130,29 @@ def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) ->
     assert len(wanted) > 10
     assert len(found) == len(set(found))
     assert set(found) == wanted
+
+
+@pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.9), ("l2", 0.9)])
+def test_cells_miss_no_pair_and_no_neighbour_for_want_of_a_byte(distance: Distance, threshold: float) -> None:
+    """With every cell looked into, what is left to miss things is that a value has one byte."""
+    known = clustered(2_000, 8)
+    space = fit_space(known, distance)
+    cells = fit_cells(space, known, exact_limit=1_000)
+    rough, exact = Nearest(space, known, cells), Nearest(space, known, None)
+    rough.index.nprobe = rough.index.nlist
+    for wanted, found in zip(exact.search(known[:50], 10), rough.search(known[:50], 10), strict=True):
+        assert found.rows.tolist() == wanted.rows.tolist()
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+    pairs = [
+        {
+            (int(i), int(j))
+            for first, second, _ in of.pairs(threshold)
+            for i, j in zip(first, second, strict=True)
+        }
+        for of in (exact, rough)
+    ]
+    assert pairs[0] == pairs[1]
+    assert len(pairs[0]) > 100
 
 
 def test_an_unknown_distance_is_refused() -> None:

@@ -24,7 +24,7 @@ from autoencode import (
 )
 from autoencode.applications import outlier_reference as application
 from autoencode.applications.anomaly_scores import measure, training_statistics
-from autoencode.applications.outlier_reference import FORMAT_VERSION, KIND, reference_name
+from autoencode.applications.outlier_reference import FORMAT_VERSION, KIND, reference_name, reference_rows
 from autoencode.data.batches import to_float
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
@@ -41,6 +41,7 @@ def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
         for score, values in mine.items():
             np.testing.assert_array_equal(values, theirs[score])
     np.testing.assert_array_equal(one.statistics.vectors, other.statistics.vectors)
+    np.testing.assert_array_equal(one.statistics.spectra, other.statistics.spectra)
     assert one.statistics.gaussians.keys() == other.statistics.gaussians.keys()
     for quantity, gaussian in one.statistics.gaussians.items():
         for mine, theirs in zip(gaussian, other.statistics.gaussians[quantity], strict=True):
@@ -131,6 +132,17 @@ def test_a_sample_of_many_images_is_enough(
     reference = fit_reference(vae, tiny_pack)
     assert len(reference.statistics.vectors) == 5
     assert reference.calibration_images == len(tiny_pack.rows("test"))
+
+
+def test_what_is_learned_from_a_sample_of_each_split_is_not_kept(
+    vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    reference = fit_reference(vae, tiny_pack, tmp_path / "kept", most=3)
+    assert len(reference.statistics.vectors) == 3
+    assert reference.calibration_images == 3
+    assert not (tmp_path / "kept").exists()
+    rows = reference_rows(tiny_pack, 3)
+    assert set(rows["test"]) <= set(tiny_pack.rows("test"))
 
 
 def test_a_pack_of_another_size_is_refused(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_folders_without_a_usable_image_are_named(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageFolderError, match="No images in"):
         find_outliers(vae, tmp_path / "empty", reference, fpr=0.3)
-    with pytest.raises(ImageFolderError, match=r"None of the 1 images could be used.*broken\.jpg"):
+    with pytest.raises(ImageFolderError, match=r"No image could be used, of 1 given.*broken\.jpg"):
         find_outliers(vae, mixed / "broken.jpg", reference, fpr=0.3)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):

@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from autoencode import Autoencoder, Pack, Run, fit_prior, generate, load_model
 from autoencode.applications import quality
-from autoencode.applications.quality import HeldOutImages, code_quality, distances, image_quality
+from autoencode.applications.quality import HeldOutImages, check_up, code_quality, distances, image_quality
 from autoencode.data.batches import random_seed, to_float, to_pixels
 from autoencode.data.corruptions import parse_corruptions
 from autoencode.evaluation.pretrained import pretrained_features
@@ -183,3 +183,16 @@ def test_batches_change_no_number(trained: Run, tiny_pack: Pack, monkeypatch: py
     assert parts.mse is not None
     assert whole.mse is not None
     assert parts.mse.value == pytest.approx(whole.mse.value, rel=1e-5)
+
+
+def test_a_check_up_is_the_quality_of_some_held_out_images(
+    trained: Run, trained_vae: Run, tiny_pack: Pack
+) -> None:
+    model = load_model(trained.model_path)
+    found = check_up(model, tiny_pack, 3, lambda count: None)
+    images = HeldOutImages(tiny_pack, np.unique(tiny_pack.held_out().rows)[:3], ())
+    expected = image_quality(images, {"model": model.reconstruct}, lambda count: None)["model"]
+    assert (found.images, found.split, found.quality, found.code) == (3, "test", expected, None)
+    code = check_up(load_model(trained_vae.model_path), tiny_pack, 3, lambda count: None).code
+    assert code is not None
+    assert len(code.mean_variance) == 8

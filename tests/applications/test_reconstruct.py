@@ -24,7 +24,9 @@ from autoencode import (
     reconstruct,
 )
 from autoencode.applications import reconstruct as application
-from autoencode.data.batches import to_pixels
+from autoencode.applications.reconstruct import restore
+from autoencode.data.batches import random_seed, to_float, to_pixels
+from autoencode.data.corruptions import corrupt, parse_corruptions
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def test_limits_are_kept(model: Autoencoder, coast: list[Path]) -> None:
 
 def test_where_no_image_can_be_used_the_reasons_are_given(model: Autoencoder, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(ImageFolderError, match=r"None of the 1 images could be used\. .*broken\.jpg: "):
+    with pytest.raises(ImageFolderError, match=r"No image could be used, of 1 given\. .*broken\.jpg: "):
         reconstruct(model, tmp_path, tmp_path / "out")
 
 
@@ -256,3 +258,31 @@ def test_the_sheet_after_training_shows_held_out_images_as_the_training_damaged_
         assert application.sheet_of_rows(model, tiny_pack).shape[1] > plain.shape[1]
     finally:
         model.provenance["train"]["corrupt"] = []
+
+
+def test_restoring_one_image_measures_what_reconstructing_its_file_measures(
+    model: Autoencoder, coast: list[Path]
+) -> None:
+    pixels = to_pixels(model.read(coast[0]))[0]
+    (expected,) = reconstruct(model, coast[0], corruptions=["gaussian:0.2"]).results
+    made = restore(model, pixels, corruptions=["gaussian:0.2"])
+    assert made.psnr_db == pytest.approx(expected.psnr_db, abs=1e-4)
+    assert made.ssim == pytest.approx(expected.ssim, abs=1e-5)
+    assert made.seen_psnr_db == pytest.approx(expected.corrupted_psnr_db, abs=1e-4)
+    np.testing.assert_array_equal(made.restored, to_pixels(model.reconstruct(corrupted(pixels)))[0])
+
+
+def corrupted(pixels: np.ndarray) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(random_seed("reconstruct", 0, 0))
+    return corrupt(to_float(pixels[None]), parse_corruptions(["gaussian:0.2"]), generator, training=True)
+
+
+def test_restoring_compares_with_the_clean_image_where_one_is_given(
+    model: Autoencoder, coast: list[Path]
+) -> None:
+    damaged, clean = to_pixels(model.read(coast[:2]))
+    made = restore(model, damaged, clean=clean)
+    expected = peak_signal_noise_ratio(clean, damaged, data_range=255)
+    assert made.seen_psnr_db == pytest.approx(expected, abs=0.01)
+    assert restore(model, damaged).seen_psnr_db is None
+    np.testing.assert_array_equal(made.seen, damaged)

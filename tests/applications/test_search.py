@@ -14,13 +14,16 @@ from autoencode import (
     Index,
     ModelConfig,
     ModelFileError,
+    PackError,
     Preprocessing,
     Run,
     build_index,
     load_model,
     open_index,
+    pack_folder,
     save_model,
 )
+from autoencode.data.batches import to_float
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +92,11 @@ def test_unreadable_queries_are_named_and_the_others_answered(
     assert [near.query for near in found.results] == [good]
     assert [path.name for path, _ in found.refused] == ["broken.png", "none.png"]
     assert "No such file" in found.refused[1][1]
-    with pytest.raises(ImageFolderError, match=r"No query could be used: .*broken.png: not an image"):
+    with pytest.raises(
+        ImageFolderError, match=r"No image could be used, of 1 given. .*broken.png: not an image"
+    ):
         index.search(broken)
-    with pytest.raises(ImageFolderError, match="none was given"):
+    with pytest.raises(ImageFolderError, match="No image was given"):
         index.search([])
 
 
@@ -141,3 +146,38 @@ def test_a_model_that_is_gone_or_changed_is_named(trained: Run, photos: Path, tm
     save_model(model, Autoencoder(ModelConfig(code_size=8, widths=(4, 8)), Preprocessing(32, 32)), {})
     with pytest.raises(ModelFileError, match="has changed since"):
         open_index(tmp_path / "i").search(query)
+
+
+def test_neighbours_say_where_in_the_index_they_are(index: Index, photos: Path) -> None:
+    (found,) = index.search(np.zeros((1, 8)), 48).results
+    assert sorted(near.position for near in found.found) == list(range(48))
+    for near in found.found:
+        assert index.folder / index.entries[near.position].path == near.path
+
+
+def test_the_pack_of_an_index_holds_its_images_in_its_order(index: Index, trained: Run) -> None:
+    assert [entry.path for entry in index.pack.entries] == [entry.path for entry in index.entries]
+    codes = load_model(trained.model_path).encode(to_float(index.pack.pixels(index.pack.rows()[:5]))).numpy()
+    np.testing.assert_allclose(codes, index.codes[[entry.row for entry in index.entries[:5]]], atol=1e-4)
+
+
+def test_a_pack_that_has_changed_is_not_that_of_the_index(trained: Run, photos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
+    pack = pack_folder(folder, tmp_path / "coast.pack", size=32)
+    build_index(trained.folder, pack.path, tmp_path / "i")
+    next(folder.iterdir()).unlink()
+    pack_folder(folder, tmp_path / "coast.pack", size=32)
+    with pytest.raises(PackError, match=r"are not those that .* was made of"):
+        _ = open_index(tmp_path / "i").pack
+
+
+@pytest.mark.parametrize("distance", ["cosine", "whitened", "l2"])
+def test_an_index_compared_in_another_way_finds_what_one_made_so_finds(
+    index: Index, trained: Run, photos: Path, tmp_path: Path, distance: str
+) -> None:
+    made = build_index(trained.folder, photos, tmp_path / "i", distance=distance)  # type: ignore[arg-type]
+    queries = index.codes[:3] + 0.01
+    other = index.compared_by(distance)  # type: ignore[arg-type]
+    for one, two in zip(made.search(queries).results, other.search(queries).results, strict=True):
+        assert [near.path for near in one.found] == [near.path for near in two.found]
+        np.testing.assert_allclose([n.score for n in one.found], [n.score for n in two.found], atol=1e-6)

@@ -21,13 +21,12 @@ from autoencode.data.images import (
     Fit,
     Limits,
     Preprocessing,
-    find_images,
     parse_size,
     read_bytes,
     read_image,
     save_image,
 )
-from autoencode.errors import ConfigError, ImageError, ImageFolderError, OutputError
+from autoencode.errors import ConfigError, ImageError, OutputError
 
 SAME = Preprocessing(32, 48)  # of the pictures below, so that nothing is resized
 EXTENSIONS = [".jpg", ".png", ".webp", ".gif", ".bmp", ".tif", ".avif", ".ppm"]
@@ -493,53 +492,6 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         save_image(path / "b.png", picture())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
-
-
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in find_images(folder)]
-
-
-def test_images_are_found_in_sub_folders_in_order_and_hidden_ones_are_not(tmp_path: Path) -> None:
-    listed = ["B.JPG", "a/2.png", "a/b/c/1.TiFF", "a/x.jpeg", "z.webp"]
-    touch(
-        *(tmp_path / name for name in [*listed, ".hidden.png", ".git/a.png", "note.txt", "jpg", "a.jpg.txt"])
-    )
-    assert names(tmp_path) == listed
-
-
-def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> None:
-    touch(tmp_path / "outside" / "o.png", tmp_path / "in" / "z" / "real.png")
-    (tmp_path / "in" / "a").symlink_to(tmp_path / "in" / "z")
-    (tmp_path / "in" / "z" / "loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "out").symlink_to(tmp_path / "outside")
-    assert names(tmp_path / "in") == ["out/o.png", "z/real.png"]
-
-
-def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
-    touch(tmp_path / "cats.png" / "1.png")
-    assert names(tmp_path) == ["cats.png/1.png"]
-
-
-def test_a_pack_inside_the_folder_is_passed_over(tmp_path: Path) -> None:
-    touch(tmp_path / "1.png", tmp_path / "p" / "pack.json", tmp_path / "p" / "shards" / "00000.png")
-    assert names(tmp_path) == ["1.png"]
-
-
-def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
-    touch(tmp_path / "file.png", tmp_path / "empty" / "note.txt")
-    for name, reason in (
-        ("none", "does not exist"),
-        ("file.png", "is a file"),
-        ("empty", r"No images in .*Looked for \.jpg, .*sub-folders are searched too"),
-    ):
-        with pytest.raises(ImageFolderError, match=reason):
-            find_images(tmp_path / name)
 
 
 def test_sizes_are_height_by_width() -> None:

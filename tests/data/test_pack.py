@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -703,3 +704,17 @@ def test_what_is_a_pack_is_told_without_raising(photos: Path, tmp_path: Path) ->
     assert not is_pack(photos)
     assert not is_pack(tmp_path / "nothing")
     assert not is_pack(photos / "2.png")
+
+
+def test_a_pack_that_is_let_go_closes_its_files_at_once(photos: Path, tmp_path: Path) -> None:
+    made = pack(photos, tmp_path / "p")
+    gc.disable()
+    try:
+        before = len(os.listdir("/dev/fd"))  # noqa: PTH208 - a generator of paths would itself be counted
+        for _ in range(5):
+            opened = open_pack(made.path)
+            opened.pixels(opened.rows())
+        del opened
+        assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+    finally:
+        gc.enable()

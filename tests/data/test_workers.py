@@ -106,3 +106,35 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the worker is still there")
+
+
+def test_a_helper_stays_for_items_one_at_a_time() -> None:
+    helper = workers.Helper(abs, seconds=5)
+    try:
+        assert helper.call(-1) == 1
+        assert helper._worker is not None
+        process = helper._worker.process.pid
+        assert helper.call(-2) == 2
+        assert helper._worker.process.pid == process
+    finally:
+        helper.close()
+    assert helper._worker is None
+
+
+def test_a_helper_is_replaced_after_an_item_that_hangs() -> None:
+    helper = workers.Helper(time.sleep, seconds=0.3)
+    try:
+        assert helper.call(60) == Lost("took longer than 0.3 s")
+        assert helper.call(0) is None
+    finally:
+        helper.close()
+
+
+def test_a_helper_raises_what_the_function_raises_and_goes_on() -> None:
+    helper = workers.Helper(int, seconds=5)
+    try:
+        with pytest.raises(ValueError, match="no number"):
+            helper.call("no number")
+        assert helper.call("3") == 3
+    finally:
+        helper.close()

@@ -1,6 +1,7 @@
 """Pretrained features: that they know a cat, do not depend on the batch, and tell kinds of images apart."""
 
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -78,3 +79,21 @@ def test_the_distance_grows_with_blur() -> None:
 def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="pixels"):
         pretrained_features(np.zeros((2, 8, 8, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_the_same_images_go_through_the_network_once_and_others_of_the_same_bytes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, seen = pretrained._network(), []
+    run = network.extract_features
+    monkeypatch.setattr(network, "extract_features", lambda images: seen.append(len(images)) or run(images))
+    monkeypatch.setattr(pretrained, "_KEPT", OrderedDict())
+    images = patches(3, 900)
+    first = pretrained_features(images)
+    assert np.array_equal(pretrained_features(images.copy()), first)
+    assert seen == [3]
+    pretrained_features(images.reshape(3, 24, 96, 3))
+    assert seen == [3, 3]
+    monkeypatch.setattr(pretrained, "KEPT_BATCHES", 1)
+    pretrained_features(images[:1])
+    assert len(pretrained._KEPT) == 1  # the longest unused are out

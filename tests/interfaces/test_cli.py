@@ -371,9 +371,7 @@ def test_a_setting_that_cannot_be_used_is_a_wrong_call_and_nothing_else_is(
 def test_a_run_that_is_not_there_cannot_be_continued(
     autoencode: Command, photos: Path, tmp_path: Path
 ) -> None:
-    assert_one_line(
-        autoencode("train", photos, "--out", tmp_path / "out", "--resume"), "No run to continue in"
-    )
+    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", "--resume"), "No run in")
     assert list(tmp_path.iterdir()) == []
 
 

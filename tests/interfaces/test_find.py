@@ -9,7 +9,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from autoencode import ImageIndexError, Run
+from autoencode import ImageError, ImageIndexError, Run
 from autoencode.interfaces.cli import app
 
 
@@ -50,7 +50,7 @@ def test_search_prints_a_line_a_neighbour_and_writes_json_and_a_sheet(
     result = autoencode(
         "search", index, query, folder / "broken.png", "-k", 3, "--out", out, "--sheet", sheet
     )
-    assert result.exit_code == 0, result.output
+    assert isinstance(result.exception, ImageError)  # once the other query is answered
     written = json.loads(out.read_text())
     (answer,) = written["queries"]
     assert answer["query"] == str(query)
@@ -68,7 +68,7 @@ def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, 
     gone.unlink()
     result = autoencode("search", index, query, "-k", 100)
     assert result.exit_code == 0
-    assert "Only 48 images are in the index" in result.stderr
+    assert "The index holds 48 images; all of them are listed" in result.stderr
     assert f"autoencode index MODEL {folder} --out {index}" in result.stderr
     assert f"{gone} (gone)" in result.stdout
 

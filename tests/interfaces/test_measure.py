@@ -78,7 +78,7 @@ def test_export_prints_what_it_wrote_and_how_far_it_is_from_torch(
         (Estimate(0.010512, Interval(0.01025, 0.01075), 9), "0.01051 (0.01025 to 0.01075)"),
         (Estimate(12345.6, Interval(12000.2, 12700.9), 9), "12346 (12000 to 12701)"),
         (Estimate(1.0, Interval(1.0, 1.0), 9), "1.0000 (1.0000 to 1.0000)"),
-        (Estimate(0.25, None, 1), "0.2500"),
+        (Estimate(0.25, None, 1), "0.25"),
         (None, "-"),
     ],
 )

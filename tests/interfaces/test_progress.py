@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -111,3 +113,8 @@ def test_a_warning_is_a_line_of_its_own(written: io.StringIO) -> None:
 )
 def test_what_is_counted_is_in_the_plural_but_for_one(number: int, text: str) -> None:
     assert progress.counted(number, "file") == text
+
+
+def test_what_would_break_a_line_is_escaped_and_letters_of_any_script_are_not() -> None:
+    assert progress.one_line(Path("日本 a/new\nline\t.png")) == r"日本 a/new\nline\t.png"
+    assert progress.one_line(os.fsdecode(b"\xff.png")) == r"\udcff.png"

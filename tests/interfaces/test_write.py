@@ -1,8 +1,12 @@
 """The commands paper and report, end to end on a few small images."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,27 +18,40 @@ from autoencode.applications import quality
 from autoencode.interfaces.cli import app
 from autoencode.reports import paper
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 
 def autoencode(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
-    )
-    monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
-    tiny = {"widths": (4, 8), "code_size": 8}
-    small = (replace(one, overrides={**one.overrides, **tiny}) for one in paper.EXPERIMENTS)
-    monkeypatch.setattr(paper, "EXPERIMENTS", tuple(small))
+@pytest.fixture(scope="module")
+def fast() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(
+            quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
+        )
+        monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
+        tiny = {"widths": (4, 8), "code_size": 8}
+        small = (replace(one, overrides={**one.overrides, **tiny}) for one in paper.EXPERIMENTS)
+        monkeypatch.setattr(paper, "EXPERIMENTS", tuple(small))
+        yield
 
 
-@pytest.mark.usefixtures("fast")
-def test_the_whole_paper_comes_out_of_one_command(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "paper"
-    command = ("paper", photos, "--out", out, "--size", 32, "--budget", 0.001)
-    result = autoencode(*command)
+@pytest.fixture(scope="module")
+def whole(fast: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The folder of a whole study, and what the command that made it printed."""
+    out = tmp_path_factory.mktemp("study") / "paper"
+    return out, study(photos, out)
+
+
+def study(photos: Path, out: Path) -> Result:
+    return autoencode("paper", photos, "--out", out, "--size", 32, "--budget", 0.001)
+
+
+def test_the_whole_paper_comes_out_of_one_command(whole: tuple[Path, Result], photos: Path) -> None:
+    out, result = whole
     assert result.exit_code == 0, result.output
     assert "13 experiments, 48 images: about" in result.output
     drawn = sorted(path.name for path in (out / "figures").iterdir())
@@ -46,10 +63,38 @@ def test_the_whole_paper_comes_out_of_one_command(photos: Path, tmp_path: Path) 
     for number in range(1, 17):
         assert f"<b>Figure {number}.</b>" in page
     before = (out / "results.json").read_bytes()
-    again = autoencode(*command)
+    again = study(photos, out)
     assert again.exit_code == 0, again.output
     assert "epoch 1/" not in again.output
     assert (out / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["paper", "report"])
+def test_a_page_opens_from_the_disk_whole_and_alone(
+    whole: tuple[Path, Result], browser: Browser, name: str, width: int
+) -> None:
+    path = whole[0] / "index.html"
+    if name == "report":
+        path = whole[0] / "runs" / "best-vae" / "report.html"
+        assert autoencode("report", path.parent).exit_code == 0
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    broken = "() => [...document.images].filter(one => !one.complete || !one.naturalWidth).length"
+    images = page.locator("img").count()
+    assert images >= (16 if name == "paper" else 5)
+    assert page.evaluate(broken) == 0
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    assert not complaints
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    # Only what scrolls by itself, such as a wide table, may be wider than the window.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
 
 
 @pytest.mark.usefixtures("fast")

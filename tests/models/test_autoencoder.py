@@ -18,10 +18,11 @@ def build(kind: str = "autoencoder", **settings: object) -> Autoencoder:
     return Autoencoder(config, SIZE).eval()
 
 
+@pytest.mark.parametrize("network", ["paper", "residual"])
 @pytest.mark.parametrize("kind", ["autoencoder", "vae"])
 @pytest.mark.parametrize("count", [0, 1, 130])
-def test_codes_are_float32_vectors_and_decode_to_images_in_range(kind: str, count: int) -> None:
-    model = build(kind)
+def test_codes_are_float32_vectors_and_decode_to_images_in_range(kind: str, network: str, count: int) -> None:
+    model = build(kind, network=network)
     codes = model.encode(torch.rand(count, 3, 32, 48))
     assert (codes.shape, codes.dtype) == ((count, 6), torch.float32)
     images = model.decode(100 * codes)
@@ -33,6 +34,28 @@ def test_encoding_in_batches_gives_what_encoding_one_by_one_gives() -> None:
     model, images = build("vae", batch_norm=True), torch.rand(200, 3, 32, 48)
     one_by_one = torch.cat([model.encode(image[None]) for image in images])
     torch.testing.assert_close(model.encode(images), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["paper", "residual"])
+def test_pieces_that_fit_the_cache_give_what_one_pass_gives(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = build("vae", network=network), torch.rand(20, 3, 32, 48)
+    for parameter in model.parameters():  # residual networks start at zero
+        parameter.data = 0.1 * torch.randn_like(parameter)
+    passes: list[int] = []
+    model.encoder.register_forward_hook(lambda module, given, made: passes.append(len(given[0])))
+    model.decoder.register_forward_hook(lambda module, given, made: passes.append(len(given[0])))
+    widest = 4 * 32 * 48 // (16 if network == "residual" else 1)
+    monkeypatch.setattr("autoencode.models.autoencoder.CPU_LAYER_VALUES", 8 * widest)
+    found = model.encode_distribution(images)
+    decoded = model.decode(found.mean)
+    assert passes == [8, 8, 4, 8, 8, 4]
+    with torch.inference_mode():
+        output = model(images)
+    torch.testing.assert_close(found.mean, output.posterior.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.log_variance, output.posterior.log_variance, rtol=0, atol=1e-4)
+    torch.testing.assert_close(decoded, output.images.clamp(0, 1), rtol=0, atol=1e-4)
 
 
 def test_noise_moves_the_code_by_its_standard_deviations() -> None:

@@ -54,6 +54,16 @@ def test_a_value_depends_on_the_pixels_of_its_receptive_field_and_on_no_other(mo
         assert extent == layer.receptive_field_px, layer.name
 
 
+def test_maps_are_of_all_images_though_encode_takes_few_at_a_time(
+    model: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoencode.models.autoencoder.CPU_LAYER_VALUES", 1)
+    images = random_images(model, 3)
+    layers, codes = trace(model, images)
+    assert {len(layer.maps) for layer in layers} == {3}
+    torch.testing.assert_close(codes, model.encode(images), rtol=1e-3, atol=1e-2)
+
+
 def test_maps_shrink_by_the_stride(model: Autoencoder) -> None:
     layers, codes = trace(model, random_images(model, 2))
     size = model.preprocessing

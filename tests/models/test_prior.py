@@ -123,3 +123,23 @@ def test_a_path_is_closed_and_smooth_and_distributed_as_samples() -> None:
 def test_codes_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\(B, 3\)"):
         StandardNormal(3).log_density(torch.zeros(1, 2))
+
+
+def test_codes_near_a_sample_are_distributed_as_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    code = StandardNormal(2000).sample(1, generator=generator)[0]
+    near = StandardNormal(2000).near(code, 4, 0.6, generator)
+    assert near.var(1).mean().item() == pytest.approx(1, abs=0.1)
+    share = (near @ code / code.square().sum()).mean().item()
+    assert share == pytest.approx(0.8, abs=0.05)  # sqrt(1 - 0.6^2) of it is left
+
+
+def test_codes_near_another_in_a_mixture_stay_in_its_component() -> None:
+    factors = torch.tensor([[[1.0, 0.0], [0.8, 0.6]], [[0.5, 0.0], [0.0, 2.0]]])
+    mixture = GaussianMixture(torch.tensor([0.3, 0.7]), torch.tensor([[-20.0, 0.0], [20.0, 0.0]]), factors)
+    code = torch.tensor([-19.0, 1.0])
+    generator = torch.Generator().manual_seed(0)
+    near = mixture.near(code, 4000, 1.0, generator)  # nothing is left of it but its component
+    torch.testing.assert_close(near.mean(0), mixture.means[0], atol=0.06, rtol=0)
+    torch.testing.assert_close(near.T.cov(), factors[0] @ factors[0].T, atol=0.08, rtol=0)
+    torch.testing.assert_close(mixture.near(code, 2, 0.0, generator)[1], code)

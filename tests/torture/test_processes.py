@@ -32,8 +32,7 @@ def test_forged_files_are_refused_in_one_line(torture: Torture) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(torture: Torture) -> None:
-    verbs = [f"--only={verb}" for verb in ("pack", "train")]
-    assert torture("determinism", "--cases", "1", *verbs).split()[1:3] == ["2", "0"]
+    assert torture("determinism", "--cases", "2", "--only", "pack").split()[1:3] == ["2", "0"]
 
 
 def test_memory_and_open_files_stay_flat(torture: Torture) -> None:

@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from autoencode import Pack, Progress, Run, load_model, settings, train
 from autoencode.data.batches import steps_per_epoch, to_float
+from autoencode.data.shares import share_of
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.training import objective
 from autoencode.training.interrupts import interrupts
 from autoencode.training.loop import Loop
+from autoencode.training.optimization import learning_rate_at
 from autoencode.training.runlog import RunSettings
 from autoencode.training.runtime import Runtime, choose_runtime
 
@@ -153,10 +155,7 @@ def test_a_cosine_schedule_rises_and_ends_near_zero(
     tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
     loop = make_loop(tiny_pack, tmp_path, schedule="cosine", learning_rate=1.0, epochs=20, **tiny)
-    rates = []
-    for step in range(loop.total_steps):
-        loop.state.step = step
-        rates.append(loop._learning_rate())
+    rates = [learning_rate_at(loop.config, step, loop.total_steps) for step in range(loop.total_steps)]
     top = rates.index(max(rates))
     assert max(rates) == 1.0
     assert top <= 0.06 * len(rates)
@@ -172,7 +171,7 @@ def test_the_paper_optimiser_takes_the_steps_that_torch_takes(tiny_pack: Pack, t
     optimizer = torch.optim.Adamax(model.parameters(), lr=2e-3)
     images = validation_images(tiny_pack)
     for _ in range(3):
-        loop._step(images)
+        loop._step(images, share_of(len(images), 0, 1))
         optimizer.zero_grad()
         functional.mse_loss(model(images).images, images).backward()
         optimizer.step()
@@ -187,7 +186,7 @@ def test_the_average_of_the_weights_follows_them_with_the_stated_decay(
     images, name = validation_images(tiny_pack), "to_mean.bias"
     expected = loop.state.model.state_dict()[name].clone()
     for step in range(8):
-        loop._step(images)
+        loop._step(images, share_of(len(images), 0, 1))
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * loop.state.model.state_dict()[name]
     torch.testing.assert_close(loop.state.averaged.state_dict()[name], expected)
@@ -217,7 +216,7 @@ def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
     loop.state.optimizer.register_step_pre_hook(measure)
     images = validation_images(tiny_pack)
     for _ in range(500):
-        loop._step(images)
+        loop._step(images, share_of(len(images), 0, 1))
     assert len(norms) == 500
     assert all(map(math.isfinite, norms))
     assert max(norms) < 100
@@ -227,9 +226,9 @@ def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
 def gradient(pack: Pack, out: Path, runtime: Runtime) -> tuple[float, torch.Tensor]:
     """Loss and flat gradient of the first step of a small VAE."""
     loop = make_loop(pack, out, runtime, kind="vae", widths=(8, 16), code_size=8)
-    result, _, _ = loop._forward(
-        loop.state.model, runtime.place(validation_images(pack)), training=True, draw=0
-    )
+    images = runtime.place(validation_images(pack))
+    share = share_of(len(images), 0, 1)
+    result, _, _ = loop._forward(loop.state.model, images, share, training=True, draw=0)
     result.loss.backward()
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     return result.loss.item(), torch.cat(parts)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig
-from autoencode.training import runlog
+from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig, files
 from autoencode.training.runlog import (
     RunSettings,
     append_metrics,
@@ -78,7 +77,7 @@ def test_lines_after_a_step_are_dropped_with_whatever_a_crash_cut_short(tmp_path
     for step in (5, 10, 15):
         append_metrics(tmp_path, {"epoch": step // 5, "step": step, "val_loss": 0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2')
+        file.write('{"epoch": 4, "step": 2')
     assert [record["step"] for record in read_metrics(tmp_path)] == [5, 10, 15]
     keep_metrics_up_to(tmp_path, 10)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -89,7 +88,7 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pyte
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runlog.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OutputError, match=r"metrics\.jsonl: No space left"):
         append_metrics(tmp_path, {"step": 1})
 

@@ -384,7 +384,7 @@ def test_a_damaged_checkpoint_is_refused(plain: Run, tiny_pack: Pack, tmp_path: 
 
 
 def test_nothing_to_resume_is_said(tiny_pack: Pack, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"No run to continue in .* Leave out --resume"):
+    with pytest.raises(RunError, match=r"No run in .*; to start one there, train without --resume"):
         train(tiny_pack.path, tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
 
@@ -632,8 +632,8 @@ def test_a_step_to_weights_that_are_not_finite_is_never_a_checkpoint(
     out = tmp_path / "run"
     original = loop.Loop._step
 
-    def step(self: loop.Loop, images: torch.Tensor) -> None:
-        original(self, images)
+    def step(self: loop.Loop, *arguments: object) -> None:
+        original(self, *arguments)
         if self.state.step == self.steps + 2:
             torch.nn.init.constant_(list(self.state.model.decoder.parameters())[-1], float("inf"))
 
@@ -709,8 +709,8 @@ def test_weights_that_overflow_in_the_last_step_of_an_epoch_do_not_become_the_mo
 ) -> None:
     original, steps = loop.Loop._step, []
 
-    def step(self: loop.Loop, images: torch.Tensor) -> None:
-        original(self, images)
+    def step(self: loop.Loop, *arguments: object) -> None:
+        original(self, *arguments)
         steps.append(1)
         if len(steps) == 2 * self.steps:
             # Infinite, yet the sigmoid makes a finite image and a finite loss of it.

@@ -50,8 +50,9 @@ Array = NDArray[np.float64]
 Quantity = Literal["vectors", "mse", "kl_nats", "negative_elbo_nats", "path", "spectrum"]
 Measured = dict[Quantity, Array]
 
-# Scores that are Mahalanobis distances of a quantity, and those that are a quantity.
-_DISTANCES: dict[Score, Quantity] = {"spectrum": "spectrum", "path": "path", "mahalanobis": "vectors"}
+# What a Gaussian is fitted to; the scores that are Mahalanobis distances; those that are a quantity itself.
+_FITTED: tuple[Quantity, ...] = ("spectrum", "path", "vectors")
+_DISTANCES: dict[Score, Quantity] = {"path": "path", "mahalanobis": "vectors"}
 _QUANTITIES: dict[Score, Quantity] = {
     "reconstruction": "mse",
     "kl": "kl_nats",
@@ -156,22 +157,29 @@ class TrainingStatistics(NamedTuple):
     Attributes:
         gaussians: fitted to the vectors; to path and spectrum where they were measured.
         vectors: (M, D) codes or pretrained features themselves.
+        spectra: (M, F) spectrum descriptors, whitened by their Gaussian; None where they were not measured.
     """
 
     gaussians: dict[Quantity, Gaussian]
     vectors: Array
+    spectra: Array | None
 
     def scores(self, measured: Measured) -> dict[Score, Array]:
         """Every score there is, (N,) each.
 
-        spectrum, path and mahalanobis (of the vectors) are Mahalanobis distances, knn a distance of vectors,
-        reconstruction a mean squared error; kl and elbo are in nats.
+        spectrum is the distance to the fifth nearest training image by whitened descriptors: ordinary images
+        may be of several kinds, which one Gaussian would join. path and mahalanobis (of the vectors) are
+        Mahalanobis distances, knn is a distance of vectors, reconstruction a mean squared error; kl and elbo
+        are in nats.
         """
         found = {
             score: self.gaussians[quantity].distance(measured[quantity])
             for score, quantity in _DISTANCES.items()
             if quantity in measured
         }
+        if self.spectra is not None:
+            whitened = self.gaussians["spectrum"].whitened(measured["spectrum"])
+            found["spectrum"] = neighbour_distance(whitened, self.spectra)
         found["knn"] = neighbour_distance(measured["vectors"], self.vectors)
         return found | {score: measured[of] for score, of in _QUANTITIES.items() if of in measured}
 
@@ -185,8 +193,9 @@ def training_statistics(measured: Measured) -> TrainingStatistics:
     count = len(measured["vectors"])
     if count < 2:
         raise ConfigError(f"What is ordinary is learned from 2 or more images; there is {count}.")
-    gaussians = {of: fit_gaussian(measured[of]) for of in _DISTANCES.values() if of in measured}
-    return TrainingStatistics(gaussians, measured["vectors"])
+    gaussians = {of: fit_gaussian(measured[of]) for of in _FITTED if of in measured}
+    spectra = gaussians["spectrum"].whitened(measured["spectrum"]) if "spectrum" in measured else None
+    return TrainingStatistics(gaussians, measured["vectors"], spectra)
 
 
 def check_score(score: str, model: Autoencoder, features: Features = "code") -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 from autoencode.applications.encoders import image_encoder
 from autoencode.applications.probe import Floats, LinearProbe
 from autoencode.data.batches import to_float
-from autoencode.data.images import Limits, listed_images, read_chunks, save_image
+from autoencode.data.finding import expanded
+from autoencode.data.images import Limits, read_chunks, save_image
 from autoencode.errors import ConfigError, ModelFileError
 from autoencode.evaluation.figures import image_grid
 from autoencode.evaluation.pretrained import FEATURES, pretrained_version
@@ -144,7 +145,7 @@ def classify(
     out = None if out is None else Path(out)
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise ConfigError(f"Cannot write a table to {out}: use a name that ends in .csv or .json.")
-    paths = [path for path in listed_images(images) if out is None or path != sheet_path(out)]
+    paths = [path for path in expanded(images) if out is None or path != sheet_path(out)]
     refused: list[tuple[Path, str]] = []
     results, probabilities, shown = list[Prediction](), list[NDArray[np.float64]](), list[Pixels]()
     done = 0

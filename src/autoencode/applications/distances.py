@@ -30,9 +30,14 @@ class Gaussian(NamedTuple):
     scale: Array
     whitening: Array
 
+    def whitened(self, values: Array) -> Array:
+        """Map rows (N, F) so that those of the Gaussian have no correlations and unit variances."""
+        mapped: Array = (values - self.mean) / self.scale @ self.whitening
+        return mapped
+
     def distance(self, values: Array) -> Array:
         """Mahalanobis distance (Mahalanobis 1936) of rows (N, F): (N,)."""
-        distances: Array = np.linalg.norm((values - self.mean) / self.scale @ self.whitening, axis=1)
+        distances: Array = np.linalg.norm(self.whitened(values), axis=1)
         return distances
 
 

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode.applications.detection import Detection, detect
 from autoencode.applications.generate import PriorName
-from autoencode.applications.outlier_reference import fit_reference
-from autoencode.applications.outliers import find_outliers
 from autoencode.applications.quality import (
     BATCH,
     CodeQuality,
@@ -33,38 +32,22 @@ from autoencode.applications.quality import (
 from autoencode.applications.retrieval import RetrievalQuality
 from autoencode.data.batches import batches
 from autoencode.data.corruptions import parse_corruptions
-from autoencode.data.images import Limits, find_images
+from autoencode.data.finding import find_images
+from autoencode.data.images import Limits
 from autoencode.data.pack import Pack, Split
 from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version
-from autoencode.evaluation.scores import Estimate, auroc_estimate
+from autoencode.evaluation.scores import Estimate
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
 
 # Of more, PCA would not change; a kernel distance of so many takes 100 MB and its noise is far below what
 # tells models apart.
 PCA_IMAGES, KID_IMAGES = 20_000, 1_000
+PCA_SHARE = 4  # images PCA is fitted to for each one of a sample that is measured on
 LEAST_KID_IMAGES = 10  # a distance of fewer has no interval worth the name
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well other images are told from the held-out ones.
-
-    Attributes:
-        folder: where the other images are.
-        images: how many of them could be used.
-        score: name of the outlier score, see `find_outliers`.
-        auroc: area under its ROC curve: 1 where every other image scores above every held-out one, 0.5 for
-            chance.
-    """
-
-    folder: str
-    images: int
-    score: str
-    auroc: Estimate
 
 
 @dataclass(frozen=True)
@@ -122,6 +105,7 @@ def evaluate(
     against: str | Path | None = None,
     limits: Limits | None = None,
     kid: bool = True,
+    most_images: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on the held-out images of a pack. The same model and pack give the same numbers.
@@ -132,6 +116,8 @@ def evaluate(
         against: a folder of images of another kind, to be told from the held-out ones.
         limits: the largest files and pictures of it to accept.
         kid: whether to measure kernel distances, which takes minutes on a CPU.
+        most_images: measure on a sample of so many of the held-out images, and fit PCA to a sample of four
+            times as many training images; None takes all (20,000 for PCA).
         progress: called with (stage, images done, images in all) of each stage.
 
     Raises:
@@ -144,11 +130,14 @@ def evaluate(
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()
     chain = tuple(model.provenance.get("train", {}).get("corrupt", ()))
-    images = HeldOutImages(pack, _distinct(held_out.rows), parse_corruptions(chain))
+    # Rows are in the order of content digests, so the first of them are a random sample.
+    rows = _distinct(held_out.rows)[:most_images]
+    images = HeldOutImages(pack, rows, parse_corruptions(chain))
     training = _distinct(pack.training_rows())
     count = len(images.rows)
 
-    pca = _fit_pca(model, pack, training[:PCA_IMAGES], report)
+    pca_rows = training[: PCA_SHARE * most_images if most_images else PCA_IMAGES]
+    pca = _fit_pca(model, pack, pca_rows, report)
     restorers: dict[str, Restore] = {
         "reconstructions": model.reconstruct,
         "pca_reconstructions": partial(_restore, pca),
@@ -161,7 +150,9 @@ def evaluate(
     notes = _notes(model, pack, held_out.split)
     detection = None
     if others is not None and held_out.split == "test":
-        detection = _detection(model, pack, str(against), others, limits, report, notes)
+        detection, refused = detect(model, pack, str(against), others, limits, report)
+        if refused:
+            notes.append(f"{refused} files of {against} could not be used.")
     elif others is not None:
         notes.append("Telling other images apart is left out: it takes test images to tell them from.")
     found = None
@@ -183,7 +174,7 @@ def evaluate(
         reconstruction=close["reconstructions"],
         pca=close["pca_reconstructions"],
         pca_components=len(pca.directions),
-        pca_images=min(len(training), PCA_IMAGES),
+        pca_images=len(pca_rows),
         corrupted=close.get("corrupted"),
         kid=found,
         code=code,
@@ -251,26 +242,6 @@ def _distances(
     )
 
 
-def _detection(
-    model: Autoencoder,
-    pack: Pack,
-    folder: str,
-    paths: list[Path],
-    limits: Limits | None,
-    report: Progress,
-    notes: list[str],
-) -> Detection:
-    reference = fit_reference(model, pack, progress=partial(report, "learning what is ordinary"))
-    found = find_outliers(
-        model, paths, reference, limits=limits, progress=partial(report, f"scoring {folder}")
-    )
-    if found.refused:
-        notes.append(f"{len(found.refused)} files of {folder} could not be used.")
-    scores = np.array([finding.score for finding in found.findings])
-    auroc = auroc_estimate(reference.calibration[found.score], scores)
-    return Detection(folder, len(scores), found.score, auroc)
-
-
 def _labels(
     model: Autoencoder, images: HeldOutImages, notes: list[str]
 ) -> dict[str, RetrievalQuality] | None:
@@ -290,6 +261,8 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
     if split != "test":
         what = "validation images stand in" if split == "validation" else "training images, seen, stand in"
         notes.append(f"{pack.path} has no test images: its {what} for them.")
+    elif not len(pack.rows("train")):
+        notes.append(f"{pack.path} has no training images: the model was trained on all, these too.")
     if model.provenance.get("data", pack.fingerprint) != pack.fingerprint:
         notes.append("This is not the pack the model was trained on; PCA was fitted to this one.")
     if model.prior is None:

@@ -90,6 +90,43 @@ def generate(
     return made
 
 
+def vary(
+    model: Autoencoder,
+    code: Tensor,
+    count: int = 8,
+    *,
+    amount: float = 0.3,
+    prior: PriorName | None = None,
+    seed: int = 0,
+) -> Samples:
+    """Draw images around a code that the prior holds to be as likely as it.
+
+    Args:
+        model: from `load_model`.
+        code: (D,), of a sample or of an image.
+        count: N, at least 1.
+        amount: how far, from 0 (the same image) to 1 (nothing of it is left).
+        prior: as for `generate`.
+        seed: the same seed gives the same images.
+
+    Raises:
+        ConfigError: as for `generate`.
+    """
+    if count < 1 or not 0 <= amount <= 1:
+        raise ConfigError(
+            f"Variations need a count of at least 1 and an amount in 0..1, not {count}, {amount}."
+        )
+    name, chosen = _chosen(model, prior, 1.0)
+    codes = chosen.near(code, count, amount, _generator("vary", seed))
+    return Samples(to_pixels(model.decode(codes)), codes, name)
+
+
+def priors(model: Autoencoder) -> list[PriorName]:
+    """Return the priors that a model can generate from, its default first; none for a bare autoencoder."""
+    found: list[PriorName] = ["mixture"] if model.prior is not None else []
+    return [*found, "normal"] if model.is_vae else found
+
+
 def walk(
     model: Autoencoder,
     out: str | Path | None = None,

@@ -11,6 +11,7 @@ Shapes: R distinct contents, D values in a code.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ import torch
 from autoencode.applications.encoders import Features, ImageEncoder, image_encoder, pretrained_encoder
 from autoencode.applications.nearest import Cells, Distance, Floats, Space
 from autoencode.data.images import Preprocessing
-from autoencode.data.pack import Entry
+from autoencode.data.pack import Entries, Entry
 from autoencode.errors import ConfigError, ImageIndexError, ModelFileError
 from autoencode.files import parse_json
 from autoencode.models.modelfile import load_model
@@ -31,7 +32,7 @@ from autoencode.models.tensorfile import read_tensors, write_tensors
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND, _VERSION = "search-index", 1
-_AGAIN = "Delete the index and make it again."
+_AGAIN = "Delete the index and make it again, or restore it from a copy."
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class StoredIndex:
     source: str
     folder: Place
     fingerprint: str
-    entries: list[Entry]
+    entries: Entries
     codes: Floats
     space: Space
     cells: Cells | None
@@ -96,10 +97,12 @@ def write_index(path: Path, index: StoredIndex) -> None:
     Raises:
         OutputError: it cannot be written; what was there before is unchanged.
     """
-    lines = b"\n".join(json.dumps(entry.to_json()).encode() for entry in index.entries)
+    lines = bytearray()
+    for entry in index.entries:
+        lines += json.dumps(entry.to_json()).encode() + b"\n"
     arrays: dict[str, np.ndarray[Any, Any] | None] = {
         "codes": index.codes,
-        "entries": np.frombuffer(bytearray(lines), np.uint8),
+        "entries": np.frombuffer(lines, np.uint8),
         "centre": index.space.centre,
         "matrix": index.space.matrix,
     }
@@ -129,7 +132,7 @@ def read_index(path: Path) -> StoredIndex:
     """
     if not is_index(path):
         raise ImageIndexError(f"No index at {path}. Make one: autoencode index MODEL FOLDER --out {path}")
-    tensors, content, _ = read_tensors(path / INDEX_NAME, _KIND, _VERSION, ImageIndexError)
+    tensors, content, _ = read_tensors(path / INDEX_NAME, _KIND, _VERSION, ImageIndexError, advice=_AGAIN)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     cells = None
     try:
@@ -143,7 +146,7 @@ def read_index(path: Path) -> StoredIndex:
             source=content["source"],
             folder=Place(**content["folder"]),
             fingerprint=content["fingerprint"],
-            entries=[Entry.from_json(parse_json(line)) for line in arrays["entries"].tobytes().splitlines()],
+            entries=Entries(Entry.from_json(parse_json(line)) for line in io.BytesIO(arrays["entries"].data)),
             codes=arrays["codes"],
             space=Space(content["distance"], arrays.get("centre"), arrays.get("matrix")),
             cells=cells,

@@ -9,8 +9,9 @@ Shapes: R distinct contents, D values in a code.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_spa
 from autoencode.applications.search import Index, Update
 from autoencode.data.batches import batches
 from autoencode.data.images import Limits, Preprocessing
-from autoencode.data.pack import Entry, Pack, is_pack, open_pack, pack_folder
+from autoencode.data.pack import Entries, Pack, is_pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
@@ -40,6 +41,8 @@ from autoencode.models.modelfile import MODEL_NAME, load_model
 DEFAULT_FEATURES: Features = "code"
 # Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
 DEFAULT_DISTANCE: dict[Features, Distance] = {"code": "whitened", "pretrained": "cosine"}
+
+_ROWS_WRITTEN = 4096
 
 _Report = Callable[[int, int], None]
 
@@ -101,7 +104,9 @@ def build_index(
         pack = _packed(encoder.preprocessing, source, out, limits, packing_progress)
         remove_temporaries(out)
         chosen = distance or (old.space.distance if old else DEFAULT_DISTANCE[encoder.kind])
-        stored, update = _in_step(old, encoder, pack, chosen, _places(model, source, pack, out), progress)
+        stored, update = _in_step(
+            old, encoder, pack, chosen, _places(model, source, pack, out), out, progress
+        )
         if stored is not old:
             write_index(out, stored)
     return Index(out, stored, encoder, update)
@@ -128,31 +133,33 @@ def _in_step(
     pack: Pack,
     distance: Distance,
     places: _Places,
+    out: Path,
     progress: _Report | None,
 ) -> tuple[StoredIndex, Update]:
     """Return the index of the images of `pack`; the old one itself where nothing differs."""
-    contents, pack_rows = _contents(pack)
-    known = {entry.sha256: entry.row for entry in old.entries} if old else {}
-    old_rows = np.array([known.get(sha256, -1) for sha256 in contents], np.int64)
+    contents, first = np.unique(pack.entries.digests, return_index=True)
+    pack_rows = pack.entries.rows[first]
+    known = np.unique(old.entries.digests) if old else contents[:0]
+    old_rows = _places_in(known, contents)
     missing = np.flatnonzero(old_rows < 0)
-    removed = len(known.keys() - set(contents))
-    started = time.perf_counter()
-    fresh = _encoded(encoder, pack, pack_rows[missing], progress)
     update = Update(
         encoded=len(missing),
         kept=len(contents) - len(missing),
-        removed=removed,
-        seconds=time.perf_counter() - started,
+        removed=int((_places_in(contents, known) < 0).sum()),
+        seconds=0.0,
         refused=pack.refused,
     )
     model = places.model or (old.model if old else None)
     if old and old.fingerprint == pack.fingerprint and old.space.distance == distance:
         is_same = (old.model, old.folder) == (model, places.folder)
         return (old if is_same else dataclasses.replace(old, model=model, folder=places.folder)), update
-    codes = np.empty((len(contents), encoder.size), np.float32)
-    if old is not None:
-        codes[old_rows >= 0] = old.codes[old_rows[old_rows >= 0]]
-    codes[missing] = fresh
+    codes = _on_disk(out, len(contents), encoder.size)
+    for code, row in enumerate(old_rows.tolist()):
+        if old and row >= 0:
+            codes[code] = old.codes[row]
+    started = time.perf_counter()
+    _encode(encoder, pack, pack_rows[missing], codes, missing, progress)
+    update = dataclasses.replace(update, seconds=time.perf_counter() - started)
     space = fit_space(codes, distance)
     stored = StoredIndex(
         features=encoder.kind,
@@ -171,29 +178,57 @@ def _in_step(
     return stored, update
 
 
-def _contents(pack: Pack) -> tuple[list[str], NDArray[np.int64]]:
-    """Return each distinct sha256, in order, and the row of the pack that has its pixels."""
-    rows = {str(entry.sha256): entry.row for entry in reversed(pack.entries)}
-    contents = sorted(rows)
-    return contents, np.array([rows[sha256] for sha256 in contents], np.int64)
+def _places_in(digests: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return where each of `wanted` (N,) is among the sorted `digests` (M,), or -1."""
+    places = np.searchsorted(digests, wanted)
+    there = places < len(digests)
+    there[there] = digests[places[there]] == wanted[there]
+    return np.where(there, places, -1)
 
 
-def _with_rows(entries: Iterable[Entry], contents: list[str]) -> list[Entry]:
-    rows = {sha256: row for row, sha256 in enumerate(contents)}
-    return [dataclasses.replace(entry, row=rows[str(entry.sha256)]) for entry in entries]
+def _with_rows(entries: Entries, contents: NDArray[np.bytes_]) -> Entries:
+    numbered = entries.take(np.arange(len(entries)))
+    numbered.set_rows(_places_in(contents, entries.digests))
+    return numbered
 
 
-def _encoded(encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], progress: _Report | None) -> Floats:
-    codes = np.empty((len(rows), encoder.size), np.float32)
+def _on_disk(folder: Path, count: int, size: int) -> Floats:
+    """Return room for codes in a file without a name, mapped: the system need not keep its pages in memory.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Written once, or a full disk would end the process when the map is written to.
+            for start in range(0, count, _ROWS_WRITTEN):
+                file.write(bytes(4 * size * min(_ROWS_WRITTEN, count - start)))
+            file.flush()
+            return np.asarray(np.memmap(file, np.float32, "r+", shape=(count, size)))
+    except OSError as err:
+        raise OutputError(
+            f"Could not write to {folder}: {err.strerror or err}. The index is as before."
+        ) from err
+
+
+def _encode(
+    encoder: ImageEncoder,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    codes: Floats,
+    places: NDArray[np.int64],
+    progress: _Report | None,
+) -> None:
+    """Encode the images of `rows` (N,) of a pack into `codes` (R, D), at `places` (N,)."""
     done = 0
     for images in batches(pack, rows, INFERENCE_BATCH):
-        codes[done : done + len(images)] = encoder.encode(images)
+        made = encoder.encode(images)
+        if not np.isfinite(made).all():
+            raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
+        codes[places[done : done + len(images)]] = made
         done += len(images)
         if progress:
             progress(done, len(rows))
-    if not np.isfinite(codes).all():
-        raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
-    return codes
 
 
 def _packed(

@@ -96,6 +96,28 @@ def morph(
     return made
 
 
+def between(codes: Tensor, at: float, how: How) -> Tensor:
+    """Return the code (D,) at a place on the way along codes (N, D): 0 is the first, N - 1 the last."""
+    last = len(codes) - 1
+    at = min(max(at, 0.0), float(last))
+    leg = min(int(at), last - 1)
+    mix = _spherical if how == "spherical" else _linear
+    return mix(codes[leg], codes[leg + 1], torch.tensor([[at - leg]]))[0]
+
+
+def in_square(codes: Tensor, x: float, y: float, how: How) -> Tensor:
+    """Return the code (D,) in a square with codes (4, D) at its corners.
+
+    Args:
+        codes: of the corners at the top left, top right, bottom left and bottom right.
+        x: from 0 at the left to 1 at the right.
+        y: from 0 at the top to 1 at the bottom.
+        how: as for `morph`.
+    """
+    edges = torch.stack([between(codes[:2], x, how), between(codes[2:], x, how)])
+    return between(edges, y, how)
+
+
 def mixed(codes: Tensor, frames: int, how: How) -> tuple[Tensor, Tensor]:
     """Return the codes from each of (N, D) to the next, (F, D), and their alphas (F,) from 0 to N - 1."""
     between = torch.linspace(0, 1, frames)

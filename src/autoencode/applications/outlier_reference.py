@@ -25,12 +25,12 @@ from autoencode.applications.anomaly_scores import (
 from autoencode.applications.distances import Gaussian
 from autoencode.applications.encoders import Features, image_encoder
 from autoencode.data.batches import batches
-from autoencode.data.pack import Pack
+from autoencode.data.pack import Pack, Split
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
-KIND, FORMAT_VERSION = "outlier reference", 1
+KIND, FORMAT_VERSION = "outlier reference", 2
 
 MOST_IMAGES = 10_000  # of training and of validation; statistics of more are no better, and neighbours slower
 BATCH = 64
@@ -70,6 +70,7 @@ def fit_reference(
     cache: str | Path | None = None,
     *,
     features: Features = "code",
+    most: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OutlierReference:
     """Learn what is ordinary from the images a model was trained on and the held-out ones of the same pack.
@@ -81,6 +82,8 @@ def fit_reference(
             used instead of computing; any other is replaced. A file that cannot be written is done without.
         features: "code" for all that the model makes of images; "pretrained" for features of a network
             trained on ImageNet instead.
+        most: images of each split to look at; see `reference_rows`. What is learned from fewer than usual is
+            not kept in the cache.
         progress: called with (images done, images in all).
 
     Raises:
@@ -96,8 +99,9 @@ def fit_reference(
         size = model.preprocessing
         if _fits(kept, measure(torch.zeros(1, 3, size.height, size.width))):
             return kept
-    reference = _fit(measure, encoder, pack, progress or (lambda done, total: None))
-    if cache is not None and encoder:
+    rows = reference_rows(pack, most)
+    reference = _fit(measure, encoder, pack, rows, progress or (lambda done, total: None))
+    if cache is not None and encoder and most is None:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
     return reference
@@ -108,6 +112,20 @@ def reference_name(features: Features) -> str:
     return f"outliers-{features}.safetensors"
 
 
+def reference_rows(pack: Pack, most: int | None = None) -> dict[Split, NDArray[np.int64]]:
+    """Return the rows of each split of a pack that a reference is made of.
+
+    Copies of an image are one observation. Rows are in no order of meaning, so any even sample is random.
+
+    Args:
+        pack: of the training.
+        most: rows of each split; by default 10,000 of training and validation images, and all test images.
+    """
+    caps: dict[Split, int | None] = {"train": most or MOST_IMAGES, "test": most}
+    caps["validation"] = caps["train"]
+    return {split: _evenly(np.unique(pack.rows(split)), cap) for split, cap in caps.items()}
+
+
 def calibration_size(ordinary: Pack | OutlierReference) -> int:
     """Number of test images there are to calibrate on; copies of one count once."""
     if isinstance(ordinary, OutlierReference):
@@ -116,31 +134,32 @@ def calibration_size(ordinary: Pack | OutlierReference) -> int:
 
 
 def _fit(
-    measure: Callable[[Tensor], Measured], encoder: str, pack: Pack, progress: Callable[[int, int], None]
+    measure: Callable[[Tensor], Measured],
+    encoder: str,
+    pack: Pack,
+    rows: dict[Split, NDArray[np.int64]],
+    progress: Callable[[int, int], None],
 ) -> OutlierReference:
-    # Copies of an image are one observation; rows are in no order of meaning, so any even sample is random.
-    splits = [
-        _evenly(np.unique(pack.rows("train")), MOST_IMAGES),
-        np.unique(pack.rows("test")),
-        _evenly(np.unique(pack.rows("validation")), MOST_IMAGES),
-    ]
-    done, total = 0, sum(map(len, splits))
+    done, total = 0, sum(map(len, rows.values()))
 
-    def measured(rows: NDArray[np.int64]) -> list[Measured]:
+    def measured(split: Split) -> list[Measured]:
         nonlocal done
         parts = []
-        for images in batches(pack, rows, BATCH):
+        for images in batches(pack, rows[split], BATCH):
             parts.append(measure(images))
             done += len(images)
             progress(done, total)
         return parts
 
-    train = measured(splits[0])
+    train = measured("train")
     if not train:
-        raise ConfigError(f"{pack.path} has no training images to learn from what is ordinary.")
+        raise ConfigError(
+            f"{pack.path} has no training images to learn from what is ordinary. Use more images; three in "
+            "four become training images."
+        )
     ordinary = joined(train)
     statistics = training_statistics(ordinary)
-    calibration, validation = (_scores(statistics, measured(rows)) for rows in splits[1:])
+    calibration, validation = (_scores(statistics, measured(split)) for split in ("test", "validation"))
     median = float(np.median(ordinary["kl_nats"])) if "kl_nats" in ordinary else None
     return OutlierReference(statistics, calibration, validation, median, encoder, pack.fingerprint)
 
@@ -150,12 +169,18 @@ def _scores(statistics: TrainingStatistics, parts: list[Measured]) -> dict[Score
     return {name: np.concatenate([part[name] for part in scored]) for name in scored[0]} if scored else {}
 
 
-def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
+    return (
+        rows
+        if most is None or len(rows) <= most
+        else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+    )
 
 
 def _write(path: Path, reference: OutlierReference) -> None:
     tensors = {"vectors": torch.from_numpy(reference.statistics.vectors).float()}
+    if reference.statistics.spectra is not None:
+        tensors["spectra"] = torch.from_numpy(reference.statistics.spectra)
     for quantity, gaussian in reference.statistics.gaussians.items():
         for part, values in gaussian._asdict().items():
             tensors[f"{quantity}.{part}"] = torch.from_numpy(values)
@@ -181,7 +206,11 @@ def _kept(path: Path, encoder: str, pack: Pack) -> OutlierReference | None:
         of: tuple[Quantity, ...] = ("vectors", "path", "spectrum")
         gaussians = {name: _gaussian(tensors, name) for name in of if f"{name}.mean" in tensors}
         return OutlierReference(
-            TrainingStatistics(gaussians, tensors["vectors"].double().numpy()),
+            TrainingStatistics(
+                gaussians,
+                tensors["vectors"].double().numpy(),
+                tensors["spectra"].numpy() if "spectra" in tensors else None,
+            ),
             _scores_of(tensors, "calibration"),
             _scores_of(tensors, "validation"),
             content["median_kl_nats"],

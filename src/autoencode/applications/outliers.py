@@ -22,7 +22,8 @@ from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
-from autoencode.data.images import Limits, listed_images, read_chunks, save_image
+from autoencode.data.finding import expanded
+from autoencode.data.images import Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError
 from autoencode.evaluation.figures import contact_sheet
@@ -42,7 +43,7 @@ _NONE = np.zeros(0)
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What was found about one image.
 
@@ -133,7 +134,7 @@ def find_outliers(
     chosen = _checked_score(model, score, features, rule)
     rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
     out = None if out is None else _checked_table(Path(out))
-    paths = [path for path in listed_images(images) if out is None or path != sheet_path(out)]
+    paths = [path for path in expanded(images) if out is None or path != sheet_path(out)]
     reference = (
         ordinary
         if isinstance(ordinary, OutlierReference)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from autoencode.data.batches import random_seed, to_float, to_pixels
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
-from autoencode.data.images import Limits, listed_images, read_chunks, save_image
+from autoencode.data.finding import expanded
+from autoencode.data.images import Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
@@ -99,7 +100,7 @@ def reconstruct(
         ConfigError: a corruption that cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
-    paths = listed_images(images)
+    paths = expanded(images)
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
     folder = None if out is None else Path(out)
@@ -137,6 +138,60 @@ def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
     seen = _pass(model, pixels, chain, random_seed("reconstruct", 0, 0))
     results = [seen.result(index, Path(), "") for index in range(len(pixels))]
     return _sheet([seen], results)
+
+
+class Restoration(NamedTuple):
+    """One image through a model.
+
+    Attributes:
+        seen: pixels (H, W, 3) that the model was given.
+        restored: pixels (H, W, 3) of what it made of them.
+        psnr_db: of `restored` against the clean image, dB; infinite where they are equal.
+        ssim: structural similarity of the same two.
+        seen_psnr_db: of `seen` against the clean image; None where that is the clean image itself.
+    """
+
+    seen: Pixels
+    restored: Pixels
+    psnr_db: float
+    ssim: float
+    seen_psnr_db: float | None
+
+
+def restore(
+    model: Autoencoder,
+    pixels: Pixels,
+    *,
+    clean: Pixels | None = None,
+    corruptions: Sequence[str] = (),
+    seed: int = 0,
+) -> Restoration:
+    """Pass one image through a model, corrupted first if asked for.
+
+    Args:
+        model: from `load_model`.
+        pixels: (H, W, 3) of the model's size.
+        clean: what it should have looked like, of the same size; the default is `pixels` itself.
+        corruptions: as for `reconstruct`.
+        seed: of the corruptions.
+
+    Raises:
+        ConfigError: a corruption that cannot be used.
+    """
+    chain = parse_corruptions(corruptions)
+    check_size(chain, model.preprocessing.height, model.preprocessing.width)
+    generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, 0))
+    seen = corrupt(to_float(pixels[None]), chain, generator, training=True)
+    restored = model.reconstruct(seen)
+    target = to_float((pixels if clean is None else clean)[None])
+    is_clean = clean is None and not chain
+    return Restoration(
+        to_pixels(seen)[0],
+        to_pixels(restored)[0],
+        float(psnr(restored, target)),
+        float(ssim(restored, target)),
+        None if is_clean else float(psnr(seen, target)),
+    )
 
 
 class _Seen(NamedTuple):

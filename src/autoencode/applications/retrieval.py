@@ -153,7 +153,7 @@ def _share(of: NDArray[np.bool_]) -> Measured:
 
 def _distances(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return squared distances (Q, M) less a constant a query: the same order as any score here."""
-    return np.asarray(np.square(vectors).sum(1) - 2 * queries @ vectors.T)
+    return np.asarray(np.einsum("ij,ij->i", vectors, vectors) - 2 * queries @ vectors.T)
 
 
 def _ranked(

@@ -6,8 +6,9 @@ Shapes: N images in the index, R distinct contents, Q queries, D values in a cod
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from torch import Tensor
 from autoencode.applications import duplicates
 from autoencode.applications.duplicates import NearDuplicates, NearPair
 from autoencode.applications.encoders import ImageEncoder, image_encoder
-from autoencode.applications.indexfile import StoredIndex, find_encoder, read_index
-from autoencode.applications.nearest import Floats, Nearest
+from autoencode.applications.indexfile import PACK_NAME, StoredIndex, find_encoder, read_index
+from autoencode.applications.nearest import Distance, Floats, Nearest, fit_cells, fit_space
 from autoencode.data.batches import to_float
-from autoencode.data.images import Limits, find_images, read_image
-from autoencode.data.pack import Entry
-from autoencode.errors import ConfigError, ImageError, ImageFolderError, ImageIndexError
+from autoencode.data.finding import expanded
+from autoencode.data.images import Limits, read_chunks
+from autoencode.data.pack import Entry, Pack, open_pack
+from autoencode.errors import ConfigError, ImageIndexError, PackError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.modelfile import load_model
 
@@ -43,11 +45,13 @@ class Neighbour:
         score: a similarity in [-1, 1] for the distances "whitened" and "cosine", where higher is nearer; a
             distance from 0 for "l2", where lower is nearer.
         label: the first sub-folder, if it is in one.
+        position: its place in `Index.entries`.
     """
 
     path: Path
     score: float
     label: str | None
+    position: int
 
     @property
     def is_gone(self) -> bool:
@@ -135,8 +139,7 @@ class Index:
         self.recall = 1.0 if stored.cells is None else stored.cells.recall
         self.near_duplicate_threshold = stored.near_duplicate_threshold
         self._stored, self._given_encoder = stored, encoder
-        rows = np.array([entry.row for entry in self.entries])
-        self._starts = np.searchsorted(rows, np.arange(len(self.codes) + 1))
+        self._starts = np.searchsorted(self.entries.rows, np.arange(len(self.codes) + 1))
 
     def __len__(self) -> int:
         """Number of indexed images."""
@@ -157,6 +160,34 @@ class Index:
             MissingExtraError: pretrained features need the optional part `eval`.
         """
         return self._given_encoder or find_encoder(self.path, self._stored)
+
+    @functools.cached_property
+    def pack(self) -> Pack:
+        """The images, decoded, in the order of `entries`.
+
+        Raises:
+            PackError: they are no longer there, or are others by now.
+        """
+        own = self.path / PACK_NAME
+        pack = open_pack(own if own.is_dir() else self.source)
+        if pack.fingerprint != self._stored.fingerprint:
+            raise PackError(
+                f"The images of {pack.path} are not those that {self.path} was made of. "
+                f"Bring it in step: autoencode index MODEL {self.source} --out {self.path}"
+            )
+        return pack
+
+    def compared_by(self, distance: Distance) -> Index:
+        """Return this index with its codes compared in another way; nothing is written.
+
+        Raises:
+            ConfigError: an unknown distance.
+        """
+        if distance == self.distance:
+            return self
+        space = fit_space(self.codes, distance)
+        stored = dataclasses.replace(self._stored, space=space, cells=fit_cells(space, self.codes))
+        return Index(self.path, stored, self._given_encoder)
 
     @functools.cached_property
     def nearest(self) -> Nearest:
@@ -225,29 +256,19 @@ class Index:
         limits: Limits | None,
         progress: Callable[[int, int], None] | None,
     ) -> SearchResults:
-        paths = list(dict.fromkeys(_expanded(queries)))
+        paths = expanded(queries)
         results: list[Neighbours] = []
         refused: list[tuple[Path, str]] = []
-        for start in range(0, len(paths), INFERENCE_BATCH):
-            usable, pixels = [], []
-            for path in paths[start : start + INFERENCE_BATCH]:
-                try:
-                    pixels.append(read_image(path, self.preprocessing, limits))
-                    usable.append(path)
-                except ImageError as err:
-                    refused.append((path, str(err)))
-            if usable:
-                codes = self.encoder.encode(to_float(np.stack(pixels)))
-                # One more than asked for: the query itself may be among them.
-                for path, found in zip(usable, self._found(codes, k + 1), strict=True):
-                    own = path.resolve()
-                    others = [near for near in found if near.path.resolve() != own]
-                    results.append(Neighbours(path, tuple(others[:k])))
+        chunks = read_chunks(paths, INFERENCE_BATCH, self.preprocessing, limits or Limits(), refused)
+        for number, (usable, pixels) in enumerate(chunks, 1):
+            codes = self.encoder.encode(to_float(pixels))
+            # One more than asked for: the query itself may be among them.
+            for path, found in zip(usable, self._found(codes, k + 1), strict=True):
+                own = path.resolve()
+                others = [near for near in found if near.path.resolve() != own]
+                results.append(Neighbours(path, tuple(others[:k])))
             if progress:
-                progress(min(start + INFERENCE_BATCH, len(paths)), len(paths))
-        if not results:
-            reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3]) or "none was given"
-            raise ImageFolderError(f"No query could be used: {reasons}.")
+                progress(min(number * INFERENCE_BATCH, len(paths)), len(paths))
         return SearchResults(results, refused)
 
     def _codes_of(self, queries: Tensor) -> Floats:
@@ -265,18 +286,19 @@ class Index:
         """Return the k nearest images of each code, or all; copies have the same score."""
         return [
             [
-                Neighbour(self.folder / entry.path, float(score), entry.label)
+                self._neighbour(position, float(score))
                 for score, row in zip(near.scores, near.rows, strict=True)
-                for entry in self._images(int(row))
+                for position in range(self._starts[row], self._starts[row + 1])
             ][:k]
             for near in self.nearest.search(codes, k)
         ]
 
-    def _images(self, row: int) -> list[Entry]:
-        return self.entries[self._starts[row] : self._starts[row + 1]]
+    def _neighbour(self, position: int, score: float) -> Neighbour:
+        entry = self.entries[position]
+        return Neighbour(self.folder / entry.path, score, entry.label, position)
 
     def _first_path(self, row: int) -> Path:
-        return self.folder / self._images(row)[0].path
+        return self.folder / self.entries[int(self._starts[row])].path
 
 
 def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) -> Index:
@@ -302,8 +324,3 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
             "its codes cannot be compared. Index the folder with this model into another place."
         )
     return Index(path, stored, encoder)
-
-
-def _expanded(queries: str | Path | Iterable[str | Path]) -> Iterator[Path]:
-    for path in [queries] if isinstance(queries, str | Path) else queries:
-        yield from find_images(Path(path)) if Path(path).is_dir() else [Path(path)]

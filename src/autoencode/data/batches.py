@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.pack import Pack
+from autoencode.data.shares import Share, share_of
 
 
 def to_float(pixels: NDArray[np.uint8]) -> Tensor:
@@ -63,12 +64,31 @@ def batches(
         start: first batch to yield, counted from 0.
         stop: the batch to end before; the default is all of them.
     """
+    return (images for images, _ in shared_batches(pack, rows, batch_size, 0, 1, start=start, stop=stop))
+
+
+def shared_batches(
+    pack: Pack,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    rank: int,
+    count: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[tuple[Tensor, Share]]:
+    """Yield what process `rank` of `count` takes of each batch, and which part that is; as `batches` else.
+
+    The parts of all processes together are what one process would see at the same step.
+    """
     steps = steps_per_epoch(len(rows), batch_size)
     stop = steps if stop is None else stop
 
-    def read(step: int) -> Tensor:
+    def read(step: int) -> tuple[Tensor, Share]:
         end = len(rows) if step == steps - 1 else (step + 1) * batch_size
-        return to_float(pack.pixels(rows[step * batch_size : end]))
+        batch = rows[step * batch_size : end]
+        share = share_of(len(batch), rank, count)
+        return to_float(pack.pixels(batch[share.part])), share
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
         upcoming = reader.submit(read, start) if start < stop else None

@@ -1,7 +1,9 @@
 """Clean images -> corrupted images, for denoising autoencoders (the loss is always against the clean ones).
 
 Shapes: B batch, H height, W width. Images are (B, 3, H, W) in [0, 1]. Every corruption is a function of the
-images and a generator; `batches.random_seed` makes that generator's seed of (seed, epoch, step, rank).
+images and a generator; `batches.random_seed` makes that generator's seed of (seed, step). Where several
+processes share a batch, each draws for the whole of it and keeps its part: an image meets the same chance
+however many there are.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoencode.data.shares import Share, share_of
 from autoencode.errors import ConfigError
 
 Name = Literal["gaussian", "dropout", "rotate", "downscale"]
@@ -95,7 +98,12 @@ def _unusable(text: str, name: str) -> ConfigError:
 
 
 def corrupt(
-    images: Tensor, corruptions: Sequence[Corruption], generator: torch.Generator, *, training: bool
+    images: Tensor,
+    corruptions: Sequence[Corruption],
+    generator: torch.Generator,
+    *,
+    training: bool,
+    share: Share | None = None,
 ) -> Tensor:
     """Apply corruptions in the order given.
 
@@ -104,41 +112,48 @@ def corrupt(
         corruptions: what to do; an empty sequence returns the images themselves.
         generator: the source of randomness, on the device of the images.
         training: False leaves dropout out, as a dropout layer does at evaluation.
+        share: which part of a batch the images are; by default all of it.
     """
+    share = share or share_of(len(images), 0, 1)
     for corruption in corruptions:
         if corruption.name == "gaussian":
-            images = images + corruption.amount * _normal_like(images, generator)
+            noise = _batch_like(images, share).normal_(generator=generator)[share.part]
+            images = images + corruption.amount * noise
         elif corruption.name == "dropout":
-            images = _dropout(images, corruption.amount, generator) if training else images
+            images = _dropout(images, corruption.amount, generator, share) if training else images
         elif corruption.name == "rotate":
-            images = _rotate(images, corruption.amount, generator)
+            images = _rotate(images, corruption.amount, generator, share)
         else:
             images = _downscale(images, int(corruption.amount))
     return images
 
 
-def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each of the images (B, 3, H, W) left to right with probability one half."""
-    mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+def mirror(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    """Mirror each of the images (B, 3, H, W) left to right with probability one half; `share` as above."""
+    mirrored = _uniform(images, generator, share or share_of(len(images), 0, 1)) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def _normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.empty_like(images, memory_format=torch.contiguous_format)
-    return noise.normal_(generator=generator)
+def _uniform(images: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+    """(B,) in [0, 1), one for each of the images."""
+    return torch.rand(share.whole, generator=generator, device=images.device)[share.part]
 
 
-def _dropout(images: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+def _batch_like(images: Tensor, share: Share) -> Tensor:
+    """(whole, 3, H, W) to fill with random numbers, in one order whatever the memory format of the images."""
+    return images.new_empty((share.whole, *images.shape[1:]))
+
+
+def _dropout(images: Tensor, rate: float, generator: torch.Generator, share: Share) -> Tensor:
     """Drop each value with this probability and divide the rest by 1 - rate (Srivastava et al. 2014)."""
-    keep = torch.empty_like(images, memory_format=torch.contiguous_format)
-    keep.bernoulli_(1 - rate, generator=generator)
+    keep = _batch_like(images, share).bernoulli_(1 - rate, generator=generator)[share.part]
     return images * keep.div_(1 - rate)
 
 
-def _rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+def _rotate(images: Tensor, degrees: float, generator: torch.Generator, share: Share) -> Tensor:
     """Turn each image about its centre by an angle uniform in +-degrees; borders are reflected."""
-    batch, _, height, width = images.shape
-    draws = torch.rand(batch, generator=generator, device=images.device)
+    height, width = images.shape[-2:]
+    draws = _uniform(images, generator, share)
     angles = (2 * draws - 1) * torch.deg2rad(torch.tensor(degrees))
     cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     # affine_grid works in coordinates of [-1, 1] along each side, so a turn scales by the aspect ratio.

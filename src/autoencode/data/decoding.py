@@ -193,7 +193,9 @@ def over_background(image: Image.Image, background: tuple[int, int, int]) -> Ima
 def _to_srgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     transform = _profile_transform(profile, image.mode) if isinstance(profile, bytes) and profile else None
-    return image.convert("RGB") if transform is None else transform.apply(image)
+    if transform is not None:
+        return transform.apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 @functools.lru_cache(maxsize=32)

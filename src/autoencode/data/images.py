@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,6 @@ __all__ = [
     "Fit",
     "Limits",
     "Preprocessing",
-    "find_images",
-    "list_images",
-    "listed_images",
     "parse_size",
     "read_bytes",
     "read_chunks",
@@ -45,67 +42,6 @@ _WRITABLE = {
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"},
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
 }
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return the path of every image under `folder`; see `list_images`."""
-    return [folder / name for name in list_images(folder)]
-
-
-def list_images(folder: Path) -> list[str]:
-    """Return every file under `folder` whose name says it is an image, sorted.
-
-    Hidden files and folders and packs are passed over. A folder reached twice, as links can do, is listed
-    once, under its own name rather than a link's.
-
-    Returns:
-        Paths relative to `folder`, with "/"; bytes that are not UTF-8 as surrogates, as in `os.fsdecode`.
-
-    Raises:
-        ImageFolderError: `folder` is missing, is no folder, cannot be read, or has no image.
-    """
-    prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
-    found = sorted(path.removeprefix(prefix) for path in _walk(os.fspath(folder)))
-    if not found:
-        looked_for = ", ".join(decoding.EXTENSIONS)
-        raise ImageFolderError(
-            f"No images in {folder}/. Looked for {looked_for}; sub-folders are searched too."
-        )
-    return found
-
-
-def _walk(root: str) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
-    folders, links = [root], list[str]()
-    while folders or links:
-        current = folders.pop() if folders else links.pop(0)
-        try:
-            status = os.stat(current)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            files, inner, linked = _scan(current)
-        except FileNotFoundError as err:
-            raise ImageFolderError(f"The folder {current} does not exist. Give a folder of images.") from err
-        except NotADirectoryError as err:
-            raise ImageFolderError(f"{current} is a file. Give a folder of images.") from err
-        except OSError as err:
-            raise ImageFolderError(f"Could not read the folder {current}: {err.strerror or err}.") from err
-        yield from files
-        folders += inner
-        links = sorted(links + linked)
-
-
-def listed_images(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Return the files that are meant by files and folders of images, each once, in the order given.
-
-    Raises:
-        ImageFolderError: as for `find_images`; a file is not looked at.
-    """
-    found: list[Path] = []
-    for path in [images] if isinstance(images, str | Path) else images:
-        found += find_images(Path(path)) if Path(path).is_dir() else [Path(path)]
-    return list(dict.fromkeys(found))
 
 
 def read_chunks(
@@ -143,41 +79,10 @@ def read_chunks(
         usable += len(read)
         yield read, pixels[: len(read)]
     if not usable:
+        if not paths:
+            raise ImageFolderError("No image was given.")
         reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
-        raise ImageFolderError(f"None of the {len(paths)} images could be used. {reasons}")
-
-
-# What a pack, a run and our other results hold: pictures in them are ours, not the user's.
-_OURS = (
-    {"pack.json", "shards"},
-    {"run.json", "metrics.jsonl"},
-    {"reconstructions.csv", "images"},
-    {"layers.csv", "layers.png"},
-    {"classifier.safetensors", "confusion.csv"},
-)
-
-
-def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """Return the images, the folders and the links to folders directly in `folder`."""
-    files, folders, links = list[str](), list[str](), list[str]()
-    with os.scandir(folder) as entries:
-        listed = [entry for entry in entries if not entry.name.startswith(".")]
-    names = {entry.name for entry in listed}
-    if any(marks <= names for marks in _OURS):
-        return files, folders, links
-    for entry in listed:
-        if _is_folder(entry):
-            (links if entry.is_symlink() else folders).append(entry.path)
-        elif entry.name.lower().endswith(decoding.EXTENSIONS):
-            files.append(entry.path)
-    return files, folders, links
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, say: reading it will give the reason
-        return False
+        raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
 
 
 def read_bytes(path: str | Path, limits: Limits) -> bytes:

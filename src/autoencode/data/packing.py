@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from autoencode.data import manifest, workers
 from autoencode.data.entries import Entries, Entry, unread
-from autoencode.data.images import Limits, Preprocessing, list_images
+from autoencode.data.finding import image_names
+from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.manifest import Settings
 from autoencode.data.reading import Decoder, read_all
 from autoencode.data.shards import ShardReader, Shards
@@ -141,7 +142,7 @@ def _update(
 
 def _survey(folder: Path) -> Iterator[Entry]:
     """Yield each file with its size and time before anything is read of it."""
-    for name in list_images(folder):
+    for name in image_names(folder):
         size, mtime = 0, 0
         with contextlib.suppress(OSError):  # the worker will find out why
             status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call

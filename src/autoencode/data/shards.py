@@ -11,7 +11,7 @@ import functools
 import mmap
 import os
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,9 +155,9 @@ class ShardReader:
             PackError: one is not.
         """
         self._shards = shards
-        self._identity: dict[int, tuple[int, ...]] = {}
-        # A cycle through the bound method is fine: the maps are few and the collector knows them.
-        self._map = functools.lru_cache(_OPEN_MAPS)(self._open_map)
+        identities: dict[int, tuple[int, ...]] = {}
+        # Not of a bound method: in a cycle, files would stay open until the collector comes.
+        self._map = functools.lru_cache(_OPEN_MAPS)(functools.partial(_open_map, shards, identities))
         numbers, places = np.divmod(np.sort(rows), shards.rows_per_shard)
         for last in np.flatnonzero(np.diff(numbers, append=-1)):
             shard, needed = int(numbers[last]), (int(places[last]) + 1) * shards.row_bytes
@@ -169,7 +169,7 @@ class ShardReader:
                 raise PackError(
                     f"{shards.path(shard)} is too short ({status.st_size:,} bytes of {needed:,}). {_REPACK}"
                 )
-            self._identity[shard] = _identity(status)
+            identities[shard] = _identity(status)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) of `rows` (B,), a copy.
@@ -189,17 +189,18 @@ class ShardReader:
             pixels[chosen] = self._map(int(shard))[places[chosen]]
         return pixels.reshape(len(rows), shards.height, shards.width, 3)
 
-    def _open_map(self, shard: int) -> NDArray[np.uint8]:
-        path = self._shards.path(shard)
-        try:
-            with path.open("rb") as file:
-                if _identity(os.fstat(file.fileno())) != self._identity.get(shard):
-                    raise PackError(f"{path} has changed since the pack was opened. Open it again.")
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as err:
-            raise PackError(f"{path} is gone since the pack was opened. Open it again.") from err
-        rows = len(mapped) // self._shards.row_bytes
-        return np.frombuffer(mapped, np.uint8, rows * self._shards.row_bytes).reshape(rows, -1)
+
+def _open_map(shards: Shards, identities: Mapping[int, tuple[int, ...]], shard: int) -> NDArray[np.uint8]:
+    path = shards.path(shard)
+    try:
+        with path.open("rb") as file:
+            if _identity(os.fstat(file.fileno())) != identities.get(shard):
+                raise PackError(f"{path} has changed since the pack was opened. Open it again.")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as err:
+        raise PackError(f"{path} is gone since the pack was opened. Open it again.") from err
+    rows = len(mapped) // shards.row_bytes
+    return np.frombuffer(mapped, np.uint8, rows * shards.row_bytes).reshape(rows, -1)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -104,6 +105,49 @@ def run(
     finally:
         for worker in pool.values():
             worker.stop()
+
+
+class Helper(Generic[Item, Result]):
+    """One worker that stays ready for items that come one at a time. Any thread may call it.
+
+    Args:
+        function, seconds: as for `run`.
+    """
+
+    def __init__(self, function: Callable[[Item], Result], *, seconds: float) -> None:
+        self._function, self._seconds = function, seconds
+        self._worker: _Worker[Item, Result] | None = None
+        self._lock = threading.Lock()
+
+    def call(self, item: Item) -> Result | Lost:
+        """Return the result of one item; what ends the worker costs itself alone.
+
+        Raises:
+            AutoencodeError: no worker could be started.
+            Exception: whatever the function raised.
+        """
+        with self._lock:
+            worker = self._worker or self._started()
+            worker.send([item])
+            results = worker.receive()
+            if results is None:
+                self._worker = None
+                return Lost(worker.cause_of_death())
+            return results[0]
+
+    def close(self) -> None:
+        """End the worker; the next call starts another."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                worker.stop()
+
+    def _started(self) -> _Worker[Item, Result]:
+        worker = _Worker(self._function, self._seconds)
+        if worker.receive() is None:
+            worker.cause_of_death()
+        self._worker = worker
+        return worker
 
 
 def _busy(pool: dict[Connection, _Worker[Any, Any]]) -> int:

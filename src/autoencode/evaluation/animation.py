@@ -6,6 +6,7 @@ Frames are uint8 RGB (F, H, W, 3), first to last.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +44,22 @@ def save_frames(path: Path, frames: Pixels, frames_per_second: float) -> None:
     if not is_animation(path):
         save_image(path, strip(frames))
         return
+    with atomic_file(path) as file:
+        write_animation(file, frames, frames_per_second, "GIF" if path.suffix.lower() == ".gif" else "WEBP")
+
+
+def write_animation(
+    file: IO[bytes], frames: Pixels, frames_per_second: float, file_format: Literal["GIF", "WEBP"]
+) -> None:
+    """Write frames that play without end into an open file; see `save_frames`.
+
+    Raises:
+        ConfigError: no frame.
+    """
     if not len(frames):
         raise ConfigError("An animation needs at least one frame.")
     # A strip of one is the frame at the size at which it is comfortable to look at.
     images = [Image.fromarray(strip(frame[None])) for frame in frames]
     timing = {"duration": max(10, round(1000 / frames_per_second)), "loop": 0}
-    with atomic_file(path) as file:
-        first, rest = images[0], images[1:]
-        if path.suffix.lower() == ".gif":
-            first.save(file, "GIF", save_all=True, append_images=rest, **timing)
-        else:
-            first.save(file, "WEBP", save_all=True, append_images=rest, quality=90, **timing)
+    quality = {"quality": 90} if file_format == "WEBP" else {}
+    images[0].save(file, file_format, save_all=True, append_images=images[1:], **timing, **quality)

@@ -38,7 +38,7 @@ _FOLLOWERS: dict[type[nn.Module], str] = {
 
 
 @dataclass
-class Layer:
+class Block:
     """A layer with weights, and the ones without that follow it.
 
     Attributes:
@@ -58,9 +58,9 @@ class Layer:
 
 
 @torch.inference_mode()
-def layers_of(model: Autoencoder) -> list[Layer]:
+def blocks_of(model: Autoencoder) -> list[Block]:
     """Return the layers in the order in which an image passes through them."""
-    layers: list[Layer] = []
+    blocks: list[Block] = []
 
     def seen(name: str, module: nn.Module) -> Any:  # noqa: ANN401 - a hook
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:  # noqa: ANN401
@@ -70,10 +70,10 @@ def layers_of(model: Autoencoder) -> list[Layer]:
                 kind, colour = _KINDS[type(module)]
                 sides = getattr(module, "kernel_size", None)
                 kind = f"{sides[0]}x{sides[1]} {kind}" if sides else f"{_ROLES.get(name, kind)}"
-                layers.append(Layer(name, kind, shape, count, colour))
-            elif layers:
-                layers[-1].followers.append(_FOLLOWERS.get(type(module), type(module).__name__))
-                layers[-1].shape, layers[-1].parameters = shape, layers[-1].parameters + count
+                blocks.append(Block(name, kind, shape, count, colour))
+            elif blocks:
+                blocks[-1].followers.append(_FOLLOWERS.get(type(module), type(module).__name__))
+                blocks[-1].shape, blocks[-1].parameters = shape, blocks[-1].parameters + count
 
         return module.register_forward_hook(hook)
 
@@ -86,7 +86,7 @@ def layers_of(model: Autoencoder) -> list[Layer]:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return layers
+    return blocks
 
 
 def architecture_figure(model: Autoencoder, title: str) -> Figure:
@@ -96,10 +96,10 @@ def architecture_figure(model: Autoencoder, title: str) -> Figure:
         model: any.
         title: a line above the drawing.
     """
-    layers = layers_of(model)
-    rows = _rows(layers)
+    blocks = blocks_of(model)
+    rows = _rows(blocks)
     figure = new_figure(
-        1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5, f"{title}: {_count(layers):,} parameters"
+        1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5, f"{title}: {_count(blocks):,} parameters"
     )
     for index, row in enumerate(rows):
         axes = figure.add_subplot(len(rows), 1, index + 1)
@@ -110,10 +110,10 @@ def architecture_figure(model: Autoencoder, title: str) -> Figure:
     return figure
 
 
-def _rows(layers: Sequence[Layer]) -> list[Sequence[Layer]]:
+def _rows(blocks: Sequence[Block]) -> list[Sequence[Block]]:
     """The encoder from a row of its own, and so the decoder."""
-    split = next(index for index, layer in enumerate(layers) if layer.name.startswith("decoder."))
-    halves = layers[:split], layers[split:]
+    split = next(index for index, block in enumerate(blocks) if block.name.startswith("decoder."))
+    halves = blocks[:split], blocks[split:]
     return [
         half[start : start + BLOCKS_PER_ROW]
         for half in halves
@@ -121,22 +121,22 @@ def _rows(layers: Sequence[Layer]) -> list[Sequence[Layer]]:
     ]
 
 
-def _count(layers: Sequence[Layer]) -> int:
-    return sum(layer.parameters for layer in layers)
+def _count(blocks: Sequence[Block]) -> int:
+    return sum(block.parameters for block in blocks)
 
 
-def _draw_row(axes: Axes, row: Sequence[Layer]) -> None:
+def _draw_row(axes: Axes, row: Sequence[Block]) -> None:
     from matplotlib.patches import FancyArrowPatch, Rectangle
 
-    for position, layer in enumerate(row):
-        side = layer.shape[1] if len(layer.shape) == 3 else 1
-        height, width = 0.3 + 0.17 * math.log2(side + 1), 0.06 + 0.045 * math.log2(layer.shape[0])
+    for position, block in enumerate(row):
+        side = block.shape[1] if len(block.shape) == 3 else 1
+        height, width = 0.3 + 0.17 * math.log2(side + 1), 0.06 + 0.045 * math.log2(block.shape[0])
         axes.add_patch(
             Rectangle(
                 (position - width / 2, 0.3 - height / 2),
                 width,
                 height,
-                facecolor=layer.colour,
+                facecolor=block.colour,
                 edgecolor=INK,
                 linewidth=0.6,
                 alpha=0.75,
@@ -152,7 +152,7 @@ def _draw_row(axes: Axes, row: Sequence[Layer]) -> None:
                     color=ORANGE,
                 )
             )
-        shape = " × ".join(map(str, layer.shape))
-        lines = [layer.kind, *([", ".join(layer.followers)] if layer.followers else []), shape]
-        lines.append(f"{layer.parameters:,} weights")
+        shape = " × ".join(map(str, block.shape))
+        lines = [block.kind, *([", ".join(block.followers)] if block.followers else []), shape]
+        lines.append(f"{block.parameters:,} weights")
         axes.text(position, -0.5, "\n".join(lines), ha="center", va="top", fontsize=7.5, color=INK)

@@ -7,7 +7,7 @@ Images are torch tensors (B, C, H, W), float in [0, 1], on any device; the resul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -143,18 +143,29 @@ class RunningVariance:
     def add(self, rows: Tensor) -> None:
         """Take in rows (B, D), at least one, any device."""
         values = rows.detach().cpu().double()
-        squares, mean = torch.var_mean(values, dim=0, correction=0)
-        squares *= len(values)
+        variance, mean = torch.var_mean(values, dim=0, correction=0)
+        self._merge(len(values), mean, variance * len(values))
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         if self.count:
-            difference, count = mean - self.mean, self.count + len(values)
-            squares += self._squares + difference.square() * (self.count * len(values) / count)
-            mean = self.mean + difference * (len(values) / count)
-        self.count, self.mean, self._squares = self.count + len(values), mean, squares
+            difference, both = mean - self.mean, self.count + count
+            squares = squares + self._squares + difference.square() * (self.count * count / both)
+            mean = self.mean + difference * (count / both)
+        self.count, self.mean, self._squares = self.count + count, mean, squares
 
     @property
     def variance(self) -> Tensor:
         """(D,) float64 on the CPU: mean squared distance from the mean."""
         return self._squares / self.count
+
+
+def merged(parts: Iterable[RunningVariance]) -> RunningVariance:
+    """Return the variance over the rows of all parts together."""
+    whole = RunningVariance()
+    for part in parts:
+        if part.count:
+            whole._merge(part.count, part.mean, part._squares)
+    return whole
 
 
 def active_units(variance: Tensor) -> int:

@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from autoencode.errors import AutoencodeError, ConfigError, ImageError
+from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.interfaces import app as web_page
 from autoencode.interfaces import create, find, inspect, learn, measure, options, train, write
 from autoencode.interfaces.options import (
     MACHINE,
@@ -27,8 +28,10 @@ from autoencode.interfaces.options import (
     MaxPixels,
     Size,
 )
-from autoencode.interfaces.progress import console, counted, counting
+from autoencode.interfaces.progress import console, counted, counting, one_line
+from autoencode.interfaces.refusals import fail_if_named, show_refused
 from autoencode.interfaces.train import print_pack, train_and_show
+from autoencode.training.place import is_first
 from autoencode.version import VERSION
 
 app = typer.Typer(
@@ -147,8 +150,7 @@ def reconstruct(
             limits=options.limits(max_pixels, max_bytes),
             progress=progress,
         )
-    for path, reason in made.refused:
-        console.print(f"refused {path}: {reason}", soft_wrap=True)
+    show_refused(made.refused)
     before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
     if before:
         console.print(f"corrupted:      median PSNR {median(before):.2f} dB")
@@ -161,10 +163,7 @@ def reconstruct(
     )
     console.print(f"sheet: {out / application.SHEET_NAME}", soft_wrap=True)
     console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
-    if unusable := [f"{path}: {reason}" for path, reason in made.refused if path in images]:
-        raise ImageError(
-            f"{counted(len(unusable), 'file')} asked for by name refused. {'; '.join(unusable)}."
-        )
+    fail_if_named(made.refused, images)
 
 
 train.add_to(app)
@@ -174,10 +173,12 @@ find.add_to(app)
 inspect.add_to(app)
 learn.add_to(app)
 write.add_to(app)
+web_page.add_to(app)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True)
+    if is_first():  # of several processes that train one model, one says what went wrong
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {one_line(message)}"), soft_wrap=True)
     sys.exit(code)
 
 

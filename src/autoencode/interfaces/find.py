@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from autoencode.interfaces import options
-from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counting
+from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.interfaces.progress import console, counted, counting, one_line
+from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,16 +22,9 @@ if TYPE_CHECKING:
     from autoencode.applications.duplicates import NearDuplicates
     from autoencode.applications.search import Index, SearchResults
 
-REFUSED_SHOWN, PAIRS_SHOWN = 5, 50
+PAIRS_SHOWN = 50
 
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
-
-
-class FeaturesName(StrEnum):
-    """What of an image is compared."""
-
-    code = "code"
-    pretrained = "pretrained"
 
 
 class DistanceName(StrEnum):
@@ -46,7 +40,7 @@ def index(
     folder: Annotated[Path, typer.Argument(help="Images, in sub-folders or not; or a pack.")],
     out: Annotated[Path, typer.Option(help="The index; run again to take in what changed.")],
     features: Annotated[
-        FeaturesName | None,
+        Features | None,
         typer.Option(
             help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
             "Default: code, or as before."
@@ -137,6 +131,7 @@ def search(
         from autoencode.applications.searchsheet import neighbours_sheet
 
         _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
+    fail_if_named(found.refused, queries or [])
 
 
 def add_to(app: typer.Typer) -> None:
@@ -148,26 +143,20 @@ def add_to(app: typer.Typer) -> None:
 def _print_index(made: Index) -> None:
     update = made.update
     assert update is not None
-    for entry in update.refused[:REFUSED_SHOWN]:
-        console.print(f"refused {entry.path}: {entry.reason}", soft_wrap=True)
-    if len(update.refused) > REFUSED_SHOWN:
-        console.print(f"refused {len(update.refused) - REFUSED_SHOWN:,} more")
+    show_refused([(Path(entry.path), entry.reason or "") for entry in update.refused])
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
     console.print(
         f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed"
     )
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
-    console.print(
-        f"index: {made.path}: {len(made):,} images, {made.features} features, {made.distance}, {how}",
-        soft_wrap=True,
-    )
+    kind = f"{made.features} features, {made.distance}"
+    console.print(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}", soft_wrap=True)
 
 
 def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
-    for path, reason in found.refused:
-        notes.print(f"refused {path}: {reason}", soft_wrap=True)
+    show_refused(found.refused, notes)
     if k > len(opened):
-        notes.print(f"Only {len(opened):,} images are in the index; all of them are listed.")
+        notes.print(f"The index holds {counted(len(opened), 'image')}; all of them are listed.")
     gone = {near.path for result in found.results for near in result.found if near.is_gone}
     if gone:
         notes.print(
@@ -176,10 +165,10 @@ def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
             soft_wrap=True,
         )
     for result in found.results:
-        console.print(str(result.query), soft_wrap=True)
+        console.print(one_line(result.query), soft_wrap=True)
         _print_table(
             opened,
-            [(f"{near.score:.4f}", f"{near.path}{' (gone)' * near.is_gone}") for near in result.found],
+            [(f"{near.score:.4f}", (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
         )
 
 
@@ -209,8 +198,8 @@ def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
     console.print(
         f"exact copies: {copies:,}; pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
     )
-    rows = [("same bytes", "\n".join(map(str, group))) for group in found.exact]
-    rows += [(f"{pair.score:.4f}", f"{pair.first}\n{pair.second}") for pair in found.near]
+    rows = [("same bytes", tuple(map(str, group))) for group in found.exact]
+    rows += [(f"{pair.score:.4f}", (str(pair.first), str(pair.second))) for pair in found.near]
     if rows:
         _print_table(opened, rows[:PAIRS_SHOWN])
     hidden = max(len(rows) - PAIRS_SHOWN, 0) + found.more
@@ -229,17 +218,19 @@ def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
     }
 
 
-def _print_table(opened: Index, rows: list[tuple[str, str]]) -> None:
+def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None:
+    """Print scores and the paths they are of; where lines are read by a program, tabs are between them."""
+    lines = [(score, [one_line(path) for path in paths]) for score, paths in rows]
     if console.is_terminal:
         heading = "distance" if opened.distance == "l2" else "similarity"
         table = Table(heading, "image", box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*row)
+        for score, paths in lines:
+            table.add_row(score, "\n".join(paths))
         console.print(table)
     else:
         # Where lines are read by a program, a path is not cut into two.
-        for score, paths in rows:
-            typer.echo("\t".join([score, *paths.split("\n")]))
+        for score, paths in lines:
+            typer.echo("\t".join([score, *paths]))
 
 
 def _write(out: Path, value: dict[str, Any]) -> None:

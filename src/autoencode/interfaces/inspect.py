@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.interfaces import options
-from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counting
+from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.interfaces.progress import console, counting, one_line
+from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
     from autoencode.applications.outliers import Outliers
@@ -28,13 +29,6 @@ class Score(StrEnum):
     reconstruction = "reconstruction"
     kl = "kl"
     elbo = "elbo"
-
-
-class Features(StrEnum):
-    """What sees the images."""
-
-    code = "code"
-    pretrained = "pretrained"
 
 
 class Rule(StrEnum):
@@ -109,6 +103,7 @@ def outliers(
     if out is not None:
         console.print(f"table: {out}", soft_wrap=True)
         console.print(f"sheet: {application.sheet_path(out)}", soft_wrap=True)
+    fail_if_named(found.refused, images)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -117,11 +112,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _print(found: Outliers) -> None:
-    for path, reason in found.refused:
-        console.print(f"refused {path}: {reason}", soft_wrap=True)
+    show_refused(found.refused)
     flagged = [finding for finding in found.findings if finding.outlier]
     for finding in flagged[:SHOWN]:
-        console.print(f"{finding.score:12.5g}  p {finding.p_value:.3g}  {finding.path}", soft_wrap=True)
+        line = f"{finding.score:12.5g}  p {finding.p_value:.3g}  {finding.path}"
+        console.print(one_line(line), soft_wrap=True)
     if len(flagged) > SHOWN:
         console.print(f"and {len(flagged) - SHOWN} more", soft_wrap=True)
     console.print(

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from autoencode.interfaces import options
-from autoencode.interfaces.options import MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counting
+from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.interfaces.progress import console, counting, one_line, stages
+from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
     from autoencode.applications.transfer import Accuracy, Transfer
 
 SHOWN = 20
-
-
-class Features(StrEnum):
-    """What a classifier looks at."""
-
-    code = "code"
-    pretrained = "pretrained"
 
 
 def features(
@@ -74,7 +65,7 @@ def transfer(
     from autoencode.models.modelfile import load_model
 
     kind: Literal["code", "pretrained"] = features.value
-    with ExitStack() as bars:
+    with stages() as progress:
         made = application.transfer(
             load_model(model),
             labelled,
@@ -83,7 +74,7 @@ def transfer(
             finetune=finetune,
             seed=seed,
             limits=options.limits(max_pixels, max_bytes),
-            progress=_reporting(bars),
+            progress=progress,
         )
     _print_comparison(made)
     console.print(f"classifier: {out / CLASSIFIER_NAME}", soft_wrap=True)
@@ -112,10 +103,10 @@ def classify(
         made = application.classify(
             loaded, images, out, limits=options.limits(max_pixels, max_bytes), progress=progress
         )
-    for path, reason in made.refused:
-        console.print(f"refused {path}: {reason}", soft_wrap=True)
+    show_refused(made.refused)
     for result in made.results[:SHOWN]:
-        console.print(f"{result.probability:6.1%}  {result.label}  {result.path}", soft_wrap=True)
+        line = f"{result.probability:6.1%}  {result.label}  {result.path}"
+        console.print(one_line(line), soft_wrap=True)
     if len(made.results) > SHOWN:
         counts = Counter(result.label for result in made.results)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
@@ -123,6 +114,7 @@ def classify(
     if out is not None:
         console.print(f"table: {out}", soft_wrap=True)
         console.print(f"sheet: {application.sheet_path(out)}", soft_wrap=True)
+    fail_if_named(made.refused, images)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -132,21 +124,8 @@ def add_to(app: typer.Typer) -> None:
     app.command()(classify)
 
 
-def _reporting(bars: ExitStack) -> Callable[[str, int, int], None]:
-    """Show a bar for each piece of work as it begins."""
-    shown: dict[str, Callable[[int, int], None]] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in shown:
-            shown[what] = bars.enter_context(counting(what))
-        shown[what](done, total)
-
-    return report
-
-
 def _print_comparison(made: Transfer) -> None:
-    for path, reason in made.refused:
-        console.print(f"refused {path}: {reason}", soft_wrap=True)
+    show_refused(made.refused)
     for note in made.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 QUALITY = {"psnr_db": "PSNR dB", "ssim": "SSIM", "mse": "MSE", "mae": "MAE", "sharpness": "sharpness ratio"}
 LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_accuracy": "10-NN accuracy"}
-KID = {
-    "training_images": "training images (floor)",
-    "reconstructions": "reconstructions",
-    "pca_reconstructions": "reconstructions of PCA",
-    "samples_normal": "samples from N(0, I)",
-    "samples_mixture": "samples from the mixture",
-}
 
 
 def evaluate(
@@ -82,6 +75,8 @@ def export(
 
 def table(found: Evaluation) -> Iterator[str]:
     """Lay out what was measured, in lines of text."""
+    from autoencode.applications.quality import KID_SETS
+
     held_out = f"{found.images} {found.split} images"
     columns = {"model": found.reconstruction, f"PCA, {found.pca_components} values": found.pca}
     if found.corrupted is not None:
@@ -97,7 +92,7 @@ def table(found: Evaluation) -> Iterator[str]:
         yield from _block(
             f"{count} {found.split} images",
             ["KID (EfficientNet-Lite0)"],
-            [(KID[name], [_cell(value)]) for name, value in found.kid.items()],
+            [(KID_SETS[name], [_cell(value)]) for name, value in found.kid.items()],
         )
     if code := found.code:
         yield ""
@@ -146,8 +141,8 @@ def _cell(estimate: Estimate | Measured | None) -> str:
     if estimate is None:
         return "-"
     value, interval = estimate.value, estimate.interval
-    width = interval.high - interval.low if interval else 0.0
-    decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
     if interval is None:
-        return f"{value:.{decimals}f}"
+        return f"{value:.4g}"
+    width = interval.high - interval.low
+    decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
     return f"{value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"

@@ -52,6 +52,13 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Features(StrEnum):
+    """What images are compared or classified by."""
+
+    code = "code"
+    pretrained = "pretrained"
+
+
 IMAGES, VAE, MACHINE = "Images", "Variational autoencoder", "Machine"
 
 Model = Annotated[Path, typer.Argument(help="A run folder or a model file.")]

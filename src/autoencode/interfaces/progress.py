@@ -23,6 +23,13 @@ def warn(text: str) -> None:
     console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
 
 
+def one_line(text: object) -> str:
+    """Return text, such as a path, on one line: tabs, line breaks and bytes that are no text as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text)
+    )
+
+
 def counted(number: int, noun: str) -> str:
     """Return "1 image", "2 images", "1,000 images"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

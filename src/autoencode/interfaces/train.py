@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoencode.errors import ConfigError
 from autoencode.interfaces import options
+from autoencode.interfaces.launch import run_workers
 from autoencode.interfaces.options import (
     MACHINE,
     VAE,
@@ -22,6 +25,7 @@ from autoencode.interfaces.options import (
     Size,
 )
 from autoencode.interfaces.progress import console, counted, counting, stages, training, warn
+from autoencode.training.place import is_first, own_place
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -132,6 +136,14 @@ def train(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes on this machine, each with its share of every batch. Default: 1.",
+            min=1,
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     keep_memory: Annotated[
         bool,
         typer.Option(
@@ -142,6 +154,8 @@ def train(
     ] = True,
 ) -> None:
     """Train a model. By default it is the paper's autoencoder; --preset best is what to use."""
+    if workers is not None and _start(workers):
+        return
     given = {
         "kind": model and model.value,
         "network": network and network.value,
@@ -181,13 +195,35 @@ def train(
     )
 
 
+def _start(workers: int) -> bool:
+    """Run the command in that many processes, unless this is one of them; return whether that was done.
+
+    Raises:
+        ConfigError: something else has started another number of processes.
+        typer.Exit: one of them failed; it has said why.
+    """
+    count = own_place().count
+    if count == workers:
+        return False
+    if count > 1:
+        raise ConfigError(
+            f"There are {count} processes already, not --workers {workers}. Leave --workers out."
+        )
+    if code := run_workers(workers, [sys.executable, "-m", "autoencode", *sys.argv[1:]]):
+        raise typer.Exit(code)
+    return True
+
+
 def add_to(app: typer.Typer) -> None:
     """Make the command of this module a command of the program."""
     app.command()(train)
 
 
 def train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
-    """Train with progress, then draw the curves and what became of validation images."""
+    """Train with progress, then draw the curves and what became of validation images.
+
+    Of several processes the first alone shows and draws.
+    """
     from autoencode.training.allocator import keep_freed_memory
 
     if settings.get("keep_memory", True):
@@ -210,9 +246,11 @@ def train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **sett
         try:
             run = train(source, out, progress=progress, packing_progress=packing_progress, **settings)
         except KeyboardInterrupt:
-            if is_run(out):
+            if is_run(out) and is_first():
                 console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
             raise
+    if not is_first():
+        return
     if not trained:
         console.print(
             f"finished: {out} has all its {counted(len(run.metrics), 'epoch')}, nothing to do. "
@@ -260,13 +298,13 @@ def _print_pictures(run: Run, *, anew: bool) -> None:
 
 
 def _write_report(run: Run, *, anew: bool) -> None:
-    """Write the page of the run, where it is missing or `anew`; without what takes minutes."""
+    """Write the page of the run, where it is missing or `anew`; in seconds."""
     from autoencode.reports.report import REPORT_NAME, write_report
 
     page = run.folder / REPORT_NAME
     if anew or not page.exists():
         with stages() as progress:
-            write_report(run.folder, kid=False, progress=progress)
+            write_report(run.folder, quick=True, progress=progress)
     console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -298,9 +336,11 @@ def print_pack(packed: Pack) -> None:
         f"pack:   {packed.path}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
     )
     if not len(packed.rows("validation")):
+        # Without a training split, all images are trained on.
+        held_out = len(packed.rows("test")) and len(packed.rows("train"))
         console.print(
             "note:   too few images for a validation split; what is called validation was measured on "
-            f"{'the test images' if len(packed.rows('test')) else 'the training images themselves'}",
+            f"{'the test images' if held_out else 'the training images themselves'}",
             soft_wrap=True,
         )
     if packed.refused:

@@ -68,14 +68,13 @@ def trace(model: Autoencoder, images: Tensor) -> Trace:
 
     Args:
         model: from `load_model`.
-        images: (B, 3, H, W) float in [0, 1], a batch small enough to go through the model at once: at most
-            `INFERENCE_BATCH`.
+        images: (B, 3, H, W) float in [0, 1], a batch small enough to go through the model at once.
 
     Raises:
         ConfigError: the images have another shape or type than the model was trained on.
     """
     with _watching(model, (images.shape[-2], images.shape[-1])) as layers:
-        codes = model.encode(images)
+        codes = model.encode_at_once(images)
     for layer in layers:
         layer.maps = layer.maps.float().cpu()
     return Trace(layers, codes)

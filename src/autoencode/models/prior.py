@@ -81,6 +81,20 @@ class StandardNormal:
         """
         return temperature * _noise_path(frames, turns, self.code_size, generator)
 
+    def near(self, code: Tensor, count: int, amount: float, generator: torch.Generator) -> Tensor:
+        """Draw codes (count, D) around a code (D,) that are as likely under the prior as it is.
+
+        A step of the preconditioned Crank-Nicolson walk (Cotter et al. 2013), which keeps to the prior: a
+        sample moved this way is a sample.
+
+        Args:
+            code: where they are around.
+            count: how many.
+            amount: 0 gives the code itself, 1 a sample that has nothing of it.
+            generator: of random numbers.
+        """
+        return _moved(code.expand(count, -1), amount, generator)
+
     def log_density(self, codes: Tensor) -> Tensor:
         """Return log p(code) of codes (B, D): (B,) float64, nats."""
         codes = _checked(codes, self.code_size)
@@ -126,13 +140,15 @@ class GaussianMixture:
         Raises:
             ConfigError: there is no code, or one is not finite.
         """
-        values = codes.detach().cpu().double().numpy()
+        values = codes.detach().cpu().numpy().astype(np.float64)
         if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
             raise ConfigError(f"A mixture is fitted to finite codes (N, D), N > 0; got {values.shape}.")
         centre, to_codes, whitened = _whitened(values)
+        del values
         shuffled = np.random.default_rng(seed).permutation(whitened)
         held_out = shuffled[: int(len(shuffled) * HELD_OUT_SHARE)]
         components = _best_count(shuffled[len(held_out) :], held_out, seed)
+        del shuffled, held_out
         weights, means, covariances = _expectation_maximisation(whitened, components, seed)
         factors = np.linalg.cholesky(to_codes @ covariances @ to_codes.T)
         found = (weights, centre + means @ to_codes.T, factors)
@@ -171,13 +187,24 @@ class GaussianMixture:
             codes[frame] = mean + temperature * factor @ noise[frame]
         return codes
 
+    def near(self, code: Tensor, count: int, amount: float, generator: torch.Generator) -> Tensor:
+        """Draw codes (count, D) around a code (D,); arguments as for `StandardNormal.near`.
+
+        They stay in the component that most likely drew the code.
+        """
+        component = int(self._joint(_checked(code[None], self.code_size)).argmax())
+        mean, factor = self.means[component], self.factors[component]
+        deviation = torch.linalg.solve_triangular(factor, (code - mean)[:, None], upper=False)[:, 0]
+        return mean + _moved(deviation.expand(count, -1), amount, generator) @ factor.T
+
     def log_density(self, codes: Tensor) -> Tensor:
         """Return log p(code) of codes (B, D): (B,) float64, nats."""
         codes = _checked(codes, self.code_size)
-        parts = [self._log_density(part) for part in torch.split(codes, DENSITY_BATCH)]
+        parts = [self._joint(part).logsumexp(1) for part in torch.split(codes, DENSITY_BATCH)]
         return torch.cat(parts) if len(codes) else codes.new_zeros(0)
 
-    def _log_density(self, codes: Tensor) -> Tensor:
+    def _joint(self, codes: Tensor) -> Tensor:
+        """Log densities (B, K) of codes (B, D) with each component, its weight included."""
         joint = codes.new_empty(len(codes), len(self.weights))
         for index, (weight, mean, factor) in enumerate(
             zip(self.weights.double(), self.means.double(), self.factors.double(), strict=True)
@@ -185,7 +212,7 @@ class GaussianMixture:
             deviation = torch.linalg.solve_triangular(factor, (codes - mean).T, upper=False)
             normaliser = factor.diagonal().log().sum() + 0.5 * self.code_size * math.log(2 * math.pi)
             joint[:, index] = weight.log() - 0.5 * deviation.square().sum(0) - normaliser
-        return joint.logsumexp(1)
+        return joint
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
@@ -198,6 +225,11 @@ def _checked(codes: Tensor, size: int) -> Tensor:
     if codes.ndim != 2 or codes.shape[1] != size:
         raise ConfigError(f"Codes must be (B, {size}); these are {tuple(codes.shape)}.")
     return codes.detach().cpu().double()
+
+
+def _moved(noise: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Mix standard normal noise (N, D) with new, so that the sum is standard normal again."""
+    return math.sqrt(1 - amount**2) * noise + amount * torch.randn(noise.shape, generator=generator)
 
 
 def _noise_path(frames: int, turns: int, size: int, generator: torch.Generator) -> Tensor:
@@ -213,12 +245,18 @@ def _noise_path(frames: int, turns: int, size: int, generator: torch.Generator) 
 
 
 def _whitened(values: Array) -> tuple[Array, Array, Array]:
-    """Return the mean (D,), the matrix (D, D) from whitened values to deviations, and whitened values."""
+    """Return the mean (D,), the matrix (D, D) from whitened values to deviations, and whitened values.
+
+    Memory is saved: the mean is taken from the `values` (N, D) themselves.
+    """
     centre = values.mean(axis=0)
-    deviations = values - centre
+    values -= centre
+    deviations = values
     variances, directions = np.linalg.eigh(deviations.T @ deviations / len(values))
     scales = np.sqrt(np.maximum(variances, variances[-1] * NARROWEST + LEAST_VARIANCE))
-    return centre, directions * scales, deviations @ directions / scales
+    whitened = deviations @ directions
+    whitened /= scales
+    return centre, directions * scales, whitened
 
 
 def _best_count(codes: Array, held_out: Array, seed: int) -> int:
@@ -250,7 +288,8 @@ def _expectation_maximisation(codes: Array, components: int, seed: int) -> tuple
     """Return weights (K,), means (K, D) and covariances (K, D, D) fitted to whitened codes (N, D)."""
     if components == 1:  # in closed form, and of a single code too
         centre = codes.mean(axis=0)
-        covariance = (codes - centre).T @ (codes - centre) / len(codes)
+        deviations = codes - centre
+        covariance = deviations.T @ deviations / len(codes)
         shrunk = covariance + SHRINKAGE * np.eye(codes.shape[1])
         return np.ones(1), centre[None], shrunk[None]
     from sklearn.exceptions import ConvergenceWarning

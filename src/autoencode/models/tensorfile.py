@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoencode.errors import AutoencodeError
-from autoencode.files import parse_json, write_bytes
+from autoencode.files import atomic_file, parse_json
 
 # The types of what is written; of others not every operation is there, and none is expected.
 _TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
@@ -47,12 +47,18 @@ def write_tensors(
     digest = _digest(described, stored)
     # One key only: safetensors writes several in no fixed order, and equal models are equal files.
     metadata = {"autoencode": _text({**described, "sha256": digest})}
-    write_bytes(path, safetensors.torch.save(stored, metadata=metadata))
+    with atomic_file(path) as file:
+        try:
+            safetensors.torch.save_file(
+                stored, file.name, metadata
+            )  # unlike save(), without a copy in memory
+        except safetensors.SafetensorError as err:  # the system's refusal, in its words
+            raise OSError(str(err)) from err
     return digest
 
 
 def read_tensors(
-    path: Path, kind: str, version: int, error: type[AutoencodeError]
+    path: Path, kind: str, version: int, error: type[AutoencodeError], advice: str = "Restore it from a copy."
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read what `write_tensors` wrote.
 
@@ -61,6 +67,7 @@ def read_tensors(
         kind: what it must be.
         version: the newest version this code understands.
         error: the class to raise.
+        advice: what to do where the file is damaged.
 
     Returns:
         The tensors, the content, and the digest.
@@ -75,7 +82,7 @@ def read_tensors(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (safetensors.SafetensorError, OSError, ValueError) as err:
-        raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}).") from err
+        raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}). {advice}") from err
     content = _content(path, kind, metadata, error)
     if content["version"] > version:
         raise error(
@@ -87,7 +94,7 @@ def read_tensors(
     stated = content.pop("sha256", None)
     digest = _digest(content, tensors)
     if digest != stated:
-        raise error(f"{path} is damaged: its content does not match its sha256. Restore it from a copy.")
+        raise error(f"{path} is damaged: its content does not match its sha256. {advice}")
     return tensors, content, digest
 
 

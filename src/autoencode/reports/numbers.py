@@ -8,17 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from autoencode.applications.quality import KID_SETS
 from autoencode.reports.page import Table
 
 Measured = Mapping[str, Any]
-
-KID_NAMES = {
-    "training_images": "KID of training images (the floor)",
-    "reconstructions": "KID of reconstructions",
-    "pca_reconstructions": "KID of PCA's reconstructions",
-    "samples_normal": "KID of samples from N(0, I)",
-    "samples_mixture": "KID of samples from the mixture",
-}
 
 
 def number(found: Measured | None, digits: int) -> str:
@@ -56,7 +49,11 @@ def evaluation_table(found: Measured) -> Table:
             ("distance of all codes from the prior, nats", f"{code['prior_gap_nats']:.1f}", "–"),
         ]
     rows += [
-        (KID_NAMES.get(name, name), number(value, 3), "–") for name, value in (found["kid"] or {}).items()
+        (f"KID of {KID_SETS.get(name, name)}", number(value, 3), "–")
+        for name, value in (found["kid"] or {}).items()
     ]
-    caption = f"On {found['images']:,} {found['split']} images, with 95 % intervals."
+    caption = (
+        f"On {found['images']:,} {found['split']} images, with 95 % intervals. PCA was fitted to "
+        f"{found['pca_images']:,} training images."
+    )
     return Table(("measure", "model", f"PCA, {found['pca_components']} values"), rows, caption)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autoencode.applications import codemap
 from autoencode.applications.generate import PriorName, generate
 from autoencode.data.batches import batches, random_seed, to_float, to_pixels
 from autoencode.data.corruptions import corrupt, parse_corruptions
@@ -147,12 +148,7 @@ def neighbours(
 def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
     """Images laid out by the two directions in which their codes vary most."""
     rows = rows[:MAP_IMAGES]
-    codes = codes_of(model, pack, rows)
-    centred = (codes - codes.mean(0, np.float64)) * _effects(model, codes)
-    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
-    plane = np.zeros((len(rows), 2))
-    plane[:, : min(2, len(directions))] = centred @ directions[:2].T
-    explained = float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-12))
+    plane, explained = codemap.code_map(model, codes_of(model, pack, rows))
     canvas = _scattered(plane, pack.pixels(rows))
     return figure_of(
         canvas,
@@ -162,20 +158,6 @@ def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
         "of their variance. Images that lie together look alike to the model; where they overlap, one is "
         "shown.",
     )
-
-
-def _effects(model: Autoencoder, codes: Vectors) -> NDArray[np.float64]:
-    """Return how much a unit of each code value (D,) changes the image, at the mean code.
-
-    Codes may be scaled at will without changing what the model does (those of `best` all vary alike), so
-    their own variances say nothing.
-    """
-    wide = codes.astype(np.float64)
-    mean, spread = wide.mean(0), np.maximum(wide.std(0), 1e-6)
-    moved = torch.from_numpy(mean + np.diag(spread)).float()
-    changes = model.decode(moved) - model.decode(torch.from_numpy(mean)[None].float())
-    effects: NDArray[np.float64] = changes.flatten(1).norm(dim=1).double().numpy() / spread
-    return effects
 
 
 def _scattered(plane: NDArray[np.float64], pixels: Pixels) -> Pixels:

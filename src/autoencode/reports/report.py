@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 
 from autoencode.applications.anomaly_scores import DEFAULT_SCORES
 from autoencode.applications.codehealth import code_health
-from autoencode.applications.evaluate import Evaluation, evaluate
-from autoencode.applications.outlier_reference import OutlierReference, fit_reference, reference_name
+from autoencode.applications.evaluate import evaluate
+from autoencode.applications.outlier_reference import fit_reference, reference_name, reference_rows
 from autoencode.data.batches import batches
 from autoencode.data.pack import Pack, open_pack
 from autoencode.errors import RunError
@@ -27,6 +28,7 @@ from autoencode.training.runlog import RunSettings, read_metrics, read_run
 
 REPORT_NAME = "report.html"
 REFUSED_SHOWN = 20
+QUICK_IMAGES = 1_000  # of each kind that a quick page looks at; PCA is fitted to more
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,15 +39,21 @@ class _Run:
     settings: RunSettings
     model: Autoencoder
     pack: Pack
+    quick: bool
     progress: Progress
 
+    def at_most(self, images: int) -> int:
+        """How many images to look at where a page that is not quick looks at so many."""
+        return min(images, QUICK_IMAGES) if self.quick else images
 
-def write_report(run: str | Path, *, kid: bool = True, progress: Progress | None = None) -> Path:
+
+def write_report(run: str | Path, *, quick: bool = False, progress: Progress | None = None) -> Path:
     """Write the page of a run into its folder, one file that needs no other.
 
     Args:
         run: a run folder with a model in it.
-        kid: whether to measure the kernel distance too, which takes minutes on a CPU.
+        quick: measure on samples of images, and leave out the kernel distance: seconds instead of minutes on
+            a CPU. The page says so.
         progress: called with (stage, images done, images in all).
 
     Returns:
@@ -63,7 +71,7 @@ def write_report(run: str | Path, *, kid: bool = True, progress: Progress | None
     if pack.fingerprint != settings.fingerprint:
         raise RunError(f"The images of {pack.path} are not those {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
-    of = _Run(folder, settings, model, pack, progress or (lambda stage, done, total: None))
+    of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
     sections = [
         Section("What was trained", _settings(of)),
         Section("Images", _images(of)),
@@ -71,9 +79,9 @@ def write_report(run: str | Path, *, kid: bool = True, progress: Progress | None
         Section("Reconstructions", _reconstructions(of)),
         Section("New images", _samples(of)),
         Section("Neighbours", _neighbours(of)),
-        Section("Map of the codes", [pictures.code_map(model, pack, _held_out(pack, 2_000), "Map")]),
+        Section("Map of the codes", [_code_map(of)]),
         Section("Most and least ordinary", _outliers(of)),
-        Section("In numbers", _numbers(of, kid)),
+        Section("In numbers", _numbers(of)),
     ]
     path = folder / REPORT_NAME
     write_page(path, f"Run {folder.resolve().name}", _lead(of), sections)
@@ -82,9 +90,15 @@ def write_report(run: str | Path, *, kid: bool = True, progress: Progress | None
 
 def _lead(of: _Run) -> str:
     kind = "A variational autoencoder" if of.model.is_vae else "An autoencoder"
-    return (
+    lead = (
         f"{kind} of {len(of.pack):,} images from {of.pack.folder}, "
         f"{of.model.config.code_size} numbers an image."
+    )
+    if not of.quick:
+        return lead
+    return (
+        f"{lead} This page was written at the end of training: it measures on samples of {QUICK_IMAGES:,} "
+        f"images at most, without KID. For all of them: autoencode report {shlex.quote(str(of.folder))}"
     )
 
 
@@ -116,7 +130,7 @@ def _curves(of: _Run) -> list[Block]:
 
 
 def _reconstructions(of: _Run) -> list[Block]:
-    rows = _held_out(of.pack, 1_000)
+    rows = _held_out(of, 1_000)
     blocks: list[Block] = [pictures.best_median_worst(of.model, of.pack, rows, "Reconstructions")]
     for corruption in of.settings.train.corrupt:
         caption = "Clean images, what the model is given, and what it gives back."
@@ -139,9 +153,14 @@ def _samples(of: _Run) -> list[Block]:
     ]
 
 
+def _code_map(of: _Run) -> Block:
+    return pictures.code_map(of.model, of.pack, _held_out(of, pictures.MAP_IMAGES), "Map")
+
+
 def _neighbours(of: _Run) -> list[Block]:
     queries = pictures.some(of.pack.held_out().rows, 4, 0)
-    searched = np.setdiff1d(pictures.some(of.pack.rows(), pictures.MOST_SEARCHED, 1), queries)
+    searched = pictures.some(of.pack.rows(), of.at_most(pictures.MOST_SEARCHED), 1)
+    searched = np.setdiff1d(searched, queries)
     if not len(searched):
         return [Text("There are too few images to search among.")]
     encoders = {"codes": functools.partial(pictures.codes_of, of.model, of.pack)}
@@ -150,10 +169,18 @@ def _neighbours(of: _Run) -> list[Block]:
 
 
 def _outliers(of: _Run) -> list[Block]:
-    rows = np.unique(of.pack.rows("test"))
-    if len(rows) < 8 or len(np.unique(of.pack.rows("train"))) < 2:
+    most = QUICK_IMAGES if of.quick else None
+    looked_at = reference_rows(of.pack, most)
+    rows = looked_at["test"]
+    if len(rows) < 8 or len(looked_at["train"]) < 2:
         return [Text("There are too few held-out images to rank.")]
-    reference = _reference(of)
+    reference = fit_reference(
+        of.model,
+        of.pack,
+        of.folder / reference_name("code"),
+        most=most,
+        progress=functools.partial(of.progress, "learning what is ordinary"),
+    )
     scores = reference.calibration[DEFAULT_SCORES["code"]]
     order = np.argsort(-scores, kind="stable")
     blocks: list[Block] = []
@@ -171,22 +198,17 @@ def _outliers(of: _Run) -> list[Block]:
     return blocks
 
 
-def _reference(of: _Run) -> OutlierReference:
-    def report(done: int, total: int) -> None:
-        of.progress("learning what is ordinary", done, total)
-
-    return fit_reference(of.model, of.pack, of.folder / reference_name("code"), progress=report)
-
-
-def _numbers(of: _Run, kid: bool) -> list[Block]:
-    found: Evaluation = evaluate(of.model, of.pack, kid=kid, progress=of.progress)
+def _numbers(of: _Run) -> list[Block]:
+    most = QUICK_IMAGES if of.quick else None
+    found = evaluate(of.model, of.pack, kid=not of.quick, most_images=most, progress=of.progress)
     blocks: list[Block] = [evaluation_table(found.to_json()), *(Text(note) for note in found.notes)]
     if of.model.is_vae:
-        health = code_health(of.model, batches(of.pack, of.pack.held_out().rows, INFERENCE_BATCH))
+        rows = _held_out(of, len(of.pack))
+        health = code_health(of.model, batches(of.pack, rows, INFERENCE_BATCH))
         if health.warning:
             blocks.append(Text(f"Warning: {health.warning}"))
     return blocks
 
 
-def _held_out(pack: Pack, most: int) -> pictures.Rows:
-    return pictures.some(pack.held_out().rows, most, 2)
+def _held_out(of: _Run, most: int) -> pictures.Rows:
+    return pictures.some(of.pack.held_out().rows, of.at_most(most), 2)

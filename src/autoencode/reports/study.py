@@ -21,7 +21,8 @@ import numpy as np
 
 from autoencode.applications.generate import fit_prior
 from autoencode.data.batches import random_seed
-from autoencode.data.images import Limits, Preprocessing, find_images
+from autoencode.data.finding import find_images
+from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, pack_folder
 from autoencode.errors import DivergedError, RunError
 from autoencode.files import exclusive, make_folder, remove_temporaries

@@ -1,5 +1,8 @@
 """The training loop: stopped and resumed at any step, with the same weights as if it had never stopped.
 
+Several processes run it side by side (see `processes`): each takes its share of every batch, and what it
+says of the whole batch it has summed over all of them. Alone, its share is the batch.
+
 Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
 """
 
@@ -9,26 +12,29 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.batches import batches, epoch_order, random_seed, steps_per_epoch
+from autoencode.data.batches import batches, epoch_order, random_seed, shared_batches, steps_per_epoch
 from autoencode.data.corruptions import corrupt, mirror, parse_corruptions
 from autoencode.data.pack import Pack
-from autoencode.errors import DivergedError
-from autoencode.evaluation.metrics import RunningVariance, active_units
+from autoencode.data.shares import Share
+from autoencode.errors import DivergedError, RunError
+from autoencode.evaluation.metrics import RunningVariance, active_units, merged
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.likelihood import bits_per_dimension
 from autoencode.models.modelfile import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
-from autoencode.models.residual import ResidualDecoder
 from autoencode.training.adversarial import Adversary, share_at
 from autoencode.training.advice import advice, constant_image_mse
+from autoencode.training.batchnorm import count_images, share_batch_norms
 from autoencode.training.checkpoint import (
     CHECKPOINT_NAME,
     TrainState,
@@ -38,6 +44,13 @@ from autoencode.training.checkpoint import (
 )
 from autoencode.training.config import TrainConfig
 from autoencode.training.objective import Terms, beta_at, terms, update_sigma2
+from autoencode.training.optimization import (
+    learning_rate_at,
+    limit_gradient,
+    make_optimizer,
+    update_average,
+)
+from autoencode.training.processes import ALONE, Processes
 from autoencode.training.runlog import (
     Record,
     RunSettings,
@@ -47,12 +60,6 @@ from autoencode.training.runlog import (
 )
 from autoencode.training.runtime import Runtime
 from autoencode.version import VERSION
-
-# A cosine schedule rises over this share of the steps before it falls.
-RISING_SHARE = 0.05
-
-# The linear path starts where it should end; at the full rate it would be thrown away (docs/log.md).
-LINEAR_RATE = 0.03
 
 # Images that PCA is fitted on; more would not change 256 components of 3,072 values.
 PCA_IMAGES, PCA_BATCH = 20_000, 1_000
@@ -94,27 +101,37 @@ class Loop:
         run: the settings.
         pack: the images.
         runtime: the device and how to use it.
-        progress: called after each step and epoch.
+        progress: called after each step and epoch, by the first process alone.
+        processes: those that train this model.
 
     Raises:
-        RunError: the checkpoint is damaged or of another network.
+        RunError: the checkpoint is damaged, of another network, or not seen by every process.
     """
 
     def __init__(
-        self, out: Path, run: RunSettings, pack: Pack, runtime: Runtime, progress: Callable[[Progress], None]
+        self,
+        out: Path,
+        run: RunSettings,
+        pack: Pack,
+        runtime: Runtime,
+        progress: Callable[[Progress], None],
+        processes: Processes = ALONE,
     ) -> None:
         self.out, self.settings, self.pack, self.runtime, self.progress = out, run, pack, runtime, progress
+        self.processes = processes
         self.config = run.train
         self.corruptions = parse_corruptions(self.config.corrupt)
         self.train_rows, self.validation_rows = pack.training_rows(), pack.held_out("validation").rows
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
-        self.state = _initial_state(run, runtime)
+        self.state = _initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
-        elif run.model.network == "residual":
+        elif run.model.network == "residual" and processes.first:
             self._start_at_pca()
-        keep_metrics_up_to(out, self.state.step)
+        self._start_together()
+        if processes.first:
+            keep_metrics_up_to(out, self.state.step)
         self.records, self.warned = read_metrics(out), False
 
     def _start_at_pca(self) -> None:
@@ -126,6 +143,22 @@ class Loop:
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:
             self.state.averaged.load_state_dict(self.state.model.state_dict())
+
+    def _start_together(self) -> None:
+        """Give every process the weights of the first, whatever machine they were computed on."""
+        if len(set(self.processes.gather(self.state.step))) > 1:
+            raise RunError(
+                f"Not every process sees the checkpoint in {self.out}. Put the run on a disk that all share."
+            )
+        for model in (self.state.model, self.state.averaged):
+            self.processes.copy_from_first(model.state_dict().values())
+
+    def _shared(
+        self, rows: NDArray[np.int64], *, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, Share]]:
+        """The share of this process of each batch of `rows`."""
+        rank, count = self.processes.place.rank, self.processes.place.count
+        return shared_batches(self.pack, rows, self.config.batch_size, rank, count, start=start, stop=stop)
 
     def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
         """Train to the last epoch.
@@ -143,18 +176,20 @@ class Loop:
             epoch, first = divmod(state.step, self.steps)
             order = epoch_order(self.train_rows, self.config.seed, epoch)
             started = time.perf_counter()
-            for images in batches(self.pack, order, self.config.batch_size, start=first):
+            for images, share in self._shared(order, start=first):
                 state.waited += time.perf_counter() - started
-                self._step(images)
+                self._step(images, share)
                 state.seconds += time.perf_counter() - started
                 in_epoch = state.step - epoch * self.steps
                 if in_epoch == self.steps:
                     self._end_epoch(epoch)
-                else:
+                elif self.processes.first:
                     self.progress(self._progress(epoch, in_epoch))
-                    if interrupted.is_set() or (checkpoint_every and in_epoch % checkpoint_every == 0):
-                        self._save()
-                if interrupted.is_set() and state.step < self.total_steps:
+                stop = self.processes.any(interrupted.is_set())
+                due = stop or (checkpoint_every and in_epoch % checkpoint_every == 0)
+                if due and in_epoch < self.steps and self.processes.first:
+                    self._save()
+                if stop and state.step < self.total_steps:
                     raise KeyboardInterrupt
                 started = time.perf_counter()
 
@@ -166,58 +201,59 @@ class Loop:
         """
         order = epoch_order(self.train_rows, self.config.seed, 0)
         times = []
-        for images in batches(self.pack, order, self.config.batch_size, stop=min(self.steps, steps + 1)):
+        for images, share in self._shared(order, stop=min(self.steps, steps + 1)):
             started = time.perf_counter()
-            self._step(images)
+            self._step(images, share)
             times.append(time.perf_counter() - started)
         return self.steps * min(times[1:] or times)
 
-    def _step(self, images: Tensor) -> None:
-        """One optimiser step: a function of the state, the images and the seed."""
+    def _step(self, images: Tensor, share: Share) -> None:
+        """One optimiser step: a function of the state, the images of the batch and the seed."""
         state, config = self.state, self.config
         for group in state.optimizer.param_groups:
-            group["lr"] = group["scale"] * self._learning_rate()
+            group["lr"] = group["scale"] * learning_rate_at(config, state.step, self.total_steps)
         clean = self.runtime.place(images)
         state.model.train()
+        count_images(state.model, bool(share.counted))
         state.optimizer.zero_grad(set_to_none=True)
-        result, output, clean = self._forward(state.model, clean, training=True, draw=state.step)
-        if not math.isfinite(float(result.loss.detach())):
+        result, output, clean = self._forward(state.model, clean, share, training=True, draw=state.step)
+        measured = self.processes.total(_measured(result) * share.counted)
+        if not math.isfinite(measured[0]):
             raise self._diverged(state.step)
-        share = share_at(state.step, self.total_steps) if state.adversary else 0.0
-        if state.adversary and share:
+        joined = share_at(state.step, self.total_steps) if state.adversary else 0.0
+        if state.adversary and joined:
             seed = random_seed("samples", config.seed, state.step)
-            state.adversary.step(state.model, clean, output.images, result.loss, seed, share)
+            state.adversary.step(state.model, clean, output.images, result.loss, seed, joined)
         else:
-            result.loss.backward()  # type: ignore[no-untyped-call]
-        if config.clip:
-            limit = config.clip * _starting_loss(state.model)
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+            (share.weight * result.loss).backward()  # type: ignore[no-untyped-call]
+        self.processes.sum_gradients(state.model.parameters())
+        limit_gradient(state.model, config.clip)
         state.optimizer.step()
         if config.sigma2 == "auto" and state.model.is_vae:
-            update_sigma2(state.model.sigma2, result.mse, state.step)
+            mse = (measured[3] / share.whole).to(state.model.sigma2)
+            update_sigma2(state.model.sigma2, mse, state.step)
         if state.averaged is not state.model:
-            # The average starts young: with the full decay it would hold on to the random first weights.
-            _average(state.averaged, state.model, min(config.ema, (1 + state.step) / (10 + state.step)))
-        state.sums += _measured(result) * len(images)
+            update_average(state.averaged, state.model, config.ema, state.step)
+        state.sums += measured
         state.step += 1
 
     def _forward(
-        self, model: Autoencoder, clean: Tensor, *, training: bool, draw: int
+        self, model: Autoencoder, clean: Tensor, share: Share, *, training: bool, draw: int
     ) -> tuple[Terms, Output, Tensor]:
-        """The objective of a batch, the output, and the images it should have been.
+        """The objective of a share of a batch, the output, and the images it should have been.
 
-        Noise, corruptions and mirroring depend on the seed and `draw` alone.
+        Noise, corruptions and mirroring depend on the seed, `draw` and the place in the batch alone.
         """
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
         generator = torch.Generator(clean.device).manual_seed(seed)
         if training and self.config.flip:
-            clean = mirror(clean, generator)
-        seen = corrupt(clean, self.corruptions, generator, training=training)
+            clean = mirror(clean, generator, share)
+        seen = corrupt(clean, self.corruptions, generator, training=training, share=share)
         noise = None
         if model.is_vae:
-            shape = (len(clean), model.config.code_size)
-            noise = torch.randn(shape, generator=generator, device=clean.device)
+            shape = (share.whole, model.config.code_size)
+            noise = torch.randn(shape, generator=generator, device=clean.device)[share.part]
         with self.runtime.autocast():
             output = model(seen, noise)
         sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
@@ -231,22 +267,22 @@ class Loop:
         """Measure the model that would be saved now on the validation images."""
         model = self.state.averaged
         model.eval()
-        sums, squared_error = torch.zeros(4, dtype=torch.float64), 0.0
-        means = RunningVariance()
-        rows, size = self.validation_rows, self.config.batch_size
-        for index, images in enumerate(batches(self.pack, rows, size)):
+        sums, means = torch.zeros(5, dtype=torch.float64), RunningVariance()
+        for index, (images, share) in enumerate(self._shared(self.validation_rows)):
             clean = self.runtime.place(images)
-            result, output, _ = self._forward(model, clean, training=False, draw=index)
-            sums += _measured(result) * len(images)
+            result, output, _ = self._forward(model, clean, share, training=False, draw=index)
             decoded = output.images
             if model.is_vae:
-                means.add(output.posterior.mean)
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
+                if share.counted:
+                    means.add(output.posterior.mean)
             # What a user gets: the decoded mean, without noise, within the range of pixels.
-            squared_error += float((decoded.float().clamp(0, 1) - clean).square().mean()) * len(images)
-        loss, reconstruction, kl, _ = (sums / len(rows)).tolist()
-        measured: Record = {"val_loss": loss, "val_mse": squared_error / len(rows)}
+            squared_error = (decoded.float().clamp(0, 1) - clean).square().mean().cpu().double()
+            sums += torch.cat([_measured(result), squared_error[None]]) * share.counted
+        sums, means = self.processes.total(sums), merged(self.processes.gather(means))
+        loss, reconstruction, kl, _, val_mse = (sums / len(self.validation_rows)).tolist()
+        measured: Record = {"val_loss": loss, "val_mse": val_mse}
         if not model.is_vae:
             return measured
         measured |= {
@@ -281,15 +317,20 @@ class Loop:
         record["input_wait"] = state.waited / max(state.seconds, 1e-9)
         record["learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
         self.records.append(record)
-        last = self._progress(epoch, self.steps, record, self._warning())
+        last = self._progress(epoch, self.steps, record, self._warning() if self.processes.first else None)
         state.sums.zero_()
         state.seconds = state.waited = 0.0
+        if self.processes.first:
+            self._keep(record)
+            self.progress(last)
+
+    def _keep(self, record: Record) -> None:
+        """Write what an epoch has come to."""
         # In this order, a kill between two of them only repeats work: a resumed run drops lines of steps
         # its checkpoint has not reached, and writes the model again.
-        save_model(self.out / MODEL_NAME, state.averaged, self._provenance(record))
+        save_model(self.out / MODEL_NAME, self.state.averaged, self._provenance(record))
         append_metrics(self.out, record)
-        save_checkpoint(self.out, state)
-        self.progress(last)
+        save_checkpoint(self.out, self.state)
 
     def _save(self) -> None:
         try:
@@ -345,16 +386,6 @@ class Loop:
         warmup_steps = config.warmup * self.steps
         return beta_at(step, self.total_steps, warmup_steps, config.warmup_cycles, config.beta)
 
-    def _learning_rate(self) -> float:
-        config, step = self.config, self.state.step
-        if config.schedule == "constant":
-            return config.learning_rate
-        rising = max(1, round(RISING_SHARE * self.total_steps))
-        if step < rising:
-            return config.learning_rate * (step + 1) / rising
-        fallen = (step - rising) / max(1, self.total_steps - rising - 1)
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
-
     def _diverged(self, step: int) -> DivergedError:
         epoch, in_epoch = divmod(step, self.steps)
         kept = f"The last good model, of epoch {epoch}, is {self.out / MODEL_NAME}."
@@ -368,16 +399,18 @@ class Loop:
         )
 
 
-def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
+def _initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> TrainState:
     """Weights from the seed, without touching the random state of the caller."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
         model = Autoencoder(run.model, run.preprocessing)
+    if processes.place.count > 1:
+        share_batch_norms(model, processes)
     _fix_sigma2(model, run.train)
     runtime.place_model(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
     sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
-    state = TrainState(model, averaged, _optimizer(model, run.train), step=0, sums=sums)
+    state = TrainState(model, averaged, make_optimizer(model, run.train), step=0, sums=sums)
     if run.train.adversarial:
         seed = random_seed("discriminator", run.train.seed)
         state.adversary = Adversary(run.preprocessing.height, run.preprocessing.width, runtime, seed)
@@ -387,32 +420,6 @@ def _initial_state(run: RunSettings, runtime: Runtime) -> TrainState:
 def _fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
     if config.sigma2 != "auto" and model.is_vae:
         model.sigma2.fill_(config.sigma2)
-
-
-def _optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:
-    linear = {id(parameter) for parameter in model.linear_parameters()}
-    convolutional = [parameter for parameter in model.parameters() if id(parameter) not in linear]
-    groups: list[dict[str, Any]] = [{"params": convolutional, "scale": 1.0}]
-    if linear:
-        groups.append({"params": model.linear_parameters(), "scale": LINEAR_RATE, "weight_decay": 0.0})
-    if config.optimizer == "adamax":
-        return torch.optim.Adamax(groups, lr=config.learning_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-
-
-def _starting_loss(model: Autoencoder) -> float:
-    """Size of the loss where training starts: what PCA leaves of an image; of a VAE's objective, about 1."""
-    if model.is_vae or not isinstance(model.decoder, ResidualDecoder):
-        return 1.0
-    return float(model.decoder.scale) ** 2
-
-
-@torch.no_grad()
-def _average(averaged: Autoencoder, model: Autoencoder, decay: float) -> None:
-    """Move the average of the weights towards the weights; statistics and counters are copied."""
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-    for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
 
 
 def _measured(result: Terms) -> Tensor:

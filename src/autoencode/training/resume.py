@@ -1,4 +1,8 @@
-"""What a run may be continued with: its own settings, images and way of computing, and more epochs."""
+"""What a run may be continued with: its own settings, images and way of computing, and more epochs.
+
+The number of processes may be another: each step is then the same but for rounding, and bit for bit the same
+with the same number.
+"""
 
 from __future__ import annotations
 

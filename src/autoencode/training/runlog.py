@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoencode.data.images import Preprocessing
-from autoencode.errors import ConfigError, OutputError, RunError
-from autoencode.files import parse_json, write_bytes, write_json
+from autoencode.errors import ConfigError, RunError
+from autoencode.files import append_line, parse_json, write_bytes, write_json
 from autoencode.models.autoencoder import ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
 from autoencode.training.checkpoint import CHECKPOINT_NAME
@@ -38,6 +37,8 @@ class RunSettings:
         device: kind of the device it is trained on: "cpu", "cuda" or "mps".
         bf16: whether convolutions multiply in bfloat16.
         channels_last: whether images lie in memory with channels innermost.
+        processes: how many trained it last, each its share of every batch. Their sums are rounded in another
+            order, and nothing else differs.
     """
 
     model: ModelConfig
@@ -48,6 +49,7 @@ class RunSettings:
     device: str
     bf16: bool
     channels_last: bool
+    processes: int = 1
 
 
 def is_run(folder: Path) -> bool:
@@ -69,7 +71,12 @@ def write_run(folder: Path, run: RunSettings) -> None:
         "preprocessing": run.preprocessing.to_json(),
         "pack": run.pack,
         "fingerprint": run.fingerprint,
-        "runtime": {"device": run.device, "bf16": run.bf16, "channels_last": run.channels_last},
+        "runtime": {
+            "device": run.device,
+            "bf16": run.bf16,
+            "channels_last": run.channels_last,
+            "processes": run.processes,
+        },
     }
     write_json(folder / RUN_NAME, content)
 
@@ -91,12 +98,21 @@ def read_run(folder: Path) -> RunSettings:
             Preprocessing.from_json(content["preprocessing"]),
             content["pack"],
             content["fingerprint"],
-            **content["runtime"],
+            **_runtime(content["runtime"]),
         )
     except FileNotFoundError as err:
-        raise RunError(f"No run to continue in {folder}. Leave out --resume to start one.") from err
+        raise RunError(
+            f"No run in {folder}. Give the folder of a run; to start one there, train without --resume."
+        ) from err
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
         raise RunError(f"{path} is damaged ({err}). Start again in another folder.") from err
+
+
+def _runtime(content: dict[str, Any]) -> dict[str, Any]:
+    """Return how a run was placed, or raise ValueError where that cannot be."""
+    if not all(isinstance(content[name], bool) for name in ("bf16", "channels_last")):
+        raise ValueError("bf16 and channels_last must be true or false")
+    return content
 
 
 def read_metrics(folder: Path) -> list[Record]:
@@ -139,14 +155,7 @@ def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
         OutputError: it cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
-    path = folder / METRICS_NAME
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as err:
-        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
+    append_line(folder / METRICS_NAME, json.dumps(finite))
 
 
 def keep_metrics_up_to(folder: Path, step: int) -> None:

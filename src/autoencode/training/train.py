@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Size, sized
-from autoencode.errors import ConfigError, DivergedError, RunError
+from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import Autoencoder, ModelConfig
 from autoencode.models.modelfile import MODEL_NAME
@@ -25,6 +25,8 @@ from autoencode.training.checkpoint import CHECKPOINT_NAME
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, settings
 from autoencode.training.interrupts import interrupts
 from autoencode.training.loop import Loop, Progress
+from autoencode.training.place import own_place
+from autoencode.training.processes import Processes, joined
 from autoencode.training.resume import continued, same_runtime
 from autoencode.training.runlog import Record, RunSettings, holds_state, is_run, read_metrics, write_run
 from autoencode.training.runtime import Precision, Runtime, choose_runtime, is_out_of_memory
@@ -67,6 +69,10 @@ def train(
 ) -> Run:
     """Train a model and leave it in a run folder.
 
+    In a script that torchrun starts, all its processes train one model together: each takes its share of
+    every batch. The result is that of one process but for rounding. The first process alone writes; `out`,
+    and images that are not packed yet, must be on a disk that all see.
+
     Args:
         source: a folder of images, or a pack of one. A folder is packed first, into a pack beside the run
             that later runs on the same folder use again.
@@ -86,7 +92,7 @@ def train(
         channels_last: whether images lie in memory with channels innermost; the default is yes, which is
             faster. With `resume`, these three are by default as the run was started.
         keep_memory: whether freed memory is kept for the next step (see `allocator`); for this process.
-        progress: called after each step and epoch.
+        progress: called after each step and epoch; of several processes, in the first.
         packing_progress: called with (files done, files in all) while packing.
         **overrides: settings that differ from the preset: fields of `ModelConfig` and `TrainConfig`, such as
             `epochs=20`, `code_size=128`, `kind="vae"`.
@@ -104,29 +110,38 @@ def train(
         keep_freed_memory()
     source, out = Path(source), Path(out)
     preprocessing = sized(size, preprocessing)
-    runtime = choose_runtime(device, precision, channels_last is not False)
-    if resume:
-        _check_out(out, resume)
-        run, pack = continued(out, source, preset, preprocessing, overrides)
-        runtime = same_runtime(out, run, device, precision, channels_last)
-    else:
-        model, config = settings(preset or DEFAULT_PRESET, **overrides)
-        _check_images(model, config, preprocessing or Preprocessing())
-        _check_out(out, resume)  # after what is wrong with the settings, which would be wrong anywhere
-        pack = _packed(source, out, preprocessing, limits, packing_progress)
-        run = _started(model, config, pack, runtime)
-    with exclusive(out, f"{out} is being trained by another process.", RunError):
-        _check_out(out, resume)  # again: another process may have had the lock while this one was packing
-        remove_temporaries(out)
-        write_run(out, run)
-        with _within_memory(out, run), interrupts() as interrupted:
-            loop = Loop(out, run, pack, runtime, progress or (lambda _: None))
+    with joined(own_place()) as processes:
+        device = processes.device(device)
+        runtime = choose_runtime(device, precision, channels_last is not False)
+        if processes.place.restarts and is_run(
+            out
+        ):  # a process was lost: all of them go on from the checkpoint
+            resume, preset = True, preset or DEFAULT_PRESET
+        if resume:
+            _check_out(out, resume)
+            run, pack = continued(out, source, preset, preprocessing, overrides)
+            runtime = same_runtime(out, run, device, precision, channels_last)
+        else:
+            model, config = settings(preset or DEFAULT_PRESET, **overrides)
+            _check_images(model, config, preprocessing or Preprocessing())
+            if processes.first:
+                _check_out(
+                    out, resume
+                )  # after what is wrong with the settings, which would be wrong anywhere
+            pack = _packed(source, out, preprocessing, limits, packing_progress, processes)
+            run = _started(model, config, pack, runtime)
+        run = _shared(run, pack, processes)
+        with _opened(out, run, resume, processes), _within_memory(out, run), interrupts() as interrupted:
+            loop = Loop(out, run, pack, runtime, progress or (lambda _: None), processes)
             try:
                 loop.run(checkpoint_every, interrupted)
             except DivergedError:
-                if not (out / MODEL_NAME).exists():  # to continue would be to diverge again
+                if (
+                    processes.first and not (out / MODEL_NAME).exists()
+                ):  # to continue would be to diverge again
                     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
                 raise
+        processes.wait()  # until the first has written all of it
     return Run(out, out / MODEL_NAME, pack.path, read_metrics(out))
 
 
@@ -158,18 +173,69 @@ def _packed(
     preprocessing: Preprocessing | None,
     limits: Limits | None,
     packing_progress: Callable[[int, int], None] | None,
+    processes: Processes,
 ) -> Pack:
+    pack = None
     if not is_pack(source):
         preprocessing = preprocessing or Preprocessing()
-        path = pack_path_for(source, out, preprocessing)
-        return pack_folder(source, path, preprocessing, limits=limits, progress=packing_progress)
-    pack = open_pack(source)
+        folder, source = source, pack_path_for(source, out, preprocessing)
+        if processes.first:
+            pack = pack_folder(folder, source, preprocessing, limits=limits, progress=packing_progress)
+    processes.wait()  # for the first, which may have packed
+    if not processes.first and not is_pack(source):
+        raise PackError(
+            f"Process {processes.place.rank} does not see {source}, which process 0 reads. Put it on a disk "
+            "that all machines share, or give each a copy of the pack."
+        )
+    pack = open_pack(source) if pack is None else pack
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
             f"{source} was packed as {pack.preprocessing}; other sizes need another pack. "
             "Leave --size and --fit out, or train on the folder itself."
         )
     return pack
+
+
+def _shared(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
+    """Check that the processes can share this run, and note how many they are."""
+    count = processes.place.count
+    if count > 1 and run.train.adversarial:
+        raise ConfigError("--adversarial trains in one process only. Leave it out, or train in one process.")
+    smallest = min(run.train.batch_size, len(pack.training_rows()))
+    if count > smallest:
+        raise ConfigError(
+            f"{count} processes cannot share batches of {smallest} images. "
+            "Use fewer processes, or larger batches."
+        )
+    run = replace(run, processes=count)
+    own = processes.place.rank
+    for rank, other in enumerate(processes.gather(run)):
+        if other.fingerprint != run.fingerprint:
+            raise PackError(
+                f"Process {rank} has other images than process {own}. Give all machines copies of one pack."
+            )
+        for name in (field.name for field in fields(run) if field.name != "pack"):
+            if getattr(other, name) != getattr(run, name):
+                raise ConfigError(
+                    f"Process {rank} and process {own} do not train with the same {name}: "
+                    f"{getattr(other, name)}, {getattr(run, name)}. Give both the same options."
+                )
+    return run
+
+
+@contextmanager
+def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes) -> Iterator[None]:
+    """Hold the run folder, made ready by the first process."""
+    if not processes.first:
+        processes.wait()
+        yield
+        return
+    with exclusive(out, f"{out} is being trained by another process.", RunError):
+        _check_out(out, resume)  # again: another process may have had the lock while this one was packing
+        remove_temporaries(out)
+        write_run(out, run)
+        processes.wait()
+        yield
 
 
 def _started(model: ModelConfig, config: TrainConfig, pack: Pack, runtime: Runtime) -> RunSettings:

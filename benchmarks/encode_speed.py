@@ -1,0 +1,249 @@
+"""How fast a pack is encoded here and elsewhere: the paper's encoder, the same weights and images for all.
+
+    python benchmarks/encode_speed.py [--images 512] [--rounds 5] [--side 128] [--only eager ours]
+
+Each contender lives in a process of its own and encodes the whole pack, pixels read and turned into floats
+included, when it is its turn (A B C, A B C, ...). Ratios are medians over the rounds; the error is the
+distance of a contender's codes from those of plain PyTorch, over the spread of these codes around their mean.
+Contenders that are not installed are left out and named; OpenVINO is one (`pip install openvino`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from machine import machine
+
+BATCH = 128
+ROOT = Path(__file__).resolve().parents[1]
+Floats = NDArray[np.float32]
+Encode = Callable[[], Floats]
+
+
+def opened(folder: Path) -> tuple:
+    from autoencode import load_model, open_pack
+
+    pack = open_pack(folder / "images.pack")
+    return load_model(folder / "model.safetensors"), pack, np.unique(pack.rows())
+
+
+def in_batches(folder: Path, encode: Callable) -> Encode:
+    """A loop as a tutorial writes it: a batch of pixels, to floats in [0, 1], to codes."""
+    import torch
+
+    _, pack, rows = opened(folder)
+
+    def run() -> Floats:
+        parts = []
+        for start in range(0, len(rows), BATCH):
+            pixels = torch.from_numpy(pack.pixels(rows[start : start + BATCH]))
+            parts.append(np.asarray(encode(pixels.permute(0, 3, 1, 2).float() / 255)))
+        return np.concatenate(parts)
+
+    return run
+
+
+def plain_network(folder: Path, channels_last: bool = False):  # noqa: ANN201
+    """Encoder and linear layer alone, as a torch module."""
+    import torch
+
+    model, *_ = opened(folder)
+    network = torch.nn.Sequential(model.encoder, model.to_mean)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(memory_format=memory).eval()
+
+
+def eager(folder: Path) -> Encode:
+    import torch
+
+    network = plain_network(folder)
+
+    def encode(images):  # noqa: ANN001, ANN202
+        with torch.no_grad():
+            return network(images.contiguous()).numpy()
+
+    return in_batches(folder, encode)
+
+
+def bf16(folder: Path) -> Encode:
+    import torch
+
+    return in_batches(folder, _bf16(plain_network(folder, channels_last=True), torch))
+
+
+def compiled(folder: Path) -> Encode:
+    import torch
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    network = torch.compile(plain_network(folder, channels_last=True))
+    return in_batches(folder, _bf16(network, torch))
+
+
+def _bf16(network, torch):  # noqa: ANN001, ANN202
+    def encode(images):  # noqa: ANN001, ANN202
+        placed = images.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            return network(placed).float().numpy()
+
+    return encode
+
+
+def openvino(folder: Path) -> Encode:
+    import openvino as ov
+    import torch
+
+    _, pack, rows = opened(folder)
+    example = torch.zeros(BATCH, 3, *pack.pixels(rows[:1]).shape[1:3])
+    converted = ov.convert_model(plain_network(folder), example_input=example)
+    network = ov.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    return in_batches(folder, lambda images: network(images.numpy())[0])
+
+
+def ours(folder: Path) -> Encode:
+    from autoencode.training.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as the verbs do
+    from autoencode.applications.encoders import image_encoder
+    from autoencode.data.batches import batches
+
+    model, pack, rows = opened(folder)
+    encoder = image_encoder(model)
+    return lambda: np.concatenate([encoder.encode(images) for images in batches(pack, rows, BATCH)])
+
+
+CONTENDERS = {
+    "eager": ("PyTorch, as a tutorial writes it", eager),
+    "bf16": ("the same in bf16, channels last", bf16),
+    "compile": ("the same, torch.compile with freezing", compiled),
+    "openvino": ("OpenVINO, bf16", openvino),
+    "ours": ("**autoencode**", ours),
+}
+
+
+def serve(name: str, folder: Path) -> None:
+    """The process of one contender: at each line on stdin, encode once."""
+    started = time.perf_counter()
+    encode = CONTENDERS[name][1](folder)
+    np.save(folder / f"{name}.npy", encode())
+    print(json.dumps({"started": time.perf_counter() - started}), flush=True)
+    for _ in sys.stdin:
+        before = time.perf_counter(), time.process_time()
+        encode()
+        print(json.dumps({"waited": time.perf_counter() - before[0], "cpu": time.process_time() - before[1]}))
+        sys.stdout.flush()
+    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}), flush=True)
+
+
+class Contender:
+    def __init__(self, name: str, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
+        self.name, self.rounds = name, list[dict[str, float]]()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", name, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self.started = self._answer().get("started")
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        return next((json.loads(line) for line in self.process.stdout if line.startswith("{")), {})
+
+    def take_turn(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.rounds.append(self._answer())
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.peak = self._answer().get("peak", 0.0)
+        self.process.wait()
+
+
+def error(codes: Floats, reference: Floats) -> float:
+    return float(np.linalg.norm(codes - reference) / np.linalg.norm(reference - reference.mean(0)))
+
+
+def table(contenders: Sequence[Contender], folder: Path, images: int) -> str:
+    plain = contenders[0]
+    reference = np.load(folder / f"{plain.name}.npy")
+    lines = [
+        "| contender | images/s | a CPU second | of plain PyTorch | spread | error | start, s | peak GB |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for one in contenders:
+        waited, cpu = (statistics.median(r[key] for r in one.rounds) for key in ("waited", "cpu"))
+        ratios = [a["waited"] / b["waited"] for a, b in zip(plain.rounds, one.rounds, strict=True)]
+        lines.append(
+            f"| {CONTENDERS[one.name][0]} | {images / waited:.0f} | {images / cpu:.0f} "
+            f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} "
+            f"| {error(np.load(folder / f'{one.name}.npy'), reference):.1e} | {one.started:.1f} "
+            f"| {one.peak:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def prepare(folder: Path, images: int, side: int) -> None:
+    import torch
+
+    from autoencode import Autoencoder, ModelConfig, Preprocessing, pack_folder, save_model
+    from packing import write_jpegs
+
+    write_jpegs(folder / "images", images, None)
+    preprocessing = Preprocessing(side, side)
+    pack_folder(folder / "images", folder / "images.pack", preprocessing)
+    torch.manual_seed(0)
+    save_model(folder / "model.safetensors", Autoencoder(ModelConfig(), preprocessing), {})
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], Path(sys.argv[3]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(folder, chosen.images, chosen.side)
+        contenders = [Contender(name, folder) for name in chosen.only]
+        missing = [one.name for one in contenders if one.started is None]
+        contenders = [one for one in contenders if one.started is not None]
+        for _ in range(chosen.rounds):
+            for one in contenders:
+                one.take_turn()
+        for one in contenders:
+            one.stop()
+        print(
+            f"{machine()}; the paper's encoder at {chosen.side}x{chosen.side}, {chosen.images:,} images, "
+            f"{chosen.rounds} rounds\n"
+        )
+        print(table(contenders, folder, chosen.images))
+    if missing:
+        print(f"\nNot installed, or failed: {', '.join(missing)}.")
+
+
+if __name__ == "__main__":
+    main()

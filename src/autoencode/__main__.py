@@ -1,0 +1,8 @@
+"""`python -m autoencode`, the same as `autoencode`."""
+
+from __future__ import annotations
+
+from autoencode.interfaces.cli import main
+
+if __name__ == "__main__":
+    main()

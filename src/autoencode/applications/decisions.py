@@ -1,0 +1,144 @@
+"""What a person decided about images, written down as it is decided.
+
+A log of JSON lines; the state is what reading it from the first line to the last gives. A crash can cost the
+decision that was being written, and none before it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.applications.ranking import Ranking
+from autoencode.data.pack import Entry, Pack
+from autoencode.errors import ConfigError, OutputError
+from autoencode.files import append_line, write_bytes
+
+Decision = Literal["keep", "drop"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+COLUMNS = ("path", "score", "p_value", "split", "decision")
+
+
+class _Key(NamedTuple):
+    """One content at one place: another picture saved under the same name is undecided."""
+
+    folder: str
+    path: str
+    sha256: str
+
+
+class Decisions:
+    """The decisions in one log, and those that follow.
+
+    Args:
+        path: the log; made by the first decision.
+
+    Raises:
+        OutputError: it is there and is no such log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state: dict[_Key, Decision] = {}
+        self._history: list[tuple[_Key, Decision | None]] = []
+        whole, _, cut_short = (path.read_text() if path.is_file() else "").rpartition("\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self._take(_Key(record["folder"], record["path"], record["sha256"]), record)
+            except (ValueError, KeyError, TypeError, IndexError) as err:
+                raise OutputError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
+        if cut_short:
+            write_bytes(path, f"{whole}\n".encode() if whole else b"")
+
+    def of(self, pack: Pack, entry: Entry) -> Decision | None:
+        """Return what was decided about an image, or None."""
+        return self._state.get(_key(pack, entry))
+
+    def decide(self, pack: Pack, entry: Entry, decision: Decision) -> None:
+        """Write down a decision about an image.
+
+        Raises:
+            ConfigError: it is neither keep nor drop.
+            OutputError: it cannot be written; it does not count then.
+        """
+        if decision not in DECISIONS:
+            raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
+        self._write(_key(pack, entry), {"decision": decision})
+
+    def undo(self) -> tuple[str, str] | None:
+        """Take back the last decision that stands; return the folder and the path it was about, if any."""
+        if not self._history:
+            return None
+        key, before = self._history[-1]
+        self._write(key, {"decision": before, "undo": True})
+        return key.folder, key.path
+
+    def counts(self) -> dict[Decision, int]:
+        """Return how many images each decision stands for."""
+        standing = list(self._state.values())
+        return {decision: standing.count(decision) for decision in DECISIONS}
+
+    def _write(self, key: _Key, record: dict[str, Any]) -> None:
+        append_line(self.path, json.dumps({**key._asdict(), **record}))
+        self._take(key, record)
+
+    def _take(self, key: _Key, record: dict[str, Any]) -> None:
+        decision = record["decision"]
+        if decision not in (None, *DECISIONS):
+            raise ValueError(decision)
+        if record.get("undo"):
+            self._history.pop()
+        else:
+            self._history.append((key, self._state.get(key)))
+        if decision is None:
+            self._state.pop(key, None)
+        else:
+            self._state[key] = decision
+
+
+def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes:
+    """Return every image of a pack as CSV, strangest first, with what was decided about it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for place in ranking.order:
+        entry = pack.entries[int(place)]
+        score, p_value = ranking.scores[place], ranking.p_values[place]
+        decision = decisions.of(pack, entry) or ""
+        writer.writerow([pack.folder / entry.path, f"{score:.6g}", f"{p_value:.6g}", entry.split, decision])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def decided_files(decisions: Decisions, pack: Pack, decision: Decision) -> bytes:
+    """Return the files of a pack that a decision stands for, one a line."""
+    return file_list(pack, (entry for entry in pack.entries if decisions.of(pack, entry) == decision))
+
+
+def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
+    """Return the paths of entries, one a line, as programs take them."""
+    lines = (f"{pack.folder / entry.path}\n" for entry in entries)
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def chosen_entries(pack: Pack, positions: Sequence[int] | NDArray[np.int64]) -> list[Entry]:
+    """Return the entries at these places.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    if any(not 0 <= position < len(pack) for position in positions):
+        raise ConfigError(f"There are {len(pack):,} images, and one beyond them was asked for.")
+    return [pack.entries[int(position)] for position in positions]
+
+
+def _key(pack: Pack, entry: Entry) -> _Key:
+    return _Key(str(pack.folder), entry.path, str(entry.sha256))

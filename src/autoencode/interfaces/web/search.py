@@ -1,0 +1,78 @@
+"""Search: the images of the index that look most like a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, Response
+
+from autoencode.applications.nearest import Distance
+from autoencode.applications.search import Neighbour
+from autoencode.data.batches import to_float
+from autoencode.interfaces.web.replies import Space, download, missing
+from autoencode.interfaces.web.uploads import Held
+from autoencode.interfaces.web.workspace import Workspace
+
+Count = Annotated[int, Query(ge=1, le=200)]
+
+router = APIRouter()
+
+
+@router.get("/api/search")
+async def search(space: Space, picture: str, k: Count = 24, distance: Distance | None = None) -> Response:
+    """Return the nearest images, nearest first, with their scores."""
+    if space.index is None:
+        return _no_index(space)
+    found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
+    neighbours = [space.describe(f"i{near.position}", score=near.score, gone=near.is_gone) for near in found]
+    return JSONResponse(
+        {
+            "query": space.describe(picture),
+            "neighbours": neighbours,
+            "similarity": (distance or space.index.distance) != "l2",
+        }
+    )
+
+
+@router.get("/api/search.csv")
+async def table(space: Space, picture: str, k: Count = 24, distance: Distance | None = None) -> Response:
+    """Return the same as a table."""
+    if space.index is None:
+        return _no_index(space)
+    found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "score", "label"])
+    writer.writerows([near.path, f"{near.score:.6g}", near.label or ""] for near in found)
+    return download(text.getvalue().encode(errors="surrogateescape"), "neighbours.csv", "text/csv")
+
+
+def _nearest(space: Workspace, picture: str, k: int, distance: Distance) -> list[Neighbour]:
+    """The nearest images, without the picture itself; the code of one that stays is known already."""
+    index = space.compared_by(distance)
+    found = space.find(picture)
+    own = -1
+    if not isinstance(found, Held) and found.collection.letter == "i":
+        own = found.position
+    query: Any
+    if own >= 0:
+        query = index.codes[index.entries[own].row][None]
+    elif index.features == "code":
+        query = space.code(picture)[None]
+    else:
+        query = to_float(space.pixels(picture)[None])
+    [result] = index.search(query, k + 1).results
+    return [near for near in result.found if near.position != own][:k]
+
+
+def _no_index(space: Workspace) -> Response:
+    source = "PHOTOS" if space.training is None else str(space.training.folder)
+    run = space.path if space.run is None else space.folder
+    return missing(
+        "Search needs an index of your images. Make one, then start the page with it.",
+        f"autoencode index {run} {source} --out index",
+        f"autoencode app {run} --index index",
+    )

@@ -1,0 +1,114 @@
+// Curves of a run, drawn from its lines of metrics.
+
+import { h, svg } from "/static/dom.js";
+
+const WIDTH = 520;
+const HEIGHT = 220;
+const LEFT = 64;
+const RIGHT = 12;
+const TOP = 12;
+const BOTTOM = 34;
+
+/** Charts of the terms of the loss; each has the values it shows as a table for those who cannot see it. */
+export function curves(records, epochs) {
+  const charts = [chart("Loss", records, epochs, [["train_loss", "training"], ["val_loss", "validation"]])];
+  const measured = records.filter((record) => record.val_mse > 0);
+  if (measured.length) {
+    const psnr = measured.map(({ epoch, val_mse }) => ({ epoch, psnr: -10 * Math.log10(val_mse) }));
+    charts.push(chart("PSNR, dB", psnr, epochs, [["psnr", "validation"]]));
+  }
+  if (records.some((record) => record.val_kl !== undefined)) {
+    charts.push(chart("KL, nats an image", records, epochs, [["train_kl", "training"], ["val_kl", "validation"]]));
+  }
+  return charts;
+}
+
+function chart(title, records, epochs, series) {
+  const lines = series
+    .map(([key, name]) => [name, records.filter((r) => Number.isFinite(r[key])).map((r) => [r.epoch, r[key]])])
+    .filter(([, points]) => points.length);
+  const values = lines.flatMap(([, points]) => points.map(([, value]) => value));
+  const last = Math.max(epochs || 0, ...records.map((record) => record.epoch), 1);
+  const across = (epoch) => LEFT + ((epoch - 1) / Math.max(last - 1, 1)) * (WIDTH - LEFT - RIGHT);
+  const ticks = niceTicks(Math.min(...values), Math.max(...values));
+  const [low, high] = [ticks[0], ticks[ticks.length - 1]];
+  const down = (value) => TOP + (1 - (value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+  const drawing = svg(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title} by epoch: ${summary(lines)}` },
+    ticks.map((tick) => gridLine(tick, down(tick))),
+    epochTicks(last).map((epoch) =>
+      svg("text", { x: across(epoch), y: HEIGHT - 14, "text-anchor": "middle", class: "tick" }, String(epoch)),
+    ),
+    lines.map(([name, points]) => line(name, points.map(([epoch, value]) => [across(epoch), down(value)]))),
+  );
+  const legend = lines.map(([name]) => h("li", { class: `key ${name}` }, name));
+  return h(
+    "figure",
+    { class: "chart" },
+    h("figcaption", {}, h("span", {}, title), h("ul", { class: "keys" }, legend)),
+    drawing,
+    table(title, lines),
+  );
+}
+
+function line(name, points) {
+  const path = points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+  const dots = points.length < 40 ? points.map(([cx, cy]) => svg("circle", { cx, cy, r: 3 })) : [];
+  return svg("g", { class: `line ${name}` }, svg("path", { d: path }), dots);
+}
+
+function gridLine(value, y) {
+  return svg(
+    "g",
+    { class: "grid-line" },
+    svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y }),
+    svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end", class: "tick" }, short(value)),
+  );
+}
+
+function table(title, lines) {
+  const epochs = [...new Set(lines.flatMap(([, points]) => points.map(([epoch]) => epoch)))];
+  const at = (points, epoch) => points.find(([other]) => other === epoch)?.[1];
+  const head = h("tr", {}, h("th", { scope: "col" }, "epoch"), lines.map(([name]) => h("th", { scope: "col" }, name)));
+  const rows = epochs.map((epoch) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, String(epoch)),
+      lines.map(([, points]) => h("td", {}, at(points, epoch) === undefined ? "" : short(at(points, epoch)))),
+    ),
+  );
+  return h(
+    "details",
+    {},
+    h("summary", {}, "As numbers"),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${title}, numbers` }, h("table", {}, head, rows)),
+  );
+}
+
+function summary(lines) {
+  return lines.map(([name, points]) => `${name} from ${short(points[0][1])} to ${short(points.at(-1)[1])}`).join(", ");
+}
+
+function short(value) {
+  return Math.abs(value) >= 1000 || (value !== 0 && Math.abs(value) < 1e-4)
+    ? value.toExponential(2)
+    : String(Number(value.toPrecision(4)));
+}
+
+/** About four round numbers that hold a range. */
+function niceTicks(low, high) {
+  const span = high - low || Math.abs(high) || 1;
+  const rough = span / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+  const first = Math.floor(low / step);
+  const last = Math.max(Math.ceil(high / step), first + 1);
+  return Array.from({ length: last - first + 1 }, (_, index) => (first + index) * step);
+}
+
+function epochTicks(last) {
+  const step = Math.max(1, Math.ceil(last / 8));
+  return Array.from({ length: Math.floor((last - 1) / step) + 1 }, (_, index) => 1 + index * step);
+}

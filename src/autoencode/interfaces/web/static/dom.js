@@ -1,0 +1,118 @@
+// Making elements, and the few pieces that every tab is made of.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Make an element: properties beginning with "on" listen, true and false set or leave out, the rest are attributes. */
+export function h(tag, props = {}, ...children) {
+  return filled(document.createElement(tag), props, children);
+}
+
+export function svg(tag, props = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), props, children);
+}
+
+function filled(element, props, children) {
+  for (const [name, value] of Object.entries(props)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Say something to all who watch or listen, for a while. */
+export function say(text) {
+  const status = document.getElementById("status");
+  status.textContent = text;
+  status.classList.add("shown");
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => status.classList.remove("shown"), 5000);
+}
+
+/** What went wrong or is missing, and what to run about it. */
+export function notice(failure) {
+  return h(
+    "div",
+    { class: "notice" },
+    h("p", {}, failure.message),
+    (failure.commands || []).map((line) => commandLine(line)),
+  );
+}
+
+export function commandLine(line) {
+  const copy = async () => {
+    await navigator.clipboard.writeText(line);
+    say("Copied.");
+  };
+  return h(
+    "p",
+    { class: "command" },
+    h("code", { tabindex: "0" }, line),
+    h("button", { type: "button", class: "small", onclick: copy, "aria-label": `Copy: ${line}` }, "Copy"),
+  );
+}
+
+/** Show a failure in a place of the page, or at its edge where no place is given. */
+export function showFailure(err, place) {
+  if (err.name === "AbortError") return;
+  if (place) place.replaceChildren(notice(err));
+  else say(err.message);
+}
+
+/** A bar that tells how far work is. */
+export function progressBar(label) {
+  const bar = h("progress", { "aria-label": label });
+  const text = h("span", {}, label);
+  const element = h("p", { class: "progress" }, bar, text);
+  element.update = ({ stage, done, total }) => {
+    if (total) {
+      bar.max = total;
+      bar.value = done;
+      text.textContent = `${stage}: ${number(done)} of ${number(total)}`;
+    } else {
+      bar.removeAttribute("value");
+      text.textContent = stage;
+    }
+  };
+  return element;
+}
+
+export function number(value, digits = 0) {
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+export function percent(share, digits = 2) {
+  return `${(100 * share).toFixed(digits)} %`;
+}
+
+/** Save bytes as a file. */
+export function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+/** A labelled control: the label holds it, so that both are one target. */
+export function field(label, control, ...more) {
+  return h("label", { class: "field" }, h("span", {}, label), control, ...more);
+}
+
+export function select(options, value, onchange) {
+  const made = h("select", { onchange: () => onchange(made.value) });
+  for (const [key, text] of options) made.append(h("option", { value: key, selected: key === value }, text));
+  return made;
+}
+
+/** Whether keys belong to what is being typed or slid, and not to the tab. */
+export function isTyping(event) {
+  const target = event.target;
+  return (
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    Boolean(document.querySelector("dialog[open]")) ||
+    /^(TEXTAREA|SELECT)$/.test(target.tagName) ||
+    (target.tagName === "INPUT" && !/^(checkbox|radio|file)$/.test(target.type))
+  );
+}

@@ -1,0 +1,143 @@
+// Generate: pictures drawn from the prior, and variations of any picture.
+
+import { post, restarting } from "/static/api.js";
+import { field, h, notice, select, showFailure } from "/static/dom.js";
+import { describe, image, openPicture, pictureButton, shortName } from "/static/pictures.js";
+import { canGenerate, workspace } from "/static/shared.js";
+
+export const title = "Generate";
+
+const PRIORS = { mixture: "mixture of the training codes", normal: "standard normal" };
+
+export function mount(root) {
+  const asked = { count: 24, temperature: 1, seed: 0, prior: workspace.priors[0] };
+  const near = { picture: null, amount: 0.3, seed: 0 };
+  const grid = h("div", { "aria-live": "polite" });
+  const variations = h("section", { hidden: true, "aria-label": "Variations" });
+
+  root.append(h("p", { class: "lead" }, "New pictures of the kind the model was trained on. Press one to see whether it was only remembered: its nearest real images."));
+  if (!canGenerate()) {
+    post("/api/generate", {}).catch((err) => root.append(notice(err)));
+    return {};
+  }
+
+  const draw = restarting(async (signal) => {
+    grid.setAttribute("aria-busy", "true");
+    const { pictures } = await post("/api/generate", asked, signal);
+    grid.removeAttribute("aria-busy");
+    grid.replaceChildren(h("div", { class: "grid" }, pictures.map((picture) => pictureButton(picture))));
+  });
+  const redraw = () => draw().catch((err) => showFailure(err, grid));
+
+  const drawNear = restarting(async (signal) => {
+    const { pictures } = await post(
+      "/api/vary",
+      { picture: near.picture.id, amount: near.amount, seed: near.seed, prior: asked.prior },
+      signal,
+    );
+    variations.querySelector(".grid").replaceChildren(...pictures.map((picture) => pictureButton(picture)));
+  });
+  const redrawNear = () => drawNear().catch((err) => showFailure(err, variations.querySelector(".grid")));
+
+  const seed = h("input", {
+    type: "number",
+    min: 0,
+    max: 999999,
+    value: 0,
+    onchange: () => {
+      asked.seed = Math.max(0, Math.floor(Number(seed.value) || 0));
+      redraw();
+    },
+  });
+  root.append(
+    h(
+      "div",
+      { class: "toolbar" },
+      h(
+        "button",
+        {
+          type: "button",
+          class: "primary",
+          onclick: () => {
+            asked.seed = Math.floor(Math.random() * 1e6);
+            seed.value = String(asked.seed);
+            redraw();
+          },
+        },
+        "Draw others",
+      ),
+      slider("Temperature", asked.temperature, 0, 1.5, (value) => {
+        asked.temperature = value;
+        redraw();
+      }),
+      field("Seed", seed),
+      field("How many", select(["12", "24", "48"].map((n) => [n, n]), "24", (value) => {
+        asked.count = Number(value);
+        redraw();
+      })),
+      workspace.priors.length > 1 &&
+        field("Prior", select(workspace.priors.map((name) => [name, PRIORS[name]]), asked.prior, (value) => {
+          asked.prior = value;
+          redraw();
+        })),
+    ),
+    variations,
+    grid,
+  );
+
+  async function vary(id) {
+    near.picture = await describe(id);
+    near.seed = 0;
+    variations.hidden = false;
+    const head = h(
+      "div",
+      { class: "toolbar" },
+      h("button", { type: "button", class: "picture query", onclick: () => openPicture(near.picture) }, image(near.picture)),
+      slider("How far", near.amount, 0, 1, (value) => {
+        near.amount = value;
+        redrawNear();
+      }),
+      h(
+        "button",
+        {
+          type: "button",
+          onclick: () => {
+            near.seed += 1;
+            redrawNear();
+          },
+        },
+        "Other variations",
+      ),
+      h("button", { type: "button", onclick: () => (variations.hidden = true) }, "Done"),
+    );
+    variations.replaceChildren(h("h2", {}, `Variations of ${shortName(near.picture)}`), head, h("div", { class: "grid" }), h("h2", {}, "Samples"));
+    redrawNear();
+  }
+
+  let drawn = false;
+  return {
+    show(params) {
+      if (!drawn) redraw();
+      drawn = true;
+      const id = params.get("vary");
+      if (id) vary(id).catch((err) => showFailure(err));
+      if (id) history.replaceState(null, "", "#generate");
+    },
+  };
+}
+
+function slider(label, value, min, max, onvalue) {
+  const shown = h("output", {}, value.toFixed(2));
+  const input = h("input", {
+    type: "range",
+    min,
+    max,
+    step: 0.05,
+    value,
+    oninput: () => {
+      shown.textContent = Number(input.value).toFixed(2);
+      onvalue(Number(input.value));
+    },
+  });
+  return field(label, input, shown);
+}

@@ -1,0 +1,102 @@
+// The shell: one tab is shown at a time, named by the part of the address after "#".
+
+import { get, setLaunch } from "/static/api.js";
+import { h, notice, say } from "/static/dom.js";
+import { takePictures } from "/static/pictures.js";
+import { setShared } from "/static/shared.js";
+import * as generate from "/static/generate.js";
+import * as map from "/static/map.js";
+import * as morph from "/static/morph.js";
+import * as outliers from "/static/outliers.js";
+import * as overview from "/static/overview.js";
+import * as restore from "/static/restore.js";
+import * as search from "/static/search.js";
+
+const TABS = { overview, search, morph, generate, restore, outliers, map };
+const shown = {};
+let current = null;
+
+function buildTabs() {
+  const nav = document.getElementById("tabs");
+  for (const [name, tab] of Object.entries(TABS)) nav.append(h("a", { href: `#${name}`, id: `to-${name}` }, tab.title));
+}
+
+function open() {
+  const [name, text = ""] = location.hash.slice(1).split("?");
+  if (name === "main") return;
+  const chosen = name in TABS ? name : "overview";
+  const params = new URLSearchParams(text);
+  if (current && current !== chosen) {
+    shown[current].root.hidden = true;
+    shown[current].hide?.();
+  }
+  const isNew = !shown[chosen];
+  if (isNew) {
+    const root = h("section", { id: `tab-${chosen}`, "aria-labelledby": `title-${chosen}` });
+    root.append(h("h1", { id: `title-${chosen}` }, TABS[chosen].title));
+    document.getElementById("main").append(root);
+    shown[chosen] = { root, ...TABS[chosen].mount(root) };
+  }
+  const isAnother = current !== chosen;
+  current = chosen;
+  shown[chosen].root.hidden = false;
+  shown[chosen].show?.(params);
+  for (const link of document.querySelectorAll("#tabs a")) {
+    if (link.id === `to-${chosen}`) {
+      link.setAttribute("aria-current", "page");
+      // Not scrollIntoView, which would also make the Tab key go on from here.
+      const nav = link.parentElement;
+      nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
+    } else link.removeAttribute("aria-current");
+  }
+  document.title = `${TABS[chosen].title} · ${document.getElementById("name").textContent}`;
+  if (isAnother) scrollTo(0, 0);
+}
+
+function listenForImages() {
+  // Wherever an image is dropped or pasted, the tab that is open takes it.
+  const give = (files) => {
+    const images = [...files].filter((file) => file.type.startsWith("image/"));
+    if (!images.length) return;
+    const take = shown[current]?.take;
+    if (take) takePictures(images, take);
+    else takePictures(images, ([first]) => (location.hash = `#search?picture=${first.id}`));
+  };
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dragging"));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    give(event.dataTransfer.files);
+  });
+  addEventListener("paste", (event) => give(event.clipboardData.files));
+  addEventListener("keydown", (event) => shown[current]?.key?.(event));
+}
+
+async function start() {
+  // The key came with the address; from here on a cookie has it.
+  history.replaceState(null, "", location.pathname + location.hash);
+  try {
+    const workspace = await get("/api/workspace");
+    setLaunch(workspace.launch);
+    setShared(workspace);
+    document.getElementById("name").textContent = workspace.name;
+    document.documentElement.classList.toggle("tiny-images", Math.max(workspace.height, workspace.width) <= 48);
+  } catch (err) {
+    document.getElementById("main").append(notice(err));
+    return;
+  }
+  buildTabs();
+  listenForImages();
+  addEventListener("hashchange", open);
+  addEventListener("unhandledrejection", (event) => {
+    if (event.reason?.name === "AbortError" || event.reason?.status !== undefined) event.preventDefault();
+    if (event.reason?.status !== undefined) say(event.reason.message);
+  });
+  open();
+}
+
+start();

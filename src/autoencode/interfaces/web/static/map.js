@@ -1,0 +1,377 @@
+// Map: every image as a point. Drag to move, wheel or pinch to come nearer, draw around some to list them.
+
+import { get, getBuffer, post, postForBlob, sheetUrl, waitFor } from "/static/api.js";
+import { field, h, isTyping, number, progressBar, save, select, showFailure } from "/static/dom.js";
+import { describe, openPicture, pictureButton } from "/static/pictures.js";
+import { Points, drawPoints } from "/static/points.js";
+import { legend, paint } from "/static/colours.js";
+
+export const title = "Map";
+
+const TILE = 48; // pixels of a thumbnail
+const SHEET = 128; // thumbnails asked for at once
+const KEPT_TILES = 6000;
+const NEAR_ZOOM = 2.2; // from here on there are thumbnails
+const FEW = 400; // or where so few points are seen
+const LISTED = 60;
+
+export function mount(root) {
+  const bar = progressBar("encoding images");
+  root.append(h("p", { class: "lead" }, "Every image as a point; what looks alike to the model lies together."), bar);
+  let view = null;
+  load(bar)
+    .then(({ about, points }) => {
+      bar.remove();
+      view = new MapView(root, about, points);
+    })
+    .catch((err) => showFailure(err, bar));
+  return {
+    show: () => view?.resize(),
+    key: (event) => view?.key(event),
+  };
+}
+
+async function load(bar) {
+  const about = await waitFor("/api/map", bar.update);
+  return { about, points: new Points(await getBuffer("/api/map/points"), about.images) };
+}
+
+class MapView {
+  constructor(root, about, points) {
+    Object.assign(this, { about, points, mode: about.labels.length ? "label" : about.scored ? "score" : "split", isLasso: false, path: null });
+    this.tiles = new Map();
+    this.pointers = new Map();
+    this.canvas = h("canvas", {
+      tabindex: "0",
+      role: "application",
+      "aria-label": `Map of ${number(about.images)} images. Arrow keys move, plus and minus zoom, 0 shows all, Enter opens the image in the middle.`,
+    });
+    this.tip = h("div", { class: "tip", hidden: true });
+    this.stage = h("div", { class: "map-stage" }, this.canvas, this.tip);
+    this.key_ = h("div", { class: "legend" });
+    this.list = h("div", { class: "chosen", "aria-live": "polite" });
+    root.append(this.#toolbar(), this.stage, this.key_, this.list);
+    this.context = this.canvas.getContext("2d");
+    this.#listen();
+    this.recolour();
+    new ResizeObserver(() => this.resize()).observe(this.stage);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
+  }
+
+  #toolbar() {
+    const modes = [["split", "split"], ["score", "strangeness"]];
+    if (this.about.labels.length) modes.unshift(["label", "label"]);
+    const button = (text, onclick, more = {}) => h("button", { type: "button", onclick, ...more }, text);
+    this.lassoButton = button("Draw around some", () => this.setLasso(!this.isLasso), { "aria-pressed": "false" });
+    this.colouring = select(modes, this.mode, (mode) => this.setMode(mode));
+    return h(
+      "div",
+      { class: "toolbar" },
+      field("Colour by", this.colouring),
+      this.lassoButton,
+      button("Choose what is seen", () => this.chooseSeen()),
+      button("+", () => this.zoom(1.6), { "aria-label": "Come nearer" }),
+      button("−", () => this.zoom(1 / 1.6), { "aria-label": "Go farther" }),
+      button("Show all", () => this.reset()),
+      h("span", { class: "hint" }, `The plane holds ${Math.round(100 * this.about.explained)} % of the variance of the codes.`),
+    );
+  }
+
+  async setMode(mode) {
+    if (mode === "score" && !this.about.scored) {
+      const bar = progressBar("scoring images");
+      this.key_.replaceChildren(bar);
+      try {
+        await waitFor("/api/outliers?limit=1", bar.update);
+        this.points.score.set(new Points(await getBuffer("/api/map/points"), this.about.images).score);
+        this.about.scored = true;
+      } catch (err) {
+        showFailure(err, this.key_);
+        this.colouring.value = this.mode;
+        return;
+      }
+    }
+    this.mode = mode;
+    this.recolour();
+  }
+
+  recolour() {
+    paint(this.points, this.mode);
+    this.key_.replaceChildren(legend(this.points, this.mode, this.about));
+    this.draw();
+  }
+
+  resize() {
+    const box = this.stage.getBoundingClientRect();
+    if (!box.width) return;
+    this.ratio = Math.min(2, devicePixelRatio || 1);
+    const [width, height] = [Math.round(box.width * this.ratio), Math.round(box.height * this.ratio)];
+    if (this.image && width === this.canvas.width && height === this.canvas.height) return;
+    Object.assign(this.canvas, { width, height });
+    this.image = this.context.createImageData(width, height);
+    if (this.scale) this.draw();
+    else this.reset();
+  }
+
+  reset() {
+    const { x, y, width, height } = this.points.view;
+    this.fit = 0.92 * Math.min(this.canvas.width / width, this.canvas.height / height);
+    Object.assign(this, { x, y, scale: this.fit });
+    this.draw();
+  }
+
+  /** Draw in the next frame; many orders before it are one. */
+  draw() {
+    if (!this.scale || this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = null;
+      this.#drawNow();
+    });
+  }
+
+  #drawNow() {
+    const zoom = this.scale / this.fit;
+    const base = this.points.count > 20000 ? 1.5 : this.points.count > 3000 ? 2.5 : 4;
+    const side = Math.max(1, Math.round(base * this.ratio * Math.min(3, Math.sqrt(zoom))));
+    drawPoints(this.points, this.image, this.scale, this.x, this.y, side);
+    this.context.putImageData(this.image, 0, 0);
+    this.#drawTiles(zoom);
+    this.#drawLasso();
+    if (this.canvas.matches(":focus-visible")) this.#drawMiddle();
+  }
+
+  #drawTiles(zoom) {
+    const seen = this.#seen();
+    if (zoom < NEAR_ZOOM && seen.length > FEW) return;
+    const size = TILE * this.ratio;
+    const columns = Math.ceil(this.canvas.width / size) + 1;
+    const taken = new Set();
+    const missing = [];
+    for (const i of seen) {
+      if (this.points.chosenCount && !this.points.chosen[i]) continue;
+      const [left, top] = this.#toScreen(this.points.x[i], this.points.y[i]);
+      // One in a cell: where they overlap, one is seen.
+      const cell = Math.floor(left / size) + columns * Math.floor(top / size);
+      if (taken.has(cell)) continue;
+      taken.add(cell);
+      const tile = this.tiles.get(i);
+      if (tile) this.#drawTile(tile, i, left, top, size);
+      else missing.push(i);
+    }
+    if (missing.length) this.#wantTiles(missing);
+  }
+
+  #drawTile([sheet, sx, sy], i, left, top, size) {
+    const side = size - 6 * this.ratio;
+    this.context.fillStyle = cssColour(this.points.colour[i]);
+    this.context.fillRect(left - side / 2 - 2, top - side / 2 - 2, side + 4, side + 4);
+    this.context.drawImage(sheet, sx, sy, TILE, TILE, left - side / 2, top - side / 2, side, side);
+  }
+
+  /** Ask for thumbnails once the map rests; what came is kept. */
+  #wantTiles(missing) {
+    clearTimeout(this.wanting);
+    this.wanting = setTimeout(async () => {
+      const wanted = missing.slice(0, SHEET).sort((a, b) => a - b);
+      const sheet = new Image();
+      sheet.src = sheetUrl(this.about.letter, wanted, TILE);
+      try {
+        await sheet.decode();
+      } catch {
+        return; // asked for again when the map moves
+      }
+      if (this.tiles.size > KEPT_TILES) this.tiles.clear();
+      wanted.forEach((i, place) => this.tiles.set(i, [sheet, (place % 16) * TILE, Math.floor(place / 16) * TILE]));
+      this.draw();
+    }, 80);
+  }
+
+  #drawLasso() {
+    if (!this.path) return;
+    this.context.beginPath();
+    for (const [x, y] of this.path) this.context.lineTo(...this.#toScreen(x, y));
+    this.context.closePath();
+    this.context.lineWidth = 2 * this.ratio;
+    this.context.strokeStyle = getComputedStyle(this.canvas).color;
+    this.context.setLineDash([6 * this.ratio, 4 * this.ratio]);
+    this.context.stroke();
+    this.context.setLineDash([]);
+  }
+
+  #drawMiddle() {
+    const [x, y, arm] = [this.canvas.width / 2, this.canvas.height / 2, 8 * this.ratio];
+    this.context.strokeStyle = getComputedStyle(this.canvas).color;
+    this.context.lineWidth = 2;
+    this.context.beginPath();
+    this.context.moveTo(x - arm, y);
+    this.context.lineTo(x + arm, y);
+    this.context.moveTo(x, y - arm);
+    this.context.lineTo(x, y + arm);
+    this.context.stroke();
+  }
+
+  #toScreen(x, y) {
+    return [(x - this.x) * this.scale + this.canvas.width / 2, (y - this.y) * this.scale + this.canvas.height / 2];
+  }
+
+  #toMap(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [
+      ((event.clientX - box.left) * this.ratio - this.canvas.width / 2) / this.scale + this.x,
+      ((event.clientY - box.top) * this.ratio - this.canvas.height / 2) / this.scale + this.y,
+    ];
+  }
+
+  #seen() {
+    const [width, height] = [this.canvas.width / this.scale / 2, this.canvas.height / this.scale / 2];
+    return [...this.points.within(this.x - width, this.y - height, this.x + width, this.y + height)];
+  }
+
+  zoom(factor, [x, y] = [this.x, this.y]) {
+    const scale = Math.min(400 * this.fit, Math.max(0.5 * this.fit, this.scale * factor));
+    const kept = this.scale / scale;
+    this.x = x + (this.x - x) * kept;
+    this.y = y + (this.y - y) * kept;
+    this.scale = scale;
+    this.draw();
+  }
+
+  #listen() {
+    const { canvas } = this;
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), this.#toMap(event));
+    }, { passive: false });
+    canvas.addEventListener("pointerdown", (event) => this.#down(event));
+    canvas.addEventListener("pointermove", (event) => this.#move(event));
+    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#up(event));
+    canvas.addEventListener("pointerleave", () => (this.tip.hidden = true));
+    canvas.addEventListener("dblclick", (event) => this.zoom(2, this.#toMap(event)));
+    for (const name of ["focus", "blur"]) canvas.addEventListener(name, () => this.draw());
+  }
+
+  #down(event) {
+    this.canvas.setPointerCapture(event.pointerId);
+    this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
+    this.moved = 0;
+    this.tip.hidden = true;
+    if (this.isLasso || event.shiftKey) this.path = [this.#toMap(event)];
+  }
+
+  #move(event) {
+    const before = this.pointers.get(event.pointerId);
+    if (!before) return this.#hover(event);
+    const [dx, dy] = [event.clientX - before[0], event.clientY - before[1]];
+    this.moved += Math.abs(dx) + Math.abs(dy);
+    if (this.pointers.size === 2) this.#pinch(event, before);
+    else if (this.path) this.path.push(this.#toMap(event));
+    else {
+      this.x -= (dx * this.ratio) / this.scale;
+      this.y -= (dy * this.ratio) / this.scale;
+    }
+    this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
+    return this.draw();
+  }
+
+  #pinch(event, before) {
+    this.path = null;
+    const other = [...this.pointers].find(([id]) => id !== event.pointerId)[1];
+    const apart = ([x, y]) => Math.hypot(x - other[0], y - other[1]) || 1;
+    const middle = { clientX: (event.clientX + other[0]) / 2, clientY: (event.clientY + other[1]) / 2 };
+    this.zoom(apart([event.clientX, event.clientY]) / apart(before), this.#toMap(middle));
+  }
+
+  #up(event) {
+    if (!this.pointers.delete(event.pointerId)) return;
+    if (this.path) {
+      if (this.path.length > 2) this.points.lasso(this.path);
+      this.path = null;
+      this.setLasso(false);
+      this.showChosen();
+    } else if (this.moved < 5 && event.type === "pointerup") this.#open(...this.#toMap(event));
+  }
+
+  #open(x, y) {
+    const near = this.points.nearest(x, y, (24 * this.ratio) / this.scale);
+    if (near >= 0) describe(`${this.about.letter}${near}`).then(openPicture).catch((err) => showFailure(err));
+  }
+
+  /** Say which image is under the pointer, once it rests. */
+  #hover(event) {
+    clearTimeout(this.hovering);
+    const [x, y] = this.#toMap(event);
+    const near = this.points.nearest(x, y, (14 * this.ratio) / this.scale);
+    this.canvas.classList.toggle("over", near >= 0);
+    if (near < 0) {
+      this.tip.hidden = true;
+      return;
+    }
+    this.hovering = setTimeout(async () => {
+      const picture = await get(`/api/pictures/${this.about.letter}${near}`);
+      this.tip.replaceChildren(pictureButton(picture), h("span", {}, picture.label ?? picture.split));
+      const [left, top] = this.#toScreen(this.points.x[near], this.points.y[near]).map((at) => at / this.ratio);
+      this.tip.style.left = `${Math.min(left + 12, this.stage.clientWidth - 120)}px`;
+      this.tip.style.top = `${Math.min(top + 12, this.stage.clientHeight - 140)}px`;
+      this.tip.hidden = false;
+    }, 60);
+  }
+
+  key(event) {
+    if (isTyping(event) || document.activeElement !== this.canvas) return;
+    const step = 60 / this.scale;
+    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    if (event.key in moves) {
+      this.x += moves[event.key][0];
+      this.y += moves[event.key][1];
+      this.draw();
+    } else if (event.key === "+" || event.key === "=") this.zoom(1.3);
+    else if (event.key === "-") this.zoom(1 / 1.3);
+    else if (event.key === "0") this.reset();
+    else if (event.key === "Enter") this.#open(this.x, this.y);
+    else if (event.key === "Escape") this.clear();
+    else return;
+    event.preventDefault();
+  }
+
+  setLasso(isLasso) {
+    this.isLasso = isLasso;
+    this.lassoButton.setAttribute("aria-pressed", String(isLasso));
+    this.canvas.classList.toggle("lasso", isLasso);
+  }
+
+  chooseSeen() {
+    this.points.choose(this.#seen());
+    this.showChosen();
+  }
+
+  clear() {
+    this.points.choose([]);
+    this.showChosen();
+  }
+
+  async showChosen() {
+    this.draw();
+    const places = this.points.places();
+    if (!places.length) {
+      this.list.replaceChildren();
+      return;
+    }
+    const pictures = await post("/api/map/chosen", { positions: places.slice(0, LISTED), kind: "names" });
+    const files = async () => save(await postForBlob("/api/map/chosen", { positions: places, kind: "files" }), "chosen.txt");
+    const more = places.length > pictures.length ? `, the first ${pictures.length} of them here` : "";
+    this.list.replaceChildren(
+      h("div", { class: "row between" }, h("h2", {}, `${number(places.length)} images chosen`), h(
+        "div",
+        { class: "actions" },
+        h("button", { type: "button", onclick: () => files().catch((err) => showFailure(err)) }, "Save the list of files"),
+        h("button", { type: "button", onclick: () => this.clear() }, "Clear"),
+      )),
+      more ? h("p", { class: "hint" }, `All are in the list of files${more}.`) : "",
+      h("div", { class: "grid small" }, pictures.map((picture) => pictureButton(picture))),
+    );
+  }
+}
+
+function cssColour(value) {
+  return `rgb(${value & 255} ${(value >> 8) & 255} ${(value >> 16) & 255})`;
+}

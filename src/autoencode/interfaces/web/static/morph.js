@@ -1,0 +1,214 @@
+// Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest place is ever asked for.
+
+import { get, getBlob, newestWins, post, query } from "/static/api.js";
+import { field, h, say, save, select, showFailure } from "/static/dom.js";
+import { dropzone, image, openPicture, shortName } from "/static/pictures.js";
+import { MORPH_MOST, canGenerate, hasImages, morphing } from "/static/shared.js";
+
+export const title = "Morph";
+
+const WAYS = [
+  ["linear", "straight"],
+  ["spherical", "turning"],
+];
+const SECONDS_A_LEG = 2;
+
+export function mount(root) {
+  const at = { x: 0.5, y: 0.5 };
+  let how = "linear";
+  let shownUrl = null;
+  let blob = null;
+  let playing = null;
+
+  const slots = h("ol", { class: "slots" });
+  const result = h("img", { class: "result", alt: "" });
+  const empty = h("p", { class: "hint" }, "Add two pictures to begin.");
+  const stage = h("div", { class: "stage" }, result, empty);
+  const controls = h("div", { class: "morph-controls" });
+  const buttons = h("div", { class: "actions" });
+
+  const draw = newestWins(async (signal) => {
+    const pictures = morphing.map(({ id }) => id).join(",");
+    blob = await getBlob(`/api/morph/frame?${query({ pictures, how, x: at.x.toFixed(4), y: at.y.toFixed(4) })}`, signal);
+    const url = URL.createObjectURL(blob);
+    result.src = url;
+    if (shownUrl) URL.revokeObjectURL(shownUrl);
+    shownUrl = url;
+    result.alt = `Mixture of ${morphing.map(shortName).join(", ")} at ${place()}`;
+  });
+  const redraw = () => draw().catch((err) => showFailure(err));
+  const place = () => (morphing.length === 4 ? `${Math.round(100 * at.x)} % across, ${Math.round(100 * at.y)} % down` : `${Math.round(100 * at.x)} %`);
+
+  function stop() {
+    cancelAnimationFrame(playing);
+    playing = null;
+    buttons.querySelector(".play")?.replaceChildren("Play");
+  }
+
+  function play() {
+    if (playing) return stop();
+    buttons.querySelector(".play").replaceChildren("Stop");
+    const began = performance.now();
+    const step = (now) => {
+      const turn = ((now - began) / 1000 / SECONDS_A_LEG) % (morphing.length === 4 ? 4 : 2 * (morphing.length - 1));
+      Object.assign(at, morphing.length === 4 ? round(turn) : { x: pingPong(turn / (morphing.length - 1)), y: at.y });
+      showPlace();
+      redraw();
+      playing = requestAnimationFrame(step);
+    };
+    playing = requestAnimationFrame(step);
+    return null;
+  }
+
+  function showPlace() {
+    for (const axis of ["x", "y"]) {
+      const slider = controls.querySelector(`.${axis}`);
+      if (slider) slider.value = String(at[axis]);
+    }
+    const dot = controls.querySelector(".dot");
+    if (dot) {
+      dot.style.left = `${100 * at.x}%`;
+      dot.style.top = `${100 * at.y}%`;
+    }
+  }
+
+  const slider = (axis, label) =>
+    h("input", {
+      type: "range",
+      class: axis,
+      min: 0,
+      max: 1,
+      step: 0.005,
+      value: at[axis],
+      "aria-label": label,
+      oninput: (event) => {
+        stop();
+        at[axis] = Number(event.target.value);
+        showPlace();
+        redraw();
+      },
+    });
+
+  function pad() {
+    const dot = h("span", { class: "dot" });
+    const corners = morphing.map((picture) => image(picture, "", ""));
+    const square = h("div", { class: "pad", "aria-hidden": "true" }, corners, dot);
+    const move = (event) => {
+      if (event.type === "pointerdown") square.setPointerCapture(event.pointerId);
+      else if (!square.hasPointerCapture(event.pointerId)) return;
+      stop();
+      const box = square.getBoundingClientRect();
+      at.x = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+      at.y = Math.min(1, Math.max(0, (event.clientY - box.top) / box.height));
+      showPlace();
+      redraw();
+    };
+    square.addEventListener("pointerdown", move);
+    square.addEventListener("pointermove", move);
+    return square;
+  }
+
+  function build() {
+    stop();
+    draw.cancel();
+    slots.replaceChildren(...morphing.map((picture, index) => slot(picture, index)));
+    const ready = morphing.length >= 2;
+    result.hidden = !ready;
+    empty.hidden = ready;
+    controls.replaceChildren();
+    buttons.replaceChildren();
+    if (!ready) return;
+    if (morphing.length === 4) {
+      controls.append(pad(), field("Across", slider("x", "Across: from the left pictures to the right ones")), field("Down", slider("y", "Down: from the upper pictures to the lower ones")));
+    } else {
+      const ends = `from ${shortName(morphing[0])} to ${shortName(morphing.at(-1))}`;
+      controls.append(h("div", { class: "between-ends" }, image(morphing[0], "", ""), slider("x", `Place ${ends}`), image(morphing.at(-1), "", "")));
+    }
+    const pictures = morphing.map(({ id }) => id).join(",");
+    const animation = (kind, name) =>
+      h("a", { class: "button", href: `/api/morph/animation?${query({ pictures, how, kind })}`, download: `morph.${kind}` }, name);
+    buttons.append(
+      h("button", { type: "button", class: "play", onclick: play }, "Play"),
+      h("button", { type: "button", onclick: () => (blob ? save(blob, "morph.png") : say("Nothing is drawn yet.")) }, "Save PNG"),
+      animation("gif", "Save GIF"),
+      animation("webp", "Save WebP"),
+    );
+    showPlace();
+    redraw();
+  }
+
+  const slot = (picture, index) =>
+    h(
+      "li",
+      {},
+      h("button", { type: "button", class: "picture", onclick: () => openPicture(picture), title: picture.name }, image(picture)),
+      h(
+        "button",
+        {
+          type: "button",
+          class: "remove",
+          "aria-label": `Remove ${shortName(picture)}`,
+          onclick: () => {
+            morphing.splice(index, 1);
+            build();
+          },
+        },
+        "×",
+      ),
+    );
+
+  const add = (pictures) => {
+    for (const picture of pictures) {
+      if (morphing.length >= MORPH_MOST) morphing.shift();
+      morphing.push(picture);
+    }
+    build();
+  };
+
+  root.append(
+    h("p", { class: "lead" }, "Two to four pictures, mixed in the code. With four, the square between them is yours."),
+    h(
+      "div",
+      { class: "toolbar" },
+      dropzone(add, { multiple: true, label: "Add pictures" }),
+      field("Way", select(WAYS, how, (value) => {
+        how = value;
+        build();
+      })),
+    ),
+    h("div", { class: "morph" }, h("div", {}, stage, controls, buttons), h("div", {}, h("h2", {}, "Pictures"), slots)),
+  );
+
+  return {
+    take: add,
+    async show() {
+      if (!morphing.length) morphing.push(...(await firstPictures()));
+      build();
+    },
+    hide: stop,
+  };
+}
+
+/** Something to begin with: two of the images, or two samples. */
+async function firstPictures() {
+  const seed = Math.floor(Math.random() * 1e6);
+  if (hasImages()) return get(`/api/pictures?${query({ seed, count: 2 })}`);
+  if (canGenerate()) return (await post("/api/generate", { count: 2, seed })).pictures;
+  return [];
+}
+
+function pingPong(way) {
+  const phase = way % 2;
+  return phase < 1 ? phase : 2 - phase;
+}
+
+/** Once around the square. */
+function round(turn) {
+  const along = turn % 1;
+  return [
+    { x: along, y: 0 },
+    { x: 1, y: along },
+    { x: 1 - along, y: 1 },
+    { x: 0, y: 1 - along },
+  ][Math.floor(turn)];
+}

@@ -1,0 +1,125 @@
+// Overview: what the model is, how good it is, how its training went or goes.
+
+import { get, waitFor } from "/static/api.js";
+import { curves } from "/static/curves.js";
+import { commandLine, h, number, progressBar, showFailure } from "/static/dom.js";
+import { image, openPicture, shortName } from "/static/pictures.js";
+import { workspace } from "/static/shared.js";
+
+export const title = "Overview";
+
+export function mount(root) {
+  const live = h("p", { class: "live", role: "status", hidden: true });
+  const health = h("div", { class: "cards" });
+  const charts = h("div", { class: "charts" });
+  const shown = h("div");
+  const settings = h("div");
+  root.append(
+    h("p", { class: "lead" }, lead()),
+    live,
+    h("h2", {}, "How good it is"),
+    health,
+    h("h2", {}, "How its training went"),
+    charts,
+    shown,
+    settings,
+  );
+  showHealth(health).catch((err) => showFailure(err, health));
+  showRest(shown, settings).catch((err) => showFailure(err, settings));
+  let events = null;
+  return {
+    show() {
+      events ??= follow(live, charts);
+    },
+    hide() {
+      events?.close();
+      events = null;
+    },
+  };
+}
+
+function lead() {
+  const { kind, height, width, code_size, images } = workspace;
+  const what = `${kind.startsWith("a") ? "An" : "A"} ${kind}: ${code_size} numbers for an image of ${height}×${width} pixels.`;
+  return images ? `${what} ${number(images)} images are at hand.` : `${what} No images are at hand but those you give.`;
+}
+
+async function showHealth(place) {
+  const bar = progressBar("measuring held-out images");
+  place.replaceChildren(bar);
+  const found = await waitFor("/api/health", bar.update);
+  const cards = found.findings.map(({ name, value, means }) =>
+    h("div", { class: "card" }, h("p", { class: "name" }, name), h("p", { class: "value" }, value), h("p", {}, means)),
+  );
+  place.replaceChildren(...cards);
+  place.after(
+    h("p", { class: "hint" }, `Measured on ${number(found.images)} ${found.split} images. `,
+      "“autoencode evaluate” measures all, with intervals and beside PCA."),
+    found.warning ? h("p", { class: "notice warning" }, found.warning) : "",
+  );
+}
+
+async function showRest(shown, settings) {
+  const about = await get("/api/overview");
+  if (about.shown.length) {
+    shown.append(
+      h("h2", {}, "Images, and what the model makes of them"),
+      h("div", { class: "grid pairs" }, about.shown.map(pair)),
+    );
+  }
+  settings.append(h("h2", {}, "What was trained"), h("div", { class: "columns" }, table(about.settings), images(about)));
+  if (about.command) settings.append(h("p", {}, "The same run again:"), commandLine(about.command));
+}
+
+function pair(picture) {
+  return h(
+    "button",
+    { type: "button", class: "picture pair", onclick: () => openPicture(picture), title: picture.name },
+    image(picture),
+    image(picture, "reconstruction", `${shortName(picture)}, reconstruction`),
+  );
+}
+
+function table(rows) {
+  return h(
+    "table",
+    { class: "settings" },
+    rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value))),
+  );
+}
+
+function images(about) {
+  const rows = Object.entries(about.splits).map(([split, count]) => [`${split} images`, number(count)]);
+  if (about.folder) rows.unshift(["from", about.folder]);
+  if (about.refused) rows.push(["could not be used", number(about.refused)]);
+  return rows.length ? table(rows) : h("p", { class: "hint" }, "The images it was trained on are not at hand.");
+}
+
+/** Draw the curves, and again with each line that training writes. */
+function follow(live, charts) {
+  const events = new EventSource("/api/run/events");
+  events.onmessage = ({ data }) => {
+    const { records, epochs, training, seconds_left } = JSON.parse(data);
+    live.hidden = !training;
+    live.textContent = training ? progress(records, epochs, seconds_left) : "";
+    charts.replaceChildren(
+      ...(records.length
+        ? curves(records, epochs)
+        : [h("p", { class: "hint" }, training ? "The first epoch is not done yet." : "This model came without a log of its training.")]),
+    );
+  };
+  return events;
+}
+
+function progress(records, epochs, secondsLeft) {
+  const last = records.at(-1);
+  if (!last) return "Training now: the first epoch.";
+  const rate = `${number(last.images_per_second)} images/s`;
+  const left = secondsLeft === null ? "" : `, about ${duration(secondsLeft)} left`;
+  return `Training now: epoch ${Math.min(last.epoch + 1, epochs)} of ${epochs}, ${rate}${left}. The page uses the model as it was when it was opened.`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}

@@ -1,0 +1,191 @@
+// Pictures: as buttons, in a window of their own with what can be done with them, and taken in from files.
+
+import { get, imageUrl, query, restarting, upload } from "/static/api.js";
+import { h, number, say, save as saveFile, showFailure } from "/static/dom.js";
+import { MORPH_MOST, canGenerate, hasImages, morphing, workspace } from "/static/shared.js";
+
+/** What a picture is called: the end of its path. */
+export function shortName(picture) {
+  return picture.name.split("/").pop();
+}
+
+export function image(picture, part = "", alt = null) {
+  const { width, height } = workspace;
+  return h("img", { src: imageUrl(picture.id, part), alt: alt ?? shortName(picture), width, height, decoding: "async" });
+}
+
+/** A picture to press. By default its window opens. */
+export function pictureButton(picture, { caption = null, onclick = null, title = null } = {}) {
+  return h(
+    "button",
+    { type: "button", class: "picture", title: title ?? picture.name, onclick: onclick ?? (() => openPicture(picture)) },
+    image(picture),
+    caption === null ? null : h("span", { class: "caption" }, caption),
+  );
+}
+
+export function score(value, isSimilarity) {
+  return isSimilarity ? value.toFixed(3) : number(value, 2);
+}
+
+/** Send files, and give the pictures they became to `take`. Those that cannot be used are named. */
+export async function takePictures(files, take) {
+  say(files.length > 1 ? `Reading ${files.length} images…` : "Reading the image…");
+  const taken = [];
+  const refused = [];
+  for (const file of files) {
+    try {
+      taken.push(await upload(file, workspace.upload_bytes));
+    } catch (err) {
+      refused.push(err.message);
+    }
+  }
+  if (refused.length) say(refused.join(" "));
+  else say(taken.length > 1 ? `${taken.length} images read.` : "Image read.");
+  if (taken.length) take(taken);
+}
+
+/** A place to drop images on, to choose them, or to pick one of those that are there already. */
+export function dropzone(take, { multiple = false, label = "Choose an image" } = {}) {
+  const input = h("input", {
+    type: "file",
+    accept: "image/*",
+    multiple,
+    class: "visually-hidden",
+    onchange: () => {
+      takePictures([...input.files], take);
+      input.value = "";
+    },
+  });
+  return h(
+    "div",
+    { class: "dropzone" },
+    h("label", { class: "button primary" }, label, input),
+    hasImages() && h("button", { type: "button", onclick: () => pick(take) }, "Pick one of yours"),
+    h("span", { class: "hint" }, "or drop it anywhere, or paste it"),
+  );
+}
+
+/** Let the person pick one of the images that stay. */
+export function pick(take) {
+  let seed = Math.floor(Math.random() * 1e6);
+  const grid = h("div", { class: "grid small" });
+  const fill = async () => {
+    const pictures = await get(`/api/pictures?${query({ seed: seed++, count: 30 })}`);
+    const choose = (picture) => {
+      dialog.close();
+      take([picture]);
+    };
+    grid.replaceChildren(...pictures.map((picture) => pictureButton(picture, { onclick: () => choose(picture) })));
+  };
+  const dialog = modal("Pick an image", grid, h("button", { type: "button", onclick: fill }, "Show others"));
+  fill().catch((err) => showFailure(err, grid));
+}
+
+function modal(title, ...content) {
+  const heading = h("h2", { id: "dialog-title" }, title);
+  const close = h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×");
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "dialog-title", onclose: () => dialog.remove() },
+    h("div", { class: "dialog-head" }, heading, close),
+    ...content,
+  );
+  // A press beside the window closes it.
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+const PARTS = [
+  ["", "Image"],
+  ["reconstruction", "Reconstruction"],
+  ["difference", "Difference"],
+];
+
+/** Open the window of a picture: large, with its neighbours and what can be done with it. */
+export function openPicture(picture) {
+  const body = h("div", { class: "viewer" });
+  const dialog = modal(shortName(picture), body);
+  const neighbours = restarting(async (signal, of, place) => {
+    const found = await get(`/api/search?${query({ picture: of.id, k: 8 })}`, signal);
+    place.replaceChildren(
+      h("h3", {}, "Looks most like"),
+      h(
+        "div",
+        { class: "grid tiny" },
+        found.neighbours.map((near) =>
+          pictureButton(near, { caption: score(near.score, found.similarity), onclick: () => show(near) }),
+        ),
+      ),
+    );
+  });
+  const show = (of) => {
+    dialog.querySelector("#dialog-title").textContent = shortName(of);
+    const near = h("div", { class: "near" });
+    body.replaceChildren(largeView(of), h("div", { class: "about" }, facts(of), actions(of, dialog), near));
+    if (workspace.index) neighbours(of, near).catch((err) => showFailure(err, near));
+    body.scrollTop = 0;
+  };
+  show(picture);
+}
+
+function largeView(picture) {
+  const frame = h("div", { class: "frame" }, image(picture));
+  const show = (part, text) => {
+    frame.replaceChildren(image(picture, part, `${shortName(picture)}, ${text.toLowerCase()}`));
+    for (const button of switches.children) {
+      button.setAttribute("aria-pressed", String(button.dataset.part === part));
+    }
+  };
+  const switches = h(
+    "div",
+    { class: "switches", role: "group", "aria-label": "What is shown" },
+    PARTS.map(([part, text]) =>
+      h(
+        "button",
+        { type: "button", "data-part": part, "aria-pressed": String(part === ""), onclick: () => show(part, text) },
+        text,
+      ),
+    ),
+  );
+  return h("div", { class: "large" }, frame, switches);
+}
+
+function facts(picture) {
+  const known = [picture.label && `label ${picture.label}`, picture.split && `${picture.split} image`];
+  if (picture.kind === "upload") known.push("given by you, kept in memory alone");
+  if (picture.kind === "sample") known.push("made by the model");
+  return h("p", { class: "facts" }, [picture.name, ...known].filter(Boolean).join(" · "));
+}
+
+function actions(picture, dialog) {
+  const go = (hash) => () => {
+    dialog.close();
+    location.hash = hash;
+  };
+  const button = (text, onclick) => h("button", { type: "button", onclick }, text);
+  return h(
+    "div",
+    { class: "actions" },
+    button("Find similar", go(`#search?picture=${picture.id}`)),
+    button("Add to morph", () => {
+      if (morphing.length >= MORPH_MOST) morphing.shift();
+      morphing.push(picture);
+      say(`In the morph: ${morphing.length} of ${MORPH_MOST}.`);
+      if (morphing.length > 1) go("#morph")();
+    }),
+    button("Restore", go(`#restore?picture=${picture.id}`)),
+    canGenerate() && button("Vary", go(`#generate?vary=${picture.id}`)),
+    button("Save PNG", async () => {
+      const blob = await (await fetch(imageUrl(picture.id))).blob();
+      saveFile(blob, `${shortName(picture).replace(/\.\w+$/, "")}.png`);
+    }),
+  );
+}
+
+/** Return a picture by its id, with its name, as far as the page knows it. */
+export async function describe(id) {
+  return get(`/api/pictures/${id}`);
+}

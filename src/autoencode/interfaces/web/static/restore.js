@@ -1,0 +1,149 @@
+// Restore: a picture beside what the model makes of it, with a line between before and after.
+
+import { get, query, restarting } from "/static/api.js";
+import { field, h, select, showFailure } from "/static/dom.js";
+import { describe, dropzone, image, shortName } from "/static/pictures.js";
+import { hasImages, workspace } from "/static/shared.js";
+
+export const title = "Restore";
+
+const DAMAGES = [
+  ["", "nothing: take it as it is"],
+  ["gaussian:0.1", "add a little noise"],
+  ["gaussian:0.3", "add much noise"],
+  ["dropout:0.3", "lose 30 % of its values"],
+  ["downscale:2", "make it half as large"],
+  ["downscale:4", "make it a quarter as large"],
+  ["rotate:15", "turn it by up to 15°"],
+];
+
+export function mount(root) {
+  const trained = workspace.corrupt[0] ?? "";
+  const damages = DAMAGES.some(([key]) => key === trained) ? DAMAGES : [...DAMAGES, [trained, `${trained}, as in training`]];
+  const state = { picture: null, clean: null, corrupt: trained };
+  const place = h("div");
+  const use = ([picture]) => {
+    location.hash = `#restore?picture=${picture.id}`;
+  };
+
+  const draw = restarting(async (signal) => {
+    if (!state.picture) return;
+    const values = { picture: state.picture.id, corrupt: state.corrupt };
+    const found = await get(`/api/restore?${query({ ...values, clean: state.clean?.id })}`, signal);
+    place.replaceChildren(
+      comparison(`/api/restore/seen?${query(values)}`, `/api/restore/restored?${query(values)}`),
+      h("div", {}, h("h2", {}, shortName(state.picture)), numbers(found), cleanChoice()),
+    );
+  });
+  const redraw = () => draw().catch((err) => showFailure(err, place));
+
+  function numbers(found) {
+    const against = state.clean ? shortName(state.clean) : state.corrupt ? "the image before the damage" : "the image itself";
+    const rows = [
+      found.seen_psnr_db !== null && ["PSNR before", decibels(found.seen_psnr_db)],
+      ["PSNR after", decibels(found.psnr_db)],
+      ["SSIM after", found.ssim === null ? "–" : found.ssim.toFixed(3)],
+    ].filter(Boolean);
+    return h(
+      "div",
+      {},
+      h("table", { class: "settings" }, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value)))),
+      h("p", { class: "hint" }, `Compared with ${against}. Higher is closer.`),
+    );
+  }
+
+  function cleanChoice() {
+    if (state.clean) {
+      return h(
+        "div",
+        { class: "row" },
+        h("div", { class: "query" }, image(state.clean)),
+        h(
+          "button",
+          {
+            type: "button",
+            onclick: () => {
+              state.clean = null;
+              redraw();
+            },
+          },
+          "Compare with itself again",
+        ),
+      );
+    }
+    const take = ([picture]) => {
+      state.clean = picture;
+      redraw();
+    };
+    return h("details", {}, h("summary", {}, "Compare with a clean version"), dropzone(take, { label: "Choose the clean image" }));
+  }
+
+  root.append(
+    h("p", { class: "lead" }, "A picture and what the model gives back. A model trained with damage takes that damage away."),
+    h(
+      "div",
+      { class: "toolbar" },
+      dropzone(use, { label: "Choose an image" }),
+      field("First", select(damages, state.corrupt, (value) => {
+        state.corrupt = value;
+        redraw();
+      })),
+    ),
+    h("div", { class: "restore" }, place),
+  );
+
+  return {
+    take: use,
+    async show(params) {
+      let id = params.get("picture");
+      if (!id && !state.picture && hasImages()) {
+        id = (await get(`/api/pictures?seed=${Math.floor(Math.random() * 1e6)}&count=1`))[0].id;
+      }
+      if (!id) {
+        if (!state.picture) place.replaceChildren(h("p", { class: "hint" }, "Give an image to begin."));
+        return;
+      }
+      if (id === state.picture?.id) return;
+      try {
+        state.picture = await describe(id);
+      } catch (err) {
+        showFailure(err, place);
+        return;
+      }
+      state.clean = null;
+      redraw();
+    },
+  };
+}
+
+/** Two pictures on each other, with a line to move between them. */
+function comparison(before, after) {
+  const { width, height } = workspace;
+  const upper = h("img", { class: "upper", src: before, alt: "before", width, height });
+  const lower = h("img", { src: after, alt: "after", width, height });
+  const line = h("span", { class: "line" });
+  const move = (value) => {
+    upper.style.clipPath = `inset(0 ${100 - value}% 0 0)`;
+    line.style.left = `${value}%`;
+  };
+  const slider = h("input", {
+    type: "range",
+    min: 0,
+    max: 100,
+    value: 50,
+    "aria-label": "How much of the picture is shown as before",
+    oninput: () => move(Number(slider.value)),
+  });
+  move(50);
+  return h(
+    "div",
+    { class: "comparison" },
+    h("div", { class: "frame" }, lower, upper, line, slider),
+    h("div", { class: "row between hint" }, h("span", {}, "before"), h("span", {}, "after")),
+    h("a", { class: "button", href: after, download: "restored.png" }, "Save PNG"),
+  );
+}
+
+function decibels(value) {
+  return value === null ? "equal" : `${value.toFixed(1)} dB`;
+}

@@ -1,0 +1,106 @@
+// Search: the images that look most like one.
+
+import { get, query, restarting } from "/static/api.js";
+import { field, h, notice, number, select, showFailure } from "/static/dom.js";
+import { describe, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
+import { workspace } from "/static/shared.js";
+
+export const title = "Search";
+
+const DISTANCES = [
+  ["whitened", "whitened angle"],
+  ["cosine", "angle"],
+  ["l2", "straight distance"],
+];
+
+export function mount(root) {
+  const state = { picture: null, k: "24", distance: workspace.index?.distance };
+  const asked = h("div", { class: "asked" });
+  const found = h("div", { "aria-live": "polite" });
+  const use = ([picture]) => {
+    location.hash = `#search?picture=${picture.id}`;
+  };
+
+  const search = restarting(async (signal) => {
+    if (!state.picture) return;
+    const { id } = state.picture;
+    const values = { picture: id, k: state.k, distance: state.distance };
+    const started = performance.now();
+    found.setAttribute("aria-busy", "true");
+    let answer;
+    try {
+      answer = await get(`/api/search?${query(values)}`, signal);
+    } finally {
+      found.removeAttribute("aria-busy");
+    }
+    const took = Math.round(performance.now() - started);
+    found.replaceChildren(
+      h(
+        "div",
+        { class: "row between" },
+        h("p", { class: "hint" }, `${answer.neighbours.length} nearest of ${number(workspace.index.images)} in ${took} ms. `,
+          answer.similarity ? "1 is the same." : "0 is the same."),
+        h("a", { class: "button", href: `/api/search.csv?${query(values)}`, download: "neighbours.csv" }, "Save CSV"),
+      ),
+      h("div", { class: "grid" }, answer.neighbours.map((near) => neighbour(near, answer.similarity))),
+    );
+  });
+  const run = () => search().catch((err) => showFailure(err, found));
+
+  const neighbour = (near, isSimilarity) =>
+    h(
+      "div",
+      { class: "cell" },
+      pictureButton(near, {
+        caption: `${score(near.score, isSimilarity)}${near.gone ? " (gone)" : ""}`,
+        title: `${near.name}: search on`,
+        onclick: () => use([near]),
+      }),
+    );
+
+  root.append(h("p", { class: "lead" }, "Images that look alike to the model. Press one to search on from it."));
+  if (!workspace.index) {
+    get("/api/search?picture=none").catch((err) => root.append(notice(err)));
+    return {};
+  }
+  root.append(
+    h(
+      "div",
+      { class: "toolbar" },
+      dropzone(use, { label: "Choose an image" }),
+      field("Neighbours", select(["8", "24", "48", "100"].map((k) => [k, k]), state.k, (k) => {
+        state.k = k;
+        run();
+      })),
+      field("Compared by", select(DISTANCES, state.distance, (distance) => {
+        state.distance = distance;
+        run();
+      })),
+    ),
+    asked,
+    found,
+  );
+
+  return {
+    take: use,
+    async show(params) {
+      let id = params.get("picture");
+      if (!id && !state.picture) {
+        const [first] = await get(`/api/pictures?seed=${Math.floor(Math.random() * 1e6)}&count=1`);
+        id = first?.id;
+      }
+      if (!id || id === state.picture?.id) return;
+      try {
+        state.picture = await describe(id);
+      } catch (err) {
+        showFailure(err, found);
+        return;
+      }
+      asked.replaceChildren(
+        h("button", { type: "button", class: "picture query", onclick: () => openPicture(state.picture) }, image(state.picture)),
+        h("div", {}, h("h2", {}, shortName(state.picture)), h("p", { class: "hint" }, "What looks most like this?")),
+      );
+      run();
+    },
+  };
+}

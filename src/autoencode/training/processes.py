@@ -1,0 +1,187 @@
+"""Several processes that train one model: equal weights, each its share of every batch, gradients summed.
+
+Gradients are summed in one all-reduce of all of them after the backward pass. DistributedDataParallel would
+send the first while the last are computed, but it takes their mean over the processes: a batch that does not
+divide evenly, or leaves a process without images, has to be weighted around it, and batch normalisation
+brings collectives of its own in between. One sum is the mean over the batch as it stands.
+
+Small things that steer the loop (sums of losses, whether to stop) travel on the CPU through gloo, gradients
+on a GPU through NCCL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from autoencode import errors
+from autoencode.errors import AutoencodeError, ConfigError, RunError
+from autoencode.training.place import Place
+
+Value = TypeVar("Value")
+
+MEETING = timedelta(minutes=5)  # how long the processes look for each other
+# A process that is lost is noticed by its closed connection; process 0 may pack a large folder meanwhile.
+WAITING = timedelta(days=7)
+REPORTING = timedelta(seconds=2)  # how long a lost process's own words may take to arrive
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All the processes of a run, seen from one of them; alone, nothing is sent.
+
+    Every method must be called by all of them, in the same order.
+
+    Raises:
+        AutoencodeError: of any method: another process has failed, for the reason it gave.
+    """
+
+    place: Place = field(default_factory=Place)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.place.first
+
+    def device(self, name: str) -> str:
+        """Return the device of this process where `name` may mean several: one GPU each.
+
+        Raises:
+            ConfigError: a kind of device that several processes cannot use.
+        """
+        if self.place.count == 1 or name == "cpu":
+            return name
+        if name in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.place.local_rank}"
+        if name == "auto":
+            return "cpu"
+        raise ConfigError(f"Several processes cannot share the device {name!r}. Use auto, cpu or cuda.")
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place, and return it."""
+        if self.place.count > 1:
+            self._together(lambda: dist.all_reduce(values))
+        return values
+
+    def any(self, decision: bool) -> bool:
+        """Whether any process has decided so."""
+        return bool(self.total(torch.tensor(int(decision))))
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the value of every process, in the order of their ranks."""
+        values: list[Value] = [value] * self.place.count
+        if self.place.count > 1:
+            self._together(lambda: dist.all_gather_object(values, value))
+        return values
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        self.gather(None)
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values of process 0, in place."""
+        if self.place.count > 1:
+            for tensor in tensors:
+                self._together(lambda tensor=tensor: dist.broadcast(tensor, 0))  # type: ignore[misc]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of the parameters over the processes, in place."""
+        if self.place.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        summed = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = torch.split(summed, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _together(self, collective: Callable[[], object]) -> None:
+        try:
+            collective()
+        except RuntimeError as err:
+            raise _failure(self.place) from err
+
+
+ALONE = Processes()
+
+
+def synchronous(processes: Processes, values: Tensor) -> Tensor:
+    """Sum values over the processes; the gradient is summed as well."""
+    summed: Tensor = _Sum.apply(values, processes)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes  # type: ignore[attr-defined]
+        return processes.total(values.clone())
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        processes: Processes = ctx.processes  # type: ignore[attr-defined]
+        return processes.total(gradients[0].clone()), None
+
+
+@contextlib.contextmanager
+def joined(place: Place) -> Iterator[Processes]:
+    """Meet the other processes, if there are any, and part in the end.
+
+    An error of ours that ends one of them is passed on: process 0 raises it, too.
+
+    Raises:
+        RunError: the processes do not find each other.
+    """
+    if place.count == 1:
+        yield Processes(place)
+        return
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=MEETING))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAITING)
+    except (RuntimeError, ValueError) as err:
+        raise RunError(
+            f"The {place.count} processes did not meet: {str(err).splitlines()[0].rstrip('.')}. If the port "
+            "is taken, give another one (torchrun --master-port)."
+        ) from err
+    processes = Processes(place)
+    try:
+        yield processes
+        processes.wait()
+    except AutoencodeError as err:
+        with contextlib.suppress(RuntimeError):  # process 0, which keeps the store, may be the one lost
+            _store().set(_failure_key(place), json.dumps([type(err).__name__, str(err)]))
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _failure(place: Place) -> AutoencodeError:
+    """What ended another process: its own words, if it had any."""
+    try:
+        _store().wait([_failure_key(place)], REPORTING)
+        name, message = json.loads(_store().get(_failure_key(place)))
+        error: AutoencodeError = getattr(errors, name)(message)
+    except (RuntimeError, ValueError):
+        error = RunError(
+            "Another process of this run has ended. The state of the last checkpoint is kept: run it again "
+            "with --resume."
+        )
+    return error
+
+
+def _store() -> Any:  # noqa: ANN401 - torch exports the type only where it was built with it
+    """What the processes keep in common while they are joined."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def _failure_key(place: Place) -> str:
+    return f"autoencode/failure/{place.restarts}"  # torchrun keeps its store over restarts

@@ -1,0 +1,96 @@
+"""Starting processes, passing signals on, starting again: with a shell in place of a training run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from autoencode.errors import ConfigError, RunError
+from autoencode.interfaces import launch, train
+
+
+def shell(script: str, folder: Path) -> list[str]:
+    return ["sh", "-c", f"cd {folder}; {script}"]
+
+
+def test_each_process_is_told_its_place(tmp_path: Path) -> None:
+    script = 'echo "$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $TORCHELASTIC_RESTART_COUNT" > $RANK'
+    assert launch.run_workers(3, shell(script, tmp_path)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    for rank in range(3):
+        assert (tmp_path / str(rank)).read_text() == f"3 {rank} 127.0.0.1 0\n"
+
+
+def test_an_error_is_final_and_its_exit_code_is_ours(tmp_path: Path) -> None:
+    script = "echo >> starts-$RANK; [ $RANK = 0 ] || exit 2"
+    assert launch.run_workers(2, shell(script, tmp_path)) == 2
+    assert (tmp_path / "starts-1").read_text() == "\n"
+
+
+def test_a_process_that_is_killed_is_started_again_with_all_others(tmp_path: Path) -> None:
+    script = "echo >> starts-$RANK; [ $RANK$TORCHELASTIC_RESTART_COUNT != 10 ] || kill -9 $$"
+    assert launch.run_workers(2, shell(script, tmp_path)) == 0
+    assert [(tmp_path / f"starts-{rank}").read_text() for rank in (0, 1)] == ["\n\n", "\n\n"]
+
+
+def test_processes_that_are_killed_every_time_are_given_up(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"killed 4 times, the last by SIGKILL.*--resume"):
+        launch.run_workers(2, shell("echo >> starts-$RANK; [ $RANK = 0 ] || kill -9 $$", tmp_path))
+    assert (tmp_path / "starts-1").read_text() == "\n" * 4
+
+
+def test_one_that_waits_for_a_lost_one_does_not_hold_up_the_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "PATIENCE_S", 0.2)
+    script = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] || { [ $RANK = 0 ] && exec sleep 600; kill -9 $$; }"
+    assert launch.run_workers(2, shell(script, tmp_path)) == 0
+
+
+def test_a_signal_is_passed_on_to_every_process_and_none_is_started_again(tmp_path: Path) -> None:
+    script = "trap 'echo stopped > $RANK; exit 130' TERM; echo > ready-$RANK; while :; do sleep 0.05; done"
+
+    def stop() -> None:
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert launch.run_workers(2, shell(script, tmp_path)) == 130
+    thread.join()
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["stopped\n", "stopped\n"]
+    assert not (tmp_path / "2").exists()
+
+
+def test_train_runs_its_own_command_line_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, list[str]]] = []
+    codes = iter([0, 3])
+
+    def run_workers(count: int, command: list[str]) -> int:
+        calls.append((count, command))
+        return next(codes)
+
+    monkeypatch.setattr(train, "run_workers", run_workers)
+    monkeypatch.setattr(sys, "argv", ["autoencode", "train", "photos", "--workers", "2"])
+    assert train._start(2)
+    assert calls == [(2, [sys.executable, "-m", "autoencode", "train", "photos", "--workers", "2"])]
+    with pytest.raises(typer.Exit) as stopped:
+        train._start(2)
+    assert stopped.value.exit_code == 3
+    assert not train._start(1)
+
+
+def test_a_worker_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not train._start(2)
+    with pytest.raises(ConfigError, match="There are 2 processes already, not --workers 3"):
+        train._start(3)

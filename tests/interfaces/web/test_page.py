@@ -1,0 +1,303 @@
+"""The page as a person uses it, in a real browser: every tab, on a desk and on a phone, and by keyboard."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+DESK, PHONE = (1280, 860), (390, 844)
+TABS = ("overview", "search", "morph", "generate", "restore", "outliers", "map")
+
+axe_core = pytest.importorskip("axe_playwright_python.base")
+
+
+@pytest.fixture(scope="module", params=[DESK, PHONE], ids=["desk", "phone"])
+def page(request: pytest.FixtureRequest, browser: Browser, served: Served) -> Iterator[Page]:
+    """The page, opened by the address that is printed; it stays open from test to test."""
+    width, height = request.param
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, has_touch=width < 500, accept_downloads=True
+    )
+    opened = context.new_page()
+    opened.set_default_timeout(20_000)
+    complaints: list[str] = []
+    elsewhere: list[str] = []
+    # A refused file is told of by the browser, too; any other complaint is a fault of the page.
+    opened.on(
+        "console",
+        lambda message: (
+            message.type == "error" and "422" not in message.text and complaints.append(message.text)
+        ),
+    )
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    own = f"http://127.0.0.1:{served.port}/"
+    opened.on("request", lambda sent: sent.url.startswith((own, "blob:")) or elsewhere.append(sent.url))
+    opened.goto(served.entrance)
+    yield opened
+    context.close()
+    assert not complaints
+    assert not elsewhere
+
+
+def go(page: Page, tab: str) -> None:
+    page.click(f"#to-{tab}")
+    page.wait_for_selector(f"#tab-{tab}:not([hidden]) h1")
+
+
+def until(page: Page, predicate: str, arg: object = None) -> None:
+    """Wait until something holds; playwright's own wait needs `eval`, which the page does not allow."""
+    for _ in range(1200):
+        if page.evaluate(predicate, arg):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"still not: {predicate} ({arg})")
+
+
+def source(page: Page, selector: str) -> str:
+    """What a picture shows, once it shows something."""
+    until(page, "s => document.querySelector(s)?.naturalWidth > 0", selector)
+    return str(page.get_attribute(selector, "src"))
+
+
+def saved(page: Page, selector: str) -> bytes:
+    with page.expect_download() as download:
+        page.click(selector)
+    return Path(download.value.path()).read_bytes()
+
+
+def slide(page: Page, selector: str, value: float) -> None:
+    page.eval_on_selector(
+        selector, "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})) }", value
+    )
+
+
+def test_the_key_is_gone_from_the_address(page: Page) -> None:
+    page.wait_for_selector("#tabs a")
+    assert "token" not in page.url
+    page.reload()
+    until(page, "document.querySelector('#name').textContent === 'run'")
+
+
+def test_the_overview_shows_curves_and_health(page: Page) -> None:
+    go(page, "overview")
+    page.wait_for_selector(".card .value")
+    assert "dB" in page.inner_text(".cards")
+    chart = page.get_attribute(".chart svg", "aria-label") or ""
+    assert chart.startswith("Loss by epoch: training from")
+    assert page.locator(".pairs .picture").count() == 8
+
+
+def test_search_goes_on_from_image_to_image_and_saves_a_table(page: Page, photos: Path) -> None:
+    go(page, "search")
+    page.set_input_files("#tab-search input[type=file]", sorted(photos.rglob("*.png"))[4])
+    until(page, "document.querySelector('.asked h2')?.textContent.endsWith('.png')")
+    first = page.locator("#tab-search .grid .picture").first
+    until(page, "document.querySelector('#tab-search .caption')?.textContent === '1.000'")
+    before = page.url
+    first.click()
+    page.wait_for_url(lambda url: url != before)
+    page.select_option("#tab-search select >> nth=0", "8")
+    until(page, "document.querySelectorAll('#tab-search .grid .picture').length === 8")
+    page.select_option("#tab-search select >> nth=1", "l2")
+    page.wait_for_selector("text=0 is the same")
+    assert saved(page, "text=Save CSV").decode().startswith("path,score,label\n")
+
+
+def test_an_image_is_dropped_or_pasted_anywhere(page: Page, photos: Path) -> None:
+    go(page, "search")
+    content = list(sorted(photos.rglob("*.png"))[9].read_bytes())
+    for kind, key in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        before = page.url
+        page.evaluate(
+            """([kind, key, content]) => {
+                const held = new DataTransfer();
+                held.items.add(new File([new Uint8Array(content)], `${kind}.png`, {type: 'image/png'}));
+                dispatchEvent(Object.assign(new Event(kind, {cancelable: true}), {[key]: held}));
+            }""",
+            [kind, key, content],
+        )
+        page.wait_for_url(lambda url, before=before: url != before)
+        until(page, "name => document.querySelector('.asked h2').textContent === name", f"{kind}.png")
+
+
+def test_a_file_that_is_no_image_is_refused_in_words(page: Page, tmp_path: Path) -> None:
+    go(page, "search")
+    (tmp_path / "text.png").write_text("no image")
+    with page.expect_response("**/api/uploads") as answer:
+        page.set_input_files("#tab-search input[type=file]", tmp_path / "text.png")
+    assert answer.value.status == 422
+    until(page, "document.querySelector('#status').textContent.includes('text.png: Not an image')")
+
+
+def test_the_morph_redraws_as_it_moves_and_only_for_the_newest_place(page: Page) -> None:
+    go(page, "morph")
+    before = source(page, ".result")
+    asked: list[str] = []
+    page.on("request", lambda sent: "/morph/frame" in sent.url and asked.append(sent.url))
+    page.evaluate(
+        """() => {
+            const slider = document.querySelector('.between-ends .x');
+            for (let i = 0; i <= 200; i++) {
+                slider.value = i / 200;
+                slider.dispatchEvent(new Event('input', {bubbles: true}));
+            }
+        }"""
+    )
+    until(page, "old => document.querySelector('.result').alt.endsWith('at 100 %')", before)
+    until(page, "old => document.querySelector('.result').src !== old", before)
+    assert 1 <= len(asked) <= 3  # the first place, perhaps one between, and the last
+    assert "x=1.0000" in asked[-1]
+    assert saved(page, "#tab-morph >> text=Save PNG").startswith(b"\x89PNG")
+    assert saved(page, "#tab-morph >> text=Save GIF").startswith(b"GIF8")
+
+
+def test_four_pictures_make_a_square(page: Page) -> None:
+    go(page, "morph")
+    for count in (3, 4):
+        page.click("#tab-morph >> text=Pick one of yours")
+        page.click("dialog .picture >> nth=0")
+        until(page, "n => document.querySelectorAll('.slots li').length === n", count)
+    before = source(page, ".result")
+    box = page.locator(".pad").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
+    until(page, "document.querySelector('.result').alt.includes('90 % across, 10 % down')")
+    assert source(page, ".result") != before
+    page.click(".slots .remove >> nth=0")
+    page.click(".slots .remove >> nth=0")
+    assert page.locator(".between-ends").count() == 1
+
+
+def test_a_sample_shows_its_neighbours_is_varied_and_morphed(page: Page) -> None:
+    go(page, "generate")
+    page.wait_for_selector("#tab-generate .grid .picture")
+    before = source(page, "#tab-generate .grid .picture img")
+    page.click("text=Draw others")
+    until(
+        page, "old => document.querySelector('#tab-generate .grid img').getAttribute('src') !== old", before
+    )
+    page.click("#tab-generate .grid .picture >> nth=2")
+    page.wait_for_selector("dialog .near .picture")
+    page.click("dialog >> text=Reconstruction")
+    assert "/reconstruction" in source(page, "dialog .frame img")
+    page.click("dialog >> text=Vary")
+    page.wait_for_selector("[aria-label=Variations] .grid .picture")
+    page.click("[aria-label=Variations] .grid .picture >> nth=0")
+    assert saved(page, "dialog >> text=Save PNG").startswith(b"\x89PNG")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+
+
+def test_restoring_has_a_line_between_before_and_after(page: Page, photos: Path) -> None:
+    go(page, "restore")
+    page.wait_for_selector(".comparison")
+    page.select_option("#tab-restore select", "gaussian:0.3")
+    page.wait_for_selector("text=PSNR before")
+    slide(page, ".comparison input", 80)
+    assert page.eval_on_selector(".comparison .upper", "e => e.style.clipPath") == "inset(0px 20% 0px 0px)"
+    page.click("summary >> text=Compare with a clean version")
+    page.set_input_files("#tab-restore details input[type=file]", sorted(photos.rglob("*.png"))[0])
+    page.wait_for_selector("text=Compare with itself again")
+
+
+def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -> None:
+    go(page, "outliers")
+    page.wait_for_selector(".review .sides img")
+    first = page.inner_text(".review h2")
+    page.keyboard.press("h")
+    assert page.is_visible(".heat")
+    page.keyboard.press("h")
+    assert page.is_hidden(".heat")
+    page.keyboard.press("d")
+    second = page.inner_text(".review h2")  # there at once, whatever the disk does
+    assert second != first
+    page.keyboard.press("k")
+    until(page, "document.querySelector('.counts').textContent.startsWith('1 kept, 1 dropped')")
+    log = [json.loads(line) for line in (run_folder / "decisions.jsonl").read_text().splitlines()]
+    assert [(Path(line["path"]).name, line["decision"]) for line in log[-2:]] == [
+        (first, "drop"),
+        (second, "keep"),
+    ]
+    assert saved(page, "text=List of dropped files").decode().strip().endswith(f"/{first}")
+    for name in (second, first):
+        page.keyboard.press("u")
+        until(page, "old => document.querySelector('.review h2').textContent === old", name)
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
+    before = page.inner_text(".threshold p")
+    page.focus(".threshold input")
+    page.keyboard.press("End")
+    until(page, "old => document.querySelector('.threshold p').textContent !== old", before)
+    assert "At most 50.00 %" in page.inner_text(".threshold p")
+    page.locator(".threshold input").blur()
+
+
+def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, photos: Path) -> None:
+    go(page, "map")
+    page.wait_for_selector(".map-stage canvas")
+    page.select_option("#tab-map select", "score")
+    page.wait_for_selector(".scale")
+    page.select_option("#tab-map select", "label")
+    assert page.inner_text(".legend").split() == ["coast", "forest", "night"]
+    page.locator(".map-stage").scroll_into_view_if_needed()
+    page.click("text=Draw around some")
+    box = page.locator(".map-stage canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 24, box["y"] + 24)
+    page.mouse.down()
+    for across, down in ((0.99, 0.01), (0.99, 0.99), (0.01, 0.99), (0.01, 0.01)):
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+    page.mouse.up()
+    page.wait_for_selector(".chosen h2")
+    chosen = int(re.findall(r"\d+", page.inner_text(".chosen h2"))[0])
+    assert 30 <= chosen <= 48
+    files = saved(page, "text=Save the list of files").decode().splitlines()
+    assert len(files) == chosen
+    assert all(Path(path).is_relative_to(photos) and Path(path).is_file() for path in files)
+    page.click("text=Clear")
+    page.focus(".map-stage canvas")
+    for key in ("+", "+", "+", "ArrowLeft", "ArrowRight", "0"):
+        page.keyboard.press(key)
+    page.click("text=Choose what is seen")
+    page.wait_for_selector(".chosen .picture")
+    page.click(".chosen .picture >> nth=0")
+    page.wait_for_selector("dialog .near .picture")
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_nothing_is_wider_than_the_window_and_axe_finds_no_serious_fault(page: Page, tab: str) -> None:
+    go(page, tab)
+    page.wait_for_load_state("load")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page.evaluate(axe_core.AXE_SCRIPT)
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")
+    serious = [
+        f"{fault['id']}: {fault['help']}: {[node['html'] for node in fault['nodes'][:3]]}"
+        for fault in found["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+    assert not serious
+
+
+def test_the_tabs_are_reached_and_opened_by_keyboard(page: Page) -> None:
+    fresh = page.context.new_page()
+    fresh.goto(page.url.split("#")[0])
+    fresh.wait_for_selector("#tabs a")
+    fresh.keyboard.press("Tab")
+    assert fresh.evaluate("document.activeElement.textContent") == "Skip to the content"
+    for _ in range(3):
+        fresh.keyboard.press("Tab")
+    assert fresh.evaluate("document.activeElement.textContent") == "Morph"
+    fresh.keyboard.press("Enter")
+    fresh.wait_for_selector("#tab-morph:not([hidden])")
+    fresh.close()

@@ -1,0 +1,369 @@
+"""What each tab asks for, against what the applications return."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import shutil
+import threading
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from autoencode import Run, generate, heat_maps, pack_folder
+from autoencode.applications.codemap import code_map
+from autoencode.applications.heatmaps import coloured
+from autoencode.applications.morph import between, in_square
+from autoencode.applications.reconstruct import restore
+from autoencode.data.batches import to_float, to_pixels
+from autoencode.files import exclusive
+from autoencode.interfaces.web import morph, overview
+from autoencode.interfaces.web.server import STATIC
+from autoencode.interfaces.web.workspace import Workspace
+from autoencode.training.runlog import append_metrics
+
+from .conftest import Served, finished
+
+OpenPage = Callable[..., TestClient]
+
+
+def pixels(response: object) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"))  # type: ignore[attr-defined]
+
+
+def test_the_page_says_what_it_works_on(client: TestClient, workspace: Workspace) -> None:
+    found = client.get("/api/workspace").json()
+    assert found["kind"] == "variational autoencoder"
+    assert (found["height"], found["width"], found["code_size"]) == (32, 32, 8)
+    assert found["images"] == found["index"]["images"] == 48
+    assert set(found["priors"]) == {"normal", "mixture"}
+
+
+def test_pictures_are_those_of_the_folder(client: TestClient, workspace: Workspace, photos: Path) -> None:
+    for picture in client.get("/api/pictures?count=5").json():
+        assert client.get(f"/api/pictures/{picture['id']}").json() == picture
+        expected = to_pixels(workspace.model.read(photos / picture["name"]))[0]
+        np.testing.assert_array_equal(pixels(client.get(f"/images/{picture['id']}")), expected)
+
+
+def test_a_picture_has_its_reconstruction_and_its_difference(
+    client: TestClient, workspace: Workspace
+) -> None:
+    images = to_float(workspace.pixels("i3")[None])
+    restored = to_pixels(workspace.model.reconstruct(images))[0].astype(int)
+    shown = pixels(client.get("/images/i3/reconstruction")).astype(int)
+    assert np.abs(shown - restored).max() <= 1
+    heat = coloured(heat_maps(workspace.model, images))[0]
+    np.testing.assert_array_equal(pixels(client.get("/images/i3/difference")), heat)
+
+
+def test_a_sheet_holds_its_tiles_in_order(client: TestClient, workspace: Workspace) -> None:
+    places = list(range(20))
+    sheet = pixels(client.get(f"/sheets/i?positions={','.join(map(str, places))}&side=32"))
+    assert sheet.shape == (64, 16 * 32, 3)
+    np.testing.assert_array_equal(sheet[32:, 32 : 2 * 32], workspace.pixels("i17"))
+
+
+def test_search_finds_what_the_index_finds(client: TestClient, workspace: Workspace) -> None:
+    assert workspace.index is not None
+    entry = workspace.index.entries[5]
+    expected = workspace.index.search(workspace.index.folder / entry.path, 6).results[0].found
+    found = client.get("/api/search?picture=i5&k=6").json()
+    assert found["query"]["name"] == entry.path
+    assert [near["name"] for near in found["neighbours"]] == [
+        near.path.relative_to(workspace.index.folder).as_posix() for near in expected
+    ]
+    np.testing.assert_allclose(
+        [near["score"] for near in found["neighbours"]], [near.score for near in expected], atol=1e-4
+    )
+    table = list(csv.DictReader(io.StringIO(client.get("/api/search.csv?picture=i5&k=6").text)))
+    assert [row["path"] for row in table] == [str(near.path) for near in expected]
+
+
+def test_search_compares_in_the_way_asked_for(client: TestClient, workspace: Workspace) -> None:
+    assert workspace.index is not None
+    codes = workspace.index.codes[[entry.row for entry in workspace.index.entries]]
+    found = client.get("/api/search?picture=i0&k=3&distance=l2").json()
+    distances = np.sort(np.linalg.norm(codes[1:] - codes[0], axis=1))[:3]
+    np.testing.assert_allclose([near["score"] for near in found["neighbours"]], distances, rtol=1e-4)
+    assert not found["similarity"]
+
+
+def test_an_upload_finds_the_image_it_is_a_copy_of(client: TestClient, photos: Path) -> None:
+    path = sorted(photos.rglob("*.png"))[7]
+    picture = client.post("/api/uploads", content=path.read_bytes()).json()
+    [first, *_] = client.get(f"/api/search?picture={picture['id']}").json()["neighbours"]
+    assert photos / first["name"] == path
+    assert first["score"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["linear", "spherical"])
+def test_a_frame_is_the_mixture_at_its_place(client: TestClient, workspace: Workspace, how: str) -> None:
+    model = workspace.model
+    three, four = workspace.codes(["i1", "i2", "i3"]), workspace.codes(["i1", "i2", "i3", "i4"])
+    for address, code in (
+        ("pictures=i1,i2,i3&x=0.75", between(three, 1.5, how)),  # type: ignore[arg-type]
+        ("pictures=i1,i2,i3,i4&x=0.25&y=1", in_square(four, 0.25, 1, how)),  # type: ignore[arg-type]
+    ):
+        shown = pixels(client.get(f"/api/morph/frame?{address}&how={how}"))
+        np.testing.assert_array_equal(shown, to_pixels(model.decode(code[None]))[0])
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_goes_through_all_pictures(client: TestClient, workspace: Workspace, kind: str) -> None:
+    answer = client.get(f"/api/morph/animation?pictures=i1,i2,i3&kind={kind}")
+    with Image.open(io.BytesIO(answer.content)) as made:
+        assert made.format == kind.upper()
+    frames = morph._loop(workspace, ["i1", "i2", "i3"], "linear")
+    ends = to_pixels(workspace.model.decode(workspace.codes(["i1", "i2", "i3"])))
+    leg = morph.LEG_FRAMES - 1
+    np.testing.assert_array_equal(frames[[0, leg, 2 * leg]], ends)
+    assert len(frames) == 3 * leg  # back at the first picture, which begins the next round
+
+
+@pytest.mark.parametrize("pictures", ["i1", "i1,i2,i3,i4,i5", ""])
+def test_a_morph_is_of_two_to_four(client: TestClient, pictures: str) -> None:
+    answer = client.get(f"/api/morph/frame?pictures={pictures}")
+    assert (answer.status_code, answer.json()["error"]) == (422, "A morph is of two to four pictures.")
+
+
+def test_samples_are_those_of_generate_and_can_be_searched_for_varied_and_morphed(
+    client: TestClient, workspace: Workspace
+) -> None:
+    made = client.post(
+        "/api/generate", json={"count": 3, "seed": 4, "temperature": 0.5, "prior": "normal"}
+    ).json()
+    expected = generate(workspace.model, 3, prior="normal", temperature=0.5, seed=4)
+    first, second, _ = made["pictures"]
+    np.testing.assert_array_equal(pixels(client.get(f"/images/{second['id']}")), expected.pixels[1])
+    assert len(client.get(f"/api/search?picture={first['id']}&k=4").json()["neighbours"]) == 4
+    assert client.get(f"/api/morph/frame?pictures={first['id']},i1").status_code == 200
+    same = client.post("/api/vary", json={"picture": first["id"], "count": 2, "amount": 0}).json()["pictures"]
+    difference = pixels(client.get(f"/images/{same[0]['id']}")).astype(int) - expected.pixels[0]
+    assert np.abs(difference).max() <= 1
+
+
+def test_what_is_out_of_range_is_refused_in_words(client: TestClient) -> None:
+    for body in ({"count": 100_000}, {"temperature": -1}, {"prior": "none"}, {"seed": "x"}):
+        answer = client.post("/api/generate", json=body)
+        assert answer.status_code == 422
+        assert "cannot be used" in answer.json()["error"]
+
+
+def test_restoring_says_how_close_it_is(client: TestClient, workspace: Workspace) -> None:
+    seen = client.get("/api/restore?picture=i2&corrupt=gaussian:0.2").json()
+    expected = restore(workspace.model, workspace.pixels("i2"), corruptions=["gaussian:0.2"])
+    assert seen["psnr_db"] == pytest.approx(expected.psnr_db, abs=1e-3)
+    assert seen["seen_psnr_db"] == pytest.approx(expected.seen_psnr_db, abs=1e-3)
+    for side, made in (("seen", expected.seen), ("restored", expected.restored)):
+        shown = pixels(client.get(f"/api/restore/{side}?picture=i2&corrupt=gaussian:0.2"))
+        np.testing.assert_array_equal(shown, made)
+    against = client.get("/api/restore?picture=i2&clean=i2").json()
+    assert against["seen_psnr_db"] is None  # equal: no finite number
+    answer = client.get("/api/restore?picture=i2&corrupt=melt:1")
+    assert answer.status_code == 422
+
+
+def test_outliers_come_strangest_first_with_what_a_rate_flags(
+    client: TestClient, workspace: Workspace
+) -> None:
+    found = finished(client, "/api/outliers?limit=200")
+    queue = found["queue"]
+    assert len(queue) == 48
+    scores = [row["score"] for row in queue]
+    assert scores == sorted(scores, reverse=True)
+    for rate in (0.2, 0.5):
+        answer = client.get(f"/api/outliers?rate={rate}&limit=200").json()
+        flagged = sum(row["p_value"] <= answer["rate"] for row in answer["queue"])
+        assert answer["flagged"] == flagged
+    part = client.get("/api/outliers?offset=10&limit=5").json()["queue"]
+    assert [row["id"] for row in part] == [row["id"] for row in queue[10:15]]
+
+
+def test_decisions_survive_a_restart_can_be_undone_and_taken_along(
+    client: TestClient,
+    open_page: OpenPage,
+    run_folder: Path,
+    index_folder: Path,
+    photos: Path,
+) -> None:
+    queue = finished(client, "/api/outliers")["queue"]
+    first, second, third = (row["id"] for row in queue[:3])
+    for name, decision in ((first, "drop"), (second, "keep"), (third, "drop")):
+        client.post("/api/decisions", json={"picture": name, "decision": decision})
+    assert client.post("/api/decisions/undo").json()["undone"] == queue[2]["name"]
+    again = open_page(run_folder, index_folder)
+    rows = finished(again, "/api/outliers")["queue"]
+    assert [row["decision"] for row in rows[:4]] == ["drop", "keep", None, None]
+    assert again.get("/api/decisions/drop.txt").text == f"{photos / queue[0]['name']}\n"
+    table = list(csv.DictReader(io.StringIO(again.get("/api/outliers.csv").text)))
+    assert [row["decision"] for row in table[:3]] == ["drop", "keep", ""]
+    assert table[0]["path"] == str(photos / queue[0]["name"])
+
+
+def test_only_images_under_review_are_decided_about(client: TestClient) -> None:
+    made = client.post("/api/generate", json={"count": 1}).json()["pictures"][0]
+    answer = client.post("/api/decisions", json={"picture": made["id"], "decision": "drop"})
+    assert answer.status_code == 404
+
+
+def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspace: Workspace) -> None:
+    about = finished(client, "/api/map")
+    content = client.get("/api/map/points").content
+    count = about["images"]
+    assert len(content) == 15 * count
+    assert workspace.review is not None
+    codes = workspace.codes([f"i{place}" for place in range(count)]).numpy()
+    x = np.frombuffer(content, "<f4", count)
+    np.testing.assert_allclose(x, code_map(workspace.model, codes).plane[:, 0], rtol=1e-4, atol=1e-4)
+    labels = np.frombuffer(content, "<i2", count, offset=12 * count)
+    splits = np.frombuffer(content, "i1", count, offset=14 * count)
+    for place in range(count):
+        entry = workspace.review.entry(place)
+        assert about["labels"][labels[place]] == entry.label
+        assert about["splits"][splits[place]] == entry.split
+
+
+def test_chosen_images_become_a_list_of_files(client: TestClient, workspace: Workspace, photos: Path) -> None:
+    assert workspace.review is not None
+    listed = client.post("/api/map/chosen", json={"positions": [3, 1], "kind": "files"}).text
+    assert listed == "".join(f"{photos / workspace.review.entry(place).path}\n" for place in (3, 1))
+    names = client.post("/api/map/chosen", json={"positions": [3, 1], "kind": "names"}).json()
+    assert [picture["id"] for picture in names] == ["i3", "i1"]
+    assert client.post("/api/map/chosen", json={"positions": [48], "kind": "names"}).status_code == 422
+
+
+def test_the_health_is_measured_on_held_out_images(client: TestClient) -> None:
+    found = finished(client, "/api/health")
+    assert found["split"] == "test"
+    names = [row["name"] for row in found["findings"]]
+    assert names == ["PSNR", "SSIM", "Sharpness", "Active values", "Prior gap"]
+
+
+def test_a_model_alone_morphs_generates_and_restores_and_says_what_the_rest_needs(
+    open_page: OpenPage, trained_vae: Run, tmp_path: Path, photos: Path
+) -> None:
+    alone = Path(shutil.copy(trained_vae.model_path, tmp_path / "alone.safetensors"))
+    client = open_page(alone)
+    content = [path.read_bytes() for path in sorted(photos.rglob("*.png"))[:2]]
+    one, other = (client.post("/api/uploads", content=c).json()["id"] for c in content)
+    assert client.get(f"/api/morph/frame?pictures={one},{other}&x=0.5").status_code == 200
+    assert client.post("/api/generate", json={"count": 2}).status_code == 200
+    assert client.get(f"/api/restore?picture={one}").status_code == 200
+    assert client.get("/api/overview").json()["settings"]
+    assert client.get("/api/pictures").json() == []
+    for address in (f"/api/search?picture={one}", "/api/outliers", "/api/map", "/api/health"):
+        answer = client.get(address)
+        assert answer.status_code == 409
+        assert all(line.startswith("autoencode ") for line in answer.json()["commands"])
+
+
+def test_other_images_are_reviewed_by_what_the_training_showed(
+    open_page: OpenPage, trained: Run, tmp_path: Path, photos: Path
+) -> None:
+    run = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(others / f"noise-{number}.png")
+    shutil.copy(sorted(photos.rglob("*.png"))[0], others / "ordinary.png")
+    client = open_page(run, images=others)
+    queue = finished(client, "/api/outliers")["queue"]
+    assert queue[-1]["name"] == "ordinary.png"
+    assert finished(client, "/api/map")["images"] == 4
+
+
+def test_work_that_fails_says_why(client: TestClient, workspace: Workspace) -> None:
+    assert workspace.training is not None
+    workspace.training = pack_folder(
+        workspace.training.folder, workspace.folder / "other.pack", size=48
+    )  # another size than the model's
+    for _ in range(200):
+        answer = client.get("/api/outliers")
+        if answer.status_code != 202:
+            break
+    assert answer.status_code == 409
+    assert "48" in answer.json()["error"]
+    shutil.rmtree(workspace.folder / "other.pack")
+
+
+def test_training_is_followed_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "LOOK_SECONDS", 0.01)
+
+    class Asking:
+        async def is_disconnected(self) -> bool:
+            return False
+
+    async def follow() -> list[dict[str, object]]:
+        seen: list[dict[str, object]] = []
+        with exclusive(tmp_path, "busy", RuntimeError):
+            async for event in overview.follow(tmp_path, 3, Asking()):  # type: ignore[arg-type]
+                seen.append(json.loads(event.removeprefix("data: ")))
+                if len(seen) == 3:
+                    return seen
+                epoch = len(seen)
+                append_metrics(
+                    tmp_path, {"epoch": epoch, "step": epoch, "seconds": 10.0, "val_loss": 1 / epoch}
+                )
+        return seen
+
+    with ThreadPoolExecutor(1) as elsewhere:  # a browser of other tests has a loop in this thread
+        before, one, two = elsewhere.submit(lambda: asyncio.run(follow())).result()
+    assert before == {"records": [], "epochs": 3, "training": True, "seconds_left": None}
+    assert [record["epoch"] for record in one["records"]] == [1]  # type: ignore[attr-defined]
+    assert 15 <= one["seconds_left"] <= 20  # type: ignore[operator]
+    assert 5 <= two["seconds_left"] <= 10  # type: ignore[operator]
+
+
+def test_the_events_of_a_run_arrive_at_a_browser(served: Served) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{served.port}/api/run/events",
+        headers={"Authorization": f"Bearer {served.trust.token}"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as stream:
+        line = stream.readline().decode()
+    state = json.loads(line.removeprefix("data: "))
+    assert (len(state["records"]), state["training"]) == (2, False)
+
+
+def test_the_page_goes_on_while_the_model_works(served: Served) -> None:
+    workspace, begun, end = served.workspace, threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        end.wait(10)
+
+    workspace._threads.submit(slow)
+    begun.wait(10)
+    try:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{served.port}/images/i0",
+            headers={"Authorization": f"Bearer {served.trust.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert answer.status == 200
+    finally:
+        end.set()
+
+
+def test_every_file_of_the_page_is_named_by_another_and_asks_for_nothing_elsewhere() -> None:
+    names = {path.name for path in STATIC.iterdir()}
+    texts = {name: (STATIC / name).read_text() for name in names}
+    for name in names - {"index.html"}:
+        assert any(f"/static/{name}" in text for other, text in texts.items() if other != name), name
+    for name, text in texts.items():
+        assert "https://" not in text, name
+        assert text.replace("http://www.w3.org/2000/svg", "").count("http://") == 0, name
+    page = texts["index.html"]
+    assert "<script>" not in page
+    assert "<style" not in page
+    assert " style=" not in page
