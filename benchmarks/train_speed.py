@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from contenders import CONTENDERS, LEARNING_RATE, first_weights
+from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 8  # steps: compilation, and the heap of a process that keeps its memory grows for about so long
@@ -104,14 +104,6 @@ def table(contenders: Sequence[Contender], batch: int) -> str:
             f"| {contender.losses[0]:.5f} | {contender.losses[-1]:.5f} |"
         )
     return "\n".join(lines)
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), "")
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
-    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{model or platform.processor()}, {os.cpu_count()} cores, {', '.join(known) or 'no avx2'}"
 
 
 def main() -> None:
