@@ -68,6 +68,22 @@ def test_counting_writes_nothing_where_nobody_looks(written: io.StringIO) -> Non
     assert written.getvalue() == ""
 
 
+def test_long_work_says_now_and_then_how_far_it_is(
+    written: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.counting("encoding") as show:
+        for done, now in ((100, 1000.0), (400, 1029.0), (700, 1030.0), (1300, 1060.0), (2000, 1065.0)):  # noqa: B007
+            show(done, 2000)
+    assert capsys.readouterr().err == (
+        "encoding: 700 of 2,000, 20 images/s, 1:05 left\n"
+        "encoding: 1,300 of 2,000, 20 images/s, 0:35 left\n"
+        "encoding: 2,000 of 2,000, 29 images/s\n"
+    )
+    assert written.getvalue() == ""
+
+
 def test_bars_appear_with_the_first_report_and_go_when_the_work_is_done(shown: io.StringIO) -> None:
     with progress.counting("packing") as count, progress.training() as show:
         assert shown.getvalue() == ""

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from autoencode.interfaces import options
 from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
-from autoencode.interfaces.progress import console, counted, counting, one_line
+from autoencode.interfaces.progress import console, counted, counting, notes, one_line
 from autoencode.interfaces.refusals import fail_if_named, show_refused
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from autoencode.applications.search import Index, SearchResults
 
 PAIRS_SHOWN = 50
-
-notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class DistanceName(StrEnum):

@@ -1,7 +1,8 @@
-"""Progress of long work on the terminal: bars where someone looks, one line an epoch elsewhere."""
+"""Progress of long work: bars on a terminal; elsewhere a line an epoch, or a line now and then."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 # Paths are printed as they are: brackets and colons in them mean nothing.
 console = Console(highlight=False, markup=False, emoji=False)
+# What is said beside results, so that a program that reads those need not tell them apart.
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def warn(text: str) -> None:
@@ -55,18 +60,47 @@ def _bars(*columns: ProgressColumn) -> Iterator[Progress]:
 
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar, with a rate and the time left, for work that reports (images done, images in all)."""
+    """Show a bar, with a rate and the time left, for work that reports (images done, images in all).
+
+    Without a terminal it is a line on stderr every half a minute, and one at the end of such long work.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
     with _bars(*columns) as bars:
         task = bars.add_task(description, total=None)
+        lines = _Lines(description)
 
         def show(done: int, total: int) -> None:
+            if not console.is_terminal:
+                lines.show(done, total)
             bars.start()
             bars.update(task, completed=done, total=total)
             if done == total:
                 bars.stop()
 
         yield show
+
+
+class _Lines:
+    """Says now and then, a line each, how far some work is."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.started = self.said = 0.0
+        self.first = 0
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self.started:
+            self.started, self.said, self.first = now, now, done
+        is_long = self.said > self.started
+        if now - self.said < LINE_EVERY and not (done == total and is_long):
+            return
+        self.said = now
+        rate = (done - self.first) / (now - self.started)
+        line = f"{self.description}: {done:,} of {total:,}, {rate:,.0f} images/s"
+        if rate and done < total:
+            line += f", {duration((total - done) / rate)} left"
+        notes.print(line, soft_wrap=True)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def _transposed(results: Results) -> Figure:
     best = int(after[0].flatten(1).std(dim=1).argmax())
     kernel = module.weight[channel, best][None, None]
     maps = [before[:, channel : channel + 1], spread, kernel, after[:, best : best + 1]]
-    names = ("map that enters", "spread by its stride", "kernel between them", "map that leaves")
+    names = ("map that enters", "spread by its stride", "the kernel", "map that leaves")
     tiles = [_grey(one) for one in maps]
     side = 144
     enlarged = [np.asarray(_resized(tile, side)) for tile in tiles]
@@ -85,7 +85,7 @@ def _reconstructions(results: Results) -> Figure:
     shown = {name: results.models[name] for name in ("ae", "best") if results.has(name)}
     names = {"ae": "autoencoder", "best": "starts as PCA"}
     caption = (
-        "Held-out images and what is made of the numbers each was squeezed into. Look at eyes and edges."
+        "Held-out images and what is made of the numbers each was squeezed into. Look at edges and details."
     )
     models = {names[name]: model for name, model in shown.items()}
     return pictures.reconstructions(models, results.pack, _shown(results, 12), "Figure 5", caption)
