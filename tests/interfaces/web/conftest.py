@@ -100,7 +100,7 @@ def served(run_folder: Path, index_folder: Path) -> Iterator[Served]:
 
 def finished(client: TestClient, address: str) -> dict[str, object]:
     """Ask until the work behind an address is done."""
-    for _ in range(600):
+    for _ in range(2400):
         response = client.get(address)
         if response.status_code != 202:
             assert response.status_code == 200, response.text

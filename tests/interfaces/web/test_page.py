@@ -244,9 +244,9 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
 def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, photos: Path) -> None:
     go(page, "map")
     page.wait_for_selector(".map-stage canvas")
-    page.select_option("#tab-map select", "score")
+    page.get_by_label("Colour by").select_option("score")
     page.wait_for_selector(".scale")
-    page.select_option("#tab-map select", "label")
+    page.get_by_label("Colour by").select_option("label")
     assert page.inner_text(".legend").split() == ["coast", "forest", "night"]
     page.locator(".map-stage").scroll_into_view_if_needed()
     page.click("text=Draw around some")
@@ -272,6 +272,15 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.click(".chosen .picture >> nth=0")
     page.wait_for_selector("dialog .near .picture")
     page.keyboard.press("Escape")
+
+
+def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    go(page, "map")
+    page.get_by_label("Lay out by").select_option("umap")
+    page.wait_for_selector("text=Images that are alike lie together", timeout=120_000)
+    page.get_by_label("Lay out by").select_option("pca")
+    page.wait_for_selector("text=of the variance of the codes")
 
 
 @pytest.mark.parametrize("tab", TABS)

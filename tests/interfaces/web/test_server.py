@@ -7,7 +7,9 @@ import csv
 import io
 import json
 import shutil
+import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +232,25 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
         entry = workspace.review.entry(place)
         assert about["labels"][labels[place]] == entry.label
         assert about["splits"][splits[place]] == entry.split
+
+
+def test_the_map_by_neighbours_has_a_place_for_every_image(client: TestClient) -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    about = finished(client, "/api/map?layout=umap")
+    assert about["explained"] is None
+    places = np.frombuffer(client.get("/api/map/points?layout=umap").content, "<f4", 2 * about["images"])
+    assert len(set(places)) > about["images"]
+    assert client.get("/api/map?layout=tsne").status_code == 422
+
+
+def test_a_map_that_needs_what_is_not_installed_says_how(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    while (answer := client.get("/api/map?layout=umap")).status_code == 202:
+        time.sleep(0.01)
+    assert answer.status_code == 409
+    assert "pip install 'autoencode[map]'" in answer.json()["error"]
 
 
 def test_chosen_images_become_a_list_of_files(client: TestClient, workspace: Workspace, photos: Path) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from autoencode.applications.codemap import CodeMap
+from autoencode.applications.codemap import CodeMap, Layout
 from autoencode.applications.decisions import chosen_entries, file_list
 from autoencode.interfaces.web.replies import Space, download, missing, unfinished
 from autoencode.interfaces.web.workspace import SPLITS, Collection, Workspace
@@ -28,13 +28,13 @@ class Chosen(BaseModel):
 
 
 @router.get("/api/map")
-async def about(space: Space) -> Response:
+async def about(space: Space, layout: Layout = "pca") -> Response:
     """Return what the map shows; `/api/map/points` has where."""
     if space.review is None:
         return _nothing()
-    found = space.map.result()
+    found = space.maps[layout].result()
     if found is None:
-        return unfinished(space.map)
+        return unfinished(space.maps[layout])
     return JSONResponse(
         {
             "letter": space.review.letter,
@@ -48,16 +48,16 @@ async def about(space: Space) -> Response:
 
 
 @router.get("/api/map/points")
-async def points(space: Space) -> Response:
+async def points(space: Space, layout: Layout = "pca") -> Response:
     """Return the points as bytes, little-endian, one array after the other.
 
     x and y float32 (N,), score float32 (N,) or NaN, label int16 (N,) or -1, split int8 (N,).
     """
     if space.review is None:
         return _nothing()
-    found = space.map.result()
+    found = space.maps[layout].result()
     if found is None:
-        return unfinished(space.map)
+        return unfinished(space.maps[layout])
     content = await asyncio.to_thread(_bytes, space, space.review, found)
     return Response(content, media_type="application/octet-stream")
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.applications.codemap import CodeMap, code_map
+from autoencode.applications.codemap import CodeMap, Layout, code_map, neighbour_map
 from autoencode.applications.decisions import Decisions
 from autoencode.applications.nearest import Distance
 from autoencode.applications.outlier_reference import fit_reference, reference_name
@@ -128,7 +128,10 @@ class Workspace:
         self._job_threads = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self.check_up: Job[CheckUp] = Job(self._check_up, self._job_threads)
         self.ranking: Job[Ranking] = Job(self._rank, self._job_threads)
-        self.map: Job[CodeMap] = Job(self._map, self._job_threads)
+        self.maps: dict[Layout, Job[CodeMap]] = {
+            "pca": Job(self._principal_map, self._job_threads),
+            "umap": Job(self._neighbour_map, self._job_threads),
+        }
 
     @property
     def name(self) -> str:
@@ -196,7 +199,8 @@ class Workspace:
     def close(self) -> None:
         """End the process and the threads; what is held is gone."""
         self.decoder.close()
-        for job in (self.check_up, self.ranking, self.map):
+        jobs: list[Job[Any]] = [self.check_up, self.ranking, *self.maps.values()]
+        for job in jobs:
             job.stop()
         for threads in (self._threads, self._job_threads):
             threads.shutdown(wait=False, cancel_futures=True)
@@ -253,11 +257,21 @@ class Workspace:
             lambda done, total: report("scoring images", done, total),
         )
 
-    def _map(self, report: Report) -> CodeMap:
+    def _principal_map(self, report: Report) -> CodeMap:
+        return code_map(self.model, self._review_codes(report))
+
+    def _neighbour_map(self, report: Report) -> CodeMap:
+        codes = self._review_codes(report)
+        report("finding neighbours", 0, 0)
+        return neighbour_map(
+            self.model, codes, lambda done, total: report("laying out images, rounds", done, total)
+        )
+
+    def _review_codes(self, report: Report) -> Vectors:
         assert self.review is not None
         if self.review.codes is None:
             self.review.codes = self._encoded(self.review, report)
-        return code_map(self.model, self.review.codes)
+        return self.review.codes
 
     def _encoded(self, collection: Collection, report: Report) -> Vectors:
         rows, places = np.unique(collection.rows, return_inverse=True)

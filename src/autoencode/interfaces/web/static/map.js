@@ -31,9 +31,14 @@ export function mount(root) {
   };
 }
 
-async function load(bar) {
-  const about = await waitFor("/api/map", bar.update);
-  return { about, points: new Points(await getBuffer("/api/map/points"), about.images) };
+async function load(bar, layout = "pca") {
+  const about = await waitFor(`/api/map?layout=${layout}`, bar.update);
+  return { about, points: new Points(await getBuffer(`/api/map/points?layout=${layout}`), about.images) };
+}
+
+function said(about) {
+  if (about.explained === null) return "Images that are alike lie together; how far groups lie apart says little.";
+  return `The plane holds ${Math.round(100 * about.explained)} % of the variance of the codes.`;
 }
 
 class MapView {
@@ -64,17 +69,42 @@ class MapView {
     const button = (text, onclick, more = {}) => h("button", { type: "button", onclick, ...more }, text);
     this.lassoButton = button("Draw around some", () => this.setLasso(!this.isLasso), { "aria-pressed": "false" });
     this.colouring = select(modes, this.mode, (mode) => this.setMode(mode));
+    this.layout = "pca";
+    this.layouts = select([["pca", "distance (PCA)"], ["umap", "neighbours (UMAP)"]], this.layout, (layout) => this.setLayout(layout));
+    this.hint = h("span", { class: "hint" }, said(this.about));
     return h(
       "div",
       { class: "toolbar" },
+      field("Lay out by", this.layouts),
       field("Colour by", this.colouring),
       this.lassoButton,
       button("Choose what is seen", () => this.chooseSeen()),
       button("+", () => this.zoom(1.6), { "aria-label": "Come nearer" }),
       button("−", () => this.zoom(1 / 1.6), { "aria-label": "Go farther" }),
       button("Show all", () => this.reset()),
-      h("span", { class: "hint" }, `The plane holds ${Math.round(100 * this.about.explained)} % of the variance of the codes.`),
+      this.hint,
     );
+  }
+
+  async setLayout(layout) {
+    const order = (this.order = (this.order ?? 0) + 1); // only the newest choice counts
+    const bar = progressBar("laying out images");
+    this.list.replaceChildren(bar);
+    try {
+      const { about, points } = await load(bar, layout);
+      if (order !== this.order) return;
+      points.choose(this.points.places());
+      Object.assign(this, { layout, about, points });
+    } catch (err) {
+      if (order !== this.order) return;
+      this.layouts.value = this.layout;
+      showFailure(err, this.list);
+      return;
+    }
+    this.hint.textContent = said(this.about);
+    this.showChosen();
+    this.recolour();
+    this.reset();
   }
 
   async setMode(mode) {
@@ -83,7 +113,7 @@ class MapView {
       this.key_.replaceChildren(bar);
       try {
         await waitFor("/api/outliers?limit=1", bar.update);
-        this.points.score.set(new Points(await getBuffer("/api/map/points"), this.about.images).score);
+        this.points.score.set(new Points(await getBuffer(`/api/map/points?layout=${this.layout}`), this.about.images).score);
         this.about.scored = true;
       } catch (err) {
         showFailure(err, this.key_);
