@@ -59,19 +59,21 @@ def pca_point(pack: Pack, components: int) -> Point:
 
 
 def drawn(lines: dict[str, list[Point]], pca: Point, code: int, out: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    for name, ends in lines.items():
-        _, seconds, errors = zip(*ends, strict=True)
-        colour = COLOURS.get(name, "#d55e00")
-        axes.plot(seconds, errors, "o-", color=colour, label=name.replace("`", ""), markersize=4)
-    axes.axhline(pca[2], color="#6b7280", linestyle="--", label=f"PCA, {code} components")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("processor time of training, seconds")
-    axes.set_ylabel("validation mean squared error")
-    axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    """All of them, and those that start from PCA again on a scale of their own."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    for axes, names in zip(panels, (lines, SIZES), strict=True):
+        for name in names:
+            _, seconds, errors = zip(*lines[name], strict=True)
+            colour = COLOURS.get(name, "#d55e00")
+            axes.plot(seconds, errors, "o-", color=colour, label=name.replace("`", ""), markersize=4)
+        axes.axhline(pca[2], color="#6b7280", linestyle="--", label=f"PCA, {code} components")
+        axes.set_xlabel("processor time of training, seconds")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("validation mean squared error")
+    panels[0].legend(frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
 
