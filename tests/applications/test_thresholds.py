@@ -95,3 +95,12 @@ def test_a_rate_has_its_interval_and_nothing_has_none() -> None:
     assert (rate.value, rate.images) == (0.25, 4)
     assert rate.interval.low < 0.25 < rate.interval.high
     assert rate_of(np.zeros(0, bool)) is None
+
+
+@pytest.mark.parametrize("images", [1, 7, 30, 98, 333])
+def test_the_rate_that_the_error_names_can_be_promised_and_none_much_smaller(images: int) -> None:
+    with pytest.raises(ConfigError, match="or more") as raised:
+        promised_rate(images, 0.001)
+    named = float(str(raised.value).split("--fpr ")[1].split()[0])
+    assert promised_rate(images, named) == named
+    assert named - 1 / (images + 1) < 1e-4

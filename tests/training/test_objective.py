@@ -29,6 +29,23 @@ def test_the_objective_of_a_vae_is_the_elbo_divided_by_the_values_of_an_image() 
     expected = (-likelihood + 0.5 * kl(MEAN, LOG_VARIANCE).mean()) / (3 * 16 * 32)
     torch.testing.assert_close(found.loss, expected)
     torch.testing.assert_close(found.reconstruction, -likelihood)
+    torch.testing.assert_close(found.kl, kl(MEAN, LOG_VARIANCE).mean())
+    torch.testing.assert_close(found.mse, F.mse_loss(RESTORED, IMAGES))
+
+
+def test_one_image_has_an_objective_too() -> None:
+    whole = objective.terms("gaussian", IMAGES, gaussian_output(), beta=1, sigma2=0.01)
+    single = [
+        objective.terms(
+            "gaussian",
+            IMAGES[i : i + 1],
+            Output(RESTORED[i : i + 1], Posterior(MEAN[i : i + 1], LOG_VARIANCE[i : i + 1])),
+            beta=1,
+            sigma2=0.01,
+        ).loss
+        for i in range(5)
+    ]
+    torch.testing.assert_close(whole.loss, torch.stack(single).mean())
 
 
 def test_a_vae_with_summed_squared_error_has_the_gradient_of_sigma2_one_half() -> None:
@@ -45,6 +62,7 @@ def test_an_autoencoder_has_no_kl() -> None:
     output = Output(RESTORED, Posterior(MEAN, None))
     found = objective.terms("mae", IMAGES, output, beta=1, sigma2=1)
     assert found.kl == 0
+    assert found.reconstruction == found.loss
     assert found.loss == F.l1_loss(RESTORED, IMAGES)
     assert found.mse == F.mse_loss(RESTORED, IMAGES)
 
@@ -56,6 +74,16 @@ def test_automatic_sigma2_converges_to_the_known_noise_of_synthetic_data() -> No
         noise = 0.05 * torch.randn(16, 3, 16, 16, generator=generator)
         objective.update_sigma2(sigma2, noise.square().mean(), step)
     assert sigma2.item() == pytest.approx(0.05**2, rel=0.01)
+
+
+def test_automatic_sigma2_is_the_mean_of_the_first_batches_and_then_remembers_fifty() -> None:
+    errors = [0.4, 0.1, 0.3, 0.2, 0.7]
+    sigma2 = torch.tensor(9.0)
+    for step, error in enumerate(errors):
+        objective.update_sigma2(sigma2, torch.tensor(error), step)
+        assert sigma2.item() == pytest.approx(sum(errors[: step + 1]) / (step + 1), rel=1e-5)
+    objective.update_sigma2(sigma2, torch.tensor(0.0), 10_000)
+    assert sigma2.item() == pytest.approx(0.98 * sum(errors) / 5, rel=1e-5)
 
 
 def test_automatic_sigma2_is_the_maximum_of_the_likelihood() -> None:
@@ -84,5 +112,10 @@ def test_warmup_is_linear_and_reaches_beta_at_exactly_the_stated_step() -> None:
 def test_cycles_rise_in_their_first_half_and_stay_in_their_second() -> None:
     values = [objective.beta_at(step, 100, 0, 4, 1.0) for step in range(100)]
     for start in range(0, 100, 25):
-        assert values[start] == 0
+        assert values[start : start + 13] == pytest.approx([2 * step / 25 for step in range(13)])
         assert values[start + 13 : start + 25] == [1.0] * 12
+    assert objective.beta_at(100, 100, 0, 4, 1.0) == 1
+
+
+def test_without_a_warmup_the_weight_is_beta_from_the_first_step() -> None:
+    assert objective.beta_at(0, 100, 0, 0, 2.0) == 2
