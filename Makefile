@@ -3,6 +3,7 @@
 # make check  the same without installing anything
 # make bench  what docs/performance.md claims, in a short form: a table for each concern
 # make torture      hours of what tries to break it, and a table of what fell; PARTS="images kills" for some of it
+# make test-scale   the tests of several processes and servers that take minutes
 # make test-lowest  the tests with the lowest versions that pyproject.toml allows
 #
 # On Linux, PyPI's torch is a CUDA build of several GB. Where no NVIDIA GPU is found, the small CPU build is looked
@@ -17,7 +18,7 @@ TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 
 endif
 BIN := .venv/bin
 
-.PHONY: demo test check bench torture test-lowest format clean
+.PHONY: demo test check bench torture test-scale test-lowest format clean
 
 demo: .venv/installed
 	$(BIN)/autoencode demo
@@ -33,6 +34,9 @@ check:
 
 torture: .venv/installed
 	$(BIN)/python -m torture $(PARTS)
+
+test-scale: .venv/installed
+	$(BIN)/pytest -m scale
 
 # Of torch the constraint's version is taken: the lowest has no small build on PyPI.
 test-lowest:

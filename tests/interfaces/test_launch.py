@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -49,17 +50,62 @@ def test_processes_that_are_killed_every_time_are_given_up(tmp_path: Path) -> No
 def test_one_that_waits_for_a_lost_one_does_not_hold_up_the_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(launch, "NOTICING_S", 0.2)
     script = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] || { [ $RANK = 0 ] && exec sleep 600; kill -9 $$; }"
     assert launch.run_workers(2, shell(script, tmp_path)) == 0
+
+
+def test_an_error_that_the_first_cannot_hear_of_is_told_here_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "NOTICING_S", 0.2)
+    started = time.monotonic()
+    with pytest.raises(RunError, match="Process 1 ended with exit code 3, and the others were stopped"):
+        launch.run_workers(2, shell("[ $RANK = 1 ] && exit 3; exec sleep 600", tmp_path))
+    assert time.monotonic() - started < 10
+
+
+LAUNCH = """
+import sys
+from autoencode.interfaces.launch import run_workers
+run_workers(2, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
+"""
+WORK = """
+import os, signal, sys, time
+from pathlib import Path
+from autoencode.interfaces.launch import end_with_launcher
+
+def stop(*_):
+    Path(sys.argv[1], "stopped-" + os.environ["RANK"]).touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, stop)
+end_with_launcher()
+Path(sys.argv[1], "ready-" + os.environ["RANK"]).touch()
+time.sleep(600)
+"""
+
+
+def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, WORK, str(tmp_path)])
+    wait_for(tmp_path, "ready-*")
+    launcher.kill()
+    launcher.wait()
+    wait_for(tmp_path, "stopped-*")
+
+
+def wait_for(folder: Path, pattern: str, count: int = 2) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < count:
+        assert time.monotonic() < deadline, f"no {pattern} in {folder}"
+        time.sleep(0.05)
 
 
 def test_a_signal_is_passed_on_to_every_process_and_none_is_started_again(tmp_path: Path) -> None:
     script = "trap 'echo stopped > $RANK; exit 130' TERM; echo > ready-$RANK; while :; do sleep 0.05; done"
 
     def stop() -> None:
-        while len(list(tmp_path.glob("ready-*"))) < 2:
-            time.sleep(0.05)
+        wait_for(tmp_path, "ready-*")
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)

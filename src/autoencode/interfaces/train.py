@@ -10,7 +10,7 @@ import typer
 
 from autoencode.errors import ConfigError
 from autoencode.interfaces import options
-from autoencode.interfaces.launch import run_workers
+from autoencode.interfaces.launch import end_with_launcher, run_workers
 from autoencode.interfaces.options import (
     MACHINE,
     VAE,
@@ -204,6 +204,7 @@ def _start(workers: int) -> bool:
     """
     count = own_place().count
     if count == workers:
+        end_with_launcher()
         return False
     if count > 1:
         raise ConfigError(

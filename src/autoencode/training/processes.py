@@ -12,7 +12,11 @@ on a GPU through NCCL.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +24,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# The functions in here have the group of all processes as a default argument, and the optimisers import them.
+# If that came first while a group exists, they would keep it, and its threads, to the end of the interpreter,
+# where a thread that lets go of a tensor aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autoencode import errors
@@ -29,10 +39,14 @@ from autoencode.training.place import Place
 
 Value = TypeVar("Value")
 
+_FAILURE = "failure"
 MEETING = timedelta(minutes=5)  # how long the processes look for each other
 # A process that is lost is noticed by its closed connection; process 0 may pack a large folder meanwhile.
 WAITING = timedelta(days=7)
-REPORTING = timedelta(seconds=2)  # how long a lost process's own words may take to arrive
+REPORTING_S = 2  # how long a lost process's own words may take to arrive
+PARTING_S = 30  # how long process 0, which keeps the store, waits for the others to leave it
+
+_meetings = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,13 @@ class Processes:
     """
 
     place: Place = field(default_factory=Place)
+    store: Any = (
+        None  # what the processes keep in common; torch exports the type only where it was built with it
+    )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
+        """Return itself: a copy of a model is spread over the same processes."""
+        return self
 
     @property
     def first(self) -> bool:
@@ -107,7 +128,7 @@ class Processes:
         try:
             collective()
         except RuntimeError as err:
-            raise _failure(self.place) from err
+            raise _failure(self.store) from err
 
 
 ALONE = Processes()
@@ -143,45 +164,65 @@ def joined(place: Place) -> Iterator[Processes]:
     if place.count == 1:
         yield Processes(place)
         return
+    meeting = f"autoencode/{place.restarts}/{next(_meetings)}"
     try:
-        store, rank, count = next(rendezvous("env://", timeout=MEETING))
+        address = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        store = PrefixStore(meeting, _common_store(place, *address))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAITING)
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.count, timeout=WAITING
+        )
     except (RuntimeError, ValueError) as err:
         raise RunError(
             f"The {place.count} processes did not meet: {str(err).splitlines()[0].rstrip('.')}. If the port "
             "is taken, give another one (torchrun --master-port)."
         ) from err
-    processes = Processes(place)
+    processes, patience_s = Processes(place, store), REPORTING_S
     try:
         yield processes
         processes.wait()
+        patience_s = PARTING_S
     except AutoencodeError as err:
         with contextlib.suppress(RuntimeError):  # process 0, which keeps the store, may be the one lost
-            _store().set(_failure_key(place), json.dumps([type(err).__name__, str(err)]))
+            store.set(_FAILURE, json.dumps([type(err).__name__, str(err)]))
         raise
     finally:
         dist.destroy_process_group()
+        _leave(store, place, patience_s)
 
 
-def _failure(place: Place) -> AutoencodeError:
+@functools.cache
+def _common_store(place: Place, _host: str, _port: str) -> Any:  # noqa: ANN401 - see Processes.store
+    """The store of all processes at that address, kept: no one can meet the end of it in a later meeting."""
+    return next(rendezvous("env://", timeout=MEETING))[0]
+
+
+def _leave(store: Any, place: Place, patience_s: float) -> None:  # noqa: ANN401 - see Processes.store
+    """Sign off; the first process, with which the store may end, waits for the others to do so."""
+    with contextlib.suppress(RuntimeError):
+        store.set(f"left/{place.rank}", "")
+        if place.first:
+            _has(store, [f"left/{rank}" for rank in range(place.count)], patience_s)
+
+
+def _has(store: Any, keys: list[str], patience_s: float) -> bool:  # noqa: ANN401 - see Processes.store
+    """Whether the store has all `keys` within that time; its own `wait` writes to stderr when it has not."""
+    deadline = time.monotonic() + patience_s
+    while not store.check(keys):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _failure(store: Any) -> AutoencodeError:  # noqa: ANN401 - see Processes.store
     """What ended another process: its own words, if it had any."""
-    try:
-        _store().wait([_failure_key(place)], REPORTING)
-        name, message = json.loads(_store().get(_failure_key(place)))
-        error: AutoencodeError = getattr(errors, name)(message)
-    except (RuntimeError, ValueError):
-        error = RunError(
-            "Another process of this run has ended. The state of the last checkpoint is kept: run it again "
-            "with --resume."
-        )
-    return error
-
-
-def _store() -> Any:  # noqa: ANN401 - torch exports the type only where it was built with it
-    """What the processes keep in common while they are joined."""
-    return dist.distributed_c10d._get_default_store()
-
-
-def _failure_key(place: Place) -> str:
-    return f"autoencode/failure/{place.restarts}"  # torchrun keeps its store over restarts
+    with contextlib.suppress(RuntimeError, ValueError):
+        if _has(store, [_FAILURE], REPORTING_S):
+            name, message = json.loads(store.get(_FAILURE))
+            error: AutoencodeError = getattr(errors, name)(message)
+            return error
+    return RunError(
+        "Another process of this run has ended. The state of the last checkpoint is kept: run it again "
+        "with --resume."
+    )
