@@ -18,6 +18,8 @@ exits with 2 for a ConfigError, with 1 for the others; a traceback is a bug.
 
 from __future__ import annotations
 
+from autoencode.version import install_command
+
 
 class AutoencodeError(Exception):
     """Base of every error raised on purpose."""
@@ -63,4 +65,4 @@ class MissingExtraError(AutoencodeError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs an optional part. Install it: pip install 'autoencode[{extra}]'")
+        super().__init__(f"{purpose}: an optional part is missing. Install it: {install_command(extra)}")

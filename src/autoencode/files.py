@@ -33,8 +33,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             yield file
-            file.flush()
+        # Some libraries write a file of their own in its place, which only its owner may read.
+        with temporary.open("rb+") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)

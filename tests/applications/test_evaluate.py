@@ -176,7 +176,7 @@ def test_without_the_optional_part_kid_is_left_out_and_said(
     monkeypatch.setattr(application, "pretrained_version", missing)
     found = evaluate(load_model(trained.model_path), tiny_pack)
     assert found.kid is None
-    assert any("KID is left out" in note and "autoencode[eval]" in note for note in found.notes)
+    assert any("KID is left out" in note and "[eval]" in note for note in found.notes)
 
 
 def test_images_of_another_size_are_refused(trained: Run, photos: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_without_the_optional_part_its_install_command_is_named(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = CliRunner().invoke(app, ["app", str(trained.folder), "--no-browser"])
     assert isinstance(result.exception, MissingExtraError)
-    assert "pip install 'autoencode[web]'" in str(result.exception)
+    assert "[web]'" in str(result.exception)
 
 
 def test_a_port_that_is_taken_is_an_error_and_the_default_moves_on() -> None:

@@ -39,5 +39,5 @@ def test_without_the_extra_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'autoencode\[tensorboard\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[tensorboard\]'"):
         logging_to(tmp_path, lambda _: None)

@@ -1,6 +1,7 @@
 """One file holds the model; whatever else it is given is refused in one line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from autoencode import (
     ModelConfig,
     ModelFileError,
     Preprocessing,
+    Run,
     load_model,
     save_model,
 )
@@ -158,3 +160,17 @@ def test_weights_of_another_type_are_refused(kind: torch.dtype, path: Path) -> N
     write_tensors(path, "model", 1, tensors, rest)
     with pytest.raises(ModelFileError, match=r"to_mean\.bias is of type"):
         load_model(path)
+
+
+def test_a_model_file_is_open_to_those_who_may_read_other_new_files(trained: Run, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"")
+    save_model(tmp_path / "model.safetensors", load_model(trained.model_path), {})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_model_file_that_may_not_be_read_is_not_called_damaged(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ModelFileError, match=r"Could not read .*: permission denied"):
+        load_model(trained.model_path)

@@ -34,6 +34,7 @@ from autoencode.evaluation.plots import confusion_matrix
 from autoencode.evaluation.scores import Interval, wilson_interval
 from autoencode.files import make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.version import install_command
 
 COMPARISON_NAME, CONFUSION_NAME, PICTURE_NAME = "comparison.csv", "confusion.csv", "confusion.png"
 
@@ -141,7 +142,7 @@ def transfer(
         methods = [name for name in methods if name != PRETRAINED or seen.has(PRETRAINED)]
         levels, notes = _levels(data)
         if not seen.has(PRETRAINED):
-            notes.append("Pretrained features are not compared: pip install 'autoencode[eval]' adds them.")
+            notes.append(f"Pretrained features are not compared: {install_command('eval')} adds them.")
         notes += seen.notes
         comparison, best = list[Accuracy](), dict[str, Learned]()
         for level in levels:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def read_tensors(
     """
     if not path.is_file():
         raise error(f"No {kind} file at {path}.")
+    if not os.access(path, os.R_OK):
+        raise error(f"Could not read {path}: permission denied. Let its owner open it to you.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

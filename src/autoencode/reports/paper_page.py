@@ -19,7 +19,7 @@ from autoencode.reports.claims import Claim, claims
 from autoencode.reports.page import Block, Figure, Section, Table, Text, write_page
 from autoencode.reports.paper_figures import figures
 from autoencode.reports.results import Results
-from autoencode.version import VERSION
+from autoencode.version import VERSION, install_command
 
 PAGE_NAME, RESULTS_NAME, FIGURES_NAME = "index.html", "results.json", "figures"
 FORMAT_VERSION = 1
@@ -87,9 +87,7 @@ def _numbered(drawn: Sequence[Figure], wanted: range) -> list[Block]:
 def _tables(results: Results) -> list[Block]:
     blocks: list[Block] = [_experiments(results), _quality(results)]
     if results.measured and all(found["kid"] is None for found in results.measured.values()):
-        blocks.append(
-            Text("KID was not measured. Install it: pip install 'autoencode[eval]', and run again.")
-        )
+        blocks.append(Text(f"KID was not measured. Install it: {install_command('eval')}, and run again."))
     failed = [(one.experiment.name, one.failure) for one in results.trained if one.failure]
     if failed:
         blocks.append(Table(("experiment", "why it has no model"), failed))
