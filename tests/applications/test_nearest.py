@@ -1,11 +1,13 @@
 """FAISS against brute force, and the map of each distance against its formula."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from autoencode import ConfigError
+from autoencode.applications import nearest as module
 from autoencode.applications.nearest import Distance, Floats, Nearest, fit_cells, fit_space
 
 DISTANCES: tuple[Distance, ...] = ("whitened", "cosine", "l2")
@@ -153,6 +155,60 @@ def test_cells_miss_no_pair_and_no_neighbour_for_want_of_a_byte(distance: Distan
     ]
     assert pairs[0] == pairs[1]
     assert len(pairs[0]) > 100
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_pairs_do_not_depend_on_the_blocks_they_are_found_in(
+    distance: Distance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = codes(90)
+    nearest = Nearest(fit_space(known, distance), known, None)
+
+    def pairs() -> list[tuple[int, int, float]]:
+        blocks = list(nearest.pairs(2.0 if distance == "l2" else 0.0))
+        return sorted(tuple(one) for block in blocks for one in zip(*block, strict=True))  # type: ignore[misc]
+
+    whole = pairs()
+    monkeypatch.setattr(module, "_BLOCK_VALUES", 700)  # 7 codes a block, 29 pairs
+    in_blocks = pairs()
+    assert [one[:2] for one in in_blocks] == [one[:2] for one in whole]
+    np.testing.assert_allclose([one[2] for one in in_blocks], [one[2] for one in whole], atol=1e-6)
+    assert len(whole) > 500
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_pair_exactly_at_the_threshold_is_one(distance: Distance) -> None:
+    known = codes(40)
+    nearest = Nearest(fit_space(known, distance), known, None)
+    scores = np.concatenate([block[2] for block in nearest.pairs(9.0 if distance == "l2" else -2.0)])
+    threshold = float(np.sort(scores)[len(scores) // 2])
+    found = np.concatenate([block[2] for block in nearest.pairs(threshold)])
+    assert threshold in found
+    assert len(found) == ((scores <= threshold) if distance == "l2" else (scores >= threshold)).sum()
+
+
+def test_the_others_of_a_code_are_as_many_as_asked_for_and_never_itself() -> None:
+    known = np.repeat(codes(10), 2, axis=0)
+    nearest = Nearest(fit_space(known, "l2"), known, None)
+    for row, near in enumerate(nearest.others(np.arange(20), 3)):
+        assert len(near) == 3
+        assert row not in near
+        assert near[0] == row ^ 1  # its copy
+
+
+def test_one_cell_that_holds_one_too_few_sends_a_query_to_all_of_them() -> None:
+    known = clustered(2_000, 8)
+    space = fit_space(known, "l2")
+    cells = fit_cells(space, known, exact_limit=1_000)
+    assert cells is not None
+    nearest = Nearest(space, known, dataclasses.replace(cells, probes=1))
+    counts = np.bincount(cells.assignment)
+    exact = Nearest(space, known, None)
+    for cell in np.flatnonzero(counts)[:10]:
+        code = known[np.flatnonzero(cells.assignment == cell)[:1]]
+        k = int(counts[cell]) + 1
+        [found], [wanted] = nearest.search(code, k), exact.search(code, k)
+        assert found.rows.tolist() == wanted.rows.tolist()
 
 
 def test_an_unknown_distance_is_refused() -> None:

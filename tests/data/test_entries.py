@@ -20,6 +20,13 @@ PACKED = st.builds(packed, PATHS, WHOLE, st.integers(-(2**63), 2**63 - 1), SHA25
 REFUSED = st.builds(refused, PATHS, WHOLE, WHOLE, st.none() | SHA256, st.text())
 
 
+def test_what_is_refused_keeps_what_is_known_of_it() -> None:
+    entry = refused("a/b.png", 7, 8, "ab" * 32, "too large")
+    assert (entry.path, entry.size, entry.mtime, entry.sha256) == ("a/b.png", 7, 8, "ab" * 32)
+    assert (entry.status, entry.reason, entry.label) == ("refused", "too large", "a")
+    assert entry.row is entry.split is None
+
+
 @given(st.lists(PACKED | REFUSED, max_size=12))
 def test_entries_come_back_as_they_went_in(listed: list[Entry]) -> None:
     entries = Entries(listed)
