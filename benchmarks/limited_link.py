@@ -2,8 +2,8 @@
 
 python benchmarks/limited_link.py
 
-Two processes, each in a network namespace of its own, joined by a pair of virtual interfaces that tc limits. It
-needs root, ip and tc, and leaves nothing behind.
+Two processes, each in a network namespace of its own, joined by a pair of virtual interfaces that tc limits.
+It needs root, ip and tc, and leaves nothing behind.
 """
 
 from __future__ import annotations
