@@ -83,6 +83,39 @@ def test_an_update_in_storage_reads_only_what_is_new_and_deletes_what_is_gone(
     assert after["shards/00003.u8"] == before["shards/00003.u8"]
 
 
+@pytest.mark.parametrize("failing", ["manifest.jsonl", "shards/00005.u8"])
+def test_a_pack_in_storage_is_as_it_was_when_the_storage_goes_away(
+    failing: str, url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, small_shards: None
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    old = pack_folder(folder, url, tiny_size, workers=1).fingerprint
+    for number, path in enumerate(sorted(folder.rglob("*.png"))[:20]):
+        path.write_bytes((folder / "coast" / "000.png").read_bytes() + bytes([number]))
+    with pytest.MonkeyPatch.context() as broken:
+        upload = mirror.RemoteFolder.upload
+
+        def fail(*_: object) -> None:
+            raise StorageError("gone")
+
+        def upload_or_fail(remote: mirror.RemoteFolder, path: Path, name: str) -> None:
+            if name == failing:
+                for method in ("upload", "stamp", "listing", "delete"):
+                    broken.setattr(mirror.RemoteFolder, method, fail)
+                fail()
+            upload(remote, path, name)
+
+        broken.setattr(mirror.RemoteFolder, "upload", upload_or_fail)
+        with pytest.raises(StorageError, match="gone"):
+            pack_folder(folder, url, tiny_size, workers=1)
+    pack = open_pack(url)
+    assert pack.fingerprint == old
+    assert len(pack.pixels(pack.rows())) == 48
+    assert pack_folder(folder, url, tiny_size, workers=1).fingerprint != old
+    numbers = {name for name in mirror.RemoteFolder(url).listing() if name.startswith("shards/")}
+    assert numbers == {f"shards/{row // 12:05d}.u8" for row in open_pack(url).rows().tolist()}
+
+
 def test_reading_keeps_to_the_room_of_the_cache(
     url: str,
     photos: Path,

@@ -123,6 +123,13 @@ def pull(folder: Path, name: str) -> None:
             remote.download(name, folder / name)
 
 
+def forget(folder: Path, name: str) -> None:
+    """Note that a file of a mirror is to be written: what is cut short is not taken for the storage's."""
+    known = _read(folder)
+    if known.pop(name, None) is not None:
+        write_json(folder / REMOTE_NAME, known)
+
+
 def push(folder: Path, name: str) -> None:
     """Bring the storage in step with a file of a mirror, which may be gone."""
     if (remote := remote_of(folder)) is not None:

@@ -66,6 +66,7 @@ def update(
             _refuse_other_settings(pack, settings, wanted)
         else:
             settings = wanted
+            mirror.forget(pack, manifest.SETTINGS_NAME)
             manifest.write_settings(pack, settings)
             mirror.push(pack, manifest.SETTINGS_NAME)
         entries = Entries() if entries is None else entries
@@ -103,8 +104,10 @@ def _manifest_of(pack: Path, part: Part) -> Entries | None:
 
 def _write(pack: Path, part: Part, entries: Iterable[Entry]) -> None:
     where = _folder_of(pack, part)
+    name = f"{where.relative_to(pack) / manifest.MANIFEST_NAME}"
+    mirror.forget(pack, name)
     manifest.write_manifest(where, entries)
-    mirror.push(pack, f"{where.relative_to(pack) / manifest.MANIFEST_NAME}")
+    mirror.push(pack, name)
 
 
 def _merge(pack: Path, count: int) -> int:
