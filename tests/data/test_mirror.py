@@ -238,6 +238,14 @@ def test_a_storage_that_nobody_knows_is_one_line() -> None:
         open_pack("nosuch://bucket/pack")
 
 
+def test_a_folder_outside_the_cache_reaches_no_storage(url: str, photos: Path, tmp_path: Path) -> None:
+    pack_folder(photos, url, Preprocessing(32, 32), workers=1)
+    copied = shutil.copytree(open_pack(url).path, tmp_path / "from a stranger")
+    assert (copied / mirror.REMOTE_NAME).exists()
+    with pytest.raises(PackError, match=r"00000\.u8 is missing"):
+        open_pack(copied)
+
+
 def test_a_cache_of_no_size_is_refused(url: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOENCODE_CACHE_GB", "none")
     with pytest.raises(ConfigError, match="AUTOENCODE_CACHE_GB is 'none'"):

@@ -109,7 +109,9 @@ def named(folder: Path) -> str:
 
 
 def remote_of(folder: Path) -> RemoteFolder | None:
-    """Return what `folder` mirrors; None if it is a pack itself."""
+    """Return what `folder` mirrors; None if it is a pack itself, wherever it claims to come from."""
+    if folder.absolute().parent != cache_folder().absolute():
+        return None  # a folder from a stranger reaches no network
     url = _read(folder).get("url")
     return RemoteFolder(url) if isinstance(url, str) else None
 
