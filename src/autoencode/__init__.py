@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     )
     from autoencode.applications.transfer import Accuracy, Transfer, transfer
     from autoencode.data.images import Limits, Preprocessing
-    from autoencode.data.pack import Pack, open_pack, pack_folder
+    from autoencode.data.pack import Pack, Parts, open_pack, pack_folder, pack_part
     from autoencode.errors import (
         AutoencodeError,
         ConfigError,
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         OutputError,
         PackError,
         RunError,
+        StorageError,
     )
     from autoencode.evaluation.scores import Estimate, Interval
     from autoencode.models.autoencoder import Autoencoder, ModelConfig
@@ -109,7 +110,7 @@ _HOME = {
         "open_index",
     ),
     "data.images": ("Limits", "Preprocessing"),
-    "data.pack": ("Pack", "open_pack", "pack_folder"),
+    "data.pack": ("Pack", "Parts", "open_pack", "pack_folder", "pack_part"),
     "errors": (
         "AutoencodeError",
         "ConfigError",
@@ -122,6 +123,7 @@ _HOME = {
         "OutputError",
         "PackError",
         "RunError",
+        "StorageError",
     ),
     "evaluation.scores": ("Estimate", "Interval"),
     "models.autoencoder": ("Autoencoder", "ModelConfig"),
@@ -170,6 +172,7 @@ __all__ = [
     "OutputError",
     "Pack",
     "PackError",
+    "Parts",
     "Prediction",
     "Predictions",
     "Preprocessing",
@@ -182,6 +185,7 @@ __all__ = [
     "Samples",
     "SearchResults",
     "StandardNormal",
+    "StorageError",
     "TrainConfig",
     "Transfer",
     "__version__",
@@ -202,6 +206,7 @@ __all__ = [
     "open_index",
     "open_pack",
     "pack_folder",
+    "pack_part",
     "reconstruct",
     "retrieval_quality",
     "save_classifier",

@@ -6,6 +6,7 @@ AutoencodeError
 ├── ImageFolderError     a folder that is missing, empty, or has no usable image
 ├── ImageIndexError      an index of images that is missing, damaged, or made with another model
 ├── PackError            a pack that is missing, damaged, or made with other settings
+├── StorageError         object storage that cannot be reached, or that has no such bucket
 ├── RunError             a run folder that is not ours, is in use, or was started with other settings
 ├── DivergedError        training produced a loss that is not finite
 ├── ModelFileError       a file that is not a model, is damaged, or is from a newer version
@@ -43,6 +44,10 @@ class ImageIndexError(AutoencodeError):
 
 class PackError(AutoencodeError):
     """A pack that is missing, damaged, or made with other settings."""
+
+
+class StorageError(AutoencodeError):
+    """Object storage that cannot be reached, or that has no such bucket."""
 
 
 class RunError(AutoencodeError):

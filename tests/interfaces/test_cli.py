@@ -432,3 +432,18 @@ def test_names_that_are_not_unicode_are_printed_escaped(photos: Path, tmp_path: 
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
     assert rb"caf\udce9.jpg: " in result.stdout
+
+
+def test_parts_are_packed_to_a_url_and_what_is_not_there_is_named(
+    autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/store"
+    pack = ("pack", photos, "--out", url, "--workers", 1)
+    first = autoencode(*pack, "--size", 32, "--shard", "1/2")
+    assert "part:   1/2 is packed; 1 of 2 parts are" in first.out
+    second = autoencode(*pack, "--shard", "2/2")
+    assert f"pack:   {url}: 48 images of 32x32" in second.out
+    assert_one_line(autoencode(*pack), "is packed in 2 parts, not in 1")
+    assert_one_line(autoencode(*pack, "--shard", "3/2"), "'3/2' is no part of a whole", code=2)
+    assert_one_line(autoencode("train", f"{url}/none", "--out", tmp_path / "run"), f"no pack at {url}/none")

@@ -17,8 +17,8 @@ from autoencode.training import objective, runtime
 def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
     trained: Run, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    assert options.pack_of(trained.folder, "--pack PACK") == tiny_pack.path
-    assert options.pack_of(trained.model_path, "--pack PACK") == tiny_pack.path
+    assert options.pack_of(trained.folder, "--pack PACK") == str(tiny_pack.path)
+    assert options.pack_of(trained.model_path, "--pack PACK") == str(tiny_pack.path)
     copied = tmp_path / "model.safetensors"
     copied.write_bytes(trained.model_path.read_bytes())
     with pytest.raises(

@@ -131,12 +131,12 @@ def evaluate(
     held_out = pack.held_out()
     chain = tuple(model.provenance.get("train", {}).get("corrupt", ()))
     # Rows are in the order of content digests, so the first of them are a random sample.
-    rows = _distinct(held_out.rows)[:most_images]
+    rows = pack.reading_order(_distinct(held_out.rows)[:most_images])
     images = HeldOutImages(pack, rows, parse_corruptions(chain))
     training = _distinct(pack.training_rows())
     count = len(images.rows)
 
-    pca_rows = training[: PCA_SHARE * most_images if most_images else PCA_IMAGES]
+    pca_rows = pack.reading_order(training[: PCA_SHARE * most_images if most_images else PCA_IMAGES])
     pca = _fit_pca(model, pack, pca_rows, report)
     restorers: dict[str, Restore] = {
         "reconstructions": model.reconstruct,

@@ -32,6 +32,7 @@ from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_spa
 from autoencode.applications.search import Index, Update
 from autoencode.data.batches import batches
 from autoencode.data.images import Limits, Preprocessing
+from autoencode.data.mirror import local, named
 from autoencode.data.pack import Entries, Pack, is_pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
@@ -65,7 +66,8 @@ def build_index(
     Args:
         model: a model file, the run folder that holds one, or a model from `load_model`; by its path the
             model is found again when the index is searched.
-        source: a folder of images, in sub-folders or not, or a pack, which is taken as it is.
+        source: a folder of images, in sub-folders or not, or a pack, which is taken as it is; a pack
+            also by its URL in storage (see `open_pack`).
         out: the folder of the index; made here.
         features: "code" (the default of a new index) compares what the model was trained to keep,
             "pretrained" what EfficientNet-Lite0 sees in images of the model's size (extra `eval`).
@@ -86,7 +88,7 @@ def build_index(
         MissingExtraError: pretrained features need the optional part `eval`.
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
-    source, out = Path(source), Path(out)
+    source, out = local(source), Path(out)
     loaded = model if isinstance(model, Autoencoder) else load_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
@@ -124,7 +126,7 @@ def _places(model: Autoencoder | str | Path, source: Path, pack: Pack, out: Path
     if not isinstance(model, Autoencoder):
         path = Path(model)
         place = Place.of(path / MODEL_NAME if path.is_dir() else path, out)
-    return _Places(place, str(source.resolve()), Place.of(pack.folder, out))
+    return _Places(place, named(source), Place.of(pack.folder, out))
 
 
 def _in_step(
@@ -221,6 +223,8 @@ def _encode(
 ) -> None:
     """Encode the images of `rows` (N,) of a pack into `codes` (R, D), at `places` (N,)."""
     done = 0
+    order = np.argsort(rows)  # as they lie in the pack
+    rows, places = rows[order], places[order]
     for images in batches(pack, rows, INFERENCE_BATCH):
         made = encoder.encode(images)
         if not np.isfinite(made).all():
@@ -260,8 +264,8 @@ def _refuse_what_is_not_ours(out: Path) -> None:
 
 def _refuse_another(out: Path, old: StoredIndex, encoder: ImageEncoder, source: Path) -> None:
     advice = "Choose another output, or delete the index to make it anew."
-    if old.source != str(source.resolve()):
-        raise ImageIndexError(f"{out} is an index of {old.source}, not of {source}. {advice}")
+    if old.source != named(source):
+        raise ImageIndexError(f"{out} is an index of {old.source}, not of {named(source)}. {advice}")
     if old.features != encoder.kind:
         raise ImageIndexError(f"{out} holds {old.features} features, not {encoder.kind}. {advice}")
     if old.encoder_digest != encoder.digest:

@@ -27,6 +27,7 @@ from autoencode.data.batches import to_float
 from autoencode.data.finding import expanded
 from autoencode.data.images import Limits, read_chunks
 from autoencode.data.pack import Entry, Pack, open_pack
+from autoencode.data.storage import is_url
 from autoencode.errors import ConfigError, ImageIndexError, PackError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.modelfile import load_model
@@ -130,7 +131,8 @@ class Index:
         update: Update | None = None,
     ) -> None:
         """Open an index; see `open_index`."""
-        self.path, self.source, self.update = path, Path(stored.source), update
+        self.path, self.update = path, update
+        self.source = stored.source if is_url(stored.source) else Path(stored.source)
         places = stored.folder.candidates(path)
         self.folder = next((folder for folder in places if folder.is_dir()), places[0])
         self.features, self.preprocessing = stored.features, stored.preprocessing

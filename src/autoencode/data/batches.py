@@ -17,6 +17,8 @@ from torch import Tensor
 from autoencode.data.pack import Pack
 from autoencode.data.shares import Share, share_of
 
+_STEPS_BETWEEN_LOOKS = 16  # at what has to be fetched next
+
 
 def to_float(pixels: NDArray[np.uint8]) -> Tensor:
     """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) in [0, 1]; the one place that does."""
@@ -47,9 +49,27 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return whole + (left > 1 or (left == 1 and whole == 0))
 
 
-def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return `rows` in the random order of this epoch."""
-    return np.random.Generator(np.random.Philox(random_seed("order", seed, epoch))).permutation(rows)
+def epoch_order(
+    rows: NDArray[np.int64], seed: int, epoch: int, rows_per_shard: int = 1, window: int = 0
+) -> NDArray[np.int64]:
+    """Return `rows` in the random order of this epoch.
+
+    Args:
+        rows: (N,).
+        seed, epoch: what the order follows from.
+        rows_per_shard: rows that lie together.
+        window: 0, or how many rows may be in use at once, a whole number of shards: so many shards are drawn
+            without replacement, and their rows mixed, until none is left.
+    """
+    generator = np.random.Generator(np.random.Philox(random_seed("order", seed, epoch)))
+    if not window:
+        return generator.permutation(rows)
+    shards = rows // rows_per_shard
+    drawn = generator.permutation(np.unique(shards))
+    turn = np.empty(int(drawn.max(initial=-1)) + 1, np.int64)
+    turn[drawn] = np.arange(len(drawn)) // (window // rows_per_shard)
+    mixed = generator.permutation(len(rows))
+    return rows[mixed[np.argsort(turn[shards[mixed]], kind="stable")]]
 
 
 def batches(
@@ -87,6 +107,8 @@ def shared_batches(
     def read(step: int) -> tuple[Tensor, Share]:
         end = len(rows) if step == steps - 1 else (step + 1) * batch_size
         batch = rows[step * batch_size : end]
+        if pack.window and (step - start) % _STEPS_BETWEEN_LOOKS == 0:
+            pack.expect(rows[step * batch_size :][: 2 * pack.window])
         share = share_of(len(batch), rank, count)
         return to_float(pack.pixels(batch[share.part])), share
 

@@ -31,17 +31,19 @@ class Settings:
         folder: the image folder, absolute.
         preprocessing: how its images become pixels.
         rows_per_shard: rows in a full shard file.
+        parts: in how many parts it is packed.
     """
 
     folder: Path
     preprocessing: Preprocessing
     rows_per_shard: int
+    parts: int = 1
 
     @classmethod
-    def of(cls, folder: Path, preprocessing: Preprocessing) -> Settings:
+    def of(cls, folder: Path, preprocessing: Preprocessing, parts: int = 1) -> Settings:
         """Return the settings of a new pack: shards of about 256 MiB."""
         row_bytes = preprocessing.height * preprocessing.width * 3
-        return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes))
+        return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes), parts)
 
 
 def write_settings(pack: Path, settings: Settings) -> None:
@@ -54,6 +56,7 @@ def write_settings(pack: Path, settings: Settings) -> None:
             "folder": str(settings.folder),
             "preprocessing": settings.preprocessing.to_json(),
             "rows_per_shard": settings.rows_per_shard,
+            "parts": settings.parts,
         },
     )
 
@@ -89,9 +92,10 @@ def read_settings(pack: Path) -> Settings:
         )
     try:
         preprocessing = Preprocessing.from_json(value["preprocessing"])
-        settings = Settings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))
-        if settings.rows_per_shard < 1:
-            raise ValueError("rows_per_shard below 1")
+        rows_per_shard, parts = int(value["rows_per_shard"]), int(value.get("parts", 1))
+        settings = Settings(Path(value["folder"]), preprocessing, rows_per_shard, parts)
+        if min(rows_per_shard, parts) < 1:
+            raise ValueError("rows_per_shard or parts below 1")
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as err:
         raise PackError(f"{path} is damaged ({err}). {_REPACK}") from err
     return settings

@@ -20,15 +20,28 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data import manifest, packing
+from autoencode.data import manifest, mirror, packing
 from autoencode.data.entries import Entries, Entry, Split, split_of
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.manifest import is_pack
+from autoencode.data.parts import Part
 from autoencode.data.preprocessing import Size, sized
 from autoencode.data.shards import ShardReader
 from autoencode.errors import PackError
 
-__all__ = ["Entries", "Entry", "HeldOut", "Pack", "Split", "is_pack", "open_pack", "pack_folder", "split_of"]
+__all__ = [
+    "Entries",
+    "Entry",
+    "HeldOut",
+    "Pack",
+    "Split",
+    "is_pack",
+    "open_pack",
+    "pack_folder",
+    "pack_part",
+    "preprocessing_of",
+    "split_of",
+]
 
 
 class HeldOut(NamedTuple):
@@ -36,6 +49,13 @@ class HeldOut(NamedTuple):
 
     rows: NDArray[np.int64]
     split: Split
+
+
+class Parts(NamedTuple):
+    """How many parts of a pack are `done`, of `total`."""
+
+    done: int
+    total: int
 
 
 class Pack:
@@ -48,6 +68,8 @@ class Pack:
         entries: the usable images, a sequence of `Entry` ordered by (sha256, path): the order depends on the
             content alone, not on when which image was added.
         refused: the files that could not be used, ordered by path, with the reason.
+        rows_per_shard: rows that lie together, in the order of their numbers.
+        window: rows that can be read in any order at once, as a number of whole shards; 0 for all of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +87,12 @@ class Pack:
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
         self.refused = list(entries.take(entries.rows < 0))
         self._rows = self.entries.rows.copy()
-        self._reader = ShardReader(packing.shards_of(path, settings), self._rows)
+        shards = mirror.shards_of(path, settings.preprocessing, settings.rows_per_shard)
+        self.window = shards.window * shards.rows_per_shard
+        self.rows_per_shard = shards.rows_per_shard
+        if self.window >= self._rows.max(initial=-1) + 1:
+            self.window = 0
+        self._reader = ShardReader(shards, self._rows)
 
     def __len__(self) -> int:
         """Number of usable images."""
@@ -92,6 +119,24 @@ class Pack:
         split = next(split for split in order if len(self.rows(split)))
         return HeldOut(self.rows(split), split)
 
+    @property
+    def place(self) -> str:
+        """What opens this pack again: its URL, or its absolute path."""
+        return mirror.named(self.path)
+
+    def reading_order(self, rows: NDArray[np.int64], window: int | None = None) -> NDArray[np.int64]:
+        """Return `rows` as they are, or, where not all can be in use at once, so that each is fetched once.
+
+        Args:
+            rows: (N,).
+            window: as of a run, instead of that of this pack now.
+        """
+        return np.sort(rows) if (self.window if window is None else window) else rows
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Prepare to read `rows`, in that order, where this takes time: shards in storage are fetched."""
+        self._reader.expect(rows)
+
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) in 0..255, sRGB, of rows (B,) that `rows` gave.
 
@@ -117,10 +162,16 @@ class Pack:
 def open_pack(path: str | Path) -> Pack:
     """Open a pack.
 
+    Args:
+        path: its folder, or its URL in storage (s3://bucket/pack; extra `storage`). Of a pack in storage,
+            shards are fetched when they are needed, and kept while the cache has room for them:
+            AUTOENCODE_CACHE is its folder, AUTOENCODE_CACHE_GB its size (20).
+
     Raises:
         PackError: it is missing, not finished, damaged, or made by a newer version.
+        StorageError: the storage cannot be reached.
     """
-    return Pack(Path(path))
+    return Pack(mirror.local(path))
 
 
 def pack_folder(
@@ -140,7 +191,8 @@ def pack_folder(
 
     Args:
         folder: images, in sub-folders or not; the first sub-folder is the label.
-        out: the pack. Parents are made.
+        out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
+            `storage`), to which each shard goes when it is full. Only parts may be packed to one URL at once.
         preprocessing: the size of the images and how they come to it; 128x128, cropped.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
         limits: what a single file may cost. Changing them does not change what is already packed; files
@@ -151,11 +203,55 @@ def pack_folder(
     Raises:
         ConfigError: `size` cannot be used, or was given beside `preprocessing`.
         ImageFolderError: the folder is missing, has no images, or none that can be used.
+        StorageError: the storage cannot be reached.
         PackError: `out` is not ours, is a pack of another folder or with other preprocessing, is damaged, or
             is being written by another process.
         OutputError: it could not be written, for instance because the disk is full.
     """
-    folder, out = Path(folder), Path(out)
+    made = mirror.prepared(out)
     preprocessing = sized(size, preprocessing) or Preprocessing()
-    packing.update(folder, out, preprocessing, limits or Limits(), workers, progress)
-    return Pack(out)
+    packing.update(Path(folder), made, preprocessing, limits or Limits(), workers, progress)
+    return open_pack(out)
+
+
+def pack_part(
+    folder: str | Path,
+    out: str | Path,
+    part: str,
+    preprocessing: Preprocessing | None = None,
+    *,
+    limits: Limits | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Parts:
+    """Pack one of several parts of a folder, as `pack_folder` else; several machines do so at once.
+
+    The parts share nothing but `out`, a folder that all see or a URL. Whoever ends last makes them one pack.
+
+    Args:
+        folder, out, preprocessing, limits, workers, progress: see `pack_folder`; the same for each part.
+        part: "1/4" for the first of four.
+
+    Returns:
+        How many parts are done, and of how many; the pack can be opened when all are.
+
+    Raises:
+        ConfigError: `part` is no part.
+        PackError: `out` was packed in another number of parts; and see `pack_folder`.
+        StorageError: the storage cannot be reached.
+    """
+    preprocessing, limits = preprocessing or Preprocessing(), limits or Limits()
+    chosen, made = Part.parse(part), mirror.prepared(out)
+    done = packing.update(Path(folder), made, preprocessing, limits, workers, progress, chosen)
+    return Parts(done, chosen.count)
+
+
+def preprocessing_of(place: str | Path) -> Preprocessing | None:
+    """Return how the images of a pack, finished or not, are read; None if there is no pack at `place`.
+
+    Raises:
+        PackError: it is damaged, or made by a newer version.
+        StorageError: the storage cannot be reached.
+    """
+    folder = mirror.prepared(place)
+    return manifest.read_settings(folder).preprocessing if is_pack(folder) else None

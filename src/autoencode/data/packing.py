@@ -5,38 +5,37 @@
    packed, under another name or time, is not decoded; it keeps its row.
 3. Rename the new shards, then replace the manifest. Until then the old pack is whole, from then on the new.
 4. Delete the shards that no entry needs.
+
+A pack in storage is made in its mirror (see `mirror`), a shard at a time: no more of it is on this disk. Of
+several parts, each has a manifest of its own, and whoever finds all of them merges them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data import manifest, workers
+from autoencode.data import manifest, mirror, workers
 from autoencode.data.entries import Entries, Entry, unread
 from autoencode.data.finding import image_names
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.manifest import Settings
+from autoencode.data.parts import WHOLE, Part
 from autoencode.data.reading import Decoder, read_all
 from autoencode.data.shards import ShardReader, Shards
-from autoencode.errors import ConfigError, ImageFolderError, PackError
+from autoencode.errors import ConfigError, ImageFolderError, PackError, StorageError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 
-_SHARDS_NAME = "shards"
+_PARTS_NAME = "parts"
 _SPARE_SHARDS = 32
 _REASONS_SHOWN = 3
 _LATEST = 2**63 - 1  # nanoseconds, the year 2262
-
-
-def shards_of(pack: Path, settings: Settings) -> Shards:
-    """Return the shards of a pack."""
-    size = settings.preprocessing
-    return Shards(pack / _SHARDS_NAME, size.height, size.width, settings.rows_per_shard)
 
 
 def update(
@@ -46,55 +45,104 @@ def update(
     limits: Limits,
     worker_count: int | None,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    """Make `pack`, or bring it in step with `folder`. Arguments and errors: see `pack.pack_folder`."""
+    part: Part = WHOLE,
+) -> int:
+    """Make `pack` or a part of it, or bring it in step with `folder`; return how many parts are done.
+
+    Arguments and errors: see `pack.pack_folder`.
+    """
     worker_count = workers.available_cores() if worker_count is None else worker_count
     if worker_count < 1:
         raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
     _refuse_what_is_not_ours(pack)
-    listed = Entries(_survey(folder))
-    wanted = Settings.of(folder, preprocessing)
-    busy = f"Another process is packing into {pack}. Wait until it is done, or choose another output."
-    with exclusive(pack, busy, PackError):
-        if manifest.is_pack(pack):
-            settings, entries = manifest.read_settings(pack), manifest.read_manifest(pack)
-        else:
-            settings, entries = wanted, None
-        if entries is None:
-            settings = wanted
-            manifest.write_settings(pack, settings)
-        else:
+    listed = Entries(entry for entry in _survey(folder) if part.takes(entry.path))
+    wanted = Settings.of(folder, preprocessing, part.count)
+    where = _folder_of(pack, part)
+    busy = f"Another process is packing into {where}. Wait until it is done, or choose another output."
+    with exclusive(where, busy, PackError):
+        entries = _manifest_of(pack, part)
+        if manifest.is_pack(pack) and (entries is not None or part != WHOLE):
+            settings = manifest.read_settings(pack)
             _refuse_other_settings(pack, settings, wanted)
+        else:
+            settings = wanted
+            mirror.forget(pack, manifest.SETTINGS_NAME)
+            manifest.write_settings(pack, settings)
+            mirror.push(pack, manifest.SETTINGS_NAME)
         entries = Entries() if entries is None else entries
-        shards = shards_of(pack, settings)
+        shards = mirror.shards_of(pack, settings.preprocessing, settings.rows_per_shard, part)
         ShardReader(shards, _rows(entries))  # an update of a damaged pack is damaged
         try:
-            remove_temporaries(pack)
+            remove_temporaries(where)
             shards.keep_only(shards.shards_of(_rows(entries)))
             decoder = Decoder(settings.folder, preprocessing, limits, shards)
             _update(listed, entries, decoder, worker_count, progress)
-            _compact(listed, shards)
-            if listed != entries:
-                manifest.write_manifest(pack, listed)
+            if part == WHOLE and not mirror.remote_of(pack):
+                _compact(listed, shards)
+            if listed != entries or not (where / manifest.MANIFEST_NAME).exists():
+                _write(pack, part, listed)
+            done = 1 if part == WHOLE else _merge(pack, part.count)
         except BaseException:
-            with contextlib.suppress(OSError, PackError):
-                _tidy(pack, shards)
+            with contextlib.suppress(OSError, PackError, StorageError):
+                _tidy(pack, part, shards)
             raise
         shards.keep_only(shards.shards_of(_rows(listed)))
+    return done
 
 
-def _tidy(pack: Path, shards: Shards) -> None:
+def _folder_of(pack: Path, part: Part) -> Path:
+    """Where the manifest of a part is."""
+    return pack if part == WHOLE else pack / _PARTS_NAME / str(part)
+
+
+def _manifest_of(pack: Path, part: Part) -> Entries | None:
+    """Return what is in a part, as of now; None if it has not been packed."""
+    where = _folder_of(pack, part)
+    mirror.pull(pack, f"{where.relative_to(pack) / manifest.MANIFEST_NAME}")
+    return manifest.read_manifest(where)
+
+
+def _write(pack: Path, part: Part, entries: Iterable[Entry]) -> None:
+    where = _folder_of(pack, part)
+    name = f"{where.relative_to(pack) / manifest.MANIFEST_NAME}"
+    mirror.forget(pack, name)
+    manifest.write_manifest(where, entries)
+    mirror.push(pack, name)
+
+
+def _merge(pack: Path, count: int) -> int:
+    """Make one manifest of those of all parts, if they are all there; return how many are."""
+    parts = [
+        entries for index in range(count) if (entries := _manifest_of(pack, Part(index, count))) is not None
+    ]
+    if len(parts) == count:
+        merged = Entries(heapq.merge(*parts, key=lambda entry: entry.path))
+        packed = np.flatnonzero(merged.rows >= 0)
+        _share_rows(merged, packed, merged.rows[packed], Entries())
+        if not len(packed):
+            raise ImageFolderError(_all_refused(manifest.read_settings(pack).folder, merged))
+        if merged != _manifest_of(pack, WHOLE):
+            _write(pack, WHOLE, merged)
+    return len(parts)
+
+
+def _tidy(pack: Path, part: Part, shards: Shards) -> None:
     """Delete what a failed run leaves, going by the manifest on the disk, which may be old or new."""
-    entries = manifest.read_manifest(pack)
+    entries = _manifest_of(pack, part)
     shards.keep_only(shards.shards_of(_rows(entries or Entries())))
-    if entries is None:
+    if entries is None and part == WHOLE:
         (pack / manifest.SETTINGS_NAME).unlink(missing_ok=True)
+        mirror.push(pack, manifest.SETTINGS_NAME)
         shards.folder.rmdir()
 
 
 def _refuse_what_is_not_ours(pack: Path) -> None:
+    remote = mirror.remote_of(pack)
     try:
-        names = [path.name for path in pack.iterdir()] if pack.exists() else []
+        if remote is not None:
+            names = list(remote.listing())
+        else:
+            names = [path.name for path in pack.iterdir()] if pack.exists() else []
     except NotADirectoryError as err:
         raise PackError(f"{pack} is a file. Choose another output.") from err
     except OSError as err:
@@ -102,7 +150,9 @@ def _refuse_what_is_not_ours(pack: Path) -> None:
     # A lock or a temporary file alone is what a run leaves that was killed in its first moment.
     others = [name for name in names if name != ".lock" and not name.endswith(TEMPORARY_SUFFIX)]
     if others and not manifest.is_pack(pack):
-        raise PackError(f"{pack} is not a pack, and not empty. Choose another output.")
+        raise PackError(
+            f"{pack if remote is None else remote.url} is not a pack, and not empty. Choose another output."
+        )
 
 
 def _refuse_other_settings(pack: Path, settings: Settings, wanted: Settings) -> None:
@@ -110,6 +160,8 @@ def _refuse_other_settings(pack: Path, settings: Settings, wanted: Settings) -> 
     if settings.folder != wanted.folder:
         raise PackError(f"{pack} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
     have, want = settings.preprocessing.to_json(), wanted.preprocessing.to_json()
+    if settings.parts != wanted.parts:
+        raise PackError(f"{pack} is packed in {settings.parts} parts, not in {wanted.parts}. {advice}")
     different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
     if different:
         raise PackError(f"{pack} was made with {'; '.join(different)}. {advice}")
@@ -128,16 +180,23 @@ def _update(
 ) -> None:
     """Set in `listed` what is in the files, with every row it names in a finished shard."""
     shards = decoder.shards
-    first_row = (1 + max(shards.shards_of(_rows(entries)), default=-1)) * shards.rows_per_shard
     kept = _unchanged(listed, entries)
     chosen = np.flatnonzero(kept < 0)
     listed.copy_content(np.flatnonzero(kept >= 0), entries.take(kept[kept >= 0]))
-    read_all(listed, chosen, first_row, decoder, entries.packed.digests, worker_count, progress)
-    _share_rows(listed, chosen, first_row, entries.packed)
-    live = _rows(listed)
-    if not len(live):
+    fresh = _new_rows(len(chosen), shards, shards.shards_of(_rows(entries)))
+    read_all(listed, chosen, fresh, decoder, entries.packed.digests, worker_count, progress)
+    _share_rows(listed, chosen, fresh, entries.packed)
+    if not len(_rows(listed)) and shards.part == WHOLE:
         raise ImageFolderError(_all_refused(decoder.folder, listed))
-    shards.finish(live[live >= first_row])
+
+
+def _new_rows(count: int, shards: Shards, used: list[int]) -> NDArray[np.int64]:
+    """Return `count` rows (N,) in new shards, one after the other, beyond those that are used."""
+    needed = -(-count // shards.rows_per_shard)
+    first = shards.part.first_after(max(used, default=-1))
+    numbers = first + shards.part.count * np.arange(needed)
+    rows = numbers[:, None] * shards.rows_per_shard + np.arange(shards.rows_per_shard)
+    return rows.ravel()[:count].astype(np.int64)
 
 
 def _survey(folder: Path) -> Iterator[Entry]:
@@ -170,9 +229,8 @@ def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
     return kept
 
 
-def _share_rows(listed: Entries, chosen: NDArray[np.int64], first_row: int, have: Entries) -> None:
+def _share_rows(listed: Entries, chosen: NDArray[np.int64], fresh: NDArray[np.int64], have: Entries) -> None:
     """Set the row of each file that was read (T,): copies share that of the first, or that in the pack."""
-    fresh = first_row + np.arange(len(chosen))
     usable = ~listed.has_reason[chosen]
     digests = np.concatenate([have.digests, listed.digests[chosen[usable]]])
     rows = np.concatenate([have.rows, fresh[usable]])

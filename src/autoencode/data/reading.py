@@ -21,7 +21,7 @@ from autoencode.data.entries import Entries
 from autoencode.data.images import Limits, Preprocessing, read_bytes, read_image
 from autoencode.data.shards import Shards
 from autoencode.errors import ImageError
-from autoencode.files import TEMPORARY_SUFFIX
+from autoencode.files import make_folder
 
 
 class _Outcome(NamedTuple):
@@ -61,36 +61,52 @@ class Decoder:
         return _Outcome(digest)
 
 
-@dataclass(frozen=True)
 class _Tasks:
-    """(path, row) of the files to read, each made when it is asked for."""
+    """(path, row) of the files to read, each made when it is asked for, as is the shard it goes to."""
 
-    listed: Entries
-    chosen: NDArray[np.int64]
-    first_row: int
+    def __init__(
+        self, listed: Entries, chosen: NDArray[np.int64], rows: NDArray[np.int64], shards: Shards
+    ) -> None:
+        self._listed, self._chosen, self._rows, self._shards = listed, chosen, rows, shards
+        numbers, counts = np.unique(rows // shards.rows_per_shard, return_counts=True)
+        self._left = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        self._to_reserve, self._used = dict(self._left), set[int]()
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self._chosen)
 
     def __getitem__(self, index: int, /) -> tuple[str, int]:
-        return self.listed.path(int(self.chosen[index])), self.first_row + index
+        row = int(self._rows[index])
+        shard = row // self._shards.rows_per_shard
+        if count := self._to_reserve.pop(shard, 0):
+            self._shards.reserve(shard * self._shards.rows_per_shard, count)
+        return self._listed.path(int(self._chosen[index])), row
+
+    def done(self, index: int, *, is_usable: bool) -> None:
+        """Take note that a file was read; a shard all of whose files were is finished, if any can be used."""
+        shard = int(self._rows[index]) // self._shards.rows_per_shard
+        self._left[shard] -= 1
+        if is_usable:
+            self._used.add(shard)
+        if not self._left[shard] and shard in self._used:
+            self._shards.finish([shard * self._shards.rows_per_shard])
 
 
 def read_all(
     listed: Entries,
     chosen: NDArray[np.int64],
-    first_row: int,
+    rows: NDArray[np.int64],
     decoder: Decoder,
     known: NDArray[np.bytes_],
     worker_count: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Let workers read files, and set in `listed` what they find. A row follows from the place alone.
+    """Let workers read files, and set in `listed` what they find. Each shard is finished once it is full.
 
     Args:
         listed: entries, in which those to read are unread.
-        chosen: which (T,) to read; the pixels of the first go to `first_row`, and so on.
-        first_row: the first row of a shard.
+        chosen: which (T,) to read.
+        rows: where the pixels of each go (T,), ascending, from the first row of a shard.
         decoder: what the workers do.
         known: digests (K,), 32 bytes each, of what is in the pack.
         worker_count: processes.
@@ -104,13 +120,13 @@ def read_all(
     report(0, len(chosen))
     if not len(chosen):
         return
-    decoder.shards.reserve(first_row, len(chosen))
-    known_file = decoder.shards.folder / f"known{TEMPORARY_SUFFIX}"
-    decoder = replace(decoder, known=KnownDigests.written(known_file, known))
-    tasks = _Tasks(listed, chosen, first_row)
+    make_folder(decoder.shards.folder)
+    decoder = replace(decoder, known=KnownDigests.written(decoder.shards.known, known))
+    tasks = _Tasks(listed, chosen, rows, decoder.shards)
     results = workers.run(decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=worker_count)
     with contextlib.closing(results):
         for done, (index, result) in enumerate(results, 1):
             outcome = _Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
             listed.set_content(int(chosen[index]), outcome.digest, outcome.reason)
+            tasks.done(index, is_usable=outcome.reason is None)
             report(done, len(chosen))

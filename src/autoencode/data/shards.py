@@ -14,15 +14,18 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoencode.data.parts import WHOLE, Part
 from autoencode.errors import OutputError, PackError
-from autoencode.files import TEMPORARY_SUFFIX, make_folder, remove_temporaries, sync_folder
+from autoencode.files import TEMPORARY_SUFFIX, make_folder, sync_folder
 
 Rows = NDArray[np.int64] | Sequence[int]
 
+SHARDS_NAME = "shards"
 _SUFFIX = ".u8"
 _OPEN_MAPS = 256  # a map keeps its file open, and 1,024 open files is a common limit
 _COPY_BYTES = 64 * 1024**2
@@ -37,6 +40,7 @@ class Shards:
         height: H, pixels.
         width: W, pixels.
         rows_per_shard: rows in a full shard.
+        part: whose shards may be written and deleted.
         token: part of the temporary names, so that workers left over from a killed run write nothing to the
             files of the next.
     """
@@ -45,12 +49,18 @@ class Shards:
     height: int
     width: int
     rows_per_shard: int
+    part: Part = WHOLE
     token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return self.height * self.width * 3
+
+    @property
+    def known(self) -> Path:
+        """A file for the digests of what is packed already, while packing."""
+        return self.folder / f"known-{self.part}{TEMPORARY_SUFFIX}"
 
     def path(self, shard: int) -> Path:
         """Return the file of a finished shard."""
@@ -133,12 +143,52 @@ class Shards:
 
     def keep_only(self, shards: Collection[int]) -> None:
         """Delete every other shard, finished or not; one that cannot be deleted only takes space."""
-        remove_temporaries(self.folder)
-        kept = {self.path(shard) for shard in shards}
-        for path in self.folder.glob(f"*{_SUFFIX}"):
-            if path not in kept:
+        for path in self.folder.glob("*"):
+            number = number_of(path.name)
+            is_ours = number is not None and self.part.has(number)
+            is_needed = number in shards and not path.name.endswith(TEMPORARY_SUFFIX)
+            if path.name.startswith(self.known.name) or (is_ours and not is_needed):
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def status(self, shard: int) -> tuple[int, object]:
+        """Return the size of a finished shard in bytes, and what tells it from another of that number.
+
+        Raises:
+            OSError: it is not there.
+        """
+        status = self.path(shard).stat()
+        return status.st_size, _identity(status)
+
+    def open(self, shard: int, identity: object) -> BinaryIO:
+        """Open a finished shard.
+
+        Raises:
+            OSError: it is not there.
+            PackError: it is no longer what it was.
+        """
+        file = self.path(shard).open("rb")
+        if _identity(os.fstat(file.fileno())) != identity:
+            file.close()
+            raise PackError(f"{self.path(shard)} has changed since the pack was opened. Open it again.")
+        return file
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Hear which rows come next; those on this disk need no preparation."""
+
+    def place(self, shard: int) -> str:
+        """Return where a shard is, for messages."""
+        return str(self.path(shard))
+
+    @property
+    def window(self) -> int:
+        """Shards in use at once; 0 where all of them can be."""
+        return 0
+
+    @property
+    def most_maps(self) -> int:
+        """Shards mapped at once."""
+        return _OPEN_MAPS
 
     def _temporary(self, shard: int) -> Path:
         path = self.path(shard)
@@ -155,21 +205,24 @@ class ShardReader:
             PackError: one is not.
         """
         self._shards = shards
-        identities: dict[int, tuple[int, ...]] = {}
+        identities: dict[int, object] = {}
         # Not of a bound method: in a cycle, files would stay open until the collector comes.
-        self._map = functools.lru_cache(_OPEN_MAPS)(functools.partial(_open_map, shards, identities))
+        self._map = functools.lru_cache(shards.most_maps)(functools.partial(_open_map, shards, identities))
         numbers, places = np.divmod(np.sort(rows), shards.rows_per_shard)
         for last in np.flatnonzero(np.diff(numbers, append=-1)):
             shard, needed = int(numbers[last]), (int(places[last]) + 1) * shards.row_bytes
             try:
-                status = shards.path(shard).stat()
+                size, identities[shard] = shards.status(shard)
             except OSError as err:
-                raise PackError(f"{shards.path(shard)} is missing. {_REPACK}") from err
-            if status.st_size < needed:
+                raise PackError(f"{shards.place(shard)} is missing. {_REPACK}") from err
+            if size < needed:
                 raise PackError(
-                    f"{shards.path(shard)} is too short ({status.st_size:,} bytes of {needed:,}). {_REPACK}"
+                    f"{shards.place(shard)} is too short ({size:,} bytes of {needed:,}). {_REPACK}"
                 )
-            identities[shard] = _identity(status)
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Prepare to read `rows`, in that order, where this takes time."""
+        self._shards.expect(rows)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) of `rows` (B,), a copy.
@@ -190,17 +243,23 @@ class ShardReader:
         return pixels.reshape(len(rows), shards.height, shards.width, 3)
 
 
-def _open_map(shards: Shards, identities: Mapping[int, tuple[int, ...]], shard: int) -> NDArray[np.uint8]:
-    path = shards.path(shard)
+def _open_map(shards: Shards, identities: Mapping[int, object], shard: int) -> NDArray[np.uint8]:
     try:
-        with path.open("rb") as file:
-            if _identity(os.fstat(file.fileno())) != identities.get(shard):
-                raise PackError(f"{path} has changed since the pack was opened. Open it again.")
+        with shards.open(shard, identities.get(shard)) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OutputError:
+        raise
     except OSError as err:
-        raise PackError(f"{path} is gone since the pack was opened. Open it again.") from err
+        raise PackError(f"{shards.place(shard)} is gone since the pack was opened. Open it again.") from err
     rows = len(mapped) // shards.row_bytes
     return np.frombuffer(mapped, np.uint8, rows * shards.row_bytes).reshape(rows, -1)
+
+
+def number_of(name: str) -> int | None:
+    """Return the number of the shard that a file of that name is, or is to become; None if it is neither."""
+    number, separator, rest = name.partition(".")
+    is_shard = separator and number.isdecimal() and f".{rest}".startswith(_SUFFIX)
+    return int(number) if is_shard else None
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

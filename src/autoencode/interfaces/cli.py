@@ -90,34 +90,40 @@ def demo(
 @app.command()
 def pack(
     folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
-    out: Annotated[Path, typer.Option(help="The pack; run again to take in what changed.")],
+    out: Annotated[str, typer.Option(help="The pack, or its URL; run again to take in what changed.")],
     size: Size = None,
     fit: FitOption = None,
     background: Background = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Pack one of several parts, such as 1/4; other machines pack the others."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes. Default: all cores.", min=1, rich_help_panel=MACHINE)
     ] = None,
 ) -> None:
     """Decode every image of a folder once, for fast training."""
     from autoencode.data.images import Preprocessing
-    from autoencode.data.pack import is_pack, open_pack, pack_folder
+    from autoencode.data.pack import open_pack, pack_folder, pack_part, preprocessing_of
 
     preprocessing = options.preprocessing(size, fit, background)
     if preprocessing is None:
         # Run again without options: as it was packed before.
-        preprocessing = open_pack(out).preprocessing if is_pack(out) else Preprocessing()
+        preprocessing = preprocessing_of(out) or Preprocessing()
+    limits = options.limits(max_pixels, max_bytes)
     with counting("packing") as progress:
-        made = pack_folder(
-            folder,
-            out,
-            preprocessing,
-            limits=options.limits(max_pixels, max_bytes),
-            workers=workers,
-            progress=progress,
-        )
-    print_pack(made)
+        if shard is None:
+            pack_folder(folder, out, preprocessing, limits=limits, workers=workers, progress=progress)
+        else:
+            parts = pack_part(
+                folder, out, shard, preprocessing, limits=limits, workers=workers, progress=progress
+            )
+            console.print(f"part:   {shard} is packed; {parts.done} of {parts.total} parts are")
+            if parts.done < parts.total:
+                return
+    print_pack(open_pack(out))
 
 
 @app.command()

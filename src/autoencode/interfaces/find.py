@@ -34,7 +34,7 @@ class DistanceName(StrEnum):
 
 def index(
     model: Model,
-    folder: Annotated[Path, typer.Argument(help="Images, in sub-folders or not; or a pack.")],
+    folder: Annotated[str, typer.Argument(help="Images, in sub-folders or not; or a pack, also by its URL.")],
     out: Annotated[Path, typer.Option(help="The index; run again to take in what changed.")],
     features: Annotated[
         Features | None,

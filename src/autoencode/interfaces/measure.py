@@ -24,7 +24,7 @@ LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_acc
 def evaluate(
     model: Model,
     pack: Annotated[
-        Path | None, typer.Argument(help="The pack it was trained on. Default: that of the run.")
+        str | None, typer.Argument(help="The pack it was trained on, or its URL. Default: that of the run.")
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")

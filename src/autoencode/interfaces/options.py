@@ -134,7 +134,7 @@ def limits(max_pixels: int | None, max_bytes: int | None) -> Limits:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
-def pack_of(model: Path, named: str) -> Path:
+def pack_of(model: Path, named: str) -> str:
     """Return the pack that a model was trained on, given the model file or its run folder.
 
     Args:
@@ -150,7 +150,7 @@ def pack_of(model: Path, named: str) -> Path:
     run = model if model.is_dir() else model.parent
     if not is_run(run):
         raise ConfigError(f"{run} is no run folder that would name the pack. Give it: {named}.")
-    return Path(read_run(run).pack)
+    return read_run(run).pack
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ BY_PRESET = "Default: by the preset; paper-ae"
 
 
 def train(
-    source: Annotated[Path, typer.Argument(help="A folder of images, or a pack.")],
+    source: Annotated[str, typer.Argument(help="A folder of images, or a pack, also by its URL.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     preset: Annotated[
         str | None,
@@ -220,7 +220,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(train)
 
 
-def train_and_show(source: Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
+def train_and_show(source: str | Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
     """Train with progress, then draw the curves and what became of validation images.
 
     Of several processes the first alone shows and draws.
@@ -334,7 +334,7 @@ def print_pack(packed: Pack) -> None:
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
     console.print(
-        f"pack:   {packed.path}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
+        f"pack:   {packed.place}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
     )
     if not len(packed.rows("validation")):
         # Without a training split, all images are trained on.

@@ -121,7 +121,8 @@ class Loop:
         self.processes = processes
         self.config = run.train
         self.corruptions = parse_corruptions(self.config.corrupt)
-        self.train_rows, self.validation_rows = pack.training_rows(), pack.held_out("validation").rows
+        self.train_rows = pack.training_rows()
+        self.validation_rows = pack.reading_order(pack.held_out("validation").rows, run.window)
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
         self.state = _initial_state(run, runtime, processes)
@@ -135,7 +136,7 @@ class Loop:
         self.records, self.warned = read_metrics(out), False
 
     def _start_at_pca(self) -> None:
-        order = epoch_order(self.train_rows, self.config.seed, 0)[:PCA_IMAGES]
+        order = self._order(0)[:PCA_IMAGES]
         size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
         self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
         start_at_pca(self.state.model, batches(self.pack, order, size))
@@ -143,6 +144,10 @@ class Loop:
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:
             self.state.averaged.load_state_dict(self.state.model.state_dict())
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        rows_per_shard, window = self.pack.rows_per_shard, self.settings.window
+        return epoch_order(self.train_rows, self.config.seed, epoch, rows_per_shard, window)
 
     def _start_together(self) -> None:
         """Give every process the weights of the first, whatever machine they were computed on."""
@@ -174,7 +179,7 @@ class Loop:
         state = self.state
         while state.step < self.total_steps:
             epoch, first = divmod(state.step, self.steps)
-            order = epoch_order(self.train_rows, self.config.seed, epoch)
+            order = self._order(epoch)
             started = time.perf_counter()
             for images, share in self._shared(order, start=first):
                 state.waited += time.perf_counter() - started
@@ -199,7 +204,7 @@ class Loop:
         Args:
             steps: how many to time, after one that warms up.
         """
-        order = epoch_order(self.train_rows, self.config.seed, 0)
+        order = self._order(0)
         times = []
         for images, share in self._shared(order, stop=min(self.steps, steps + 1)):
             started = time.perf_counter()

@@ -27,7 +27,7 @@ def continued(
 ) -> tuple[RunSettings, Pack]:
     """Return the settings and the images of the run in `out`. Arguments and errors: see `train.train`."""
     run = read_run(out)
-    pack = open_pack(Path(run.pack))
+    pack = open_pack(run.pack)
     if source.resolve() not in (pack.path.resolve(), pack.folder.resolve()):
         raise RunError(f"The run in {out} was started on {pack.folder}, not on {source}.")
     if pack.fingerprint != run.fingerprint:

@@ -32,13 +32,14 @@ class RunSettings:
         model: the network.
         train: how it is trained.
         preprocessing: how its images were read.
-        pack: path of the pack of its images.
+        pack: path or URL of the pack of its images.
         fingerprint: the pack's, so that other images are noticed.
         device: kind of the device it is trained on: "cpu", "cuda" or "mps".
         bf16: whether convolutions multiply in bfloat16.
         channels_last: whether images lie in memory with channels innermost.
         processes: how many trained it last, each its share of every batch. Their sums are rounded in another
             order, and nothing else differs.
+        window: rows of the pack that are mixed at once; 0 for all of them.
     """
 
     model: ModelConfig
@@ -50,6 +51,7 @@ class RunSettings:
     bf16: bool
     channels_last: bool
     processes: int = 1
+    window: int = 0
 
 
 def is_run(folder: Path) -> bool:
@@ -76,6 +78,7 @@ def write_run(folder: Path, run: RunSettings) -> None:
             "bf16": run.bf16,
             "channels_last": run.channels_last,
             "processes": run.processes,
+            "window": run.window,
         },
     }
     write_json(folder / RUN_NAME, content)

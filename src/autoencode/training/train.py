@@ -13,6 +13,7 @@ import torch
 
 from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.images import Limits, Preprocessing
+from autoencode.data.mirror import local
 from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Size, sized
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
@@ -74,8 +75,8 @@ def train(
     and images that are not packed yet, must be on a disk that all see.
 
     Args:
-        source: a folder of images, or a pack of one. A folder is packed first, into a pack beside the run
-            that later runs on the same folder use again.
+        source: a folder of images, or a pack of one, by its path or its URL in storage (see `open_pack`). A
+            folder is packed first, into a pack beside the run that later runs on the same folder use again.
         out: the run folder; made here. One whose run came to nothing (it diverged, or was stopped, before
             its first epoch was done) is used again.
         preset: a name in `PRESETS`; the default is the paper's autoencoder.
@@ -102,15 +103,17 @@ def train(
         ImageFolderError: `source` holds no usable image.
         RunError: `out` is something else, holds a run and `resume` is False, or is being written by another
             process; or `resume` with other settings or images.
+        StorageError: a pack in storage cannot be reached.
         DivergedError: the loss is no longer finite; the model of the last good epoch is kept.
         OutputError: the disk is full or not writable; what was saved before is whole.
         KeyboardInterrupt: on Ctrl-C, after the state was saved.
     """
     if keep_memory:
         keep_freed_memory()
-    source, out = Path(source), Path(out)
+    out = Path(out)
     preprocessing = sized(size, preprocessing)
     with joined(own_place()) as processes:
+        source = local(source)
         device = processes.device(device)
         runtime = choose_runtime(device, precision, channels_last is not False)
         if processes.place.restarts and is_run(
@@ -244,11 +247,12 @@ def _started(model: ModelConfig, config: TrainConfig, pack: Pack, runtime: Runti
         model,
         config,
         pack.preprocessing,
-        str(pack.path.resolve()),
+        pack.place,
         pack.fingerprint,
         runtime.device.type,
         runtime.bf16,
         runtime.channels_last,
+        window=pack.window,
     )
 
 

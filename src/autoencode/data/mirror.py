@@ -1,0 +1,297 @@
+"""A pack in storage, seen through a folder on this disk: its lists are copied there, its shards come and go.
+
+    M/remote.json          the URL, and which version of the manifest is here
+    M/pack.json, M/manifest.jsonl, M/shards/00000.VERSION.cached
+
+A mirror is opened as any pack is. The shards of all mirrors are held to a number of bytes; those that were
+used longest ago are deleted first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.data import manifest
+from autoencode.data.parts import WHOLE, Part
+from autoencode.data.preprocessing import Preprocessing
+from autoencode.data.shards import SHARDS_NAME, Rows, Shards, number_of
+from autoencode.data.storage import RemoteFolder, Stamp, is_url
+from autoencode.errors import ConfigError, OutputError, PackError
+from autoencode.files import make_folder, parse_json, write_json
+
+REMOTE_NAME = "remote.json"
+FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
+_DEFAULT_GB = 20.0
+_CACHED = ".cached"
+_READ_AHEAD = 2  # shards on their way at once
+
+
+def cache_folder() -> Path:
+    """Where mirrors are: AUTOENCODE_CACHE, or autoencode in the user's folder for such things."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoencode"
+
+
+def cache_bytes() -> int:
+    """How much of the disk shards of mirrors may take: AUTOENCODE_CACHE_GB, or 20 GB.
+
+    Raises:
+        ConfigError: the variable is no positive number.
+    """
+    text = os.environ.get(SIZE_VARIABLE, str(_DEFAULT_GB))
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e9:
+        raise ConfigError(f"{SIZE_VARIABLE} is {text!r}; it must be a number of gigabytes above 0.")
+    return int(size * 1e9)
+
+
+def local(place: str | Path) -> Path:
+    """Return the folder to read from: `place`, or the mirror of the pack at a URL, brought in step with it.
+
+    Raises:
+        PackError: there is no pack at the URL.
+        StorageError: it cannot be reached.
+        OutputError: the disk is full.
+    """
+    folder = prepared(place)
+    if is_url(place) and not manifest.is_pack(folder):
+        raise PackError(f"There is no pack at {place}. Make one: autoencode pack FOLDER --out {place}")
+    return folder
+
+
+def prepared(place: str | Path) -> Path:
+    """Return the folder for a pack to be made, or brought in step, at `place`; errors: see `local`."""
+    if not is_url(place):
+        return Path(place)
+    url = str(place).rstrip("/")
+    folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    make_folder(folder)
+    _refresh(RemoteFolder(url), folder)
+    return folder
+
+
+def _refresh(remote: RemoteFolder, folder: Path) -> None:
+    """Copy the lists that have changed; drop those that are gone."""
+    known = _read(folder)
+    found: dict[str, Any] = {"url": remote.url}
+    for name in (manifest.SETTINGS_NAME, manifest.MANIFEST_NAME):
+        stamp = remote.stamp(name)
+        if stamp is None:
+            (folder / name).unlink(missing_ok=True)
+            continue
+        found[name] = list(stamp)
+        if not (folder / name).exists() or known.get(name) != found[name]:
+            remote.download(name, folder / name)
+    if found != known:
+        write_json(folder / REMOTE_NAME, found)
+
+
+def named(folder: Path) -> str:
+    """Return what `local` makes this folder of: a URL, or its absolute path."""
+    remote = remote_of(folder)
+    return str(folder.resolve()) if remote is None else remote.url
+
+
+def remote_of(folder: Path) -> RemoteFolder | None:
+    """Return what `folder` mirrors; None if it is a pack itself, wherever it claims to come from."""
+    if folder.absolute().parent != cache_folder().absolute():
+        return None  # a folder from a stranger reaches no network
+    url = _read(folder).get("url")
+    return RemoteFolder(url) if isinstance(url, str) else None
+
+
+def pull(folder: Path, name: str) -> None:
+    """Bring a file of a mirror in step with the storage; a pack itself has it already."""
+    if (remote := remote_of(folder)) is not None:
+        if remote.stamp(name) is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            remote.download(name, folder / name)
+
+
+def forget(folder: Path, name: str) -> None:
+    """Note that a file of a mirror is to be written: what is cut short is not taken for the storage's."""
+    known = _read(folder)
+    if known.pop(name, None) is not None:
+        write_json(folder / REMOTE_NAME, known)
+
+
+def push(folder: Path, name: str) -> None:
+    """Bring the storage in step with a file of a mirror, which may be gone."""
+    if (remote := remote_of(folder)) is not None:
+        if (folder / name).exists():
+            remote.upload(folder / name, name)
+        else:
+            remote.delete(name)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        content = parse_json((folder / REMOTE_NAME).read_bytes())
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def shards_of(pack: Path, preprocessing: Preprocessing, rows_per_shard: int, part: Part = WHOLE) -> Shards:
+    """Return the shards of a pack, or of what a folder mirrors."""
+    shape = (pack / SHARDS_NAME, preprocessing.height, preprocessing.width, rows_per_shard, part)
+    remote = remote_of(pack)
+    return Shards(*shape) if remote is None else RemoteShards(*shape, remote=remote)
+
+
+@dataclass(frozen=True)
+class RemoteShards(Shards):
+    """Shards in storage, fetched whole when they are needed; what is written goes there and leaves this disk.
+
+    Attributes:
+        remote: the pack.
+    """
+
+    remote: RemoteFolder = field(default_factory=lambda: RemoteFolder(""), kw_only=True)
+
+    @property
+    def window(self) -> int:
+        """Shards in use at once: those that `most_maps` says, or 0 where the cache holds all of them."""
+        total = sum(stamp.size for name, stamp in self._listed.items() if name.startswith(f"{SHARDS_NAME}/"))
+        return 0 if total <= cache_bytes() else self.most_maps
+
+    @property
+    def most_maps(self) -> int:
+        """Shards mapped at once: a third of the cache; the next are on their way, the last not yet let go.
+
+        A map keeps a file on the disk that the cache has let go.
+        """
+        return max(1, cache_bytes() // (3 * self.row_bytes * self.rows_per_shard))
+
+    def place(self, shard: int) -> str:
+        """Return where a shard is, for messages."""
+        return f"{self.remote.url}/{self._name(shard)}"
+
+    def status(self, shard: int) -> Stamp:
+        """Return what is known of a finished shard.
+
+        Raises:
+            OSError: it is not there.
+        """
+        if (stamp := self._listed.get(self._name(shard))) is None:
+            raise FileNotFoundError(self._name(shard))
+        return stamp
+
+    def open(self, shard: int, identity: object) -> BinaryIO:
+        """Open a finished shard, fetched if it is not here.
+
+        Raises:
+            PackError: it is no longer what it was.
+            StorageError, OutputError: it cannot be fetched.
+        """
+        return self._fetched(shard).open("rb")
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Begin to fetch the shards of the rows that come next, in the order in which they are needed."""
+        numbers, first = np.unique(
+            rows[: self.most_maps * self.rows_per_shard] // self.rows_per_shard, return_index=True
+        )
+        for shard in numbers[np.argsort(first)].tolist():
+            if shard not in self._coming and not self._cached(shard).exists():
+                self._coming[shard] = self._fetchers.submit(self._fetched, shard)
+
+    def finish(self, rows: Rows) -> None:
+        """Put the shards of `rows` into the storage.
+
+        Raises:
+            OutputError, StorageError: they cannot be written.
+        """
+        super().finish(rows)
+        for shard in self.shards_of(rows):
+            self.remote.upload(self.path(shard), self._name(shard))
+            self.path(shard).unlink(missing_ok=True)
+        self.__dict__.pop("_listed", None)
+
+    def keep_only(self, shards: Collection[int]) -> None:
+        """Delete every other shard, in the storage and what was begun here."""
+        super().keep_only(())
+        start = f"{SHARDS_NAME}/"
+        for name in self.remote.listing():
+            number = number_of(name.removeprefix(start)) if name.startswith(start) else None
+            if number is not None and self.part.has(number) and number not in shards:
+                self.remote.delete(name)
+
+    def _name(self, shard: int) -> str:
+        return f"{SHARDS_NAME}/{self.path(shard).name}"
+
+    def _cached(self, shard: int) -> Path:
+        version = hashlib.sha256(self.status(shard).version.encode()).hexdigest()[:12]
+        return self.folder / f"{shard:05d}.{version}{_CACHED}"
+
+    def _fetched(self, shard: int) -> Path:
+        path, stamp = self._cached(shard), self.status(shard)
+        make_folder(self.folder)
+        with _one_at_a_time(self.folder / f"{shard:05d}.lock"):
+            if not path.exists():
+                _make_room(self.folder.parent.parent, cache_bytes() - stamp.size)
+                self.remote.download(self._name(shard), path)
+                if self.remote.stamp(self._name(shard)) != stamp:
+                    path.unlink(missing_ok=True)
+                    raise PackError(
+                        f"{self.place(shard)} has changed since the pack was opened. Open it again."
+                    )
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        self._coming.pop(shard, None)
+        return path
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, Stamp]:
+        return self.remote.listing()
+
+    @functools.cached_property
+    def _coming(self) -> dict[int, Future[Path]]:
+        return {}
+
+    @functools.cached_property
+    def _fetchers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="shards")
+
+
+def _make_room(cache: Path, size: int) -> None:
+    """Delete the shards used longest ago, of all mirrors, until the rest takes no more than `size` bytes."""
+    found = []
+    for path in cache.glob(f"*/{SHARDS_NAME}/*{_CACHED}"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    taken = sum(size for _, size, _ in found)
+    for _, file_size, path in sorted(found):
+        if taken <= size:
+            return
+        path.unlink(missing_ok=True)
+        taken -= file_size
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process or thread through at a time."""
+    try:
+        lock = path.open("a")
+    except OSError as err:
+        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,130 @@
+"""Folders in object storage, named by a URL such as s3://bucket/pack and reached through fsspec.
+
+Each kind of storage raises errors of its own. Here they become one: what could not be reached, what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
+from autoencode.files import atomic_file
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+_MISSING_CREDENTIALS = (
+    "No credentials for {url}. Log in with the tool of its provider, or set the variables it reads "
+    "(for s3://: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)."
+)
+
+
+def is_url(place: object) -> bool:
+    """Whether `place` is the URL of a folder in storage, and no path."""
+    return isinstance(place, str) and _URL.match(place) is not None
+
+
+class Stamp(NamedTuple):
+    """What tells a file from another of its name: its size in bytes, and a mark that its content changes."""
+
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder in storage. Every method may raise StorageError.
+
+    Attributes:
+        url: such as s3://bucket/pack, gs://bucket/pack, file:///mnt/share/pack, memory://pack.
+    """
+
+    url: str
+
+    def listing(self) -> dict[str, Stamp]:
+        """Return each file in it and its sub-folders, by its name from here."""
+        with self._storage() as (storage, root):
+            storage.invalidate_cache()
+            found = storage.find(root, detail=True)
+            start = len(root.rstrip("/")) + 1
+            return {name[start:]: _stamp(info) for name, info in found.items()}
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Return what is known of a file, or None if there is none of that name."""
+        with self._storage() as (storage, root):
+            storage.invalidate_cache()
+            try:
+                return _stamp(storage.info(f"{root}/{name}"))
+            except FileNotFoundError:
+                if self.url.startswith(("s3://", "s3a://", "gs://", "gcs://")):
+                    storage.ls(root.partition("/")[0])  # a bucket that is not there is another matter
+                return None
+
+    def read(self, name: str) -> bytes:
+        """Return what a file holds."""
+        with self._storage() as (storage, root):
+            content: bytes = storage.cat_file(f"{root}/{name}")
+            return content
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file to the disk, whole or not at all.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        with self._storage() as (storage, root), atomic_file(path) as file:
+            storage.get_file(f"{root}/{name}", file.name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a file from the disk; it replaces one of that name as a whole."""
+        with self._storage() as (storage, root):
+            storage.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            storage.put_file(str(path), f"{root}/{name}")
+
+    def delete(self, name: str) -> None:
+        """Delete a file; one that is not there is no error."""
+        with self._storage() as (storage, root), contextlib.suppress(FileNotFoundError):
+            storage.rm_file(f"{root}/{name}")
+
+    @contextlib.contextmanager
+    def _storage(self) -> Iterator[tuple[Any, str]]:
+        """Give the file system and the path of this folder in it, and make its errors ours."""
+        import fsspec
+
+        try:
+            storage, root = fsspec.url_to_fs(self.url)
+            yield storage, root
+        except AutoencodeError:
+            raise
+        except ImportError as err:
+            if self.url.startswith(("s3://", "s3a://")):
+                raise MissingExtraError("storage", f"Reading {self.url}") from err
+            raise StorageError(f"Could not open {self.url}: {_line(err)}.") from err
+        except FileNotFoundError as err:
+            raise StorageError(
+                f"Could not find {self.url}: {_line(err)}. Check the bucket and path."
+            ) from err
+        except PermissionError as err:
+            raise StorageError(f"{self.url} is not open to these credentials: {_line(err)}.") from err
+        except Exception as err:
+            if type(err).__name__ in _NO_CREDENTIALS:
+                raise StorageError(_MISSING_CREDENTIALS.format(url=self.url)) from err
+            raise StorageError(f"Could not reach {self.url}: {_line(err)}.") from err
+
+
+def _stamp(info: dict[str, Any]) -> Stamp:
+    # Each kind of storage has another name for it.
+    version = next((info[name] for name in ("ETag", "etag", "mtime", "created") if name in info), "")
+    if isinstance(version, datetime):
+        version = version.timestamp()  # memory:// has both, by turns
+    return Stamp(int(info["size"]), str(version))
+
+
+def _line(err: Exception) -> str:
+    lines = str(err).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(err).__name__

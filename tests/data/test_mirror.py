@@ -1,0 +1,270 @@
+"""Packs in storage: made there, read through a bounded cache, in parts, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from autoencode import (
+    ConfigError,
+    Pack,
+    PackError,
+    Preprocessing,
+    StorageError,
+    build_index,
+    load_model,
+    open_pack,
+    pack_folder,
+    pack_part,
+    train,
+)
+from autoencode.applications.evaluate import evaluate
+from autoencode.applications.search import open_index
+from autoencode.data import manifest, mirror
+from autoencode.data.batches import epoch_order
+
+ROW_BYTES = 32 * 32 * 3
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve rows a shard, four shards."""
+    monkeypatch.setattr(manifest, "_SHARD_BYTES", 12 * ROW_BYTES)
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where nothing is yet; the cache is a new folder."""
+    monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
+    yield (
+        "memory://store/photos.pack" if request.param == "memory" else f"file://{tmp_path}/store/photos.pack"
+    )
+    fsspec.filesystem("memory").store.clear()
+
+
+def in_cache(folder: Path) -> list[Path]:
+    return [path for path in (folder / "cache").rglob("*") if path.suffix in (".cached", ".u8")]
+
+
+def test_a_pack_in_storage_is_that_of_a_disk(
+    url: str, photos: Path, tiny_pack: Pack, tmp_path: Path, small_shards: None
+) -> None:
+    made = pack_folder(photos, url, tiny_pack.preprocessing, workers=1)
+    assert not in_cache(tmp_path), "what was written is still on the disk"
+    shutil.rmtree(tmp_path / "cache")
+    pack = open_pack(url)
+    assert pack.place == url
+    assert pack.fingerprint == made.fingerprint == tiny_pack.fingerprint
+    assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
+
+
+def test_an_update_in_storage_reads_only_what_is_new_and_deletes_what_is_gone(
+    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, small_shards: None
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    pack_folder(folder, url, tiny_size, workers=1)
+    before = mirror.RemoteFolder(url).listing()
+    gone = sorted(folder.rglob("*.png"))[:13]
+    for path in gone:
+        path.unlink()
+    read: list[tuple[int, int]] = []
+    pack = pack_folder(folder, url, tiny_size, workers=1, progress=lambda *at: read.append(at))
+    assert read == [(0, 0)]
+    assert len(pack) == 48 - len(gone)
+    after = mirror.RemoteFolder(url).listing()
+    assert "shards/00000.u8" in before.keys() - after.keys()
+    assert after["shards/00003.u8"] == before["shards/00003.u8"]
+
+
+@pytest.mark.parametrize("failing", ["manifest.jsonl", "shards/00005.u8"])
+def test_a_pack_in_storage_is_as_it_was_when_the_storage_goes_away(
+    failing: str, url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, small_shards: None
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    old = pack_folder(folder, url, tiny_size, workers=1).fingerprint
+    for number, path in enumerate(sorted(folder.rglob("*.png"))[:20]):
+        path.write_bytes((folder / "coast" / "000.png").read_bytes() + bytes([number]))
+    with pytest.MonkeyPatch.context() as broken:
+        upload = mirror.RemoteFolder.upload
+
+        def fail(*_: object) -> None:
+            raise StorageError("gone")
+
+        def upload_or_fail(remote: mirror.RemoteFolder, path: Path, name: str) -> None:
+            if name == failing:
+                for method in ("upload", "stamp", "listing", "delete"):
+                    broken.setattr(mirror.RemoteFolder, method, fail)
+                fail()
+            upload(remote, path, name)
+
+        broken.setattr(mirror.RemoteFolder, "upload", upload_or_fail)
+        with pytest.raises(StorageError, match="gone"):
+            pack_folder(folder, url, tiny_size, workers=1)
+    pack = open_pack(url)
+    assert pack.fingerprint == old
+    assert len(pack.pixels(pack.rows())) == 48
+    assert pack_folder(folder, url, tiny_size, workers=1).fingerprint != old
+    numbers = {name for name in mirror.RemoteFolder(url).listing() if name.startswith("shards/")}
+    assert numbers == {f"shards/{row // 12:05d}.u8" for row in open_pack(url).rows().tolist()}
+
+
+def test_reading_keeps_to_the_room_of_the_cache(
+    url: str,
+    photos: Path,
+    tiny_pack: Pack,
+    tmp_path: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack_folder(photos, url, tiny_pack.preprocessing, workers=1)
+    room = 3 * 12 * ROW_BYTES
+    monkeypatch.setenv("AUTOENCODE_CACHE_GB", str(room / 1e9))
+    pack = open_pack(url)
+    assert pack.window == 12, "a third of the cache"
+    for row, mine in zip(tiny_pack.rows(), pack.rows(), strict=True):
+        pack.expect(pack.rows()[:9])
+        assert np.array_equal(pack.pixels(mine[None]), tiny_pack.pixels(row[None]))
+        # Two shards more may be on their way, each of which has looked for room already.
+        assert sum(path.stat().st_size for path in in_cache(tmp_path)) <= room + 2 * 12 * ROW_BYTES
+
+
+def test_parts_packed_one_by_one_become_the_pack_of_the_whole(
+    url: str,
+    photos: Path,
+    tiny_pack: Pack,
+    tmp_path: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for place in (url, str(tmp_path / "parts.pack")):
+        for number, done in (("3/3", 1), ("1/3", 2), ("2/3", 3)):
+            # Each on a machine of its own.
+            monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache" / number))
+            made = pack_part(photos, place, number, tiny_pack.preprocessing, workers=1)
+            assert made == (done, 3)
+            if done < 3:
+                with pytest.raises(PackError, match="not finished"):
+                    open_pack(place)
+        pack = open_pack(place)
+        assert pack.fingerprint == tiny_pack.fingerprint
+        assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
+        with pytest.raises(PackError, match="packed in 3 parts, not in 1"):
+            pack_folder(photos, place, tiny_pack.preprocessing)
+
+
+def test_a_part_that_is_packed_again_brings_the_whole_in_step(
+    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, small_shards: None
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for number in ("1/2", "2/2"):
+        pack_part(folder, url, number, tiny_size, workers=1)
+    gone = sorted(folder.rglob("*.png"))[:11]
+    for path in gone:
+        path.unlink()
+    for number in ("1/2", "2/2"):
+        pack_part(folder, url, number, tiny_size, workers=1)
+    pack = open_pack(url)
+    assert {entry.path for entry in pack.entries} == {
+        str(path.relative_to(folder)) for path in folder.rglob("*.png")
+    }
+    assert len(pack.pixels(pack.rows())) == 37
+
+
+def test_a_shard_that_was_replaced_is_noticed(
+    url: str, photos: Path, tiny_size: Preprocessing, small_shards: None
+) -> None:
+    pack_folder(photos, url, tiny_size, workers=1)
+    pack = open_pack(url)
+    storage, root = fsspec.url_to_fs(url)
+    storage.pipe_file(f"{root}/shards/00000.u8", bytes(12 * ROW_BYTES))
+    with pytest.raises(PackError, match=r"shards/00000\.u8 has changed since the pack was opened"):
+        pack.pixels(np.arange(3))
+
+
+def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(
+    url: str,
+    photos: Path,
+    tiny_size: Preprocessing,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack_folder(photos, url, tiny_size, workers=1)
+    monkeypatch.setenv("AUTOENCODE_CACHE_GB", str(3 * 12 * ROW_BYTES / 1e9))
+    train(url, tmp_path / "whole", epochs=2, **tiny)
+    train(url, tmp_path / "run", epochs=1, **tiny)
+    run = train(url, tmp_path / "run", epochs=2, resume=True)
+    assert '"window": 12' in (run.folder / "run.json").read_text()
+    assert run.model_path.read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert evaluate(load_model(run.model_path), open_pack(url), kid=False).images > 0
+    build_index(run.model_path, url, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    assert index.source == url
+    assert len(index.pack) == len(index) == 48
+    assert build_index(run.model_path, url, tmp_path / "index").update.encoded == 0
+
+
+@pytest.mark.parametrize("number", ["", "0/2", "3/2", "1", "a/b", "1/0"])
+def test_what_is_no_part_is_refused(number: str, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no part of a whole"):
+        pack_part(photos, tmp_path / "pack", number)
+
+
+def test_a_url_without_a_pack_says_so(url: str, photos: Path, tmp_path: Path) -> None:
+    for opening in (open_pack, lambda place: train(place, tmp_path / "run")):
+        with pytest.raises(PackError, match=f"There is no pack at {url}. Make one: autoencode pack"):
+            opening(url)
+    storage, root = fsspec.url_to_fs(url)
+    storage.makedirs(root, exist_ok=True)
+    storage.pipe_file(f"{root}/other.txt", b"mine")
+    with pytest.raises(PackError, match=f"{url} is not a pack, and not empty"):
+        pack_folder(photos, url)
+
+
+def test_a_storage_that_nobody_knows_is_one_line() -> None:
+    with pytest.raises(
+        StorageError, match="Could not reach nosuch://bucket/pack: Protocol not known: nosuch"
+    ):
+        open_pack("nosuch://bucket/pack")
+
+
+def test_a_folder_outside_the_cache_reaches_no_storage(url: str, photos: Path, tmp_path: Path) -> None:
+    pack_folder(photos, url, Preprocessing(32, 32), workers=1)
+    copied = shutil.copytree(open_pack(url).path, tmp_path / "from a stranger")
+    assert (copied / mirror.REMOTE_NAME).exists()
+    with pytest.raises(PackError, match=r"00000\.u8 is missing"):
+        open_pack(copied)
+
+
+def test_a_cache_of_no_size_is_refused(url: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOENCODE_CACHE_GB", "none")
+    with pytest.raises(ConfigError, match="AUTOENCODE_CACHE_GB is 'none'"):
+        pack_folder(photos, url)
+
+
+def test_a_windowed_order_shows_every_row_once_and_keeps_to_the_window() -> None:
+    rows = np.delete(np.arange(200), np.arange(30, 37))
+    order = epoch_order(rows, seed=1, epoch=2, rows_per_shard=10, window=40)
+    assert sorted(order) == sorted(rows)
+    starts = [0, *np.flatnonzero(np.diff([_window(order, at) for at in range(len(order))])) + 1]
+    assert len(starts) == 5
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        assert len(set(order[start:stop] // 10)) <= 4
+        assert list(order[start:stop]) != sorted(order[start:stop])
+    assert list(order) != list(epoch_order(rows, seed=1, epoch=3, rows_per_shard=10, window=40))
+
+
+def _window(order: np.ndarray[Any, Any], at: int) -> int:
+    """Which window a place is in: as many as have four shards begun before it."""
+    begun = list(dict.fromkeys((order // 10).tolist()))
+    return begun.index(int(order[at]) // 10) // 4
