@@ -20,7 +20,7 @@ Made by `python docs/reference.py`; a test holds it in step with the code.
 
 ## Command line
 
-Every error is one line on standard error; an option that does not exist, or a value that is none of its kind, shows
+Every error is one line on standard error; an option that does not exist, or a value of another kind, shows
 the usage too. A wrong call exits with 2, anything else that went wrong with 1, Ctrl-C with 130.
 """
 

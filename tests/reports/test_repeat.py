@@ -1,6 +1,7 @@
 """The command on a page: run, it asks for the same settings."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,3 +63,10 @@ def test_words_say_what_matters() -> None:
     assert said["epochs"] == "40 of warm-up and 200"
     assert "sigma2 0.01" in said["loss"]
     assert said["batch normalisation"] == "after each convolution"
+
+
+@pytest.mark.parametrize(("loss", "likelihood"), [("mse", "sigma2 0.5"), ("mae", "Laplace")])
+def test_words_say_which_likelihood_a_summed_error_is(loss: str, likelihood: str) -> None:
+    run = run_of("paper-vae", Preprocessing())
+    run = replace(run, train=replace(run.train, loss=loss))
+    assert likelihood in dict(in_words(run))["loss"]

@@ -57,7 +57,9 @@ def test_a_model_no_better_than_a_constant_image_is_named_with_both_numbers() ->
     assert "no better than one constant image" in message
     assert "0.70000, of the mean image 0.10000" in message
     assert "sigma2" not in message
-    assert "a smaller sigma2" in told(lines(falling, val_kl=0.0), constant=0.1, epochs=3)
+    vae = lines(falling, val_kl=0.0)
+    assert "a smaller sigma2" in told(vae, constant=0.1, epochs=3, loss="gaussian")
+    assert "a smaller beta" in told(vae, constant=0.1, epochs=3, loss="mae")
 
 
 def test_losses_under_another_weight_of_the_kl_are_not_compared() -> None:

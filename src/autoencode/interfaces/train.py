@@ -260,9 +260,20 @@ def train_and_show(source: str | Path, out: Path, *, tensorboard: bool = False, 
         )
     _fit_prior(run)
     _print_pictures(run, anew=trained)
+    _print_loss(run)
     _print_health(run)
     _write_report(run, anew=trained)
     console.print(f"model:  {run.model_path}", soft_wrap=True)
+
+
+def _print_loss(run: Run) -> None:
+    """Say which likelihood a VAE's loss amounts to, where its name does not."""
+    from autoencode.reports.repeat import in_words
+    from autoencode.training.runlog import read_run
+
+    settings = read_run(run.folder)
+    if settings.model.kind == "vae" and settings.train.loss != "gaussian":
+        console.print(f"loss:   {dict(in_words(settings))['loss']}", soft_wrap=True)
 
 
 def _fit_prior(run: Run) -> None:

@@ -50,11 +50,10 @@ def _loss(run: RunSettings) -> str:
     config = run.train
     if run.model.kind != "vae":
         return {"mse": "mean squared error", "mae": "mean absolute error"}.get(config.loss, config.loss)
-    likelihood = (
-        f"Gaussian likelihood, sigma2 {config.sigma2}"
-        if config.loss == "gaussian"
-        else f"sum of {config.loss}"
-    )
+    likelihood = {
+        "mse": "squared errors summed over an image, a Gaussian likelihood with sigma2 0.5",
+        "mae": "absolute errors summed over an image, a Laplace likelihood of scale 1",
+    }.get(config.loss, f"Gaussian likelihood, sigma2 {config.sigma2}")
     return f"{likelihood}, and {config.beta:g} times the KL"
 
 

@@ -35,7 +35,8 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
     last = records[-1]
     slower = f"Try a lower learning rate (it is {config.learning_rate:g})"
     if last["val_mse"] >= (constant := constant_mse()):
-        narrower = ", a smaller sigma2 or a warm-up" if "val_kl" in last else ""
+        weight = "sigma2" if config.loss == "gaussian" else "beta"
+        narrower = f", a smaller {weight} or a warm-up" if "val_kl" in last else ""
         return (
             f"After {len(records)} epochs the model is no better than one constant image: validation mse "
             f"{last['val_mse']:.5f}, of the mean image {constant:.5f}. {slower}{narrower}."
