@@ -140,6 +140,14 @@ def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
     assert (run["train"]["warmup_cycles"], run["train"]["warmup"], run["train"]["sigma2"]) == (2, 0, "auto")
 
 
+def test_a_vae_of_summed_errors_says_which_likelihood_they_are(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--model", "vae", "--loss", "mse", "--epochs", 1)
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert "a Gaussian likelihood with sigma2 0.5" in result.out
+
+
 def test_resume_continues_with_more_epochs(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
     command = ("train", tiny_pack.path, "--out", tmp_path / "run", *TINY)
     assert autoencode(*command, "--epochs", 1).code == 0
