@@ -212,6 +212,14 @@ def test_what_cannot_be_is_said_before_any_work(
         find_outliers(vae, mixed, tiny_pack, fpr=0.01)
     with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
         find_outliers(vae, mixed, reference, tmp_path / "found.txt", fpr=0.3)
+    sheet = mixed / "noise1.png"
+    for out, given in (
+        (mixed / "table.csv", [sheet, mixed / "table.csv"]),
+        (mixed / "n.csv", [mixed / "n-worst.png"]),
+    ):
+        Path(given[-1]).write_bytes(sheet.read_bytes())
+        with pytest.raises(ConfigError, match="would overwrite what is read"):
+            find_outliers(vae, given, reference, out, fpr=0.3)
     with pytest.raises(ConfigError, match="reference is of another model or other features"):
         find_outliers(plain, mixed, reference, fpr=0.3)
 

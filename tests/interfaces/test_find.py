@@ -9,7 +9,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from autoencode import ImageError, ImageIndexError, Run
+from autoencode import ConfigError, ImageError, ImageIndexError, Run
 from autoencode.interfaces.cli import app
 
 
@@ -97,3 +97,15 @@ def test_questions_that_are_none_are_refused(index: Path, folder: Path, tmp_path
     assert "goes with --near-duplicates" in autoencode("search", index, query, "--threshold", 0.5).stderr
     result = autoencode("search", tmp_path / "none", query)
     assert isinstance(result.exception, ImageIndexError)
+
+
+def test_results_never_overwrite_images(index: Path, folder: Path, tmp_path: Path) -> None:
+    query, other = sorted(folder.rglob("0*.png"))[:2]
+    before = query.read_bytes(), other.read_bytes()
+    for option, path in (("--out", query), ("--sheet", query), ("--sheet", other)):
+        assert isinstance(autoencode("search", index, query, option, path).exception, ConfigError)
+        assert isinstance(autoencode("search", index, folder, option, path).exception, ConfigError)
+    assert isinstance(
+        autoencode("search", index, "--near-duplicates", "--sheet", query).exception, ConfigError
+    )
+    assert (query.read_bytes(), other.read_bytes()) == before

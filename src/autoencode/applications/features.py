@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoencode.data.batches import to_pixels
 from autoencode.data.images import Limits, save_image
-from autoencode.errors import OutputError
+from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.figures import contact_sheet, image_grid
 from autoencode.files import make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
@@ -84,9 +84,12 @@ def features(
         limits: the largest file and picture to accept.
 
     Raises:
+        ConfigError: the image is one of those in `out`.
         ImageError: the image cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
+    if out is not None and Path(image).is_file() and Path(out).resolve() == Path(image).resolve().parent:
+        raise ConfigError(f"{image} lies in {out}, where pictures are replaced. Choose another --out.")
     found = feature_maps(model, model.read(image, limits))
     if out is not None:
         _write(Path(out), found)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.batches import batches, random_seed, to_pixels
-from autoencode.data.images import save_image
+from autoencode.data.images import WRITABLE, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.animation import save_frames
 from autoencode.evaluation.figures import image_grid
-from autoencode.files import make_folder, write_json
+from autoencode.files import check_output, make_folder, write_json
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.prior import GaussianMixture, Prior, StandardNormal
 
@@ -149,12 +149,15 @@ def walk(
         seed: the same seed gives the same path.
 
     Raises:
-        ConfigError: as for `generate`, or no image format goes by the extension of `out`.
+        ConfigError: as for `generate`, no image format goes by the extension of `out`, or it holds
+            something else than an image.
         OutputError: it cannot be written; what was there before is unchanged.
     """
     if frames < 1:
         raise ConfigError(f"The number of frames is {frames}; it must be at least 1.")
     name, chosen = _chosen(model, prior, temperature)
+    if out is not None:
+        check_output(Path(out), WRITABLE)
     turns = max(1, round(frames / FRAMES_PER_TURN))
     codes = chosen.path(frames, turns, temperature, _generator("walk", seed))
     made = Samples(to_pixels(model.decode(codes)), codes, name)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.batches import to_pixels
-from autoencode.data.images import Limits
+from autoencode.data.images import WRITABLE, Limits
 from autoencode.errors import ConfigError
 from autoencode.evaluation.animation import is_animation, save_frames
+from autoencode.files import check_output
 from autoencode.models.autoencoder import Autoencoder
 
 How = Literal["linear", "spherical"]
@@ -74,7 +75,8 @@ def morph(
         limits: the largest files and pictures to accept.
 
     Raises:
-        ConfigError: fewer than two images or frames, an unknown `how`, or no format by that extension.
+        ConfigError: fewer than two images or frames, an unknown `how`, no format by that extension, or
+            `out` is one of the images or holds something else than an image.
         ImageError: an image cannot be used; names it and says why.
         OutputError: `out` cannot be written.
     """
@@ -83,6 +85,8 @@ def morph(
     if how not in get_args(How):
         raise ConfigError(f"Unknown way to morph {how!r}. Choose one of: {', '.join(get_args(How))}.")
     path = None if out is None else Path(out)
+    if path is not None:
+        check_output(path, WRITABLE, map(Path, images))
     if frames is None:
         frames = ANIMATION_FRAMES if path is not None and is_animation(path) else STRIP_FRAMES
     if frames < 2:

@@ -22,12 +22,12 @@ from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
-from autoencode.data.finding import expanded
-from autoencode.data.images import Limits, read_chunks, save_image
+from autoencode.data.finding import expanded, read_beside
+from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError
 from autoencode.evaluation.figures import contact_sheet
-from autoencode.files import write_bytes
+from autoencode.files import TABLES, check_output, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 
 Rule = Literal["conformal", "paper"]
@@ -126,15 +126,19 @@ def find_outliers(
 
     Raises:
         ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
-            a pack or reference of another model.
+            a pack or reference of another model; or `out` or the sheet is one of the images, or holds
+            something of another kind.
         MissingExtraError: pretrained features need the optional part `eval`.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` cannot be written.
     """
     chosen = _checked_score(model, score, features, rule)
     rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
-    out = None if out is None else _checked_table(Path(out))
-    paths = [path for path in expanded(images) if out is None or path != sheet_path(out)]
+    out = None if out is None else Path(out)
+    paths = expanded(images) if out is None else read_beside(images, sheet_path(out))
+    if out is not None:
+        check_output(out, TABLES, paths)
+        check_output(sheet_path(out), WRITABLE, paths)
     reference = (
         ordinary
         if isinstance(ordinary, OutlierReference)
@@ -229,12 +233,6 @@ def _sheet(model: Autoencoder, findings: Sequence[Finding], heatmaps: bool, limi
         f"{'outlier ' if by_path[p].outlier else ''}p {by_path[p].p_value:.2g}  {p.name}" for p in usable
     ]
     return contact_sheet(columns, captions=captions)
-
-
-def _checked_table(path: Path) -> Path:
-    if path.suffix.lower() not in (".csv", ".json"):
-        raise ConfigError(f"Cannot write a table to {path}: use a name that ends in .csv or .json.")
-    return path
 
 
 def _table(found: Outliers) -> bytes:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from autoencode.data.batches import random_seed, to_float, to_pixels
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
 from autoencode.data.finding import expanded
-from autoencode.data.images import Limits, read_chunks, save_image
+from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.evaluation.metrics import psnr, ssim
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import check_output, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 
 TABLE_NAME = "reconstructions.csv"
@@ -97,7 +97,7 @@ def reconstruct(
 
     Raises:
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
-        ConfigError: a corruption that cannot be used.
+        ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
         OutputError: `out` is something else, or cannot be written.
     """
     paths = expanded(images)
@@ -176,7 +176,7 @@ def restore(
         seed: of the corruptions.
 
     Raises:
-        ConfigError: a corruption that cannot be used.
+        ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
     """
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
@@ -233,6 +233,7 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
     """
     if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
+    check_output(out / SHEET_NAME, WRITABLE, paths)
     make_folder(out / IMAGES_NAME)
     if (out / IMAGES_NAME).resolve() in {folder.resolve() for folder in {path.parent for path in paths}}:
         raise OutputError(

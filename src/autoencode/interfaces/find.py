@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +80,7 @@ def search(
         list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours of each query.", min=1)] = 10,
-    out: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what was found as JSON (.json).")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw it, each query before its neighbours (.png, .jpg, ...).")
     ] = None,
@@ -106,9 +107,15 @@ def search(
     if threshold is not None and not near_duplicates:
         raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
     from autoencode.applications.search import open_index
+    from autoencode.data.images import WRITABLE
+    from autoencode.files import check_output
 
     opened = open_index(index, model)
     limits = options.limits(max_pixels, max_bytes)
+    if out is not None:
+        check_output(out, (".json",), _read(opened, queries or []))
+    if sheet is not None:
+        check_output(sheet, WRITABLE, _read(opened, queries or []))
     if near_duplicates:
         pairs = opened.near_duplicates(threshold)
         _print_duplicates(opened, pairs)
@@ -135,6 +142,14 @@ def add_to(app: typer.Typer) -> None:
     """Make the commands of this module commands of the program."""
     app.command()(index)
     app.command()(search)
+
+
+def _read(opened: Index, queries: list[Path]) -> Iterator[Path]:
+    """Files that a search may read, those of the index last, as they may be many."""
+    from autoencode.data.finding import expanded
+
+    yield from expanded(queries)
+    yield from (opened.folder / entry.path for entry in opened.entries)
 
 
 def _print_index(made: Index) -> None:

@@ -78,11 +78,14 @@ def outliers(
     from autoencode.applications import outliers as application
     from autoencode.applications.outlier_reference import reference_name
     from autoencode.data.pack import open_pack
+    from autoencode.files import TABLES, check_output
     from autoencode.models.modelfile import load_model
 
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
     packed = open_pack(pack or options.pack_of(model, "--pack PACK"))
+    if out is not None:
+        check_output(out, TABLES, options.settings_files(model, packed))
     with counting("learning what is ordinary") as fitting_progress, counting("scoring") as progress:
         found = application.find_outliers(
             loaded,
