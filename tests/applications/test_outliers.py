@@ -204,6 +204,8 @@ def test_what_cannot_be_is_said_before_any_work(
         find_outliers(plain, mixed, tiny_pack, rule="paper")
     with pytest.raises(ConfigError, match="paper's rule is about the score kl, not knn"):
         find_outliers(vae, mixed, reference, rule="paper", score="knn")
+    with pytest.raises(ConfigError, match="paper's rule has no rate"):
+        find_outliers(vae, mixed, reference, rule="paper", fpr=0.3)
     with pytest.raises(ConfigError, match="Unknown rule 'luck'"):
         find_outliers(vae, mixed, reference, rule="luck")  # type: ignore[arg-type]
     with pytest.raises(

@@ -257,14 +257,13 @@ def _labels(
 
 
 def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
-    notes = []
+    other = model.note_of(pack.fingerprint)
+    notes = [] if other is None else [other]
     if split != "test":
         what = "validation images stand in" if split == "validation" else "training images, seen, stand in"
         notes.append(f"{pack.path} has no test images: its {what} for them.")
     elif not len(pack.rows("train")):
         notes.append(f"{pack.path} has no training images: the model was trained on all, these too.")
-    if model.provenance.get("data", pack.fingerprint) != pack.fingerprint:
-        notes.append("This is not the pack the model was trained on; PCA was fitted to this one.")
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model carries none. "

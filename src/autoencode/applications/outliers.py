@@ -74,6 +74,7 @@ class Outliers:
         calibration_images: held-out images behind the p-values.
         measured_rate: how many validation images, all of them ordinary, the rule calls outliers; None where
             the pack has none.
+        notes: what the numbers do not hold for.
         sheet: pixels (H, W, 3) of the strangest images beside their reconstructions.
     """
 
@@ -85,6 +86,7 @@ class Outliers:
     fpr: float | None
     calibration_images: int
     measured_rate: Rate | None
+    notes: tuple[str, ...]
     sheet: Pixels
 
 
@@ -116,7 +118,8 @@ def find_outliers(
         features: "code" for all that the model makes of images; "pretrained" for features of a network
             trained on ImageNet instead.
         fpr: the false-positive rate: at most this share of ordinary images is called an outlier. The default
-            is 0.01 or, with few calibration images, the smallest rate that they can promise.
+            is 0.01 or, with few calibration images, the smallest rate that they can promise. The rule "paper"
+            has none.
         rule: "conformal" keeps to `fpr`; "paper" calls an outlier what has more KL than the median.
         heatmaps: add to the sheet where each image and its reconstruction differ.
         cache: see `fit_reference`, which is called on a pack.
@@ -133,6 +136,8 @@ def find_outliers(
         OutputError: `out` cannot be written.
     """
     chosen = _checked_score(model, score, features, rule)
+    if rule == "paper" and fpr is not None:
+        raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")
     rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
     out = None if out is None else Path(out)
     paths = expanded(images) if out is None else read_beside(images, sheet_path(out))
@@ -149,6 +154,7 @@ def find_outliers(
             "This reference is of another model or other features. Make one with fit_reference(model, pack)."
         )
     limits = limits or Limits()
+    note = model.note_of(reference.pack)
     usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
     decide = _decision(reference, chosen, rate)
@@ -166,6 +172,7 @@ def find_outliers(
         rate,
         reference.calibration_images,
         rate_of(decide(reference.validation.get(chosen, _NONE))),
+        () if note is None else (note,),
         _sheet(model, findings, heatmaps, limits),
     )
     if out is not None:
@@ -260,6 +267,7 @@ def _json(found: Outliers) -> bytes:
             "high": rate.interval.high,
             "images": rate.images,
         },
+        "notes": list(found.notes),
         "images": [
             {"path": str(row.path), "score": row.score, "p_value": row.p_value, "outlier": row.outlier}
             for row in found.findings
