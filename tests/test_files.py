@@ -19,6 +19,7 @@ from autoencode.files import (
     TABLES,
     atomic_file,
     check_output,
+    csv_bytes,
     exclusive,
     make_folder,
     parse_json,
@@ -249,3 +250,8 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be written to"):
         check_output(tmp_path / "new" / "a.csv", TABLES)
+
+
+def test_a_table_is_text_whatever_bytes_are_in_a_name() -> None:
+    rows = [("path", "score"), (Path(os.fsdecode(b"a,\xff.png")), 0.5), ("é\n", None)]
+    assert csv_bytes(rows).decode() == 'path,score\n"a,\\udcff.png",0.5\n"é\n",\n'

@@ -5,8 +5,6 @@ Shapes: B batch, F features, K classes. Images are (B, 3, H, W) in [0, 1].
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.errors import ModelFileError
 from autoencode.evaluation.figures import image_grid
 from autoencode.evaluation.pretrained import FEATURES, pretrained_version
-from autoencode.files import TABLES, check_output, write_bytes
+from autoencode.files import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.layers import descriptions, trace
 from autoencode.models.modelfile import check_finite, model_of_parts, parts_of_model
@@ -261,12 +259,8 @@ def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _csv(made: Predictions) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", "probability"])
-    for result in made.results:
-        writer.writerow([result.path, result.label, f"{result.probability:.6g}"])
-    return text.getvalue().encode(errors="surrogateescape")
+    rows = ([result.path, result.label, f"{result.probability:.6g}"] for result in made.results)
+    return csv_bytes([["path", "class", "probability"], *rows])
 
 
 def _json(made: Predictions) -> bytes:

@@ -5,8 +5,6 @@ Shapes: C channels, H and W of the image, h and w of a map. Pixels are (H, W, 3)
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from autoencode.data.batches import to_pixels
 from autoencode.data.images import Limits, save_image
 from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.figures import contact_sheet, image_grid
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.layers import Layer, trace
 
@@ -171,13 +169,11 @@ def _write(folder: Path, found: FeatureMaps) -> None:
 
 
 def _table(found: FeatureMaps) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    rows: list[list[object]] = [
         ["layer", "name", "channels", "height", "width", "receptive_field_px", "stride_px", "low", "high"]
-    )
+    ]
     for number, layer in enumerate(found.layers, 1):
         field, stride = ("x".join(map(str, pair)) for pair in (layer.receptive_field_px, layer.stride_px))
         low, high = (f"{value:.6g}" for value in layer.range)
-        writer.writerow([number, layer.name, *layer.maps.shape, field, stride, low, high])
-    return text.getvalue().encode()
+        rows.append([number, layer.name, *layer.maps.shape, field, stride, low, high])
+    return csv_bytes(rows)

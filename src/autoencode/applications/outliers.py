@@ -5,8 +5,6 @@ Pixels are (B, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError
 from autoencode.evaluation.figures import contact_sheet
-from autoencode.files import TABLES, check_output, write_bytes
+from autoencode.files import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 
 Rule = Literal["conformal", "paper"]
@@ -243,12 +241,11 @@ def _sheet(model: Autoencoder, findings: Sequence[Finding], heatmaps: bool, limi
 
 
 def _table(found: Outliers) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in found.findings:
-        writer.writerow([row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()])
-    return text.getvalue().encode(errors="surrogateescape")
+    rows = (
+        [row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()]
+        for row in found.findings
+    )
+    return csv_bytes([COLUMNS, *rows])
 
 
 def _json(found: Outliers) -> bytes:

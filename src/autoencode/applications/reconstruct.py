@@ -6,7 +6,6 @@ Images are (B, 3, H, W) in [0, 1], pixels (B, H, W, 3) in 0..255.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,7 +25,7 @@ from autoencode.data.pack import Pack
 from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.evaluation.metrics import psnr, ssim
-from autoencode.files import check_output, make_folder, write_bytes
+from autoencode.files import check_output, csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 
 TABLE_NAME = "reconstructions.csv"
@@ -298,10 +297,8 @@ def _caption(result: Reconstruction) -> str:
 
 
 def _write_table(path: Path, results: Sequence[Reconstruction]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "psnr_db", "ssim", "corrupted_psnr_db", "file"])
+    rows: list[list[object]] = [["path", "psnr_db", "ssim", "corrupted_psnr_db", "file"]]
     for result in results:
         corrupted = "" if result.corrupted_psnr_db is None else f"{result.corrupted_psnr_db:.4f}"
-        writer.writerow([result.path, f"{result.psnr_db:.4f}", f"{result.ssim:.4f}", corrupted, result.file])
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+        rows.append([result.path, f"{result.psnr_db:.4f}", f"{result.ssim:.4f}", corrupted, result.file])
+    write_bytes(path, csv_bytes(rows))

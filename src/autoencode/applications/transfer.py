@@ -5,8 +5,6 @@ Shapes: N images, F features, K classes. Pixels are (N, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +30,7 @@ from autoencode.data.images import Limits
 from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.plots import confusion_matrix
 from autoencode.evaluation.scores import Interval, wilson_interval
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 
 COMPARISON_NAME, CONFUSION_NAME, PICTURE_NAME = "comparison.csv", "confusion.csv", "confusion.png"
@@ -261,24 +259,16 @@ def _write(folder: Path, made: Transfer) -> Transfer:
 
 
 def _comparison_table(comparison: list[Accuracy]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    rows: list[list[object]] = [
         ["method", "labels_per_class", "accuracy", "low", "high", "lowest", "highest", "draws", "features"]
-    )
+    ]
     for one in comparison:
         numbers = (one.accuracy, *one.interval, one.lowest, one.highest)
         level = "all" if one.labels_per_class is None else one.labels_per_class
-        writer.writerow(
-            [one.method, level, *(f"{number:.4f}" for number in numbers), one.draws, one.features]
-        )
-    return text.getvalue().encode()
+        rows.append([one.method, level, *(f"{number:.4f}" for number in numbers), one.draws, one.features])
+    return csv_bytes(rows)
 
 
 def _confusion_table(confusion: NDArray[np.int64], classes: tuple[str, ...]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true class \\ classified as", *classes])
-    for name, row in zip(classes, confusion.tolist(), strict=True):
-        writer.writerow([name, *row])
-    return text.getvalue().encode(errors="surrogateescape")
+    rows = [[name, *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
+    return csv_bytes([["true class \\ classified as", *classes], *rows])
