@@ -19,6 +19,7 @@ from autoencode.evaluation.figures import contact_sheet, image_grid
 from autoencode.files import csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.layers import Layer, trace
+from autoencode.models.modelfile import as_model
 
 TABLE_NAME, SHEET_NAME = "layers.csv", "layers.png"
 GRID_CHANNELS, SHEET_CHANNELS = 63, 7  # with the image itself, 8 rows of 8 and rows of 8
@@ -70,22 +71,28 @@ class FeatureMaps:
 
 
 def features(
-    model: Autoencoder, image: str | Path, out: str | Path | None = None, *, limits: Limits | None = None
+    model: Autoencoder | str | Path,
+    image: str | Path,
+    out: str | Path | None = None,
+    *,
+    limits: Limits | None = None,
 ) -> FeatureMaps:
     """Show an image through each convolution layer of the encoder.
 
     Args:
-        model: from `load_model`; plain or a VAE.
+        model: from `load_model`, or its path; plain or a VAE.
         image: an image file.
         out: a folder for a grid of each layer's 63 most active channels, the sheet of all layers, and a
             table of the layers; made here. None writes nothing.
         limits: the largest file and picture to accept.
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: the image is one of those in `out`.
         ImageError: the image cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
     if out is not None and Path(image).is_file() and Path(out).resolve() == Path(image).resolve().parent:
         raise ConfigError(f"{image} lies in {out}, where pictures are replaced. Choose another --out.")
     found = feature_maps(model, model.read(image, limits))

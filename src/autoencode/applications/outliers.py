@@ -27,6 +27,7 @@ from autoencode.errors import ConfigError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.files import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 
 Rule = Literal["conformal", "paper"]
 
@@ -89,7 +90,7 @@ class Outliers:
 
 
 def find_outliers(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     images: str | Path | Iterable[str | Path],
     ordinary: Pack | OutlierReference,
     out: str | Path | None = None,
@@ -107,7 +108,7 @@ def find_outliers(
     """Score images and say which are outliers.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         images: image files, and folders of them.
         ordinary: the pack of the model's training; or what `fit_reference` made of it.
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
@@ -126,6 +127,7 @@ def find_outliers(
         fitting_progress: called with (images done, images in all) while learning from the pack.
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
             a pack or reference of another model; or `out` or the sheet is one of the images, or holds
             something of another kind.
@@ -133,6 +135,7 @@ def find_outliers(
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` cannot be written.
     """
+    model = as_model(model)
     chosen = _checked_score(model, score, features, rule)
     if rule == "paper" and fpr is not None:
         raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")

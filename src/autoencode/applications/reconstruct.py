@@ -27,6 +27,7 @@ from autoencode.evaluation.figures import contact_sheet
 from autoencode.evaluation.metrics import psnr, ssim
 from autoencode.files import check_output, csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 
 TABLE_NAME = "reconstructions.csv"
 SHEET_NAME = "reconstructions.png"
@@ -73,7 +74,7 @@ class Reconstructions:
 
 
 def reconstruct(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     images: str | Path | Iterable[str | Path],
     out: str | Path | None = None,
     *,
@@ -85,7 +86,7 @@ def reconstruct(
     """Pass images through the model.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         images: image files, and folders of them.
         out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. What
             an earlier call wrote there is replaced, going by its table. None writes nothing.
@@ -95,10 +96,12 @@ def reconstruct(
         progress: called with (images done, images in all).
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
     paths = expanded(images)
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)

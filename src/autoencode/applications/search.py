@@ -30,7 +30,7 @@ from autoencode.data.images import Limits, read_chunks
 from autoencode.data.pack import Entry, Pack, open_pack
 from autoencode.errors import ConfigError, ImageIndexError, PackError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.modelfile import load_model
+from autoencode.models.modelfile import as_model
 
 MOST_PAIRS = 10_000
 
@@ -323,7 +323,7 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
     stored = read_index(path)
     if model is None:
         return Index(path, stored)
-    encoder = image_encoder(model if isinstance(model, Autoencoder) else load_model(model), stored.features)
+    encoder = image_encoder(as_model(model), stored.features)
     if encoder.digest != stored.encoder_digest:
         raise ImageIndexError(
             f"{path} was made with another model ({stored.encoder_digest[:12]}, not {encoder.digest[:12]}): "

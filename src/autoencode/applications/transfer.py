@@ -32,6 +32,7 @@ from autoencode.evaluation.plots import confusion_matrix
 from autoencode.evaluation.scores import Interval, wilson_interval
 from autoencode.files import csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 
 COMPARISON_NAME, CONFUSION_NAME, PICTURE_NAME = "comparison.csv", "confusion.csv", "confusion.png"
 
@@ -94,7 +95,7 @@ Report = Callable[[str, int, int], None]
 
 
 def transfer(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     labelled: str | Path,
     out: str | Path | None = None,
     *,
@@ -111,7 +112,7 @@ def transfer(
     Methods and settings are chosen by cross-validation on what is learned from, never on what is held out.
 
     Args:
-        model: from `load_model`; plain or a VAE.
+        model: from `load_model`, or its path; plain or a VAE.
         labelled: a folder with a sub-folder for each class, or a pack of one.
         out: a folder for the classifier, the comparison and the confusion matrix, as a table and a picture;
             made here. None writes nothing.
@@ -123,11 +124,13 @@ def transfer(
         progress: called with (what is at work, images done, images in all).
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ImageFolderError: no image can be used, or there are too few classes or images of one.
         ConfigError: pretrained features are to be fine-tuned, or a pack was made with other preprocessing.
         MissingExtraError: pretrained features need the optional part `eval`.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
     kept = _kept(features, finetune)
     if kept == PRETRAINED:
         image_encoder(model, "pretrained")  # refuses before the long work
