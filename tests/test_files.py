@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from autoencode import files
-from autoencode.errors import OutputError, RunError
+from autoencode.errors import ConfigError, OutputError, RunError
 from autoencode.files import (
+    TABLES,
     atomic_file,
+    check_output,
+    csv_bytes,
     exclusive,
     make_folder,
     parse_json,
@@ -211,3 +214,44 @@ def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
     for text in ("[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": -Infinity}', "", b"\xff"):
         with pytest.raises(ValueError):
             parse_json(text)
+
+
+def test_an_output_that_would_lose_a_file_is_refused(tmp_path: Path) -> None:
+    picture, table = tmp_path / "a.png", tmp_path / "a.csv"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    table.write_text("path,score\n")
+    (tmp_path / "link.png").symlink_to(picture)
+    (tmp_path / "renamed.json").write_bytes(picture.read_bytes())
+    (tmp_path / "renamed.png").write_bytes(table.read_bytes())
+    (tmp_path / "folder.csv").mkdir()
+    refused = {
+        "a.png": (".png",),
+        "link.png": (".png",),
+        "renamed.json": TABLES,
+        "renamed.png": (".png", ".gif"),
+        "folder.csv": TABLES,
+    }
+    for name, endings in refused.items():
+        with pytest.raises(ConfigError, match=name):
+            check_output(tmp_path / name, endings, [tmp_path / "gone.png", picture])
+    with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
+        check_output(picture, TABLES)
+    for path, endings in ((picture, (".png",)), (table, TABLES), (tmp_path / "new" / "b.JSON", TABLES)):
+        check_output(path, endings, [tmp_path / "gone.png"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is no folder"):
+        check_output(tmp_path / "file" / "deep" / "a.csv", TABLES)
+    with pytest.raises(OutputError, match="name too long"):
+        check_output(tmp_path / f"{'a' * 300}.csv", TABLES)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="cannot be written to"):
+        check_output(tmp_path / "new" / "a.csv", TABLES)
+
+
+def test_a_table_is_text_whatever_bytes_are_in_a_name() -> None:
+    rows = [("path", "score"), (Path(os.fsdecode(b"a,\xff.png")), 0.5), ("é\n", None)]
+    assert csv_bytes(rows).decode() == 'path,score\n"a,\\udcff.png",0.5\n"é\n",\n'

@@ -56,6 +56,23 @@ def test_every_name_can_be_imported_and_says_what_it_is(name: str) -> None:
         assert value.__doc__ != inspect.getdoc(object)
 
 
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        *(("generate", ()), ("walk", ()), ("morph", (["a", "b"],)), ("reconstruct", ("a",))),
+        *(("find_outliers", ("a", None)), ("fit_reference", (None,)), ("evaluate", (None,))),
+        *(("features", ("a",)), ("transfer", ("a",)), ("export_onnx", ("a",)), ("build_index", ("a", "b"))),
+    ],
+)
+def test_a_model_is_a_model_or_its_path_and_nothing_else(
+    name: str, others: tuple[object, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(autoencode.ConfigError, match="is no model"):
+        getattr(autoencode, name)(object(), *others)
+    with pytest.raises(autoencode.ModelFileError):
+        getattr(autoencode, name)(tmp_path / "none", *others)
+
+
 def test_unknown_names_raise_as_those_of_any_module_do() -> None:
     with pytest.raises(AttributeError, match="module 'autoencode' has no attribute 'trian'"):
         _ = autoencode.trian  # type: ignore[attr-defined]

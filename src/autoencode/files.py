@@ -9,17 +9,22 @@ once its manifest names them.
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from autoencode.errors import OutputError
+from autoencode.errors import ConfigError, OutputError
 
 TEMPORARY_SUFFIX = ".partial"
+TABLES = (".csv", ".json")
+
+_HEAD_BYTES = 4096  # every image format that is written has a zero byte in them; text has none
 
 
 @contextlib.contextmanager
@@ -69,6 +74,46 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = ()) -> None:
+    """Refuse a file to write, before the work it is for. Nothing is made or changed.
+
+    Args:
+        path: where a result is to go.
+        endings: those of its kind, in lower case with the dot; either of tables or of images.
+        inputs: files that are read or needed later; looked at only where `path` is there already.
+
+    Raises:
+        ConfigError: it has another ending, is a folder, is one of the inputs (through a link, too), or holds
+            an image where text is to go or the other way round.
+        OutputError: it cannot be written there.
+    """
+    if path.suffix.lower() not in endings:
+        *others, last = endings
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"Cannot write {path}: use a name that ends in {listed}.")
+    try:
+        if path.is_dir():
+            raise ConfigError(f"Cannot write {path}: it is a folder. Give the name of a file.")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            wrong = "cannot be written to" if folder.is_dir() else "is no folder"
+            raise OutputError(f"Could not write {path}: {folder} {wrong}. Give another place.")
+        if not path.exists():
+            return
+        if any(given.exists() and path.samefile(given) for given in inputs):
+            raise ConfigError(f"Writing {path} would overwrite what is read. Give the result another name.")
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OutputError:
+        raise
+    except OSError as err:
+        raise _output_error(path, err) from err
+    is_text = b"\0" not in head
+    if head and is_text != (path.suffix.lower() in TABLES):
+        kind = "text" if is_text else "an image or other binary data"
+        raise ConfigError(f"{path} is there already and holds {kind}. Give the result another name.")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with atomic_file(path) as file:
@@ -78,6 +123,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
     """Write `value` to `path` as indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """Return rows as CSV in UTF-8; a byte of a file name that is no text is written as in JSON, \\udcff."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def append_line(path: Path, line: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from autoencode import ConfigError, Pack, Run, build_index, train
-from autoencode.applications.duplicates import exact_copies, nearest_pairs
+from autoencode.applications.duplicates import NearDuplicates, NearPair, exact_copies, nearest_pairs
 from autoencode.applications.nearest import Nearest, fit_space
 
 
@@ -78,3 +78,13 @@ def test_a_threshold_that_no_score_can_have_is_refused(reduced: Run, photos: Pat
     assert distances.near_duplicate_threshold > 0
     with pytest.raises(ConfigError, match="from 0"):
         distances.near_duplicates(-0.5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "pairs", "shown"),
+    [(9, 9, (3, 3)), (9, 1, (5, 1)), (1, 9, (1, 5)), (9, 0, (6, 0)), (0, 2, (0, 2))],
+)
+def test_both_kinds_are_among_the_first(groups: int, pairs: int, shown: tuple[int, int]) -> None:
+    pair = NearPair(Path("a"), Path("b"), 0.9)
+    found = NearDuplicates([[Path("a"), Path("c")]] * groups, [pair] * pairs, 0, 0.9)
+    assert tuple(map(len, found.first(6))) == shown

@@ -164,7 +164,7 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
     assert ("has no test images" in notes) == (found.split != "test")
     assert ("trained on all, these too" in notes) == (found.split == "test")
     assert "KID is left out: it takes 3 images, and there are 1" in notes
-    assert "not the pack the model was trained on" in notes
+    assert "not the images the model was trained on" in found.notes[0]
 
 
 def test_without_the_optional_part_kid_is_left_out_and_said(

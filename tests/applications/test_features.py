@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoencode import ImageError, OutputError, Run, features, load_model
+from autoencode import ConfigError, ImageError, OutputError, Run, features, load_model
 from autoencode.applications.features import layer_grid
 from autoencode.models.layers import trace
 
@@ -98,3 +98,13 @@ def test_what_cannot_be_used_is_told(trained: Run, image: Path, tmp_path: Path) 
         features(model, tmp_path / "no.png")
     with pytest.raises(OutputError, match="holds no earlier features"):
         features(model, image, tmp_path)
+
+
+def test_pictures_of_an_earlier_call_are_not_replaced_while_one_is_read(
+    trained: Run, image: Path, tmp_path: Path
+) -> None:
+    model = load_model(trained.model_path)
+    features(model, image, tmp_path / "seen")
+    (tmp_path / "link").symlink_to(tmp_path / "seen")
+    with pytest.raises(ConfigError, match="Choose another --out"):
+        features(model, tmp_path / "link" / "layer-01.png", tmp_path / "seen")

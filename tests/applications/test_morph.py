@@ -60,9 +60,26 @@ def test_codes_that_span_no_plane_are_mixed_linearly(second: list[float]) -> Non
     assert torch.equal(mixed(codes, 5, "spherical")[0], mixed(codes, 5, "linear")[0])
 
 
-def test_ping_pong_returns_without_showing_an_end_twice(model: Autoencoder, images: list[Path]) -> None:
+def test_ping_pong_returns_to_the_first_image(model: Autoencoder, images: list[Path]) -> None:
     made = morph(model, images[:2], frames=4, ping_pong=True)
-    assert made.alphas.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
+    assert made.alphas.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3, 0])
+    assert (made.pixels[0] == made.pixels[-1]).all()
+
+
+def test_more_frames_than_fit_are_refused_and_the_number_that_fits_is_not(
+    model: Autoencoder, images: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "m.png"
+    with pytest.raises(ConfigError, match="100,000 frames do not fit into a strip"):
+        morph(model, images[:2], out, frames=100_000)
+    with pytest.raises(ConfigError, match=r"599 frames do not fit into a strip.*; 511 do"):
+        morph(model, images[:2], out, frames=300, ping_pong=True)
+    with pytest.raises(ConfigError, match="2,401 frames do not fit into an animation"):
+        morph(model, images[:3], tmp_path / "m.gif", frames=1201)
+    assert not out.exists()
+    morph(model, images[:2], out, frames=511)
+    with Image.open(out) as strip:
+        assert strip.width == 511 * 128
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

@@ -189,7 +189,8 @@ def test_a_name_that_is_no_text_survives_in_the_table(
         file.write((mixed / "noise1.png").read_bytes())
     for name in ("found.csv", "found.json"):
         find_outliers(vae, [os.fsdecode(odd)], reference, tmp_path / name, fpr=0.3)
-    assert odd in (tmp_path / "found.csv").read_bytes()
+    with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [str(tmp_path / "odd\\udcff.png")]
     assert json.loads((tmp_path / "found.json").read_bytes())["images"][0]["path"] == os.fsdecode(odd)
 
 
@@ -204,6 +205,8 @@ def test_what_cannot_be_is_said_before_any_work(
         find_outliers(plain, mixed, tiny_pack, rule="paper")
     with pytest.raises(ConfigError, match="paper's rule is about the score kl, not knn"):
         find_outliers(vae, mixed, reference, rule="paper", score="knn")
+    with pytest.raises(ConfigError, match="paper's rule has no rate"):
+        find_outliers(vae, mixed, reference, rule="paper", fpr=0.3)
     with pytest.raises(ConfigError, match="Unknown rule 'luck'"):
         find_outliers(vae, mixed, reference, rule="luck")  # type: ignore[arg-type]
     with pytest.raises(
@@ -212,6 +215,14 @@ def test_what_cannot_be_is_said_before_any_work(
         find_outliers(vae, mixed, tiny_pack, fpr=0.01)
     with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
         find_outliers(vae, mixed, reference, tmp_path / "found.txt", fpr=0.3)
+    sheet = mixed / "noise1.png"
+    for out, given in (
+        (mixed / "table.csv", [sheet, mixed / "table.csv"]),
+        (mixed / "n.csv", [mixed / "n-worst.png"]),
+    ):
+        Path(given[-1]).write_bytes(sheet.read_bytes())
+        with pytest.raises(ConfigError, match="would overwrite what is read"):
+            find_outliers(vae, given, reference, out, fpr=0.3)
     with pytest.raises(ConfigError, match="reference is of another model or other features"):
         find_outliers(plain, mixed, reference, fpr=0.3)
 

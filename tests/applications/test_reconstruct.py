@@ -286,3 +286,11 @@ def test_restoring_compares_with_the_clean_image_where_one_is_given(
     assert made.seen_psnr_db == pytest.approx(expected, abs=0.01)
     assert restore(model, damaged).seen_psnr_db is None
     np.testing.assert_array_equal(made.seen, damaged)
+
+
+def test_the_sheet_of_an_earlier_call_is_not_replaced_while_it_is_read(
+    model: Autoencoder, coast: list[Path], tmp_path: Path
+) -> None:
+    reconstruct(model, coast, tmp_path / "out")
+    with pytest.raises(ConfigError, match="would overwrite what is read"):
+        reconstruct(model, [tmp_path / "out" / "reconstructions.png"], tmp_path / "out")

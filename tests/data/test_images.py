@@ -548,3 +548,8 @@ def test_preprocessing_survives_json() -> None:
 def test_limits_are_positive(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="above 0"):
         Limits(**wrong)
+
+
+def test_preprocessing_is_told_in_words() -> None:
+    told = str(Preprocessing(64, 96, "pad", (0, 128, 255)))
+    assert told == "64x96 pixels (fit pad, background #0080ff)"

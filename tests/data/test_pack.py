@@ -663,7 +663,7 @@ def damage(out: Path, name: str, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pack.json", None, "is not a pack"),
+        ("pack.json", None, "is not a pack.*autoencode pack FOLDER"),
         ("pack.json", b"{", "Could not read"),
         ("pack.json", b"[]", "is not a pack"),
         ("pack.json", b'{"format": "something else"}', "is not a pack"),

@@ -100,4 +100,15 @@ def test_wrong_use_is_told(trained: Run, photos: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, ConfigError)
     assert autoencode("morph", trained.model_path, image, image, "--how", "cubic").exit_code == 2
     assert autoencode("generate", trained.model_path, "-n", 0, "--out", tmp_path / "g").exit_code == 2
+    walk = autoencode("generate", trained.model_path, "--out", tmp_path / "g", "--walk", tmp_path / "w.mp4")
+    assert "ends in" in str(walk.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_morph_never_overwrites_its_images(trained: Run, photos: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(next(photos.rglob("*.png")).read_bytes())
+    before = image.read_bytes()
+    result = autoencode("morph", trained.model_path, image, image, "--out", image)
+    assert isinstance(result.exception, ConfigError)
+    assert image.read_bytes() == before

@@ -9,7 +9,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from autoencode import ImageError, ImageIndexError, Run
+from autoencode import ConfigError, ImageError, ImageIndexError, Run
 from autoencode.interfaces.cli import app
 
 
@@ -84,10 +84,43 @@ def test_near_duplicates_are_listed_in_groups_and_pairs(trained: Run, folder: Pa
     assert result.exit_code == 0, result.output
     assert "exact copies: 1; pairs that look the same (-1.0000 or nearer): 1,128" in result.stdout
     assert f"same bytes\t{path}\t{folder / 'zz.png'}" in result.stdout
-    assert "1,079 more are not shown; --out lists up to 1,128 pairs" in result.stderr
+    assert "0 more groups of copies and 1,079 more pairs are not shown" in result.stderr
+    assert "up to 1,128 pairs" in result.stderr
     written = json.loads(out.read_text())
     assert (len(written["near"]), written["more"], written["threshold"]) == (1128, 0, -1)
     assert sheet.is_file()
+
+
+def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: Path) -> None:
+    path, other = sorted(folder.rglob("0*.png"))[:2]
+    copy, out = Path(shutil.copy(path, folder / "zz.png")), tmp_path / "pairs.json"
+    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    path.unlink()
+    other.unlink()
+    command = ("search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out)
+    result = autoencode(*command)
+    assert "exact copies: 0;" in result.stdout
+    assert f"same bytes\t{path} (gone)\t{copy}\n" in result.stdout
+    assert "2 of the images found are no longer there" in result.stderr
+    written = json.loads(out.read_text())
+    assert written["exact"] == [{"paths": [str(path), str(copy)], "gone": [str(path)]}]
+    # Of copies, one that is there takes part.
+    named = {name for pair in written["near"] for name in pair["paths"]}
+    assert str(copy) in named
+    assert str(path) not in named
+    assert {name for pair in written["near"] for name in pair["gone"]} == {str(other)}
+
+
+def test_copies_and_pairs_share_the_lines(trained: Run, folder: Path, tmp_path: Path) -> None:
+    for path in sorted(folder.rglob("0*.png")):
+        shutil.copy(path, folder / f"copy-{path.name}")
+    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    result = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", -1)
+    lines = result.stdout.splitlines()[1:]
+    assert [line.startswith("same bytes") for line in lines] == [True] * 25 + [False] * 25
+    assert "23 more groups of copies and 1,103 more pairs are not shown" in result.stderr
+    none_near = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", 1)
+    assert len(none_near.stdout.splitlines()) == 1 + 48
 
 
 def test_questions_that_are_none_are_refused(index: Path, folder: Path, tmp_path: Path) -> None:
@@ -95,5 +128,19 @@ def test_questions_that_are_none_are_refused(index: Path, folder: Path, tmp_path
     assert "give images to look for" in autoencode("search", index).stderr
     assert "give images to look for" in autoencode("search", index, query, "--near-duplicates").stderr
     assert "goes with --near-duplicates" in autoencode("search", index, query, "--threshold", 0.5).stderr
+    result = autoencode("search", index, "--near-duplicates", "-k", 3)
+    assert isinstance(result.exception, ConfigError)
     result = autoencode("search", tmp_path / "none", query)
     assert isinstance(result.exception, ImageIndexError)
+
+
+def test_results_never_overwrite_images(index: Path, folder: Path, tmp_path: Path) -> None:
+    query, other = sorted(folder.rglob("0*.png"))[:2]
+    before = query.read_bytes(), other.read_bytes()
+    for option, path in (("--out", query), ("--sheet", query), ("--sheet", other)):
+        assert isinstance(autoencode("search", index, query, option, path).exception, ConfigError)
+        assert isinstance(autoencode("search", index, folder, option, path).exception, ConfigError)
+    assert isinstance(
+        autoencode("search", index, "--near-duplicates", "--sheet", query).exception, ConfigError
+    )
+    assert (query.read_bytes(), other.read_bytes()) == before

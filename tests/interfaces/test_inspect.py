@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import Pack, Run
+from autoencode import Pack, Run, pack_folder
 from autoencode.applications.anomaly_scores import SCORES
 from autoencode.applications.encoders import FEATURE_KINDS
 from autoencode.applications.outlier_reference import reference_name
@@ -85,9 +86,23 @@ def test_a_model_file_alone_needs_its_pack(
     assert outliers(model, photos, "--fpr", "0.3", "--pack", tiny_pack.path)[0] == 0
 
 
+def test_images_of_another_pack_are_noted(
+    outliers: Command, trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path
+) -> None:
+    other = pack_folder(photos / "coast", tmp_path / "pack", tiny_pack.preprocessing, workers=1)
+    out = tmp_path / "found.json"
+    model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
+    for pack, noted in ((other, 1), (tiny_pack, 0)):
+        code, said, complaint = outliers(model, photos, "--pack", pack.path, "--fpr", 0.9, "--out", out)
+        assert code == 0, complaint
+        assert said.count("note: These are not the images the model was trained on") == noted
+        assert len(json.loads(out.read_text())["notes"]) == noted
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (("--heatmaps",), "give --out"),
         (("--score", "kl", "--fpr", "0.3"), "is a VAE's"),
         (("--fpr", "0.01"), "needs 99 test images to calibrate on"),
     ],

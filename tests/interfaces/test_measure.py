@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from autoencode import ConfigError, Estimate, Interval, Pack, Run
+from autoencode import ConfigError, Estimate, Interval, OutputError, Pack, Run
 from autoencode.applications import evaluate as application
 from autoencode.applications import export, quality
 from autoencode.interfaces import measure
@@ -55,6 +55,22 @@ def test_a_model_without_its_run_needs_its_pack_named(trained: Run, tmp_path: Pa
     result = autoencode("evaluate", alone)
     assert isinstance(result.exception, ConfigError)
     assert "Give it: evaluate MODEL PACK" in str(result.exception)
+
+
+def test_what_evaluate_cannot_write_is_refused_before_it_measures(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(application, "evaluate")
+    before = (trained.folder / "run.json").read_bytes()
+    (tmp_path / "file").touch()
+    for out, error in (
+        (tmp_path / "x.png", ConfigError),
+        (trained.folder / "run.json", ConfigError),
+        (tmp_path / "file" / "x.json", OutputError),
+    ):
+        result = autoencode("evaluate", trained.folder, "--out", out)
+        assert isinstance(result.exception, error), result.exception
+    assert (trained.folder / "run.json").read_bytes() == before
 
 
 def test_export_prints_what_it_wrote_and_how_far_it_is_from_torch(

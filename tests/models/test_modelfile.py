@@ -10,14 +10,17 @@ import torch
 
 from autoencode import (
     Autoencoder,
+    ConfigError,
     GaussianMixture,
     ModelConfig,
     ModelFileError,
+    Pack,
     Preprocessing,
     Run,
     load_model,
     save_model,
 )
+from autoencode.models.modelfile import as_model
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
 
@@ -44,6 +47,15 @@ def test_a_loaded_model_computes_what_the_saved_one_did(path: Path) -> None:
 
 def test_a_run_folder_stands_for_the_model_in_it(path: Path) -> None:
     assert load_model(path.parent).digest == load_model(path).digest
+
+
+def test_a_path_stands_for_its_model_and_what_is_neither_is_refused(path: Path) -> None:
+    model = load_model(path)
+    assert as_model(model) is model
+    for given in (path, str(path), path.parent):
+        assert as_model(given).digest == model.digest
+    with pytest.raises(ConfigError, match=r"A Pack is no model\. Give one from load_model, or its path"):
+        as_model(Pack.__new__(Pack))  # type: ignore[arg-type]
 
 
 def test_the_digest_depends_on_the_content_alone(tmp_path: Path) -> None:

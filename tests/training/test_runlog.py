@@ -38,6 +38,16 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
     assert read_run(tmp_path) == SETTINGS
 
 
+def test_a_file_in_place_of_a_run_folder_is_told(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.touch()
+    with pytest.raises(RunError, match=r"is a file\. Give the folder of the run\."):
+        read_run(model)
+    write_run(tmp_path, SETTINGS)
+    with pytest.raises(RunError, match=f"Give the folder of the run: {tmp_path}"):
+        read_run(model)
+
+
 def test_a_newer_run_says_to_upgrade(tmp_path: Path) -> None:
     write_run(tmp_path, SETTINGS)
     content = json.loads((tmp_path / "run.json").read_text())

@@ -342,7 +342,7 @@ def test_a_run_resumed_with_a_setting_there_is_not_says_so(plain: Run, tiny_pack
 
 
 def test_a_run_resumed_with_another_size_is_refused(plain: Run, tiny_pack: Pack) -> None:
-    with pytest.raises(RunError, match=r"started with .*height=32.*, not .*height=48"):
+    with pytest.raises(RunError, match=r"started with 32x32 pixels .*, not 48x48 pixels"):
         train(tiny_pack.path, plain.folder, resume=True, preprocessing=Preprocessing(48, 48))
 
 

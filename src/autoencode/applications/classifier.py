@@ -5,8 +5,6 @@ Shapes: B batch, F features, K classes. Images are (B, 3, H, W) in [0, 1].
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,12 @@ from torch import Tensor
 from autoencode.applications.encoders import image_encoder
 from autoencode.applications.probe import Floats, LinearProbe
 from autoencode.data.batches import to_float
-from autoencode.data.finding import expanded
-from autoencode.data.images import Limits, read_chunks, save_image
-from autoencode.errors import ConfigError, ModelFileError
+from autoencode.data.finding import expanded, read_beside
+from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
+from autoencode.errors import ModelFileError
 from autoencode.evaluation.figures import image_grid
 from autoencode.evaluation.pretrained import FEATURES, pretrained_version
-from autoencode.files import write_bytes
+from autoencode.files import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.layers import descriptions, trace
 from autoencode.models.modelfile import check_finite, model_of_parts, parts_of_model
@@ -138,14 +136,16 @@ def classify(
 
     Raises:
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
-        ConfigError: `out` is no table.
+        ConfigError: `out` is no table, `out` or the sheet is one of the images, or holds something of another
+            kind.
         MissingExtraError: pretrained features need the optional part `eval`.
         OutputError: `out` cannot be written.
     """
     out = None if out is None else Path(out)
-    if out is not None and out.suffix.lower() not in (".csv", ".json"):
-        raise ConfigError(f"Cannot write a table to {out}: use a name that ends in .csv or .json.")
-    paths = [path for path in expanded(images) if out is None or path != sheet_path(out)]
+    paths = expanded(images) if out is None else read_beside(images, sheet_path(out))
+    if out is not None:
+        check_output(out, TABLES, paths)
+        check_output(sheet_path(out), WRITABLE, paths)
     refused: list[tuple[Path, str]] = []
     results, probabilities, shown = list[Prediction](), list[NDArray[np.float64]](), list[Pixels]()
     done = 0
@@ -259,12 +259,8 @@ def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _csv(made: Predictions) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", "probability"])
-    for result in made.results:
-        writer.writerow([result.path, result.label, f"{result.probability:.6g}"])
-    return text.getvalue().encode(errors="surrogateescape")
+    rows = ([result.path, result.label, f"{result.probability:.6g}"] for result in made.results)
+    return csv_bytes([["path", "class", "probability"], *rows])
 
 
 def _json(made: Predictions) -> bytes:

@@ -6,8 +6,6 @@ decision that was being written, and none before it.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from autoencode.applications.ranking import Ranking
 from autoencode.data.pack import Entry, Pack
 from autoencode.errors import ConfigError, OutputError
-from autoencode.files import append_line, write_bytes
+from autoencode.files import append_line, csv_bytes, write_bytes
 
 Decision = Literal["keep", "drop"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
@@ -107,15 +105,13 @@ class Decisions:
 
 def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes:
     """Return every image of a pack as CSV, strangest first, with what was decided about it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[Iterable[object]] = [COLUMNS]
     for place in ranking.order:
         entry = pack.entries[int(place)]
         score, p_value = ranking.scores[place], ranking.p_values[place]
         decision = decisions.of(pack, entry) or ""
-        writer.writerow([pack.folder / entry.path, f"{score:.6g}", f"{p_value:.6g}", entry.split, decision])
-    return text.getvalue().encode(errors="surrogateescape")
+        rows.append([pack.folder / entry.path, f"{score:.6g}", f"{p_value:.6g}", entry.split, decision])
+    return csv_bytes(rows)
 
 
 def decided_files(decisions: Decisions, pack: Pack, decision: Decision) -> bytes:

@@ -49,12 +49,24 @@ class NearDuplicates:
         near: pairs of different bytes, nearest first. Of exact copies only one takes part.
         more: further pairs that were found and left out, as there were too many.
         threshold: the score at which pairs were listed.
+        gone: those of the files that are no longer there.
     """
 
     exact: list[list[Path]]
     near: list[NearPair]
     more: int
     threshold: float
+    gone: frozenset[Path] = frozenset()
+
+    def first(self, count: int) -> tuple[list[list[Path]], list[NearPair]]:
+        """Return so many groups and pairs in all: half of each kind, and what one leaves for the other."""
+        groups = self.exact[: max(count // 2, count - len(self.near))]
+        return groups, self.near[: count - len(groups)]
+
+    @property
+    def copies(self) -> int:
+        """How many of the files of the same bytes could go, so that one of each is left."""
+        return sum(max(0, sum(path not in self.gone for path in group) - 1) for group in self.exact)
 
 
 def copy_threshold(

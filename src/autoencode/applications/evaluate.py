@@ -39,6 +39,7 @@ from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.evaluation.pretrained import pretrained_version
 from autoencode.evaluation.scores import Estimate
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
 
 # Of more, PCA would not change; a kernel distance of so many takes 100 MB and its noise is far below what
@@ -99,7 +100,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     pack: Pack,
     *,
     against: str | Path | None = None,
@@ -111,7 +112,7 @@ def evaluate(
     """Measure a model on the held-out images of a pack. The same model and pack give the same numbers.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         pack: of its training, for images it has not seen.
         against: a folder of images of another kind, to be told from the held-out ones.
         limits: the largest files and pictures of it to accept.
@@ -121,10 +122,12 @@ def evaluate(
         progress: called with (stage, images done, images in all) of each stage.
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: the pack's images are not read the way the model's are.
         ImageFolderError: `against` is missing, or none of its images can be used.
         PackError: the pack has changed on the disk meanwhile.
     """
+    model = as_model(model)
     model.check_pack(pack)
     others = None if against is None else find_images(Path(against))
     report = progress or (lambda stage, done, total: None)
@@ -257,14 +260,13 @@ def _labels(
 
 
 def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
-    notes = []
+    other = model.note_of(pack.fingerprint)
+    notes = [] if other is None else [other]
     if split != "test":
         what = "validation images stand in" if split == "validation" else "training images, seen, stand in"
         notes.append(f"{pack.path} has no test images: its {what} for them.")
     elif not len(pack.rows("train")):
         notes.append(f"{pack.path} has no training images: the model was trained on all, these too.")
-    if model.provenance.get("data", pack.fingerprint) != pack.fingerprint:
-        notes.append("This is not the pack the model was trained on; PCA was fitted to this one.")
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model carries none. "

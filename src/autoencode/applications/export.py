@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from autoencode.errors import ConfigError, MissingExtraError, ModelFileError
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import check_output, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 from autoencode.version import VERSION
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class OnnxFile:
     largest_difference: float
 
 
-def export_onnx(model: Autoencoder, folder: str | Path) -> list[OnnxFile]:
+def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[OnnxFile]:
     """Write a model as encoder.onnx, decoder.onnx and autoencoder.onnx.
 
     | file | inputs | outputs |
@@ -69,7 +70,7 @@ def export_onnx(model: Autoencoder, folder: str | Path) -> list[OnnxFile]:
     Each network is run in onnxruntime on 1 and on 3 images, and compared with torch.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         folder: where to; made here.
 
     Raises:
@@ -78,9 +79,11 @@ def export_onnx(model: Autoencoder, folder: str | Path) -> list[OnnxFile]:
         ModelFileError: a network gives something else in onnxruntime than in torch. Nothing is written.
         OutputError: the folder cannot be written to.
     """
+    model = as_model(model)
     folder = Path(folder)
     if folder.suffix.lower() == ".onnx":
         raise ConfigError(f"{folder} is named like a file, and three are written. Give a folder.")
+    check_output(folder / f"{_Both.name}.onnx", (".onnx",))
     if not all(_installed(name) for name in ("onnx", "onnxruntime", "onnxscript")):  # torch needs the last
         raise MissingExtraError("onnx", "Export to ONNX")
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)

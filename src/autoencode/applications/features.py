@@ -5,8 +5,6 @@ Shapes: C channels, H and W of the image, h and w of a map. Pixels are (H, W, 3)
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +14,12 @@ from torch import Tensor
 
 from autoencode.data.batches import to_pixels
 from autoencode.data.images import Limits, save_image
-from autoencode.errors import OutputError
+from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.figures import contact_sheet, image_grid
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.layers import Layer, trace
+from autoencode.models.modelfile import as_model
 
 TABLE_NAME, SHEET_NAME = "layers.csv", "layers.png"
 GRID_CHANNELS, SHEET_CHANNELS = 63, 7  # with the image itself, 8 rows of 8 and rows of 8
@@ -72,21 +71,30 @@ class FeatureMaps:
 
 
 def features(
-    model: Autoencoder, image: str | Path, out: str | Path | None = None, *, limits: Limits | None = None
+    model: Autoencoder | str | Path,
+    image: str | Path,
+    out: str | Path | None = None,
+    *,
+    limits: Limits | None = None,
 ) -> FeatureMaps:
     """Show an image through each convolution layer of the encoder.
 
     Args:
-        model: from `load_model`; plain or a VAE.
+        model: from `load_model`, or its path; plain or a VAE.
         image: an image file.
         out: a folder for a grid of each layer's 63 most active channels, the sheet of all layers, and a
             table of the layers; made here. None writes nothing.
         limits: the largest file and picture to accept.
 
     Raises:
+        ModelFileError: the path given leads to no model.
+        ConfigError: the image is one of those in `out`.
         ImageError: the image cannot be used.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
+    if out is not None and Path(image).is_file() and Path(out).resolve() == Path(image).resolve().parent:
+        raise ConfigError(f"{image} lies in {out}, where pictures are replaced. Choose another --out.")
     found = feature_maps(model, model.read(image, limits))
     if out is not None:
         _write(Path(out), found)
@@ -168,13 +176,11 @@ def _write(folder: Path, found: FeatureMaps) -> None:
 
 
 def _table(found: FeatureMaps) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    rows: list[list[object]] = [
         ["layer", "name", "channels", "height", "width", "receptive_field_px", "stride_px", "low", "high"]
-    )
+    ]
     for number, layer in enumerate(found.layers, 1):
         field, stride = ("x".join(map(str, pair)) for pair in (layer.receptive_field_px, layer.stride_px))
         low, high = (f"{value:.6g}" for value in layer.range)
-        writer.writerow([number, layer.name, *layer.maps.shape, field, stride, low, high])
-    return text.getvalue().encode()
+        rows.append([number, layer.name, *layer.maps.shape, field, stride, low, high])
+    return csv_bytes(rows)

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.batches import batches, random_seed, to_pixels
-from autoencode.data.images import save_image
+from autoencode.data.images import WRITABLE, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError, OutputError
-from autoencode.evaluation.animation import save_frames
+from autoencode.evaluation.animation import check_frames, save_frames
 from autoencode.evaluation.figures import image_grid
-from autoencode.files import make_folder, write_json
+from autoencode.files import check_output, make_folder, write_json
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.modelfile import as_model
 from autoencode.models.prior import GaussianMixture, Prior, StandardNormal
 
 PriorName = Literal["mixture", "normal"]
@@ -54,7 +55,7 @@ class Samples:
 
 
 def generate(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     count: int = 64,
     out: str | Path | None = None,
     *,
@@ -65,7 +66,7 @@ def generate(
     """Draw new images.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         count: N, at least 1.
         out: a folder for a grid of the first 256, for each image as a PNG file and for the settings; made
             here. None writes nothing.
@@ -76,9 +77,11 @@ def generate(
         seed: the same seed gives the same images.
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: the model has no such prior, or a number is out of range.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
     if count < 1:
         raise ConfigError(f"The number of images is {count}; it must be at least 1.")
     name, chosen = _chosen(model, prior, temperature)
@@ -91,7 +94,7 @@ def generate(
 
 
 def vary(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     code: Tensor,
     count: int = 8,
     *,
@@ -102,7 +105,7 @@ def vary(
     """Draw images around a code that the prior holds to be as likely as it.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         code: (D,), of a sample or of an image.
         count: N, at least 1.
         amount: how far, from 0 (the same image) to 1 (nothing of it is left).
@@ -110,8 +113,10 @@ def vary(
         seed: the same seed gives the same images.
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: as for `generate`.
     """
+    model = as_model(model)
     if count < 1 or not 0 <= amount <= 1:
         raise ConfigError(
             f"Variations need a count of at least 1 and an amount in 0..1, not {count}, {amount}."
@@ -128,7 +133,7 @@ def priors(model: Autoencoder) -> list[PriorName]:
 
 
 def walk(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     out: str | Path | None = None,
     *,
     frames: int = WALK_FRAMES,
@@ -141,7 +146,7 @@ def walk(
     In a mixture the path also moves from component to component, and what lies between two is not.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         out: a .gif or .webp file for an animation without a cut, or another image for a strip.
         frames: F, at least 1.
         prior: as for `generate`.
@@ -149,12 +154,18 @@ def walk(
         seed: the same seed gives the same path.
 
     Raises:
-        ConfigError: as for `generate`, or no image format goes by the extension of `out`.
+        ModelFileError: the path given leads to no model.
+        ConfigError: as for `generate`, no image format goes by the extension of `out`, or it holds
+            something else than an image.
         OutputError: it cannot be written; what was there before is unchanged.
     """
+    model = as_model(model)
     if frames < 1:
         raise ConfigError(f"The number of frames is {frames}; it must be at least 1.")
     name, chosen = _chosen(model, prior, temperature)
+    if out is not None:
+        check_output(Path(out), WRITABLE)
+        check_frames(Path(out), frames, model.preprocessing.height, model.preprocessing.width)
     turns = max(1, round(frames / FRAMES_PER_TURN))
     codes = chosen.path(frames, turns, temperature, _generator("walk", seed))
     made = Samples(to_pixels(model.decode(codes)), codes, name)

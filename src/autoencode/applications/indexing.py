@@ -37,7 +37,7 @@ from autoencode.data.pack import Entries, Pack, is_pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.modelfile import MODEL_NAME, load_model
+from autoencode.models.modelfile import MODEL_NAME, as_model
 
 DEFAULT_FEATURES: Features = "code"
 # Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
@@ -89,7 +89,7 @@ def build_index(
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
     source, out = local(source), Path(out)
-    loaded = model if isinstance(model, Autoencoder) else load_model(model)
+    loaded = as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     _refuse_what_is_not_ours(out)

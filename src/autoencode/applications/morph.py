@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.batches import to_pixels
-from autoencode.data.images import Limits
+from autoencode.data.images import WRITABLE, Limits
 from autoencode.errors import ConfigError
-from autoencode.evaluation.animation import is_animation, save_frames
+from autoencode.evaluation.animation import check_frames, is_animation, save_frames
+from autoencode.files import check_output
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 
 How = Literal["linear", "spherical"]
 
@@ -48,7 +50,7 @@ class Morph:
 
 
 def morph(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     images: Sequence[str | Path],
     out: str | Path | None = None,
     *,
@@ -63,33 +65,41 @@ def morph(
     image's reconstruction.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         images: two or more image files.
         out: a file for the frames: .gif and .webp are animations, other images a strip. None writes nothing.
         frames: from one image to the next, both included, at least 2. The default is 9, and 30 for an
             animation.
         how: "linear" as in the equation, or "spherical": the direction of the code turns at constant speed
             and its length changes linearly, so that the middle is no closer to zero than the ends.
-        ping_pong: go back to the first image the same way, so that an animation has no cut.
+        ping_pong: go back the same way and end with the first image, so that an animation has no cut.
         limits: the largest files and pictures to accept.
 
     Raises:
-        ConfigError: fewer than two images or frames, an unknown `how`, or no format by that extension.
+        ModelFileError: the path given leads to no model.
+        ConfigError: fewer than two images or frames, more frames than fit, an unknown `how`, no format by
+            that extension, or `out` is one of the images or holds something else than an image.
         ImageError: an image cannot be used; names it and says why.
         OutputError: `out` cannot be written.
     """
+    model = as_model(model)
     if len(images) < 2 or isinstance(images, str):
         raise ConfigError("A morph needs two or more images.")
     if how not in get_args(How):
         raise ConfigError(f"Unknown way to morph {how!r}. Choose one of: {', '.join(get_args(How))}.")
     path = None if out is None else Path(out)
+    if path is not None:
+        check_output(path, WRITABLE, map(Path, images))
     if frames is None:
         frames = ANIMATION_FRAMES if path is not None and is_animation(path) else STRIP_FRAMES
     if frames < 2:
         raise ConfigError(f"A morph of {frames} frames has no room for both images; use 2 or more.")
+    if path is not None:
+        count = (len(images) - 1) * (frames - 1) * (2 if ping_pong else 1) + 1
+        check_frames(path, count, model.preprocessing.height, model.preprocessing.width)
     codes, alphas = mixed(model.encode(model.read(images, limits)), frames, how)
     if ping_pong:
-        codes, alphas = (torch.cat([part, part[1:-1].flip(0)]) for part in (codes, alphas))
+        codes, alphas = (torch.cat([part, part[:-1].flip(0)]) for part in (codes, alphas))
     made = Morph(to_pixels(model.decode(codes)), codes, alphas)
     if path is not None:
         save_frames(path, made.pixels, FRAMES_PER_SECOND)

@@ -28,6 +28,7 @@ from autoencode.data.batches import batches
 from autoencode.data.pack import Pack, Split
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 from autoencode.models.tensorfile import read_tensors, write_tensors
 
 KIND, FORMAT_VERSION = "outlier reference", 2
@@ -65,7 +66,7 @@ class OutlierReference:
 
 
 def fit_reference(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     pack: Pack,
     cache: str | Path | None = None,
     *,
@@ -76,7 +77,7 @@ def fit_reference(
     """Learn what is ordinary from the images a model was trained on and the held-out ones of the same pack.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         pack: of its training.
         cache: a file that keeps the result. One that is there and belongs to this model, pack and features is
             used instead of computing; any other is replaced. A file that cannot be written is done without.
@@ -87,10 +88,12 @@ def fit_reference(
         progress: called with (images done, images in all).
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: the pack's images are of another size, or fewer than two are for training.
         MissingExtraError: pretrained features need the optional part `eval`.
         PackError: the pack has changed on the disk meanwhile.
     """
+    model = as_model(model)
     model.check_pack(pack)
     encoder = image_encoder(model, features).digest
     measure = measurer(model, features)

@@ -5,8 +5,6 @@ Pixels are (B, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,13 +20,14 @@ from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
-from autoencode.data.finding import expanded
-from autoencode.data.images import Limits, read_chunks, save_image
+from autoencode.data.finding import expanded, read_beside
+from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError
 from autoencode.evaluation.figures import contact_sheet
-from autoencode.files import write_bytes
+from autoencode.files import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 
 Rule = Literal["conformal", "paper"]
 
@@ -74,6 +73,7 @@ class Outliers:
         calibration_images: held-out images behind the p-values.
         measured_rate: how many validation images, all of them ordinary, the rule calls outliers; None where
             the pack has none.
+        notes: what the numbers do not hold for.
         sheet: pixels (H, W, 3) of the strangest images beside their reconstructions.
     """
 
@@ -85,11 +85,12 @@ class Outliers:
     fpr: float | None
     calibration_images: int
     measured_rate: Rate | None
+    notes: tuple[str, ...]
     sheet: Pixels
 
 
 def find_outliers(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     images: str | Path | Iterable[str | Path],
     ordinary: Pack | OutlierReference,
     out: str | Path | None = None,
@@ -107,7 +108,7 @@ def find_outliers(
     """Score images and say which are outliers.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         images: image files, and folders of them.
         ordinary: the pack of the model's training; or what `fit_reference` made of it.
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
@@ -116,7 +117,8 @@ def find_outliers(
         features: "code" for all that the model makes of images; "pretrained" for features of a network
             trained on ImageNet instead.
         fpr: the false-positive rate: at most this share of ordinary images is called an outlier. The default
-            is 0.01 or, with few calibration images, the smallest rate that they can promise.
+            is 0.01 or, with few calibration images, the smallest rate that they can promise. The rule "paper"
+            has none.
         rule: "conformal" keeps to `fpr`; "paper" calls an outlier what has more KL than the median.
         heatmaps: add to the sheet where each image and its reconstruction differ.
         cache: see `fit_reference`, which is called on a pack.
@@ -125,16 +127,24 @@ def find_outliers(
         fitting_progress: called with (images done, images in all) while learning from the pack.
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
-            a pack or reference of another model.
+            a pack or reference of another model; or `out` or the sheet is one of the images, or holds
+            something of another kind.
         MissingExtraError: pretrained features need the optional part `eval`.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` cannot be written.
     """
+    model = as_model(model)
     chosen = _checked_score(model, score, features, rule)
+    if rule == "paper" and fpr is not None:
+        raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")
     rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
-    out = None if out is None else _checked_table(Path(out))
-    paths = [path for path in expanded(images) if out is None or path != sheet_path(out)]
+    out = None if out is None else Path(out)
+    paths = expanded(images) if out is None else read_beside(images, sheet_path(out))
+    if out is not None:
+        check_output(out, TABLES, paths)
+        check_output(sheet_path(out), WRITABLE, paths)
     reference = (
         ordinary
         if isinstance(ordinary, OutlierReference)
@@ -145,6 +155,7 @@ def find_outliers(
             "This reference is of another model or other features. Make one with fit_reference(model, pack)."
         )
     limits = limits or Limits()
+    note = model.note_of(reference.pack)
     usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
     decide = _decision(reference, chosen, rate)
@@ -162,6 +173,7 @@ def find_outliers(
         rate,
         reference.calibration_images,
         rate_of(decide(reference.validation.get(chosen, _NONE))),
+        () if note is None else (note,),
         _sheet(model, findings, heatmaps, limits),
     )
     if out is not None:
@@ -231,19 +243,12 @@ def _sheet(model: Autoencoder, findings: Sequence[Finding], heatmaps: bool, limi
     return contact_sheet(columns, captions=captions)
 
 
-def _checked_table(path: Path) -> Path:
-    if path.suffix.lower() not in (".csv", ".json"):
-        raise ConfigError(f"Cannot write a table to {path}: use a name that ends in .csv or .json.")
-    return path
-
-
 def _table(found: Outliers) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in found.findings:
-        writer.writerow([row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()])
-    return text.getvalue().encode(errors="surrogateescape")
+    rows = (
+        [row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()]
+        for row in found.findings
+    )
+    return csv_bytes([COLUMNS, *rows])
 
 
 def _json(found: Outliers) -> bytes:
@@ -262,6 +267,7 @@ def _json(found: Outliers) -> bytes:
             "high": rate.interval.high,
             "images": rate.images,
         },
+        "notes": list(found.notes),
         "images": [
             {"path": str(row.path), "score": row.score, "p_value": row.p_value, "outlier": row.outlier}
             for row in found.findings

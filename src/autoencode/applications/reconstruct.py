@@ -6,7 +6,6 @@ Images are (B, 3, H, W) in [0, 1], pixels (B, H, W, 3) in 0..255.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from autoencode.data.batches import random_seed, to_float, to_pixels
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
 from autoencode.data.finding import expanded
-from autoencode.data.images import Limits, read_chunks, save_image
+from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import OutputError
 from autoencode.evaluation.figures import contact_sheet
 from autoencode.evaluation.metrics import psnr, ssim
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import check_output, csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 
 TABLE_NAME = "reconstructions.csv"
 SHEET_NAME = "reconstructions.png"
@@ -74,7 +74,7 @@ class Reconstructions:
 
 
 def reconstruct(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     images: str | Path | Iterable[str | Path],
     out: str | Path | None = None,
     *,
@@ -86,7 +86,7 @@ def reconstruct(
     """Pass images through the model.
 
     Args:
-        model: from `load_model`.
+        model: from `load_model`, or its path.
         images: image files, and folders of them.
         out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. What
             an earlier call wrote there is replaced, going by its table. None writes nothing.
@@ -96,10 +96,12 @@ def reconstruct(
         progress: called with (images done, images in all).
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
-        ConfigError: a corruption that cannot be used.
+        ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
     paths = expanded(images)
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
@@ -176,7 +178,7 @@ def restore(
         seed: of the corruptions.
 
     Raises:
-        ConfigError: a corruption that cannot be used.
+        ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
     """
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
@@ -233,6 +235,7 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
     """
     if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
+    check_output(out / SHEET_NAME, WRITABLE, paths)
     make_folder(out / IMAGES_NAME)
     if (out / IMAGES_NAME).resolve() in {folder.resolve() for folder in {path.parent for path in paths}}:
         raise OutputError(
@@ -297,10 +300,8 @@ def _caption(result: Reconstruction) -> str:
 
 
 def _write_table(path: Path, results: Sequence[Reconstruction]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "psnr_db", "ssim", "corrupted_psnr_db", "file"])
+    rows: list[list[object]] = [["path", "psnr_db", "ssim", "corrupted_psnr_db", "file"]]
     for result in results:
         corrupted = "" if result.corrupted_psnr_db is None else f"{result.corrupted_psnr_db:.4f}"
-        writer.writerow([result.path, f"{result.psnr_db:.4f}", f"{result.ssim:.4f}", corrupted, result.file])
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+        rows.append([result.path, f"{result.psnr_db:.4f}", f"{result.ssim:.4f}", corrupted, result.file])
+    write_bytes(path, csv_bytes(rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from autoencode.data.pack import Entry, Pack, open_pack
 from autoencode.data.storage import is_url
 from autoencode.errors import ConfigError, ImageIndexError, PackError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.modelfile import load_model
+from autoencode.models.modelfile import as_model
 
 MOST_PAIRS = 10_000
 
@@ -246,10 +247,11 @@ class Index:
         if limit < 1:
             raise ConfigError(f"The limit of pairs is {limit}; it must be at least 1.")
         pairs, more = duplicates.nearest_pairs(self.nearest, threshold, limit)
-        near = [
-            NearPair(self._first_path(one), self._first_path(other), score) for one, other, score in pairs
-        ]
-        return NearDuplicates(duplicates.exact_copies(self.entries, self.folder), near, more, threshold)
+        near = [NearPair(self._path_of(one), self._path_of(other), score) for one, other, score in pairs]
+        exact = duplicates.exact_copies(self.entries, self.folder)
+        listed = {*itertools.chain(*exact), *(path for pair in near for path in (pair.first, pair.second))}
+        gone = frozenset(path for path in listed if not path.is_file())
+        return NearDuplicates(exact, near, more, threshold, gone)
 
     def _search_files(
         self,
@@ -299,8 +301,12 @@ class Index:
         entry = self.entries[position]
         return Neighbour(self.folder / entry.path, score, entry.label, position)
 
-    def _first_path(self, row: int) -> Path:
-        return self.folder / self.entries[int(self._starts[row])].path
+    def _path_of(self, row: int) -> Path:
+        """Return the first file of this content that is there, or the first."""
+        paths = [
+            self.folder / self.entries[at].path for at in range(self._starts[row], self._starts[row + 1])
+        ]
+        return next((path for path in paths if path.is_file()), paths[0])
 
 
 def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) -> Index:
@@ -319,7 +325,7 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
     stored = read_index(path)
     if model is None:
         return Index(path, stored)
-    encoder = image_encoder(model if isinstance(model, Autoencoder) else load_model(model), stored.features)
+    encoder = image_encoder(as_model(model), stored.features)
     if encoder.digest != stored.encoder_digest:
         raise ImageIndexError(
             f"{path} was made with another model ({stored.encoder_digest[:12]}, not {encoder.digest[:12]}): "

@@ -62,17 +62,23 @@ def duplicates_sheet(
     Raises:
         ConfigError: there is no pair.
     """
-    pairs = [(group[0], group[1], "same bytes") for group in found.exact]
-    pairs += [(pair.first, pair.second, f"{pair.score:.4f}") for pair in found.near]
-    pairs = pairs[:MOST_PAIRS]
+    groups, near = found.first(MOST_PAIRS)
+    pairs = [(*_two(group, found.gone), "same bytes") for group in groups]
+    pairs += [(pair.first, pair.second, f"{pair.score:.4f}") for pair in near]
     if not pairs:
         raise ConfigError("There is no pair to draw.")
     first, second = (
         np.stack([_picture(path, preprocessing, limits)[0] for path in side])
         for side in ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     )
-    captions = [pair[2] for pair in pairs]
+    captions = [f"{text}{' (gone)' * bool({one, other} & found.gone)}" for one, other, text in pairs]
     return contact_sheet([("first", first), ("second", second)], captions=captions)
+
+
+def _two(group: list[Path], gone: frozenset[Path]) -> tuple[Path, Path]:
+    """The first two files of a group, those that are there before those that are gone."""
+    first, second, *_ = sorted(group, key=lambda path: path in gone)
+    return first, second
 
 
 def _picture(path: Path, preprocessing: Preprocessing, limits: Limits | None) -> tuple[Pixels, bool]:

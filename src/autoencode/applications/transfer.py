@@ -5,8 +5,6 @@ Shapes: N images, F features, K classes. Pixels are (N, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,8 +30,9 @@ from autoencode.data.images import Limits
 from autoencode.errors import ConfigError, OutputError
 from autoencode.evaluation.plots import confusion_matrix
 from autoencode.evaluation.scores import Interval, wilson_interval
-from autoencode.files import make_folder, write_bytes
+from autoencode.files import csv_bytes, make_folder, write_bytes
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.modelfile import as_model
 from autoencode.version import install_command
 
 COMPARISON_NAME, CONFUSION_NAME, PICTURE_NAME = "comparison.csv", "confusion.csv", "confusion.png"
@@ -97,7 +96,7 @@ Report = Callable[[str, int, int], None]
 
 
 def transfer(
-    model: Autoencoder,
+    model: Autoencoder | str | Path,
     labelled: str | Path,
     out: str | Path | None = None,
     *,
@@ -114,7 +113,7 @@ def transfer(
     Methods and settings are chosen by cross-validation on what is learned from, never on what is held out.
 
     Args:
-        model: from `load_model`; plain or a VAE.
+        model: from `load_model`, or its path; plain or a VAE.
         labelled: a folder with a sub-folder for each class, or a pack of one.
         out: a folder for the classifier, the comparison and the confusion matrix, as a table and a picture;
             made here. None writes nothing.
@@ -126,11 +125,13 @@ def transfer(
         progress: called with (what is at work, images done, images in all).
 
     Raises:
+        ModelFileError: the path given leads to no model.
         ImageFolderError: no image can be used, or there are too few classes or images of one.
         ConfigError: pretrained features are to be fine-tuned, or a pack was made with other preprocessing.
         MissingExtraError: pretrained features need the optional part `eval`.
         OutputError: `out` is something else, or cannot be written.
     """
+    model = as_model(model)
     kept = _kept(features, finetune)
     if kept == PRETRAINED:
         image_encoder(model, "pretrained")  # refuses before the long work
@@ -262,24 +263,16 @@ def _write(folder: Path, made: Transfer) -> Transfer:
 
 
 def _comparison_table(comparison: list[Accuracy]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    rows: list[list[object]] = [
         ["method", "labels_per_class", "accuracy", "low", "high", "lowest", "highest", "draws", "features"]
-    )
+    ]
     for one in comparison:
         numbers = (one.accuracy, *one.interval, one.lowest, one.highest)
         level = "all" if one.labels_per_class is None else one.labels_per_class
-        writer.writerow(
-            [one.method, level, *(f"{number:.4f}" for number in numbers), one.draws, one.features]
-        )
-    return text.getvalue().encode()
+        rows.append([one.method, level, *(f"{number:.4f}" for number in numbers), one.draws, one.features])
+    return csv_bytes(rows)
 
 
 def _confusion_table(confusion: NDArray[np.int64], classes: tuple[str, ...]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true class \\ classified as", *classes])
-    for name, row in zip(classes, confusion.tolist(), strict=True):
-        writer.writerow([name, *row])
-    return text.getvalue().encode(errors="surrogateescape")
+    rows = [[name, *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
+    return csv_bytes([["true class \\ classified as", *classes], *rows])

@@ -85,6 +85,20 @@ def expanded(images: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> list[Path]:
+    """Return the same as `expanded`, without a sheet that an earlier call left in one of the folders.
+
+    A sheet that was asked for by name stays among them.
+    """
+    given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+    return [path for path in expanded(given) if path in given or not _is_same(path, sheet)]
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    # The name first: a large folder is not looked at twice.
+    return path.name == other.name and (path == other or (other.exists() and path.samefile(other)))
+
+
 def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
     """Return the images, the folders and the links to folders directly in `folder`."""
     files, folders, links = list[str](), list[str](), list[str]()

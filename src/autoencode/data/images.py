@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _SHORT_BY = 33 / 32  # how much smaller than wanted a JPEG may be decoded: 250 pixels at 1/2 for 128
-_WRITABLE = {
+WRITABLE = {
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"},
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
 }
@@ -207,9 +207,9 @@ def save_image(path: Path, pixels: NDArray[np.uint8]) -> None:
         ImageError: these are not pixels.
         OutputError: it cannot be written; what was there before is unchanged.
     """
-    file_format = _WRITABLE.get(path.suffix.lower())
+    file_format = WRITABLE.get(path.suffix.lower())
     if file_format is None:
-        raise ConfigError(f"Cannot write {path.name}: use one of {', '.join(_WRITABLE)}.")
+        raise ConfigError(f"Cannot write {path.name}: use one of {', '.join(WRITABLE)}.")
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ImageError(f"Not pixels (H, W, 3) uint8: {pixels.shape} {pixels.dtype}.")
     options: dict[str, Any] = {"quality": 95} if file_format in ("JPEG", "WEBP", "AVIF") else {}

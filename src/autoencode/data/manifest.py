@@ -79,8 +79,10 @@ def read_settings(pack: Path) -> Settings:
     path = pack / SETTINGS_NAME
     try:
         value = parse_json(path.read_bytes())
-    except FileNotFoundError as err:
-        raise PackError(f"{pack} is not a pack: it has no {SETTINGS_NAME}.") from err
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise PackError(
+            f"{pack} is not a pack: it has no {SETTINGS_NAME}. Make one: autoencode pack FOLDER --out PACK."
+        ) from err
     except (OSError, ValueError) as err:
         raise PackError(f"Could not read {path}: {err}. {_REPACK}") from err
     if not isinstance(value, dict) or value.get("format") != _FORMAT:

@@ -52,6 +52,11 @@ class Preprocessing:
         ):
             raise ConfigError(f"The background {colour!r} is not three whole numbers from 0 to 255.")
 
+    def __str__(self) -> str:
+        """Return it in words, for people."""
+        colour = "#" + bytes(self.background).hex()
+        return f"{self.height}x{self.width} pixels (fit {self.fit}, background {colour})"
+
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes, of plain JSON values."""
         return {**asdict(self), "background": list(self.background)}

@@ -19,12 +19,37 @@ from autoencode.files import atomic_file
 
 ANIMATED = (".gif", ".webp")
 
+WIDEST_STRIP_PX = 65_500  # that a JPEG can be
+MOST_FRAMES = 2_400  # two minutes at 20 a second; they are all in memory at once
+
 Pixels = NDArray[np.uint8]
 
 
 def is_animation(path: Path) -> bool:
     """Whether `save_frames` plays the frames one after the other under this name."""
     return path.suffix.lower() in ANIMATED
+
+
+def check_frames(path: Path, count: int, height: int, width: int) -> None:
+    """Refuse more frames than fit, before they are made.
+
+    Args:
+        path: where `save_frames` is to write them.
+        count: F, frames in all.
+        height, width: of a frame.
+
+    Raises:
+        ConfigError: says how many fit.
+    """
+    if is_animation(path):
+        most = MOST_FRAMES
+    else:
+        most = WIDEST_STRIP_PX // strip(np.zeros((1, height, width, 3), np.uint8)).shape[1]
+    if count > most:
+        kind = "an animation" if is_animation(path) else "a strip"
+        raise ConfigError(
+            f"{count:,} frames do not fit into {kind} of this size; {most:,} do. Ask for fewer."
+        )
 
 
 def save_frames(path: Path, frames: Pixels, frames_per_second: float) -> None:

@@ -76,13 +76,19 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     walk: Annotated[
         Path | None,
-        typer.Option(help="Also a smooth closed walk through the prior, an animation (.gif, .webp)."),
+        typer.Option(
+            help="Also a smooth closed walk through the prior: an animation (.gif, .webp) or a strip (.png)."
+        ),
     ] = None,
 ) -> None:
     """Make new images of the kind the model was trained on."""
     from autoencode.applications import generate as application
+    from autoencode.data.images import WRITABLE
+    from autoencode.files import check_output
     from autoencode.models.modelfile import load_model
 
+    if walk is not None:
+        check_output(walk, WRITABLE)
     loaded = load_model(model)
     name: Literal["mixture", "normal"] | None = None if prior is None else prior.value
     made = application.generate(loaded, count, out, prior=name, temperature=temperature, seed=seed)

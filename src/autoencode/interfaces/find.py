@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from autoencode.errors import ConfigError
 from autoencode.interfaces import options
 from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
 from autoencode.interfaces.progress import console, counted, counting, notes, one_line
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from autoencode.applications.duplicates import NearDuplicates
     from autoencode.applications.search import Index, SearchResults
 
-PAIRS_SHOWN = 50
+LINES_SHOWN = 50
+NEIGHBOURS = 10
 
 
 class DistanceName(StrEnum):
@@ -78,8 +81,8 @@ def search(
     queries: Annotated[
         list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="Neighbours of each query.", min=1)] = 10,
-    out: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Neighbours of each query. Default: 10.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what was found as JSON (.json).")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw it, each query before its neighbours (.png, .jpg, ...).")
     ] = None,
@@ -105,10 +108,18 @@ def search(
         raise typer.BadParameter("give images to look for, or --near-duplicates", param_hint="QUERIES")
     if threshold is not None and not near_duplicates:
         raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
+    if k is not None and near_duplicates:
+        raise ConfigError("-k is for images to look for; near-duplicates are told by --threshold.")
     from autoencode.applications.search import open_index
+    from autoencode.data.images import WRITABLE
+    from autoencode.files import check_output
 
     opened = open_index(index, model)
     limits = options.limits(max_pixels, max_bytes)
+    if out is not None:
+        check_output(out, (".json",), _read(opened, queries or []))
+    if sheet is not None:
+        check_output(sheet, WRITABLE, _read(opened, queries or []))
     if near_duplicates:
         pairs = opened.near_duplicates(threshold)
         _print_duplicates(opened, pairs)
@@ -119,6 +130,7 @@ def search(
 
             _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
         return
+    k = NEIGHBOURS if k is None else k
     with counting("searching") as progress:
         found = opened.search(queries or [], k, limits=limits, progress=progress)
     _print_neighbours(opened, found, k)
@@ -135,6 +147,14 @@ def add_to(app: typer.Typer) -> None:
     """Make the commands of this module commands of the program."""
     app.command()(index)
     app.command()(search)
+
+
+def _read(opened: Index, queries: list[Path]) -> Iterator[Path]:
+    """Files that a search may read, those of the index last, as they may be many."""
+    from autoencode.data.finding import expanded
+
+    yield from expanded(queries)
+    yield from (opened.folder / entry.path for entry in opened.entries)
 
 
 def _print_index(made: Index) -> None:
@@ -154,18 +174,21 @@ def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
     show_refused(found.refused, notes)
     if k > len(opened):
         notes.print(f"The index holds {counted(len(opened), 'image')}; all of them are listed.")
-    gone = {near.path for result in found.results for near in result.found if near.is_gone}
-    if gone:
-        notes.print(
-            f"{len(gone):,} of the images found are no longer there. Bring the index in step: "
-            f"autoencode index MODEL {opened.source} --out {opened.path}",
-            soft_wrap=True,
-        )
+    _note_gone(opened, {near.path for result in found.results for near in result.found if near.is_gone})
     for result in found.results:
         console.print(one_line(result.query), soft_wrap=True)
         _print_table(
             opened,
             [(f"{near.score:.4f}", (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
+        )
+
+
+def _note_gone(opened: Index, gone: Collection[Path]) -> None:
+    if gone:
+        notes.print(
+            f"{len(gone):,} of the images found are no longer there. Bring the index in step: "
+            f"autoencode index MODEL {opened.source} --out {opened.path}",
+            soft_wrap=True,
         )
 
 
@@ -190,18 +213,27 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
 
 
 def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
-    copies = sum(map(len, found.exact)) - len(found.exact)
+    _note_gone(opened, found.gone)
     total = len(found.near) + found.more
     console.print(
-        f"exact copies: {copies:,}; pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
+        f"exact copies: {found.copies:,}; "
+        f"pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
     )
-    rows = [("same bytes", tuple(map(str, group))) for group in found.exact]
-    rows += [(f"{pair.score:.4f}", (str(pair.first), str(pair.second))) for pair in found.near]
+    groups, pairs = found.first(LINES_SHOWN)
+    rows = [("same bytes", _marked(group, found)) for group in groups]
+    rows += [(f"{pair.score:.4f}", _marked((pair.first, pair.second), found)) for pair in pairs]
     if rows:
-        _print_table(opened, rows[:PAIRS_SHOWN])
-    hidden = max(len(rows) - PAIRS_SHOWN, 0) + found.more
-    if hidden:
-        notes.print(f"{hidden:,} more are not shown; --out lists up to {len(found.near):,} pairs.")
+        _print_table(opened, rows)
+    hidden = len(found.exact) - len(groups), total - len(pairs)
+    if any(hidden):
+        notes.print(
+            f"{hidden[0]:,} more groups of copies and {hidden[1]:,} more pairs are not shown; "
+            f"--out lists every group and up to {len(found.near):,} pairs."
+        )
+
+
+def _marked(paths: Sequence[Path], found: NearDuplicates) -> tuple[str, ...]:
+    return tuple(f"{path}{' (gone)' * (path in found.gone)}" for path in paths)
 
 
 def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
@@ -209,10 +241,16 @@ def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
         "features": opened.features,
         "distance": opened.distance,
         "threshold": found.threshold,
-        "exact": [list(map(str, group)) for group in found.exact],
-        "near": [{"paths": [str(pair.first), str(pair.second)], "score": pair.score} for pair in found.near],
+        "exact": [_group_json(group, found) for group in found.exact],
+        "near": [
+            {**_group_json((pair.first, pair.second), found), "score": pair.score} for pair in found.near
+        ],
         "more": found.more,
     }
+
+
+def _group_json(paths: Sequence[Path], found: NearDuplicates) -> dict[str, Any]:
+    return {"paths": list(map(str, paths)), "gone": [str(path) for path in paths if path in found.gone]}
 
 
 def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None:

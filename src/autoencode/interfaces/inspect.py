@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoencode.errors import ConfigError
 from autoencode.interfaces import options
 from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
 from autoencode.interfaces.progress import console, counting, one_line
@@ -75,14 +76,19 @@ def outliers(
     max_bytes: MaxBytes = None,
 ) -> None:
     """Find images unlike those the model was trained on."""
+    if heatmaps and out is None:
+        raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
     from autoencode.applications import outliers as application
     from autoencode.applications.outlier_reference import reference_name
     from autoencode.data.pack import open_pack
+    from autoencode.files import TABLES, check_output
     from autoencode.models.modelfile import load_model
 
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
     packed = open_pack(pack or options.pack_of(model, "--pack PACK"))
+    if out is not None:
+        check_output(out, TABLES, options.settings_files(model, packed))
     with counting("learning what is ordinary") as fitting_progress, counting("scoring") as progress:
         found = application.find_outliers(
             loaded,
@@ -113,6 +119,8 @@ def add_to(app: typer.Typer) -> None:
 
 def _print(found: Outliers) -> None:
     show_refused(found.refused)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
     flagged = [finding for finding in found.findings if finding.outlier]
     for finding in flagged[:SHOWN]:
         line = f"{finding.score:12.5g}  p {finding.p_value:.3g}  {finding.path}"

@@ -39,11 +39,13 @@ def evaluate(
     keep_freed_memory()
     from autoencode.applications import evaluate as application
     from autoencode.data.pack import open_pack
-    from autoencode.files import write_json
+    from autoencode.files import check_output, write_json
     from autoencode.models.modelfile import load_model
 
     loaded = load_model(model)
     packed = open_pack(pack or options.pack_of(model, "evaluate MODEL PACK"))
+    if out is not None:
+        check_output(out, (".json",), options.settings_files(model, packed))
     with stages() as progress:
         limits = options.limits(max_pixels, max_bytes)
         found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)

@@ -12,6 +12,7 @@ from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
     from autoencode.data.images import Limits, Preprocessing
+    from autoencode.data.pack import Pack
 
 
 class Fit(StrEnum):
@@ -151,6 +152,15 @@ def pack_of(model: Path, named: str) -> str:
     if not is_run(run):
         raise ConfigError(f"{run} is no run folder that would name the pack. Give it: {named}.")
     return read_run(run).pack
+
+
+def settings_files(model: Path, pack: Pack) -> list[Path]:
+    """Files named like a result, .json, without which a run or its pack could not be used."""
+    from autoencode.data.manifest import SETTINGS_NAME
+    from autoencode.training.runlog import RUN_NAME
+
+    run = model if model.is_dir() else model.parent
+    return [run / RUN_NAME, pack.path / SETTINGS_NAME]
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -298,6 +298,15 @@ class Autoencoder(nn.Module):
                 f"{self.preprocessing}. Give the pack it was trained on."
             )
 
+    def note_of(self, fingerprint: str) -> str | None:
+        """Return what to say about a pack where it is not the one of the training; None where it is."""
+        if self.provenance.get("data", fingerprint) == fingerprint:
+            return None
+        return (
+            "These are not the images the model was trained on: those held out may be among those it has "
+            "seen, and what is ordinary is learned from these."
+        )
+
     @property
     def _device(self) -> torch.device:
         return self.to_mean.weight.device

@@ -72,6 +72,20 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
     return model.to(device)
 
 
+def as_model(model: Autoencoder | str | Path) -> Autoencoder:
+    """Return a model as it is, or the one that a path leads to; see `load_model`.
+
+    Raises:
+        ConfigError: it is neither a model nor a path.
+        ModelFileError: it cannot be loaded.
+    """
+    if isinstance(model, Autoencoder):
+        return model
+    if not isinstance(model, str | Path):
+        raise ConfigError(f"A {type(model).__name__} is no model. Give one from load_model, or its path.")
+    return load_model(model)
+
+
 def model_of_parts(
     path: Path, weights: Mapping[str, torch.Tensor], content: Mapping[str, Any]
 ) -> Autoencoder:

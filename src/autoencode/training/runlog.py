@@ -103,6 +103,9 @@ def read_run(folder: Path) -> RunSettings:
             content["fingerprint"],
             **_runtime(content["runtime"]),
         )
+    except NotADirectoryError as err:
+        known = f": {folder.parent}" if is_run(folder.parent) else ""
+        raise RunError(f"{folder} is a file. Give the folder of the run{known}.") from err
     except FileNotFoundError as err:
         raise RunError(
             f"No run in {folder}. Give the folder of a run; to start one there, train without --resume."

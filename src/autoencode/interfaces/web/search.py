@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -12,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from autoencode.applications.nearest import Distance
 from autoencode.applications.search import Neighbour
 from autoencode.data.batches import to_float
+from autoencode.files import csv_bytes
 from autoencode.interfaces.web.replies import Space, download, missing
 from autoencode.interfaces.web.uploads import Held
 from autoencode.interfaces.web.workspace import Workspace
@@ -43,11 +42,8 @@ async def table(space: Space, picture: str, k: Count = 24, distance: Distance | 
     if space.index is None:
         return _no_index(space)
     found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "score", "label"])
-    writer.writerows([near.path, f"{near.score:.6g}", near.label or ""] for near in found)
-    return download(text.getvalue().encode(errors="surrogateescape"), "neighbours.csv", "text/csv")
+    rows = ([near.path, f"{near.score:.6g}", near.label or ""] for near in found)
+    return download(csv_bytes([["path", "score", "label"], *rows]), "neighbours.csv", "text/csv")
 
 
 def _nearest(space: Workspace, picture: str, k: int, distance: Distance) -> list[Neighbour]:
