@@ -54,6 +54,7 @@ def results(models: dict[str, dict[str, Any]], val_loss: float = 1.0) -> Any:  #
     )
     return SimpleNamespace(
         measured=models,
+        mean_image=estimate(0.9),
         records={name: [{"epoch": 10, "train_loss": 1.0, "val_loss": val_loss}] for name in models},
         has=lambda *names: all(name in models for name in names),
         reference=lambda name: reference,
@@ -121,3 +122,24 @@ def test_what_was_not_run_is_not_judged() -> None:
 def test_without_kernel_distances_nothing_is_said_of_samples() -> None:
     models = {name: {**measured(), "kid": None} for name in ("vae-0.1", "vae-0.01", "vae-0.001")}
     assert judged(models, "sigma").verdict == "cannot be told"
+
+
+@pytest.mark.parametrize("which", ["overfit", "noise", "sigma", "weak", "warmup", "collapse"])
+@pytest.mark.parametrize("error", [0.9, 1.5])
+def test_of_models_that_learned_nothing_nothing_can_be_told(which: str, error: float) -> None:
+    names = ("ae", "denoise", "vae-0.1", "vae-0.01", "vae-0.001")
+    names += ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup")
+    claim = judged({name: measured(mse=error, active=0) for name in names}, which)
+    assert claim.verdict == "cannot be told"
+    assert "no better than the mean image (0.90000 (0.89000 to 0.91000)): " in claim.measured
+
+
+def test_a_collapse_shows_where_a_narrower_likelihood_learns() -> None:
+    models = {"vae-0.1": measured(mse=0.9, active=0), "vae-0.01": measured(mse=0.2)}
+    assert judged(models, "collapse").verdict == "holds"
+
+
+def test_pca_and_the_outlier_rule_are_judged_whatever_was_learned() -> None:
+    models = {"ae": measured(mse=1.5, pca=0.3), "vae-0.01": measured(mse=1.5)}
+    assert judged(models, "pca").verdict == "does not hold"
+    assert judged(models, "outliers").verdict == "does not hold"

@@ -1,5 +1,6 @@
 """The trainings of a study: kept, continued after a kill, trained anew where something changed."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,16 @@ def test_a_limit_takes_the_same_images_each_time_and_keeps_their_labels(photos: 
     assert {entry.path for entry in first.entries} != {entry.path for entry in other.entries}
     assert set(first.labels) <= {"coast", "forest", "night"}
     assert len(open_study(photos, tmp_path / "a", size, 20, 0)) == 20
+
+
+def test_some_images_of_another_folder_do_not_replace_a_study(photos: Path, tmp_path: Path) -> None:
+    size, other = Preprocessing(32, 32), Path(shutil.copytree(photos, tmp_path / "other"))
+    kept = open_study(photos, tmp_path / "study", size, 12, 0).fingerprint
+    links = sorted((tmp_path / "study" / "limited").rglob("*.png"))
+    with pytest.raises(RunError, match=f"study of other images, such as {photos}.*not of {other}"):
+        open_study(other, tmp_path / "study", size, 12, 0)
+    assert sorted((tmp_path / "study" / "limited").rglob("*.png")) == links
+    assert open_study(photos, tmp_path / "study", size, 12, 0).fingerprint == kept
 
 
 def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:

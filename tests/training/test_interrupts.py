@@ -12,13 +12,22 @@ from autoencode.training.interrupts import interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_only_sets_the_event(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with interrupts() as interrupted:
+def test_the_first_signal_only_sets_the_event_and_is_not_lost(number: signal.Signals) -> None:
+    before, ended = signal.getsignal(number), False
+    with pytest.raises(KeyboardInterrupt), interrupts() as interrupted:
         assert not interrupted.is_set()
         os.kill(os.getpid(), number)
         assert interrupted.wait(5)
+        ended = True
+    assert ended
     assert signal.getsignal(number) is before
+
+
+def test_other_errors_are_not_hidden_by_a_signal() -> None:
+    with pytest.raises(ValueError, match="of its own"), interrupts() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.wait(5)
+        raise ValueError("of its own")
 
 
 def test_a_second_signal_stops_at_once() -> None:

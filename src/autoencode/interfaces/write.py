@@ -72,10 +72,12 @@ def paper(
                 limits=options.limits(max_pixels, max_bytes),
                 progress=progress,
             )
-        plan = Plan(out, pack, experiments, share, seed)
+        plan = Plan(out, pack, experiments, share, seed).with_finished()
         seconds = seconds_needed(plan)
         console.print(
-            f"{len(experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train"
+            f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train, "
+            "then each is measured",
+            soft_wrap=True,
         )
         with _training_each() as (started, show):
             trained = train_all(plan, show, started)

@@ -144,6 +144,7 @@ def _as_json(results: Results, judged: Sequence[Claim]) -> dict[str, Any]:
         "pack": results.pack.fingerprint,
         "budget": plan.budget,
         "seed": plan.seed,
+        "mean_image": results.mean_image,
         "experiments": {
             one.experiment.name: {
                 "shows": one.experiment.shows,

@@ -5,6 +5,7 @@ DIR/measured/NAME.json     `evaluate` of a model, and the digest of the model it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoencode.applications.evaluate import evaluate
 from autoencode.applications.outlier_reference import OutlierReference, fit_reference
 from autoencode.data.pack import Pack
+from autoencode.evaluation.scores import estimate
 from autoencode.files import parse_json, write_json
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.modelfile import load_model
 from autoencode.reports.study import Plan, Trained
+from autoencode.training.advice import constant_image_errors
 from autoencode.training.runlog import Record, read_metrics
 from autoencode.version import VERSION
 
@@ -37,6 +42,7 @@ class Results:
         models: by experiment.
         records: the lines of metrics.jsonl, by experiment.
         measured: `Evaluation.to_json`, by experiment.
+        mean_image: the error on held-out images of the mean of training images, as `measured` has errors.
     """
 
     plan: Plan
@@ -44,6 +50,7 @@ class Results:
     models: Mapping[str, Autoencoder]
     records: Mapping[str, list[Record]]
     measured: Mapping[str, Mapping[str, Any]]
+    mean_image: Mapping[str, Any]
     _kept: dict[str, OutlierReference] = field(default_factory=dict)
 
     @property
@@ -81,7 +88,14 @@ def measure_all(plan: Plan, trained: Sequence[Trained], progress: Progress | Non
         for name, model in models.items()
     }
     records = {one.experiment.name: read_metrics(one.folder) for one in done}
-    return Results(plan, trained, models, records, measured)
+    return Results(plan, trained, models, records, measured, _mean_image(plan.pack))
+
+
+def _mean_image(pack: Pack) -> Mapping[str, Any]:
+    errors = constant_image_errors(pack, pack.training_rows(), np.unique(pack.held_out().rows))
+    found = estimate(errors)
+    assert found is not None
+    return dataclasses.asdict(found)
 
 
 def _named(progress: Progress | None, name: str, stage: str, done: int, total: int) -> None:

@@ -14,7 +14,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from autoencode.data.pack import Pack, pack_folder
 from autoencode.errors import DivergedError, RunError
 from autoencode.files import exclusive, make_folder, remove_temporaries
 from autoencode.models.modelfile import MODEL_NAME, load_model, save_model
-from autoencode.reports.paper import Experiment, changes, scaled
+from autoencode.reports.paper import EXPERIMENTS, Experiment, changes, scaled
 from autoencode.training.loop import Loop, Progress
 from autoencode.training.runlog import RunSettings, is_run, read_metrics, read_run
 from autoencode.training.runtime import choose_runtime
@@ -89,6 +89,15 @@ class Plan:
             channels_last=runtime.channels_last,
         )
 
+    def with_finished(self) -> Plan:
+        """Return this plan with the experiments that are done already, so that none leaves the page."""
+        kept = [
+            one
+            for one in EXPERIMENTS
+            if one in self.experiments or self.epochs_done(one) == self.settings(one).train.total_epochs
+        ]
+        return replace(self, experiments=kept)
+
     def epochs_done(self, experiment: Experiment) -> int:
         """Return how many epochs the run of an experiment has behind it."""
         folder = self.folder(experiment)
@@ -144,7 +153,7 @@ def open_study(
         progress: called with (files done, files to read).
 
     Raises:
-        RunError: `out` is something else.
+        RunError: `out` is something else, or a study of some images of another folder.
         ImageFolderError: `folder` holds no usable image.
         PackError: `out` holds a study of another folder, or with other preprocessing.
         OutputError: it cannot be written.
@@ -158,6 +167,7 @@ def open_study(
 def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
     """Return a folder of links to some of the images, sub-folders kept: they are the labels."""
     paths = find_images(folder)
+    _refuse_links_to_another(folder, links)
     order = np.random.default_rng(random_seed("limit", seed)).permutation(len(paths))[:limit]
     wanted = {paths[index].relative_to(folder): paths[index] for index in order}
     if links.is_dir():
@@ -170,6 +180,20 @@ def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
             make_folder(link.parent)
             link.symlink_to(path.resolve())
     return links
+
+
+def _refuse_links_to_another(folder: Path, links: Path) -> None:
+    """Refuse links of which none is to an image of this folder: all of them were made for another.
+
+    Raises:
+        RunError: they were.
+    """
+    made = [path for path in links.rglob("*") if path.is_symlink()] if links.is_dir() else []
+    if made and not any(path.readlink() == (folder / path.relative_to(links)).resolve() for path in made):
+        raise RunError(
+            f"{links.parent} is a study of other images, such as {made[0].readlink()}, not of {folder}. "
+            "Choose another --out."
+        )
 
 
 def seconds_needed(plan: Plan) -> float:

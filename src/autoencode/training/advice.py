@@ -58,12 +58,16 @@ def constant_image_mse(
     pack: Pack, train_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> float:
     """Mean squared error a value, on validation images, of the mean of training images."""
+    return float(constant_image_errors(pack, train_rows, validation_rows[:MEAN_IMAGES]).mean())
+
+
+def constant_image_errors(
+    pack: Pack, train_rows: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean squared error a value (N,) of the mean of training images, for each image of `rows` (N,)."""
     total, count = torch.zeros(1), 0
     for images in batches(pack, train_rows[:MEAN_IMAGES], MEAN_BATCH):
         total, count = total + images.double().sum(0), count + len(images)
     mean = total / count
-    squared_error, count = 0.0, 0
-    for images in batches(pack, validation_rows[:MEAN_IMAGES], MEAN_BATCH):
-        squared_error += float((images - mean).square().flatten(1).mean(1).sum())
-        count += len(images)
-    return squared_error / count
+    errors = [(images - mean).square().flatten(1).mean(1) for images in batches(pack, rows, MEAN_BATCH)]
+    return torch.cat(errors).double().numpy()

@@ -11,7 +11,11 @@ from types import FrameType
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event; a second one stops at once."""
+    """Turn the first Ctrl-C or SIGTERM into an event; a second one stops at once.
+
+    Raises:
+        KeyboardInterrupt: at the end, where the event came and the work ended without having looked at it.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield interrupted
@@ -28,3 +32,5 @@ def interrupts() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
