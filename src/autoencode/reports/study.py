@@ -27,7 +27,7 @@ from autoencode.data.pack import Pack, pack_folder
 from autoencode.errors import DivergedError, RunError
 from autoencode.files import exclusive, make_folder, remove_temporaries
 from autoencode.models.modelfile import MODEL_NAME, load_model, save_model
-from autoencode.reports.paper import EXPERIMENTS, Experiment, changes, scaled
+from autoencode.reports.paper import Experiment, changes, chosen, scaled
 from autoencode.training.loop import Loop, Progress
 from autoencode.training.runlog import RunSettings, is_run, read_metrics, read_run
 from autoencode.training.runtime import choose_runtime
@@ -93,7 +93,7 @@ class Plan:
         """Return this plan with the experiments that are done already, so that none leaves the page."""
         kept = [
             one
-            for one in EXPERIMENTS
+            for one in chosen(())
             if one in self.experiments or self.epochs_done(one) == self.settings(one).train.total_epochs
         ]
         return replace(self, experiments=kept)
