@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -75,7 +76,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = ()) -> None:
-    """Refuse a file to write, before the work it is for. Nothing is made or changed.
+    """Refuse a file to write, before the work it is for. Nothing is left or changed.
 
     Args:
         path: where a result is to go.
@@ -95,9 +96,11 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
         if path.is_dir():
             raise ConfigError(f"Cannot write {path}: it is a folder. Give the name of a file.")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            wrong = "cannot be written to" if folder.is_dir() else "is no folder"
-            raise OutputError(f"Could not write {path}: {folder} {wrong}. Give another place.")
+        if not folder.is_dir():
+            raise OutputError(f"Could not write {path}: {folder} is no folder. Give another place.")
+        # Asking for permission is not enough: root has it where nothing can be written.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         if not path.exists():
             return
         if any(given.exists() and path.samefile(given) for given in inputs):

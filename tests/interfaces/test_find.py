@@ -119,6 +119,11 @@ def test_copies_and_pairs_share_the_lines(trained: Run, folder: Path, tmp_path: 
     lines = result.stdout.splitlines()[1:]
     assert [line.startswith("same bytes") for line in lines] == [True] * 25 + [False] * 25
     assert "23 more groups of copies and 1,103 more pairs are not shown" in result.stderr
+    autoencode("index", trained.folder, folder / "coast", "--out", tmp_path / "none")
+    sheet = tmp_path / "none.png"
+    none = autoencode("search", tmp_path / "none", "--near-duplicates", "--threshold", 1, "--sheet", sheet)
+    assert "no sheet is written" in none.stderr
+    assert not sheet.exists()
     none_near = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", 1)
     assert len(none_near.stdout.splitlines()) == 1 + 48
 

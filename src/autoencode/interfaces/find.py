@@ -125,7 +125,9 @@ def search(
         _print_duplicates(opened, pairs)
         if out is not None:
             _write(out, _duplicates_json(opened, pairs))
-        if sheet is not None and (pairs.exact or pairs.near):
+        if sheet is not None and not (pairs.exact or pairs.near):
+            notes.print("There is no pair to draw: no sheet is written.")
+        elif sheet is not None:
             from autoencode.applications.searchsheet import duplicates_sheet
 
             _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
