@@ -30,7 +30,9 @@ class CodeHealth:
         mean_variance: (D,) variance over the images of the posterior mean of each value.
         prior_gap_nats: KL(N(m, S) || N(0, I)), nats, where m and S are the mean and covariance of the
             aggregate posterior, that of the codes of all images together. 0 where the codes fill the prior
-            as far as two moments tell; samples from the prior then decode to what the decoder knows.
+            as far as two moments tell; samples from the prior then decode to what the decoder knows. Of n
+            images it is too large by about D^2 / 4n nats where posteriors are narrow, and by more where n is
+            not well above D: 16 nats for 256 values and 1,000 images, 100 for 256 values and 224.
     """
 
     kl_nats: Tensor
