@@ -31,8 +31,8 @@ class CodeHealth:
         prior_gap_nats: KL(N(m, S) || N(0, I)), nats, where m and S are the mean and covariance of the
             aggregate posterior, that of the codes of all images together. 0 where the codes fill the prior
             as far as two moments tell; samples from the prior then decode to what the decoder knows. Of n
-            images it is too large by about D^2 / 4n nats where posteriors are narrow, and by more where n is
-            not well above D: 16 nats for 256 values and 1,000 images, 100 for 256 values and 224.
+            images it is too large by up to about D^2 / 4n nats, 16 for 256 values and 1,000 images, and by
+            far more where n is not well above D.
     """
 
     kl_nats: Tensor
