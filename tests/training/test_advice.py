@@ -87,3 +87,13 @@ def test_a_far_too_high_learning_rate_is_said_once_and_the_run_goes_on(
     warnings = [(at.epoch, at.warning) for at in seen if at.warning]
     assert [epoch for epoch, _ in warnings] == [3]
     assert "lower learning rate (it is 1e+06)" in str(warnings[0][1])
+
+
+def test_a_learned_variance_far_below_the_validation_error_is_told_at_once() -> None:
+    vae = lines([0.01], val_kl=9.0, sigma2=0.002)
+    message = told(vae, loss="gaussian", sigma2="auto")
+    assert "Validation mse 0.01000 is far above sigma2 0.00200" in message
+    assert "smaller --code-size" in message
+    assert told(lines([0.01], val_kl=9.0, sigma2=0.003), loss="gaussian", sigma2="auto") == ""
+    assert told(vae, loss="gaussian", sigma2=0.002) == ""
+    assert told(lines([0.01], sigma2=0.002)) == ""

@@ -17,6 +17,9 @@ from autoencode.training.runlog import Record
 # Epochs without progress before something is said: this share of all, and no fewer than this.
 PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
 
+# Validation error so many times that of training images means a likelihood that is far too sure.
+OVERCONFIDENT = 4
+
 # Images that the mean image is measured on; more would move it by less than a level in 255.
 MEAN_IMAGES, MEAN_BATCH = 5_000, 64
 
@@ -29,6 +32,12 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
         config: how the run is trained.
         constant_mse: gives what `constant_image_mse` measures; asked only once it matters.
     """
+    sigma2 = records[-1].get("sigma2") if records and config.loss == "gaussian" else None
+    if config.sigma2 == "auto" and sigma2 and (error := records[-1]["val_mse"]) > OVERCONFIDENT * sigma2:
+        return (
+            f"Validation mse {error:.5f} is far above sigma2 {sigma2:.5f}, the error of training images: "
+            "they are known by heart. Use a smaller --code-size, or more images."
+        )
     patience = max(PATIENT_EPOCHS, math.ceil(PATIENT_SHARE * config.total_epochs))
     if len(records) < patience:
         return None
