@@ -12,6 +12,7 @@ from autoencode import Pack, Preprocessing, RunError, load_model
 from autoencode.reports.paper import Experiment
 from autoencode.reports.study import Plan, open_study, seconds_needed, train_all, writing
 from autoencode.training.loop import Progress
+from autoencode.training.runlog import read_run
 
 TINY = {"widths": (4, 8), "code_size": 8, "batch_size": 8}
 EXPERIMENTS = (
@@ -122,6 +123,52 @@ def test_some_images_of_another_folder_do_not_replace_a_study(photos: Path, tmp_
         open_study(other, tmp_path / "study", size, 12, 0)
     assert sorted((tmp_path / "study" / "limited").rglob("*.png")) == links
     assert open_study(photos, tmp_path / "study", size, 12, 0).fingerprint == kept
+
+
+def test_some_images_and_all_of_them_are_not_one_study(photos: Path, tmp_path: Path) -> None:
+    size = Preprocessing(32, 32)
+    some = open_study(photos, tmp_path / "some", size, 12, 0).fingerprint
+    every = open_study(photos, tmp_path / "all", size, None, 0).fingerprint
+    with pytest.raises(RunError, match=r"some is a study of some images .*Add --limit"):
+        open_study(photos, tmp_path / "some", size, None, 0)
+    with pytest.raises(RunError, match=rf"all is a study of all images of {photos}\. Leave --limit out"):
+        open_study(photos, tmp_path / "all", size, 12, 0)
+    assert not (tmp_path / "all" / "limited").exists()
+    assert open_study(photos, tmp_path / "some", size, 12, 0).fingerprint == some
+    assert open_study(photos, tmp_path / "all", size, None, 0).fingerprint == every
+
+
+@pytest.mark.parametrize("original_stays", [False, True])
+def test_a_study_that_was_moved_is_continued_where_it_is(
+    photos: Path, tmp_path: Path, original_stays: bool
+) -> None:
+    def stop(experiment: Experiment, at: Progress) -> None:
+        if experiment.name == "gaussian" and at.epoch == 2:
+            raise Death
+
+    size, old, new = Preprocessing(32, 32), tmp_path / "old", tmp_path / "new"
+    with pytest.raises(Death):
+        train_all(plan(old, open_study(photos, old, size, 20, 0)), stop)
+    shutil.copytree(old, new, symlinks=True)
+    if not original_stays:
+        shutil.rmtree(old)
+    moved = open_study(photos, new, size, 20, 0)
+    epochs: list[tuple[str, int]] = []
+    train_all(plan(new, moved), lambda one, at: epochs.append((one.name, at.epoch)) if at.record else None)
+    assert epochs == [("gaussian", 2), ("last", 1), ("last", 2)]
+    assert moved.folder == new / "limited"
+    assert {read_run(new / "runs" / one.name).pack for one in EXPERIMENTS} == {str(new / "images.pack")}
+
+
+def test_another_limit_trains_anew_what_depends_on_it(photos: Path, tmp_path: Path) -> None:
+    size = Preprocessing(32, 32)
+    one = (EXPERIMENTS[0],)
+    train_all(plan(tmp_path, open_study(photos, tmp_path, size, 16, 0), experiments=one))
+    begun: list[Experiment] = []
+    train_all(plan(tmp_path, open_study(photos, tmp_path, size, 20, 0), experiments=one), None, begun.append)
+    assert begun == list(one)
+    train_all(plan(tmp_path, open_study(photos, tmp_path, size, 20, 0), experiments=one), None, begun.append)
+    assert begun == list(one)
 
 
 def test_a_folder_of_something_else_is_left_alone(photos: Path, tmp_path: Path) -> None:

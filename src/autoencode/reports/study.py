@@ -4,7 +4,8 @@
     DIR/limited/           links to the images taken, where only some are
     DIR/runs/NAME/         a run folder for each experiment
 
-A run whose settings or images are still the ones asked for is kept, or continued; another is trained anew.
+A run whose settings or images are still the ones asked for is kept, or continued; another is trained anew. A
+study can be moved and continued where it is.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from autoencode.applications.generate import fit_prior
 from autoencode.data.batches import random_seed
 from autoencode.data.finding import find_images
 from autoencode.data.images import Limits, Preprocessing
-from autoencode.data.pack import Pack, pack_folder
+from autoencode.data.manifest import Settings, read_settings, write_settings
+from autoencode.data.pack import Pack, is_pack, pack_folder
 from autoencode.errors import DivergedError, RunError
 from autoencode.files import exclusive, make_folder, remove_temporaries
 from autoencode.models.modelfile import MODEL_NAME, load_model, save_model
 from autoencode.reports.paper import Experiment, changes, chosen, scaled
 from autoencode.training.loop import Loop, Progress
-from autoencode.training.runlog import RunSettings, is_run, read_metrics, read_run
+from autoencode.training.runlog import RunSettings, is_run, read_metrics, read_run, write_run
 from autoencode.training.runtime import choose_runtime
 from autoencode.training.train import train
 
@@ -153,15 +155,41 @@ def open_study(
         progress: called with (files done, files to read).
 
     Raises:
-        RunError: `out` is something else, or a study of some images of another folder.
+        RunError: `out` is something else, or a study of some images of another folder, or of all images
+            where `limit` asks for some, or the other way round.
         ImageFolderError: `folder` holds no usable image.
         PackError: `out` holds a study of another folder, or with other preprocessing.
         OutputError: it cannot be written.
     """
     _refuse_what_is_not_ours(out)
     make_folder(out)
-    source = folder if limit is None else _limited(folder, out / LIMITED_NAME, limit, seed)
-    return pack_folder(source, out / PACK_NAME, preprocessing, limits=limits, progress=progress)
+    packed, links = out / PACK_NAME, out / LIMITED_NAME
+    if is_pack(packed):
+        _refuse_another_choice(read_settings(packed), links, limit)
+    source = folder
+    if limit is not None:
+        source = _limited(folder, links, limit, seed)
+        if is_pack(packed):  # whose links may have been made where the study was before
+            write_settings(packed, replace(read_settings(packed), folder=links.resolve()))
+    return pack_folder(source, packed, preprocessing, limits=limits, progress=progress)
+
+
+def _refuse_another_choice(pack: Settings, links: Path, limit: int | None) -> None:
+    """Refuse all images where the study has some, and some where it has all.
+
+    Raises:
+        RunError: so it is.
+    """
+    has_some = pack.folder.name == LIMITED_NAME and links.is_dir()
+    if has_some and limit is None:
+        raise RunError(
+            f"{links.parent} is a study of some images of a folder. Add --limit, or choose another --out."
+        )
+    if limit is not None and not has_some:
+        raise RunError(
+            f"{links.parent} is a study of all images of {pack.folder}. Leave --limit out, or choose another "
+            "--out."
+        )
 
 
 def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
@@ -252,6 +280,7 @@ def _train(
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if resume:
+        write_run(folder, replace(read_run(folder), pack=plan.pack.place))  # it may have been moved
         train(plan.pack.path, folder, resume=True, progress=progress)
         return
     changed = changes(experiment, plan.budget, plan.seed)
