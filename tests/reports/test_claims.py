@@ -95,8 +95,10 @@ def test_the_best_sigma2_is_below_both_others(distances: tuple[float, ...], verd
 
 
 def test_a_code_with_few_active_values_has_collapsed() -> None:
-    assert judged({"vae-0.1": measured(active=3)}, "collapse").verdict == "holds"
-    assert judged({"vae-0.1": measured(active=90)}, "collapse").verdict == "does not hold"
+    other = {"vae-0.01": measured()}
+    assert judged({"vae-0.1": measured(active=3), **other}, "collapse").verdict == "holds"
+    assert judged({"vae-0.1": measured(active=90), **other}, "collapse").verdict == "does not hold"
+    assert judged({"vae-0.1": measured(active=3)}, "collapse").verdict == "was not run"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,15 @@ def test_of_models_that_learned_nothing_nothing_can_be_told(which: str, error: f
 def test_a_collapse_shows_where_a_narrower_likelihood_learns() -> None:
     models = {"vae-0.1": measured(mse=0.9, active=0), "vae-0.01": measured(mse=0.2)}
     assert judged(models, "collapse").verdict == "holds"
+
+
+def test_what_the_verdict_does_not_rest_on_need_not_have_learned() -> None:
+    collapsed = measured(mse=0.9, active=0, kid=1.0)
+    models = {"vae-0.1": collapsed, "vae-0.01": measured(kid=0.5), "vae-0.001": measured(kid=0.9)}
+    assert judged(models, "sigma").verdict == "holds"
+    runs = {"vae-long": measured(kid=1.0), "vae-warmup": measured(kid=0.7)}
+    parts = {"vae-only-batch-norm": collapsed, "vae-only-warmup": collapsed}
+    assert judged({**runs, **parts}, "warmup").verdict == "holds"
 
 
 def test_pca_and_the_outlier_rule_are_judged_whatever_was_learned() -> None:
