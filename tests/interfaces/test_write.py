@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +114,37 @@ def test_a_part_of_the_paper_says_what_was_not_run(photos: Path, tmp_path: Path)
     assert list(both["experiments"]) == ["dropout", "best-vae"]
     assert both["experiments"]["dropout"] == written["experiments"]["dropout"]
     assert both["mean_image"] == written["mean_image"]
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stage", ["autoencode.reports.study.fit_prior", "autoencode.reports.results.evaluate"]
+)
+def test_a_signal_outside_of_training_stops_it_and_loses_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: signal.Signals
+) -> None:
+    command = (
+        "paper",
+        photos,
+        "--out",
+        tmp_path / "paper",
+        "--size",
+        32,
+        "--budget",
+        0.001,
+        "--only",
+        "denoise",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, lambda *_, **__: os.kill(os.getpid(), number))
+        stopped = autoencode(*command)
+    assert stopped.exit_code == 130
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not (tmp_path / "paper" / "index.html").exists()
+    again = autoencode(*command)
+    assert again.exit_code == 0, again.output
+    assert "ae: " not in again.output  # trained already
 
 
 @pytest.mark.parametrize(

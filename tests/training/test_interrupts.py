@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from autoencode.training.interrupts import interrupts
+from autoencode.training.interrupts import interrupts, stopped_by_sigterm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -40,6 +40,18 @@ def test_a_second_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_sigterm_stops_work_as_ctrl_c_does() -> None:
+    before, cleared = signal.getsignal(signal.SIGTERM), False
+    with pytest.raises(KeyboardInterrupt), stopped_by_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the signal was ignored")
+        finally:
+            cleared = True
+    assert cleared
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_other_threads_cannot_and_do_not_handle_signals() -> None:
     seen: list[object] = []
 
@@ -47,9 +59,11 @@ def test_other_threads_cannot_and_do_not_handle_signals() -> None:
         with interrupts() as interrupted:
             seen.append(interrupted.is_set())
             seen.append(signal.getsignal(signal.SIGINT))
+        with stopped_by_sigterm():
+            seen.append(signal.getsignal(signal.SIGTERM))
 
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [False, before]
+    assert seen == [False, *before]

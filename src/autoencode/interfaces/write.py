@@ -57,11 +57,12 @@ def paper(
     from autoencode.reports.results import measure_all
     from autoencode.reports.study import Plan, open_study, seconds_needed, train_all, writing
     from autoencode.training.allocator import keep_freed_memory
+    from autoencode.training.interrupts import stopped_by_sigterm
 
     keep_freed_memory()
     experiments, share = chosen(only or ()), parse_budget(budget)
     preprocessing = options.preprocessing(size, fit, None) or Preprocessing()
-    with writing(out):
+    with stopped_by_sigterm(), writing(out):
         with counting("packing") as progress:
             pack = open_study(
                 folder,

@@ -34,3 +34,20 @@ def interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
     if interrupted.is_set():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop the work as Ctrl-C does: with what it holds closed, and half-written files removed.
+
+    Raises:
+        KeyboardInterrupt: on SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
