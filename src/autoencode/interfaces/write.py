@@ -76,8 +76,8 @@ def paper(
         plan = Plan(out, pack, experiments, share, seed).with_finished()
         seconds = seconds_needed(plan)
         console.print(
-            f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train, "
-            "then each is measured",
+            f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train; "
+            "measuring the models comes on top",
             soft_wrap=True,
         )
         with _training_each() as (started, show):
