@@ -37,9 +37,12 @@ def write_paper(results: Results) -> Path:
     out = results.plan.out
     drawn, judged = figures(results), claims(results)
     make_folder(out / FIGURES_NAME)
-    for figure in drawn:
-        number = int(figure.title.removeprefix("Figure "))
-        write_bytes(out / FIGURES_NAME / f"figure-{number:02}.png", figure.png)
+    files = {f"figure-{int(figure.title.removeprefix('Figure ')):02}.png": figure.png for figure in drawn}
+    for name, png in files.items():
+        write_bytes(out / FIGURES_NAME / name, png)
+    for path in (out / FIGURES_NAME).glob("figure-??.png"):
+        if path.name not in files:  # of other images or settings
+            path.unlink()
     write_json(out / RESULTS_NAME, _as_json(results, judged))
     page = out / PAGE_NAME
     write_page(
