@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ import pytest
 from .conftest import Served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 DESK, PHONE = (1280, 860), (390, 844)
 TABS = ("overview", "search", "morph", "generate", "restore", "outliers", "map")
 
 axe_core = pytest.importorskip("axe_playwright_python.base")
+playwright = pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module", params=[DESK, PHONE], ids=["desk", "phone"])
@@ -310,3 +312,29 @@ def test_the_tabs_are_reached_and_opened_by_keyboard(page: Page) -> None:
     fresh.keyboard.press("Enter")
     fresh.wait_for_selector("#tab-morph:not([hidden])")
     fresh.close()
+
+
+@pytest.mark.parametrize("tab", ["search", "restore", "morph"])
+def test_what_is_given_while_the_first_pictures_come_stays(
+    page: Page, served: Served, tab: str, photos: Path, tmp_path: Path
+) -> None:
+    given = [tmp_path / f"given-{number}.png" for number in range(4 if tab == "morph" else 1)]
+    for path, photo in zip(given, sorted(photos.rglob("*.png")), strict=False):
+        path.write_bytes(photo.read_bytes())
+    shown = {"search": ".asked h2", "restore": ".restore h2", "morph": ".slots"}[tab]
+    late: list[Route] = []
+    page.goto("about:blank")
+    page.route("**/api/pictures?*", late.append)
+    page.goto(f"http://127.0.0.1:{served.port}/#{tab}")
+    with page.expect_request("**/api/pictures?*"):
+        page.reload()
+    page.set_input_files(f"#tab-{tab} input[type=file]", given)
+    names = """s => [...document.querySelectorAll(s)].flatMap((e) =>
+        e.matches('ol') ? [...e.querySelectorAll('img')].map((i) => i.alt) : [e.textContent])"""
+    until(page, f"s => ({names})(s).length > 0", f"#tab-{tab} {shown}")
+    for route in late:
+        with contextlib.suppress(playwright.Error):  # the page has stopped asking
+            route.continue_()
+    page.wait_for_timeout(300)
+    page.unroute("**/api/pictures?*")
+    assert page.evaluate(names, f"#tab-{tab} {shown}") == [path.name for path in given]

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 import threading
@@ -388,3 +389,20 @@ def test_every_file_of_the_page_is_named_by_another_and_asks_for_nothing_elsewhe
     assert "<script>" not in page
     assert "<style" not in page
     assert " style=" not in page
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_shown_like_any_other(
+    run_folder: Path, open_page: OpenPage, photos: Path, tmp_path: Path
+) -> None:
+    try:
+        shutil.copytree(photos, tmp_path / "photos" / os.fsdecode(b"f\xe9te"))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    client = open_page(run_folder, images=tmp_path / "photos")
+    labels = {picture["label"] for picture in client.get("/api/pictures?count=5").json()}
+    assert labels == {"f\N{REPLACEMENT CHARACTER}te"}
+    assert {picture["label"] for picture in client.get("/api/overview").json()["shown"]} == labels
+    assert finished(client, "/api/map")["labels"] == list(labels)
+    [row] = finished(client, "/api/outliers?limit=1")["queue"]  # type: ignore[misc]
+    client.post("/api/decisions", json={"picture": row["id"], "decision": "drop"})
+    assert client.post("/api/decisions/undo").json()["undone"] == row["name"]

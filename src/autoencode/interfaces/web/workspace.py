@@ -136,7 +136,7 @@ class Workspace:
     @property
     def name(self) -> str:
         """What to call it."""
-        return self.folder.resolve().name if self.run else self.path.stem
+        return readable(self.folder.resolve().name if self.run else self.path.stem)
 
     async def on_model(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -186,8 +186,9 @@ class Workspace:
         if isinstance(found, Held):
             return {"id": name, "name": found.name, "kind": found.kind, "label": None, "split": None, **more}
         entry = found.collection.entry(found.position)
-        path = entry.path.encode(errors="surrogateescape").decode(errors="replace")
-        return {"id": name, "name": path, "kind": "image", "label": entry.label, "split": entry.split, **more}
+        label = None if entry.label is None else readable(entry.label)
+        known = {"name": readable(entry.path), "kind": "image", "label": label, "split": entry.split}
+        return {"id": name, **known, **more}
 
     def compared_by(self, distance: Distance) -> Index:
         """Return the index with its codes compared in one way, made at its first use."""
@@ -282,6 +283,11 @@ class Workspace:
             done += len(images)
             report("encoding images", done, len(rows))
         return codes[places]
+
+
+def readable(path: str) -> str:
+    """Return a path, or a part of one, for people to read: bytes that are not UTF-8 are shown as such."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def open_workspace(

@@ -186,6 +186,12 @@ function actions(picture, dialog) {
 }
 
 /** Return a picture by its id, with its name, as far as the page knows it. */
-export async function describe(id) {
-  return get(`/api/pictures/${id}`);
+export async function describe(id, signal) {
+  return get(`/api/pictures/${id}`, signal);
+}
+
+/** Return one of the images that stay, by chance; undefined where there are none. */
+export async function anyPicture(signal) {
+  const [first] = await get(`/api/pictures?${query({ seed: Math.floor(Math.random() * 1e6), count: 1 })}`, signal);
+  return first;
 }
