@@ -324,7 +324,7 @@ def test_what_is_given_while_the_first_pictures_come_stays(
     shown = {"search": ".asked h2", "restore": ".restore h2", "morph": ".slots"}[tab]
     late: list[Route] = []
     page.goto("about:blank")
-    page.route("**/api/pictures?*", late.append)
+    page.route("**/api/pictures?*", lambda route: late.append(route))  # noqa: PLW0108 - it takes no built-in
     page.goto(f"http://127.0.0.1:{served.port}/#{tab}")
     with page.expect_request("**/api/pictures?*"):
         page.reload()
@@ -338,3 +338,49 @@ def test_what_is_given_while_the_first_pictures_come_stays(
     page.wait_for_timeout(300)
     page.unroute("**/api/pictures?*")
     assert page.evaluate(names, f"#tab-{tab} {shown}") == [path.name for path in given]
+
+
+def test_a_hidden_page_listens_to_no_run(page: Page) -> None:
+    hide = """hidden => {
+        Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    go(page, "overview")
+    page.locator(".chart summary").first.click()
+    page.evaluate(hide, True)
+    with page.expect_request("**/api/run/events"):
+        page.evaluate(hide, False)
+    page.wait_for_timeout(300)
+    assert page.locator(".chart details").first.get_attribute("open") is not None
+
+
+def test_quick_keys_wait_for_the_next_part_of_the_queue(page: Page) -> None:
+    """The queue comes in parts of four, and its next part late; each key is about the image after the last."""
+    decided: list[str] = []
+
+    def shorter(route: Route) -> None:
+        page.wait_for_timeout(100)
+        route.continue_(url=route.request.url.replace("limit=50", "limit=4"))
+
+    page.route("**/api/outliers?*", shorter)
+    page.on(
+        "request",
+        lambda sent: sent.url.endswith("/api/decisions") and decided.append(sent.post_data_json["picture"]),
+    )
+    go(page, "overview")
+    page.reload()
+    go(page, "outliers")
+    page.wait_for_selector(".review h2")
+    page.evaluate(
+        """() => {
+            for (let i = 0; i < 11; i++) document.body.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, key: 'k', cancelable: true }));
+        }"""
+    )
+    until(page, "document.querySelector('.review .facts')?.textContent.startsWith('12 of')")
+    until(page, "document.querySelector('.counts').textContent.startsWith('11 kept')")
+    page.unroute("**/api/outliers?*")
+    assert len(set(decided)) == 11
+    assert page.locator(".strip .keep").count() == 11
+    for _ in range(11):
+        with page.expect_response("**/undo"):
+            page.evaluate("document.body.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, key: 'u', cancelable: true }))")
