@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import threading
@@ -21,7 +22,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from autoencode import Run, generate, heat_maps, pack_folder
+from autoencode import ModelFileError, Run, generate, heat_maps, pack_folder
 from autoencode.applications.codemap import code_map
 from autoencode.applications.heatmaps import coloured
 from autoencode.applications.morph import between, in_square
@@ -31,7 +32,7 @@ from autoencode.files import exclusive
 from autoencode.interfaces.web import morph, overview
 from autoencode.interfaces.web.server import STATIC
 from autoencode.interfaces.web.workspace import Workspace
-from autoencode.training.runlog import append_metrics
+from autoencode.training.runlog import RUN_NAME, append_metrics
 
 from .conftest import Served, finished
 
@@ -406,3 +407,27 @@ def test_a_folder_whose_name_is_not_utf_8_is_shown_like_any_other(
     [row] = finished(client, "/api/outliers?limit=1")["queue"]  # type: ignore[misc]
     client.post("/api/decisions", json={"picture": row["id"], "decision": "drop"})
     assert client.post("/api/decisions/undo").json()["undone"] == row["name"]
+
+
+def test_a_folder_without_a_model_says_what_to_do(
+    trained_vae: Run, open_page: OpenPage, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match="is no run folder"):
+        open_page(tmp_path)
+    shutil.copy(trained_vae.folder / RUN_NAME, tmp_path)
+    with pytest.raises(ModelFileError, match="stopped before its first epoch"):
+        open_page(tmp_path)
+    with (
+        exclusive(tmp_path, "busy", OSError),
+        pytest.raises(ModelFileError, match="Wait, then open it again"),
+    ):
+        open_page(tmp_path)
+
+
+def test_a_command_holds_paths_as_a_shell_reads_them(
+    run_folder: Path, open_page: OpenPage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my run; $(date)"
+    shutil.copytree(run_folder, folder)
+    commands = open_page(folder).get("/api/search?picture=none").json()["commands"]
+    assert [shlex.split(command)[2] for command in commands] == [str(folder), str(folder)]
