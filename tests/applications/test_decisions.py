@@ -69,6 +69,9 @@ def test_another_damage_is_an_error_that_names_the_line(tiny_pack: Pack, log: Pa
     log.write_text(f"{first[:-5]}\n{second}\n")
     with pytest.raises(OutputError, match="Line 1 of"):
         Decisions(log)
+    log.write_bytes(f"{first}\n".encode() + b"\xff" + f"{second}\n".encode())
+    with pytest.raises(OutputError, match="Line 2 of"):
+        Decisions(log)
 
 
 def test_only_keep_and_drop_are_decisions(tiny_pack: Pack, log: Path) -> None:

@@ -47,7 +47,7 @@ class Decisions:
         self.path = path
         self._state: dict[_Key, Decision] = {}
         self._history: list[tuple[_Key, Decision | None]] = []
-        whole, _, cut_short = (path.read_text() if path.is_file() else "").rpartition("\n")
+        whole, _, cut_short = (path.read_bytes() if path.is_file() else b"").rpartition(b"\n")
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
@@ -55,7 +55,7 @@ class Decisions:
             except (ValueError, KeyError, TypeError, IndexError) as err:
                 raise OutputError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
         if cut_short:
-            write_bytes(path, f"{whole}\n".encode() if whole else b"")
+            write_bytes(path, whole + b"\n" if whole else b"")
 
     def of(self, pack: Pack, entry: Entry) -> Decision | None:
         """Return what was decided about an image, or None."""

@@ -13,7 +13,7 @@ from autoencode.applications.decisions import Decision, decided_files, decisions
 from autoencode.applications.ranking import Ranking
 from autoencode.applications.thresholds import USUAL_RATE
 from autoencode.interfaces.web.replies import Space, download, missing, unfinished
-from autoencode.interfaces.web.workspace import Found, GoneError, Workspace
+from autoencode.interfaces.web.workspace import Found, GoneError, Workspace, readable
 
 router = APIRouter()
 
@@ -69,7 +69,7 @@ async def decide(space: Space, decided: Decided) -> dict[str, Any]:
 async def undo(space: Space) -> dict[str, Any]:
     """Take back the last decision that stands."""
     taken = space.decisions.undo()
-    return {"undone": None if taken is None else taken[1], "counts": space.decisions.counts()}
+    return {"undone": None if taken is None else readable(taken[1]), "counts": space.decisions.counts()}
 
 
 @router.get("/api/outliers.csv")

@@ -56,11 +56,11 @@ function open() {
 function listenForImages() {
   // Wherever an image is dropped or pasted, the tab that is open takes it.
   const give = (files) => {
-    const images = [...files].filter((file) => file.type.startsWith("image/"));
-    if (!images.length) return;
+    const given = [...files];
+    if (!given.length) return;
     const take = shown[current]?.take;
-    if (take) takePictures(images, take);
-    else takePictures(images, ([first]) => (location.hash = `#search?picture=${first.id}`));
+    if (take) takePictures(given, take);
+    else takePictures(given, ([first]) => (location.hash = `#search?picture=${first.id}`));
   };
   addEventListener("dragover", (event) => {
     event.preventDefault();
