@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,22 @@ def test_lists_hold_the_files(tiny_pack: Pack, log: Path) -> None:
     assert file_list(tiny_pack, chosen_entries(tiny_pack, [2])).decode() == f"{path}\n"
     with pytest.raises(ConfigError, match="one beyond them"):
         chosen_entries(tiny_pack, [len(tiny_pack)])
+
+
+def test_two_that_write_one_log_know_of_each_other(tiny_pack: Pack, log: Path) -> None:
+    one, other = Decisions(log), Decisions(log)
+    for place in range(3):
+        one.decide(tiny_pack, tiny_pack.entries[place], "drop")
+    assert other.undo() == (str(tiny_pack.folder), tiny_pack.entries[2].path)
+    other.decide(tiny_pack, tiny_pack.entries[3], "keep")
+    for _ in range(3):
+        one.undo()
+    assert one.undo() is None
+    assert standing(Decisions(log), tiny_pack) == standing(one, tiny_pack) == [None] * 4
+
+
+def test_a_path_with_a_line_break_is_in_no_list(tiny_pack: Pack) -> None:
+    broken = dataclasses.replace(tiny_pack.entries[0], path="a\n/etc/passwd")
+    assert file_list(tiny_pack, [broken, tiny_pack.entries[1]]).decode().splitlines() == [
+        str(tiny_pack.folder / tiny_pack.entries[1].path)
+    ]

@@ -305,6 +305,20 @@ def test_other_images_are_reviewed_by_what_the_training_showed(
     assert finished(client, "/api/map")["images"] == 4
 
 
+def test_reviewing_the_training_folder_as_it_is_now_leaves_the_pack_of_the_training_alone(
+    open_page: OpenPage, tmp_path: Path, photos: Path
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    tiny = {"size": 32, "widths": (4, 8), "code_size": 8, "epochs": 1}
+    run = train(folder, tmp_path / "runs" / "run", **tiny)
+    before = open_pack(run.pack_path).fingerprint
+    Image.new("RGB", (40, 40), "red").save(folder / "new.png")
+    client = open_page(run.folder, images=folder)
+    assert finished(client, "/api/map")["images"] == 49
+    assert client.get("/api/health").status_code != 409
+    assert open_pack(run.pack_path).fingerprint == before
+
+
 def test_work_that_fails_says_why(client: TestClient, workspace: Workspace) -> None:
     assert workspace.training is not None
     workspace.training = pack_folder(

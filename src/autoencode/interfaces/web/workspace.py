@@ -331,5 +331,7 @@ def open_workspace(
     if images is None:
         return Workspace(model, index)
     preprocessing = load_model(model_file(model)).preprocessing
-    out = pack_path_for(images, model, preprocessing)
+    # Never the pack of a training on the same folder: that one has to stay as the training saw it.
+    named = pack_path_for(images, model, preprocessing)
+    out = named.with_name(f"{named.stem}-review{named.suffix}")
     return Workspace(model, index, pack_folder(images, out, preprocessing, progress=progress))
