@@ -422,7 +422,7 @@ def test_what_is_dropped_and_no_image_is_named_and_the_rest_is_taken(page: Page,
         content,
     )
     until(page, "document.querySelector('#status').textContent === 'notes.txt is no image.'")
-    until(page, "document.querySelector('.asked h2').textContent === 'untyped.ppm'")
+    until(page, "document.querySelector('.asked h2')?.textContent === 'untyped.ppm'")
 
 
 def test_uploads_beyond_the_allowance_wait_their_turn(page: Page, served: Served, photos: Path) -> None:

@@ -418,7 +418,7 @@ def test_a_folder_whose_name_is_not_utf_8_is_shown_like_any_other(
     assert labels == {"f\N{REPLACEMENT CHARACTER}te"}
     assert {picture["label"] for picture in client.get("/api/overview").json()["shown"]} == labels
     assert finished(client, "/api/map")["labels"] == list(labels)
-    [row] = finished(client, "/api/outliers?limit=1")["queue"]  # type: ignore[misc]
+    [row] = finished(client, "/api/outliers?limit=1")["queue"]
     client.post("/api/decisions", json={"picture": row["id"], "decision": "drop"})
     assert client.post("/api/decisions/undo").json()["undone"] == row["name"]
 
