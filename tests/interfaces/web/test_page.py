@@ -289,6 +289,13 @@ def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
     page.wait_for_selector("text=of the variance of the codes")
 
 
+@pytest.mark.parametrize("address", ["main", "toString", "nothing"])
+def test_an_address_that_names_no_tab_shows_the_first(page: Page, served: Served, address: str) -> None:
+    page.goto("about:blank")
+    page.goto(f"http://127.0.0.1:{served.port}/#{address}")
+    page.wait_for_selector("#tab-overview:not([hidden]) h1")
+
+
 @pytest.mark.parametrize("tab", TABS)
 def test_nothing_is_wider_than_the_window_and_axe_finds_no_serious_fault(page: Page, tab: str) -> None:
     go(page, tab)

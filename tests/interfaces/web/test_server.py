@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from autoencode import ModelFileError, Run, generate, heat_maps, pack_folder
+from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack_folder, train
 from autoencode.applications.codemap import code_map
 from autoencode.applications.heatmaps import coloured
 from autoencode.applications.morph import between, in_square

@@ -23,8 +23,8 @@ function buildTabs() {
 
 function open() {
   const [name, text = ""] = location.hash.slice(1).split("?");
-  if (name === "main") return;
-  const chosen = name in TABS ? name : "overview";
+  if (name === "main" && current) return; // the link that skips to the content
+  const chosen = Object.hasOwn(TABS, name) ? name : "overview";
   const params = new URLSearchParams(text);
   if (current && current !== chosen) {
     shown[current].root.hidden = true;

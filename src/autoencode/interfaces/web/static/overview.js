@@ -114,6 +114,10 @@ function follow(live, charts) {
       charts.replaceChildren(h("p", { class: "hint" }, text));
     }
   };
+  events.onerror = () => {
+    live.hidden = false;
+    live.textContent = "The program behind this page does not answer. Is “autoencode app” still running?";
+  };
   return events;
 }
 
