@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from autoencode import Pack, load_model, open_pack
-from autoencode.applications.codehealth import code_health
+from autoencode.applications.codehealth import code_health, gap_in_words
 from autoencode.data.batches import batches, random_seed, to_float
 from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.evaluation.metrics import mean_squared_error, psnr, ssim
@@ -56,7 +56,7 @@ def model_row(pack: Pack, run: Path, images: Tensor, epochs: int, seconds: float
     health = "- | - | -"
     if model.is_vae:
         found = code_health(model, batches(pack, pack.held_out().rows, 128))
-        health = f"{found.kl_nats.sum():.1f} | {found.active_units} | {found.prior_gap_nats:.1f}"
+        health = f"{found.kl_nats.sum():.1f} | {found.active_units} | {gap_in_words(found.prior_gap_nats)}"
     rest = f"{health} | {epochs} | {seconds / 60:.1f} min"
     return row(run.name, model.config.code_size, images, model.reconstruct(seen), rest)
 

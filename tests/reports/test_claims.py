@@ -29,7 +29,7 @@ def measured(
     pca: float = 0.3,
     kid: float = 1.0,
     active: int = 100,
-    gap: float = 1.0,
+    gap: float | None = 1.0,
     psnr: float = 20.0,
 ) -> dict[str, Any]:
     return {
@@ -97,6 +97,14 @@ def test_the_best_sigma2_is_below_both_others(distances: tuple[float, ...], verd
 def test_a_code_with_few_active_values_has_collapsed() -> None:
     assert judged({"vae-0.1": measured(active=3)}, "collapse").verdict == "holds"
     assert judged({"vae-0.1": measured(active=90)}, "collapse").verdict == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"), [(9.0, "holds"), (0.5, "does not hold"), (None, "cannot be told")]
+)
+def test_a_weak_kl_leaves_codes_far_from_the_prior(gap: float | None, verdict: str) -> None:
+    models = {"vae-0.1": measured(), "vae-0.01": measured(), "vae-0.001": measured(gap=gap)}
+    assert judged(models, "weak").verdict == verdict
 
 
 def test_warm_up_is_judged_at_equal_epochs_and_each_part_is_shown() -> None:

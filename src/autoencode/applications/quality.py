@@ -83,14 +83,14 @@ class CodeQuality:
         bits_per_dimension: the same as bits a value of the 8-bit image.
         kl_nats: KL of the posterior of an image from N(0, I), nats.
         active_units: code values whose mean varies over the images (Burda et al. 2016).
-        prior_gap_nats: how far the codes of all images together are from N(0, I); see `CodeHealth`.
+        prior_gap_nats: how far the codes of all images together are from N(0, I), or None; see `CodeHealth`.
     """
 
     elbo_nats: Estimate | None
     bits_per_dimension: Estimate | None
     kl_nats: Estimate | None
     active_units: int
-    prior_gap_nats: float
+    prior_gap_nats: float | None
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def export(
 
 def table(found: Evaluation) -> Iterator[str]:
     """Lay out what was measured, in lines of text."""
+    from autoencode.applications.codehealth import gap_in_words
     from autoencode.applications.quality import KID_SETS
 
     held_out = f"{found.images} {found.split} images"
@@ -103,7 +104,7 @@ def table(found: Evaluation) -> Iterator[str]:
             ("bits a dimension", _cell(code.bits_per_dimension)),
             ("KL, nats an image", _cell(code.kl_nats)),
             ("active units", f"{code.active_units} of {found.code_size}"),
-            ("prior gap, nats", f"{code.prior_gap_nats:.1f}"),
+            ("prior gap", gap_in_words(code.prior_gap_nats)),
         ]
         yield from _block(held_out, ["code"], [(name, [cell]) for name, cell in rows])
     if found.labels:

@@ -321,7 +321,7 @@ def _write_report(run: Run, *, anew: bool) -> None:
 
 
 def _print_health(run: Run) -> None:
-    from autoencode.applications.codehealth import code_health
+    from autoencode.applications.codehealth import code_health, gap_in_words
     from autoencode.data.batches import batches
     from autoencode.data.pack import open_pack
     from autoencode.models.modelfile import load_model
@@ -331,9 +331,10 @@ def _print_health(run: Run) -> None:
         return
     rows = packed.held_out("validation").rows
     health = code_health(model, batches(packed, rows, 128))
+    gap = gap_in_words(health.prior_gap_nats)
     console.print(
         f"code:   {health.active_units} of {model.config.code_size} values active, "
-        f"KL {health.kl_nats.sum():.1f} nats an image, {health.prior_gap_nats:.1f} nats from its prior",
+        f"KL {health.kl_nats.sum():.1f} nats an image, distance from its prior {gap}",
         soft_wrap=True,
     )
     if health.warning:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from autoencode.applications.anomaly_scores import DEFAULT_SCORES
+from autoencode.applications.codehealth import gap_in_words
 from autoencode.applications.thresholds import conformal_p_values, promised_rate, rate_of
 from autoencode.errors import ConfigError
 from autoencode.reports.numbers import kid, number
@@ -125,9 +126,12 @@ def _wide_sigma2_collapses(results: Results) -> tuple[str, Verdict]:
 def _narrow_sigma2_leaves_kl_weak(results: Results) -> tuple[str, Verdict]:
     gaps = {name: results.measured[name]["code"]["prior_gap_nats"] for name in _SIGMAS}
     text = "distance of all codes from the prior: " + "; ".join(
-        f"{n} {gap:.1f} nats" for n, gap in gaps.items()
+        f"{name} {gap_in_words(gap)}" for name, gap in gaps.items()
     )
-    return text, "holds" if gaps["vae-0.001"] > max(gaps["vae-0.01"], gaps["vae-0.1"]) else "does not hold"
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    if len(known) < len(gaps):
+        return text, "cannot be told"
+    return text, "holds" if known["vae-0.001"] > max(known["vae-0.01"], known["vae-0.1"]) else "does not hold"
 
 
 def _warmup_with_batch_norm(results: Results) -> tuple[str, Verdict]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from autoencode.applications.codehealth import gap_in_words
 from autoencode.applications.quality import KID_SETS
 from autoencode.reports.page import Table
 
@@ -46,7 +47,7 @@ def evaluation_table(found: Measured) -> Table:
             ("bits a dimension, at most", number(code["bits_per_dimension"], 3), "–"),
             ("KL, nats an image", number(code["kl_nats"], 1), "–"),
             ("active code values", f"{code['active_units']} of {found['code_size']}", "–"),
-            ("distance of all codes from the prior, nats", f"{code['prior_gap_nats']:.1f}", "–"),
+            ("distance of all codes from the prior", gap_in_words(code["prior_gap_nats"]), "–"),
         ]
     rows += [
         (f"KID of {KID_SETS.get(name, name)}", number(value, 3), "–")

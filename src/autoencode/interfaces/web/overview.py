@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from autoencode.applications.codehealth import gap_in_words
 from autoencode.applications.generate import priors
 from autoencode.applications.quality import CheckUp
 from autoencode.data.untrusted import UPLOAD_LIMITS
@@ -166,7 +167,7 @@ def _findings(model: Autoencoder, found: CheckUp) -> dict[str, Any]:
             },
             {
                 "name": "Prior gap",
-                "value": f"{code.prior_gap_nats:.1f} nats",
+                "value": gap_in_words(code.prior_gap_nats),
                 "means": "how far the codes are from N(0, I), where samples are drawn; 0 is best",
             },
         ]
