@@ -67,18 +67,21 @@ class Decisions:
             raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
         self._write(_key(pack, entry), {"decision": decision})
 
-    def undo(self) -> tuple[str, str] | None:
-        """Take back the last decision that stands; return the folder and the path it was about, if any."""
+    def undo(self, pack: Pack) -> str | None:
+        """Take back the last decision that stands about an image of this folder; return its path, if any."""
         with self._writing():
-            if not self._history:
+            last = next(
+                (made for made in reversed(self._history) if made[0].folder == str(pack.folder)), None
+            )
+            if last is None:
                 return None
-            key, before = self._history[-1]
+            key, before = last
             self._append(key, {"decision": before, "undo": True})
-        return key.folder, key.path
+        return key.path
 
-    def counts(self) -> dict[Decision, int]:
-        """Return how many images each decision stands for."""
-        standing = list(self._state.values())
+    def counts(self, pack: Pack) -> dict[Decision, int]:
+        """Return how many images of this folder each decision stands for."""
+        standing = [made for key, made in self._state.items() if key.folder == str(pack.folder)]
         return {decision: standing.count(decision) for decision in DECISIONS}
 
     def _write(self, key: _Key, record: dict[str, Any]) -> None:
@@ -121,7 +124,8 @@ class Decisions:
         if decision not in (None, *DECISIONS):
             raise ValueError(decision)
         if record.get("undo"):
-            self._history.pop()
+            places = [place for place, (made, _) in enumerate(self._history) if made == key]
+            self._history.pop(places[-1])
         else:
             self._history.append((key, self._state.get(key)))
         if decision is None:
