@@ -221,6 +221,22 @@ def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]
         yield
 
 
+@contextlib.contextmanager
+def one_at_a_time(lock_path: Path) -> Iterator[None]:
+    """Let one process or thread through at a time; the others wait. For work that takes moments.
+
+    Raises:
+        OutputError: the lock file cannot be made.
+    """
+    try:
+        lock = lock_path.open("a")
+    except OSError as err:
+        raise _output_error(lock_path, err) from err
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of `folder` (see `exclusive`); nothing is made or changed."""
     try:

@@ -1,13 +1,15 @@
 """What a person decided about images, written down as it is decided.
 
 A log of JSON lines; the state is what reading it from the first line to the last gives. A crash can cost the
-decision that was being written, and none before it.
+decision that was being written, and none before it. Several pages may write one log: each first takes in what
+the others wrote.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from autoencode.applications.ranking import Ranking
 from autoencode.data.pack import Entry, Pack
 from autoencode.errors import ConfigError, OutputError
-from autoencode.files import append_line, csv_bytes, write_bytes
+from autoencode.files import append_line, csv_bytes, make_folder, one_at_a_time, parse_json, write_bytes
 
 Decision = Literal["keep", "drop"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
@@ -47,15 +49,8 @@ class Decisions:
         self.path = path
         self._state: dict[_Key, Decision] = {}
         self._history: list[tuple[_Key, Decision | None]] = []
-        whole, _, cut_short = (path.read_text() if path.is_file() else "").rpartition("\n")
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                self._take(_Key(record["folder"], record["path"], record["sha256"]), record)
-            except (ValueError, KeyError, TypeError, IndexError) as err:
-                raise OutputError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
-        if cut_short:
-            write_bytes(path, f"{whole}\n".encode() if whole else b"")
+        self._lines = 0
+        self._catch_up()
 
     def of(self, pack: Pack, entry: Entry) -> Decision | None:
         """Return what was decided about an image, or None."""
@@ -72,29 +67,65 @@ class Decisions:
             raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
         self._write(_key(pack, entry), {"decision": decision})
 
-    def undo(self) -> tuple[str, str] | None:
-        """Take back the last decision that stands; return the folder and the path it was about, if any."""
-        if not self._history:
-            return None
-        key, before = self._history[-1]
-        self._write(key, {"decision": before, "undo": True})
-        return key.folder, key.path
+    def undo(self, pack: Pack) -> str | None:
+        """Take back the last decision that stands about an image of this folder; return its path, if any."""
+        with self._writing():
+            last = next(
+                (made for made in reversed(self._history) if made[0].folder == str(pack.folder)), None
+            )
+            if last is None:
+                return None
+            key, before = last
+            self._append(key, {"decision": before, "undo": True})
+        return key.path
 
-    def counts(self) -> dict[Decision, int]:
-        """Return how many images each decision stands for."""
-        standing = list(self._state.values())
+    def counts(self, pack: Pack) -> dict[Decision, int]:
+        """Return how many images of this folder each decision stands for."""
+        standing = [made for key, made in self._state.items() if key.folder == str(pack.folder)]
         return {decision: standing.count(decision) for decision in DECISIONS}
 
     def _write(self, key: _Key, record: dict[str, Any]) -> None:
+        with self._writing():
+            self._append(key, record)
+
+    def _append(self, key: _Key, record: dict[str, Any]) -> None:
         append_line(self.path, json.dumps({**key._asdict(), **record}))
         self._take(key, record)
+        self._lines += 1
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Be the one that writes, and know all that is written; a line that a crash cut short is cut off."""
+        make_folder(self.path.parent)
+        with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
+            if cut_short := self._catch_up():
+                write_bytes(self.path, self.path.read_bytes()[: -len(cut_short)])
+            yield
+
+    def _catch_up(self) -> bytes:
+        """Take in new lines, all where there are fewer than were known; return what is no whole line."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        *lines, rest = content.split(b"\n")
+        if len(lines) < self._lines:
+            self._state, self._history, self._lines = {}, [], 0
+        for line in lines[self._lines :]:
+            try:
+                record = parse_json(line)
+                self._take(_Key(record["folder"], record["path"], record["sha256"]), record)
+            except (ValueError, KeyError, TypeError, IndexError) as err:
+                raise OutputError(
+                    f"Line {self._lines + 1} of {self.path} is damaged. Remove it to continue."
+                ) from err
+            self._lines += 1
+        return rest
 
     def _take(self, key: _Key, record: dict[str, Any]) -> None:
         decision = record["decision"]
         if decision not in (None, *DECISIONS):
             raise ValueError(decision)
         if record.get("undo"):
-            self._history.pop()
+            places = [place for place, (made, _) in enumerate(self._history) if made == key]
+            self._history.pop(places[-1])
         else:
             self._history.append((key, self._state.get(key)))
         if decision is None:
@@ -120,8 +151,12 @@ def decided_files(decisions: Decisions, pack: Pack, decision: Decision) -> bytes
 
 
 def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
-    """Return the paths of entries, one a line, as programs take them."""
-    lines = (f"{pack.folder / entry.path}\n" for entry in entries)
+    """Return the paths of entries, one a line, as programs take them.
+
+    A path with a line break in it would be two, of other files perhaps, and is left out; the table has it.
+    """
+    paths = (str(pack.folder / entry.path) for entry in entries)
+    lines = (f"{path}\n" for path in paths if "\n" not in path)
     return "".join(lines).encode(errors="surrogateescape")
 
 

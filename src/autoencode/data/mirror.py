@@ -10,11 +10,10 @@ used longest ago are deleted first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,8 @@ from autoencode.data.parts import WHOLE, Part
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.data.shards import SHARDS_NAME, Rows, Shards, number_of
 from autoencode.data.storage import RemoteFolder, Stamp, is_url
-from autoencode.errors import ConfigError, OutputError, PackError
-from autoencode.files import make_folder, parse_json, write_json
+from autoencode.errors import ConfigError, PackError
+from autoencode.files import make_folder, one_at_a_time, parse_json, write_json
 
 REMOTE_NAME = "remote.json"
 FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
@@ -243,7 +242,7 @@ class RemoteShards(Shards):
     def _fetched(self, shard: int) -> Path:
         path, stamp = self._cached(shard), self.status(shard)
         make_folder(self.folder)
-        with _one_at_a_time(self.folder / f"{shard:05d}.lock"):
+        with one_at_a_time(self.folder / f"{shard:05d}.lock"):
             if not path.exists():
                 _make_room(self.folder.parent.parent, cache_bytes() - stamp.size)
                 self.remote.download(self._name(shard), path)
@@ -283,15 +282,3 @@ def _make_room(cache: Path, size: int) -> None:
             return
         path.unlink(missing_ok=True)
         taken -= file_size
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process or thread through at a time."""
-    try:
-        lock = path.open("a")
-    except OSError as err:
-        raise OutputError(f"Could not write {path}: {err.strerror or err}.") from err
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

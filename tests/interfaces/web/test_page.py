@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from autoencode.interfaces.web.uploads import Allowance
+
 from .conftest import Served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 DESK, PHONE = (1280, 860), (390, 844)
 TABS = ("overview", "search", "morph", "generate", "restore", "outliers", "map")
 
 axe_core = pytest.importorskip("axe_playwright_python.base")
+playwright = pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module", params=[DESK, PHONE], ids=["desk", "phone"])
@@ -36,7 +40,9 @@ def page(request: pytest.FixtureRequest, browser: Browser, served: Served) -> It
     opened.on(
         "console",
         lambda message: (
-            message.type == "error" and "422" not in message.text and complaints.append(message.text)
+            message.type == "error"
+            and not re.search("422|429", message.text)
+            and complaints.append(message.text)
         ),
     )
     opened.on("pageerror", lambda error: complaints.append(str(error)))
@@ -283,6 +289,13 @@ def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
     page.wait_for_selector("text=of the variance of the codes")
 
 
+@pytest.mark.parametrize("address", ["main", "toString", "nothing"])
+def test_an_address_that_names_no_tab_shows_the_first(page: Page, served: Served, address: str) -> None:
+    page.goto("about:blank")
+    page.goto(f"http://127.0.0.1:{served.port}/#{address}")
+    page.wait_for_selector("#tab-overview:not([hidden]) h1")
+
+
 @pytest.mark.parametrize("tab", TABS)
 def test_nothing_is_wider_than_the_window_and_axe_finds_no_serious_fault(page: Page, tab: str) -> None:
     go(page, tab)
@@ -310,3 +323,140 @@ def test_the_tabs_are_reached_and_opened_by_keyboard(page: Page) -> None:
     fresh.keyboard.press("Enter")
     fresh.wait_for_selector("#tab-morph:not([hidden])")
     fresh.close()
+
+
+@pytest.mark.parametrize("tab", ["search", "restore", "morph"])
+def test_what_is_given_while_the_first_pictures_come_stays(
+    page: Page, served: Served, tab: str, photos: Path, tmp_path: Path
+) -> None:
+    given = [tmp_path / f"given-{number}.png" for number in range(4 if tab == "morph" else 1)]
+    for path, photo in zip(given, sorted(photos.rglob("*.png")), strict=False):
+        path.write_bytes(photo.read_bytes())
+    shown = {"search": ".asked h2", "restore": ".restore h2", "morph": ".slots"}[tab]
+    late: list[Route] = []
+    page.goto("about:blank")
+    page.route("**/api/pictures?*", lambda route: late.append(route))
+    page.goto(f"http://127.0.0.1:{served.port}/#{tab}")
+    with page.expect_request("**/api/pictures?*"):
+        page.reload()
+    page.set_input_files(f"#tab-{tab} input[type=file]", given)
+    names = """s => [...document.querySelectorAll(s)].flatMap((e) =>
+        e.matches('ol') ? [...e.querySelectorAll('img')].map((i) => i.alt) : [e.textContent])"""
+    until(page, f"s => ({names})(s).length > 0", f"#tab-{tab} {shown}")
+    for route in late:
+        with contextlib.suppress(playwright.Error):  # the page has stopped asking
+            route.continue_()
+    page.wait_for_timeout(300)
+    page.unroute("**/api/pictures?*")
+    assert page.evaluate(names, f"#tab-{tab} {shown}") == [path.name for path in given]
+
+
+def test_a_hidden_page_listens_to_no_run(page: Page) -> None:
+    hide = """hidden => {
+        Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    go(page, "overview")
+    page.locator(".chart summary").first.click()
+    page.evaluate(hide, True)
+    with page.expect_request("**/api/run/events"):
+        page.evaluate(hide, False)
+    page.wait_for_timeout(300)
+    assert page.locator(".chart details").first.get_attribute("open") is not None
+
+
+def test_quick_keys_wait_for_the_next_part_of_the_queue(page: Page) -> None:
+    """The queue comes in parts of four, each late; every key is about the image after the last one."""
+    decided: list[str] = []
+
+    def shorter(route: Route) -> None:
+        page.wait_for_timeout(100)
+        route.continue_(url=route.request.url.replace("limit=50", "limit=4"))
+
+    def press(key: str, times: int) -> None:
+        page.evaluate(
+            """([key, times]) => {
+                for (let i = 0; i < times; i++)
+                    document.body.dispatchEvent(new KeyboardEvent('keydown', { bubbles: true, key }));
+            }""",
+            [key, times],
+        )
+
+    page.route("**/api/outliers?*", shorter)
+    page.on(
+        "request",
+        lambda sent: sent.url.endswith("/api/decisions") and decided.append(sent.post_data_json["picture"]),
+    )
+    go(page, "overview")
+    page.reload()
+    go(page, "outliers")
+    page.wait_for_selector(".review h2")
+    press("k", 11)
+    until(page, "document.querySelector('.review .facts')?.textContent.startsWith('12 of')")
+    until(page, "document.querySelector('.counts').textContent.startsWith('11 kept')")
+    page.unroute("**/api/outliers?*")
+    assert len(set(decided)) == 11
+    assert page.locator(".strip .keep").count() == 11
+    for _ in range(11):
+        with page.expect_response("**/undo"):
+            press("u", 1)
+
+
+def test_the_seed_that_is_shown_is_used_and_variations_come_into_view(page: Page) -> None:
+    go(page, "generate")
+    seed = "#tab-generate input[type=number]"
+    with page.expect_request("**/api/generate", timeout=5000) as asked:
+        page.fill(seed, "1000000000")
+        page.press(seed, "Enter")
+    assert asked.value.post_data_json["seed"] == int(page.input_value(seed)) == 999_999
+    page.locator("#tab-generate .grid .picture").last.click()
+    page.click("dialog >> text=Vary")
+    page.wait_for_selector("section[aria-label=Variations] .grid .picture")
+    place = page.eval_on_selector("section[aria-label=Variations]", "e => e.getBoundingClientRect().top")
+    assert 0 <= place < page.viewport_size["height"] / 2  # type: ignore[index]
+
+
+def test_what_is_dropped_and_no_image_is_named_and_the_rest_is_taken(page: Page, photos: Path) -> None:
+    go(page, "search")
+    content = list(min(photos.rglob("*.png")).read_bytes())
+    page.evaluate(
+        """content => {
+            const held = new DataTransfer();
+            held.items.add(new File(['words'], 'notes.txt', {type: 'text/plain'}));
+            held.items.add(new File([new Uint8Array(content)], 'untyped.ppm'));
+            dispatchEvent(Object.assign(new Event('drop', {cancelable: true}), {dataTransfer: held}));
+        }""",
+        content,
+    )
+    until(page, "document.querySelector('#status').textContent === 'notes.txt is no image.'")
+    until(page, "document.querySelector('.asked h2')?.textContent === 'untyped.ppm'")
+
+
+def test_uploads_beyond_the_allowance_wait_their_turn(page: Page, served: Served, photos: Path) -> None:
+    go(page, "search")
+    served.workspace.allowance = Allowance(1, 1)
+    page.set_input_files("#tab-search input[type=file]", min(photos.rglob("*.png")))
+    until(page, "document.querySelector('#status').textContent === 'Image read.'")
+    with page.expect_response(lambda answer: answer.status == 429):
+        page.set_input_files("#tab-search input[type=file]", min(photos.rglob("*.png")))
+    until(page, "document.querySelector('#status').textContent === 'Image read.'")
+    served.workspace.allowance = Allowance()
+
+
+def test_a_command_is_selected_where_there_is_no_clipboard(page: Page) -> None:
+    go(page, "overview")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })")
+    page.locator(".command button").first.click()
+    text = page.locator(".command code").first.inner_text()
+    until(page, "text => getSelection().toString() === text", text)
+
+
+def test_saving_a_picture_that_is_gone_says_so(page: Page) -> None:
+    go(page, "search")
+    page.wait_for_selector(".asked .query")
+    page.click(".asked .query")
+    page.route("**/images/*", lambda route: route.fulfill(status=422, json={"error": "It is gone."}))
+    page.click("dialog >> text=Save PNG")
+    page.wait_for_selector("dialog .notice >> text=It is gone.")
+    page.unroute("**/images/*")
+    page.click("dialog .close")

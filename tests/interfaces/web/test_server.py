@@ -6,6 +6,8 @@ import asyncio
 import csv
 import io
 import json
+import os
+import shlex
 import shutil
 import sys
 import threading
@@ -20,7 +22,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from autoencode import Run, generate, heat_maps, pack_folder
+from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack_folder, train
 from autoencode.applications.codemap import code_map
 from autoencode.applications.heatmaps import coloured
 from autoencode.applications.morph import between, in_square
@@ -30,7 +32,7 @@ from autoencode.files import exclusive
 from autoencode.interfaces.web import morph, overview
 from autoencode.interfaces.web.server import STATIC
 from autoencode.interfaces.web.workspace import Workspace
-from autoencode.training.runlog import append_metrics
+from autoencode.training.runlog import RUN_NAME, append_metrics
 
 from .conftest import Served, finished
 
@@ -303,6 +305,20 @@ def test_other_images_are_reviewed_by_what_the_training_showed(
     assert finished(client, "/api/map")["images"] == 4
 
 
+def test_reviewing_the_training_folder_as_it_is_now_leaves_the_pack_of_the_training_alone(
+    open_page: OpenPage, tmp_path: Path, photos: Path
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    tiny = {"size": 32, "widths": (4, 8), "code_size": 8, "epochs": 1}
+    run = train(folder, tmp_path / "runs" / "run", **tiny)
+    before = open_pack(run.pack_path).fingerprint
+    Image.new("RGB", (40, 40), "red").save(folder / "new.png")
+    client = open_page(run.folder, images=folder)
+    assert finished(client, "/api/map")["images"] == 49
+    assert client.get("/api/health").status_code != 409
+    assert open_pack(run.pack_path).fingerprint == before
+
+
 def test_work_that_fails_says_why(client: TestClient, workspace: Workspace) -> None:
     assert workspace.training is not None
     workspace.training = pack_folder(
@@ -388,3 +404,44 @@ def test_every_file_of_the_page_is_named_by_another_and_asks_for_nothing_elsewhe
     assert "<script>" not in page
     assert "<style" not in page
     assert " style=" not in page
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_shown_like_any_other(
+    run_folder: Path, open_page: OpenPage, photos: Path, tmp_path: Path
+) -> None:
+    try:
+        shutil.copytree(photos, tmp_path / "photos" / os.fsdecode(b"f\xe9te"))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    client = open_page(run_folder, images=tmp_path / "photos")
+    labels = {picture["label"] for picture in client.get("/api/pictures?count=5").json()}
+    assert labels == {"f\N{REPLACEMENT CHARACTER}te"}
+    assert {picture["label"] for picture in client.get("/api/overview").json()["shown"]} == labels
+    assert finished(client, "/api/map")["labels"] == list(labels)
+    [row] = finished(client, "/api/outliers?limit=1")["queue"]
+    client.post("/api/decisions", json={"picture": row["id"], "decision": "drop"})
+    assert client.post("/api/decisions/undo").json()["undone"] == row["name"]
+
+
+def test_a_folder_without_a_model_says_what_to_do(
+    trained_vae: Run, open_page: OpenPage, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match="is no run folder"):
+        open_page(tmp_path)
+    shutil.copy(trained_vae.folder / RUN_NAME, tmp_path)
+    with pytest.raises(ModelFileError, match="stopped before its first epoch"):
+        open_page(tmp_path)
+    with (
+        exclusive(tmp_path, "busy", OSError),
+        pytest.raises(ModelFileError, match="Wait, then open it again"),
+    ):
+        open_page(tmp_path)
+
+
+def test_a_command_holds_paths_as_a_shell_reads_them(
+    run_folder: Path, open_page: OpenPage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my run; $(date)"
+    shutil.copytree(run_folder, folder)
+    commands = open_page(folder).get("/api/search?picture=none").json()["commands"]
+    assert [shlex.split(command)[2] for command in commands] == [str(folder), str(folder)]

@@ -178,6 +178,7 @@ def test_a_link_in_the_folder_is_no_address_and_what_is_no_image_behind_it_is_no
         f"/images/{photos}",
         "/sheets/i?positions=../0",
         "/sheets/x?positions=0",
+        f"/sheets/i?positions={'9' * 5000}",
     ):
         status, text = request(served, "GET", target)
         assert status in (404, 422)

@@ -107,6 +107,10 @@ def test_uploads_have_a_rate(client: TestClient, workspace: Workspace) -> None:
     content = png(Image.new("RGB", (8, 8)))
     assert [client.post("/api/uploads", content=content).status_code for _ in range(3)] == [200, 200, 429]
     assert int(client.post("/api/uploads", content=content).headers["retry-after"]) > 0
+    workspace.allowance = Allowance(1, 100)
+    workspace.allowance.take()
+    refused = client.post("/api/uploads", content=content)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
 
 
 def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

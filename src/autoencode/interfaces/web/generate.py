@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from autoencode.applications.generate import PriorName, Samples, generate, priors, vary
-from autoencode.interfaces.web.replies import Space, missing
+from autoencode.interfaces.web.replies import Space, in_shell, missing
 from autoencode.interfaces.web.uploads import Held
 from autoencode.interfaces.web.workspace import Workspace
 
@@ -83,5 +83,5 @@ def _held(space: Workspace, made: Samples, name: str) -> dict[str, Any]:
 def _no_prior(space: Workspace) -> Response:
     return missing(
         "This model carries no prior to draw from. Give its training command again, to the end: it fits one.",
-        f"autoencode train PHOTOS --out {space.folder} --resume",
+        f"autoencode train PHOTOS --out {in_shell(space.folder)} --resume",
     )

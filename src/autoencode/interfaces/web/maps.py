@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from autoencode.applications.codemap import CodeMap, Layout
 from autoencode.applications.decisions import chosen_entries, file_list
 from autoencode.interfaces.web.replies import Space, download, missing, unfinished
-from autoencode.interfaces.web.workspace import SPLITS, Collection, Workspace
+from autoencode.interfaces.web.workspace import SPLITS, Collection, Workspace, readable
 
 MOST_CHOSEN = 200_000
 
@@ -40,7 +40,7 @@ async def about(space: Space, layout: Layout = "pca") -> Response:
             "letter": space.review.letter,
             "images": len(space.review),
             "explained": found.explained,
-            "labels": space.review.pack.labels,
+            "labels": [readable(label) for label in space.review.pack.labels],
             "splits": SPLITS,
             "scored": space.ranking.state == "done",
         }

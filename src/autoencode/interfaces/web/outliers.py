@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -13,7 +14,7 @@ from autoencode.applications.decisions import Decision, decided_files, decisions
 from autoencode.applications.ranking import Ranking
 from autoencode.applications.thresholds import USUAL_RATE
 from autoencode.interfaces.web.replies import Space, download, missing, unfinished
-from autoencode.interfaces.web.workspace import Found, GoneError, Workspace
+from autoencode.interfaces.web.workspace import Found, GoneError, Workspace, readable
 
 router = APIRouter()
 
@@ -50,7 +51,7 @@ async def queue(
             "measured": None
             if measured is None
             else {"share": measured.value, "low": measured.interval.low, "high": measured.interval.high},
-            "counts": space.decisions.counts(),
+            "counts": _counts(space),
             "offset": offset,
             "queue": [_row(space, ranking, int(place)) for place in ranking.order[offset : offset + limit]],
         }
@@ -62,14 +63,14 @@ async def decide(space: Space, decided: Decided) -> dict[str, Any]:
     """Write down a decision; not in a thread, so that one follows another."""
     found = _reviewed(space, decided.picture)
     space.decisions.decide(found.collection.pack, found.collection.entry(found.position), decided.decision)
-    return {"counts": space.decisions.counts()}
+    return {"counts": _counts(space)}
 
 
 @router.post("/api/decisions/undo")
 async def undo(space: Space) -> dict[str, Any]:
     """Take back the last decision that stands."""
-    taken = space.decisions.undo()
-    return {"undone": None if taken is None else taken[1], "counts": space.decisions.counts()}
+    taken = None if space.review is None else space.decisions.undo(space.review.pack)
+    return {"undone": None if taken is None else readable(taken), "counts": _counts(space)}
 
 
 @router.get("/api/outliers.csv")
@@ -90,6 +91,10 @@ async def files(space: Space, decision: Literal["keep", "drop"]) -> Response:
         return _nothing(space)
     content = await asyncio.to_thread(decided_files, space.decisions, space.review.pack, decision)
     return download(content, f"{decision}.txt", "text/plain")
+
+
+def _counts(space: Workspace) -> Mapping[Decision, int]:
+    return {} if space.review is None else space.decisions.counts(space.review.pack)
 
 
 def _ranking(space: Workspace) -> Ranking | Response:

@@ -21,7 +21,7 @@ from autoencode.data.untrusted import UPLOAD_LIMITS
 from autoencode.evaluation.scores import Estimate
 from autoencode.files import is_locked
 from autoencode.interfaces.web.replies import Space, missing, unfinished
-from autoencode.interfaces.web.workspace import Workspace
+from autoencode.interfaces.web.workspace import Workspace, readable
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.reports.repeat import command, in_words
 from autoencode.training.runlog import METRICS_NAME, Record, read_metrics
@@ -62,8 +62,8 @@ async def overview(space: Space) -> dict[str, Any]:
         shown = [space.describe(f"{review.letter}{position}") for position in order[:SHOWN]]
     return {
         "settings": _settings(space),
-        "command": None if space.run is None or pack is None else command(space.run, pack),
-        "folder": None if pack is None else str(pack.folder),
+        "command": None if space.run is None or pack is None else readable(command(space.run, pack)),
+        "folder": None if pack is None else readable(str(pack.folder)),
         "splits": {}
         if pack is None
         else {split: len(pack.rows(split)) for split in ("train", "validation", "test")},

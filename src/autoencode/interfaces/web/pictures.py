@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -26,10 +27,10 @@ router = APIRouter()
 @router.post("/api/uploads")
 async def upload(request: Request, space: Space) -> Response:
     """Take in one image file, the body of the request."""
-    wait = space.allowance.take()
+    wait = math.ceil(space.allowance.take())
     if wait:
-        text = f"Too many images at once. Try again in {wait:.0f} s."
-        return JSONResponse({"error": text}, 429, {"Retry-After": f"{wait:.0f}"})
+        text = f"Too many images at once. Try again in {wait} s."
+        return JSONResponse({"error": text}, 429, {"Retry-After": f"{wait}"})
     content = await request.body()
     pixels = await asyncio.to_thread(space.decoder.decode, content)
     code = (await space.on_model(space.model.encode, to_float(pixels[None])))[0]
@@ -96,12 +97,16 @@ def _decoded(space: Workspace, name: str) -> Pixels:
 
 def _positions(space: Workspace, letter: str, text: str) -> list[int]:
     parts = text.split(",")
-    if letter not in space.collections or len(parts) > MOST_TILES or not all(p.isdecimal() for p in parts):
+    if letter not in space.collections or len(parts) > MOST_TILES or not all(map(_is_place, parts)):
         raise ConfigError(f"A sheet shows 1 to {MOST_TILES} images of one collection.")
     chosen = [int(part) for part in parts]
     if max(chosen) >= len(space.collections[letter]):
         raise ConfigError("There are not so many images.")
     return chosen
+
+
+def _is_place(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _sheet(pixels: Pixels, side: int) -> Pixels:

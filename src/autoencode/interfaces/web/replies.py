@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoencode.interfaces.web.jobs import Job
-from autoencode.interfaces.web.workspace import Workspace
+from autoencode.interfaces.web.workspace import Workspace, readable
 
 Result = TypeVar("Result")
 
@@ -44,6 +46,11 @@ def unfinished(job: Job[Any]) -> Response:
     """Answer how far a job is: 202 while it runs, 409 with the reason where it failed."""
     progress = job.progress()
     return JSONResponse(progress, 409 if progress["state"] == "failed" else 202)
+
+
+def in_shell(path: Path) -> str:
+    """Return a path as a word of a command."""
+    return readable(shlex.quote(str(path)))
 
 
 def missing(text: str, *commands: str) -> Response:

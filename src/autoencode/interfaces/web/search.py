@@ -11,7 +11,7 @@ from autoencode.applications.nearest import Distance
 from autoencode.applications.search import Neighbour
 from autoencode.data.batches import to_float
 from autoencode.files import csv_bytes
-from autoencode.interfaces.web.replies import Space, download, missing
+from autoencode.interfaces.web.replies import Space, download, in_shell, missing
 from autoencode.interfaces.web.uploads import Held
 from autoencode.interfaces.web.workspace import Workspace
 
@@ -65,8 +65,8 @@ def _nearest(space: Workspace, picture: str, k: int, distance: Distance) -> list
 
 
 def _no_index(space: Workspace) -> Response:
-    source = "PHOTOS" if space.training is None else str(space.training.folder)
-    run = space.path if space.run is None else space.folder
+    source = "PHOTOS" if space.training is None else in_shell(space.training.folder)
+    run = in_shell(space.path if space.run is None else space.folder)
     return missing(
         "Search needs an index of your images. Make one, then start the page with it.",
         f"autoencode index {run} {source} --out index",

@@ -28,7 +28,8 @@ from autoencode.applications.search import Index, open_index
 from autoencode.data.batches import batches, to_float
 from autoencode.data.pack import Entry, Pack, Split, open_pack, pack_folder
 from autoencode.data.untrusted import UntrustedDecoder
-from autoencode.errors import AutoencodeError, PackError
+from autoencode.errors import AutoencodeError, ModelFileError, PackError
+from autoencode.files import is_locked
 from autoencode.interfaces.web.jobs import Job, Report
 from autoencode.interfaces.web.uploads import PREFIX, Allowance, Held, Uploads
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
@@ -108,7 +109,7 @@ class Workspace:
 
     def __init__(self, model: Path, index: Path | None = None, pack: Pack | None = None) -> None:
         self.launch = secrets.token_hex(4)
-        self.path = model / MODEL_NAME if model.is_dir() else model
+        self.path = model_file(model)
         self.folder = self.path.parent
         self.model: Autoencoder = load_model(self.path)
         self.run: RunSettings | None = read_run(self.folder) if is_run(self.folder) else None
@@ -136,7 +137,7 @@ class Workspace:
     @property
     def name(self) -> str:
         """What to call it."""
-        return self.folder.resolve().name if self.run else self.path.stem
+        return readable(self.folder.resolve().name if self.run else self.path.stem)
 
     async def on_model(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -186,8 +187,9 @@ class Workspace:
         if isinstance(found, Held):
             return {"id": name, "name": found.name, "kind": found.kind, "label": None, "split": None, **more}
         entry = found.collection.entry(found.position)
-        path = entry.path.encode(errors="surrogateescape").decode(errors="replace")
-        return {"id": name, "name": path, "kind": "image", "label": entry.label, "split": entry.split, **more}
+        label = None if entry.label is None else readable(entry.label)
+        known = {"name": readable(entry.path), "kind": "image", "label": label, "split": entry.split}
+        return {"id": name, **known, **more}
 
     def compared_by(self, distance: Distance) -> Index:
         """Return the index with its codes compared in one way, made at its first use."""
@@ -284,6 +286,31 @@ class Workspace:
         return codes[places]
 
 
+def model_file(model: Path) -> Path:
+    """Return the model file that a path leads to.
+
+    Raises:
+        ModelFileError: it is a folder without one.
+    """
+    path = model / MODEL_NAME
+    if not model.is_dir() or path.is_file():
+        return path if model.is_dir() else model
+    if not is_run(model):
+        raise ModelFileError(f"{model} is no run folder. Give the folder that train wrote, or a model file.")
+    if is_locked(model):
+        raise ModelFileError(
+            f"Training in {model} has not finished its first epoch. Wait, then open it again."
+        )
+    raise ModelFileError(
+        f"Training in {model} stopped before its first epoch was done. Give its command again."
+    )
+
+
+def readable(path: str) -> str:
+    """Return a path, or a part of one, for people to read: bytes that are not UTF-8 are shown as such."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def open_workspace(
     model: Path,
     index: Path | None = None,
@@ -303,6 +330,8 @@ def open_workspace(
     """
     if images is None:
         return Workspace(model, index)
-    preprocessing = load_model(model).preprocessing
-    out = pack_path_for(images, model, preprocessing)
+    preprocessing = load_model(model_file(model)).preprocessing
+    # Never the pack of a training on the same folder: that one has to stay as the training saw it.
+    named = pack_path_for(images, model, preprocessing)
+    out = named.with_name(f"{named.stem}-review{named.suffix}")
     return Workspace(model, index, pack_folder(images, out, preprocessing, progress=progress))

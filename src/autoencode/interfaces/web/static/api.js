@@ -26,7 +26,9 @@ async function ask(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  throw new Failure(body.error || `Something went wrong (${response.status}).`, response.status, body.commands);
+  const failure = new Failure(body.error || `Something went wrong (${response.status}).`, response.status, body.commands);
+  failure.retryAfter = Number(response.headers.get("Retry-After")) || 1;
+  throw failure;
 }
 
 export async function get(path, signal) {
@@ -53,17 +55,29 @@ export async function postForBlob(path, value) {
   return (await ask(path, posting(value))).blob();
 }
 
-export async function upload(file, mostBytes) {
+/** Send one file; where there were many before it, wait as long as it takes, telling so. */
+export async function upload(file, mostBytes, onWait = () => {}) {
+  // A browser knows no type for some images, so that a file without one is tried.
+  if (file.type && !file.type.startsWith("image/")) throw new Failure(`${file.name} is no image.`);
   if (file.size > mostBytes) {
     const limit = Math.round(mostBytes / 1024 ** 2);
     throw new Failure(`${file.name} is larger than the limit of ${limit} MB. Make it smaller first.`);
   }
   try {
-    const headers = { "X-Name": encodeURIComponent(file.name || "pasted image") };
-    return await (await ask("/api/uploads", { method: "POST", body: file, headers })).json();
-  } catch (err) {
-    if (err.status === 422) throw new Failure(`${file.name || "The image"}: ${err.message}.`, 422);
-    throw err;
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Failure(`${file.name} cannot be read. A folder is not taken: give the files in it.`);
+  }
+  const headers = { "X-Name": encodeURIComponent(file.name || "pasted image") };
+  for (;;) {
+    try {
+      return await (await ask("/api/uploads", { method: "POST", body: file, headers })).json();
+    } catch (err) {
+      if (err.status === 422) throw new Failure(`${file.name || "The image"}: ${err.message}.`, 422);
+      if (err.status !== 429) throw err;
+      onWait();
+      await new Promise((resolve) => setTimeout(resolve, 1000 * err.retryAfter));
+    }
   }
 }
 

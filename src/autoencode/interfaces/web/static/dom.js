@@ -41,14 +41,21 @@ export function notice(failure) {
 }
 
 export function commandLine(line) {
+  const code = h("code", { tabindex: "0" }, line);
   const copy = async () => {
-    await navigator.clipboard.writeText(line);
-    say("Copied.");
+    try {
+      await navigator.clipboard.writeText(line);
+      say("Copied.");
+    } catch {
+      // A page from another machine without encryption has no clipboard, and a person can refuse it.
+      getSelection().selectAllChildren(code);
+      say("Selected. Copy it with Ctrl-C.");
+    }
   };
   return h(
     "p",
     { class: "command" },
-    h("code", { tabindex: "0" }, line),
+    code,
     h("button", { type: "button", class: "small", onclick: copy, "aria-label": `Copy: ${line}` }, "Copy"),
   );
 }
@@ -64,7 +71,7 @@ export function showFailure(err, place) {
 export function progressBar(label) {
   const bar = h("progress", { "aria-label": label });
   const text = h("span", {}, label);
-  const element = h("p", { class: "progress" }, bar, text);
+  const element = h("div", { class: "progress" }, bar, text);
   element.update = ({ stage, done, total }) => {
     if (total) {
       bar.max = total;

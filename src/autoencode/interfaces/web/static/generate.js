@@ -7,6 +7,7 @@ import { canGenerate, workspace } from "/static/shared.js";
 
 export const title = "Generate";
 
+const MOST_SEED = 999999;
 const PRIORS = { mixture: "mixture of the training codes", normal: "standard normal" };
 
 export function mount(root) {
@@ -42,10 +43,12 @@ export function mount(root) {
   const seed = h("input", {
     type: "number",
     min: 0,
-    max: 999999,
+    max: MOST_SEED,
     value: 0,
     onchange: () => {
-      asked.seed = Math.max(0, Math.floor(Number(seed.value) || 0));
+      // What is shown is what is used.
+      asked.seed = Math.min(MOST_SEED, Math.max(0, Math.floor(Number(seed.value) || 0)));
+      seed.value = String(asked.seed);
       redraw();
     },
   });
@@ -59,7 +62,7 @@ export function mount(root) {
           type: "button",
           class: "primary",
           onclick: () => {
-            asked.seed = Math.floor(Math.random() * 1e6);
+            asked.seed = Math.floor(Math.random() * (MOST_SEED + 1));
             seed.value = String(asked.seed);
             redraw();
           },
@@ -112,6 +115,7 @@ export function mount(root) {
     );
     variations.replaceChildren(h("h2", {}, `Variations of ${shortName(near.picture)}`), head, h("div", { class: "grid" }), h("h2", {}, "Samples"));
     redrawNear();
+    variations.scrollIntoView();
   }
 
   let drawn = false;

@@ -23,8 +23,8 @@ function buildTabs() {
 
 function open() {
   const [name, text = ""] = location.hash.slice(1).split("?");
-  if (name === "main") return;
-  const chosen = name in TABS ? name : "overview";
+  if (name === "main" && current) return; // the link that skips to the content
+  const chosen = Object.hasOwn(TABS, name) ? name : "overview";
   const params = new URLSearchParams(text);
   if (current && current !== chosen) {
     shown[current].root.hidden = true;
@@ -56,11 +56,11 @@ function open() {
 function listenForImages() {
   // Wherever an image is dropped or pasted, the tab that is open takes it.
   const give = (files) => {
-    const images = [...files].filter((file) => file.type.startsWith("image/"));
-    if (!images.length) return;
+    const given = [...files];
+    if (!given.length) return;
     const take = shown[current]?.take;
-    if (take) takePictures(images, take);
-    else takePictures(images, ([first]) => (location.hash = `#search?picture=${first.id}`));
+    if (take) takePictures(given, take);
+    else takePictures(given, ([first]) => (location.hash = `#search?picture=${first.id}`));
   };
   addEventListener("dragover", (event) => {
     event.preventDefault();

@@ -81,7 +81,7 @@ class MapView {
       button("Choose what is seen", () => this.chooseSeen()),
       button("+", () => this.zoom(1.6), { "aria-label": "Come nearer" }),
       button("−", () => this.zoom(1 / 1.6), { "aria-label": "Go farther" }),
-      button("Show all", () => this.reset()),
+      button("Show all", () => this.reset(true)),
       this.hint,
     );
   }
@@ -108,6 +108,7 @@ class MapView {
   }
 
   async setMode(mode) {
+    const order = (this.modeOrder = (this.modeOrder ?? 0) + 1); // only the newest choice counts
     if (mode === "score" && !this.about.scored) {
       const bar = progressBar("scoring images");
       this.key_.replaceChildren(bar);
@@ -115,7 +116,9 @@ class MapView {
         await waitFor("/api/outliers?limit=1", bar.update);
         this.points.score.set(new Points(await getBuffer(`/api/map/points?layout=${this.layout}`), this.about.images).score);
         this.about.scored = true;
+        if (order !== this.modeOrder) return;
       } catch (err) {
+        if (order !== this.modeOrder) return;
         showFailure(err, this.key_);
         this.colouring.value = this.mode;
         return;
@@ -143,8 +146,9 @@ class MapView {
     else this.reset();
   }
 
-  reset() {
-    const { x, y, width, height } = this.points.view;
+  /** Show nearly all of them, or, when asked for, every one. */
+  reset(every = false) {
+    const { x, y, width, height } = every ? this.points.whole : this.points.view;
     this.fit = 0.92 * Math.min(this.canvas.width / width, this.canvas.height / height);
     Object.assign(this, { x, y, scale: this.fit });
     this.draw();
@@ -356,7 +360,7 @@ class MapView {
       this.draw();
     } else if (event.key === "+" || event.key === "=") this.zoom(1.3);
     else if (event.key === "-") this.zoom(1 / 1.3);
-    else if (event.key === "0") this.reset();
+    else if (event.key === "0") this.reset(true);
     else if (event.key === "Enter") this.#open(this.x, this.y);
     else if (event.key === "Escape") this.clear();
     else return;

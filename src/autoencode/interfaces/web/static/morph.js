@@ -182,7 +182,11 @@ export function mount(root) {
   return {
     take: add,
     async show() {
-      if (!morphing.length) morphing.push(...(await firstPictures()));
+      if (!morphing.length) {
+        const first = await firstPictures();
+        // Pictures that were given meanwhile stay.
+        if (!morphing.length) morphing.push(...first);
+      }
       build();
     },
     hide: stop,

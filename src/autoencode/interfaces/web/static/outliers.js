@@ -11,7 +11,9 @@ const PAGE = 50;
 
 export function mount(root) {
   const state = { queue: [], at: 0, total: 0, heat: false, rate: null, smallest: null };
+  const pressed = [];
   let writing = Promise.resolve();
+  let loading = null;
   const body = h("div");
   root.append(
     h("p", { class: "lead" }, "Images unlike those the model was trained on, strangest first. Decide, and take the list with you."),
@@ -44,7 +46,7 @@ export function mount(root) {
   function take(found) {
     state.queue.splice(found.offset, found.queue.length, ...found.queue);
     state.total = found.images;
-    state.rate = found.rate;
+    state.rate ??= found.rate;
     state.smallest = found.smallest_rate;
     state.found = found;
     showCounts(found.counts);
@@ -60,9 +62,7 @@ export function mount(root) {
         h("strong", {}, `Flags ${number(flagged)} of ${number(images)} images.`),
         ` At most ${percent(rate)} of ordinary images are flagged by mistake, calibrated on ${number(calibration_images)} test images.${seen}`,
       );
-      for (const [index, item] of [...strip.children].entries()) {
-        item.classList.toggle("flagged", state.queue[index].p_value <= rate);
-      }
+      for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[index]);
     };
     const ask = restarting(async (signal, rate) => tell(await get(`/api/outliers?${query({ rate, limit: 1 })}`, signal)));
     const slider = h("input", {
@@ -96,6 +96,7 @@ export function mount(root) {
   }
 
   function mark(button, picture) {
+    button.classList.toggle("flagged", picture.p_value <= state.rate);
     button.classList.toggle("keep", picture.decision === "keep");
     button.classList.toggle("drop", picture.decision === "drop");
     button.querySelector("img").alt = `${shortName(picture)}${picture.decision ? `, ${picture.decision}` : ""}`;
@@ -119,16 +120,22 @@ export function mount(root) {
     const current = strip.children[state.at];
     current.setAttribute("aria-current", "true");
     strip.scrollTo({ left: current.offsetLeft - strip.clientWidth / 2 + current.clientWidth / 2 });
-    if (state.at > state.queue.length - 10 && state.queue.length < state.total) more();
+    if (state.at > state.queue.length - 10 && state.queue.length < state.total) more().catch((err) => showFailure(err));
   }
 
-  const more = restarting(async (signal) => {
-    const found = await get(`/api/outliers?${query({ rate: state.rate, offset: state.queue.length, limit: PAGE })}`, signal);
+  /** Load the next page of the queue; who asks while it comes waits for the same. */
+  function more() {
+    loading ??= loadMore().finally(() => (loading = null));
+    return loading;
+  }
+
+  async function loadMore() {
+    const found = await get(`/api/outliers?${query({ rate: state.rate, offset: state.queue.length, limit: PAGE })}`);
     const at = strip.scrollLeft;
     take(found);
     strip.scrollLeft = at;
     strip.children[state.at]?.setAttribute("aria-current", "true");
-  });
+  }
 
   function sides(picture) {
     const heat = h("img", { class: "heat", src: imageUrl(picture.id, "difference"), alt: "where the two differ", width: workspace.width, height: workspace.height });
@@ -154,11 +161,11 @@ export function mount(root) {
     return h(
       "div",
       { class: "actions decide" },
-      button("Keep", "K", () => write("keep"), { class: "keep", "aria-pressed": String(picture.decision === "keep") }),
-      button("Drop", "D", () => write("drop"), { class: "drop", "aria-pressed": String(picture.decision === "drop") }),
-      button("Undo", "U", undo),
-      button("Back", "P", () => show(state.at - 1)),
-      button("Next", "N", next),
+      button("Keep", "K", () => press(() => write("keep")), { class: "keep", "aria-pressed": String(picture.decision === "keep") }),
+      button("Drop", "D", () => press(() => write("drop")), { class: "drop", "aria-pressed": String(picture.decision === "drop") }),
+      button("Undo", "U", () => press(undo)),
+      button("Back", "P", () => press(back)),
+      button("Next", "N", () => press(next)),
       button("Heat-map", "H", toggleHeat, { class: "heat-toggle", "aria-pressed": String(state.heat) }),
       h("button", { type: "button", onclick: () => openPicture(picture) }, "Open"),
     );
@@ -174,7 +181,6 @@ export function mount(root) {
       mark(strip.children[index], picture);
     };
     set(decision);
-    next();
     writing = writing
       .then(async () => {
         const { counts: now } = await post("/api/decisions", { picture: picture.id, decision });
@@ -186,6 +192,7 @@ export function mount(root) {
         show(index);
         showFailure(err);
       });
+    return next();
   }
 
   function undo() {
@@ -204,8 +211,28 @@ export function mount(root) {
       .catch((err) => showFailure(err));
   }
 
-  function next() {
+  async function next() {
+    if (state.at + 1 === state.queue.length && state.queue.length < state.total) await more();
     show(state.at + 1);
+  }
+
+  function back() {
+    show(state.at - 1);
+  }
+
+  /** Do what is pressed in its order: what is about an image that is still to come waits for it. */
+  async function press(act) {
+    pressed.push(act);
+    if (pressed.length > 1) return;
+    try {
+      while (pressed.length) {
+        await pressed[0]();
+        pressed.shift();
+      }
+    } catch (err) {
+      pressed.length = 0;
+      showFailure(err);
+    }
   }
 
   function toggleHeat() {
@@ -214,14 +241,14 @@ export function mount(root) {
     card.querySelector(".heat-toggle").setAttribute("aria-pressed", String(state.heat));
   }
 
-  const keys = { k: () => write("keep"), d: () => write("drop"), u: undo, n: next, p: () => show(state.at - 1), h: toggleHeat };
+  const keys = { k: () => write("keep"), d: () => write("drop"), u: undo, n: next, p: back, h: toggleHeat };
   start();
   return {
     key(event) {
       const act = keys[event.key.toLowerCase()];
       if (!act || isTyping(event) || !state.total) return;
       event.preventDefault();
-      act();
+      press(act);
     },
   };
 }

@@ -27,15 +27,21 @@ export function mount(root) {
   showHealth(health).catch((err) => showFailure(err, health));
   showRest(shown, settings).catch((err) => showFailure(err, settings));
   let events = null;
-  return {
-    show() {
-      events ??= follow(live, charts);
-    },
-    hide() {
+  let isShown = false;
+  // A browser opens six connections to a program at most: only a page that is seen keeps one.
+  const listen = () => {
+    if (isShown && !document.hidden) events ??= follow(live, charts);
+    else {
       events?.close();
       events = null;
-    },
+    }
   };
+  const turn = (shown) => {
+    isShown = shown;
+    listen();
+  };
+  document.addEventListener("visibilitychange", listen);
+  return { show: () => turn(true), hide: () => turn(false) };
 }
 
 function lead() {
@@ -102,13 +108,30 @@ function follow(live, charts) {
     const { records, epochs, training, seconds_left } = JSON.parse(data);
     live.hidden = !training;
     live.textContent = training ? progress(records, epochs, seconds_left) : "";
-    charts.replaceChildren(
-      ...(records.length
-        ? curves(records, epochs)
-        : [h("p", { class: "hint" }, training ? "The first epoch is not done yet." : "This model came without a log of its training.")]),
-    );
+    if (records.length) showCurves(charts, curves(records, epochs));
+    else {
+      const text = training ? "The first epoch is not done yet." : "This model came without a log of its training.";
+      charts.replaceChildren(h("p", { class: "hint" }, text));
+    }
+  };
+  events.onerror = () => {
+    live.hidden = false;
+    live.textContent = "The program behind this page does not answer. Is “autoencode app” still running?";
   };
   return events;
+}
+
+/** Show charts; those that are there already are changed inside, so that numbers which are open stay so. */
+function showCurves(place, charts) {
+  const titles = (list) => [...list].map((chart) => chart.querySelector("figcaption span")?.textContent).join("\n");
+  if (titles(place.children) !== titles(charts)) {
+    place.replaceChildren(...charts);
+    return;
+  }
+  for (const [index, chart] of charts.entries()) {
+    const before = place.children[index];
+    for (const part of ["figcaption", "svg", "table"]) before.querySelector(part).replaceWith(chart.querySelector(part));
+  }
 }
 
 function progress(records, epochs, secondsLeft) {

@@ -1,6 +1,6 @@
 // Pictures: as buttons, in a window of their own with what can be done with them, and taken in from files.
 
-import { get, imageUrl, query, restarting, upload } from "/static/api.js";
+import { get, getBlob, imageUrl, query, restarting, upload } from "/static/api.js";
 import { h, number, say, save as saveFile, showFailure } from "/static/dom.js";
 import { MORPH_MOST, canGenerate, hasImages, morphing, workspace } from "/static/shared.js";
 
@@ -28,19 +28,22 @@ export function score(value, isSimilarity) {
   return isSimilarity ? value.toFixed(3) : number(value, 2);
 }
 
-/** Send files, and give the pictures they became to `take`. Those that cannot be used are named. */
+const REFUSED_NAMED = 3;
+
+/** Send files, and give the pictures they became to `take`. Of those that cannot be used, a few are named. */
 export async function takePictures(files, take) {
   say(files.length > 1 ? `Reading ${files.length} images…` : "Reading the image…");
   const taken = [];
   const refused = [];
-  for (const file of files) {
+  for (const [place, file] of files.entries()) {
     try {
-      taken.push(await upload(file, workspace.upload_bytes));
+      taken.push(await upload(file, workspace.upload_bytes, () => say(`Reading image ${place + 1} of ${files.length}…`)));
     } catch (err) {
       refused.push(err.message);
     }
   }
-  if (refused.length) say(refused.join(" "));
+  if (refused.length > REFUSED_NAMED) say(`${refused.length} of ${files.length} files were not taken. The first: ${refused[0]}`);
+  else if (refused.length) say(refused.join(" "));
   else say(taken.length > 1 ? `${taken.length} images read.` : "Image read.");
   if (taken.length) take(taken);
 }
@@ -49,7 +52,7 @@ export async function takePictures(files, take) {
 export function dropzone(take, { multiple = false, label = "Choose an image" } = {}) {
   const input = h("input", {
     type: "file",
-    accept: "image/*",
+    accept: "image/*,.ppm,.pgm,.pbm,.pnm", // browsers know no type for the last ones
     multiple,
     class: "visually-hidden",
     onchange: () => {
@@ -124,7 +127,7 @@ export function openPicture(picture) {
   const show = (of) => {
     dialog.querySelector("#dialog-title").textContent = shortName(of);
     const near = h("div", { class: "near" });
-    body.replaceChildren(largeView(of), h("div", { class: "about" }, facts(of), actions(of, dialog), near));
+    body.replaceChildren(largeView(of), h("div", { class: "about" }, facts(of), ...actions(of, dialog), near));
     if (workspace.index) neighbours(of, near).catch((err) => showFailure(err, near));
     body.scrollTop = 0;
   };
@@ -166,7 +169,11 @@ function actions(picture, dialog) {
     location.hash = hash;
   };
   const button = (text, onclick) => h("button", { type: "button", onclick }, text);
-  return h(
+  const failure = h("div", { role: "status" });
+  const save = async () => {
+    saveFile(await getBlob(imageUrl(picture.id)), `${shortName(picture).replace(/\.\w+$/, "")}.png`);
+  };
+  const buttons = h(
     "div",
     { class: "actions" },
     button("Find similar", go(`#search?picture=${picture.id}`)),
@@ -178,14 +185,18 @@ function actions(picture, dialog) {
     }),
     button("Restore", go(`#restore?picture=${picture.id}`)),
     canGenerate() && button("Vary", go(`#generate?vary=${picture.id}`)),
-    button("Save PNG", async () => {
-      const blob = await (await fetch(imageUrl(picture.id))).blob();
-      saveFile(blob, `${shortName(picture).replace(/\.\w+$/, "")}.png`);
-    }),
+    button("Save PNG", () => save().catch((err) => showFailure(err, failure))),
   );
+  return [buttons, failure];
 }
 
 /** Return a picture by its id, with its name, as far as the page knows it. */
-export async function describe(id) {
-  return get(`/api/pictures/${id}`);
+export async function describe(id, signal) {
+  return get(`/api/pictures/${id}`, signal);
+}
+
+/** Return one of the images that stay, by chance; undefined where there are none. */
+export async function anyPicture(signal) {
+  const [first] = await get(`/api/pictures?${query({ seed: Math.floor(Math.random() * 1e6), count: 1 })}`, signal);
+  return first;
 }

@@ -29,6 +29,7 @@ export class Points {
     const [x0, x1, left, right] = range(this.x);
     const [y0, y1, top, bottom] = range(this.y);
     this.view = { x: (x0 + x1) / 2, y: (y0 + y1) / 2, width: x1 - x0 || 1, height: y1 - y0 || 1 };
+    this.whole = { x: (left + right) / 2, y: (top + bottom) / 2, width: right - left || 1, height: bottom - top || 1 };
     this.box = { left, top, width: right - left || 1, height: bottom - top || 1 };
   }
 

@@ -2,7 +2,7 @@
 
 import { get, query, restarting } from "/static/api.js";
 import { field, h, select, showFailure } from "/static/dom.js";
-import { describe, dropzone, image, shortName } from "/static/pictures.js";
+import { anyPicture, describe, dropzone, image, shortName } from "/static/pictures.js";
 import { hasImages, workspace } from "/static/shared.js";
 
 export const title = "Restore";
@@ -20,7 +20,7 @@ const DAMAGES = [
 export function mount(root) {
   const trained = workspace.corrupt[0] ?? "";
   const damages = DAMAGES.some(([key]) => key === trained) ? DAMAGES : [...DAMAGES, [trained, `${trained}, as in training`]];
-  const state = { picture: null, clean: null, corrupt: trained };
+  const state = { picture: null, wanted: null, clean: null, corrupt: trained };
   const place = h("div");
   const use = ([picture]) => {
     location.hash = `#restore?picture=${picture.id}`;
@@ -36,6 +36,14 @@ export function mount(root) {
     );
   });
   const redraw = () => draw().catch((err) => showFailure(err, place));
+
+  // Whatever is chosen later stops this, so that a late answer never replaces it.
+  const choose = restarting(async (signal, id) => {
+    state.picture = id ? await describe(id, signal) : await anyPicture(signal);
+    state.wanted = state.picture.id;
+    state.clean = null;
+    redraw();
+  });
 
   function numbers(found) {
     const against = state.clean ? shortName(state.clean) : state.corrupt ? "the image before the damage" : "the image itself";
@@ -94,24 +102,18 @@ export function mount(root) {
 
   return {
     take: use,
-    async show(params) {
-      let id = params.get("picture");
-      if (!id && !state.picture && hasImages()) {
-        id = (await get(`/api/pictures?seed=${Math.floor(Math.random() * 1e6)}&count=1`))[0].id;
-      }
-      if (!id) {
-        if (!state.picture) place.replaceChildren(h("p", { class: "hint" }, "Give an image to begin."));
+    show(params) {
+      const id = params.get("picture");
+      if (id ? id === state.wanted : state.wanted) return;
+      if (!id && !hasImages()) {
+        place.replaceChildren(h("p", { class: "hint" }, "Give an image to begin."));
         return;
       }
-      if (id === state.picture?.id) return;
-      try {
-        state.picture = await describe(id);
-      } catch (err) {
+      state.wanted = id ?? "any";
+      choose(id).catch((err) => {
+        state.wanted = state.picture?.id;
         showFailure(err, place);
-        return;
-      }
-      state.clean = null;
-      redraw();
+      });
     },
   };
 }
