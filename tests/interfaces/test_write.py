@@ -139,9 +139,14 @@ def test_a_signal_outside_of_training_stops_it_and_loses_nothing(
         "--only",
         "denoise",
     )
-    with monkeypatch.context() as patched:
-        patched.setattr(stage, lambda *_, **__: os.kill(os.getpid(), number))
-        stopped = autoencode(*command)
+    # Started in the background of a shell, Python leaves SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(stage, lambda *_, **__: os.kill(os.getpid(), number))
+            stopped = autoencode(*command)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.exit_code == 130
     assert not list(tmp_path.rglob("*.partial"))
     assert not (tmp_path / "paper" / "index.html").exists()
