@@ -34,6 +34,11 @@ def digests(out: Path) -> list[str]:
     return [load_model(out / "runs" / experiment.name).digest for experiment in EXPERIMENTS]
 
 
+def die_in_the_second(experiment: Experiment, at: Progress) -> None:
+    if experiment.name == "gaussian" and at.epoch == 2:
+        raise Death
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study")
@@ -44,12 +49,8 @@ def uninterrupted(tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_killed_in_the_second_experiment_only_the_rest_is_computed_and_the_models_are_the_same(
     tiny_pack: Pack, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    def die(experiment: Experiment, at: Progress) -> None:
-        if experiment.name == "gaussian" and at.epoch == 2:
-            raise Death
-
     with pytest.raises(Death):
-        train_all(plan(tmp_path, tiny_pack), die)
+        train_all(plan(tmp_path, tiny_pack), die_in_the_second)
     epochs: list[tuple[str, int]] = []
     begun: list[str] = []
     train_all(
@@ -142,13 +143,9 @@ def test_some_images_and_all_of_them_are_not_one_study(photos: Path, tmp_path: P
 def test_a_study_that_was_moved_is_continued_where_it_is(
     photos: Path, tmp_path: Path, original_stays: bool
 ) -> None:
-    def stop(experiment: Experiment, at: Progress) -> None:
-        if experiment.name == "gaussian" and at.epoch == 2:
-            raise Death
-
     size, old, new = Preprocessing(32, 32), tmp_path / "old", tmp_path / "new"
     with pytest.raises(Death):
-        train_all(plan(old, open_study(photos, old, size, 20, 0)), stop)
+        train_all(plan(old, open_study(photos, old, size, 20, 0)), die_in_the_second)
     shutil.copytree(old, new, symlinks=True)
     if not original_stays:
         shutil.rmtree(old)

@@ -178,7 +178,7 @@ def restore(
         seed: of the corruptions.
 
     Raises:
-        ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
+        ConfigError: a corruption that cannot be used.
     """
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)

@@ -115,7 +115,7 @@ def pack(
     limits = options.limits(max_pixels, max_bytes)
     with counting("packing") as progress:
         if shard is None:
-            pack_folder(folder, out, preprocessing, limits=limits, workers=workers, progress=progress)
+            made = pack_folder(folder, out, preprocessing, limits=limits, workers=workers, progress=progress)
         else:
             parts = pack_part(
                 folder, out, shard, preprocessing, limits=limits, workers=workers, progress=progress
@@ -123,7 +123,8 @@ def pack(
             console.print(f"part:   {shard} is packed; {parts.done} of {parts.total} parts are")
             if parts.done < parts.total:
                 return
-    print_pack(open_pack(out))
+            made = open_pack(out)
+    print_pack(made)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 // Map: every image as a point. Drag to move, wheel or pinch to come nearer, draw around some to list them.
 
-import { get, getBuffer, post, postForBlob, sheetUrl, waitFor } from "/static/api.js";
+import { get, getBuffer, post, postForBlob, restarting, sheetUrl, waitFor } from "/static/api.js";
 import { field, h, isTyping, number, progressBar, save, select, showFailure } from "/static/dom.js";
 import { describe, openPicture, pictureButton } from "/static/pictures.js";
 import { Points, drawPoints } from "/static/points.js";
@@ -31,9 +31,9 @@ export function mount(root) {
   };
 }
 
-async function load(bar, layout = "pca") {
-  const about = await waitFor(`/api/map?layout=${layout}`, bar.update);
-  return { about, points: new Points(await getBuffer(`/api/map/points?layout=${layout}`), about.images) };
+async function load(bar, layout = "pca", signal = undefined) {
+  const about = await waitFor(`/api/map?layout=${layout}`, bar.update, signal);
+  return { about, points: new Points(await getBuffer(`/api/map/points?layout=${layout}`, signal), about.images) };
 }
 
 function said(about) {
@@ -86,17 +86,16 @@ class MapView {
     );
   }
 
-  async setLayout(layout) {
-    const order = (this.order = (this.order ?? 0) + 1); // only the newest choice counts
+  setLayout = restarting(async (signal, layout) => {
     const bar = progressBar("laying out images");
     this.list.replaceChildren(bar);
     try {
-      const { about, points } = await load(bar, layout);
-      if (order !== this.order) return;
+      const { about, points } = await load(bar, layout, signal);
+      if (signal.aborted) return;
       points.choose(this.points.places());
       Object.assign(this, { layout, about, points });
     } catch (err) {
-      if (order !== this.order) return;
+      if (signal.aborted) return;
       this.layouts.value = this.layout;
       showFailure(err, this.list);
       return;
@@ -105,20 +104,20 @@ class MapView {
     this.showChosen();
     this.recolour();
     this.reset();
-  }
+  });
 
-  async setMode(mode) {
-    const order = (this.modeOrder = (this.modeOrder ?? 0) + 1); // only the newest choice counts
+  setMode = restarting(async (signal, mode) => {
     if (mode === "score" && !this.about.scored) {
       const bar = progressBar("scoring images");
       this.key_.replaceChildren(bar);
       try {
-        await waitFor("/api/outliers?limit=1", bar.update);
-        this.points.score.set(new Points(await getBuffer(`/api/map/points?layout=${this.layout}`), this.about.images).score);
+        await waitFor("/api/outliers?limit=1", bar.update, signal);
+        const points = new Points(await getBuffer(`/api/map/points?layout=${this.layout}`, signal), this.about.images);
+        if (signal.aborted) return;
+        this.points.score.set(points.score);
         this.about.scored = true;
-        if (order !== this.modeOrder) return;
       } catch (err) {
-        if (order !== this.modeOrder) return;
+        if (signal.aborted) return;
         showFailure(err, this.key_);
         this.colouring.value = this.mode;
         return;
@@ -126,7 +125,7 @@ class MapView {
     }
     this.mode = mode;
     this.recolour();
-  }
+  });
 
   recolour() {
     paint(this.points, this.mode);

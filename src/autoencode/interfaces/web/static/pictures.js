@@ -196,7 +196,30 @@ export async function describe(id, signal) {
 }
 
 /** Return one of the images that stay, by chance; undefined where there are none. */
-export async function anyPicture(signal) {
+async function anyPicture(signal) {
   const [first] = await get(`/api/pictures?${query({ seed: Math.floor(Math.random() * 1e6), count: 1 })}`, signal);
   return first;
+}
+
+/**
+ * Return what gives `take` the picture of an id or, without one, any where none is there yet. Whatever is chosen later
+ * stops what is still asked for, so that a late answer never replaces it.
+ */
+export function choosing(take, fail) {
+  let wanted = null;
+  let taken = null;
+  const choose = restarting(async (signal, id) => {
+    const picture = id ? await describe(id, signal) : await anyPicture(signal);
+    if (!picture) return;
+    wanted = taken = picture.id;
+    take(picture);
+  });
+  return (id) => {
+    if (id ? id === wanted : wanted) return;
+    wanted = id ?? "any";
+    choose(id).catch((err) => {
+      wanted = taken;
+      fail(err);
+    });
+  };
 }

@@ -2,7 +2,7 @@
 
 import { get, query, restarting } from "/static/api.js";
 import { field, h, select, showFailure } from "/static/dom.js";
-import { anyPicture, describe, dropzone, image, shortName } from "/static/pictures.js";
+import { choosing, dropzone, image, shortName } from "/static/pictures.js";
 import { hasImages, workspace } from "/static/shared.js";
 
 export const title = "Restore";
@@ -20,7 +20,7 @@ const DAMAGES = [
 export function mount(root) {
   const trained = workspace.corrupt[0] ?? "";
   const damages = DAMAGES.some(([key]) => key === trained) ? DAMAGES : [...DAMAGES, [trained, `${trained}, as in training`]];
-  const state = { picture: null, wanted: null, clean: null, corrupt: trained };
+  const state = { picture: null, clean: null, corrupt: trained };
   const place = h("div");
   const use = ([picture]) => {
     location.hash = `#restore?picture=${picture.id}`;
@@ -37,13 +37,13 @@ export function mount(root) {
   });
   const redraw = () => draw().catch((err) => showFailure(err, place));
 
-  // Whatever is chosen later stops this, so that a late answer never replaces it.
-  const choose = restarting(async (signal, id) => {
-    state.picture = id ? await describe(id, signal) : await anyPicture(signal);
-    state.wanted = state.picture.id;
-    state.clean = null;
-    redraw();
-  });
+  const choose = choosing(
+    (picture) => {
+      Object.assign(state, { picture, clean: null });
+      redraw();
+    },
+    (err) => showFailure(err, place),
+  );
 
   function numbers(found) {
     const against = state.clean ? shortName(state.clean) : state.corrupt ? "the image before the damage" : "the image itself";
@@ -104,16 +104,8 @@ export function mount(root) {
     take: use,
     show(params) {
       const id = params.get("picture");
-      if (id ? id === state.wanted : state.wanted) return;
-      if (!id && !hasImages()) {
-        place.replaceChildren(h("p", { class: "hint" }, "Give an image to begin."));
-        return;
-      }
-      state.wanted = id ?? "any";
-      choose(id).catch((err) => {
-        state.wanted = state.picture?.id;
-        showFailure(err, place);
-      });
+      if (id || state.picture || hasImages()) choose(id);
+      else place.replaceChildren(h("p", { class: "hint" }, "Give an image to begin."));
     },
   };
 }

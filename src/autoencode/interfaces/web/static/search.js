@@ -2,7 +2,7 @@
 
 import { get, query, restarting } from "/static/api.js";
 import { field, h, notice, number, select, showFailure } from "/static/dom.js";
-import { anyPicture, describe, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
+import { choosing, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
 import { workspace } from "/static/shared.js";
 
 export const title = "Search";
@@ -14,7 +14,7 @@ const DISTANCES = [
 ];
 
 export function mount(root) {
-  const state = { picture: null, wanted: null, k: "24", distance: workspace.index?.distance };
+  const state = { picture: null, k: "24", distance: workspace.index?.distance };
   const asked = h("div", { class: "asked" });
   const found = h("div", { "aria-live": "polite" });
   const use = ([picture]) => {
@@ -58,18 +58,17 @@ export function mount(root) {
       }),
     );
 
-  // Whatever is chosen later stops this, so that a late answer never replaces it.
-  const choose = restarting(async (signal, id) => {
-    const picture = id ? await describe(id, signal) : await anyPicture(signal);
-    if (!picture) return;
-    state.picture = picture;
-    state.wanted = picture.id;
-    asked.replaceChildren(
-      h("button", { type: "button", class: "picture query", onclick: () => openPicture(state.picture) }, image(state.picture)),
-      h("div", {}, h("h2", {}, shortName(state.picture)), h("p", { class: "hint" }, "What looks most like this?")),
-    );
-    run();
-  });
+  const choose = choosing(
+    (picture) => {
+      state.picture = picture;
+      asked.replaceChildren(
+        h("button", { type: "button", class: "picture query", onclick: () => openPicture(picture) }, image(picture)),
+        h("div", {}, h("h2", {}, shortName(picture)), h("p", { class: "hint" }, "What looks most like this?")),
+      );
+      run();
+    },
+    (err) => showFailure(err, found),
+  );
 
   root.append(h("p", { class: "lead" }, "Images that look alike to the model. Press one to search on from it."));
   if (!workspace.index) {
@@ -96,14 +95,6 @@ export function mount(root) {
 
   return {
     take: use,
-    show(params) {
-      const id = params.get("picture");
-      if (id ? id === state.wanted : state.wanted) return;
-      state.wanted = id ?? "any";
-      choose(id).catch((err) => {
-        state.wanted = state.picture?.id;
-        showFailure(err, found);
-      });
-    },
+    show: (params) => choose(params.get("picture")),
   };
 }
