@@ -30,6 +30,24 @@ export function say(text) {
   say.timer = setTimeout(() => status.classList.remove("shown"), 5000);
 }
 
+/** Tell those who listen, and cannot see, what has changed. */
+export function tell(text) {
+  document.getElementById("told").textContent = text;
+}
+
+/**
+ * Change what is in a place. Where that takes away what has the keyboard, what is now there under the same `data-focus`
+ * gets it, or else what `otherwise` returns.
+ */
+export function keepingFocus(place, change, otherwise) {
+  const before = place.contains(document.activeElement) ? document.activeElement : null;
+  change();
+  if (!before || before.isConnected) return;
+  const name = before.dataset.focus;
+  const same = name && [...place.querySelectorAll("[data-focus]")].find((element) => element.dataset.focus === name);
+  (same || otherwise()).focus();
+}
+
 /** What went wrong or is missing, and what to run about it. */
 export function notice(failure) {
   return h(
@@ -67,11 +85,12 @@ export function showFailure(err, place) {
   else say(err.message);
 }
 
-/** A bar that tells how far work is. */
-export function progressBar(label) {
+/** A bar that tells how far work is, with a button to give it up where that is possible. */
+export function progressBar(label, oncancel = null) {
   const bar = h("progress", { "aria-label": label });
   const text = h("span", {}, label);
-  const element = h("div", { class: "progress" }, bar, text);
+  const cancel = oncancel && h("button", { type: "button", class: "small cancel", onclick: oncancel }, "Cancel");
+  const element = h("div", { class: "progress" }, bar, text, cancel);
   element.update = ({ stage, done, total }) => {
     if (total) {
       bar.max = total;

@@ -26,6 +26,8 @@ function open() {
   if (name === "main" && current) return; // the link that skips to the content
   const chosen = Object.hasOwn(TABS, name) ? name : "overview";
   const params = new URLSearchParams(text);
+  // Whoever came by a link of the tabs goes on from there; the keyboard of others goes to the new tab.
+  const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);
   if (current && current !== chosen) {
     shown[current].root.hidden = true;
     shown[current].hide?.();
@@ -33,7 +35,7 @@ function open() {
   const isNew = !shown[chosen];
   if (isNew) {
     const root = h("section", { id: `tab-${chosen}`, "aria-labelledby": `title-${chosen}` });
-    root.append(h("h1", { id: `title-${chosen}` }, TABS[chosen].title));
+    root.append(h("h1", { id: `title-${chosen}`, tabindex: "-1" }, TABS[chosen].title));
     document.getElementById("main").append(root);
     shown[chosen] = { root, ...TABS[chosen].mount(root) };
   }
@@ -49,6 +51,7 @@ function open() {
       nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
     } else link.removeAttribute("aria-current");
   }
+  if (isLed) document.getElementById(`title-${chosen}`).focus({ preventScroll: true });
   document.title = `${TABS[chosen].title} · ${document.getElementById("name").textContent}`;
   if (isAnother) scrollTo(0, 0);
 }
