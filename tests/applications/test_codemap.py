@@ -60,14 +60,14 @@ def test_neighbours_stay_neighbours_under_umap_where_a_plane_tears_them_apart(tr
 
 
 @pytest.mark.parametrize("count", [1, FEWEST, 20])
-def test_umap_places_equal_images_too(trained: Run, count: int) -> None:
+def test_umap_places_equal_images_too(count: int) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
     plane = neighbour_map(np.zeros((count, 8))).plane
     assert plane.shape == (count, 2)
     assert np.isfinite(plane).all()
 
 
-def test_umap_that_is_not_installed_is_asked_for(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_umap_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[map\]'"):
         neighbour_map(np.zeros((9, 8)))

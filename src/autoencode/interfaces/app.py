@@ -22,7 +22,7 @@ REMOTE_NOTE = (
     "images. What is sent is not encrypted: use it on a network you trust, or through ssh -L instead."
 )
 
-# A line for each request would hold the key; a page that follows a run does not hold up the end.
+# A line for each request would hold the key; an answer that takes long does not hold up the end.
 _SERVER: dict[str, Any] = {
     "access_log": False,
     "log_level": "warning",

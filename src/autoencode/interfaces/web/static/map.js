@@ -104,6 +104,10 @@ class MapView {
       this.list.replaceChildren(notice(lacking));
       return;
     }
+    if (layout === this.layout) {
+      this.showChosen();
+      return;
+    }
     const bar = progressBar("laying out images", () => this.#keepLayout(layout));
     this.list.replaceChildren(bar);
     try {
