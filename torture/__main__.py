@@ -35,7 +35,7 @@ PARTS = {
     "forged": Part("forged", "attack", 1_000, "changes of a kind of file"),
     "numerics": Part("numerics", "attack", 40, "dull folders through every verb"),
     "determinism": Part("determinism", "attack", 10, "times more, for each verb"),
-    "soak": Part("soak", "attack", 1_800, "rounds of train, encode, generate, index, search"),
+    "soak": Part("soak", "attack", 1_800, "rounds of train, encode, generate, index, search, the page"),
 }
 
 

@@ -40,7 +40,7 @@ export function addToMorph(pictures) {
 
 /** What the colours of a picture of differences mean. */
 export function heatLegend() {
-  return h("span", { class: "heat-legend" }, "no difference", h("span", { class: "ramp" }), "the largest in this image");
+  return h("span", { class: "heat-legend" }, "least", h("span", { class: "ramp" }), "most, in this image");
 }
 
 const REFUSED_NAMED = 3;
