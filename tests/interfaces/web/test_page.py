@@ -304,6 +304,22 @@ def test_the_buttons_of_the_review_keep_the_keyboard(page: Page) -> None:
     assert focused(page).startswith("Undo")
 
 
+def test_what_another_browser_decides_is_seen_once_one_looks_again(page: Page, served: Served) -> None:
+    go(page, "outliers")
+    page.wait_for_selector(".review h2")
+    name = page.inner_text(".review h2")
+    review = served.workspace.review
+    assert review is not None
+    entry = next(entry for entry in review.pack.entries if Path(entry.path).name == name)
+    served.workspace.decisions.decide(review.pack, entry, "drop")
+    go(page, "overview")
+    go(page, "outliers")
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
+    until(page, "document.querySelector('.decide .drop').ariaPressed === 'true'")
+    page.keyboard.press("u")
+    until(page, "document.querySelector('.decide .drop').ariaPressed === 'false'")
+
+
 def test_windows_know_each_others_decisions_and_begin_at_what_is_left(page: Page) -> None:
     go(page, "outliers")
     for left in ("1 kept, 0", "2 kept, 0", "3 kept, 0"):

@@ -8,6 +8,7 @@ import { lacks, workspace } from "/static/shared.js";
 export const title = "Outliers";
 
 const PAGE = 50;
+const MOST_ROWS = 200; // that one answer holds
 
 export function mount(root) {
   // Of the queue, the part from `from` to its length is known; places count from the strangest of all.
@@ -254,6 +255,28 @@ export function mount(root) {
     }
   };
 
+  /** Take over what was decided in another browser, once somebody looks here again. */
+  async function catchUp() {
+    for (let offset = state.from; offset < state.queue.length; offset += MOST_ROWS) {
+      const part = state.queue.slice(offset, offset + MOST_ROWS);
+      const before = part.map(({ decision }) => decision);
+      const { queue, counts: now } = await get(`/api/outliers?${query({ offset, limit: part.length })}`);
+      showCounts(now);
+      for (const [place, picture] of part.entries()) {
+        const { decision } = queue[place];
+        if (picture.decision !== before[place] || decision === before[place]) continue;
+        picture.decision = decision;
+        mark(inStrip(offset + place), picture);
+        if (offset + place === state.at) show(state.at);
+      }
+    }
+  }
+
+  const lookAnew = () => {
+    if (state.total && !document.hidden) writing = writing.then(catchUp).catch((err) => showFailure(err));
+  };
+  document.addEventListener("visibilitychange", lookAnew);
+
   async function next() {
     if (state.at + 1 === state.queue.length && state.queue.length < state.total) await more();
     show(state.at + 1);
@@ -289,6 +312,7 @@ export function mount(root) {
   const keys = { k: () => write("keep"), d: () => write("drop"), u: undo, n: next, p: back, h: toggleHeat };
   start();
   return {
+    show: lookAnew,
     key(event) {
       const act = keys[event.key.toLowerCase()];
       if (!act || isTyping(event) || !state.total) return;
