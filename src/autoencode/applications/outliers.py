@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
-from autoencode.data.finding import expanded, read_beside
+from autoencode.data.finding import Paths, expanded, read_beside
 from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError
@@ -59,6 +59,37 @@ class Finding:
     outlier: bool
 
 
+class Findings(Sequence[Finding]):
+    """Findings, strangest first, of which none is an object until it is asked for."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        scores: NDArray[np.float64],
+        p_values: NDArray[np.float64],
+        outliers: NDArray[np.bool_],
+    ) -> None:
+        """Take the columns (N,) in any order."""
+        order = np.argsort(-scores, kind="stable")
+        self._paths = paths.take(order)
+        self._scores, self._p_values, self._outliers = scores[order], p_values[order], outliers[order]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Finding]: ...
+
+    def __getitem__(self, index: int | slice) -> Finding | list[Finding]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        values = (column[index].item() for column in (self._scores, self._p_values, self._outliers))
+        return Finding(self._paths[index], *values)
+
+
 @dataclass(frozen=True)
 class Outliers:
     """What `find_outliers` found.
@@ -77,7 +108,7 @@ class Outliers:
         sheet: pixels (H, W, 3) of the strangest images beside their reconstructions.
     """
 
-    findings: list[Finding]
+    findings: Sequence[Finding]
     refused: list[tuple[Path, str]]
     score: Score
     features: Features
@@ -159,11 +190,7 @@ def find_outliers(
     usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
     decide = _decision(reference, chosen, rate)
-    flags = decide(scores)
-    findings = [
-        Finding(usable[index], float(scores[index]), float(p_values[index]), bool(flags[index]))
-        for index in np.argsort(-scores, kind="stable")
-    ]
+    findings = Findings(usable, scores, p_values, decide(scores))
     found = Outliers(
         findings,
         refused,
@@ -206,18 +233,18 @@ def _scored(
     score: Score,
     limits: Limits,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[Path], NDArray[np.float64], list[tuple[Path, str]]]:
+) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     measure = measurer(model, features)
-    usable: list[Path] = []
+    usable: list[str] = []
     refused: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
     for number, (read, pixels) in enumerate(read_chunks(paths, CHUNK, model.preprocessing, limits, refused)):
         if read:
             scores.append(reference.statistics.scores(measure(to_float(pixels)))[score])
-            usable += read
+            usable += map(str, read)
         if progress:
             progress(min((number + 1) * CHUNK, len(paths)), len(paths))
-    return usable, np.concatenate(scores), refused
+    return Paths(usable), np.concatenate(scores), refused
 
 
 def _decision(
