@@ -87,8 +87,8 @@ def needs(space: Workspace) -> Missing | None:
         return None
     if space.run is not None and is_locked(space.folder):
         return Missing(
-            "This model carries no prior to draw from. Its training, which goes on, fits one at its end. Start "
-            "the page again then.",
+            "This model carries no prior to draw from. Its training, which goes on, fits one at its end. "
+            "Start the page again then.",
             (f"autoencode app {in_shell(space.folder)}",),
         )
     source = "PHOTOS" if space.training is None else in_shell(space.training.folder)
