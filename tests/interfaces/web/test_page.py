@@ -168,6 +168,17 @@ def test_an_image_is_dropped_or_pasted_anywhere(page: Page, photos: Path) -> Non
         until(page, "name => document.querySelector('.asked h2')?.textContent === name", f"{kind}.png")
 
 
+def test_an_address_that_is_dropped_is_not_fetched_and_says_what_to_do(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const held = new DataTransfer();
+            held.setData('text/uri-list', 'http://127.0.0.1:9/picture.png');
+            dispatchEvent(Object.assign(new Event('drop', {cancelable: true}), {dataTransfer: held}));
+        }"""
+    )
+    until(page, "document.querySelector('#status').textContent.includes('drop its file here')")
+
+
 def test_an_image_dropped_on_the_samples_is_varied(page: Page, photos: Path) -> None:
     go(page, "generate")
     page.wait_for_selector("#tab-generate .grid .picture")

@@ -73,7 +73,8 @@ function listenForImages() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    give(event.dataTransfer.files);
+    if (event.dataTransfer.files.length) give(event.dataTransfer.files);
+    else say("That is no file. Save the image, then drop its file here: nothing is fetched by address.");
   });
   addEventListener("paste", (event) => give(event.clipboardData.files));
   addEventListener("keydown", (event) => shown[current]?.key?.(event));
