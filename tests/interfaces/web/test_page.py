@@ -99,6 +99,17 @@ def slide(page: Page, selector: str, value: float) -> None:
     )
 
 
+def drop(page: Page, path: Path, name: str) -> None:
+    page.evaluate(
+        """([content, name]) => {
+            const held = new DataTransfer();
+            held.items.add(new File([new Uint8Array(content)], name, {type: 'image/png'}));
+            dispatchEvent(Object.assign(new Event('drop', {cancelable: true}), {dataTransfer: held}));
+        }""",
+        [list(path.read_bytes()), name],
+    )
+
+
 def test_the_key_is_gone_from_the_address(page: Page) -> None:
     page.wait_for_selector("#tabs a")
     assert "token" not in page.url
@@ -113,6 +124,12 @@ def test_the_overview_shows_curves_and_health(page: Page) -> None:
     chart = page.get_attribute(".chart svg", "aria-label") or ""
     assert chart.startswith("Loss by epoch: training from")
     assert page.locator(".pairs .picture").count() == 8
+    assert page.evaluate(
+        """[...document.querySelectorAll('.chart')].every((chart) => {
+            const left = (element) => element.getBoundingClientRect().left;
+            return [...chart.querySelectorAll('.tick')].every((tick) => left(tick) > left(chart));
+        })"""
+    )
 
 
 def test_search_goes_on_from_image_to_image_and_saves_a_table(page: Page, photos: Path) -> None:
@@ -148,7 +165,27 @@ def test_an_image_is_dropped_or_pasted_anywhere(page: Page, photos: Path) -> Non
             [kind, key, content],
         )
         page.wait_for_url(lambda url, before=before: url != before)
-        until(page, "name => document.querySelector('.asked h2').textContent === name", f"{kind}.png")
+        until(page, "name => document.querySelector('.asked h2')?.textContent === name", f"{kind}.png")
+
+
+def test_an_address_that_is_dropped_is_not_fetched_and_says_what_to_do(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const held = new DataTransfer();
+            held.setData('text/uri-list', 'http://127.0.0.1:9/picture.png');
+            dispatchEvent(Object.assign(new Event('drop', {cancelable: true}), {dataTransfer: held}));
+        }"""
+    )
+    until(page, "document.querySelector('#status').textContent.includes('drop its file here')")
+
+
+def test_an_image_dropped_on_the_samples_is_varied(page: Page, photos: Path) -> None:
+    go(page, "generate")
+    page.wait_for_selector("#tab-generate .grid .picture")
+    drop(page, sorted(photos.rglob("*.png"))[9], "given.png")
+    page.wait_for_selector("text=Variations of given.png")
+    page.reload()  # without them
+    page.wait_for_selector("#tabs a")
 
 
 def test_a_file_that_is_no_image_is_refused_in_words(page: Page, tmp_path: Path) -> None:
@@ -281,7 +318,24 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     page.keyboard.press("End")
     until(page, "old => document.querySelector('.threshold p').textContent !== old", before)
     assert "At most 50.00 %" in page.inner_text(".threshold p")
+    page.keyboard.press("d")  # letters are the queue's while the slider has the keyboard
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
+    page.keyboard.press("u")
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
     page.locator(".threshold input").blur()
+
+
+def test_a_key_held_down_decides_about_one_image(page: Page) -> None:
+    go(page, "outliers")
+    page.wait_for_selector(".review h2")
+    at = page.inner_text(".facts").split()[0]
+    for _ in range(4):
+        page.keyboard.down("d")
+    page.keyboard.up("d")
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
+    assert int(page.inner_text(".facts").split()[0]) == int(at) + 1
+    page.keyboard.press("u")
+    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
 
 
 def test_the_buttons_of_the_review_keep_the_keyboard(page: Page) -> None:
@@ -421,11 +475,15 @@ def test_laying_out_anew_can_be_given_up(page: Page) -> None:
     at = {"state": "running", "stage": "finding neighbours", "done": 0, "total": 0, "error": ""}
     page.route("**/api/map?layout=umap", lambda route: route.fulfill(status=202, json=at))
     page.get_by_label("Lay out by").select_option("umap")
-    page.wait_for_selector(".chosen .progress >> text=finding neighbours")
+    page.wait_for_selector(".waits .progress >> text=finding neighbours")
+    assert page.evaluate(
+        "() => document.querySelector('.waits .progress').getBoundingClientRect().bottom"
+        " <= document.querySelector('.map-stage').getBoundingClientRect().top"
+    )
     with page.expect_request("**/api/map/cancel?layout=umap"):
-        page.press(".chosen .cancel", "Enter")
+        page.press(".waits .cancel", "Enter")
     assert page.get_by_label("Lay out by").input_value() == "pca"
-    assert page.locator(".chosen .progress").count() == 0
+    assert page.locator(".waits .progress").count() == 0
     page.unroute("**/api/map?layout=umap")
 
 
@@ -639,7 +697,7 @@ def test_seven_windows_on_the_overview_leave_room_for_an_eighth(browser: Browser
 
 @pytest.mark.parametrize("has_index", [False, True], ids=["alone", "with an index"])
 def test_a_model_without_its_run_shows_what_to_do_and_asks_for_nothing_that_cannot_be(
-    browser: Browser, run_folder: Path, index_folder: Path, tmp_path: Path, has_index: bool
+    browser: Browser, run_folder: Path, index_folder: Path, photos: Path, tmp_path: Path, has_index: bool
 ) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes((run_folder / model.name).read_bytes())
@@ -655,4 +713,8 @@ def test_a_model_without_its_run_shows_what_to_do_and_asks_for_nothing_that_cann
             go(page, tab)
             page.wait_for_load_state("networkidle")
             assert (page.locator(f"#tab-{tab} .notice .command").count() > 0) == (tab in lacking), tab
+        go(page, "overview")
+        drop(page, sorted(photos.rglob("*.png"))[9], "given.png")
+        taking = "search" if has_index else "restore"
+        page.wait_for_selector(f"#tab-{taking}:not([hidden]) h2 >> text=given.png")
         context.close()

@@ -273,6 +273,18 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
         assert about["splits"][splits[place]] == entry.split
 
 
+def test_the_map_waits_for_no_scoring(
+    client: TestClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(workspace.ranking, "_work", lambda report: go_on.wait(30))
+    assert client.get("/api/outliers").status_code == 202
+    wait_for(lambda: workspace.ranking.state == "running")
+    finished(client, "/api/map")
+    assert workspace.ranking.state == "running"
+    go_on.set()
+
+
 def test_the_map_by_neighbours_has_a_place_for_every_image(served: Served) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
     client = client_of(served.workspace)  # whose map the browser shows, too: it takes a while
@@ -408,6 +420,19 @@ def test_work_that_fails_says_why(client: TestClient, workspace: Workspace) -> N
     assert answer.status_code == 409
     assert "48" in answer.json()["error"]
     shutil.rmtree(workspace.folder / "other.pack")
+
+
+def test_a_model_without_a_prior_says_what_gives_it_one(
+    trained: Run, open_page: OpenPage, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    client = open_page(folder)
+    with exclusive(folder, "busy", RuntimeError):
+        answer = client.post("/api/generate", json={})
+        assert (answer.status_code, answer.json()["commands"]) == (409, [f"autoencode app {folder}"])
+        assert "training, which goes on" in answer.json()["error"]
+    after = client.post("/api/generate", json={}).json()
+    assert after["commands"] == [f"autoencode train {photos} --out {folder} --resume"]
 
 
 def test_training_is_followed_line_by_line(run_folder: Path, open_page: OpenPage, tmp_path: Path) -> None:

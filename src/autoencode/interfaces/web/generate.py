@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from autoencode.applications.generate import PriorName, Samples, generate, priors, vary
+from autoencode.files import is_locked
 from autoencode.interfaces.web.replies import Missing, Space, in_shell
 from autoencode.interfaces.web.uploads import Held
 from autoencode.interfaces.web.workspace import Workspace
@@ -84,7 +85,15 @@ def needs(space: Workspace) -> Missing | None:
     """What has to be made before samples can be drawn; None where they can."""
     if priors(space.model):
         return None
+    if space.run is not None and is_locked(space.folder):
+        return Missing(
+            "This model carries no prior to draw from. Its training, which goes on, fits one at its end. "
+            "Start the page again then.",
+            (f"autoencode app {in_shell(space.folder)}",),
+        )
+    source = "PHOTOS" if space.training is None else in_shell(space.training.folder)
+    run = "RUN" if space.run is None else in_shell(space.folder)
     return Missing(
         "This model carries no prior to draw from. Give its training command again, to the end: it fits one.",
-        (f"autoencode train PHOTOS --out {in_shell(space.folder)} --resume",),
+        (f"autoencode train {source} --out {run} --resume",),
     )

@@ -130,7 +130,8 @@ class Workspace:
         named = DECISIONS_NAME if self.path.name == MODEL_NAME else f"{self.path.stem}-{DECISIONS_NAME}"
         self.decisions = Decisions(self.folder / named)
         # One thread for what a person waits for, so that a slow answer delays only the next; one for jobs;
-        # and one each for jobs that would hold up the others, or wait for them while somebody looks on.
+        # and one each for jobs that would hold up the others, or wait for them while somebody looks on: a map
+        # is there at once where the codes are known, however long images are scored.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._job_threads = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._layout_threads = ThreadPoolExecutor(1, thread_name_prefix="layout")
@@ -140,7 +141,7 @@ class Workspace:
         self.check_up: Job[CheckUp] = Job(self._check_up, self._job_threads)
         self.ranking: Job[Ranking] = Job(self._rank, self._job_threads)
         self.maps: dict[Layout, Job[CodeMap]] = {
-            "pca": Job(self._principal_map, self._job_threads),
+            "pca": Job(self._principal_map, self._layout_threads),
             "umap": Job(self._neighbour_map, self._layout_threads),
         }
 

@@ -4,7 +4,7 @@ import { h, svg } from "/static/dom.js";
 
 const WIDTH = 520;
 const HEIGHT = 220;
-const LEFT = 64;
+const LEFT = 72;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 34;

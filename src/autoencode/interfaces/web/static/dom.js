@@ -130,7 +130,7 @@ export function select(options, value, onchange) {
   return made;
 }
 
-/** Whether keys belong to what is being typed or slid, and not to the tab. */
+/** Whether letters belong to what is being typed, and not to the tab; a slider takes none. */
 export function isTyping(event) {
   const target = event.target;
   return (
@@ -139,6 +139,6 @@ export function isTyping(event) {
     event.altKey ||
     Boolean(document.querySelector("dialog[open]")) ||
     /^(TEXTAREA|SELECT)$/.test(target.tagName) ||
-    (target.tagName === "INPUT" && !/^(checkbox|radio|file)$/.test(target.type))
+    (target.tagName === "INPUT" && !/^(checkbox|radio|file|range)$/.test(target.type))
   );
 }

@@ -25,8 +25,12 @@ export function mount(root) {
 
   const draw = restarting(async (signal) => {
     grid.setAttribute("aria-busy", "true");
-    const { pictures } = await post("/api/generate", asked, signal);
-    grid.removeAttribute("aria-busy");
+    let pictures;
+    try {
+      ({ pictures } = await post("/api/generate", asked, signal));
+    } finally {
+      if (!signal.aborted) grid.removeAttribute("aria-busy"); // else the next draw is under way
+    }
     const made = h("div", { class: "grid" }, pictures.map((picture) => pictureButton(picture)));
     keepingFocus(grid, () => grid.replaceChildren(made), () => made.firstChild);
     tell(`${pictures.length} samples.`);
@@ -124,6 +128,7 @@ export function mount(root) {
 
   let drawn = false;
   return {
+    take: ([picture]) => vary(picture.id).catch((err) => showFailure(err)),
     show(params) {
       if (!drawn) redraw();
       drawn = true;

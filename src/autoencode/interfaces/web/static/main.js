@@ -3,7 +3,7 @@
 import { get, setLaunch } from "/static/api.js";
 import { h, notice, say } from "/static/dom.js";
 import { takePictures } from "/static/pictures.js";
-import { setShared } from "/static/shared.js";
+import { lacks, setShared } from "/static/shared.js";
 import * as generate from "/static/generate.js";
 import * as map from "/static/map.js";
 import * as morph from "/static/morph.js";
@@ -57,13 +57,13 @@ function open() {
 }
 
 function listenForImages() {
-  // Wherever an image is dropped or pasted, the tab that is open takes it.
+  // Wherever an image is dropped or pasted, the tab that is open takes it, or else one that can.
   const give = (files) => {
     const given = [...files];
     if (!given.length) return;
     const take = shown[current]?.take;
     if (take) takePictures(given, take);
-    else takePictures(given, ([first]) => (location.hash = `#search?picture=${first.id}`));
+    else takePictures(given, ([first]) => (location.hash = `#${lacks("search") ? "restore" : "search"}?picture=${first.id}`));
   };
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -73,7 +73,8 @@ function listenForImages() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    give(event.dataTransfer.files);
+    if (event.dataTransfer.files.length) give(event.dataTransfer.files);
+    else say("That is no file. Save the image, then drop its file here: nothing is fetched by address.");
   });
   addEventListener("paste", (event) => give(event.clipboardData.files));
   addEventListener("keydown", (event) => shown[current]?.key?.(event));

@@ -64,8 +64,11 @@ class MapView {
     this.stage = h("div", { class: "map-stage" }, this.canvas, this.tip);
     this.key_ = h("div", { class: "legend" });
     this.list = h("div", { class: "chosen" });
+    // Beside what was pressed for them: below the map they are out of sight.
+    this.laying = h("div", { class: "waits" });
+    this.scoring = h("div", { class: "waits" });
     this.rectangle = null; // [width, height] in pixels of the screen, about the middle
-    root.append(this.#toolbar(), this.stage, this.key_, keysHelp(), this.list);
+    root.append(this.#toolbar(), this.laying, this.scoring, this.stage, this.key_, keysHelp(), this.list);
     this.context = this.canvas.getContext("2d");
     this.#listen();
     this.recolour();
@@ -101,15 +104,13 @@ class MapView {
     const lacking = layout === "umap" && lacks("umap");
     if (lacking) {
       this.layouts.value = this.layout;
-      this.list.replaceChildren(notice(lacking));
+      this.laying.replaceChildren(notice(lacking));
       return;
     }
-    if (layout === this.layout) {
-      this.showChosen();
-      return;
-    }
+    this.laying.replaceChildren();
+    if (layout === this.layout) return;
     const bar = progressBar("laying out images", () => this.#keepLayout(layout));
-    this.list.replaceChildren(bar);
+    this.laying.replaceChildren(bar);
     try {
       const { about, points } = await load(bar, layout, signal);
       if (signal.aborted) return;
@@ -118,9 +119,10 @@ class MapView {
     } catch (err) {
       if (signal.aborted) return;
       this.layouts.value = this.layout;
-      showFailure(err, this.list);
+      showFailure(err, this.laying);
       return;
     }
+    this.laying.replaceChildren();
     this.hint.textContent = said(this.about);
     this.showChosen();
     this.recolour();
@@ -136,9 +138,10 @@ class MapView {
   }
 
   setMode = restarting(async (signal, mode) => {
+    this.scoring.replaceChildren();
     if (mode === "score" && !this.about.scored) {
       const bar = progressBar("scoring images");
-      this.key_.replaceChildren(bar);
+      this.scoring.replaceChildren(bar);
       try {
         await waitFor("/api/outliers?limit=1", bar.update, signal);
         const points = new Points(await getBuffer(`/api/map/points?layout=${this.layout}`, signal), this.about.images);
@@ -147,11 +150,12 @@ class MapView {
         this.about.scored = true;
       } catch (err) {
         if (signal.aborted) return;
-        showFailure(err, this.key_);
+        showFailure(err, this.scoring);
         this.colouring.value = this.mode;
         return;
       }
     }
+    this.scoring.replaceChildren();
     this.mode = mode;
     this.recolour();
   });
@@ -302,6 +306,7 @@ class MapView {
   }
 
   zoom(factor, [x, y] = [this.x, this.y]) {
+    this.#hideTip();
     const scale = Math.min(400 * this.fit, Math.max(0.5 * this.fit, this.scale * factor));
     const kept = this.scale / scale;
     this.x = x + (this.x - x) * kept;
@@ -319,7 +324,7 @@ class MapView {
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#up(event));
-    canvas.addEventListener("pointerleave", () => (this.tip.hidden = true));
+    canvas.addEventListener("pointerleave", () => this.#hideTip());
     canvas.addEventListener("dblclick", (event) => this.zoom(2, this.#toMap(event)));
     for (const name of ["focus", "blur"]) canvas.addEventListener(name, () => this.draw());
   }
@@ -328,7 +333,7 @@ class MapView {
     this.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
     this.moved = 0;
-    this.tip.hidden = true;
+    this.#hideTip();
     if (this.isLasso || event.shiftKey) this.path = [this.#toMap(event)];
   }
 
@@ -372,22 +377,29 @@ class MapView {
 
   /** Say which image is under the pointer, once it rests. */
   #hover(event) {
-    clearTimeout(this.hovering);
     const [x, y] = this.#toMap(event);
     const near = this.points.nearest(x, y, (14 * this.ratio) / this.scale);
     this.canvas.classList.toggle("over", near >= 0);
     if (near < 0) {
-      this.tip.hidden = true;
+      this.#hideTip();
       return;
     }
-    this.hovering = setTimeout(async () => {
+    clearTimeout(this.hovering);
+    const mine = (this.hovering = setTimeout(async () => {
       const picture = await get(`/api/pictures/${this.about.letter}${near}`);
+      if (this.hovering !== mine) return;
       this.tip.replaceChildren(pictureButton(picture), h("span", {}, picture.label ?? picture.split));
       const [left, top] = this.#toScreen(this.points.x[near], this.points.y[near]).map((at) => at / this.ratio);
       this.tip.style.left = `${Math.min(left + 12, this.stage.clientWidth - 120)}px`;
       this.tip.style.top = `${Math.min(top + 12, this.stage.clientHeight - 140)}px`;
       this.tip.hidden = false;
-    }, 60);
+    }, 60));
+  }
+
+  #hideTip() {
+    clearTimeout(this.hovering);
+    this.hovering = null;
+    this.tip.hidden = true;
   }
 
   key(event) {

@@ -317,6 +317,8 @@ export function mount(root) {
       const act = keys[event.key.toLowerCase()];
       if (!act || isTyping(event) || !state.total) return;
       event.preventDefault();
+      // A key that is held down goes through the queue, and decides about one image alone.
+      if (event.repeat && act !== next && act !== back) return;
       press(act);
     },
   };
