@@ -45,13 +45,9 @@ def attack(cases: int, seed: int, folder: Path) -> Outcome:
     ]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     done = _END.search(ended.stderr)
-    outcome.cases = int(done[1]) if done else 0
-    if (
-        outcome.check(
-            ended.returncode == 0 and done is not None, _last_words(ended.stdout + ended.stderr, found)
-        )
-        and done
-    ):
+    is_good = ended.returncode == 0 and done is not None
+    if outcome.check(is_good, _last_words(ended.stdout + ended.stderr, found)) and done:
+        outcome.cases = int(done[1])
         outcome.notes.append(f"{int(done[2]):,} edges reached")
     return outcome
 
