@@ -470,6 +470,24 @@ def test_images_of_the_map_are_chosen_by_keyboard(page: Page) -> None:
     assert page.evaluate("document.activeElement.matches('.map-stage canvas')")
 
 
+@pytest.mark.parametrize(
+    ("tab", "asked", "content"),
+    [("outliers", "**/api/outliers?*", ".review h2"), ("map", "**/api/map?*", ".map-stage canvas")],
+)
+def test_a_tab_that_failed_is_tried_again(page: Page, tab: str, asked: str, content: str) -> None:
+    other = page.context.new_page()
+    other.route(asked, lambda route: route.fulfill(status=422, json={"error": "Not now."}))
+    other.goto(page.url)
+    go(other, tab)
+    other.wait_for_selector(f"#tab-{tab} .notice >> text=Not now.")
+    assert not other.locator(content).count()
+    other.unroute(asked)
+    other.click(f"#tab-{tab} >> text=Try again")
+    other.wait_for_selector(content)
+    assert not other.locator(f"#tab-{tab} .notice").count()
+    other.close()
+
+
 def test_laying_out_anew_can_be_given_up(page: Page) -> None:
     go(page, "map")
     at = {"state": "running", "stage": "finding neighbours", "done": 0, "total": 0, "error": ""}

@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 from collections.abc import MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -150,7 +151,8 @@ def test_a_window_that_closes_while_it_sends_a_picture_is_no_fault(
         **{"type": "http", "method": "POST", "path": "/api/uploads", "query_string": b"", "scheme": "http"},
         **{"headers": [*headers, (b"content-length", b"9")], "raw_path": b"/api/uploads", "root_path": ""},
     }
-    asyncio.run(make_app(workspace, trust)(scope, receive, send))
+    with ThreadPoolExecutor() as threads:  # in this one, the browser's driver may have a loop of its own
+        threads.submit(lambda: asyncio.run(make_app(workspace, trust)(scope, receive, send))).result()
     assert sent[0]["status"] == 499
 
 

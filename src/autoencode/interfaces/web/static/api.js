@@ -140,7 +140,8 @@ export function newestWins(work) {
       try {
         await work(running.signal, ...now);
       } catch (err) {
-        if (err.name !== "AbortError") {
+        // What failed while something newer waits is of no interest.
+        if (err.name !== "AbortError" && !waiting) {
           running = null;
           throw err;
         }

@@ -78,10 +78,11 @@ export function commandLine(line) {
   );
 }
 
-/** Show a failure in a place of the page, or at its edge where no place is given. */
-export function showFailure(err, place) {
+/** Show a failure in a place of the page, with a button to try `again` where that can be, or else at its edge. */
+export function showFailure(err, place, again = null) {
   if (err.name === "AbortError") return;
-  if (place) place.replaceChildren(notice(err));
+  const button = again && h("button", { type: "button", onclick: again }, "Try again");
+  if (place) place.replaceChildren(notice(err), button ?? "");
   else say(err.message);
 }
 

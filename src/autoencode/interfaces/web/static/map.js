@@ -18,21 +18,29 @@ const LISTED = 60;
 const STEP = 20; // pixels that a key changes the rectangle by
 
 export function mount(root) {
-  const bar = progressBar("encoding images");
   root.append(h("p", { class: "lead" }, "Every image as a point; what looks alike to the model lies together."));
   const lacking = lacks("map");
   if (lacking) {
     root.append(notice(lacking));
     return {};
   }
-  root.append(bar);
   let view = null;
-  load(bar)
-    .then(({ about, points }) => {
-      bar.remove();
+  const start = async () => {
+    const bar = progressBar("encoding images");
+    const place = h("div", {}, bar);
+    root.append(place);
+    try {
+      const { about, points } = await load(bar);
       view = new MapView(root, about, points);
-    })
-    .catch((err) => showFailure(err, bar));
+      place.remove();
+    } catch (err) {
+      showFailure(err, place, () => {
+        place.remove();
+        start();
+      });
+    }
+  };
+  start();
   return {
     show: () => view?.resize(),
     key: (event) => view?.key(event),

@@ -42,7 +42,7 @@ export function mount(root) {
       const isFar = first.undecided >= first.queue.length;
       take(isFar ? await get(`/api/outliers?${query({ offset: first.undecided - 2, limit: PAGE })}`) : first);
     } catch (err) {
-      showFailure(err, body);
+      showFailure(err, body, start);
       return;
     }
     if (!state.total) {
