@@ -184,8 +184,8 @@ def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
         raise ConfigError(
-            f"{address!r} is no address of a Ray cluster. Give HOST:PORT as `ray start` said it, or auto, on a "
-            "machine that is a node of it."
+            f"{address!r} is no address of a Ray cluster. Give HOST:PORT as `ray start` said it, or auto, "
+            "on a machine that is a node of it."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWERING_S).close()
@@ -208,6 +208,8 @@ def _join(address: str) -> None:
         except BaseException as err:
             failures.append(err)
 
+    # What the nodes report of a lost process comes whatever is asked for, and not by way of their logs.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     thread = threading.Thread(target=join, daemon=True)
     # The processes of Ray import from this working directory before all else, so it is not the user's.
     with contextlib.chdir("/"), _silenced_stderr():

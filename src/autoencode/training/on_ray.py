@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: Ray Train starts the processes that torchrun starts elsewhere, and again if lost.
+"""Training on a Ray cluster: Ray Train starts the processes that torchrun starts elsewhere, again if lost.
 
 Each of its workers sets what torchrun sets and calls `train`; nothing about training is here. The state of a
 run is in its folder, on a disk that all nodes share, and Ray Train keeps none of its own.
@@ -30,14 +30,15 @@ from autoencode.training.train import Run, train
 RESTARTS = 3
 TELLING_S = 0.2  # between two messages about steps
 POLL_S = 0.2
-STARTING_S = 60  # how long the cluster may take to make room for the processes
+STARTING_S = 20  # how long the cluster may take to make room for the processes, each of so many times:
+STARTS = 3
 _STOPPED = "stopped"
 
 
 class Room(NamedTuple):
-    """What a run takes of a cluster: `count` processes, each with `cpus`, and a GPU or none."""
+    """What a run takes of a cluster: `workers` processes, each with `cpus`, and a GPU or none."""
 
-    count: int
+    workers: int
     cpus: int
     gpu: bool
 
@@ -106,16 +107,14 @@ def room_for(workers: int | None, nodes: list[Node], device: str = "auto") -> Ro
         # As many each as still leave room for all of them: a process does not span nodes.
         fitting = [cpus for cpus in range(1, most + 1) if sum(n.cpus // cpus for n in nodes) >= count]
         room, kind, has = Room(count, max(fitting, default=1), gpu=False), "CPU", sum(n.cpus for n in nodes)
-    if room.count > has:
+    if room.workers > has:
         raise ConfigError(
-            f"{room.count} processes need a {kind} each, and the cluster has {has}. Ask for fewer --workers."
+            f"{room.workers} processes need a {kind} each, and the cluster has {has}. Ask for fewer."
         )
     return room
 
 
-def _fit(
-    cluster: Cluster, room: Room, asked: dict[str, Any], told: dict[str, Callable[..., None]]
-) -> None:
+def _fit(cluster: Cluster, room: Room, asked: dict[str, Any], told: dict[str, Callable[..., None]]) -> None:
     """Train, and pass on what the first process tells meanwhile."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -156,14 +155,14 @@ def _fitting(room: Room, asked: dict[str, Any]) -> Iterator[tuple[threading.Thre
                 work,
                 train_loop_config=asked,
                 scaling_config=ScalingConfig(
-                    num_workers=room.count,
+                    num_workers=room.workers,
                     use_gpu=room.gpu,
                     resources_per_worker={"CPU": room.cpus} | ({"GPU": 1} if room.gpu else {}),
                 ),
                 run_config=RunConfig(
                     name="run",
                     storage_path=notes,
-                    failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=0),
+                    failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=STARTS - 1),
                     logging_config=LoggingConfig(log_level="CRITICAL"),
                 ),
             )
@@ -186,11 +185,16 @@ def _explained(err: BaseException, room: Room, cluster: Cluster) -> AutoencodeEr
         rank, cause = next(iter(err.worker_failures.items()))
         return RunError(f"Processes were lost {RESTARTS + 1} times, the last {rank}: {brief(cause)} {kept}.")
     nodes = cluster.nodes
-    offers = f"{len(nodes)} nodes with {sum(n.cpus for n in nodes)} CPUs and {sum(n.gpus for n in nodes)} GPUs"
+    offers = (
+        f"{len(nodes)} nodes with {sum(n.cpus for n in nodes)} CPUs and {sum(n.gpus for n in nodes)} GPUs"
+    )
+    cause = getattr(err, "controller_failure", err)
+    if "Timeout" not in type(cause).__name__:
+        return RunError(f"Ray Train could not start {room.workers} processes: {brief(cause)} {kept}.")
     needs = f"{room.cpus} CPUs{' and a GPU' if room.gpu else ''}"
     return RunError(
-        f"The cluster found no room within {STARTING_S} s for {room.count} processes of {needs} each. It has "
-        f"{offers} now: a node may have left, or others use it. {kept}, or with other --workers."
+        f"The cluster had no room within {STARTS * STARTING_S} s for {room.workers} processes with {needs} "
+        f"each. It has {offers} now: a node may have left, or others use it. {kept}, or with other --workers."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun, `train --workers` and `--ray` say in the environment."""
+"""Which of several processes this one is, as torchrun, `--workers` or `--ray` says in the environment."""
 
 from __future__ import annotations
 
