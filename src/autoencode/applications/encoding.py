@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ from autoencode.data.cluster import Cluster, brief
 from autoencode.data.images import Limits, Preprocessing, check_usable, read_chunks
 from autoencode.data.mirror import local
 from autoencode.data.pack import Pack, open_pack
-from autoencode.errors import AutoencodeError, ImageFolderError, PackError, RunError
+from autoencode.errors import AutoencodeError, ImageFolderError, PackError, RunError, restored
 
 Columns = Mapping[Any, NDArray[Any]]  # what was made of some images, each array with a row an image
 Made = TypeVar("Made", bound=Columns)
 
+_OURS = re.compile(r"^autoencode\.errors\.(\w+): (.*)$", re.MULTILINE)
+_ANY = re.compile(r"^[\w.]+(?:Error|Exception): .*$", re.MULTILINE)
 _CHUNKS_TOGETHER = 16  # batches that a node gets at once, at most
 
 
@@ -184,7 +187,7 @@ def _on_nodes(
     listed = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=blocks)
     made = listed.map_batches(
         _Worker,
-        fn_constructor_args=(ray.put(work),),
+        fn_constructor_args=(work,),
         batch_size=1,
         num_cpus=1,
         compute=ActorPoolStrategy(min_size=1, max_size=cpus),
@@ -203,10 +206,8 @@ def _on_nodes(
 class _Worker:
     """One of the processes; it keeps what it works with, such as a model."""
 
-    def __init__(self, work: Any) -> None:  # noqa: ANN401
-        import ray
-
-        self.work: Callable[[bytes], Columns] = ray.get(work)
+    def __init__(self, work: Callable[[bytes], Columns]) -> None:
+        self.work = work
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> Columns:
         [chunk] = batch["chunk"]
@@ -214,10 +215,8 @@ class _Worker:
 
 
 def _ours(err: BaseException) -> AutoencodeError:
-    """The error of ours that an error of Ray's carries, or one that says what Ray says."""
-    cause: BaseException | None = err
-    while cause is not None:
-        if isinstance(cause, AutoencodeError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return RunError(f"The cluster could not do the work: {brief(err)}")
+    """What ended the work, an error of ours as itself; of one on a node Ray sends the traceback alone."""
+    if ours := _OURS.findall(str(err)):
+        return restored(*ours[-1])  # the last is what the others led to
+    first = _ANY.search(str(err))
+    return RunError(f"The cluster could not do the work: {first[0] if first else brief(err)}")
