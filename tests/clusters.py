@@ -76,16 +76,16 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster() -> Iterator[LocalCluster]:
-    """Start two nodes, and leave no process of them behind."""
+def local_cluster(nodes: int = 2) -> Iterator[LocalCluster]:
+    """Start nodes, and leave no process of them behind."""
     # Sockets are in here, whose paths may have no more than about 100 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ae", dir="/tmp"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         cluster = LocalCluster(folder, free.getsockname()[1])
     try:
-        cluster.start_node(first=True)
-        cluster.start_node()
+        for number in range(nodes):
+            cluster.start_node(first=number == 0)
         yield cluster
     finally:
         cluster.kill()

@@ -57,10 +57,10 @@ def test_a_missing_ray_is_named_with_the_command_that_installs_it(
             monkeypatch.delitem(sys.modules, name)
     imported = builtins.__import__
 
-    def importing(name: str, *arguments: Any) -> Any:
+    def importing(name: str, *arguments: object) -> object:
         if name.partition(".")[0] == "ray":
             raise ImportError(name)
-        return imported(name, *arguments)
+        return imported(name, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", importing)
     for name in cluster.QUIET:  # what is set stays set in this process: put it back

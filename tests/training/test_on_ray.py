@@ -31,7 +31,7 @@ SETTINGS = [
     "--seed",
     "3",
 ]
-SETTINGS += ["--warmup", "0", "--epochs", "60", "--checkpoint-every", "1", "--precision", "fp32"]
+SETTINGS += ["--warmup", "0", "--epochs", "30", "--checkpoint-every", "1", "--precision", "fp32"]
 PATIENCE_S = 300
 
 
@@ -112,7 +112,7 @@ def test_two_nodes_train_the_weights_of_two_processes_and_ray_says_nothing(
     out = tmp_path / "run"
     code, output, errors = finished(started(tiny_pack.path, out, "--ray", ray_cluster.address))
     assert (code, errors) == (0, "")
-    assert output.startswith("epoch 1/60") and output.splitlines()[59].startswith("epoch 60/60")
+    assert output.startswith("epoch 1/30") and "\nepoch 30/30" in output
     assert "ray" not in output.replace(str(out), "").lower()
     assert weights(out) == weights(by_workers)
 

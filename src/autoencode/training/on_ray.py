@@ -146,6 +146,7 @@ def _fitting(room: Room, asked: dict[str, Any]) -> Iterator[tuple[threading.Thre
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(STARTING_S)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process that would announce what we notice
     results: list[Any] = []
 
     with tempfile.TemporaryDirectory(prefix="autoencode-ray-") as notes:  # Ray Train's own, read by nobody
