@@ -34,7 +34,8 @@ Made = TypeVar("Made", bound=Columns)
 
 _OURS = re.compile(r"^autoencode\.errors\.(\w+): (.*)$", re.MULTILINE)
 _ANY = re.compile(r"^[\w.]+(?:Error|Exception): .*$", re.MULTILINE)
-_CHUNKS_TOGETHER = 16  # batches that a node gets at once, at most
+# Batches that a process gets at once: few, so that little is lost with it, but handing out is work, too.
+_CHUNKS_TOGETHER, _MOST_BLOCKS = 4, 10_000
 
 
 def over_pack(
@@ -182,8 +183,8 @@ def _on_nodes(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
     cpus = sum(node.cpus for node in cluster.nodes)
-    # Enough blocks that all have work to the end, and few enough that handing them out is no work.
-    blocks = min(len(chunks), max(4 * cpus, math.ceil(len(chunks) / _CHUNKS_TOGETHER)))
+    wanted = min(math.ceil(len(chunks) / _CHUNKS_TOGETHER), _MOST_BLOCKS)
+    blocks = min(len(chunks), max(8 * cpus, wanted))
     listed = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=blocks)
     made = listed.map_batches(
         _Worker,
