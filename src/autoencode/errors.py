@@ -19,9 +19,12 @@ exits with 2 for a ConfigError, with 1 for the others; a traceback is a bug.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from autoencode.version import install_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class AutoencodeError(Exception):

@@ -152,22 +152,24 @@ def _fitting(room: Room, asked: dict[str, Any]) -> Iterator[tuple[threading.Thre
     with tempfile.TemporaryDirectory(prefix="autoencode-ray-") as notes:  # Ray Train's own, read by nobody
 
         def fit() -> None:
-            trainer = DataParallelTrainer(
-                work,
-                train_loop_config=asked,
-                scaling_config=ScalingConfig(
-                    num_workers=room.workers,
-                    use_gpu=room.gpu,
-                    resources_per_worker={"CPU": room.cpus} | ({"GPU": 1} if room.gpu else {}),
-                ),
-                run_config=RunConfig(
-                    name="run",
-                    storage_path=notes,
-                    failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=STARTS - 1),
-                    logging_config=LoggingConfig(log_level="CRITICAL"),
-                ),
-            )
             try:
+                trainer = DataParallelTrainer(
+                    work,
+                    train_loop_config=asked,
+                    scaling_config=ScalingConfig(
+                        num_workers=room.workers,
+                        use_gpu=room.gpu,
+                        resources_per_worker={"CPU": room.cpus} | ({"GPU": 1} if room.gpu else {}),
+                    ),
+                    run_config=RunConfig(
+                        name="run",
+                        storage_path=notes,
+                        failure_config=FailureConfig(
+                            max_failures=RESTARTS, controller_failure_limit=STARTS - 1
+                        ),
+                        logging_config=LoggingConfig(log_level="CRITICAL"),
+                    ),
+                )
                 results.append(trainer.fit().return_value)
             except BaseException as err:
                 results.append(err)
@@ -245,6 +247,13 @@ class Teller:
         self.reply = self.desk.tell.remote(*message)
         return stop
 
+    def wait(self) -> None:
+        """Return once the last message has arrived."""
+        import ray
+
+        if self.reply:
+            ray.get(self.reply)
+
     def progress(self, at: Progress) -> None:
         """Tell of a step; stop after the one at work where that is asked for."""
         due = at.record is not None or at.warning is not None
@@ -282,6 +291,7 @@ def work(asked: dict[str, Any]) -> tuple[str, str] | str | None:
     teller = Teller(asked["desk"])
     try:
         train(**asked["settings"], progress=teller.progress, packing_progress=teller.packing)
+        teller.wait()
     except AutoencodeError as err:
         return type(err).__name__, str(err)
     except KeyboardInterrupt:
