@@ -6,7 +6,7 @@ The paper's network at 64x64, batch 32, one thread a process. Each command runs 
 what it says of itself: images a second of the last epoch, or of encoding, which on a cluster includes the
 start of its processes. Wall and processor seconds are of the whole command, start-up and report included;
 processor seconds are of all processes, the driver's and those on the nodes. Wall seconds and rates say
-something only on a machine that does nothing else.
+something only on a machine that does nothing else. Start and end alone: `--resume` of a run that is finished.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def measure(
     wall, processor, said = run(cluster, "train", pack, "--out", out, "--epochs", epochs, *TRAIN, *how)
     *_, rate = re.findall(r"([\d,]+) images/s", said)
     print(f"| train, {name} | {rate} | {wall:.0f} | {processor:.0f} |", flush=True)
-    if "--workers" in how and not cluster:
+    wall, processor, _ = run(cluster, "train", pack, "--out", out, "--resume", *how)
+    print(f"| start and end alone, {name} | | {wall:.0f} | {processor:.0f} |", flush=True)
+    if "--workers" in how:
         return
     wall, processor, said = run(cluster, "index", out, pack, "--out", index, *how[:2])
     [rate] = re.findall(r"at ([\d,]+) images/s", said)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autoencode import ImageFolderError, Limits, Pack, PackError, Run, RunError, open_index
 from autoencode.applications.encoding import _ours, over_files, over_pack
+from autoencode.applications.indexfile import INDEX_NAME
 from autoencode.data.batches import batch_slices, batches, to_float
 
 
@@ -84,9 +85,8 @@ def test_an_index_made_on_a_cluster_is_that_made_here(
     said = verb("index", trained.folder, photos, "--out", tmp_path / "there", "--ray", ray_cluster.address)
     assert "ray" not in said.lower() and "48" in said
     verb("index", trained.folder, photos, "--out", tmp_path / "here")
-    there, here = open_index(tmp_path / "there"), open_index(tmp_path / "here")
-    assert there.paths == here.paths
-    assert np.array_equal(there.codes, here.codes)
+    assert len(open_index(tmp_path / "there")) == 48
+    assert (tmp_path / "there" / INDEX_NAME).read_bytes() == (tmp_path / "here" / INDEX_NAME).read_bytes()
 
 
 @pytest.mark.scale
