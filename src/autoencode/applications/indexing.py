@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoencode.applications.duplicates import copy_threshold
 from autoencode.applications.encoders import Features, ImageEncoder, image_encoder
+from autoencode.applications.encoding import Columns, over_pack
 from autoencode.applications.indexfile import (
     INDEX_NAME,
     PACK_NAME,
@@ -30,7 +32,7 @@ from autoencode.applications.indexfile import (
 )
 from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_space
 from autoencode.applications.search import Index, Update
-from autoencode.data.batches import batches
+from autoencode.data.cluster import Cluster, joined_cluster
 from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.mirror import local, named
 from autoencode.data.pack import Entries, Pack, is_pack, open_pack, pack_folder
@@ -56,6 +58,7 @@ def build_index(
     features: Features | None = None,
     distance: Distance | None = None,
     limits: Limits | None = None,
+    ray: str | None = None,
     progress: _Report | None = None,
     packing_progress: _Report | None = None,
 ) -> Index:
@@ -76,6 +79,8 @@ def build_index(
             that between the codes themselves, "l2" their Euclidean distance. Another than before encodes
             nothing anew.
         limits: the largest files and pictures to accept.
+        ray: the address of a Ray cluster to encode on; this machine must be a node of it, and every node see
+            the pack: that in `out`, or the one given. See `joined_cluster`.
         progress: called with (images encoded, images to encode).
         packing_progress: called with (files done, files to read).
 
@@ -85,7 +90,8 @@ def build_index(
         ImageIndexError: the index there is of another model or folder, damaged, or being written.
         PackError: the pack cannot be used.
         ConfigError: unknown features or distance, a model that was never saved, or a pack of another size.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
+        RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
     source, out = local(source), Path(out)
@@ -94,7 +100,10 @@ def build_index(
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     _refuse_what_is_not_ours(out)
     busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
-    with exclusive(out, busy, ImageIndexError):
+    with (
+        joined_cluster(ray, "Encoding on a cluster") as cluster,
+        exclusive(out, busy, ImageIndexError),
+    ):
         old = read_index(out) if is_index(out) else None
         encoder = image_encoder(loaded, features or (old.features if old else DEFAULT_FEATURES))
         if not encoder.digest:
@@ -107,7 +116,7 @@ def build_index(
         remove_temporaries(out)
         chosen = distance or (old.space.distance if old else DEFAULT_DISTANCE[encoder.kind])
         stored, update = _in_step(
-            old, encoder, pack, chosen, _places(model, source, pack, out), out, progress
+            old, encoder, pack, chosen, _places(model, source, pack, out), out, progress, cluster
         )
         if stored is not old:
             write_index(out, stored)
@@ -137,6 +146,7 @@ def _in_step(
     places: _Places,
     out: Path,
     progress: _Report | None,
+    cluster: Cluster | None,
 ) -> tuple[StoredIndex, Update]:
     """Return the index of the images of `pack`; the old one itself where nothing differs."""
     contents, first = np.unique(pack.entries.digests, return_index=True)
@@ -160,7 +170,7 @@ def _in_step(
         if old and row >= 0:
             codes[code] = old.codes[row]
     started = time.perf_counter()
-    _encode(encoder, pack, pack_rows[missing], codes, missing, progress)
+    _encode(encoder, pack, pack_rows[missing], codes, missing, progress, cluster)
     update = dataclasses.replace(update, seconds=time.perf_counter() - started)
     space = fit_space(codes, distance)
     stored = StoredIndex(
@@ -220,17 +230,22 @@ def _encode(
     codes: Floats,
     places: NDArray[np.int64],
     progress: _Report | None,
+    cluster: Cluster | None,
 ) -> None:
     """Encode the images of `rows` (N,) of a pack into `codes` (R, D), at `places` (N,)."""
     done = 0
     order = np.argsort(rows)  # as they lie in the pack
     rows, places = rows[order], places[order]
-    for images in batches(pack, rows, INFERENCE_BATCH):
-        made = encoder.encode(images)
+
+    def encode(images: Tensor) -> Columns:
+        return {"codes": encoder.encode(images)}
+
+    for columns in over_pack(encode, pack, rows, INFERENCE_BATCH, cluster):
+        made = columns["codes"]
         if not np.isfinite(made).all():
             raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
-        codes[places[done : done + len(images)]] = made
-        done += len(images)
+        codes[places[done : done + len(made)]] = made
+        done += len(made)
         if progress:
             progress(done, len(rows))
 

@@ -13,13 +13,16 @@ from typing import Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoencode.applications.anomaly_scores import DEFAULT_SCORES, Score, check_score, measurer
-from autoencode.applications.encoders import Features, image_encoder
+from autoencode.applications.encoders import Features, ImageEncoder, image_encoder
+from autoencode.applications.encoding import over_files
 from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
+from autoencode.data.cluster import Cluster, joined_cluster
 from autoencode.data.finding import Paths, expanded, read_beside
 from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
@@ -133,6 +136,7 @@ def find_outliers(
     heatmaps: bool = False,
     cache: str | Path | None = None,
     limits: Limits | None = None,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     fitting_progress: Callable[[int, int], None] | None = None,
 ) -> Outliers:
@@ -154,6 +158,8 @@ def find_outliers(
         heatmaps: add to the sheet where each image and its reconstruction differ.
         cache: see `fit_reference`, which is called on a pack.
         limits: the largest files and pictures to accept.
+        ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
+            the pack and the images. See `joined_cluster`.
         progress: called with (images scored, images in all).
         fitting_progress: called with (images done, images in all) while learning from the pack.
 
@@ -162,7 +168,8 @@ def find_outliers(
         ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
             a pack or reference of another model; or `out` or the sheet is one of the images, or holds
             something of another kind.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
+        RunError: no cluster answers at the address, or it could not do the work.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` cannot be written.
     """
@@ -176,18 +183,17 @@ def find_outliers(
     if out is not None:
         check_output(out, TABLES, paths)
         check_output(sheet_path(out), WRITABLE, paths)
-    reference = (
-        ordinary
-        if isinstance(ordinary, OutlierReference)
-        else fit_reference(model, ordinary, cache, features=features, progress=fitting_progress)
-    )
-    if reference.encoder != image_encoder(model, features).digest:
-        raise ConfigError(
-            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
-        )
     limits = limits or Limits()
+    with joined_cluster(ray, "Measuring on a cluster") as cluster:
+        reference = (
+            ordinary
+            if isinstance(ordinary, OutlierReference)
+            else fit_reference(model, ordinary, cache, features=features, ray=ray, progress=fitting_progress)
+        )
+        _check_reference(reference, image_encoder(model, features))
+        scored = _scored(model, features, paths, reference, chosen, limits, progress, cluster)
+    usable, scores, refused = scored
     note = model.note_of(reference.pack)
-    usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
     decide = _decision(reference, chosen, rate)
     findings = Findings(usable, scores, p_values, decide(scores))
@@ -225,6 +231,13 @@ def _checked_score(model: Autoencoder, score: Score | None, features: Features, 
     return chosen
 
 
+def _check_reference(reference: OutlierReference, encoder: ImageEncoder) -> None:
+    if reference.encoder != encoder.digest:
+        raise ConfigError(
+            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
+        )
+
+
 def _scored(
     model: Autoencoder,
     features: Features,
@@ -233,17 +246,21 @@ def _scored(
     score: Score,
     limits: Limits,
     progress: Callable[[int, int], None] | None,
+    cluster: Cluster | None,
 ) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     measure = measurer(model, features)
     usable: list[str] = []
     refused: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
-    for number, (read, pixels) in enumerate(read_chunks(paths, CHUNK, model.preprocessing, limits, refused)):
-        if read:
-            scores.append(reference.statistics.scores(measure(to_float(pixels)))[score])
-            usable += map(str, read)
+
+    def of(images: Tensor) -> NDArray[np.float64]:
+        return reference.statistics.scores(measure(images))[score]
+
+    for read, found in over_files(of, paths, CHUNK, model.preprocessing, limits, refused, cluster):
+        usable += map(str, read)
+        scores.append(found)
         if progress:
-            progress(min((number + 1) * CHUNK, len(paths)), len(paths))
+            progress(len(usable) + len(refused), len(paths))
     return Paths(usable), np.concatenate(scores), refused
 
 
