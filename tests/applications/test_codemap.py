@@ -51,7 +51,9 @@ def test_neighbours_stay_neighbours_under_umap_where_a_plane_tears_them_apart(tr
     groups = 8 * np.eye(8)[generator.integers(0, 8, 120)]
     codes = (groups + generator.normal(size=(120, 8)) * 0.5).astype(np.float32)
     seen: list[tuple[int, int]] = []
+    threads = torch.get_num_threads()
     made = neighbour_map(in_effects(model, codes), lambda done, total: seen.append((done, total)))
+    assert torch.get_num_threads() == threads
     scaled = codes * effects(model, codes)
     assert trustworthiness(scaled, made.plane) > trustworthiness(scaled, code_map(model, codes).plane) + 0.02
     assert made.explained is None

@@ -9,7 +9,8 @@ Shapes: N images, D code size. Codes are (N, D).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -65,14 +66,25 @@ def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = 
     # A little noise: a direction in which all are equal has no scale.
     start = 10 * start / max(np.abs(start).max(), 1e-12)
     start += np.random.default_rng(0).normal(0, 1e-4, start.shape)
-    fitted = umap.UMAP(
+    layout = umap.UMAP(
         n_neighbors=min(NEIGHBOURS, len(centred) - 1),
         init=start.astype(np.float32),
         random_state=0,
         n_jobs=1,
         tqdm_kwds={"disable": progress is None, "file": _Rounds(progress), "bar_format": "{n} {total}\n"},
     )
-    return CodeMap(fitted.fit_transform(centred.astype(np.float32)).astype(np.float64), None)
+    with _same_threads():
+        return CodeMap(layout.fit_transform(centred.astype(np.float32)).astype(np.float64), None)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Leave torch its number of threads: UMAP sets that of the process, and sums depend on it."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Rounds:
