@@ -186,7 +186,9 @@ def _explained(err: BaseException, room: Room, cluster: Cluster) -> AutoencodeEr
     kept = "The state of the last checkpoint is kept: run it again with --resume"
     if isinstance(err, WorkerGroupError):
         rank, cause = next(iter(err.worker_failures.items()))
-        return RunError(f"Processes were lost {RESTARTS + 1} times, the last {rank}: {brief(cause)} {kept}.")
+        return RunError(
+            f"Processes were lost {RESTARTS + 1} times, last process {rank}: {brief(cause)} {kept}."
+        )
     nodes = cluster.nodes
     offers = (
         f"{len(nodes)} nodes with {sum(n.cpus for n in nodes)} CPUs and {sum(n.gpus for n in nodes)} GPUs"
