@@ -251,6 +251,8 @@ def _on_disk(folder: Path, count: int, size: int) -> Floats:
 def _refuse_what_is_not_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file. Choose another output.")
+    if is_lance_index(out):
+        raise OutputError(f"{out} is an index kept by LanceDB. Choose another output, or --store lance.")
     names = [path.name for path in out.iterdir()] if out.exists() else []
     others = [n for n in names if n not in (".lock", PACK_NAME) and not n.endswith(TEMPORARY_SUFFIX)]
     if INDEX_NAME not in names and others:

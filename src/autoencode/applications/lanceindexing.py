@@ -106,7 +106,9 @@ def _alone(out: Path | str) -> Iterator[None]:
         raise OutputError(f"{out} is a file. Choose another output.")
     names = {path.name for path in out.iterdir()} if out.exists() else set()
     ours = {".lock", PACKS, *TABLE_NAMES}
-    if is_index(out) or any(name not in ours and not name.endswith(TEMPORARY_SUFFIX) for name in names):
+    if is_index(out):
+        raise OutputError(f"{out} is an index in a file. Choose another output, or --store file.")
+    if any(name not in ours and not name.endswith(TEMPORARY_SUFFIX) for name in names):
         raise OutputError(f"{out} is not an index of LanceDB, and not empty. Choose another output.")
     busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
     with exclusive(out, busy, ImageIndexError):
@@ -134,6 +136,7 @@ class _Update:
         is_missing = ~np.isin(contents, self.there)
         self.kept, self.removed = int((~is_missing).sum()), int((~np.isin(self.there, contents)).sum())
         self.order = _order(pack, np.isin(digests, contents[is_missing]))
+        self.seconds = 0.0  # spent encoding
         self._codes = self._encoded(encoder, progress)
         self._first: list[Floats] = []
 
@@ -144,21 +147,21 @@ class _Update:
 
     def write(self, tables: Tables) -> Update:
         """Write what is missing and delete what is gone; then say that the source is whole."""
-        started = time.perf_counter()
         tables.set_source(dataclasses.replace(self.whole, fingerprint=""))
         self._write_known(tables)
         self._write_encoded(tables)
-        seconds = time.perf_counter() - started
         gone = self.stored[~np.isin(self.stored, self.ids)]
         tables.delete([one.decode("ascii") for one in gone.tolist()])
         tables.set_source(self.whole)
         keep_fast(tables)
-        return Update(len(self.order), self.kept, self.removed, seconds, self.pack.refused)
+        return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.refused)
 
     def _encoded(self, encoder: ImageEncoder, progress: _Report | None) -> Iterator[Floats]:
-        done = 0
+        done, started = 0, time.perf_counter()
         for codes in codes_of(encoder, self.pack, self.order):
+            self.seconds += time.perf_counter() - started
             yield codes
+            started = time.perf_counter()
             done += len(codes)
             if progress:
                 progress(done, len(self.order))

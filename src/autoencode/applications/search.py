@@ -147,7 +147,7 @@ class FileIndex(Index):
         return (self.folder / entry.path for entry in self.entries)
 
     def _count(self, chosen: Chosen) -> int:
-        return len(self.entries) if chosen == ALL else int(self._mask(chosen).sum())
+        return len(self.entries) if chosen == ALL else len(self._part_of(chosen).positions)
 
     def _found(self, codes: Floats, k: int, chosen: Chosen) -> list[list[Neighbour]]:
         part = self._part_of(chosen)
