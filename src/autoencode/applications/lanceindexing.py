@@ -40,7 +40,6 @@ from autoencode.applications.lancetables import (
 from autoencode.applications.nearest import (
     EXACT_LIMIT,
     RECALL_NEIGHBOURS,
-    RECALL_SAMPLE,
     Floats,
     Rows,
     fewest_probes,
@@ -57,6 +56,7 @@ _VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
 _NEW_SHARE = 0.1  # of images outside the cells, which are compared one by one
 _MORE_CELLS = 2  # cells are made anew when so many times as many are wanted
 _BLOCK_ROWS = 65_536
+_RECALL_SAMPLE = 200  # each costs a query for each step, and a journey to the store
 _NEAREST = RECALL_NEIGHBOURS + 1
 
 _Report = Callable[[int, int], None]
@@ -240,7 +240,7 @@ def keep_fast(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
         tables.extend_cells()
     else:
         return
-    sample = tables.sample(min(RECALL_SAMPLE, count))
+    sample = tables.sample(min(_RECALL_SAMPLE, count))
     limits = _farthest(tables, sample)
 
     def recall_with(probes: int) -> float:

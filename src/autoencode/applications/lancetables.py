@@ -14,6 +14,7 @@ Shapes: N rows, D values in a vector.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import re
 import tempfile
@@ -165,7 +166,7 @@ class Tables:
         """Delete the images of these ids."""
         for start in range(0, len(ids), _IDS_AT_ONCE):
             where = f"id IN {_listed(ids[start : start + _IDS_AT_ONCE])}"
-            self._commit(self._images, lambda where=where: self._images.delete(where))  # type: ignore[misc]
+            self._commit(self._images, functools.partial(self._images.delete, where))
 
     def ids_of(self, source: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
         """Return the id (N,) and the SHA-256 (N,), 32 bytes, of each image of a source."""
@@ -249,14 +250,12 @@ class Tables:
             return int(statistics.num_indexed_rows) if statistics else 0
 
     def make_cells(self, cells: int) -> None:
-        """Group the vectors anew, a byte a value, and order the ids so that they are found at once."""
-        self._commit(
-            self._images,
-            lambda: self._images.create_index(
-                metric="l2", vector_column_name="vector", index_type="IVF_SQ", num_partitions=cells
-            ),
-        )
-        self._commit(self._images, lambda: self._images.create_scalar_index("id"))
+        """Group the vectors anew, a byte a value, and order the columns that images are chosen by."""
+        from lancedb.index import Bitmap, BTree, IvfSq
+
+        kinds = {"vector": IvfSq(distance_type="l2", num_partitions=cells), "id": BTree()}
+        for column, kind in (kinds | dict.fromkeys(("source", "label", "split"), Bitmap())).items():
+            self._commit(self._images, functools.partial(self._images.create_index, column, config=kind))
 
     def extend_cells(self) -> None:
         """Put what is new into the cells, and small files together."""
