@@ -135,46 +135,63 @@ def test_what_is_there_is_not_added_twice(made: Path, tmp_path: Path) -> None:
     assert tables.count() == 48 + 30
 
 
-# Builds an index that is killed before its write of this number.
+# Builds an index that is killed before its third commit.
 KILLED = """
 import os, signal, sys
-from autoencode.applications import indexing, lanceindexing, lancetables
-model, folder, out, moment = sys.argv[1:]
-from autoencode.applications import encoding
+from autoencode.applications import encoding, indexing, lanceindexing, lancetables
+model, folder, out = sys.argv[1:]
 lanceindexing._VALUES_WRITTEN, lanceindexing.SAMPLE, encoding.INFERENCE_BATCH = 64, 8, 8
 calls, commit = 0, lancetables.Tables._commit
 def counted(self, table, write):
     global calls
     calls += 1
-    if calls == int(moment):
+    if calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return commit(self, table, write)
 lancetables.Tables._commit = counted
 indexing.build_index(model, folder, out, store="lance")
-print(calls)
 """
 
 
-def killed(trained: Run, folder: Path, out: Path, moment: int) -> int:
-    command = [sys.executable, "-c", KILLED, trained.folder, folder, out, str(moment)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).returncode
+class Ended(BaseException):
+    """What ends an update between two commits, as a kill does."""
+
+
+def ended(trained: Run, folder: Path, out: Path, moment: int) -> None:
+    """Update an index, and end before the commit of this number."""
+    calls, commit = 0, Tables._commit
+
+    def counted(self: Tables, table: Any, write: Callable[[], Any]) -> Any:  # noqa: ANN401
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            raise Ended
+        return commit(self, table, write)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Ended):
+        patch.setattr(Tables, "_commit", counted)
+        patch.setattr(lanceindexing, "_VALUES_WRITTEN", 64)
+        patch.setattr(lanceindexing, "SAMPLE", 8)
+        patch.setattr("autoencode.applications.encoding.INFERENCE_BATCH", 8)
+        build_index(trained.folder, folder, out, store="lance")
 
 
 def test_a_killed_build_is_no_index_until_it_was_run_again(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "i"
-    assert killed(trained, folder, out, 1) == -signal.SIGKILL
+    ended(trained, folder, out, 1)
     with pytest.raises(ImageIndexError, match="is not finished"):
         open_index(out)
-    assert killed(trained, folder, out, 3) == -signal.SIGKILL
-    with pytest.raises(ImageIndexError, match=f"index MODEL {folder} --out {out}"):
+    command = [sys.executable, "-c", KILLED, trained.folder, folder, out]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(ImageIndexError, match=f"Run again: autoencode index MODEL {folder} --out {out}"):
         open_index(out)
     again = build_index(trained.folder, folder, out)
     assert again.update is not None
-    assert again.update.encoded + again.update.kept == len(again) == 48
+    assert (again.update.encoded, again.update.kept) == (40, 8)  # what was written was kept
     next(folder.rglob("*.png")).unlink()
-    assert killed(trained, folder, out, 2) == -signal.SIGKILL
+    ended(trained, folder, out, 2)
     with pytest.raises(ImageIndexError, match="is not finished"):
         open_index(out)
     assert len(build_index(trained.folder, folder, out)) == 47
@@ -184,7 +201,7 @@ def test_a_killed_build_is_no_index_until_it_was_run_again(
 def test_an_update_under_way_is_named(trained: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "i"
     build_index(trained.folder, folder / "coast", out, store="lance")
-    assert killed(trained, folder / "night", out, 2) == -signal.SIGKILL
+    ended(trained, folder / "night", out, 2)
     index = open_index(out)
     assert index.unfinished == (str(folder / "night"),)
     assert index.search(next(folder.rglob("*.png")), 3).results
