@@ -56,7 +56,8 @@ _VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
 _NEW_SHARE = 0.1  # of images outside the cells, which are compared one by one
 _MORE_CELLS = 2  # cells are made anew when so many times as many are wanted
 _BLOCK_ROWS = 65_536
-_RECALL_SAMPLE = 200  # each costs a query for each step, and a journey to the store
+# Each of the sample costs a query for each step, and each query journeys to the store.
+_RECALL_SAMPLE, _FIRST_PROBES = 100, 8
 _NEAREST = RECALL_NEIGHBOURS + 1
 
 _Report = Callable[[int, int], None]
@@ -249,7 +250,7 @@ def keep_fast(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
         hits = [min(_NEAREST, int((one <= limit).sum())) for one, limit in zip(near, limits, strict=True)]
         return (sum(hits) / len(hits) - 1) / RECALL_NEIGHBOURS  # each finds itself, which is no neighbour
 
-    tables.set_cells(Cells(cells, *fewest_probes(recall_with, cells)))
+    tables.set_cells(Cells(cells, *fewest_probes(recall_with, cells, _FIRST_PROBES)))
 
 
 def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:

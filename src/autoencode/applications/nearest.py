@@ -176,9 +176,12 @@ def _probes(
     return fewest_probes(recall_with, len(centroids))
 
 
-def fewest_probes(recall_with: Callable[[int], float], cells: int) -> tuple[int, float]:
-    """Return how few cells need be looked into for `RECALL_SOUGHT`, in steps of a third, and the recall."""
-    probes = 1
+def fewest_probes(recall_with: Callable[[int], float], cells: int, first: int = 1) -> tuple[int, float]:
+    """Return how few cells, from `first` on, need be looked into for `RECALL_SOUGHT`, and the recall.
+
+    They are raised in steps of a third.
+    """
+    probes = min(first, cells)
     while True:
         recall = recall_with(probes)
         if recall >= RECALL_SOUGHT or probes >= cells:
