@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,19 @@ def test_what_is_there_is_not_added_twice(made: Path, tmp_path: Path) -> None:
     filled(tables, 20, 1)
     filled(tables, 30, 1)
     assert tables.count() == 48 + 30
+
+
+def test_writers_that_do_not_see_each_other_leave_one_of_each_image(made: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "i"))
+    opened = [find_tables(out) for _ in range(4)]
+    threads = [threading.Thread(target=filled, args=(tables, 5000, 1)) for tables in opened]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tables = find_tables(out)
+    assert tables is not None
+    assert tables.count() == 48 + 5000
 
 
 # Builds an index that is killed before its third commit.

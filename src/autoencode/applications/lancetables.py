@@ -55,6 +55,7 @@ _KIND, _VERSION = "lance-index-settings", 1
 _SCHEMES = ("s3://", "gs://", "az://")
 ID_BYTES = 32  # hexadecimal digits
 
+_KEY = "lance-schema:unenforced-primary-key"
 _ATTEMPTS = 10
 _IDS_AT_ONCE = 1000
 _COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
@@ -414,8 +415,10 @@ def _settings_from(place: Path | str, content: bytes, size: int) -> IndexSetting
 def _images_schema(size: int) -> Any:  # noqa: ANN401
     import pyarrow as pa
 
-    texts = [pa.field(name, pa.string()) for name in ("id", "source", "path", "label", "split", "sha256")]
-    return pa.schema([*texts, pa.field("vector", pa.list_(pa.float32(), size))])
+    # By its key LanceDB notices that two writers, neither of whom sees the other, add the same image.
+    key = pa.field("id", pa.string(), nullable=False, metadata={_KEY: "true"})
+    texts = [pa.field(name, pa.string()) for name in ("source", "path", "label", "split", "sha256")]
+    return pa.schema([key, *texts, pa.field("vector", pa.list_(pa.float32(), size))])
 
 
 def _sources_schema() -> Any:  # noqa: ANN401
