@@ -8,6 +8,10 @@ import os
 # that wait for each other make a busy machine slow.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,3 +115,45 @@ def browser() -> Iterator[Browser]:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """A server that speaks S3, where one is installed."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'autoencode[storage]'")
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a folder in a bucket of that server, and the variables that lead there."""
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    given = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_ENDPOINT_URL": endpoint}
+    given |= {"AWS_CONFIG_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+    given |= {"AWS_DEFAULT_REGION": "us-east-1", "AUTOENCODE_CACHE": str(tmp_path / "cache")}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    storage = s3fs.S3FileSystem()
+    storage.mkdir("images")
+    yield "s3://images/photos.pack"
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem(key="any", secret="any", endpoint_url=endpoint).rm("images", recursive=True)

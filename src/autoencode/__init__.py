@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from autoencode.applications.features import FeatureMaps, LayerMaps, features
     from autoencode.applications.generate import Samples, fit_prior, generate, walk
     from autoencode.applications.heatmaps import heat_maps
+    from autoencode.applications.index import Index, Neighbour, Neighbours, SearchResults
     from autoencode.applications.indexing import build_index
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.outlier_reference import OutlierReference, fit_reference
@@ -46,13 +47,7 @@ if TYPE_CHECKING:
         evaluate_search,
         retrieval_quality,
     )
-    from autoencode.applications.search import (
-        Index,
-        Neighbour,
-        Neighbours,
-        SearchResults,
-        open_index,
-    )
+    from autoencode.applications.search import FileIndex, open_index
     from autoencode.applications.transfer import Accuracy, Transfer, transfer
     from autoencode.data.images import Limits, Preprocessing
     from autoencode.data.pack import Pack, Parts, open_pack, pack_folder, pack_part
@@ -91,6 +86,7 @@ _HOME = {
     "applications.features": ("FeatureMaps", "LayerMaps", "features"),
     "applications.duplicates": ("NearDuplicates", "NearPair"),
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
+    "applications.index": ("Index", "Neighbour", "Neighbours", "SearchResults"),
     "applications.indexing": ("build_index",),
     "applications.morph": ("Morph", "morph"),
     "applications.detection": ("Detection",),
@@ -103,13 +99,7 @@ _HOME = {
     "applications.reconstruct": ("Reconstruction", "Reconstructions", "reconstruct"),
     "applications.transfer": ("Accuracy", "Transfer", "transfer"),
     "applications.retrieval": ("RetrievalQuality", "evaluate_search", "retrieval_quality"),
-    "applications.search": (
-        "Index",
-        "Neighbour",
-        "Neighbours",
-        "SearchResults",
-        "open_index",
-    ),
+    "applications.search": ("FileIndex", "open_index"),
     "data.images": ("Limits", "Preprocessing"),
     "data.pack": ("Pack", "Parts", "open_pack", "pack_folder", "pack_part"),
     "errors": (
@@ -150,6 +140,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "FeatureMaps",
+    "FileIndex",
     "Finding",
     "GaussianMixture",
     "ImageError",

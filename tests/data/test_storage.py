@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +12,6 @@ from autoencode import Pack, StorageError, open_pack, pack_folder, pack_part, tr
 from autoencode.data import manifest
 
 pytestmark = pytest.mark.scale
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'autoencode[storage]'")
-    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import s3fs
-
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    given = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_ENDPOINT_URL": endpoint}
-    given |= {"AWS_CONFIG_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
-    given |= {"AWS_DEFAULT_REGION": "us-east-1", "AUTOENCODE_CACHE": str(tmp_path / "cache")}
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    storage = s3fs.S3FileSystem()
-    storage.mkdir("images")
-    yield "s3://images/photos.pack"
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem(key="any", secret="any", endpoint_url=endpoint).rm("images", recursive=True)
 
 
 def test_pack_and_train_against_s3(

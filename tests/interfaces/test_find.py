@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from autoencode import ConfigError, ImageError, ImageIndexError, Run
 from autoencode.interfaces.cli import app
+from autoencode.interfaces.web.workspace import open_workspace
 
 
 def autoencode(*arguments: object) -> Result:
@@ -149,3 +150,63 @@ def test_results_never_overwrite_images(index: Path, folder: Path, tmp_path: Pat
         autoencode("search", index, "--near-duplicates", "--sheet", query).exception, ConfigError
     )
     assert (query.read_bytes(), other.read_bytes()) == before
+
+
+def test_a_label_and_a_split_choose_among_the_images(index: Path, folder: Path, tmp_path: Path) -> None:
+    query, out = next(folder.rglob("0*.png")), tmp_path / "found.json"
+    result = autoencode(
+        "search", index, query, "-k", 99, "--label", "night", "--split", "train", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    (answer,) = json.loads(out.read_text())["queries"]
+    assert {near["label"] for near in answer["neighbours"]} == {"night"}
+    assert 0 < len(answer["neighbours"]) < 16
+    assert f"The index holds {len(answer['neighbours'])} such images; all of them are listed" in result.stderr
+    none = autoencode("search", index, query, "--label", "nigh")
+    assert isinstance(none.exception, ConfigError)
+    assert str(none.exception) == f"No image of {index} has the label 'nigh'."
+    chosen = autoencode("search", index, "--near-duplicates", "--label", "night")
+    assert isinstance(chosen.exception, ConfigError)
+    assert "'tset' is not one of" in autoencode("search", index, query, "--split", "tset").stderr
+
+
+def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
+    trained: Run, index: Path, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
+    other = tmp_path / "j"
+    made = autoencode("index", trained.folder, folder, "--out", other, "--store", "lance")
+    assert made.exit_code == 0, made.output
+    assert "codes: 48 encoded at" in made.stdout
+    assert "48 images, code features, whitened, every code is compared" in made.stdout
+    query, gone = sorted(folder.rglob("0*.png"))[:2]
+    gone.unlink()
+    out, sheet = tmp_path / "found.json", tmp_path / "found.png"
+    options = (query, "-k", 5, "--out", out, "--sheet", sheet)
+    results = [autoencode("search", place, *options, "--label", "coast") for place in (index, other)]
+    assert [result.exit_code for result in results] == [0, 0]
+    assert results[0].stdout == results[1].stdout
+    assert sheet.is_file()
+    every = autoencode("search", other, query, "-k", 99)
+    assert f"{gone} (gone)" in every.stdout
+    assert f"autoencode index MODEL FOLDER --out {other}" in every.stderr
+    assert (
+        "codes: 0 encoded, 47 kept, 1 removed"
+        in autoencode("index", trained.folder, folder, "--out", other).stdout
+    )
+    for path in (query, sorted(folder.rglob("0*.png"))[3]):
+        refused = autoencode("search", other, query, "--sheet", path)
+        assert isinstance(refused.exception, ConfigError)
+        assert "would overwrite" in str(refused.exception)
+    assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
+    with pytest.raises(ConfigError, match="The page needs an index that is held in memory"):
+        open_workspace(trained.folder, other)
+
+
+def test_an_index_in_storage_is_asked_for_by_its_store(trained: Run, folder: Path) -> None:
+    file = autoencode("index", trained.folder, folder, "--out", "s3://bucket/i", "--store", "file")
+    assert isinstance(file.exception, ConfigError)
+    assert "Add --store lance" in str(file.exception)
+    other = autoencode("index", trained.folder, folder, "--out", "ftp://host/i", "--store", "lance")
+    assert isinstance(other.exception, ConfigError)
+    assert "Give a folder, or a URL of s3://, gs://, az://." in str(other.exception)

@@ -1,7 +1,8 @@
 """Make an index of a folder of images, or bring one in step with its folder: only what is new is encoded.
 
-The pack inside the index is brought in step first, then the file of the index is replaced. A kill between
-the two leaves the old index whole, beside a pack that the next update goes on from.
+Of an index in a file, the pack inside it is brought in step first, then the file is replaced. A kill between
+the two leaves the old index whole, beside a pack that the next update goes on from. `lanceindexing` makes the
+other kind.
 
 Shapes: R distinct contents, D values in a code.
 """
@@ -13,37 +14,39 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from autoencode.applications.duplicates import copy_threshold
-from autoencode.applications.encoders import Features, ImageEncoder, image_encoder
-from autoencode.applications.encoding import Columns, over_pack
+from autoencode.applications.encoders import Features, ImageEncoder
+from autoencode.applications.index import Index, Update
 from autoencode.applications.indexfile import (
     INDEX_NAME,
     PACK_NAME,
-    Place,
     StoredIndex,
     is_index,
     read_index,
     write_index,
 )
+from autoencode.applications.indexrequest import ANOTHER, Request, codes_of
+from autoencode.applications.indexsettings import Place, check_encoder
+from autoencode.applications.lanceindexing import build_lance_index
+from autoencode.applications.lancetables import is_lance_index
 from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_space
-from autoencode.applications.search import Index, Update
+from autoencode.applications.search import FileIndex
 from autoencode.data.cluster import Cluster, joined_cluster
-from autoencode.data.images import Limits, Preprocessing
+from autoencode.data.images import Limits
 from autoencode.data.mirror import local, named
-from autoencode.data.pack import Entries, Pack, is_pack, open_pack, pack_folder
+from autoencode.data.pack import Entries, Pack
+from autoencode.data.storage import is_url
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
-from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.modelfile import MODEL_NAME, as_model
 
-DEFAULT_FEATURES: Features = "code"
-# Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
-DEFAULT_DISTANCE: dict[Features, Distance] = {"code": "whitened", "pretrained": "cosine"}
+Store = Literal["file", "lance"]
 
 _ROWS_WRITTEN = 4096
 
@@ -57,6 +60,7 @@ def build_index(
     *,
     features: Features | None = None,
     distance: Distance | None = None,
+    store: Store | None = None,
     limits: Limits | None = None,
     ray: str | None = None,
     progress: _Report | None = None,
@@ -64,20 +68,25 @@ def build_index(
 ) -> Index:
     """Index the images of a folder, or bring an index in step with the folder: only what is new is encoded.
 
-    A kill, a crash or a full disk at any moment leaves the old index whole, or the new one.
+    A kill, a crash or a full disk at any moment leaves the old index whole, or the new one. An index kept by
+    LanceDB takes images in as they are encoded: a new one is not opened before it is whole, and one that is
+    updated names what is not (`Index.unfinished`).
 
     Args:
         model: a model file, the run folder that holds one, or a model from `load_model`; by its path the
             model is found again when the index is searched.
         source: a folder of images, in sub-folders or not, or a pack, which is taken as it is; a pack
             also by its URL in storage (see `open_pack`).
-        out: the folder of the index; made here.
+        out: the folder of the index; made here. For LanceDB also a URL in storage, such as s3://bucket/index.
         features: "code" (the default of a new index) compares what the model was trained to keep,
             "pretrained" what EfficientNet-Lite0 sees in images of the model's size (extra `eval`).
         distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
             principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
             that between the codes themselves, "l2" their Euclidean distance. Another than before encodes
-            nothing anew.
+            nothing anew, and is refused by LanceDB.
+        store: "file" (the default of a new index) is held in memory as a whole; "lance" is kept by LanceDB
+            (extra `lance`), which reads what a query needs: for more images than fit a machine, of one folder
+            or several, and for several machines that index a folder each at once.
         limits: the largest files and pictures to accept.
         ray: the address of a Ray cluster to encode on; this machine must be a node of it, and every node see
             the pack: that in `out`, or the one given. See `joined_cluster`.
@@ -89,38 +98,65 @@ def build_index(
         ImageFolderError: the folder is missing, has no images, or none that can be used.
         ImageIndexError: the index there is of another model or folder, damaged, or being written.
         PackError: the pack cannot be used.
-        ConfigError: unknown features or distance, a model that was never saved, or a pack of another size.
-        MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
+        StorageError: the storage cannot be reached.
+        ConfigError: unknown features, distance or store, a model that was never saved, or a pack of another
+            size.
+        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, Ray `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
-    source, out = local(source), Path(out)
-    loaded = as_model(model)
+    source, loaded = local(source), as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
+    place = str(out).rstrip("/") if is_url(out) else Path(out)
+    path = _model_path(model)
+    request = Request(loaded, path, source, features, distance, limits, ray, progress, packing_progress)
+    if _is_lance(place, store):
+        return build_lance_index(request, place)
+    if isinstance(place, str):
+        raise ConfigError(f"An index at {place} is kept by LanceDB. Add --store lance, or name a folder.")
+    return _build_file(request, place)
+
+
+def _is_lance(place: Path | str, store: Store | None) -> bool:
+    """Whether LanceDB is to keep the index, or does so already."""
+    if store not in (None, *get_args(Store)):
+        raise ConfigError(f"Unknown store {store!r}. Choose one of: {', '.join(get_args(Store))}.")
+    return is_lance_index(place) if store is None else store == "lance"
+
+
+def _model_path(model: Autoencoder | str | Path) -> Path | None:
+    if isinstance(model, Autoencoder):
+        return None
+    path = Path(model)
+    return path / MODEL_NAME if path.is_dir() else path
+
+
+def _build_file(request: Request, out: Path) -> Index:
     _refuse_what_is_not_ours(out)
     busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
     with (
-        joined_cluster(ray, "Encoding on a cluster") as cluster,
+        joined_cluster(request.ray, "Encoding on a cluster") as cluster,
         exclusive(out, busy, ImageIndexError),
     ):
         old = read_index(out) if is_index(out) else None
-        encoder = image_encoder(loaded, features or (old.features if old else DEFAULT_FEATURES))
-        if not encoder.digest:
-            raise ConfigError(
-                "The model has no file yet, by which its codes are known. Save and load it first."
-            )
+        encoder = request.encoder(old)
         if old is not None:
-            _refuse_another(out, old, encoder, source)
-        pack = _packed(encoder.preprocessing, source, out, limits, packing_progress)
+            if old.source != named(request.source):
+                raise ImageIndexError(
+                    f"{out} is an index of {old.source}, not of {named(request.source)}. {ANOTHER}"
+                )
+            check_encoder(out, old, encoder, ANOTHER)
+        pack = request.pack(encoder, out / PACK_NAME)
         remove_temporaries(out)
-        chosen = distance or (old.space.distance if old else DEFAULT_DISTANCE[encoder.kind])
+        model = None if request.model_path is None else Place.of(request.model_path, out)
+        places = _Places(model, named(request.source), Place.of(pack.folder, out))
         stored, update = _in_step(
-            old, encoder, pack, chosen, _places(model, source, pack, out), out, progress, cluster
+            old, encoder, pack, request.distance_of(encoder, old), places, out, request.progress, cluster
         )
         if stored is not old:
             write_index(out, stored)
-    return Index(out, stored, encoder, update)
+    return FileIndex(out, stored, encoder, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +164,6 @@ class _Places:
     model: Place | None
     source: str
     folder: Place
-
-
-def _places(model: Autoencoder | str | Path, source: Path, pack: Pack, out: Path) -> _Places:
-    place = None
-    if not isinstance(model, Autoencoder):
-        path = Path(model)
-        place = Place.of(path / MODEL_NAME if path.is_dir() else path, out)
-    return _Places(place, named(source), Place.of(pack.folder, out))
 
 
 def _in_step(
@@ -170,7 +198,13 @@ def _in_step(
         if old and row >= 0:
             codes[code] = old.codes[row]
     started = time.perf_counter()
-    _encode(encoder, pack, pack_rows[missing], codes, missing, progress, cluster)
+    order = missing[np.argsort(pack_rows[missing])]  # as they lie in the pack
+    done = 0
+    for made in codes_of(encoder, pack, pack_rows[order], cluster):
+        codes[order[done : done + len(made)]] = made
+        done += len(made)
+        if progress:
+            progress(done, len(order))
     update = dataclasses.replace(update, seconds=time.perf_counter() - started)
     space = fit_space(codes, distance)
     stored = StoredIndex(
@@ -223,68 +257,12 @@ def _on_disk(folder: Path, count: int, size: int) -> Floats:
         ) from err
 
 
-def _encode(
-    encoder: ImageEncoder,
-    pack: Pack,
-    rows: NDArray[np.int64],
-    codes: Floats,
-    places: NDArray[np.int64],
-    progress: _Report | None,
-    cluster: Cluster | None,
-) -> None:
-    """Encode the images of `rows` (N,) of a pack into `codes` (R, D), at `places` (N,)."""
-    done = 0
-    order = np.argsort(rows)  # as they lie in the pack
-    rows, places = rows[order], places[order]
-
-    def encode(images: Tensor) -> Columns:
-        return {"codes": encoder.encode(images)}
-
-    for columns in over_pack(encode, pack, rows, INFERENCE_BATCH, cluster):
-        made = columns["codes"]
-        if not np.isfinite(made).all():
-            raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
-        codes[places[done : done + len(made)]] = made
-        done += len(made)
-        if progress:
-            progress(done, len(rows))
-
-
-def _packed(
-    wanted: Preprocessing, source: Path, out: Path, limits: Limits | None, progress: _Report | None
-) -> Pack:
-    if not is_pack(source):
-        return pack_folder(source, out / PACK_NAME, wanted, limits=limits, progress=progress)
-    pack = open_pack(source)
-    have, want = pack.preprocessing.to_json(), wanted.to_json()
-    different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
-    if different:
-        raise ConfigError(
-            f"The pack {source} was made with {'; '.join(different)} as the model needs. "
-            f"Give the folder it was made of: {pack.folder}"
-        )
-    if not len(pack):
-        raise ImageFolderError(f"The pack {source} has no image that can be used.")
-    return pack
-
-
 def _refuse_what_is_not_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file. Choose another output.")
+    if is_lance_index(out):
+        raise OutputError(f"{out} is an index kept by LanceDB. Choose another output, or --store lance.")
     names = [path.name for path in out.iterdir()] if out.exists() else []
     others = [n for n in names if n not in (".lock", PACK_NAME) and not n.endswith(TEMPORARY_SUFFIX)]
     if INDEX_NAME not in names and others:
         raise OutputError(f"{out} is not an index, and not empty. Choose another output.")
-
-
-def _refuse_another(out: Path, old: StoredIndex, encoder: ImageEncoder, source: Path) -> None:
-    advice = "Choose another output, or delete the index to make it anew."
-    if old.source != named(source):
-        raise ImageIndexError(f"{out} is an index of {old.source}, not of {named(source)}. {advice}")
-    if old.features != encoder.kind:
-        raise ImageIndexError(f"{out} holds {old.features} features, not {encoder.kind}. {advice}")
-    if old.encoder_digest != encoder.digest:
-        raise ImageIndexError(
-            f"{out} was made with another model ({old.encoder_digest[:12]}, not {encoder.digest[:12]}): "
-            f"its codes cannot be compared. {advice}"
-        )

@@ -12,7 +12,7 @@ Shapes: R codes, Q queries, D code size, L cells, K neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -31,7 +31,7 @@ RECALL_NEIGHBOURS, RECALL_SAMPLE = 10, 500
 
 _CELLS_PER_ROOT = 4  # cells for the square root of the number of codes, as FAISS's guidelines advise
 _TRAINED_PER_CELL, _ITERATIONS = 20, 5  # twice as many of both take four times as long and find no more
-_FOUND_PER_WANTED = 3  # of what the bytes call nearest, so many times K are scored again
+FOUND_PER_WANTED = 3  # of what the bytes call nearest, so many times K are scored again
 _EQUAL = 1e-6  # share of their mean by which equal codes differ, from rounding
 _BLOCK_VALUES = 16 * 1024**2  # a block of scores is 64 MB
 _VECTOR_VALUES = 1024**2  # a block of vectors is 4 MB, and 8 in fp64
@@ -164,17 +164,29 @@ def fit_cells(space: Space, codes: Floats, exact_limit: int = EXACT_LIMIT) -> Ce
 def _probes(
     space: Space, codes: Floats, centroids: Floats, assignment: Rows, sample: Rows
 ) -> tuple[int, float]:
-    """Return how few cells need be looked into, in steps of a third, and the recall with them."""
+    """Return how few cells need be looked into, and the recall with them."""
     wanted = Nearest(space, codes, None).others(sample, RECALL_NEIGHBOURS)
     nearest = Nearest(space, codes, Cells(centroids, assignment, 1, 0.0))
-    probes = 1
-    while True:
+
+    def recall_with(probes: int) -> float:
         nearest.index.nprobe = probes
         found = nearest.others(sample, RECALL_NEIGHBOURS)
-        recall = float(np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]))
-        if recall >= RECALL_SOUGHT or probes >= len(centroids):
+        return float(np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]))
+
+    return fewest_probes(recall_with, len(centroids))
+
+
+def fewest_probes(recall_with: Callable[[int], float], cells: int, first: int = 1) -> tuple[int, float]:
+    """Return how few cells, from `first` on, need be looked into for `RECALL_SOUGHT`, and the recall.
+
+    They are raised in steps of a third.
+    """
+    probes = min(first, cells)
+    while True:
+        recall = recall_with(probes)
+        if recall >= RECALL_SOUGHT or probes >= cells:
             return probes, recall
-        probes = min(math.ceil(probes * 4 / 3), len(centroids))
+        probes = min(math.ceil(probes * 4 / 3), cells)
 
 
 class Found(NamedTuple):
@@ -182,6 +194,13 @@ class Found(NamedTuple):
 
     scores: NDArray[np.float64]
     rows: Rows
+
+
+def ranked(space: Space, query: Floats, vectors: Floats, rows: Rows, k: int) -> Found:
+    """Return the K nearest to the vector of a query (D,), of vectors (N, D); equals by their `rows` (N,)."""
+    scores = space.scores(query, vectors)
+    order = np.lexsort((rows, -scores if space.is_similarity else scores))[:k]
+    return Found(scores[order], rows[order])
 
 
 class Nearest:
@@ -211,7 +230,7 @@ class Nearest:
             *(self._quantizer, size, len(cells.centroids), faiss.ScalarQuantizer.QT_8bit),
             *(self._quantizer.metric_type, False),
         )
-        self.index.nprobe, self._found_per_wanted = cells.probes, _FOUND_PER_WANTED
+        self.index.nprobe, self._found_per_wanted = cells.probes, FOUND_PER_WANTED
         extremes = [(block.min(0), block.max(0)) for block in self._vector_blocks()]
         low, high = np.min([one for one, _ in extremes], 0), np.max([other for _, other in extremes], 0)
         self.index.train(np.stack([low, high]))
@@ -244,7 +263,8 @@ class Nearest:
             all_cells.nprobe = self.index.nlist
             _, rows[short] = self.index.search(vectors[short], sought, params=all_cells)
         return [
-            self._scored(vector, found[found >= 0], k) for vector, found in zip(vectors, rows, strict=True)
+            ranked(self.space, vector, self.space.vectors(self.codes[found]), found, k)
+            for vector, found in zip(vectors, (found[found >= 0] for found in rows), strict=True)
         ]
 
     def others(self, rows: Rows, k: int) -> list[Rows]:
@@ -281,11 +301,6 @@ class Nearest:
             one, other = (self.space.vectors(self.codes[rows[part]]) for rows in (first, second))
             scores[part] = self.space.scores(one, other)
         return scores
-
-    def _scored(self, vector: Floats, rows: Rows, k: int) -> Found:
-        scores = self.space.scores(vector, self.space.vectors(self.codes[rows]))
-        order = np.lexsort((rows, -scores if self.space.is_similarity else scores))[:k]
-        return Found(scores[order], rows[order])
 
 
 def _flat(space: Space, size: int) -> Any:  # noqa: ANN401 - FAISS has no types

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.applications.search import Index
+from autoencode.applications.index import Index
+from autoencode.applications.search import in_memory
 from autoencode.data.pack import Entry, Split
 from autoencode.errors import ConfigError
 from autoencode.evaluation.scores import (
@@ -76,8 +77,10 @@ def evaluate_search(
         seed: of that choice and of the intervals.
 
     Raises:
-        ConfigError: there are not two labels, or no query has another image of its label.
+        ConfigError: there are not two labels, or no query has another image of its label; or the index is not
+            held in memory.
     """
+    index = in_memory(index, "Measuring a search")
     entry_of: dict[int, Entry] = {}
     for entry in index.entries:
         if entry.label is not None and entry.row is not None:

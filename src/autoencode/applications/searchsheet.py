@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.applications.duplicates import NearDuplicates
-from autoencode.applications.search import Neighbours
+from autoencode.applications.index import Neighbours
 from autoencode.data.images import Limits, Preprocessing, read_image
 from autoencode.errors import ConfigError, ImageError
 from autoencode.evaluation.figures import contact_sheet, image_grid

@@ -68,8 +68,7 @@ class Entry:
         entry = cls(**value)
         if not isinstance(entry.path, str) or entry.status not in get_args(Status):
             raise ValueError("no path or no status")
-        if "\0" in entry.path or entry.path.startswith("/") or ".." in entry.path.split("/"):
-            raise ValueError("not a path inside the folder")
+        check_inside(entry.path)
         if entry.status == "packed":
             if not isinstance(entry.row, int) or entry.row < 0:
                 raise ValueError("no row")
@@ -80,6 +79,16 @@ class Entry:
         elif not isinstance(entry.reason, str):
             raise ValueError("no reason")
         return entry
+
+
+def check_inside(path: str) -> None:
+    """Refuse a path that would lead out of the folder it is relative to.
+
+    Raises:
+        ValueError: it would.
+    """
+    if "\0" in path or path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("not a path inside the folder")
 
 
 _ENTRY_FIELDS = tuple(field.name for field in fields(Entry))
@@ -176,6 +185,12 @@ class Entries(Sequence[Entry]):
         """Return whether each (N,) is of that split."""
         digests = map(self._sha256, range(len(self)))
         return np.array([sha256 is not None and split_of(sha256) == split for sha256 in digests], np.bool_)
+
+    def with_label(self, label: str) -> NDArray[np.bool_]:
+        """Return whether each (N,) has that label."""
+        start = f"{label}/".encode("utf-8", "surrogateescape")
+        places = zip(self._records["start"].tolist(), self._records["length"].tolist(), strict=True)
+        return np.array([self._paths.startswith(start, at, at + length) for at, length in places], np.bool_)
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Entries:
         """Return the entries of these indices, in that order, or those for which a mask (N,) is true."""

@@ -91,6 +91,24 @@ class RemoteFolder:
         with self._storage() as (storage, root), contextlib.suppress(FileNotFoundError):
             storage.rm_file(f"{root}/{name}")
 
+    def lance_options(self) -> dict[str, str]:
+        """Return what LanceDB has to be told to reach the same store; of AWS it finds out all of it itself.
+
+        Credentials are left to be found where the providers' own tools look for them, as they may expire, but
+        for those that fsspec is configured with.
+        """
+        if not self.url.startswith("s3://"):
+            return {}
+        with self._storage() as (storage, _):
+            storage.connect()
+            endpoint, region = storage.s3.meta.endpoint_url, storage.s3.meta.region_name
+            options = {"aws_access_key_id": storage.key, "aws_secret_access_key": storage.secret}
+            options["aws_session_token"] = storage.token
+        if not endpoint.endswith(".amazonaws.com"):
+            options |= {"aws_endpoint": endpoint, "aws_region": region}
+            options["allow_http"] = str(endpoint.startswith("http://")).lower()
+        return {name: value for name, value in options.items() if value}
+
     @contextlib.contextmanager
     def _storage(self) -> Iterator[tuple[Any, str]]:
         """Give the file system and the path of this folder in it, and make its errors ours."""
@@ -104,17 +122,17 @@ class RemoteFolder:
         except ImportError as err:
             if self.url.startswith(("s3://", "s3a://")):
                 raise MissingExtraError("storage", f"Reading {self.url}") from err
-            raise StorageError(f"Could not open {self.url}: {_line(err)}.") from err
+            raise StorageError(f"Could not open {self.url}: {first_line(err)}.") from err
         except FileNotFoundError as err:
             raise StorageError(
-                f"Could not find {self.url}: {_line(err)}. Check the bucket and path."
+                f"Could not find {self.url}: {first_line(err)}. Check the bucket and path."
             ) from err
         except PermissionError as err:
-            raise StorageError(f"{self.url} is not open to these credentials: {_line(err)}.") from err
+            raise StorageError(f"{self.url} is not open to these credentials: {first_line(err)}.") from err
         except Exception as err:
             if type(err).__name__ in _NO_CREDENTIALS:
                 raise StorageError(_MISSING_CREDENTIALS.format(url=self.url)) from err
-            raise StorageError(f"Could not reach {self.url}: {_line(err)}.") from err
+            raise StorageError(f"Could not reach {self.url}: {first_line(err)}.") from err
 
 
 def _stamp(info: dict[str, Any]) -> Stamp:
@@ -125,6 +143,7 @@ def _stamp(info: dict[str, Any]) -> Stamp:
     return Stamp(int(info["size"]), str(version))
 
 
-def _line(err: Exception) -> str:
+def first_line(err: BaseException) -> str:
+    """Return the first line of what an error of another library says."""
     lines = str(err).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(err).__name__

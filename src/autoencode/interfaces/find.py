@@ -21,10 +21,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from autoencode.applications.duplicates import NearDuplicates
-    from autoencode.applications.search import Index, SearchResults
+    from autoencode.applications.index import Index, SearchResults
+    from autoencode.data.pack import Split
 
 LINES_SHOWN = 50
 NEIGHBOURS = 10
+
+
+class StoreName(StrEnum):
+    """What keeps an index."""
+
+    file = "file"
+    lance = "lance"
+
+
+class SplitName(StrEnum):
+    """The splits of images."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
 
 
 class DistanceName(StrEnum):
@@ -38,7 +54,19 @@ class DistanceName(StrEnum):
 def index(
     model: Model,
     folder: Annotated[str, typer.Argument(help="Images, in sub-folders or not; or a pack, also by its URL.")],
-    out: Annotated[Path, typer.Option(help="The index; run again to take in what changed.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="The index; run again to take in what changed. For --store lance also a URL, s3://bucket/index."
+        ),
+    ],
+    store: Annotated[
+        StoreName | None,
+        typer.Option(
+            help="file (searched in memory) or lance (LanceDB, extra lance: larger than memory, of several "
+            "folders, in storage too). Default: file, or as before."
+        ),
+    ] = None,
     features: Annotated[
         Features | None,
         typer.Option(
@@ -70,6 +98,7 @@ def index(
             out,
             features=None if features is None else features.value,
             distance=None if distance is None else distance.value,
+            store=None if store is None else store.value,
             limits=options.limits(max_pixels, max_bytes),
             ray=ray,
             progress=progress,
@@ -79,11 +108,15 @@ def index(
 
 
 def search(
-    index: Annotated[Path, typer.Argument(help="What `autoencode index` made.")],
+    index: Annotated[str, typer.Argument(help="What `autoencode index` made; or its URL in storage.")],
     queries: Annotated[
         list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
     ] = None,
     k: Annotated[int | None, typer.Option("-k", help="Neighbours of each query. Default: 10.", min=1)] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Look among the images of this first sub-folder alone.")
+    ] = None,
+    split: Annotated[SplitName | None, typer.Option(help="Look among those of this split alone.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write what was found as JSON (.json).")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw it, each query before its neighbours (.png, .jpg, ...).")
@@ -112,16 +145,20 @@ def search(
         raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
     if k is not None and near_duplicates:
         raise ConfigError("-k is for images to look for; near-duplicates are told by --threshold.")
+    if near_duplicates and (label, split) != (None, None):
+        raise ConfigError("--label and --split are for images to look for, not for --near-duplicates.")
     from autoencode.applications.search import open_index
     from autoencode.data.images import WRITABLE
     from autoencode.files import check_output
 
     opened = open_index(index, model)
+    for source in opened.unfinished:
+        notes.print(f"Not all images of {source} are in the index yet: {opened.again}", soft_wrap=True)
     limits = options.limits(max_pixels, max_bytes)
     if out is not None:
-        check_output(out, (".json",), _read(opened, queries or []))
+        check_output(out, (".json",), _read(opened, queries or [], out))
     if sheet is not None:
-        check_output(sheet, WRITABLE, _read(opened, queries or []))
+        check_output(sheet, WRITABLE, _read(opened, queries or [], sheet))
     if near_duplicates:
         pairs = opened.near_duplicates(threshold)
         _print_duplicates(opened, pairs)
@@ -135,9 +172,13 @@ def search(
             _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
         return
     k = NEIGHBOURS if k is None else k
+    chosen: Split | None = None if split is None else split.value
     with counting("searching") as progress:
-        found = opened.search(queries or [], k, limits=limits, progress=progress)
-    _print_neighbours(opened, found, k)
+        found = opened.search(queries or [], k, label=label, split=chosen, limits=limits, progress=progress)
+    if k > (count := opened.count(label, chosen)):
+        noun = "image" if label is None and chosen is None else "such image"
+        notes.print(f"The index holds {counted(count, noun)}; all of them are listed.")
+    _print_neighbours(opened, found)
     if out is not None:
         _write(out, _neighbours_json(opened, found))
     if sheet is not None:
@@ -153,12 +194,12 @@ def add_to(app: typer.Typer) -> None:
     app.command()(search)
 
 
-def _read(opened: Index, queries: list[Path]) -> Iterator[Path]:
+def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
     """Files that a search may read, those of the index last, as they may be many."""
     from autoencode.data.finding import expanded
 
     yield from expanded(queries)
-    yield from (opened.folder / entry.path for entry in opened.entries)
+    yield from opened.files(like=result)
 
 
 def _print_index(made: Index) -> None:
@@ -174,10 +215,8 @@ def _print_index(made: Index) -> None:
     console.print(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}", soft_wrap=True)
 
 
-def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
+def _print_neighbours(opened: Index, found: SearchResults) -> None:
     show_refused(found.refused, notes)
-    if k > len(opened):
-        notes.print(f"The index holds {counted(len(opened), 'image')}; all of them are listed.")
     _note_gone(opened, {near.path for result in found.results for near in result.found if near.is_gone})
     for result in found.results:
         console.print(one_line(result.query), soft_wrap=True)
@@ -190,8 +229,7 @@ def _print_neighbours(opened: Index, found: SearchResults, k: int) -> None:
 def _note_gone(opened: Index, gone: Collection[Path]) -> None:
     if gone:
         notes.print(
-            f"{len(gone):,} of the images found are no longer there. Bring the index in step: "
-            f"autoencode index MODEL {opened.source} --out {opened.path}",
+            f"{len(gone):,} of the images found are no longer there. Bring the index in step: {opened.again}",
             soft_wrap=True,
         )
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 
+from autoencode.applications.index import Neighbour
 from autoencode.applications.nearest import Distance
-from autoencode.applications.search import Neighbour
 from autoencode.data.batches import to_float
 from autoencode.files import csv_bytes
 from autoencode.interfaces.web.replies import Missing, Space, download, in_shell

@@ -26,7 +26,7 @@ from autoencode.applications.nearest import Distance
 from autoencode.applications.outlier_reference import fit_reference, reference_name
 from autoencode.applications.quality import CheckUp, check_up
 from autoencode.applications.ranking import Ranking, rank_pack
-from autoencode.applications.search import Index, open_index
+from autoencode.applications.search import FileIndex, in_memory, open_index
 from autoencode.data.batches import batches, to_float
 from autoencode.data.pack import Entry, Pack, Split, open_pack, pack_folder
 from autoencode.data.untrusted import UntrustedDecoder
@@ -117,7 +117,9 @@ class Workspace:
         self.folder = self.path.parent
         self.model: Autoencoder = load_model(self.path)
         self.run: RunSettings | None = read_run(self.folder) if is_run(self.folder) else None
-        self.index: Index | None = None if index is None else open_index(index, self.model)
+        self.index: FileIndex | None = None
+        if index is not None:
+            self.index = in_memory(open_index(index, self.model), "The page")
         self.training = self._training_pack()
         self.collections = self._collections(pack)
         self.review = next(iter(self.collections.values()), None)
@@ -203,7 +205,7 @@ class Workspace:
         known = {"name": readable(entry.path), "kind": "image", "label": label, "split": entry.split}
         return {"id": name, **known, **more}
 
-    def compared_by(self, distance: Distance) -> Index:
+    def compared_by(self, distance: Distance) -> FileIndex:
         """Return the index with its codes compared in one way, made at its first use."""
         assert self.index is not None
         if distance not in self._compared:
@@ -245,7 +247,7 @@ class Workspace:
 
     def _collections(self, pack: Pack | None) -> dict[str, Collection]:
         """The images to review come first; they are the index's own where nothing else is said."""
-        self._compared: dict[Distance, Index] = {}
+        self._compared: dict[Distance, FileIndex] = {}
         found: list[Collection] = []
         if pack is not None:
             self.model.check_pack(pack)

@@ -1,0 +1,271 @@
+"""Make an index that LanceDB keeps, or bring one in step with a folder: codes are written as they are made.
+
+A new index learns how codes are compared from a sample, before it writes any: whoever adds to it later, from
+whatever machine, compares in the same way. An image is known by the digest of its source, path and content,
+so what a killed update has written is found again, and two that do the same leave one of each.
+
+Shapes: N images, R distinct contents, D values in a code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.applications.encoders import ImageEncoder
+from autoencode.applications.index import Update
+from autoencode.applications.indexfile import is_index
+from autoencode.applications.indexrequest import ANOTHER, Request, codes_of
+from autoencode.applications.indexsettings import IndexSettings, Place, check_encoder
+from autoencode.applications.lanceindex import LanceIndex
+from autoencode.applications.lancetables import (
+    ID_BYTES,
+    PACKS,
+    TABLE_NAMES,
+    Cells,
+    Source,
+    Tables,
+    create_tables,
+    find_tables,
+)
+from autoencode.applications.nearest import (
+    EXACT_LIMIT,
+    RECALL_NEIGHBOURS,
+    Floats,
+    Rows,
+    fewest_probes,
+    fit_space,
+)
+from autoencode.data.batches import epoch_order
+from autoencode.data.cluster import Cluster, joined_cluster
+from autoencode.data.mirror import named
+from autoencode.data.pack import Pack
+from autoencode.errors import ConfigError, ImageIndexError, OutputError
+from autoencode.files import TEMPORARY_SUFFIX, exclusive
+
+SAMPLE = 20_000  # contents that whitening is learned from
+_VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
+_NEW_SHARE = 0.1  # of images outside the cells, which are compared one by one
+_MORE_CELLS = 2  # cells are made anew when so many times as many are wanted
+_BLOCK_ROWS = 65_536
+# Each of the sample costs a query for each step, and each query journeys to the store.
+_RECALL_SAMPLE, _FIRST_PROBES = 100, 8
+_NEAREST = RECALL_NEIGHBOURS + 1
+
+_Report = Callable[[int, int], None]
+
+
+def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
+    """Index the images of a folder, or bring the index in step with it; see `build_index`."""
+    with joined_cluster(request.ray, "Encoding on a cluster") as cluster, _alone(out):
+        tables = find_tables(out)
+        old = None if tables is None else tables.settings
+        encoder = request.encoder(old)
+        if old is not None:
+            check_encoder(out, old, encoder, ANOTHER)
+            if request.distance not in (None, old.space.distance):
+                raise ConfigError(
+                    f"{out} compares codes by {old.space.distance}, and goes on to: it does not keep the "
+                    f"codes themselves. {ANOTHER}"
+                )
+        name = named(request.source)
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        pack = request.pack(encoder, _inside(out, PACKS, digest))
+        whole = Source(name, Place.of(pack.folder, out), pack.fingerprint)
+        if tables is not None and whole in tables.sources():
+            kept = len(np.unique(pack.entries.digests))
+            return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.refused))
+        update = _Update(encoder, pack, whole, tables, request.progress, cluster)
+        if tables is None:
+            model = None if request.model_path is None else Place.of(request.model_path, out)
+            space = fit_space(update.sample(), request.distance_of(encoder, None))
+            settings = IndexSettings(encoder.kind, encoder.digest, pack.preprocessing, model, space)
+            tables = create_tables(out, settings, encoder.size)
+            check_encoder(out, tables.settings, encoder, ANOTHER)
+        return LanceIndex(tables, encoder, update.write(tables))
+
+
+def _inside(out: Path | str, *names: str) -> Path | str:
+    return "/".join([out, *names]) if isinstance(out, str) else out.joinpath(*names)
+
+
+@contextlib.contextmanager
+def _alone(out: Path | str) -> Iterator[None]:
+    """Let one process update an index in a folder; in storage several may, and lose nothing."""
+    if isinstance(out, str):
+        yield
+        return
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file. Choose another output.")
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    ours = {".lock", PACKS, *TABLE_NAMES}
+    if is_index(out):
+        raise OutputError(f"{out} is an index in a file. Choose another output, or --store file.")
+    if any(name not in ours and not name.endswith(TEMPORARY_SUFFIX) for name in names):
+        raise OutputError(f"{out} is not an index of LanceDB, and not empty. Choose another output.")
+    busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
+    with exclusive(out, busy, ImageIndexError):
+        yield
+
+
+class _Update:
+    """One source, brought in step: what is missing is encoded, a random sample of it first."""
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        pack: Pack,
+        whole: Source,
+        tables: Tables | None,
+        progress: _Report | None,
+        cluster: Cluster | None,
+    ) -> None:
+        """Compare the images of the source with those that are in the index."""
+        self.size, self.pack, self.whole = encoder.size, pack, whole
+        digests = pack.entries.digests
+        self.ids = _ids(whole.name, pack)
+        self.stored, there = (self.ids[:0], digests[:0]) if tables is None else tables.ids_of(whole.name)
+        self.fresh = np.flatnonzero(~np.isin(self.ids, self.stored))
+        contents, self.there = np.unique(digests), np.unique(there)
+        is_missing = ~np.isin(contents, self.there)
+        self.kept, self.removed = int((~is_missing).sum()), int((~np.isin(self.there, contents)).sum())
+        self.order = _order(pack, np.isin(digests, contents[is_missing]))
+        self.seconds = 0.0  # spent encoding
+        self._codes = self._encoded(encoder, progress, cluster)
+        self._first: list[Floats] = []
+
+    def sample(self) -> Floats:
+        """Return the codes (S, D) of a random sample of what is missing."""
+        self._first = _taken(self._codes, SAMPLE)
+        return np.concatenate(self._first)
+
+    def write(self, tables: Tables) -> Update:
+        """Write what is missing and delete what is gone; then say that the source is whole."""
+        tables.set_source(dataclasses.replace(self.whole, fingerprint=""))
+        self._write_known(tables)
+        self._write_encoded(tables)
+        gone = self.stored[~np.isin(self.stored, self.ids)]
+        tables.delete([one.decode("ascii") for one in gone.tolist()])
+        tables.set_source(self.whole)
+        keep_fast(tables)
+        return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.refused)
+
+    def _encoded(
+        self, encoder: ImageEncoder, progress: _Report | None, cluster: Cluster | None
+    ) -> Iterator[Floats]:
+        done, started = 0, time.perf_counter()
+        for codes in codes_of(encoder, self.pack, self.order, cluster):
+            self.seconds += time.perf_counter() - started
+            yield codes
+            started = time.perf_counter()
+            done += len(codes)
+            if progress:
+                progress(done, len(self.order))
+
+    def _write_encoded(self, tables: Tables) -> None:
+        """Write the images of each content as it is encoded, a commit at a time."""
+        rows = self.pack.entries.rows[self.fresh]
+        by_row = np.argsort(rows, kind="stable")
+        rows, fresh = rows[by_row], self.fresh[by_row]
+        most, start = max(1, _VALUES_WRITTEN // self.size), 0
+        while part := self._first or _taken(self._codes, most):
+            self._first = []
+            vectors = tables.settings.space.vectors(np.concatenate(part))
+            written = self.order[start : start + len(vectors)]
+            start += len(vectors)
+            begin, end = np.searchsorted(rows, written), np.searchsorted(rows, written, "right")
+            which = np.repeat(np.arange(len(vectors)), end - begin)  # of the contents, for each of its copies
+            copies = np.concatenate([np.arange(one, last) for one, last in zip(begin, end, strict=True)])
+            self._add(tables, fresh[copies], vectors[which])
+
+    def _write_known(self, tables: Tables) -> None:
+        """Write images whose contents have vectors already: copies, and files that were moved."""
+        is_known = np.isin(self.pack.entries.digests[self.fresh], self.there)
+        fresh, most = self.fresh[is_known], max(1, _VALUES_WRITTEN // self.size)
+        for start in range(0, len(fresh), most):
+            part = fresh[start : start + most]
+            contents = [str(self.pack.entries[place].sha256) for place in part.tolist()]
+            found = tables.vectors_of(self.whole.name, sorted(set(contents)))
+            self._add(tables, part, np.stack([found[content] for content in contents]))
+
+    def _add(self, tables: Tables, places: Rows, vectors: Floats) -> None:
+        entries = [self.pack.entries[place] for place in places.tolist()]
+        ids = [one.decode("ascii") for one in self.ids[places].tolist()]
+        tables.add(ids, self.whole.name, entries, vectors)
+
+
+def _ids(source: str, pack: Pack) -> NDArray[np.bytes_]:
+    """Return the id (N,) of each image: what it is known by in the index."""
+    found, start = bytearray(), source.encode("utf-8", "surrogateescape") + b"\0"
+    for entry in pack.entries:
+        text = f"{entry.path}\0{entry.sha256}".encode("utf-8", "surrogateescape")
+        found += hashlib.blake2b(start + text, digest_size=ID_BYTES // 2).hexdigest().encode()
+    return np.frombuffer(found, f"S{ID_BYTES}")
+
+
+def _order(pack: Pack, is_missing: NDArray[np.bool_]) -> Rows:
+    """Return the row (R,) of each content to encode: a random sample first, then the others as they lie."""
+    rows = np.unique(pack.entries.rows[is_missing])
+    mixed = epoch_order(rows, 0, 0, pack.rows_per_shard, pack.window)
+    sample = np.sort(mixed[:SAMPLE])
+    return np.concatenate([sample, np.setdiff1d(rows, sample)])
+
+
+def _taken(codes: Iterator[Floats], count: int) -> list[Floats]:
+    taken: list[Floats] = []
+    while count > 0 and (batch := next(codes, None)) is not None:
+        taken.append(batch)
+        count -= len(batch)
+    return taken
+
+
+def keep_fast(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
+    """Group the vectors into cells where they are too many to compare each, or put what is new into them.
+
+    The cells that a query looks into are as many as find nearly all of the true nearest, as measured for a
+    sample, with which every vector is compared in one pass.
+    """
+    count = tables.count()
+    if count <= exact_limit:
+        return
+    cells, wanted = tables.cells().cells, round(math.sqrt(count))
+    if not cells or wanted > _MORE_CELLS * cells:
+        cells = wanted
+        tables.make_cells(cells)
+    elif count - tables.indexed() > _NEW_SHARE * count:
+        tables.extend_cells()
+    else:
+        return
+    sample = tables.sample(min(_RECALL_SAMPLE, count))
+    limits = _farthest(tables, sample)
+
+    def recall_with(probes: int) -> float:
+        found = [tables.nearest(vector, _NEAREST, None, probes)[1] for vector in sample]
+        near = [_squares(vector, vectors) for vector, vectors in zip(sample, found, strict=True)]
+        hits = [min(_NEAREST, int((one <= limit).sum())) for one, limit in zip(near, limits, strict=True)]
+        return (sum(hits) / len(hits) - 1) / RECALL_NEIGHBOURS  # each finds itself, which is no neighbour
+
+    tables.set_cells(Cells(cells, *fewest_probes(recall_with, cells, _FIRST_PROBES)))
+
+
+def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
+    """Return the squared distance (S,) within which the nearest of each vector of a sample (S, D) lie."""
+    best = np.full((len(sample), _NEAREST), np.inf)
+    for block in tables.blocks(_BLOCK_ROWS):
+        _, rows = faiss.knn(sample, block, min(_NEAREST, len(block)), metric=faiss.METRIC_L2)
+        both = np.concatenate([best, _squares(sample[:, None], block[rows])], axis=1)
+        best = np.sort(both, axis=1)[:, :_NEAREST]
+    return np.asarray(best[:, -1])
+
+
+def _squares(one: Floats, other: Floats) -> NDArray[np.float64]:
+    return np.asarray(np.square(one.astype(np.float64) - other).sum(-1))

@@ -1,0 +1,451 @@
+"""The tables of an index that LanceDB keeps, in a folder or in object storage; their errors become ours.
+
+    I/settings.lance    one row: the settings, as a file with its digest, and the cells of the search
+    I/sources.lance     a row for each folder or pack: its images are all there where it has a fingerprint
+    I/images.lance      a row for each image: which file it is, and its vector
+    I/packs/            the images of folders, decoded
+
+Vectors are what `Space.vectors` makes of codes: their Euclidean distance orders them as their scores do.
+Each change is one commit. Of two at once the later is tried again on what the other left.
+
+Shapes: N rows, D values in a vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode.applications.indexsettings import (
+    AGAIN,
+    IndexSettings,
+    Place,
+    check_settings,
+    check_texts,
+    settings_of,
+)
+from autoencode.applications.nearest import FOUND_PER_WANTED, Floats
+from autoencode.data.entries import Entry, check_inside
+from autoencode.data.storage import RemoteFolder, first_line
+from autoencode.errors import (
+    AutoencodeError,
+    ConfigError,
+    ImageIndexError,
+    MissingExtraError,
+    OutputError,
+)
+from autoencode.models.tensorfile import read_tensors, write_tensors
+
+SETTINGS, SOURCES, IMAGES, PACKS = "settings", "sources", "images", "packs"
+TABLE_NAMES = tuple(f"{name}.lance" for name in (SETTINGS, SOURCES, IMAGES))
+
+_KIND, _VERSION = "lance-index-settings", 1
+_SCHEMES = ("s3://", "gs://", "az://")
+ID_BYTES = 32  # hexadecimal digits
+
+_KEY = "lance-schema:unenforced-primary-key"
+_ATTEMPTS = 10
+_IDS_AT_ONCE = 1000
+_COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
+# A byte that is no text, and the sign that stands before its number.
+_ODD, _NUMBERED = re.compile("[%\udc80-\udcff]"), re.compile("%([0-9A-F]{2})")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How an approximate search is done; see `nearest.Cells`. Without cells every vector is compared."""
+
+    cells: int = 0
+    probes: int = 0
+    recall: float = 1.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or pack whose images are in the index.
+
+    Attributes:
+        name: its absolute path, or its URL.
+        folder: the image folder that the paths of its images are relative to.
+        fingerprint: of its images, see `Pack.fingerprint`; "" while they are not all there.
+    """
+
+    name: str
+    folder: Place
+    fingerprint: str
+
+
+class Row(NamedTuple):
+    """One image: of which source, where it is in that folder, its label and the digest of its content."""
+
+    source: str
+    path: str
+    label: str | None
+    sha256: str
+
+
+class Tables:
+    """The tables, opened. Of changes by others nothing is seen, but by what is written on top of them."""
+
+    def __init__(self, place: Path | str, database: Any) -> None:  # noqa: ANN401 - LanceDB comes when needed
+        """Open tables that are there; see `find_tables`."""
+        self.place = place
+        with reading(place):
+            opened = [database.open_table(name) for name in (SETTINGS, SOURCES, IMAGES)]
+            self._settings, self._sources, self._images = opened
+            line = self._settings.head(2).to_pylist()
+            kind = self._images.schema.field("vector").type
+            self.size = int(kind.list_size)
+            is_ours = self._images.schema.equals(_images_schema(self.size))
+        if len(line) != 1 or not is_ours or not isinstance(line[0].get("settings"), bytes):
+            raise ImageIndexError(f"{place} does not hold a usable index (other tables). {AGAIN}")
+        self.settings = _settings_from(place, line[0]["settings"], self.size)
+
+    def cells(self) -> Cells:
+        """Return how an approximate search is done."""
+        with reading(self.place):
+            line = self._settings.head(1).to_pylist()[0]
+            return Cells(int(line["cells"]), int(line["probes"]), float(line["recall"]))
+
+    def set_cells(self, cells: Cells) -> None:
+        """Say how an approximate search is done."""
+        self._commit(self._settings, lambda: self._settings.update(values=vars(cells)))
+
+    def sources(self) -> list[Source]:
+        """Return whose images are in the index."""
+        with reading(self.place):
+            lines = self._sources.to_arrow().to_pylist()
+            texts = [[_read_text(line[name]) for name in _SOURCE_COLUMNS] for line in lines]
+        try:
+            check_texts([text for line in texts for text in line])
+        except ValueError as err:
+            raise ImageIndexError(f"{self.place} does not hold a usable index ({err}). {AGAIN}") from err
+        return [Source(name, Place(absolute, near), mark) for name, absolute, near, mark in texts]
+
+    def set_source(self, source: Source) -> None:
+        """Add a source, or say what is new of it."""
+        import pyarrow as pa
+
+        values = (source.name, source.folder.absolute, source.folder.relative, source.fingerprint)
+        line = {name: [_text(value)] for name, value in zip(_SOURCE_COLUMNS, values, strict=True)}
+        rows = pa.table(line, schema=_sources_schema())
+        merge = self._sources.merge_insert("source").when_matched_update_all().when_not_matched_insert_all()
+        self._commit(self._sources, lambda: merge.execute(rows))
+
+    def add(self, ids: Sequence[str], source: str, entries: Sequence[Entry], vectors: Floats) -> None:
+        """Add images (N,) with their vectors (N, D) in one commit, but for those whose id is there."""
+        import pyarrow as pa
+
+        columns = {
+            "id": list(ids),
+            "source": [_text(source)] * len(entries),
+            "path": [_text(entry.path) for entry in entries],
+            "label": [None if entry.label is None else _text(entry.label) for entry in entries],
+            "split": [entry.split for entry in entries],
+            "sha256": [entry.sha256 for entry in entries],
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.size),
+        }
+        rows = pa.table(columns, schema=_images_schema(self.size))
+        merge = self._images.merge_insert("id").when_not_matched_insert_all()
+        self._commit(self._images, lambda: merge.execute(rows))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete the images of these ids."""
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            where = f"id IN {_listed(ids[start : start + _IDS_AT_ONCE])}"
+            self._commit(self._images, functools.partial(self._images.delete, where))
+
+    def ids_of(self, source: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
+        """Return the id (N,) and the SHA-256 (N,), 32 bytes, of each image of a source."""
+        ids, digests = bytearray(), bytearray()
+        with reading(self.place):
+            query = self._images.search().where(f"source = {_quoted(source)}").select(["id", "sha256"])
+            for batch in query.to_batches():
+                for line in batch["id"].to_pylist():
+                    ids += line.encode("ascii").ljust(ID_BYTES)[:ID_BYTES]
+                for line in batch["sha256"].to_pylist():
+                    digests += bytes.fromhex(line).ljust(32)[:32]
+        return np.frombuffer(ids, f"S{ID_BYTES}"), np.frombuffer(digests, "S32")
+
+    def vectors_of(self, source: str, digests: Sequence[str]) -> dict[str, Floats]:
+        """Return the vector (D,) of each content, by its SHA-256, of which the source has an image."""
+        found: dict[str, Floats] = {}
+        for start in range(0, len(digests), _IDS_AT_ONCE):
+            part = _listed(digests[start : start + _IDS_AT_ONCE])
+            with reading(self.place):
+                query = self._images.search().where(f"source = {_quoted(source)} AND sha256 IN {part}")
+                table = query.select(["sha256", "vector"]).to_arrow()
+                found |= zip(table["sha256"].to_pylist(), self._vectors(table), strict=True)
+        return found
+
+    def count(self, where: str | None = None) -> int:
+        """Return how many images there are, or how many of them are meant by `where`."""
+        with reading(self.place):
+            return int(self._images.count_rows(where))
+
+    def nearest(
+        self, vector: Floats, k: int, where: str | None, probes: int | None
+    ) -> tuple[list[Row], Floats]:
+        """Return the nearest K to a vector (D,), in no order, and their vectors (K, D).
+
+        Args:
+            vector: what to look for.
+            k: how many.
+            where: which images are meant; see `filter_of`.
+            probes: cells to look into, and more where they hold fewer than K; None compares every vector.
+        """
+        with reading(self.place):
+            query = self._images.search(vector).distance_type("l2").limit(k).select(list(_COLUMNS))
+            query = query if where is None else query.where(where)
+            if probes is None:
+                query = query.bypass_vector_index()
+            else:
+                query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(FOUND_PER_WANTED)
+            table = query.to_arrow()
+            columns = [table[name].to_pylist() for name in ("source", "path", "label", "sha256")]
+            rows = [Row(*map(_read_text, line)) for line in zip(*columns, strict=True)]
+            for row in rows:
+                check_inside(row.path)
+            return rows, self._vectors(table)
+
+    def named(self, name: str) -> Iterator[Row]:
+        """Yield the images whose file has this name, and perhaps others."""
+        like = f"'%/{_text(name).replace(chr(39), chr(39) * 2)}'"
+        with reading(self.place):
+            query = self._images.search().where(f"path = {_quoted(name)} OR path LIKE {like}")
+            for batch in query.select(["source", "path"]).to_batches():
+                for source, path in zip(batch["source"].to_pylist(), batch["path"].to_pylist(), strict=True):
+                    yield Row(_read_text(source), _read_text(path), None, "")
+
+    def blocks(self, rows: int) -> Iterator[Floats]:
+        """Yield the vectors (N, D) of all images, in no order, at most so many at once."""
+        with reading(self.place):
+            for batch in self._images.search().select(["vector"]).to_batches(rows):
+                yield self._vectors(batch)
+
+    def sample(self, count: int) -> Floats:
+        """Return so many vectors (N, D), from all over the table."""
+        chosen = np.random.default_rng(0).choice(self.count(), count, replace=False)
+        with reading(self.place):
+            return self._vectors(self._images.take_offsets(np.sort(chosen).tolist()).to_arrow())
+
+    def indexed(self) -> int:
+        """Return how many images are in cells."""
+        with reading(self.place):
+            found = [one for one in self._images.list_indices() if one.columns == ["vector"]]
+            statistics = self._images.index_stats(found[0].name) if found else None
+            return int(statistics.num_indexed_rows) if statistics else 0
+
+    def make_cells(self, cells: int) -> None:
+        """Group the vectors anew, a byte a value, and order the columns that images are chosen by."""
+        from lancedb.index import Bitmap, BTree, IvfSq
+
+        kinds = {"vector": IvfSq(distance_type="l2", num_partitions=cells), "id": BTree()}
+        for column, kind in (kinds | dict.fromkeys(("source", "label", "split"), Bitmap())).items():
+            self._commit(self._images, functools.partial(self._images.create_index, column, config=kind))
+
+    def extend_cells(self) -> None:
+        """Put what is new into the cells, and small files together."""
+        self._commit(self._images, self._images.optimize)
+
+    def _vectors(self, table: Any) -> Floats:  # noqa: ANN401
+        column = table["vector"]
+        column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+        vectors: Floats = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.size)
+        if len(vectors) != len(column) or not np.isfinite(vectors).all():
+            raise ValueError("vectors that are not finite")
+        return vectors
+
+    def _commit(self, table: Any, write: Callable[[], Result]) -> Result:  # noqa: ANN401
+        for attempt in range(_ATTEMPTS):
+            try:
+                return write()
+            except Exception as err:
+                if "conflict" not in str(err).lower() or attempt == _ATTEMPTS - 1:
+                    raise OutputError(
+                        f"Could not write to the index {self.place} ({_said(err)}). "
+                        "What was written is kept: give the command again."
+                    ) from err
+                time.sleep(random.uniform(0, 0.05 * 2**attempt))
+                table.checkout_latest()
+        raise AssertionError
+
+
+_SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
+
+
+def find_tables(place: Path | str) -> Tables | None:
+    """Open the tables of the index at `place`; None if there is none.
+
+    Raises:
+        ImageIndexError: they are damaged.
+        StorageError: the storage cannot be reached.
+        MissingExtraError: LanceDB is not installed.
+    """
+    if not is_lance_index(place):
+        return None
+    database = _connect(place)
+    try:
+        database.open_table(SETTINGS)
+    except ValueError as err:
+        if "not found" in str(err):  # its maker was killed before its first commit
+            return None
+        raise ImageIndexError(f"The index {place} could not be read ({_said(err)}). {AGAIN}") from err
+    return Tables(place, database)
+
+
+def is_lance_index(place: Path | str) -> bool:
+    """Whether there is an index of LanceDB at `place`, usable or not.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+        ConfigError: a URL of another kind.
+    """
+    if isinstance(place, Path):
+        return (place / f"{SETTINGS}.lance").is_dir()
+    if not place.startswith(_SCHEMES):
+        raise ConfigError(
+            f"Cannot keep an index at {place}. Give a folder, or a URL of {', '.join(_SCHEMES)}."
+        )
+    return RemoteFolder(place).stamp(f"{SETTINGS}.lance") is not None
+
+
+def create_tables(place: Path | str, settings: IndexSettings, size: int) -> Tables:
+    """Make the tables of a new index; of several who do so at once, one's settings are those of all.
+
+    Raises:
+        ImageIndexError: there are images of an index that has lost its settings.
+        OutputError: they cannot be written.
+        StorageError: the storage cannot be reached.
+        MissingExtraError: LanceDB is not installed.
+    """
+    import pyarrow as pa
+
+    database = _connect(place)
+    cells = Cells()
+    line = {"settings": [_settings_bytes(settings)], **{name: [value] for name, value in vars(cells).items()}}
+    kinds = {"settings": pa.binary(), "cells": pa.int64(), "probes": pa.int64(), "recall": pa.float64()}
+    try:
+        database.create_table(SOURCES, schema=_sources_schema(), exist_ok=True)
+        images = database.create_table(IMAGES, schema=_images_schema(size), exist_ok=True)
+        is_empty = images.count_rows() == 0
+        database.create_table(SETTINGS, pa.table(line, schema=pa.schema(list(kinds.items()))))
+    except Exception as err:
+        if "already exists" not in str(err):
+            raise OutputError(f"Could not write to the index {place} ({_said(err)}).") from err
+        is_empty = True
+    if not is_empty:
+        raise ImageIndexError(f"{place} has images, and had lost what their codes are. {AGAIN}")
+    return Tables(place, database)
+
+
+def filter_of(values: Iterable[tuple[str, str | None]]) -> str | None:
+    """Return what selects the images whose columns have these values, where one is given; None for all."""
+    wanted = [f"{column} = {_quoted(value)}" for column, value in values if value is not None]
+    return " AND ".join(wanted) or None
+
+
+@contextlib.contextmanager
+def reading(place: Path | str) -> Iterator[None]:
+    """Make what LanceDB says of tables that it cannot read one line.
+
+    Raises:
+        ImageIndexError: it cannot.
+    """
+    try:
+        yield
+    except AutoencodeError:
+        raise
+    except Exception as err:
+        raise ImageIndexError(f"The index {place} could not be read ({_said(err)}). {AGAIN}") from err
+
+
+def _connect(place: Path | str) -> Any:  # noqa: ANN401
+    try:
+        import lancedb
+    except ImportError as err:
+        raise MissingExtraError("lance", "An index kept by LanceDB") from err
+    options = RemoteFolder(place).lance_options() if isinstance(place, str) else None
+    try:
+        return lancedb.connect(str(place), storage_options=options)
+    except Exception as err:
+        raise ImageIndexError(f"Could not open the index {place} ({_said(err)}).") from err
+
+
+def _settings_bytes(settings: IndexSettings) -> bytes:
+    arrays, content = settings.to_content()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SETTINGS
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        write_tensors(path, _KIND, _VERSION, tensors, content)
+        return path.read_bytes()
+
+
+def _settings_from(place: Path | str, content: bytes, size: int) -> IndexSettings:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SETTINGS
+        path.write_bytes(content)
+        try:
+            tensors, stated, _ = read_tensors(path, _KIND, _VERSION, ImageIndexError, advice=AGAIN)
+            settings = IndexSettings(
+                **settings_of({name: tensor.numpy() for name, tensor in tensors.items()}, stated)
+            )
+            check_settings(settings, size)
+        except ImageIndexError as err:
+            raise ImageIndexError(str(err).replace(str(path), f"The table of settings of {place}")) from err
+        except (ConfigError, KeyError, TypeError, ValueError) as err:
+            raise ImageIndexError(f"{place} does not hold a usable index ({err}). {AGAIN}") from err
+    return settings
+
+
+def _images_schema(size: int) -> Any:  # noqa: ANN401
+    import pyarrow as pa
+
+    # By its key LanceDB notices that two writers, neither of whom sees the other, add the same image.
+    key = pa.field("id", pa.string(), nullable=False, metadata={_KEY: "true"})
+    texts = [pa.field(name, pa.string()) for name in ("source", "path", "label", "split", "sha256")]
+    return pa.schema([key, *texts, pa.field("vector", pa.list_(pa.float32(), size))])
+
+
+def _sources_schema() -> Any:  # noqa: ANN401
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in _SOURCE_COLUMNS])
+
+
+def _text(path: str) -> str:
+    """Return a path as text that is UTF-8: what is none is written as %FF, and % as %25."""
+    return _ODD.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", path)
+
+
+def _read_text(text: Any) -> Any:  # noqa: ANN401 - None stays None
+    if not isinstance(text, str):
+        return text
+    return _NUMBERED.sub(lambda found: "%" if found[1] == "25" else chr(0xDC00 + int(found[1], 16)), text)
+
+
+def _quoted(text: str) -> str:
+    return "'" + _text(text).replace("'", "''") + "'"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return f"({', '.join(map(_quoted, texts))})"
+
+
+def _said(err: BaseException) -> str:
+    """Return what LanceDB says, without where in its source it says so."""
+    return re.split(r",? (?:/|at )\S+\.rs:", first_line(err))[0][:300]
