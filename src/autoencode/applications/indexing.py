@@ -101,7 +101,8 @@ def build_index(
         StorageError: the storage cannot be reached.
         ConfigError: unknown features, distance or store, a model that was never saved, or a pack of another
             size.
-        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, Ray `ray`.
+        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a
+            cluster `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
@@ -110,12 +111,16 @@ def build_index(
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     place = str(out).rstrip("/") if is_url(out) else Path(out)
     path = _model_path(model)
-    request = Request(loaded, path, source, features, distance, limits, ray, progress, packing_progress)
-    if _is_lance(place, store):
-        return build_lance_index(request, place)
-    if isinstance(place, str):
-        raise ConfigError(f"An index at {place} is kept by LanceDB. Add --store lance, or name a folder.")
-    return _build_file(request, place)
+    is_lance = _is_lance(place, store)
+    with joined_cluster(ray, "Encoding on a cluster") as cluster:
+        request = Request(
+            loaded, path, source, features, distance, limits, progress, packing_progress, cluster
+        )
+        if is_lance:
+            return build_lance_index(request, place)
+        if isinstance(place, str):
+            raise ConfigError(f"An index at {place} is kept by LanceDB. Add --store lance, or name a folder.")
+        return _build_file(request, place)
 
 
 def _is_lance(place: Path | str, store: Store | None) -> bool:
@@ -135,10 +140,7 @@ def _model_path(model: Autoencoder | str | Path) -> Path | None:
 def _build_file(request: Request, out: Path) -> Index:
     _refuse_what_is_not_ours(out)
     busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
-    with (
-        joined_cluster(request.ray, "Encoding on a cluster") as cluster,
-        exclusive(out, busy, ImageIndexError),
-    ):
+    with exclusive(out, busy, ImageIndexError):
         old = read_index(out) if is_index(out) else None
         encoder = request.encoder(old)
         if old is not None:
@@ -152,7 +154,14 @@ def _build_file(request: Request, out: Path) -> Index:
         model = None if request.model_path is None else Place.of(request.model_path, out)
         places = _Places(model, named(request.source), Place.of(pack.folder, out))
         stored, update = _in_step(
-            old, encoder, pack, request.distance_of(encoder, old), places, out, request.progress, cluster
+            old,
+            encoder,
+            pack,
+            request.distance_of(encoder, old),
+            places,
+            out,
+            request.progress,
+            request.cluster,
         )
         if stored is not old:
             write_index(out, stored)

@@ -1,4 +1,4 @@
-"""What an index is asked to hold: images that are packed, and turned into codes a batch at a time.
+"""The images that an index is made of: packed, and turned into codes a batch at a time.
 
 Shapes: N rows of a pack, B batch, D values in a code.
 """
@@ -39,9 +39,9 @@ class Request:
     features: Features | None
     distance: Distance | None
     limits: Limits | None
-    ray: str | None
     progress: Callable[[int, int], None] | None
     packing_progress: Callable[[int, int], None] | None
+    cluster: Cluster | None
 
     def encoder(self, old: IndexSettings | None) -> ImageEncoder:
         """Return what images are encoded with: as asked for, as before, or as usual.
@@ -87,18 +87,17 @@ class Request:
 def codes_of(
     encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], cluster: Cluster | None
 ) -> Iterator[Floats]:
-    """Yield codes (B, D) of the images of `rows` (N,), in that order, made here or on a cluster.
+    """Yield codes (B, D) of the images of `rows` (N,), in that order.
 
     Raises:
         ImageIndexError: the model gives codes that are not finite.
-        RunError: the cluster could not do it.
     """
 
     def encode(images: Tensor) -> Columns:
         return {"codes": encoder.encode(images)}
 
     for columns in over_pack(encode, pack, rows, INFERENCE_BATCH, cluster):
-        codes: Floats = columns["codes"]
+        codes = columns["codes"]
         if not np.isfinite(codes).all():
             raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
         yield codes
