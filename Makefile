@@ -36,7 +36,7 @@ torture: .venv/installed
 	$(BIN)/python -m torture $(PARTS)
 
 test-scale: .venv/installed
-	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[lance,storage,scale]"
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[lance,storage,ray,scale]"
 	$(BIN)/pytest -m scale -rs
 
 # Of torch the constraint's version is taken: the lowest has no small build on PyPI.

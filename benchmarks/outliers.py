@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,9 @@ from autoencode.applications.encoders import Features
 from autoencode.applications.outlier_reference import reference_name
 from autoencode.applications.thresholds import conformal_p_values, images_needed, rate_of
 from autoencode.data.batches import batches, to_float
+from autoencode.data.entries import Split
 from autoencode.data.finding import find_images
 from autoencode.data.images import read_image
-from autoencode.data.manifest import Split
 from autoencode.evaluation.scores import Interval, auroc
 from autoencode.training.runlog import read_run
 
@@ -59,7 +60,7 @@ def cell(negatives: Array, positives: Array) -> str:
     return f"{auroc(negatives, positives):.3f} ({low:.3f}–{high:.3f})"
 
 
-def evenly(paths: list[Path], most: int) -> list[Path]:
+def evenly(paths: Sequence[Path], most: int) -> list[Path]:
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tests.clusters import LocalCluster, local_cluster
 
 from autoencode import Pack, Preprocessing, Run, pack_folder, train
 
@@ -94,6 +95,14 @@ def trained(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.Temp
 def trained_vae(tiny_pack: Pack, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A VAE after two epochs. Do not change it."""
     return train(tiny_pack.path, tmp_path_factory.mktemp("runs") / "vae", epochs=2, kind="vae", **tiny)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[LocalCluster]:
+    """Two Ray nodes on this machine, of one CPU each. Do not kill them."""
+    pytest.importorskip("ray.train", reason="the optional part `ray` is not installed")
+    with local_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ class Part(NamedTuple):
 
 PARTS = {
     "images": Part("images", "attack", 20_000, "damaged files"),
+    "guided": Part("guided", "attack", 200_000, "files that a fuzzer grows"),
     "folders": Part("images", "attack_folders", 100_000, "files in one folder"),
     "kills": Part("kills", "attack", 100, "moments a verb"),
     "disks": Part("disks", "attack", 40, "amounts of room, for each verb"),
@@ -35,7 +36,7 @@ PARTS = {
     "forged": Part("forged", "attack", 1_000, "changes of a kind of file"),
     "numerics": Part("numerics", "attack", 40, "dull folders through every verb"),
     "determinism": Part("determinism", "attack", 10, "times more, for each verb"),
-    "soak": Part("soak", "attack", 1_800, "rounds of train, encode, generate, index, search"),
+    "soak": Part("soak", "attack", 1_800, "rounds of train, encode, generate, index, search, the page"),
 }
 
 

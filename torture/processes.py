@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -86,6 +87,21 @@ class Child:
         code = os.waitstatus_to_exitcode(status)
         scale = 1024**2 if sys.platform == "darwin" else 1024
         return Ended(code, errors, usage.ru_maxrss / scale)
+
+
+def resident_mb(pid: int) -> float:
+    """Memory that a process has now."""
+    status = Path(f"/proc/{pid}/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024**2
+    told = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], check=True, capture_output=True, text=True)
+    return int(told.stdout) / 1024
+
+
+def open_files(pid: int) -> int:
+    """Files and connections that a process has open; 0 of another process where the system does not say."""
+    own = "/dev/fd" if pid == os.getpid() else f"/proc/{pid}/fd"
+    return len(os.listdir(own)) if Path(own).exists() else 0  # noqa: PTH208 - a generator would be counted
 
 
 def run(function: Callable[[], object]) -> Ended:

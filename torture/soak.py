@@ -1,13 +1,15 @@
-"""Training, encoding, decoding, generating and searching again and again: memory and open files stay flat."""
+"""Training, encoding, generating and searching again and again, with the local page in use.
+
+Memory and open files stay flat, of what trains and of what serves the page.
+"""
 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,11 +20,21 @@ from autoencode.data.pack import open_pack
 from autoencode.models.modelfile import load_model
 from autoencode.training.train import train
 from torture.outcome import Outcome
+from torture.processes import open_files, resident_mb
 from torture.verbs import TINY, make_images
+from torture.visitor import Visitor
 
 WARM_UP_SHARE = 0.2
 WARM_UP_ROUNDS = 2
 GROWTH_MB = 24.0  # what pools of the allocator and caches of libraries may still take
+EXTRA_FILES = 4  # connections that have just been closed
+
+
+class _Use(NamedTuple):
+    """What a process has: memory without what it is meant to hold, and open files."""
+
+    memory_mb: float
+    files: int
 
 
 def attack(cases: int, seed: int, folder: Path) -> Outcome:
@@ -35,24 +47,70 @@ def attack(cases: int, seed: int, folder: Path) -> Outcome:
     """
     outcome = Outcome()
     images = make_images(folder / "images", 24)
-    start = time.monotonic()
-    base: tuple[float, int] | None = None
-    now = (0.0, 0)
-    while time.monotonic() - start < cases or outcome.cases < 2 * WARM_UP_ROUNDS:
-        _round(images, folder, seed)
-        outcome.cases += 1
-        now = _memory_mb(), _open_files()
-        is_warm = time.monotonic() - start >= WARM_UP_SHARE * cases and outcome.cases >= WARM_UP_ROUNDS
-        base = now if base is None and is_warm else base
-    assert base is not None
-    outcome.check(now[0] - base[0] < GROWTH_MB, f"memory from {base[0]:.0f} to {now[0]:.0f} MB")
-    outcome.check(now[1] <= base[1], f"open files from {base[1]} to {now[1]}")
-    outcome.notes.append(f"memory {base[0]:.0f} to {now[0]:.0f} MB, open files {base[1]} to {now[1]}")
+    watched, index = folder / "watched", folder / "watched-index"
+    _train_on(images, watched, seed, epochs=1)
+    build_index(watched, images, index)
+    visitor = Visitor(watched, index, seed)
+    try:
+        _soak(outcome, cases, seed, folder, visitor)
+    finally:
+        visitor.leave()
     return outcome
 
 
+def _soak(outcome: Outcome, seconds: int, seed: int, folder: Path, visitor: Visitor) -> None:
+    images, start = folder / "images", time.monotonic()
+    shown = sorted(images.rglob("*.png"))
+    base: dict[str, _Use] | None = None
+    now: dict[str, _Use] = {}
+    while time.monotonic() - start < seconds or outcome.cases < 2 * WARM_UP_ROUNDS:
+        _round(images, folder, seed)
+        outcome.cases += 1
+        # One epoch more of the run that the page is about, seen there while it is in use.
+        _train_on(images, folder / "watched", seed, epochs=1 + outcome.cases)
+        visitor.look_around(shown[outcome.cases % len(shown)])
+        now = {"training": _Use(resident_mb(os.getpid()), open_files(os.getpid())), "page": _of(visitor)}
+        is_warm = time.monotonic() - start >= WARM_UP_SHARE * seconds and outcome.cases >= WARM_UP_ROUNDS
+        base = now if base is None and is_warm else base
+    assert base is not None
+    outcome.check(
+        visitor.epochs_seen == 1 + outcome.cases,
+        f"the page has seen {visitor.epochs_seen} epochs of {1 + outcome.cases}",
+    )
+    for name, before in base.items():
+        _compare(outcome, name, before, now[name])
+
+
+def _compare(outcome: Outcome, name: str, before: _Use, after: _Use) -> None:
+    memory = f"memory {before.memory_mb:.0f} to {after.memory_mb:.0f} MB"
+    files = f"open files {before.files} to {after.files}"
+    outcome.check(after.memory_mb - before.memory_mb < GROWTH_MB, f"{name}: {memory}")
+    allowed = EXTRA_FILES if name == "page" else 0
+    outcome.check(after.files <= before.files + allowed, f"{name}: {files}")
+    outcome.notes.append(f"{name}: {memory}, {files}")
+
+
+def _of(visitor: Visitor) -> _Use:
+    return _Use(visitor.memory_mb() - visitor.held_mb, visitor.open_files())
+
+
+def _train_on(images: Path, out: Path, seed: int, epochs: int) -> None:
+    going_on = out.exists()
+    train(
+        images,
+        out,
+        size=None if going_on else 16,
+        epochs=epochs,
+        kind="vae",
+        seed=seed,
+        resume=going_on,
+        keep_memory=False,
+        **TINY,
+    )
+
+
 def _round(images: Path, folder: Path, seed: int) -> None:
-    train(images, folder / "run", size=16, epochs=1, kind="vae", seed=seed, keep_memory=False, **TINY)
+    _train_on(images, folder / "run", seed, epochs=1)
     model = load_model(folder / "run")
     [made] = folder.glob("*.pack")
     pack = open_pack(made)
@@ -63,15 +121,3 @@ def _round(images: Path, folder: Path, seed: int) -> None:
     open_index(folder / "index", model=folder / "run").search(images / "class 0", 3)
     for name in ("run", "new", "index"):
         shutil.rmtree(folder / name)
-
-
-def _memory_mb() -> float:
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024**2
-    scale = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-
-
-def _open_files() -> int:
-    return len(os.listdir("/dev/fd"))  # noqa: PTH208 - a generator of paths would itself be counted

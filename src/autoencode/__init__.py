@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from autoencode.models.prior import GaussianMixture, StandardNormal
     from autoencode.training.config import PRESETS, TrainConfig, settings
     from autoencode.training.loop import Progress
+    from autoencode.training.on_ray import train_on_ray
     from autoencode.training.train import Run, train
 
 _HOME = {
@@ -121,6 +122,7 @@ _HOME = {
     "models.prior": ("GaussianMixture", "StandardNormal"),
     "training.config": ("PRESETS", "TrainConfig", "settings"),
     "training.loop": ("Progress",),
+    "training.on_ray": ("train_on_ray",),
     "training.train": ("Run", "train"),
 }
 _MODULE_OF = {name: f"autoencode.{module}" for module, names in _HOME.items() for name in names}
@@ -204,6 +206,7 @@ __all__ = [
     "save_model",
     "settings",
     "train",
+    "train_on_ray",
     "transfer",
     "walk",
 ]

@@ -19,11 +19,25 @@ exits with 2 for a ConfigError, with 1 for the others; a traceback is a bug.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from autoencode.version import install_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class AutoencodeError(Exception):
     """Base of every error raised on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[[str, str], AutoencodeError], tuple[str, str]]:
+        return restored, (type(self).__name__, str(self))
+
+
+def restored(name: str, message: str) -> AutoencodeError:
+    """Return an error of another process from the name of its class and its message."""
+    kind: type[AutoencodeError] = globals()[name]
+    return kind.__new__(kind, message)
 
 
 class ConfigError(AutoencodeError, ValueError):

@@ -130,9 +130,11 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     """Return rows as CSV in UTF-8; a byte of a file name that is no text is written as in JSON, \\udcff."""
-    text = io.StringIO()
+    content = io.BytesIO()  # not StringIO, which holds four bytes a character
+    text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="backslashreplace")
+    text.flush()
+    return content.getvalue()
 
 
 def append_line(path: Path, line: str) -> None:

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 from autoencode import MissingExtraError, Run, load_model
-from autoencode.applications.codemap import FEWEST, code_map, effects, neighbour_map
+from autoencode.applications.codemap import FEWEST, code_map, effects, in_effects, neighbour_map
 
 
 def test_it_is_pca_of_codes_in_units_of_their_effect(trained: Run) -> None:
@@ -51,23 +51,25 @@ def test_neighbours_stay_neighbours_under_umap_where_a_plane_tears_them_apart(tr
     groups = 8 * np.eye(8)[generator.integers(0, 8, 120)]
     codes = (groups + generator.normal(size=(120, 8)) * 0.5).astype(np.float32)
     seen: list[tuple[int, int]] = []
-    made = neighbour_map(model, codes, lambda done, total: seen.append((done, total)))
+    threads = torch.get_num_threads()
+    made = neighbour_map(in_effects(model, codes), lambda done, total: seen.append((done, total)))
+    assert torch.get_num_threads() == threads
     scaled = codes * effects(model, codes)
     assert trustworthiness(scaled, made.plane) > trustworthiness(scaled, code_map(model, codes).plane) + 0.02
     assert made.explained is None
     assert seen[-1][0] == seen[-1][1] > 100
-    np.testing.assert_array_equal(made.plane, neighbour_map(model, codes).plane)
+    np.testing.assert_array_equal(made.plane, neighbour_map(in_effects(model, codes)).plane)
 
 
 @pytest.mark.parametrize("count", [1, FEWEST, 20])
-def test_umap_places_equal_images_too(trained: Run, count: int) -> None:
+def test_umap_places_equal_images_too(count: int) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
-    plane = neighbour_map(load_model(trained.model_path), np.ones((count, 8), np.float32)).plane
+    plane = neighbour_map(np.zeros((count, 8))).plane
     assert plane.shape == (count, 2)
     assert np.isfinite(plane).all()
 
 
-def test_umap_that_is_not_installed_is_asked_for(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_umap_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[map\]'"):
-        neighbour_map(load_model(trained.model_path), np.ones((9, 8), np.float32))
+        neighbour_map(np.zeros((9, 8)))

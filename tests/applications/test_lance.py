@@ -152,9 +152,9 @@ def test_writers_that_do_not_see_each_other_leave_one_of_each_image(made: Path, 
 # Builds an index that is killed before its third commit.
 KILLED = """
 import os, signal, sys
-from autoencode.applications import encoding, indexing, lanceindexing, lancetables
+from autoencode.applications import indexing, indexrequest, lanceindexing, lancetables
 model, folder, out = sys.argv[1:]
-lanceindexing._VALUES_WRITTEN, lanceindexing.SAMPLE, encoding.INFERENCE_BATCH = 64, 8, 8
+lanceindexing._VALUES_WRITTEN, lanceindexing.SAMPLE, indexrequest.INFERENCE_BATCH = 64, 8, 8
 calls, commit = 0, lancetables.Tables._commit
 def counted(self, table, write):
     global calls
@@ -186,7 +186,7 @@ def ended(trained: Run, folder: Path, out: Path, moment: int) -> None:
         patch.setattr(Tables, "_commit", counted)
         patch.setattr(lanceindexing, "_VALUES_WRITTEN", 64)
         patch.setattr(lanceindexing, "SAMPLE", 8)
-        patch.setattr("autoencode.applications.encoding.INFERENCE_BATCH", 8)
+        patch.setattr("autoencode.applications.indexrequest.INFERENCE_BATCH", 8)
         build_index(trained.folder, folder, out, store="lance")
 
 
@@ -278,7 +278,7 @@ def test_codes_are_written_as_they_are_made(
 ) -> None:
     monkeypatch.setattr(lanceindexing, "_VALUES_WRITTEN", 8 * 5)
     monkeypatch.setattr(lanceindexing, "SAMPLE", 7)
-    monkeypatch.setattr("autoencode.applications.encoding.INFERENCE_BATCH", 4)
+    monkeypatch.setattr("autoencode.applications.indexrequest.INFERENCE_BATCH", 4)
     sizes = []
     add = Tables.add
 

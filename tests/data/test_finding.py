@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoencode.data.finding import expanded, find_images
+from autoencode.data.finding import Paths, expanded, find_images
 from autoencode.errors import ImageFolderError
 
 
@@ -55,8 +55,8 @@ def test_pictures_of_our_own_results_are_no_images_of_the_user(tmp_path: Path, m
 def test_files_and_folders_are_listed_once_in_the_order_given(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "b.png", tmp_path / "in" / "a.png", tmp_path / "c.png")
     inside = [tmp_path / "in" / "a.png", tmp_path / "in" / "b.png"]
-    assert expanded([tmp_path / "c.png", tmp_path / "in", inside[0]]) == [tmp_path / "c.png", *inside]
-    assert expanded(str(tmp_path / "missing.png")) == [tmp_path / "missing.png"]
+    assert expanded([tmp_path / "c.png", tmp_path / "in", inside[0]]) == Paths([tmp_path / "c.png", *inside])
+    assert expanded(str(tmp_path / "missing.png")) == Paths([tmp_path / "missing.png"])
 
 
 def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
@@ -68,3 +68,14 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(ImageFolderError, match=reason):
             find_images(tmp_path / name)
+
+
+def test_paths_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
+    names = [tmp_path / "b.png", tmp_path / "a.png", tmp_path / "c.png"]
+    paths = Paths(map(str, names))
+    assert list(paths) == names
+    assert paths[-1] == names[-1]
+    assert list(paths[1:]) == names[1:]
+    assert list(paths.take([2, 0])) == [names[2], names[0]]
+    assert paths == Paths(names)
+    assert paths != Paths(names[:2])

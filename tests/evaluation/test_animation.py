@@ -1,5 +1,6 @@
 """Frames as files: read back with Pillow, they are the frames."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from autoencode import ConfigError, OutputError
-from autoencode.evaluation.animation import is_animation, save_frames
+from autoencode.evaluation.animation import is_animation, save_frames, write_animation
 
 
 @pytest.fixture
@@ -29,6 +30,13 @@ def test_an_animation_shows_every_frame_for_its_time_and_repeats(
         assert animation.info["loop"] == 0
         assert animation.info["duration"] == 50
     assert np.abs(np.stack(shown) - frames).mean() < error
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP"])
+def test_writing_tells_how_many_frames_it_has_taken(frames: np.ndarray, file_format: str) -> None:
+    seen: list[int] = []
+    write_animation(io.BytesIO(), frames, 20, file_format, seen.append)  # type: ignore[arg-type]
+    assert seen == [0, 1, 2, 3, 4]
 
 
 def test_small_frames_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:

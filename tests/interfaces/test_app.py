@@ -44,6 +44,13 @@ def test_a_port_that_is_taken_is_an_error_and_the_default_moves_on() -> None:
         assert one.getsockname()[1] < other.getsockname()[1]
 
 
+def test_an_answer_does_not_wait_until_its_head_is_confirmed() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        taken, _ = listening.accept()
+        with taken:
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_it_prints_an_address_that_works_and_stops_at_ctrl_c(trained: Run) -> None:
     command = [sys.executable, "-c", "from autoencode.interfaces.cli import main; main()"]
     process = subprocess.Popen(

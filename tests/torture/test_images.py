@@ -82,3 +82,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 def test_sixteen_bit_pixels_take_no_more_than_a_few_times_their_memory() -> None:
     ended = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
     assert float(ended.stdout) < 4 * 6000 * 6000 * 2 / 1024**2
+
+
+def test_files_that_a_fuzzer_grows_give_pixels_or_a_reason(torture: Torture) -> None:
+    pytest.importorskip("atheris", reason="pip install atheris")
+    assert torture("guided", "--cases", "500").split()[1:3] == ["500", "0"]

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from autoencode.training.interrupts import interrupts, stopped_by_sigterm
+from autoencode.training.interrupts import interrupt, interrupts, stopped_by_sigterm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -67,3 +67,25 @@ def test_other_threads_cannot_and_do_not_handle_signals() -> None:
     thread.start()
     thread.join()
     assert seen == [False, *before]
+
+
+def test_work_in_a_thread_is_stopped_from_another_and_later_work_is_not() -> None:
+    begun, said = threading.Event(), []
+
+    def work() -> None:
+        try:
+            with interrupts() as interrupted:
+                begun.set()
+                said.append(interrupted.wait(5))
+        except KeyboardInterrupt:
+            said.append("stopped")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(5)
+    interrupt()
+    thread.join()
+    assert said == [True, "stopped"]
+    interrupt()
+    with interrupts() as interrupted:
+        assert not interrupted.is_set()

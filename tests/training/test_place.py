@@ -17,6 +17,7 @@ def test_a_process_is_alone_unless_it_is_told_otherwise() -> None:
 
 def test_a_process_reads_what_torchrun_says() -> None:
     assert own_place(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}) == Place(3, 4, 1, 2)
+    assert own_place({"WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}) == Place(0, 1, 0, 2)
     assert not is_first(TORCHRUN)
     assert is_first(TORCHRUN | {"RANK": "0"})
 

@@ -9,7 +9,8 @@ Shapes: N images, D code size. Codes are (N, D).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,40 +43,48 @@ class CodeMap(NamedTuple):
 
 def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
     """Lay out codes (N, D), N at least 1, by principal component analysis."""
-    return _principal(_in_effects(model, codes))
+    return _principal(in_effects(model, codes))
 
 
-def neighbour_map(
-    model: Autoencoder, codes: Vectors, progress: Callable[[int, int], None] | None = None
-) -> CodeMap:
+def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = None) -> CodeMap:
     """Lay out codes by UMAP (McInnes, Healy & Melville 2018), which starts at their principal plane.
 
-    Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane.
+    Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. Needs no model, so
+    that another process can do it.
 
     Args:
-        model: whose codes they are.
-        codes: (N, D), N at least 1.
+        centred: (N, D), N at least 1, from `in_effects`.
         progress: called with (rounds done, rounds in all) once the neighbours are known.
 
     Raises:
         MissingExtraError: UMAP needs the optional part `map`.
     """
     umap = _umap()
-    centred = _in_effects(model, codes)
     start = _principal(centred).plane
-    if len(codes) < FEWEST:
+    if len(centred) < FEWEST:
         return CodeMap(start, None)
     # A little noise: a direction in which all are equal has no scale.
     start = 10 * start / max(np.abs(start).max(), 1e-12)
     start += np.random.default_rng(0).normal(0, 1e-4, start.shape)
-    fitted = umap.UMAP(
-        n_neighbors=min(NEIGHBOURS, len(codes) - 1),
+    layout = umap.UMAP(
+        n_neighbors=min(NEIGHBOURS, len(centred) - 1),
         init=start.astype(np.float32),
         random_state=0,
         n_jobs=1,
         tqdm_kwds={"disable": progress is None, "file": _Rounds(progress), "bar_format": "{n} {total}\n"},
     )
-    return CodeMap(fitted.fit_transform(centred.astype(np.float32)).astype(np.float64), None)
+    with _same_threads():
+        return CodeMap(layout.fit_transform(centred.astype(np.float32)).astype(np.float64), None)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Leave torch its number of threads: UMAP sets that of the process, and sums depend on it."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Rounds:
@@ -103,7 +112,8 @@ def _umap() -> Any:  # noqa: ANN401 - it has no types
     return umap
 
 
-def _in_effects(model: Autoencoder, codes: Vectors) -> Array:
+def in_effects(model: Autoencoder, codes: Vectors) -> Array:
+    """Return codes (N, D) about their mean, each value in units of what it changes in an image."""
     centred: Array = (codes - codes.mean(0, np.float64)) * effects(model, codes)
     return centred
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ def detect(
     model: Autoencoder,
     pack: Pack,
     folder: str,
-    paths: list[Path],
+    paths: Sequence[Path],
     limits: Limits | None,
     report: Callable[[str, int, int], None],
 ) -> tuple[Detection, int]:

@@ -1,94 +1,223 @@
-"""The images that an index is made of: packed, and turned into codes a batch at a time.
+"""Images through a function, those of a pack or of files: in this process, or on the nodes of a Ray cluster.
 
-Shapes: N rows of a pack, B batch, D values in a code.
+On a cluster a node gets the rows or the paths, reads the images itself, in the same batches, and sends back
+what was made of them. Ray Data divides the work, does again what was lost, and keeps the order.
+
+Shapes: B batch, N images. Images are (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from autoencode.applications.encoders import Features, ImageEncoder, image_encoder
-from autoencode.applications.indexsettings import IndexSettings
-from autoencode.applications.nearest import Distance, Floats
-from autoencode.data.batches import batches
-from autoencode.data.images import Limits
-from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder
-from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
-from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.data.batches import batch_slices, batches, to_float
+from autoencode.data.cluster import Cluster, brief
+from autoencode.data.images import Limits, Preprocessing, check_usable, read_chunks
+from autoencode.data.mirror import local
+from autoencode.data.pack import Pack, open_pack
+from autoencode.errors import AutoencodeError, ImageFolderError, PackError, RunError, restored
 
-DEFAULT_FEATURES: Features = "code"
-# Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
-DEFAULT_DISTANCE: dict[Features, Distance] = {"code": "whitened", "pretrained": "cosine"}
-ANOTHER = "Choose another output, or delete the index to make it anew."
+Columns = Mapping[Any, NDArray[Any]]  # what was made of some images, each array with a row an image
+Made = TypeVar("Made", bound=Columns)
+
+_OURS = re.compile(r"^autoencode\.errors\.(\w+): (.*)$", re.MULTILINE)
+_ANY = re.compile(r"^[\w.]+(?:Error|Exception): .*$", re.MULTILINE)
+# Batches that a process gets at once: few, so that little is lost with it, but handing out is work, too.
+_CHUNKS_TOGETHER, _MOST_BLOCKS = 4, 10_000
+
+
+def over_pack(
+    function: Callable[[Tensor], Made],
+    pack: Pack,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    cluster: Cluster | None = None,
+) -> Iterator[Made]:
+    """Call a function on images of a pack, a batch at a time.
+
+    Args:
+        function: of images (B, 3, H, W).
+        pack: where they are; every node must see it.
+        rows: (N,) of the pack.
+        batch_size: B at most, see `batches`.
+        cluster: where to do it; in this process by default.
+
+    Yields:
+        What it returned, in the order of `rows`.
+
+    Raises:
+        PackError: a node sees another pack, or none.
+        RunError: the cluster could not do it.
+        AutoencodeError: what the function raises.
+    """
+    if cluster is None:
+        yield from map(function, batches(pack, rows, batch_size))
+        return
+    chunks = [rows[part].tobytes() for part in batch_slices(len(rows), batch_size)]
+    work = _OfPack(function, pack.place, pack.fingerprint)
+    yield from cast("Iterator[Made]", _on_nodes(cluster, work, chunks, len(rows)))
+
+
+def over_files(
+    function: Callable[[Tensor], NDArray[np.float64]],
+    paths: Sequence[Path],
+    size: int,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    refused: list[tuple[Path, str]],
+    cluster: Cluster | None = None,
+) -> Iterator[tuple[list[Path], NDArray[np.float64]]]:
+    """Call a function on images in files, a few at a time, passing over those that cannot be used.
+
+    Args:
+        function: of images (B, 3, H, W) to a number each, (B,).
+        paths: the files; every node must see them.
+        size: files in a chunk.
+        preprocessing, limits, refused: see `read_chunks`.
+        cluster: where to do it; in this process by default.
+
+    Yields:
+        Files that could be read, and their numbers (B,); B may be 0.
+
+    Raises:
+        ImageFolderError: after the last, if no file at all could be used.
+        RunError: the cluster could not do it.
+    """
+    if cluster is None:
+        for read, pixels in read_chunks(paths, size, preprocessing, limits, refused):
+            yield read, function(to_float(pixels)) if read else np.zeros(0)
+        return
+    work = _OfFiles(function, preprocessing, limits)
+    names = [os.fsencode(path.absolute()) for path in paths]
+    chunks = [b"\0".join(names[start : start + size]) for start in range(0, len(names), size)]
+    done = usable = 0
+    for made in _on_nodes(cluster, work, chunks, len(paths)):
+        here, readable = paths[done : done + len(made["reason"])], made["reason"] == ""
+        for path, reason in zip(here, made["reason"].tolist(), strict=True):
+            if reason:
+                refused.append((path, reason))
+        yield (
+            [path for path, is_readable in zip(here, readable, strict=True) if is_readable],
+            made["value"][readable],
+        )
+        done += len(here)
+        usable += int(readable.sum())
+    check_usable(usable, paths, refused)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What `build_index` was given, the model loaded; wherever the index is kept."""
+class _OfPack:
+    """What a node does with rows of a pack."""
 
-    model: Autoencoder
-    model_path: Path | None
-    source: Path
-    features: Features | None
-    distance: Distance | None
-    limits: Limits | None
-    progress: Callable[[int, int], None] | None
-    packing_progress: Callable[[int, int], None] | None
+    function: Callable[[Tensor], Columns]
+    place: str
+    fingerprint: str
 
-    def encoder(self, old: IndexSettings | None) -> ImageEncoder:
-        """Return what images are encoded with: as asked for, as before, or as usual.
-
-        Raises:
-            ConfigError: the model was never saved, or there are no such features.
-            MissingExtraError: pretrained features need the optional part `eval`.
-        """
-        encoder = image_encoder(self.model, self.features or (old.features if old else DEFAULT_FEATURES))
-        if not encoder.digest:
-            raise ConfigError(
-                "The model has no file yet, by which its codes are known. Save and load it first."
-            )
-        return encoder
-
-    def distance_of(self, encoder: ImageEncoder, old: IndexSettings | None) -> Distance:
-        """Return how codes are compared: as asked for, as before, or as usual."""
-        return self.distance or (old.space.distance if old else DEFAULT_DISTANCE[encoder.kind])
-
-    def pack(self, encoder: ImageEncoder, out: Path | str) -> Pack:
-        """Return the images: the pack that the source is, or a pack of the folder that it is, made at `out`.
-
-        Raises:
-            ConfigError: it is a pack with another preprocessing than the encoder needs.
-            ImageFolderError: it has no image that can be used; and see `pack_folder`.
-        """
-        source, wanted = self.source, encoder.preprocessing
-        if not is_pack(source):
-            return pack_folder(source, out, wanted, limits=self.limits, progress=self.packing_progress)
-        pack = open_pack(source)
-        have, want = pack.preprocessing.to_json(), wanted.to_json()
-        different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
-        if different:
-            raise ConfigError(
-                f"The pack {source} was made with {'; '.join(different)} as the model needs. "
-                f"Give the folder it was made of: {pack.folder}"
-            )
-        if not len(pack):
-            raise ImageFolderError(f"The pack {source} has no image that can be used.")
-        return pack
+    def __call__(self, chunk: bytes) -> Columns:
+        rows = np.frombuffer(chunk, np.int64)
+        [images] = batches(_opened(self.place, self.fingerprint), rows, len(rows))
+        return self.function(images)
 
 
-def codes_of(encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> Iterator[Floats]:
-    """Yield codes (B, D) of the images of `rows` (N,), in that order.
+@functools.cache
+def _opened(place: str, fingerprint: str) -> Pack:
+    try:
+        pack = open_pack(local(place))
+    except PackError as err:
+        raise PackError(
+            f"A node of the cluster does not see the pack {place}. Put it on a disk that all nodes share."
+        ) from err
+    if pack.fingerprint != fingerprint:
+        raise PackError(f"A node of the cluster sees other images in {place}. Give all nodes one pack.")
+    return pack
 
-    Raises:
-        ImageIndexError: the model gives codes that are not finite.
-    """
-    for images in batches(pack, rows, INFERENCE_BATCH):
-        codes = encoder.encode(images)
-        if not np.isfinite(codes).all():
-            raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
-        yield codes
+
+@dataclass(frozen=True)
+class _OfFiles:
+    """What a node does with the paths of files: a value of each, or the reason why there is none."""
+
+    function: Callable[[Tensor], NDArray[np.float64]]
+    preprocessing: Preprocessing
+    limits: Limits
+
+    def __call__(self, chunk: bytes) -> Columns:
+        paths = [Path(os.fsdecode(name)) for name in chunk.split(b"\0")]
+        refused: list[tuple[Path, str]] = []
+        values = dict.fromkeys(paths, math.nan)
+        try:
+            for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, refused):
+                if read:
+                    values |= zip(read, self.function(to_float(pixels)).tolist(), strict=True)
+        except ImageFolderError:
+            pass  # of these files alone none could be used
+        reasons = dict(refused)
+        return {
+            "value": np.array([values[path] for path in paths]),
+            "reason": np.array([reasons.get(path, "") for path in paths]),
+        }
+
+
+def _on_nodes(
+    cluster: Cluster, work: Callable[[bytes], Columns], chunks: list[bytes], count: int
+) -> Iterator[Columns]:
+    """Let processes of the nodes, each with a CPU, do the work; gives what they made, `count` rows in all."""
+    if not chunks:
+        return
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
+    cpus = sum(node.cpus for node in cluster.nodes)
+    wanted = min(math.ceil(len(chunks) / _CHUNKS_TOGETHER), _MOST_BLOCKS)
+    blocks = min(len(chunks), max(8 * cpus, wanted))
+    listed = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=blocks)
+    made = listed.map_batches(
+        _Worker,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        num_cpus=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
+    )
+    done = 0
+    try:
+        for block in made.iter_batches(batch_size=None):
+            done += len(next(iter(block.values())))
+            yield block
+    except ray.exceptions.RayError as err:
+        raise _ours(err) from err
+    if done != count:
+        raise RunError(f"The cluster sent back {done} results for {count} images. Try again.")
+
+
+class _Worker:
+    """One of the processes; it keeps what it works with, such as a model."""
+
+    def __init__(self, work: Callable[[bytes], Columns]) -> None:
+        self.work = work
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> Columns:
+        [chunk] = batch["chunk"]
+        return self.work(chunk)
+
+
+def _ours(err: BaseException) -> AutoencodeError:
+    """What ended the work, an error of ours as itself; of one on a node Ray sends the traceback alone."""
+    if ours := _OURS.findall(str(err)):
+        return restored(*ours[-1])  # the last is what the others led to
+    first = _ANY.search(str(err))
+    return RunError(f"The cluster could not do the work: {first[0] if first else brief(err)}")

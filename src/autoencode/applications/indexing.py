@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from autoencode.applications.duplicates import copy_threshold
 from autoencode.applications.encoders import Features, ImageEncoder
-from autoencode.applications.encoding import ANOTHER, Request, codes_of
 from autoencode.applications.index import Index, Update
 from autoencode.applications.indexfile import (
     INDEX_NAME,
@@ -31,11 +30,13 @@ from autoencode.applications.indexfile import (
     read_index,
     write_index,
 )
+from autoencode.applications.indexrequest import ANOTHER, Request, codes_of
 from autoencode.applications.indexsettings import Place, check_encoder
 from autoencode.applications.lanceindexing import build_lance_index
 from autoencode.applications.lancetables import is_lance_index
 from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_space
 from autoencode.applications.search import FileIndex
+from autoencode.data.cluster import Cluster, joined_cluster
 from autoencode.data.images import Limits
 from autoencode.data.mirror import local, named
 from autoencode.data.pack import Entries, Pack
@@ -61,6 +62,7 @@ def build_index(
     distance: Distance | None = None,
     store: Store | None = None,
     limits: Limits | None = None,
+    ray: str | None = None,
     progress: _Report | None = None,
     packing_progress: _Report | None = None,
 ) -> Index:
@@ -86,6 +88,8 @@ def build_index(
             (extra `lance`), which reads what a query needs: for more images than fit a machine, of one folder
             or several, and for several machines that index a folder each at once.
         limits: the largest files and pictures to accept.
+        ray: the address of a Ray cluster to encode on; this machine must be a node of it, and every node see
+            the pack: that in `out`, or the one given. See `joined_cluster`.
         progress: called with (images encoded, images to encode).
         packing_progress: called with (files done, files to read).
 
@@ -97,7 +101,8 @@ def build_index(
         StorageError: the storage cannot be reached.
         ConfigError: unknown features, distance or store, a model that was never saved, or a pack of another
             size.
-        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`.
+        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a cluster `ray`.
+        RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
     source, loaded = local(source), as_model(model)
@@ -105,12 +110,16 @@ def build_index(
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     place = str(out).rstrip("/") if is_url(out) else Path(out)
     path = _model_path(model)
-    request = Request(loaded, path, source, features, distance, limits, progress, packing_progress)
-    if _is_lance(place, store):
-        return build_lance_index(request, place)
-    if isinstance(place, str):
-        raise ConfigError(f"An index at {place} is kept by LanceDB. Add --store lance, or name a folder.")
-    return _build_file(request, place)
+    is_lance = _is_lance(place, store)
+    with joined_cluster(ray, "Encoding on a cluster") as cluster:
+        request = Request(
+            loaded, path, source, features, distance, limits, progress, packing_progress, cluster
+        )
+        if is_lance:
+            return build_lance_index(request, place)
+        if isinstance(place, str):
+            raise ConfigError(f"An index at {place} is kept by LanceDB. Add --store lance, or name a folder.")
+        return _build_file(request, place)
 
 
 def _is_lance(place: Path | str, store: Store | None) -> bool:
@@ -144,7 +153,14 @@ def _build_file(request: Request, out: Path) -> Index:
         model = None if request.model_path is None else Place.of(request.model_path, out)
         places = _Places(model, named(request.source), Place.of(pack.folder, out))
         stored, update = _in_step(
-            old, encoder, pack, request.distance_of(encoder, old), places, out, request.progress
+            old,
+            encoder,
+            pack,
+            request.distance_of(encoder, old),
+            places,
+            out,
+            request.progress,
+            request.cluster,
         )
         if stored is not old:
             write_index(out, stored)
@@ -166,6 +182,7 @@ def _in_step(
     places: _Places,
     out: Path,
     progress: _Report | None,
+    cluster: Cluster | None,
 ) -> tuple[StoredIndex, Update]:
     """Return the index of the images of `pack`; the old one itself where nothing differs."""
     contents, first = np.unique(pack.entries.digests, return_index=True)
@@ -191,7 +208,7 @@ def _in_step(
     started = time.perf_counter()
     order = missing[np.argsort(pack_rows[missing])]  # as they lie in the pack
     done = 0
-    for made in codes_of(encoder, pack, pack_rows[order]):
+    for made in codes_of(encoder, pack, pack_rows[order], cluster):
         codes[order[done : done + len(made)]] = made
         done += len(made)
         if progress:

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.applications.encoders import ImageEncoder
-from autoencode.applications.encoding import ANOTHER, Request, codes_of
 from autoencode.applications.index import Update
 from autoencode.applications.indexfile import is_index
+from autoencode.applications.indexrequest import ANOTHER, Request, codes_of
 from autoencode.applications.indexsettings import IndexSettings, Place, check_encoder
 from autoencode.applications.lanceindex import LanceIndex
 from autoencode.applications.lancetables import (
@@ -60,8 +60,6 @@ _BLOCK_ROWS = 65_536
 _RECALL_SAMPLE, _FIRST_PROBES = 100, 8
 _NEAREST = RECALL_NEIGHBOURS + 1
 
-_Report = Callable[[int, int], None]
-
 
 def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
     """Index the images of a folder, or bring the index in step with it; see `build_index`."""
@@ -83,7 +81,7 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
         if tables is not None and whole in tables.sources():
             kept = len(np.unique(pack.entries.digests))
             return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.refused))
-        update = _Update(encoder, pack, whole, tables, request.progress)
+        update = _Update(encoder, pack, whole, tables, request)
         if tables is None:
             model = None if request.model_path is None else Place.of(request.model_path, out)
             space = fit_space(update.sample(), request.distance_of(encoder, None))
@@ -120,12 +118,7 @@ class _Update:
     """One source, brought in step: what is missing is encoded, a random sample of it first."""
 
     def __init__(
-        self,
-        encoder: ImageEncoder,
-        pack: Pack,
-        whole: Source,
-        tables: Tables | None,
-        progress: _Report | None,
+        self, encoder: ImageEncoder, pack: Pack, whole: Source, tables: Tables | None, request: Request
     ) -> None:
         """Compare the images of the source with those that are in the index."""
         self.size, self.pack, self.whole = encoder.size, pack, whole
@@ -138,7 +131,7 @@ class _Update:
         self.kept, self.removed = int((~is_missing).sum()), int((~np.isin(self.there, contents)).sum())
         self.order = _order(pack, np.isin(digests, contents[is_missing]))
         self.seconds = 0.0  # spent encoding
-        self._codes = self._encoded(encoder, progress)
+        self._codes = self._encoded(encoder, request)
         self._first: list[Floats] = []
 
     def sample(self) -> Floats:
@@ -157,15 +150,15 @@ class _Update:
         keep_fast(tables)
         return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.refused)
 
-    def _encoded(self, encoder: ImageEncoder, progress: _Report | None) -> Iterator[Floats]:
+    def _encoded(self, encoder: ImageEncoder, request: Request) -> Iterator[Floats]:
         done, started = 0, time.perf_counter()
-        for codes in codes_of(encoder, self.pack, self.order):
+        for codes in codes_of(encoder, self.pack, self.order, request.cluster):
             self.seconds += time.perf_counter() - started
             yield codes
             started = time.perf_counter()
             done += len(codes)
-            if progress:
-                progress(done, len(self.order))
+            if request.progress:
+                request.progress(done, len(self.order))
 
     def _write_encoded(self, tables: Tables) -> None:
         """Write the images of each content as it is encoded, a commit at a time."""

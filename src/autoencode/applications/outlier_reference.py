@@ -24,7 +24,8 @@ from autoencode.applications.anomaly_scores import (
 )
 from autoencode.applications.distances import Gaussian
 from autoencode.applications.encoders import Features, image_encoder
-from autoencode.data.batches import batches
+from autoencode.applications.encoding import over_pack
+from autoencode.data.cluster import Cluster, joined_cluster
 from autoencode.data.pack import Pack, Split
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.models.autoencoder import Autoencoder
@@ -72,6 +73,7 @@ def fit_reference(
     *,
     features: Features = "code",
     most: int | None = None,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OutlierReference:
     """Learn what is ordinary from the images a model was trained on and the held-out ones of the same pack.
@@ -85,12 +87,15 @@ def fit_reference(
             trained on ImageNet instead.
         most: images of each split to look at; see `reference_rows`. What is learned from fewer than usual is
             not kept in the cache.
+        ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
+            the pack. See `joined_cluster`.
         progress: called with (images done, images in all).
 
     Raises:
         ModelFileError: the path given leads to no model.
         ConfigError: the pack's images are of another size, or fewer than two are for training.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
+        RunError: no cluster answers at the address, or it could not do the work.
         PackError: the pack has changed on the disk meanwhile.
     """
     model = as_model(model)
@@ -103,7 +108,8 @@ def fit_reference(
         if _fits(kept, measure(torch.zeros(1, 3, size.height, size.width))):
             return kept
     rows = reference_rows(pack, most)
-    reference = _fit(measure, encoder, pack, rows, progress or (lambda done, total: None))
+    with joined_cluster(ray, "Measuring on a cluster") as cluster:
+        reference = _fit(measure, encoder, pack, rows, progress or (lambda done, total: None), cluster)
     if cache is not None and encoder and most is None:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
@@ -142,15 +148,16 @@ def _fit(
     pack: Pack,
     rows: dict[Split, NDArray[np.int64]],
     progress: Callable[[int, int], None],
+    cluster: Cluster | None,
 ) -> OutlierReference:
     done, total = 0, sum(map(len, rows.values()))
 
     def measured(split: Split) -> list[Measured]:
         nonlocal done
         parts = []
-        for images in batches(pack, rows[split], BATCH):
-            parts.append(measure(images))
-            done += len(images)
+        for made in over_pack(measure, pack, rows[split], BATCH, cluster):
+            parts.append(made)
+            done += len(made["vectors"])
             progress(done, total)
         return parts
 

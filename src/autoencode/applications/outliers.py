@@ -9,18 +9,21 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoencode.applications.anomaly_scores import DEFAULT_SCORES, Score, check_score, measurer
-from autoencode.applications.encoders import Features, image_encoder
+from autoencode.applications.encoders import Features, ImageEncoder, image_encoder
+from autoencode.applications.encoding import over_files
 from autoencode.applications.heatmaps import coloured, heat_maps
 from autoencode.applications.outlier_reference import OutlierReference, calibration_size, fit_reference
 from autoencode.applications.thresholds import Rate, conformal_p_values, promised_rate, rate_of
 from autoencode.data.batches import to_float, to_pixels
-from autoencode.data.finding import expanded, read_beside
+from autoencode.data.cluster import Cluster, joined_cluster
+from autoencode.data.finding import Paths, expanded, read_beside
 from autoencode.data.images import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.pack import Pack
 from autoencode.errors import ConfigError
@@ -59,6 +62,37 @@ class Finding:
     outlier: bool
 
 
+class Findings(Sequence[Finding]):
+    """Findings, strangest first, of which none is an object until it is asked for."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        scores: NDArray[np.float64],
+        p_values: NDArray[np.float64],
+        outliers: NDArray[np.bool_],
+    ) -> None:
+        """Take the columns (N,) in any order."""
+        order = np.argsort(-scores, kind="stable")
+        self._paths = paths.take(order)
+        self._scores, self._p_values, self._outliers = scores[order], p_values[order], outliers[order]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Finding]: ...
+
+    def __getitem__(self, index: int | slice) -> Finding | list[Finding]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        values = (column[index].item() for column in (self._scores, self._p_values, self._outliers))
+        return Finding(self._paths[index], *values)
+
+
 @dataclass(frozen=True)
 class Outliers:
     """What `find_outliers` found.
@@ -77,7 +111,7 @@ class Outliers:
         sheet: pixels (H, W, 3) of the strangest images beside their reconstructions.
     """
 
-    findings: list[Finding]
+    findings: Sequence[Finding]
     refused: list[tuple[Path, str]]
     score: Score
     features: Features
@@ -102,6 +136,7 @@ def find_outliers(
     heatmaps: bool = False,
     cache: str | Path | None = None,
     limits: Limits | None = None,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     fitting_progress: Callable[[int, int], None] | None = None,
 ) -> Outliers:
@@ -123,6 +158,8 @@ def find_outliers(
         heatmaps: add to the sheet where each image and its reconstruction differ.
         cache: see `fit_reference`, which is called on a pack.
         limits: the largest files and pictures to accept.
+        ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
+            the pack and the images. See `joined_cluster`.
         progress: called with (images scored, images in all).
         fitting_progress: called with (images done, images in all) while learning from the pack.
 
@@ -131,7 +168,8 @@ def find_outliers(
         ConfigError: a score, rule, rate or table that cannot be, too few calibration images for the rate, or
             a pack or reference of another model; or `out` or the sheet is one of the images, or holds
             something of another kind.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
+        RunError: no cluster answers at the address, or it could not do the work.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` cannot be written.
     """
@@ -145,25 +183,20 @@ def find_outliers(
     if out is not None:
         check_output(out, TABLES, paths)
         check_output(sheet_path(out), WRITABLE, paths)
-    reference = (
-        ordinary
-        if isinstance(ordinary, OutlierReference)
-        else fit_reference(model, ordinary, cache, features=features, progress=fitting_progress)
-    )
-    if reference.encoder != image_encoder(model, features).digest:
-        raise ConfigError(
-            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
-        )
     limits = limits or Limits()
+    with joined_cluster(ray, "Measuring on a cluster") as cluster:
+        reference = (
+            ordinary
+            if isinstance(ordinary, OutlierReference)
+            else fit_reference(model, ordinary, cache, features=features, ray=ray, progress=fitting_progress)
+        )
+        _check_reference(reference, image_encoder(model, features))
+        scored = _scored(model, features, paths, reference, chosen, limits, progress, cluster)
+    usable, scores, refused = scored
     note = model.note_of(reference.pack)
-    usable, scores, refused = _scored(model, features, paths, reference, chosen, limits, progress)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
     decide = _decision(reference, chosen, rate)
-    flags = decide(scores)
-    findings = [
-        Finding(usable[index], float(scores[index]), float(p_values[index]), bool(flags[index]))
-        for index in np.argsort(-scores, kind="stable")
-    ]
+    findings = Findings(usable, scores, p_values, decide(scores))
     found = Outliers(
         findings,
         refused,
@@ -198,6 +231,13 @@ def _checked_score(model: Autoencoder, score: Score | None, features: Features, 
     return chosen
 
 
+def _check_reference(reference: OutlierReference, encoder: ImageEncoder) -> None:
+    if reference.encoder != encoder.digest:
+        raise ConfigError(
+            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
+        )
+
+
 def _scored(
     model: Autoencoder,
     features: Features,
@@ -206,18 +246,22 @@ def _scored(
     score: Score,
     limits: Limits,
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[Path], NDArray[np.float64], list[tuple[Path, str]]]:
+    cluster: Cluster | None,
+) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     measure = measurer(model, features)
-    usable: list[Path] = []
+    usable: list[str] = []
     refused: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
-    for number, (read, pixels) in enumerate(read_chunks(paths, CHUNK, model.preprocessing, limits, refused)):
-        if read:
-            scores.append(reference.statistics.scores(measure(to_float(pixels)))[score])
-            usable += read
+
+    def of(images: Tensor) -> NDArray[np.float64]:
+        return reference.statistics.scores(measure(images))[score]
+
+    for read, found in over_files(of, paths, CHUNK, model.preprocessing, limits, refused, cluster):
+        usable += map(str, read)
+        scores.append(found)
         if progress:
-            progress(min((number + 1) * CHUNK, len(paths)), len(paths))
-    return usable, np.concatenate(scores), refused
+            progress(len(usable) + len(refused), len(paths))
+    return Paths(usable), np.concatenate(scores), refused
 
 
 def _decision(

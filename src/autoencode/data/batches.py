@@ -49,6 +49,13 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return whole + (left > 1 or (left == 1 and whole == 0))
 
 
+def batch_slices(images: int, batch_size: int) -> list[slice]:
+    """Return which of `images` each batch holds, see `steps_per_epoch`."""
+    steps = steps_per_epoch(images, batch_size)
+    ends = [*range(batch_size, steps * batch_size, batch_size), images]
+    return [slice(step * batch_size, end) for step, end in zip(range(steps), ends, strict=False)]
+
+
 def epoch_order(
     rows: NDArray[np.int64], seed: int, epoch: int, rows_per_shard: int = 1, window: int = 0
 ) -> NDArray[np.int64]:

@@ -78,9 +78,14 @@ def read_chunks(
                 refused.append((path, str(err)))
         usable += len(read)
         yield read, pixels[: len(read)]
+    check_usable(usable, paths, refused)
+
+
+def check_usable(usable: int, paths: Sequence[Path], refused: Sequence[tuple[Path, str]]) -> None:
+    """Raise ImageFolderError if none of `paths` was usable, with some of the reasons."""
+    if not paths:
+        raise ImageFolderError("No image was given.")
     if not usable:
-        if not paths:
-            raise ImageFolderError("No image was given.")
         reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
         raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
 

@@ -5,6 +5,7 @@ Frames are uint8 RGB (F, H, W, 3), first to last.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Literal
 
@@ -74,17 +75,30 @@ def save_frames(path: Path, frames: Pixels, frames_per_second: float) -> None:
 
 
 def write_animation(
-    file: IO[bytes], frames: Pixels, frames_per_second: float, file_format: Literal["GIF", "WEBP"]
+    file: IO[bytes],
+    frames: Pixels,
+    frames_per_second: float,
+    file_format: Literal["GIF", "WEBP"],
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write frames that play without end into an open file; see `save_frames`.
+
+    `progress` is called with the number of frames taken so far, before each.
 
     Raises:
         ConfigError: no frame.
     """
     if not len(frames):
         raise ConfigError("An animation needs at least one frame.")
-    # A strip of one is the frame at the size at which it is comfortable to look at.
-    images = [Image.fromarray(strip(frame[None])) for frame in frames]
+
+    def images() -> Iterator[Image.Image]:
+        for done, frame in enumerate(frames):
+            if progress:
+                progress(done)
+            # A strip of one is the frame at the size at which it is comfortable to look at.
+            yield Image.fromarray(strip(frame[None]))
+
+    made = images()
     timing = {"duration": max(10, round(1000 / frames_per_second)), "loop": 0}
     quality = {"quality": 90} if file_format == "WEBP" else {}
-    images[0].save(file, file_format, save_all=True, append_images=images[1:], **timing, **quality)
+    next(made).save(file, file_format, save_all=True, append_images=made, **timing, **quality)

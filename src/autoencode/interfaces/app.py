@@ -22,7 +22,7 @@ REMOTE_NOTE = (
     "images. What is sent is not encrypted: use it on a network you trust, or through ssh -L instead."
 )
 
-# A line for each request would hold the key; a page that follows a run does not hold up the end.
+# A line for each request would hold the key; an answer that takes long does not hold up the end.
 _SERVER: dict[str, Any] = {
     "access_log": False,
     "log_level": "warning",
@@ -88,9 +88,14 @@ def listen(host: str, port: int | None) -> socket.socket:
     problem = ""
     for number in tried:
         try:
-            return socket.create_server((host, number), family=family)
+            listening = socket.create_server((host, number), family=family)
         except OSError as err:
             problem = err.strerror or str(err)
+            continue
+        # What connects to it inherits this. Otherwise the body of each answer, written after its head, waits
+        # until the browser has confirmed the head, for 40 ms.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     raise OutputError(f"Could not listen at {host}, port {tried[-1]}: {problem}. Choose another --port.")
 
 

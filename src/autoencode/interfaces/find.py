@@ -12,7 +12,7 @@ from rich.table import Table
 
 from autoencode.errors import ConfigError
 from autoencode.interfaces import options
-from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model, Ray
 from autoencode.interfaces.progress import console, counted, counting, notes, one_line
 from autoencode.interfaces.refusals import fail_if_named, show_refused
 
@@ -83,6 +83,7 @@ def index(
     ] = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
+    ray: Ray = None,
 ) -> None:
     """Encode the images of a folder once, to search among them."""
     from autoencode.training.allocator import keep_freed_memory
@@ -99,6 +100,7 @@ def index(
             distance=None if distance is None else distance.value,
             store=None if store is None else store.value,
             limits=options.limits(max_pixels, max_bytes),
+            ray=ray,
             progress=progress,
             packing_progress=packing_progress,
         )

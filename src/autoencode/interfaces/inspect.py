@@ -10,7 +10,7 @@ import typer
 
 from autoencode.errors import ConfigError
 from autoencode.interfaces import options
-from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.interfaces.options import Features, MaxBytes, MaxPixels, Model, Ray
 from autoencode.interfaces.progress import console, counting, one_line
 from autoencode.interfaces.refusals import fail_if_named, show_refused
 
@@ -74,6 +74,7 @@ def outliers(
     ] = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
+    ray: Ray = None,
 ) -> None:
     """Find images unlike those the model was trained on."""
     if heatmaps and out is None:
@@ -102,6 +103,7 @@ def outliers(
             heatmaps=heatmaps,
             cache=run / reference_name(features.value),
             limits=options.limits(max_pixels, max_bytes),
+            ray=ray,
             progress=progress,
             fitting_progress=fitting_progress,
         )

@@ -95,6 +95,15 @@ MaxBytes = Annotated[
         help="Refuse files of more bytes than this. Default: 268,435,456.", rich_help_panel=IMAGES, min=1
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster, HOST:PORT or auto, that this machine is a node of (extra ray).",
+        rich_help_panel=MACHINE,
+    ),
+]
 CORRUPTIONS = "Damage what the encoder sees: gaussian:0.3, dropout:0.3, rotate:15, downscale:4. Repeatable."
 Corrupt = Annotated[
     list[str] | None,

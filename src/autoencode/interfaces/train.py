@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,7 @@ from autoencode.interfaces.options import (
     MaxPixels,
     Network,
     Precision,
+    Ray,
     Size,
 )
 from autoencode.interfaces.progress import console, counted, counting, stages, training, warn
@@ -139,11 +142,13 @@ def train(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes on this machine, each with its share of every batch. Default: 1.",
+            help="Processes on this machine, each with its share of every batch. Default: 1. With --ray on "
+            "the cluster; default: one for each GPU or, without GPUs, each node.",
             min=1,
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    ray: Ray = None,
     keep_memory: Annotated[
         bool,
         typer.Option(
@@ -154,7 +159,7 @@ def train(
     ] = True,
 ) -> None:
     """Train a model. By default it is the paper's autoencoder; --preset best is what to use."""
-    if workers is not None and _start(workers):
+    if workers is not None and ray is None and _start(workers):
         return
     given = {
         "kind": model and model.value,
@@ -181,6 +186,8 @@ def train(
     train_and_show(
         source,
         out,
+        ray=ray,
+        workers=workers,
         keep_memory=keep_memory,
         tensorboard=tensorboard,
         preset=preset,
@@ -220,10 +227,19 @@ def add_to(app: typer.Typer) -> None:
     app.command()(train)
 
 
-def train_and_show(source: str | Path, out: Path, *, tensorboard: bool = False, **settings: Any) -> None:  # noqa: ANN401
+def train_and_show(
+    source: str | Path,
+    out: Path,
+    *,
+    ray: str | None = None,
+    workers: int | None = None,
+    tensorboard: bool = False,
+    **settings: Any,  # noqa: ANN401
+) -> None:
     """Train with progress, then draw the curves and what became of validation images.
 
-    Of several processes the first alone shows and draws.
+    Of several processes the first alone shows and draws. With the address of a Ray cluster, `workers` of its
+    processes train, and this one shows and draws.
     """
     from autoencode.training.allocator import keep_freed_memory
 
@@ -232,6 +248,11 @@ def train_and_show(source: str | Path, out: Path, *, tensorboard: bool = False, 
     from autoencode.training.runlog import is_run
     from autoencode.training.train import train
 
+    start: Callable[..., Run] = train
+    if ray is not None:
+        from autoencode.training.on_ray import train_on_ray
+
+        start = partial(train_on_ray, ray, workers=workers, restarting=_warn_of_restart)
     trained = False
     with counting("packing") as packing_progress, training() as show:
         if tensorboard:
@@ -245,7 +266,7 @@ def train_and_show(source: str | Path, out: Path, *, tensorboard: bool = False, 
             show(at)
 
         try:
-            run = train(source, out, progress=progress, packing_progress=packing_progress, **settings)
+            run = start(source, out, progress=progress, packing_progress=packing_progress, **settings)
         except KeyboardInterrupt:
             if is_run(out) and is_first():
                 console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
@@ -264,6 +285,10 @@ def train_and_show(source: str | Path, out: Path, *, tensorboard: bool = False, 
     _print_health(run)
     _write_report(run, anew=trained)
     console.print(f"model:  {run.model_path}", soft_wrap=True)
+
+
+def _warn_of_restart(restarts: int) -> None:
+    warn(f"A process was lost. All start again from the last checkpoint (restart {restarts}).")
 
 
 def _print_loss(run: Run) -> None:

@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_at_work: set[threading.Event] = set()
+
+
+def interrupt() -> None:
+    """Stop what runs under `interrupts` as Ctrl-C does; for work in a thread, which gets no signals."""
+    for event in tuple(_at_work):
+        event.set()
+
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
@@ -17,19 +25,21 @@ def interrupts() -> Iterator[threading.Event]:
         KeyboardInterrupt: at the end, where the event came and the work ended without having looked at it.
     """
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield interrupted
-        return
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        numbers = ()
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    _at_work.add(interrupted)
     try:
         yield interrupted
     finally:
+        _at_work.discard(interrupted)
         for number, handler in previous.items():
             signal.signal(number, handler)
     if interrupted.is_set():

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun and `train --workers` say in the environment."""
+"""Which of several processes this one is, as torchrun, `--workers` or `--ray` says in the environment."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def own_place(environment: Mapping[str, str] = os.environ) -> Place:
     if "WORLD_SIZE" not in environment:
         return Place()
     count = _number(environment, "WORLD_SIZE", least=1)
+    restarts = _number(environment, "TORCHELASTIC_RESTART_COUNT", least=0, default="0")
     if count == 1:
-        return Place()
+        return Place(restarts=restarts)
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
         raise ConfigError(
             f"WORLD_SIZE is {count}, and {' and '.join(missing)} not set. Start the processes with torchrun "
@@ -56,7 +57,7 @@ def own_place(environment: Mapping[str, str] = os.environ) -> Place:
     if rank >= count:
         raise ConfigError(f"RANK is {rank} and WORLD_SIZE {count}: ranks go from 0 to {count - 1}.")
     local_rank = _number(environment, "LOCAL_RANK", least=0, default="0")
-    return Place(rank, count, local_rank, _number(environment, "TORCHELASTIC_RESTART_COUNT", 0, "0"))
+    return Place(rank, count, local_rank, restarts)
 
 
 def _number(environment: Mapping[str, str], name: str, least: int, default: str = "") -> int:

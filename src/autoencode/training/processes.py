@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from autoencode import errors
-from autoencode.errors import AutoencodeError, ConfigError, RunError
+from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
 from autoencode.training.place import Place
 
 Value = TypeVar("Value")
@@ -220,8 +219,7 @@ def _failure(store: Any) -> AutoencodeError:  # noqa: ANN401 - see Processes.sto
     with contextlib.suppress(RuntimeError, ValueError):
         if _has(store, [_FAILURE], REPORTING_S):
             name, message = json.loads(store.get(_FAILURE))
-            error: AutoencodeError = getattr(errors, name)(message)
-            return error
+            return restored(name, message)
     return RunError(
         "Another process of this run has ended. The state of the last checkpoint is kept: run it again "
         "with --resume."

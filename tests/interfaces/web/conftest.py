@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import threading
@@ -86,7 +87,14 @@ def client_of(workspace: Workspace) -> TestClient:
 @pytest.fixture(scope="session")
 def served(run_folder: Path, index_folder: Path) -> Iterator[Served]:
     """The page, listening at a free port."""
-    workspace, trust = open_workspace(run_folder, index_folder), Trust()
+    with serving(open_workspace(run_folder, index_folder)) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def serving(workspace: Workspace) -> Iterator[Served]:
+    """Let a page listen at a free port."""
+    trust = Trust()
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(make_app(workspace, trust), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -96,6 +104,14 @@ def served(run_folder: Path, index_folder: Path) -> Iterator[Served]:
     server.should_exit = True
     thread.join()
     listening.close()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it does not come")
 
 
 def finished(client: TestClient, address: str) -> dict[str, object]:

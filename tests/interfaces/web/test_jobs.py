@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,19 +12,13 @@ import pytest
 from autoencode import ConfigError
 from autoencode.interfaces.web.jobs import Job, Report
 
+from .conftest import wait_for as wait
+
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as made:
         yield made
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError("it does not come")
 
 
 def test_work_is_done_once_and_tells_how_far_it_is(threads: ThreadPoolExecutor) -> None:
@@ -72,4 +66,32 @@ def test_who_leaves_does_not_wait_for_it(threads: ThreadPoolExecutor) -> None:
     job.result()
     wait(lambda: job.state == "running")
     job.stop()
-    wait(lambda: job.state == "failed")
+    threads.submit(lambda: None).result(5)  # the thread is free again
+
+
+def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPoolExecutor) -> None:
+    begun, last = threading.Semaphore(0), False
+
+    def work(report: Report) -> int:
+        begun.release()
+        while not last:
+            report("going on", 1, 2)
+        return 42
+
+    job = Job(work, threads)
+    job.result()
+    begun.acquire(timeout=5)
+    job.stop()
+    assert job.progress() == {
+        "state": "waiting",
+        "stage": "waiting for other work",
+        "done": 0,
+        "total": 0,
+        "error": "",
+    }
+    assert job.result() is None
+    begun.acquire(timeout=5)
+    last = True
+    wait(lambda: job.result() == 42)
+    job.stop()
+    assert (job.state, job.result()) == ("done", 42)

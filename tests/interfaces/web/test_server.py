@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -14,7 +14,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,14 @@ from autoencode.applications.morph import between, in_square
 from autoencode.applications.reconstruct import restore
 from autoencode.data.batches import to_float, to_pixels
 from autoencode.files import exclusive
-from autoencode.interfaces.web import morph, overview
+from autoencode.interfaces.web import maps, morph
+from autoencode.interfaces.web.jobs import Report
 from autoencode.interfaces.web.server import STATIC
-from autoencode.interfaces.web.workspace import Workspace
-from autoencode.training.runlog import RUN_NAME, append_metrics
+from autoencode.interfaces.web.trust import JSON_BYTES
+from autoencode.interfaces.web.workspace import Collection, Workspace
+from autoencode.training.runlog import METRICS_NAME, RUN_NAME, append_metrics
 
-from .conftest import Served, finished
+from .conftest import Served, client_of, finished, wait_for
 
 OpenPage = Callable[..., TestClient]
 
@@ -123,14 +124,39 @@ def test_a_frame_is_the_mixture_at_its_place(client: TestClient, workspace: Work
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_an_animation_goes_through_all_pictures(client: TestClient, workspace: Workspace, kind: str) -> None:
-    answer = client.get(f"/api/morph/animation?pictures=i1,i2,i3&kind={kind}")
+    address = f"/api/morph/animation?pictures=i1,i2,i3&kind={kind}"
+    while (answer := client.get(address)).status_code == 202:
+        assert answer.json()["state"] in ("waiting", "running", "done")
     with Image.open(io.BytesIO(answer.content)) as made:
         assert made.format == kind.upper()
-    frames = morph._loop(workspace, ["i1", "i2", "i3"], "linear")
-    ends = to_pixels(workspace.model.decode(workspace.codes(["i1", "i2", "i3"])))
+    seen: list[tuple[str, int, int]] = []
+    codes = workspace.codes(["i1", "i2", "i3"])
+    frames = morph._loop(workspace, codes, "linear", lambda *at: seen.append(at))
+    assert seen[:2] == [("decoding frames", 0, len(frames)), ("decoding frames", morph.PIECE, len(frames))]
+    ends = to_pixels(workspace.model.decode(codes))
     leg = morph.LEG_FRAMES - 1
     np.testing.assert_array_equal(frames[[0, leg, 2 * leg]], ends)
     assert len(frames) == 3 * leg  # back at the first picture, which begins the next round
+
+
+def test_an_animation_is_given_up_and_the_oldest_are_forgotten(workspace: Workspace) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def endless(report: Report) -> bytes:
+        begun.set()
+        while True:
+            report("writing frames", 1, 2)
+            go_on.wait(0.01)
+
+    job = workspace.animation("one", endless)
+    assert job.result() is None
+    begun.wait(5)
+    workspace.forget_animation("one")
+    others = [workspace.animation(name, lambda _: b"made") for name in range(5)]
+    for other in others[-4:]:
+        wait_for(other.result)
+    assert workspace.animation(4, endless) is others[4]
+    assert workspace.animation(0, endless) is not others[0]
 
 
 @pytest.mark.parametrize("pictures", ["i1", "i1,i2,i3,i4,i5", ""])
@@ -213,6 +239,17 @@ def test_decisions_survive_a_restart_can_be_undone_and_taken_along(
     assert table[0]["path"] == str(photos / queue[0]["name"])
 
 
+def test_the_queue_says_what_is_the_first_that_is_undecided(client: TestClient) -> None:
+    queue = finished(client, "/api/outliers")["queue"]
+    assert client.get("/api/outliers").json()["undecided"] == 0
+    for row in (queue[0], queue[1], queue[3]):
+        client.post("/api/decisions", json={"picture": row["id"], "decision": "keep"})
+    assert client.get("/api/outliers?offset=7").json()["undecided"] == 2
+    for row in queue:
+        client.post("/api/decisions", json={"picture": row["id"], "decision": "drop"})
+    assert client.get("/api/outliers").json()["undecided"] is None
+
+
 def test_only_images_under_review_are_decided_about(client: TestClient) -> None:
     made = client.post("/api/generate", json={"count": 1}).json()["pictures"][0]
     answer = client.post("/api/decisions", json={"picture": made["id"], "decision": "drop"})
@@ -236,13 +273,43 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
         assert about["splits"][splits[place]] == entry.split
 
 
-def test_the_map_by_neighbours_has_a_place_for_every_image(client: TestClient) -> None:
+def test_the_map_waits_for_no_scoring(
+    client: TestClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(workspace.ranking, "_work", lambda report: go_on.wait(30))
+    assert client.get("/api/outliers").status_code == 202
+    wait_for(lambda: workspace.ranking.state == "running")
+    finished(client, "/api/map")
+    assert workspace.ranking.state == "running"
+    go_on.set()
+
+
+def test_the_map_by_neighbours_has_a_place_for_every_image(served: Served) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    client = client_of(served.workspace)  # whose map the browser shows, too: it takes a while
     about = finished(client, "/api/map?layout=umap")
     assert about["explained"] is None
     places = np.frombuffer(client.get("/api/map/points?layout=umap").content, "<f4", 2 * about["images"])
     assert len(set(places)) > about["images"]
     assert client.get("/api/map?layout=tsne").status_code == 422
+
+
+def test_laying_out_by_neighbours_holds_up_no_other_work_and_is_given_up_at_once(
+    client: TestClient, workspace: Workspace
+) -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    job = workspace.maps["umap"]
+    while client.get("/api/map?layout=umap").json()["stage"] != "finding neighbours":
+        time.sleep(0.01)
+    finished(client, "/api/outliers")
+    assert client.get("/api/map?layout=umap").json()["state"] == "running"
+    [child] = multiprocessing.active_children()
+    begun = time.monotonic()
+    assert client.post("/api/map/cancel?layout=umap").status_code == 200
+    child.join(5)
+    assert time.monotonic() - begun < 2
+    assert job.state == "waiting"
 
 
 def test_a_map_that_needs_what_is_not_installed_says_how(
@@ -257,11 +324,29 @@ def test_a_map_that_needs_what_is_not_installed_says_how(
 
 def test_chosen_images_become_a_list_of_files(client: TestClient, workspace: Workspace, photos: Path) -> None:
     assert workspace.review is not None
-    listed = client.post("/api/map/chosen", json={"positions": [3, 1], "kind": "files"}).text
-    assert listed == "".join(f"{photos / workspace.review.entry(place).path}\n" for place in (3, 1))
-    names = client.post("/api/map/chosen", json={"positions": [3, 1], "kind": "names"}).json()
+    bits = bytes([0b1010, 0, 0b10000000, 0, 0, 0])  # 1, 3 and 23 of 48
+    listed = client.post("/api/map/chosen.txt", content=bits).text
+    assert listed == "".join(f"{photos / workspace.review.entry(place).path}\n" for place in (1, 3, 23))
+    assert "48 bits" in client.post("/api/map/chosen.txt", content=bits[1:]).json()["error"]
+    names = client.post("/api/map/chosen", json={"positions": [3, 1]}).json()
     assert [picture["id"] for picture in names] == ["i3", "i1"]
-    assert client.post("/api/map/chosen", json={"positions": [48], "kind": "names"}).status_code == 422
+    assert client.post("/api/map/chosen", json={"positions": [48]}).status_code == 404
+
+
+def test_any_number_of_points_can_be_chosen(
+    client: TestClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three quarters of 400,000 images, as places: more than a request may carry."""
+    count = 400_000
+    assert workspace.review is not None
+    chosen = np.random.default_rng(0).random(count) < 0.75
+    assert len(json.dumps(np.flatnonzero(chosen).tolist())) > JSON_BYTES
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(Collection, "__len__", lambda _: count)
+    monkeypatch.setattr(maps, "chosen_entries", lambda _, places: asked.append(places) or [])
+    content = np.packbits(chosen, bitorder="little").tobytes()
+    assert client.post("/api/map/chosen.txt", content=content).status_code == 200
+    np.testing.assert_array_equal(asked[0], np.flatnonzero(chosen))
 
 
 def test_the_health_is_measured_on_held_out_images(client: TestClient) -> None:
@@ -283,10 +368,14 @@ def test_a_model_alone_morphs_generates_and_restores_and_says_what_the_rest_need
     assert client.get(f"/api/restore?picture={one}").status_code == 200
     assert client.get("/api/overview").json()["settings"]
     assert client.get("/api/pictures").json() == []
-    for address in (f"/api/search?picture={one}", "/api/outliers", "/api/map", "/api/health"):
-        answer = client.get(address)
+    needs = client.get("/api/workspace").json()["needs"]
+    asked = {"search": f"search?picture={one}", "outliers": "outliers", "map": "map", "health": "health"}
+    for name, address in asked.items():
+        answer = client.get(f"/api/{address}")
         assert answer.status_code == 409
+        assert answer.json() == needs[name]
         assert all(line.startswith("autoencode ") for line in answer.json()["commands"])
+    assert "generate" not in needs
 
 
 def test_other_images_are_reviewed_by_what_the_training_showed(
@@ -333,43 +422,37 @@ def test_work_that_fails_says_why(client: TestClient, workspace: Workspace) -> N
     shutil.rmtree(workspace.folder / "other.pack")
 
 
-def test_training_is_followed_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "LOOK_SECONDS", 0.01)
-
-    class Asking:
-        async def is_disconnected(self) -> bool:
-            return False
-
-    async def follow() -> list[dict[str, object]]:
-        seen: list[dict[str, object]] = []
-        with exclusive(tmp_path, "busy", RuntimeError):
-            async for event in overview.follow(tmp_path, 3, Asking()):  # type: ignore[arg-type]
-                seen.append(json.loads(event.removeprefix("data: ")))
-                if len(seen) == 3:
-                    return seen
-                epoch = len(seen)
-                append_metrics(
-                    tmp_path, {"epoch": epoch, "step": epoch, "seconds": 10.0, "val_loss": 1 / epoch}
-                )
-        return seen
-
-    with ThreadPoolExecutor(1) as elsewhere:  # a browser of other tests has a loop in this thread
-        before, one, two = elsewhere.submit(lambda: asyncio.run(follow())).result()
-    assert before == {"records": [], "epochs": 3, "training": True, "seconds_left": None}
-    assert [record["epoch"] for record in one["records"]] == [1]  # type: ignore[attr-defined]
-    assert 15 <= one["seconds_left"] <= 20  # type: ignore[operator]
-    assert 5 <= two["seconds_left"] <= 10  # type: ignore[operator]
+def test_a_model_without_a_prior_says_what_gives_it_one(
+    trained: Run, open_page: OpenPage, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    client = open_page(folder)
+    with exclusive(folder, "busy", RuntimeError):
+        answer = client.post("/api/generate", json={})
+        assert (answer.status_code, answer.json()["commands"]) == (409, [f"autoencode app {folder}"])
+        assert "training, which goes on" in answer.json()["error"]
+    after = client.post("/api/generate", json={}).json()
+    assert after["commands"] == [f"autoencode train {photos} --out {folder} --resume"]
 
 
-def test_the_events_of_a_run_arrive_at_a_browser(served: Served) -> None:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{served.port}/api/run/events",
-        headers={"Authorization": f"Bearer {served.trust.token}"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as stream:
-        line = stream.readline().decode()
-    state = json.loads(line.removeprefix("data: "))
-    assert (len(state["records"]), state["training"]) == (2, False)
+def test_training_is_followed_line_by_line(run_folder: Path, open_page: OpenPage, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    (folder / METRICS_NAME).unlink()
+    client, known, seen = open_page(folder), "", []
+    with exclusive(folder, "busy", RuntimeError):
+        for epoch in (1, 2):
+            state = client.get(f"/api/run/state?known={known}").json()
+            known = state["tag"]
+            seen.append(state)
+            assert client.get(f"/api/run/state?known={known}").status_code == 204
+            append_metrics(folder, {"epoch": epoch, "step": epoch, "seconds": 10.0, "val_loss": 1 / epoch})
+        seen.append(client.get(f"/api/run/state?known={known}").json())
+    assert [[record["epoch"] for record in state["records"]] for state in seen] == [[], [1], [1, 2]]
+    assert [state["training"] for state in seen] == [True] * 3
+    assert seen[0]["seconds_left"] is None
+    assert 5 <= seen[1]["seconds_left"] <= 10
+    after = client.get(f"/api/run/state?known={known}").json()
+    assert (after["training"], after["seconds_left"]) == (False, None)
 
 
 def test_the_page_goes_on_while_the_model_works(served: Served) -> None:

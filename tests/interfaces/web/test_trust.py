@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
+from collections.abc import MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -127,6 +131,29 @@ def test_bodies_have_a_stated_length_within_their_cap(client: TestClient) -> Non
     assert client.post("/api/uploads", content=bytes(50 * 1024**2)).status_code == 413
     assert client.post("/api/generate", content=b" " * (JSON_BYTES + 1)).status_code == 413
     assert client.post("/api/generate", content=iter([b"{}"])).status_code == 411
+    chunked = {"Content-Length": "5", "Transfer-Encoding": "chunked"}
+    assert client.post("/api/uploads", content=bytes(5), headers=chunked).status_code == 411
+
+
+def test_a_window_that_closes_while_it_sends_a_picture_is_no_fault(
+    workspace: Workspace, trust: Trust
+) -> None:
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {trust.token}".encode())]
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/api/uploads", "query_string": b"", "scheme": "http"},
+        **{"headers": [*headers, (b"content-length", b"9")], "raw_path": b"/api/uploads", "root_path": ""},
+    }
+    with ThreadPoolExecutor() as threads:  # in this one, the browser's driver may have a loop of its own
+        threads.submit(lambda: asyncio.run(make_app(workspace, trust)(scope, receive, send))).result()
+    assert sent[0]["status"] == 499
 
 
 def request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from autoencode.interfaces.web import uploads
-from autoencode.interfaces.web.uploads import Allowance, Held, Uploads
+from autoencode.interfaces.web.uploads import NAMED_BYTES, Allowance, Held, Kind, Uploads
 from autoencode.interfaces.web.workspace import Workspace
 
 
@@ -37,8 +38,8 @@ def flat_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
-def held(size: int = 4) -> Held:
-    return Held(np.zeros((size, size, 3), np.uint8), torch.zeros(2), "one", "upload")
+def held(value: int = 0, kind: Kind = "upload") -> Held:
+    return Held(np.full((4, 4, 3), value, np.uint8), torch.tensor([value, -value]).float(), "one", kind)
 
 
 def test_an_image_comes_back_as_the_model_sees_it(
@@ -122,19 +123,74 @@ def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert [allowance.take(), allowance.take()] == [0, 2.0]
 
 
+def room_for(count: int) -> Uploads:
+    return Uploads(4, 4, 2, count * (4 * 4 * 3 + 2 * 4 + NAMED_BYTES))
+
+
 def test_the_longest_unused_picture_goes_first() -> None:
-    one = held().pixels.nbytes + held().code.nbytes
-    store = Uploads(most_bytes=2 * one)
-    first, second = store.put(held()), store.put(held())
+    store = room_for(2)
+    first, second = store.put(held(1)), store.put(held(2))
     assert store.get(first) is not None
-    third = store.put(held())
+    third = store.put(held(3))
     assert store.get(second) is None
-    assert None not in (store.get(first), store.get(third))
-    assert store.bytes == 2 * one
+    for name, value in ((first, 1), (third, 3)):
+        found = store.get(name)
+        assert found is not None
+        assert (found.pixels == value).all()
+        assert found.code.tolist() == [value, -value]
+
+
+def test_no_number_of_samples_pushes_out_an_upload_or_a_sample_in_use() -> None:
+    store = room_for(3)
+    upload, used, unused = store.put(held(1)), store.put(held(2, "sample")), store.put(held(3, "sample"))
+    store.use(used)
+    for value in range(10):
+        store.put(held(value, "sample"))
+    assert store.get(unused) is None
+    kept = store.get(upload), store.get(used)
+    assert [found and found.pixels[0, 0, 0] for found in kept] == [1, 2]
+    assert kept[1] is not None
+    assert kept[1].kind == "sample"
+
+
+def test_a_sample_that_is_worked_with_is_in_use(client: TestClient, workspace: Workspace) -> None:
+    [sample, other] = client.post("/api/generate", json={"count": 2}).json()["pictures"]
+    assert client.get(f"/images/{sample['id']}").status_code == 200
+    assert client.get(f"/api/morph/frame?pictures={other['id']},i0").status_code == 200
+    assert sample["id"] in workspace.uploads._drawn._places
+    assert other["id"] in workspace.uploads._used._places
+
+
+def test_what_is_held_is_a_copy() -> None:
+    store, picture = room_for(1), held(7)
+    name = store.put(picture)
+    picture.pixels[:] = 0
+    found = store.get(name)
+    assert found is not None
+    assert (found.pixels == 7).all()
+    store.put(held(9))
+    assert (found.pixels == 7).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no resident memory")
+def test_memory_is_taken_for_what_is_held_and_not_for_what_could_be() -> None:
+    before = resident_mb()
+    store = Uploads(64, 64, 128, 400 * 1024**2)
+    assert resident_mb() - before < 20
+    pixels, code = np.ones((64, 64, 3), np.uint8), torch.ones(128)
+    for _ in range(4000):  # 51 MB, between arrays that come and go
+        passing = torch.ones(200_000)
+        store.put(Held(pixels * 2, code * passing[0], "one", "sample"))
+    assert 40 < resident_mb() - before < 75
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/statm").read_text()
+    return int(status.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
 def test_ids_say_nothing_and_are_not_guessed() -> None:
-    store = Uploads()
+    store = room_for(50)
     names = {store.put(held()) for _ in range(50)}
     assert len(names) == 50
     assert min(map(len, names)) > 12

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from autoencode.applications.generate import PriorName, Samples, generate, priors, vary
-from autoencode.interfaces.web.replies import Space, in_shell, missing
+from autoencode.files import is_locked
+from autoencode.interfaces.web.replies import Missing, Space, in_shell
 from autoencode.interfaces.web.uploads import Held
 from autoencode.interfaces.web.workspace import Workspace
 
@@ -41,8 +42,8 @@ class AskedNear(BaseModel):
 @router.post("/api/generate")
 async def new(space: Space, asked: Asked) -> Response:
     """Draw samples."""
-    if not priors(space.model):
-        return _no_prior(space)
+    if lacking := needs(space):
+        return lacking.answer()
 
     def drawn() -> Samples:
         return generate(
@@ -55,8 +56,8 @@ async def new(space: Space, asked: Asked) -> Response:
 @router.post("/api/vary")
 async def near(space: Space, asked: AskedNear) -> Response:
     """Draw variations of a picture."""
-    if not priors(space.model):
-        return _no_prior(space)
+    if lacking := needs(space):
+        return lacking.answer()
 
     def drawn() -> Samples:
         return vary(
@@ -74,14 +75,25 @@ async def near(space: Space, asked: AskedNear) -> Response:
 def _held(space: Workspace, made: Samples, name: str) -> dict[str, Any]:
     """Hold samples, so that each can be searched for, varied and morphed like any other picture."""
     pictures = [
-        space.describe(space.uploads.put(Held(pixels.copy(), code.clone(), f"{name}-{number}", "sample")))
+        space.describe(space.uploads.put(Held(pixels, code, f"{name}-{number}", "sample")))
         for number, (pixels, code) in enumerate(zip(made.pixels, made.codes, strict=True), start=1)
     ]
     return {"pictures": pictures, "prior": made.prior}
 
 
-def _no_prior(space: Workspace) -> Response:
-    return missing(
+def needs(space: Workspace) -> Missing | None:
+    """What has to be made before samples can be drawn; None where they can."""
+    if priors(space.model):
+        return None
+    if space.run is not None and is_locked(space.folder):
+        return Missing(
+            "This model carries no prior to draw from. Its training, which goes on, fits one at its end. "
+            "Start the page again then.",
+            (f"autoencode app {in_shell(space.folder)}",),
+        )
+    source = "PHOTOS" if space.training is None else in_shell(space.training.folder)
+    run = "RUN" if space.run is None else in_shell(space.folder)
+    return Missing(
         "This model carries no prior to draw from. Give its training command again, to the end: it fits one.",
-        f"autoencode train PHOTOS --out {in_shell(space.folder)} --resume",
+        (f"autoencode train {source} --out {run} --resume",),
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+import importlib.util
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from autoencode.applications.codemap import CodeMap, Layout
 from autoencode.applications.decisions import chosen_entries, file_list
-from autoencode.interfaces.web.replies import Space, download, missing, unfinished
+from autoencode.errors import ConfigError, MissingExtraError
+from autoencode.interfaces.web.replies import Missing, Space, download, unfinished
 from autoencode.interfaces.web.workspace import SPLITS, Collection, Workspace, readable
 
-MOST_CHOSEN = 200_000
+MOST_NAMED = 500
 
 router = APIRouter()
 
@@ -23,15 +25,15 @@ router = APIRouter()
 class Chosen(BaseModel):
     """Places of images."""
 
-    positions: Annotated[list[int], Field(max_length=MOST_CHOSEN)]
-    kind: Literal["names", "files"]
+    positions: Annotated[list[int], Field(max_length=MOST_NAMED)]
 
 
 @router.get("/api/map")
 async def about(space: Space, layout: Layout = "pca") -> Response:
     """Return what the map shows; `/api/map/points` has where."""
-    if space.review is None:
-        return _nothing()
+    if lacking := needs(space) or _lacks(layout):
+        return lacking.answer()
+    assert space.review is not None
     found = space.maps[layout].result()
     if found is None:
         return unfinished(space.maps[layout])
@@ -53,8 +55,9 @@ async def points(space: Space, layout: Layout = "pca") -> Response:
 
     x and y float32 (N,), score float32 (N,) or NaN, label int16 (N,) or -1, split int8 (N,).
     """
-    if space.review is None:
-        return _nothing()
+    if lacking := needs(space) or _lacks(layout):
+        return lacking.answer()
+    assert space.review is not None
     found = space.maps[layout].result()
     if found is None:
         return unfinished(space.maps[layout])
@@ -62,16 +65,37 @@ async def points(space: Space, layout: Layout = "pca") -> Response:
     return Response(content, media_type="application/octet-stream")
 
 
+@router.post("/api/map/cancel")
+async def cancel(space: Space, layout: Layout) -> None:
+    """Lay out no further."""
+    space.maps[layout].stop()
+
+
 @router.post("/api/map/chosen")
 async def chosen(space: Space, asked: Chosen) -> Response:
-    """Return chosen images: the names of the first of them to show, or the files of all."""
-    if space.review is None:
-        return _nothing()
-    pack = space.review.pack
-    entries = await asyncio.to_thread(chosen_entries, pack, asked.positions)
-    if asked.kind == "files":
-        return download(await asyncio.to_thread(file_list, pack, entries), "chosen.txt", "text/plain")
-    return JSONResponse([space.describe(f"{space.review.letter}{place}") for place in asked.positions[:500]])
+    """Return what is known of chosen images, to show them."""
+    if lacking := needs(space):
+        return lacking.answer()
+    assert space.review is not None
+    return JSONResponse([space.describe(f"{space.review.letter}{place}") for place in asked.positions])
+
+
+@router.post("/api/map/chosen.txt")
+async def files(space: Space, request: Request) -> Response:
+    """Return the files of chosen images, one a line.
+
+    The body has a bit for each image, the first the lowest of its byte: however many are chosen, eight
+    million images fit into what a request may carry.
+    """
+    if lacking := needs(space):
+        return lacking.answer()
+    assert space.review is not None
+    pack, content = space.review.pack, await request.body()
+    if len(content) != -(-len(space.review) // 8):
+        raise ConfigError(f"Chosen images are {len(space.review):,} bits, not {len(content):,} bytes.")
+    places = np.flatnonzero(np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little"))
+    entries = await asyncio.to_thread(chosen_entries, pack, places)
+    return download(await asyncio.to_thread(file_list, pack, entries), "chosen.txt", "text/plain")
 
 
 def _bytes(space: Workspace, review: Collection, found: CodeMap) -> bytes:
@@ -89,9 +113,22 @@ def _bytes(space: Workspace, review: Collection, found: CodeMap) -> bytes:
     return b"".join(part.tobytes() for part in parts)
 
 
-def _nothing() -> Response:
-    return missing(
+def needs(space: Workspace) -> Missing | None:
+    """What has to be there before there is a map; None where there is one."""
+    if space.review is not None:
+        return None
+    return Missing(
         "The map shows your images. Start the page with an index, a run folder, or a folder of images.",
-        "autoencode app RUN --index index",
-        "autoencode app RUN --images PHOTOS",
+        ("autoencode app RUN --index index", "autoencode app RUN --images PHOTOS"),
     )
+
+
+def _lacks(layout: Layout) -> Missing | None:
+    return needs_umap() if layout == "umap" else None
+
+
+def needs_umap() -> Missing | None:
+    """What has to be installed before UMAP can lay out a map; None where it is."""
+    if importlib.util.find_spec("umap") is not None:
+        return None
+    return Missing(str(MissingExtraError("map", "A map by UMAP")))

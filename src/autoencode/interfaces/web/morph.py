@@ -5,19 +5,24 @@ from __future__ import annotations
 import io
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from torch import Tensor
 
 from autoencode.applications.morph import FRAMES_PER_SECOND, How, between, in_square, mixed
 from autoencode.data.batches import to_pixels
 from autoencode.errors import ConfigError
 from autoencode.evaluation.animation import write_animation
-from autoencode.interfaces.web.replies import Space, download, png
+from autoencode.interfaces.web.jobs import Report
+from autoencode.interfaces.web.replies import Space, download, png, unfinished
 from autoencode.interfaces.web.workspace import Pixels, Workspace
 
 LEG_FRAMES = 24  # from one picture to the next
+PIECE = 8  # frames decoded between two words on how far it is
 
+Kind = Literal["gif", "webp"]
 Share = Annotated[float, Query(ge=0, le=1)]
 
 router = APIRouter()
@@ -39,14 +44,19 @@ async def frame(
 
 
 @router.get("/api/morph/animation")
-async def animation(
-    space: Space, pictures: str, how: How = "linear", kind: Literal["gif", "webp"] = "gif"
-) -> Response:
-    """Return the way through all pictures and back to the first, without a cut."""
-    frames = await space.on_model(_loop, space, _names(pictures), how)
-    file = io.BytesIO()
-    write_animation(file, frames, FRAMES_PER_SECOND, "GIF" if kind == "gif" else "WEBP")
-    return download(file.getvalue(), f"morph.{kind}", f"image/{kind}")
+async def animation(space: Space, pictures: str, how: How = "linear", kind: Kind = "gif") -> Response:
+    """Return the way through all pictures and back to the first, without a cut, or how far that is."""
+    names = _names(pictures)
+    codes = await space.on_model(space.codes, names)
+    job = space.animation((*names, how, kind), lambda report: _animated(space, codes, how, kind, report))
+    found = job.result()
+    return unfinished(job) if found is None else download(found, f"morph.{kind}", f"image/{kind}")
+
+
+@router.post("/api/morph/animation/cancel")
+async def cancel(space: Space, pictures: str, how: How = "linear", kind: Kind = "gif") -> None:
+    """Make an animation no further."""
+    space.forget_animation((*_names(pictures), how, kind))
 
 
 def _names(pictures: str) -> list[str]:
@@ -63,7 +73,22 @@ def _mixture(space: Workspace, names: list[str], x: float, y: float, how: How) -
     return pixels
 
 
-def _loop(space: Workspace, names: list[str], how: How) -> Pixels:
-    codes = space.codes(names)
+def _animated(space: Workspace, codes: Tensor, how: How, kind: Kind, report: Report) -> bytes:
+    frames, file = _loop(space, codes, how, report), io.BytesIO()
+    write_animation(
+        file,
+        frames,
+        FRAMES_PER_SECOND,
+        "GIF" if kind == "gif" else "WEBP",
+        lambda done: report("writing frames", done, len(frames)),
+    )
+    return file.getvalue()
+
+
+def _loop(space: Workspace, codes: Tensor, how: How, report: Report) -> Pixels:
     way, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, how)
-    return to_pixels(space.model.decode(way[:-1]))
+    pieces: list[Pixels] = []
+    for part in torch.split(way[:-1], PIECE):
+        report("decoding frames", PIECE * len(pieces), len(way) - 1)
+        pieces.append(to_pixels(space.model.decode(part)))
+    return np.concatenate(pieces)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from autoencode.applications.decisions import Decision, decided_files, decisions_table
 from autoencode.applications.ranking import Ranking
 from autoencode.applications.thresholds import USUAL_RATE
-from autoencode.interfaces.web.replies import Space, download, missing, unfinished
+from autoencode.interfaces.web.replies import Missing, Space, download, unfinished
 from autoencode.interfaces.web.workspace import Found, GoneError, Workspace, readable
 
 router = APIRouter()
@@ -37,6 +37,7 @@ async def queue(
     ranking = _ranking(space)
     if not isinstance(ranking, Ranking):
         return ranking
+    undecided = await asyncio.to_thread(_first_undecided, space, ranking)
     smallest = ranking.smallest_rate
     rate = max(USUAL_RATE if rate is None else rate, smallest)
     measured = ranking.measured(rate)
@@ -52,6 +53,7 @@ async def queue(
             if measured is None
             else {"share": measured.value, "low": measured.interval.low, "high": measured.interval.high},
             "counts": _counts(space),
+            "undecided": undecided,
             "offset": offset,
             "queue": [_row(space, ranking, int(place)) for place in ranking.order[offset : offset + limit]],
         }
@@ -88,7 +90,7 @@ async def table(space: Space) -> Response:
 async def files(space: Space, decision: Literal["keep", "drop"]) -> Response:
     """Return the files that a decision stands for, one a line, to move or copy them."""
     if space.review is None:
-        return _nothing(space)
+        raise GoneError("No images are under review.")
     content = await asyncio.to_thread(decided_files, space.decisions, space.review.pack, decision)
     return download(content, f"{decision}.txt", "text/plain")
 
@@ -98,10 +100,18 @@ def _counts(space: Workspace) -> Mapping[Decision, int]:
 
 
 def _ranking(space: Workspace) -> Ranking | Response:
-    if space.review is None or space.training is None:
-        return _nothing(space)
+    if lacking := needs(space):
+        return lacking.answer()
     found = space.ranking.result()
     return unfinished(space.ranking) if found is None else found
+
+
+def _first_undecided(space: Workspace, ranking: Ranking) -> int | None:
+    """The place in the queue of the first image that nothing is decided about."""
+    assert space.review is not None
+    pack, entry = space.review.pack, space.review.entry
+    places = enumerate(ranking.order)
+    return next((at for at, place in places if space.decisions.of(pack, entry(int(place))) is None), None)
 
 
 def _row(space: Workspace, ranking: Ranking, place: int) -> dict[str, Any]:
@@ -121,10 +131,12 @@ def _reviewed(space: Workspace, name: str) -> Found:
     return found
 
 
-def _nothing(space: Workspace) -> Response:
-    return missing(
+def needs(space: Workspace) -> Missing | None:
+    """What has to be there before images can be scored; None where they can."""
+    if space.review is not None and space.training is not None:
+        return None
+    return Missing(
         "What is ordinary is learned from the images the model was trained on, and they were not found. Open "
         "the run folder, with its pack where the training left it.",
-        "autoencode app RUN",
-        "autoencode app RUN --images PHOTOS",
+        ("autoencode app RUN", "autoencode app RUN --images PHOTOS"),
     )

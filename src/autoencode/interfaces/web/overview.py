@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
 
 from autoencode.applications.codehealth import gap_in_words
 from autoencode.applications.generate import priors
@@ -20,13 +20,13 @@ from autoencode.applications.quality import CheckUp
 from autoencode.data.untrusted import UPLOAD_LIMITS
 from autoencode.evaluation.scores import Estimate
 from autoencode.files import is_locked
-from autoencode.interfaces.web.replies import Space, missing, unfinished
+from autoencode.interfaces.web import generate, maps, outliers, search
+from autoencode.interfaces.web.replies import Missing, Space, unfinished
 from autoencode.interfaces.web.workspace import Workspace, readable
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.reports.repeat import command, in_words
 from autoencode.training.runlog import METRICS_NAME, Record, read_metrics
 
-LOOK_SECONDS = 1.0  # between two looks at a run
 SHOWN = 8
 
 router = APIRouter()
@@ -48,6 +48,7 @@ async def workspace(space: Space) -> dict[str, Any]:
         "images": 0 if space.review is None else len(space.review),
         "index": None if index is None else {"images": len(index), "distance": index.distance},
         "upload_bytes": UPLOAD_LIMITS.max_bytes,
+        "needs": {name: lacking._asdict() for name, lacking in _needs(space).items() if lacking},
     }
 
 
@@ -75,35 +76,45 @@ async def overview(space: Space) -> dict[str, Any]:
 @router.get("/api/health")
 async def health(space: Space) -> Response:
     """Return how good the model is on held-out images, or how far measuring that is."""
-    if space.training is None:
-        return missing(
-            "How good it is, is measured on images held out of its training. Open the run folder, with its "
-            "pack where the training left it.",
-            "autoencode app RUN",
-        )
+    if lacking := needs(space):
+        return lacking.answer()
     found = space.check_up.result()
     return unfinished(space.check_up) if found is None else JSONResponse(_findings(space.model, found))
 
 
-@router.get("/api/run/events")
-async def events(space: Space, request: Request) -> StreamingResponse:
-    """Follow the run: its lines of metrics so far, then each new one as training writes it."""
-    return StreamingResponse(
-        follow(space.folder, 0 if space.run is None else space.run.train.total_epochs, request),
-        media_type="text/event-stream",
+@router.get("/api/run/state")
+async def state(space: Space, known: str = "") -> Response:
+    """Return the lines of metrics of the run, and whether it trains; 204 where that is what is known.
+
+    Asked for again and again: a stream of events would hold one of the six connections that a browser opens
+    to a program, for each of its windows.
+    """
+    epochs = 0 if space.run is None else space.run.train.total_epochs
+    found = await asyncio.to_thread(_state, space.folder, epochs)
+    tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
+
+
+def needs(space: Workspace) -> Missing | None:
+    """What has to be there before the model can be measured; None where it can."""
+    if space.training is not None:
+        return None
+    return Missing(
+        "How good it is, is measured on images held out of its training. Open the run folder, with its "
+        "pack where the training left it.",
+        ("autoencode app RUN",),
     )
 
 
-async def follow(folder: Path, epochs: int, request: Request) -> AsyncIterator[str]:
-    """Yield server-sent events whenever what is known of a run changes, until the page goes away."""
-    last = ""
-    while not await request.is_disconnected():
-        state = await asyncio.to_thread(_state, folder, epochs)
-        text = json.dumps(state)
-        if text != last:
-            last = text
-            yield f"data: {text}\n\n"
-        await asyncio.sleep(LOOK_SECONDS)
+def _needs(space: Workspace) -> dict[str, Missing | None]:
+    return {
+        "health": needs(space),
+        "search": search.needs(space),
+        "generate": generate.needs(space),
+        "outliers": outliers.needs(space),
+        "map": maps.needs(space),
+        "umap": maps.needs_umap(),
+    }
 
 
 def _state(folder: Path, epochs: int) -> dict[str, Any]:

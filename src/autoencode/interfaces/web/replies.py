@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -53,6 +53,12 @@ def in_shell(path: Path) -> str:
     return readable(shlex.quote(str(path)))
 
 
-def missing(text: str, *commands: str) -> Response:
-    """Answer that something has to be made first, and by which commands."""
-    return JSONResponse({"error": text, "commands": commands}, 409)
+class Missing(NamedTuple):
+    """What has to be made before something works, in words, and the commands that make it."""
+
+    error: str
+    commands: tuple[str, ...] = ()
+
+    def answer(self) -> Response:
+        """Answer that it has to be made first; a page knows it already, and does not ask."""
+        return JSONResponse(self._asdict(), 409)

@@ -11,7 +11,7 @@ from autoencode.applications.index import Neighbour
 from autoencode.applications.nearest import Distance
 from autoencode.data.batches import to_float
 from autoencode.files import csv_bytes
-from autoencode.interfaces.web.replies import Space, download, in_shell, missing
+from autoencode.interfaces.web.replies import Missing, Space, download, in_shell
 from autoencode.interfaces.web.uploads import Held
 from autoencode.interfaces.web.workspace import Workspace
 
@@ -23,8 +23,9 @@ router = APIRouter()
 @router.get("/api/search")
 async def search(space: Space, picture: str, k: Count = 24, distance: Distance | None = None) -> Response:
     """Return the nearest images, nearest first, with their scores."""
-    if space.index is None:
-        return _no_index(space)
+    if lacking := needs(space):
+        return lacking.answer()
+    assert space.index is not None
     found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
     neighbours = [space.describe(f"i{near.position}", score=near.score, gone=near.is_gone) for near in found]
     return JSONResponse(
@@ -39,8 +40,9 @@ async def search(space: Space, picture: str, k: Count = 24, distance: Distance |
 @router.get("/api/search.csv")
 async def table(space: Space, picture: str, k: Count = 24, distance: Distance | None = None) -> Response:
     """Return the same as a table."""
-    if space.index is None:
-        return _no_index(space)
+    if lacking := needs(space):
+        return lacking.answer()
+    assert space.index is not None
     found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
     rows = ([near.path, f"{near.score:.6g}", near.label or ""] for near in found)
     return download(csv_bytes([["path", "score", "label"], *rows]), "neighbours.csv", "text/csv")
@@ -64,11 +66,13 @@ def _nearest(space: Workspace, picture: str, k: int, distance: Distance) -> list
     return [near for near in result.found if near.position != own][:k]
 
 
-def _no_index(space: Workspace) -> Response:
+def needs(space: Workspace) -> Missing | None:
+    """What has to be made before images can be searched; None where they can."""
+    if space.index is not None:
+        return None
     source = "PHOTOS" if space.training is None else in_shell(space.training.folder)
     run = in_shell(space.path if space.run is None else space.folder)
-    return missing(
+    return Missing(
         "Search needs an index of your images. Make one, then start the page with it.",
-        f"autoencode index {run} {source} --out index",
-        f"autoencode app {run} --index index",
+        (f"autoencode index {run} {source} --out index", f"autoencode app {run} --index index"),
     )

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from autoencode.errors import AutoencodeError
 from autoencode.interfaces.web import generate, maps, morph, outliers, overview, pictures, restore, search
@@ -45,6 +46,7 @@ def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
     app.add_exception_handler(AutoencodeError, _refused)
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_middleware(Guard, trust=trust)
     return app
 
@@ -79,6 +81,10 @@ async def _not_understood(_: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
     problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in err.errors()[:3])
     return JSONResponse({"error": f"The request cannot be used. {problems}."}, 422)
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; a window closed while it sent a picture is no fault
 
 
 async def _http(_: Request, err: Exception) -> Response:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.applications.codemap import CodeMap, Layout, code_map, neighbour_map
+from autoencode.applications.codemap import CodeMap, Layout, code_map, in_effects, neighbour_map
 from autoencode.applications.decisions import Decisions
 from autoencode.applications.nearest import Distance
 from autoencode.applications.outlier_reference import fit_reference, reference_name
@@ -30,6 +32,7 @@ from autoencode.data.pack import Entry, Pack, Split, open_pack, pack_folder
 from autoencode.data.untrusted import UntrustedDecoder
 from autoencode.errors import AutoencodeError, ModelFileError, PackError
 from autoencode.files import is_locked
+from autoencode.interfaces.web.apart import run_apart
 from autoencode.interfaces.web.jobs import Job, Report
 from autoencode.interfaces.web.uploads import PREFIX, Allowance, Held, Uploads
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
@@ -39,6 +42,7 @@ from autoencode.training.train import pack_path_for
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 CHECKED_IMAGES = 512
+MOST_ANIMATIONS = 4  # made or kept at once: one for each window that is likely to be open
 DECISIONS_NAME = "decisions.jsonl"
 
 Pixels = NDArray[np.uint8]
@@ -119,21 +123,28 @@ class Workspace:
         self.training = self._training_pack()
         self.collections = self._collections(pack)
         self.review = next(iter(self.collections.values()), None)
+        preprocessing = self.model.preprocessing
         self.uploads, self.decoder, self.allowance = (
-            Uploads(),
-            UntrustedDecoder(self.model.preprocessing),
+            Uploads(preprocessing.height, preprocessing.width, self.model.config.code_size),
+            UntrustedDecoder(preprocessing),
             Allowance(),
         )
         named = DECISIONS_NAME if self.path.name == MODEL_NAME else f"{self.path.stem}-{DECISIONS_NAME}"
         self.decisions = Decisions(self.folder / named)
-        # One thread for what a person waits for, so that a slow answer delays only the next; one for jobs.
+        # One thread for what a person waits for, so that a slow answer delays only the next; one for jobs;
+        # and one each for jobs that would hold up the others, or wait for them while somebody looks on: a map
+        # is there at once where the codes are known, however long images are scored.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._job_threads = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._layout_threads = ThreadPoolExecutor(1, thread_name_prefix="layout")
+        self._animation_threads = ThreadPoolExecutor(1, thread_name_prefix="animation")
+        self._animations: OrderedDict[Hashable, Job[bytes]] = OrderedDict()
+        self._encoding = threading.Lock()
         self.check_up: Job[CheckUp] = Job(self._check_up, self._job_threads)
         self.ranking: Job[Ranking] = Job(self._rank, self._job_threads)
         self.maps: dict[Layout, Job[CodeMap]] = {
-            "pca": Job(self._principal_map, self._job_threads),
-            "umap": Job(self._neighbour_map, self._job_threads),
+            "pca": Job(self._principal_map, self._layout_threads),
+            "umap": Job(self._neighbour_map, self._layout_threads),
         }
 
     @property
@@ -171,9 +182,10 @@ class Workspace:
         return found.pixels if isinstance(found, Held) else found.collection.pixels([found.position])[0]
 
     def code(self, name: str) -> Tensor:
-        """Return the code (D,) of a picture."""
+        """Return the code (D,) of a picture; a sample is kept as an upload is, from then on."""
         found = self.find(name)
         if isinstance(found, Held):
+            self.uploads.use(name)
             return found.code
         if found.collection.codes is not None:
             return torch.from_numpy(found.collection.codes[found.position])
@@ -200,13 +212,28 @@ class Workspace:
             self._compared[distance] = self.index.compared_by(distance)
         return self._compared[distance]
 
+    def animation(self, key: Hashable, work: Callable[[Report], bytes]) -> Job[bytes]:
+        """Return the making of an animation, begun by whom first asks; the longest unused are forgotten."""
+        if key not in self._animations:
+            self._animations[key] = Job(work, self._animation_threads)
+        self._animations.move_to_end(key)
+        while len(self._animations) > MOST_ANIMATIONS:
+            self.forget_animation(next(iter(self._animations)))
+        return self._animations[key]
+
+    def forget_animation(self, key: Hashable) -> None:
+        """Stop making an animation, or keeping it."""
+        job = self._animations.pop(key, None)
+        if job is not None:
+            job.stop()
+
     def close(self) -> None:
-        """End the process and the threads; what is held is gone."""
+        """End the processes and the threads; what is held is gone."""
         self.decoder.close()
-        jobs: list[Job[Any]] = [self.check_up, self.ranking, *self.maps.values()]
+        jobs: list[Job[Any]] = [self.check_up, self.ranking, *self.maps.values(), *self._animations.values()]
         for job in jobs:
             job.stop()
-        for threads in (self._threads, self._job_threads):
+        for threads in (self._threads, self._job_threads, self._layout_threads, self._animation_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _training_pack(self) -> Pack | None:
@@ -265,17 +292,20 @@ class Workspace:
         return code_map(self.model, self._review_codes(report))
 
     def _neighbour_map(self, report: Report) -> CodeMap:
-        codes = self._review_codes(report)
-        report("finding neighbours", 0, 0)
-        return neighbour_map(
-            self.model, codes, lambda done, total: report("laying out images, rounds", done, total)
-        )
+        """In a process, as the first part of it tells nothing and cannot be stopped."""
+        centred = in_effects(self.model, self._review_codes(report))
+
+        def tell(done: int, total: int) -> None:
+            report("laying out images, rounds" if total else "finding neighbours", done, total)
+
+        return run_apart(neighbour_map, centred, report=tell)
 
     def _review_codes(self, report: Report) -> Vectors:
         assert self.review is not None
-        if self.review.codes is None:
-            self.review.codes = self._encoded(self.review, report)
-        return self.review.codes
+        with self._encoding:
+            if self.review.codes is None:
+                self.review.codes = self._encoded(self.review, report)
+            return self.review.codes
 
     def _encoded(self, collection: Collection, report: Report) -> Vectors:
         rows, places = np.unique(collection.rows, return_inverse=True)

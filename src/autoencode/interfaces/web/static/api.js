@@ -35,6 +35,12 @@ export async function get(path, signal) {
   return (await ask(path, { signal })).json();
 }
 
+/** Null where the answer is that there is nothing new. */
+export async function getIfNew(path, signal) {
+  const response = await ask(path, { signal });
+  return response.status === 204 ? null : response.json();
+}
+
 export async function getBlob(path, signal) {
   return (await ask(path, { signal })).blob();
 }
@@ -51,8 +57,8 @@ export async function post(path, value = {}, signal) {
   return (await ask(path, posting(value, signal))).json();
 }
 
-export async function postForBlob(path, value) {
-  return (await ask(path, posting(value))).blob();
+export async function postBytesForBlob(path, bytes) {
+  return (await ask(path, { method: "POST", body: bytes })).blob();
 }
 
 /** Send one file; where there were many before it, wait as long as it takes, telling so. */
@@ -76,20 +82,32 @@ export async function upload(file, mostBytes, onWait = () => {}) {
       if (err.status === 422) throw new Failure(`${file.name || "The image"}: ${err.message}.`, 422);
       if (err.status !== 429) throw err;
       onWait();
-      await new Promise((resolve) => setTimeout(resolve, 1000 * err.retryAfter));
+      await pause(1000 * err.retryAfter);
     }
   }
 }
 
 /** Ask until work is done, telling how far it is in between. */
 export async function waitFor(path, onProgress, signal) {
+  return (await done(path, onProgress, signal)).json();
+}
+
+export async function waitForBlob(path, onProgress, signal) {
+  return (await done(path, onProgress, signal)).blob();
+}
+
+async function done(path, onProgress, signal) {
   for (;;) {
     const response = await ask(path, { signal });
-    if (response.status !== 202) return response.json();
+    if (response.status !== 202) return response;
     onProgress(await response.json());
-    await new Promise((resolve) => setTimeout(resolve, 300));
+    await pause(300);
     if (signal?.aborted) throw new DOMException("", "AbortError");
   }
+}
+
+export function pause(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 export function imageUrl(id, part = "") {
@@ -122,7 +140,8 @@ export function newestWins(work) {
       try {
         await work(running.signal, ...now);
       } catch (err) {
-        if (err.name !== "AbortError") {
+        // What failed while something newer waits is of no interest.
+        if (err.name !== "AbortError" && !waiting) {
           running = null;
           throw err;
         }

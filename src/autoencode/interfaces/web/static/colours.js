@@ -1,14 +1,32 @@
 // Colours of the map: by label and split from a list that the colour-blind can tell apart, by score from a scale.
 
-import { h, number } from "/static/dom.js";
+import { h, number, select } from "/static/dom.js";
 
-// After Okabe & Ito 2008 and Tol 2021, in an order in which neighbours differ.
-const LIST = [
-  "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#117733", "#882255", "#999933", "#aa4499",
-  "#44aa99", "#6a3d9a",
-];
-const SCALE = ["#3b4cc0", "#6f92f3", "#aac7fd", "#f7b89c", "#e7745b", "#b40426"];
-const NONE = "#8a8a8a";
+// From those of Okabe & Ito 2008 and Tol 2021, moved until each had a contrast of 3 with its background and they were as
+// far from each other as possible, also for eyes without red or without green cones (Machado et al. 2009).
+const LISTS = {
+  light: [
+    "#0f88eb", "#c07c05", "#2f9341", "#c4749d", "#bb3000", "#7186c2", "#0c6e4e", "#5e0050", "#577820", "#8d43a7",
+    "#6f966e", "#5f2680",
+  ],
+  dark: [
+    "#2d92f6", "#ebbd07", "#4fa08a", "#e5afc8", "#e74d08", "#9c9ed0", "#2ecc8e", "#9f52a2", "#62972f", "#b26b96",
+    "#9afdf1", "#b383dc",
+  ],
+};
+// Away from the background: what is strange stands out.
+const SCALES = {
+  light: ["#5b8fd9", "#6f78d2", "#8a5cbc", "#9c3f94", "#a21f5e", "#8f0a20"],
+  dark: ["#4f78c8", "#7d7fdc", "#b488dd", "#e296c0", "#f8b48f", "#fde58a"],
+};
+const NONE = "#858585";
+const LISTED = 24; // groups in the legend; the others are in a list
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function colours() {
+  const scheme = dark.matches ? "dark" : "light";
+  return { list: LISTS[scheme], scale: SCALES[scheme] };
+}
 
 function packed(colour) {
   const value = parseInt(colour.slice(1), 16);
@@ -18,10 +36,10 @@ function packed(colour) {
 /** Set the colour of every point. */
 export function paint(points, mode) {
   const none = packed(NONE);
-  const list = LIST.map(packed);
+  const list = colours().list.map(packed);
   if (mode === "score") {
     const [low, high] = limits(points.score);
-    const scale = Array.from({ length: 64 }, (_, step) => packed(onScale(step / 63)));
+    const scale = Array.from({ length: 64 }, (_, step) => packed(onScale(colours().scale, step / 63)));
     for (let i = 0; i < points.count; i++) {
       const share = (points.score[i] - low) / (high - low);
       points.colour[i] = Number.isNaN(share) ? none : scale[Math.round(63 * Math.min(1, Math.max(0, share)))];
@@ -32,18 +50,29 @@ export function paint(points, mode) {
   for (let i = 0; i < points.count; i++) points.colour[i] = values[i] < 0 ? none : list[values[i] % list.length];
 }
 
-/** What the colours mean. */
-export function legend(points, mode, about) {
+/** What the colours mean. A group that is pressed is given to `choose`, by its number. */
+export function legend(points, mode, about, choose) {
   if (mode === "score") {
     const [low, high] = limits(points.score);
-    const steps = SCALE.map((colour) => swatch(colour));
+    const steps = colours().scale.map((colour) => swatch(colour));
     return h("p", { class: "scale" }, `ordinary, ${number(low, 1)}`, h("span", { class: "steps" }, steps), `strange, ${number(high, 1)}`);
   }
   const names = mode === "label" ? about.labels : about.splits;
-  const shown = names.slice(0, 24).map((name, place) => h("li", {}, swatch(LIST[place % LIST.length]), name));
-  if (names.length > 24) shown.push(h("li", {}, `and ${names.length - 24} more`));
-  if (names.length > LIST.length) shown.push(h("li", {}, "colours repeat"));
+  const { list } = colours();
+  const shown = names.slice(0, LISTED).map((name, place) => {
+    const press = { type: "button", class: "group", title: `Choose all of ${name}`, onclick: () => choose(place) };
+    return h("li", {}, h("button", press, swatch(list[place % list.length]), name));
+  });
+  if (names.length > LISTED) shown.push(h("li", {}, further(names, choose)));
+  if (names.length > list.length) shown.push(h("li", {}, "colours repeat"));
   return h("ul", {}, shown);
+}
+
+function further(names, choose) {
+  const options = names.slice(LISTED).map((name, place) => [String(LISTED + place), name]);
+  const made = select([["", `and ${options.length} more`], ...options], "", (place) => place && choose(Number(place)));
+  made.setAttribute("aria-label", "Choose all of");
+  return made;
 }
 
 function swatch(colour) {
@@ -60,11 +89,11 @@ function limits(scores) {
   return high > low ? [low, high] : [low, low + 1];
 }
 
-function onScale(share) {
-  const at = share * (SCALE.length - 1);
-  const first = Math.min(Math.floor(at), SCALE.length - 2);
+function onScale(scale, share) {
+  const at = share * (scale.length - 1);
+  const first = Math.min(Math.floor(at), scale.length - 2);
   const mix = (from, to) => Math.round(from + (to - from) * (at - first));
   const parts = (colour) => [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
-  const [one, other] = [parts(SCALE[first]), parts(SCALE[first + 1])];
+  const [one, other] = [parts(scale[first]), parts(scale[first + 1])];
   return `#${one.map((value, k) => mix(value, other[k]).toString(16).padStart(2, "0")).join("")}`;
 }

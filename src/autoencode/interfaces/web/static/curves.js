@@ -4,10 +4,13 @@ import { h, svg } from "/static/dom.js";
 
 const WIDTH = 520;
 const HEIGHT = 220;
-const LEFT = 64;
+const LEFT = 72;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 34;
+const PSNR_HINT =
+  "Of the mean squared error over all validation images. The number above is the mean of each image's own PSNR, on " +
+  "other images; a few poor ones lower it less.";
 
 /** Charts of the terms of the loss; each has the values it shows as a table for those who cannot see it. */
 export function curves(records, epochs) {
@@ -15,7 +18,9 @@ export function curves(records, epochs) {
   const measured = records.filter((record) => record.val_mse > 0);
   if (measured.length) {
     const psnr = measured.map(({ epoch, val_mse }) => ({ epoch, psnr: -10 * Math.log10(val_mse) }));
-    charts.push(chart("PSNR, dB", psnr, epochs, [["psnr", "validation"]]));
+    const drawn = chart("PSNR, dB", psnr, epochs, [["psnr", "validation"]]);
+    drawn.append(h("p", { class: "hint" }, PSNR_HINT));
+    charts.push(drawn);
   }
   if (records.some((record) => record.val_kl !== undefined)) {
     charts.push(chart("KL, nats an image", records, epochs, [["train_kl", "training"], ["val_kl", "validation"]]));

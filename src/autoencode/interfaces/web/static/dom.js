@@ -30,6 +30,24 @@ export function say(text) {
   say.timer = setTimeout(() => status.classList.remove("shown"), 5000);
 }
 
+/** Tell those who listen, and cannot see, what has changed. */
+export function tell(text) {
+  document.getElementById("told").textContent = text;
+}
+
+/**
+ * Change what is in a place. Where that takes away what has the keyboard, what is now there under the same `data-focus`
+ * gets it, or else what `otherwise` returns.
+ */
+export function keepingFocus(place, change, otherwise) {
+  const before = place.contains(document.activeElement) ? document.activeElement : null;
+  change();
+  if (!before || before.isConnected) return;
+  const name = before.dataset.focus;
+  const same = name && [...place.querySelectorAll("[data-focus]")].find((element) => element.dataset.focus === name);
+  (same || otherwise()).focus();
+}
+
 /** What went wrong or is missing, and what to run about it. */
 export function notice(failure) {
   return h(
@@ -60,18 +78,20 @@ export function commandLine(line) {
   );
 }
 
-/** Show a failure in a place of the page, or at its edge where no place is given. */
-export function showFailure(err, place) {
+/** Show a failure in a place of the page, with a button to try `again` where that can be, or else at its edge. */
+export function showFailure(err, place, again = null) {
   if (err.name === "AbortError") return;
-  if (place) place.replaceChildren(notice(err));
+  const button = again && h("button", { type: "button", onclick: again }, "Try again");
+  if (place) place.replaceChildren(notice(err), button ?? "");
   else say(err.message);
 }
 
-/** A bar that tells how far work is. */
-export function progressBar(label) {
+/** A bar that tells how far work is, with a button to give it up where that is possible. */
+export function progressBar(label, oncancel = null) {
   const bar = h("progress", { "aria-label": label });
   const text = h("span", {}, label);
-  const element = h("div", { class: "progress" }, bar, text);
+  const cancel = oncancel && h("button", { type: "button", class: "small cancel", onclick: oncancel }, "Cancel");
+  const element = h("div", { class: "progress" }, bar, text, cancel);
   element.update = ({ stage, done, total }) => {
     if (total) {
       bar.max = total;
@@ -111,7 +131,7 @@ export function select(options, value, onchange) {
   return made;
 }
 
-/** Whether keys belong to what is being typed or slid, and not to the tab. */
+/** Whether letters belong to what is being typed, and not to the tab; a slider takes none. */
 export function isTyping(event) {
   const target = event.target;
   return (
@@ -120,6 +140,6 @@ export function isTyping(event) {
     event.altKey ||
     Boolean(document.querySelector("dialog[open]")) ||
     /^(TEXTAREA|SELECT)$/.test(target.tagName) ||
-    (target.tagName === "INPUT" && !/^(checkbox|radio|file)$/.test(target.type))
+    (target.tagName === "INPUT" && !/^(checkbox|radio|file|range)$/.test(target.type))
   );
 }

@@ -1,9 +1,9 @@
 // Generate: pictures drawn from the prior, and variations of any picture.
 
 import { post, restarting } from "/static/api.js";
-import { field, h, notice, select, showFailure } from "/static/dom.js";
+import { field, h, keepingFocus, notice, select, showFailure, tell } from "/static/dom.js";
 import { describe, image, openPicture, pictureButton, shortName } from "/static/pictures.js";
-import { canGenerate, workspace } from "/static/shared.js";
+import { lacks, workspace } from "/static/shared.js";
 
 export const title = "Generate";
 
@@ -13,20 +13,27 @@ const PRIORS = { mixture: "mixture of the training codes", normal: "standard nor
 export function mount(root) {
   const asked = { count: 24, temperature: 1, seed: 0, prior: workspace.priors[0] };
   const near = { picture: null, amount: 0.3, seed: 0 };
-  const grid = h("div", { "aria-live": "polite" });
+  const grid = h("div");
   const variations = h("section", { hidden: true, "aria-label": "Variations" });
 
   root.append(h("p", { class: "lead" }, "New pictures of the kind the model was trained on. Press one to see whether it was only remembered: its nearest real images."));
-  if (!canGenerate()) {
-    post("/api/generate", {}).catch((err) => root.append(notice(err)));
+  const lacking = lacks("generate");
+  if (lacking) {
+    root.append(notice(lacking));
     return {};
   }
 
   const draw = restarting(async (signal) => {
     grid.setAttribute("aria-busy", "true");
-    const { pictures } = await post("/api/generate", asked, signal);
-    grid.removeAttribute("aria-busy");
-    grid.replaceChildren(h("div", { class: "grid" }, pictures.map((picture) => pictureButton(picture))));
+    let pictures;
+    try {
+      ({ pictures } = await post("/api/generate", asked, signal));
+    } finally {
+      if (!signal.aborted) grid.removeAttribute("aria-busy"); // else the next draw is under way
+    }
+    const made = h("div", { class: "grid" }, pictures.map((picture) => pictureButton(picture)));
+    keepingFocus(grid, () => grid.replaceChildren(made), () => made.firstChild);
+    tell(`${pictures.length} samples.`);
   });
   const redraw = () => draw().catch((err) => showFailure(err, grid));
 
@@ -36,7 +43,10 @@ export function mount(root) {
       { picture: near.picture.id, amount: near.amount, seed: near.seed, prior: asked.prior },
       signal,
     );
-    variations.querySelector(".grid").replaceChildren(...pictures.map((picture) => pictureButton(picture)));
+    const made = pictures.map((picture) => pictureButton(picture));
+    const place = variations.querySelector(".grid");
+    keepingFocus(place, () => place.replaceChildren(...made), () => made[0]);
+    tell(`${pictures.length} variations of ${shortName(near.picture)}.`);
   });
   const redrawNear = () => drawNear().catch((err) => showFailure(err, variations.querySelector(".grid")));
 
@@ -52,23 +62,21 @@ export function mount(root) {
       redraw();
     },
   });
+  const others = () => {
+    asked.seed = Math.floor(Math.random() * (MOST_SEED + 1));
+    seed.value = String(asked.seed);
+    redraw();
+  };
+  const drawOthers = h("button", { type: "button", class: "primary", onclick: others }, "Draw others");
+  const hideVariations = () => {
+    variations.hidden = true;
+    drawOthers.focus();
+  };
   root.append(
     h(
       "div",
       { class: "toolbar" },
-      h(
-        "button",
-        {
-          type: "button",
-          class: "primary",
-          onclick: () => {
-            asked.seed = Math.floor(Math.random() * (MOST_SEED + 1));
-            seed.value = String(asked.seed);
-            redraw();
-          },
-        },
-        "Draw others",
-      ),
+      drawOthers,
       slider("Temperature", asked.temperature, 0, 1.5, (value) => {
         asked.temperature = value;
         redraw();
@@ -111,7 +119,7 @@ export function mount(root) {
         },
         "Other variations",
       ),
-      h("button", { type: "button", onclick: () => (variations.hidden = true) }, "Done"),
+      h("button", { type: "button", onclick: hideVariations }, "Done"),
     );
     variations.replaceChildren(h("h2", {}, `Variations of ${shortName(near.picture)}`), head, h("div", { class: "grid" }), h("h2", {}, "Samples"));
     redrawNear();
@@ -120,6 +128,7 @@ export function mount(root) {
 
   let drawn = false;
   return {
+    take: ([picture]) => vary(picture.id).catch((err) => showFailure(err)),
     show(params) {
       if (!drawn) redraw();
       drawn = true;

@@ -3,7 +3,7 @@
 import { get, setLaunch } from "/static/api.js";
 import { h, notice, say } from "/static/dom.js";
 import { takePictures } from "/static/pictures.js";
-import { setShared } from "/static/shared.js";
+import { lacks, setShared } from "/static/shared.js";
 import * as generate from "/static/generate.js";
 import * as map from "/static/map.js";
 import * as morph from "/static/morph.js";
@@ -26,6 +26,8 @@ function open() {
   if (name === "main" && current) return; // the link that skips to the content
   const chosen = Object.hasOwn(TABS, name) ? name : "overview";
   const params = new URLSearchParams(text);
+  // Whoever came by a link of the tabs goes on from there; the keyboard of others goes to the new tab.
+  const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);
   if (current && current !== chosen) {
     shown[current].root.hidden = true;
     shown[current].hide?.();
@@ -33,7 +35,7 @@ function open() {
   const isNew = !shown[chosen];
   if (isNew) {
     const root = h("section", { id: `tab-${chosen}`, "aria-labelledby": `title-${chosen}` });
-    root.append(h("h1", { id: `title-${chosen}` }, TABS[chosen].title));
+    root.append(h("h1", { id: `title-${chosen}`, tabindex: "-1" }, TABS[chosen].title));
     document.getElementById("main").append(root);
     shown[chosen] = { root, ...TABS[chosen].mount(root) };
   }
@@ -49,18 +51,19 @@ function open() {
       nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
     } else link.removeAttribute("aria-current");
   }
+  if (isLed) document.getElementById(`title-${chosen}`).focus({ preventScroll: true });
   document.title = `${TABS[chosen].title} · ${document.getElementById("name").textContent}`;
   if (isAnother) scrollTo(0, 0);
 }
 
 function listenForImages() {
-  // Wherever an image is dropped or pasted, the tab that is open takes it.
+  // Wherever an image is dropped or pasted, the tab that is open takes it, or else one that can.
   const give = (files) => {
     const given = [...files];
     if (!given.length) return;
     const take = shown[current]?.take;
     if (take) takePictures(given, take);
-    else takePictures(given, ([first]) => (location.hash = `#search?picture=${first.id}`));
+    else takePictures(given, ([first]) => (location.hash = `#${lacks("search") ? "restore" : "search"}?picture=${first.id}`));
   };
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -70,7 +73,8 @@ function listenForImages() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    give(event.dataTransfer.files);
+    if (event.dataTransfer.files.length) give(event.dataTransfer.files);
+    else say("That is no file. Save the image, then drop its file here: nothing is fetched by address.");
   });
   addEventListener("paste", (event) => give(event.clipboardData.files));
   addEventListener("keydown", (event) => shown[current]?.key?.(event));

@@ -1,10 +1,11 @@
 // Map: every image as a point. Drag to move, wheel or pinch to come nearer, draw around some to list them.
 
-import { get, getBuffer, post, postForBlob, restarting, sheetUrl, waitFor } from "/static/api.js";
-import { field, h, isTyping, number, progressBar, save, select, showFailure } from "/static/dom.js";
+import { get, getBuffer, post, postBytesForBlob, restarting, sheetUrl, waitFor } from "/static/api.js";
+import { field, h, isTyping, notice, number, progressBar, save, select, showFailure, tell } from "/static/dom.js";
 import { describe, openPicture, pictureButton } from "/static/pictures.js";
 import { Points, drawPoints } from "/static/points.js";
 import { legend, paint } from "/static/colours.js";
+import { lacks } from "/static/shared.js";
 
 export const title = "Map";
 
@@ -14,17 +15,32 @@ const KEPT_TILES = 6000;
 const NEAR_ZOOM = 2.2; // from here on there are thumbnails
 const FEW = 400; // or where so few points are seen
 const LISTED = 60;
+const STEP = 20; // pixels that a key changes the rectangle by
 
 export function mount(root) {
-  const bar = progressBar("encoding images");
-  root.append(h("p", { class: "lead" }, "Every image as a point; what looks alike to the model lies together."), bar);
+  root.append(h("p", { class: "lead" }, "Every image as a point; what looks alike to the model lies together."));
+  const lacking = lacks("map");
+  if (lacking) {
+    root.append(notice(lacking));
+    return {};
+  }
   let view = null;
-  load(bar)
-    .then(({ about, points }) => {
-      bar.remove();
+  const start = async () => {
+    const bar = progressBar("encoding images");
+    const place = h("div", {}, bar);
+    root.append(place);
+    try {
+      const { about, points } = await load(bar);
       view = new MapView(root, about, points);
-    })
-    .catch((err) => showFailure(err, bar));
+      place.remove();
+    } catch (err) {
+      showFailure(err, place, () => {
+        place.remove();
+        start();
+      });
+    }
+  };
+  start();
   return {
     show: () => view?.resize(),
     key: (event) => view?.key(event),
@@ -49,13 +65,18 @@ class MapView {
     this.canvas = h("canvas", {
       tabindex: "0",
       role: "application",
-      "aria-label": `Map of ${number(about.images)} images. Arrow keys move, plus and minus zoom, 0 shows all, Enter opens the image in the middle.`,
+      "aria-label": `Map of ${number(about.images)} images`,
+      "aria-describedby": "map-keys",
     });
     this.tip = h("div", { class: "tip", hidden: true });
     this.stage = h("div", { class: "map-stage" }, this.canvas, this.tip);
     this.key_ = h("div", { class: "legend" });
-    this.list = h("div", { class: "chosen", "aria-live": "polite" });
-    root.append(this.#toolbar(), this.stage, this.key_, this.list);
+    this.list = h("div", { class: "chosen" });
+    // Beside what was pressed for them: below the map they are out of sight.
+    this.laying = h("div", { class: "waits" });
+    this.scoring = h("div", { class: "waits" });
+    this.rectangle = null; // [width, height] in pixels of the screen, about the middle
+    root.append(this.#toolbar(), this.laying, this.scoring, this.stage, this.key_, keysHelp(), this.list);
     this.context = this.canvas.getContext("2d");
     this.#listen();
     this.recolour();
@@ -64,7 +85,8 @@ class MapView {
   }
 
   #toolbar() {
-    const modes = [["split", "split"], ["score", "strangeness"]];
+    const modes = [["split", "split"]];
+    if (!lacks("outliers")) modes.push(["score", "strangeness"]);
     if (this.about.labels.length) modes.unshift(["label", "label"]);
     const button = (text, onclick, more = {}) => h("button", { type: "button", onclick, ...more }, text);
     this.lassoButton = button("Draw around some", () => this.setLasso(!this.isLasso), { "aria-pressed": "false" });
@@ -87,8 +109,16 @@ class MapView {
   }
 
   setLayout = restarting(async (signal, layout) => {
-    const bar = progressBar("laying out images");
-    this.list.replaceChildren(bar);
+    const lacking = layout === "umap" && lacks("umap");
+    if (lacking) {
+      this.layouts.value = this.layout;
+      this.laying.replaceChildren(notice(lacking));
+      return;
+    }
+    this.laying.replaceChildren();
+    if (layout === this.layout) return;
+    const bar = progressBar("laying out images", () => this.#keepLayout(layout));
+    this.laying.replaceChildren(bar);
     try {
       const { about, points } = await load(bar, layout, signal);
       if (signal.aborted) return;
@@ -97,19 +127,29 @@ class MapView {
     } catch (err) {
       if (signal.aborted) return;
       this.layouts.value = this.layout;
-      showFailure(err, this.list);
+      showFailure(err, this.laying);
       return;
     }
+    this.laying.replaceChildren();
     this.hint.textContent = said(this.about);
     this.showChosen();
     this.recolour();
     this.reset();
   });
 
+  /** Give up what is being laid out. */
+  async #keepLayout(layout) {
+    this.layouts.value = this.layout;
+    this.layouts.focus();
+    await this.setLayout(this.layout);
+    await post(`/api/map/cancel?layout=${layout}`).catch((err) => showFailure(err));
+  }
+
   setMode = restarting(async (signal, mode) => {
+    this.scoring.replaceChildren();
     if (mode === "score" && !this.about.scored) {
       const bar = progressBar("scoring images");
-      this.key_.replaceChildren(bar);
+      this.scoring.replaceChildren(bar);
       try {
         await waitFor("/api/outliers?limit=1", bar.update, signal);
         const points = new Points(await getBuffer(`/api/map/points?layout=${this.layout}`, signal), this.about.images);
@@ -118,18 +158,19 @@ class MapView {
         this.about.scored = true;
       } catch (err) {
         if (signal.aborted) return;
-        showFailure(err, this.key_);
+        showFailure(err, this.scoring);
         this.colouring.value = this.mode;
         return;
       }
     }
+    this.scoring.replaceChildren();
     this.mode = mode;
     this.recolour();
   });
 
   recolour() {
     paint(this.points, this.mode);
-    this.key_.replaceChildren(legend(this.points, this.mode, this.about));
+    this.key_.replaceChildren(legend(this.points, this.mode, this.about, (group) => this.chooseGroup(group)));
     this.draw();
   }
 
@@ -170,7 +211,8 @@ class MapView {
     this.context.putImageData(this.image, 0, 0);
     this.#drawTiles(zoom);
     this.#drawLasso();
-    if (this.canvas.matches(":focus-visible")) this.#drawMiddle();
+    if (this.rectangle) this.#drawRectangle();
+    else if (this.canvas.matches(":focus-visible")) this.#drawMiddle();
   }
 
   #drawTiles(zoom) {
@@ -224,6 +266,17 @@ class MapView {
     this.context.beginPath();
     for (const [x, y] of this.path) this.context.lineTo(...this.#toScreen(x, y));
     this.context.closePath();
+    this.#dash();
+  }
+
+  #drawRectangle() {
+    const [width, height] = this.rectangle.map((side) => side * this.ratio);
+    this.context.beginPath();
+    this.context.rect((this.canvas.width - width) / 2, (this.canvas.height - height) / 2, width, height);
+    this.#dash();
+  }
+
+  #dash() {
     this.context.lineWidth = 2 * this.ratio;
     this.context.strokeStyle = getComputedStyle(this.canvas).color;
     this.context.setLineDash([6 * this.ratio, 4 * this.ratio]);
@@ -261,6 +314,7 @@ class MapView {
   }
 
   zoom(factor, [x, y] = [this.x, this.y]) {
+    this.#hideTip();
     const scale = Math.min(400 * this.fit, Math.max(0.5 * this.fit, this.scale * factor));
     const kept = this.scale / scale;
     this.x = x + (this.x - x) * kept;
@@ -278,7 +332,7 @@ class MapView {
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#up(event));
-    canvas.addEventListener("pointerleave", () => (this.tip.hidden = true));
+    canvas.addEventListener("pointerleave", () => this.#hideTip());
     canvas.addEventListener("dblclick", (event) => this.zoom(2, this.#toMap(event)));
     for (const name of ["focus", "blur"]) canvas.addEventListener(name, () => this.draw());
   }
@@ -287,7 +341,7 @@ class MapView {
     this.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
     this.moved = 0;
-    this.tip.hidden = true;
+    this.#hideTip();
     if (this.isLasso || event.shiftKey) this.path = [this.#toMap(event)];
   }
 
@@ -331,39 +385,72 @@ class MapView {
 
   /** Say which image is under the pointer, once it rests. */
   #hover(event) {
-    clearTimeout(this.hovering);
     const [x, y] = this.#toMap(event);
     const near = this.points.nearest(x, y, (14 * this.ratio) / this.scale);
     this.canvas.classList.toggle("over", near >= 0);
     if (near < 0) {
-      this.tip.hidden = true;
+      this.#hideTip();
       return;
     }
-    this.hovering = setTimeout(async () => {
+    clearTimeout(this.hovering);
+    const mine = (this.hovering = setTimeout(async () => {
       const picture = await get(`/api/pictures/${this.about.letter}${near}`);
+      if (this.hovering !== mine) return;
       this.tip.replaceChildren(pictureButton(picture), h("span", {}, picture.label ?? picture.split));
       const [left, top] = this.#toScreen(this.points.x[near], this.points.y[near]).map((at) => at / this.ratio);
       this.tip.style.left = `${Math.min(left + 12, this.stage.clientWidth - 120)}px`;
       this.tip.style.top = `${Math.min(top + 12, this.stage.clientHeight - 140)}px`;
       this.tip.hidden = false;
-    }, 60);
+    }, 60));
+  }
+
+  #hideTip() {
+    clearTimeout(this.hovering);
+    this.hovering = null;
+    this.tip.hidden = true;
   }
 
   key(event) {
     if (isTyping(event) || document.activeElement !== this.canvas) return;
-    const step = 60 / this.scale;
-    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key in moves) {
-      this.x += moves[event.key][0];
-      this.y += moves[event.key][1];
-      this.draw();
+      const [across, down] = moves[event.key];
+      if (event.shiftKey) this.#stretch(STEP * across, STEP * down);
+      else {
+        this.x += (60 / this.scale) * across;
+        this.y += (60 / this.scale) * down;
+        this.draw();
+      }
     } else if (event.key === "+" || event.key === "=") this.zoom(1.3);
     else if (event.key === "-") this.zoom(1 / 1.3);
     else if (event.key === "0") this.reset(true);
+    else if (event.key === "Enter" && this.rectangle) this.#choose(this.#inRectangle());
     else if (event.key === "Enter") this.#open(this.x, this.y);
+    else if (event.key === "Escape" && this.rectangle) this.rectangle = null;
     else if (event.key === "Escape") this.clear();
     else return;
     event.preventDefault();
+    this.draw();
+    if (this.rectangle) this.#tellRectangle();
+  }
+
+  /** Open a rectangle about the middle, or make it wider and higher, or less so. */
+  #stretch(across, down) {
+    const most = [this.canvas.width / this.ratio, this.canvas.height / this.ratio];
+    const [width, height] = this.rectangle ?? most.map((side) => Math.round(side / 4));
+    const within = (side, limit) => Math.min(limit, Math.max(STEP, side));
+    this.rectangle = [within(width + across, most[0]), within(height + down, most[1])];
+  }
+
+  #inRectangle() {
+    const [width, height] = this.rectangle.map((side) => (side * this.ratio) / this.scale / 2);
+    return [...this.points.within(this.x - width, this.y - height, this.x + width, this.y + height)];
+  }
+
+  /** Say how many images are in the rectangle, once the keys rest. */
+  #tellRectangle() {
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => this.rectangle && tell(`${number(this.#inRectangle().length)} images in the rectangle.`), 200);
   }
 
   setLasso(isLasso) {
@@ -373,13 +460,25 @@ class MapView {
   }
 
   chooseSeen() {
-    this.points.choose(this.#seen());
+    this.#choose(this.#seen());
+  }
+
+  /** Choose all of a label or a split, by its number. */
+  chooseGroup(group) {
+    this.#choose(this.points.ofGroup(this.mode, group));
+  }
+
+  #choose(places) {
+    this.rectangle = null;
+    this.points.choose(places);
     this.showChosen();
+    tell(`${number(places.length)} images chosen.`);
   }
 
   clear() {
-    this.points.choose([]);
-    this.showChosen();
+    // What was pressed is about to go.
+    if (this.list.contains(document.activeElement)) this.canvas.focus();
+    this.#choose([]);
   }
 
   async showChosen() {
@@ -389,8 +488,9 @@ class MapView {
       this.list.replaceChildren();
       return;
     }
-    const pictures = await post("/api/map/chosen", { positions: places.slice(0, LISTED), kind: "names" });
-    const files = async () => save(await postForBlob("/api/map/chosen", { positions: places, kind: "files" }), "chosen.txt");
+    const pictures = await post("/api/map/chosen", { positions: places.slice(0, LISTED) });
+    const bits = this.points.bits();
+    const files = async () => save(await postBytesForBlob("/api/map/chosen.txt", bits), "chosen.txt");
     const more = places.length > pictures.length ? `, the first ${pictures.length} of them here` : "";
     this.list.replaceChildren(
       h("div", { class: "row between" }, h("h2", {}, `${number(places.length)} images chosen`), h(
@@ -403,6 +503,16 @@ class MapView {
       h("div", { class: "grid small" }, pictures.map((picture) => pictureButton(picture))),
     );
   }
+}
+
+function keysHelp() {
+  return h(
+    "p",
+    { class: "hint", id: "map-keys" },
+    "Keys on the map: arrows move it, + and − zoom, 0 shows all, Enter opens the image in the middle. Shift and arrows " +
+      "open a rectangle and size it, Enter chooses what is in it, Escape closes it, and chooses none. A group of the legend " +
+      "is chosen by pressing it.",
+  );
 }
 
 function cssColour(value) {

@@ -1,9 +1,9 @@
 // Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest place is ever asked for.
 
-import { get, getBlob, newestWins, post, query } from "/static/api.js";
-import { field, h, say, save, select, showFailure } from "/static/dom.js";
-import { dropzone, image, openPicture, shortName } from "/static/pictures.js";
-import { MORPH_MOST, canGenerate, hasImages, morphing } from "/static/shared.js";
+import { get, getBlob, newestWins, post, query, waitForBlob } from "/static/api.js";
+import { field, h, keepingFocus, progressBar, say, save, select, showFailure, tell } from "/static/dom.js";
+import { addToMorph, dropzone, image, openPicture, shortName } from "/static/pictures.js";
+import { canGenerate, hasImages, morphing } from "/static/shared.js";
 
 export const title = "Morph";
 
@@ -26,6 +26,8 @@ export function mount(root) {
   const stage = h("div", { class: "stage" }, result, empty);
   const controls = h("div", { class: "morph-controls" });
   const buttons = h("div", { class: "actions" });
+  const making = h("div");
+  let giveUp = () => {};
 
   const draw = newestWins(async (signal) => {
     const pictures = morphing.map(({ id }) => id).join(",");
@@ -108,8 +110,39 @@ export function mount(root) {
     return square;
   }
 
+  /** Make an animation and save it; the one that was being made is given up. */
+  async function animate(kind, button) {
+    giveUp();
+    const asked = query({ pictures: morphing.map(({ id }) => id).join(","), how, kind });
+    const mine = new AbortController();
+    giveUp = () => {
+      giveUp = () => {};
+      mine.abort();
+      making.replaceChildren();
+      post(`/api/morph/animation/cancel?${asked}`).catch((err) => showFailure(err));
+    };
+    const cancel = () => {
+      giveUp();
+      button.focus();
+      say("No animation was made.");
+    };
+    const bar = progressBar("making the animation", cancel);
+    making.replaceChildren(bar);
+    try {
+      const made = await waitForBlob(`/api/morph/animation?${asked}`, bar.update, mine.signal);
+      giveUp = () => {};
+      keepingFocus(making, () => making.replaceChildren(), () => button);
+      save(made, `morph.${kind}`);
+      say(`Saved as morph.${kind}.`);
+    } catch (err) {
+      if (!mine.signal.aborted) keepingFocus(making, () => showFailure(err, making), () => button);
+    }
+  }
+
   function build() {
     stop();
+    giveUp();
+    making.replaceChildren();
     draw.cancel();
     slots.replaceChildren(...morphing.map((picture, index) => slot(picture, index)));
     const ready = morphing.length >= 2;
@@ -124,9 +157,8 @@ export function mount(root) {
       const ends = `from ${shortName(morphing[0])} to ${shortName(morphing.at(-1))}`;
       controls.append(h("div", { class: "between-ends" }, image(morphing[0], "", ""), slider("x", `Place ${ends}`), image(morphing.at(-1), "", "")));
     }
-    const pictures = morphing.map(({ id }) => id).join(",");
     const animation = (kind, name) =>
-      h("a", { class: "button", href: `/api/morph/animation?${query({ pictures, how, kind })}`, download: `morph.${kind}` }, name);
+      h("button", { type: "button", onclick: (event) => animate(kind, event.currentTarget) }, name);
     buttons.append(
       h("button", { type: "button", class: "play", onclick: play }, "Play"),
       h("button", { type: "button", onclick: () => (blob ? save(blob, "morph.png") : say("Nothing is drawn yet.")) }, "Save PNG"),
@@ -148,20 +180,22 @@ export function mount(root) {
           type: "button",
           class: "remove",
           "aria-label": `Remove ${shortName(picture)}`,
-          onclick: () => {
-            morphing.splice(index, 1);
-            build();
-          },
+          "data-focus": `remove ${index}`,
+          onclick: () => remove(index),
         },
         "×",
       ),
     );
 
+  /** The keyboard goes on from the picture that takes the place, or the last one, or where pictures are added. */
+  const remove = (index) => {
+    const [picture] = morphing.splice(index, 1);
+    keepingFocus(slots, build, () => slots.querySelector("li:last-child .remove") ?? root.querySelector(".dropzone input"));
+    tell(`${shortName(picture)} removed. ${morphing.length} left.`);
+  };
+
   const add = (pictures) => {
-    for (const picture of pictures) {
-      if (morphing.length >= MORPH_MOST) morphing.shift();
-      morphing.push(picture);
-    }
+    if (addToMorph(pictures)) tell(`In the morph: ${morphing.length}.`);
     build();
   };
 
@@ -176,7 +210,7 @@ export function mount(root) {
         build();
       })),
     ),
-    h("div", { class: "morph" }, h("div", {}, stage, controls, buttons), h("div", {}, h("h2", {}, "Pictures"), slots)),
+    h("div", { class: "morph" }, h("div", {}, stage, controls, buttons, making), h("div", {}, h("h2", {}, "Pictures"), slots)),
   );
 
   return {

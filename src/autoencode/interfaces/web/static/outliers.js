@@ -1,16 +1,19 @@
 // Outliers: one image at a time, strangest first, to keep or to drop.
 
 import { get, imageUrl, post, query, restarting, waitFor } from "/static/api.js";
-import { field, h, isTyping, notice, number, percent, progressBar, say, showFailure } from "/static/dom.js";
-import { image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
-import { workspace } from "/static/shared.js";
+import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, showFailure, tell } from "/static/dom.js";
+import { heatLegend, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
+import { lacks, workspace } from "/static/shared.js";
 
 export const title = "Outliers";
 
 const PAGE = 50;
+const MOST_ROWS = 200; // that one answer holds
 
 export function mount(root) {
-  const state = { queue: [], at: 0, total: 0, heat: false, rate: null, smallest: null };
+  // Of the queue, the part from `from` to its length is known; places count from the strangest of all.
+  const state = { queue: [], from: 0, at: 0, total: 0, heat: false, rate: null, smallest: null };
+  const others = new BroadcastChannel(`decisions ${workspace.launch}`); // windows with this page
   const pressed = [];
   let writing = Promise.resolve();
   let loading = null;
@@ -26,12 +29,20 @@ export function mount(root) {
   const strip = h("div", { class: "strip", role: "group", "aria-label": "The queue", tabindex: "0" });
 
   async function start() {
+    const lacking = lacks("outliers");
+    if (lacking) {
+      body.replaceChildren(notice(lacking));
+      return;
+    }
     const bar = progressBar("learning what is ordinary");
     body.replaceChildren(bar);
     try {
-      take(await waitFor(`/api/outliers?limit=${PAGE}`, bar.update));
+      const first = await waitFor(`/api/outliers?limit=${PAGE}`, bar.update);
+      // Where all that was decided does not fit into a page, the queue begins shortly before what is left.
+      const isFar = first.undecided >= first.queue.length;
+      take(isFar ? await get(`/api/outliers?${query({ offset: first.undecided - 2, limit: PAGE })}`) : first);
     } catch (err) {
-      showFailure(err, body);
+      showFailure(err, body, start);
       return;
     }
     if (!state.total) {
@@ -40,17 +51,27 @@ export function mount(root) {
     }
     body.replaceChildren(threshold, counts, card, strip, exports(), keysHelp());
     buildThreshold();
-    show(0);
+    show(state.found.undecided ?? 0);
+    if (state.found.undecided === null) say("All of them are decided.");
   }
 
+  /** Take in a part of the queue that lies before, or behind, what is known. */
   function take(found) {
-    state.queue.splice(found.offset, found.queue.length, ...found.queue);
+    const isBefore = found.offset < state.from;
+    if (isBefore || !state.queue.length) state.from = found.offset;
+    for (const [index, picture] of found.queue.entries()) state.queue[found.offset + index] = picture;
     state.total = found.images;
     state.rate ??= found.rate;
     state.smallest = found.smallest_rate;
     state.found = found;
     showCounts(found.counts);
-    strip.replaceChildren(...state.queue.map(stripItem));
+    const items = found.queue.map((picture, index) => stripItem(picture, found.offset + index));
+    if (isBefore) strip.prepend(...items);
+    else strip.append(...items);
+  }
+
+  function inStrip(index) {
+    return strip.children[index - state.from];
   }
 
   function buildThreshold() {
@@ -62,7 +83,7 @@ export function mount(root) {
         h("strong", {}, `Flags ${number(flagged)} of ${number(images)} images.`),
         ` At most ${percent(rate)} of ordinary images are flagged by mistake, calibrated on ${number(calibration_images)} test images.${seen}`,
       );
-      for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[index]);
+      for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
     const ask = restarting(async (signal, rate) => tell(await get(`/api/outliers?${query({ rate, limit: 1 })}`, signal)));
     const slider = h("input", {
@@ -87,10 +108,8 @@ export function mount(root) {
   }
 
   function stripItem(picture, index) {
-    const button = pictureButton(picture, {
-      title: `${picture.name}, ${picture.decision ?? "not decided"}`,
-      onclick: () => show(index),
-    });
+    const button = pictureButton(picture, { onclick: () => show(index) });
+    button.querySelector("img").loading = "lazy"; // there can be thousands
     mark(button, picture);
     return button;
   }
@@ -99,6 +118,7 @@ export function mount(root) {
     button.classList.toggle("flagged", picture.p_value <= state.rate);
     button.classList.toggle("keep", picture.decision === "keep");
     button.classList.toggle("drop", picture.decision === "drop");
+    button.title = `${picture.name}, ${picture.decision ?? "not decided"}`;
     button.querySelector("img").alt = `${shortName(picture)}${picture.decision ? `, ${picture.decision}` : ""}`;
   }
 
@@ -111,13 +131,15 @@ export function mount(root) {
   });
 
   function show(index) {
-    state.at = Math.max(0, Math.min(index, state.queue.length - 1));
+    state.at = Math.max(state.from, Math.min(index, state.queue.length - 1));
     const picture = state.queue[state.at];
     const near = h("div", { class: "near" });
-    card.replaceChildren(sides(picture), h("div", {}, about(picture), decide(picture), near));
+    const parts = [sides(picture), h("div", {}, about(picture), decide(picture), near)];
+    keepingFocus(card, () => card.replaceChildren(...parts), () => card.querySelector("h2"));
+    tell(`${state.at + 1} of ${state.total}: ${shortName(picture)}, score ${number(picture.score, 2)}, ${picture.decision ?? "not decided"}.`);
     if (workspace.index) neighbours(picture, near).catch((err) => showFailure(err, near));
     for (const item of strip.children) item.removeAttribute("aria-current");
-    const current = strip.children[state.at];
+    const current = inStrip(state.at);
     current.setAttribute("aria-current", "true");
     strip.scrollTo({ left: current.offsetLeft - strip.clientWidth / 2 + current.clientWidth / 2 });
     if (state.at > state.queue.length - 10 && state.queue.length < state.total) more().catch((err) => showFailure(err));
@@ -130,17 +152,20 @@ export function mount(root) {
   }
 
   async function loadMore() {
-    const found = await get(`/api/outliers?${query({ rate: state.rate, offset: state.queue.length, limit: PAGE })}`);
-    const at = strip.scrollLeft;
-    take(found);
-    strip.scrollLeft = at;
-    strip.children[state.at]?.setAttribute("aria-current", "true");
+    take(await get(`/api/outliers?${query({ rate: state.rate, offset: state.queue.length, limit: PAGE })}`));
+  }
+
+  async function loadEarlier() {
+    const offset = Math.max(0, state.from - PAGE);
+    take(await get(`/api/outliers?${query({ rate: state.rate, offset, limit: state.from - offset })}`));
   }
 
   function sides(picture) {
     const heat = h("img", { class: "heat", src: imageUrl(picture.id, "difference"), alt: "where the two differ", width: workspace.width, height: workspace.height });
     heat.hidden = !state.heat;
-    const original = h("figure", {}, h("div", { class: "frame" }, image(picture), heat), h("figcaption", {}, "image"));
+    const caption = h("span", { class: "heat-caption" }, " and where it differs: ", heatLegend());
+    caption.hidden = !state.heat;
+    const original = h("figure", {}, h("div", { class: "frame" }, image(picture), heat), h("figcaption", {}, "image", caption));
     const restored = h("figure", {}, h("div", { class: "frame" }, image(picture, "reconstruction", `${shortName(picture)}, reconstruction`)), h("figcaption", {}, "reconstruction"));
     return h("div", { class: "sides" }, original, restored);
   }
@@ -150,14 +175,14 @@ export function mount(root) {
     return h(
       "div",
       {},
-      h("h2", {}, shortName(picture)),
+      h("h2", { tabindex: "-1" }, shortName(picture)),
       h("p", { class: "facts" }, `${number(state.at + 1)} of ${number(state.total)} · ${facts.filter(Boolean).join(" · ")}`),
     );
   }
 
   function decide(picture) {
     const button = (text, key, onclick, more = {}) =>
-      h("button", { type: "button", onclick, ...more, "aria-keyshortcuts": key }, text, h("kbd", {}, key));
+      h("button", { type: "button", onclick, ...more, "aria-keyshortcuts": key, "data-focus": key }, text, h("kbd", {}, key));
     return h(
       "div",
       { class: "actions decide" },
@@ -167,7 +192,7 @@ export function mount(root) {
       button("Back", "P", () => press(back)),
       button("Next", "N", () => press(next)),
       button("Heat-map", "H", toggleHeat, { class: "heat-toggle", "aria-pressed": String(state.heat) }),
-      h("button", { type: "button", onclick: () => openPicture(picture) }, "Open"),
+      h("button", { type: "button", onclick: () => openPicture(picture), "data-focus": "open" }, "Open"),
     );
   }
 
@@ -178,13 +203,14 @@ export function mount(root) {
     const before = picture.decision;
     const set = (value) => {
       picture.decision = value;
-      mark(strip.children[index], picture);
+      mark(inStrip(index), picture);
     };
     set(decision);
     writing = writing
       .then(async () => {
         const { counts: now } = await post("/api/decisions", { picture: picture.id, decision });
         showCounts(now);
+        others.postMessage({ name: picture.name, counts: now });
         say(`${shortName(picture)}: ${decision}.`);
       })
       .catch((err) => {
@@ -201,22 +227,63 @@ export function mount(root) {
         const { undone, counts: now } = await post("/api/decisions/undo");
         showCounts(now);
         if (undone === null) return say("There is nothing to undo.");
-        const index = state.queue.findIndex(({ name }) => name === undone);
+        others.postMessage({ name: undone, counts: now });
         say(`Taken back: ${undone.split("/").pop()}.`);
-        if (index < 0) return null;
-        state.queue[index].decision = (await get(`/api/outliers?${query({ offset: index, limit: 1 })}`)).queue[0].decision;
-        mark(strip.children[index], state.queue[index]);
-        return show(index);
+        const index = await lookAgain(undone);
+        return index < 0 ? null : show(index);
       })
       .catch((err) => showFailure(err));
   }
+
+  /** Ask what is decided about an image by now; return its place, or -1 where it is not known here. */
+  async function lookAgain(name) {
+    const index = state.queue.findIndex((picture) => picture?.name === name);
+    if (index < 0) return index;
+    const { queue } = await get(`/api/outliers?${query({ offset: index, limit: 1 })}`);
+    state.queue[index].decision = queue[0].decision;
+    mark(inStrip(index), state.queue[index]);
+    return index;
+  }
+
+  others.onmessage = async ({ data }) => {
+    if (!state.total) return;
+    showCounts(data.counts);
+    try {
+      if ((await lookAgain(data.name)) === state.at) show(state.at);
+    } catch (err) {
+      showFailure(err);
+    }
+  };
+
+  /** Take over what was decided in another browser, once somebody looks here again. */
+  async function catchUp() {
+    for (let offset = state.from; offset < state.queue.length; offset += MOST_ROWS) {
+      const part = state.queue.slice(offset, offset + MOST_ROWS);
+      const before = part.map(({ decision }) => decision);
+      const { queue, counts: now } = await get(`/api/outliers?${query({ offset, limit: part.length })}`);
+      showCounts(now);
+      for (const [place, picture] of part.entries()) {
+        const { decision } = queue[place];
+        if (picture.decision !== before[place] || decision === before[place]) continue;
+        picture.decision = decision;
+        mark(inStrip(offset + place), picture);
+        if (offset + place === state.at) show(state.at);
+      }
+    }
+  }
+
+  const lookAnew = () => {
+    if (state.total && !document.hidden) writing = writing.then(catchUp).catch((err) => showFailure(err));
+  };
+  document.addEventListener("visibilitychange", lookAnew);
 
   async function next() {
     if (state.at + 1 === state.queue.length && state.queue.length < state.total) await more();
     show(state.at + 1);
   }
 
-  function back() {
+  async function back() {
+    if (state.at === state.from && state.from > 0) await loadEarlier();
     show(state.at - 1);
   }
 
@@ -238,16 +305,20 @@ export function mount(root) {
   function toggleHeat() {
     state.heat = !state.heat;
     card.querySelector(".heat").hidden = !state.heat;
+    card.querySelector(".heat-caption").hidden = !state.heat;
     card.querySelector(".heat-toggle").setAttribute("aria-pressed", String(state.heat));
   }
 
   const keys = { k: () => write("keep"), d: () => write("drop"), u: undo, n: next, p: back, h: toggleHeat };
   start();
   return {
+    show: lookAnew,
     key(event) {
       const act = keys[event.key.toLowerCase()];
       if (!act || isTyping(event) || !state.total) return;
       event.preventDefault();
+      // A key that is held down goes through the queue, and decides about one image alone.
+      if (event.repeat && act !== next && act !== back) return;
       press(act);
     },
   };

@@ -1,12 +1,14 @@
 // Overview: what the model is, how good it is, how its training went or goes.
 
-import { get, waitFor } from "/static/api.js";
+import { get, getIfNew, pause, query, waitFor } from "/static/api.js";
 import { curves } from "/static/curves.js";
-import { commandLine, h, number, progressBar, showFailure } from "/static/dom.js";
+import { commandLine, h, notice, number, progressBar, showFailure } from "/static/dom.js";
 import { image, openPicture, shortName } from "/static/pictures.js";
-import { workspace } from "/static/shared.js";
+import { lacks, workspace } from "/static/shared.js";
 
 export const title = "Overview";
+
+const LOOK_MS = 1000; // between two looks at a run
 
 export function mount(root) {
   const live = h("p", { class: "live", role: "status", hidden: true });
@@ -26,14 +28,13 @@ export function mount(root) {
   );
   showHealth(health).catch((err) => showFailure(err, health));
   showRest(shown, settings).catch((err) => showFailure(err, settings));
-  let events = null;
+  let following = null;
   let isShown = false;
-  // A browser opens six connections to a program at most: only a page that is seen keeps one.
   const listen = () => {
-    if (isShown && !document.hidden) events ??= follow(live, charts);
+    if (isShown && !document.hidden) following ??= follow(live, charts);
     else {
-      events?.close();
-      events = null;
+      following?.abort();
+      following = null;
     }
   };
   const turn = (shown) => {
@@ -51,6 +52,11 @@ function lead() {
 }
 
 async function showHealth(place) {
+  const lacking = lacks("health");
+  if (lacking) {
+    place.replaceChildren(notice(lacking));
+    return;
+  }
   const bar = progressBar("measuring held-out images");
   place.replaceChildren(bar);
   const found = await waitFor("/api/health", bar.update);
@@ -101,11 +107,25 @@ function images(about) {
   return rows.length ? table(rows) : h("p", { class: "hint" }, "The images it was trained on are not at hand.");
 }
 
-/** Draw the curves, and again with each line that training writes. */
+/** Draw the curves, and again with each line that training writes, until what is returned is aborted. */
 function follow(live, charts) {
-  const events = new EventSource("/api/run/events");
-  events.onmessage = ({ data }) => {
-    const { records, epochs, training, seconds_left } = JSON.parse(data);
+  const following = new AbortController();
+  const { signal } = following;
+  const look = async () => {
+    for (let known = ""; !signal.aborted; await pause(LOOK_MS)) {
+      try {
+        const state = await getIfNew(`/api/run/state?${query({ known })}`, signal);
+        if (state) show(state);
+        known = state?.tag ?? known;
+      } catch (err) {
+        if (signal.aborted) return;
+        live.hidden = false;
+        live.textContent = err.message;
+        known = "";
+      }
+    }
+  };
+  const show = ({ records, epochs, training, seconds_left }) => {
     live.hidden = !training;
     live.textContent = training ? progress(records, epochs, seconds_left) : "";
     if (records.length) showCurves(charts, curves(records, epochs));
@@ -114,11 +134,8 @@ function follow(live, charts) {
       charts.replaceChildren(h("p", { class: "hint" }, text));
     }
   };
-  events.onerror = () => {
-    live.hidden = false;
-    live.textContent = "The program behind this page does not answer. Is “autoencode app” still running?";
-  };
-  return events;
+  look();
+  return following;
 }
 
 /** Show charts; those that are there already are changed inside, so that numbers which are open stay so. */

@@ -1,7 +1,7 @@
 // Pictures: as buttons, in a window of their own with what can be done with them, and taken in from files.
 
 import { get, getBlob, imageUrl, query, restarting, upload } from "/static/api.js";
-import { h, number, say, save as saveFile, showFailure } from "/static/dom.js";
+import { h, keepingFocus, number, say, save as saveFile, showFailure, tell } from "/static/dom.js";
 import { MORPH_MOST, canGenerate, hasImages, morphing, workspace } from "/static/shared.js";
 
 /** What a picture is called: the end of its path. */
@@ -26,6 +26,21 @@ export function pictureButton(picture, { caption = null, onclick = null, title =
 
 export function score(value, isSimilarity) {
   return isSimilarity ? value.toFixed(3) : number(value, 2);
+}
+
+/** Put pictures into the morph, as many as there is room for; return whether that was all of them. */
+export function addToMorph(pictures) {
+  const taken = pictures.slice(0, MORPH_MOST - morphing.length);
+  morphing.push(...taken);
+  if (taken.length === pictures.length) return true;
+  const left = taken.length ? `${taken.length} of ${pictures.length} were taken.` : "Remove one first.";
+  say(`A morph is of ${MORPH_MOST} pictures at most. ${left}`);
+  return false;
+}
+
+/** What the colours of a picture of differences mean. */
+export function heatLegend() {
+  return h("span", { class: "heat-legend" }, "least", h("span", { class: "ramp" }), "most, in this image");
 }
 
 const REFUSED_NAMED = 3;
@@ -86,7 +101,7 @@ export function pick(take) {
 }
 
 function modal(title, ...content) {
-  const heading = h("h2", { id: "dialog-title" }, title);
+  const heading = h("h2", { id: "dialog-title", tabindex: "-1" }, title);
   const close = h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×");
   const dialog = h(
     "dialog",
@@ -123,11 +138,14 @@ export function openPicture(picture) {
         ),
       ),
     );
+    tell(`${found.neighbours.length} neighbours of ${shortName(of)}.`);
   });
   const show = (of) => {
-    dialog.querySelector("#dialog-title").textContent = shortName(of);
+    const heading = dialog.querySelector("#dialog-title");
+    heading.textContent = shortName(of);
     const near = h("div", { class: "near" });
-    body.replaceChildren(largeView(of), h("div", { class: "about" }, facts(of), ...actions(of, dialog), near));
+    const about = h("div", { class: "about" }, facts(of), ...actions(of, dialog), near);
+    keepingFocus(body, () => body.replaceChildren(largeView(of), about), () => heading);
     if (workspace.index) neighbours(of, near).catch((err) => showFailure(err, near));
     body.scrollTop = 0;
   };
@@ -136,7 +154,9 @@ export function openPicture(picture) {
 
 function largeView(picture) {
   const frame = h("div", { class: "frame" }, image(picture));
+  const legend = h("p", { class: "hint", hidden: true }, heatLegend());
   const show = (part, text) => {
+    legend.hidden = part !== "difference";
     frame.replaceChildren(image(picture, part, `${shortName(picture)}, ${text.toLowerCase()}`));
     for (const button of switches.children) {
       button.setAttribute("aria-pressed", String(button.dataset.part === part));
@@ -153,7 +173,7 @@ function largeView(picture) {
       ),
     ),
   );
-  return h("div", { class: "large" }, frame, switches);
+  return h("div", { class: "large" }, frame, switches, legend);
 }
 
 function facts(picture) {
@@ -178,8 +198,7 @@ function actions(picture, dialog) {
     { class: "actions" },
     button("Find similar", go(`#search?picture=${picture.id}`)),
     button("Add to morph", () => {
-      if (morphing.length >= MORPH_MOST) morphing.shift();
-      morphing.push(picture);
+      if (!addToMorph([picture])) return;
       say(`In the morph: ${morphing.length} of ${MORPH_MOST}.`);
       if (morphing.length > 1) go("#morph")();
     }),

@@ -96,6 +96,21 @@ export class Points {
     this.chosenCount = places.length;
   }
 
+  /** All of a label, or of a split. */
+  ofGroup(mode, group) {
+    const values = mode === "label" ? this.label : this.split;
+    const found = [];
+    for (let i = 0; i < this.count; i++) if (values[i] === group) found.push(i);
+    return found;
+  }
+
+  /** A bit for each point, set where it is chosen; the first is the lowest of its byte. */
+  bits() {
+    const bits = new Uint8Array(Math.ceil(this.count / 8));
+    for (let i = 0; i < this.count; i++) if (this.chosen[i]) bits[i >> 3] |= 1 << (i & 7);
+    return bits;
+  }
+
   /** The chosen ones, in their order. */
   places() {
     const found = [];

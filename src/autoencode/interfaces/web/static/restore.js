@@ -1,7 +1,7 @@
 // Restore: a picture beside what the model makes of it, with a line between before and after.
 
 import { get, query, restarting } from "/static/api.js";
-import { field, h, select, showFailure } from "/static/dom.js";
+import { field, h, keepingFocus, select, showFailure, tell } from "/static/dom.js";
 import { choosing, dropzone, image, shortName } from "/static/pictures.js";
 import { hasImages, workspace } from "/static/shared.js";
 
@@ -30,10 +30,11 @@ export function mount(root) {
     if (!state.picture) return;
     const values = { picture: state.picture.id, corrupt: state.corrupt };
     const found = await get(`/api/restore?${query({ ...values, clean: state.clean?.id })}`, signal);
-    place.replaceChildren(
-      comparison(`/api/restore/seen?${query(values)}`, `/api/restore/restored?${query(values)}`),
-      h("div", {}, h("h2", {}, shortName(state.picture)), numbers(found), cleanChoice()),
-    );
+    const sides = comparison(`/api/restore/seen?${query(values)}`, `/api/restore/restored?${query(values)}`);
+    const heading = h("h2", { tabindex: "-1" }, shortName(state.picture));
+    const about = h("div", {}, heading, numbers(found), cleanChoice());
+    keepingFocus(place, () => place.replaceChildren(sides, about), () => heading);
+    tell(`${shortName(state.picture)} restored: PSNR ${decibels(found.psnr_db)}.`);
   });
   const redraw = () => draw().catch((err) => showFailure(err, place));
 

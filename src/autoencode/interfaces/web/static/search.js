@@ -1,9 +1,9 @@
 // Search: the images that look most like one.
 
 import { get, query, restarting } from "/static/api.js";
-import { field, h, notice, number, select, showFailure } from "/static/dom.js";
+import { field, h, keepingFocus, notice, number, select, showFailure, tell } from "/static/dom.js";
 import { choosing, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
-import { workspace } from "/static/shared.js";
+import { lacks, workspace } from "/static/shared.js";
 
 export const title = "Search";
 
@@ -16,7 +16,8 @@ const DISTANCES = [
 export function mount(root) {
   const state = { picture: null, k: "24", distance: workspace.index?.distance };
   const asked = h("div", { class: "asked" });
-  const found = h("div", { "aria-live": "polite" });
+  const found = h("div");
+  const heading = h("h2", { tabindex: "-1" });
   const use = ([picture]) => {
     location.hash = `#search?picture=${picture.id}`;
   };
@@ -34,16 +35,16 @@ export function mount(root) {
       found.removeAttribute("aria-busy");
     }
     const took = Math.round(performance.now() - started);
-    found.replaceChildren(
-      h(
+    const head = h(
         "div",
         { class: "row between" },
         h("p", { class: "hint" }, `${answer.neighbours.length} nearest of ${number(workspace.index.images)} in ${took} ms. `,
           answer.similarity ? "1 is the same." : "0 is the same."),
         h("a", { class: "button", href: `/api/search.csv?${query(values)}`, download: "neighbours.csv" }, "Save CSV"),
-      ),
-      h("div", { class: "grid" }, answer.neighbours.map((near) => neighbour(near, answer.similarity))),
-    );
+      );
+    const grid = h("div", { class: "grid" }, answer.neighbours.map((near) => neighbour(near, answer.similarity)));
+    keepingFocus(found, () => found.replaceChildren(head, grid), () => heading);
+    tell(`${answer.neighbours.length} nearest of ${shortName(state.picture)}.`);
   });
   const run = () => search().catch((err) => showFailure(err, found));
 
@@ -61,18 +62,23 @@ export function mount(root) {
   const choose = choosing(
     (picture) => {
       state.picture = picture;
+      heading.textContent = shortName(picture);
+      // Whoever pressed a neighbour, which is about to go, goes on from what it has become.
+      const isPressed = found.contains(document.activeElement) || asked.contains(document.activeElement);
       asked.replaceChildren(
         h("button", { type: "button", class: "picture query", onclick: () => openPicture(picture) }, image(picture)),
-        h("div", {}, h("h2", {}, shortName(picture)), h("p", { class: "hint" }, "What looks most like this?")),
+        h("div", {}, heading, h("p", { class: "hint" }, "What looks most like this?")),
       );
+      if (isPressed) heading.focus();
       run();
     },
     (err) => showFailure(err, found),
   );
 
   root.append(h("p", { class: "lead" }, "Images that look alike to the model. Press one to search on from it."));
-  if (!workspace.index) {
-    get("/api/search?picture=none").catch((err) => root.append(notice(err)));
+  const lacking = lacks("search");
+  if (lacking) {
+    root.append(notice(lacking));
     return {};
   }
   root.append(

@@ -6,6 +6,12 @@ export function setShared(value) {
   workspace = value;
 }
 
+/** What has to be made before something works, and the commands for it; null where it works. */
+export function lacks(what) {
+  const need = workspace.needs[what];
+  return need ? { message: need.error, commands: need.commands } : null;
+}
+
 export const MORPH_MOST = 4;
 export const morphing = [];
 
@@ -14,5 +20,5 @@ export function hasImages() {
 }
 
 export function canGenerate() {
-  return workspace.priors.length > 0;
+  return !lacks("generate");
 }
