@@ -101,7 +101,8 @@ def build_index(
         StorageError: the storage cannot be reached.
         ConfigError: unknown features, distance or store, a model that was never saved, or a pack of another
             size.
-        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a cluster `ray`.
+        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a
+            cluster `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
     """
