@@ -23,6 +23,7 @@ from torture.seeds import damaged, encoded, made_to_be_heavy, made_to_hurt, pict
 SECONDS = 5.0
 MEMORY_MB = 3_500  # what the decoder of lossless WebP takes for 200 million pixels; others take half
 BATCH = 500
+MOST_LINKS = 30_000  # of a file; some file systems take no more than 65,000
 SIZE = Preprocessing(32, 32)
 
 
@@ -65,12 +66,15 @@ def attack_folders(cases: int, seed: int, folder: Path) -> Outcome:
         outcome.check(not found, f"listed, but never made: {found}")
     many = folder / "many"
     content = encoded(picture(16, 16), "PNG")
-    (many / "original").mkdir(parents=True)
-    (many / "original" / "0.png").write_bytes(content)
-    for number in range(1, cases):
-        place = many / f"{number % 7}"
-        place.mkdir(exist_ok=True)
-        os.link(many / "original" / "0.png", place / f"{number}.png")
+    for number in range(cases):
+        place = many / f"{number % 7}" / f"{number}.png"
+        if number % MOST_LINKS == 0:
+            original = place
+            place.parent.mkdir(parents=True)
+            place.write_bytes(content)
+            continue
+        place.parent.mkdir(exist_ok=True)
+        os.link(original, place)
     outcome.cases += cases
     pack = _packed(many, folder / "many.pack", outcome)
     if pack is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,16 @@ def test_parts_that_do_not_fit_together_are_refused(classifier: Classifier, tmp_
     write_tensors(path, "classifier", 1, tensors, content)
     with pytest.raises(ModelFileError, match="not finite"):
         load_classifier(path)
+
+
+def test_numbers_too_large_for_probabilities_are_refused(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    mean = classifier.probe.mean
+    probe = replace(classifier.probe, mean=np.full_like(mean, 3e38), scale=np.full_like(mean, 1e-30))
+    with pytest.raises(ModelFileError, match="not finite"):
+        classify(replace(classifier, probe=probe), photos, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_pretrained_features_are_those_they_were_learned_on(

@@ -690,6 +690,26 @@ def test_a_damaged_pack_gives_one_clear_line(
             pack(photos, out)
 
 
+@pytest.mark.parametrize("rows_per_shard", [0, 2**63, 10**30])
+def test_a_forged_size_of_shards_is_refused(photos: Path, tmp_path: Path, rows_per_shard: int) -> None:
+    out = tmp_path / "p"
+    pack(photos, out)
+    content = json.loads((out / "pack.json").read_bytes())
+    (out / "pack.json").write_text(json.dumps(content | {"rows_per_shard": rows_per_shard}))
+    with pytest.raises(PackError, match="damaged"):
+        open_pack(out)
+
+
+def test_a_pack_of_refused_files_alone_has_nothing_held_out(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    pack(photos, out)
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    gone = [line | {"status": "refused", "reason": "cut short", "row": None, "split": None} for line in lines]
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in gone))
+    with pytest.raises(PackError, match="no image that can be used"):
+        open_pack(out).held_out()
+
+
 def test_a_truncated_manifest_line_is_noticed(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "p" / "manifest.jsonl"
     pack(photos, tmp_path / "p")

@@ -104,6 +104,9 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
         lambda tensors, content: tensors.update(sums=torch.zeros(4)),
         lambda tensors, content: tensors.pop(moment_in(tensors)),
         lambda tensors, content: tensors.update({moment_in(tensors): torch.zeros(7)}),
+        lambda tensors, content: tensors.update({moment_in(tensors): torch.zeros(())}),
+        lambda tensors, content: tensors.update({step_in(tensors): torch.tensor(-1e30)}),
+        lambda tensors, content: tensors.update({step_in(tensors): torch.zeros(3)}),
         lambda tensors, content: tensors.update({"optimizer/999/step": torch.zeros(())}),
     ],
 )
@@ -131,3 +134,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT_NAME).write_bytes(b"PK\x03\x04 a pickle or anything else")
     with pytest.raises(RunError, match="is not a checkpoint file, or is cut short or damaged"):
         load_checkpoint(tmp_path, build(1, 0))
+
+
+def step_in(tensors: dict[str, torch.Tensor]) -> str:
+    return next(name for name in tensors if name.startswith("optimizer/") and name.endswith("/step"))

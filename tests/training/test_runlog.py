@@ -67,6 +67,37 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, content: str) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (("runtime", "device"), True),
+        (("runtime", "device"), [4, 8]),
+        (("runtime", "device"), "\ud800"),
+        (("runtime", "device"), 10**30),
+        (("runtime", "window"), "../../etc/passwd"),
+        (("runtime", "window"), -1),
+        (("runtime", "processes"), "2"),
+        (("pack",), 1),
+        (("preprocessing", "width"), 2**63),
+    ],
+)
+def test_a_run_with_a_forged_value_is_refused_in_one_line(
+    tmp_path: Path, part: tuple[str, ...], value: object
+) -> None:
+    write_run(tmp_path, SETTINGS)
+    content = json.loads((tmp_path / "run.json").read_text())
+    inner = content
+    for name in part[:-1]:
+        inner = inner[name]
+    assert inner[part[-1]] != value
+    inner[part[-1]] = value
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"run\.json is damaged") as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
 def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     records = [{"epoch": 1, "step": 5, "val_loss": 0.1}, {"epoch": 2, "step": 10, "val_loss": 1e-30}]

@@ -70,10 +70,17 @@ class Classifier:
         Raises:
             ConfigError: the images have another shape or type than the model takes.
             MissingExtraError: pretrained features need the optional part `eval`.
+            ModelFileError: its numbers are so large that nothing finite comes of them.
         """
         parts = [self._represent(chunk) for chunk in torch.split(images, INFERENCE_BATCH) if len(chunk)]
         features = np.concatenate(parts) if parts else np.zeros((0, len(self.probe.mean)), np.float32)
-        return self.probe.probabilities(features)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self.probe.probabilities(features)
+        if not np.isfinite(found).all():
+            raise ModelFileError(
+                "The classifier gives probabilities that are not finite: its file is no good."
+            )
+        return found
 
     def _represent(self, images: Tensor) -> Floats:
         if self.features in (CODE, PRETRAINED):

@@ -136,8 +136,10 @@ def _check(index: StoredIndex) -> None:
         groups = range(len(cells.centroids))
         if cells.assignment.shape != (count,) or cells.assignment.dtype != np.int64:
             raise ValueError("not a cell for each code")
-        if not _within(cells.assignment, groups) or type(cells.probes) is not int or cells.probes < 1:
+        if not _within(cells.assignment, groups) or type(cells.probes) is not int:
             raise ValueError("cells that are not there")
+        if not 1 <= cells.probes <= len(groups):
+            raise ValueError("more cells to look into than there are, or none")
     rows = np.array([-1 if entry.row is None else entry.row for entry in index.entries])
     if not len(rows) or (rows[0], rows[-1]) != (0, count - 1) or not _within(np.diff(rows), range(2)):
         raise ValueError("not an entry for each code, in their order")

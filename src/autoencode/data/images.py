@@ -65,11 +65,15 @@ def read_chunks(
 
     Raises:
         ImageFolderError: after the last chunk, if no file at all could be used.
+        ConfigError: the memory is not enough for a chunk.
     """
     usable = 0
     for start in range(0, len(paths), size):
         read: list[Path] = []
-        pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
+        try:
+            pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
+        except MemoryError as err:
+            raise ConfigError(f"The memory is not enough for {size} images of {preprocessing}.") from err
         for path in paths[start : start + size]:
             try:
                 pixels[len(read)] = read_image(path, preprocessing, limits)

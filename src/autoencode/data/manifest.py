@@ -21,6 +21,7 @@ MANIFEST_NAME = "manifest.jsonl"
 _FORMAT = "autoencode pack"
 _VERSION = 1
 _SHARD_BYTES = 256 * 1024**2
+_MOST = 2**40
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def read_settings(pack: Path) -> Settings:
         preprocessing = Preprocessing.from_json(value["preprocessing"])
         rows_per_shard, parts = int(value["rows_per_shard"]), int(value.get("parts", 1))
         settings = Settings(Path(value["folder"]), preprocessing, rows_per_shard, parts)
-        if min(rows_per_shard, parts) < 1:
-            raise ValueError("rows_per_shard or parts below 1")
+        if not all(1 <= count <= _MOST for count in (rows_per_shard, parts)):
+            raise ValueError("rows_per_shard or parts out of range")
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as err:
         raise PackError(f"{path} is damaged ({err}). {_REPACK}") from err
     return settings

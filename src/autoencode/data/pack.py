@@ -116,7 +116,9 @@ class Pack:
         for it, and where that is empty too the training images.
         """
         order: tuple[Split, ...] = (wanted, "validation", "test", "train")
-        split = next(split for split in order if len(self.rows(split)))
+        split = next((split for split in order if len(self.rows(split))), None)
+        if split is None:
+            raise PackError(f"The pack {self.place} has no image that can be used.")
         return HeldOut(self.rows(split), split)
 
     @property

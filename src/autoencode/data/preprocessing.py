@@ -12,6 +12,7 @@ from autoencode.errors import ConfigError
 Fit = Literal["crop", "pad", "stretch"]
 Size = int | str | tuple[int, int]
 _MULTIPLE = 16
+_MOST = 16_384  # pixels a side: a forged size must not ask for terabytes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Preprocessing:
                 raise ConfigError(
                     f"The {name} {size!r} is not a positive multiple of {_MULTIPLE}. Nearest: {nearest}."
                 )
+            if size > _MOST:
+                raise ConfigError(f"The {name} {size} is above {_MOST}, the largest that is taken.")
         if self.fit not in get_args(Fit):
             raise ConfigError(f"Unknown fit {self.fit!r}. Choose one of: {', '.join(get_args(Fit))}.")
         colour = self.background

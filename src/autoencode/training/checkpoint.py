@@ -6,6 +6,7 @@ the learning rate, beta.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +145,15 @@ def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None
 
 
 def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
-    """Refuse moments of no parameter, of another shape, or of other names than those of the others."""
+    """Refuse moments of no parameter, of another shape or other names, and steps that cannot be counted."""
     if not moments.keys() <= set(range(len(parameters))) or len(set(map(frozenset, moments.values()))) > 1:
         raise ValueError("not every parameter has its moments")
     for index, own in moments.items():
         for name, moment in own.items():
-            if moment.ndim and moment.shape != parameters[index].shape:
+            if name == "step":
+                if moment.ndim or not 0 <= float(moment) < math.inf:
+                    raise ValueError(f"parameter {index} has taken no such number of steps")
+            elif moment.shape != parameters[index].shape:
                 raise ValueError(f"{name} of parameter {index} has the shape {tuple(moment.shape)}")
 
 

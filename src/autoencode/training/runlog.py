@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,8 @@ def read_run(folder: Path) -> RunSettings:
             ModelConfig.from_json(content["model"]),
             TrainConfig.from_json(content["train"]),
             Preprocessing.from_json(content["preprocessing"]),
-            content["pack"],
-            content["fingerprint"],
+            _text(content["pack"]),
+            _text(content["fingerprint"]),
             **_runtime(content["runtime"]),
         )
     except NotADirectoryError as err:
@@ -118,7 +119,18 @@ def _runtime(content: dict[str, Any]) -> dict[str, Any]:
     """Return how a run was placed, or raise ValueError where that cannot be."""
     if not all(isinstance(content[name], bool) for name in ("bf16", "channels_last")):
         raise ValueError("bf16 and channels_last must be true or false")
+    if not isinstance(content["device"], str) or not re.fullmatch("[a-z]{1,16}", content["device"]):
+        raise ValueError("device must be the name of one")
+    counts = (content.get("processes", 1), content.get("window", 0))
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        raise ValueError("processes and window must be whole numbers")
     return content
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("pack and fingerprint must be text")
+    return value
 
 
 def read_metrics(folder: Path) -> list[Record]:
