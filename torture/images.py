@@ -68,13 +68,12 @@ def attack_folders(cases: int, seed: int, folder: Path) -> Outcome:
     content = encoded(picture(16, 16), "PNG")
     for number in range(cases):
         place = many / f"{number % 7}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
         if number % MOST_LINKS == 0:
             original = place
-            place.parent.mkdir(parents=True)
             place.write_bytes(content)
-            continue
-        place.parent.mkdir(exist_ok=True)
-        os.link(original, place)
+        else:
+            os.link(original, place)
     outcome.cases += cases
     pack = _packed(many, folder / "many.pack", outcome)
     if pack is not None:

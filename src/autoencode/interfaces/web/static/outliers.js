@@ -233,6 +233,7 @@ export function mount(root) {
         return index < 0 ? null : show(index);
       })
       .catch((err) => showFailure(err));
+    return writing; // what is pressed next is about the image that this shows
   }
 
   /** Ask what is decided about an image by now; return its place, or -1 where it is not known here. */
