@@ -49,11 +49,15 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return whole + (left > 1 or (left == 1 and whole == 0))
 
 
+def batch_slice(step: int, images: int, batch_size: int) -> slice:
+    """Return which of `images` the batch of a step holds: the last one all that are left."""
+    is_last = step == steps_per_epoch(images, batch_size) - 1
+    return slice(step * batch_size, images if is_last else (step + 1) * batch_size)
+
+
 def batch_slices(images: int, batch_size: int) -> list[slice]:
-    """Return which of `images` each batch holds, see `steps_per_epoch`."""
-    steps = steps_per_epoch(images, batch_size)
-    ends = [*range(batch_size, steps * batch_size, batch_size), images]
-    return [slice(step * batch_size, end) for step, end in zip(range(steps), ends, strict=False)]
+    """Return the `batch_slice` of every step."""
+    return [batch_slice(step, images, batch_size) for step in range(steps_per_epoch(images, batch_size))]
 
 
 def epoch_order(
@@ -112,8 +116,7 @@ def shared_batches(
     stop = steps if stop is None else stop
 
     def read(step: int) -> tuple[Tensor, Share]:
-        end = len(rows) if step == steps - 1 else (step + 1) * batch_size
-        batch = rows[step * batch_size : end]
+        batch = rows[batch_slice(step, len(rows), batch_size)]
         if pack.window and (step - start) % _STEPS_BETWEEN_LOOKS == 0:
             pack.expect(rows[step * batch_size :][: 2 * pack.window])
         share = share_of(len(batch), rank, count)
