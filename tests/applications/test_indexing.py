@@ -37,10 +37,7 @@ from autoencode.applications.encoders import image_encoder
 from autoencode.applications.indexfile import INDEX_NAME, Place, StoredIndex, read_index, write_index
 from autoencode.applications.nearest import Cells, Space
 
-
-@pytest.fixture
-def folder(photos: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(photos, tmp_path / "photos"))
+from .conftest import change_some
 
 
 def listed(index: Index) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
@@ -68,12 +65,7 @@ def test_an_update_encodes_only_what_is_new_and_equals_an_index_made_anew(
     trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_index(trained.folder, folder, tmp_path / "i")
-    paths = sorted(folder.rglob("*.png"))
-    paths[0].unlink()
-    Image.new("RGB", (40, 40), "red").save(paths[1])
-    Image.new("RGB", (40, 40), "blue").save(folder / "new.png")
-    paths[2].rename(folder / "moved.png")
-    shutil.copy(paths[3], folder / "copy.png")
+    change_some(folder)
 
     updated = build_index(trained.folder, folder, tmp_path / "i")
     assert updated.update is not None

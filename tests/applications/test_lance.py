@@ -33,11 +33,6 @@ from autoencode.data.entries import packed
 lancedb = pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
 
 
-@pytest.fixture
-def folder(photos: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(photos, tmp_path / "photos"))
-
-
 @pytest.fixture(scope="module")
 def made(trained: Run, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index. Do not change it."""

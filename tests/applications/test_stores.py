@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from autoencode import (
     Autoencoder,
@@ -31,6 +30,8 @@ from autoencode import (
 from autoencode.data.entries import split_of
 from autoencode.data.pack import open_pack
 
+from .conftest import change_some
+
 STORES = ("file", "lance")
 
 
@@ -39,11 +40,6 @@ def store(request: pytest.FixtureRequest) -> str:
     if request.param == "lance":
         pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
     return str(request.param)
-
-
-@pytest.fixture
-def folder(photos: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
 def found(index: Index, queries: object, k: int = 100, **chosen: object) -> list[list[tuple[str, float]]]:
@@ -94,12 +90,7 @@ def test_an_update_encodes_only_what_is_new_and_finds_what_one_made_anew_finds(
     trained: Run, folder: Path, tmp_path: Path, store: str
 ) -> None:
     build_index(trained.folder, folder, tmp_path / "i", store=store, distance="cosine")  # type: ignore[arg-type]
-    paths = sorted(folder.rglob("*.png"))
-    paths[0].unlink()
-    Image.new("RGB", (40, 40), "red").save(paths[1])
-    Image.new("RGB", (40, 40), "blue").save(folder / "new.png")
-    paths[2].rename(folder / "moved.png")
-    shutil.copy(paths[3], folder / "copy.png")
+    change_some(folder)
     updated = build_index(trained.folder, folder, tmp_path / "i")
     assert updated.update is not None
     assert (updated.update.encoded, updated.update.kept, updated.update.removed) == (2, 46, 2)
