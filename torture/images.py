@@ -20,7 +20,7 @@ from autoencode.errors import ImageFolderError
 from torture.outcome import Outcome
 from torture.seeds import damaged, encoded, made_to_be_heavy, made_to_hurt, picture, seeds
 
-SECONDS = 5.0
+SECONDS = Limits().seconds_per_file
 MEMORY_MB = 3_500  # what the decoder of lossless WebP takes for 200 million pixels; others take half
 BATCH = 500
 MOST_LINKS = 30_000  # of a file; some file systems take no more than 65,000
@@ -127,7 +127,7 @@ def _pack(files: list[tuple[str, bytes]], folder: Path, outcome: Outcome) -> Non
 
 def _packed(folder: Path, out: Path, outcome: Outcome) -> Pack | None:
     try:
-        return pack_folder(folder, out, SIZE, limits=Limits(seconds_per_file=SECONDS), workers=1)
+        return pack_folder(folder, out, SIZE, workers=1)
     except ImageFolderError as err:
         outcome.failures.append(f"{folder.name}: {err}")
     except Exception as err:

@@ -37,14 +37,34 @@ def test_an_item_that_hangs_is_given_up_alone() -> None:
     started = time.monotonic()
     seconds = [0.0] * 40
     seconds[7] = 600
-    outcome = results(time.sleep, seconds, seconds=0.5)
-    assert outcome[7] == Lost("took longer than 0.5 s")
+    outcome = results(time.sleep, seconds, seconds=0.1)
+    assert outcome[7] == Lost("took longer than 0.6 s")
     assert outcome[:7] + outcome[8:] == [None] * 39
     assert time.monotonic() - started < 20
 
 
 def test_the_time_limit_is_for_each_item_and_not_for_their_sum() -> None:
-    assert results(time.sleep, [0.1] * 16, seconds=0.8, count=1) == [None] * 16
+    assert results(time.sleep, [0.1] * 16, seconds=0.15, count=1) == [None] * 16
+
+
+def test_an_item_that_never_stops_computing_is_given_up_alone() -> None:
+    items = [range(2), range(10**15), range(3)]
+    assert results(sum, items, seconds=0.2) == [1, Lost("took longer than 0.2 s"), 3]
+
+
+def test_waiting_costs_no_processor_time() -> None:
+    assert results(time.sleep, [0.5], seconds=0.2) == [None]
+
+
+def _allowed(seconds: float) -> int:
+    workers.allow(seconds)
+    return sum(range(10**15))
+
+
+def test_the_function_can_allow_its_item_another_time() -> None:
+    started = time.monotonic()
+    assert results(_allowed, [0.2], seconds=60) == [Lost("took longer than 60 s")]
+    assert time.monotonic() - started < 30
 
 
 def test_an_item_that_crashes_the_process_is_lost_alone() -> None:
@@ -122,7 +142,7 @@ def test_a_helper_stays_for_items_one_at_a_time() -> None:
 
 
 def test_a_helper_is_replaced_after_an_item_that_hangs() -> None:
-    helper = workers.Helper(time.sleep, seconds=0.3)
+    helper = workers.Helper(time.sleep, seconds=0.05)
     try:
         assert helper.call(60) == Lost("took longer than 0.3 s")
         assert helper.call(0) is None

@@ -12,6 +12,9 @@ from autoencode.errors import ConfigError
 Fit = Literal["crop", "pad", "stretch"]
 Size = int | str | tuple[int, int]
 _MULTIPLE = 16
+_BYTES_PER_LIMIT = (
+    100_000_000  # 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower
+)
 _MOST = 16_384  # pixels a side: a forged size must not ask for terabytes
 
 
@@ -86,7 +89,8 @@ class Limits:
     Attributes:
         max_pixels: width times height of the image as stored.
         max_bytes: size of the file.
-        seconds_per_file: longest time that reading and decoding may take when packing.
+        seconds_per_file: longest processor time that reading, and then decoding, may take when packing or in
+            the page, and as much again for each 100 MB of the file; by the clock six times as long.
 
     Raises:
         ConfigError: a limit is not positive.
@@ -94,7 +98,7 @@ class Limits:
 
     max_pixels: int = 200_000_000
     max_bytes: int = 256 * 1024**2
-    seconds_per_file: float = 30.0
+    seconds_per_file: float = 5.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -102,6 +106,10 @@ class Limits:
                 raise ConfigError(
                     f"The limit {field.name} must be above 0, not {getattr(self, field.name)!r}."
                 )
+
+    def seconds_for(self, size: int) -> float:
+        """Return the seconds that a file of `size` bytes may take to decode."""
+        return self.seconds_per_file * (1 + size / _BYTES_PER_LIMIT)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -53,6 +53,7 @@ class Decoder:
             content = read_bytes(f"{self.folder}/{path}", self.limits)
             digest = hashlib.sha256(content).digest()
             if digest not in self.known:
+                workers.allow(self.limits.seconds_for(len(content)))
                 self.shards.write(row, read_image(content, self.preprocessing, self.limits))
         except ImageError as err:
             return _Outcome(digest, str(err))

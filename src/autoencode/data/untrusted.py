@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from autoencode.data.images import read_image
 from autoencode.data.preprocessing import Limits, Preprocessing
-from autoencode.data.workers import Helper, Lost
+from autoencode.data.workers import Helper, Lost, allow
 from autoencode.errors import ImageError
 
 # What a phone or a camera makes fits, with room; what does not fit is no picture that somebody took.
-UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2, seconds_per_file=10.0)
+UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2)
 
 # Of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds some three copies.
 MEMORY_BYTES = 2 * 1024**3
@@ -63,4 +63,5 @@ class UntrustedDecoder:
 def _decode(preprocessing: Preprocessing, limits: Limits, memory_bytes: int, content: bytes) -> Pixels:
     with contextlib.suppress(ValueError, OSError):  # where the system does not hold it, or it is set already
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    allow(limits.seconds_for(len(content)))
     return read_image(content, preprocessing, limits)
