@@ -24,7 +24,7 @@ from autoencode.data.pack import is_pack, open_pack
 from autoencode.models.modelfile import load_model
 from torture.outcome import Outcome
 from torture.processes import Ended, command, run
-from torture.verbs import make_images
+from torture.verbs import HAS_LANCE, make_images, whole_lance
 
 BLOCK = 4096
 LARGE = "256m"
@@ -38,6 +38,9 @@ COMMANDS: dict[str, Arguments] = {
     "pack": lambda had, out: ("pack", had / "images", "--size", "16", "--out", out / "pack"),
     "train": lambda had, out: ("train", had / "images", *TINY, "--out", out / "run"),
     "index": lambda had, out: ("index", had / "run", had / "images", "--out", out / "index"),
+    "lance": lambda had, out: (
+        *("index", had / "run", had / "images", "--store", "lance", "--out", out / "tables"),
+    ),
     "reconstruct": lambda had, out: ("reconstruct", had / "run", had / "images", "--out", out / "restored"),
     "morph": lambda had, out: ("morph", had / "run", *_two(had), "--out", out / "morph.gif"),
     "generate": lambda had, out: ("generate", had / "run", "-n", "9", "--out", out / "new"),
@@ -103,7 +106,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         ended = run(command(*made))
         if not outcome.check(ended.code == 0, f"{made[0]}: {ended}"):
             return outcome
-    for name in names or COMMANDS:
+    for name in names or (name for name in COMMANDS if HAS_LANCE or name != "lance"):
         generator = np.random.default_rng([seed, *name.encode()])
         with _mounted(small, LARGE):
             typed = command(*COMMANDS[name](had, small))
@@ -162,6 +165,8 @@ def _assert_whole(folder: Path) -> None:
         if is_pack(path) and (path / "manifest.jsonl").exists():
             pack = open_pack(path)
             pack.pixels(pack.rows())
+        elif path.name == "settings.lance":
+            assert whole_lance(path.parent), path
         elif path.suffix in (".png", ".gif", ".webp"):
             Image.open(path).load()
         elif path.name == "model.safetensors":

@@ -15,7 +15,7 @@ import numpy as np
 from autoencode.errors import AutoencodeError
 from torture.outcome import Outcome
 from torture.processes import Child, run
-from torture.verbs import VERBS, Verb, make_images, make_model
+from torture.verbs import Verb, chosen, make_images, make_model
 
 IMAGES = 30
 _REFUSALS = ("Another process", "by another process", "holds a run already", "already done")
@@ -34,7 +34,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
     images = make_images(folder / "images", IMAGES)
     ended = run(lambda: make_model(folder, images))
     outcome.check(ended.code == 0, f"no model: {ended}")
-    for verb in (verb for verb in VERBS if not names or verb.name in names):
+    for verb in chosen(names, outcome):
         alone = folder / f"{verb.name}-alone"
         started = time.monotonic()
         ended = run(lambda verb=verb, alone=alone: verb.run(images, alone))  # type: ignore[misc]

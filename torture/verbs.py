@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from autoencode.reports.results import measure_all
 from autoencode.reports.study import Plan, open_study, train_all, writing
 from autoencode.training.runlog import is_run, read_metrics
 from autoencode.training.train import train
+from torture.outcome import Outcome
+from torture.processes import run
 from torture.seeds import picture
 
 SIZE = Preprocessing(16, 16)
@@ -71,6 +74,11 @@ def index(images: Path, out: Path) -> None:
     build_index(images.parent / "model.safetensors", images, out)
 
 
+def lance(images: Path, out: Path) -> None:
+    """Index a folder by the model beside it, in the tables of LanceDB."""
+    build_index(images.parent / "model.safetensors", images, out, store="lance")
+
+
 def paper(images: Path, out: Path) -> None:
     """Run two experiments of the paper and write the page."""
     with writing(out):
@@ -95,6 +103,25 @@ def result_of_run(out: Path) -> str:
 def result_of_index(out: Path) -> str:
     """Digest of the file."""
     return _digest((out / "index.safetensors").read_bytes())
+
+
+def result_of_lance(out: Path) -> str:
+    """Digest of what is known of each image, its vector among it."""
+    told = out.with_suffix(".digest")
+
+    def tell() -> None:
+        from lancedb import connect
+
+        from autoencode.applications.lancetables import IMAGES
+
+        lines = connect(out).open_table(IMAGES).to_arrow().to_pylist()
+        told.write_text(_digest(*sorted(map(repr, lines))))
+
+    # In a process of its own: the threads of LanceDB would not outlive the next fork.
+    ended = run(tell)
+    if ended.code:
+        raise AssertionError(str(ended))
+    return told.read_text()
 
 
 def result_of_paper(out: Path) -> str:
@@ -133,6 +160,17 @@ def whole_index(out: Path) -> bool:
     return whole_pack(out / "pack")
 
 
+def whole_lance(out: Path) -> bool:
+    """Whether an index that is there can be searched, or is known to be unfinished."""
+    from autoencode.applications.search import open_index
+
+    try:
+        open_index(out)
+    except AutoencodeError as err:
+        return any(text in str(err) for text in ("is not finished", "No index at"))
+    return all(map(whole_pack, (out / "packs").iterdir()))
+
+
 def whole_paper(out: Path) -> bool:
     """Whether every run is whole, and each page and table that is there ends as it should."""
     runs = sorted((out / "runs").iterdir()) if (out / "runs").is_dir() else []
@@ -163,8 +201,21 @@ VERBS = (
     Verb("pack", pack, result_of_pack, whole_pack),
     Verb("train", fit, result_of_run, whole_run),
     Verb("index", index, result_of_index, whole_index),
+    Verb("lance", lance, result_of_lance, whole_lance),
     Verb("paper", paper, result_of_paper, whole_paper),
 )
+
+
+HAS_LANCE = importlib.util.find_spec("lancedb") is not None
+
+
+def chosen(names: Sequence[str], outcome: Outcome) -> list[Verb]:
+    """Return the verbs of these names, or all that can be run here; what cannot is noted."""
+    if not names and not HAS_LANCE:
+        outcome.notes.append("no index of LanceDB: pip install 'autoencode[lance]'")
+    return [
+        verb for verb in VERBS if verb.name in names or (not names and (HAS_LANCE or verb.name != "lance"))
+    ]
 
 
 def make_model(folder: Path, images: Path) -> None:
