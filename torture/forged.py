@@ -41,7 +41,7 @@ from autoencode.training.train import train
 from torture.outcome import Outcome
 from torture.processes import Ended, run
 from torture.seeds import damaged
-from torture.verbs import SIZE, TINY, make_images
+from torture.verbs import HAS_LANCE, NO_LANCE, SIZE, TINY, make_images
 
 MEMORY_MB = 512  # above what the sound file takes
 CPU_SECONDS = 20  # then the kernel ends it
@@ -66,7 +66,7 @@ class Kind:
     Attributes:
         name: of the kind.
         make: makes all that `use` needs in a folder.
-        file: the file to change, in that folder.
+        file: the file to change, in that folder; a folder means any file in it.
         use: opens the file and does with it what it is for.
         signed: what it calls itself, where it is a tensor file; else "".
     """
@@ -93,14 +93,17 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         return outcome
     work.rename(sound)
     most = 0.0
-    for kind in (kind for kind in KINDS if not names or kind.name in names):
+    for kind in (kind for kind in KINDS if kind.name in names or not names):
+        if kind.name == "tables" and not HAS_LANCE:
+            outcome.notes.append(NO_LANCE)
+            continue
         base = _used(kind, shutil.copytree(sound, work))
         shutil.rmtree(work)
         outcome.check(base.code == 0, f"{kind.name}: the sound one cannot be used: {base}")
         for case in range(cases):
             shutil.copytree(sound, work)
             generator = np.random.default_rng([seed, case, *kind.name.encode()])
-            what = _forge(kind, work / kind.file, case, generator)
+            what = _forge(kind, _file(work / kind.file, generator), case, generator)
             ended = _used(kind, work)
             outcome.cases += 1
             _judge(f"{kind.name}, seed {seed}, case {case}: {what}", ended, base, outcome)
@@ -108,6 +111,11 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
             shutil.rmtree(work)
     outcome.notes.append(f"at most {most:,.0f} MB")
     return outcome
+
+
+def _file(path: Path, generator: Generator) -> Path:
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return files[int(generator.integers(len(files)))]
 
 
 def _used(kind: Kind, folder: Path) -> Ended:
@@ -120,7 +128,8 @@ def _used(kind: Kind, folder: Path) -> Ended:
 
 def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
     if outcome.check(ended.code in (0, REFUSED), f"{name}: {ended}"):
-        is_one_line = ended.code == 0 or "\n" not in ended.errors.strip()
+        # A panic of LanceDB, which is Rust, writes what it has to say before our line.
+        is_one_line = ended.code == 0 or "\n" not in ended.errors.strip() or "panicked at" in ended.errors
         outcome.check(is_one_line, f"{name}: several lines: {ended}")
     outcome.check(
         ended.most_memory_mb < base.most_memory_mb + MEMORY_MB, f"{name}: {ended.most_memory_mb:,.0f} MB"
@@ -156,6 +165,8 @@ def _make(folder: Path, with_all: bool) -> None:
     model = load_model(folder / "plain")
     build_index(folder / "plain", images, folder / "index")
     _with_cells(folder / "index", folder / "celled")
+    if HAS_LANCE:
+        build_index(folder / "plain", images, folder / "tables", store="lance")
     fit_reference(model, pack, folder / "outliers.safetensors")
     if with_all:  # it takes as long as all others together
         transfer(model, images, folder / "classifier", features="code")
@@ -184,6 +195,13 @@ def _use_index(path: Path, folder: Path) -> None:
     found = index.search(sorted((folder / "images").rglob("*.png"))[:2], 3)
     index.near_duplicates()
     neighbours_sheet(found.results, SIZE)
+
+
+def _use_tables(folder: Path) -> None:
+
+    index = open_index(folder / "tables", model=folder / "plain")
+    index.search(sorted((folder / "images").rglob("*.png"))[:2], 3, label="class 1")
+    build_index(folder / "plain", folder / "images", folder / "tables", store="lance")
 
 
 def _use_classifier(folder: Path) -> None:
@@ -230,6 +248,7 @@ KINDS = tuple(
             lambda f: _use_index(f / "celled", f),
             "search-index",
         ),
+        Kind("tables", "tables", _use_tables),
         Kind("classifier", "classifier/classifier.safetensors", _use_classifier, "classifier"),
         Kind("outlier reference", "outliers.safetensors", _use_reference, "outlier reference"),
         Kind("checkpoint", "plain/checkpoint.safetensors", _use_run, "checkpoint"),
@@ -261,7 +280,7 @@ def _forge(kind: Kind, path: Path, case: int, generator: Generator) -> str:
     if case % 8 == 0 and kind.signed:
         return _lie_about_tensors(path, content, generator)
     path.write_bytes(damaged(content, bytes(generator.bytes(500)), generator))
-    return "bytes"
+    return f"bytes of {path.name}"
 
 
 def _forge_signed(kind: Kind, path: Path, generator: Generator) -> str:

@@ -206,13 +206,14 @@ VERBS = (
 )
 
 
+NO_LANCE = "no index of LanceDB: pip install 'autoencode[lance]'"
 HAS_LANCE = importlib.util.find_spec("lancedb") is not None
 
 
 def chosen(names: Sequence[str], outcome: Outcome) -> list[Verb]:
     """Return the verbs of these names, or all that can be run here; what cannot is noted."""
     if not names and not HAS_LANCE:
-        outcome.notes.append("no index of LanceDB: pip install 'autoencode[lance]'")
+        outcome.notes.append(NO_LANCE)
     return [
         verb for verb in VERBS if verb.name in names or (not names and (HAS_LANCE or verb.name != "lance"))
     ]

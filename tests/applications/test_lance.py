@@ -241,6 +241,7 @@ def flip(out: Path) -> None:
         (lambda out: shutil.rmtree(out / "images.lance" / "data"), "could not be read"),
         (lambda out: truncate(out / "images.lance" / "data"), "could not be read"),
         (lambda out: truncate(out / "images.lance" / "_versions"), "could not be read"),
+        (lambda out: spoil(out / "settings.lance" / "_versions"), "could not be read"),
         (lambda out: shutil.rmtree(out / "settings.lance"), "No index at"),
     ],
 )
@@ -257,6 +258,13 @@ def test_tables_that_are_damaged_or_forged_are_refused_in_one_line(
 def truncate(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:20])
+
+
+def spoil(folder: Path) -> None:
+    """Put what Protobuf cannot read into the middle."""
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[:20] + b"\x0c" * (len(content) - 40) + content[-20:])
 
 
 def test_images_without_settings_are_not_taken_for_others(
