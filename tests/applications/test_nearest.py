@@ -222,3 +222,23 @@ def test_a_query_that_is_no_number_finds_nothing() -> None:
     nothing, found = nearest.search(np.stack([np.full(6, np.nan, np.float32), known[3]]), 2)
     assert len(nothing.rows) == 0
     assert found.rows[0] == 3
+
+
+@pytest.mark.parametrize("enough", [1, 2, 7, 37, 100, 500])
+@pytest.mark.parametrize("first", [1, 8])
+def test_the_fewest_probes_are_found_to_within_a_sixteenth(enough: int, first: int) -> None:
+    tried: list[int] = []
+
+    def recall_with(probes: int) -> float:
+        tried.append(probes)
+        return 0.999 if probes >= enough else 0.9
+
+    probes, recall = module.fewest_probes(recall_with, 500, first)
+    least = max(enough, first)
+    assert least <= probes <= least * 17 / 16 + 1
+    assert recall == 0.999
+    assert len(tried) == len(set(tried)) < 28
+
+
+def test_all_cells_are_looked_into_where_that_is_not_enough() -> None:
+    assert module.fewest_probes(lambda probes: 0.9, 50) == (50, 0.9)

@@ -44,6 +44,7 @@ from autoencode.applications.nearest import (
     Rows,
     fewest_probes,
     fit_space,
+    prepare_faiss,
 )
 from autoencode.data.batches import epoch_order
 from autoencode.data.mirror import named
@@ -248,6 +249,7 @@ def keep_fast(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
 
 def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
     """Return the squared distance (S,) within which the nearest of each vector of a sample (S, D) lie."""
+    prepare_faiss()
     best = np.full((len(sample), _NEAREST), np.inf)
     for block in tables.blocks(_BLOCK_ROWS):
         _, rows = faiss.knn(sample, block, min(_NEAREST, len(block)), metric=faiss.METRIC_L2)

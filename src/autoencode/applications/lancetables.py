@@ -301,8 +301,8 @@ def find_tables(place: Path | str) -> Tables | None:
     database = _connect(place)
     try:
         database.open_table(SETTINGS)
-    except Exception as err:  # of Rust
-        if isinstance(err, ValueError) and "not found" in str(err):  # its maker was killed before its first commit
+    except Exception as err:
+        if isinstance(err, ValueError) and "not found" in str(err):  # its maker was killed before that
             return None
         raise ImageIndexError(f"The index {place} could not be read ({_said(err)}). {AGAIN}") from err
     return Tables(place, database)
