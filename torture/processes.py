@@ -60,7 +60,7 @@ class Child:
             os.dup2(quiet, 1)
             os.dup2(self._errors.fileno(), 2)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - of the descriptor
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115 - as Python's own
             function()
             code = 0
         except SystemExit as err:

@@ -242,3 +242,14 @@ def test_the_fewest_probes_are_found_to_within_a_sixteenth(enough: int, first: i
 
 def test_all_cells_are_looked_into_where_that_is_not_enough() -> None:
     assert module.fewest_probes(lambda probes: 0.9, 50) == (50, 0.9)
+
+
+@pytest.mark.parametrize("distance", ["whitened", "cosine", "l2"])
+def test_many_queries_at_once_find_what_each_finds_alone(distance: Distance) -> None:
+    known, queries = codes(3000), codes(400, seed=5)
+    found = Nearest(fit_space(known, distance), known, None)
+    assert queries.size > module._MULTIPLIED > queries.shape[1]
+    for query, together in zip(queries, found.search(queries, 5), strict=True):
+        alone = found.search(query[None], 5)[0]
+        assert together.rows.tolist() == alone.rows.tolist()
+        np.testing.assert_allclose(together.scores, alone.scores, rtol=1e-6)
