@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from autoencode.applications.heatmaps import heat_maps
     from autoencode.applications.index import Index, Neighbour, Neighbours, SearchResults
     from autoencode.applications.indexing import build_index
+    from autoencode.applications.lanceindexing import remove_source
     from autoencode.applications.morph import Morph, morph
     from autoencode.applications.outlier_reference import OutlierReference, fit_reference
     from autoencode.applications.outliers import Finding, Outliers, find_outliers
@@ -88,6 +89,7 @@ _HOME = {
     "applications.generate": ("Samples", "fit_prior", "generate", "walk"),
     "applications.index": ("Index", "Neighbour", "Neighbours", "SearchResults"),
     "applications.indexing": ("build_index",),
+    "applications.lanceindexing": ("remove_source",),
     "applications.morph": ("Morph", "morph"),
     "applications.detection": ("Detection",),
     "applications.evaluate": ("Evaluation", "evaluate"),
@@ -201,6 +203,7 @@ __all__ = [
     "pack_folder",
     "pack_part",
     "reconstruct",
+    "remove_source",
     "retrieval_quality",
     "save_classifier",
     "save_model",

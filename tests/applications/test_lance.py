@@ -23,6 +23,7 @@ from autoencode import (
     build_index,
     evaluate_search,
     open_index,
+    remove_source,
 )
 from autoencode.applications import lanceindexing
 from autoencode.applications.lanceindex import LanceIndex
@@ -296,3 +297,43 @@ def test_codes_are_written_as_they_are_made(
     query = next(folder.rglob("*.png"))
     one, other = (opened.search(query, 100).results[0].found for opened in (index, whole))
     assert [near.path for near in one] == [near.path for near in other]
+
+
+def test_the_images_of_a_folder_can_be_taken_out_again(trained: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "i"
+    for name in ("coast", "night"):
+        build_index(trained.folder, folder / name, out, store="lance")
+    packs = set((out / "packs").iterdir())
+    shutil.rmtree(folder / "coast")
+    assert remove_source(out, folder / "coast") == 16
+    index = open_index(out)
+    assert (len(index), index.unfinished) == (16, ())
+    (near,) = index.search(next(folder.rglob("*.png")), 100).results
+    assert {one.path for one in near.found} <= set((folder / "night").iterdir())
+    assert len(set((out / "packs").iterdir())) == len(packs) - 1
+    with pytest.raises(ConfigError, match=f"no images of {folder / 'coast'}. It is of: {folder / 'night'}"):
+        remove_source(out, folder / "coast")
+
+
+def test_a_removal_that_was_killed_goes_on(
+    trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "i"
+    for name in ("coast", "night"):
+        build_index(trained.folder, folder / name, out, store="lance")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "remove_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remove_source(out, folder / "coast")
+    assert open_index(out).unfinished == (str(folder / "coast"),)
+    assert remove_source(out, folder / "coast") == 0
+    assert open_index(out).unfinished == ()
+    assert len(build_index(trained.folder, folder / "coast", out)) == 32
+
+
+def test_only_what_lancedb_keeps_has_folders_to_take_out(trained: Run, folder: Path, tmp_path: Path) -> None:
+    build_index(trained.folder, folder, tmp_path / "file")
+    with pytest.raises(ImageIndexError, match="is of one folder: delete it"):
+        remove_source(tmp_path / "file", folder)
+    with pytest.raises(ImageIndexError, match="No index that LanceDB keeps"):
+        remove_source(tmp_path / "none", folder)

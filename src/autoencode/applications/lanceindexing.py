@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from autoencode.applications.lancetables import (
     Tables,
     create_tables,
     find_tables,
+    is_lance_index,
 )
 from autoencode.applications.nearest import (
     EXACT_LIMIT,
@@ -49,6 +51,7 @@ from autoencode.applications.nearest import (
 from autoencode.data.batches import epoch_order
 from autoencode.data.mirror import named
 from autoencode.data.pack import Pack
+from autoencode.data.storage import RemoteFolder, is_url
 from autoencode.errors import ConfigError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive
 
@@ -76,8 +79,7 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
                     f"codes themselves. {ANOTHER}"
                 )
         name = named(request.source)
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        pack = request.pack(encoder, _inside(out, PACKS, digest))
+        pack = request.pack(encoder, _inside(out, PACKS, _pack_name(name)))
         whole = Source(name, Place.of(pack.folder, out), pack.fingerprint)
         if tables is not None and whole in tables.sources():
             kept = len(np.unique(pack.entries.digests))
@@ -90,6 +92,54 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
             tables = create_tables(out, settings, encoder.size)
             check_encoder(out, tables.settings, encoder, ANOTHER)
         return LanceIndex(tables, encoder, update.write(tables))
+
+
+def remove_source(index: str | Path, source: str | Path) -> int:
+    """Take the images of a folder or pack out of an index that LanceDB keeps; return how many they were.
+
+    The folder is not touched, and need not be there any more. After a kill the same call goes on.
+
+    Args:
+        index: the folder of the index, or its URL.
+        source: as it was given to `build_index`; a relative path is taken from here.
+
+    Raises:
+        ImageIndexError: there is no such index, it is kept in a file, damaged, or being written.
+        ConfigError: it has no images of that folder.
+        StorageError: the storage cannot be reached.
+        OutputError: it cannot be written.
+        MissingExtraError: LanceDB is not installed.
+    """
+    place = str(index).rstrip("/") if is_url(index) else Path(index)
+    if not is_lance_index(place):
+        kept = "An index in a file is of one folder: delete it." if is_index(Path(index)) else ""
+        raise ImageIndexError(f"No index that LanceDB keeps at {place}. {kept}".strip())
+    with _alone(place):
+        tables = find_tables(place)
+        sources = [] if tables is None else tables.sources()
+        name = str(source).rstrip("/") if is_url(source) else str(Path(source).resolve())
+        found = next((one for one in sources if one.name == name), None)
+        if tables is None or found is None:
+            others = ", ".join(one.name for one in sources) or "nothing"
+            raise ConfigError(f"{place} has no images of {name}. It is of: {others}.")
+        tables.set_source(dataclasses.replace(found, fingerprint=""))
+        count = tables.remove_images(name)
+        _remove_pack(_inside(place, PACKS, _pack_name(name)))
+        tables.remove_source(name)
+        return count
+
+
+def _remove_pack(pack: Path | str) -> None:
+    if isinstance(pack, Path):
+        shutil.rmtree(pack, ignore_errors=True)
+        return
+    remote = RemoteFolder(pack)
+    for name in remote.listing():
+        remote.delete(name)
+
+
+def _pack_name(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _inside(out: Path | str, *names: str) -> Path | str:

@@ -169,6 +169,18 @@ class Tables:
             where = f"id IN {_listed(ids[start : start + _IDS_AT_ONCE])}"
             self._commit(self._images, functools.partial(self._images.delete, where))
 
+    def remove_images(self, source: str) -> int:
+        """Delete all images of a source; return how many they were."""
+        where = f"source = {_quoted(source)}"
+        count = self.count(where)
+        self._commit(self._images, functools.partial(self._images.delete, where))
+        return count
+
+    def remove_source(self, name: str) -> None:
+        """Delete what is known of a source."""
+        where = f"source = {_quoted(name)}"
+        self._commit(self._sources, functools.partial(self._sources.delete, where))
+
     def ids_of(self, source: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
         """Return the id (N,) and the SHA-256 (N,), 32 bytes, of each image of a source."""
         ids, digests = bytearray(), bytearray()

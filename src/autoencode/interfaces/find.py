@@ -81,11 +81,24 @@ def index(
             "Default: whitened, cosine for pretrained features, or as before."
         ),
     ] = None,
+    remove: Annotated[
+        bool,
+        typer.Option(
+            "--remove", help="Take the images of FOLDER out of an index that LanceDB keeps, instead."
+        ),
+    ] = False,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
     ray: Ray = None,
 ) -> None:
     """Encode the images of a folder once, to search among them."""
+    if remove:
+        if any(given is not None for given in (store, features, distance, max_pixels, max_bytes, ray)):
+            raise ConfigError("--remove goes with no other option than --out.")
+        from autoencode.applications.lanceindexing import remove_source
+
+        console.print(f"{counted(remove_source(out, folder), 'image')} removed from {out}", soft_wrap=True)
+        return
     from autoencode.training.allocator import keep_freed_memory
 
     keep_freed_memory()
