@@ -10,8 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import ImageIndexError, Run, StorageError, build_index, open_index, pack_folder
+from autoencode import (
+    ImageIndexError,
+    Run,
+    StorageError,
+    build_index,
+    open_index,
+    pack_folder,
+    remove_source,
+)
 from autoencode.applications.lancetables import find_tables
+from autoencode.data.storage import RemoteFolder
 
 pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
 pytestmark = pytest.mark.scale
@@ -41,6 +50,10 @@ def test_an_index_in_storage_is_built_updated_and_searched(
     for chosen in ({}, {"label": "night"}, {"split": "train"}):
         one, other = (opened.search(query, 100, **chosen).results[0] for opened in (index, whole))  # type: ignore[arg-type]
         assert [near.path for near in one.found] == [near.path for near in other.found]
+    build_index(trained.folder, folder / "coast", url)
+    assert RemoteFolder(url + "/packs").listing()
+    assert [remove_source(url, one) for one in (folder, folder / "coast")] == [47, 15]
+    assert not RemoteFolder(url + "/packs").listing()
 
 
 def test_an_index_of_a_pack_in_storage_needs_no_disk(bucket: str, trained: Run, photos: Path) -> None:

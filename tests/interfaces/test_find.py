@@ -199,8 +199,12 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
         assert isinstance(refused.exception, ConfigError)
         assert "would overwrite" in str(refused.exception)
     assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
+    wrong = autoencode("index", trained.folder, folder, "--out", other, "--remove", "--store", "lance")
+    assert "--remove goes with no other option than --out" in str(wrong.exception)
     with pytest.raises(ConfigError, match="The page needs an index that is held in memory"):
         open_workspace(trained.folder, other)
+    removed = autoencode("index", trained.folder, folder, "--out", other, "--remove")
+    assert f"47 images removed from {other}" in removed.stdout
 
 
 def test_an_index_in_storage_is_asked_for_by_its_store(trained: Run, folder: Path) -> None:
