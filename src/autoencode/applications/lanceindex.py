@@ -31,7 +31,7 @@ class LanceIndex(Index):
         self._tables, self._cells = tables, tables.cells()
         self.recall = self._cells.recall
         sources = tables.sources()
-        self.unfinished = tuple(source.name for source in sources if not source.fingerprint)
+        self.unfinished = tuple(source.name for source in sources if not source.is_whole)
         self._folders: dict[str, Path] = {}
         for source in sources:
             places = source.folder.candidates(self.path)
@@ -92,13 +92,13 @@ def open_lance_index(place: Path | str) -> LanceIndex:
         raise ImageIndexError(
             f"No index at {place}. Make one: autoencode index MODEL FOLDER --store lance --out {place}"
         )
-    index = LanceIndex(tables)
-    if len(index.unfinished) == len(tables.sources()):
-        source = index.unfinished[0] if index.unfinished else "FOLDER"
+    sources = tables.sources()
+    if not any(source.fingerprint for source in sources):
+        source = sources[0].name if sources else "FOLDER"
         raise ImageIndexError(
             f"The index {place} is not finished. Run again: autoencode index MODEL {source} --out {place}"
         )
-    return index
+    return LanceIndex(tables)
 
 
 def _where(chosen: Chosen) -> str | None:

@@ -32,6 +32,7 @@ from autoencode.applications.lancetables import (
     ID_BYTES,
     PACKS,
     TABLE_NAMES,
+    UPDATING,
     Cells,
     Source,
     Tables,
@@ -81,7 +82,8 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
         name = named(request.source)
         pack = request.pack(encoder, _inside(out, PACKS, _pack_name(name)))
         whole = Source(name, Place.of(pack.folder, out), pack.fingerprint)
-        if tables is not None and whole in tables.sources():
+        # An index whose newest version was lost has fewer rows than it says: they are counted.
+        if tables is not None and whole in tables.sources() and tables.count_of(name) == len(pack):
             kept = len(np.unique(pack.entries.digests))
             return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.refused))
         update = _Update(encoder, pack, whole, tables, request)
@@ -122,7 +124,7 @@ def remove_source(index: str | Path, source: str | Path) -> int:
         if tables is None or found is None:
             others = ", ".join(one.name for one in sources) or "nothing"
             raise ConfigError(f"{place} has no images of {name}. It is of: {others}.")
-        tables.set_source(dataclasses.replace(found, fingerprint=""))
+        tables.set_source(dataclasses.replace(found, fingerprint=UPDATING))
         count = tables.remove_images(name)
         _remove_pack(_inside(place, PACKS, _pack_name(name)))
         tables.remove_source(name)
@@ -192,7 +194,9 @@ class _Update:
 
     def write(self, tables: Tables) -> Update:
         """Write what is missing and delete what is gone; then say that the source is whole."""
-        tables.set_source(dataclasses.replace(self.whole, fingerprint=""))
+        was = next((one for one in tables.sources() if one.name == self.whole.name), None)
+        changing = UPDATING if was and was.fingerprint else ""
+        tables.set_source(dataclasses.replace(self.whole, fingerprint=changing))
         self._write_known(tables)
         self._write_encoded(tables)
         gone = self.stored[~np.isin(self.stored, self.ids)]

@@ -54,6 +54,7 @@ TABLE_NAMES = tuple(f"{name}.lance" for name in (SETTINGS, SOURCES, IMAGES))
 _KIND, _VERSION = "lance-index-settings", 1
 _SCHEMES = ("s3://", "gs://", "az://")
 ID_BYTES = 32  # hexadecimal digits
+UPDATING = "updating"
 
 _KEY = "lance-schema:unenforced-primary-key"
 _ATTEMPTS = 10
@@ -81,12 +82,18 @@ class Source:
     Attributes:
         name: its absolute path, or its URL.
         folder: the image folder that the paths of its images are relative to.
-        fingerprint: of its images, see `Pack.fingerprint`; "" while they are not all there.
+        fingerprint: of its images, see `Pack.fingerprint`; "" until all of them were there for once, and
+            `UPDATING` while some are taken in or out.
     """
 
     name: str
     folder: Place
     fingerprint: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its images are there, and no others."""
+        return self.fingerprint not in ("", UPDATING)
 
 
 class Row(NamedTuple):
@@ -169,10 +176,14 @@ class Tables:
             where = f"id IN {_listed(ids[start : start + _IDS_AT_ONCE])}"
             self._commit(self._images, functools.partial(self._images.delete, where))
 
+    def count_of(self, source: str) -> int:
+        """Return how many images of a source there are."""
+        return self.count(f"source = {_quoted(source)}")
+
     def remove_images(self, source: str) -> int:
         """Delete all images of a source; return how many they were."""
+        count = self.count_of(source)
         where = f"source = {_quoted(source)}"
-        count = self.count(where)
         self._commit(self._images, functools.partial(self._images.delete, where))
         return count
 
