@@ -256,3 +256,16 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch
 def test_a_table_is_text_whatever_bytes_are_in_a_name() -> None:
     rows = [("path", "score"), (Path(os.fsdecode(b"a,\xff.png")), 0.5), ("é\n", None)]
     assert csv_bytes(rows).decode() == 'path,score\n"a,\\udcff.png",0.5\n"é\n",\n'
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/a/b", "file:///mnt/run"])
+def test_a_url_that_became_a_path_is_refused_before_anything_is_made(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (make_folder, lambda path: write_bytes(path, b"")):
+        with pytest.raises(ConfigError, match=r"://\w.* is in storage"):
+            write(Path(url))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / url.partition("/")[0]).mkdir()  # somebody does call a folder that
+    make_folder(Path(url))

@@ -14,6 +14,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -25,7 +26,21 @@ from autoencode.errors import ConfigError, OutputError
 TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _HEAD_BYTES = 4096  # every image format that is written has a zero byte in them; text has none
+
+
+def refuse_url(path: Path) -> None:
+    """Refuse what was a URL before it became a path; folders of that name that are there are taken.
+
+    Raises:
+        ConfigError: it was.
+    """
+    scheme = path.parts[0] if path.parts else ""
+    if _SCHEME.fullmatch(scheme) and not Path(scheme).exists():
+        raise ConfigError(
+            f"{scheme}//{'/'.join(path.parts[1:])} is in storage; here goes a path on this machine."
+        )
 
 
 @contextlib.contextmanager
@@ -35,6 +50,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OutputError: the folder cannot be written to or the disk is full. `path` is as it was before.
     """
+    refuse_url(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +190,7 @@ def make_folder(path: Path) -> None:
     Raises:
         OutputError: it cannot be made, for instance because a file of that name is in the way.
     """
+    refuse_url(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as err:

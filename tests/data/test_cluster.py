@@ -18,7 +18,14 @@ import pytest
 from autoencode import errors
 from autoencode.data import cluster
 from autoencode.data.cluster import Cluster, Node, brief, joined_cluster
-from autoencode.errors import AutoencodeError, ConfigError, MissingExtraError, RunError, restored
+from autoencode.errors import (
+    AutoencodeError,
+    ConfigError,
+    MissingExtraError,
+    RunError,
+    StorageError,
+    restored,
+)
 
 
 @pytest.fixture
@@ -112,6 +119,11 @@ def test_nodes_without_the_package_its_version_or_the_disk_are_named(tmp_path: P
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(RunError, match=r"node 10\.0\.0\.2 of the cluster does not see .*new"):
         Answers(True, False).check_shared(tmp_path / "new")
+    Answers(None, None).check_reads("s3://bucket/pack")
+    with pytest.raises(
+        StorageError, match=r"node 10\.0\.0\.2 .* cannot read s3://bucket/pack\. No cred.* `ray start`"
+    ):
+        Answers(None, "No credentials.").check_reads("s3://bucket/pack")
 
 
 @pytest.mark.scale

@@ -451,8 +451,11 @@ def test_parts_are_packed_to_a_url_and_what_is_not_there_is_named(
     pack = ("pack", photos, "--out", url, "--workers", 1)
     first = autoencode(*pack, "--size", 32, "--shard", "1/2")
     assert "part:   1/2 is packed; 1 of 2 parts are" in first.out
+    again = f"autoencode pack {photos} --out {url} --shard i/2, for each i from 1 to 2 that is missing"
+    assert_one_line(autoencode("train", url, "--out", tmp_path / "run"), again)
+    assert_one_line(autoencode(*pack, "--size", 32), f"{url} is packed in 2 parts (--shard i/2), not packed")
     second = autoencode(*pack, "--shard", "2/2")
     assert f"pack:   {url}: 48 images of 32x32" in second.out
-    assert_one_line(autoencode(*pack), "is packed in 2 parts, not in 1")
+    assert_one_line(autoencode(*pack), f"{url} is packed in 2 parts (--shard i/2), not packed as a whole")
     assert_one_line(autoencode(*pack, "--shard", "3/2"), "'3/2' is no part of a whole", code=2)
     assert_one_line(autoencode("train", f"{url}/none", "--out", tmp_path / "run"), f"no pack at {url}/none")

@@ -195,6 +195,6 @@ def test_a_node_that_leaves_ends_the_run_in_one_line_and_the_rest_can_go_on(
     code, _, errors = finished(process)
     assert code == 1
     assert errors.startswith("error: The cluster had no room within 60 s for 3 processes"), errors
-    assert "It has 2 nodes with 2 CPUs" in errors and errors.count("\n") == 1
+    assert "It has now nodes: 2, CPUs: 2" in errors and errors.count("\n") == 1
     options = ("--ray", cluster_to_lose.address, "--workers", "2", "--resume")
     assert finished(started(tiny_pack.path, out, *options))[0] == 0

@@ -27,6 +27,7 @@ from autoencode.data.cluster import Cluster, brief
 from autoencode.data.images import Limits, Preprocessing, check_usable, read_chunks
 from autoencode.data.mirror import local
 from autoencode.data.pack import Pack, open_pack
+from autoencode.data.storage import is_url
 from autoencode.errors import AutoencodeError, ImageFolderError, PackError, RunError, restored
 
 Columns = Mapping[Any, NDArray[Any]]  # what was made of some images, each array with a row an image
@@ -65,6 +66,8 @@ def over_pack(
     if cluster is None:
         yield from map(function, batches(pack, rows, batch_size))
         return
+    if is_url(pack.place):
+        cluster.check_reads(pack.place)
     chunks = [rows[part].tobytes() for part in batch_slices(len(rows), batch_size)]
     work = _OfPack(function, pack.place, pack.fingerprint)
     yield from cast("Iterator[Made]", _on_nodes(cluster, work, chunks, len(rows)))

@@ -264,9 +264,9 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
     notes = [] if other is None else [other]
     if split != "test":
         what = "validation images stand in" if split == "validation" else "training images, seen, stand in"
-        notes.append(f"{pack.path} has no test images: its {what} for them.")
+        notes.append(f"{pack.place} has no test images: its {what} for them.")
     elif not len(pack.rows("train")):
-        notes.append(f"{pack.path} has no training images: the model was trained on all, these too.")
+        notes.append(f"{pack.place} has no training images: the model was trained on all, these too.")
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model carries none. "

@@ -164,7 +164,7 @@ def _fit(
     train = measured("train")
     if not train:
         raise ConfigError(
-            f"{pack.path} has no training images to learn from what is ordinary. Use more images; three in "
+            f"{pack.place} has no training images to learn from what is ordinary. Use more images; three in "
             "four become training images."
         )
     ordinary = joined(train)

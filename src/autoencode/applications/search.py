@@ -102,7 +102,7 @@ class FileIndex(Index):
         pack = open_pack(own if own.is_dir() else self.source)
         if pack.fingerprint != self._stored.fingerprint:
             raise PackError(
-                f"The images of {pack.path} are not those that {self.path} was made of. "
+                f"The images of {pack.place} are not those that {self.path} was made of. "
                 f"Bring it in step: {self.again}"
             )
         return pack

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoencode.errors import ConfigError, MissingExtraError, OutputError, RunError
+from autoencode.errors import ConfigError, MissingExtraError, OutputError, RunError, StorageError
 from autoencode.version import VERSION
 
 if TYPE_CHECKING:
@@ -91,6 +91,31 @@ class Cluster:
                         )
         except OSError as err:
             raise OutputError(f"Could not write to {folder}: {err.strerror or err}.") from err
+
+    def check_reads(self, url: str) -> None:
+        """Refuse a pack in storage that not every node can read.
+
+        Raises:
+            StorageError: a node has no credentials for it, or does not reach it.
+        """
+
+        def failure_there(url: str) -> str | None:
+            from autoencode.data.manifest import SETTINGS_NAME
+            from autoencode.data.storage import RemoteFolder
+            from autoencode.errors import AutoencodeError
+
+            try:
+                RemoteFolder(url).stamp(SETTINGS_NAME)
+            except AutoencodeError as err:
+                return str(err)
+            return None
+
+        for node, failure in self._asked(failure_there, url):
+            if failure:
+                raise StorageError(
+                    f"The node {node.host} of the cluster cannot read {url}. {failure} On a node, they are "
+                    "those of its `ray start`."
+                )
 
     def check_package(self) -> None:
         """Refuse nodes without this version of the package.

@@ -35,6 +35,8 @@ FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
 _DEFAULT_GB = 20.0
 _CACHED = ".cached"
 _READ_AHEAD = 2  # shards on their way at once
+_FEWEST = 3  # shards that the cache has room for, whatever is set: one in use, two on their way
+_ATTEMPTS = 10
 
 
 def cache_folder() -> Path:
@@ -45,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    """How much of the disk shards of mirrors may take: AUTOENCODE_CACHE_GB, or 20 GB.
+    """How much of the disk shards of mirrors may take: AUTOENCODE_CACHE_GB, or 20 GB; three may always.
 
     Raises:
         ConfigError: the variable is no positive number.
@@ -105,6 +107,12 @@ def named(folder: Path) -> str:
     """Return what `local` makes this folder of: a URL, or its absolute path."""
     remote = remote_of(folder)
     return str(folder.resolve()) if remote is None else remote.url
+
+
+def shown(folder: Path) -> str:
+    """Return what a message calls a pack: its URL, or the path it was given by."""
+    remote = remote_of(folder)
+    return str(folder) if remote is None else remote.url
 
 
 def remote_of(folder: Path) -> RemoteFolder | None:
@@ -177,7 +185,7 @@ class RemoteShards(Shards):
 
         A map keeps a file on the disk that the cache has let go.
         """
-        return max(1, cache_bytes() // (3 * self.row_bytes * self.rows_per_shard))
+        return max(1, cache_bytes() // (_FEWEST * self.row_bytes * self.rows_per_shard))
 
     def place(self, shard: int) -> str:
         """Return where a shard is, for messages."""
@@ -200,7 +208,13 @@ class RemoteShards(Shards):
             PackError: it is no longer what it was.
             StorageError, OutputError: it cannot be fetched.
         """
-        return self._fetched(shard).open("rb")
+        for _ in range(_ATTEMPTS):
+            path = self._fetched(shard)
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # another process has made room for its own meanwhile
+                return path.open("rb")
+        raise PackError(f"The cache {self.folder.parent.parent} has no room: set {SIZE_VARIABLE} higher.")
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Begin to fetch the shards of the rows that come next, in the order in which they are needed."""
@@ -244,7 +258,8 @@ class RemoteShards(Shards):
         make_folder(self.folder)
         with one_at_a_time(self.folder / f"{shard:05d}.lock"):
             if not path.exists():
-                _make_room(self.folder.parent.parent, cache_bytes() - stamp.size)
+                size = max(cache_bytes(), _FEWEST * self.row_bytes * self.rows_per_shard)
+                _make_room(self.folder.parent.parent, size - stamp.size)
                 self.remote.download(self._name(shard), path)
                 if self.remote.stamp(self._name(shard)) != stamp:
                     path.unlink(missing_ok=True)

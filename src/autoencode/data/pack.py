@@ -77,9 +77,11 @@ class Pack:
         settings = manifest.read_settings(path)
         entries = manifest.read_manifest(path)
         if entries is None:
-            raise PackError(
-                f"The pack {path} is not finished. Run again: autoencode pack {settings.folder} --out {path}"
-            )
+            place = mirror.shown(path)
+            again = f"autoencode pack {settings.folder} --out {place}"
+            if settings.parts > 1:
+                again += f" --shard i/{settings.parts}, for each i from 1 to {settings.parts} that is missing"
+            raise PackError(f"The pack {place} is not finished. Run again: {again}")
         self.path = path
         self.folder = settings.folder
         self.preprocessing = settings.preprocessing

@@ -58,12 +58,13 @@ def update(
     listed = Entries(entry for entry in _survey(folder) if part.takes(entry.path))
     wanted = Settings.of(folder, preprocessing, part.count)
     where = _folder_of(pack, part)
-    busy = f"Another process is packing into {where}. Wait until it is done, or choose another output."
+    at = f"{mirror.shown(pack)}{'' if part == WHOLE else f', part {part.index + 1}'}"
+    busy = f"Another process is packing into {at}. Wait until it is done, or choose another output."
     with exclusive(where, busy, PackError):
         entries = _manifest_of(pack, part)
-        if manifest.is_pack(pack) and (entries is not None or part != WHOLE):
+        if manifest.is_pack(pack) and (entries is not None or part != WHOLE or _has_parts(pack)):
             settings = manifest.read_settings(pack)
-            _refuse_other_settings(pack, settings, wanted)
+            _refuse_other_settings(mirror.shown(pack), settings, wanted)
         else:
             settings = wanted
             mirror.forget(pack, manifest.SETTINGS_NAME)
@@ -88,6 +89,13 @@ def update(
             raise
         shards.keep_only(shards.shards_of(_rows(listed)))
     return done
+
+
+def _has_parts(pack: Path) -> bool:
+    """Whether a pack that is not finished is made in several parts."""
+    with contextlib.suppress(PackError):
+        return manifest.read_settings(pack).parts > 1
+    return False
 
 
 def _folder_of(pack: Path, part: Part) -> Path:
@@ -150,21 +158,23 @@ def _refuse_what_is_not_ours(pack: Path) -> None:
     # A lock or a temporary file alone is what a run leaves that was killed in its first moment.
     others = [name for name in names if name != ".lock" and not name.endswith(TEMPORARY_SUFFIX)]
     if others and not manifest.is_pack(pack):
-        raise PackError(
-            f"{pack if remote is None else remote.url} is not a pack, and not empty. Choose another output."
-        )
+        raise PackError(f"{mirror.shown(pack)} is not a pack, and not empty. Choose another output.")
 
 
-def _refuse_other_settings(pack: Path, settings: Settings, wanted: Settings) -> None:
+def _refuse_other_settings(pack: str, settings: Settings, wanted: Settings) -> None:
     advice = "Choose another output, or delete the pack to make it anew."
     if settings.folder != wanted.folder:
         raise PackError(f"{pack} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
     have, want = settings.preprocessing.to_json(), wanted.preprocessing.to_json()
     if settings.parts != wanted.parts:
-        raise PackError(f"{pack} is packed in {settings.parts} parts, not in {wanted.parts}. {advice}")
+        raise PackError(f"{pack} is {_in_parts(settings.parts)}, not {_in_parts(wanted.parts)}. {advice}")
     different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
     if different:
         raise PackError(f"{pack} was made with {'; '.join(different)}. {advice}")
+
+
+def _in_parts(count: int) -> str:
+    return "packed as a whole" if count == 1 else f"packed in {count} parts (--shard i/{count})"
 
 
 def _rows(entries: Entries) -> NDArray[np.int64]:

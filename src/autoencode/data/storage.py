@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
 from autoencode.files import atomic_file
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING_CREDENTIALS = (
     "No credentials for {url}. Log in with the tool of its provider, or set the variables it reads "

@@ -6,17 +6,20 @@ Exit codes: 0 done; 2 a wrong call, which is a usage that no command has or a se
 
 from __future__ import annotations
 
+import functools
 import io
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.files import refuse_url
 from autoencode.interfaces import app as web_page
 from autoencode.interfaces import create, find, inspect, learn, measure, options, train, write
 from autoencode.interfaces.options import (
@@ -34,7 +37,38 @@ from autoencode.interfaces.train import print_pack, train_and_show
 from autoencode.training.place import is_first
 from autoencode.version import VERSION
 
-app = typer.Typer(
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Program(typer.Typer):
+    """Its commands refuse URLs where they take paths."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Function], Function]:  # noqa: ANN401
+        """Make a function a command; see `typer.Typer.command`."""
+        made = super().command(*arguments, **options)
+
+        def register(function: Function) -> Function:
+            made(_with_paths(function))
+            return function
+
+        return register
+
+
+def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse a URL in place of a path, which it would become: s3:/bucket."""
+
+    @functools.wraps(function)
+    def checked(**given: Any) -> Any:  # noqa: ANN401
+        for value in given.values():
+            for one in value if isinstance(value, list) else (value,):
+                if isinstance(one, Path):
+                    refuse_url(one)
+        return function(**given)
+
+    return checked
+
+
+app = _Program(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

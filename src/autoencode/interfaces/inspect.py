@@ -70,7 +70,8 @@ def outliers(
         bool, typer.Option("--heatmaps", help="Add to the sheet where image and reconstruction differ.")
     ] = False,
     pack: Annotated[
-        Path | None, typer.Option(help="The pack the model was trained on. Default: that of the run.")
+        str | None,
+        typer.Option(help="The pack the model was trained on, or its URL. Default: that of the run."),
     ] = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,

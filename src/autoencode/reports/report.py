@@ -69,7 +69,7 @@ def write_report(run: str | Path, *, quick: bool = False, progress: Progress | N
     settings = read_run(folder)
     pack = open_pack(settings.pack)
     if pack.fingerprint != settings.fingerprint:
-        raise RunError(f"The images of {pack.path} are not those {folder} was trained on.")
+        raise RunError(f"The images of {pack.place} are not those {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
     of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
     sections = [

@@ -86,6 +86,8 @@ def train_on_ray(
         assert cluster is not None
         room = room_for(workers, cluster.nodes, device)
         cluster.check_shared(out.parent)
+        if is_url(source):
+            cluster.check_reads(str(source))
         asked = settings | {"source": str(source), "out": str(out), "device": device}
         told = {"progress": progress, "packing": packing_progress, "restarts": restarting}
         _fit(cluster, room, asked, {kind: show for kind, show in told.items() if show is not None})
@@ -190,16 +192,14 @@ def _explained(err: BaseException, room: Room, cluster: Cluster) -> AutoencodeEr
             f"Processes were lost {RESTARTS + 1} times, last process {rank}: {brief(cause)} {kept}."
         )
     nodes = cluster.nodes
-    offers = (
-        f"{len(nodes)} nodes with {sum(n.cpus for n in nodes)} CPUs and {sum(n.gpus for n in nodes)} GPUs"
-    )
+    offers = f"nodes: {len(nodes)}, CPUs: {sum(n.cpus for n in nodes)}, GPUs: {sum(n.gpus for n in nodes)}"
     cause = getattr(err, "controller_failure", err)
     if "Timeout" not in type(cause).__name__:
         return RunError(f"Ray Train could not start {room.workers} processes: {brief(cause)} {kept}.")
     needs = f"{room.cpus} CPUs{' and a GPU' if room.gpu else ''}"
     return RunError(
         f"The cluster had no room within {STARTS * STARTING_S} s for {room.workers} processes with {needs} "
-        f"each. It has {offers} now: a node may have left, or others use it. {kept}, or with other --workers."
+        f"each. It has now {offers}; a node may have left, or others use it. {kept}, or with other --workers."
     )
 
 

@@ -80,7 +80,7 @@ class Processes:
         """
         if self.place.count == 1 or name == "cpu":
             return name
-        if name in ("auto", "cuda") and torch.cuda.is_available():
+        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
             return f"cuda:{self.place.local_rank}"
         if name == "auto":
             return "cpu"

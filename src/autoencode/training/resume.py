@@ -32,7 +32,7 @@ def continued(
         raise RunError(f"The run in {out} was started on {pack.folder}, not on {source}.")
     if pack.fingerprint != run.fingerprint:
         raise RunError(
-            f"The images of {pack.path} are not those the run in {out} was started on. Start a new run."
+            f"The images of {pack.place} are not those the run in {out} was started on. Start a new run."
         )
     if preprocessing not in (None, run.preprocessing):
         raise RunError(f"The run in {out} was started with {run.preprocessing}, not {preprocessing}.")

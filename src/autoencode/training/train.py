@@ -193,7 +193,7 @@ def _packed(
     pack = open_pack(source) if pack is None else pack
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
-            f"{source} was packed as {pack.preprocessing}; other sizes need another pack. "
+            f"{pack.place} was packed as {pack.preprocessing}; other sizes need another pack. "
             "Leave --size and --fit out, or train on the folder itself."
         )
     return pack
