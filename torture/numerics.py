@@ -127,6 +127,6 @@ def _not_numbers(value: Any, place: str) -> Iterator[str]:  # noqa: ANN401 - any
 
 def _is_no_number(field: str) -> bool:
     try:
-        return not math.isfinite(float(field))
+        return not math.isfinite(float(field)) and field != "inf"  # the PSNR of an exact reconstruction
     except ValueError:
         return False
