@@ -24,6 +24,18 @@ def test_shares_are_the_batch_and_differ_by_one_image(whole: int, count: int) ->
     assert all(share.end > share.first for share in shares), "every process must have something to compute"
 
 
+@pytest.mark.parametrize("count", [1, 3, 200])
+@pytest.mark.parametrize("whole", [1, 7, 128])
+def test_the_pieces_of_a_share_are_all_of_it(whole: int, count: int) -> None:
+    for share in (share_of(whole, rank, 2) for rank in range(2)):
+        pieces = share.pieces(count)
+        assert sum(piece.weight for piece in pieces) == pytest.approx(share.weight)
+        assert [i for p in pieces for i in range(p.first, p.end)] == list(range(share.first, share.end))
+        assert len(pieces) == max(1, min(count, share.counted))
+        sizes = {piece.counted for piece in pieces}
+        assert max(sizes) - min(sizes) <= 1
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_see_together_what_one_sees(count: int, tiny_pack: Pack) -> None:
     rows = tiny_pack.rows()

@@ -70,6 +70,7 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
     [
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"accumulate": 0}, "accumulate is 0"),
         ({"learning_rate": 0}, "learning_rate is 0; it must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
@@ -147,3 +148,16 @@ def test_unknown_presets_and_settings_are_named_with_what_there_is() -> None:
         settings("papr")
     with pytest.raises(ConfigError, match=r"Unknown setting epoch\. There are: .*epochs"):
         settings(epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ({"preset": "paper-vae-warmup"}, "Batch normalisation needs the whole batch"),
+        ({"preset": "best-vae", "adversarial": True}, "Adversarial training needs the whole batch"),
+    ],
+)
+def test_what_needs_the_whole_batch_is_not_computed_in_pieces(needs: dict[str, Any], message: str) -> None:
+    settings(**needs)
+    with pytest.raises(ConfigError, match=message):
+        settings(accumulate=2, **needs)

@@ -21,7 +21,7 @@ from autoencode.training import objective
 from autoencode.training.interrupts import interrupts
 from autoencode.training.loop import Loop
 from autoencode.training.optimization import learning_rate_at
-from autoencode.training.runlog import RunSettings
+from autoencode.training.runlog import RunSettings, read_metrics
 from autoencode.training.runtime import Runtime, choose_runtime
 
 FP32 = choose_runtime("cpu", "fp32")
@@ -248,6 +248,50 @@ def test_the_memory_format_changes_nothing_but_the_speed(tiny_pack: Pack, tmp_pa
     first_loss, first = gradient(tiny_pack, tmp_path, dataclasses.replace(FP32, channels_last=False))
     assert first_loss == pytest.approx(loss, rel=1e-5)
     assert (first - last).norm() < 1e-4 * last.norm()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"flip": True, "corrupt": ("gaussian:0.3", "rotate:20")},
+        {"kind": "vae", "sigma2": "auto", "warmup": 1},
+        {"preset": "best", "widths": (4, 8)},
+    ],
+)
+@pytest.mark.parametrize("pieces", [3, 100])
+def test_a_step_in_pieces_is_the_step_of_the_whole_batch(
+    settings: dict[str, Any], pieces: int, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    whole, divided = (
+        make_loop(
+            tiny_pack, tmp_path / str(count), **(tiny | {"epochs": 2} | settings | {"accumulate": count})
+        )
+        for count in (1, pieces)
+    )
+    seen: list[int] = []
+    divided.state.model.encoder.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    run_to_the_end(whole)
+    run_to_the_end(divided)
+    assert max(seen[:3]) == (3 if pieces == 3 else 1)
+    expected, records = (read_metrics(loop.out) for loop in (whole, divided))
+    assert len(records) == whole.config.total_epochs
+    for one, other in zip(expected, records, strict=True):
+        for name in one.keys() - {"seconds", "images_per_second", "input_wait", "active_units"}:
+            # Adamax and AdamW make whole steps of what little a gradient has at first.
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-7), name
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 100])
+def test_the_gradients_of_pieces_sum_to_that_of_the_whole(
+    pieces: int, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    _, expected = gradient(tiny_pack, tmp_path, FP32)
+    loop = make_loop(tiny_pack, tmp_path, kind="vae", widths=(8, 16), code_size=8)
+    images = FP32.place(validation_images(tiny_pack))
+    for piece in share_of(len(images), 0, 1).pieces(pieces):
+        loop._backward(images[piece.part], piece)
+    parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
+    assert (torch.cat(parts) - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_progress_counts_every_step_and_ends_each_epoch_with_its_record(

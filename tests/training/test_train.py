@@ -241,6 +241,17 @@ def test_more_epochs_later_equal_more_epochs_at_once(
     assert_same(run, plain)
 
 
+def test_a_run_goes_on_in_pieces(plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path) -> None:
+    train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
+    run = train(tiny_pack.path, tmp_path / "run", resume=True, epochs=3, accumulate=2)
+    assert read_run(run.folder).train.accumulate == 2
+    assert [record["val_mse"] for record in run.metrics] == pytest.approx(
+        [record["val_mse"] for record in plain.metrics], rel=1e-3
+    )
+    with pytest.raises(RunError, match="batch_size"):
+        train(tiny_pack.path, tmp_path / "run", resume=True, accumulate=3, batch_size=4)
+
+
 @pytest.mark.parametrize(
     "other",
     [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}, {"kind": "vae", "adversarial": True}],
@@ -675,7 +686,7 @@ def test_too_little_memory_says_what_to_make_smaller_and_keeps_the_last_state(
         )
     message = str(caught.value)
     assert "not enough for batches of 8 images of 32x32" in message
-    assert "smaller --batch-size or --size in a new folder" in message
+    assert "Go on with --resume --accumulate 4, or start again in a new folder with a smaller" in message
     assert f"is kept in {out}" in message
     assert "\n" not in message
     assert_same(train(tiny_pack.path, out, resume=True), plain)

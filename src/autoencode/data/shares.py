@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -30,6 +31,14 @@ class Share(NamedTuple):
     def weight(self) -> float:
         """What its mean counts in the mean over the batch."""
         return self.counted / self.whole
+
+    def pieces(self, count: int) -> list[Share]:
+        """Divide it into at most so many, evenly but for one image, to be computed one after the other."""
+        if not self.counted:
+            return [self]
+        count = min(count, self.counted)
+        ends = [self.first + self.counted * number // count for number in range(count + 1)]
+        return [Share(first, end, self.whole, end - first) for first, end in pairwise(ends)]
 
 
 def share_of(whole: int, rank: int, count: int) -> Share:

@@ -82,6 +82,10 @@ def train(
             help=f"Largest gradient, in units of the loss a run starts from; 0 for no limit. {BY_PRESET} 0."
         ),
     ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Compute each step in so many pieces, for less memory. Default: 1.", min=1),
+    ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help=f"Mirror half of the images. {BY_PRESET} no.")
     ] = None,
@@ -181,6 +185,7 @@ def train(
         "sigma2": None if sigma2 is None else options.sigma2(sigma2),
         "beta": beta,
         "adversarial": adversarial,
+        "accumulate": accumulate,
         **options.warmup(warmup),
     }
     train_and_show(

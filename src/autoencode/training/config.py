@@ -24,6 +24,8 @@ class TrainConfig:
     Args:
         epochs: passes over the training images (after the warm-up, where there is one).
         batch_size: images a step.
+        accumulate: pieces that a step is computed in, one after the other, which takes less memory; the
+            gradients are summed, and nothing changes but rounding. Not with batch normalisation.
         loss: "mse" or "mae" an image value; "gaussian": a VAE's likelihood with variance `sigma2`.
         sigma2: variance of the Gaussian likelihood, or "auto": the maximum-likelihood one, learned.
         beta: weight of the KL of a VAE.
@@ -45,6 +47,7 @@ class TrainConfig:
 
     epochs: int = 10
     batch_size: int = 128
+    accumulate: int = 1
     loss: Loss = "mse"
     sigma2: float | Literal["auto"] = "auto"
     beta: float = 1.0
@@ -67,6 +70,7 @@ class TrainConfig:
                 raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Choose {_or(get_args(choices))}.")
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
+        _at_least("accumulate", self.accumulate, 1)
         _at_least("warmup", self.warmup, 0)
         _at_least("warmup_cycles", self.warmup_cycles, 0)
         _at_least("beta", self.beta, 0)
@@ -174,8 +178,12 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:
     """Refuse settings that would silently do nothing.
 
     Raises:
-        ConfigError: a setting of a VAE's objective for a model that is none.
+        ConfigError: a setting of a VAE's objective for a model that is none, or pieces of a batch that needs
+            to be whole.
     """
+    if config.accumulate > 1 and (model.batch_norm or config.adversarial):
+        needs = "Batch normalisation" if model.batch_norm else "Adversarial training"
+        raise ConfigError(f"{needs} needs the whole batch at once. Leave --accumulate out.")
     if model.kind == "vae":
         if config.loss != "gaussian" and "sigma2" in given:
             raise ConfigError("sigma2 belongs to the gaussian loss. Use --loss gaussian, or leave it out.")

@@ -221,16 +221,13 @@ class Loop:
         state.model.train()
         count_images(state.model, bool(share.counted))
         state.optimizer.zero_grad(set_to_none=True)
-        result, output, clean = self._forward(state.model, clean, share, training=True, draw=state.step)
-        measured = self.processes.total(_measured(result) * share.counted)
+        sums = torch.zeros(4, dtype=torch.float64)
+        for piece in share.pieces(config.accumulate):
+            images = clean[piece.first - share.first : piece.end - share.first]
+            sums += self._backward(images, piece)
+        measured = self.processes.total(sums)
         if not math.isfinite(measured[0]):
             raise self._diverged(state.step)
-        joined = share_at(state.step, self.total_steps) if state.adversary else 0.0
-        if state.adversary and joined:
-            seed = random_seed("samples", config.seed, state.step)
-            state.adversary.step(state.model, clean, output.images, result.loss, seed, joined)
-        else:
-            (share.weight * result.loss).backward()  # type: ignore[no-untyped-call]
         self.processes.sum_gradients(state.model.parameters())
         limit_gradient(state.model, config.clip)
         state.optimizer.step()
@@ -241,6 +238,18 @@ class Loop:
             update_average(state.averaged, state.model, config.ema, state.step)
         state.sums += measured
         state.step += 1
+
+    def _backward(self, clean: Tensor, share: Share) -> Tensor:
+        """Add the gradient of a share of a batch, weighted as in the whole; return its `_measured` sums."""
+        state = self.state
+        result, output, clean = self._forward(state.model, clean, share, training=True, draw=state.step)
+        joined = share_at(state.step, self.total_steps) if state.adversary else 0.0
+        if state.adversary and joined:
+            seed = random_seed("samples", self.config.seed, state.step)
+            state.adversary.step(state.model, clean, output.images, result.loss, seed, joined)
+        else:
+            (share.weight * result.loss).backward()  # type: ignore[no-untyped-call]
+        return _measured(result) * share.counted
 
     def _forward(
         self, model: Autoencoder, clean: Tensor, share: Share, *, training: bool, draw: int

@@ -80,10 +80,12 @@ def _in_words(names: tuple[str, str], *choices: bool) -> tuple[str, str]:
 def _with_overrides(
     out: Path, run: RunSettings, preset: str | None, overrides: dict[str, Any]
 ) -> RunSettings:
-    """Check that settings given with --resume are those of the run, but for more epochs."""
+    """Check that settings given with --resume are those of the run, but for more epochs and other pieces."""
+    accumulate = overrides.get("accumulate", run.train.accumulate)
+    run = replace(run, train=replace(run.train, accumulate=accumulate))
     if preset is not None:
         model, config = settings(preset, **overrides)
-        config = replace(config, epochs=overrides.get("epochs", run.train.epochs))
+        config = replace(config, epochs=overrides.get("epochs", run.train.epochs), accumulate=accumulate)
     else:
         model, config = changed(run.model, run.train, overrides)
     stored, asked = asdict(run.model) | asdict(run.train), asdict(model) | asdict(config)

@@ -282,5 +282,6 @@ def _within_memory(out: Path, run: RunSettings) -> Iterator[None]:
         kept = f" What was trained until then is kept in {out}." if holds_state(out) else ""
         raise ConfigError(
             f"The memory is not enough for batches of {run.train.batch_size} images of {size}. "
-            f"Start again with a smaller --batch-size or --size{' in a new folder' if kept else ''}.{kept}"
+            f"{'Go on with --resume' if kept else 'Start again with'} --accumulate 4, or start again"
+            f"{' in a new folder' if kept else ''} with a smaller --batch-size or --size.{kept}"
         ) from err
