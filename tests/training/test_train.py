@@ -37,7 +37,7 @@ from autoencode import (
 from autoencode.files import exclusive
 from autoencode.training import loop, resume, runtime
 from autoencode.training.objective import Terms
-from autoencode.training.runlog import read_metrics
+from autoencode.training.runlog import read_metrics, read_run
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"corrupt": ("gaussian:0.3", "dropout:0.3"), "epochs": 3},
