@@ -13,7 +13,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ REMOTE_NAME = "remote.json"
 FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
 _DEFAULT_GB = 20.0
 _CACHED = ".cached"
+_LOCK = ".lists.lock"
 _READ_AHEAD = 2  # shards on their way at once
 _FEWEST = 3  # shards that the cache has room for, whatever is set: one in use, two on their way
 _ATTEMPTS = 10
@@ -89,18 +90,19 @@ def prepared(place: str | Path) -> Path:
 
 def _refresh(remote: RemoteFolder, folder: Path) -> None:
     """Copy the lists that have changed; drop those that are gone."""
-    known = _read(folder)
-    found: dict[str, Any] = {"url": remote.url}
-    for name in (manifest.SETTINGS_NAME, manifest.MANIFEST_NAME):
-        stamp = remote.stamp(name)
-        if stamp is None:
-            (folder / name).unlink(missing_ok=True)
-            continue
-        found[name] = list(stamp)
-        if not (folder / name).exists() or known.get(name) != found[name]:
-            remote.download(name, folder / name)
-    if found != known:
-        write_json(folder / REMOTE_NAME, found)
+    with one_at_a_time(folder / _LOCK):
+        known = _read(folder)
+        found: dict[str, Any] = {"url": remote.url}
+        for name in (manifest.SETTINGS_NAME, manifest.MANIFEST_NAME):
+            stamp = remote.stamp(name)
+            if stamp is None:
+                (folder / name).unlink(missing_ok=True)
+                continue
+            found[name] = list(stamp)
+            if not (folder / name).exists() or known.get(name) != found[name]:
+                remote.download(name, folder / name)
+        if found != known:
+            write_json(folder / REMOTE_NAME, found)
 
 
 def named(folder: Path) -> str:
@@ -126,22 +128,28 @@ def remote_of(folder: Path) -> RemoteFolder | None:
 def pull(folder: Path, name: str) -> None:
     """Bring a file of a mirror in step with the storage; a pack itself has it already."""
     if (remote := remote_of(folder)) is not None:
-        if remote.stamp(name) is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
-            remote.download(name, folder / name)
+        with one_at_a_time(folder / _LOCK):
+            if remote.stamp(name) is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                remote.download(name, folder / name)
 
 
-def forget(folder: Path, name: str) -> None:
-    """Note that a file of a mirror is to be written: what is cut short is not taken for the storage's."""
-    known = _read(folder)
-    if known.pop(name, None) is not None:
-        write_json(folder / REMOTE_NAME, known)
+@contextlib.contextmanager
+def changing(folder: Path, name: str) -> Iterator[None]:
+    """Let a file of a pack be written or deleted, then bring the storage in step, if that is where it is.
 
-
-def push(folder: Path, name: str) -> None:
-    """Bring the storage in step with a file of a mirror, which may be gone."""
-    if (remote := remote_of(folder)) is not None:
+    Whoever opens the pack on this machine meanwhile waits: it would put the storage's file in its place.
+    """
+    remote = remote_of(folder)
+    if remote is None:
+        yield
+        return
+    with one_at_a_time(folder / _LOCK):
+        known = _read(folder)
+        if known.pop(name, None) is not None:  # what is cut short is not taken for the storage's
+            write_json(folder / REMOTE_NAME, known)
+        yield
         if (folder / name).exists():
             remote.upload(folder / name, name)
         else:
@@ -222,7 +230,8 @@ class RemoteShards(Shards):
             rows[: self.most_maps * self.rows_per_shard] // self.rows_per_shard, return_index=True
         )
         for shard in numbers[np.argsort(first)].tolist():
-            if shard not in self._coming and not self._cached(shard).exists():
+            coming = self._coming.get(shard)
+            if (coming is None or coming.done()) and not self._cached(shard).exists():
                 self._coming[shard] = self._fetchers.submit(self._fetched, shard)
 
     def finish(self, rows: Rows) -> None:
@@ -257,7 +266,7 @@ class RemoteShards(Shards):
         path, stamp = self._cached(shard), self.status(shard)
         make_folder(self.folder)
         with one_at_a_time(self.folder / f"{shard:05d}.lock"):
-            if not path.exists():
+            if not path.exists() or path.stat().st_size != stamp.size:
                 size = max(cache_bytes(), _FEWEST * self.row_bytes * self.rows_per_shard)
                 _make_room(self.folder.parent.parent, size - stamp.size)
                 self.remote.download(self._name(shard), path)
@@ -268,7 +277,6 @@ class RemoteShards(Shards):
                     )
             with contextlib.suppress(OSError):
                 os.utime(path)
-        self._coming.pop(shard, None)
         return path
 
     @functools.cached_property

@@ -30,9 +30,9 @@ from autoencode.data.parts import WHOLE, Part
 from autoencode.data.reading import Decoder, read_all
 from autoencode.data.shards import ShardReader, Shards
 from autoencode.errors import ConfigError, ImageFolderError, PackError, StorageError
-from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
+from autoencode.files import TEMPORARY_SUFFIX, exclusive, one_at_a_time, remove_temporaries
 
-_PARTS_NAME = "parts"
+_PARTS_NAME, _MERGING = "parts", ".merging.lock"
 _SPARE_SHARDS = 32
 _REASONS_SHOWN = 3
 _LATEST = 2**63 - 1  # nanoseconds, the year 2262
@@ -67,15 +67,14 @@ def update(
             _refuse_other_settings(mirror.shown(pack), settings, wanted)
         else:
             settings = wanted
-            mirror.forget(pack, manifest.SETTINGS_NAME)
-            manifest.write_settings(pack, settings)
-            mirror.push(pack, manifest.SETTINGS_NAME)
+            with mirror.changing(pack, manifest.SETTINGS_NAME):
+                manifest.write_settings(pack, settings)
         entries = Entries() if entries is None else entries
         shards = mirror.shards_of(pack, settings.preprocessing, settings.rows_per_shard, part)
         ShardReader(shards, _rows(entries))  # an update of a damaged pack is damaged
         try:
             remove_temporaries(where)
-            shards.keep_only(shards.shards_of(_rows(entries)))
+            shards.keep_only(_needed(pack, part, entries, shards))
             decoder = Decoder(settings.folder, preprocessing, limits, shards)
             _update(listed, entries, decoder, worker_count, progress)
             if part == WHOLE and not mirror.remote_of(pack):
@@ -112,35 +111,54 @@ def _manifest_of(pack: Path, part: Part) -> Entries | None:
 
 def _write(pack: Path, part: Part, entries: Iterable[Entry]) -> None:
     where = _folder_of(pack, part)
-    name = f"{where.relative_to(pack) / manifest.MANIFEST_NAME}"
-    mirror.forget(pack, name)
-    manifest.write_manifest(where, entries)
-    mirror.push(pack, name)
+    with mirror.changing(pack, f"{where.relative_to(pack) / manifest.MANIFEST_NAME}"):
+        manifest.write_manifest(where, entries)
+
+
+def _needed(pack: Path, part: Part, entries: Entries, shards: Shards) -> list[int]:
+    """Return the shards that the entries of a part are in, now and as the whole pack has them.
+
+    A run that was killed before it merged the parts has left a whole that is older than the part.
+    """
+    whole = None if part == WHOLE else _manifest_of(pack, WHOLE)
+    return sorted({*shards.shards_of(_rows(entries)), *shards.shards_of(_rows(whole or Entries()))})
 
 
 def _merge(pack: Path, count: int) -> int:
-    """Make one manifest of those of all parts, if they are all there; return how many are."""
-    parts = [
-        entries for index in range(count) if (entries := _manifest_of(pack, Part(index, count))) is not None
-    ]
-    if len(parts) == count:
-        merged = Entries(heapq.merge(*parts, key=lambda entry: entry.path))
-        packed = np.flatnonzero(merged.rows >= 0)
-        _share_rows(merged, packed, merged.rows[packed], Entries())
-        if not len(packed):
-            raise ImageFolderError(_all_refused(manifest.read_settings(pack).folder, merged))
-        if merged != _manifest_of(pack, WHOLE):
-            _write(pack, WHOLE, merged)
+    """Make one manifest of those of all parts, if they are all there; return how many are.
+
+    Another may end its part meanwhile. On a disk it waits until this has merged, and merges again. Storage
+    has no locks: there this looks once more, until nothing has changed.
+    """
+    with one_at_a_time(pack / _MERGING):
+        parts = _manifests(pack, count)
+        while len(parts) == count:
+            merged = Entries(heapq.merge(*parts, key=lambda entry: entry.path))
+            packed = np.flatnonzero(merged.rows >= 0)
+            _share_rows(merged, packed, merged.rows[packed], Entries())
+            if not len(packed):
+                raise ImageFolderError(_all_refused(manifest.read_settings(pack).folder, merged))
+            if merged != _manifest_of(pack, WHOLE):
+                _write(pack, WHOLE, merged)
+            if mirror.remote_of(pack) is None or (again := _manifests(pack, count)) == parts:
+                break
+            parts = again
     return len(parts)
+
+
+def _manifests(pack: Path, count: int) -> list[Entries]:
+    """Return what is in each part that is done."""
+    parts = (Part(index, count) for index in range(count))
+    return [entries for part in parts if (entries := _manifest_of(pack, part)) is not None]
 
 
 def _tidy(pack: Path, part: Part, shards: Shards) -> None:
     """Delete what a failed run leaves, going by the manifest on the disk, which may be old or new."""
     entries = _manifest_of(pack, part)
-    shards.keep_only(shards.shards_of(_rows(entries or Entries())))
+    shards.keep_only(_needed(pack, part, entries or Entries(), shards))
     if entries is None and part == WHOLE:
-        (pack / manifest.SETTINGS_NAME).unlink(missing_ok=True)
-        mirror.push(pack, manifest.SETTINGS_NAME)
+        with mirror.changing(pack, manifest.SETTINGS_NAME):
+            (pack / manifest.SETTINGS_NAME).unlink(missing_ok=True)
         shards.folder.rmdir()
 
 

@@ -6,7 +6,9 @@ Each kind of storage raises errors of its own. Here they become one: what could 
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +19,7 @@ from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
 from autoencode.files import atomic_file
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING_CREDENTIALS = (
     "No credentials for {url}. Log in with the tool of its provider, or set the variables it reads "
@@ -61,9 +64,13 @@ class RemoteFolder:
             try:
                 return _stamp(storage.info(f"{root}/{name}"))
             except FileNotFoundError:
-                if self.url.startswith(("s3://", "s3a://", "gs://", "gcs://")):
-                    storage.ls(root.partition("/")[0])  # a bucket that is not there is another matter
-                return None
+                pass
+            try:
+                storage.ls(root)
+            except FileNotFoundError as err:
+                if "bucket" in str(err).lower():  # that one is not there is another matter
+                    raise
+            return None
 
     def read(self, name: str) -> bytes:
         """Return what a file holds."""
@@ -78,13 +85,22 @@ class RemoteFolder:
             OutputError: the disk is full.
         """
         with self._storage() as (storage, root), atomic_file(path) as file:
-            storage.get_file(f"{root}/{name}", file.name)
+            try:
+                storage.get_file(f"{root}/{name}", file.name)
+            except OSError as err:
+                if err.errno in _OF_THE_DISK:
+                    raise
+                raise self._ours(err) from err
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a file from the disk; it replaces one of that name as a whole."""
         with self._storage() as (storage, root):
             storage.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
-            storage.put_file(str(path), f"{root}/{name}")
+            if "file" in storage.protocol:  # which would write over what is there
+                with path.open("rb") as content, atomic_file(Path(root, name)) as file:
+                    shutil.copyfileobj(content, file)
+            else:
+                storage.put_file(str(path), f"{root}/{name}")
 
     def delete(self, name: str) -> None:
         """Delete a file; one that is not there is no error."""
@@ -119,20 +135,23 @@ class RemoteFolder:
             yield storage, root
         except AutoencodeError:
             raise
-        except ImportError as err:
-            if self.url.startswith(("s3://", "s3a://")):
-                raise MissingExtraError("storage", f"Reading {self.url}") from err
-            raise StorageError(f"Could not open {self.url}: {first_line(err)}.") from err
-        except FileNotFoundError as err:
-            raise StorageError(
-                f"Could not find {self.url}: {first_line(err)}. Check the bucket and path."
-            ) from err
-        except PermissionError as err:
-            raise StorageError(f"{self.url} is not open to these credentials: {first_line(err)}.") from err
         except Exception as err:
-            if type(err).__name__ in _NO_CREDENTIALS:
-                raise StorageError(_MISSING_CREDENTIALS.format(url=self.url)) from err
-            raise StorageError(f"Could not reach {self.url}: {first_line(err)}.") from err
+            raise self._ours(err) from err
+
+    def _ours(self, err: Exception) -> AutoencodeError:
+        """Make an error of a kind of storage one of ours."""
+        said = first_line(err)
+        if isinstance(err, ImportError) and self.url.startswith(("s3://", "s3a://")):
+            return MissingExtraError("storage", f"Reading {self.url}")
+        if isinstance(err, ImportError):
+            return StorageError(f"Could not open {self.url}: {said}.")
+        if isinstance(err, FileNotFoundError):
+            return StorageError(f"Could not find {self.url}: {said}. Check the bucket and path.")
+        if isinstance(err, PermissionError):
+            return StorageError(f"{self.url} is not open to these credentials: {said}.")
+        if type(err).__name__ in _NO_CREDENTIALS:
+            return StorageError(_MISSING_CREDENTIALS.format(url=self.url))
+        return StorageError(f"Could not reach {self.url}: {said}.")
 
 
 def _stamp(info: dict[str, Any]) -> Stamp:
