@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -217,8 +218,11 @@ def test_an_update_under_way_is_named(trained: Run, folder: Path, tmp_path: Path
     assert index.search(next(folder.rglob("*.png")), 3).results
 
 
-def test_images_of_a_lost_version_are_taken_in_again(trained: Run, folder: Path, tmp_path: Path) -> None:
+def test_images_of_a_lost_version_are_taken_in_again(
+    trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "i"
+    monkeypatch.setattr(Tables, "tidy", lambda _: None)  # a version of its own
     for name in ("coast", "night"):
         build_index(trained.folder, folder / name, out, store="lance")
     newest = min((out / "images.lance" / "_versions").iterdir())  # they count down
@@ -255,6 +259,7 @@ def flip(out: Path) -> None:
         (lambda out: truncate(out / "images.lance" / "data"), "could not be read"),
         (lambda out: truncate(out / "images.lance" / "_versions"), "could not be read"),
         (lambda out: spoil(out / "settings.lance" / "_versions"), "could not be read"),
+        (lambda out: table(out, "images").update(values={"sha256": None}), "a name is no text"),
         (lambda out: shutil.rmtree(out / "settings.lance"), "No index at"),
     ],
 )
@@ -285,8 +290,9 @@ def test_images_without_settings_are_not_taken_for_others(
 ) -> None:
     out = Path(shutil.copytree(made, tmp_path / "i"))
     shutil.rmtree(out / "settings.lance")
-    with pytest.raises(ImageIndexError, match="lost what their codes are"):
-        build_index(trained.folder, folder, out, store="lance")
+    for _ in range(2):
+        with pytest.raises(ImageIndexError, match="lost what their codes are"):
+            build_index(trained.folder, folder, out, store="lance")
 
 
 def test_codes_are_written_as_they_are_made(
@@ -323,6 +329,8 @@ def test_the_images_of_a_folder_can_be_taken_out_again(trained: Run, folder: Pat
     (near,) = index.search(next(folder.rglob("*.png")), 100).results
     assert {one.path for one in near.found} <= set((folder / "night").iterdir())
     assert len(set((out / "packs").iterdir())) == len(packs) - 1
+    versions = lancedb.connect(str(out)).open_table("images").list_versions()
+    assert len(versions) == 1, "what was removed can still be read"
     with pytest.raises(ConfigError, match=f"no images of {folder / 'coast'}. It is of: {folder / 'night'}"):
         remove_source(out, folder / "coast")
 
@@ -349,3 +357,40 @@ def test_only_what_lancedb_keeps_has_folders_to_take_out(trained: Run, folder: P
         remove_source(tmp_path / "file", folder)
     with pytest.raises(ImageIndexError, match="No index that LanceDB keeps"):
         remove_source(tmp_path / "none", folder)
+
+
+def test_what_is_no_byte_of_a_name_stays_what_it_is(made: Path, photos: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "i"))
+    table(out, "images").update(values={"path": "%41x%2E%C3%25.png"})
+    found = open_index(out).search(next(photos.rglob("*.png")), 3).results[0].found
+    assert {near.path.name for near in found} == {"%41x%2E\udcc3%.png"}
+
+
+def test_images_that_another_folder_of_that_name_had_are_not_replaced(
+    trained: Run, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "i"
+    build_index(trained.folder, folder / "coast", out, store="lance")
+    shutil.rmtree(folder / "coast")
+    shutil.copytree(folder / "night", folder / "coast")
+    with pytest.raises(ConfigError, match=r"has 16 images of .*, and none of them is there now"):
+        build_index(trained.folder, folder / "coast", out)
+    assert len(open_index(out)) == 16
+    remove_source(out, folder / "coast")
+    assert len(build_index(trained.folder, folder / "coast", out)) == 16
+
+
+def test_an_update_whose_images_another_removed_is_not_called_whole(
+    trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "i"
+    monkeypatch.setattr(lanceindexing, "_alone", lambda _: contextlib.nullcontext())  # as in storage
+    added = Tables.add
+
+    def removed_meanwhile(self: Tables, *arguments: Any) -> None:  # noqa: ANN401
+        added(self, *arguments)
+        find_tables(out).remove_images(str(folder))  # type: ignore[union-attr]
+
+    monkeypatch.setattr(Tables, "add", removed_meanwhile)
+    with pytest.raises(ImageIndexError, match="Another process changed the images"):
+        build_index(trained.folder, folder, out, store="lance")

@@ -16,6 +16,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import faiss
@@ -87,6 +88,11 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
             kept = len(np.unique(pack.entries.digests))
             return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.refused))
         update = _Update(encoder, pack, whole, tables, request)
+        if update.removed and not update.kept:
+            raise ConfigError(
+                f"{out} has {update.removed:,} images of {name}, and none of them is there now. Are they "
+                "another machine's, or another folder's? To take them out of the index first: --remove."
+            )
         if tables is None:
             model = None if request.model_path is None else Place.of(request.model_path, out)
             space = fit_space(update.sample(), request.distance_of(encoder, None))
@@ -128,6 +134,7 @@ def remove_source(index: str | Path, source: str | Path) -> int:
         count = tables.remove_images(name)
         _remove_pack(_inside(place, PACKS, _pack_name(name)))
         tables.remove_source(name)
+        tables.tidy(timedelta())
         return count
 
 
@@ -201,6 +208,8 @@ class _Update:
         self._write_encoded(tables)
         gone = self.stored[~np.isin(self.stored, self.ids)]
         tables.delete([one.decode("ascii") for one in gone.tolist()])
+        if tables.count_of(self.whole.name) != len(self.pack):
+            raise self._disturbed()
         tables.set_source(self.whole)
         keep_fast(tables)
         return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.refused)
@@ -239,7 +248,15 @@ class _Update:
             part = fresh[start : start + most]
             contents = [str(self.pack.entries[place].sha256) for place in part.tolist()]
             found = tables.vectors_of(self.whole.name, sorted(set(contents)))
+            if not found.keys() >= set(contents):
+                raise self._disturbed()
             self._add(tables, part, np.stack([found[content] for content in contents]))
+
+    def _disturbed(self) -> ImageIndexError:
+        return ImageIndexError(
+            f"Another process changed the images of {self.whole.name} in the index meanwhile. Give the "
+            "command again."
+        )
 
     def _add(self, tables: Tables, places: Rows, vectors: Floats) -> None:
         entries = [self.pack.entries[place] for place in places.tolist()]
@@ -280,6 +297,7 @@ def keep_fast(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
     """
     count = tables.count()
     if count <= exact_limit:
+        tables.tidy()
         return
     cells, wanted = tables.cells().cells, round(math.sqrt(count))
     if not cells or wanted > _MORE_CELLS * cells:

@@ -19,8 +19,10 @@ import random
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,10 +60,11 @@ UPDATING = "updating"
 
 _KEY = "lance-schema:unenforced-primary-key"
 _ATTEMPTS = 10
+_KEPT_FOR = timedelta(days=1)
 _IDS_AT_ONCE = 1000
 _COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
 # A byte that is no text, and the sign that stands before its number.
-_ODD, _NUMBERED = re.compile("[%\udc80-\udcff]"), re.compile("%([0-9A-F]{2})")
+_ODD, _NUMBERED = re.compile("[%\udc80-\udcff]"), re.compile("%(25|[89A-F][0-9A-F])")
 
 Result = TypeVar("Result")
 
@@ -143,6 +146,16 @@ class Tables:
             raise ImageIndexError(f"{self.place} does not hold a usable index ({err}). {AGAIN}") from err
         return [Source(name, Place(absolute, near), mark) for name, absolute, near, mark in texts]
 
+    def tidy(self, older_than: timedelta = _KEPT_FOR) -> None:
+        """Put small files together, and delete those that only versions older than that need.
+
+        Whoever searches such a version meanwhile, in a process that opened it then, will miss them.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what is said above
+            for table in (self._settings, self._sources, self._images):
+                self._commit(table, functools.partial(table.optimize, cleanup_older_than=older_than))
+
     def set_source(self, source: Source) -> None:
         """Add a source, or say what is new of it."""
         import pyarrow as pa
@@ -177,7 +190,9 @@ class Tables:
             self._commit(self._images, functools.partial(self._images.delete, where))
 
     def count_of(self, source: str) -> int:
-        """Return how many images of a source there are."""
+        """Return how many images of a source there are, after what others have changed too."""
+        with reading(self.place):
+            self._images.checkout_latest()
         return self.count(f"source = {_quoted(source)}")
 
     def remove_images(self, source: str) -> int:
@@ -241,15 +256,16 @@ class Tables:
             table = query.to_arrow()
             columns = [table[name].to_pylist() for name in ("source", "path", "label", "sha256")]
             rows = [Row(*map(_read_text, line)) for line in zip(*columns, strict=True)]
+            check_texts([text for row in rows for text in (row.source, row.path, row.sha256)])
             for row in rows:
                 check_inside(row.path)
             return rows, self._vectors(table)
 
     def named(self, name: str) -> Iterator[Row]:
         """Yield the images whose file has this name, and perhaps others."""
-        like = f"'%/{_text(name).replace(chr(39), chr(39) * 2)}'"
         with reading(self.place):
-            query = self._images.search().where(f"path = {_quoted(name)} OR path LIKE {like}")
+            where = f"path = {_quoted(name)} OR ends_with(path, {_quoted('/' + name)})"
+            query = self._images.search().where(where)
             for batch in query.select(["source", "path"]).to_batches():
                 for source, path in zip(batch["source"].to_pylist(), batch["path"].to_pylist(), strict=True):
                     yield Row(_read_text(source), _read_text(path), None, "")
@@ -283,7 +299,7 @@ class Tables:
 
     def extend_cells(self) -> None:
         """Put what is new into the cells, and small files together."""
-        self._commit(self._images, self._images.optimize)
+        self.tidy()
 
     def _vectors(self, table: Any) -> Floats:  # noqa: ANN401
         column = table["vector"]
@@ -304,7 +320,8 @@ class Tables:
                         "What was written is kept: give the command again."
                     ) from err
                 time.sleep(random.uniform(0, 0.05 * 2**attempt))
-                table.checkout_latest()
+                with reading(self.place):
+                    table.checkout_latest()
         raise AssertionError
 
 
@@ -365,14 +382,15 @@ def create_tables(place: Path | str, settings: IndexSettings, size: int) -> Tabl
     try:
         database.create_table(SOURCES, schema=_sources_schema(), exist_ok=True)
         images = database.create_table(IMAGES, schema=_images_schema(size), exist_ok=True)
-        is_empty = images.count_rows() == 0
+        # Whoever else makes the index now writes its settings before the first image.
+        if images.count_rows() and not is_lance_index(place):
+            raise ImageIndexError(f"{place} has images, and has lost what their codes are. {AGAIN}")
         database.create_table(SETTINGS, pa.table(line, schema=pa.schema(list(kinds.items()))))
+    except ImageIndexError:
+        raise
     except Exception as err:
         if "already exists" not in str(err):
             raise OutputError(f"Could not write to the index {place} ({_said(err)}).") from err
-        is_empty = True
-    if not is_empty:
-        raise ImageIndexError(f"{place} has images, and had lost what their codes are. {AGAIN}")
     return Tables(place, database)
 
 

@@ -164,15 +164,17 @@ class FileIndex(Index):
         """Return the images meant; the last that were asked for are kept."""
         if chosen == ALL:
             return _Part(self.nearest, np.arange(len(self.entries)), self._starts)
-        if self._part is None or self._part[0] != chosen:
+        kept = self._part
+        if kept is None or kept[0] != chosen:
             positions = np.flatnonzero(self._mask(chosen))
             rows, contents = np.unique(self.entries.rows[positions], return_inverse=True)
             cells = self._stored.cells if len(rows) > EXACT_LIMIT else None
             if cells is not None:
                 cells = dataclasses.replace(cells, assignment=cells.assignment[rows])
             nearest = Nearest(self.space, self.codes[rows], cells)
-            self._part = chosen, _Part(nearest, positions, _starts(contents, len(rows)))
-        return self._part[1]
+            # Another thread may replace what is kept at any moment.
+            kept = self._part = chosen, _Part(nearest, positions, _starts(contents, len(rows)))
+        return kept[1]
 
     def _mask(self, chosen: Chosen) -> NDArray[np.bool_]:
         mask = np.ones(len(self.entries), np.bool_)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from types import FrameType
 
 from autoencode.data.workers import available_cores
@@ -100,6 +100,7 @@ def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[in
                     pass_fds=[watched],
                 )
             )
+        signals.pass_on()
         try:
             ended = _wait_for(processes, signals)
         finally:
@@ -110,7 +111,7 @@ def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[in
     return ended, bool(signals)
 
 
-def _wait_for(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> list[int | None]:
+def _wait_for(processes: Sequence[subprocess.Popen[bytes]], signals: Sized) -> list[int | None]:
     """Wait until all have ended, or one has failed and the others had their time; return the exit codes."""
     failed = float("inf")
     while None in (codes := [process.poll() for process in processes]):
@@ -154,18 +155,36 @@ def _pipe() -> Iterator[int]:
         os.close(ours)
 
 
+class _Signals:
+    """The signals that came, and the processes that hear of them once all have been started."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        self._processes, self._came, self._pass = processes, 0, False
+
+    def __len__(self) -> int:
+        return self._came
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Take note of a signal."""
+        self._came += 1
+        if self._pass:
+            for process in self._processes:
+                process.send_signal(number)
+
+    def pass_on(self) -> None:
+        """Pass signals on from now on; processes that had just been started when one came are ended."""
+        self._pass = True
+        if self._came:
+            for process in self._processes:
+                process.terminate()
+
+
 @contextlib.contextmanager
-def _passing_signals_to(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def _passing_signals_to(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[_Signals]:
     """Pass signals that ask to stop on to the processes; gives the signals that came."""
-    signals: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        for process in processes:
-            process.send_signal(number)
-
+    signals = _Signals(processes)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    previous = {number: signal.signal(number, signals.handle) for number in numbers}
     try:
         yield signals
     finally:

@@ -124,11 +124,17 @@ def _fit(cluster: Cluster, room: Room, asked: dict[str, Any], told: dict[str, Ca
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
     with _fitting(room, {"desk": desk, "settings": asked}) as (thread, results), interrupts() as interrupted:
-        while thread.is_alive():
+        is_last = False
+        while not is_last:
             thread.join(POLL_S)
-            if interrupted.is_set():
-                ray.get(desk.stop.remote())
-            for kind, *what in ray.get(desk.take.remote()):
+            is_last = not thread.is_alive()
+            try:
+                if interrupted.is_set():
+                    ray.get(desk.stop.remote())
+                messages = ray.get(desk.take.remote())
+            except ray.exceptions.RayError as err:
+                raise RunError(f"The cluster at {cluster.address} is gone: {brief(err)}") from err
+            for kind, *what in messages:
                 if kind in told:
                     told[kind](*what)
     [result] = results
@@ -151,7 +157,9 @@ def _fitting(room: Room, asked: dict[str, Any]) -> Iterator[tuple[threading.Thre
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process that would announce what we notice
     results: list[Any] = []
 
-    with tempfile.TemporaryDirectory(prefix="autoencode-ray-") as notes:  # Ray Train's own, read by nobody
+    with tempfile.TemporaryDirectory(
+        prefix="autoencode-ray-", ignore_cleanup_errors=True
+    ) as notes:  # Ray Train's own, read by nobody
 
         def fit() -> None:
             try:
