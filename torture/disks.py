@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
 
 from autoencode.data.pack import is_pack, open_pack
 from autoencode.models.modelfile import load_model
@@ -179,7 +180,9 @@ def _assert_whole(folder: Path) -> None:
             assert len({len(row) for row in csv.reader(path.open(newline=""))}) == 1, path
         elif path.suffix == ".html":
             assert path.read_text().rstrip().endswith("</html>"), path
-        elif path.suffix in (".safetensors", ".onnx"):
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".onnx":
             assert path.stat().st_size, path
 
 

@@ -37,7 +37,7 @@ class Ended:
         lines = self.errors.strip().splitlines()
         said = [line for line in lines if line.startswith("error: ")]
         is_refusal = self.code in (1, 2) and said == lines[-1:]
-        return (self.code == 0 and "Traceback" not in self.errors) or is_refusal
+        return "Traceback" not in self.errors and (self.code == 0 or is_refusal)
 
     def __str__(self) -> str:
         return f"exit {self.code}: {self.errors.strip()[-600:]}"

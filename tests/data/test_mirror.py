@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -26,8 +27,9 @@ from autoencode import (
 )
 from autoencode.applications.evaluate import evaluate
 from autoencode.applications.search import open_index
-from autoencode.data import manifest, mirror
+from autoencode.data import manifest, mirror, packing
 from autoencode.data.batches import epoch_order
+from autoencode.data.parts import Part
 
 ROW_BYTES = 32 * 32 * 3
 
@@ -190,6 +192,111 @@ def test_a_shard_that_was_replaced_is_noticed(
     storage.pipe_file(f"{root}/shards/00000.u8", bytes(12 * ROW_BYTES))
     with pytest.raises(PackError, match=r"shards/00000\.u8 has changed since the pack was opened"):
         pack.pixels(np.arange(3))
+
+
+def test_a_shard_that_is_cut_short_in_the_cache_is_fetched_again(
+    url: str, photos: Path, tiny_pack: Pack, tmp_path: Path, small_shards: None
+) -> None:
+    pack_folder(photos, url, tiny_pack.preprocessing, workers=1)
+    for _ in range(2):
+        pack = open_pack(url)
+        assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
+        for path in in_cache(tmp_path):
+            path.write_bytes(path.read_bytes()[:-2000])
+
+
+def test_a_shard_that_was_deleted_is_an_error_of_the_store_and_not_of_the_disk(
+    url: str, photos: Path, tiny_size: Preprocessing, small_shards: None
+) -> None:
+    pack_folder(photos, url, tiny_size, workers=1)
+    pack = open_pack(url)
+    storage, root = fsspec.url_to_fs(url)
+    storage.rm_file(f"{root}/shards/00000.u8")
+    with pytest.raises(StorageError, match=f"Could not find {url}"):
+        pack.pixels(np.arange(3))
+
+
+def test_whoever_opens_a_pack_while_it_is_written_waits(
+    url: str, photos: Path, tiny_size: Preprocessing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = mirror.prepared(url)
+    order: list[str] = []
+    reader = threading.Thread(target=lambda: (mirror.prepared(url), order.append("read")))
+    with mirror.changing(folder, "pack.json"):
+        reader.start()
+        reader.join(0.3)
+        order.append("written")
+    reader.join()
+    assert order == ["written", "read"]
+
+
+def test_a_file_in_a_folder_by_its_url_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").write_bytes(b"new" * 1000)
+    store = mirror.RemoteFolder(f"file://{tmp_path}/store")
+    store.upload(tmp_path / "new", "a/file")
+    (tmp_path / "new").write_bytes(b"newer" * 1000)
+
+    def cut_short(content: BinaryIO, file: BinaryIO) -> None:
+        file.write(content.read(7))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        store.upload(tmp_path / "new", "a/file")
+    assert store.read("a/file") == b"new" * 1000
+
+
+class Killed(BaseException):
+    """Ends a process at a moment, without what it would tidy up."""
+
+
+@pytest.mark.parametrize("moment", ["_merge", "_update"])
+def test_a_part_that_was_killed_before_it_was_merged_leaves_the_whole(
+    url: str,
+    photos: Path,
+    tiny_size: Preprocessing,
+    tmp_path: Path,
+    small_shards: None,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    for number in ("1/2", "2/2"):
+        pack_part(folder, url, number, tiny_size, workers=1)
+    for path in folder.rglob("*.png"):
+        if Part(0, 2).takes(str(path.relative_to(folder))):
+            path.write_bytes(path.read_bytes() + b"\0")  # another content of the same pixels
+    monkeypatch.setattr(packing, "_tidy", lambda *_: None)
+    for name in ("_merge", moment):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(packing, name, lambda *_: (_ for _ in ()).throw(Killed))
+            pack_part(folder, url, "1/2", tiny_size, workers=1)
+        pack = open_pack(url)
+        assert len(pack.pixels(pack.rows())) == 48
+    pack_part(folder, url, "1/2", tiny_size, workers=1)
+    pack = open_pack(url)
+    assert len(pack.pixels(pack.rows())) == 48
+
+
+def test_parts_that_changed_while_they_were_merged_are_merged_again(
+    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    for number in ("1/2", "2/2"):
+        pack_part(folder, url, number, tiny_size, workers=1)
+    seen: list[int] = []
+    manifests = packing._manifests
+
+    def late(pack: Path, count: int) -> list[Any]:
+        seen.append(count)
+        found = manifests(pack, count)
+        return [found[0], found[1].take(np.arange(3))] if len(seen) == 1 else found
+
+    monkeypatch.setattr(packing, "_manifests", late)
+    pack_part(folder, url, "1/2", tiny_size, workers=1)
+    assert len(open_pack(url)) == 48
 
 
 def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(

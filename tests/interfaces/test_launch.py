@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -73,6 +74,7 @@ run_workers(2, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
+from typing import Any
 from autoencode.interfaces.launch import end_with_launcher
 
 def stop(*_):
@@ -140,3 +142,20 @@ def test_a_worker_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not train._start(2)
     with pytest.raises(ConfigError, match="There are 2 processes already, not --workers 3"):
         train._start(3)
+
+
+def test_a_signal_while_processes_are_started_ends_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    popen, started = subprocess.Popen, 0
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        nonlocal started
+        started += 1
+        if started == 1:
+            signal.raise_signal(signal.SIGINT)
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", interrupted)
+    before = time.monotonic()
+    assert launch.run_workers(2, ["sleep", "60"]) == 130
+    assert started == 2
+    assert time.monotonic() - before < 30
