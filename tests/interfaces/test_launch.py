@@ -147,7 +147,7 @@ def test_a_worker_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_signal_while_processes_are_started_ends_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     popen, started = subprocess.Popen, 0
 
-    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401
         nonlocal started
         started += 1
         if started == 1:
