@@ -79,7 +79,7 @@ class LanceStore(FileStore):
 
     def write(self, codes: Floats) -> None:
         from autoencode.applications.indexsettings import IndexSettings
-        from autoencode.applications.lancetables import create_tables
+        from autoencode.applications.lanceplaces import create_tables
         from autoencode.applications.nearest import Space
         from autoencode.data.images import Preprocessing
 
@@ -89,8 +89,8 @@ class LanceStore(FileStore):
 
     def add(self, codes: Floats, first: int) -> None:
         from autoencode.applications.indexsettings import Place
-        from autoencode.applications.lanceindexing import keep_fast
-        from autoencode.applications.lancetables import Source
+        from autoencode.applications.lancecells import keep_fast
+        from autoencode.applications.lancerows import Source
 
         for start in range(first, len(codes), WRITTEN):
             stop = min(start + WRITTEN, len(codes))

@@ -112,7 +112,7 @@ def result_of_lance(out: Path) -> str:
     def tell() -> None:
         from lancedb import connect
 
-        from autoencode.applications.lancetables import IMAGES
+        from autoencode.applications.lancerows import IMAGES
 
         lines = connect(out).open_table(IMAGES).to_arrow().to_pylist()
         told.write_text(_digest(*sorted(map(repr, lines))))

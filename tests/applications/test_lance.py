@@ -27,9 +27,10 @@ from autoencode import (
     remove_source,
 )
 from autoencode.applications import lanceindexing
+from autoencode.applications.lancecells import keep_fast
 from autoencode.applications.lanceindex import LanceIndex
-from autoencode.applications.lanceindexing import keep_fast
-from autoencode.applications.lancetables import Tables, find_tables
+from autoencode.applications.lanceplaces import find_tables
+from autoencode.applications.lancetables import Tables
 from autoencode.data.entries import packed
 
 lancedb = pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")

@@ -19,7 +19,7 @@ from autoencode import (
     pack_folder,
     remove_source,
 )
-from autoencode.applications.lancetables import find_tables
+from autoencode.applications.lanceplaces import find_tables
 from autoencode.data.storage import RemoteFolder
 
 pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
@@ -83,7 +83,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from autoencode.applications.lancetables import find_tables
+from autoencode.applications.lanceplaces import find_tables
 from autoencode.data.entries import packed
 place, number = sys.argv[1], int(sys.argv[2])
 tables = find_tables(place if "://" in place else Path(place))

@@ -33,7 +33,7 @@ from autoencode.applications.indexfile import (
 from autoencode.applications.indexrequest import ANOTHER, Request, codes_of
 from autoencode.applications.indexsettings import Place, check_encoder
 from autoencode.applications.lanceindexing import build_lance_index
-from autoencode.applications.lancetables import is_lance_index
+from autoencode.applications.lanceplaces import is_lance_index
 from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_space
 from autoencode.applications.search import FileIndex
 from autoencode.data.cluster import Cluster, joined_cluster

@@ -13,7 +13,9 @@ import numpy as np
 from autoencode.applications.duplicates import NearDuplicates
 from autoencode.applications.encoders import ImageEncoder
 from autoencode.applications.index import ALL, MOST_PAIRS, Chosen, Index, Neighbour, Update, needs_memory
-from autoencode.applications.lancetables import Tables, filter_of, find_tables
+from autoencode.applications.lanceplaces import find_tables
+from autoencode.applications.lancerows import filter_of
+from autoencode.applications.lancetables import Tables
 from autoencode.applications.nearest import EXACT_LIMIT, Floats, ranked
 from autoencode.errors import ImageIndexError
 

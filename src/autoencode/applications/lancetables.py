@@ -17,95 +17,49 @@ import contextlib
 import functools
 import random
 import re
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from autoencode.applications.indexsettings import (
-    AGAIN,
-    IndexSettings,
-    Place,
-    check_settings,
-    check_texts,
-    settings_of,
+from autoencode.applications.indexsettings import AGAIN, Place, check_texts
+from autoencode.applications.lancerows import (
+    ID_BYTES,
+    IMAGES,
+    SETTINGS,
+    SOURCE_COLUMNS,
+    SOURCES,
+    Cells,
+    Row,
+    Source,
+    images_schema,
+    listed,
+    quoted,
+    read_text,
+    settings_from,
+    sources_schema,
+    text_of,
 )
 from autoencode.applications.nearest import FOUND_PER_WANTED, Floats
 from autoencode.data.entries import Entry, check_inside
-from autoencode.data.storage import RemoteFolder, first_line
+from autoencode.data.storage import first_line
 from autoencode.errors import (
     AutoencodeError,
-    ConfigError,
     ImageIndexError,
-    MissingExtraError,
     OutputError,
 )
-from autoencode.models.tensorfile import read_tensors, write_tensors
 
-SETTINGS, SOURCES, IMAGES, PACKS = "settings", "sources", "images", "packs"
-TABLE_NAMES = tuple(f"{name}.lance" for name in (SETTINGS, SOURCES, IMAGES))
-
-_KIND, _VERSION = "lance-index-settings", 1
-_SCHEMES = ("s3://", "gs://", "az://")
-ID_BYTES = 32  # hexadecimal digits
-UPDATING = "updating"
-
-_KEY = "lance-schema:unenforced-primary-key"
 _ATTEMPTS = 10
 _KEPT_FOR = timedelta(days=1)
 _IDS_AT_ONCE = 1000
 _COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
-# A byte that is no text, and the sign that stands before its number.
-_ODD, _NUMBERED = re.compile("[%\udc80-\udcff]"), re.compile("%(25|[89A-F][0-9A-F])")
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Cells:
-    """How an approximate search is done; see `nearest.Cells`. Without cells every vector is compared."""
-
-    cells: int = 0
-    probes: int = 0
-    recall: float = 1.0
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder or pack whose images are in the index.
-
-    Attributes:
-        name: its absolute path, or its URL.
-        folder: the image folder that the paths of its images are relative to.
-        fingerprint: of its images, see `Pack.fingerprint`; "" until all of them were there for once, and
-            `UPDATING` while some are taken in or out.
-    """
-
-    name: str
-    folder: Place
-    fingerprint: str
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all its images are there, and no others."""
-        return self.fingerprint not in ("", UPDATING)
-
-
-class Row(NamedTuple):
-    """One image: of which source, where it is in that folder, its label and the digest of its content."""
-
-    source: str
-    path: str
-    label: str | None
-    sha256: str
 
 
 class Tables:
@@ -120,10 +74,10 @@ class Tables:
             line = self._settings.head(2).to_pylist()
             kind = self._images.schema.field("vector").type
             self.size = int(kind.list_size)
-            is_ours = self._images.schema.equals(_images_schema(self.size))
+            is_ours = self._images.schema.equals(images_schema(self.size))
         if len(line) != 1 or not is_ours or not isinstance(line[0].get("settings"), bytes):
             raise ImageIndexError(f"{place} does not hold a usable index (other tables). {AGAIN}")
-        self.settings = _settings_from(place, line[0]["settings"], self.size)
+        self.settings = settings_from(place, line[0]["settings"], self.size)
 
     def cells(self) -> Cells:
         """Return how an approximate search is done."""
@@ -139,7 +93,7 @@ class Tables:
         """Return whose images are in the index."""
         with reading(self.place):
             lines = self._sources.to_arrow().to_pylist()
-            texts = [[_read_text(line[name]) for name in _SOURCE_COLUMNS] for line in lines]
+            texts = [[read_text(line[name]) for name in SOURCE_COLUMNS] for line in lines]
         try:
             check_texts([text for line in texts for text in line])
         except ValueError as err:
@@ -161,8 +115,8 @@ class Tables:
         import pyarrow as pa
 
         values = (source.name, source.folder.absolute, source.folder.relative, source.fingerprint)
-        line = {name: [_text(value)] for name, value in zip(_SOURCE_COLUMNS, values, strict=True)}
-        rows = pa.table(line, schema=_sources_schema())
+        line = {name: [text_of(value)] for name, value in zip(SOURCE_COLUMNS, values, strict=True)}
+        rows = pa.table(line, schema=sources_schema())
         merge = self._sources.merge_insert("source").when_matched_update_all().when_not_matched_insert_all()
         self._commit(self._sources, lambda: merge.execute(rows))
 
@@ -172,46 +126,46 @@ class Tables:
 
         columns = {
             "id": list(ids),
-            "source": [_text(source)] * len(entries),
-            "path": [_text(entry.path) for entry in entries],
-            "label": [None if entry.label is None else _text(entry.label) for entry in entries],
+            "source": [text_of(source)] * len(entries),
+            "path": [text_of(entry.path) for entry in entries],
+            "label": [None if entry.label is None else text_of(entry.label) for entry in entries],
             "split": [entry.split for entry in entries],
             "sha256": [entry.sha256 for entry in entries],
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.size),
         }
-        rows = pa.table(columns, schema=_images_schema(self.size))
+        rows = pa.table(columns, schema=images_schema(self.size))
         merge = self._images.merge_insert("id").when_not_matched_insert_all()
         self._commit(self._images, lambda: merge.execute(rows))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the images of these ids."""
         for start in range(0, len(ids), _IDS_AT_ONCE):
-            where = f"id IN {_listed(ids[start : start + _IDS_AT_ONCE])}"
+            where = f"id IN {listed(ids[start : start + _IDS_AT_ONCE])}"
             self._commit(self._images, functools.partial(self._images.delete, where))
 
     def count_of(self, source: str) -> int:
         """Return how many images of a source there are, after what others have changed too."""
         with reading(self.place):
             self._images.checkout_latest()
-        return self.count(f"source = {_quoted(source)}")
+        return self.count(f"source = {quoted(source)}")
 
     def remove_images(self, source: str) -> int:
         """Delete all images of a source; return how many they were."""
         count = self.count_of(source)
-        where = f"source = {_quoted(source)}"
+        where = f"source = {quoted(source)}"
         self._commit(self._images, functools.partial(self._images.delete, where))
         return count
 
     def remove_source(self, name: str) -> None:
         """Delete what is known of a source."""
-        where = f"source = {_quoted(name)}"
+        where = f"source = {quoted(name)}"
         self._commit(self._sources, functools.partial(self._sources.delete, where))
 
     def ids_of(self, source: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
         """Return the id (N,) and the SHA-256 (N,), 32 bytes, of each image of a source."""
         ids, digests = bytearray(), bytearray()
         with reading(self.place):
-            query = self._images.search().where(f"source = {_quoted(source)}").select(["id", "sha256"])
+            query = self._images.search().where(f"source = {quoted(source)}").select(["id", "sha256"])
             for batch in query.to_batches():
                 for line in batch["id"].to_pylist():
                     ids += line.encode("ascii").ljust(ID_BYTES)[:ID_BYTES]
@@ -223,9 +177,9 @@ class Tables:
         """Return the vector (D,) of each content, by its SHA-256, of which the source has an image."""
         found: dict[str, Floats] = {}
         for start in range(0, len(digests), _IDS_AT_ONCE):
-            part = _listed(digests[start : start + _IDS_AT_ONCE])
+            part = listed(digests[start : start + _IDS_AT_ONCE])
             with reading(self.place):
-                query = self._images.search().where(f"source = {_quoted(source)} AND sha256 IN {part}")
+                query = self._images.search().where(f"source = {quoted(source)} AND sha256 IN {part}")
                 table = query.select(["sha256", "vector"]).to_arrow()
                 found |= zip(table["sha256"].to_pylist(), self._vectors(table), strict=True)
         return found
@@ -255,7 +209,7 @@ class Tables:
                 query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(FOUND_PER_WANTED)
             table = query.to_arrow()
             columns = [table[name].to_pylist() for name in ("source", "path", "label", "sha256")]
-            rows = [Row(*map(_read_text, line)) for line in zip(*columns, strict=True)]
+            rows = [Row(*map(read_text, line)) for line in zip(*columns, strict=True)]
             check_texts([text for row in rows for text in (row.source, row.path, row.sha256)])
             for row in rows:
                 check_inside(row.path)
@@ -264,11 +218,11 @@ class Tables:
     def named(self, name: str) -> Iterator[Row]:
         """Yield the images whose file has this name, and perhaps others."""
         with reading(self.place):
-            where = f"path = {_quoted(name)} OR ends_with(path, {_quoted('/' + name)})"
+            where = f"path = {quoted(name)} OR ends_with(path, {quoted('/' + name)})"
             query = self._images.search().where(where)
             for batch in query.select(["source", "path"]).to_batches():
                 for source, path in zip(batch["source"].to_pylist(), batch["path"].to_pylist(), strict=True):
-                    yield Row(_read_text(source), _read_text(path), None, "")
+                    yield Row(read_text(source), read_text(path), None, "")
 
     def blocks(self, rows: int) -> Iterator[Floats]:
         """Yield the vectors (N, D) of all images, in no order, at most so many at once."""
@@ -316,88 +270,13 @@ class Tables:
             except Exception as err:
                 if "conflict" not in str(err).lower() or attempt == _ATTEMPTS - 1:
                     raise OutputError(
-                        f"Could not write to the index {self.place} ({_said(err)}). "
+                        f"Could not write to the index {self.place} ({said(err)}). "
                         "What was written is kept: give the command again."
                     ) from err
                 time.sleep(random.uniform(0, 0.05 * 2**attempt))
                 with reading(self.place):
                     table.checkout_latest()
         raise AssertionError
-
-
-_SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
-
-
-def find_tables(place: Path | str) -> Tables | None:
-    """Open the tables of the index at `place`; None if there is none.
-
-    Raises:
-        ImageIndexError: they are damaged.
-        StorageError: the storage cannot be reached.
-        MissingExtraError: LanceDB is not installed.
-    """
-    if not is_lance_index(place):
-        return None
-    database = _connect(place)
-    try:
-        database.open_table(SETTINGS)
-    except Exception as err:
-        if isinstance(err, ValueError) and "not found" in str(err):  # its maker was killed before that
-            return None
-        raise ImageIndexError(f"The index {place} could not be read ({_said(err)}). {AGAIN}") from err
-    return Tables(place, database)
-
-
-def is_lance_index(place: Path | str) -> bool:
-    """Whether there is an index of LanceDB at `place`, usable or not.
-
-    Raises:
-        StorageError: the storage cannot be reached.
-        ConfigError: a URL of another kind.
-    """
-    if isinstance(place, Path):
-        return (place / f"{SETTINGS}.lance").is_dir()
-    if not place.startswith(_SCHEMES):
-        raise ConfigError(
-            f"Cannot keep an index at {place}. Give a folder, or a URL of {', '.join(_SCHEMES)}."
-        )
-    return RemoteFolder(place).stamp(f"{SETTINGS}.lance") is not None
-
-
-def create_tables(place: Path | str, settings: IndexSettings, size: int) -> Tables:
-    """Make the tables of a new index; of several who do so at once, one's settings are those of all.
-
-    Raises:
-        ImageIndexError: there are images of an index that has lost its settings.
-        OutputError: they cannot be written.
-        StorageError: the storage cannot be reached.
-        MissingExtraError: LanceDB is not installed.
-    """
-    import pyarrow as pa
-
-    database = _connect(place)
-    cells = Cells()
-    line = {"settings": [_settings_bytes(settings)], **{name: [value] for name, value in vars(cells).items()}}
-    kinds = {"settings": pa.binary(), "cells": pa.int64(), "probes": pa.int64(), "recall": pa.float64()}
-    try:
-        database.create_table(SOURCES, schema=_sources_schema(), exist_ok=True)
-        images = database.create_table(IMAGES, schema=_images_schema(size), exist_ok=True)
-        # Whoever else makes the index now writes its settings before the first image.
-        if images.count_rows() and not is_lance_index(place):
-            raise ImageIndexError(f"{place} has images, and has lost what their codes are. {AGAIN}")
-        database.create_table(SETTINGS, pa.table(line, schema=pa.schema(list(kinds.items()))))
-    except ImageIndexError:
-        raise
-    except Exception as err:
-        if "already exists" not in str(err):
-            raise OutputError(f"Could not write to the index {place} ({_said(err)}).") from err
-    return Tables(place, database)
-
-
-def filter_of(values: Iterable[tuple[str, str | None]]) -> str | None:
-    """Return what selects the images whose columns have these values, where one is given; None for all."""
-    wanted = [f"{column} = {_quoted(value)}" for column, value in values if value is not None]
-    return " AND ".join(wanted) or None
 
 
 @contextlib.contextmanager
@@ -412,81 +291,9 @@ def reading(place: Path | str) -> Iterator[None]:
     except AutoencodeError:
         raise
     except Exception as err:
-        raise ImageIndexError(f"The index {place} could not be read ({_said(err)}). {AGAIN}") from err
+        raise ImageIndexError(f"The index {place} could not be read ({said(err)}). {AGAIN}") from err
 
 
-def _connect(place: Path | str) -> Any:  # noqa: ANN401
-    try:
-        import lancedb
-    except ImportError as err:
-        raise MissingExtraError("lance", "An index kept by LanceDB") from err
-    options = RemoteFolder(place).lance_options() if isinstance(place, str) else None
-    try:
-        return lancedb.connect(str(place), storage_options=options)
-    except Exception as err:
-        raise ImageIndexError(f"Could not open the index {place} ({_said(err)}).") from err
-
-
-def _settings_bytes(settings: IndexSettings) -> bytes:
-    arrays, content = settings.to_content()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SETTINGS
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        write_tensors(path, _KIND, _VERSION, tensors, content)
-        return path.read_bytes()
-
-
-def _settings_from(place: Path | str, content: bytes, size: int) -> IndexSettings:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SETTINGS
-        path.write_bytes(content)
-        try:
-            tensors, stated, _ = read_tensors(path, _KIND, _VERSION, ImageIndexError, advice=AGAIN)
-            settings = IndexSettings(
-                **settings_of({name: tensor.numpy() for name, tensor in tensors.items()}, stated)
-            )
-            check_settings(settings, size)
-        except ImageIndexError as err:
-            raise ImageIndexError(str(err).replace(str(path), f"The table of settings of {place}")) from err
-        except (ConfigError, KeyError, TypeError, ValueError) as err:
-            raise ImageIndexError(f"{place} does not hold a usable index ({err}). {AGAIN}") from err
-    return settings
-
-
-def _images_schema(size: int) -> Any:  # noqa: ANN401
-    import pyarrow as pa
-
-    # By its key LanceDB notices that two writers, neither of whom sees the other, add the same image.
-    key = pa.field("id", pa.string(), nullable=False, metadata={_KEY: "true"})
-    texts = [pa.field(name, pa.string()) for name in ("source", "path", "label", "split", "sha256")]
-    return pa.schema([key, *texts, pa.field("vector", pa.list_(pa.float32(), size))])
-
-
-def _sources_schema() -> Any:  # noqa: ANN401
-    import pyarrow as pa
-
-    return pa.schema([(name, pa.string()) for name in _SOURCE_COLUMNS])
-
-
-def _text(path: str) -> str:
-    """Return a path as text that is UTF-8: what is none is written as %FF, and % as %25."""
-    return _ODD.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", path)
-
-
-def _read_text(text: Any) -> Any:  # noqa: ANN401 - None stays None
-    if not isinstance(text, str):
-        return text
-    return _NUMBERED.sub(lambda found: "%" if found[1] == "25" else chr(0xDC00 + int(found[1], 16)), text)
-
-
-def _quoted(text: str) -> str:
-    return "'" + _text(text).replace("'", "''") + "'"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return f"({', '.join(map(_quoted, texts))})"
-
-
-def _said(err: BaseException) -> str:
+def said(err: BaseException) -> str:
     """Return what LanceDB says, without where in its source it says so."""
     return re.split(r",? (?:/|at )\S+\.rs:", first_line(err))[0][:300]

@@ -20,7 +20,7 @@ from autoencode.applications.encoders import ImageEncoder, image_encoder
 from autoencode.applications.index import ALL, MOST_PAIRS, Chosen, Index, Neighbour, Update, needs_memory
 from autoencode.applications.indexfile import PACK_NAME, StoredIndex, read_index
 from autoencode.applications.lanceindex import open_lance_index
-from autoencode.applications.lancetables import is_lance_index
+from autoencode.applications.lanceplaces import is_lance_index
 from autoencode.applications.nearest import (
     EXACT_LIMIT,
     Distance,
