@@ -395,3 +395,16 @@ def test_an_update_whose_images_another_removed_is_not_called_whole(
     monkeypatch.setattr(Tables, "add", removed_meanwhile)
     with pytest.raises(ImageIndexError, match="Another process changed the images"):
         build_index(trained.folder, folder, out, store="lance")
+
+
+def test_an_index_finds_a_model_that_was_moved_once_it_was_brought_in_step(
+    trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "i", Path(shutil.copy(trained.model_path, tmp_path / "a.safetensors"))
+    build_index(model, photos, out, store="lance")
+    model = model.rename(tmp_path / "b.safetensors")
+    query = next(photos.rglob("*.png"))
+    with pytest.raises(AutoencodeError):
+        open_index(out).search(query, 3)
+    build_index(model, photos, out)
+    assert open_index(out).search(query, 3).results

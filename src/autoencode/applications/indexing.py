@@ -36,7 +36,7 @@ from autoencode.applications.lanceindexing import build_lance_index
 from autoencode.applications.lanceplaces import is_lance_index
 from autoencode.applications.nearest import Distance, Floats, fit_cells, fit_space
 from autoencode.applications.search import FileIndex
-from autoencode.data.cluster import Cluster, joined_cluster
+from autoencode.data.cluster import joined_cluster
 from autoencode.data.images import Limits
 from autoencode.data.mirror import local, named
 from autoencode.data.pack import Entries, Pack
@@ -153,16 +153,7 @@ def _build_file(request: Request, out: Path) -> Index:
         remove_temporaries(out)
         model = None if request.model_path is None else Place.of(request.model_path, out)
         places = _Places(model, named(request.source), Place.of(pack.folder, out))
-        stored, update = _in_step(
-            old,
-            encoder,
-            pack,
-            request.distance_of(encoder, old),
-            places,
-            out,
-            request.progress,
-            request.cluster,
-        )
+        stored, update = _in_step(old, encoder, pack, places, out, request)
         if stored is not old:
             write_index(out, stored)
     return FileIndex(out, stored, encoder, update)
@@ -179,13 +170,12 @@ def _in_step(
     old: StoredIndex | None,
     encoder: ImageEncoder,
     pack: Pack,
-    distance: Distance,
     places: _Places,
     out: Path,
-    progress: _Report | None,
-    cluster: Cluster | None,
+    request: Request,
 ) -> tuple[StoredIndex, Update]:
     """Return the index of the images of `pack`; the old one itself where nothing differs."""
+    distance = request.distance_of(encoder, old)
     contents, first = np.unique(pack.entries.digests, return_index=True)
     pack_rows = pack.entries.rows[first]
     known = np.unique(old.entries.digests) if old else contents[:0]
@@ -209,11 +199,11 @@ def _in_step(
     started = time.perf_counter()
     order = missing[np.argsort(pack_rows[missing])]  # as they lie in the pack
     done = 0
-    for made in codes_of(encoder, pack, pack_rows[order], cluster):
+    for made in codes_of(encoder, pack, pack_rows[order], request.cluster):
         codes[order[done : done + len(made)]] = made
         done += len(made)
-        if progress:
-            progress(done, len(order))
+        if request.progress:
+            request.progress(done, len(order))
     update = dataclasses.replace(update, seconds=time.perf_counter() - started)
     space = fit_space(codes, distance)
     stored = StoredIndex(

@@ -60,6 +60,10 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
                     f"{out} compares codes by {old.space.distance}, and goes on to: it does not keep the "
                     f"codes themselves. {ANOTHER}"
                 )
+        model = None if request.model_path is None else Place.of(request.model_path, out)
+        # Of an index in storage, each machine has its model elsewhere.
+        if tables is not None and isinstance(out, Path) and model not in (None, tables.settings.model):
+            tables.set_settings(dataclasses.replace(tables.settings, model=model))
         name = named(request.source)
         pack = request.pack(encoder, _inside(out, PACKS, _pack_name(name)))
         whole = Source(name, Place.of(pack.folder, out), pack.fingerprint)
@@ -74,7 +78,6 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
                 "another machine's, or another folder's? To take them out of the index first: --remove."
             )
         if tables is None:
-            model = None if request.model_path is None else Place.of(request.model_path, out)
             space = fit_space(update.sample(), request.distance_of(encoder, None))
             settings = IndexSettings(encoder.kind, encoder.digest, pack.preprocessing, model, space)
             tables = create_tables(out, settings, encoder.size)

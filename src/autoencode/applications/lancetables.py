@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.applications.indexsettings import AGAIN, Place, check_texts
+from autoencode.applications.indexsettings import AGAIN, IndexSettings, Place, check_texts
 from autoencode.applications.lancerows import (
     ID_BYTES,
     IMAGES,
@@ -41,6 +41,7 @@ from autoencode.applications.lancerows import (
     listed,
     quoted,
     read_text,
+    settings_bytes,
     settings_from,
     sources_schema,
     text_of,
@@ -88,6 +89,12 @@ class Tables:
     def set_cells(self, cells: Cells) -> None:
         """Say how an approximate search is done."""
         self._commit(self._settings, lambda: self._settings.update(values=vars(cells)))
+
+    def set_settings(self, settings: IndexSettings) -> None:
+        """Replace what the index states of itself."""
+        values = {"settings": settings_bytes(settings)}
+        self._commit(self._settings, lambda: self._settings.update(values=values))
+        self.settings = settings
 
     def sources(self) -> list[Source]:
         """Return whose images are in the index."""
