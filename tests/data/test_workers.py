@@ -56,6 +56,11 @@ def test_waiting_costs_no_processor_time() -> None:
     assert results(time.sleep, [0.5], seconds=0.2) == [None]
 
 
+def test_a_process_that_is_no_worker_is_never_ended() -> None:
+    workers.allow(0.01)
+    assert signal.getitimer(signal.ITIMER_PROF) == signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def _allowed(seconds: float) -> int:
     workers.allow(seconds)
     return sum(range(10**15))

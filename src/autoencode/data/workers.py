@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 Item_co = TypeVar("Item_co", covariant=True)
 
 _MAX_CHUNK = 32
+_serving = False  # whether this process is a worker
 _CLOCK_PER_PROCESSOR = 6  # a slow disk, or a machine that does other things too
 
 
@@ -235,6 +236,8 @@ class _Worker(Generic[Item, Result]):
 
 def serve(descriptor: int) -> None:
     """Answer requests on a socket until its other end closes: what a worker process does."""
+    global _serving
+    _serving = True
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError), Connection(descriptor) as connection:
@@ -261,7 +264,12 @@ def _timed(function: Callable[[Item], Result], item: Item, seconds: float) -> Re
 
 
 def allow(seconds: float) -> None:
-    """Let the item at hand take so many seconds of the processor from now on; 0: any number."""
+    """Let the item at hand take so many seconds of the processor from now on; 0: any number.
+
+    Outside a worker nothing is limited: a timer would end the caller's process.
+    """
+    if not _serving:
+        return
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds * _CLOCK_PER_PROCESSOR)
 
