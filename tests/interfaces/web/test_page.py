@@ -320,22 +320,28 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     assert "At most 50.00 %" in page.inner_text(".threshold p")
     page.keyboard.press("d")  # letters are the queue's while the slider has the keyboard
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
+    undo(page, first)
+    page.locator(".threshold input").blur()
+
+
+def undo(page: Page, name: str) -> None:
+    """Take back the last decision, which was about an image of that name, and wait until that is shown."""
     page.keyboard.press("u")
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
-    page.locator(".threshold input").blur()
+    # It is shown after it is counted; what comes too late would be in the way of the next test.
+    until(page, "name => document.querySelector('.review h2').textContent === name", name)
 
 
 def test_a_key_held_down_decides_about_one_image(page: Page) -> None:
     go(page, "outliers")
     page.wait_for_selector(".review h2")
-    at = page.inner_text(".facts").split()[0]
+    first, at = page.inner_text(".review h2"), page.inner_text(".facts").split()[0]
     for _ in range(4):
         page.keyboard.down("d")
     page.keyboard.up("d")
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
     assert int(page.inner_text(".facts").split()[0]) == int(at) + 1
-    page.keyboard.press("u")
-    until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 0 dropped')")
+    undo(page, first)
 
 
 def test_the_buttons_of_the_review_keep_the_keyboard(page: Page) -> None:
