@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -183,14 +183,31 @@ def test_a_part_that_is_packed_again_brings_the_whole_in_step(
     assert len(pack.pixels(pack.rows())) == 37
 
 
-def test_a_shard_that_was_replaced_is_noticed(
-    url: str, photos: Path, tiny_size: Preprocessing, small_shards: None
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda storage, path: storage.pipe_file(path, bytes(12 * ROW_BYTES)),
+            *(PackError, r"shards/00000\.u8 has changed since the pack was opened"),
+        ),
+        # An error of the store, and not of the disk.
+        (lambda storage, path: storage.rm_file(path), StorageError, "Could not find {url}"),
+    ],
+)
+def test_a_shard_that_was_replaced_or_deleted_is_noticed(
+    url: str,
+    photos: Path,
+    tiny_size: Preprocessing,
+    small_shards: None,
+    change: Callable[[Any, str], None],
+    error: type[Exception],
+    message: str,
 ) -> None:
     pack_folder(photos, url, tiny_size, workers=1)
     pack = open_pack(url)
     storage, root = fsspec.url_to_fs(url)
-    storage.pipe_file(f"{root}/shards/00000.u8", bytes(12 * ROW_BYTES))
-    with pytest.raises(PackError, match=r"shards/00000\.u8 has changed since the pack was opened"):
+    change(storage, f"{root}/shards/00000.u8")
+    with pytest.raises(error, match=message.format(url=url)):
         pack.pixels(np.arange(3))
 
 
@@ -203,17 +220,6 @@ def test_a_shard_that_is_cut_short_in_the_cache_is_fetched_again(
         assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
         for path in in_cache(tmp_path):
             path.write_bytes(path.read_bytes()[:-2000])
-
-
-def test_a_shard_that_was_deleted_is_an_error_of_the_store_and_not_of_the_disk(
-    url: str, photos: Path, tiny_size: Preprocessing, small_shards: None
-) -> None:
-    pack_folder(photos, url, tiny_size, workers=1)
-    pack = open_pack(url)
-    storage, root = fsspec.url_to_fs(url)
-    storage.rm_file(f"{root}/shards/00000.u8")
-    with pytest.raises(StorageError, match=f"Could not find {url}"):
-        pack.pixels(np.arange(3))
 
 
 def test_whoever_opens_a_pack_while_it_is_written_waits(

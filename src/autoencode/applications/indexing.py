@@ -40,7 +40,7 @@ from autoencode.data.cluster import joined_cluster
 from autoencode.data.images import Limits
 from autoencode.data.mirror import local, named
 from autoencode.data.pack import Entries, Pack
-from autoencode.data.storage import is_url
+from autoencode.data.storage import folder_or_url
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.models.autoencoder import Autoencoder
@@ -109,7 +109,7 @@ def build_index(
     source, loaded = local(source), as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
-    place = str(out).rstrip("/") if is_url(out) else Path(out)
+    place = folder_or_url(out)
     path = _model_path(model)
     is_lance = _is_lance(place, store)
     with joined_cluster(ray, "Encoding on a cluster") as cluster:

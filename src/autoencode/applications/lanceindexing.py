@@ -39,7 +39,7 @@ from autoencode.applications.nearest import (
 from autoencode.data.batches import epoch_order
 from autoencode.data.mirror import named
 from autoencode.data.pack import Pack
-from autoencode.data.storage import RemoteFolder, is_url
+from autoencode.data.storage import RemoteFolder, folder_or_url
 from autoencode.errors import ConfigError, ImageIndexError, OutputError
 from autoencode.files import TEMPORARY_SUFFIX, exclusive
 
@@ -101,14 +101,14 @@ def remove_source(index: str | Path, source: str | Path) -> int:
         OutputError: it cannot be written.
         MissingExtraError: LanceDB is not installed.
     """
-    place = str(index).rstrip("/") if is_url(index) else Path(index)
+    place, given = folder_or_url(index), folder_or_url(source)
     if not is_lance_index(place):
         kept = "An index in a file is of one folder: delete it." if is_index(Path(index)) else ""
         raise ImageIndexError(f"No index that LanceDB keeps at {place}. {kept}".strip())
     with _alone(place):
         tables = find_tables(place)
         sources = [] if tables is None else tables.sources()
-        name = str(source).rstrip("/") if is_url(source) else str(Path(source).resolve())
+        name = given if isinstance(given, str) else str(given.resolve())
         found = next((one for one in sources if one.name == name), None)
         if tables is None or found is None:
             others = ", ".join(one.name for one in sources) or "nothing"

@@ -31,7 +31,7 @@ from autoencode.applications.nearest import (
     fit_space,
 )
 from autoencode.data.pack import Pack, open_pack
-from autoencode.data.storage import is_url
+from autoencode.data.storage import folder_or_url, is_url
 from autoencode.errors import ConfigError, PackError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.modelfile import as_model
@@ -215,7 +215,7 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
         MissingExtraError: an index kept by LanceDB needs the optional part `lance`.
         StorageError: the storage cannot be reached.
     """
-    place = str(path).rstrip("/") if is_url(path) else Path(path)
+    place = folder_or_url(path)
     if isinstance(place, str) or is_lance_index(place):
         opened: Index = open_lance_index(place)
     else:

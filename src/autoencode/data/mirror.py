@@ -218,9 +218,8 @@ class RemoteShards(Shards):
         """
         for _ in range(_ATTEMPTS):
             path = self._fetched(shard)
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # another process has made room for its own meanwhile
+            # Another process may make room for a shard of its own before this one is open.
+            with contextlib.suppress(FileNotFoundError):
                 return path.open("rb")
         raise PackError(f"The cache {self.folder.parent.parent} has no room: set {SIZE_VARIABLE} higher.")
 

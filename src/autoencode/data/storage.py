@@ -32,6 +32,11 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and _URL.match(place) is not None
 
 
+def folder_or_url(place: str | Path) -> Path | str:
+    """Return a folder as a path, and a URL of storage as it is, without a slash at its end."""
+    return str(place).rstrip("/") if is_url(place) else Path(place)
+
+
 class Stamp(NamedTuple):
     """What tells a file from another of its name: its size in bytes, and a mark that its content changes."""
 
