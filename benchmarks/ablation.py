@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoencode.training.allocator import keep_freed_memory
+from autoencode.training.process import keep_freed_memory
 
 keep_freed_memory()
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-COMMAND = [sys.executable, "-c", "from autoencode.interfaces.cli import main; main()", "app"]
+COMMAND = [sys.executable, "-c", "from autoencode.cli.main import main; main()", "app"]
 
 
 def started(run: str, index: str) -> tuple[subprocess.Popen[str], int, str]:

@@ -89,14 +89,14 @@ def eager(images: Images, weights: Weights) -> Run:
 
 def ours(images: Images, weights: Weights, precision: str = "auto") -> Run:
     """This package: its own step, as `train` takes it."""
-    from autoencode.training.allocator import keep_freed_memory
+    from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()
     import torch
 
     from autoencode import Autoencoder, Preprocessing
     from autoencode.training.config import settings
-    from autoencode.training.objective import terms
+    from autoencode.training.losses import terms
     from autoencode.training.runtime import choose_runtime
 
     runtime = choose_runtime("cpu", precision)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoencode.training.allocator import keep_freed_memory
+from autoencode.training.process import keep_freed_memory
 
 keep_freed_memory()
 

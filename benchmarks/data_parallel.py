@@ -8,7 +8,7 @@ else the machine does; wall seconds say it only on a machine that does nothing e
 
 The table that follows is arithmetic: a step takes batch / rate / machines for its images, then one ring
 all-reduce of the gradients, which sends 2 (n - 1) / n of them through the link of each machine. Nothing
-overlaps, as in `autoencode.training.processes`.
+overlaps, as in `autoencode.training.distributed`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencode import Autoencoder, Preprocessing
-from autoencode.data.shares import share_of
+from autoencode.data.loader import share_of
 from autoencode.training.config import settings
-from autoencode.training.place import own_place
-from autoencode.training.processes import ALONE, Processes, joined
+from autoencode.training.distributed import ALONE, Processes, joined
+from autoencode.training.process import own_place
 
 LINKS = {"1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
 MACHINES = (2, 4, 8, 16, 64)

@@ -24,11 +24,11 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_
 from torch import Tensor
 
 from autoencode import Pack, load_model, open_pack
-from autoencode.data.batches import random_seed, to_float
 from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
-from autoencode.evaluation.figures import contact_sheet
-from autoencode.evaluation.metrics import psnr, ssim
-from autoencode.evaluation.scores import confidence_interval_bootstrap
+from autoencode.data.loader import random_seed, to_float
+from autoencode.figures import contact_sheet
+from autoencode.metrics.images import psnr, ssim
+from autoencode.metrics.statistics import confidence_interval_bootstrap
 
 Image = NDArray[np.float64]
 
@@ -100,8 +100,8 @@ def main() -> None:
         quality = mean_and_interval(psnr(restored, images), 2)
         print(f"| {name} | {quality} | {mean_and_interval(ssim(restored, images), 3)} |")
     if arguments.sheet:
-        from autoencode.data.batches import to_pixels
         from autoencode.data.images import save_image
+        from autoencode.data.loader import to_pixels
 
         shown = {name: restored for name, restored in found.items() if "clean input" not in name}
         columns = [(name.strip("`"), to_pixels(values[:8])) for name, values in shown.items()]

@@ -114,11 +114,11 @@ def openvino(folder: Path) -> Encode:
 
 
 def ours(folder: Path) -> Encode:
-    from autoencode.training.allocator import keep_freed_memory
+    from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()  # as the verbs do
-    from autoencode.applications.encoders import image_encoder
-    from autoencode.data.batches import batches
+    from autoencode.data.loader import batches
+    from autoencode.embedding import image_encoder
 
     model, pack, rows = opened(folder)
     encoder = image_encoder(model)

@@ -34,7 +34,7 @@ K, ADDED, WRITTEN = 10, 1000, 65_536
 
 
 def entries_of(start: int, stop: int) -> list[Any]:
-    from autoencode.data.entries import packed
+    from autoencode.data.manifest import packed
 
     digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(start, stop)]
     names = [f"{number % 10}/{number:09}.jpg" for number in range(start, stop)]
@@ -49,11 +49,11 @@ class FileStore:
         self.place = Path(place)
 
     def write(self, codes: Floats) -> None:
-        from autoencode.applications.indexfile import StoredIndex, write_index
-        from autoencode.applications.indexsettings import Place
-        from autoencode.applications.nearest import fit_cells, fit_space
-        from autoencode.data.entries import Entries
-        from autoencode.data.images import Preprocessing
+        from autoencode.data.manifest import Entries
+        from autoencode.data.preprocessing import Preprocessing
+        from autoencode.index.memory import StoredIndex, write_index
+        from autoencode.index.neighbours import fit_cells, fit_space
+        from autoencode.index.settings import Place
 
         space, place = fit_space(codes, "cosine"), Place("/images", "images")
         stored = StoredIndex(
@@ -78,19 +78,19 @@ class LanceStore(FileStore):
         self.tables: Any = None
 
     def write(self, codes: Floats) -> None:
-        from autoencode.applications.indexsettings import IndexSettings
-        from autoencode.applications.lanceplaces import create_tables
-        from autoencode.applications.nearest import Space
-        from autoencode.data.images import Preprocessing
+        from autoencode.data.preprocessing import Preprocessing
+        from autoencode.index.lance.store import create_tables
+        from autoencode.index.neighbours import Space
+        from autoencode.index.settings import IndexSettings
 
         settings = IndexSettings("code", "", Preprocessing(), None, Space("cosine"))
         self.tables = create_tables(self.place, settings, codes.shape[1])
         self.add(codes, 0)
 
     def add(self, codes: Floats, first: int) -> None:
-        from autoencode.applications.indexsettings import Place
-        from autoencode.applications.lancecells import keep_fast
-        from autoencode.applications.lancerows import Source
+        from autoencode.index.lance.store import keep_fast
+        from autoencode.index.lance.tables import Source
+        from autoencode.index.settings import Place
 
         for start in range(first, len(codes), WRITTEN):
             stop = min(start + WRITTEN, len(codes))
@@ -103,7 +103,7 @@ class LanceStore(FileStore):
     def bytes(self) -> int:
         if isinstance(self.place, Path):
             return super().bytes()
-        from autoencode.data.storage import RemoteFolder
+        from autoencode.data.remote import RemoteFolder
 
         return sum(stamp.size for stamp in RemoteFolder(self.place).listing().values())
 
@@ -117,7 +117,7 @@ def status(name: str) -> float:
 def serve(kind: str, place: str, folder: Path) -> None:
     from autoencode import open_index
 
-    for name in ("autoencode.applications.indexing", *(["lancedb"] if kind == "lance" else [])):
+    for name in ("autoencode.index.build", *(["lancedb"] if kind == "lance" else [])):
         importlib.import_module(name)
     codes, queries = np.load(folder / "codes.npy", mmap_mode="r"), np.load(folder / "queries.npy")
     wanted, count = np.load(folder / "wanted.npy"), len(codes) - ADDED

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from autoencode.training.allocator import keep_freed_memory
+from autoencode.training.process import keep_freed_memory
 from train_speed import machine
 
 keep_freed_memory()  # before torch, as `train` does

@@ -46,8 +46,8 @@ def measure(size: int) -> None:
 
     from autoencode import ModelConfig, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
-    from autoencode.training.place import own_place
-    from autoencode.training.processes import joined
+    from autoencode.training.distributed import joined
+    from autoencode.training.process import own_place
 
     model = Autoencoder(ModelConfig(), Preprocessing(size, size))
     for parameter in model.parameters():

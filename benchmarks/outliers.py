@@ -22,23 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode import Autoencoder, Pack, fit_reference, heat_maps, load_model, open_pack
-from autoencode.applications.anomaly_scores import (
-    SCORES,
-    Score,
-    joined,
-    measurer,
-    residual_spectrum,
-)
-from autoencode.applications.distances import fit_gaussian
-from autoencode.applications.encoders import Features
-from autoencode.applications.outlier_reference import reference_name
-from autoencode.applications.thresholds import conformal_p_values, images_needed, rate_of
-from autoencode.data.batches import batches, to_float
-from autoencode.data.entries import Split
-from autoencode.data.finding import find_images
 from autoencode.data.images import read_image
-from autoencode.evaluation.scores import Interval, auroc
-from autoencode.training.runlog import read_run
+from autoencode.data.loader import batches, to_float
+from autoencode.data.manifest import Split
+from autoencode.data.sources import find_images
+from autoencode.embedding import Features
+from autoencode.metrics.statistics import Interval, auroc
+from autoencode.outliers.calibration import conformal_p_values, images_needed, rate_of, reference_name
+from autoencode.outliers.scores import SCORES, Score, fit_gaussian, joined, measurer, residual_spectrum
+from autoencode.training.run import read_run
 
 Array = NDArray[np.float64]
 RATES = (0.01, 0.05)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoencode import Preprocessing, pack_folder
-from autoencode.data.finding import find_images
+from autoencode.data.sources import find_images
 from machine import machine
 
 SIDE, STORED = 128, 250

@@ -18,12 +18,12 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from autoencode import Pack, load_model, open_pack
-from autoencode.applications.codehealth import code_health, gap_in_words
-from autoencode.data.batches import batches, random_seed, to_float
 from autoencode.data.corruptions import corrupt, parse_corruptions
-from autoencode.evaluation.metrics import mean_squared_error, psnr, ssim
-from autoencode.evaluation.scores import confidence_interval_bootstrap
-from autoencode.training.runlog import read_metrics
+from autoencode.data.loader import batches, random_seed, to_float
+from autoencode.evaluation.quality import code_health, gap_in_words
+from autoencode.metrics.images import mean_squared_error, psnr, ssim
+from autoencode.metrics.statistics import confidence_interval_bootstrap
+from autoencode.training.run import read_metrics
 
 HEADINGS = (
     "| model | code | test MSE (95 % interval) | PSNR dB | SSIM "

@@ -56,7 +56,7 @@ def unit(codes: Floats) -> Floats:
 
 
 def ours(codes: Floats, folder: Path) -> tuple[Query, Widen | None]:
-    from autoencode.applications.nearest import Nearest, fit_cells, fit_space
+    from autoencode.index.neighbours import Nearest, fit_cells, fit_space
 
     space = fit_space(codes, "cosine")
     nearest = Nearest(space, codes, fit_cells(space, codes))
@@ -130,7 +130,7 @@ def resident() -> float:
 def serve(name: str, folder: Path) -> None:
     codes, queries = np.load(folder / "codes.npy"), np.load(folder / "queries.npy")
     wanted = np.load(folder / "wanted.npy")
-    importlib.import_module({"ours": "autoencode.applications.nearest"}.get(name, name))
+    importlib.import_module({"ours": "autoencode.index.neighbours"}.get(name, name))
     before, clocks = resident(), read_clocks()
     query, widen = CONTENDERS[name][1](codes, folder)
     built = read_clocks() - clocks

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from autoencode import Pack, open_pack, pack_folder
 from autoencode.data import manifest
-from autoencode.data.batches import batches, epoch_order
+from autoencode.data.loader import batches, epoch_order
 from machine import machine
 
 BATCH, SHARDS = 128, 16

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 import autoencode
-from autoencode.interfaces.cli import app
+from autoencode.cli.main import app
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference

@@ -8,6 +8,7 @@ import os
 # that wait for each other make a busy machine slow.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -157,3 +158,18 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     yield "s3://images/photos.pack"
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem(key="any", secret="any", endpoint_url=endpoint).rm("images", recursive=True)
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+def change_some(folder: Path) -> None:
+    """Delete an image, replace one, add one, move one and copy one."""
+    paths = sorted(folder.rglob("*.png"))
+    paths[0].unlink()
+    Image.new("RGB", (40, 40), "red").save(paths[1])
+    Image.new("RGB", (40, 40), "blue").save(folder / "new.png")
+    paths[2].rename(folder / "moved.png")
+    shutil.copy(paths[3], folder / "copy.png")

@@ -13,8 +13,8 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from autoencode.applications import finetune
-from autoencode.interfaces.cli import app
+from autoencode.cli.main import app
+from autoencode.transfer_learning import methods
 
 ROOT = Path(__file__).parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
@@ -28,8 +28,8 @@ def blocks(page: Path, language: str) -> str:
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of soft random images, in the current folder: `photos`, and `labelled` with two classes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(finetune, "LEAST_STEPS", 20)
-    monkeypatch.setattr(finetune, "EPOCHS", 1)
+    monkeypatch.setattr(methods, "LEAST_STEPS", 20)
+    monkeypatch.setattr(methods, "EPOCHS", 1)
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for name in "abcdefghijklmnopqrstuvwxyz":
@@ -71,11 +71,11 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert script.PAGE.read_text() == script.page(), "run: python docs/reference.py"
 
 
-def test_the_tree_of_the_readme_names_every_module() -> None:
-    tree = README.read_text()
+def test_the_tree_of_the_design_names_every_module() -> None:
+    tree = (ROOT / "docs" / "design.md").read_text()
     modules = [path for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"]
     missing = [str(path) for path in modules if not re.search(rf"\b{path.name}\b", tree)]
-    assert not missing, f"the README's tree does not name {missing}"
+    assert not missing, f"the tree of docs/design.md does not name {missing}"
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=str)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import files
-from autoencode.errors import ConfigError, OutputError, RunError
-from autoencode.files import (
+from autoencode import atomic
+from autoencode.atomic import (
     TABLES,
     atomic_file,
     check_output,
@@ -28,6 +27,7 @@ from autoencode.files import (
     write_bytes,
     write_json,
 )
+from autoencode.errors import ConfigError, OutputError, RunError
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
 ) -> None:
     path = tmp_path / "file"
     write_bytes(path, b"old")
-    monkeypatch.setattr(files.os if fails == "fsync" else Path, fails, no_space)
+    monkeypatch.setattr(atomic.os if fails == "fsync" else Path, fails, no_space)
     with pytest.raises(
         OutputError, match=r"Could not write .*file: No space left on device.*unchanged"
     ) as err:
@@ -111,7 +111,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from autoencode.files import atomic_file
+from autoencode.atomic import atomic_file
 with atomic_file(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()
@@ -160,7 +160,7 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 HOLDS = """
 import sys, time
 from pathlib import Path
-from autoencode.files import exclusive
+from autoencode.atomic import exclusive
 with exclusive(Path(sys.argv[1]), "busy", RuntimeError):
     print("holding", flush=True)
     time.sleep(60)
@@ -179,35 +179,35 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "a") as folder:
+    with pytest.raises(ZeroDivisionError), atomic.atomic_folder(tmp_path / "a") as folder:
         (folder / "part").write_text("x")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
-    with files.atomic_folder(tmp_path / "a") as folder:
+    with atomic.atomic_folder(tmp_path / "a") as folder:
         (folder / "whole").write_text("x")
         assert not (tmp_path / "a").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
-    with pytest.raises(OutputError), files.atomic_folder(tmp_path / "a") as folder:
+    with pytest.raises(OutputError), atomic.atomic_folder(tmp_path / "a") as folder:
         (folder / "other").write_text("x")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
 
 
 def test_a_lock_shows_from_outside_and_looking_takes_nothing(tmp_path: Path) -> None:
-    assert not files.is_locked(tmp_path)
+    assert not atomic.is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with files.exclusive(tmp_path, "busy", RunError):
-        assert files.is_locked(tmp_path)
-    assert not files.is_locked(tmp_path)
-    with files.exclusive(tmp_path, "busy", RunError):
+    with atomic.exclusive(tmp_path, "busy", RunError):
+        assert atomic.is_locked(tmp_path)
+    assert not atomic.is_locked(tmp_path)
+    with atomic.exclusive(tmp_path, "busy", RunError):
         pass
 
 
 def test_lines_are_appended_and_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
     for line in ("one", "two"):
-        files.append_line(tmp_path / "log", line)
+        atomic.append_line(tmp_path / "log", line)
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
     with pytest.raises(OutputError, match="Could not write"):
-        files.append_line(tmp_path / "none" / "log", "three")
+        atomic.append_line(tmp_path / "none" / "log", "three")
 
 
 def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoencode.version import install_command
+from autoencode.errors import install_command
 
 
 class Installed:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from autoencode.applications.generate import fit_prior, generate
 from autoencode.data.pack import open_pack
-from autoencode.models.modelfile import load_model, save_model
+from autoencode.generation import fit_prior, generate
+from autoencode.models.model_file import load_model, save_model
 from torture.outcome import Outcome
 from torture.processes import run
 from torture.verbs import (

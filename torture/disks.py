@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
 
-from autoencode.data.pack import is_pack, open_pack
-from autoencode.models.modelfile import load_model
+from autoencode.data.manifest import is_pack
+from autoencode.data.pack import open_pack
+from autoencode.models.model_file import load_model
 from torture.outcome import Outcome
 from torture.processes import Ended, command, run
 from torture.verbs import HAS_LANCE, make_images, whole_lance

@@ -21,23 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoencode.applications.classifier import classify, load_classifier
-from autoencode.applications.generate import fit_prior, generate
-from autoencode.applications.indexfile import read_index, write_index
-from autoencode.applications.indexing import build_index
-from autoencode.applications.nearest import Cells
-from autoencode.applications.outlier_reference import fit_reference
-from autoencode.applications.outliers import find_outliers
-from autoencode.applications.search import open_index
-from autoencode.applications.searchsheet import neighbours_sheet
-from autoencode.applications.transfer import transfer
 from autoencode.data.pack import open_pack, pack_folder
 from autoencode.errors import AutoencodeError
-from autoencode.models.modelfile import load_model, save_model
-from autoencode.models.tensorfile import read_tensors, write_tensors
-from autoencode.reports.pictures import curves
-from autoencode.training.runlog import read_metrics, read_run
+from autoencode.generation import fit_prior, generate
+from autoencode.index.build import build_index
+from autoencode.index.memory import open_index, read_index, write_index
+from autoencode.index.neighbours import Cells
+from autoencode.index.sheets import neighbours_sheet
+from autoencode.models.model_file import load_model, read_tensors, save_model, write_tensors
+from autoencode.outliers import find_outliers
+from autoencode.outliers.calibration import fit_reference
+from autoencode.report.pictures import curves
+from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import train
+from autoencode.transfer_learning import transfer
+from autoencode.transfer_learning.classifier import classify, load_classifier
 from torture.outcome import Outcome
 from torture.processes import Ended, run
 from torture.seeds import damaged

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autoencode.data.images import Limits, Preprocessing
 from autoencode.data.pack import Pack, pack_folder
+from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.errors import ImageFolderError
 from torture.outcome import Outcome
 from torture.seeds import damaged, encoded, made_to_be_heavy, made_to_hurt, picture, seeds

@@ -113,7 +113,7 @@ def command(*arguments: str | Path) -> Callable[[], None]:
     """Return a function that is the command line with these arguments."""
 
     def typed() -> None:
-        from autoencode.interfaces.cli import main
+        from autoencode.cli.main import main
 
         sys.argv = ["autoencode", *map(str, arguments)]
         main()

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from autoencode.applications.generate import fit_prior, generate
-from autoencode.applications.indexing import build_index
-from autoencode.applications.search import open_index
 from autoencode.data.pack import open_pack
-from autoencode.models.modelfile import load_model
+from autoencode.generation import fit_prior, generate
+from autoencode.index.build import build_index
+from autoencode.index.memory import open_index
+from autoencode.models.model_file import load_model
 from autoencode.training.train import train
 from torture.outcome import Outcome
 from torture.processes import open_files, resident_mb

@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoencode.applications.indexing import build_index
-from autoencode.data.images import Preprocessing
-from autoencode.data.pack import is_pack, open_pack, pack_folder
+from autoencode.data.manifest import is_pack
+from autoencode.data.pack import open_pack, pack_folder
+from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError
-from autoencode.models.modelfile import load_model
-from autoencode.reports.paper import Experiment
-from autoencode.reports.paper_page import write_paper
-from autoencode.reports.results import measure_all
-from autoencode.reports.study import Plan, open_study, train_all, writing
-from autoencode.training.runlog import is_run, read_metrics
+from autoencode.index.build import build_index
+from autoencode.models.model_file import load_model
+from autoencode.paper.claims import measure_all
+from autoencode.paper.experiments import Experiment
+from autoencode.paper.page import write_paper
+from autoencode.paper.study import Plan, open_study, train_all, writing
+from autoencode.training.run import is_run, read_metrics
 from autoencode.training.train import train
 from torture.outcome import Outcome
 from torture.processes import run
@@ -112,7 +113,7 @@ def result_of_lance(out: Path) -> str:
     def tell() -> None:
         from lancedb import connect
 
-        from autoencode.applications.lancerows import IMAGES
+        from autoencode.index.lance.tables import IMAGES
 
         lines = connect(out).open_table(IMAGES).to_arrow().to_pylist()
         told.write_text(_digest(*sorted(map(repr, lines))))
@@ -154,7 +155,7 @@ def whole_run(out: Path) -> bool:
 def whole_index(out: Path) -> bool:
     """Whether an index that is there can be searched."""
     if (out / "index.safetensors").exists():
-        from autoencode.applications.search import open_index
+        from autoencode.index.memory import open_index
 
         open_index(out, model=out.parent / "model.safetensors")
     return whole_pack(out / "pack")
@@ -162,7 +163,7 @@ def whole_index(out: Path) -> bool:
 
 def whole_lance(out: Path) -> bool:
     """Whether an index that is there can be searched, or is known to be unfinished."""
-    from autoencode.applications.search import open_index
+    from autoencode.index.memory import open_index
 
     try:
         open_index(out)

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoencode.interfaces.web.uploads import NAMED_BYTES
+from autoencode.web.uploads import NAMED_BYTES
 from torture.processes import open_files, resident_mb
 
-_COMMAND = [sys.executable, "-c", "from autoencode.interfaces.cli import main; main()", "app"]
+_COMMAND = [sys.executable, "-c", "from autoencode.cli.main import main; main()", "app"]
 _SECONDS = 60
 
 SAMPLES = 24  # drawn at once

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoencode.interfaces.cli import main
+from autoencode.cli.main import main
 
 if __name__ == "__main__":
     main()

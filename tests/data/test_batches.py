@@ -10,14 +10,7 @@ import pytest
 import torch
 
 from autoencode import Pack
-from autoencode.data.batches import (
-    batches,
-    epoch_order,
-    random_seed,
-    steps_per_epoch,
-    to_float,
-    to_pixels,
-)
+from autoencode.data.loader import batches, epoch_order, random_seed, steps_per_epoch, to_float, to_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 32, 3), np.uint8)
 

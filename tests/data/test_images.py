@@ -17,15 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from autoencode.data.images import (
-    Fit,
-    Limits,
-    Preprocessing,
-    parse_size,
-    read_bytes,
-    read_image,
-    save_image,
-)
+from autoencode.data.images import read_bytes, read_image, save_image
+from autoencode.data.preprocessing import Fit, Limits, Preprocessing, parse_size
 from autoencode.errors import ConfigError, ImageError, OutputError
 
 SAME = Preprocessing(32, 48)  # of the pictures below, so that nothing is resized

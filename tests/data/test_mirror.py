@@ -25,11 +25,12 @@ from autoencode import (
     pack_part,
     train,
 )
-from autoencode.applications.evaluate import evaluate
-from autoencode.applications.search import open_index
-from autoencode.data import manifest, mirror, packing
-from autoencode.data.batches import epoch_order
-from autoencode.data.parts import Part
+from autoencode.data import manifest, packing
+from autoencode.data import remote as mirror
+from autoencode.data.loader import epoch_order
+from autoencode.data.shards import Part
+from autoencode.evaluation import evaluate
+from autoencode.index.memory import open_index
 
 ROW_BYTES = 32 * 32 * 3
 

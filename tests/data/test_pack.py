@@ -20,13 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoencode.atomic import exclusive
 from autoencode.data import manifest, reading, workers
-from autoencode.data.images import Limits, Preprocessing, read_image
-from autoencode.data.pack import Pack, is_pack, open_pack, pack_folder, split_of
+from autoencode.data.images import read_image
+from autoencode.data.manifest import is_pack, split_of
+from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.data.shards import Shards
 from autoencode.data.workers import Lost
 from autoencode.errors import ConfigError, ImageFolderError, OutputError, PackError
-from autoencode.files import exclusive
 
 SMALL = Preprocessing(16, 32)
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from autoencode import Pack
-from autoencode.data.batches import batches, shared_batches
 from autoencode.data.corruptions import corrupt, mirror, parse_corruptions
-from autoencode.data.shares import share_of
+from autoencode.data.loader import batches, share_of, shared_batches
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing
-from autoencode.models.likelihood import gaussian_log_likelihood, kl
+from autoencode.metrics.latents import gaussian_log_likelihood, kl
 from autoencode.models.pca import principal_components, principal_components_of_images, start_at_pca
 
 GENERATOR = torch.Generator().manual_seed(0)

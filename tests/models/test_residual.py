@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autoencode.models.residual import (
+from autoencode.models.networks import (
     LinearDecoder,
     LinearEncoder,
     ResidualDecoder,

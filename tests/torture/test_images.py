@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torture.seeds import damaged, encoded, picture, seeds
 
-from autoencode.data.images import Preprocessing, read_image
+from autoencode.data.images import read_image
+from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ImageError
 
 Torture = Callable[..., str]

@@ -23,7 +23,7 @@ from autoencode import (
     settings,
     train,
 )
-from autoencode.evaluation.plots import PANELS
+from autoencode.figures.plots import PANELS
 from autoencode.training.adversarial import (
     ADVERSARIAL_SHARE,
     FEATURE_WEIGHT,
@@ -35,7 +35,7 @@ from autoencode.training.adversarial import (
     feature_loss,
     share_at,
 )
-from autoencode.training.objective import terms
+from autoencode.training.losses import terms
 from autoencode.training.runtime import choose_runtime
 
 FP32 = choose_runtime("cpu", "fp32")

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from autoencode.training import allocator
-from autoencode.training.allocator import keep_freed_memory
+from autoencode.training import process
+from autoencode.training.process import keep_freed_memory
 
 # Allocates and frees 64 MB again and again; with the memory kept, only the first time faults it in.
 FAULTS = """
 import ctypes, resource, sys
-from autoencode.training.allocator import keep_freed_memory
+from autoencode.training.process import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 assert "torch" not in sys.modules
@@ -39,8 +39,8 @@ def refuse_to_load_a_library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         loaded.append(name)
         raise OSError("no such library")
 
-    monkeypatch.setattr(allocator.ctypes, "CDLL", load)
-    monkeypatch.setattr(allocator.sys, "platform", "linux")
+    monkeypatch.setattr(process.ctypes, "CDLL", load)
+    monkeypatch.setattr(process.sys, "platform", "linux")
     monkeypatch.delenv("AUTOENCODE_KEEP_MEMORY", raising=False)
     return loaded
 
@@ -49,7 +49,7 @@ def refuse_to_load_a_library(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_nothing_is_touched_off_linux(
     platform: str, monkeypatch: pytest.MonkeyPatch, refuse_to_load_a_library: list[str]
 ) -> None:
-    monkeypatch.setattr(allocator.sys, "platform", platform)
+    monkeypatch.setattr(process.sys, "platform", platform)
     assert keep_freed_memory() is False
     assert not refuse_to_load_a_library
 
@@ -79,7 +79,7 @@ def test_every_setting_must_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for answer in (1, 0):
         libc = Libc(answer)
-        monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _name, libc=libc: libc)
+        monkeypatch.setattr(process.ctypes, "CDLL", lambda _name, libc=libc: libc)
         assert keep_freed_memory() is bool(answer)
         assert libc.calls[0] == (-4, 0)  # M_MMAP_MAX: nothing is mapped on its own any more
 

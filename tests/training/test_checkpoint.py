@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoencode import Autoencoder, DivergedError, ModelConfig, Preprocessing, RunError
-from autoencode.models.tensorfile import read_tensors, write_tensors
+from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.training.checkpoint import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from autoencode.training.interrupts import interrupt, interrupts, stopped_by_sigterm
+from autoencode.training.process import interrupt, interrupts, stopped_by_sigterm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

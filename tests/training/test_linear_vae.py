@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autoencode.models.autoencoder import Output, Posterior
-from autoencode.training.objective import terms
+from autoencode.training.losses import terms
 
 IMAGES, SHAPE, CODE, NOISE = 400, (3, 2, 2), 3, 0.05
 VALUES = math.prod(SHAPE)

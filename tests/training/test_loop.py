@@ -14,14 +14,13 @@ import torch
 from torch.nn import functional
 
 from autoencode import Pack, Progress, Run, load_model, settings, train
-from autoencode.data.batches import steps_per_epoch, to_float
-from autoencode.data.shares import share_of
+from autoencode.data.loader import share_of, steps_per_epoch, to_float
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.training import objective
-from autoencode.training.interrupts import interrupts
+from autoencode.training import losses
 from autoencode.training.loop import Loop
-from autoencode.training.optimization import learning_rate_at
-from autoencode.training.runlog import RunSettings, read_metrics
+from autoencode.training.optim import learning_rate_at
+from autoencode.training.process import interrupts
+from autoencode.training.run import RunSettings, read_metrics
 from autoencode.training.runtime import Runtime, choose_runtime
 
 FP32 = choose_runtime("cpu", "fp32")
@@ -78,7 +77,7 @@ def test_the_validation_numbers_of_a_vae_are_those_of_the_saved_model(
     )
     mean, log_variance = model.encode_distribution(images)
     assert log_variance is not None
-    assert last["val_kl"] == pytest.approx(objective.kl(mean, log_variance).mean().item(), rel=1e-2)
+    assert last["val_kl"] == pytest.approx(losses.kl(mean, log_variance).mean().item(), rel=1e-2)
     assert last["val_mse"] == pytest.approx((model.decode(mean) - images).square().mean().item(), rel=1e-3)
     assert last["sigma2"] == pytest.approx(model.sigma2.item())
     values = 3 * 32 * 32
@@ -128,9 +127,9 @@ def test_warmup_reaches_beta_at_exactly_the_stated_step(
     tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
     seen: list[float] = []
-    original = objective.terms
+    original = losses.terms
 
-    def terms(*arguments: Any) -> objective.Terms:  # noqa: ANN401
+    def terms(*arguments: Any) -> losses.Terms:  # noqa: ANN401
         if torch.is_grad_enabled():
             seen.append(arguments[3])
         return original(*arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoencode.errors import ConfigError
-from autoencode.training.place import Place, is_first, own_place
+from autoencode.training.process import Place, is_first, own_place
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 

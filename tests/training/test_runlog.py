@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig, files
-from autoencode.training.runlog import (
+from autoencode import ModelConfig, OutputError, Preprocessing, RunError, TrainConfig, atomic
+from autoencode.training.run import (
     RunSettings,
     append_metrics,
     is_run,
@@ -129,7 +129,7 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path: Path, monkeypatch: pyte
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OutputError, match=r"metrics\.jsonl: No space left"):
         append_metrics(tmp_path, {"step": 1})
 

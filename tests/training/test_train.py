@@ -29,15 +29,16 @@ from autoencode import (
     Progress,
     Run,
     RunError,
-    files,
+    atomic,
     load_model,
     pack_folder,
     train,
 )
-from autoencode.files import exclusive
-from autoencode.training import loop, resume, runtime
-from autoencode.training.objective import Terms
-from autoencode.training.runlog import read_metrics, read_run
+from autoencode.atomic import exclusive
+from autoencode.training import loop, runtime
+from autoencode.training import train as resume
+from autoencode.training.losses import Terms
+from autoencode.training.run import read_metrics, read_run
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"corrupt": ("gaussian:0.3", "dropout:0.3"), "epochs": 3},
@@ -580,7 +581,7 @@ def test_a_full_disk_keeps_the_last_model_whole_and_the_run_goes_on_later(
 
         def fill() -> None:
             after_one_epoch.append((out / "model.safetensors").read_bytes())
-            patch.setattr(files.os, "fsync", full)
+            patch.setattr(atomic.os, "fsync", full)
 
         with pytest.raises(OutputError, match=r"model\.safetensors: No space left on device"):
             train(tiny_pack.path, out, progress=at_step(7, fill), epochs=3, **tiny)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoencode.data.shares import Share, share_of
+from autoencode.data.loader import Share, share_of
 from autoencode.errors import ConfigError
 
 Name = Literal["gaussian", "dropout", "rotate", "downscale"]

@@ -21,21 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from autoencode.atomic import atomic_file
 from autoencode.data import decoding
-from autoencode.data.preprocessing import Fit, Limits, Preprocessing, parse_size, region
+from autoencode.data.preprocessing import Limits, Preprocessing, region
 from autoencode.errors import ConfigError, ImageError, ImageFolderError
-from autoencode.files import atomic_file
-
-__all__ = [
-    "Fit",
-    "Limits",
-    "Preprocessing",
-    "parse_size",
-    "read_bytes",
-    "read_chunks",
-    "read_image",
-    "save_image",
-]
 
 _SHORT_BY = 33 / 32  # how much smaller than wanted a JPEG may be decoded: 250 pixels at 1/2 for 128
 WRITABLE = {

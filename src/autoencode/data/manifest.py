@@ -1,4 +1,8 @@
-"""What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line a file.
+"""The entries of a manifest: one line each as an object, all together in columns.
+
+60,000 entries take 5 MB in columns, and would take 40 MB as objects. Lengths: N entries.
+
+What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line a file.
 
 The manifest is the only thing that makes rows of a shard count: replacing it, in one rename, is the moment at
 which a pack changes.
@@ -7,14 +11,256 @@ which a pack changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, get_args, overload
 
-from autoencode.data.entries import Entries, Entry
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.atomic import atomic_file, parse_json, write_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, PackError
-from autoencode.files import atomic_file, parse_json, write_json
+
+Split = Literal["train", "validation", "test"]
+Status = Literal["packed", "refused"]
+
+
+def split_of(sha256: str) -> Split:
+    """Return the split of a file by its content alone, so that copies share one and no file ever moves.
+
+    Args:
+        sha256: digest of the file's content, 64 hexadecimal digits. Read as a fraction, below .75 is train,
+            below .90 validation, and the rest test.
+    """
+    fraction = int(sha256[:16], 16) / 2**64
+    return "train" if fraction < 0.75 else "validation" if fraction < 0.90 else "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the manifest: one file of the image folder.
+
+    Attributes:
+        path: relative to the folder, with "/"; bytes that are not UTF-8 as surrogates, as in `os.fsdecode`.
+        size: bytes.
+        mtime: nanoseconds since 1970, within 292 years of it.
+        sha256: digest of the content; None if it could not be read.
+        status: "packed", or "refused" for a file that cannot be used.
+        reason: why it was refused.
+        row: where its pixels are; files of the same content share a row.
+        label: the first sub-folder, if it is in one.
+        split: see `split_of`.
+    """
+
+    path: str
+    size: int
+    mtime: int
+    sha256: str | None
+    status: Status
+    reason: str | None
+    row: int | None
+    label: str | None
+    split: Split | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line as a JSON object."""
+        return {name: getattr(self, name) for name in _ENTRY_FIELDS}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Entry:
+        """Return the entry saved by `to_json`.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        entry = cls(**value)
+        if not isinstance(entry.path, str) or entry.status not in get_args(Status):
+            raise ValueError("no path or no status")
+        check_inside(entry.path)
+        if entry.status == "packed":
+            if not isinstance(entry.row, int) or entry.row < 0:
+                raise ValueError("no row")
+            if not isinstance(entry.sha256, str) or len(entry.sha256) != 64:
+                raise ValueError("no sha256")
+            if entry.split != split_of(entry.sha256):
+                raise ValueError("not the split of its sha256")
+        elif not isinstance(entry.reason, str):
+            raise ValueError("no reason")
+        return entry
+
+
+def check_inside(path: str) -> None:
+    """Refuse a path that would lead out of the folder it is relative to.
+
+    Raises:
+        ValueError: it would.
+    """
+    if "\0" in path or path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("not a path inside the folder")
+
+
+_ENTRY_FIELDS = tuple(field.name for field in fields(Entry))
+
+
+def packed(path: str, size: int, mtime: int, sha256: str, row: int) -> Entry:
+    """Return the entry of a file whose pixels are in `row`."""
+    return Entry(path, size, mtime, sha256, "packed", None, row, _label(path), split_of(sha256))
+
+
+def refused(path: str, size: int, mtime: int, sha256: str | None, reason: str) -> Entry:
+    """Return the entry of a file that cannot be used."""
+    return Entry(path, size, mtime, sha256, "refused", reason, None, _label(path), None)
+
+
+def unread(path: str, size: int, mtime: int) -> Entry:
+    """Return the entry of a file that is still to be read: refused, without a reason yet."""
+    return Entry(path, size, mtime, None, "refused", None, None, _label(path), None)
+
+
+def _label(path: str) -> str | None:
+    first, separator, _ = path.partition("/")
+    return first if separator else None
+
+
+# Where the path starts in all paths joined, its length in bytes, and the entry; -1 and zeros for None.
+_RECORD = np.dtype(
+    [
+        ("start", "<i8"),
+        ("length", "<u4"),
+        ("size", "<i8"),
+        ("mtime", "<i8"),
+        ("row", "<i8"),
+        ("sha256", "S32"),
+    ]
+)
+_pack_record = struct.Struct("<qIqqq32s").pack
+_NO_DIGEST = bytes(32)
+
+
+class Entries(Sequence[Entry]):
+    """Entries of which none is an object until it is asked for."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        """Copy `entries` into columns.
+
+        Raises:
+            ValueError: a value does not fit, for instance a digest of another length.
+        """
+        paths, records = bytearray(), bytearray()
+        reasons: dict[int, str] = {}
+        for entry in entries:
+            path = entry.path.encode("utf-8", "surrogateescape")
+            if entry.reason is not None:
+                reasons[len(paths)] = entry.reason
+            row = -1 if entry.row is None else entry.row
+            digest = _NO_DIGEST if entry.sha256 is None else bytes.fromhex(entry.sha256)
+            if len(digest) != len(_NO_DIGEST):
+                raise ValueError(f"the sha256 of {entry.path} has {len(digest)} bytes")
+            try:
+                records += _pack_record(len(paths), len(path), entry.size, entry.mtime, row, digest)
+            except struct.error as err:
+                raise ValueError(f"a value of the entry of {entry.path} is out of range: {err}") from err
+            paths += path
+        self._fill(paths, np.frombuffer(records, _RECORD), reasons)
+
+    def _fill(self, paths: bytearray, records: NDArray[np.void], reasons: dict[int, str]) -> None:
+        self._paths, self._records, self._reasons = paths, records, reasons
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row (N,) of each; -1 for a refused file."""
+        rows: NDArray[np.int64] = self._records["row"]
+        return rows
+
+    @property
+    def digests(self) -> NDArray[np.bytes_]:
+        """The SHA-256 (N,) of each, 32 bytes without the zeros at its end; empty if there is none."""
+        digests: NDArray[np.bytes_] = self._records["sha256"]
+        return digests
+
+    @property
+    def packed(self) -> Entries:
+        """The usable ones."""
+        usable = self.rows >= 0
+        return self if usable.all() else self.take(usable)
+
+    @property
+    def has_reason(self) -> NDArray[np.bool_]:
+        """Whether each (N,) is known to be refused."""
+        return np.isin(self._records["start"], list(self._reasons))
+
+    def in_split(self, split: Split) -> NDArray[np.bool_]:
+        """Return whether each (N,) is of that split."""
+        digests = map(self._sha256, range(len(self)))
+        return np.array([sha256 is not None and split_of(sha256) == split for sha256 in digests], np.bool_)
+
+    def with_label(self, label: str) -> NDArray[np.bool_]:
+        """Return whether each (N,) has that label."""
+        start = f"{label}/".encode("utf-8", "surrogateescape")
+        places = zip(self._records["start"].tolist(), self._records["length"].tolist(), strict=True)
+        return np.array([self._paths.startswith(start, at, at + length) for at, length in places], np.bool_)
+
+    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Entries:
+        """Return the entries of these indices, in that order, or those for which a mask (N,) is true."""
+        taken = Entries()
+        taken._fill(self._paths, self._records[chosen], self._reasons)
+        return taken
+
+    def path(self, index: int) -> str:
+        """Return the path of one."""
+        start, length, *_ = self._records[index].item()
+        return self._paths[start : start + length].decode("utf-8", "surrogateescape")
+
+    def set_content(self, index: int, digest: bytes | None, reason: str | None) -> None:
+        """Say what was found in an unread file: its digest of 32 bytes, and why it is refused if it is."""
+        self._records["sha256"][index] = digest or b""
+        if reason is not None:
+            self._reasons[int(self._records["start"][index])] = reason
+
+    def set_rows(self, rows: NDArray[np.int64]) -> None:
+        """Say where the pixels of each (N,) are; see `rows`."""
+        self._records["row"] = rows
+
+    def copy_content(self, chosen: NDArray[np.int64], others: Entries) -> None:
+        """Take digests and rows of the entries `chosen` (M,) from `others`, which are M entries."""
+        for column in ("sha256", "row"):
+            self._records[column][chosen] = others._records[column]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Entries: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | Entries:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        start, _, size, mtime, row, _ = self._records[index].item()
+        path, sha256 = self.path(index), self._sha256(index)
+        if row >= 0 and sha256 is not None:
+            return packed(path, size, mtime, sha256, row)
+        return Entry(path, size, mtime, sha256, "refused", self._reasons.get(start), None, _label(path), None)
+
+    def _sha256(self, index: int) -> str | None:
+        digest = self._records["sha256"][index : index + 1 or None].tobytes()
+        return digest.hex() if any(digest) else None
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Entries):
+            return NotImplemented
+        return len(self) == len(other) and all(map(Entry.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 SETTINGS_NAME = "pack.json"
 MANIFEST_NAME = "manifest.jsonl"

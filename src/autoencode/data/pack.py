@@ -20,28 +20,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data import manifest, mirror, packing
-from autoencode.data.entries import Entries, Entry, Split, split_of
-from autoencode.data.images import Limits, Preprocessing
-from autoencode.data.manifest import is_pack
-from autoencode.data.parts import Part
-from autoencode.data.preprocessing import Size, sized
-from autoencode.data.shards import ShardReader
+from autoencode.data import manifest, packing, remote
+from autoencode.data.manifest import Split, is_pack
+from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
+from autoencode.data.shards import Part, ShardReader
 from autoencode.errors import PackError
-
-__all__ = [
-    "Entries",
-    "Entry",
-    "HeldOut",
-    "Pack",
-    "Split",
-    "is_pack",
-    "open_pack",
-    "pack_folder",
-    "pack_part",
-    "preprocessing_of",
-    "split_of",
-]
 
 
 class HeldOut(NamedTuple):
@@ -77,7 +60,7 @@ class Pack:
         settings = manifest.read_settings(path)
         entries = manifest.read_manifest(path)
         if entries is None:
-            place = mirror.shown(path)
+            place = remote.shown(path)
             again = f"autoencode pack {settings.folder} --out {place}"
             if settings.parts > 1:
                 again += f" --shard i/{settings.parts}, for each i from 1 to {settings.parts} that is missing"
@@ -89,7 +72,7 @@ class Pack:
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
         self.refused = list(entries.take(entries.rows < 0))
         self._rows = self.entries.rows.copy()
-        shards = mirror.shards_of(path, settings.preprocessing, settings.rows_per_shard)
+        shards = remote.shards_of(path, settings.preprocessing, settings.rows_per_shard)
         self.window = shards.window * shards.rows_per_shard
         self.rows_per_shard = shards.rows_per_shard
         if self.window >= self._rows.max(initial=-1) + 1:
@@ -126,7 +109,7 @@ class Pack:
     @property
     def place(self) -> str:
         """What opens this pack again: its URL, or its absolute path."""
-        return mirror.named(self.path)
+        return remote.named(self.path)
 
     def reading_order(self, rows: NDArray[np.int64], window: int | None = None) -> NDArray[np.int64]:
         """Return `rows` as they are, or, where not all can be in use at once, so that each is fetched once.
@@ -175,7 +158,7 @@ def open_pack(path: str | Path) -> Pack:
         PackError: it is missing, not finished, damaged, or made by a newer version.
         StorageError: the storage cannot be reached.
     """
-    return Pack(mirror.local(path))
+    return Pack(remote.local(path))
 
 
 def pack_folder(
@@ -212,7 +195,7 @@ def pack_folder(
             is being written by another process.
         OutputError: it could not be written, for instance because the disk is full.
     """
-    made = mirror.prepared(out)
+    made = remote.prepared(out)
     preprocessing = sized(size, preprocessing) or Preprocessing()
     packing.update(Path(folder), made, preprocessing, limits or Limits(), workers, progress)
     return open_pack(out)
@@ -245,7 +228,7 @@ def pack_part(
         StorageError: the storage cannot be reached.
     """
     preprocessing, limits = preprocessing or Preprocessing(), limits or Limits()
-    chosen, made = Part.parse(part), mirror.prepared(out)
+    chosen, made = Part.parse(part), remote.prepared(out)
     done = packing.update(Path(folder), made, preprocessing, limits, workers, progress, chosen)
     return Parts(done, chosen.count)
 
@@ -257,5 +240,5 @@ def preprocessing_of(place: str | Path) -> Preprocessing | None:
         PackError: it is damaged, or made by a newer version.
         StorageError: the storage cannot be reached.
     """
-    folder = mirror.prepared(place)
+    folder = remote.prepared(place)
     return manifest.read_settings(folder).preprocessing if is_pack(folder) else None

@@ -17,20 +17,22 @@ import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data import manifest, mirror, workers
-from autoencode.data.entries import Entries, Entry, unread
-from autoencode.data.finding import image_names
-from autoencode.data.images import Limits, Preprocessing
-from autoencode.data.manifest import Settings
-from autoencode.data.parts import WHOLE, Part
+from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, one_at_a_time, remove_temporaries
+from autoencode.data import manifest, workers
+from autoencode.data import remote as mirror
+from autoencode.data.manifest import Entries, Entry, Settings, unread
 from autoencode.data.reading import Decoder, read_all
-from autoencode.data.shards import ShardReader, Shards
+from autoencode.data.shards import WHOLE, Part, ShardReader, Shards
+from autoencode.data.sources import image_names
 from autoencode.errors import ConfigError, ImageFolderError, PackError, StorageError
-from autoencode.files import TEMPORARY_SUFFIX, exclusive, one_at_a_time, remove_temporaries
+
+if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Limits, Preprocessing
 
 _PARTS_NAME, _MERGING = "parts", ".merging.lock"
 _SPARE_SHARDS = 32

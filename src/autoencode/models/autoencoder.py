@@ -14,16 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.data.batches import to_float
-from autoencode.data.images import Limits, Preprocessing, read_image
+from autoencode.configuration import check_fields
+from autoencode.data.images import read_image
+from autoencode.data.loader import to_float
+from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.errors import ConfigError, ImageError
-from autoencode.models.fields import check_fields
-from autoencode.models.networks import Decoder, Encoder
-from autoencode.models.residual import PATCH, LinearEncoder, ResidualDecoder, ResidualEncoder
+from autoencode.models.networks import (
+    PATCH,
+    Decoder,
+    Encoder,
+    LinearEncoder,
+    ResidualDecoder,
+    ResidualEncoder,
+)
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.models.prior import GaussianMixture
+    from autoencode.models.priors import GaussianMixture
+
 
 Kind = Literal["autoencoder", "vae"]
 Network = Literal["paper", "residual"]

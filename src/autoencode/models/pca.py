@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoencode.models.autoencoder import SIGMA2_FLOOR, Autoencoder
-from autoencode.models.residual import LinearEncoder, ResidualDecoder
+from autoencode.models.networks import LinearEncoder, ResidualDecoder
 
 OVERSAMPLING = 32  # directions more than asked for, which make those asked for accurate
 # Over images whose covariance is too large to keep. The error of 128 components of faces is then 0.03 % above

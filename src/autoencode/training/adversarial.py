@@ -12,16 +12,18 @@ are (B, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.networks import CHANNELS
-from autoencode.training.runtime import Runtime
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
+    from autoencode.training.runtime import Runtime
 
 # The discriminator halves the image until the shorter side is at most this, doubling its channels from the
 # first number to the second.

@@ -10,15 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from autoencode.errors import DivergedError, RunError
-from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.tensorfile import read_tensors, write_tensors
-from autoencode.training.adversarial import Adversary
+from autoencode.models.model_file import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
+    from autoencode.training.adversarial import Adversary
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 FORMAT_VERSION = 1

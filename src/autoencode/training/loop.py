@@ -15,26 +15,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.batches import batches, epoch_order, random_seed, shared_batches, steps_per_epoch
 from autoencode.data.corruptions import corrupt, mirror, parse_corruptions
-from autoencode.data.pack import Pack
-from autoencode.data.shares import Share
-from autoencode.errors import DivergedError, RunError
-from autoencode.evaluation.metrics import RunningVariance, active_units, merged
+from autoencode.data.loader import Share, batches, epoch_order, random_seed, shared_batches, steps_per_epoch
+from autoencode.errors import VERSION, DivergedError, RunError
+from autoencode.metrics.images import RunningVariance, active_units, merged
+from autoencode.metrics.latents import bits_per_dimension
 from autoencode.models.autoencoder import Autoencoder, Output
-from autoencode.models.likelihood import bits_per_dimension
-from autoencode.models.modelfile import MODEL_NAME, save_model
+from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.models.pca import start_at_pca
 from autoencode.training.adversarial import Adversary, share_at
-from autoencode.training.advice import advice, constant_image_mse
-from autoencode.training.batchnorm import count_images, share_batch_norms
 from autoencode.training.checkpoint import (
     CHECKPOINT_NAME,
     TrainState,
@@ -42,24 +38,23 @@ from autoencode.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from autoencode.training.config import TrainConfig
-from autoencode.training.objective import Terms, beta_at, terms, update_sigma2
-from autoencode.training.optimization import (
-    learning_rate_at,
-    limit_gradient,
-    make_optimizer,
-    update_average,
-)
-from autoencode.training.processes import ALONE, Processes
-from autoencode.training.runlog import (
+from autoencode.training.distributed import ALONE, Processes, count_images, share_batch_norms
+from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
+from autoencode.training.optim import learning_rate_at, limit_gradient, make_optimizer, update_average
+from autoencode.training.run import (
     Record,
     RunSettings,
+    advice,
     append_metrics,
+    constant_image_mse,
     keep_metrics_up_to,
     read_metrics,
 )
-from autoencode.training.runtime import Runtime
-from autoencode.version import VERSION
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
+    from autoencode.training.config import TrainConfig
+    from autoencode.training.runtime import Runtime
 
 # Images that PCA is fitted on; more would not change 256 components of 3,072 values.
 PCA_IMAGES, PCA_BATCH = 20_000, 1_000

@@ -1,1 +1,0 @@
-"""What a trained model is good for: each module takes a model and images and returns a result."""

@@ -1,0 +1,151 @@
+"""The commands evaluate and export, a model measured and handed on. Heavy imports are inside, as in `cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoencode.cli import options
+from autoencode.cli.options import MaxBytes, MaxPixels, Model
+from autoencode.cli.progress import console, stages
+
+if TYPE_CHECKING:
+    from autoencode.evaluation import Evaluation
+    from autoencode.index.retrieval import Measured
+    from autoencode.metrics.statistics import Estimate
+
+
+QUALITY = {"psnr_db": "PSNR dB", "ssim": "SSIM", "mse": "MSE", "mae": "MAE", "sharpness": "sharpness ratio"}
+LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_accuracy": "10-NN accuracy"}
+
+
+def evaluate(
+    model: Model,
+    pack: Annotated[
+        str | None, typer.Argument(help="The pack it was trained on, or its URL. Default: that of the run.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Measure a model on images it has not seen, beside PCA of the same code size."""
+    from autoencode.training.process import keep_freed_memory
+
+    keep_freed_memory()
+    from autoencode import evaluation as application
+    from autoencode.atomic import check_output, write_json
+    from autoencode.data.pack import open_pack
+    from autoencode.models.model_file import load_model
+
+    loaded = load_model(model)
+    packed = open_pack(pack or options.pack_of(model, "evaluate MODEL PACK"))
+    if out is not None:
+        check_output(out, (".json",), options.settings_files(model, packed))
+    with stages() as progress:
+        limits = options.limits(max_pixels, max_bytes)
+        found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)
+    for line in table(found):
+        console.print(line, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    if out is not None:
+        write_json(out, found.to_json())
+        console.print(f"json: {out}", soft_wrap=True)
+
+
+def export(
+    model: Model,
+    onnx: Annotated[Path, typer.Option(help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx.")],
+) -> None:
+    """Write a model as ONNX files, for programs without torch."""
+    from autoencode.export import CHECKED_BATCHES, export_onnx
+    from autoencode.models.model_file import load_model
+
+    batches = " and ".join(map(str, CHECKED_BATCHES))
+    for file in export_onnx(load_model(model), onnx):
+        console.print(
+            f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "
+            f"most {file.largest_difference:.1e} (batches of {batches})",
+            soft_wrap=True,
+        )
+
+
+def table(found: Evaluation) -> Iterator[str]:
+    """Lay out what was measured, in lines of text."""
+    from autoencode.evaluation.quality import KID_SETS, gap_in_words
+
+    held_out = f"{found.images} {found.split} images"
+    columns = {"model": found.reconstruction, f"PCA, {found.pca_components} values": found.pca}
+    if found.corrupted is not None:
+        columns["corrupted"] = found.corrupted
+    yield from _block(
+        held_out,
+        list(columns),
+        [(name, [_cell(getattr(c, field)) for c in columns.values()]) for field, name in QUALITY.items()],
+    )
+    if found.kid:
+        count = next(iter(found.kid.values())).count
+        yield ""
+        yield from _block(
+            f"{count} {found.split} images",
+            ["KID (EfficientNet-Lite0)"],
+            [(KID_SETS[name], [_cell(value)]) for name, value in found.kid.items()],
+        )
+    if code := found.code:
+        yield ""
+        rows = [
+            ("ELBO, nats an image", _cell(code.elbo_nats)),
+            ("bits a dimension", _cell(code.bits_per_dimension)),
+            ("KL, nats an image", _cell(code.kl_nats)),
+            ("active units", f"{code.active_units} of {found.code_size}"),
+            ("prior gap", gap_in_words(code.prior_gap_nats)),
+        ]
+        yield from _block(held_out, ["code"], [(name, [cell]) for name, cell in rows])
+    if found.labels:
+        yield ""
+        count = next(iter(found.labels.values())).images
+        yield from _block(
+            f"{count} labelled images",
+            list(found.labels),
+            [
+                (name, [_cell(getattr(q, field)) for q in found.labels.values()])
+                for field, name in LABELS.items()
+            ],
+        )
+    if told := found.detection:
+        yield ""
+        row = (f"{told.images} images of {told.folder}", [_cell(told.auroc)])
+        yield from _block(held_out, [f"AUROC by {told.score}"], [row])
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands of this module commands of the program."""
+    app.command()(evaluate)
+    app.command()(export)
+
+
+def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
+    lines = [[corner, *columns], *([name, *cells] for name, cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _cell(estimate: Estimate | Measured | None) -> str:
+    """A value with its interval, to as many decimals as show the width of it in two digits."""
+    from math import floor, log10
+
+    if estimate is None:
+        return "-"
+    value, interval = estimate.value, estimate.interval
+    if interval is None:
+        return f"{value:.4g}"
+    width = interval.high - interval.low
+    decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
+    return f"{value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"

@@ -1,0 +1,150 @@
+"""The commands about what the encoder has learned: features, transfer, classify. Heavy imports are inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from autoencode.cli import options
+from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_refused, stages
+
+if TYPE_CHECKING:
+    from autoencode.transfer_learning import Accuracy, Transfer
+
+
+SHOWN = 20
+
+
+def features(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    out: Annotated[Path, typer.Option(help="Folder for a grid a layer, the sheet of all, and the table.")],
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Show what each convolution layer of the encoder sees in an image."""
+    from autoencode import feature_maps as application
+    from autoencode.models.model_file import load_model
+
+    made = application.features(load_model(model), image, out, limits=options.limits(max_pixels, max_bytes))
+    for number, layer in enumerate(made.layers, 1):
+        channels, height, width = layer.maps.shape
+        field = "x".join(map(str, layer.receptive_field_px))
+        console.print(
+            f"layer {number}: {channels} channels of {height}x{width}, a value sees {field} pixels "
+            f"({layer.name})",
+            soft_wrap=True,
+        )
+    console.print(f"sheet: {out / application.SHEET_NAME}", soft_wrap=True)
+    console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
+
+
+def transfer(
+    model: Model,
+    labelled: Annotated[Path, typer.Argument(help="A folder with a sub-folder of images for each class.")],
+    out: Annotated[Path, typer.Option(help="Folder for the classifier and how well it does.")],
+    features: Annotated[
+        Features, typer.Option(help="Keep a classifier on the encoder, or on pretrained features.")
+    ] = Features.code,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Train the encoder on the labels as well, and keep that.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the choice of labels and of training.")] = 0,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Learn a classifier from a few labelled images, and compare what it could have been learned from."""
+    from autoencode.training.process import keep_freed_memory
+
+    keep_freed_memory()
+    from autoencode import transfer_learning as application
+    from autoencode.models.model_file import load_model
+    from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
+
+    kind: Literal["code", "pretrained"] = features.value
+    with stages() as progress:
+        made = application.transfer(
+            load_model(model),
+            labelled,
+            out,
+            features=kind,
+            finetune=finetune,
+            seed=seed,
+            limits=options.limits(max_pixels, max_bytes),
+            progress=progress,
+        )
+    _print_comparison(made)
+    console.print(f"classifier: {out / CLASSIFIER_NAME}", soft_wrap=True)
+    console.print(f"comparison: {out / application.COMPARISON_NAME}", soft_wrap=True)
+    console.print(
+        f"confusion:  {out / application.CONFUSION_NAME}, {out / application.PICTURE_NAME}", soft_wrap=True
+    )
+
+
+def classify(
+    classifier: Annotated[Path, typer.Argument(help="What `autoencode transfer` left in its --out.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A table, .csv or .json; a sheet of the images goes beside it.")
+    ] = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Say of which class each image is."""
+    from collections import Counter
+
+    from autoencode.transfer_learning import classifier as application
+
+    loaded = application.load_classifier(classifier)
+    with counting("classifying") as progress:
+        made = application.classify(
+            loaded, images, out, limits=options.limits(max_pixels, max_bytes), progress=progress
+        )
+    show_refused(made.refused)
+    for result in made.results[:SHOWN]:
+        line = f"{result.probability:6.1%}  {result.label}  {result.path}"
+        console.print(one_line(line), soft_wrap=True)
+    if len(made.results) > SHOWN:
+        counts = Counter(result.label for result in made.results)
+        listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+        console.print(f"and {len(made.results) - SHOWN} more; in all {listed}", soft_wrap=True)
+    if out is not None:
+        console.print(f"table: {out}", soft_wrap=True)
+        console.print(f"sheet: {application.sheet_path(out)}", soft_wrap=True)
+    fail_if_named(made.refused, images)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands of this module commands of the program."""
+    app.command()(features)
+    app.command()(transfer)
+    app.command()(classify)
+
+
+def _print_comparison(made: Transfer) -> None:
+    show_refused(made.refused)
+    for note in made.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(
+        f"accuracy on {made.held_out_images} held-out images, %, with its 95 % interval; "
+        f"learned from at most {made.learned_images}:",
+        soft_wrap=True,
+    )
+    levels = list(dict.fromkeys(one.labels_per_class for one in made.comparison))
+    heads = ["all labels" if level is None else f"{level} a class" for level in levels]
+    console.print(f"{'':14}" + "".join(f"{head:>20}" for head in heads), soft_wrap=True)
+    methods: dict[str, dict[int | None, Accuracy]] = {}
+    for one in made.comparison:
+        methods.setdefault(one.method, {})[one.labels_per_class] = one
+    for method, at in methods.items():
+        cells = [_cell(at[level]) for level in levels]
+        mark = "  <- kept" if method == made.kept else ""
+        console.print(f"{method:14}" + "".join(f"{cell:>20}" for cell in cells) + mark, soft_wrap=True)
+
+
+def _cell(one: Accuracy) -> str:
+    low, high = one.interval
+    return f"{100 * one.accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"

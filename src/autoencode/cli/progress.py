@@ -1,0 +1,199 @@
+"""Progress of long work: bars on a terminal; elsewhere a line an epoch, or a line now and then.
+
+Files that could not be used: a line each for the first few, and an error for those given by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.text import Text
+
+from autoencode.errors import ImageError
+
+if TYPE_CHECKING:
+    from autoencode.training.loop import Progress as TrainProgress
+
+
+# Paths are printed as they are: brackets and colons in them mean nothing.
+console = Console(highlight=False, markup=False, emoji=False)
+# What is said beside results, so that a program that reads those need not tell them apart.
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+def warn(text: str) -> None:
+    """Print a line that stands out, about work that goes on."""
+    console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
+
+
+def one_line(text: object) -> str:
+    """Return text, such as a path, on one line: tabs, line breaks and bytes that are no text as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text)
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 image", "2 images", "1,000 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+class _Rate(ProgressColumn):
+    """Images a second, over the last moments."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} images/s", style="dim")
+
+
+@contextmanager
+def _bars(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Bars that appear when they are started, at the first report: several may be prepared at once."""
+    bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    try:
+        yield bars
+    finally:
+        bars.stop()
+
+
+@contextmanager
+def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar, with a rate and the time left, for work that reports (images done, images in all).
+
+    Without a terminal it is a line on stderr every half a minute, and one at the end of such long work.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
+    with _bars(*columns) as bars:
+        task = bars.add_task(description, total=None)
+        lines = _Lines(description)
+
+        def show(done: int, total: int) -> None:
+            if not console.is_terminal:
+                lines.show(done, total)
+            bars.start()
+            bars.update(task, completed=done, total=total)
+            if done == total:
+                bars.stop()
+
+        yield show
+
+
+class _Lines:
+    """Says now and then, a line each, how far some work is."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.started = self.said = 0.0
+        self.first = 0
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self.started:
+            self.started, self.said, self.first = now, now, done
+        is_long = self.said > self.started
+        if now - self.said < LINE_EVERY and not (done == total and is_long):
+            return
+        self.said = now
+        rate = (done - self.first) / (now - self.started)
+        line = f"{self.description}: {done:,} of {total:,}, {rate:,.0f} images/s"
+        if rate and done < total:
+            line += f", {duration((total - done) / rate)} left"
+        notes.print(line, soft_wrap=True)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage of work that reports (stage, images done, images in all)."""
+    with ExitStack() as bars:
+        shown: dict[str, Callable[[int, int], None]] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.enter_context(counting(stage))
+            shown[stage](done, total)
+
+        yield show
+
+
+@contextmanager
+def training() -> Iterator[Callable[[TrainProgress], None]]:
+    """Show a bar for the epochs and one for the steps of this epoch, and a line for each epoch done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with _bars(*columns) as bars:
+        epochs = bars.add_task("epochs", total=None, note="")
+        steps = bars.add_task("steps", total=None, note="")
+
+        def show(at: TrainProgress) -> None:
+            bars.start()
+            done = at.epoch - (at.record is None)
+            left = f"{duration(at.seconds_left)} left"
+            bars.update(epochs, completed=done, total=at.epochs, note=left)
+            rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
+            bars.update(steps, completed=at.step, total=at.steps, note=rate)
+            if at.record is not None:
+                console.print(_epoch_line(at), soft_wrap=not console.is_terminal)
+            if at.warning is not None:
+                warn(at.warning)
+
+        yield show
+
+
+def _epoch_line(at: TrainProgress) -> str:
+    record = at.record or {}
+    parts = [f"epoch {at.epoch}/{at.epochs}", f"loss {record['train_loss']:.5g}"]
+    parts.append(f"validation loss {record['val_loss']:.5g}, mse {record['val_mse']:.5f}")
+    if "val_kl" in record:
+        parts.append(f"kl {record['val_kl']:.1f} nats, {record['active_units']:.0f} active, ")
+        parts[-1] += f"beta {record['beta']:.2f}, sigma2 {record['sigma2']:.4g}"
+    parts.append(f"{record['images_per_second']:,.0f} images/s")
+    parts.append(f"{duration(at.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+SHOWN = 5
+
+Refused = Sequence[tuple[Path, str]]
+
+
+def show_refused(refused: Refused, to: Console = console) -> None:
+    """Print the first few with their reasons, and how many more there are."""
+    for path, reason in refused[:SHOWN]:
+        to.print(one_line(f"refused {path}: {reason}"), soft_wrap=True)
+    if len(refused) > SHOWN:
+        to.print(f"refused {len(refused) - SHOWN:,} more")
+
+
+def fail_if_named(refused: Refused, given: Collection[Path]) -> None:
+    """Refuse to call it done where a file that was asked for could not be used; one in a folder may be.
+
+    Args:
+        refused: the files that could not be used, with the reason.
+        given: the files and folders that were asked for.
+
+    Raises:
+        ImageError: one of them was given by name.
+    """
+    named = [f"{path}: {reason}" for path, reason in refused if path in given]
+    if named:
+        raise ImageError(f"{counted(len(named), 'file')} asked for by name refused. {'; '.join(named)}.")

@@ -1,0 +1,263 @@
+"""A Ray cluster that is there already: joined, asked what it has, left again. None is ever started here.
+
+Ray runs what it is sent and unpickles what it gets: whoever reaches a cluster may run anything on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autoencode.errors import VERSION, ConfigError, MissingExtraError, OutputError, RunError, StorageError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+
+ANSWERING_S = 10  # how long the address may take to accept a connection
+JOINING_S = 30  # and to let this process join; without a limit Ray would try for minutes
+LOOKING_S = 120  # how long every node may take to start a first process
+# Nothing of Ray's is to be sent anywhere, or to be written between the lines of our own.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class Node(NamedTuple):
+    """A machine of a cluster: its Ray `name`, its `host`, and the CPUs and GPUs it offers."""
+
+    name: str
+    host: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster this process has joined.
+
+    Attributes:
+        address: as it was asked for.
+    """
+
+    address: str
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes that are there now and offer CPUs or GPUs."""
+        import ray
+
+        found = [
+            Node(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                int(node["Resources"].get("CPU", 0)),
+                int(node["Resources"].get("GPU", 0)),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        return [node for node in found if node.cpus]
+
+    def check_shared(self, folder: Path) -> None:
+        """Refuse a folder on a disk that not every node sees; it is made where it is missing.
+
+        Raises:
+            RunError: a node sees another folder of that name, or none.
+            OutputError: it cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-by-all-") as mark:
+                for node, seen in self._asked(os.path.exists, mark.name):
+                    if not seen:
+                        raise RunError(
+                            f"The node {node.host} of the cluster does not see {folder}. Put it on a disk "
+                            "that all nodes share."
+                        )
+        except OSError as err:
+            raise OutputError(f"Could not write to {folder}: {err.strerror or err}.") from err
+
+    def check_reads(self, url: str) -> None:
+        """Refuse a pack in storage that not every node can read.
+
+        Raises:
+            StorageError: a node has no credentials for it, or does not reach it.
+        """
+
+        def failure_there(url: str) -> str | None:
+            from autoencode.data.manifest import SETTINGS_NAME
+            from autoencode.data.remote import RemoteFolder
+            from autoencode.errors import AutoencodeError
+
+            try:
+                RemoteFolder(url).stamp(SETTINGS_NAME)
+            except AutoencodeError as err:
+                return str(err)
+            return None
+
+        for node, failure in self._asked(failure_there, url):
+            if failure:
+                raise StorageError(
+                    f"The node {node.host} of the cluster cannot read {url}. {failure} On a node, they are "
+                    "those of its `ray start`."
+                )
+
+    def check_package(self) -> None:
+        """Refuse nodes without this version of the package.
+
+        Raises:
+            RunError: there is one, or no node at all.
+        """
+        if not self.nodes:
+            raise RunError(f"No node of the cluster at {self.address} offers a CPU.")
+
+        def version_there(_: None) -> str | None:  # in here, it is sent whole: a node may lack this module
+            try:
+                from autoencode.errors import VERSION
+            except ImportError:
+                return None
+            return VERSION
+
+        for node, version in self._asked(version_there, None):
+            if version != VERSION:
+                has = f"autoencode {version}" if version else "no package autoencode"
+                raise RunError(
+                    f"The node {node.host} of the cluster has {has}, and this machine {VERSION}. Install the "
+                    "same on every node, and start its Ray there."
+                )
+
+    def _asked(self, question: Any, argument: object) -> Iterator[tuple[Node, Any]]:  # noqa: ANN401
+        """Call a function on each node; gives each with its answer."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task = ray.remote(num_cpus=0, max_retries=0)(question)
+        nodes = self.nodes
+        answers: list[ObjectRef[Any]] = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.name, soft=False)).remote(
+                argument
+            )
+            for node in nodes
+        ]
+        for node, answer in zip(nodes, answers, strict=True):
+            try:
+                yield node, ray.get(answer, timeout=LOOKING_S)
+            except ray.exceptions.RayError as err:
+                raise RunError(f"The node {node.host} of the cluster does not answer: {brief(err)}") from err
+
+
+@contextlib.contextmanager
+def joined_cluster(address: str | None, purpose: str) -> Iterator[Cluster | None]:
+    """Join the cluster at an address, such as "10.0.0.1:6379", and leave it in the end.
+
+    This machine must be a node of it; "auto" is the cluster it is a node of. One that this process has
+    joined already is used, and not left. Without an address there is none, and nothing is done.
+
+    Raises:
+        ConfigError: what is given is no such address.
+        MissingExtraError: the optional part `ray` is not installed.
+        RunError: no cluster answers there, or it cannot be used from here.
+    """
+    if address is None:
+        yield None
+        return
+    _check_answers(address)
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        import ray.data
+        import ray.train
+    except ImportError as err:
+        raise MissingExtraError("ray", purpose) from err
+    if ray.is_initialized():
+        yield Cluster(address)
+        return
+    try:
+        _join(address)
+        cluster = Cluster(address)
+        cluster.check_package()
+        yield cluster
+    finally:
+        ray.shutdown()
+
+
+def brief(err: BaseException) -> str:
+    """Return the first line of a message of Ray's that says something."""
+    lines = [line.strip() for line in str(err).splitlines()]
+    return next((line for line in lines if line), type(err).__name__).rstrip(".:") + "."
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address that is none of a cluster, or that nothing listens at."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
+        raise ConfigError(
+            f"{address!r} is no address of a Ray cluster. Give HOST:PORT as `ray start` said it, or auto, "
+            "on a machine that is a node of it."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERING_S).close()
+    except OSError as err:
+        raise RunError(
+            f"No Ray cluster answers at {address}: {err.strerror or err}. Start one with `ray start --head` "
+            "and give the address it says."
+        ) from err
+
+
+def _join(address: str) -> None:
+    """Join, in a thread: one that gets no answer must not keep us, and signals are ours to handle."""
+    import ray
+
+    failures: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except BaseException as err:
+            failures.append(err)
+
+    # What the nodes report of a lost process comes whatever is asked for, and not by way of their logs.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    thread = threading.Thread(target=join, daemon=True)
+    # The processes of Ray import from this working directory before all else, so it is not the user's.
+    with contextlib.chdir("/"), _silenced_stderr():
+        thread.start()
+        thread.join(JOINING_S)
+    if thread.is_alive():
+        raise RunError(
+            f"What answers at {address} is no Ray cluster, or did not let this machine join in {JOINING_S} s."
+        )
+    if failures:
+        text = " ".join(str(failures[0]).split())
+        raise RunError(f"Could not join the Ray cluster at {address}: {text}") from failures[0]
+
+
+@contextlib.contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """Let nothing be written to the error stream, by compiled code neither."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,177 @@
+"""What each of several processes takes of a batch: together all of it, in its order, each image once.
+
+Batches of a pack, a function of (seed, epoch, step, rank) alone: nothing is left behind to restore.
+
+Shapes: B batch, H height, W width. Batches are (B, 3, H, W) float32 in [0, 1], channels last in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
+
+
+class Share(NamedTuple):
+    """The part of a batch that one process computes.
+
+    Attributes:
+        first: its first image, as a position in the batch.
+        end: one past its last image.
+        whole: images in the batch.
+        counted: images it answers for: all of its own, or none where a small batch left it nothing. Then it
+            computes the first image of the batch with weight 0, so that every process takes every step.
+    """
+
+    first: int
+    end: int
+    whole: int
+    counted: int
+
+    @property
+    def part(self) -> slice:
+        """The positions of its images in the batch."""
+        return slice(self.first, self.end)
+
+    @property
+    def weight(self) -> float:
+        """What its mean counts in the mean over the batch."""
+        return self.counted / self.whole
+
+    def pieces(self, count: int) -> list[Share]:
+        """Divide it into at most so many, evenly but for one image, to be computed one after the other."""
+        if not self.counted:
+            return [self]
+        count = min(count, self.counted)
+        ends = [self.first + self.counted * number // count for number in range(count + 1)]
+        return [Share(first, end, self.whole, end - first) for first, end in pairwise(ends)]
+
+
+def share_of(whole: int, rank: int, count: int) -> Share:
+    """Return what process `rank` of `count` takes of a batch of `whole` images, evenly but for one image."""
+    first, end = whole * rank // count, whole * (rank + 1) // count
+    return Share(first, end, whole, end - first) if first < end else Share(0, 1, whole, 0)
+
+
+_STEPS_BETWEEN_LOOKS = 16  # at what has to be fetched next
+
+
+def to_float(pixels: NDArray[np.uint8]) -> Tensor:
+    """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) in [0, 1]; the one place that does."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Turn images (B, 3, H, W) in [0, 1] into pixels (B, H, W, 3) in 0..255, rounded to the nearest."""
+    rounded: NDArray[np.uint8] = (
+        images.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    )
+    return rounded
+
+
+def random_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part, and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Number of batches that show each of `images` once; the last may be smaller.
+
+    A last batch of a single image is joined to the one before: batch normalisation has no variance of one
+    value, and a step on one image would weigh as much as one on a batch.
+    """
+    whole, left = divmod(images, batch_size)
+    return whole + (left > 1 or (left == 1 and whole == 0))
+
+
+def batch_slice(step: int, images: int, batch_size: int) -> slice:
+    """Return which of `images` the batch of a step holds: the last one all that are left."""
+    is_last = step == steps_per_epoch(images, batch_size) - 1
+    return slice(step * batch_size, images if is_last else (step + 1) * batch_size)
+
+
+def batch_slices(images: int, batch_size: int) -> list[slice]:
+    """Return the `batch_slice` of every step."""
+    return [batch_slice(step, images, batch_size) for step in range(steps_per_epoch(images, batch_size))]
+
+
+def epoch_order(
+    rows: NDArray[np.int64], seed: int, epoch: int, rows_per_shard: int = 1, window: int = 0
+) -> NDArray[np.int64]:
+    """Return `rows` in the random order of this epoch.
+
+    Args:
+        rows: (N,).
+        seed, epoch: what the order follows from.
+        rows_per_shard: rows that lie together.
+        window: 0, or how many rows may be in use at once, a whole number of shards: so many shards are drawn
+            without replacement, and their rows mixed, until none is left.
+    """
+    generator = np.random.Generator(np.random.Philox(random_seed("order", seed, epoch)))
+    if not window:
+        return generator.permutation(rows)
+    shards = rows // rows_per_shard
+    drawn = generator.permutation(np.unique(shards))
+    turn = np.empty(int(drawn.max(initial=-1)) + 1, np.int64)
+    turn[drawn] = np.arange(len(drawn)) // (window // rows_per_shard)
+    mixed = generator.permutation(len(rows))
+    return rows[mixed[np.argsort(turn[shards[mixed]], kind="stable")]]
+
+
+def batches(
+    pack: Pack, rows: NDArray[np.int64], batch_size: int, *, start: int = 0, stop: int | None = None
+) -> Iterator[Tensor]:
+    """Yield images of `rows` in the order given, the next batch read while this one is in use.
+
+    Args:
+        pack: where the pixels are.
+        rows: rows of the pack.
+        batch_size: B; the last batch may be smaller, or one image larger (see `steps_per_epoch`).
+        start: first batch to yield, counted from 0.
+        stop: the batch to end before; the default is all of them.
+    """
+    return (images for images, _ in shared_batches(pack, rows, batch_size, 0, 1, start=start, stop=stop))
+
+
+def shared_batches(
+    pack: Pack,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    rank: int,
+    count: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[tuple[Tensor, Share]]:
+    """Yield what process `rank` of `count` takes of each batch, and which part that is; as `batches` else.
+
+    The parts of all processes together are what one process would see at the same step.
+    """
+    steps = steps_per_epoch(len(rows), batch_size)
+    stop = steps if stop is None else stop
+
+    def read(step: int) -> tuple[Tensor, Share]:
+        batch = rows[batch_slice(step, len(rows), batch_size)]
+        if pack.window and (step - start) % _STEPS_BETWEEN_LOOKS == 0:
+            pack.expect(rows[step * batch_size :][: 2 * pack.window])
+        share = share_of(len(batch), rank, count)
+        return to_float(pack.pixels(batch[share.part])), share
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        upcoming = reader.submit(read, start) if start < stop else None
+        for step in range(start, stop):
+            assert upcoming is not None
+            current = upcoming.result()
+            upcoming = reader.submit(read, step + 1) if step + 1 < stop else None
+            yield current

@@ -1,0 +1,296 @@
+"""What turns images into vectors that search, outliers and classifiers compare: codes or pretrained features.
+
+Shapes: B batch, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
+
+Images through a function, those of a pack or of files: in this process, or on the nodes of a Ray cluster.
+
+On a cluster a node gets the rows or the paths, reads the images itself, in the same batches, and sends back
+what was made of them. Ray Data divides the work, does again what was lost, and keeps the order.
+
+Shapes: B batch, N images. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.cluster import Cluster, brief
+from autoencode.data.images import check_usable, read_chunks
+from autoencode.data.loader import batch_slices, batches, to_float, to_pixels
+from autoencode.data.pack import Pack, open_pack
+from autoencode.data.remote import is_url, local
+from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
+from autoencode.models.backbones import FEATURES, pretrained_features, pretrained_version
+
+if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.models.autoencoder import Autoencoder
+
+Features = Literal["code", "pretrained"]
+FEATURE_KINDS: tuple[Features, ...] = get_args(Features)
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Images to vectors.
+
+    Attributes:
+        kind: "code": what the model was trained to keep; "pretrained": features of EfficientNet-Lite0.
+        preprocessing: the size of its images, and how a file becomes one.
+        size: F, values in a vector.
+        digest: of everything the vectors depend on but the images; equal digests, comparable vectors. ""
+            for a model that was never saved.
+        encode: images (B, 3, H, W) in [0, 1] to (B, F) float32.
+    """
+
+    kind: Features
+    preprocessing: Preprocessing
+    size: int
+    digest: str
+    encode: Callable[[Tensor], NDArray[np.float32]]
+
+
+def image_encoder(model: Autoencoder, kind: Features = "code") -> ImageEncoder:
+    """Return the encoder of a model, or one that sees the same images with pretrained features instead.
+
+    Raises:
+        ConfigError: there is no such kind.
+        MissingExtraError: pretrained features need the optional part `eval`.
+    """
+    if kind not in FEATURE_KINDS:
+        raise ConfigError(f"Unknown features {kind!r}. Choose code or pretrained.")
+    if kind == "code":
+        return ImageEncoder(
+            kind,
+            model.preprocessing,
+            model.config.code_size,
+            model.digest,
+            lambda images: model.encode(images).numpy(),
+        )
+    return pretrained_encoder(model.preprocessing)
+
+
+def pretrained_encoder(preprocessing: Preprocessing) -> ImageEncoder:
+    """Return pretrained features of images of this size; no model is needed, nor do its weights matter.
+
+    Raises:
+        MissingExtraError: the optional part `eval` is not installed.
+    """
+    text = json.dumps([pretrained_version(), preprocessing.to_json()], sort_keys=True)
+    return ImageEncoder(
+        "pretrained",
+        preprocessing,
+        FEATURES,
+        hashlib.sha256(text.encode()).hexdigest(),
+        lambda images: pretrained_features(to_pixels(images.cpu())),
+    )
+
+
+Columns = Mapping[Any, NDArray[Any]]  # what was made of some images, each array with a row an image
+Made = TypeVar("Made", bound=Columns)
+
+_OURS = re.compile(r"^autoencode\.errors\.(\w+): (.*)$", re.MULTILINE)
+_ANY = re.compile(r"^[\w.]+(?:Error|Exception): .*$", re.MULTILINE)
+# Batches that a process gets at once: few, so that little is lost with it, but handing out is work, too.
+_CHUNKS_TOGETHER, _MOST_BLOCKS = 4, 10_000
+
+
+def over_pack(
+    function: Callable[[Tensor], Made],
+    pack: Pack,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    cluster: Cluster | None = None,
+) -> Iterator[Made]:
+    """Call a function on images of a pack, a batch at a time.
+
+    Args:
+        function: of images (B, 3, H, W).
+        pack: where they are; every node must see it.
+        rows: (N,) of the pack.
+        batch_size: B at most, see `batches`.
+        cluster: where to do it; in this process by default.
+
+    Yields:
+        What it returned, in the order of `rows`.
+
+    Raises:
+        PackError: a node sees another pack, or none.
+        RunError: the cluster could not do it.
+        AutoencodeError: what the function raises.
+    """
+    if cluster is None:
+        yield from map(function, batches(pack, rows, batch_size))
+        return
+    if is_url(pack.place):
+        cluster.check_reads(pack.place)
+    chunks = [rows[part].tobytes() for part in batch_slices(len(rows), batch_size)]
+    work = _OfPack(function, pack.place, pack.fingerprint)
+    yield from cast("Iterator[Made]", _on_nodes(cluster, work, chunks, len(rows)))
+
+
+def over_files(
+    function: Callable[[Tensor], NDArray[np.float64]],
+    paths: Sequence[Path],
+    size: int,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    refused: list[tuple[Path, str]],
+    cluster: Cluster | None = None,
+) -> Iterator[tuple[list[Path], NDArray[np.float64]]]:
+    """Call a function on images in files, a few at a time, passing over those that cannot be used.
+
+    Args:
+        function: of images (B, 3, H, W) to a number each, (B,).
+        paths: the files; every node must see them.
+        size: files in a chunk.
+        preprocessing, limits, refused: see `read_chunks`.
+        cluster: where to do it; in this process by default.
+
+    Yields:
+        Files that could be read, and their numbers (B,); B may be 0.
+
+    Raises:
+        ImageFolderError: after the last, if no file at all could be used.
+        RunError: the cluster could not do it.
+    """
+    if cluster is None:
+        for read, pixels in read_chunks(paths, size, preprocessing, limits, refused):
+            yield read, function(to_float(pixels)) if read else np.zeros(0)
+        return
+    work = _OfFiles(function, preprocessing, limits)
+    names = [os.fsencode(path.absolute()) for path in paths]
+    chunks = [b"\0".join(names[start : start + size]) for start in range(0, len(names), size)]
+    done = usable = 0
+    for made in _on_nodes(cluster, work, chunks, len(paths)):
+        here, readable = paths[done : done + len(made["reason"])], made["reason"] == ""
+        for path, reason in zip(here, made["reason"].tolist(), strict=True):
+            if reason:
+                refused.append((path, reason))
+        yield (
+            [path for path, is_readable in zip(here, readable, strict=True) if is_readable],
+            made["value"][readable],
+        )
+        done += len(here)
+        usable += int(readable.sum())
+    check_usable(usable, paths, refused)
+
+
+@dataclass(frozen=True)
+class _OfPack:
+    """What a node does with rows of a pack."""
+
+    function: Callable[[Tensor], Columns]
+    place: str
+    fingerprint: str
+
+    def __call__(self, chunk: bytes) -> Columns:
+        rows = np.frombuffer(chunk, np.int64)
+        [images] = batches(_opened(self.place, self.fingerprint), rows, len(rows))
+        return self.function(images)
+
+
+@functools.cache
+def _opened(place: str, fingerprint: str) -> Pack:
+    try:
+        pack = open_pack(local(place))
+    except PackError as err:
+        raise PackError(
+            f"A node of the cluster does not see the pack {place}. Put it on a disk that all nodes share."
+        ) from err
+    if pack.fingerprint != fingerprint:
+        raise PackError(f"A node of the cluster sees other images in {place}. Give all nodes one pack.")
+    return pack
+
+
+@dataclass(frozen=True)
+class _OfFiles:
+    """What a node does with the paths of files: a value of each, or the reason why there is none."""
+
+    function: Callable[[Tensor], NDArray[np.float64]]
+    preprocessing: Preprocessing
+    limits: Limits
+
+    def __call__(self, chunk: bytes) -> Columns:
+        paths = [Path(os.fsdecode(name)) for name in chunk.split(b"\0")]
+        refused: list[tuple[Path, str]] = []
+        values = dict.fromkeys(paths, math.nan)
+        try:
+            for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, refused):
+                if read:
+                    values |= zip(read, self.function(to_float(pixels)).tolist(), strict=True)
+        except ImageFolderError:
+            pass  # of these files alone none could be used
+        reasons = dict(refused)
+        return {
+            "value": np.array([values[path] for path in paths]),
+            "reason": np.array([reasons.get(path, "") for path in paths]),
+        }
+
+
+def _on_nodes(
+    cluster: Cluster, work: Callable[[bytes], Columns], chunks: list[bytes], count: int
+) -> Iterator[Columns]:
+    """Let processes of the nodes, each with a CPU, do the work; gives what they made, `count` rows in all."""
+    if not chunks:
+        return
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
+    cpus = sum(node.cpus for node in cluster.nodes)
+    wanted = min(math.ceil(len(chunks) / _CHUNKS_TOGETHER), _MOST_BLOCKS)
+    blocks = min(len(chunks), max(8 * cpus, wanted))
+    listed = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=blocks)
+    made = listed.map_batches(
+        _Worker,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        num_cpus=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
+    )
+    done = 0
+    try:
+        for block in made.iter_batches(batch_size=None):
+            done += len(next(iter(block.values())))
+            yield block
+    except ray.exceptions.RayError as err:
+        raise _ours(err) from err
+    if done != count:
+        raise RunError(f"The cluster sent back {done} results for {count} images. Try again.")
+
+
+class _Worker:
+    """One of the processes; it keeps what it works with, such as a model."""
+
+    def __init__(self, work: Callable[[bytes], Columns]) -> None:
+        self.work = work
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> Columns:
+        [chunk] = batch["chunk"]
+        return self.work(chunk)
+
+
+def _ours(err: BaseException) -> AutoencodeError:
+    """What ended the work, an error of ours as itself; of one on a node Ray sends the traceback alone."""
+    if ours := _OURS.findall(str(err)):
+        return restored(*ours[-1])  # the last is what the others led to
+    first = _ANY.search(str(err))
+    return RunError(f"The cluster could not do the work: {first[0] if first else brief(err)}")

@@ -1,0 +1,395 @@
+"""Whether the code of a VAE carries information, and whether its prior describes it.
+
+Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
+
+What is measured of a model on held-out images: closeness of reconstructions, KID, the code of a VAE.
+
+Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
+from autoencode.data.loader import batches, random_seed, to_float, to_pixels
+from autoencode.errors import ConfigError
+from autoencode.generation import PriorName, generate
+from autoencode.index.neighbours import fit_space
+from autoencode.index.retrieval import RetrievalQuality, retrieval_quality
+from autoencode.metrics.images import (
+    active_units,
+    kernel_inception_distance,
+    mean_absolute_error,
+    mean_squared_error,
+    psnr,
+    sharpness_ratio,
+    ssim,
+)
+from autoencode.metrics.latents import bits_per_dimension, gaussian_log_likelihood, kl, kl_per_value
+from autoencode.metrics.statistics import Estimate, Interval, estimate
+from autoencode.models.backbones import pretrained_features
+
+if TYPE_CHECKING:
+    from autoencode.data.manifest import Split
+    from autoencode.data.pack import Pack
+    from autoencode.models.autoencoder import Autoencoder
+
+# Below this share of active values, the code is wasted on most of its size and that is said.
+FEW_ACTIVE = 0.1
+
+
+@dataclass(frozen=True)
+class CodeHealth:
+    """What the posteriors of many images say about the code.
+
+    Attributes:
+        kl_nats: (D,) KL(q(t_j | x) || N(0, 1)) of each code value, nats, mean over the images; equation (7)
+            of Kovenko & Bogach 2020 before its sum.
+        mean_variance: (D,) variance over the images of the posterior mean of each value.
+        prior_gap_nats: KL(N(m, S) || N(0, I)), nats, at least 0, where m and S are the mean and covariance of
+            the aggregate posterior, that of the codes of all images together. 0 where the codes fill the
+            prior as far as two moments tell; samples from the prior then decode to what the decoder knows.
+            Without the bias of an estimate from few images; None of up to D + 1 of them, which cannot tell.
+    """
+
+    kl_nats: Tensor
+    mean_variance: Tensor
+    prior_gap_nats: float | None
+
+    @property
+    def active_units(self) -> int:
+        """Code values whose mean varies by more than 0.01 over the images (Burda et al. 2016)."""
+        return active_units(self.mean_variance)
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence on a collapsed code, or None where there is nothing to warn of."""
+        size = len(self.mean_variance)
+        if self.active_units >= FEW_ACTIVE * size:
+            return None
+        return (
+            f"{self.active_units} of {size} code values carry information; "
+            "try a smaller sigma2 (or auto), or a warm-up."
+        )
+
+
+def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
+    """Measure the code over images.
+
+    Args:
+        model: a VAE.
+        batches: images (B, 3, H, W) in [0, 1], at least one; read once, so memory does not grow with them.
+
+    Raises:
+        ConfigError: the model is no VAE, or there is no image.
+    """
+    if not model.is_vae:
+        raise ConfigError("Only the code of a VAE has a KL and a prior; this model is a plain autoencoder.")
+    size = model.config.code_size
+    count, kl = 0, torch.zeros(size, dtype=torch.float64)
+    means, squares, codes = torch.zeros_like(kl), torch.zeros_like(kl), torch.zeros_like(kl)
+    products = torch.zeros(size, size, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(random_seed("code health"))
+    for images in batches:
+        posterior = model.encode_distribution(images)
+        mean, log_variance = (part.double() for part in posterior if part is not None)
+        count += len(mean)
+        kl += kl_per_value(mean, log_variance).sum(0)
+        means += mean.sum(0)
+        squares += mean.square().sum(0)
+        # A draw from each posterior is a draw from the aggregate one, of which the bias is known.
+        code = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).double()
+        codes += code.sum(0)
+        products += code.T @ code
+    if not count:
+        raise ConfigError("The health of a code is measured on images, and none were given.")
+    variance = (squares / count - (means / count).square()).clamp(min=0)
+    centre = codes / count
+    covariance = products / count - torch.outer(centre, centre)
+    return CodeHealth(kl / count, variance, _gap(centre, covariance, count))
+
+
+def gap_in_words(gap_nats: float | None) -> str:
+    """Return a `prior_gap_nats` as text."""
+    return "cannot be told of so few images" if gap_nats is None else f"{gap_nats:.1f} nats"
+
+
+def _gap(mean: Tensor, covariance: Tensor, count: int) -> float | None:
+    """KL of a Gaussian from the standard one, of the moments of `count` codes, without its bias.
+
+    Of the true moments it is (tr S + m'm - D - log det S) / 2. Those of n draws from any Gaussian give the
+    trace and m'm right in sum: what the covariance, divided by n, lacks, the mean has too much. The
+    log-determinant is off by sum_{i=1..D} digamma((n - i) / 2) + D log(2 / n), by the expectation of that of
+    a Wishart matrix of n - 1 degrees of freedom (Bishop 2006, Pattern Recognition, eq. B.81).
+    """
+    size = len(mean)
+    if count <= size + 1:
+        return None
+    half_degrees = (count - torch.arange(1, size + 1, dtype=torch.float64)) / 2
+    bias = torch.digamma(half_degrees).sum() + size * math.log(2 / count)
+    log_determinant = torch.linalg.slogdet(covariance).logabsdet - bias
+    return max(0.0, float(0.5 * (covariance.trace() + mean @ mean - size - log_determinant)))
+
+
+BATCH = 64
+
+# A variance that squared errors summed without a factor imply; absolute ones are no Gaussian likelihood.
+SQUARED_ERROR_SIGMA2 = 0.5
+
+LABELLED_VALUES = 25_000_000  # pixel values compared at most: 100 MB, 2,000 images of 64x64
+
+# What KID is measured of, by its name in an evaluation.
+KID_SETS = {
+    "training_images": "training images (floor)",
+    "reconstructions": "reconstructions",
+    "pca_reconstructions": "reconstructions of PCA",
+    "samples_normal": "samples from N(0, I)",
+    "samples_mixture": "samples from the mixture",
+}
+
+Restore = Callable[[Tensor], Tensor]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """How close restored images are to the originals; None where no image has a finite value.
+
+    Attributes:
+        psnr_db: mean peak signal-to-noise ratio, dB; identical images have none and are left out.
+        ssim: mean structural similarity.
+        mse: mean squared error of values in [0, 1].
+        mae: mean absolute error of values in [0, 1].
+        sharpness: median ratio of the variances of the Laplacian; below 1 is blurred. The median, because
+            the ratio of an image that is nearly flat can be any number.
+    """
+
+    psnr_db: Estimate | None
+    ssim: Estimate | None
+    mse: Estimate | None
+    mae: Estimate | None
+    sharpness: Estimate | None
+
+
+@dataclass(frozen=True)
+class CodeQuality:
+    """What the code of a VAE carries, and how well its prior describes it.
+
+    Attributes:
+        elbo_nats: evidence lower bound of an image, nats; one draw from each posterior, and images decoded
+            into [0, 1]. None where the model was not trained with a Gaussian likelihood.
+        bits_per_dimension: the same as bits a value of the 8-bit image.
+        kl_nats: KL of the posterior of an image from N(0, I), nats.
+        active_units: code values whose mean varies over the images (Burda et al. 2016).
+        prior_gap_nats: how far the codes of all images together are from N(0, I), or None; see `CodeHealth`.
+    """
+
+    elbo_nats: Estimate | None
+    bits_per_dimension: Estimate | None
+    kl_nats: Estimate | None
+    active_units: int
+    prior_gap_nats: float | None
+
+
+@dataclass(frozen=True)
+class CheckUp:
+    """A first look at how good a model is.
+
+    Attributes:
+        images: how many it was measured on.
+        split: where they are from.
+        quality: how close its reconstructions are.
+        code: whether its code carries information; of a VAE.
+    """
+
+    images: int
+    split: Split
+    quality: ImageQuality
+    code: CodeHealth | None
+
+
+@dataclass(frozen=True)
+class HeldOutImages:
+    """Images of a pack, and what the model sees of them: the same corruptions every time they are read.
+
+    Attributes:
+        pack: where they are.
+        rows: (N,), each once.
+        corruptions: what the model was trained to undo.
+    """
+
+    pack: Pack
+    rows: NDArray[np.int64]
+    corruptions: tuple[Corruption, ...]
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (clean, seen) batches."""
+        for index, clean in enumerate(batches(self.pack, self.rows, BATCH)):
+            generator = torch.Generator().manual_seed(random_seed("evaluate", index))
+            yield clean, corrupt(clean, self.corruptions, generator, training=True)
+
+    def first(self, count: int) -> HeldOutImages:
+        """Return the first `count` of them. Rows are in the order of content digests, so these are random."""
+        return HeldOutImages(self.pack, self.rows[:count], self.corruptions)
+
+
+def image_quality(
+    images: HeldOutImages, restorers: Mapping[str, Restore], advance: Advance
+) -> dict[str, ImageQuality]:
+    """Compare what each of `restorers` makes of the images seen with the clean ones, in one pass."""
+    metrics = (psnr, ssim, mean_squared_error, mean_absolute_error, sharpness_ratio)
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in restorers}
+    for clean, seen in images.pairs():
+        for name, restore in restorers.items():
+            restored = restore(seen)
+            values = torch.stack([metric(restored, clean) for metric in metrics], dim=1)
+            found[name].append(values.double().numpy())
+        advance(len(clean))
+    return {name: _quality(np.concatenate(parts)) for name, parts in found.items()}
+
+
+def _quality(values: NDArray[np.float64]) -> ImageQuality:
+    psnr_db, similarity, mse, mae, sharpness = values.T
+    return ImageQuality(
+        estimate(psnr_db), estimate(similarity), estimate(mse), estimate(mae), estimate(sharpness, np.median)
+    )
+
+
+def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) -> CodeQuality:
+    """Measure the code of a VAE."""
+    sigma2 = likelihood_variance(model)
+    elbos, divergences = [], []
+    generator = torch.Generator().manual_seed(random_seed("evaluate", "codes"))
+    for clean, seen in images.pairs():
+        mean, log_variance = model.encode_distribution(seen)
+        assert log_variance is not None
+        divergences.append(kl(mean, log_variance).double())
+        if sigma2 is not None:
+            noise = torch.randn(mean.shape, generator=generator)
+            decoded = model.decode(mean + (0.5 * log_variance).exp() * noise)
+            likelihood = gaussian_log_likelihood(clean, decoded, sigma2).double()
+            elbos.append(likelihood - divergences[-1])
+        advance(len(clean))
+    elbo = estimate(torch.cat(elbos).numpy()) if elbos else None
+    health = code_health(model, (seen for _, seen in images.pairs()))
+    return CodeQuality(
+        elbo,
+        _bits(elbo, model.values_per_image),
+        estimate(torch.cat(divergences).numpy()),
+        health.active_units,
+        health.prior_gap_nats,
+    )
+
+
+def check_up(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> CheckUp:
+    """Measure a model on some held-out images of its training: seconds, where `evaluate` takes minutes.
+
+    Raises:
+        ConfigError: the images of the pack have another size.
+    """
+    model.check_pack(pack)
+    rows, split = pack.held_out()
+    images = HeldOutImages(
+        pack, np.unique(rows)[:most], parse_corruptions(model.provenance["train"]["corrupt"])
+    )
+    quality = image_quality(images, {"model": model.reconstruct}, advance)["model"]
+    code = code_health(model, (seen for _, seen in images.pairs())) if model.is_vae else None
+    return CheckUp(len(images.rows), split, quality, code)
+
+
+def likelihood_variance(model: Autoencoder) -> float | None:
+    """Variance of the Gaussian likelihood a VAE was trained with; None where it was trained with another."""
+    loss = model.provenance.get("train", {}).get("loss", "gaussian")
+    return {"gaussian": float(model.sigma2), "mse": SQUARED_ERROR_SIGMA2}.get(loss)
+
+
+def _bits(elbo: Estimate | None, values: int) -> Estimate | None:
+    if elbo is None:
+        return None
+    bits, *ends = (bits_per_dimension(-nats, values) for nats in (elbo.value, *(elbo.interval or ())[::-1]))
+    return Estimate(bits, Interval(*ends) if ends else None, elbo.count)
+
+
+def label_quality(
+    model: Autoencoder, pack: Pack, rows: NDArray[np.int64], labels: NDArray[np.str_]
+) -> dict[str, RetrievalQuality]:
+    """Measure how well neighbours share a label: by "codes", whitened as a search does, and by raw "pixels".
+
+    Args:
+        model: what encodes.
+        pack: where the images are.
+        rows: (N,) of images that have a label. Of many, so many take part that their pixels fit into memory.
+        labels: (N,).
+
+    Raises:
+        ConfigError: there are not two labels, or no image shares its own with another.
+    """
+    count = max(2, LABELLED_VALUES // model.values_per_image)
+    codes, pixels = [], []
+    for images in batches(pack, rows[:count], BATCH):
+        codes.append(model.encode(images).numpy())
+        pixels.append(images.flatten(1).numpy())
+    found = np.concatenate(codes)
+    vectors = {"codes": fit_space(found, "whitened").vectors(found), "pixels": np.concatenate(pixels)}
+    return {name: retrieval_quality(values, labels[:count]) for name, values in vectors.items()}
+
+
+def distances(
+    model: Autoencoder,
+    images: HeldOutImages,
+    training_rows: NDArray[np.int64] | None,
+    restorers: Mapping[str, Restore],
+    priors: tuple[PriorName, ...],
+    advance: Advance,
+) -> dict[str, Estimate]:
+    """KID (EfficientNet-Lite0) of several sets of images from the held-out ones, all of one size.
+
+    Args:
+        model: what generates.
+        images: the held-out images.
+        training_rows: as many others of the pack, whose distance is the floor; None leaves it out.
+        restorers: what makes reconstructions, by name.
+        priors: those of the model to draw samples from.
+        advance: called with the number of images done, of `len(images.rows)` for each set and the held-out.
+
+    Raises:
+        MissingExtraError: the optional part `eval` is not installed.
+    """
+    count = len(images.rows)
+    reference = _features((clean for clean, _ in images.pairs()), advance)
+    found = {}
+    if training_rows is not None:
+        found["training_images"] = _features(batches(images.pack, training_rows, BATCH), advance)
+    for name, restore in restorers.items():
+        found[name] = _features((restore(seen) for _, seen in images.pairs()), advance)
+    for prior in priors:
+        found[f"samples_{prior}"] = _features(_samples(model, prior, count), advance)
+    results = {}
+    for name, features in found.items():
+        # The whole of both sets as one subset: the least noise, and bounded by `count`.
+        distance = kernel_inception_distance(reference, features, subset_size=count)
+        results[name] = Estimate(distance.value, distance.interval, count)
+    return results
+
+
+def _samples(model: Autoencoder, prior: PriorName, count: int) -> Iterator[Tensor]:
+    for start in range(0, count, BATCH):
+        drawn = generate(model, min(BATCH, count - start), prior=prior, seed=random_seed("evaluate", start))
+        yield to_float(drawn.pixels)
+
+
+def _features(images: Iterable[Tensor], advance: Advance) -> NDArray[np.float32]:
+    parts = []
+    for batch in images:
+        parts.append(pretrained_features(to_pixels(batch)))
+        advance(len(batch))
+    return np.concatenate(parts)

@@ -1,0 +1,225 @@
+"""A model as ONNX files that other programs run, each checked against torch before it is written.
+
+Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1], codes (B, D); B is free.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoencode.atomic import check_output, make_folder, write_bytes
+from autoencode.errors import VERSION, ConfigError, MissingExtraError, ModelFileError
+from autoencode.models.model_file import as_model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from autoencode.models.autoencoder import Autoencoder
+
+
+# Understood by every runtime since the end of 2022.
+OPSET = 18
+CHECKED_BATCHES = (1, 3)
+
+# Largest difference allowed, as a share of the largest value where that is above 1: ten times what adding up
+# the same numbers in another order gives, and far below a level of an 8-bit image.
+TOLERANCE = 1e-4
+
+MOST_BYTES = 2**31 - 1  # that a protobuf message can have
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """One exported network.
+
+    Attributes:
+        path: where it is.
+        inputs: names of its inputs.
+        outputs: names of its outputs.
+        largest_difference: between its outputs and torch's, absolute, over the batches checked.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    largest_difference: float
+
+
+def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[OnnxFile]:
+    """Write a model as encoder.onnx, decoder.onnx and autoencoder.onnx.
+
+    | file | inputs | outputs |
+    | --- | --- | --- |
+    | encoder.onnx | images (B, 3, H, W) | code (B, D); of a VAE mean and log_variance (B, D) |
+    | decoder.onnx | code (B, D) | images (B, 3, H, W) |
+    | autoencoder.onnx | images (B, 3, H, W) | reconstruction (B, 3, H, W), of the mean for a VAE |
+
+    Images are RGB, float32 in [0, 1]. The metadata of each file say so, and how an image comes to its size.
+    Each network is run in onnxruntime on 1 and on 3 images, and compared with torch.
+
+    Args:
+        model: from `load_model`, or its path.
+        folder: where to; made here.
+
+    Raises:
+        MissingExtraError: the optional part `onnx` is not installed.
+        ConfigError: `folder` is named like a file, or the network does not fit into an ONNX file.
+        ModelFileError: a network gives something else in onnxruntime than in torch. Nothing is written.
+        OutputError: the folder cannot be written to.
+    """
+    model = as_model(model)
+    folder = Path(folder)
+    if folder.suffix.lower() == ".onnx":
+        raise ConfigError(f"{folder} is named like a file, and three are written. Give a folder.")
+    check_output(folder / f"{_Both.name}.onnx", (".onnx",))
+    if not all(_installed(name) for name in ("onnx", "onnxruntime", "onnxscript")):  # torch needs the last
+        raise MissingExtraError("onnx", "Export to ONNX")
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    size = sum(4 * value.numel() for value in model.state_dict().values())
+    if size > MOST_BYTES:
+        raise ConfigError(f"This network takes {size / 1e9:.1f} GB; an ONNX file holds up to 2 GB.")
+    generator = torch.Generator().manual_seed(0)
+    shape = (max(CHECKED_BATCHES), 3, model.preprocessing.height, model.preprocessing.width)
+    images = torch.rand(shape, generator=generator)
+    codes = model.encode(images)
+    exported: list[tuple[OnnxFile, bytes]] = []
+    for network, example in ((_Encoder(model), images), (_Decoder(model), codes), (_Both(model), images)):
+        content = _exported(network, example, _metadata(model))
+        path = folder / f"{network.name}.onnx"
+        difference, largest = _compared(network, content, example)
+        if not difference <= TOLERANCE * max(1.0, largest):
+            raise ModelFileError(
+                f"{path} would differ from the model by {difference:.2g}, in values up to {largest:.2g}. "
+                "Nothing was written. Try another version of torch or onnxruntime."
+            )
+        exported.append((OnnxFile(path, (network.input,), network.outputs, difference), content))
+    make_folder(folder)
+    for file, content in exported:
+        write_bytes(file.path, content)
+    return [file for file, _ in exported]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+class _Network(nn.Module):
+    """One of the networks exported, with the names of its file, its input and its outputs."""
+
+    name: str
+    input: str
+    outputs: tuple[str, ...]
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+
+class _Encoder(_Network):
+    name, input = "encoder", "images"
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__(model)
+        self.outputs = ("mean", "log_variance") if model.is_vae else ("code",)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        mean, log_variance = self.model.posterior(images)
+        return mean if log_variance is None else (mean, log_variance)
+
+
+class _Decoder(_Network):
+    name, input, outputs = "decoder", "code", ("images",)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        decoded: Tensor = self.model.decoder(codes)
+        return decoded.clamp(0, 1)
+
+
+class _Both(_Network):
+    name, input, outputs = "autoencoder", "images", ("reconstruction",)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).images.clamp(0, 1)  # type: ignore[no-any-return]
+
+
+def _exported(network: _Network, example: Tensor, metadata: dict[str, str]) -> bytes:
+    """Return the network as the content of an ONNX file."""
+    from onnx.helper import set_model_props
+
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[network.input],
+            output_names=list(network.outputs),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert program is not None
+    proto: ModelProto = program.model_proto
+    set_model_props(proto, metadata)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch says to its own developers, and that torchvision is absent, from the user."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _metadata(model: Autoencoder) -> dict[str, str]:
+    return {
+        "autoencode": VERSION,
+        "model_sha256": model.digest,
+        "kind": model.config.kind,
+        "code_size": str(model.config.code_size),
+        "preprocessing": json.dumps(model.preprocessing.to_json()),
+        "images": "RGB, float32, 0 to 1, batch x 3 x height x width",
+    }
+
+
+def _compared(network: _Network, content: bytes, example: Tensor) -> tuple[float, float]:
+    """Return the largest difference between torch and onnxruntime, and the largest value, both absolute."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    difference = largest = np.float32(0)
+    for size in CHECKED_BATCHES:
+        batch = example[:size]
+        with torch.inference_mode():
+            expected = network(batch)
+        tensors: Sequence[Tensor] = [expected] if isinstance(expected, Tensor) else expected
+        found = session.run(list(network.outputs), {network.input: batch.numpy()})
+        for ours, theirs in zip((tensor.numpy() for tensor in tensors), found, strict=True):
+            # Of a NaN the maximum is NaN, which no tolerance allows.
+            difference = np.maximum(difference, np.abs(ours - theirs).max())
+            largest = np.maximum(largest, np.abs(ours).max())
+    return float(difference), float(largest)

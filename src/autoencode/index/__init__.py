@@ -1,0 +1,1 @@
+"""Images that look alike: an index of vectors, the stores that can hold it, and search."""

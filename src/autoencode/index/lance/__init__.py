@@ -1,0 +1,1 @@
+"""An index held by LanceDB, in a folder or in object storage."""

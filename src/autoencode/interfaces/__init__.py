@@ -1,1 +1,0 @@
-"""Ways to call the package from outside Python."""

@@ -1,1 +1,0 @@
-"""The local web page: it presents what the applications return, and computes nothing itself."""

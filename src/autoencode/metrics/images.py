@@ -1,0 +1,318 @@
+"""How close images are: one by one, as sets, and what their codes carry.
+
+Images are torch tensors (B, C, H, W), float in [0, 1], on any device; the result is one number an image,
+(B,) float32 on the CPU. B batch, C channels, H height, W width, N samples, D code size, F feature size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.errors import ConfigError
+from autoencode.metrics.statistics import Interval
+
+VALUES_PER_CHUNK = 2**20  # bounds the working memory of an image metric to some 60 MB, and suits the cache
+SSIM_WINDOW_PX = 11
+ACTIVE_VARIANCE = 0.01
+
+Reals = NDArray[np.floating[Any]]
+
+
+class KernelDistance(NamedTuple):
+    """A kernel distance, its standard error, and the 95 % interval that follows from both."""
+
+    value: float
+    standard_error: float
+    interval: Interval
+
+
+def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over channels and pixels of (a - b)², per image.
+
+    Args:
+        a: images (B, C, H, W), float in [0, 1].
+        b: images of the same shape.
+
+    Returns:
+        (B,) float32 in [0, 1].
+
+    Raises:
+        ConfigError: the shapes differ, or are not four-dimensional, or the values are not floats.
+    """
+    return _per_image(a, b, lambda x, y: (x - y).square().mean(dim=(1, 2, 3)))
+
+
+def mean_absolute_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over channels and pixels of |a - b|, per image; arguments and errors as `mean_squared_error`.
+
+    Returns:
+        (B,) float32 in [0, 1].
+    """
+    return _per_image(a, b, lambda x, y: (x - y).abs().mean(dim=(1, 2, 3)))
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per image, 10 log10(1 / MSE), for a peak value of 1.
+
+    Args:
+        a: images (B, C, H, W), float in [0, 1].
+        b: images of the same shape.
+
+    Returns:
+        (B,) float32 in dB, at least 0; infinite where the two images are identical.
+
+    Raises:
+        ConfigError: the shapes differ, or are not four-dimensional, or the values are not floats.
+    """
+    return 10 * mean_squared_error(a, b).reciprocal().log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity per image: Wang et al. 2004, eq. 13, with the settings of its section III-C.
+
+    Gaussian window of 11 px and sigma 1.5, K1 = 0.01, K2 = 0.03, peak 1; computed for each channel and
+    averaged over the channels and over every position where the window lies inside the image.
+
+    Args:
+        a: images (B, C, H, W), float in [0, 1], at least 11 px high and wide.
+        b: images of the same shape.
+
+    Returns:
+        (B,) float32 in [-1, 1]; 1 where the two images are identical.
+
+    Raises:
+        ConfigError: as for `mean_squared_error`, or a side is shorter than the window.
+    """
+    if min(a.shape[-2:], default=0) < SSIM_WINDOW_PX:
+        raise ConfigError(
+            f"SSIM needs images of at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX} px, its window; "
+            f"got a tensor of shape {tuple(a.shape)}. Use PSNR for smaller ones."
+        )
+    return _per_image(a, b, _ssim_chunk)
+
+
+def sharpness_ratio(restored: Tensor, original: Tensor) -> Tensor:
+    """Variance of the Laplacian of the restored image over that of the original, per image.
+
+    The variance of the Laplacian is the focus measure of Pech-Pacheco et al. 2000, here with the
+    four-neighbour Laplacian of the mean over channels. Below 1 the restored image is blurred, above 1 it
+    is noisier or sharper.
+
+    Args:
+        restored: images (B, C, H, W), float in [0, 1], at least 3 px high and wide.
+        original: images of the same shape.
+
+    Returns:
+        (B,) float32, at least 0; infinite where only the original is flat, 1 where both are.
+
+    Raises:
+        ConfigError: as for `mean_squared_error`, or a side is shorter than 3 px.
+    """
+    if min(original.shape[-2:], default=0) < 3:
+        raise ConfigError(
+            f"The sharpness ratio needs images of at least 3x3 px; got {tuple(original.shape)}."
+        )
+
+    def ratio(x: Tensor, y: Tensor) -> Tensor:
+        restored_variance, original_variance = _laplacian_variance(x), _laplacian_variance(y)
+        both_flat = (restored_variance == 0) & (original_variance == 0)
+        return torch.where(both_flat, 1.0, restored_variance / original_variance)
+
+    return _per_image(restored, original, ratio)
+
+
+class RunningVariance:
+    """Variance of each column over rows that come in parts, in memory of one part (Chan et al. 1979).
+
+    Attributes:
+        count: rows so far.
+        mean: (D,) float64 on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, torch.zeros(0), torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows (B, D), at least one, any device."""
+        values = rows.detach().cpu().double()
+        variance, mean = torch.var_mean(values, dim=0, correction=0)
+        self._merge(len(values), mean, variance * len(values))
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        if self.count:
+            difference, both = mean - self.mean, self.count + count
+            squares = squares + self._squares + difference.square() * (self.count * count / both)
+            mean = self.mean + difference * (count / both)
+        self.count, self.mean, self._squares = self.count + count, mean, squares
+
+    @property
+    def variance(self) -> Tensor:
+        """(D,) float64 on the CPU: mean squared distance from the mean."""
+        return self._squares / self.count
+
+
+def merged(parts: Iterable[RunningVariance]) -> RunningVariance:
+    """Return the variance over the rows of all parts together."""
+    whole = RunningVariance()
+    for part in parts:
+        if part.count:
+            whole._merge(part.count, part.mean, part._squares)
+    return whole
+
+
+def active_units(variance: Tensor) -> int:
+    """Count the code dimensions whose posterior mean varies over the data: Burda et al. 2016, section 5.3.
+
+    A dimension u is active if Var_x(E[u | x]) > 0.01; the others have collapsed onto the prior.
+
+    Args:
+        variance: (D,) Var_x(E[u | x]); see `RunningVariance`.
+    """
+    return int((variance > ACTIVE_VARIANCE).sum())
+
+
+def kernel_inception_distance(
+    features_a: Reals, features_b: Reals, subset_size: int | None = None, subsets: int = 100, seed: int = 0
+) -> KernelDistance:
+    """Kernel distance between two sets of features: Bińkowski et al. 2018, section 4, for any features.
+
+    The unbiased estimate of MMD² (Gretton et al. 2012, eq. 3) under k(x, y) = (x·y / F + 1)³, averaged
+    over random subsets. Being unbiased it is slightly negative about half the time for equal
+    distributions, and its expectation does not depend on the number of samples. It is comparable only
+    between runs that use the same features.
+
+    The spread between subsets, which other programs print, measures the luck of the subsets and not that
+    of the samples: it is 0 when a subset is the whole set. The standard error here adds a jackknife over
+    the samples (Arvesen 1969), scaled from the subset's size to that of the set.
+
+    Args:
+        features_a: (N, F) features of one set of images.
+        features_b: (M, F) features of the other; the order of the two does not matter.
+        subset_size: how many of each set a subset holds; min(1000, N, M) if None.
+        subsets: how many subsets; one is enough, and is what is used, where a subset is the whole of both.
+        seed: the same seed and features give the same result.
+
+    Returns:
+        The distance, its standard error and the interval at 95 %, in units of the kernel.
+
+    Raises:
+        ConfigError: the features do not fit together or are not finite, fewer than two samples a subset, a
+            subset larger than a set, or no subset.
+    """
+    a, b = _checked_features(features_a), _checked_features(features_b)
+    smaller = min(len(a), len(b))
+    size = min(1000, smaller) if subset_size is None else subset_size
+    if a.shape[1] != b.shape[1] or not 2 <= size <= smaller or subsets < 1:
+        raise ConfigError(
+            f"A kernel distance needs features of one length and 2 <= subset size <= {smaller}, the smaller "
+            f"set, and a subset; got {a.shape} and {b.shape}, subset size {size}, {subsets} subsets."
+        )
+    if size == len(a) == len(b):
+        subsets = 1
+    generator = np.random.default_rng(seed)
+    estimates = np.array(
+        [
+            _squared_mmd(
+                a[generator.choice(len(a), size, replace=False)],
+                b[generator.choice(len(b), size, replace=False)],
+            )
+            for _ in range(subsets)
+        ]
+    )
+    value, variance_a, variance_b = estimates.mean(axis=0)
+    spread = estimates[:, 0].var(ddof=1) / subsets if subsets > 1 else 0.0
+    error = math.sqrt(variance_a * size / len(a) + variance_b * size / len(b) + spread)
+    margin = NormalDist().inv_cdf(0.975) * error
+    return KernelDistance(float(value), error, Interval(float(value - margin), float(value + margin)))
+
+
+def _per_image(a: Tensor, b: Tensor, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    if a.shape != b.shape or a.ndim != 4 or 0 in a.shape[1:]:
+        raise ConfigError(
+            "Two batches of images of one shape (B, C, H, W) are needed; "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ConfigError(
+            f"Images must be floats in [0, 1]; got {a.dtype} and {b.dtype}. Divide bytes by 255."
+        )
+    step = max(1, VALUES_PER_CHUNK // math.prod(a.shape[1:]))
+    with torch.no_grad():
+        chunks = [
+            metric(a[start : start + step].float(), b[start : start + step].float()).cpu()
+            for start in range(0, len(a), step)
+        ]
+    return torch.cat([torch.empty(0), *chunks])
+
+
+def _ssim_chunk(x: Tensor, y: Tensor) -> Tensor:
+    mean_x, mean_y = _gaussian_blur(x), _gaussian_blur(y)
+    variance_x = _gaussian_blur(x * x) - mean_x * mean_x
+    variance_y = _gaussian_blur(y * y) - mean_y * mean_y
+    covariance = _gaussian_blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _gaussian_blur(x: Tensor) -> Tensor:
+    # Shifted sums, not conv2d: a third of its time on a CPU, and no autocast or TF32 can round them.
+    offsets = range(-(SSIM_WINDOW_PX // 2), SSIM_WINDOW_PX // 2 + 1)
+    weights = [math.exp(-(offset**2) / (2 * 1.5**2)) for offset in offsets]
+    for dim in (-1, -2):
+        length = x.shape[dim] - SSIM_WINDOW_PX + 1
+        blurred = torch.zeros_like(x.narrow(dim, 0, length))
+        for start, weight in enumerate(weights):
+            blurred.add_(x.narrow(dim, start, length), alpha=weight / sum(weights))
+        x = blurred
+    return x
+
+
+def _laplacian_variance(x: Tensor) -> Tensor:
+    grey = x.mean(dim=1)
+    centre = grey[:, 1:-1, 1:-1]
+    neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return (neighbours - 4 * centre).var(dim=(1, 2), correction=0)
+
+
+def _squared_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the unbiased MMD² of two (m, F) samples and its jackknife variance due to x and due to y."""
+    m = len(x)
+    within_x, within_y, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    rows_x = within_x.sum(axis=1) - within_x.diagonal()
+    rows_y = within_y.sum(axis=1) - within_y.diagonal()
+    total_x, total_y, total_between = rows_x.sum(), rows_y.sum(), between.sum()
+    value = (total_x + total_y) / (m * (m - 1)) - 2 * total_between / m**2
+
+    def jackknife_variance(total: float, rows: NDArray[np.float64], across: NDArray[np.float64]) -> float:
+        if m < 3:  # without one of two samples there is no pair left
+            return math.inf
+        without = (total - 2 * rows) / ((m - 1) * (m - 2)) - 2 * (total_between - across) / ((m - 1) * m)
+        return float((m - 1) * without.var())
+
+    return (
+        float(value),
+        jackknife_variance(total_x, rows_x, between.sum(axis=1)),
+        jackknife_variance(total_y, rows_y, between.sum(axis=0)),
+    )
+
+
+def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel
+
+
+def _checked_features(features: Reals) -> NDArray[np.float64]:
+    checked = np.asarray(features, dtype=np.float64)
+    if checked.ndim != 2 or checked.shape[1] == 0 or not np.isfinite(checked).all():
+        raise ConfigError(f"Features must be finite numbers of shape (N, F); got shape {checked.shape}.")
+    return checked

@@ -1,0 +1,273 @@
+"""Tensors and JSON in one safetensors file with a digest: the format of model files and checkpoints.
+
+Reading never unpickles. safetensors checks that every tensor lies within the file; a flipped byte it would
+not notice, so the file also carries the sha256 of all it holds, checked on every read.
+
+One saved model is one file: weights, prior, configuration, preprocessing, provenance. See `tensorfile`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from autoencode.atomic import atomic_file, parse_json
+from autoencode.data.preprocessing import Preprocessing
+from autoencode.errors import AutoencodeError, ConfigError, ModelFileError
+from autoencode.models.autoencoder import Autoencoder, ModelConfig
+from autoencode.models.priors import GaussianMixture
+
+# The types of what is written; of others not every operation is there, and none is expected.
+_TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
+
+
+def write_tensors(
+    path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> str:
+    """Write a file of this kind, whole or not at all.
+
+    Args:
+        path: where to.
+        kind: what the file is, for instance "model"; checked when it is read.
+        version: version of the format of `tensors` and `content`.
+        tensors: the tensors by name, any device.
+        content: whatever else belongs in it, as JSON can hold it.
+
+    Returns:
+        The sha256 of kind, version, tensors and content, which is also kept in the file.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is unchanged.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    described = {**content, "kind": kind, "version": version}
+    digest = _digest(described, stored)
+    # One key only: safetensors writes several in no fixed order, and equal models are equal files.
+    metadata = {"autoencode": _text({**described, "sha256": digest})}
+    with atomic_file(path) as file:
+        try:
+            safetensors.torch.save_file(
+                stored, file.name, metadata
+            )  # unlike save(), without a copy in memory
+        except safetensors.SafetensorError as err:  # the system's refusal, in its words
+            raise OSError(str(err)) from err
+    return digest
+
+
+def read_tensors(
+    path: Path, kind: str, version: int, error: type[AutoencodeError], advice: str = "Restore it from a copy."
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Read what `write_tensors` wrote.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        version: the newest version this code understands.
+        error: the class to raise.
+        advice: what to do where the file is damaged.
+
+    Returns:
+        The tensors, the content, and the digest.
+
+    Raises:
+        AutoencodeError: of class `error`: no such file, not of this kind, damaged, or newer than `version`.
+    """
+    if not path.is_file():
+        raise error(f"No {kind} file at {path}.")
+    if not os.access(path, os.R_OK):
+        raise error(f"Could not read {path}: permission denied. Let its owner open it to you.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, OSError, ValueError) as err:
+        raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}). {advice}") from err
+    content = _content(path, kind, metadata, error)
+    if content["version"] > version:
+        raise error(
+            f"{path} was written by a newer autoencode (format {content['version']}, this one reads up to "
+            f"{version}). Upgrade: pip install --upgrade autoencode"
+        )
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]:
+        raise error(f"{path} is not a {kind} file: {odd[0]} is of type {tensors[odd[0]].dtype}.")
+    stated = content.pop("sha256", None)
+    digest = _digest(content, tensors)
+    if digest != stated:
+        raise error(f"{path} is damaged: its content does not match its sha256. {advice}")
+    return tensors, content, digest
+
+
+def _content(
+    path: Path, kind: str, metadata: Mapping[str, str], error: type[AutoencodeError]
+) -> dict[str, Any]:
+    try:
+        content = parse_json(metadata["autoencode"])
+        found, version = content["kind"], content["version"]
+    except (KeyError, TypeError, ValueError) as err:
+        raise error(f"{path} is a safetensors file, but not one that autoencode wrote.") from err
+    if found != kind or not isinstance(version, int):
+        raise error(f"{path} is a {found} file; a {kind} file is needed here.")
+    return content  # type: ignore[no-any-return]
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, allow_nan=False)
+
+
+def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(_text(content).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+MODEL_NAME = "model.safetensors"
+FORMAT_VERSION = 1
+PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
+
+
+def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) -> str:
+    """Write `model` to one file, whole or not at all, and return its sha256.
+
+    Args:
+        path: where to.
+        model: the model, with its prior if it has one; every weight must be finite.
+        provenance: what it was trained on and by, and how well it does, as JSON can hold it.
+
+    Raises:
+        ModelFileError: a weight is not finite; nothing is written.
+        OutputError: the file cannot be written; what was there before is unchanged.
+    """
+    weights, content = parts_of_model(path, model, provenance)
+    return write_tensors(path, "model", FORMAT_VERSION, weights, content)
+
+
+def parts_of_model(
+    path: Path, model: Autoencoder, provenance: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and the content that a file at `path` keeps of a model; `model_of_parts` undoes it.
+
+    Raises:
+        ModelFileError: a weight is not finite.
+    """
+    weights = {**model.state_dict(), **_prior_tensors(model.prior)}
+    check_finite(path, weights)
+    content = {
+        "config": model.config.to_json(),
+        "preprocessing": model.preprocessing.to_json(),
+        "provenance": dict(provenance),
+    }
+    return weights, content
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
+    """Load a model, ready to encode and decode.
+
+    Args:
+        path: a model file, or the run folder that holds one.
+        device: where its weights go: "cpu", "cuda", ...
+
+    Raises:
+        ModelFileError: no such file, not a model, damaged, or from a newer version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / MODEL_NAME
+    weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    model = model_of_parts(path, weights, content)
+    model.digest = digest
+    return model.to(device)
+
+
+def as_model(model: Autoencoder | str | Path) -> Autoencoder:
+    """Return a model as it is, or the one that a path leads to; see `load_model`.
+
+    Raises:
+        ConfigError: it is neither a model nor a path.
+        ModelFileError: it cannot be loaded.
+    """
+    if isinstance(model, Autoencoder):
+        return model
+    if not isinstance(model, str | Path):
+        raise ConfigError(f"A {type(model).__name__} is no model. Give one from load_model, or its path.")
+    return load_model(model)
+
+
+def model_of_parts(
+    path: Path, weights: Mapping[str, torch.Tensor], content: Mapping[str, Any]
+) -> Autoencoder:
+    """Return the model whose parts were read from `path`, on the CPU, ready to encode and decode.
+
+    Raises:
+        ModelFileError: they do not make a model.
+    """
+    check_finite(path, weights)
+    try:
+        # Built without memory first: a file that claims a huge network is refused by its shapes.
+        with torch.device("meta"):
+            model = Autoencoder(
+                ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
+            )
+        prior = {
+            name.removeprefix(PRIOR): weight for name, weight in weights.items() if name.startswith(PRIOR)
+        }
+        own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
+        _check_types(own, model.state_dict())
+        model.load_state_dict(own, assign=True)
+        model.prior = _prior(prior, model.config.code_size)
+        model.provenance = dict(content["provenance"])
+    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise ModelFileError(f"{path} does not hold a usable model: {err}".splitlines()[0]) from err
+    model.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def _check_types(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that take the place of others of another type, which assigning them would allow."""
+    for name in weights.keys() & wanted.keys():
+        if weights[name].dtype != wanted[name].dtype:
+            raise ValueError(f"{name} is of type {weights[name].dtype}, not {wanted[name].dtype}")
+
+
+def _prior_tensors(prior: GaussianMixture | None) -> dict[str, torch.Tensor]:
+    if prior is None:
+        return {}
+    return {
+        f"{PRIOR}weights": prior.weights,
+        f"{PRIOR}means": prior.means,
+        f"{PRIOR}factors": prior.factors,
+    }
+
+
+def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixture | None:
+    if not tensors:
+        return None
+    prior = GaussianMixture(**tensors)
+    if prior.code_size != code_size:
+        raise ConfigError(f"its prior is of codes of {prior.code_size} values, not {code_size}.")
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise ConfigError("its prior is not of float32 values.")
+    return prior
+
+
+def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse values that are not finite, of the tensors of a file at `path`.
+
+    Raises:
+        ModelFileError: there are some.
+    """
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ModelFileError(f"{path}: {name} holds values that are not finite; the model is unusable.")

@@ -1,0 +1,273 @@
+"""The images of a pack in order of strangeness, and what each rate of false alarms would call an outlier.
+
+Lengths: N entries of the pack.
+
+What a person decided about images, written down as it is decided.
+
+A log of JSON lines; the state is what reading it from the first line to the last gives. A crash can cost the
+decision that was being written, and none before it. Several pages may write one log: each first takes in what
+the others wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.atomic import append_line, csv_bytes, make_folder, one_at_a_time, parse_json, write_bytes
+from autoencode.data.loader import batches
+from autoencode.errors import ConfigError, OutputError
+from autoencode.outliers.calibration import OutlierReference, Rate, conformal_p_values, promised_rate, rate_of
+from autoencode.outliers.scores import DEFAULT_SCORES, Score, measurer
+
+if TYPE_CHECKING:
+    from autoencode.data.manifest import Entry
+    from autoencode.data.pack import Pack
+    from autoencode.models.autoencoder import Autoencoder
+
+BATCH = 64
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How strange each image of a pack is.
+
+    Attributes:
+        score: name of the score.
+        scores: (N,) in the order of the pack's entries; larger is stranger.
+        p_values: (N,) how rarely an ordinary image scores as high, in (0, 1].
+        order: (N,) places of the entries, strangest first.
+        calibration_images: held-out images behind the p-values.
+        validation_p_values: (M,) of the validation images of the training, all of them ordinary.
+    """
+
+    score: Score
+    scores: Array
+    p_values: Array
+    order: NDArray[np.int64]
+    calibration_images: int
+    validation_p_values: Array
+
+    @property
+    def smallest_rate(self) -> float:
+        """The smallest rate of false alarms that the calibration images can promise.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        promised_rate(self.calibration_images)
+        return 1 / (self.calibration_images + 1)
+
+    def flagged(self, rate: float) -> int:
+        """Return how many images a rate of false alarms calls outliers: the first so many of `order`.
+
+        Raises:
+            ConfigError: the calibration images cannot promise the rate.
+        """
+        return int((self.p_values <= promised_rate(self.calibration_images, rate)).sum())
+
+    def measured(self, rate: float) -> Rate | None:
+        """Return what share of the validation images it calls outliers; None where there are none."""
+        return rate_of(self.validation_p_values <= rate)
+
+
+def rank_pack(
+    model: Autoencoder,
+    pack: Pack,
+    reference: OutlierReference,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ranking:
+    """Score every image of a pack with the default score of codes.
+
+    Args:
+        model: from `load_model`.
+        pack: the images, of the model's size; copies of one are scored once.
+        reference: what is ordinary, of this model.
+        progress: called with (images scored, images in all).
+
+    Raises:
+        ConfigError: the images of the pack have another size.
+    """
+    model.check_pack(pack)
+    name, measure = DEFAULT_SCORES["code"], measurer(model, "code")
+    rows, places = np.unique(pack.rows(), return_inverse=True)
+    scores = np.empty(len(rows))
+    done = 0
+    for images in batches(pack, rows, BATCH):
+        scores[done : done + len(images)] = reference.statistics.scores(measure(images))[name]
+        done += len(images)
+        if progress:
+            progress(done, len(rows))
+    scores = scores[places]
+    calibration = reference.calibration.get(name, np.zeros(0))
+    return Ranking(
+        name,
+        scores,
+        conformal_p_values(calibration, scores),
+        np.argsort(-scores, kind="stable"),
+        len(calibration),
+        conformal_p_values(calibration, reference.validation.get(name, np.zeros(0))),
+    )
+
+
+Decision = Literal["keep", "drop"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+COLUMNS = ("path", "score", "p_value", "split", "decision")
+
+
+class _Key(NamedTuple):
+    """One content at one place: another picture saved under the same name is undecided."""
+
+    folder: str
+    path: str
+    sha256: str
+
+
+class Decisions:
+    """The decisions in one log, and those that follow.
+
+    Args:
+        path: the log; made by the first decision.
+
+    Raises:
+        OutputError: it is there and is no such log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state: dict[_Key, Decision] = {}
+        self._history: list[tuple[_Key, Decision | None]] = []
+        self._lines = 0
+        self._catch_up()
+
+    def of(self, pack: Pack, entry: Entry) -> Decision | None:
+        """Return what was decided about an image, or None."""
+        return self._state.get(_key(pack, entry))
+
+    def decide(self, pack: Pack, entry: Entry, decision: Decision) -> None:
+        """Write down a decision about an image.
+
+        Raises:
+            ConfigError: it is neither keep nor drop.
+            OutputError: it cannot be written; it does not count then.
+        """
+        if decision not in DECISIONS:
+            raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
+        self._write(_key(pack, entry), {"decision": decision})
+
+    def undo(self, pack: Pack) -> str | None:
+        """Take back the last decision that stands about an image of this folder; return its path, if any."""
+        with self._writing():
+            last = next(
+                (made for made in reversed(self._history) if made[0].folder == str(pack.folder)), None
+            )
+            if last is None:
+                return None
+            key, before = last
+            self._append(key, {"decision": before, "undo": True})
+        return key.path
+
+    def counts(self, pack: Pack) -> dict[Decision, int]:
+        """Return how many images of this folder each decision stands for."""
+        standing = [made for key, made in self._state.items() if key.folder == str(pack.folder)]
+        return {decision: standing.count(decision) for decision in DECISIONS}
+
+    def _write(self, key: _Key, record: dict[str, Any]) -> None:
+        with self._writing():
+            self._append(key, record)
+
+    def _append(self, key: _Key, record: dict[str, Any]) -> None:
+        append_line(self.path, json.dumps({**key._asdict(), **record}))
+        self._take(key, record)
+        self._lines += 1
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Be the one that writes, and know all that is written; a line that a crash cut short is cut off."""
+        make_folder(self.path.parent)
+        with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
+            if cut_short := self._catch_up():
+                write_bytes(self.path, self.path.read_bytes()[: -len(cut_short)])
+            yield
+
+    def _catch_up(self) -> bytes:
+        """Take in new lines, all where there are fewer than were known; return what is no whole line."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        *lines, rest = content.split(b"\n")
+        if len(lines) < self._lines:
+            self._state, self._history, self._lines = {}, [], 0
+        for line in lines[self._lines :]:
+            try:
+                record = parse_json(line)
+                self._take(_Key(record["folder"], record["path"], record["sha256"]), record)
+            except (ValueError, KeyError, TypeError, IndexError) as err:
+                raise OutputError(
+                    f"Line {self._lines + 1} of {self.path} is damaged. Remove it to continue."
+                ) from err
+            self._lines += 1
+        return rest
+
+    def _take(self, key: _Key, record: dict[str, Any]) -> None:
+        decision = record["decision"]
+        if decision not in (None, *DECISIONS):
+            raise ValueError(decision)
+        if record.get("undo"):
+            places = [place for place, (made, _) in enumerate(self._history) if made == key]
+            self._history.pop(places[-1])
+        else:
+            self._history.append((key, self._state.get(key)))
+        if decision is None:
+            self._state.pop(key, None)
+        else:
+            self._state[key] = decision
+
+
+def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes:
+    """Return every image of a pack as CSV, strangest first, with what was decided about it."""
+    rows: list[Iterable[object]] = [COLUMNS]
+    for place in ranking.order:
+        entry = pack.entries[int(place)]
+        score, p_value = ranking.scores[place], ranking.p_values[place]
+        decision = decisions.of(pack, entry) or ""
+        rows.append([pack.folder / entry.path, f"{score:.6g}", f"{p_value:.6g}", entry.split, decision])
+    return csv_bytes(rows)
+
+
+def decided_files(decisions: Decisions, pack: Pack, decision: Decision) -> bytes:
+    """Return the files of a pack that a decision stands for, one a line."""
+    return file_list(pack, (entry for entry in pack.entries if decisions.of(pack, entry) == decision))
+
+
+def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
+    """Return the paths of entries, one a line, as programs take them.
+
+    A path with a line break in it would be two, of other files perhaps, and is left out; the table has it.
+    """
+    paths = (str(pack.folder / entry.path) for entry in entries)
+    lines = (f"{path}\n" for path in paths if "\n" not in path)
+    return "".join(lines).encode(errors="surrogateescape")
+
+
+def chosen_entries(pack: Pack, positions: Sequence[int] | NDArray[np.int64]) -> list[Entry]:
+    """Return the entries at these places.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    if any(not 0 <= position < len(pack) for position in positions):
+        raise ConfigError(f"There are {len(pack):,} images, and one beyond them was asked for.")
+    return [pack.entries[int(position)] for position in positions]
+
+
+def _key(pack: Pack, entry: Entry) -> _Key:
+    return _Key(str(pack.folder), entry.path, str(entry.sha256))

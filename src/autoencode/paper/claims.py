@@ -1,0 +1,347 @@
+"""What a study of the paper found, measured once for each model and kept.
+
+DIR/measured/NAME.json     `evaluate` of a model, and the digest of the model it is of
+
+What the paper claims, what a study measured of it, and whether it holds: a row a claim.
+
+Some claims are about models that have learned something. Of one that is no better than the mean of the
+training images, drawn whatever it is shown, such a claim cannot be told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from autoencode.atomic import parse_json, write_json
+from autoencode.errors import VERSION, ConfigError
+from autoencode.evaluation import evaluate
+from autoencode.evaluation.quality import gap_in_words
+from autoencode.metrics.statistics import estimate
+from autoencode.models.model_file import load_model
+from autoencode.outliers.calibration import (
+    OutlierReference,
+    conformal_p_values,
+    fit_reference,
+    promised_rate,
+    rate_of,
+)
+from autoencode.outliers.scores import DEFAULT_SCORES
+from autoencode.report.page import kid, number
+from autoencode.training.run import Record, constant_image_errors, read_metrics
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
+    from autoencode.models.autoencoder import Autoencoder
+    from autoencode.paper.study import Plan, Trained
+
+MEASURED_NAME = "measured"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The models of a study and what was measured of them; of those that did not diverge.
+
+    Attributes:
+        plan: what was asked for.
+        trained: every experiment, those that failed included.
+        models: by experiment.
+        records: the lines of metrics.jsonl, by experiment.
+        measured: `Evaluation.to_json`, by experiment.
+        mean_image: the error on held-out images of the mean of training images, as `measured` has errors.
+    """
+
+    plan: Plan
+    trained: Sequence[Trained]
+    models: Mapping[str, Autoencoder]
+    records: Mapping[str, list[Record]]
+    measured: Mapping[str, Mapping[str, Any]]
+    mean_image: Mapping[str, Any]
+    _kept: dict[str, OutlierReference] = field(default_factory=dict)
+
+    @property
+    def pack(self) -> Pack:
+        """The images."""
+        return self.plan.pack
+
+    def has(self, *names: str) -> bool:
+        """Whether all these experiments were run and have a model."""
+        return all(name in self.models for name in names)
+
+    def reference(self, name: str) -> OutlierReference:
+        """Return what is ordinary to a model; kept beside it."""
+        if name not in self._kept:
+            cache = self.plan.out / MEASURED_NAME / f"{name}-outliers.safetensors"
+            self._kept[name] = fit_reference(self.models[name], self.pack, cache)
+        return self._kept[name]
+
+
+def measure_all(plan: Plan, trained: Sequence[Trained], progress: Progress | None = None) -> Results:
+    """Measure each model, or take what was measured of the same model before.
+
+    Args:
+        plan: of the study.
+        trained: what `train_all` returned.
+        progress: called with (stage, images done, images in all).
+
+    Raises:
+        OutputError: a measurement cannot be written.
+    """
+    done = [one for one in trained if one.failure is None]
+    models = {one.experiment.name: load_model(one.folder) for one in done}
+    measured = {
+        name: _measured(plan, name, model, functools.partial(_named, progress, name))
+        for name, model in models.items()
+    }
+    records = {one.experiment.name: read_metrics(one.folder) for one in done}
+    return Results(plan, trained, models, records, measured, _mean_image(plan.pack))
+
+
+def _mean_image(pack: Pack) -> Mapping[str, Any]:
+    errors = constant_image_errors(pack, pack.training_rows(), np.unique(pack.held_out().rows))
+    found = estimate(errors)
+    assert found is not None
+    return dataclasses.asdict(found)
+
+
+def _named(progress: Progress | None, name: str, stage: str, done: int, total: int) -> None:
+    if progress:
+        progress(f"{name}: {stage}", done, total)
+
+
+def _measured(plan: Plan, name: str, model: Autoencoder, progress: Progress) -> Mapping[str, Any]:
+    path = plan.out / MEASURED_NAME / f"{name}.json"
+    key = [VERSION, model.digest, plan.pack.fingerprint]
+    if (kept := _read(path)) is not None and kept.get("of") == key:
+        found: Mapping[str, Any] = kept["evaluation"]
+        return found
+    evaluation = evaluate(model, plan.pack, progress=progress).to_json()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Through text, so that a measurement that was just made and one that was kept are the same.
+    content = json.loads(json.dumps({"of": key, "evaluation": evaluation}))
+    write_json(path, content)
+    result: Mapping[str, Any] = content["evaluation"]
+    return result
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+Verdict = Literal["holds", "does not hold", "cannot be told", "was not run"]
+
+# A validation loss up to so much above the training loss is no overfitting.
+OVERFITTED = 1.1
+# Below this share of active values a code has collapsed.
+COLLAPSED = 0.1
+# An outlier rule that flags more of ordinary images than this is of no use.
+USABLE_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and how it fared.
+
+    Attributes:
+        text: the claim.
+        where: in the paper.
+        measured: what this study found, with intervals.
+        verdict: whether it holds.
+    """
+
+    text: str
+    where: str
+    measured: str
+    verdict: Verdict
+
+
+def claims(results: Results) -> list[Claim]:
+    """Return every claim with what this study says of it."""
+    return [_judged(results, *row) for row in _CLAIMS]
+
+
+_Judge = Callable[[Results], tuple[str, Verdict]]
+
+
+def _judged(
+    results: Results,
+    text: str,
+    where: str,
+    needs: tuple[str, ...],
+    learned: tuple[str, ...],
+    judge: _Judge,
+) -> Claim:
+    if not results.has(*needs):
+        return Claim(text, where, f"needs {', '.join(needs)}", "was not run")
+    measured, verdict = judge(results)
+    if names := [name for name in learned if not _has_learned(results, name)]:
+        measured += f"; no better than the mean image ({number(results.mean_image, 5)}): {', '.join(names)}"
+        verdict = "cannot be told"
+    return Claim(text, where, measured, verdict)
+
+
+def _has_learned(results: Results, name: str) -> bool:
+    return _lower(results.measured[name]["reconstruction"]["mse"], results.mean_image) == "holds"
+
+
+def _no_overfitting(results: Results) -> tuple[str, Verdict]:
+    last = results.records["ae"][-1]
+    ratio = last["val_loss"] / last["train_loss"]
+    text = f"after {last['epoch']:.0f} epochs the validation loss is {ratio:.3f} of the training loss"
+    return text, "holds" if ratio < OVERFITTED else "does not hold"
+
+
+def _beats_pca(results: Results) -> tuple[str, Verdict]:
+    found = results.measured["ae"]
+    ours, pca = found["reconstruction"]["mse"], found["pca"]["mse"]
+    text = f"test error {number(ours, 5)}; PCA of {found['pca_components']} values {number(pca, 5)}"
+    if results.has("best"):
+        text += (
+            f"; a network that starts as PCA {number(results.measured['best']['reconstruction']['mse'], 5)}"
+        )
+    return text, _lower(ours, pca)
+
+
+def _restores(name: str) -> _Judge:
+    def judge(results: Results) -> tuple[str, Verdict]:
+        found = results.measured[name]
+        before, after = found["corrupted"]["psnr_db"], found["reconstruction"]["psnr_db"]
+        text = f"PSNR {number(before, 2)} dB before, {number(after, 2)} dB after"
+        clean = results.measured.get("ae")
+        if clean:
+            plain = number(clean["reconstruction"]["psnr_db"], 2)
+            text += f"; of clean images the plain autoencoder makes {plain} dB"
+        return text, _lower(before, after)
+
+    return judge
+
+
+def _middle_sigma2_is_best(results: Results) -> tuple[str, Verdict]:
+    distances = {name: kid(results.measured[name], "samples_normal") for name in _SIGMAS}
+    if results.has("vae-auto"):
+        distances["vae-auto"] = kid(results.measured["vae-auto"], "samples_normal")
+    text = "KID of samples: " + "; ".join(f"{name} {number(value, 3)}" for name, value in distances.items())
+    verdicts = [_lower(distances["vae-0.01"], distances[other]) for other in ("vae-0.1", "vae-0.001")]
+    return text, _all(verdicts)
+
+
+def _wide_sigma2_collapses(results: Results) -> tuple[str, Verdict]:
+    found = results.measured["vae-0.1"]
+    active, size = found["code"]["active_units"], found["code_size"]
+    text = (
+        f"{active} of {size} code values are active, KL {number(found['code']['kl_nats'], 1)} nats an image"
+    )
+    return text, "holds" if active < COLLAPSED * size else "does not hold"
+
+
+def _narrow_sigma2_leaves_kl_weak(results: Results) -> tuple[str, Verdict]:
+    gaps = {name: results.measured[name]["code"]["prior_gap_nats"] for name in _SIGMAS}
+    text = "distance of all codes from the prior: " + "; ".join(
+        f"{name} {gap_in_words(gap)}" for name, gap in gaps.items()
+    )
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    if len(known) < len(gaps):
+        return text, "cannot be told"
+    return text, "holds" if known["vae-0.001"] > max(known["vae-0.01"], known["vae-0.1"]) else "does not hold"
+
+
+def _warmup_with_batch_norm(results: Results) -> tuple[str, Verdict]:
+    cells = {
+        "neither": "vae-long",
+        "batch normalisation": "vae-only-batch-norm",
+        "warm-up": "vae-only-warmup",
+        "both": "vae-warmup",
+    }
+    distances = {name: kid(results.measured[run], "samples_normal") for name, run in cells.items()}
+    text = "KID of samples at equal epochs: "
+    text += "; ".join(f"{name} {number(value, 3)}" for name, value in distances.items())
+    return text, _lower(distances["both"], distances["neither"])
+
+
+def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
+    reference = results.reference("vae-0.01")
+    if not reference.validation or reference.median_kl_nats is None:
+        return "there are no validation images to measure the rule on", "cannot be told"
+    flagged = rate_of(reference.validation["kl"] > reference.median_kl_nats)
+    assert flagged is not None
+    low, high = flagged.interval
+    text = f"the rule flags {flagged.value:.0%} ({low:.0%} to {high:.0%}) of ordinary validation images"
+    try:
+        rate = promised_rate(reference.calibration_images, None)
+        score = DEFAULT_SCORES["code"]
+        p_values = conformal_p_values(reference.calibration[score], reference.validation[score])
+        ours = rate_of(p_values <= rate)
+        assert ours is not None
+        text += f"; a calibrated threshold for {rate:.1%} flags {ours.value:.1%}"
+        text += f" ({ours.interval.low:.1%} to {ours.interval.high:.1%})"
+    except ConfigError:
+        text += "; too few test images for a calibrated threshold"
+    return text, "does not hold" if low > USABLE_RATE else "holds" if high < USABLE_RATE else "cannot be told"
+
+
+def _lower(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Verdict:
+    """Whether a is lower than b, as far as their intervals tell."""
+    if a is None or b is None or a["interval"] is None or b["interval"] is None:
+        return "cannot be told"
+    if a["interval"][1] < b["interval"][0]:
+        return "holds"
+    return "does not hold" if a["interval"][0] > b["interval"][1] else "cannot be told"
+
+
+def _all(verdicts: list[Verdict]) -> Verdict:
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "holds" if all(verdict == "holds" for verdict in verdicts) else "cannot be told"
+
+
+_SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001")
+_WARMUPS = ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup")
+# The claim, where it is made, the experiments it needs, those that must have learned, and how it is judged.
+_CLAIMS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], _Judge], ...] = (
+    ("The autoencoder does not overfit.", "Fig. 4", ("ae",), ("ae",), _no_overfitting),
+    ("It is better than PCA of the same size.", "section 3", ("ae",), (), _beats_pca),
+    ("It removes Gaussian noise of 0.3.", "Fig. 9", ("denoise",), ("denoise",), _restores("denoise")),
+    ("It fills in what dropout of 0.3 took.", "Fig. 10", ("dropout",), ("dropout",), _restores("dropout")),
+    (
+        "Of three sigma2, 0.01 gives the best samples.",
+        "Fig. 12",
+        _SIGMAS,
+        ("vae-0.01", "vae-0.001"),  # 0.1 may have collapsed
+        _middle_sigma2_is_best,
+    ),
+    (
+        "sigma2 of 0.1 collapses to the average image.",
+        "Fig. 12",
+        ("vae-0.1", "vae-0.01"),
+        ("vae-0.01",),  # with which it would not
+        _wide_sigma2_collapses,
+    ),
+    (
+        "sigma2 of 0.001 leaves the KL too weak.",
+        "Fig. 12",
+        _SIGMAS,
+        ("vae-0.001",),
+        _narrow_sigma2_leaves_kl_weak,
+    ),
+    (
+        "Warm-up with batch normalisation gives better samples.",
+        "Figs. 13-15",
+        _WARMUPS,
+        ("vae-long", "vae-warmup"),
+        _warmup_with_batch_norm,
+    ),
+    ("KL above the median tells outliers.", "Fig. 16", ("vae-0.01",), (), _kl_finds_outliers),
+)

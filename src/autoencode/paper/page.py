@@ -1,0 +1,161 @@
+"""The whole paper from one folder of images: trained, measured, drawn, and judged claim by claim.
+
+DIR/index.html         the page, one file that needs no other
+DIR/figures/*.png      its figures
+DIR/results.json       its numbers
+DIR/runs/, measured/   what they were made from; kept, and used again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoencode.atomic import make_folder, write_bytes, write_json
+from autoencode.errors import VERSION, install_command
+from autoencode.paper.claims import Claim, Results, claims
+from autoencode.paper.figures import figures
+from autoencode.report import page as numbers
+from autoencode.report.page import Block, Figure, Section, Table, Text, write_page
+
+PAGE_NAME, RESULTS_NAME, FIGURES_NAME = "index.html", "results.json", "figures"
+FORMAT_VERSION = 1
+
+
+def write_paper(results: Results) -> Path:
+    """Draw, judge, and write it all.
+
+    Returns:
+        The page.
+
+    Raises:
+        OutputError: something cannot be written; what was there before is unchanged.
+    """
+    out = results.plan.out
+    drawn, judged = figures(results), claims(results)
+    make_folder(out / FIGURES_NAME)
+    files = {f"figure-{int(figure.title.removeprefix('Figure ')):02}.png": figure.png for figure in drawn}
+    for name, png in files.items():
+        write_bytes(out / FIGURES_NAME / name, png)
+    for path in (out / FIGURES_NAME).glob("figure-??.png"):
+        if path.name not in files:  # of other images or settings
+            path.unlink()
+    write_json(out / RESULTS_NAME, _as_json(results, judged))
+    page = out / PAGE_NAME
+    write_page(
+        page,
+        "A Comprehensive Study of Autoencoders, on your images",
+        _lead(results),
+        _sections(results, drawn, judged),
+    )
+    return page
+
+
+def _lead(results: Results) -> str:
+    plan, pack = results.plan, results.pack
+    size = f"{pack.preprocessing.height}x{pack.preprocessing.width}"
+    splits = ", ".join(f"{len(pack.rows(split)):,} {split}" for split in ("train", "validation", "test"))
+    return (
+        f"The experiments of Kovenko and Bogach (2020) on {len(pack):,} images of {size} ({splits}), with "
+        f"{plan.budget:g} of the paper's epochs and seed {plan.seed}. One seed each: intervals are over "
+        "images, "
+        "not over trainings."
+    )
+
+
+def _sections(results: Results, drawn: Sequence[Figure], judged: Sequence[Claim]) -> list[Section]:
+    verdicts = Table(
+        ("claim of the paper", "where", "this run measured", "verdict"),
+        [(claim.text, claim.where, claim.measured, claim.verdict) for claim in judged],
+        "A claim holds, or does not, where 95 % intervals tell; otherwise it cannot be told from this run.",
+    )
+    sections = [
+        Section("What holds", [verdicts]),
+        Section("Data and autoencoder", _numbered(drawn, range(1, 9))),
+        Section("Denoising", _numbered(drawn, range(9, 11))),
+        Section("Variational autoencoder", _numbered(drawn, range(11, 16))),
+        Section("Outliers", _numbered(drawn, range(16, 17))),
+        Section("Every model in numbers", _tables(results)),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def _numbered(drawn: Sequence[Figure], wanted: range) -> list[Block]:
+    return [figure for figure in drawn if int(figure.title.removeprefix("Figure ")) in wanted]
+
+
+def _tables(results: Results) -> list[Block]:
+    blocks: list[Block] = [_experiments(results), _quality(results)]
+    if results.measured and all(found["kid"] is None for found in results.measured.values()):
+        blocks.append(Text(f"KID was not measured. Install it: {install_command('eval')}, and run again."))
+    failed = [(one.experiment.name, one.failure) for one in results.trained if one.failure]
+    if failed:
+        blocks.append(Table(("experiment", "why it has no model"), failed))
+    return blocks
+
+
+def _experiments(results: Results) -> Table:
+    rows = []
+    for one in results.trained:
+        config = results.plan.settings(one.experiment).train
+        warmup = f"{config.warmup} + " if config.warmup else ""
+        whose = "the paper's" if one.experiment.paper else "added"
+        rows.append((one.experiment.name, whose, one.experiment.shows, f"{warmup}{config.epochs}"))
+    return Table(("experiment", "whose", "what it is there for", "epochs"), rows)
+
+
+def _quality(results: Results) -> Table:
+    headings = (
+        "model",
+        "test MSE",
+        "PCA's",
+        "bits a dimension",
+        "KL",
+        "active",
+        "KID, N(0, I)",
+        "KID, mixture",
+    )
+    rows = []
+    for name, found in results.measured.items():
+        code = found["code"] or {}
+        rows.append(
+            (
+                name,
+                numbers.number(found["reconstruction"]["mse"], 5),
+                numbers.number(found["pca"]["mse"], 5),
+                numbers.number(code.get("bits_per_dimension"), 3),
+                numbers.number(code.get("kl_nats"), 1),
+                f"{code['active_units']} of {found['code_size']}" if code else "–",
+                numbers.number(numbers.kid(found, "samples_normal"), 3),
+                numbers.number(numbers.kid(found, "samples_mixture"), 3),
+            )
+        )
+    caption = (
+        "On held-out images, with 95 % intervals; denoising models see corrupted images, and so does PCA."
+    )
+    return Table(headings, rows, caption)
+
+
+def _as_json(results: Results, judged: Sequence[Claim]) -> dict[str, Any]:
+    plan = results.plan
+    return {
+        "format": FORMAT_VERSION,
+        "autoencode": VERSION,
+        "pack": results.pack.fingerprint,
+        "budget": plan.budget,
+        "seed": plan.seed,
+        "mean_image": results.mean_image,
+        "experiments": {
+            one.experiment.name: {
+                "shows": one.experiment.shows,
+                "settings": plan.settings(one.experiment).train.to_json(),
+                "model": None if one.failure else results.models[one.experiment.name].digest,
+                "failure": one.failure,
+                "evaluation": results.measured.get(one.experiment.name),
+            }
+            for one in results.trained
+        },
+        "claims": [dataclasses.asdict(claim) for claim in judged],
+    }

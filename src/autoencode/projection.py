@@ -1,0 +1,145 @@
+"""Codes laid out in a plane, in units of what they change in an image: by principal components, or by UMAP.
+
+Principal components are there at once and keep distances as well as a plane can; UMAP takes its time and
+keeps neighbours together.
+
+Shapes: N images, D code size. Codes are (N, D).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
+
+Layout = Literal["pca", "umap"]
+
+NEIGHBOURS = 15  # of each image that UMAP keeps near it, its own default
+FEWEST = 5  # images that have neighbours to speak of
+
+Vectors = NDArray[np.float32]
+Array = NDArray[np.float64]
+
+
+class CodeMap(NamedTuple):
+    """Where codes lie.
+
+    Attributes:
+        plane: (N, 2) float64. Of principal components it is centred, and the first column varies most.
+        explained: share of the variance of the codes that the plane holds, in [0, 1]; None of UMAP.
+    """
+
+    plane: Array
+    explained: float | None
+
+
+def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
+    """Lay out codes (N, D), N at least 1, by principal component analysis."""
+    return _principal(in_effects(model, codes))
+
+
+def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = None) -> CodeMap:
+    """Lay out codes by UMAP (McInnes, Healy & Melville 2018), which starts at their principal plane.
+
+    Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. Needs no model, so
+    that another process can do it.
+
+    Args:
+        centred: (N, D), N at least 1, from `in_effects`.
+        progress: called with (rounds done, rounds in all) once the neighbours are known.
+
+    Raises:
+        MissingExtraError: UMAP needs the optional part `map`.
+    """
+    umap = _umap()
+    start = _principal(centred).plane
+    if len(centred) < FEWEST:
+        return CodeMap(start, None)
+    # A little noise: a direction in which all are equal has no scale.
+    start = 10 * start / max(np.abs(start).max(), 1e-12)
+    start += np.random.default_rng(0).normal(0, 1e-4, start.shape)
+    layout = umap.UMAP(
+        n_neighbors=min(NEIGHBOURS, len(centred) - 1),
+        init=start.astype(np.float32),
+        random_state=0,
+        n_jobs=1,
+        tqdm_kwds={"disable": progress is None, "file": _Rounds(progress), "bar_format": "{n} {total}\n"},
+    )
+    with _same_threads():
+        return CodeMap(layout.fit_transform(centred.astype(np.float32)).astype(np.float64), None)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Leave torch its number of threads: UMAP sets that of the process, and sums depend on it."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Rounds:
+    """The file UMAP writes its progress to; what `progress` raises ends the work."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self._progress = progress
+
+    def write(self, text: str) -> None:
+        done, _, total = text.strip().partition(" ")
+        if self._progress and done.isdecimal() and total.isdecimal():
+            self._progress(int(done), int(total))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _umap() -> Any:  # noqa: ANN401 - it has no types
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # of what it would use TensorFlow for
+            import umap
+    except ImportError as err:
+        raise MissingExtraError("map", "A map by UMAP") from err
+    return umap
+
+
+def in_effects(model: Autoencoder, codes: Vectors) -> Array:
+    """Return codes (N, D) about their mean, each value in units of what it changes in an image."""
+    centred: Array = (codes - codes.mean(0, np.float64)) * effects(model, codes)
+    return centred
+
+
+def _principal(centred: Array) -> CodeMap:
+    # The covariance is small whatever the number of images; a decomposition of the codes themselves is not.
+    variances, directions = np.linalg.eigh(centred.T @ centred)
+    variances, kept = variances[::-1].clip(min=0), directions[:, ::-1][:, :2]
+    plane = np.zeros((len(centred), 2))
+    # The largest value of each direction is positive, so that equal codes give equal maps.
+    signs = np.sign(kept[np.abs(kept).argmax(0), np.arange(kept.shape[1])])
+    plane[:, : kept.shape[1]] = centred @ (kept * signs)
+    return CodeMap(plane, float(variances[:2].sum() / max(variances.sum(), 1e-12)))
+
+
+def effects(model: Autoencoder, codes: Vectors) -> Array:
+    """Return how much a unit of each code value (D,) changes the image, at the mean of codes (N, D).
+
+    Codes may be scaled at will without changing what the model does (those of `best` all vary alike), so
+    their own variances say nothing.
+    """
+    wide = codes.astype(np.float64)
+    mean, spread = wide.mean(0), np.maximum(wide.std(0), 1e-6)
+    moved = torch.from_numpy(mean + np.diag(spread)).float()
+    changes = model.decode(moved) - model.decode(torch.from_numpy(mean)[None].float())
+    found: Array = changes.flatten(1).norm(dim=1).double().numpy() / spread
+    return found

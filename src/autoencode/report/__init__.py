@@ -1,0 +1,222 @@
+"""The page of one run: what was trained on what, how it went, what it can do, and how good it is."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoencode.data.loader import batches
+from autoencode.data.pack import Pack, open_pack
+from autoencode.errors import RunError
+from autoencode.evaluation import evaluate
+from autoencode.evaluation.quality import code_health
+from autoencode.figures import image_grid
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.model_file import MODEL_NAME, load_model
+from autoencode.outliers.calibration import fit_reference, reference_name, reference_rows
+from autoencode.outliers.scores import DEFAULT_SCORES
+from autoencode.report import pictures
+from autoencode.report.page import (
+    Block,
+    Command,
+    Section,
+    Table,
+    Text,
+    evaluation_table,
+    figure_of,
+    write_page,
+)
+from autoencode.training.repeat import command, in_words
+from autoencode.training.run import RunSettings, read_metrics, read_run
+
+REPORT_NAME = "report.html"
+REFUSED_SHOWN = 20
+QUICK_IMAGES = 1_000  # of each kind that a quick page looks at; PCA is fitted to more
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    settings: RunSettings
+    model: Autoencoder
+    pack: Pack
+    quick: bool
+    progress: Progress
+
+    def at_most(self, images: int) -> int:
+        """How many images to look at where a page that is not quick looks at so many."""
+        return min(images, QUICK_IMAGES) if self.quick else images
+
+
+def write_report(run: str | Path, *, quick: bool = False, progress: Progress | None = None) -> Path:
+    """Write the page of a run into its folder, one file that needs no other.
+
+    Args:
+        run: a run folder with a model in it.
+        quick: measure on samples of images, and leave out the kernel distance: seconds instead of minutes on
+            a CPU. The page says so.
+        progress: called with (stage, images done, images in all).
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: it is no run folder, or its images have changed since.
+        ModelFileError: there is no model yet, or it is damaged.
+        PackError: the pack of its images is missing or damaged.
+        OutputError: the page cannot be written.
+    """
+    folder = Path(run)
+    settings = read_run(folder)
+    pack = open_pack(settings.pack)
+    if pack.fingerprint != settings.fingerprint:
+        raise RunError(f"The images of {pack.place} are not those {folder} was trained on.")
+    model = load_model(folder / MODEL_NAME)
+    of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
+    sections = [
+        Section("What was trained", _settings(of)),
+        Section("Images", _images(of)),
+        Section("How it went", _curves(of)),
+        Section("Reconstructions", _reconstructions(of)),
+        Section("New images", _samples(of)),
+        Section("Neighbours", _neighbours(of)),
+        Section("Map of the codes", [_code_map(of)]),
+        Section("Most and least ordinary", _outliers(of)),
+        Section("In numbers", _numbers(of)),
+    ]
+    path = folder / REPORT_NAME
+    write_page(path, f"Run {folder.resolve().name}", _lead(of), sections)
+    return path
+
+
+def _lead(of: _Run) -> str:
+    kind = "A variational autoencoder" if of.model.is_vae else "An autoencoder"
+    lead = (
+        f"{kind} of {len(of.pack):,} images from {of.pack.folder}, "
+        f"{of.model.config.code_size} numbers an image."
+    )
+    if not of.quick:
+        return lead
+    return (
+        f"{lead} This page was written at the end of training: it measures on samples of {QUICK_IMAGES:,} "
+        f"images at most, without KID. For all of them: autoencode report {shlex.quote(str(of.folder))}"
+    )
+
+
+def _settings(of: _Run) -> list[Block]:
+    table = Table(("setting", "value"), in_words(of.settings))
+    return [table, Text("The same run again:"), Command(command(of.settings, of.pack))]
+
+
+def _images(of: _Run) -> list[Block]:
+    pack = of.pack
+    counts = [(split, f"{len(pack.rows(split)):,}") for split in ("train", "validation", "test")]
+    blocks: list[Block] = [
+        Table(("split", "images"), counts, "Split by content: copies of one image are never on two sides."),
+        pictures.data_sheet(pack, "Data sheet"),
+    ]
+    if pack.refused:
+        shown = [(entry.path, entry.reason or "") for entry in pack.refused[:REFUSED_SHOWN]]
+        rest = len(pack.refused) - len(shown)
+        more = f", {rest} more in manifest.jsonl of the pack" if rest else ""
+        blocks.append(Table(("file", "reason"), shown, f"{len(pack.refused)} files could not be used{more}."))
+    return blocks
+
+
+def _curves(of: _Run) -> list[Block]:
+    caption = (
+        "Every term of the loss by epoch, on training and validation images; training should not run ahead."
+    )
+    return [pictures.curves(read_metrics(of.folder), "Curves", of.folder.resolve().name, caption)]
+
+
+def _reconstructions(of: _Run) -> list[Block]:
+    rows = _held_out(of, 1_000)
+    blocks: list[Block] = [pictures.best_median_worst(of.model, of.pack, rows, "Reconstructions")]
+    for corruption in of.settings.train.corrupt:
+        caption = "Clean images, what the model is given, and what it gives back."
+        blocks.append(
+            pictures.restored(of.model, of.pack, rows[:8], corruption, f"Restored from {corruption}", caption)
+        )
+    return blocks
+
+
+def _samples(of: _Run) -> list[Block]:
+    blocks: list[Block] = []
+    if of.model.prior is not None:
+        caption = "Decoded from a Gaussian mixture fitted to the codes of the training images."
+        blocks.append(pictures.samples(of.model, "mixture", "From the mixture", caption))
+    if of.model.is_vae:
+        caption = "Decoded from the standard normal prior, as the paper does."
+        blocks.append(pictures.samples(of.model, "normal", "From N(0, I)", caption))
+    return blocks or [
+        Text(f"This model has no prior yet. Give it one: autoencode generate {of.folder} --out new")
+    ]
+
+
+def _code_map(of: _Run) -> Block:
+    return pictures.code_map(of.model, of.pack, _held_out(of, pictures.MAP_IMAGES), "Map")
+
+
+def _neighbours(of: _Run) -> list[Block]:
+    queries = pictures.some(of.pack.held_out().rows, 4, 0)
+    searched = pictures.some(of.pack.rows(), of.at_most(pictures.MOST_SEARCHED), 1)
+    searched = np.setdiff1d(searched, queries)
+    if not len(searched):
+        return [Text("There are too few images to search among.")]
+    encoders = {"codes": functools.partial(pictures.codes_of, of.model, of.pack)}
+    caption = f"Held-out images and the nearest of {len(searched):,} by the angle between codes."
+    return [pictures.neighbours(encoders, of.pack, queries, searched, "Neighbours", caption)]
+
+
+def _outliers(of: _Run) -> list[Block]:
+    most = QUICK_IMAGES if of.quick else None
+    looked_at = reference_rows(of.pack, most)
+    rows = looked_at["test"]
+    if len(rows) < 8 or len(looked_at["train"]) < 2:
+        return [Text("There are too few held-out images to rank.")]
+    reference = fit_reference(
+        of.model,
+        of.pack,
+        of.folder / reference_name("code"),
+        most=most,
+        progress=functools.partial(of.progress, "learning what is ordinary"),
+    )
+    scores = reference.calibration[DEFAULT_SCORES["code"]]
+    order = np.argsort(-scores, kind="stable")
+    blocks: list[Block] = []
+    for title, picked, caption in (
+        (
+            "Least ordinary",
+            order[:12],
+            "Held-out images with the highest outlier score: look here for bad files.",
+        ),
+        ("Most ordinary", order[::-1][:12], "Held-out images with the lowest."),
+    ):
+        captions = [f"{scores[index]:.2f}" for index in picked]
+        grid = image_grid(of.pack.pixels(rows[picked]), captions=captions, columns=6)
+        blocks.append(figure_of(grid, title, caption))
+    return blocks
+
+
+def _numbers(of: _Run) -> list[Block]:
+    most = QUICK_IMAGES if of.quick else None
+    found = evaluate(of.model, of.pack, kid=not of.quick, most_images=most, progress=of.progress)
+    blocks: list[Block] = [evaluation_table(found.to_json()), *(Text(note) for note in found.notes)]
+    if of.model.is_vae:
+        rows = _held_out(of, len(of.pack))
+        health = code_health(of.model, batches(of.pack, rows, INFERENCE_BATCH))
+        if health.warning:
+            blocks.append(Text(f"Warning: {health.warning}"))
+    return blocks
+
+
+def _held_out(of: _Run, most: int) -> pictures.Rows:
+    return pictures.some(of.pack.held_out().rows, of.at_most(most), 2)

@@ -1,0 +1,189 @@
+"""Figures that the page of a run and the page of the paper share; each says what to see in it.
+
+Pixels are (N, H, W, 3) in 0..255, codes (N, D). Rows are rows of a pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode import projection
+from autoencode.data.corruptions import corrupt, parse_corruptions
+from autoencode.data.loader import batches, random_seed, to_float, to_pixels
+from autoencode.figures import contact_sheet, image_grid
+from autoencode.figures.plots import curves_figure, png_of
+from autoencode.generation import PriorName, generate
+from autoencode.metrics.images import mean_squared_error
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.report.page import Figure, figure_of
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
+
+MOST_SEARCHED = 20_000  # images among which neighbours are looked for
+MAP_SIDE_PX, MAP_TILE_PX, MAP_IMAGES = 960, 40, 2_000
+
+Pixels = NDArray[np.uint8]
+Rows = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+
+def some(rows: Rows, count: int, seed: int) -> Rows:
+    """Return `count` of the rows, the same for the same seed; all where there are fewer."""
+    generator = np.random.default_rng(random_seed("pictures", seed))
+    return generator.permutation(np.unique(rows))[:count]
+
+
+def codes_of(model: Autoencoder, pack: Pack, rows: Rows) -> Vectors:
+    """Return the codes (N, D) of rows; posterior means of a VAE."""
+    parts = [model.encode(images) for images in batches(pack, rows, INFERENCE_BATCH)]
+    return torch.cat(parts).numpy()
+
+
+def data_sheet(pack: Pack, title: str, seed: int = 0) -> Figure:
+    """Some of the images."""
+    rows = some(pack.rows(), 48, seed)
+    size = f"{pack.preprocessing.height}x{pack.preprocessing.width}"
+    return figure_of(
+        image_grid(pack.pixels(rows), columns=12, scale=1),
+        title,
+        f"{len(rows)} of {len(pack):,} images, chosen by chance, at {size} as the model sees them.",
+    )
+
+
+def curves(records: Sequence[Mapping[str, Any]], title: str, name: str, caption: str) -> Figure:
+    """How a run went."""
+    return Figure(png_of(curves_figure(records, name)), caption, title)
+
+
+def reconstructions(
+    models: Mapping[str, Autoencoder], pack: Pack, rows: Rows, title: str, caption: str
+) -> Figure:
+    """Held-out images beside what each of some models makes of them."""
+    images = to_float(pack.pixels(rows))
+    columns = [("original", to_pixels(images))]
+    columns += [(name, to_pixels(model.reconstruct(images))) for name, model in models.items()]
+    return figure_of(contact_sheet(columns), title, caption)
+
+
+def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
+    """Those of some images that are reconstructed best, as half of them are, and worst, four each."""
+    images = to_float(pack.pixels(rows))
+    restored = model.reconstruct(images)
+    errors = mean_squared_error(restored, images)
+    order = errors.argsort()
+    middle = len(order) // 2
+    places = sorted({*range(4), *range(middle - 2, middle + 2), *range(len(order) - 4, len(order))})
+    picked = order[[place for place in places if 0 <= place < len(order)]]
+    columns = [("original", to_pixels(images[picked])), ("reconstruction", to_pixels(restored[picked]))]
+    captions = [f"mse {float(errors[index]):.4f}" for index in picked]
+    return figure_of(
+        contact_sheet(columns, captions=captions, rows_per_block=4),
+        title,
+        f"The best, the middle and the worst of {len(rows):,} held-out images by mean squared error. What "
+        "the "
+        "worst have in common is what the model has not learned.",
+    )
+
+
+def restored(model: Autoencoder, pack: Pack, rows: Rows, corruption: str, title: str, caption: str) -> Figure:
+    """Images clean, corrupted, and what a denoising model gives back."""
+    clean = to_float(pack.pixels(rows))
+    generator = torch.Generator().manual_seed(random_seed("pictures", corruption))
+    seen = corrupt(clean, parse_corruptions([corruption]), generator, training=True)
+    columns = [
+        ("clean", to_pixels(clean)),
+        (corruption, to_pixels(seen)),
+        ("restored", to_pixels(model.reconstruct(seen))),
+    ]
+    return figure_of(contact_sheet(columns), title, caption)
+
+
+def samples(
+    model: Autoencoder, prior: PriorName, title: str, caption: str, *, count: int = 24, seed: int = 0
+) -> Figure:
+    """Images decoded from draws of a prior."""
+    made = generate(model, count, prior=prior, seed=seed)
+    return figure_of(image_grid(made.pixels, columns=12, scale=1), title, caption)
+
+
+def side_by_side(grids: Mapping[str, Pixels], title: str, caption: str) -> Figure:
+    """Sets of as many images each, a column of the sheet a set."""
+    return figure_of(contact_sheet(list(grids.items()), rows_per_block=8), title, caption)
+
+
+def neighbours(
+    encoders: Mapping[str, Callable[[Rows], Vectors]],
+    pack: Pack,
+    queries: Rows,
+    searched: Rows,
+    title: str,
+    caption: str,
+) -> Figure:
+    """A few images, each followed by its nearest by each kind of vectors.
+
+    Args:
+        encoders: by name, what turns rows (N,) into vectors (N, F), which are compared by their angle.
+        pack: where the images are.
+        queries: (Q,) rows.
+        searched: (S,) rows.
+        title: of the figure.
+        caption: of the figure.
+    """
+    count = min(6, len(searched))
+    tiles: dict[tuple[int, str], Pixels] = {}
+    for name, encode in encoders.items():
+        similarity = _unit(encode(queries)) @ _unit(encode(searched)).T
+        for query, near in enumerate(np.argsort(-similarity, axis=1, kind="stable")[:, :count]):
+            tiles[query, name] = pack.pixels(np.concatenate([queries[query : query + 1], searched[near]]))
+    shown = [(query, name) for query in range(len(queries)) for name in encoders]
+    captions = [text for _, name in shown for text in (name, *map(str, range(1, count + 1)))]
+    grid = image_grid(np.concatenate([tiles[key] for key in shown]), captions=captions, columns=count + 1)
+    return figure_of(grid, title, caption)
+
+
+def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
+    """Images laid out by the two directions in which their codes vary most."""
+    rows = rows[:MAP_IMAGES]
+    plane, explained = projection.code_map(model, codes_of(model, pack, rows))
+    canvas = _scattered(plane, pack.pixels(rows))
+    return figure_of(
+        canvas,
+        title,
+        f"{len(rows):,} images by the first two principal components of their codes, which hold "
+        f"{explained:.0%} "
+        "of their variance. Images that lie together look alike to the model; where they overlap, one is "
+        "shown.",
+    )
+
+
+def _scattered(plane: NDArray[np.float64], pixels: Pixels) -> Pixels:
+    from PIL import Image
+
+    spread = np.abs(plane).max(axis=0)
+    # Limits at a percentile: one stray code does not press the others into a corner.
+    limit = np.maximum(np.percentile(np.abs(plane), 99, axis=0), 1e-9 + 0 * spread)
+    at = (np.clip(plane / limit, -1, 1) + 1) / 2 * (MAP_SIDE_PX - MAP_TILE_PX)
+    canvas = Image.new("RGB", (MAP_SIDE_PX, MAP_SIDE_PX), "white")
+    taken: set[tuple[int, int]] = set()
+    for (x, y), image in zip(at, pixels, strict=True):
+        cell = (int(x) // MAP_TILE_PX, int(y) // MAP_TILE_PX)
+        if cell in taken:
+            continue
+        taken.add(cell)
+        tile = Image.fromarray(image)
+        tile.thumbnail((MAP_TILE_PX - 2, MAP_TILE_PX - 2))
+        canvas.paste(tile, (cell[0] * MAP_TILE_PX, cell[1] * MAP_TILE_PX))
+    return np.asarray(canvas)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    # In 64 bits: the codes of a model that learned nothing may be too large to square in 32.
+    wide = vectors.astype(np.float64)
+    unit: Vectors = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return unit

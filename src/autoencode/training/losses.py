@@ -1,0 +1,111 @@
+"""What training minimises (Kovenko & Bogach 2020, equations 1, 2, 4, 5, 7 and 8).
+
+Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1]; N = 3 * H * W is the number of their values.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoencode.metrics.latents import gaussian_log_likelihood, kl
+from autoencode.models.autoencoder import SIGMA2_FLOOR, Output
+
+Loss = Literal["mse", "mae", "gaussian"]
+
+# How fast the running estimate of an automatic sigma2 follows the batches.
+SIGMA2_MOMENTUM = 0.98
+
+
+class Terms(NamedTuple):
+    """The objective of one batch, each a scalar tensor.
+
+    Attributes:
+        loss: what the optimiser minimises.
+        reconstruction: its first part: mean squared or absolute error a value for an autoencoder; for a VAE
+            the negative log-likelihood, nats an image.
+        kl: nats an image; 0 for an autoencoder.
+        mse: mean squared error a value.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    mse: Tensor
+
+
+def mean_squared_error(images: Tensor, restored: Tensor) -> Tensor:
+    """Mean of (x - G(E(x)))^2 over every value of the batch; equation (1)."""
+    return F.mse_loss(restored.float(), images)
+
+
+def mean_absolute_error(images: Tensor, restored: Tensor) -> Tensor:
+    """Mean of |x - G(E(x))| over every value of the batch; equation (2)."""
+    return F.l1_loss(restored.float(), images)
+
+
+def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float | Tensor) -> Terms:
+    """Put the objective of a batch together; for a VAE the negative of equation (4), beta times the KL (8).
+
+    The optimiser sees a VAE's objective divided by N, so that one learning rate serves every image size.
+    Dividing by the constant changes no optimum.
+
+    Args:
+        loss: "mse" or "mae"; "gaussian" for a VAE's likelihood of variance `sigma2`. A VAE with "mse" sums
+            squared errors, which is "gaussian" with sigma2 = 0.5 apart from a constant; with "mae" it sums
+            absolute errors, a Laplace likelihood of scale 1.
+        images: the clean images, (B, 3, H, W) in [0, 1].
+        output: what the model made of them (or of corrupted ones).
+        beta: weight of the KL.
+        sigma2: see `gaussian_log_likelihood`.
+    """
+    error = mean_absolute_error if loss == "mae" else mean_squared_error
+    mean_error = error(images, output.images)
+    mse = mean_error if loss != "mae" else mean_squared_error(images, output.images)
+    mean, log_variance = output.posterior
+    if log_variance is None:
+        return Terms(mean_error, mean_error.detach(), torch.zeros_like(mse), mse.detach())
+    values = images[0].numel()
+    if loss == "gaussian":
+        reconstruction = -gaussian_log_likelihood(images, output.images, sigma2).mean()
+    else:
+        reconstruction = mean_error * values
+    divergence = kl(mean, log_variance).mean()
+    objective = (reconstruction + beta * divergence) / values
+    return Terms(objective, reconstruction.detach(), divergence.detach(), mse.detach())
+
+
+def update_sigma2(sigma2: Tensor, mse: Tensor, step: int) -> None:
+    """Move the running sigma2 towards this batch's maximum-likelihood one, its mean squared error, in place.
+
+    Setting the derivative of (5) by sigma2 to zero gives the mean squared error: the optimal sigma-VAE of
+    Rybkin, Daniilidis & Levine 2021, equation (7). The average starts at the first batch and remembers about
+    fifty of them once there are as many.
+
+    Args:
+        sigma2: the running value, a scalar.
+        mse: mean squared error a value of this batch.
+        step: steps taken before this one, from 0.
+    """
+    momentum = min(SIGMA2_MOMENTUM, step / (step + 1))
+    sigma2.mul_(momentum).add_(mse.detach(), alpha=1 - momentum).clamp_(min=SIGMA2_FLOOR)
+
+
+def beta_at(step: int, steps: int, warmup_steps: int, cycles: int, beta: float) -> float:
+    """Weight of the KL at a step; equation (8).
+
+    Args:
+        step: steps taken before this one, from 0.
+        steps: all the steps of the run.
+        warmup_steps: linear from 0, reaching `beta` at exactly this step; 0 for none.
+        cycles: instead of one warm-up, this many equal cycles over the run, each linear from 0 to `beta` in
+            its first half and constant in its second (Fu et al. 2019); 0 for none.
+        beta: the weight after the warm-up.
+    """
+    if cycles:
+        position = (step * cycles / steps) % 1 if step < steps else 1.0
+        return beta * min(1.0, 2 * position)
+    return beta * min(1.0, step / warmup_steps) if warmup_steps else beta

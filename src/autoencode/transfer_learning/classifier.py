@@ -1,0 +1,290 @@
+"""A classifier of images that stands alone in one file, and its use.
+
+Shapes: B batch, F features, K classes. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
+from autoencode.data.images import WRITABLE, read_chunks, save_image
+from autoencode.data.loader import to_float
+from autoencode.data.preprocessing import Limits
+from autoencode.data.sources import expanded, read_beside
+from autoencode.embedding import image_encoder
+from autoencode.errors import ModelFileError
+from autoencode.feature_maps import descriptions, trace
+from autoencode.figures import image_grid
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.backbones import FEATURES, pretrained_version
+from autoencode.models.model_file import (
+    check_finite,
+    model_of_parts,
+    parts_of_model,
+    read_tensors,
+    write_tensors,
+)
+from autoencode.transfer_learning.probe import Floats, LinearProbe
+
+CLASSIFIER_NAME = "classifier.safetensors"
+FORMAT_VERSION = 1
+MODEL, PROBE = "model/", "probe/"  # before the names of their tensors
+
+CODE, PRETRAINED = "code", "pretrained"
+
+CHUNK = 64  # images in memory at once
+SHEET_IMAGES = 64  # a sheet of more is looked at by nobody
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Images to probabilities of classes.
+
+    Attributes:
+        model: the whole model, as it was or fine-tuned; with pretrained features only its preprocessing
+            matters.
+        features: what the probe looks at: "code", "pretrained", or pooled maps of a layer of the encoder,
+            such as "encoder.layers.0 4x4" (see `feature_maps.descriptions`).
+        classes: the names of the K classes.
+        probe: from these features to the classes.
+        provenance: what it was learned from and how well it does, as JSON can hold it.
+        digest: sha256 of the file it was loaded from, or "".
+    """
+
+    model: Autoencoder
+    features: str
+    classes: tuple[str, ...]
+    probe: LinearProbe
+    provenance: Mapping[str, Any]
+    digest: str = ""
+
+    def probabilities(self, images: Tensor) -> NDArray[np.float64]:
+        """Return (B, K) of images (B, 3, H, W) in [0, 1]; `model.read` makes those from files.
+
+        Raises:
+            ConfigError: the images have another shape or type than the model takes.
+            MissingExtraError: pretrained features need the optional part `eval`.
+            ModelFileError: its numbers are so large that nothing finite comes of them.
+        """
+        parts = [self._represent(chunk) for chunk in torch.split(images, INFERENCE_BATCH) if len(chunk)]
+        features = np.concatenate(parts) if parts else np.zeros((0, len(self.probe.mean)), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self.probe.probabilities(features)
+        if not np.isfinite(found).all():
+            raise ModelFileError(
+                "The classifier gives probabilities that are not finite: its file is no good."
+            )
+        return found
+
+    def _represent(self, images: Tensor) -> Floats:
+        if self.features in (CODE, PRETRAINED):
+            kind = "pretrained" if self.features == PRETRAINED else "code"
+            return image_encoder(self.model, kind).encode(images)  # type: ignore[arg-type]
+        return descriptions(trace(self.model, images).layers)[self.features].numpy()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one image.
+
+    Attributes:
+        path: the image file.
+        label: the most probable class.
+        probability: of that class, in (0, 1]; not calibrated, and high for images unlike all classes too.
+    """
+
+    path: Path
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `classify` found.
+
+    Attributes:
+        results: one an image that could be used, in the order given.
+        refused: the others, with the reason.
+        probabilities: (N, K), a row a result.
+        classes: the names of the K columns.
+        sheet: pixels (H, W, 3): the first images with their classes.
+    """
+
+    results: list[Prediction]
+    refused: list[tuple[Path, str]]
+    probabilities: NDArray[np.float64]
+    classes: tuple[str, ...]
+    sheet: Pixels
+
+
+def classify(
+    classifier: Classifier,
+    images: str | Path | Iterable[str | Path],
+    out: str | Path | None = None,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Say of which class each image is.
+
+    Args:
+        classifier: from `load_classifier` or `transfer`.
+        images: image files, and folders of them.
+        out: a table, .csv or .json; a sheet of the first images is written beside it, see `sheet_path`. None
+            writes nothing.
+        limits: the largest files and pictures to accept.
+        progress: called with (images done, images in all).
+
+    Raises:
+        ImageFolderError: a folder is missing or holds no image, or no image could be used.
+        ConfigError: `out` is no table, `out` or the sheet is one of the images, or holds something of another
+            kind.
+        MissingExtraError: pretrained features need the optional part `eval`.
+        OutputError: `out` cannot be written.
+    """
+    out = None if out is None else Path(out)
+    paths = expanded(images) if out is None else read_beside(images, sheet_path(out))
+    if out is not None:
+        check_output(out, TABLES, paths)
+        check_output(sheet_path(out), WRITABLE, paths)
+    refused: list[tuple[Path, str]] = []
+    results, probabilities, shown = list[Prediction](), list[NDArray[np.float64]](), list[Pixels]()
+    done = 0
+    for usable, pixels in read_chunks(
+        paths, CHUNK, classifier.model.preprocessing, limits or Limits(), refused
+    ):
+        found = classifier.probabilities(to_float(pixels))
+        best = found.argmax(axis=1)
+        for index, path in enumerate(usable):
+            label, probability = classifier.classes[best[index]], float(found[index, best[index]])
+            results.append(Prediction(path, label, probability))
+        shown.append(pixels[: SHEET_IMAGES - sum(map(len, shown))])
+        probabilities.append(found)
+        done = min(done + CHUNK, len(paths))
+        if progress:
+            progress(done, len(paths))
+    captions = [f"{result.label} {result.probability:.0%}" for result in results[:SHEET_IMAGES]]
+    sheet = image_grid(np.concatenate(shown), captions=captions)
+    made = Predictions(results, refused, np.concatenate(probabilities), classifier.classes, sheet)
+    if out is not None:
+        write_bytes(out, _csv(made) if out.suffix.lower() == ".csv" else _json(made))
+        save_image(sheet_path(out), sheet)
+    return made
+
+
+def sheet_path(table: Path) -> Path:
+    """Where the sheet goes that belongs to a table: beside it, as `<name>-sheet.png`."""
+    return table.with_name(f"{table.stem}-sheet.png")
+
+
+def save_classifier(path: str | Path, classifier: Classifier) -> str:
+    """Write a classifier to one file that needs no other, whole or not at all, and return its sha256.
+
+    Raises:
+        ModelFileError: a weight is not finite; nothing is written.
+        OutputError: the file cannot be written; what was there before is unchanged.
+    """
+    path = Path(path)
+    weights, described = parts_of_model(path, classifier.model, classifier.model.provenance)
+    probe = {name: torch.from_numpy(value) for name, value in vars(classifier.probe).items()}
+    check_finite(path, probe)
+    content = {
+        "model": described,
+        "features": classifier.features,
+        "classes": list(classifier.classes),
+        "provenance": dict(classifier.provenance),
+    }
+    if classifier.features == PRETRAINED:
+        content["pretrained"] = pretrained_version()
+    return write_tensors(
+        path,
+        "classifier",
+        FORMAT_VERSION,
+        {**_prefixed(MODEL, weights), **_prefixed(PROBE, probe)},
+        content,
+    )
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Load a classifier.
+
+    Args:
+        path: its file, or the folder that `transfer` left it in.
+
+    Raises:
+        ModelFileError: no such file, not a classifier, damaged, from a newer version, or learned on other
+            pretrained features than those installed.
+        MissingExtraError: pretrained features need the optional part `eval`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / CLASSIFIER_NAME
+    tensors, content, digest = read_tensors(path, "classifier", FORMAT_VERSION, ModelFileError)
+    check_finite(path, tensors)
+    try:
+        model = model_of_parts(path, _without(MODEL, tensors), content["model"])
+        probe = LinearProbe(**{name: part.numpy() for name, part in _without(PROBE, tensors).items()})
+        classes, features = tuple(content["classes"]), str(content["features"])
+        _check_probe(probe, classes, features, model)
+        provenance, learned_on = dict(content["provenance"]), content.get("pretrained")
+    except (KeyError, TypeError, ValueError) as err:
+        raise ModelFileError(f"{path} does not hold a usable classifier: {err}".splitlines()[0]) from err
+    if features == PRETRAINED and learned_on != pretrained_version():
+        raise ModelFileError(
+            f"{path} was learned on {learned_on}, and {pretrained_version()} is installed: its features "
+            "differ. Learn it anew with autoencode transfer."
+        )
+    return Classifier(model, features, classes, probe, provenance, digest)
+
+
+def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, model: Autoencoder) -> None:
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not names")
+    size = (len(probe.mean), len(classes))
+    shapes = (probe.mean.shape, probe.scale.shape, probe.weights.shape, probe.bias.shape)
+    if shapes != ((size[0],), (size[0],), size, (size[1],)):
+        raise ValueError("its parts do not fit together")
+    blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
+    sizes = {name: part.shape[1] for name, part in descriptions(trace(model, blank).layers).items()}
+    sizes |= {CODE: model.config.code_size, PRETRAINED: FEATURES}
+    if sizes.get(features) != size[0]:
+        raise ValueError(f"there are no {size[0]} features {features!r}")
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _csv(made: Predictions) -> bytes:
+    rows = ([result.path, result.label, f"{result.probability:.6g}"] for result in made.results)
+    return csv_bytes([["path", "class", "probability"], *rows])
+
+
+def _json(made: Predictions) -> bytes:
+    images = [
+        {
+            "path": str(result.path),
+            "class": result.label,
+            "probability": result.probability,
+            "probabilities": dict(zip(made.classes, row.tolist(), strict=True)),
+        }
+        for result, row in zip(made.results, made.probabilities, strict=True)
+    ]
+    refused = [{"path": str(path), "reason": reason} for path, reason in made.refused]
+    return (json.dumps({"images": images, "refused": refused}, indent=2, allow_nan=False) + "\n").encode()

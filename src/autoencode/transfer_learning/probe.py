@@ -1,0 +1,299 @@
+"""Labelled images, split into those a classifier may learn from and those it is measured on.
+
+A linear classifier on features that stay as they are: standardised, then multinomial logistic regression.
+
+Shapes: N images, F features, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.data.manifest import Entry, is_pack
+from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.errors import ConfigError, ImageFolderError
+
+if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Limits, Preprocessing
+
+LEAST_LEARNED = 2  # images of a class: one to learn from and one to choose settings by
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images of classes. The class is the first sub-folder.
+
+    The split follows from the content of a file, as that of a pack does (`split_of`): a classifier learns
+    from the training split and is measured on the validation and test splits. So where the same files, in
+    this folder or any other, were packed to train an autoencoder, its training has seen none of those the
+    classifier is measured on: they were in its validation and test splits, whatever else was there and
+    whatever they were called. A file that was saved anew, at another size say, is another file to this rule.
+
+    Attributes:
+        pack: where the pixels are.
+        rows: (N,) their rows in it, each content once.
+        labels: (N,) the class of each, in 0..K-1.
+        classes: the names of the K classes, sorted.
+        learned: (N,) whether a classifier may learn from it; else it is measured on it.
+        notes: what was left out and why, a sentence each.
+        refused: files that cannot be used.
+    """
+
+    pack: Pack
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    learned: NDArray[np.bool_]
+    notes: tuple[str, ...]
+    refused: tuple[Entry, ...]
+
+
+@contextmanager
+def labelled_images(
+    source: Path,
+    preprocessing: Preprocessing,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Labelled]:
+    """Open a folder with a sub-folder a class, or a pack of one; a folder is decoded into a temporary pack.
+
+    Raises:
+        ImageFolderError: no image can be used, there are fewer than two classes, or one has too few images.
+        ConfigError: the pack was made with other preprocessing.
+    """
+    if is_pack(source):
+        pack = open_pack(source)
+        if pack.preprocessing != preprocessing:
+            raise ConfigError(
+                f"{source} was packed as {pack.preprocessing}, the model takes {preprocessing}. "
+                "Give the folder of images itself."
+            )
+        yield _labelled(source, pack)
+        return
+    with tempfile.TemporaryDirectory(prefix="autoencode-") as temporary:
+        pack = pack_folder(source, Path(temporary) / "pack", preprocessing, limits=limits, progress=progress)
+        yield _labelled(source, pack)
+
+
+def _labelled(source: Path, pack: Pack) -> Labelled:
+    copies: dict[str, list[Entry]] = defaultdict(list)
+    for entry in pack.entries:
+        copies[entry.sha256 or ""].append(entry)
+    kept, contradictory, unlabelled = list[Entry](), 0, 0
+    for same in copies.values():
+        names = {entry.label for entry in same if entry.label is not None}
+        contradictory += len(names) > 1
+        unlabelled += not names
+        if len(names) == 1:
+            kept.append(next(entry for entry in same if entry.label is not None))
+    notes = []
+    if unlabelled:
+        notes.append(f"{_counted(unlabelled)} in no sub-folder, and so without a class, left out.")
+    if contradictory:
+        notes.append(f"{_counted(contradictory)} left out: exact copies of each are in two classes.")
+    classes = sorted({entry.label or "" for entry in kept})
+    _check_classes(source, classes)
+    labels = np.array([classes.index(entry.label or "") for entry in kept], np.int64)
+    learned = np.array([entry.split == "train" for entry in kept])
+    _check_counts(source, classes, labels, learned)
+    for index, name in enumerate(classes):
+        if not (~learned & (labels == index)).any():
+            notes.append(f"No image of {name} is held out, so how well it is told apart is not measured.")
+    rows = np.array([entry.row for entry in kept], np.int64)
+    return Labelled(pack, rows, labels, tuple(classes), learned, tuple(notes), tuple(pack.refused))
+
+
+def _check_classes(source: Path, classes: list[str]) -> None:
+    if not classes:
+        raise ImageFolderError(
+            f"{source} has no sub-folders with images. Put the images of each class into a sub-folder of "
+            "its name."
+        )
+    if len(classes) == 1:
+        raise ImageFolderError(
+            f"{source} has one class, {classes[0]}; a classifier tells two or more apart. "
+            "Give each a sub-folder."
+        )
+
+
+def _check_counts(
+    source: Path, classes: list[str], labels: NDArray[np.int64], learned: NDArray[np.bool_]
+) -> None:
+    for index, name in enumerate(classes):
+        count, usable = int((labels == index).sum()), int(((labels == index) & learned).sum())
+        if usable < LEAST_LEARNED:
+            raise ImageFolderError(
+                f"The class {name} in {source} has {_counted(count)}, {usable} of them to learn from once a "
+                f"quarter is held out; at least {LEAST_LEARNED} are needed. Add images of it, 20 if you can, "
+                "or take the class out."
+            )
+    if learned.all():
+        raise ImageFolderError(
+            f"None of the {_counted(len(learned))} in {source} is held out to measure on. Add some, 20 a "
+            "class if you can."
+        )
+
+
+def _counted(images: int) -> str:
+    return f"{images} image" if images == 1 else f"{images} images"
+
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+# Inverse strengths of the penalty on the weights, strongest first.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FOLDS = 5
+CHOSEN_ON = 1_000  # images that settings are chosen on at most: more would not change the choice
+PASSES = 300
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """p(class | x) = softmax(((x - mean) / scale) @ weights + bias).
+
+    Attributes:
+        mean: (F,) of the features it was fitted on.
+        scale: (F,) their standard deviations, all above 0.
+        weights: (F, K).
+        bias: (K,).
+    """
+
+    mean: Floats
+    scale: Floats
+    weights: Floats
+    bias: Floats
+
+    def predict(self, features: Floats) -> Labels:
+        """Return the most probable class (N,) of features (N, F)."""
+        best: Labels = self.probabilities(features).argmax(axis=1)
+        return best
+
+    def probabilities(self, features: Floats) -> NDArray[np.float64]:
+        """Return (N, K) of features (N, F), each row with sum 1."""
+        scores = ((features - self.mean) / self.scale @ self.weights + self.bias).astype(np.float64)
+        shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+class Choice(NamedTuple):
+    """What cross-validation says of features: the best of `STRENGTHS`, and its `accuracy`."""
+
+    strength: float
+    accuracy: float
+
+
+def choose_strength(features: Floats, labels: Labels, seed: int = 0) -> Choice:
+    """Choose the strength of a probe by stratified cross-validation, on at most 1,000 of the images.
+
+    Args:
+        features: (N, F).
+        labels: (N,) in 0..K-1, each class at least twice.
+        seed: of the folds, and of the images.
+    """
+    if len(labels) > CHOSEN_ON:
+        share = CHOSEN_ON / len(labels)
+        kept = some_of_each(labels, lambda count: math.ceil(share * count), seed)
+        features, labels = features[kept], labels[kept]
+    mean, scale = _standard(features)
+    return _choose(_narrowed((features - mean) / scale)[0], labels, seed)
+
+
+def fit_probe(features: Floats, labels: Labels, strength: float) -> LinearProbe:
+    """Fit a probe.
+
+    Args:
+        features: (N, F).
+        labels: (N,) in 0..K-1, each class at least once.
+        strength: C of scikit-learn, the inverse strength of the penalty.
+    """
+    mean, scale = _standard(features)
+    standard, directions = _narrowed((features - mean) / scale)
+    weights, bias = _fit(standard, labels, strength)
+    return LinearProbe(mean, scale, weights if directions is None else directions @ weights, bias)
+
+
+def some_of_each(labels: Labels, wanted: Callable[[int], int], seed: int) -> NDArray[np.int64]:
+    """Return the indices, in order, of a random choice of each class, at least 2 and at most all it has.
+
+    Args:
+        labels: (N,).
+        wanted: how many of a class of so many.
+        seed: of the choice.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = [np.zeros(0, np.int64)]
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(members[: max(2, wanted(len(members)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def _standard(features: Floats) -> tuple[Floats, Floats]:
+    """Return mean and scale (F,)."""
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # A feature that never varies says nothing, whatever it is divided by.
+    scale[scale < 1e-6 * np.maximum(1, np.abs(mean))] = 1
+    return mean, scale
+
+
+def _narrowed(standard: Floats) -> tuple[Floats, Floats | None]:
+    """Turn more features than images onto the directions the images span, and return those (F, N) too.
+
+    That changes neither inner products nor the penalty, and so not what is fitted, only the time it takes.
+    """
+    if standard.shape[1] <= len(standard):
+        return standard, None
+    _, singular, directions = np.linalg.svd(standard, full_matrices=False)
+    is_spanned = singular > 1e-5 * singular[0]
+    is_spanned[0] = True  # of images that are all the same, which span nothing
+    spanned: Floats = directions[is_spanned].T
+    return standard @ spanned, spanned
+
+
+def _choose(standard: Floats, labels: Labels, seed: int) -> Choice:
+    """Return the best strength and its accuracy; weaker penalties are not tried once two got worse."""
+    from sklearn.model_selection import StratifiedKFold
+
+    folds = StratifiedKFold(min(FOLDS, int(np.bincount(labels).min())), shuffle=True, random_state=seed)
+    splits = list(folds.split(standard, labels))
+    best, highest, worse = STRENGTHS[0], -1.0, 0
+    for strength in STRENGTHS:
+        right = 0
+        for learn, check in splits:
+            weights, bias = _fit(standard[learn], labels[learn], strength)
+            right += int((np.argmax(standard[check] @ weights + bias, axis=1) == labels[check]).sum())
+        accuracy = right / len(labels)
+        if accuracy > highest:
+            best, highest, worse = strength, accuracy, 0
+        elif accuracy < highest:
+            worse += 1
+            if worse == 2:
+                break
+    return Choice(best, highest)
+
+
+def _fit(standard: Floats, labels: Labels, strength: float) -> tuple[Floats, Floats]:
+    """Return weights (F, K) and bias (K,)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=strength, max_iter=PASSES, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the passes are bounded on purpose
+        fitted.fit(standard, labels)
+    weights, bias = fitted.coef_.T, fitted.intercept_
+    if len(bias) == 1:  # of two classes scikit-learn gives the score of the second against the first
+        weights, bias = np.hstack([0 * weights, weights]), np.concatenate([0 * bias, bias])
+    return weights.astype(np.float32), bias.astype(np.float32)

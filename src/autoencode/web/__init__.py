@@ -1,0 +1,1 @@
+"""The local page: it presents what the other packages return, and computes nothing itself."""

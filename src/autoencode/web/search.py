@@ -1,0 +1,78 @@
+"""Search: the images of the index that look most like a picture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, Response
+
+from autoencode.atomic import csv_bytes
+from autoencode.data.loader import to_float
+from autoencode.index.base import Neighbour
+from autoencode.index.neighbours import Distance
+from autoencode.web.replies import Missing, Space, download, in_shell
+from autoencode.web.uploads import Held
+from autoencode.web.workspace import Workspace
+
+Count = Annotated[int, Query(ge=1, le=200)]
+
+router = APIRouter()
+
+
+@router.get("/api/search")
+async def search(space: Space, picture: str, k: Count = 24, distance: Distance | None = None) -> Response:
+    """Return the nearest images, nearest first, with their scores."""
+    if lacking := needs(space):
+        return lacking.answer()
+    assert space.index is not None
+    found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
+    neighbours = [space.describe(f"i{near.position}", score=near.score, gone=near.is_gone) for near in found]
+    return JSONResponse(
+        {
+            "query": space.describe(picture),
+            "neighbours": neighbours,
+            "similarity": (distance or space.index.distance) != "l2",
+        }
+    )
+
+
+@router.get("/api/search.csv")
+async def table(space: Space, picture: str, k: Count = 24, distance: Distance | None = None) -> Response:
+    """Return the same as a table."""
+    if lacking := needs(space):
+        return lacking.answer()
+    assert space.index is not None
+    found = await space.on_model(_nearest, space, picture, k, distance or space.index.distance)
+    rows = ([near.path, f"{near.score:.6g}", near.label or ""] for near in found)
+    return download(csv_bytes([["path", "score", "label"], *rows]), "neighbours.csv", "text/csv")
+
+
+def _nearest(space: Workspace, picture: str, k: int, distance: Distance) -> list[Neighbour]:
+    """The nearest images, without the picture itself; the code of one that stays is known already."""
+    index = space.compared_by(distance)
+    found = space.find(picture)
+    own = -1
+    if not isinstance(found, Held) and found.collection.letter == "i":
+        own = found.position
+    query: Any
+    if own >= 0:
+        query = index.codes[index.entries[own].row][None]
+    elif index.features == "code":
+        query = space.code(picture)[None]
+    else:
+        query = to_float(space.pixels(picture)[None])
+    [result] = index.search(query, k + 1).results
+    return [near for near in result.found if near.position != own][:k]
+
+
+def needs(space: Workspace) -> Missing | None:
+    """What has to be made before images can be searched; None where they can."""
+    if space.index is not None:
+        return None
+    source = "PHOTOS" if space.training is None else in_shell(space.training.folder)
+    run = in_shell(space.path if space.run is None else space.folder)
+    return Missing(
+        "Search needs an index of your images. Make one, then start the page with it.",
+        (f"autoencode index {run} {source} --out index", f"autoencode app {run} --index index"),
+    )

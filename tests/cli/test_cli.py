@@ -1,0 +1,461 @@
+"""Every command end to end, and what is said when something is wrong: one line, exit code 1 or 2."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.main import get_command
+
+from autoencode import (
+    AutoencodeError,
+    ConfigError,
+    MissingExtraError,
+    Pack,
+    Run,
+    __version__,
+    load_model,
+    open_pack,
+    settings,
+)
+from autoencode.cli import demo, main
+
+TINY = ("--widths", "4,8", "--code-size", "8", "--batch-size", "8")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def autoencode(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["autoencode", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main.main()
+            code: object = 0
+        except SystemExit as err:
+            code = err.code or 0
+        captured = capfd.readouterr()
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def assert_one_line(result: Result, *parts: object, code: int = 1) -> None:
+    """The error of a command that failed: one line on stderr that holds all parts, and no traceback."""
+    assert result.code == code, result
+    assert result.err.count("\n") == 1, result.err
+    assert result.err.startswith("error: ")
+    for part in parts:
+        assert str(part) in result.err
+    assert "Traceback" not in result.out + result.err
+
+
+def test_pack_says_what_it_packed_and_what_it_refused_and_why(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    images = shutil.copytree(photos / "coast", tmp_path / "images")
+    (images / "broken [1] :smile:.jpg").write_bytes(b"no image")
+    result = autoencode("pack", images, "--out", tmp_path / "p", "--size", "32x48", "--fit", "pad")
+    assert (result.code, result.err) == (0, "")
+    pack = open_pack(tmp_path / "p")
+    assert (pack.preprocessing.height, pack.preprocessing.width, pack.preprocessing.fit) == (32, 48, "pad")
+    assert f"{len(pack)} images of 32x48" in result.out
+    assert "refused 1 file, " in result.out
+    assert "  broken [1] :smile:.jpg: " in result.out
+    again = autoencode("pack", images, "--out", tmp_path / "p")
+    assert again.out == result.out
+
+
+def test_train_ends_with_a_model_its_curves_and_a_sheet(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a run"
+    result = autoencode("train", photos, "--out", out, "--size", 32, "--epochs", 2, *TINY)
+    assert (result.code, result.err) == (0, "")
+    epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert all(line.endswith(" left") for line in epochs)
+    for name in ("curves.png", "reconstructions.png"):
+        assert str(out / name) in result.out
+        assert np.asarray(Image.open(out / name)).std() > 0
+    assert f"model:  {out / 'model.safetensors'}" in result.out
+    assert load_model(out).config.widths == (4, 8)
+
+
+def test_every_setting_of_the_command_line_reaches_the_model(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = shlex.split(
+        "--model vae --network residual --batch-norm --loss gaussian --sigma2 0.1 --beta 0.5 --warmup 1 "
+        "--optimizer adamw --learning-rate 0.001 --clip 2 --flip --ema 0.5 --seed 3 --epochs 1 "
+        "--corrupt gaussian:0.1 --corrupt rotate:5 "
+        "--device cpu --precision fp32 --channels-first --return-memory --checkpoint-every 2"
+    )
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert result.code == 0, result
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    expected = {
+        **{"loss": "gaussian", "sigma2": 0.1, "beta": 0.5, "warmup": 1, "optimizer": "adamw"},
+        **{"learning_rate": 0.001, "ema": 0.5, "seed": 3, "corrupt": ["gaussian:0.1", "rotate:5"]},
+        **{"epochs": 1, "batch_size": 8, "clip": 2.0, "flip": True},
+    }
+    assert expected.items() <= run["train"].items()
+    assert {
+        "kind": "vae",
+        "network": "residual",
+        "batch_norm": True,
+        "code_size": 8,
+        "widths": [4, 8],
+    }.items() <= run["model"].items()
+    assert "active, beta 0.50, sigma2 0.1 " in result.out.splitlines()[1]
+
+
+def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--model", "vae", "--sigma2", "auto", "--warmup", "cyclic:2", "--epochs", 2)
+    assert autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options).code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["train"]["warmup_cycles"], run["train"]["warmup"], run["train"]["sigma2"]) == (2, 0, "auto")
+
+
+def test_a_vae_of_summed_errors_says_which_likelihood_they_are(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--model", "vae", "--loss", "mse", "--epochs", 1)
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert "a Gaussian likelihood with sigma2 0.5" in result.out
+
+
+def test_resume_continues_with_more_epochs(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
+    command = ("train", tiny_pack.path, "--out", tmp_path / "run", *TINY)
+    assert autoencode(*command, "--epochs", 1).code == 0
+    result = autoencode(*command, "--epochs", 2, "--resume")
+    assert result.code == 0
+    assert result.out.startswith("epoch 2/2")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    arguments = ["train", str(tiny_pack.path), "--out", str(tmp_path / "run"), *TINY, "--epochs", "100000"]
+    code = f"import sys; sys.argv[1:] = {arguments!r}\nfrom autoencode.cli.main import main\nmain()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("epoch 1/100000")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "--resume" in out.splitlines()[-1]
+    assert str(tmp_path / "run") in out.splitlines()[-1]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_reconstruct_writes_a_sheet_a_table_and_the_images(
+    autoencode: Command, trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    images = shutil.copytree(photos / "coast", tmp_path / "images")
+    (images / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    result = autoencode("reconstruct", trained.folder, images, "--out", out, "--corrupt", "gaussian:0.1")
+    assert (result.code, result.err) == (0, "")
+    assert "of 16 images" in result.out
+    assert "corrupted:      median PSNR 20." in result.out or "median PSNR 19.9" in result.out
+    assert f"refused {images / 'broken.png'}: " in result.out
+    assert len(list((out / "images").iterdir())) == 16
+    assert (out / "reconstructions.csv").exists()
+    assert np.asarray(Image.open(out / "reconstructions.png")).std() > 0
+
+
+def test_a_file_asked_for_by_name_that_is_refused_fails_the_command_after_the_others_are_done(
+    autoencode: Command, trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = (photos / "coast" / "000.png", tmp_path / "broken.png", tmp_path / "none.png")
+    result = autoencode("reconstruct", trained.folder, *images, "--out", tmp_path / "out")
+    assert_one_line(result, "2 files asked for by name", tmp_path / "broken.png", tmp_path / "none.png")
+    assert "of 1 image\n" in result.out
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["000.png"]
+
+
+def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missing(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1)
+    assert autoencode(*command).code == 0
+    kept = ("model.safetensors", "curves.png", "metrics.jsonl")
+    before = [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]]
+    (out / "reconstructions.png").unlink()
+    result = autoencode(*command, "--resume")
+    assert result.code == 0
+    assert result.out.startswith(f"finished: {out} has all its 1 epoch, nothing to do")
+    assert [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]] == before
+    assert (out / "reconstructions.png").exists()
+
+
+def test_a_run_that_learns_nothing_is_warned_of_once(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--epochs", 4, "--learning-rate", "1e6")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert (result.code, result.err) == (0, "")
+    (line,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert "lower learning rate (it is 1e+06)" in line
+
+
+def test_the_help_of_train_states_the_defaults_of_the_paper_for_what_a_preset_decides(
+    autoencode: Command,
+) -> None:
+    model, config = settings("paper-ae")
+    given = model.to_json() | config.to_json() | {"model": model.kind}
+    parameters = {p.name: p for p in get_command(main.app).commands["train"].params}  # type: ignore[attr-defined]
+    stated = {
+        name: p.help for name, p in parameters.items() if "by the preset" in (getattr(p, "help", "") or "")
+    }
+    assert set(stated) == (given.keys() & parameters.keys()) - {"seed", "accumulate"}
+    for name, text in stated.items():
+        value = given[name]
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value)) or "none"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, float):
+            value = f"{value:g}"
+        assert text.endswith(f"Default: by the preset; paper-ae {value}."), name
+
+
+def test_no_help_holds_brackets_which_the_terminal_takes_for_styles() -> None:
+    for name, command in get_command(main.app).commands.items():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or ""), f"{name} {parameter.name}"
+
+
+def test_the_demo_trains_on_digits_shows_them_and_says_what_to_try_next(
+    autoencode: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoencode.training import train as module
+
+    def few_digits(folder: Path, progress: Callable[[int, int], None]) -> Path:
+        folder.mkdir(parents=True)
+        for number in range(30):
+            pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        progress(30, 30)
+        return folder
+
+    original = module.train
+    quick = {"epochs": 1, "widths": (4, 8), "code_size": 8}
+    monkeypatch.setattr(module, "train", lambda *args, **kwargs: original(*args, **{**kwargs, **quick}))
+    monkeypatch.setattr(demo, "digits_folder", few_digits)
+    result = autoencode("demo", "--out", tmp_path / "my demo")
+    assert (result.code, result.err) == (0, "")
+    commands = [line.strip() for line in result.out.splitlines() if line.startswith("  autoencode ")]
+    assert len(commands) == 3
+    assert f"'{tmp_path}/my demo/run'" in commands[0]
+    assert (tmp_path / "my demo" / "run" / "reconstructions.png").exists()
+
+
+def test_tensorboard_is_logged_where_it_is_asked_for(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    out = tmp_path / "run"
+    assert autoencode("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1, "--tensorboard").code == 0
+    assert len(list((out / "tensorboard").glob("events.*"))) == 1
+
+
+def test_the_version_is_printed(autoencode: Command) -> None:
+    assert autoencode("--version") == Result(0, f"autoencode {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("trian",),
+        ("train",),
+        ("train", "x"),
+        ("pack", "x"),
+        ("reconstruct", "model", "--out", "x"),
+        ("train", "x", "--out", "y", "--epochs", "many"),
+        ("train", "x", "--out", "y", "--loss", "huber"),
+        ("train", "x", "--out", "y", "--precision", "fp8"),
+        ("train", "x", "--out", "y", "--checkpoint-every", "0"),
+        ("pack", "x", "--out", "y", "--workers", "0"),
+        ("pack", "x", "--out", "y", "--fit", "squeeze"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    autoencode: Command, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = autoencode(*arguments)
+    assert result.code == 2
+    assert "Usage: autoencode" in result.err
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["pack", "train"])
+def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
+    for name, part in (
+        ("none", "does not exist. Give a folder of images"),
+        ("empty", "No images in"),
+        ("broken", "can be used, of 1 found"),
+    ):
+        result = autoencode(command, tmp_path / name, "--out", tmp_path / "out")
+        assert_one_line(result, tmp_path / name, part)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--size", "100"), "The size 100 is not a positive multiple of 16. Nearest: 96 or 112"),
+        (("--size", "32768"), "The height 32768 is above 16384"),
+        (("--size", "big"), "Write 128, or HEIGHTxWIDTH"),
+        (("--background", "whitish"), "Unknown colour 'whitish'"),
+        (("--preset", "papr"), "Unknown preset 'papr'. Choose paper-ae"),
+        (("--corrupt", "fog:1"), "Cannot corrupt by fog:1"),
+        (("--corrupt", "gaussian:much"), "Cannot corrupt by gaussian:much. Use gaussian:STANDARD_DEVIATION"),
+        (("--corrupt", "downscale:64"), "images of 32x32 can be downscaled by a factor of at most 32"),
+        (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
+        (("--widths", "4,x"), "'4,x' is no list of whole numbers"),
+        (("--widths", "4,4,4,4,4,4"), "multiple of 64"),
+        (("--sigma2", "tiny", "--model", "vae"), "it must be a number or auto"),
+        (("--warmup", "cyclic", "--model", "vae"), "it must be a number of epochs, or cyclic:N"),
+        (("--beta", "2"), "Add --model vae"),
+        (("--epochs", "0"), "epochs is 0; it must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named_with_what_to_do(
+    autoencode: Command, options: tuple[str, ...], part: str, photos: Path, tmp_path: Path
+) -> None:
+    size = () if "--size" in options else ("--size", "32")
+    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", *size, *options), part, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(error, 2 if error is ConfigError else 1) for error in AutoencodeError.__subclasses__()],
+)
+def test_a_setting_that_cannot_be_used_is_a_wrong_call_and_nothing_else_is(
+    autoencode: Command, error: type[AutoencodeError], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error("extra", "purpose") if error is MissingExtraError else error("what happened")
+
+    monkeypatch.setattr(main, "app", fail)
+    assert_one_line(autoencode(), "extra" if error is MissingExtraError else "what happened", code=code)
+
+
+def test_a_run_that_is_not_there_cannot_be_continued(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", "--resume"), "No run in")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_not_ours_are_left_alone(
+    autoencode: Command, photos: Path, trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for command, part in (
+        (("train", photos, "--size", 32), "not empty and not a run of ours. Choose another --out"),
+        (("pack", photos), "is not a pack, and not empty"),
+        (("reconstruct", trained.folder, photos), "holds no earlier reconstructions. Choose another --out"),
+    ):
+        assert_one_line(autoencode(*command, "--out", tmp_path), tmp_path, part)
+        assert_one_line(autoencode(*command, "--out", tmp_path / "thesis.txt"), "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_model_file_that_is_not_one_is_named(autoencode: Command, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    for name, part in (
+        ("text", "is not a model file, or is cut short or damaged"),
+        ("folder", f"No model file at {tmp_path / 'folder' / 'model.safetensors'}"),
+        ("none", f"No model file at {tmp_path / 'none'}"),
+    ):
+        result = autoencode("reconstruct", tmp_path / name, photos, "--out", tmp_path / "out")
+        assert_one_line(result, part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_resumed_with_another_setting_says_which(
+    autoencode: Command, tiny_pack: Pack, trained: Run
+) -> None:
+    result = autoencode("train", tiny_pack.path, "--out", trained.folder, "--resume", "--code-size", "9")
+    assert_one_line(result, trained.folder, "code_size 8, not 9", "Leave that out to continue it")
+
+
+def test_a_diverged_run_says_what_to_try(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
+    options = ("--model", "vae", "--sigma2", "0.001", "--learning-rate", "1e12")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert_one_line(result, "no longer finite", "lower learning rate (it was 1e+12)")
+
+
+def test_an_error_is_printed_as_it_is_whatever_its_path_holds(autoencode: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "[red]:smile:[/red] 100 %"
+    assert_one_line(autoencode("pack", folder, "--out", tmp_path / "p"), folder)
+
+
+def test_names_that_are_not_unicode_are_printed_escaped(photos: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(photos / "night", tmp_path / "images")
+    try:
+        (images / "caf\udce9.jpg").write_bytes(b"no image")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has Unicode names only")
+    arguments = ["pack", str(images), "--out", str(tmp_path / "p"), "--size", "32"]
+    code = f"import sys; sys.argv[1:] = {arguments!r}\nfrom autoencode.cli.main import main\nmain()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert rb"caf\udce9.jpg: " in result.stdout
+
+
+def test_parts_are_packed_to_a_url_and_what_is_not_there_is_named(
+    autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/store"
+    pack = ("pack", photos, "--out", url, "--workers", 1)
+    first = autoencode(*pack, "--size", 32, "--shard", "1/2")
+    assert "part:   1/2 is packed; 1 of 2 parts are" in first.out
+    again = f"autoencode pack {photos} --out {url} --shard i/2, for each i from 1 to 2 that is missing"
+    assert_one_line(autoencode("train", url, "--out", tmp_path / "run"), again)
+    assert_one_line(autoencode(*pack, "--size", 32), f"{url} is packed in 2 parts (--shard i/2), not packed")
+    second = autoencode(*pack, "--shard", "2/2")
+    assert f"pack:   {url}: 48 images of 32x32" in second.out
+    assert_one_line(autoencode(*pack), f"{url} is packed in 2 parts (--shard i/2), not packed as a whole")
+    assert_one_line(autoencode(*pack, "--shard", "3/2"), "'3/2' is no part of a whole", code=2)
+    assert_one_line(autoencode("train", f"{url}/none", "--out", tmp_path / "run"), f"no pack at {url}/none")

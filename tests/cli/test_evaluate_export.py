@@ -1,0 +1,104 @@
+"""The commands evaluate and export, end to end on a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from autoencode import ConfigError, Estimate, Interval, OutputError, Pack, Run, export
+from autoencode import evaluation as application
+from autoencode.cli import evaluate_export
+from autoencode.cli.main import app
+from autoencode.evaluation import quality
+
+
+def autoencode(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
+    )
+    monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
+
+
+@pytest.mark.usefixtures("fast")
+def test_evaluate_prints_a_table_and_writes_what_it_shows(
+    trained_vae: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    result = autoencode("evaluate", trained_vae.folder, "--out", tmp_path / "evaluation.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["pack"] == tiny_pack.fingerprint
+    lines = result.output.splitlines()
+    assert lines[0].split("  ")[0] == f"{written['images']} test images"
+    for row in ("PSNR dB", "SSIM", "MSE", "MAE", "sharpness ratio", "bits a dimension", "active units"):
+        assert any(line.startswith(row) for line in lines), row
+    psnr = next(line for line in lines if line.startswith("PSNR dB"))
+    assert float(psnr.split()[2]) == pytest.approx(written["reconstruction"]["psnr_db"]["value"], abs=0.1)
+    assert "KID (EfficientNet-Lite0)" in result.output
+    assert "samples from N(0, I)" in result.output
+    named = autoencode("evaluate", trained_vae.model_path, tiny_pack.path)
+    assert named.output.splitlines()[:6] == lines[:6]
+
+
+def test_a_model_without_its_run_needs_its_pack_named(trained: Run, tmp_path: Path) -> None:
+    alone = tmp_path / "model.safetensors"
+    alone.write_bytes(trained.model_path.read_bytes())
+    result = autoencode("evaluate", alone)
+    assert isinstance(result.exception, ConfigError)
+    assert "Give it: evaluate MODEL PACK" in str(result.exception)
+
+
+def test_what_evaluate_cannot_write_is_refused_before_it_measures(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(application, "evaluate")
+    before = (trained.folder / "run.json").read_bytes()
+    (tmp_path / "file").touch()
+    for out, error in (
+        (tmp_path / "x.png", ConfigError),
+        (trained.folder / "run.json", ConfigError),
+        (tmp_path / "file" / "x.json", OutputError),
+    ):
+        result = autoencode("evaluate", trained.folder, "--out", out)
+        assert isinstance(result.exception, error), result.exception
+    assert (trained.folder / "run.json").read_bytes() == before
+
+
+def test_export_prints_what_it_wrote_and_how_far_it_is_from_torch(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_exported", lambda *arguments: b"network")
+    monkeypatch.setattr(export, "_compared", lambda *arguments: (1.5e-6, 1.0))
+    result = autoencode("export", trained.folder, "--onnx", tmp_path / "onnx")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in sorted((tmp_path / "onnx").iterdir())] == [
+        *("autoencoder.onnx", "decoder.onnx", "encoder.onnx")
+    ]
+    assert "encoder.onnx: images to code; differs from torch by at most 1.5e-06" in result.output
+    assert autoencode("export", trained.folder).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(20.2134, Interval(20.0812, 20.3377), 9), "20.21 (20.08 to 20.34)"),
+        (Estimate(0.010512, Interval(0.01025, 0.01075), 9), "0.01051 (0.01025 to 0.01075)"),
+        (Estimate(12345.6, Interval(12000.2, 12700.9), 9), "12346 (12000 to 12701)"),
+        (Estimate(1.0, Interval(1.0, 1.0), 9), "1.0000 (1.0000 to 1.0000)"),
+        (Estimate(0.25, None, 1), "0.25"),
+        (None, "-"),
+    ],
+)
+def test_a_value_has_as_many_decimals_as_its_interval_makes_sense_of(
+    estimate: Estimate | None, text: str
+) -> None:
+    assert evaluate_export._cell(estimate) == text

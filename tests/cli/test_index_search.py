@@ -1,0 +1,216 @@
+"""The commands index and search, end to end on a trained model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from autoencode import ConfigError, ImageError, ImageIndexError, Run
+from autoencode.cli.main import app
+from autoencode.web.workspace import open_workspace
+
+
+def autoencode(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def index(trained: Run, folder: Path, tmp_path: Path) -> Path:
+    result = autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "i"
+
+
+def test_index_says_what_it_did_and_what_it_refused(trained: Run, folder: Path, tmp_path: Path) -> None:
+    command = ("index", trained.folder, folder, "--out", tmp_path / "i")
+    first = autoencode(*command)
+    assert "refused broken.png: not an image" in first.stdout
+    assert "codes: 48 encoded at" in first.stdout
+    assert "48 images, code features, whitened, every code is compared" in first.stdout
+    next(folder.rglob("0*.png")).unlink()
+    assert "codes: 0 encoded, 47 kept, 1 removed" in autoencode(*command, "--distance", "cosine").stdout
+    assert "cosine" in autoencode(*command).stdout
+
+
+def test_search_prints_a_line_a_neighbour_and_writes_json_and_a_sheet(
+    index: Path, folder: Path, tmp_path: Path
+) -> None:
+    query = sorted(folder.rglob("0*.png"))[0]
+    out, sheet = tmp_path / "found.json", tmp_path / "found.png"
+    result = autoencode(
+        "search", index, query, folder / "broken.png", "-k", 3, "--out", out, "--sheet", sheet
+    )
+    assert isinstance(result.exception, ImageError)  # once the other query is answered
+    written = json.loads(out.read_text())
+    (answer,) = written["queries"]
+    assert answer["query"] == str(query)
+    lines = [f"{near['score']:.4f}\t{near['path']}" for near in answer["neighbours"]]
+    assert result.stdout.splitlines() == [str(query), *lines]
+    assert len(lines) == 3
+    assert [refused["query"] for refused in written["refused"]] == [str(folder / "broken.png")]
+    assert "broken.png: not an image" in result.stderr
+    with Image.open(sheet) as picture:
+        assert picture.width > 4 * 128
+
+
+def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, folder: Path) -> None:
+    query, gone = sorted(folder.rglob("0*.png"))[:2]
+    gone.unlink()
+    result = autoencode("search", index, query, "-k", 100)
+    assert result.exit_code == 0
+    assert "The index holds 48 images; all of them are listed" in result.stderr
+    assert f"autoencode index MODEL {folder} --out {index}" in result.stderr
+    assert f"{gone} (gone)" in result.stdout
+
+
+def test_near_duplicates_are_listed_in_groups_and_pairs(trained: Run, folder: Path, tmp_path: Path) -> None:
+    path = sorted(folder.rglob("0*.png"))[0]
+    shutil.copy(path, folder / "zz.png")
+    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    out, sheet = tmp_path / "pairs.json", tmp_path / "pairs.png"
+    result = autoencode(
+        "search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out, "--sheet", sheet
+    )
+    assert result.exit_code == 0, result.output
+    assert "exact copies: 1; pairs that look the same (-1.0000 or nearer): 1,128" in result.stdout
+    assert f"same bytes\t{path}\t{folder / 'zz.png'}" in result.stdout
+    assert "0 more groups of copies and 1,079 more pairs are not shown" in result.stderr
+    assert "up to 1,128 pairs" in result.stderr
+    written = json.loads(out.read_text())
+    assert (len(written["near"]), written["more"], written["threshold"]) == (1128, 0, -1)
+    assert sheet.is_file()
+
+
+def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: Path) -> None:
+    path, other = sorted(folder.rglob("0*.png"))[:2]
+    copy, out = Path(shutil.copy(path, folder / "zz.png")), tmp_path / "pairs.json"
+    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    path.unlink()
+    other.unlink()
+    command = ("search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out)
+    result = autoencode(*command)
+    assert "exact copies: 0;" in result.stdout
+    assert f"same bytes\t{path} (gone)\t{copy}\n" in result.stdout
+    assert "2 of the images found are no longer there" in result.stderr
+    written = json.loads(out.read_text())
+    assert written["exact"] == [{"paths": [str(path), str(copy)], "gone": [str(path)]}]
+    # Of copies, one that is there takes part.
+    named = {name for pair in written["near"] for name in pair["paths"]}
+    assert str(copy) in named
+    assert str(path) not in named
+    assert {name for pair in written["near"] for name in pair["gone"]} == {str(other)}
+
+
+def test_copies_and_pairs_share_the_lines(trained: Run, folder: Path, tmp_path: Path) -> None:
+    for path in sorted(folder.rglob("0*.png")):
+        shutil.copy(path, folder / f"copy-{path.name}")
+    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    result = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", -1)
+    lines = result.stdout.splitlines()[1:]
+    assert [line.startswith("same bytes") for line in lines] == [True] * 25 + [False] * 25
+    assert "23 more groups of copies and 1,103 more pairs are not shown" in result.stderr
+    autoencode("index", trained.folder, folder / "coast", "--out", tmp_path / "none")
+    sheet = tmp_path / "none.png"
+    none = autoencode("search", tmp_path / "none", "--near-duplicates", "--threshold", 1, "--sheet", sheet)
+    assert "no sheet is written" in none.stderr
+    assert not sheet.exists()
+    none_near = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", 1)
+    assert len(none_near.stdout.splitlines()) == 1 + 48
+
+
+def test_questions_that_are_none_are_refused(index: Path, folder: Path, tmp_path: Path) -> None:
+    query = next(folder.rglob("0*.png"))
+    assert "give images to look for" in autoencode("search", index).stderr
+    assert "give images to look for" in autoencode("search", index, query, "--near-duplicates").stderr
+    assert "goes with --near-duplicates" in autoencode("search", index, query, "--threshold", 0.5).stderr
+    result = autoencode("search", index, "--near-duplicates", "-k", 3)
+    assert isinstance(result.exception, ConfigError)
+    result = autoencode("search", tmp_path / "none", query)
+    assert isinstance(result.exception, ImageIndexError)
+
+
+def test_results_never_overwrite_images(index: Path, folder: Path, tmp_path: Path) -> None:
+    query, other = sorted(folder.rglob("0*.png"))[:2]
+    before = query.read_bytes(), other.read_bytes()
+    for option, path in (("--out", query), ("--sheet", query), ("--sheet", other)):
+        assert isinstance(autoencode("search", index, query, option, path).exception, ConfigError)
+        assert isinstance(autoencode("search", index, folder, option, path).exception, ConfigError)
+    assert isinstance(
+        autoencode("search", index, "--near-duplicates", "--sheet", query).exception, ConfigError
+    )
+    assert (query.read_bytes(), other.read_bytes()) == before
+
+
+def test_a_label_and_a_split_choose_among_the_images(index: Path, folder: Path, tmp_path: Path) -> None:
+    query, out = next(folder.rglob("0*.png")), tmp_path / "found.json"
+    result = autoencode(
+        "search", index, query, "-k", 99, "--label", "night", "--split", "train", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    (answer,) = json.loads(out.read_text())["queries"]
+    assert {near["label"] for near in answer["neighbours"]} == {"night"}
+    assert 0 < len(answer["neighbours"]) < 16
+    assert f"The index holds {len(answer['neighbours'])} such images; all of them are listed" in result.stderr
+    none = autoencode("search", index, query, "--label", "nigh")
+    assert isinstance(none.exception, ConfigError)
+    assert str(none.exception) == f"No image of {index} has the label 'nigh'."
+    chosen = autoencode("search", index, "--near-duplicates", "--label", "night")
+    assert isinstance(chosen.exception, ConfigError)
+    assert "'tset' is not one of" in autoencode("search", index, query, "--split", "tset").stderr
+
+
+def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
+    trained: Run, index: Path, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
+    other = tmp_path / "j"
+    made = autoencode("index", trained.folder, folder, "--out", other, "--store", "lance")
+    assert made.exit_code == 0, made.output
+    assert "codes: 48 encoded at" in made.stdout
+    assert "48 images, code features, whitened, every code is compared" in made.stdout
+    query, gone = sorted(folder.rglob("0*.png"))[:2]
+    gone.unlink()
+    out, sheet = tmp_path / "found.json", tmp_path / "found.png"
+    options = (query, "-k", 5, "--out", out, "--sheet", sheet)
+    results = [autoencode("search", place, *options, "--label", "coast") for place in (index, other)]
+    assert [result.exit_code for result in results] == [0, 0]
+    assert results[0].stdout == results[1].stdout
+    assert sheet.is_file()
+    every = autoencode("search", other, query, "-k", 99)
+    assert f"{gone} (gone)" in every.stdout
+    assert f"autoencode index MODEL FOLDER --out {other}" in every.stderr
+    assert (
+        "codes: 0 encoded, 47 kept, 1 removed"
+        in autoencode("index", trained.folder, folder, "--out", other).stdout
+    )
+    for path in (query, sorted(folder.rglob("0*.png"))[3]):
+        refused = autoencode("search", other, query, "--sheet", path)
+        assert isinstance(refused.exception, ConfigError)
+        assert "would overwrite" in str(refused.exception)
+    assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
+    wrong = autoencode("index", trained.folder, folder, "--out", other, "--remove", "--store", "lance")
+    assert "--remove goes with no other option than --out" in str(wrong.exception)
+    with pytest.raises(ConfigError, match="The page needs an index that is held in memory"):
+        open_workspace(trained.folder, other)
+    removed = autoencode("index", trained.folder, folder, "--out", other, "--remove")
+    assert f"47 images removed from {other}" in removed.stdout
+
+
+def test_an_index_in_storage_is_asked_for_by_its_store(trained: Run, folder: Path) -> None:
+    file = autoencode("index", trained.folder, folder, "--out", "s3://bucket/i", "--store", "file")
+    assert isinstance(file.exception, ConfigError)
+    assert "Add --store lance" in str(file.exception)
+    other = autoencode("index", trained.folder, folder, "--out", "ftp://host/i", "--store", "lance")
+    assert isinstance(other.exception, ConfigError)
+    assert "Give a folder, or a URL of s3://, gs://, az://." in str(other.exception)

@@ -1,0 +1,123 @@
+"""The command end to end, and what is said when something is wrong: one line, exit code 1."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoencode import Pack, Run, pack_folder
+from autoencode.cli import main
+from autoencode.cli.options import Features
+from autoencode.cli.outliers import Score
+from autoencode.embedding import FEATURE_KINDS
+from autoencode.outliers.calibration import reference_name
+from autoencode.outliers.scores import SCORES
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def outliers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process: exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["autoencode", "outliers", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main.main()
+            code: object = 0
+        except SystemExit as err:
+            code = err.code or 0
+        assert isinstance(code, int)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_folder(trained_vae: Run, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_vae.folder, tmp_path / "run"))
+
+
+def test_a_run_folder_is_all_it_needs(
+    outliers: Command, run_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "found.csv"
+    code, said, complaint = outliers(run_folder, photos, "--fpr", "0.3", "--heatmaps", "--out", out)
+    assert code == 0, complaint
+    assert " of 48 images, by spectrum of code" in said
+    assert "at most 30.00% of ordinary images, calibrated on" in said
+    assert "validation images flagged, 95 % interval" in said
+    assert str(out) in said
+    assert str(tmp_path / "found-worst.png") in said
+    assert (run_folder / reference_name("code")).is_file()
+    assert len(out.read_text().splitlines()) == 49
+
+
+def test_the_papers_rule_says_that_it_flags_half(outliers: Command, run_folder: Path, photos: Path) -> None:
+    code, said, _ = outliers(run_folder, photos, "--rule", "paper")
+    assert code == 0
+    assert "it calls half of ordinary images outliers" in said
+
+
+def test_few_images_need_no_option_and_hear_what_can_be_promised(
+    outliers: Command, run_folder: Path, photos: Path
+) -> None:
+    code, said, complaint = outliers(run_folder, photos)
+    assert code == 0, complaint
+    assert re.search(
+        r"at most \d+\.\d\d% of ordinary images, calibrated on \d test images; 1% needs 99", said
+    )
+
+
+def test_a_model_file_alone_needs_its_pack(
+    outliers: Command, trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
+    code, _, complaint = outliers(model, photos, "--fpr", "0.3")
+    assert code == 2
+    assert complaint.count("\n") == 1
+    assert "--pack PACK" in complaint
+    assert outliers(model, photos, "--fpr", "0.3", "--pack", tiny_pack.path)[0] == 0
+
+
+def test_images_of_another_pack_are_noted(
+    outliers: Command, trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path
+) -> None:
+    other = pack_folder(photos / "coast", tmp_path / "pack", tiny_pack.preprocessing, workers=1)
+    out = tmp_path / "found.json"
+    model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
+    for pack, noted in ((other, 1), (tiny_pack, 0)):
+        code, said, complaint = outliers(model, photos, "--pack", pack.path, "--fpr", 0.9, "--out", out)
+        assert code == 0, complaint
+        assert said.count("note: These are not the images the model was trained on") == noted
+        assert len(json.loads(out.read_text())["notes"]) == noted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--heatmaps",), "give --out"),
+        (("--score", "kl", "--fpr", "0.3"), "is a VAE's"),
+        (("--fpr", "0.01"), "needs 99 test images to calibrate on"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    outliers: Command, trained: Run, photos: Path, arguments: tuple[str, ...], part: str
+) -> None:
+    code, _, complaint = outliers(trained.folder, photos, *arguments)
+    assert code == 2
+    assert complaint.startswith("error: ")
+    assert complaint.count("\n") == 1
+    assert part in complaint
+
+
+def test_the_command_offers_every_score_and_all_features_there_are() -> None:
+    assert [score.value for score in Score] == list(SCORES)
+    assert [features.value for features in Features] == list(FEATURE_KINDS)

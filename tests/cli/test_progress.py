@@ -1,0 +1,136 @@
+"""Whole lines where nobody looks, bars that come and go on a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from autoencode import Progress
+from autoencode.cli import progress
+
+RECORD = {
+    **{"epoch": 1, "step": 5, "train_loss": 0.123456789, "val_loss": 0.2, "val_mse": 0.05},
+    **{"val_kl": 12.34, "active_units": 9, "beta": 0.5, "sigma2": 0.012345, "images_per_second": 12345.6},
+}
+
+
+def report(step: int, record: dict[str, float] | None = None, seconds_left: float = 65.0) -> Progress:
+    return Progress(1, 2, step, 5, 0.12, 12345.6, seconds_left, record)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is printed to something that is no terminal."""
+    file = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=file, width=40, highlight=False))
+    yield file
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is printed to a terminal of 100 columns."""
+    file = io.StringIO()
+    console = Console(file=file, width=100, height=20, force_terminal=True, color_system=None)
+    monkeypatch.setattr(progress, "console", console)
+    yield file
+
+
+def test_an_epoch_is_one_line_however_narrow_the_output(written: io.StringIO) -> None:
+    with progress.training() as show:
+        for step in range(1, 5):
+            show(report(step))
+        assert written.getvalue() == ""
+        show(report(5, RECORD))
+    assert written.getvalue() == (
+        "epoch 1/2  loss 0.12346  validation loss 0.2, mse 0.05000  "
+        "kl 12.3 nats, 9 active, beta 0.50, sigma2 0.01235  12,346 images/s  1:05 left\n"
+    )
+
+
+def test_an_autoencoder_has_no_kl_to_report(written: io.StringIO) -> None:
+    names = ("epoch", "step", "train_loss", "val_loss", "val_mse", "images_per_second")
+    with progress.training() as show:
+        show(report(5, {name: RECORD[name] for name in names}))
+    assert "kl" not in written.getvalue()
+    assert written.getvalue().count("\n") == 1
+
+
+def test_counting_writes_nothing_where_nobody_looks(written: io.StringIO) -> None:
+    with progress.counting("packing") as show:
+        show(0, 10)
+        show(10, 10)
+    assert written.getvalue() == ""
+
+
+def test_long_work_says_now_and_then_how_far_it_is(
+    written: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.counting("encoding") as show:
+        for done, now in ((100, 1000.0), (400, 1029.0), (700, 1030.0), (1300, 1060.0), (2000, 1065.0)):  # noqa: B007
+            show(done, 2000)
+    assert capsys.readouterr().err == (
+        "encoding: 700 of 2,000, 20 images/s, 1:05 left\n"
+        "encoding: 1,300 of 2,000, 20 images/s, 0:35 left\n"
+        "encoding: 2,000 of 2,000, 29 images/s\n"
+    )
+    assert written.getvalue() == ""
+
+
+def test_bars_appear_with_the_first_report_and_go_when_the_work_is_done(shown: io.StringIO) -> None:
+    with progress.counting("packing") as count, progress.training() as show:
+        assert shown.getvalue() == ""
+        count(3, 10)
+        assert "packing" in shown.getvalue()
+        assert "epochs" not in shown.getvalue()
+        count(10, 10)
+        shown.truncate(0)
+        for step in range(1, 5):
+            show(report(step))
+        show(report(5, RECORD))
+    text = shown.getvalue()
+    assert "packing" not in text
+    assert "loss 0.12" in text
+    assert "12,346 images/s" in text
+    assert "epoch 1/2" in text
+
+
+def test_bars_go_when_the_work_fails(shown: io.StringIO) -> None:
+    with pytest.raises(ZeroDivisionError), progress.counting("packing") as count:
+        count(1, 2)
+        raise ZeroDivisionError
+    assert shown.getvalue().endswith("\x1b[2K")  # the line is cleared
+    assert progress.console._live_stack == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")],
+)
+def test_durations_are_written_as_clocks_do(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
+def test_a_warning_is_a_line_of_its_own(written: io.StringIO) -> None:
+    with progress.training() as show:
+        show(dataclasses.replace(report(5, RECORD), warning="Try [this]."))
+    assert written.getvalue().splitlines()[1:] == ["warning: Try [this]."]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 files"), (1, "1 file"), (2, "2 files"), (1234, "1,234 files")]
+)
+def test_what_is_counted_is_in_the_plural_but_for_one(number: int, text: str) -> None:
+    assert progress.counted(number, "file") == text
+
+
+def test_what_would_break_a_line_is_escaped_and_letters_of_any_script_are_not() -> None:
+    assert progress.one_line(Path("日本 a/new\nline\t.png")) == r"日本 a/new\nline\t.png"
+    assert progress.one_line(os.fsdecode(b"\xff.png")) == r"\udcff.png"

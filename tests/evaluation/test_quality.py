@@ -1,0 +1,198 @@
+"""What is measured on held-out images, against scikit-image, torch.distributions and formulas written out."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch.distributions import Independent, Normal, kl_divergence
+
+from autoencode import Autoencoder, Pack, Run, fit_prior, generate, load_model
+from autoencode.data.corruptions import parse_corruptions
+from autoencode.data.loader import random_seed, to_float, to_pixels
+from autoencode.evaluation import quality
+from autoencode.evaluation.quality import HeldOutImages, check_up, code_quality, distances, image_quality
+from autoencode.models.backbones import pretrained_features
+
+NOTHING = lambda images: None  # noqa: E731
+
+
+def held_out(pack: Pack, corruptions: tuple[str, ...] = (), split: str = "train") -> HeldOutImages:
+    return HeldOutImages(pack, pack.rows(split), parse_corruptions(corruptions))  # type: ignore[arg-type]
+
+
+def test_psnr_and_ssim_are_the_means_of_those_of_scikit_image(trained: Run, tiny_pack: Pack) -> None:
+    model, images = load_model(trained.model_path), held_out(tiny_pack)
+    done: list[int] = []
+    found = image_quality(images, {"model": model.reconstruct}, done.append)["model"]
+    clean = to_float(tiny_pack.pixels(images.rows))
+    pairs = list(zip(clean.numpy(), model.reconstruct(clean).numpy(), strict=True))
+    assert sum(done) == len(pairs)
+    settings = {"channel_axis": 0, "data_range": 1, "gaussian_weights": True, "use_sample_covariance": False}
+    settings |= {"sigma": 1.5}
+    psnrs = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]
+    ssims = []
+    for a, b in pairs:
+        _, each = structural_similarity(a, b, full=True, **settings)
+        ssims.append(each[:, 5:-5, 5:-5].mean())  # where the window lies inside the image
+    assert found.psnr_db is not None
+    assert found.ssim is not None
+    assert found.psnr_db.value == pytest.approx(np.mean(psnrs), rel=1e-5)
+    assert found.ssim.value == pytest.approx(np.mean(ssims), abs=1e-4)
+    assert found.psnr_db.count == len(pairs)
+    assert found.psnr_db.interval is not None
+    assert found.psnr_db.interval.low < found.psnr_db.value < found.psnr_db.interval.high
+
+
+def test_images_restored_exactly_have_no_psnr_and_the_best_of_the_rest(tiny_pack: Pack) -> None:
+    found = image_quality(held_out(tiny_pack), {"same": lambda seen: seen}, NOTHING)["same"]
+    assert found.psnr_db is None
+    values = [found.ssim, found.mse, found.mae, found.sharpness]
+    assert [value and round(value.value, 5) for value in values] == [1, 0, 0, 1]
+
+
+def test_a_denoiser_sees_the_same_noise_whenever_it_is_asked(tiny_pack: Pack) -> None:
+    images = held_out(tiny_pack, ("gaussian:0.1",))
+    found = image_quality(images, {"seen": lambda seen: seen, "again": lambda seen: seen}, NOTHING)
+    assert found["seen"] == found["again"]
+    assert found["seen"].mse is not None
+    assert found["seen"].mse.value == pytest.approx(0.01, rel=0.05)
+    assert image_quality(images, {"seen": lambda seen: seen}, NOTHING)["seen"] == found["seen"]
+
+
+def test_the_elbo_and_its_bits_are_those_of_torch_distributions(trained_vae: Run, tiny_pack: Pack) -> None:
+    model, images = load_model(trained_vae.model_path), held_out(tiny_pack)
+    found = code_quality(model, images, NOTHING)
+    clean = to_float(tiny_pack.pixels(images.rows))
+    mean, log_variance = model.encode_distribution(clean)
+    assert log_variance is not None
+    posterior = Independent(Normal(mean, (0.5 * log_variance).exp()), 1)
+    prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+    divergence = kl_divergence(posterior, prior)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(random_seed("evaluate", "codes")))
+    decoded = model.decode(mean + posterior.base_dist.scale * noise).double()
+    likelihood = Independent(Normal(decoded, float(model.sigma2) ** 0.5), 3).log_prob(clean.double())
+    elbo = (likelihood - divergence).mean().item()
+    assert found.kl_nats is not None
+    assert found.elbo_nats is not None
+    assert found.bits_per_dimension is not None
+    assert found.kl_nats.value == pytest.approx(divergence.mean().item(), rel=1e-4)
+    assert found.elbo_nats.value == pytest.approx(elbo, rel=1e-5)
+    assert found.bits_per_dimension.value == pytest.approx(8 - elbo / (32 * 32 * 3) / math.log(2))
+    low, high = found.elbo_nats.interval or (0, 0)
+    assert found.bits_per_dimension.interval == pytest.approx(
+        [8 - end / (32 * 32 * 3) / math.log(2) for end in (high, low)]
+    )
+
+
+def test_bits_a_dimension_of_an_image_known_but_for_rounding_meet_their_closed_form(
+    trained_vae: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The decoder is exact, the code is its prior: what is left is the density of a normal at its mean.
+    model, images = load_model(trained_vae.model_path), held_out(tiny_pack).first(1)
+    clean = to_float(tiny_pack.pixels(images.rows))
+    zero = torch.zeros(1, model.config.code_size)
+    monkeypatch.setattr(model, "decode", lambda codes: clean)
+    monkeypatch.setattr(
+        model, "encode_distribution", lambda seen: type(model.posterior(seen))(zero, zero.clone())
+    )
+    model.sigma2.fill_(0.25)
+    found = code_quality(model, images, NOTHING)
+    assert found.bits_per_dimension is not None
+    assert found.bits_per_dimension.value == pytest.approx(8 + 0.5 * math.log2(2 * math.pi * 0.25))
+    assert found.bits_per_dimension.interval is None
+
+
+def test_the_likelihood_is_the_one_of_training(trained_vae: Run) -> None:
+    model = load_model(trained_vae.model_path)
+    assert quality.likelihood_variance(model) == float(model.sigma2)
+    for loss, variance in (("mse", 0.5), ("mae", None)):
+        model.provenance = {"train": {"loss": loss}}
+        assert quality.likelihood_variance(model) == variance
+
+
+def brightness(pixels: np.ndarray, progress: object = None) -> np.ndarray:
+    """Stands in for the pretrained network, which takes long."""
+    means = pixels.mean(axis=(1, 2)) / 255
+    return np.concatenate([means, pixels.std(axis=(1, 2)) / 255], axis=1).astype(np.float32)
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """The unbiased MMD² under (x·y / F + 1)³, term by term."""
+    k = lambda a, b: (a.astype(float) @ b.T.astype(float) / a.shape[1] + 1) ** 3  # noqa: E731
+    n, m = len(x), len(y)
+    within_x, within_y = (k(a, a).sum() - np.trace(k(a, a)) for a in (x, y))
+    return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * k(x, y).mean()
+
+
+@pytest.fixture
+def with_mixture(trained_vae: Run, tiny_pack: Pack) -> Autoencoder:
+    model = load_model(trained_vae.model_path)
+    fit_prior(model, tiny_pack)
+    return model
+
+
+def test_distances_are_those_between_the_sets_they_name(
+    with_mixture: Autoencoder, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "pretrained_features", brightness)
+    model, images = with_mixture, held_out(tiny_pack).first(12)
+    done: list[int] = []
+    others = tiny_pack.rows("train")[12:24]
+    found = distances(
+        model, images, others, {"reconstructions": model.reconstruct}, ("normal", "mixture"), done.append
+    )
+    assert list(found) == ["training_images", "reconstructions", "samples_normal", "samples_mixture"]
+    assert sum(done) == 12 * 5
+    clean = tiny_pack.pixels(images.rows)
+    restored = to_pixels(model.reconstruct(to_float(clean)))
+    seed = random_seed("evaluate", 0)
+    sets = {
+        "training_images": tiny_pack.pixels(others),
+        "reconstructions": restored,
+        "samples_normal": generate(model, 12, prior="normal", seed=seed).pixels,
+        "samples_mixture": generate(model, 12, prior="mixture", seed=seed).pixels,
+    }
+    for name, pixels in sets.items():
+        assert found[name].value == pytest.approx(
+            kernel_distance(brightness(clean), brightness(pixels)), rel=1e-6, abs=1e-9
+        )
+        assert found[name].count == 12
+    without = distances(model, images, None, {}, (), NOTHING)
+    assert without == {}
+
+
+def test_the_features_of_a_distance_are_those_of_the_pretrained_network(
+    trained: Run, tiny_pack: Pack
+) -> None:
+    model, images = load_model(trained.model_path), held_out(tiny_pack).first(4)
+    found = distances(model, images, None, {"model": model.reconstruct}, (), NOTHING)["model"]
+    clean = tiny_pack.pixels(images.rows)
+    restored = to_pixels(model.reconstruct(to_float(clean)))
+    expected = kernel_distance(pretrained_features(clean), pretrained_features(restored))
+    assert found.value == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_batches_change_no_number(trained: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = load_model(trained.model_path), held_out(tiny_pack)
+    whole = image_quality(images, {"model": model.reconstruct}, NOTHING)["model"]
+    monkeypatch.setattr(quality, "BATCH", 5)
+    parts = image_quality(replace(images), {"model": model.reconstruct}, NOTHING)["model"]
+    assert parts.mse is not None
+    assert whole.mse is not None
+    assert parts.mse.value == pytest.approx(whole.mse.value, rel=1e-5)
+
+
+def test_a_check_up_is_the_quality_of_some_held_out_images(
+    trained: Run, trained_vae: Run, tiny_pack: Pack
+) -> None:
+    model = load_model(trained.model_path)
+    found = check_up(model, tiny_pack, 3, lambda count: None)
+    images = HeldOutImages(tiny_pack, np.unique(tiny_pack.held_out().rows)[:3], ())
+    expected = image_quality(images, {"model": model.reconstruct}, lambda count: None)["model"]
+    assert (found.images, found.split, found.quality, found.code) == (3, "test", expected, None)
+    code = check_up(load_model(trained_vae.model_path), tiny_pack, 3, lambda count: None).code
+    assert code is not None
+    assert len(code.mean_variance) == 8

@@ -1,0 +1,171 @@
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from autoencode.errors import ConfigError
+from autoencode.metrics.statistics import (
+    auroc,
+    auroc_estimate,
+    average_precision,
+    confidence_interval_bootstrap,
+    estimate,
+    mean_average_precision,
+    recall_at_k,
+    wilson_interval,
+)
+
+few_values = st.lists(st.integers(-3, 3), min_size=1, max_size=30)
+
+
+@settings(derandomize=True, deadline=None)
+@given(few_values, few_values)
+def test_auroc_agrees_with_scikit_learn_ties_included(negatives: list[int], positives: list[int]) -> None:
+    labels = [0] * len(negatives) + [1] * len(positives)
+    expected = roc_auc_score(labels, negatives + positives)
+    assert auroc(np.array(negatives), np.array(positives)) == pytest.approx(expected)
+
+
+def test_auroc_of_separate_reversed_equal_and_infinite_scores() -> None:
+    low, high = np.array([0.1, 0.2]), np.array([0.3, np.inf])
+    assert auroc(low, high) == 1
+    assert auroc(high, low) == 0
+    assert auroc(low, low) == 0.5
+
+
+def test_auroc_refuses_nothing_and_nan() -> None:
+    with pytest.raises(ConfigError, match="positive scores are missing"):
+        auroc(np.array([1.0]), np.array([]))
+    with pytest.raises(ConfigError, match="NaN"):
+        auroc(np.array([np.nan]), np.array([1.0]))
+
+
+def test_the_interval_of_an_auroc_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    truth = NormalDist().cdf(1 / np.sqrt(2))  # of two normal distributions, one deviation apart
+    held = 0
+    for _ in range(400):
+        found = auroc_estimate(generator.normal(size=80), generator.normal(1, 1, size=50))
+        assert found.interval is not None
+        held += found.interval.low <= truth <= found.interval.high
+    assert binomtest(held, 400).proportion_ci(0.99).high >= 0.95
+    assert binomtest(held, 400).proportion_ci(0.99).low <= 0.97
+
+
+def test_the_error_of_an_auroc_is_that_of_delong_written_out() -> None:
+    generator = np.random.default_rng(1)
+    negatives, positives = generator.integers(0, 6, 30), generator.integers(2, 9, 20)
+    wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    error = np.sqrt(wins.mean(1).var(ddof=1) / 20 + wins.mean(0).var(ddof=1) / 30)
+    found = auroc_estimate(negatives, positives)
+    assert found.value == pytest.approx(wins.mean())
+    assert found.count == 50
+    assert found.interval == pytest.approx((wins.mean() - 1.96 * error, wins.mean() + 1.96 * error), abs=1e-4)
+    assert auroc_estimate(negatives[:1], positives).interval is None
+
+
+def test_an_estimate_leaves_out_what_is_infinite_and_knows_when_it_knows_nothing() -> None:
+    found = estimate(np.array([1.0, np.inf, 3.0]))
+    assert found is not None
+    assert (found.value, found.count) == (2, 2)
+    assert found.interval == (1, 3)
+    one = estimate(np.array([2.5]))
+    assert one is not None
+    assert (one.value, one.interval, one.count) == (2.5, None, 1)
+    assert estimate(np.array([np.inf])) is None
+
+
+def test_the_interval_of_a_median_is_near_that_of_its_order_statistics() -> None:
+    values = np.sort(np.random.default_rng(0).exponential(size=401))
+    found = estimate(values, np.median)
+    assert found is not None
+    assert found.value == values[200]
+    assert found.interval == pytest.approx((values[180], values[220]), rel=0.05)
+
+
+def test_bootstrap_interval_is_near_the_normal_one_and_deterministic() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    interval = confidence_interval_bootstrap(values, seed=1)
+    margin = 1.96 * values.std() / 20
+    assert interval.low == pytest.approx(values.mean() - margin, abs=0.03)
+    assert interval.high == pytest.approx(values.mean() + margin, abs=0.03)
+    assert interval == confidence_interval_bootstrap(values, seed=1)
+    assert interval != confidence_interval_bootstrap(values, seed=2)
+    wider = confidence_interval_bootstrap(values, seed=1, level=0.99)
+    assert wider.low < interval.low < interval.high < wider.high
+
+
+def test_bootstrap_interval_of_one_value_is_that_value_and_infinity_is_refused() -> None:
+    assert confidence_interval_bootstrap(np.array([2.5]), seed=0) == (2.5, 2.5)
+    with pytest.raises(ConfigError, match="not all finite"):
+        confidence_interval_bootstrap(np.array([1.0, np.inf]), seed=0)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 500), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_interval_agrees_with_scipy(n: int, data: st.DataObject, level: float) -> None:
+    k = data.draw(st.integers(0, n))
+    expected = binomtest(k, n).proportion_ci(level, method="wilson")
+    np.testing.assert_allclose(wilson_interval(k, n, level), (expected.low, expected.high), atol=1e-9)
+
+
+@pytest.mark.parametrize(("k", "n", "level"), [(1, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)])
+def test_wilson_interval_refuses_what_cannot_be(k: int, n: int, level: float) -> None:
+    with pytest.raises(ConfigError):
+        wilson_interval(k, n, level)
+
+
+def ranked_collection(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A full ranking of 40 labelled images for each of 12 queries, and how many are relevant to each."""
+    generator = np.random.default_rng(seed)
+    collection = generator.integers(0, 4, size=40)
+    queries = np.arange(12) % 4
+    neighbours = np.stack([generator.permutation(collection) for _ in queries])
+    return neighbours, queries, (neighbours == queries[:, None]).sum(axis=1)
+
+
+def test_average_precision_of_a_full_ranking_agrees_with_scikit_learn() -> None:
+    neighbours, queries, relevant = ranked_collection(0)
+    expected = [
+        average_precision_score(row == query, -np.arange(40))
+        for row, query in zip(neighbours, queries, strict=True)
+    ]
+    np.testing.assert_allclose(average_precision(neighbours, queries, relevant), expected)
+    assert mean_average_precision(neighbours, queries, relevant) == pytest.approx(np.mean(expected))
+
+
+def test_average_precision_of_a_short_list_follows_its_formula() -> None:
+    neighbours = np.array([["a", "b", "a"], ["b", "b", "b"], ["a", "a", "b"]])
+    queries, relevant = np.array(["a", "b", "b"]), np.array([2, 9, 5])
+    expected = [(1 / 1 + 2 / 3) / 2, 1.0, (1 / 3) / 3]
+    np.testing.assert_allclose(average_precision(neighbours, queries, relevant), expected)
+
+
+def test_recall_at_k_agrees_with_counting_queries() -> None:
+    neighbours, queries, relevant = ranked_collection(1)
+    for k in (1, 3, 10):
+        found = [query in row[:k] for row, query in zip(neighbours, queries, strict=True)]
+        assert recall_at_k(neighbours, queries, relevant, k) == pytest.approx(np.mean(found))
+
+
+def test_queries_without_a_relevant_image_are_left_out_and_minus_one_pads() -> None:
+    neighbours = np.array([[7, -1], [7, -1]])
+    queries, relevant = np.array([7, 3]), np.array([1, 0])
+    assert recall_at_k(neighbours, queries, relevant, 2) == 1
+    np.testing.assert_array_equal(average_precision(neighbours, queries, relevant), [1.0])
+    with pytest.raises(ConfigError, match="No query"):
+        recall_at_k(neighbours[1:], queries[1:], relevant[1:], 1)
+
+
+def test_neighbour_metrics_refuse_a_query_among_its_own_neighbours_and_a_k_too_large() -> None:
+    neighbours, queries = np.array([[5, 5]]), np.array([5])
+    with pytest.raises(ConfigError, match="Leave the query itself out"):
+        mean_average_precision(neighbours, queries, np.array([1]))
+    with pytest.raises(ConfigError, match="between 1 and the 2"):
+        recall_at_k(neighbours, queries, np.array([2]), 3)
+    with pytest.raises(ConfigError, match="are needed"):
+        recall_at_k(neighbours, np.array([5, 5]), np.array([2]), 1)

@@ -1,0 +1,187 @@
+"""One file holds the model; whatever else it is given is refused in one line."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from autoencode import (
+    Autoencoder,
+    ConfigError,
+    GaussianMixture,
+    ModelConfig,
+    ModelFileError,
+    Pack,
+    Preprocessing,
+    Run,
+    load_model,
+    save_model,
+)
+from autoencode.models.model_file import as_model, read_tensors, write_tensors
+
+
+def build(kind: str = "vae") -> Autoencoder:
+    torch.manual_seed(0)
+    config = ModelConfig(kind=kind, code_size=6, widths=(4, 8), batch_norm=True)  # type: ignore[arg-type]
+    return Autoencoder(config, Preprocessing(32, 48, fit="pad", background=(1, 2, 3))).eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model.safetensors", build(), {"data": "abc"})
+    return tmp_path / "model.safetensors"
+
+
+def test_a_loaded_model_computes_what_the_saved_one_did(path: Path) -> None:
+    images = torch.rand(3, 3, 32, 48)
+    loaded, saved = load_model(path), build()
+    assert (loaded.config, loaded.preprocessing) == (saved.config, saved.preprocessing)
+    assert loaded.provenance == {"data": "abc"}
+    torch.testing.assert_close(loaded.reconstruct(images), saved.reconstruct(images))
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_a_run_folder_stands_for_the_model_in_it(path: Path) -> None:
+    assert load_model(path.parent).digest == load_model(path).digest
+
+
+def test_a_path_stands_for_its_model_and_what_is_neither_is_refused(path: Path) -> None:
+    model = load_model(path)
+    assert as_model(model) is model
+    for given in (path, str(path), path.parent):
+        assert as_model(given).digest == model.digest
+    with pytest.raises(ConfigError, match=r"A Pack is no model\. Give one from load_model, or its path"):
+        as_model(Pack.__new__(Pack))  # type: ignore[arg-type]
+
+
+def test_the_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
+    first = save_model(tmp_path / "a", build(), {"data": "abc"})
+    assert save_model(tmp_path / "b", build(), {"data": "abc"}) == first
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert save_model(tmp_path / "c", build(), {"data": "abd"}) != first
+
+
+def test_any_flipped_byte_is_noticed(path: Path) -> None:
+    whole = path.read_bytes()
+    for position in range(0, len(whole), len(whole) // 97):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
+        with pytest.raises(ModelFileError):
+            load_model(path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 100, -1])
+def test_a_file_cut_short_is_refused(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ModelFileError, match="cut short or damaged"):
+        load_model(path)
+
+
+def test_a_missing_file_a_picture_and_a_pickle_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="No model file"):
+        load_model(tmp_path / "none")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle")
+    with pytest.raises(ModelFileError):
+        load_model(tmp_path / "pickle")
+
+
+def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "theirs")
+    with pytest.raises(ModelFileError, match="not one that autoencode wrote"):
+        load_model(tmp_path / "theirs")
+
+
+def test_a_newer_format_says_to_upgrade(path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(path, "model", 2, tensors, rest)
+    with pytest.raises(ModelFileError, match="newer autoencode"):
+        load_model(path)
+
+
+def test_a_checkpoint_is_not_a_model(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "c", "checkpoint", 1, {"a": torch.zeros(1)}, {})
+    with pytest.raises(ModelFileError, match="is a checkpoint file; a model file is needed"):
+        load_model(tmp_path / "c")
+
+
+def test_a_configuration_that_names_a_huge_network_is_refused_before_it_takes_memory(path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    content["config"]["code_size"] = 10**9
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match="usable model"):
+        load_model(path)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    tensors["to_mean.bias"][0] = float("nan")
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match="not finite"):
+        load_model(path)
+    before, model = path.read_bytes(), build()
+    torch.nn.init.constant_(model.to_mean.bias, float("inf"))
+    with pytest.raises(ModelFileError, match="not finite"):
+        save_model(path, model, {})
+    assert path.read_bytes() == before
+
+
+def test_a_prior_is_kept_and_one_of_other_codes_is_refused(tmp_path: Path) -> None:
+    model, path = build(), tmp_path / "model.safetensors"
+    model.prior = GaussianMixture(torch.ones(1), torch.arange(6.0)[None], 2 * torch.eye(6)[None])
+    assert save_model(path, model, {}) != save_model(tmp_path / "without", build(), {})
+    loaded = load_model(path).prior
+    assert loaded is not None
+    assert torch.equal(loaded.means, model.prior.means)
+    assert torch.equal(loaded.factors, model.prior.factors)
+    assert load_model(tmp_path / "without").prior is None
+    model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 5), torch.eye(5)[None])
+    save_model(path, model, {})
+    with pytest.raises(ModelFileError, match="prior is of codes of 5 values, not 6"):
+        load_model(path)
+
+
+def test_a_prior_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+    model, path = build(), tmp_path / "model.safetensors"
+    model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 6), torch.eye(6)[None])
+    save_model(path, model, {})
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    del tensors["prior/means"]
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match="usable model"):
+        load_model(path)
+
+
+def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:
+    with safetensors.safe_open(path, framework="np") as file:
+        content = json.loads(file.metadata()["autoencode"])
+    assert content["config"]["code_size"] == 6
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_weights_of_another_type_are_refused(kind: torch.dtype, path: Path) -> None:
+    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    tensors["to_mean.bias"] = tensors["to_mean.bias"].to(kind)
+    write_tensors(path, "model", 1, tensors, rest)
+    with pytest.raises(ModelFileError, match=r"to_mean\.bias is of type"):
+        load_model(path)
+
+
+def test_a_model_file_is_open_to_those_who_may_read_other_new_files(trained: Run, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"")
+    save_model(tmp_path / "model.safetensors", load_model(trained.model_path), {})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_model_file_that_may_not_be_read_is_not_called_damaged(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ModelFileError, match=r"Could not read .*: permission denied"):
+        load_model(trained.model_path)

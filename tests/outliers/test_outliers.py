@@ -1,0 +1,240 @@
+"""Findings in order and on disk, the two rules, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoencode import (
+    Autoencoder,
+    ConfigError,
+    ImageFolderError,
+    OutlierReference,
+    OutputError,
+    Pack,
+    Run,
+    find_outliers,
+    fit_reference,
+    load_model,
+)
+from autoencode import outliers as application
+from autoencode.outliers import sheet_path
+from autoencode.outliers.calibration import conformal_p_values
+from autoencode.outliers.scores import measure
+
+
+@pytest.fixture(scope="module")
+def vae(trained_vae: Run) -> Autoencoder:
+    return load_model(trained_vae.model_path)
+
+
+@pytest.fixture(scope="module")
+def reference(vae: Autoencoder, tiny_pack: Pack) -> OutlierReference:
+    return fit_reference(vae, tiny_pack)
+
+
+@pytest.fixture
+def mixed(photos: Path, tmp_path: Path) -> Path:
+    """Three ordinary pictures, two of noise and a broken file."""
+    folder = tmp_path / "mixed"
+    (folder / "sub").mkdir(parents=True)
+    for path in sorted((photos / "coast").iterdir())[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    generator = np.random.default_rng(0)
+    for name in ("noise1.png", "sub/noise2.png"):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    return folder
+
+
+def test_the_strangest_images_come_first_with_the_p_values_of_their_scores(
+    vae: Autoencoder, tiny_pack: Pack, reference: OutlierReference, mixed: Path
+) -> None:
+    found = find_outliers(vae, mixed, tiny_pack, fpr=0.3)
+    assert {finding.path.name for finding in found.findings[:2]} == {"noise1.png", "noise2.png"}
+    assert [finding.outlier for finding in found.findings[:2]] == [True, True]
+    scores = [finding.score for finding in found.findings]
+    assert scores == sorted(scores, reverse=True)
+    direct = reference.statistics.scores(measure(vae, vae.read([f.path for f in found.findings])))
+    np.testing.assert_allclose(scores, direct["spectrum"], rtol=1e-3)
+    expected = conformal_p_values(reference.calibration["spectrum"], np.array(scores))
+    np.testing.assert_array_equal([finding.p_value for finding in found.findings], expected)
+    assert [finding.outlier for finding in found.findings] == list(expected <= 0.3)
+    assert found.refused == [(mixed / "broken.jpg", found.refused[0][1])]
+
+
+def test_few_images_promise_the_smallest_rate_they_can(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path
+) -> None:
+    found = find_outliers(vae, mixed, reference)
+    assert found.fpr == 1 / (reference.calibration_images + 1)
+    largest = reference.calibration["spectrum"].max()
+    assert [finding.outlier for finding in found.findings] == [f.score > largest for f in found.findings]
+    assert found.findings[0].outlier
+
+
+def test_pretrained_features_find_noise_too(
+    vae: Autoencoder, tiny_pack: Pack, reference: OutlierReference, mixed: Path
+) -> None:
+    found = find_outliers(vae, mixed, tiny_pack, features="pretrained")
+    assert (found.score, found.features) == ("mahalanobis", "pretrained")
+    assert {finding.path.name for finding in found.findings[:2]} == {"noise1.png", "noise2.png"}
+    with pytest.raises(ConfigError, match="needs a reconstruction or a code"):
+        find_outliers(vae, mixed, tiny_pack, features="pretrained", score="path")
+    with pytest.raises(ConfigError, match="Unknown features 'luck'"):
+        find_outliers(vae, mixed, tiny_pack, features="luck")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="other features"):
+        find_outliers(vae, mixed, reference, features="pretrained")
+
+
+def test_the_measured_rate_is_that_of_the_validation_images(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path
+) -> None:
+    found = find_outliers(vae, mixed, reference, fpr=0.4)
+    p_values = conformal_p_values(reference.calibration["spectrum"], reference.validation["spectrum"])
+    assert found.measured_rate is not None
+    assert found.measured_rate.value == (p_values <= 0.4).mean()
+    assert found.measured_rate.images == len(p_values)
+
+
+@pytest.mark.parametrize("heatmaps", [False, True])
+def test_the_table_and_the_sheet_are_written(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path, tmp_path: Path, heatmaps: bool
+) -> None:
+    out = tmp_path / "new" / "found.csv"
+    found = find_outliers(vae, mixed, reference, out, fpr=0.3, heatmaps=heatmaps)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "score", "p_value", "outlier"]
+    assert [row["path"] for row in rows] == [str(finding.path) for finding in found.findings]
+    assert [row["outlier"] == "true" for row in rows] == [finding.outlier for finding in found.findings]
+    np.testing.assert_allclose(
+        [float(row["score"]) for row in rows], [f.score for f in found.findings], rtol=1e-5
+    )
+    sheet = np.asarray(Image.open(sheet_path(out)))
+    np.testing.assert_array_equal(sheet, found.sheet)
+
+
+def test_heat_maps_widen_the_sheet(vae: Autoencoder, reference: OutlierReference, mixed: Path) -> None:
+    one = [mixed / "noise1.png"]
+    without, with_maps = (
+        find_outliers(vae, one, reference, fpr=0.3, heatmaps=h).sheet for h in (False, True)
+    )
+    assert with_maps.shape[1] > without.shape[1]
+
+
+def test_json_holds_the_same_and_what_was_refused(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "found.json"
+    found = find_outliers(vae, mixed, reference, out, score="knn", fpr=0.3)
+    content = json.loads(out.read_bytes())
+    assert content["score"] == "knn"
+    assert content["fpr"] == 0.3
+    assert content["calibration_images"] == reference.calibration_images
+    assert [row["path"] for row in content["images"]] == [str(finding.path) for finding in found.findings]
+    assert [row["score"] for row in content["images"]] == [finding.score for finding in found.findings]
+    assert content["refused"] == [{"path": str(mixed / "broken.jpg"), "reason": found.refused[0][1]}]
+
+
+def test_the_papers_rule_is_the_median_kl_and_calls_half_of_ordinary_images_outliers(
+    vae: Autoencoder, reference: OutlierReference, photos: Path
+) -> None:
+    found = find_outliers(vae, photos, reference, rule="paper")
+    assert found.score == "kl"
+    assert found.fpr is None
+    assert reference.median_kl_nats is not None
+    assert all(f.outlier == (f.score > reference.median_kl_nats) for f in found.findings)
+    assert 0.3 < np.mean([finding.outlier for finding in found.findings]) < 0.7
+
+
+def test_the_sheet_of_an_earlier_call_is_not_scored(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path
+) -> None:
+    counts = [
+        len(find_outliers(vae, mixed, reference, mixed / "found.csv", fpr=0.3).findings) for _ in range(2)
+    ]
+    assert counts == [5, 5]
+
+
+def test_images_pass_in_chunks_and_the_sheet_shows_only_the_strangest(
+    vae: Autoencoder, reference: OutlierReference, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = find_outliers(vae, photos, reference, fpr=0.3)
+    monkeypatch.setattr(application, "CHUNK", 7)
+    monkeypatch.setattr(application, "SHEET_IMAGES", 3)
+    seen: list[tuple[int, int]] = []
+    chunked = find_outliers(
+        vae, photos, reference, fpr=0.3, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[0] == (7, 48)
+    assert seen[-1] == (48, 48)
+    np.testing.assert_allclose(
+        [f.score for f in chunked.findings], [f.score for f in whole.findings], rtol=1e-3
+    )
+    assert chunked.sheet.size < whole.sheet.size
+
+
+def test_a_name_that_is_no_text_survives_in_the_table(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path, tmp_path: Path
+) -> None:
+    odd = os.fsencode(tmp_path) + b"/odd\xff.png"
+    with open(odd, "wb") as file:  # noqa: PTH123 - the name is bytes
+        file.write((mixed / "noise1.png").read_bytes())
+    for name in ("found.csv", "found.json"):
+        find_outliers(vae, [os.fsdecode(odd)], reference, tmp_path / name, fpr=0.3)
+    with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [str(tmp_path / "odd\\udcff.png")]
+    assert json.loads((tmp_path / "found.json").read_bytes())["images"][0]["path"] == os.fsdecode(odd)
+
+
+def test_what_cannot_be_is_said_before_any_work(
+    vae: Autoencoder, trained: Run, tiny_pack: Pack, reference: OutlierReference, mixed: Path, tmp_path: Path
+) -> None:
+    plain = load_model(trained.model_path)
+    test_images = len(tiny_pack.rows("test"))
+    with pytest.raises(ConfigError, match="score kl is a VAE's"):
+        find_outliers(plain, mixed, tiny_pack, score="kl")
+    with pytest.raises(ConfigError, match="score kl is a VAE's"):
+        find_outliers(plain, mixed, tiny_pack, rule="paper")
+    with pytest.raises(ConfigError, match="paper's rule is about the score kl, not knn"):
+        find_outliers(vae, mixed, reference, rule="paper", score="knn")
+    with pytest.raises(ConfigError, match="paper's rule has no rate"):
+        find_outliers(vae, mixed, reference, rule="paper", fpr=0.3)
+    with pytest.raises(ConfigError, match="Unknown rule 'luck'"):
+        find_outliers(vae, mixed, reference, rule="luck")  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=f"needs 99 test images to calibrate on; the pack has {test_images}"
+    ):
+        find_outliers(vae, mixed, tiny_pack, fpr=0.01)
+    with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
+        find_outliers(vae, mixed, reference, tmp_path / "found.txt", fpr=0.3)
+    sheet = mixed / "noise1.png"
+    for out, given in (
+        (mixed / "table.csv", [sheet, mixed / "table.csv"]),
+        (mixed / "n.csv", [mixed / "n-worst.png"]),
+    ):
+        Path(given[-1]).write_bytes(sheet.read_bytes())
+        with pytest.raises(ConfigError, match="would overwrite what is read"):
+            find_outliers(vae, given, reference, out, fpr=0.3)
+    with pytest.raises(ConfigError, match="reference is of another model or other features"):
+        find_outliers(plain, mixed, reference, fpr=0.3)
+
+
+def test_folders_without_a_usable_image_are_named(
+    vae: Autoencoder, reference: OutlierReference, mixed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageFolderError, match="No images in"):
+        find_outliers(vae, tmp_path / "empty", reference, fpr=0.3)
+    with pytest.raises(ImageFolderError, match=r"No image could be used, of 1 given.*broken\.jpg"):
+        find_outliers(vae, mixed / "broken.jpg", reference, fpr=0.3)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        find_outliers(vae, mixed, reference, tmp_path / "file" / "found.csv", fpr=0.3)

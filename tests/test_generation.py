@@ -1,0 +1,123 @@
+"""Generation: what is drawn, that it is reproducible, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoencode import (
+    Autoencoder,
+    ConfigError,
+    ModelConfig,
+    OutputError,
+    Pack,
+    Preprocessing,
+    fit_prior,
+    generate,
+    load_model,
+    pack_folder,
+    save_model,
+    walk,
+)
+from autoencode.data.loader import to_pixels
+from autoencode.generation import priors, vary
+
+SIZE = Preprocessing(32, 32)
+
+
+def build(kind: str = "vae") -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(ModelConfig(kind=kind, code_size=4, widths=(4, 8)), SIZE).eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    (tmp_path / "images").mkdir()
+    for seed in range(60):
+        coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(coarse).resize((32, 32)).save(tmp_path / "images" / f"{seed}.png")
+    return pack_folder(tmp_path / "images", tmp_path / "pack", SIZE, workers=1)
+
+
+def test_images_are_the_decoded_codes_and_the_same_seed_gives_the_same() -> None:
+    model = build()
+    made = generate(model, 5, seed=3)
+    assert made.prior == "normal"
+    np.testing.assert_array_equal(made.pixels, to_pixels(model.decode(made.codes)))
+    assert torch.equal(generate(model, 5, seed=3).codes, made.codes)
+    assert not torch.equal(generate(model, 5, seed=4).codes, made.codes)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "vae"])
+def test_a_fitted_mixture_is_the_default_and_survives_the_model_file(
+    kind: str, pack: Pack, tmp_path: Path
+) -> None:
+    model = build(kind)
+    mixture = fit_prior(model, pack)
+    save_model(tmp_path / "model.safetensors", model, {})
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.prior is not None
+    assert torch.equal(loaded.prior.means, mixture.means)
+    made = generate(loaded, 6)
+    assert made.prior == "mixture"
+    assert torch.equal(made.codes, generate(model, 6).codes)
+
+
+def test_the_mixture_of_a_plain_autoencoder_lies_on_its_codes(pack: Pack) -> None:
+    model = build("autoencoder")
+    fit_prior(model, pack)
+    codes = model.encode(torch.from_numpy(pack.pixels(pack.rows())).permute(0, 3, 1, 2) / 255)
+    drawn = generate(model, 2000).codes
+    torch.testing.assert_close(drawn.mean(0), codes.mean(0), rtol=0, atol=0.5 * codes.std().item())
+
+
+def test_files_are_written_and_a_second_smaller_result_leaves_none_of_the_first(tmp_path: Path) -> None:
+    generate(build(), 5, tmp_path / "out")
+    generate(build(), 3, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 3
+    assert (tmp_path / "out" / "grid.png").exists()
+
+
+def test_a_walk_is_an_animation_of_decoded_codes(tmp_path: Path) -> None:
+    made = walk(build(), tmp_path / "walk.gif", frames=12)
+    assert made.pixels.shape == (12, 32, 32, 3)
+    with Image.open(tmp_path / "walk.gif") as animation:
+        assert animation.format == "GIF"
+
+
+def test_what_cannot_be_generated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="plain autoencoder"):
+        generate(build("autoencoder"), prior="normal")
+    with pytest.raises(ConfigError, match="carries no mixture"):
+        generate(build("autoencoder"))
+    with pytest.raises(ConfigError, match="temperature"):
+        generate(build(), temperature=-1)
+    with pytest.raises(ConfigError, match="at least 1"):
+        generate(build(), 0)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="Choose another"):
+        generate(build(), 1, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_variations_are_decoded_codes_around_the_one_given() -> None:
+    model = build()
+    code = generate(model, 1, prior="normal").codes[0]
+    made = vary(model, code, 3, amount=0.2, prior="normal", seed=1)
+    np.testing.assert_array_equal(made.pixels, to_pixels(model.decode(made.codes)))
+    again = vary(model, code, 3, amount=0.2, prior="normal", seed=1)
+    assert torch.equal(made.codes, again.codes)
+    assert not torch.equal(made.codes, vary(model, code, 3, amount=0.2, prior="normal", seed=2).codes)
+    torch.testing.assert_close(vary(model, code, 2, amount=0.0, prior="normal").codes, code.expand(2, -1))
+    for wrong in ({"count": 0}, {"amount": 1.5}):
+        with pytest.raises(ConfigError, match="Variations need"):
+            vary(model, code, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_has_the_priors_it_can_generate_from() -> None:
+    assert priors(build("autoencoder")) == []
+    assert priors(build())[-1] == "normal"
+    for name in priors(build()):
+        assert generate(build(), 1, prior=name).prior == name

@@ -1,0 +1,75 @@
+"""The map of codes against scikit-learn's PCA."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+
+from autoencode import MissingExtraError, Run, load_model
+from autoencode.projection import FEWEST, code_map, effects, in_effects, neighbour_map
+
+
+def test_it_is_pca_of_codes_in_units_of_their_effect(trained: Run) -> None:
+    model = load_model(trained.model_path)
+    codes = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * np.arange(
+        1, 9, dtype=np.float32
+    )
+    made = code_map(model, codes)
+    pca = PCA(2).fit(codes * effects(model, codes))
+    expected = pca.transform(codes * effects(model, codes))
+    for column in range(2):
+        sign = np.sign(made.plane[:, column] @ expected[:, column])
+        np.testing.assert_allclose(made.plane[:, column], sign * expected[:, column], atol=1e-5)
+    assert abs(made.explained - pca.explained_variance_ratio_.sum()) < 1e-6
+
+
+def test_an_effect_is_how_far_the_image_moves_for_a_unit_of_the_value(trained: Run) -> None:
+    model = load_model(trained.model_path)
+    codes = np.random.default_rng(1).normal(size=(30, 8)).astype(np.float32)
+    mean, spread = codes.mean(0), codes.std(0)
+    moved = mean.copy()
+    moved[3] += spread[3]
+    before, after = model.decode(torch.from_numpy(np.stack([mean, moved])))
+    np.testing.assert_allclose(effects(model, codes)[3], (after - before).norm() / spread[3], rtol=1e-3)
+
+
+def test_one_image_has_a_place(trained: Run) -> None:
+    model = load_model(trained.model_path)
+    made = code_map(model, np.ones((1, 8), np.float32))
+    np.testing.assert_array_equal(made.plane, np.zeros((1, 2)))
+
+
+def test_neighbours_stay_neighbours_under_umap_where_a_plane_tears_them_apart(trained: Run) -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    model = load_model(trained.model_path)
+    generator = np.random.default_rng(2)
+    groups = 8 * np.eye(8)[generator.integers(0, 8, 120)]
+    codes = (groups + generator.normal(size=(120, 8)) * 0.5).astype(np.float32)
+    seen: list[tuple[int, int]] = []
+    threads = torch.get_num_threads()
+    made = neighbour_map(in_effects(model, codes), lambda done, total: seen.append((done, total)))
+    assert torch.get_num_threads() == threads
+    scaled = codes * effects(model, codes)
+    assert trustworthiness(scaled, made.plane) > trustworthiness(scaled, code_map(model, codes).plane) + 0.02
+    assert made.explained is None
+    assert seen[-1][0] == seen[-1][1] > 100
+    np.testing.assert_array_equal(made.plane, neighbour_map(in_effects(model, codes)).plane)
+
+
+@pytest.mark.parametrize("count", [1, FEWEST, 20])
+def test_umap_places_equal_images_too(count: int) -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    plane = neighbour_map(np.zeros((count, 8))).plane
+    assert plane.shape == (count, 2)
+    assert np.isfinite(plane).all()
+
+
+def test_umap_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[map\]'"):
+        neighbour_map(np.zeros((9, 8)))

@@ -1,0 +1,220 @@
+"""Who may talk to the page: every rule from outside, by HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+from collections.abc import MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from autoencode.web.security import JSON_BYTES, Trust
+from autoencode.web.server import make_app
+from autoencode.web.workspace import Workspace
+
+from .conftest import ADDRESS, Served
+
+READS = [
+    "/api/workspace",
+    "/api/map/points",
+    "/images/i0",
+    "/static/main.js",
+    "/api/outliers.csv",
+    "/sheets/i?positions=0",
+]
+WRITES = ["/api/uploads", "/api/generate", "/api/decisions", "/api/decisions/undo", "/api/map/chosen"]
+
+
+@pytest.fixture
+def trust() -> Trust:
+    return Trust()
+
+
+@pytest.fixture
+def stranger(workspace: Workspace, trust: Trust) -> TestClient:
+    """One who has nothing."""
+    return TestClient(make_app(workspace, trust), base_url=ADDRESS)
+
+
+@pytest.fixture
+def guest(stranger: TestClient, trust: Trust) -> TestClient:
+    """A browser that came in by the address with the token, and has the cookie now."""
+    assert stranger.get("/", params={"token": trust.token}).status_code == 200
+    return stranger
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "", "10.0.0.7"]
+)
+def test_a_foreign_host_is_refused_even_with_the_token(client: TestClient, host: str) -> None:
+    assert client.get("/api/workspace", headers={"Host": host}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:9999", "[::1]:8765", "LOCALHOST"])
+def test_names_of_this_machine_are_known(client: TestClient, host: str) -> None:
+    assert client.get("/api/workspace", headers={"Host": host}).status_code == 200
+
+
+def test_a_page_for_others_knows_addresses_and_its_own_name_but_no_foreign_one() -> None:
+    trust = Trust(is_remote=True)
+    assert trust.knows_host("192.168.1.5:8765")
+    assert trust.knows_host("[fe80::1]:8765")
+    assert trust.knows_host(socket.gethostname())
+    assert not trust.knows_host("evil.example:8765")
+
+
+@pytest.mark.parametrize("path", ["/", *READS])
+def test_nothing_is_read_without_the_token(stranger: TestClient, path: str) -> None:
+    assert stranger.get(path).status_code == 401
+    assert stranger.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert stranger.get(path, params={"token": "wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", WRITES)
+def test_nothing_is_written_without_the_token(stranger: TestClient, path: str) -> None:
+    assert stranger.post(path, content=b"{}", headers={"Origin": ADDRESS}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1:8765", None]
+)
+@pytest.mark.parametrize("path", WRITES)
+def test_a_browser_writes_from_this_page_alone(guest: TestClient, path: str, origin: str | None) -> None:
+    headers = {} if origin is None else {"Origin": origin}
+    assert guest.post(path, content=b"{}", headers=headers).status_code == 403
+
+
+def test_a_browser_with_the_cookie_reads_and_writes(guest: TestClient) -> None:
+    assert guest.get("/api/workspace").status_code == 200
+    answer = guest.post("/api/generate", json={"count": 1}, headers={"Origin": ADDRESS})
+    assert answer.status_code == 200
+
+
+def test_the_token_opens_the_entrance_alone_and_becomes_a_strict_cookie(
+    stranger: TestClient, trust: Trust
+) -> None:
+    assert stranger.get("/api/workspace", params={"token": trust.token}).status_code == 401
+    cookie = stranger.get("/", params={"token": trust.token}).headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+
+
+def test_two_launches_have_two_tokens_and_two_cookies() -> None:
+    one, other = Trust(), Trust()
+    assert one.token != other.token
+    assert one.cookie != other.cookie
+
+
+@pytest.mark.parametrize("path", ["/", "/static/main.js", "/images/i0", "/nothing"])
+def test_browsers_are_told_to_keep_everything_here(guest: TestClient, path: str) -> None:
+    headers = guest.get(path).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_pages_about_the_interface_are_not_there(guest: TestClient) -> None:
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert guest.get(path).status_code == 404
+
+
+def test_bodies_have_a_stated_length_within_their_cap(client: TestClient) -> None:
+    assert client.post("/api/uploads", content=bytes(50 * 1024**2)).status_code == 413
+    assert client.post("/api/generate", content=b" " * (JSON_BYTES + 1)).status_code == 413
+    assert client.post("/api/generate", content=iter([b"{}"])).status_code == 411
+    chunked = {"Content-Length": "5", "Transfer-Encoding": "chunked"}
+    assert client.post("/api/uploads", content=bytes(5), headers=chunked).status_code == 411
+
+
+def test_a_window_that_closes_while_it_sends_a_picture_is_no_fault(
+    workspace: Workspace, trust: Trust
+) -> None:
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {trust.token}".encode())]
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/api/uploads", "query_string": b"", "scheme": "http"},
+        **{"headers": [*headers, (b"content-length", b"9")], "raw_path": b"/api/uploads", "root_path": ""},
+    }
+    with ThreadPoolExecutor() as threads:  # in this one, the browser's driver may have a loop of its own
+        threads.submit(lambda: asyncio.run(make_app(workspace, trust)(scope, receive, send))).result()
+    assert sent[0]["status"] == 499
+
+
+def request(
+    served: Served, method: str, target: str, headers: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Send a target as it is, which clients that tidy addresses do not."""
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    token = {"Authorization": f"Bearer {served.trust.token}"}
+    try:
+        connection.request(method, target, headers={**token, **(headers or {})})
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/static/../server.py",
+        "/static/..%2fserver.py",
+        "/static/%2e%2e/server.py",
+        "/static/..%252fserver.py",
+        "/static/%2e%2e%5cserver.py",
+        "/images/../../../../etc/passwd",
+        "/images/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/images/%00",
+        "/images/i0%2f..%2f..%2fstatic%2fmain.js",
+        "/images/-1",
+        "/images/i-1",
+        "/images/i99999",
+        "/images/i%C2%B2",
+        "//etc/passwd",
+    ],
+)
+def test_no_address_leads_out_of_the_page(served: Served, target: str) -> None:
+    status, text = request(served, "GET", target)
+    assert status == 404
+    assert json.loads(text)["error"]
+    assert "root:" not in text
+    assert "import" not in text
+
+
+def test_a_link_in_the_folder_is_no_address_and_what_is_no_image_behind_it_is_not_shown(
+    served: Served, photos: str
+) -> None:
+    for target in (
+        "/images/passwd.png",
+        f"/images/{photos}",
+        "/sheets/i?positions=../0",
+        "/sheets/x?positions=0",
+        f"/sheets/i?positions={'9' * 5000}",
+    ):
+        status, text = request(served, "GET", target)
+        assert status in (404, 422)
+        assert "root:" not in text
+
+
+def test_a_real_server_keeps_to_the_rules_too(served: Served) -> None:
+    assert request(served, "GET", "/api/workspace", {"Host": "evil.example"})[0] == 400
+    assert request(served, "GET", "/api/workspace", {"Authorization": ""})[0] == 401
+    assert request(served, "POST", "/api/generate", {"Origin": "http://evil.example"})[0] == 403
+    assert request(served, "POST", "/api/uploads", {"Content-Length": str(50 * 1024**2)})[0] == 413
+    assert request(served, "GET", "/api/workspace")[0] == 200

@@ -1,0 +1,208 @@
+"""Pictures given to the page: taken in within bounds, held in memory, shown encoded anew."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from starlette.testclient import TestClient
+
+from autoencode.web import uploads
+from autoencode.web.uploads import NAMED_BYTES, Allowance, Held, Kind, Uploads
+from autoencode.web.workspace import Workspace
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def flat_png(width: int, height: int) -> bytes:
+    """A valid grey PNG of zeros, made without its pixels in memory: 1000 times smaller than they are."""
+    packer, row = zlib.compressobj(9), bytes(width + 1)
+    content = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def held(value: int = 0, kind: Kind = "upload") -> Held:
+    return Held(np.full((4, 4, 3), value, np.uint8), torch.tensor([value, -value]).float(), "one", kind)
+
+
+def test_an_image_comes_back_as_the_model_sees_it(
+    client: TestClient, workspace: Workspace, photos: Path
+) -> None:
+    path = sorted(photos.rglob("*.png"))[0]
+    answer = client.post("/api/uploads", content=path.read_bytes(), headers={"X-Name": "a%20b.png"})
+    assert answer.status_code == 200
+    picture = answer.json()
+    assert (picture["name"], picture["kind"]) == ("a b.png", "upload")
+    shown = np.asarray(Image.open(io.BytesIO(client.get(f"/images/{picture['id']}").content)))
+    expected = (workspace.model.read(path)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(shown, expected)
+    torch.testing.assert_close(
+        workspace.code(picture["id"]), workspace.model.encode(workspace.model.read(path))[0]
+    )
+
+
+def test_what_is_shown_is_encoded_anew_without_what_else_was_in_the_file(client: TestClient) -> None:
+    notes = PngInfo()
+    notes.add_text("Secret", "hidden-in-the-file")
+    content = png(Image.new("RGB", (40, 40), "red"), pnginfo=notes) + b"<script>hidden-behind-it</script>"
+    picture = client.post("/api/uploads", content=content).json()
+    for part in ("", "/reconstruction", "/difference"):
+        shown = client.get(f"/images/{picture['id']}{part}")
+        assert shown.headers["content-type"] == "image/png"
+        assert b"hidden" not in shown.content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"no image at all", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (png(Image.new("RGB", (40, 40)))[:60], "cannot be decoded"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_the_reason(client: TestClient, content: bytes, reason: str) -> None:
+    answer = client.post("/api/uploads", content=content)
+    assert answer.status_code == 422
+    assert reason in answer.json()["error"].lower()
+
+
+def test_a_file_of_many_pixels_is_refused_by_its_header(client: TestClient) -> None:
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10)))
+    answer = client.post("/api/uploads", content=content)
+    assert answer.status_code == 422
+    assert "30,000x30,000 pixels are more than the limit" in answer.json()["error"]
+
+
+def test_a_decompression_bomb_is_refused_and_the_page_goes_on(client: TestClient) -> None:
+    bomb = flat_png(12_000, 6_000)  # 72 million pixels
+    assert len(bomb) < 200_000
+    assert "pixels are more than" in client.post("/api/uploads", content=bomb).json()["error"]
+    text = zlib.compress(bytes(200 * 1024**2))
+    notes = chunk(b"zTXt", b"Comment\0\0" + text)
+    whole = png(Image.new("RGB", (8, 8)))
+    client.post("/api/uploads", content=whole[:33] + notes + whole[33:])
+    assert client.post("/api/uploads", content=whole).status_code == 200
+
+
+def test_uploads_have_a_rate(client: TestClient, workspace: Workspace) -> None:
+    workspace.allowance = Allowance(2, 0.001)
+    content = png(Image.new("RGB", (8, 8)))
+    assert [client.post("/api/uploads", content=content).status_code for _ in range(3)] == [200, 200, 429]
+    assert int(client.post("/api/uploads", content=content).headers["retry-after"]) > 0
+    workspace.allowance = Allowance(1, 100)
+    workspace.allowance.take()
+    refused = client.post("/api/uploads", content=content)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+
+
+def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now)
+    allowance = Allowance(2, 0.5)
+    assert [allowance.take() for _ in range(3)] == [0, 0, 2.0]
+    now = 102.0
+    assert [allowance.take(), allowance.take()] == [0, 2.0]
+
+
+def room_for(count: int) -> Uploads:
+    return Uploads(4, 4, 2, count * (4 * 4 * 3 + 2 * 4 + NAMED_BYTES))
+
+
+def test_the_longest_unused_picture_goes_first() -> None:
+    store = room_for(2)
+    first, second = store.put(held(1)), store.put(held(2))
+    assert store.get(first) is not None
+    third = store.put(held(3))
+    assert store.get(second) is None
+    for name, value in ((first, 1), (third, 3)):
+        found = store.get(name)
+        assert found is not None
+        assert (found.pixels == value).all()
+        assert found.code.tolist() == [value, -value]
+
+
+def test_no_number_of_samples_pushes_out_an_upload_or_a_sample_in_use() -> None:
+    store = room_for(3)
+    upload, used, unused = store.put(held(1)), store.put(held(2, "sample")), store.put(held(3, "sample"))
+    store.use(used)
+    for value in range(10):
+        store.put(held(value, "sample"))
+    assert store.get(unused) is None
+    kept = store.get(upload), store.get(used)
+    assert [found and found.pixels[0, 0, 0] for found in kept] == [1, 2]
+    assert kept[1] is not None
+    assert kept[1].kind == "sample"
+
+
+def test_a_sample_that_is_worked_with_is_in_use(client: TestClient, workspace: Workspace) -> None:
+    [sample, other] = client.post("/api/generate", json={"count": 2}).json()["pictures"]
+    assert client.get(f"/images/{sample['id']}").status_code == 200
+    assert client.get(f"/api/morph/frame?pictures={other['id']},i0").status_code == 200
+    assert sample["id"] in workspace.uploads._drawn._places
+    assert other["id"] in workspace.uploads._used._places
+
+
+def test_what_is_held_is_a_copy() -> None:
+    store, picture = room_for(1), held(7)
+    name = store.put(picture)
+    picture.pixels[:] = 0
+    found = store.get(name)
+    assert found is not None
+    assert (found.pixels == 7).all()
+    store.put(held(9))
+    assert (found.pixels == 7).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no resident memory")
+def test_memory_is_taken_for_what_is_held_and_not_for_what_could_be() -> None:
+    before = resident_mb()
+    store = Uploads(64, 64, 128, 400 * 1024**2)
+    assert resident_mb() - before < 20
+    pixels, code = np.ones((64, 64, 3), np.uint8), torch.ones(128)
+    for _ in range(4000):  # 51 MB, between arrays that come and go
+        passing = torch.ones(200_000)
+        store.put(Held(pixels * 2, code * passing[0], "one", "sample"))
+    assert 40 < resident_mb() - before < 75
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/statm").read_text()
+    return int(status.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+def test_ids_say_nothing_and_are_not_guessed() -> None:
+    store = room_for(50)
+    names = {store.put(held()) for _ in range(50)}
+    assert len(names) == 50
+    assert min(map(len, names)) > 12
+
+
+def test_a_picture_that_is_gone_says_so(client: TestClient) -> None:
+    answer = client.get("/images/unever-was")
+    assert answer.status_code == 404
+    assert "Give it again" in answer.json()["error"]
+
+
+def test_no_upload_touches_the_disk(client: TestClient, run_folder: Path, index_folder: Path) -> None:
+    before = {path for folder in (run_folder, index_folder) for path in folder.rglob("*")}
+    client.post("/api/uploads", content=png(Image.new("RGB", (8, 8), "green")))
+    assert {path for folder in (run_folder, index_folder) for path in folder.rglob("*")} == before
