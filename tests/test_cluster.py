@@ -1,4 +1,4 @@
-"""What is no Ray cluster, or cannot be one for this machine, is refused in a moment."""
+"""What is no Ray cluster, or cannot be one for this machine, is rejected in a moment."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_without_an_address_nothing_is_joined() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "here", "host:", "host:0", "host:70000", "ray://host:10001", ":1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_what_is_no_address_is_rejected(address: str) -> None:
     with pytest.raises(ConfigError, match="no address of a Ray cluster"), joined_cluster(address, "Nothing"):
         pass
 
 
-def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+def test_an_address_where_nothing_listens_is_rejected_at_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -126,7 +126,7 @@ def test_nodes_without_the_package_its_version_or_the_disk_are_named(tmp_path: P
 
 
 @pytest.mark.scale
-def test_what_listens_and_is_no_ray_is_refused_within_a_minute_and_in_one_line(
+def test_what_listens_and_is_no_ray_is_rejected_within_a_minute_and_in_one_line(
     listening: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray.train", reason="the optional part `ray` is not installed")

@@ -41,6 +41,6 @@ def test_pretrained_features_do_not_depend_on_the_model_but_on_the_size_of_its_i
     np.testing.assert_array_equal(vectors, second.encode(images))
 
 
-def test_other_features_are_refused() -> None:
+def test_other_features_are_rejected() -> None:
     with pytest.raises(ConfigError, match="Choose code or pretrained"):
         image_encoder(build(0), "clip")  # type: ignore[arg-type]

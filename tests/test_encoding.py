@@ -47,12 +47,12 @@ def test_files_that_cannot_be_read_are_passed_over_with_the_reason(
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     mixed = [paths[0], broken, *paths[1:]]
-    refused: list[tuple[Path, str]] = []
-    arguments = (2, tiny_pack.preprocessing, Limits(), refused)
+    skipped: list[tuple[Path, str]] = []
+    arguments = (2, tiny_pack.preprocessing, Limits(), skipped)
     read, values = zip(*over_files(means, mixed, *arguments), strict=True)
     assert [path for part in read for path in part] == paths
     assert len(np.concatenate(values)) == len(paths)
-    assert [path for path, _ in refused] == [broken]
+    assert [path for path, _ in skipped] == [broken]
     with pytest.raises(ImageFolderError, match="No image could be used, of 1 given"):
         list(over_files(means, [broken], *arguments))
 
@@ -127,7 +127,7 @@ def mean(images):
     return {"mean": images.double().mean((1, 2, 3)).numpy()}
 
 class Other:
-    place, fingerprint = pack.place, "another"
+    location, fingerprint = pack.location, "another"
 
 with joined_cluster(address, "") as cluster:
     made = []
@@ -146,7 +146,7 @@ with joined_cluster(address, "") as cluster:
 
 
 @pytest.mark.scale
-def test_what_a_killed_process_had_is_done_again_and_another_pack_is_refused(
+def test_what_a_killed_process_had_is_done_again_and_another_pack_is_rejected(
     ray_cluster: LocalCluster, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", KILLED, ray_cluster.address, str(tiny_pack.path), str(tmp_path)]

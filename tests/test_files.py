@@ -217,7 +217,7 @@ def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
             parse_json(text)
 
 
-def test_an_output_that_would_lose_a_file_is_refused(tmp_path: Path) -> None:
+def test_an_output_that_would_lose_a_file_is_skipped(tmp_path: Path) -> None:
     picture, table = tmp_path / "a.png", tmp_path / "a.csv"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     table.write_text("path,score\n")
@@ -225,14 +225,14 @@ def test_an_output_that_would_lose_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "renamed.json").write_bytes(picture.read_bytes())
     (tmp_path / "renamed.png").write_bytes(table.read_bytes())
     (tmp_path / "folder.csv").mkdir()
-    refused = {
+    skipped = {
         "a.png": (".png",),
         "link.png": (".png",),
         "renamed.json": TABLES,
         "renamed.png": (".png", ".gif"),
         "folder.csv": TABLES,
     }
-    for name, endings in refused.items():
+    for name, endings in skipped.items():
         with pytest.raises(ConfigError, match=name):
             check_output(tmp_path / name, endings, [tmp_path / "gone.png", picture])
     with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
@@ -242,7 +242,9 @@ def test_an_output_that_would_lose_a_file_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_cannot_be_written_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file is no folder"):
         check_output(tmp_path / "file" / "deep" / "a.csv", TABLES)
@@ -259,7 +261,7 @@ def test_a_table_is_text_whatever_bytes_are_in_a_name() -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/a/b", "file:///mnt/run"])
-def test_a_url_that_became_a_path_is_refused_before_anything_is_made(
+def test_a_url_that_became_a_path_is_rejected_before_anything_is_made(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Generation: what is drawn, that it is reproducible, and what is refused."""
+"""Generation: what is drawn, that it is reproducible, and what is skipped."""
 
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def test_a_walk_is_an_animation_of_decoded_codes(tmp_path: Path) -> None:
         assert animation.format == "GIF"
 
 
-def test_what_cannot_be_generated_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_generated_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="plain autoencoder"):
         generate(build("autoencoder"), prior="normal")
     with pytest.raises(ConfigError, match="carries no mixture"):

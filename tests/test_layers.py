@@ -93,7 +93,7 @@ def test_the_first_map_of_the_paper_is_pooled_and_rectified() -> None:
     torch.testing.assert_close(trace(model, images).layers[0].maps, expected.detach())
 
 
-def test_nothing_is_left_on_the_model_and_wrong_images_are_refused(model: Autoencoder) -> None:
+def test_nothing_is_left_on_the_model_and_wrong_images_are_rejected(model: Autoencoder) -> None:
     with pytest.raises(ConfigError, match="Images must be float"):
         trace(model, torch.rand(1, 3, 8, 8))
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())

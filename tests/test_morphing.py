@@ -66,7 +66,7 @@ def test_ping_pong_returns_to_the_first_image(model: Autoencoder, images: list[P
     assert (made.pixels[0] == made.pixels[-1]).all()
 
 
-def test_more_frames_than_fit_are_refused_and_the_number_that_fits_is_not(
+def test_more_frames_than_fit_are_rejected_and_the_number_that_fits_is_not(
     model: Autoencoder, images: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "m.png"
@@ -100,7 +100,7 @@ def test_a_strip_is_one_picture_and_nothing_else_is_left(
     assert [path.name for path in out.iterdir()] == ["strip.png"]
 
 
-def test_what_cannot_be_morphed_is_refused(model: Autoencoder, images: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_morphed_is_rejected(model: Autoencoder, images: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two or more"):
         morph(model, images[:1])
     with pytest.raises(ConfigError, match="no room"):

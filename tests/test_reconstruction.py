@@ -126,8 +126,8 @@ def test_images_that_cannot_be_used_are_listed_and_the_others_done(
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     made = reconstruct(model, [tmp_path / "broken.jpg", coast[0], tmp_path / "none.png"])
     assert [result.path for result in made.results] == [coast[0]]
-    assert [path.name for path, _ in made.refused] == ["broken.jpg", "none.png"]
-    assert all(reason and "\n" not in reason for _, reason in made.refused)
+    assert [path.name for path, _ in made.skipped] == ["broken.jpg", "none.png"]
+    assert all(reason and "\n" not in reason for _, reason in made.skipped)
 
 
 def test_limits_are_kept(model: Autoencoder, coast: list[Path]) -> None:
@@ -153,7 +153,7 @@ def test_what_was_stopped_half_way_can_be_run_again(
 
 
 @pytest.mark.parametrize("images", [[], "none.png"])
-def test_no_images_at_all_are_refused(model: Autoencoder, images: str | list[str], tmp_path: Path) -> None:
+def test_no_images_at_all_are_rejected(model: Autoencoder, images: str | list[str], tmp_path: Path) -> None:
     with pytest.raises(ImageFolderError):
         reconstruct(model, images)
     with pytest.raises(ImageFolderError, match="No images in"):
@@ -221,13 +221,13 @@ def test_images_are_not_read_from_where_they_would_be_removed(
     assert len(list((tmp_path / "out" / "images").iterdir())) == 2
 
 
-def test_a_downscaling_to_less_than_a_pixel_is_refused(model: Autoencoder, coast: list[Path]) -> None:
+def test_a_downscaling_to_less_than_a_pixel_is_rejected(model: Autoencoder, coast: list[Path]) -> None:
     with pytest.raises(ConfigError, match="images of 32x32 can be downscaled by a factor of at most 32"):
         reconstruct(model, coast, corruptions=["downscale:33"])
     reconstruct(model, coast[:1], corruptions=["downscale:32"])
 
 
-def test_a_corruption_that_cannot_be_used_is_refused_before_any_work(
+def test_a_corruption_that_cannot_be_used_is_rejected_before_any_work(
     model: Autoencoder, coast: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="Cannot corrupt by"):

@@ -55,7 +55,7 @@ def _explode(path: str, mode: str) -> object:
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch", "numpy"])
-def test_a_pickle_in_the_place_of_any_file_of_ours_is_refused_and_not_run(form: str, tmp_path: Path) -> None:
+def test_a_pickle_in_the_place_of_any_file_of_ours_is_rejected_and_not_run(form: str, tmp_path: Path) -> None:
     fired, path = tmp_path / "fired", tmp_path / "file"
     if form == "pickle":
         path.write_bytes(pickle.dumps(Bomb(fired)))

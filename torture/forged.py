@@ -2,7 +2,7 @@
 
 A changed byte is nearly always caught by the digest in the file, so that half of the cases are forged with
 their digest made right again: what a file that someone made on purpose would be. Each is opened and used in a
-process of its own; it works, or is refused in one line, in bounded memory and time.
+process of its own; it works, or is rejected in one line, in bounded memory and time.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _used(kind: Kind, folder: Path) -> Ended:
 
 
 def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
-    if outcome.check(ended.code in (0, REFUSED), f"{name}: {ended}"):
+    if outcome.check(ended.code in (0, REJECTED), f"{name}: {ended}"):
         # A panic of LanceDB, which is Rust, writes what it has to say before our line.
         is_one_line = (
             ended.code == 0
@@ -138,10 +138,10 @@ def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
     )
 
 
-REFUSED = 3
+REJECTED = 3
 
 
-def _refusing(use: Callable[[Path], object]) -> Callable[[Path], None]:
+def _rejecting(use: Callable[[Path], object]) -> Callable[[Path], None]:
     """Let one of our errors end the process with a code of its own, and its message alone."""
 
     def used(folder: Path) -> None:
@@ -149,7 +149,7 @@ def _refusing(use: Callable[[Path], object]) -> Callable[[Path], None]:
             use(folder)
         except AutoencodeError as err:
             print(err, file=sys.stderr)
-            raise SystemExit(REFUSED) from err
+            raise SystemExit(REJECTED) from err
 
     return used
 
@@ -238,7 +238,7 @@ def _use_pack(folder: Path) -> None:
 
 
 KINDS = tuple(
-    Kind(kind.name, kind.file, _refusing(kind.use), kind.signed)
+    Kind(kind.name, kind.file, _rejecting(kind.use), kind.signed)
     for kind in (
         Kind("model", "plain/model.safetensors", lambda f: _use_model(f / "plain"), "model"),
         Kind("best model", "best/model.safetensors", lambda f: _use_model(f / "best"), "model"),

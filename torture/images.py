@@ -1,4 +1,4 @@
-"""Hostile image files and folders: each file is packed, or refused with a reason.
+"""Hostile image files and folders: each file is packed, or skipped with a reason.
 
 None crashes, hangs or bloats. Files are packed as a user would pack them, in workers with a time limit.
 """
@@ -59,7 +59,7 @@ def attack_folders(cases: int, seed: int, folder: Path) -> Outcome:
     expected = _make_odd(odd)
     pack = _packed(odd, folder / "odd.pack", outcome)
     if pack is not None:
-        found = {entry.path: entry.status for entry in [*pack.entries, *pack.refused]}
+        found = {entry.path: entry.status for entry in [*pack.entries, *pack.skipped]}
         for name, status in expected.items():
             outcome.cases += 1
             outcome.check(found.pop(name, None) == status, f"{name!r} is not {status}")
@@ -101,17 +101,17 @@ def _pack(files: list[tuple[str, bytes]], folder: Path, outcome: Outcome) -> Non
     folder.mkdir(parents=True)
     for name, content in files:
         (folder / name).write_bytes(content)
-    # One that is sound, so that a batch of refused files is still a pack.
+    # One that is sound, so that a batch of skipped files is still a pack.
     (folder / "sound.png").write_bytes(encoded(picture(), "PNG"))
     started = time.monotonic()
     pack = _packed(folder, folder.with_suffix(".pack"), outcome)
     outcome.cases += len(files)
     if pack is not None:
-        reasons = {entry.path: entry.reason or "" for entry in pack.refused}
+        reasons = {entry.path: entry.reason or "" for entry in pack.skipped}
         packed = {entry.path for entry in pack.entries}
         for name, _ in files:
             reason = reasons.get(name)
-            outcome.check(name in packed or bool(reason), f"{name} is neither packed nor refused")
+            outcome.check(name in packed or bool(reason), f"{name} is neither packed nor skipped")
             outcome.check("crashed" not in (reason or ""), f"{name}: {reason}")
             outcome.check("\n" not in (reason or ""), f"{name}: a reason of several lines")
             if reason and ("took longer" in reason or "killed" in reason):
@@ -153,7 +153,7 @@ def _make_odd(folder: Path) -> dict[str, str]:
         return path
 
     put("sound.png")
-    put("empty.jpg", b"", "refused")
+    put("empty.jpg", b"", "skipped")
     put("wrong.gif")
     put("a folder.jpg/inside.png")
     put("café.png")  # composed
@@ -172,19 +172,19 @@ def _make_odd(folder: Path) -> dict[str, str]:
     for hidden in (".hidden.png", ".folder/hidden.png"):
         del expected[hidden]
     (folder / "to-itself.png").symlink_to(folder / "to-itself.png")
-    expected["to-itself.png"] = "refused"
+    expected["to-itself.png"] = "skipped"
     (folder / "nowhere.png").symlink_to(folder / "no such file")
-    expected["nowhere.png"] = "refused"
+    expected["nowhere.png"] = "skipped"
     (folder / "deep" / "up").symlink_to(folder)  # a loop of folders: each is listed once
     os.mkfifo(folder / "pipe.png")
-    expected["pipe.png"] = "refused"
+    expected["pipe.png"] = "skipped"
     (folder / "null.png").symlink_to("/dev/zero")
-    expected["null.png"] = "refused"
+    expected["null.png"] = "skipped"
     (folder / "memory.png").symlink_to("/proc/self/mem")
-    expected["memory.png"] = "refused"
+    expected["memory.png"] = "skipped"
     if os.geteuid():  # root reads everything
-        put("secret.png", status="refused").chmod(0)
-    huge = put("sparse.png", status="refused")
+        put("secret.png", status="skipped").chmod(0)
+    huge = put("sparse.png", status="skipped")
     os.truncate(huge, 2**40)
     return expected
 

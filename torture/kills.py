@@ -63,7 +63,7 @@ def _attack_verb(
     calls = _calls(verb, images, whole, outcome)
     seconds = time.monotonic() - started
     expected = updated = verb.result(whole)
-    # A run on other images is refused, not brought in step: only packs and indexes have an older state.
+    # A run on other images is rejected, not brought in step: only packs and indexes have an older state.
     has_older = verb.name in ("pack", "index", "lance")
     if has_older:
         new = shutil.copytree(older, folder / f"{verb.name}-updated", symlinks=True)

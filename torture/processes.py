@@ -36,8 +36,8 @@ class Ended:
         """Whether it did what it was asked to, or said in one line why not."""
         lines = self.errors.strip().splitlines()
         said = [line for line in lines if line.startswith("error: ")]
-        is_refusal = self.code in (1, 2) and said == lines[-1:]
-        return "Traceback" not in self.errors and (self.code == 0 or is_refusal)
+        is_rejection = self.code in (1, 2) and said == lines[-1:]
+        return "Traceback" not in self.errors and (self.code == 0 or is_rejection)
 
     def __str__(self) -> str:
         return f"exit {self.code}: {self.errors.strip()[-600:]}"

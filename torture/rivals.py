@@ -1,4 +1,4 @@
-"""Two processes at once on one pack, run, index or paper: the second is refused by name, or finds it done.
+"""Two processes at once on one pack, run, index or paper: the second is rejected by name, or finds it done.
 
 Never both: the result is that of one that was alone.
 """
@@ -18,7 +18,7 @@ from torture.processes import Child, run
 from torture.verbs import Verb, chosen, make_images, make_model
 
 IMAGES = 30
-_REFUSALS = ("Another process", "by another process", "holds a run already", "already done")
+_REJECTIONS = ("Another process", "by another process", "holds a run already", "already done")
 
 
 def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
@@ -62,8 +62,8 @@ def _race(verb: Verb, images: Path, out: Path, delay: float, expected: str, outc
     outcome.check(any(one.code == 0 for one in ended), f"{what}: neither succeeded: {ended[0]}; {ended[1]}")
     for one in ended:
         last = one.errors.strip().rpartition("\n")[2]
-        is_refused = any(text in last for text in _REFUSALS) and last.startswith("autoencode.errors.")
-        outcome.check(one.code == 0 or is_refused, f"{what}: {one}")
+        is_rejected = any(text in last for text in _REJECTIONS) and last.startswith("autoencode.errors.")
+        outcome.check(one.code == 0 or is_rejected, f"{what}: {one}")
     try:
         outcome.check(verb.result(out) == expected, f"{what}: another result than alone")
     except (AutoencodeError, OSError) as err:

@@ -91,7 +91,7 @@ def result_of_pack(out: Path) -> str:
     """Digest of the entries and of the pixels of each."""
     made = open_pack(out)
     entries = [dataclasses.replace(e, row=0) if e.status == "packed" else e for e in made.entries]
-    lines = [json.dumps({**entry.to_json(), "mtime": 0}) for entry in [*entries, *made.refused]]
+    lines = [json.dumps({**entry.to_json(), "mtime": 0}) for entry in [*entries, *made.skipped]]
     return _digest(made.fingerprint, *lines, made.pixels(made.rows()).tobytes())
 
 

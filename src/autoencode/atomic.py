@@ -30,8 +30,8 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _HEAD_BYTES = 4096  # every image format that is written has a zero byte in them; text has none
 
 
-def refuse_url(path: Path) -> None:
-    """Refuse what was a URL before it became a path; folders of that name that are there are taken.
+def reject_url(path: Path) -> None:
+    """Reject what was a URL before it became a path; folders of that name that are there are taken.
 
     Raises:
         ConfigError: it was.
@@ -50,7 +50,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OutputError: the folder cannot be written to or the disk is full. `path` is as it was before.
     """
-    refuse_url(path)
+    reject_url(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = ()) -> None:
-    """Refuse a file to write, before the work it is for. Nothing is left or changed.
+    """Reject a file to write, before the work it is for. Nothing is left or changed.
 
     Args:
         path: where a result is to go.
@@ -175,12 +175,12 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can ho
         ValueError: it is no JSON, nests deeper than anything we write, or has a number that is not finite.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_reject_constant)
     except RecursionError as err:
         raise ValueError("nested too deeply") from err
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and never writes them here
 
 
@@ -190,7 +190,7 @@ def make_folder(path: Path) -> None:
     Raises:
         OutputError: it cannot be made, for instance because a file of that name is in the way.
     """
-    refuse_url(path)
+    reject_url(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -74,7 +74,7 @@ class Cluster:
         return [node for node in found if node.cpus]
 
     def check_shared(self, folder: Path) -> None:
-        """Refuse a folder on a disk that not every node sees; it is made where it is missing.
+        """Reject a folder on a disk that not every node sees; it is made where it is missing.
 
         Raises:
             RunError: a node sees another folder of that name, or none.
@@ -93,7 +93,7 @@ class Cluster:
             raise OutputError(f"Could not write to {folder}: {err.strerror or err}.") from err
 
     def check_reads(self, url: str) -> None:
-        """Refuse a pack in storage that not every node can read.
+        """Reject a pack in storage that not every node can read.
 
         Raises:
             StorageError: a node has no credentials for it, or does not reach it.
@@ -118,7 +118,7 @@ class Cluster:
                 )
 
     def check_package(self) -> None:
-        """Refuse nodes without this version of the package.
+        """Reject nodes without this version of the package.
 
         Raises:
             RunError: there is one, or no node at all.
@@ -204,7 +204,7 @@ def brief(err: BaseException) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address that is none of a cluster, or that nothing listens at."""
+    """Reject an address that is none of a cluster, or that nothing listens at."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")

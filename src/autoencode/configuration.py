@@ -14,7 +14,7 @@ _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 
 def check_fields(settings: Any) -> None:  # noqa: ANN401 - any dataclass
-    """Give each field of a frozen dataclass the type it is declared with, or refuse its value.
+    """Give each field of a frozen dataclass the type it is declared with, or reject its value.
 
     Numbers of other libraries become Python's, lists become tuples. Nothing else is converted: "3" is no
     number, and True is not 1. Which text a field may have is left to the class itself.

@@ -136,10 +136,10 @@ def over_pack(
     if cluster is None:
         yield from map(function, batches(pack, rows, batch_size))
         return
-    if is_url(pack.place):
-        cluster.check_reads(pack.place)
+    if is_url(pack.location):
+        cluster.check_reads(pack.location)
     chunks = [rows[part].tobytes() for part in batch_slices(len(rows), batch_size)]
-    work = _OfPack(function, pack.place, pack.fingerprint)
+    work = _OfPack(function, pack.location, pack.fingerprint)
     yield from cast("Iterator[Made]", _on_nodes(cluster, work, chunks, len(rows)))
 
 
@@ -149,7 +149,7 @@ def over_files(
     size: int,
     preprocessing: Preprocessing,
     limits: Limits,
-    refused: list[tuple[Path, str]],
+    skipped: list[tuple[Path, str]],
     cluster: Cluster | None = None,
 ) -> Iterator[tuple[list[Path], NDArray[np.float64]]]:
     """Call a function on images in files, a few at a time, passing over those that cannot be used.
@@ -158,7 +158,7 @@ def over_files(
         function: of images (B, 3, H, W) to a number each, (B,).
         paths: the files; every node must see them.
         size: files in a chunk.
-        preprocessing, limits, refused: see `read_chunks`.
+        preprocessing, limits, skipped: see `read_chunks`.
         cluster: where to do it; in this process by default.
 
     Yields:
@@ -169,7 +169,7 @@ def over_files(
         RunError: the cluster could not do it.
     """
     if cluster is None:
-        for read, pixels in read_chunks(paths, size, preprocessing, limits, refused):
+        for read, pixels in read_chunks(paths, size, preprocessing, limits, skipped):
             yield read, function(to_float(pixels)) if read else np.zeros(0)
         return
     work = _OfFiles(function, preprocessing, limits)
@@ -180,14 +180,14 @@ def over_files(
         here, readable = paths[done : done + len(made["reason"])], made["reason"] == ""
         for path, reason in zip(here, made["reason"].tolist(), strict=True):
             if reason:
-                refused.append((path, reason))
+                skipped.append((path, reason))
         yield (
             [path for path, is_readable in zip(here, readable, strict=True) if is_readable],
             made["value"][readable],
         )
         done += len(here)
         usable += int(readable.sum())
-    check_usable(usable, paths, refused)
+    check_usable(usable, paths, skipped)
 
 
 @dataclass(frozen=True)
@@ -195,25 +195,25 @@ class _OfPack:
     """What a node does with rows of a pack."""
 
     function: Callable[[Tensor], Columns]
-    place: str
+    location: str
     fingerprint: str
 
     def __call__(self, chunk: bytes) -> Columns:
         rows = np.frombuffer(chunk, np.int64)
-        [images] = batches(_opened(self.place, self.fingerprint), rows, len(rows))
+        [images] = batches(_opened(self.location, self.fingerprint), rows, len(rows))
         return self.function(images)
 
 
 @functools.cache
-def _opened(place: str, fingerprint: str) -> Pack:
+def _opened(location: str, fingerprint: str) -> Pack:
     try:
-        pack = open_pack(local(place))
+        pack = open_pack(local(location))
     except PackError as err:
         raise PackError(
-            f"A node of the cluster does not see the pack {place}. Put it on a disk that all nodes share."
+            f"A node of the cluster does not see the pack {location}. Put it on a disk that all nodes share."
         ) from err
     if pack.fingerprint != fingerprint:
-        raise PackError(f"A node of the cluster sees other images in {place}. Give all nodes one pack.")
+        raise PackError(f"A node of the cluster sees other images in {location}. Give all nodes one pack.")
     return pack
 
 
@@ -227,15 +227,15 @@ class _OfFiles:
 
     def __call__(self, chunk: bytes) -> Columns:
         paths = [Path(os.fsdecode(name)) for name in chunk.split(b"\0")]
-        refused: list[tuple[Path, str]] = []
+        skipped: list[tuple[Path, str]] = []
         values = dict.fromkeys(paths, math.nan)
         try:
-            for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, refused):
+            for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, skipped):
                 if read:
                     values |= zip(read, self.function(to_float(pixels)).tolist(), strict=True)
         except ImageFolderError:
             pass  # of these files alone none could be used
-        reasons = dict(refused)
+        reasons = dict(skipped)
         return {
             "value": np.array([values[path] for path in paths]),
             "reason": np.array([reasons.get(path, "") for path in paths]),

@@ -67,12 +67,12 @@ class Reconstructions:
 
     Attributes:
         results: one an image that could be used, in the order given.
-        refused: the others, with the reason.
+        skipped: the others, with the reason.
         sheet: pixels (H, W, 3) of the contact sheet of the first few.
     """
 
     results: list[Reconstruction]
-    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
     sheet: Pixels
 
 
@@ -111,9 +111,9 @@ def reconstruct(
     folder = None if out is None else Path(out)
     names = _file_names(paths) if folder is None else _prepared(folder, paths)
     results: list[Reconstruction] = []
-    refused: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
     shown: list[_Seen] = []
-    chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), refused)
+    chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), skipped)
     for number, (usable, pixels) in enumerate(chunks):
         start = number * CHUNK
         if usable:
@@ -126,7 +126,7 @@ def reconstruct(
                 results.append(seen.result(index, path, names[path] if folder else ""))
         if progress:
             progress(min(start + CHUNK, len(paths)), len(paths))
-    made = Reconstructions(results, refused, _sheet(shown, results))
+    made = Reconstructions(results, skipped, _sheet(shown, results))
     if folder is not None:
         save_image(folder / SHEET_NAME, made.sheet)
         _write_table(folder / TABLE_NAME, results)

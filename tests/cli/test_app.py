@@ -1,4 +1,4 @@
-"""The command app: what it refuses, and that it serves."""
+"""The command app: what it rejects, and that it serves."""
 
 from __future__ import annotations
 

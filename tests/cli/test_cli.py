@@ -71,7 +71,7 @@ def assert_one_line(result: Result, *parts: object, code: int = 1) -> None:
     assert "Traceback" not in result.out + result.err
 
 
-def test_pack_says_what_it_packed_and_what_it_refused_and_why(
+def test_pack_says_what_it_packed_and_what_it_rejected_and_why(
     autoencode: Command, photos: Path, tmp_path: Path
 ) -> None:
     images = shutil.copytree(photos / "coast", tmp_path / "images")
@@ -81,7 +81,7 @@ def test_pack_says_what_it_packed_and_what_it_refused_and_why(
     pack = open_pack(tmp_path / "p")
     assert (pack.preprocessing.height, pack.preprocessing.width, pack.preprocessing.fit) == (32, 48, "pad")
     assert f"{len(pack)} images of 32x48" in result.out
-    assert "refused 1 file, " in result.out
+    assert "skipped 1 file, " in result.out
     assert "  broken [1] :smile:.jpg: " in result.out
     again = autoencode("pack", images, "--out", tmp_path / "p")
     assert again.out == result.out
@@ -185,13 +185,13 @@ def test_reconstruct_writes_a_sheet_a_table_and_the_images(
     assert (result.code, result.err) == (0, "")
     assert "of 16 images" in result.out
     assert "corrupted:      median PSNR 20." in result.out or "median PSNR 19.9" in result.out
-    assert f"refused {images / 'broken.png'}: " in result.out
+    assert f"skipped {images / 'broken.png'}: " in result.out
     assert len(list((out / "images").iterdir())) == 16
     assert (out / "reconstructions.csv").exists()
     assert np.asarray(Image.open(out / "reconstructions.png")).std() > 0
 
 
-def test_a_file_asked_for_by_name_that_is_refused_fails_the_command_after_the_others_are_done(
+def test_a_file_asked_for_by_name_that_is_skipped_fails_the_command_after_the_others_are_done(
     autoencode: Command, trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")

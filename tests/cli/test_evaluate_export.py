@@ -57,7 +57,7 @@ def test_a_model_without_its_run_needs_its_pack_named(trained: Run, tmp_path: Pa
     assert "Give it: evaluate MODEL PACK" in str(result.exception)
 
 
-def test_what_evaluate_cannot_write_is_refused_before_it_measures(
+def test_what_evaluate_cannot_write_is_rejected_before_it_measures(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(application, "evaluate")

@@ -42,7 +42,7 @@ def test_a_classifier_is_learned_and_used(
     (photos_again / "broken.png").write_bytes(b"no image")
     result = autoencode("classify", out, photos, photos_again, "--out", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
-    assert f"refused {photos_again / 'broken.png'}: " in result.output
+    assert f"skipped {photos_again / 'broken.png'}: " in result.output
     assert "and 28 more; in all" in result.output
     assert (tmp_path / "found-sheet.png").exists()
 

@@ -32,10 +32,10 @@ def index(trained: Run, folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "i"
 
 
-def test_index_says_what_it_did_and_what_it_refused(trained: Run, folder: Path, tmp_path: Path) -> None:
+def test_index_says_what_it_did_and_what_it_rejected(trained: Run, folder: Path, tmp_path: Path) -> None:
     command = ("index", trained.folder, folder, "--out", tmp_path / "i")
     first = autoencode(*command)
-    assert "refused broken.png: not an image" in first.stdout
+    assert "skipped broken.png: not an image" in first.stdout
     assert "codes: 48 encoded at" in first.stdout
     assert "48 images, code features, whitened, every code is compared" in first.stdout
     next(folder.rglob("0*.png")).unlink()
@@ -58,7 +58,7 @@ def test_search_prints_a_line_a_neighbour_and_writes_json_and_a_sheet(
     lines = [f"{near['score']:.4f}\t{near['path']}" for near in answer["neighbours"]]
     assert result.stdout.splitlines() == [str(query), *lines]
     assert len(lines) == 3
-    assert [refused["query"] for refused in written["refused"]] == [str(folder / "broken.png")]
+    assert [skipped["query"] for skipped in written["skipped"]] == [str(folder / "broken.png")]
     assert "broken.png: not an image" in result.stderr
     with Image.open(sheet) as picture:
         assert picture.width > 4 * 128
@@ -129,7 +129,7 @@ def test_copies_and_pairs_share_the_lines(trained: Run, folder: Path, tmp_path: 
     assert len(none_near.stdout.splitlines()) == 1 + 48
 
 
-def test_questions_that_are_none_are_refused(index: Path, folder: Path, tmp_path: Path) -> None:
+def test_questions_that_are_none_are_rejected(index: Path, folder: Path, tmp_path: Path) -> None:
     query = next(folder.rglob("0*.png"))
     assert "give images to look for" in autoencode("search", index).stderr
     assert "give images to look for" in autoencode("search", index, query, "--near-duplicates").stderr
@@ -195,9 +195,9 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
         in autoencode("index", trained.folder, folder, "--out", other).stdout
     )
     for path in (query, sorted(folder.rglob("0*.png"))[3]):
-        refused = autoencode("search", other, query, "--sheet", path)
-        assert isinstance(refused.exception, ConfigError)
-        assert "would overwrite" in str(refused.exception)
+        rejected = autoencode("search", other, query, "--sheet", path)
+        assert isinstance(rejected.exception, ConfigError)
+        assert "would overwrite" in str(rejected.exception)
     assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
     wrong = autoencode("index", trained.folder, folder, "--out", other, "--remove", "--store", "lance")
     assert "--remove goes with no other option than --out" in str(wrong.exception)

@@ -49,7 +49,7 @@ def test_sizes_fits_and_colours_are_read(
 
 
 @pytest.mark.parametrize("background", ["", "whitish", "#12", "rgb(300"])
-def test_an_unknown_colour_is_refused_with_how_to_write_one(background: str) -> None:
+def test_an_unknown_colour_is_rejected_with_how_to_write_one(background: str) -> None:
     with pytest.raises(ConfigError, match="Use a name such as white, or #rrggbb"):
         options.preprocessing(None, None, background)
 

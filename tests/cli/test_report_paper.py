@@ -157,7 +157,7 @@ def test_a_signal_outside_of_training_stops_it_and_loses_nothing(
     ("options", "message"),
     [(("--budget", "some"), "budget is 'some'"), (("--only", "gan"), "no experiment 'gan'")],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_written(
+def test_settings_that_cannot_be_are_rejected_before_anything_is_written(
     photos: Path, tmp_path: Path, options: tuple[str, str], message: str
 ) -> None:
     result = autoencode("paper", photos, "--out", tmp_path / "paper", *options)

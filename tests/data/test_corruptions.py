@@ -76,7 +76,7 @@ def test_downscaling_averages_areas_before_it_enlarges() -> None:
     "text", ["", "blur:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
              "dropout:1", "rotate:181", "downscale:1.5", "downscale:1"]
 )  # fmt: skip
-def test_what_cannot_be_used_is_refused_with_what_can(text: str) -> None:
+def test_what_cannot_be_used_is_rejected_with_what_can(text: str) -> None:
     with pytest.raises(ConfigError, match="Use "):
         parse_corruptions([text])
 

@@ -164,7 +164,7 @@ def test_thirty_two_bit_integers_are_read_by_their_range(values: list[int], expe
     np.testing.assert_array_equal(read_image(content, SAME)[0, ::16, 0], expected)
 
 
-def test_values_that_are_not_finite_are_refused() -> None:
+def test_values_that_are_not_finite_are_skipped() -> None:
     with pytest.raises(ImageError, match="not finite"):
         read_image(Image.fromarray(np.full((32, 48), np.nan, np.float32)), SAME)
 
@@ -257,7 +257,7 @@ def test_a_photograph_decoded_small_looks_like_one_decoded_whole(name: str, side
     assert 10 * np.log10(255**2 / error) > 35
 
 
-def test_a_damaged_exif_block_does_not_refuse_the_picture() -> None:
+def test_a_damaged_exif_block_does_not_skip_the_picture() -> None:
     image = Image.fromarray(picture())
     content = encoded(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f\x00")
     np.testing.assert_array_equal(read_image(content, SAME), read_image(encoded(image, "JPEG"), SAME))
@@ -342,7 +342,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(30_000, 4_000), (15_000, 15_000), (60_000, 60_000)])
-def test_too_many_pixels_are_refused_by_the_header_alone_and_without_warnings(size: tuple[int, int]) -> None:
+def test_too_many_pixels_are_skipped_by_the_header_alone_and_without_warnings(size: tuple[int, int]) -> None:
     limits = Limits(max_pixels=100_000_000)
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -409,7 +409,7 @@ def test_a_file_is_decoded_by_what_it_holds_and_not_by_its_name(tmp_path: Path) 
     np.testing.assert_array_equal(read_image(path, SAME), picture())
 
 
-def test_a_pipe_a_missing_file_and_a_large_file_are_refused_at_once(tmp_path: Path) -> None:
+def test_a_pipe_a_missing_file_and_a_large_file_are_skipped_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "large.png").write_bytes(bytes(1001))
     for name, reason in (
@@ -421,7 +421,7 @@ def test_a_pipe_a_missing_file_and_a_large_file_are_refused_at_once(tmp_path: Pa
             read_image(tmp_path / name, SAME, Limits(max_bytes=1000))
 
 
-def test_a_pipe_that_takes_the_place_of_a_file_is_refused_at_once(
+def test_a_pipe_that_takes_the_place_of_a_file_is_skipped_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"file")
@@ -524,7 +524,7 @@ def test_a_wrong_size_names_the_nearest(text: str, message: str) -> None:
         {"background": "white"},
     ],
 )
-def test_preprocessing_that_cannot_be_used_is_refused(wrong: dict[str, Any]) -> None:
+def test_preprocessing_that_cannot_be_used_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Preprocessing(**wrong)
 

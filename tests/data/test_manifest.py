@@ -10,24 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoencode.data.manifest import Entries, Entry, packed, refused, unread
+from autoencode.data.manifest import Entries, Entry, packed, skipped, unread
 
 WHOLE = st.integers(0, 2**63 - 1)
 PATHS = st.binary(min_size=1, max_size=20).map(os.fsdecode)
 DIGESTS = st.binary(min_size=32, max_size=32).filter(any)
 SHA256 = st.one_of(DIGESTS, DIGESTS.map(lambda digest: digest[:-2] + b"\0\0").filter(any)).map(bytes.hex)
 PACKED = st.builds(packed, PATHS, WHOLE, st.integers(-(2**63), 2**63 - 1), SHA256, WHOLE)
-REFUSED = st.builds(refused, PATHS, WHOLE, WHOLE, st.none() | SHA256, st.text())
+SKIPPED = st.builds(skipped, PATHS, WHOLE, WHOLE, st.none() | SHA256, st.text())
 
 
-def test_what_is_refused_keeps_what_is_known_of_it() -> None:
-    entry = refused("a/b.png", 7, 8, "ab" * 32, "too large")
+def test_what_is_skipped_keeps_what_is_known_of_it() -> None:
+    entry = skipped("a/b.png", 7, 8, "ab" * 32, "too large")
     assert (entry.path, entry.size, entry.mtime, entry.sha256) == ("a/b.png", 7, 8, "ab" * 32)
-    assert (entry.status, entry.reason, entry.label) == ("refused", "too large", "a")
+    assert (entry.status, entry.reason, entry.label) == ("skipped", "too large", "a")
     assert entry.row is entry.split is None
 
 
-@given(st.lists(PACKED | REFUSED, max_size=12))
+@given(st.lists(PACKED | SKIPPED, max_size=12))
 def test_entries_come_back_as_they_went_in(listed: list[Entry]) -> None:
     entries = Entries(listed)
     assert list(entries) == listed
@@ -51,7 +51,7 @@ def test_a_selection_in_any_order_is_that_of_a_list(listed: list[Entry], random:
         assert Entries(listed).in_split(split).tolist() == [entry.split == split for entry in listed]
 
 
-@given(st.lists(PACKED | REFUSED, min_size=1, max_size=12))
+@given(st.lists(PACKED | SKIPPED, min_size=1, max_size=12))
 def test_unread_entries_become_what_is_found_in_their_files(listed: list[Entry]) -> None:
     entries = Entries(unread(entry.path, entry.size, entry.mtime) for entry in listed)
     assert not len(entries.packed)
@@ -64,8 +64,8 @@ def test_unread_entries_become_what_is_found_in_their_files(listed: list[Entry])
     entries.copy_content(half, Entries(listed).take(half))
     known = [entry for index, entry in enumerate(listed) if index % 2 or entry.status == "packed"]
     assert [entry for index, entry in enumerate(entries) if index % 2 or entry.status == "packed"] == known
-    refused_here = [index % 2 == 1 and entry.reason is not None for index, entry in enumerate(listed)]
-    assert entries.has_reason.tolist() == refused_here
+    skipped_here = [index % 2 == 1 and entry.reason is not None for index, entry in enumerate(listed)]
+    assert entries.has_reason.tolist() == skipped_here
 
 
 def test_an_index_too_large_ends_the_sequence() -> None:
@@ -73,7 +73,7 @@ def test_an_index_too_large_ends_the_sequence() -> None:
         Entries()[0]
 
 
-def test_a_value_that_fits_no_column_is_refused() -> None:
+def test_a_value_that_fits_no_column_is_rejected() -> None:
     with pytest.raises(ValueError, match="out of range"):
         Entries([packed("a", 2**70, 0, "0" * 64, 0)])
     with pytest.raises(ValueError, match="has 2 bytes"):
@@ -90,7 +90,7 @@ def test_an_entry_takes_less_than_150_bytes() -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd.png", "../up.png", "a/../../up.png", "a\0b.png"])
-def test_a_path_that_leaves_the_folder_is_refused(path: str) -> None:
+def test_a_path_that_leaves_the_folder_is_rejected(path: str) -> None:
     value = packed("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
     assert Entry.from_json(value).path == "a..b/c.png"
     with pytest.raises(ValueError, match="inside the folder"):

@@ -62,7 +62,7 @@ def test_a_pack_in_storage_is_that_of_a_disk(
     assert not in_cache(tmp_path), "what was written is still on the disk"
     shutil.rmtree(tmp_path / "cache")
     pack = open_pack(url)
-    assert pack.place == url
+    assert pack.location == url
     assert pack.fingerprint == made.fingerprint == tiny_pack.fingerprint
     assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
 
@@ -331,7 +331,7 @@ def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(
 
 
 @pytest.mark.parametrize("number", ["", "0/2", "3/2", "1", "a/b", "1/0"])
-def test_what_is_no_part_is_refused(number: str, photos: Path, tmp_path: Path) -> None:
+def test_what_is_no_part_is_rejected(number: str, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no part of a whole"):
         pack_part(photos, tmp_path / "pack", number)
 
@@ -362,7 +362,7 @@ def test_a_folder_outside_the_cache_reaches_no_storage(url: str, photos: Path, t
         open_pack(copied)
 
 
-def test_a_cache_of_no_size_is_refused(url: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_no_size_is_rejected(url: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOENCODE_CACHE_GB", "none")
     with pytest.raises(ConfigError, match="AUTOENCODE_CACHE_GB is 'none'"):
         pack_folder(photos, url)

@@ -91,7 +91,7 @@ def assert_holds_what_is_in(pack: Pack, folder: Path) -> None:
 def test_a_pack_holds_the_pixels_of_every_image(photos: Path, tmp_path: Path) -> None:
     packed = pack(photos, tmp_path / "p", processes=2)
     assert len(packed) == 12
-    assert packed.refused == []
+    assert packed.skipped == []
     assert packed.folder == photos
     assert_holds_what_is_in(packed, photos)
     assert_holds_what_is_in(open_pack(tmp_path / "p"), photos)
@@ -144,9 +144,9 @@ def test_the_manifest_is_one_object_a_file(photos: Path, tmp_path: Path) -> None
         for path in photos.rglob("*.png")
     }
     assert {line["row"] for line in lines if line["status"] == "packed"} == set(packed.rows().tolist())
-    (refused,) = (line for line in lines if line["status"] == "refused")
-    assert (refused["path"], refused["row"], refused["split"]) == ("broken.png", None, None)
-    assert "known format" in refused["reason"]
+    (skipped,) = (line for line in lines if line["status"] == "skipped")
+    assert (skipped["path"], skipped["row"], skipped["split"]) == ("broken.png", None, None)
+    assert "known format" in skipped["reason"]
 
 
 def test_splits_take_their_share_of_all_digests() -> None:
@@ -342,7 +342,7 @@ def test_each_kind_of_unusable_file_is_listed_with_its_reason(photos: Path, tmp_
     Image.open(photos / "2.png").save(photos / "really a gif.jpg", "GIF")
     limits = Limits(max_pixels=249_999, max_bytes=200_000)
     packed = pack(photos, tmp_path / "p", processes=2, limits=limits)
-    reasons = {entry.path: entry.reason or "" for entry in packed.refused}
+    reasons = {entry.path: entry.reason or "" for entry in packed.skipped}
     expected = {
         "empty.png": "empty",
         "text.jpg": "known format",
@@ -358,7 +358,7 @@ def test_each_kind_of_unusable_file_is_listed_with_its_reason(photos: Path, tmp_
     assert len(packed) == 13
 
 
-def test_a_file_that_ends_its_worker_is_refused(
+def test_a_file_that_ends_its_worker_is_skipped(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = workers.run
@@ -369,12 +369,12 @@ def test_a_file_that_ends_its_worker_is_refused(
 
     monkeypatch.setattr(workers, "run", lose_the_first)
     packed = pack(photos, tmp_path / "p", processes=1)
-    assert [(entry.path, entry.reason) for entry in packed.refused] == [("11.png", "took longer than 5 s")]
+    assert [(entry.path, entry.reason) for entry in packed.skipped] == [("11.png", "took longer than 5 s")]
     assert_holds_what_is_in(packed, photos)
 
 
 @pytest.mark.parametrize("step", ["read_bytes", "read_image"])
-def test_a_file_too_large_for_the_memory_is_refused_alone(
+def test_a_file_too_large_for_the_memory_is_skipped_alone(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     function = getattr(reading, step)
@@ -388,13 +388,13 @@ def test_a_file_too_large_for_the_memory_is_refused_alone(
 
     monkeypatch.setattr(reading, step, fail_first)
     packed = pack(photos, tmp_path / "p")
-    (refused,) = packed.refused
-    assert (refused.path, refused.reason) == ("11.png", "too large for the memory of this machine")
+    (skipped,) = packed.skipped
+    assert (skipped.path, skipped.reason) == ("11.png", "too large for the memory of this machine")
     assert len(packed) == 11
     assert_holds_what_is_in(packed, photos)
 
 
-def test_a_copy_of_a_refused_file_does_not_take_its_row(
+def test_a_copy_of_a_skipped_file_does_not_take_its_row(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(photos / "2.png", photos / "1 copy.png")
@@ -408,7 +408,7 @@ def test_a_copy_of_a_refused_file_does_not_take_its_row(
 
     monkeypatch.setattr(reading, "read_image", fail_first)
     packed = pack(photos, tmp_path / "p")
-    assert [entry.path for entry in packed.refused] == ["1 copy.png"]
+    assert [entry.path for entry in packed.skipped] == ["1 copy.png"]
     assert_holds_what_is_in(packed, photos)
 
 
@@ -435,7 +435,7 @@ def test_odd_files_and_folders_do_no_harm(photos: Path, tmp_path: Path) -> None:
     (photos / "new\nline.png").write_bytes((photos / "2.png").read_bytes())
     (photos / "device.png").symlink_to("/dev/zero")
     packed = pack(photos, tmp_path / "p", processes=1)
-    assert {entry.path: entry.reason for entry in packed.refused} == {
+    assert {entry.path: entry.reason for entry in packed.skipped} == {
         "self.png": "cannot be read: Too many levels of symbolic links",
         "device.png": "not a regular file",
     }
@@ -444,22 +444,22 @@ def test_odd_files_and_folders_do_no_harm(photos: Path, tmp_path: Path) -> None:
     assert_holds_what_is_in(packed, photos)
 
 
-def test_a_refused_file_is_tried_again(photos: Path, tmp_path: Path) -> None:
+def test_a_skipped_file_is_tried_again(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
-    assert len(pack(photos, out, limits=Limits(max_pixels=1000)).refused) == 0
+    assert len(pack(photos, out, limits=Limits(max_pixels=1000)).skipped) == 0
     zeros_png(photos / "big.png", 40)
-    assert [entry.path for entry in pack(photos, out, limits=Limits(max_pixels=1000)).refused] == ["big.png"]
+    assert [entry.path for entry in pack(photos, out, limits=Limits(max_pixels=1000)).skipped] == ["big.png"]
     packed = pack(photos, out)
-    assert packed.refused == []
+    assert packed.skipped == []
     assert_holds_what_is_in(packed, photos)
 
 
-def test_a_file_that_vanishes_between_listing_and_reading_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_a_file_that_vanishes_between_listing_and_reading_is_skipped(photos: Path, tmp_path: Path) -> None:
     def delete_one(done: int, total: int) -> None:
         (photos / "2.png").unlink(missing_ok=True)
 
     packed = pack(photos, tmp_path / "p", progress=delete_one)
-    assert [(entry.path, entry.reason) for entry in packed.refused] == [
+    assert [(entry.path, entry.reason) for entry in packed.skipped] == [
         ("2.png", "cannot be read: No such file or directory")
     ]
     assert len(packed) == 11
@@ -506,7 +506,7 @@ def test_a_folder_without_a_usable_image_is_an_error_and_leaves_the_pack(
     assert open_pack(tmp_path / "p").fingerprint == before
 
 
-def test_an_output_that_is_not_ours_is_refused_and_left_alone(photos: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_not_ours_is_rejected_and_left_alone(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
@@ -519,7 +519,7 @@ def test_an_output_that_is_not_ours_is_refused_and_left_alone(photos: Path, tmp_
     assert len(pack(photos, tmp_path / "empty")) == 12
 
 
-def test_a_pack_of_another_folder_or_with_other_settings_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_a_pack_of_another_folder_or_with_other_settings_is_rejected(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
     before = pack(photos, out).fingerprint
     with pytest.raises(PackError, match=r"fit crop, not pad.*delete the pack"):
@@ -533,7 +533,7 @@ def test_a_pack_of_another_folder_or_with_other_settings_is_refused(photos: Path
         pack_folder(photos, out, SMALL, workers=0)
 
 
-def test_two_at_once_are_refused_by_name(photos: Path, tmp_path: Path) -> None:
+def test_two_at_once_are_rejected_by_name(photos: Path, tmp_path: Path) -> None:
     with (
         exclusive(tmp_path / "p", "busy", PackError),
         pytest.raises(PackError, match=f"Another process is packing into {tmp_path / 'p'}"),
@@ -669,8 +669,13 @@ def damage(out: Path, name: str, content: bytes | None) -> None:
         ("pack.json", b"{", "Could not read"),
         ("pack.json", b"[]", "is not a pack"),
         ("pack.json", b'{"format": "something else"}', "is not a pack"),
-        ("pack.json", b'{"format": "autoencode pack", "version": 1}', "damaged"),
-        ("pack.json", b'{"format": "autoencode pack", "version": 2}', "newer version.*Upgrade"),
+        ("pack.json", b'{"format": "autoencode pack", "version": 2}', "damaged"),
+        (
+            "pack.json",
+            b'{"format": "autoencode pack", "version": 1}',
+            "older version.*format 1.*Delete the pack",
+        ),
+        ("pack.json", b'{"format": "autoencode pack", "version": 3}', "newer version.*format 3.*Upgrade"),
         ("manifest.jsonl", None, "not finished"),
         ("manifest.jsonl", b'{"path": 1}\n', "damaged in line 1"),
         ("manifest.jsonl", b"\n", "damaged in line 1"),
@@ -693,7 +698,7 @@ def test_a_damaged_pack_gives_one_clear_line(
 
 
 @pytest.mark.parametrize("rows_per_shard", [0, 2**63, 10**30])
-def test_a_forged_size_of_shards_is_refused(photos: Path, tmp_path: Path, rows_per_shard: int) -> None:
+def test_a_forged_size_of_shards_is_rejected(photos: Path, tmp_path: Path, rows_per_shard: int) -> None:
     out = tmp_path / "p"
     pack(photos, out)
     content = json.loads((out / "pack.json").read_bytes())
@@ -702,11 +707,11 @@ def test_a_forged_size_of_shards_is_refused(photos: Path, tmp_path: Path, rows_p
         open_pack(out)
 
 
-def test_a_pack_of_refused_files_alone_has_nothing_held_out(photos: Path, tmp_path: Path) -> None:
+def test_a_pack_of_skipped_files_alone_has_nothing_held_out(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
     pack(photos, out)
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    gone = [line | {"status": "refused", "reason": "cut short", "row": None, "split": None} for line in lines]
+    gone = [line | {"status": "skipped", "reason": "cut short", "row": None, "split": None} for line in lines]
     (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in gone))
     with pytest.raises(PackError, match="no image that can be used"):
         open_pack(out).held_out()

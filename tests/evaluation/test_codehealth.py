@@ -105,7 +105,7 @@ def test_one_image_gives_finite_numbers() -> None:
     assert found.active_units == 0
 
 
-def test_a_plain_autoencoder_and_no_images_are_refused() -> None:
+def test_a_plain_autoencoder_and_no_images_are_rejected() -> None:
     plain = Autoencoder(ModelConfig(code_size=4, widths=(2,)), Preprocessing(16, 16))
     with pytest.raises(ConfigError, match="plain autoencoder"):
         code_health(plain, [IMAGES])

@@ -179,7 +179,7 @@ def test_without_the_optional_part_kid_is_left_out_and_said(
     assert any("KID is left out" in note and "[eval]" in note for note in found.notes)
 
 
-def test_images_of_another_size_are_refused(trained: Run, photos: Path, tmp_path: Path) -> None:
+def test_images_of_another_size_are_rejected(trained: Run, photos: Path, tmp_path: Path) -> None:
     pack = pack_folder(photos, tmp_path / "pack", Preprocessing(16, 16), workers=1)
     with pytest.raises(ConfigError, match="Give the pack it was trained on"):
         evaluate(load_model(trained.model_path), pack)

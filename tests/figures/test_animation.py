@@ -61,7 +61,7 @@ def test_other_images_show_the_frames_side_by_side(frames: np.ndarray, tmp_path:
     assert not is_animation(tmp_path / "strip.png")
 
 
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(frames: np.ndarray, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_rejected_and_leaves_nothing(frames: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one frame"):
         save_frames(tmp_path / "none.gif", frames[:0], 20)
     with pytest.raises(ConfigError, match=r"Cannot write a\.mp4"):

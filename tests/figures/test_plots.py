@@ -192,7 +192,7 @@ def test_equal_scores_and_a_threshold_far_away_are_drawn(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": np.array([])}, {"a": np.array([1.0, math.nan])}])
-def test_a_histogram_refuses_scores_that_are_missing_or_not_finite(
+def test_a_histogram_rejects_scores_that_are_missing_or_not_finite(
     scores: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError):

@@ -129,7 +129,7 @@ def another_model(path: Path, side: int = 32) -> Path:
     return path
 
 
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_what_does_not_fit_is_rejected_in_one_line(
     trained: Run, tiny_pack: Pack, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "i"
@@ -208,7 +208,7 @@ def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, 
         lambda index: with_cells(index, centroids=index.codes[:0].copy()),
     ],
 )
-def test_an_index_whose_parts_do_not_fit_together_is_refused(
+def test_an_index_whose_parts_do_not_fit_together_is_rejected(
     forge: Callable[[StoredIndex], StoredIndex], index_of_photos: Path, tmp_path: Path
 ) -> None:
     sound = read_index(index_of_photos)
@@ -229,7 +229,7 @@ def with_cells(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN4
     return replace(index, cells=replace(cells, **changes))
 
 
-def test_codes_that_are_not_finite_are_refused(trained: Run, folder: Path, tmp_path: Path) -> None:
+def test_codes_that_are_not_finite_are_skipped(trained: Run, folder: Path, tmp_path: Path) -> None:
     model = load_model(trained.model_path)
     model.to_mean.bias.fill_(float("nan"))
     with pytest.raises(ImageIndexError, match="not finite"):

@@ -68,7 +68,7 @@ def test_the_nearest_pairs_are_kept_and_the_others_counted() -> None:
     assert more == sum(distance <= 1.5 for distance, _, _ in order) - 10
 
 
-def test_a_threshold_that_no_score_can_have_is_refused(reduced: Run, photos: Path, tmp_path: Path) -> None:
+def test_a_threshold_that_no_score_can_have_is_rejected(reduced: Run, photos: Path, tmp_path: Path) -> None:
     index = build_index(reduced.folder, photos, tmp_path / "i")
     with pytest.raises(ConfigError, match=r"threshold is 2.*from -1 to 1"):
         index.near_duplicates(2)

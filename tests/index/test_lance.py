@@ -59,14 +59,14 @@ def test_an_index_is_of_several_folders_and_each_is_updated_alone(
     assert {one.path for one in near.found} | {near.query} == set(folder.rglob("*.png"))
 
 
-def test_what_needs_every_code_is_refused(made: Path) -> None:
+def test_what_needs_every_code_is_rejected(made: Path) -> None:
     index = open_index(made)
     for use in (index.near_duplicates, lambda: evaluate_search(index)):
         with pytest.raises(ConfigError, match=r"needs an index that is held in memory.*--store file"):
             use()
 
 
-def test_another_distance_is_refused(trained: Run, photos: Path, made: Path) -> None:
+def test_another_distance_is_rejected(trained: Run, photos: Path, made: Path) -> None:
     with pytest.raises(ConfigError, match="compares codes by whitened"):
         build_index(trained.folder, photos, made, distance="l2")
 
@@ -263,7 +263,7 @@ def flip(out: Path) -> None:
         (lambda out: shutil.rmtree(out / "settings.lance"), "No index at"),
     ],
 )
-def test_tables_that_are_damaged_or_forged_are_refused_in_one_line(
+def test_tables_that_are_damaged_or_forged_are_rejected_in_one_line(
     forge: Callable[[Path], object], message: str, made: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(made, tmp_path / "i"))

@@ -90,8 +90,8 @@ def test_unreadable_queries_are_named_and_the_others_answered(
     good = next(photos.rglob("*.png"))
     found = index.search([broken, good, tmp_path / "none.png"], 2)
     assert [near.query for near in found.results] == [good]
-    assert [path.name for path, _ in found.refused] == ["broken.png", "none.png"]
-    assert "No such file" in found.refused[1][1]
+    assert [path.name for path, _ in found.skipped] == ["broken.png", "none.png"]
+    assert "No such file" in found.skipped[1][1]
     with pytest.raises(
         ImageFolderError, match=r"No image could be used, of 1 given. .*broken.png: not an image"
     ):
@@ -100,7 +100,7 @@ def test_unreadable_queries_are_named_and_the_others_answered(
         index.search([])
 
 
-def test_queries_that_are_no_images_and_no_codes_are_refused(index: Index) -> None:
+def test_queries_that_are_no_images_and_no_codes_are_rejected(index: Index) -> None:
     for wrong in (np.zeros((2, 7)), np.full((1, 8), np.nan), np.zeros(8)):
         with pytest.raises(ConfigError, match=r"finite codes \(Q, 8\)"):
             index.search(wrong)

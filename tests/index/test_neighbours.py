@@ -211,7 +211,7 @@ def test_one_cell_that_holds_one_too_few_sends_a_query_to_all_of_them() -> None:
         assert found.rows.tolist() == wanted.rows.tolist()
 
 
-def test_an_unknown_distance_is_refused() -> None:
+def test_an_unknown_distance_is_rejected() -> None:
     with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
         fit_space(codes(5), "l1")  # type: ignore[arg-type]
 

@@ -56,7 +56,7 @@ def test_a_label_that_one_image_has_is_no_query() -> None:
 
 
 @pytest.mark.parametrize("labels", [["a"] * 5, ["a", "b", "c", "d", "e"]])
-def test_labels_that_say_nothing_are_refused(labels: list[str]) -> None:
+def test_labels_that_say_nothing_are_rejected(labels: list[str]) -> None:
     with pytest.raises(ConfigError, match="two or more sub-folders"):
         retrieval_quality(np.eye(5, dtype=np.float32), np.array(labels))
     with pytest.raises(ConfigError, match="two or more sub-folders"):

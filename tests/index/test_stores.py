@@ -162,7 +162,7 @@ def test_nothing_is_written_where_nothing_changed(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_another_model_is_refused_by_name(trained: Run, folder: Path, tmp_path: Path, store: str) -> None:
+def test_another_model_is_rejected_by_name(trained: Run, folder: Path, tmp_path: Path, store: str) -> None:
     out = build_index(trained.folder, folder, tmp_path / "i", store=store).path  # type: ignore[arg-type]
     torch.manual_seed(1)
     other = tmp_path / "other.safetensors"

@@ -121,7 +121,7 @@ def test_metrics_are_float32_without_gradient_whatever_the_input_and_autocast(
     torch.testing.assert_close(result, expected)
 
 
-def test_metrics_refuse_bytes_and_shapes_that_differ() -> None:
+def test_metrics_reject_bytes_and_shapes_that_differ() -> None:
     with pytest.raises(ConfigError, match="Divide bytes by 255"):
         psnr(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="one shape"):
@@ -258,13 +258,13 @@ def test_kernel_distance_is_deterministic_symmetric_in_meaning_and_has_its_inter
     ("a", "b", "size"),
     [((5, 3), (5, 4), None), ((5, 3), (5, 3), 6), ((1, 3), (5, 3), None), ((5,), (5, 3), None)],
 )
-def test_kernel_distance_refuses_features_that_do_not_fit(
+def test_kernel_distance_rejects_features_that_do_not_fit(
     a: tuple[int, ...], b: tuple[int, ...], size: int | None
 ) -> None:
     with pytest.raises(ConfigError):
         kernel_inception_distance(np.zeros(a), np.zeros(b), size)
 
 
-def test_kernel_distance_refuses_what_is_not_finite() -> None:
+def test_kernel_distance_rejects_what_is_not_finite() -> None:
     with pytest.raises(ConfigError, match="finite"):
         kernel_inception_distance(np.full((5, 3), np.nan), np.zeros((5, 3)))

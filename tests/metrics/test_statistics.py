@@ -37,7 +37,7 @@ def test_auroc_of_separate_reversed_equal_and_infinite_scores() -> None:
     assert auroc(low, low) == 0.5
 
 
-def test_auroc_refuses_nothing_and_nan() -> None:
+def test_auroc_rejects_nothing_and_nan() -> None:
     with pytest.raises(ConfigError, match="positive scores are missing"):
         auroc(np.array([1.0]), np.array([]))
     with pytest.raises(ConfigError, match="NaN"):
@@ -99,7 +99,7 @@ def test_bootstrap_interval_is_near_the_normal_one_and_deterministic() -> None:
     assert wider.low < interval.low < interval.high < wider.high
 
 
-def test_bootstrap_interval_of_one_value_is_that_value_and_infinity_is_refused() -> None:
+def test_bootstrap_interval_of_one_value_is_that_value_and_infinity_is_rejected() -> None:
     assert confidence_interval_bootstrap(np.array([2.5]), seed=0) == (2.5, 2.5)
     with pytest.raises(ConfigError, match="not all finite"):
         confidence_interval_bootstrap(np.array([1.0, np.inf]), seed=0)
@@ -114,7 +114,7 @@ def test_wilson_interval_agrees_with_scipy(n: int, data: st.DataObject, level: f
 
 
 @pytest.mark.parametrize(("k", "n", "level"), [(1, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)])
-def test_wilson_interval_refuses_what_cannot_be(k: int, n: int, level: float) -> None:
+def test_wilson_interval_rejects_what_cannot_be(k: int, n: int, level: float) -> None:
     with pytest.raises(ConfigError):
         wilson_interval(k, n, level)
 
@@ -161,7 +161,7 @@ def test_queries_without_a_relevant_image_are_left_out_and_minus_one_pads() -> N
         recall_at_k(neighbours[1:], queries[1:], relevant[1:], 1)
 
 
-def test_neighbour_metrics_refuse_a_query_among_its_own_neighbours_and_a_k_too_large() -> None:
+def test_neighbour_metrics_reject_a_query_among_its_own_neighbours_and_a_k_too_large() -> None:
     neighbours, queries = np.array([[5, 5]]), np.array([5])
     with pytest.raises(ConfigError, match="Leave the query itself out"):
         mean_average_precision(neighbours, queries, np.array([1]))

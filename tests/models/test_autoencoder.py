@@ -1,4 +1,4 @@
-"""Encoding and decoding: shapes, ranges, batches, and what is refused."""
+"""Encoding and decoding: shapes, ranges, batches, and what is skipped."""
 
 from pathlib import Path
 
@@ -96,23 +96,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     "images",
     [torch.rand(1, 3, 48, 32), torch.rand(3, 32, 48), torch.zeros(1, 3, 32, 48, dtype=torch.uint8)],
 )
-def test_images_of_another_shape_or_type_are_refused(images: torch.Tensor) -> None:
+def test_images_of_another_shape_or_type_are_rejected(images: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match=r"float \(B, 3, 32, 48\)"):
         build().encode(images)
 
 
-def test_codes_of_another_size_are_refused() -> None:
+def test_codes_of_another_size_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"\(B, 6\)"):
         build().decode(torch.zeros(1, 7))
 
 
-def test_a_size_that_cannot_be_halved_often_enough_is_refused_with_the_multiple_needed() -> None:
+def test_a_size_that_cannot_be_halved_often_enough_is_rejected_with_the_multiple_needed() -> None:
     with pytest.raises(ConfigError, match="multiple of 32"):
         Autoencoder(ModelConfig(widths=(4,) * 5), Preprocessing(48, 48))
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "gan"}, {"code_size": 0}, {"widths": ()}, {"widths": (8, 0)}])
-def test_a_network_that_cannot_be_built_is_refused(wrong: dict[str, object]) -> None:
+def test_a_network_that_cannot_be_built_is_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         ModelConfig(**wrong)  # type: ignore[arg-type]
 

@@ -76,7 +76,7 @@ def test_the_distance_grows_with_blur() -> None:
     assert abs(near) < 0.1 * far
 
 
-def test_what_is_no_image_is_refused() -> None:
+def test_what_is_no_image_is_skipped() -> None:
     with pytest.raises(ConfigError, match="pixels"):
         pretrained_features(np.zeros((2, 8, 8, 3), np.float32))  # type: ignore[arg-type]
 

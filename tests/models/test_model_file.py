@@ -1,4 +1,4 @@
-"""One file holds the model; whatever else it is given is refused in one line."""
+"""One file holds the model; whatever else it is given is skipped in one line."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_a_run_folder_stands_for_the_model_in_it(path: Path) -> None:
     assert load_model(path.parent).digest == load_model(path).digest
 
 
-def test_a_path_stands_for_its_model_and_what_is_neither_is_refused(path: Path) -> None:
+def test_a_path_stands_for_its_model_and_what_is_neither_is_rejected(path: Path) -> None:
     model = load_model(path)
     assert as_model(model) is model
     for given in (path, str(path), path.parent):
@@ -73,13 +73,13 @@ def test_any_flipped_byte_is_noticed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 100, -1])
-def test_a_file_cut_short_is_refused(path: Path, length: int) -> None:
+def test_a_file_cut_short_is_skipped(path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ModelFileError, match="cut short or damaged"):
         load_model(path)
 
 
-def test_a_missing_file_a_picture_and_a_pickle_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_a_picture_and_a_pickle_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="No model file"):
         load_model(tmp_path / "none")
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickle")
@@ -87,7 +87,7 @@ def test_a_missing_file_a_picture_and_a_pickle_are_refused(tmp_path: Path) -> No
         load_model(tmp_path / "pickle")
 
 
-def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_safetensors_file_of_somebody_else_is_rejected(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "theirs")
     with pytest.raises(ModelFileError, match="not one that autoencode wrote"):
         load_model(tmp_path / "theirs")
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_not_a_model(tmp_path: Path) -> None:
         load_model(tmp_path / "c")
 
 
-def test_a_configuration_that_names_a_huge_network_is_refused_before_it_takes_memory(path: Path) -> None:
+def test_a_configuration_that_names_a_huge_network_is_rejected_before_it_takes_memory(path: Path) -> None:
     tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
     content["config"]["code_size"] = 10**9
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
@@ -130,7 +130,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path: Path) ->
     assert path.read_bytes() == before
 
 
-def test_a_prior_is_kept_and_one_of_other_codes_is_refused(tmp_path: Path) -> None:
+def test_a_prior_is_kept_and_one_of_other_codes_is_rejected(tmp_path: Path) -> None:
     model, path = build(), tmp_path / "model.safetensors"
     model.prior = GaussianMixture(torch.ones(1), torch.arange(6.0)[None], 2 * torch.eye(6)[None])
     assert save_model(path, model, {}) != save_model(tmp_path / "without", build(), {})
@@ -145,7 +145,7 @@ def test_a_prior_is_kept_and_one_of_other_codes_is_refused(tmp_path: Path) -> No
         load_model(path)
 
 
-def test_a_prior_with_a_part_missing_is_refused(tmp_path: Path) -> None:
+def test_a_prior_with_a_part_missing_is_rejected(tmp_path: Path) -> None:
     model, path = build(), tmp_path / "model.safetensors"
     model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 6), torch.eye(6)[None])
     save_model(path, model, {})
@@ -164,7 +164,7 @@ def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool])
-def test_weights_of_another_type_are_refused(kind: torch.dtype, path: Path) -> None:
+def test_weights_of_another_type_are_rejected(kind: torch.dtype, path: Path) -> None:
     tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
     tensors["to_mean.bias"] = tensors["to_mean.bias"].to(kind)

@@ -73,7 +73,7 @@ def test_a_path_through_a_mixture_is_closed_and_makes_no_jump(turns: int) -> Non
 
 
 @pytest.mark.parametrize(("weights", "diagonal"), [([0.5, 0.4], 1.0), ([1.5, -0.5], 1.0), ([0.5, 0.5], 0.0)])
-def test_what_is_no_mixture_is_refused(weights: list[float], diagonal: float) -> None:
+def test_what_is_no_mixture_is_rejected(weights: list[float], diagonal: float) -> None:
     factors = torch.eye(3).mul(diagonal).expand(2, 3, 3)
     with pytest.raises(ConfigError, match="must be positive"):
         GaussianMixture(torch.tensor(weights), torch.zeros(2, 3), factors)
@@ -99,7 +99,7 @@ def test_degenerate_codes_give_a_finite_mixture(codes: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("codes", [torch.zeros(0, 3), torch.full((4, 2), float("nan")), torch.zeros(3)])
-def test_codes_that_cannot_be_fitted_are_refused(codes: torch.Tensor) -> None:
+def test_codes_that_cannot_be_fitted_are_rejected(codes: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="finite codes"):
         GaussianMixture.fit(codes)
 
@@ -120,7 +120,7 @@ def test_a_path_is_closed_and_smooth_and_distributed_as_samples() -> None:
     assert steps.max() < 4 * steps.mean()
 
 
-def test_codes_of_another_size_are_refused() -> None:
+def test_codes_of_another_size_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"\(B, 3\)"):
         StandardNormal(3).log_density(torch.zeros(1, 2))
 

@@ -66,7 +66,7 @@ def test_the_strangest_images_come_first_with_the_p_values_of_their_scores(
     expected = conformal_p_values(reference.calibration["spectrum"], np.array(scores))
     np.testing.assert_array_equal([finding.p_value for finding in found.findings], expected)
     assert [finding.outlier for finding in found.findings] == list(expected <= 0.3)
-    assert found.refused == [(mixed / "broken.jpg", found.refused[0][1])]
+    assert found.skipped == [(mixed / "broken.jpg", found.skipped[0][1])]
 
 
 def test_few_images_promise_the_smallest_rate_they_can(
@@ -129,7 +129,7 @@ def test_heat_maps_widen_the_sheet(vae: Autoencoder, reference: OutlierReference
     assert with_maps.shape[1] > without.shape[1]
 
 
-def test_json_holds_the_same_and_what_was_refused(
+def test_json_holds_the_same_and_what_was_skipped(
     vae: Autoencoder, reference: OutlierReference, mixed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "found.json"
@@ -140,7 +140,7 @@ def test_json_holds_the_same_and_what_was_refused(
     assert content["calibration_images"] == reference.calibration_images
     assert [row["path"] for row in content["images"]] == [str(finding.path) for finding in found.findings]
     assert [row["score"] for row in content["images"]] == [finding.score for finding in found.findings]
-    assert content["refused"] == [{"path": str(mixed / "broken.jpg"), "reason": found.refused[0][1]}]
+    assert content["skipped"] == [{"path": str(mixed / "broken.jpg"), "reason": found.skipped[0][1]}]
 
 
 def test_the_papers_rule_is_the_median_kl_and_calls_half_of_ordinary_images_outliers(

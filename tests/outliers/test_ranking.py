@@ -37,7 +37,7 @@ def test_no_rate_is_kept_to_that_cannot_be_promised(ranking: Ranking) -> None:
         ranking.flagged(smallest / 2)
 
 
-def test_progress_reaches_its_end_and_another_size_is_refused(
+def test_progress_reaches_its_end_and_another_size_is_rejected(
     trained: Run, tiny_pack: Pack, tmp_path: object
 ) -> None:
     model = load_model(trained.model_path)

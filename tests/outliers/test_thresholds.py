@@ -79,7 +79,7 @@ def test_without_a_rate_it_is_one_percent_or_the_smallest_that_flags_at_all(imag
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
-def test_a_rate_that_cannot_be_is_refused(rate: float) -> None:
+def test_a_rate_that_cannot_be_is_rejected(rate: float) -> None:
     with pytest.raises(ConfigError, match="above 0 and below 1"):
         images_needed(rate)
 

@@ -49,6 +49,6 @@ def test_groups_and_names_are_chosen_in_the_papers_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "some"])
-def test_a_budget_that_is_none_is_refused(text: str) -> None:
+def test_a_budget_that_is_none_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="budget"):
         scaled(BY_NAME["ae"], parse_budget(text), 0)

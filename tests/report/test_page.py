@@ -85,7 +85,7 @@ def test_a_table_has_headings_for_columns_and_rows() -> None:
     assert '<th scope="row">row</th><td>1</td>' in html
 
 
-def test_rows_that_do_not_fit_their_headings_are_refused() -> None:
+def test_rows_that_do_not_fit_their_headings_are_rejected() -> None:
     with pytest.raises(ConfigError, match="2 cells"):
         Table(("a", "b"), [("only one",)])
 

@@ -60,7 +60,7 @@ def test_a_quick_page_takes_samples_says_so_and_keeps_no_reference(
     assert not list(folder.glob("outliers-*"))
 
 
-def test_what_is_no_run_or_has_no_model_is_refused(trained: Run, tmp_path: Path) -> None:
+def test_what_is_no_run_or_has_no_model_is_rejected(trained: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError):
         write_report(tmp_path)
     folder = copied(trained, tmp_path)

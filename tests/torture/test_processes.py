@@ -20,11 +20,11 @@ def test_a_full_disk_and_a_read_only_one_are_one_clear_line(torture: Torture) ->
     assert line.split()[1:3] == ["4", "0"]
 
 
-def test_two_at_once_are_refused_by_name_or_find_it_done(torture: Torture) -> None:
+def test_two_at_once_are_rejected_by_name_or_find_it_done(torture: Torture) -> None:
     assert torture("rivals", "--cases", "2", "--only", "pack", "--only", "index").split()[1:3] == ["4", "0"]
 
 
-def test_forged_files_are_refused_in_one_line(torture: Torture) -> None:
+def test_forged_files_are_rejected_in_one_line(torture: Torture) -> None:
     line = torture(
         "forged", "--cases", "4", *[f"--only={kind}" for kind in ("VAE", "index of cells", "run.json")]
     )

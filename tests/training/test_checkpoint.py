@@ -76,14 +76,14 @@ def test_what_is_not_finite_is_not_saved_and_the_checkpoint_before_stays(tmp_pat
     assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before
 
 
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_rejected_in_one_line(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, build(1, 1))
     with pytest.raises(RunError, match="not of this run's network") as caught:
         load_checkpoint(tmp_path, build(1, 0, widths=(4, 6)))
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_a_part_is_rejected(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, build(1, 1))
     path = tmp_path / CHECKPOINT_NAME
     tensors, _, _ = read_tensors(path, "checkpoint", 1, RunError)
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
         lambda tensors, content: tensors.update({"optimizer/999/step": torch.zeros(())}),
     ],
 )
-def test_a_checkpoint_whose_parts_do_not_fit_is_refused(
+def test_a_checkpoint_whose_parts_do_not_fit_is_rejected(
     spoil: Callable[[dict[str, torch.Tensor], dict[str, Any]], object], tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path, build(1, 1))
@@ -130,7 +130,7 @@ def moment_in(tensors: dict[str, torch.Tensor]) -> str:
     return next(name for name in tensors if name.startswith("optimizer/") and tensors[name].ndim)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_rejected(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT_NAME).write_bytes(b"PK\x03\x04 a pickle or anything else")
     with pytest.raises(RunError, match="is not a checkpoint file, or is cut short or damaged"):
         load_checkpoint(tmp_path, build(1, 0))

@@ -1,4 +1,4 @@
-"""Presets are the paper's settings; what cannot be used or would do nothing is refused."""
+"""Presets are the paper's settings; what cannot be used or would do nothing is rejected."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
         ({"corrupt": ("gaussian",)}, "gaussian:STANDARD_DEVIATION"),
     ],
 )
-def test_values_that_cannot_be_used_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_values_that_cannot_be_used_are_rejected(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**wrong)
     assert message in str(caught.value)
@@ -114,7 +114,7 @@ def test_values_that_cannot_be_used_are_refused(wrong: dict[str, Any], message: 
         ("batch_norm", "yes", "True or False"),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_name(name: str, value: object, kind: str | None) -> None:
+def test_a_value_of_another_type_is_rejected_by_name(name: str, value: object, kind: str | None) -> None:
     with pytest.raises(ConfigError) as caught:
         settings("best-vae", **{name: value})
     message = str(caught.value)
@@ -132,13 +132,13 @@ def test_lists_and_numbers_of_numpy_become_what_is_declared() -> None:
 
 
 @pytest.mark.parametrize("useless", [{"sigma2": 0.1}, {"beta": 2.0}, {"warmup": 3}, {"warmup_cycles": 3}])
-def test_settings_of_a_vae_are_refused_for_what_is_none(useless: dict[str, Any]) -> None:
+def test_settings_of_a_vae_are_rejected_for_what_is_none(useless: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"Only a VAE has {next(iter(useless))}. Add --model vae"):
         settings(**useless)
     settings(kind="vae", **useless)
 
 
-def test_a_likelihood_is_refused_for_a_plain_code() -> None:
+def test_a_likelihood_is_rejected_for_a_plain_code() -> None:
     with pytest.raises(ConfigError, match="Use --model vae, or --loss mse"):
         settings(loss="gaussian")
 

@@ -158,7 +158,7 @@ SETTINGS = TINY | VARIANTS["vae with batch norm and an average"]
 
 @pytest.fixture(scope="module")
 def pair(photos: Path, tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    """A run of two processes, then what is refused, each in the next call on the same port; what was said."""
+    """A run of two processes, then what is rejected, each in the next call on the same port; the messages."""
     folder = tmp_path_factory.mktemp("pair")
     shutil.copytree(photos / "coast", folder / "few")
     other = pack_folder(folder / "few", folder / "few.pack", tiny_pack.preprocessing)
@@ -227,7 +227,7 @@ def test_ctrl_c_at_one_process_stops_all_of_them_and_loses_no_step(
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-REFUSED = [
+REJECTED = [
     "PackError: Process 1 has other images than process 0.",
     "ConfigError: 2 processes cannot share batches of 1 images.",
     "ConfigError: --adversarial trains in one process only.",
@@ -236,9 +236,9 @@ REFUSED = [
 ]
 
 
-def test_what_processes_cannot_do_together_is_refused_by_all_of_them(pair: tuple[Path, list[Any]]) -> None:
+def test_what_processes_cannot_do_together_is_rejected_by_all_of_them(pair: tuple[Path, list[Any]]) -> None:
     folder, (first, second) = pair
-    for number, expected in enumerate(REFUSED, 1):
+    for number, expected in enumerate(REJECTED, 1):
         assert (first[number] or "").startswith(expected), first
         assert second[number] is not None
         assert not (folder / f"run-{number}" / "run.json").exists()

@@ -32,6 +32,6 @@ def test_a_process_reads_what_torchrun_says() -> None:
         (TORCHRUN | {"RANK": "-1"}, "RANK is '-1'"),
     ],
 )
-def test_an_environment_that_makes_no_sense_is_refused(environment: dict[str, str], message: str) -> None:
+def test_an_environment_that_makes_no_sense_is_rejected(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         own_place(environment)

@@ -1,4 +1,4 @@
-"""run.json and metrics.jsonl: written whole, read back equal, refused in one line."""
+"""run.json and metrics.jsonl: written whole, read back equal, rejected in one line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_newer_run_says_to_upgrade(tmp_path: Path) -> None:
     "content",
     ["", "{", "[]", "{}", '{"format": 1}', '{"format": "x"}', '{"format": 1, "model": {"code_size": 0}}'],
 )
-def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_damaged_run_is_rejected_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json is damaged") as caught:
         read_run(tmp_path)
@@ -81,7 +81,7 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, content: str) -> N
         (("preprocessing", "width"), 2**63),
     ],
 )
-def test_a_run_with_a_forged_value_is_refused_in_one_line(
+def test_a_run_with_a_forged_value_is_rejected_in_one_line(
     tmp_path: Path, part: tuple[str, ...], value: object
 ) -> None:
     write_run(tmp_path, SETTINGS)

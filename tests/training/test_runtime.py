@@ -30,7 +30,7 @@ def test_a_gpu_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "nonsense:1", ""])
-def test_a_device_that_is_not_here_is_refused_in_one_line(device: str) -> None:
+def test_a_device_that_is_not_here_is_rejected_in_one_line(device: str) -> None:
     with pytest.raises(ConfigError, match=r"There is no device|Cannot use the device") as caught:
         choose_runtime(device)
     assert repr(device) in str(caught.value)
@@ -62,7 +62,7 @@ def test_the_allocator_of_torch_is_understood() -> None:
     assert runtime.is_out_of_memory(caught.value)
 
 
-def test_an_unknown_precision_is_refused() -> None:
+def test_an_unknown_precision_is_rejected() -> None:
     with pytest.raises(ConfigError, match="Choose auto, fp32 or bf16"):
         choose_runtime("cpu", "fp8")  # type: ignore[arg-type]
 

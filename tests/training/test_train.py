@@ -257,7 +257,7 @@ def test_a_run_goes_on_in_pieces(plain: Run, tiny: dict[str, Any], tiny_pack: Pa
     "other",
     [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}, {"kind": "vae", "adversarial": True}],
 )
-def test_more_epochs_are_refused_where_the_schedule_depends_on_their_number(
+def test_more_epochs_are_rejected_where_the_schedule_depends_on_their_number(
     other: dict[str, Any], tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
     train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny, **other)
@@ -275,7 +275,7 @@ def test_more_epochs_are_refused_where_the_schedule_depends_on_their_number(
         {"batch_norm": True},
     ],
 )
-def test_a_run_resumed_with_another_setting_is_refused_and_keeps_its_files(
+def test_a_run_resumed_with_another_setting_is_rejected_and_keeps_its_files(
     setting: dict[str, Any], plain: Run, tiny_pack: Pack
 ) -> None:
     before = {path.name: path.read_bytes() for path in plain.folder.iterdir()}
@@ -353,17 +353,17 @@ def test_a_run_resumed_with_a_setting_there_is_not_says_so(plain: Run, tiny_pack
         train(tiny_pack.path, plain.folder, resume=True, epochs=2.5)
 
 
-def test_a_run_resumed_with_another_size_is_refused(plain: Run, tiny_pack: Pack) -> None:
+def test_a_run_resumed_with_another_size_is_rejected(plain: Run, tiny_pack: Pack) -> None:
     with pytest.raises(RunError, match=r"started with 32x32 pixels .*, not 48x48 pixels"):
         train(tiny_pack.path, plain.folder, resume=True, preprocessing=Preprocessing(48, 48))
 
 
-def test_a_run_resumed_on_another_folder_is_refused(plain: Run, tmp_path: Path) -> None:
+def test_a_run_resumed_on_another_folder_is_rejected(plain: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"was started on .*, not on {tmp_path}"):
         train(tmp_path, plain.folder, resume=True)
 
 
-def test_a_run_resumed_after_its_images_changed_is_refused(
+def test_a_run_resumed_after_its_images_changed_is_rejected(
     photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
 ) -> None:
     images = shutil.copytree(photos / "coast", tmp_path / "images")
@@ -385,7 +385,7 @@ def test_a_run_whose_pack_is_gone_says_so(
         train(photos / "coast", tmp_path / "run", resume=True)
 
 
-def test_a_damaged_checkpoint_is_refused(plain: Run, tiny_pack: Pack, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_rejected(plain: Run, tiny_pack: Pack, tmp_path: Path) -> None:
     copy = shutil.copytree(plain.folder, tmp_path / "run")
     path = copy / "checkpoint.safetensors"
     content = bytearray(path.read_bytes())
@@ -483,7 +483,7 @@ def test_the_same_images_give_the_same_model_wherever_they_are(
     assert_same(run, plain)
 
 
-def test_bad_sources_are_refused_before_a_run_is_made(tiny_pack: Pack, tmp_path: Path) -> None:
+def test_bad_sources_are_rejected_before_a_run_is_made(tiny_pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, error, message in (
         (tmp_path / "none", ImageFolderError, "none does not exist"),
@@ -508,7 +508,7 @@ def test_a_size_can_be_given_alone(
     assert pack_folder(photos / "coast", tmp_path / "p", size=size).preprocessing == expected
 
 
-def test_a_size_that_cannot_be_used_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_a_size_that_cannot_be_used_is_rejected(photos: Path, tmp_path: Path) -> None:
     for size, message in ((100, "multiple of 16"), ("big", "not understood"), ((32,), "not understood")):
         with pytest.raises(ConfigError, match=message):
             train(photos, tmp_path / "run", size=size)
@@ -553,7 +553,7 @@ def test_batch_normalisation_of_a_single_value_is_never_asked_of_torch(
         assert run.metrics[0]["step"] == 1
 
 
-def test_a_size_that_does_not_fit_is_refused_before_packing(photos: Path, tmp_path: Path) -> None:
+def test_a_size_that_does_not_fit_is_rejected_before_packing(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="multiple of 64"):
         train(photos, tmp_path / "run", preprocessing=Preprocessing(48, 48), widths=(4,) * 6)
     assert list(tmp_path.iterdir()) == []

@@ -76,14 +76,14 @@ def test_probabilities_are_the_softmax_of_the_pooled_features(classifier: Classi
     assert classifier.probabilities(images[:0]).shape == (0, 3)
 
 
-def test_results_come_as_a_table_json_and_a_sheet_and_refused_files_are_listed(
+def test_results_come_as_a_table_json_and_a_sheet_and_rejected_files_are_listed(
     classifier: Classifier, photos: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "mixed"
     shutil.copytree(photos / "coast", folder)
     (folder / "broken.jpg").write_bytes(b"no image")
     made = classify(classifier, folder, tmp_path / "out.csv")
-    assert [path.name for path, _ in made.refused] == ["broken.jpg"]
+    assert [path.name for path, _ in made.skipped] == ["broken.jpg"]
     assert len(made.results) == 16
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -97,7 +97,7 @@ def test_results_come_as_a_table_json_and_a_sheet_and_refused_files_are_listed(
     read = json.loads((tmp_path / "out.json").read_text())
     assert [image["class"] for image in read["images"]] == [result.label for result in made.results]
     assert all(sum(image["probabilities"].values()) == pytest.approx(1) for image in read["images"])
-    assert len(read["refused"]) == 1
+    assert len(read["skipped"]) == 1
     again = classify(classifier, tmp_path / "mixed", folder / "out.csv")
     assert len(again.results) == len(classify(classifier, folder, folder / "out.csv").results)
 
@@ -126,7 +126,7 @@ def test_what_is_no_classifier_is_told(
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_parts_that_do_not_fit_together_are_refused(classifier: Classifier, tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_together_are_rejected(classifier: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, classifier)
     tensors, content, _ = read_tensors(path, "classifier", 1, ModelFileError)
@@ -147,7 +147,7 @@ def test_parts_that_do_not_fit_together_are_refused(classifier: Classifier, tmp_
         load_classifier(path)
 
 
-def test_numbers_too_large_for_probabilities_are_refused(
+def test_numbers_too_large_for_probabilities_are_rejected(
     classifier: Classifier, photos: Path, tmp_path: Path
 ) -> None:
     mean = classifier.probe.mean

@@ -50,7 +50,7 @@ def test_nothing_held_out_was_seen_when_the_autoencoder_was_trained(
     assert not held_out & seen
 
 
-def test_a_pack_is_taken_as_it_is_and_one_of_another_size_is_refused(
+def test_a_pack_is_taken_as_it_is_and_one_of_another_size_is_rejected(
     tiny_pack: Pack, tiny_size: Preprocessing
 ) -> None:
     with labelled_images(tiny_pack.path, tiny_size) as data:
@@ -77,7 +77,7 @@ def test_copies_count_once_and_not_at_all_where_they_contradict(
     with labelled_images(folder, tiny_size) as data:
         assert np.bincount(data.labels).tolist() == [15, 16, 16]
         assert len(set(data.rows.tolist())) == len(data.rows)
-        assert [entry.path for entry in data.refused] == ["coast/broken.png"]
+        assert [entry.path for entry in data.skipped] == ["coast/broken.png"]
     assert any("1 image in no sub-folder" in note for note in data.notes)
     assert any("in two classes" in note for note in data.notes)
 

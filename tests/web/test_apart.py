@@ -28,7 +28,7 @@ def deaf(file: Path, progress: Progress) -> None:
     time.sleep(60)
 
 
-def refused(_: Progress) -> None:
+def rejected(_: Progress) -> None:
     raise ConfigError("Choose another.")
 
 
@@ -69,7 +69,7 @@ def test_what_says_nothing_is_ended_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "kind", "text"),
     [
-        (refused, AutoencodeError, "Choose another."),
+        (rejected, AutoencodeError, "Choose another."),
         (broken, RuntimeError, "ZeroDivisionError"),
         (gone, AutoencodeError, "ended by itself"),
     ],

@@ -43,13 +43,13 @@ def test_work_is_done_once_and_tells_how_far_it_is(threads: ThreadPoolExecutor) 
 
 
 def test_what_went_wrong_is_said(threads: ThreadPoolExecutor) -> None:
-    def refused(_: Report) -> int:
+    def rejected(_: Report) -> int:
         raise ConfigError("Choose another.")
 
     def broken(_: Report) -> int:
         raise ZeroDivisionError("by zero")
 
-    for work, text in ((refused, "Choose another."), (broken, "Unexpected: ZeroDivisionError: by zero")):
+    for work, text in ((rejected, "Choose another."), (broken, "Unexpected: ZeroDivisionError: by zero")):
         job = Job(work, threads)
         job.result()
         wait(lambda job=job: job.state == "failed")

@@ -45,7 +45,7 @@ def watched(page: Page, served: Served) -> Iterator[Page]:
     page.set_default_timeout(20_000)
     complaints: list[str] = []
     elsewhere: list[str] = []
-    # A refused file is told of by the browser, too; any other complaint is a fault of the page.
+    # A skipped file is told of by the browser, too; any other complaint is a fault of the page.
     page.on(
         "console",
         lambda message: (
@@ -188,7 +188,7 @@ def test_an_image_dropped_on_the_samples_is_varied(page: Page, photos: Path) -> 
     page.wait_for_selector("#tabs a")
 
 
-def test_a_file_that_is_no_image_is_refused_in_words(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_skipped_in_words(page: Page, tmp_path: Path) -> None:
     go(page, "search")
     (tmp_path / "text.png").write_text("no image")
     with page.expect_response("**/api/uploads") as answer:
@@ -232,7 +232,7 @@ def test_an_animation_tells_how_far_it_is_and_can_be_given_up(page: Page) -> Non
     page.unroute("**/api/morph/animation?*")
 
 
-def test_four_pictures_make_a_square_and_a_fifth_is_refused(page: Page) -> None:
+def test_four_pictures_make_a_square_and_a_fifth_is_rejected(page: Page) -> None:
     go(page, "morph")
     for count in (3, 4, 4):
         before = [image.get_attribute("alt") for image in page.locator(".slots img").all()]

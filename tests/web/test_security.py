@@ -51,7 +51,7 @@ def guest(stranger: TestClient, trust: Trust) -> TestClient:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8765", "127.0.0.1.evil.example", "", "10.0.0.7"]
 )
-def test_a_foreign_host_is_refused_even_with_the_token(client: TestClient, host: str) -> None:
+def test_a_foreign_host_is_rejected_even_with_the_token(client: TestClient, host: str) -> None:
     assert client.get("/api/workspace", headers={"Host": host}).status_code == 400
 
 

@@ -182,7 +182,7 @@ def test_samples_are_those_of_generate_and_can_be_searched_for_varied_and_morphe
     assert np.abs(difference).max() <= 1
 
 
-def test_what_is_out_of_range_is_refused_in_words(client: TestClient) -> None:
+def test_what_is_out_of_range_is_rejected_in_words(client: TestClient) -> None:
     for body in ({"count": 100_000}, {"temperature": -1}, {"prior": "none"}, {"seed": "x"}):
         answer = client.post("/api/generate", json=body)
         assert answer.status_code == 422

@@ -78,13 +78,15 @@ def test_what_is_shown_is_encoded_anew_without_what_else_was_in_the_file(client:
         (png(Image.new("RGB", (40, 40)))[:60], "cannot be decoded"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_reason(client: TestClient, content: bytes, reason: str) -> None:
+def test_what_is_no_image_is_rejected_with_the_reason(
+    client: TestClient, content: bytes, reason: str
+) -> None:
     answer = client.post("/api/uploads", content=content)
     assert answer.status_code == 422
     assert reason in answer.json()["error"].lower()
 
 
-def test_a_file_of_many_pixels_is_refused_by_its_header(client: TestClient) -> None:
+def test_a_file_of_many_pixels_is_rejected_by_its_header(client: TestClient) -> None:
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10)))
     answer = client.post("/api/uploads", content=content)
@@ -92,7 +94,7 @@ def test_a_file_of_many_pixels_is_refused_by_its_header(client: TestClient) -> N
     assert "30,000x30,000 pixels are more than the limit" in answer.json()["error"]
 
 
-def test_a_decompression_bomb_is_refused_and_the_page_goes_on(client: TestClient) -> None:
+def test_a_decompression_bomb_is_rejected_and_the_page_goes_on(client: TestClient) -> None:
     bomb = flat_png(12_000, 6_000)  # 72 million pixels
     assert len(bomb) < 200_000
     assert "pixels are more than" in client.post("/api/uploads", content=bomb).json()["error"]
@@ -110,8 +112,8 @@ def test_uploads_have_a_rate(client: TestClient, workspace: Workspace) -> None:
     assert int(client.post("/api/uploads", content=content).headers["retry-after"]) > 0
     workspace.allowance = Allowance(1, 100)
     workspace.allowance.take()
-    refused = client.post("/api/uploads", content=content)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    rejected = client.post("/api/uploads", content=content)
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "1")
 
 
 def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model
-from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_refused, stages
+from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_skipped, stages
 
 if TYPE_CHECKING:
     from autoencode.transfer_learning import Accuracy, Transfer
@@ -103,7 +103,7 @@ def classify(
         made = application.classify(
             loaded, images, out, limits=options.limits(max_pixels, max_bytes), progress=progress
         )
-    show_refused(made.refused)
+    show_skipped(made.skipped)
     for result in made.results[:SHOWN]:
         line = f"{result.probability:6.1%}  {result.label}  {result.path}"
         console.print(one_line(line), soft_wrap=True)
@@ -114,7 +114,7 @@ def classify(
     if out is not None:
         console.print(f"table: {out}", soft_wrap=True)
         console.print(f"sheet: {application.sheet_path(out)}", soft_wrap=True)
-    fail_if_named(made.refused, images)
+    fail_if_named(made.skipped, images)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -125,7 +125,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _print_comparison(made: Transfer) -> None:
-    show_refused(made.refused)
+    show_skipped(made.skipped)
     for note in made.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(

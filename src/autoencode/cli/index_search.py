@@ -12,7 +12,7 @@ from rich.table import Table
 
 from autoencode.cli import options
 from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model, Ray
-from autoencode.cli.progress import console, counted, counting, fail_if_named, notes, one_line, show_refused
+from autoencode.cli.progress import console, counted, counting, fail_if_named, notes, one_line, show_skipped
 from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def search(
         from autoencode.index.sheets import neighbours_sheet
 
         _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
-    fail_if_named(found.refused, queries or [])
+    fail_if_named(found.skipped, queries or [])
 
 
 def add_to(app: typer.Typer) -> None:
@@ -218,7 +218,7 @@ def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
 def _print_index(made: Index) -> None:
     update = made.update
     assert update is not None
-    show_refused([(Path(entry.path), entry.reason or "") for entry in update.refused])
+    show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
     console.print(
         f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed"
@@ -229,7 +229,7 @@ def _print_index(made: Index) -> None:
 
 
 def _print_neighbours(opened: Index, found: SearchResults) -> None:
-    show_refused(found.refused, notes)
+    show_skipped(found.skipped, notes)
     _note_gone(opened, {near.path for result in found.results for near in result.found if near.is_gone})
     for result in found.results:
         console.print(one_line(result.query), soft_wrap=True)
@@ -258,12 +258,12 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
         }
         for result in found.results
     ]
-    refused = [{"query": str(path), "reason": reason} for path, reason in found.refused]
+    skipped = [{"query": str(path), "reason": reason} for path, reason in found.skipped]
     return {
         "features": opened.features,
         "distance": opened.distance,
         "queries": queries,
-        "refused": refused,
+        "skipped": skipped,
     }
 
 

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from autoencode.atomic import refuse_url
+from autoencode.atomic import reject_url
 from autoencode.cli import app as web_page
 from autoencode.cli import (
     evaluate_export,
@@ -31,7 +31,7 @@ from autoencode.cli import (
     train,
 )
 from autoencode.cli.options import MACHINE, Background, Corrupt, FitOption, MaxBytes, MaxPixels, Size
-from autoencode.cli.progress import console, counted, counting, fail_if_named, one_line, show_refused
+from autoencode.cli.progress import console, counted, counting, fail_if_named, one_line, show_skipped
 from autoencode.cli.train import print_pack, train_and_show
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
 from autoencode.training.process import is_first
@@ -40,7 +40,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Program(typer.Typer):
-    """Its commands refuse URLs where they take paths."""
+    """Its commands reject URLs where they take paths."""
 
     def command(self, *arguments: Any, **options: Any) -> Callable[[Function], Function]:  # noqa: ANN401
         """Make a function a command; see `typer.Typer.command`."""
@@ -54,14 +54,14 @@ class _Program(typer.Typer):
 
 
 def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse a URL in place of a path, which it would become: s3:/bucket."""
+    """Reject a URL in place of a path, which it would become: s3:/bucket."""
 
     @functools.wraps(function)
     def checked(**given: Any) -> Any:  # noqa: ANN401
         for value in given.values():
             for one in value if isinstance(value, list) else (value,):
                 if isinstance(one, Path):
-                    refuse_url(one)
+                    reject_url(one)
         return function(**given)
 
     return checked
@@ -190,7 +190,7 @@ def reconstruct(
             limits=options.limits(max_pixels, max_bytes),
             progress=progress,
         )
-    show_refused(made.refused)
+    show_skipped(made.skipped)
     before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
     if before:
         console.print(f"corrupted:      median PSNR {median(before):.2f} dB")
@@ -203,7 +203,7 @@ def reconstruct(
     )
     console.print(f"sheet: {out / application.SHEET_NAME}", soft_wrap=True)
     console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
-    fail_if_named(made.refused, images)
+    fail_if_named(made.skipped, images)
 
 
 train.add_to(app)

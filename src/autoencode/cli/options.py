@@ -86,13 +86,13 @@ Background = Annotated[
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        help="Refuse images of more pixels than this. Default: 200,000,000.", rich_help_panel=IMAGES, min=1
+        help="Skip images of more pixels than this. Default: 200,000,000.", rich_help_panel=IMAGES, min=1
     ),
 ]
 MaxBytes = Annotated[
     int | None,
     typer.Option(
-        help="Refuse files of more bytes than this. Default: 268,435,456.", rich_help_panel=IMAGES, min=1
+        help="Skip files of more bytes than this. Default: 268,435,456.", rich_help_panel=IMAGES, min=1
     ),
 ]
 Ray = Annotated[

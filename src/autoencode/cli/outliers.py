@@ -10,7 +10,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model, Ray
-from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_refused
+from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_skipped
 from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def outliers(
     if out is not None:
         console.print(f"table: {out}", soft_wrap=True)
         console.print(f"sheet: {application.sheet_path(out)}", soft_wrap=True)
-    fail_if_named(found.refused, images)
+    fail_if_named(found.skipped, images)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -121,7 +121,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _print(found: Outliers) -> None:
-    show_refused(found.refused)
+    show_skipped(found.skipped)
     for note in found.notes:
         console.print(f"note: {note}", soft_wrap=True)
     flagged = [finding for finding in found.findings if finding.outlier]

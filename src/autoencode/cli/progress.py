@@ -173,27 +173,29 @@ def duration(seconds: float) -> str:
 
 SHOWN = 5
 
-Refused = Sequence[tuple[Path, str]]
+Skipped = Sequence[tuple[Path, str]]
 
 
-def show_refused(refused: Refused, to: Console = console) -> None:
+def show_skipped(skipped: Skipped, to: Console = console) -> None:
     """Print the first few with their reasons, and how many more there are."""
-    for path, reason in refused[:SHOWN]:
-        to.print(one_line(f"refused {path}: {reason}"), soft_wrap=True)
-    if len(refused) > SHOWN:
-        to.print(f"refused {len(refused) - SHOWN:,} more")
+    for path, reason in skipped[:SHOWN]:
+        to.print(one_line(f"skipped {path}: {reason}"), soft_wrap=True)
+    if len(skipped) > SHOWN:
+        to.print(f"skipped {len(skipped) - SHOWN:,} more")
 
 
-def fail_if_named(refused: Refused, given: Collection[Path]) -> None:
-    """Refuse to call it done where a file that was asked for could not be used; one in a folder may be.
+def fail_if_named(skipped: Skipped, given: Collection[Path]) -> None:
+    """Fail when a file that was asked for by name could not be used; a file found in a folder may be skipped.
 
     Args:
-        refused: the files that could not be used, with the reason.
+        skipped: the files that could not be used, with the reason.
         given: the files and folders that were asked for.
 
     Raises:
         ImageError: one of them was given by name.
     """
-    named = [f"{path}: {reason}" for path, reason in refused if path in given]
+    named = [f"{path}: {reason}" for path, reason in skipped if path in given]
     if named:
-        raise ImageError(f"{counted(len(named), 'file')} asked for by name refused. {'; '.join(named)}.")
+        raise ImageError(
+            f"{counted(len(named), 'file')} asked for by name could not be used. {'; '.join(named)}."
+        )

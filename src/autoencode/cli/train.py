@@ -373,11 +373,11 @@ def _print_health(run: Run) -> None:
 
 
 def print_pack(packed: Pack) -> None:
-    """Say what is in a pack, and what was refused."""
+    """Say what is in a pack, and what was skipped."""
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
     console.print(
-        f"pack:   {packed.place}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
+        f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
     )
     if not len(packed.rows("validation")):
         # Without a training split, all images are trained on.
@@ -387,10 +387,10 @@ def print_pack(packed: Pack) -> None:
             f"{'the test images' if held_out else 'the training images themselves'}",
             soft_wrap=True,
         )
-    if packed.refused:
+    if packed.skipped:
         listed = packed.path / "manifest.jsonl"
         console.print(
-            f"refused {counted(len(packed.refused), 'file')}, with the reason in {listed}:", soft_wrap=True
+            f"skipped {counted(len(packed.skipped), 'file')}, with the reason in {listed}:", soft_wrap=True
         )
-        for entry in packed.refused[:5]:
+        for entry in packed.skipped[:5]:
             console.print(f"  {entry.path}: {entry.reason}", soft_wrap=True)

@@ -53,7 +53,7 @@ class Corruption:
             "rotate": 0 < self.amount <= 180,
             "downscale": self.amount >= 2 and self.amount % 1 == 0,
         }
-        # Comparisons with a NaN are false, so a NaN is refused here too.
+        # Comparisons with a NaN are false, so a NaN is rejected here too.
         if self.name not in allowed or not allowed[self.name]:
             raise _unusable(str(self), self.name)
 
@@ -79,7 +79,7 @@ def parse_corruptions(texts: Iterable[str]) -> tuple[Corruption, ...]:
 
 
 def check_size(corruptions: Iterable[Corruption], height: int, width: int) -> None:
-    """Refuse what images of this size cannot have done to them.
+    """Reject what images of this size cannot have done to them.
 
     Raises:
         ConfigError: an image would be downscaled to less than a pixel.

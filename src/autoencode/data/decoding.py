@@ -10,7 +10,7 @@ palette                              looked up
 16-bit colour                        the high byte of each channel, as Pillow reads it
 32-bit integers                      0..255 kept; 0..65535 divided by 257; any other range stretched
 floating point                       0..1 times 255; 0..255 kept; any other range stretched, from its least
-                                     to its greatest value; refused if a value is not finite
+                                     to its greatest value; skipped if a value is not finite
 CMYK (and Adobe's inverted), YCbCr,  converted by Pillow
 HSV, LAB
 alpha, premultiplied alpha, a        resized with its alpha, then laid over the background

@@ -38,7 +38,7 @@ def read_chunks(
     size: int,
     preprocessing: Preprocessing,
     limits: Limits,
-    refused: list[tuple[Path, str]],
+    skipped: list[tuple[Path, str]],
 ) -> Iterator[tuple[list[Path], NDArray[np.uint8]]]:
     """Read many files a few at a time, passing over those that cannot be used.
 
@@ -47,7 +47,7 @@ def read_chunks(
         size: files in a chunk, which bounds the memory.
         preprocessing: as for `read_image`.
         limits: as for `read_image`.
-        refused: takes the files that cannot be used, with the reason.
+        skipped: takes the files that cannot be used, with the reason.
 
     Yields:
         For each chunk the files that could be read, and their pixels (B, H, W, 3); B may be 0.
@@ -68,18 +68,18 @@ def read_chunks(
                 pixels[len(read)] = read_image(path, preprocessing, limits)
                 read.append(path)
             except ImageError as err:
-                refused.append((path, str(err)))
+                skipped.append((path, str(err)))
         usable += len(read)
         yield read, pixels[: len(read)]
-    check_usable(usable, paths, refused)
+    check_usable(usable, paths, skipped)
 
 
-def check_usable(usable: int, paths: Sequence[Path], refused: Sequence[tuple[Path, str]]) -> None:
+def check_usable(usable: int, paths: Sequence[Path], skipped: Sequence[tuple[Path, str]]) -> None:
     """Raise ImageFolderError if none of `paths` was usable, with some of the reasons."""
     if not paths:
         raise ImageFolderError("No image was given.")
     if not usable:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in refused[:3])
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
 
 
@@ -91,11 +91,11 @@ def read_bytes(path: str | Path, limits: Limits) -> bytes:
     """
     try:
         # A pipe or device must not even be opened: that alone can wait for ever or act on the device.
-        _refuse_unless_regular(os.stat(path), limits)  # noqa: PTH116
+        _check_regular(os.stat(path), limits)  # noqa: PTH116
         # By now it may be another file, or a longer one.
         with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
-            _refuse_unless_regular(status, limits)
+            _check_regular(status, limits)
             content = file.read(status.st_size + 1)
             if len(content) > status.st_size:
                 content += file.read(limits.max_bytes + 1 - len(content))
@@ -110,7 +110,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _refuse_unless_regular(status: os.stat_result, limits: Limits) -> None:
+def _check_regular(status: os.stat_result, limits: Limits) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not a regular file")
     if status.st_size > limits.max_bytes:
@@ -125,7 +125,7 @@ def read_image(
     Args:
         source: a file, its content, or a Pillow image, which is left as it is.
         preprocessing: the size, and how to come to it.
-        limits: what is refused unread; time is not limited here.
+        limits: what is skipped unread; time is not limited here.
 
     Raises:
         ImageError: it cannot be used; the message is the plain reason, without the file's name.

@@ -25,7 +25,7 @@ from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, PackError
 
 Split = Literal["train", "validation", "test"]
-Status = Literal["packed", "refused"]
+Status = Literal["packed", "skipped"]
 
 
 def split_of(sha256: str) -> Split:
@@ -48,8 +48,8 @@ class Entry:
         size: bytes.
         mtime: nanoseconds since 1970, within 292 years of it.
         sha256: digest of the content; None if it could not be read.
-        status: "packed", or "refused" for a file that cannot be used.
-        reason: why it was refused.
+        status: "packed", or "skipped" for a file that cannot be used.
+        reason: why it was skipped.
         row: where its pixels are; files of the same content share a row.
         label: the first sub-folder, if it is in one.
         split: see `split_of`.
@@ -93,7 +93,7 @@ class Entry:
 
 
 def check_inside(path: str) -> None:
-    """Refuse a path that would lead out of the folder it is relative to.
+    """Reject a path that would lead out of the folder it is relative to.
 
     Raises:
         ValueError: it would.
@@ -110,14 +110,14 @@ def packed(path: str, size: int, mtime: int, sha256: str, row: int) -> Entry:
     return Entry(path, size, mtime, sha256, "packed", None, row, _label(path), split_of(sha256))
 
 
-def refused(path: str, size: int, mtime: int, sha256: str | None, reason: str) -> Entry:
+def skipped(path: str, size: int, mtime: int, sha256: str | None, reason: str) -> Entry:
     """Return the entry of a file that cannot be used."""
-    return Entry(path, size, mtime, sha256, "refused", reason, None, _label(path), None)
+    return Entry(path, size, mtime, sha256, "skipped", reason, None, _label(path), None)
 
 
 def unread(path: str, size: int, mtime: int) -> Entry:
-    """Return the entry of a file that is still to be read: refused, without a reason yet."""
-    return Entry(path, size, mtime, None, "refused", None, None, _label(path), None)
+    """Return the entry of a file that is still to be read: skipped, without a reason yet."""
+    return Entry(path, size, mtime, None, "skipped", None, None, _label(path), None)
 
 
 def _label(path: str) -> str | None:
@@ -171,7 +171,7 @@ class Entries(Sequence[Entry]):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """The row (N,) of each; -1 for a refused file."""
+        """The row (N,) of each; -1 for a skipped file."""
         rows: NDArray[np.int64] = self._records["row"]
         return rows
 
@@ -189,7 +189,7 @@ class Entries(Sequence[Entry]):
 
     @property
     def has_reason(self) -> NDArray[np.bool_]:
-        """Whether each (N,) is known to be refused."""
+        """Whether each (N,) is known to be skipped."""
         return np.isin(self._records["start"], list(self._reasons))
 
     def in_split(self, split: Split) -> NDArray[np.bool_]:
@@ -215,7 +215,7 @@ class Entries(Sequence[Entry]):
         return self._paths[start : start + length].decode("utf-8", "surrogateescape")
 
     def set_content(self, index: int, digest: bytes | None, reason: str | None) -> None:
-        """Say what was found in an unread file: its digest of 32 bytes, and why it is refused if it is."""
+        """Say what was found in an unread file: its digest of 32 bytes, and why it is skipped if it is."""
         self._records["sha256"][index] = digest or b""
         if reason is not None:
             self._reasons[int(self._records["start"][index])] = reason
@@ -245,7 +245,7 @@ class Entries(Sequence[Entry]):
         path, sha256 = self.path(index), self._sha256(index)
         if row >= 0 and sha256 is not None:
             return packed(path, size, mtime, sha256, row)
-        return Entry(path, size, mtime, sha256, "refused", self._reasons.get(start), None, _label(path), None)
+        return Entry(path, size, mtime, sha256, "skipped", self._reasons.get(start), None, _label(path), None)
 
     def _sha256(self, index: int) -> str | None:
         digest = self._records["sha256"][index : index + 1 or None].tobytes()
@@ -265,7 +265,7 @@ class Entries(Sequence[Entry]):
 SETTINGS_NAME = "pack.json"
 MANIFEST_NAME = "manifest.jsonl"
 _FORMAT = "autoencode pack"
-_VERSION = 1
+_VERSION = 2
 _SHARD_BYTES = 256 * 1024**2
 _MOST = 2**40
 
@@ -321,7 +321,7 @@ def read_settings(pack: Path) -> Settings:
     """Return what `pack.json` says.
 
     Raises:
-        PackError: there is no pack, it is damaged, or a newer version made it.
+        PackError: there is no pack, it is damaged, or another version made it.
     """
     path = pack / SETTINGS_NAME
     try:
@@ -334,10 +334,14 @@ def read_settings(pack: Path) -> Settings:
         raise PackError(f"Could not read {path}: {err}. {_REPACK}") from err
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise PackError(f"{pack} is not a pack: its {SETTINGS_NAME} is of something else.")
-    if isinstance(value.get("version"), int) and value["version"] > _VERSION:
+    version = value.get("version")
+    if isinstance(version, int) and version != _VERSION:
+        age, advice = "an older", _REPACK
+        if version > _VERSION:
+            age, advice = "a newer", "Upgrade: pip install --upgrade autoencode."
         raise PackError(
-            f"The pack {pack} was made by a newer version of autoencode (format {value['version']}, this one"
-            f" reads up to {_VERSION}). Upgrade: pip install --upgrade autoencode."
+            f"The pack {pack} was made by {age} version of autoencode (format {version}; this one reads"
+            f" format {_VERSION}). {advice}"
         )
     try:
         preprocessing = Preprocessing.from_json(value["preprocessing"])

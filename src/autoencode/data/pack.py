@@ -1,4 +1,4 @@
-"""An image folder decoded once: pixels of one size, splits, labels, and what was refused and why.
+"""An image folder decoded once: pixels of one size, splits, labels, and what was skipped and why.
 
     P/pack.json          constant settings: the folder, the preprocessing, rows per shard
     P/manifest.jsonl     one line a file of the folder; replacing it is what changes the pack
@@ -50,7 +50,7 @@ class Pack:
         preprocessing: how its images became pixels.
         entries: the usable images, a sequence of `Entry` ordered by (sha256, path): the order depends on the
             content alone, not on when which image was added.
-        refused: the files that could not be used, ordered by path, with the reason.
+        skipped: the files that could not be used, ordered by path, with the reason.
         rows_per_shard: rows that lie together, in the order of their numbers.
         window: rows that can be read in any order at once, as a number of whole shards; 0 for all of them.
     """
@@ -60,17 +60,17 @@ class Pack:
         settings = manifest.read_settings(path)
         entries = manifest.read_manifest(path)
         if entries is None:
-            place = remote.shown(path)
-            again = f"autoencode pack {settings.folder} --out {place}"
+            location = remote.shown(path)
+            again = f"autoencode pack {settings.folder} --out {location}"
             if settings.parts > 1:
                 again += f" --shard i/{settings.parts}, for each i from 1 to {settings.parts} that is missing"
-            raise PackError(f"The pack {place} is not finished. Run again: {again}")
+            raise PackError(f"The pack {location} is not finished. Run again: {again}")
         self.path = path
         self.folder = settings.folder
         self.preprocessing = settings.preprocessing
         # The manifest is ordered by path, which a stable sort keeps among copies.
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
-        self.refused = list(entries.take(entries.rows < 0))
+        self.skipped = list(entries.take(entries.rows < 0))
         self._rows = self.entries.rows.copy()
         shards = remote.shards_of(path, settings.preprocessing, settings.rows_per_shard)
         self.window = shards.window * shards.rows_per_shard
@@ -103,11 +103,11 @@ class Pack:
         order: tuple[Split, ...] = (wanted, "validation", "test", "train")
         split = next((split for split in order if len(self.rows(split))), None)
         if split is None:
-            raise PackError(f"The pack {self.place} has no image that can be used.")
+            raise PackError(f"The pack {self.location} has no image that can be used.")
         return HeldOut(self.rows(split), split)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """What opens this pack again: its URL, or its absolute path."""
         return remote.named(self.path)
 
@@ -183,7 +183,7 @@ def pack_folder(
         preprocessing: the size of the images and how they come to it; 128x128, cropped.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
         limits: what a single file may cost. Changing them does not change what is already packed; files
-            that were refused are tried again every time.
+            that were skipped are tried again every time.
         workers: processes; as many as there are cores.
         progress: called with (files done, files to read), from this thread.
 
@@ -233,12 +233,12 @@ def pack_part(
     return Parts(done, chosen.count)
 
 
-def preprocessing_of(place: str | Path) -> Preprocessing | None:
-    """Return how the images of a pack, finished or not, are read; None if there is no pack at `place`.
+def preprocessing_of(location: str | Path) -> Preprocessing | None:
+    """Return how the images of a pack, finished or not, are read; None if there is no pack at `location`.
 
     Raises:
         PackError: it is damaged, or made by a newer version.
         StorageError: the storage cannot be reached.
     """
-    folder = remote.prepared(place)
+    folder = remote.prepared(location)
     return manifest.read_settings(folder).preprocessing if is_pack(folder) else None

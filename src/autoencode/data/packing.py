@@ -56,7 +56,7 @@ def update(
     worker_count = workers.available_cores() if worker_count is None else worker_count
     if worker_count < 1:
         raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
-    _refuse_what_is_not_ours(pack)
+    _reject_what_is_not_ours(pack)
     listed = Entries(entry for entry in _survey(folder) if part.takes(entry.path))
     wanted = Settings.of(folder, preprocessing, part.count)
     where = _folder_of(pack, part)
@@ -66,7 +66,7 @@ def update(
         entries = _manifest_of(pack, part)
         if manifest.is_pack(pack) and (entries is not None or part != WHOLE or _has_parts(pack)):
             settings = manifest.read_settings(pack)
-            _refuse_other_settings(mirror.shown(pack), settings, wanted)
+            _reject_other_settings(mirror.shown(pack), settings, wanted)
         else:
             settings = wanted
             with mirror.changing(pack, manifest.SETTINGS_NAME):
@@ -139,7 +139,7 @@ def _merge(pack: Path, count: int) -> int:
             packed = np.flatnonzero(merged.rows >= 0)
             _share_rows(merged, packed, merged.rows[packed], Entries())
             if not len(packed):
-                raise ImageFolderError(_all_refused(manifest.read_settings(pack).folder, merged))
+                raise ImageFolderError(_all_skipped(manifest.read_settings(pack).folder, merged))
             if merged != _manifest_of(pack, WHOLE):
                 _write(pack, WHOLE, merged)
             if mirror.remote_of(pack) is None or (again := _manifests(pack, count)) == parts:
@@ -164,7 +164,7 @@ def _tidy(pack: Path, part: Part, shards: Shards) -> None:
         shards.folder.rmdir()
 
 
-def _refuse_what_is_not_ours(pack: Path) -> None:
+def _reject_what_is_not_ours(pack: Path) -> None:
     remote = mirror.remote_of(pack)
     try:
         if remote is not None:
@@ -181,7 +181,7 @@ def _refuse_what_is_not_ours(pack: Path) -> None:
         raise PackError(f"{mirror.shown(pack)} is not a pack, and not empty. Choose another output.")
 
 
-def _refuse_other_settings(pack: str, settings: Settings, wanted: Settings) -> None:
+def _reject_other_settings(pack: str, settings: Settings, wanted: Settings) -> None:
     advice = "Choose another output, or delete the pack to make it anew."
     if settings.folder != wanted.folder:
         raise PackError(f"{pack} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
@@ -217,7 +217,7 @@ def _update(
     read_all(listed, chosen, fresh, decoder, entries.packed.digests, worker_count, progress)
     _share_rows(listed, chosen, fresh, entries.packed)
     if not len(_rows(listed)) and shards.part == WHOLE:
-        raise ImageFolderError(_all_refused(decoder.folder, listed))
+        raise ImageFolderError(_all_skipped(decoder.folder, listed))
 
 
 def _new_rows(count: int, shards: Shards, used: list[int]) -> NDArray[np.int64]:
@@ -242,7 +242,7 @@ def _survey(folder: Path) -> Iterator[Entry]:
 def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
     """Return for each file (N,) the index of the entry that still holds, or -1.
 
-    Both are ordered by path. A refused file is tried again each time: permissions, limits and decoders change
+    Both are ordered by path. A skipped file is tried again each time: permissions, limits and decoders change
     without its time.
     """
     kept = np.full(len(listed), -1, np.int64)
@@ -274,7 +274,7 @@ def _share_rows(listed: Entries, chosen: NDArray[np.int64], fresh: NDArray[np.in
     listed.set_rows(all_rows)
 
 
-def _all_refused(folder: Path, entries: Entries) -> str:
+def _all_skipped(folder: Path, entries: Entries) -> str:
     shown = "; ".join(f"{e.path}: {e.reason}" for e in entries[:_REASONS_SHOWN])
     more = f"; and {len(entries) - _REASONS_SHOWN:,} more" if len(entries) > _REASONS_SHOWN else ""
     return f"No image in {folder}/ can be used, of {len(entries):,} found. {shown}{more}."

@@ -84,7 +84,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a single file may cost before it is refused.
+    """What a single file may cost before it is skipped.
 
     Attributes:
         max_pixels: width times height of the image as stored.

@@ -358,7 +358,7 @@ class RemoteShards(Shards):
         """
         return max(1, cache_bytes() // (_FEWEST * self.row_bytes * self.rows_per_shard))
 
-    def place(self, shard: int) -> str:
+    def location(self, shard: int) -> str:
         """Return where a shard is, for messages."""
         return f"{self.remote.url}/{self._name(shard)}"
 
@@ -435,7 +435,7 @@ class RemoteShards(Shards):
                 if self.remote.stamp(self._name(shard)) != stamp:
                     path.unlink(missing_ok=True)
                     raise PackError(
-                        f"{self.place(shard)} has changed since the pack was opened. Open it again."
+                        f"{self.location(shard)} has changed since the pack was opened. Open it again."
                     )
             with contextlib.suppress(OSError):
                 os.utime(path)

@@ -5,7 +5,7 @@ Part i of n has the files whose path has a digest of i modulo n, and the shards 
 Pixels on disk: rows of raw uint8 in numbered files that never change once a manifest names their rows.
 
 A row is one image, (H, W, 3) uint8. Row r is in shard r // rows_per_shard, at place r % rows_per_shard.
-Shards are written under a temporary name; the place of a file that was refused stays unused, a hole.
+Shards are written under a temporary name; the place of a file that was skipped stays unused, a hole.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Shards:
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Hear which rows come next; those on this disk need no preparation."""
 
-    def place(self, shard: int) -> str:
+    def location(self, shard: int) -> str:
         """Return where a shard is, for messages."""
         return str(self.path(shard))
 
@@ -265,10 +265,10 @@ class ShardReader:
             try:
                 size, identities[shard] = shards.status(shard)
             except OSError as err:
-                raise PackError(f"{shards.place(shard)} is missing. {_REPACK}") from err
+                raise PackError(f"{shards.location(shard)} is missing. {_REPACK}") from err
             if size < needed:
                 raise PackError(
-                    f"{shards.place(shard)} is too short ({size:,} bytes of {needed:,}). {_REPACK}"
+                    f"{shards.location(shard)} is too short ({size:,} bytes of {needed:,}). {_REPACK}"
                 )
 
     def expect(self, rows: NDArray[np.int64]) -> None:
@@ -301,7 +301,9 @@ def _open_map(shards: Shards, identities: Mapping[int, object], shard: int) -> N
     except OutputError:
         raise
     except OSError as err:
-        raise PackError(f"{shards.place(shard)} is gone since the pack was opened. Open it again.") from err
+        raise PackError(
+            f"{shards.location(shard)} is gone since the pack was opened. Open it again."
+        ) from err
     rows = len(mapped) // shards.row_bytes
     return np.frombuffer(mapped, np.uint8, rows * shards.row_bytes).reshape(rows, -1)
 

@@ -28,7 +28,7 @@ class UntrustedDecoder:
 
     Args:
         preprocessing: the size of the pixels, and how files come to it.
-        limits: what is refused.
+        limits: what is skipped.
         memory_bytes: address space of the process; not held on macOS.
     """
 

@@ -97,7 +97,7 @@ def detect(
     )
     scores = np.array([finding.score for finding in found.findings])
     auroc = auroc_estimate(reference.calibration[found.score], scores)
-    return Detection(folder, len(scores), found.score, auroc), len(found.refused)
+    return Detection(folder, len(scores), found.score, auroc), len(found.skipped)
 
 
 # Of more, PCA would not change; a kernel distance of so many takes 100 MB and its noise is far below what
@@ -211,9 +211,9 @@ def evaluate(
     notes = _notes(model, pack, held_out.split)
     detection = None
     if others is not None and held_out.split == "test":
-        detection, refused = detect(model, pack, str(against), others, limits, report)
-        if refused:
-            notes.append(f"{refused} files of {against} could not be used.")
+        detection, skipped = detect(model, pack, str(against), others, limits, report)
+        if skipped:
+            notes.append(f"{skipped} files of {against} could not be used.")
     elif others is not None:
         notes.append("Telling other images apart is left out: it takes test images to tell them from.")
     found = None
@@ -322,9 +322,9 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
     notes = [] if other is None else [other]
     if split != "test":
         what = "validation images stand in" if split == "validation" else "training images, seen, stand in"
-        notes.append(f"{pack.place} has no test images: its {what} for them.")
+        notes.append(f"{pack.location} has no test images: its {what} for them.")
     elif not len(pack.rows("train")):
-        notes.append(f"{pack.place} has no training images: the model was trained on all, these too.")
+        notes.append(f"{pack.location} has no training images: the model was trained on all, these too.")
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model carries none. "

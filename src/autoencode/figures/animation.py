@@ -32,7 +32,7 @@ def is_animation(path: Path) -> bool:
 
 
 def check_frames(path: Path, count: int, height: int, width: int) -> None:
-    """Refuse more frames than fit, before they are made.
+    """Reject more frames than fit, before they are made.
 
     Args:
         path: where `save_frames` is to write them.

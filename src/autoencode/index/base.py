@@ -78,11 +78,11 @@ class SearchResults:
 
     Attributes:
         results: one a query that could be used, in the order given.
-        refused: the other queries, with the reason.
+        skipped: the other queries, with the reason.
     """
 
     results: list[Neighbours]
-    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class Update:
         kept: distinct contents whose codes were there already.
         removed: distinct contents that are no longer in the folder.
         seconds: time spent encoding.
-        refused: files that cannot be used, with the reason.
+        skipped: files that cannot be used, with the reason.
     """
 
     encoded: int
     kept: int
     removed: int
     seconds: float
-    refused: list[Entry]
+    skipped: list[Entry]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Chosen:
     split: Split | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a split that does not exist.
+        """Reject a split that does not exist.
 
         Raises:
             ConfigError: it is none.
@@ -272,8 +272,8 @@ class Index(ABC):
     ) -> SearchResults:
         paths = expanded(queries)
         results: list[Neighbours] = []
-        refused: list[tuple[Path, str]] = []
-        chunks = read_chunks(paths, INFERENCE_BATCH, self.preprocessing, limits or Limits(), refused)
+        skipped: list[tuple[Path, str]] = []
+        chunks = read_chunks(paths, INFERENCE_BATCH, self.preprocessing, limits or Limits(), skipped)
         for number, (usable, pixels) in enumerate(chunks, 1):
             codes = self.encoder.encode(to_float(pixels))
             # One more than asked for: the query itself may be among them.
@@ -283,7 +283,7 @@ class Index(ABC):
                 results.append(Neighbours(path, tuple(others[:k])))
             if progress:
                 progress(min(number * INFERENCE_BATCH, len(paths)), len(paths))
-        return SearchResults(results, refused)
+        return SearchResults(results, skipped)
 
     def _codes_of(self, queries: Tensor) -> Floats:
         if queries.ndim == 4:

@@ -85,7 +85,7 @@ def build_index(
         distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
             principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
             that between the codes themselves, "l2" their Euclidean distance. Another than before encodes
-            nothing anew, and is refused by LanceDB.
+            nothing anew, and is rejected by LanceDB.
         store: "file" (the default of a new index) is held in memory as a whole; "lance" is kept by LanceDB
             (extra `lance`), which reads what a query needs: for more images than fit a machine, of one folder
             or several, and for several machines that index a folder each at once.
@@ -140,7 +140,7 @@ def _model_path(model: Autoencoder | str | Path) -> Path | None:
 
 
 def _build_file(request: Request, out: Path) -> Index:
-    _refuse_what_is_not_ours(out)
+    _reject_what_is_not_ours(out)
     busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
     with exclusive(out, busy, ImageIndexError):
         old = read_index(out) if is_index(out) else None
@@ -188,7 +188,7 @@ def _in_step(
         kept=len(contents) - len(missing),
         removed=int((_places_in(contents, known) < 0).sum()),
         seconds=0.0,
-        refused=pack.refused,
+        skipped=pack.skipped,
     )
     model = places.model or (old.model if old else None)
     if old and old.fingerprint == pack.fingerprint and old.space.distance == distance:
@@ -258,7 +258,7 @@ def _on_disk(folder: Path, count: int, size: int) -> Floats:
         ) from err
 
 
-def _refuse_what_is_not_ours(out: Path) -> None:
+def _reject_what_is_not_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file. Choose another output.")
     if is_lance_index(out):

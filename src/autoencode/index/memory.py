@@ -150,7 +150,7 @@ def read_index(path: Path) -> StoredIndex:
 
 
 def _check(index: StoredIndex) -> None:
-    """Refuse parts that do not fit together: FAISS would read outside them.
+    """Reject parts that do not fit together: FAISS would read outside them.
 
     Raises:
         ValueError: names the part.
@@ -242,7 +242,7 @@ class FileIndex(Index):
         pack = open_pack(own if own.is_dir() else self.source)
         if pack.fingerprint != self._stored.fingerprint:
             raise PackError(
-                f"The images of {pack.place} are not those that {self.path} was made of. "
+                f"The images of {pack.location} are not those that {self.path} was made of. "
                 f"Bring it in step: {self.again}"
             )
         return pack

@@ -90,7 +90,7 @@ def settings_of(arrays: Mapping[str, Array], content: Mapping[str, Any]) -> dict
 
 
 def check_settings(settings: IndexSettings, size: int) -> None:
-    """Refuse settings that do not fit codes of `size` values.
+    """Reject settings that do not fit codes of `size` values.
 
     Raises:
         ValueError: names the part.
@@ -103,7 +103,7 @@ def check_settings(settings: IndexSettings, size: int) -> None:
 
 
 def check_texts(texts: list[Any]) -> None:
-    """Refuse what is no text that could be a name.
+    """Reject what is no text that could be a name.
 
     Raises:
         ValueError: one is not.
@@ -113,7 +113,7 @@ def check_texts(texts: list[Any]) -> None:
 
 
 def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
-    """Refuse an array that is there and is not fp32, finite, not empty and of this shape.
+    """Reject an array that is there and is not fp32, finite, not empty and of this shape.
 
     Raises:
         ValueError: names it.
@@ -125,7 +125,7 @@ def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
 
 
 def check_encoder(path: Path | str, settings: IndexSettings, encoder: ImageEncoder, advice: str) -> None:
-    """Refuse an encoder that did not make the codes of the index at `path`.
+    """Reject an encoder that did not make the codes of the index at `path`.
 
     Raises:
         ImageIndexError: names both.

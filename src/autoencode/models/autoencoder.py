@@ -295,7 +295,7 @@ class Autoencoder(nn.Module):
         return to_float(np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8))
 
     def check_pack(self, pack: Pack) -> None:
-        """Refuse a pack whose images were not read the way this model's are.
+        """Reject a pack whose images were not read the way this model's are.
 
         Raises:
             ConfigError: says how the two differ.

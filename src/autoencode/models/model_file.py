@@ -214,7 +214,7 @@ def model_of_parts(
     """
     check_finite(path, weights)
     try:
-        # Built without memory first: a file that claims a huge network is refused by its shapes.
+        # Built without memory first: a file that claims a huge network is rejected by its shapes.
         with torch.device("meta"):
             model = Autoencoder(
                 ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
@@ -235,7 +235,7 @@ def model_of_parts(
 
 
 def _check_types(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that take the place of others of another type, which assigning them would allow."""
+    """Reject weights that take the place of others of another type, which assigning them would allow."""
     for name in weights.keys() & wanted.keys():
         if weights[name].dtype != wanted[name].dtype:
             raise ValueError(f"{name} is of type {weights[name].dtype}, not {wanted[name].dtype}")
@@ -263,7 +263,7 @@ def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixtu
 
 
 def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse values that are not finite, of the tensors of a file at `path`.
+    """Reject values that are not finite, of the tensors of a file at `path`.
 
     Raises:
         ModelFileError: there are some.

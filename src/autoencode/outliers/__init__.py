@@ -108,7 +108,7 @@ class Outliers:
 
     Attributes:
         findings: one an image that could be used, strangest first.
-        refused: the others, with the reason.
+        skipped: the others, with the reason.
         score: name of the score.
         features: what the score is of.
         rule: how outliers are told.
@@ -121,7 +121,7 @@ class Outliers:
     """
 
     findings: Sequence[Finding]
-    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
     score: Score
     features: Features
     rule: Rule
@@ -201,14 +201,14 @@ def find_outliers(
         )
         _check_reference(reference, image_encoder(model, features))
         scored = _scored(model, features, paths, reference, chosen, limits, progress, cluster)
-    usable, scores, refused = scored
+    usable, scores, skipped = scored
     note = model.note_of(reference.pack)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
     decide = _decision(reference, chosen, rate)
     findings = Findings(usable, scores, p_values, decide(scores))
     found = Outliers(
         findings,
-        refused,
+        skipped,
         chosen,
         features,
         rule,
@@ -259,18 +259,18 @@ def _scored(
 ) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     measure = measurer(model, features)
     usable: list[str] = []
-    refused: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
 
     def of(images: Tensor) -> NDArray[np.float64]:
         return reference.statistics.scores(measure(images))[score]
 
-    for read, found in over_files(of, paths, CHUNK, model.preprocessing, limits, refused, cluster):
+    for read, found in over_files(of, paths, CHUNK, model.preprocessing, limits, skipped, cluster):
         usable += map(str, read)
         scores.append(found)
         if progress:
-            progress(len(usable) + len(refused), len(paths))
-    return Paths(usable), np.concatenate(scores), refused
+            progress(len(usable) + len(skipped), len(paths))
+    return Paths(usable), np.concatenate(scores), skipped
 
 
 def _decision(
@@ -325,6 +325,6 @@ def _json(found: Outliers) -> bytes:
             {"path": str(row.path), "score": row.score, "p_value": row.p_value, "outlier": row.outlier}
             for row in found.findings
         ],
-        "refused": [{"path": str(path), "reason": reason} for path, reason in found.refused],
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
     }
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

@@ -250,8 +250,8 @@ def _fit(
     train = measured("train")
     if not train:
         raise ConfigError(
-            f"{pack.place} has no training images to learn from what is ordinary. Use more images; three in "
-            "four become training images."
+            f"{pack.location} has no training images to learn from what is ordinary. Use more images; three "
+            "in four become training images."
         )
     ordinary = joined(train)
     statistics = training_statistics(ordinary)

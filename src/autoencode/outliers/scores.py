@@ -269,7 +269,7 @@ def training_statistics(measured: Measured) -> TrainingStatistics:
 
 
 def check_score(score: str, model: Autoencoder, features: Features = "code") -> None:
-    """Refuse a score that does not exist, or that is not to be had from this model or these features.
+    """Reject a score that does not exist, or that is not to be had from this model or these features.
 
     Raises:
         ConfigError: with the scores that are.

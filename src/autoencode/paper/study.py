@@ -119,7 +119,7 @@ def writing(out: Path) -> Iterator[None]:
         RunError: `out` is something else, or another process is at work on it.
         OutputError: it cannot be written.
     """
-    _refuse_what_is_not_ours(out)
+    _reject_what_is_not_ours(out)
     busy = f"Another process is at work on {out}. Wait until it is done, or choose another --out."
     with exclusive(out, busy, RunError):
         for folder in (out, *out.iterdir()):
@@ -128,7 +128,7 @@ def writing(out: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_what_is_not_ours(out: Path) -> None:
+def _reject_what_is_not_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file. Choose another --out.")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -164,11 +164,11 @@ def open_study(
         PackError: `out` holds a study of another folder, or with other preprocessing.
         OutputError: it cannot be written.
     """
-    _refuse_what_is_not_ours(out)
+    _reject_what_is_not_ours(out)
     make_folder(out)
     packed, links = out / PACK_NAME, out / LIMITED_NAME
     if is_pack(packed):
-        _refuse_another_choice(read_settings(packed), links, limit)
+        _reject_another_choice(read_settings(packed), links, limit)
     source = folder
     if limit is not None:
         source = _limited(folder, links, limit, seed)
@@ -177,8 +177,8 @@ def open_study(
     return pack_folder(source, packed, preprocessing, limits=limits, progress=progress)
 
 
-def _refuse_another_choice(pack: Settings, links: Path, limit: int | None) -> None:
-    """Refuse all images where the study has some, and some where it has all.
+def _reject_another_choice(pack: Settings, links: Path, limit: int | None) -> None:
+    """Reject all images where the study has some, and some where it has all.
 
     Raises:
         RunError: so it is.
@@ -198,7 +198,7 @@ def _refuse_another_choice(pack: Settings, links: Path, limit: int | None) -> No
 def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
     """Return a folder of links to some of the images, sub-folders kept: they are the labels."""
     paths = find_images(folder)
-    _refuse_links_to_another(folder, links)
+    _reject_links_to_another(folder, links)
     order = np.random.default_rng(random_seed("limit", seed)).permutation(len(paths))[:limit]
     wanted = {paths[index].relative_to(folder): paths[index] for index in order}
     if links.is_dir():
@@ -213,8 +213,8 @@ def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
     return links
 
 
-def _refuse_links_to_another(folder: Path, links: Path) -> None:
-    """Refuse links of which none is to an image of this folder: all of them were made for another.
+def _reject_links_to_another(folder: Path, links: Path) -> None:
+    """Reject links of which none is to an image of this folder: all of them were made for another.
 
     Raises:
         RunError: they were.
@@ -283,7 +283,7 @@ def _train(
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if resume:
-        write_run(folder, replace(read_run(folder), pack=plan.pack.place))  # it may have been moved
+        write_run(folder, replace(read_run(folder), pack=plan.pack.location))  # it may have been moved
         train(plan.pack.path, folder, resume=True, progress=progress)
         return
     changed = changes(experiment, plan.budget, plan.seed)

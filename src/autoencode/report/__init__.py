@@ -35,7 +35,7 @@ from autoencode.training.repeat import command, in_words
 from autoencode.training.run import RunSettings, read_metrics, read_run
 
 REPORT_NAME = "report.html"
-REFUSED_SHOWN = 20
+SKIPPED_SHOWN = 20
 QUICK_IMAGES = 1_000  # of each kind that a quick page looks at; PCA is fitted to more
 
 Progress = Callable[[str, int, int], None]
@@ -77,7 +77,7 @@ def write_report(run: str | Path, *, quick: bool = False, progress: Progress | N
     settings = read_run(folder)
     pack = open_pack(settings.pack)
     if pack.fingerprint != settings.fingerprint:
-        raise RunError(f"The images of {pack.place} are not those {folder} was trained on.")
+        raise RunError(f"The images of {pack.location} are not those {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
     of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
     sections = [
@@ -122,11 +122,11 @@ def _images(of: _Run) -> list[Block]:
         Table(("split", "images"), counts, "Split by content: copies of one image are never on two sides."),
         pictures.data_sheet(pack, "Data sheet"),
     ]
-    if pack.refused:
-        shown = [(entry.path, entry.reason or "") for entry in pack.refused[:REFUSED_SHOWN]]
-        rest = len(pack.refused) - len(shown)
+    if pack.skipped:
+        shown = [(entry.path, entry.reason or "") for entry in pack.skipped[:SKIPPED_SHOWN]]
+        rest = len(pack.skipped) - len(shown)
         more = f", {rest} more in manifest.jsonl of the pack" if rest else ""
-        blocks.append(Table(("file", "reason"), shown, f"{len(pack.refused)} files could not be used{more}."))
+        blocks.append(Table(("file", "reason"), shown, f"{len(pack.skipped)} files could not be used{more}."))
     return blocks
 
 

@@ -29,7 +29,7 @@ def logging_to(folder: Path, progress: Callable[[Progress], None]) -> Callable[[
         progress(at)
         if at.record is None:
             return
-        # Not before the run folder exists: train() refuses a folder that holds something else.
+        # Not before the run folder exists: train() rejects a folder that holds something else.
         writer = writer or SummaryWriter(str(folder / "tensorboard"))
         step = int(at.record["step"])
         for name, value in at.record.items():

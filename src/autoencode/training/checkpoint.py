@@ -147,7 +147,7 @@ def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None
 
 
 def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
-    """Refuse moments of no parameter, of another shape or other names, and steps that cannot be counted."""
+    """Reject moments of no parameter, of another shape or other names, and steps that cannot be counted."""
     if not moments.keys() <= set(range(len(parameters))) or len(set(map(frozenset, moments.values()))) > 1:
         raise ValueError("not every parameter has its moments")
     for index, own in moments.items():

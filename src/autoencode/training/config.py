@@ -175,7 +175,7 @@ def changed(
 
 
 def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:  # noqa: ANN401
-    """Refuse settings that would silently do nothing.
+    """Reject settings that would silently do nothing.
 
     Raises:
         ConfigError: a setting of a VAE's objective for a model that is none, or pieces of a batch that needs

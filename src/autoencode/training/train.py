@@ -58,7 +58,7 @@ def continued(
         raise RunError(f"The run in {out} was started on {pack.folder}, not on {source}.")
     if pack.fingerprint != run.fingerprint:
         raise RunError(
-            f"The images of {pack.place} are not those the run in {out} was started on. Start a new run."
+            f"The images of {pack.location} are not those the run in {out} was started on. Start a new run."
         )
     if preprocessing not in (None, run.preprocessing):
         raise RunError(f"The run in {out} was started with {run.preprocessing}, not {preprocessing}.")
@@ -89,7 +89,7 @@ def same_runtime(
             ("channels first", "channels last"), run.channels_last, runtime.channels_last
         ),
     }
-    _refuse(out, {name: pair for name, pair in asked.items() if pair[0] != pair[1]})
+    _reject(out, {name: pair for name, pair in asked.items() if pair[0] != pair[1]})
     if precision == "auto" and runtime.bf16 and not multiplies_bf16(runtime.device):
         raise ConfigError(
             f"The run in {out} was started in bf16, which this machine only emulates, slowly. "
@@ -121,12 +121,12 @@ def _with_overrides(
     if open_ended and config.epochs > run.train.epochs:
         run = replace(run, train=replace(run.train, epochs=config.epochs))
         del differing["epochs"]
-    _refuse(out, differing)
+    _reject(out, differing)
     check_fit(run.model, run.train)
     return run
 
 
-def _refuse(out: Path, differing: dict[str, tuple[Any, Any]]) -> None:
+def _reject(out: Path, differing: dict[str, tuple[Any, Any]]) -> None:
     if differing:
         listed = ", ".join(f"{name} {stored}, not {asked}" for name, (stored, asked) in differing.items())
         raise RunError(
@@ -295,7 +295,7 @@ def _packed(
     pack = open_pack(source) if pack is None else pack
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
-            f"{pack.place} was packed as {pack.preprocessing}; other sizes need another pack. "
+            f"{pack.location} was packed as {pack.preprocessing}; other sizes need another pack. "
             "Leave --size and --fit out, or train on the folder itself."
         )
     return pack
@@ -349,7 +349,7 @@ def _started(model: ModelConfig, config: TrainConfig, pack: Pack, runtime: Runti
         model,
         config,
         pack.preprocessing,
-        pack.place,
+        pack.location,
         pack.fingerprint,
         runtime.device.type,
         runtime.bf16,
@@ -359,7 +359,7 @@ def _started(model: ModelConfig, config: TrainConfig, pack: Pack, runtime: Runti
 
 
 def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
-    """Refuse images of a size the settings cannot have; built without memory or random numbers."""
+    """Reject images of a size the settings cannot have; built without memory or random numbers."""
     check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
     with torch.device("meta"):
         built = Autoencoder(model, preprocessing)

@@ -79,7 +79,7 @@ class Transfer:
         learned_images: images it could learn from.
         held_out_images: images it was measured on.
         notes: what was left out, and what falls short, a sentence each.
-        refused: files that cannot be used, with the reason.
+        skipped: files that cannot be used, with the reason.
     """
 
     classifier: Classifier
@@ -89,7 +89,7 @@ class Transfer:
     learned_images: int
     held_out_images: int
     notes: list[str]
-    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
 
 
 # Called with (what is at work, images done, images in all).
@@ -135,7 +135,7 @@ def transfer(
     model = as_model(model)
     kept = _kept(features, finetune)
     if kept == PRETRAINED:
-        image_encoder(model, "pretrained")  # refuses before the long work
+        image_encoder(model, "pretrained")  # rejects before the long work
     folder = None if out is None else _prepared(Path(out))
     report = progress or (lambda *_: None)
     with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
@@ -238,8 +238,8 @@ def _result(
         "interval": list(measured.interval),
     }
     classifier = Classifier(chosen.model, chosen.features, data.classes, chosen.probe, provenance)
-    refused = [(Path(source) / entry.path, entry.reason or "") for entry in data.refused]
-    return Transfer(classifier, chosen.method, comparison, confusion, learned, len(held_out), notes, refused)
+    skipped = [(Path(source) / entry.path, entry.reason or "") for entry in data.skipped]
+    return Transfer(classifier, chosen.method, comparison, confusion, learned, len(held_out), notes, skipped)
 
 
 def _prepared(out: Path) -> Path:

@@ -116,14 +116,14 @@ class Predictions:
 
     Attributes:
         results: one an image that could be used, in the order given.
-        refused: the others, with the reason.
+        skipped: the others, with the reason.
         probabilities: (N, K), a row a result.
         classes: the names of the K columns.
         sheet: pixels (H, W, 3): the first images with their classes.
     """
 
     results: list[Prediction]
-    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
     probabilities: NDArray[np.float64]
     classes: tuple[str, ...]
     sheet: Pixels
@@ -159,11 +159,11 @@ def classify(
     if out is not None:
         check_output(out, TABLES, paths)
         check_output(sheet_path(out), WRITABLE, paths)
-    refused: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
     results, probabilities, shown = list[Prediction](), list[NDArray[np.float64]](), list[Pixels]()
     done = 0
     for usable, pixels in read_chunks(
-        paths, CHUNK, classifier.model.preprocessing, limits or Limits(), refused
+        paths, CHUNK, classifier.model.preprocessing, limits or Limits(), skipped
     ):
         found = classifier.probabilities(to_float(pixels))
         best = found.argmax(axis=1)
@@ -177,7 +177,7 @@ def classify(
             progress(done, len(paths))
     captions = [f"{result.label} {result.probability:.0%}" for result in results[:SHEET_IMAGES]]
     sheet = image_grid(np.concatenate(shown), captions=captions)
-    made = Predictions(results, refused, np.concatenate(probabilities), classifier.classes, sheet)
+    made = Predictions(results, skipped, np.concatenate(probabilities), classifier.classes, sheet)
     if out is not None:
         write_bytes(out, _csv(made) if out.suffix.lower() == ".csv" else _json(made))
         save_image(sheet_path(out), sheet)
@@ -286,5 +286,5 @@ def _json(made: Predictions) -> bytes:
         }
         for result, row in zip(made.results, made.probabilities, strict=True)
     ]
-    refused = [{"path": str(path), "reason": reason} for path, reason in made.refused]
-    return (json.dumps({"images": images, "refused": refused}, indent=2, allow_nan=False) + "\n").encode()
+    skipped = [{"path": str(path), "reason": reason} for path, reason in made.skipped]
+    return (json.dumps({"images": images, "skipped": skipped}, indent=2, allow_nan=False) + "\n").encode()

@@ -47,7 +47,7 @@ class Labelled:
         classes: the names of the K classes, sorted.
         learned: (N,) whether a classifier may learn from it; else it is measured on it.
         notes: what was left out and why, a sentence each.
-        refused: files that cannot be used.
+        skipped: files that cannot be used.
     """
 
     pack: Pack
@@ -56,7 +56,7 @@ class Labelled:
     classes: tuple[str, ...]
     learned: NDArray[np.bool_]
     notes: tuple[str, ...]
-    refused: tuple[Entry, ...]
+    skipped: tuple[Entry, ...]
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def _labelled(source: Path, pack: Pack) -> Labelled:
         if not (~learned & (labels == index)).any():
             notes.append(f"No image of {name} is held out, so how well it is told apart is not measured.")
     rows = np.array([entry.row for entry in kept], np.int64)
-    return Labelled(pack, rows, labels, tuple(classes), learned, tuple(notes), tuple(pack.refused))
+    return Labelled(pack, rows, labels, tuple(classes), learned, tuple(notes), tuple(pack.skipped))
 
 
 def _check_classes(source: Path, classes: list[str]) -> None:

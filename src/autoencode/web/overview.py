@@ -67,7 +67,7 @@ async def overview(space: Space) -> dict[str, Any]:
         "splits": {}
         if pack is None
         else {split: len(pack.rows(split)) for split in ("train", "validation", "test")},
-        "refused": 0 if pack is None else len(pack.refused),
+        "skipped": 0 if pack is None else len(pack.skipped),
         "shown": shown,
     }
 

@@ -111,7 +111,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         entering = scope["path"] == "/" and self.trust.has_token(_query_token(scope))
-        answer = self._refusal(scope, headers, entering) or self.app
+        answer = self._rejection(scope, headers, entering) or self.app
 
         async def protected(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -125,7 +125,7 @@ class Guard:
 
         await answer(scope, receive, protected)
 
-    def _refusal(self, scope: Scope, headers: Headers, entering: bool) -> Response | None:
+    def _rejection(self, scope: Scope, headers: Headers, entering: bool) -> Response | None:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or not self.trust.knows_host(host):
             return _error(400, "This page answers under the name of its own machine alone.")

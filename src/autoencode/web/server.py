@@ -44,7 +44,7 @@ def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
     for tab in _TABS:
         app.include_router(tab.router)
     app.add_exception_handler(GoneError, _gone)
-    app.add_exception_handler(AutoencodeError, _refused)
+    app.add_exception_handler(AutoencodeError, _rejected)
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _left)
@@ -73,7 +73,7 @@ async def _gone(_: Request, err: Exception) -> Response:
     return JSONResponse({"error": str(err)}, 404)
 
 
-async def _refused(_: Request, err: Exception) -> Response:
+async def _rejected(_: Request, err: Exception) -> Response:
     text = str(err)
     return JSONResponse({"error": text[:1].upper() + text[1:]}, 422)
 

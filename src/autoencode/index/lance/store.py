@@ -208,7 +208,7 @@ class LanceIndex(Index):
         return not self._cells.cells
 
     def near_duplicates(self, threshold: float | None = None, limit: int = MOST_PAIRS) -> NearDuplicates:
-        """Refuse: every pair would have to be compared where the vectors are.
+        """Reject: every pair would have to be compared where the vectors are.
 
         Raises:
             ConfigError: always.

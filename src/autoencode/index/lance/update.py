@@ -65,7 +65,7 @@ def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
         # An index whose newest version was lost has fewer rows than it says: they are counted.
         if tables is not None and whole in tables.sources() and tables.count_of(name) == len(pack):
             kept = len(np.unique(pack.entries.digests))
-            return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.refused))
+            return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.skipped))
         update = _Update(encoder, pack, whole, tables, request)
         if update.removed and not update.kept:
             raise ConfigError(
@@ -190,7 +190,7 @@ class _Update:
             raise self._disturbed()
         tables.set_source(self.whole)
         keep_fast(tables)
-        return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.refused)
+        return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.skipped)
 
     def _encoded(self, encoder: ImageEncoder, request: Request) -> Iterator[Floats]:
         done, started = 0, time.perf_counter()

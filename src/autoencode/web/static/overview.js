@@ -103,7 +103,7 @@ function table(rows) {
 function images(about) {
   const rows = Object.entries(about.splits).map(([split, count]) => [`${split} images`, number(count)]);
   if (about.folder) rows.unshift(["from", about.folder]);
-  if (about.refused) rows.push(["could not be used", number(about.refused)]);
+  if (about.skipped) rows.push(["could not be used", number(about.skipped)]);
   return rows.length ? table(rows) : h("p", { class: "hint" }, "The images it was trained on are not at hand.");
 }
 

@@ -43,22 +43,22 @@ export function heatLegend() {
   return h("span", { class: "heat-legend" }, "least", h("span", { class: "ramp" }), "most, in this image");
 }
 
-const REFUSED_NAMED = 3;
+const SKIPPED_NAMED = 3;
 
 /** Send files, and give the pictures they became to `take`. Of those that cannot be used, a few are named. */
 export async function takePictures(files, take) {
   say(files.length > 1 ? `Reading ${files.length} images…` : "Reading the image…");
   const taken = [];
-  const refused = [];
+  const skipped = [];
   for (const [place, file] of files.entries()) {
     try {
       taken.push(await upload(file, workspace.upload_bytes, () => say(`Reading image ${place + 1} of ${files.length}…`)));
     } catch (err) {
-      refused.push(err.message);
+      skipped.push(err.message);
     }
   }
-  if (refused.length > REFUSED_NAMED) say(`${refused.length} of ${files.length} files were not taken. The first: ${refused[0]}`);
-  else if (refused.length) say(refused.join(" "));
+  if (skipped.length > SKIPPED_NAMED) say(`${skipped.length} of ${files.length} files were not taken. The first: ${skipped[0]}`);
+  else if (skipped.length) say(skipped.join(" "));
   else say(taken.length > 1 ? `${taken.length} images read.` : "Image read.");
   if (taken.length) take(taken);
 }
