@@ -1,4 +1,4 @@
-"""Run the parts of the torture and print what fell: `python -m torture`."""
+"""Run the parts of the torture and print the failures: `python -m torture`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PARTS = {
     "images": Part("images", "attack", 20_000, "damaged files"),
     "guided": Part("guided", "attack", 200_000, "files that a fuzzer grows"),
     "folders": Part("images", "attack_folders", 100_000, "files in one folder"),
-    "kills": Part("kills", "attack", 100, "moments a verb"),
-    "disks": Part("disks", "attack", 40, "amounts of room, for each verb"),
-    "rivals": Part("rivals", "attack", 30, "pairs, for each verb"),
+    "kills": Part("kills", "attack", 100, "moments a command"),
+    "disks": Part("disks", "attack", 40, "amounts of room, for each command"),
+    "concurrency": Part("concurrency", "attack", 30, "pairs, for each command"),
     "forged": Part("forged", "attack", 1_000, "changes of a kind of file"),
-    "numerics": Part("numerics", "attack", 40, "dull folders through every verb"),
-    "determinism": Part("determinism", "attack", 10, "times more, for each verb"),
+    "numerics": Part("numerics", "attack", 40, "degenerate folders through every command"),
+    "determinism": Part("determinism", "attack", 10, "times more, for each command"),
     "soak": Part("soak", "attack", 1_800, "rounds of train, encode, generate, index, search, the page"),
 }
 
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--cases", type=int, help="instead of each part's own number")
-    parser.add_argument("--only", action="append", help="of a part's verbs, kinds or folders; repeatable")
+    parser.add_argument("--only", action="append", help="of a part's commands, kinds or folders; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):

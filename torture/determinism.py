@@ -13,9 +13,7 @@ import numpy as np
 from autoencode.data.pack import open_pack
 from autoencode.generation import fit_prior, generate
 from autoencode.models.model_file import load_model, save_model
-from torture.outcome import Outcome
-from torture.processes import run
-from torture.verbs import (
+from torture.commands import (
     fit,
     index,
     make_images,
@@ -27,6 +25,8 @@ from torture.verbs import (
     result_of_paper,
     result_of_run,
 )
+from torture.outcome import Outcome
+from torture.processes import run
 
 IMAGES = 40
 
@@ -35,25 +35,25 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
     """Make each result so many times more, and compare.
 
     Args:
-        cases: times for each verb.
+        cases: times for each command.
         seed: of the order in which files are made, and of the numbers of workers.
         folder: to work in.
-        names: the verbs; of none, all.
+        names: the commands; of none, all.
     """
     outcome = Outcome()
     images = make_images(folder / "images", IMAGES)
     generator = np.random.default_rng(seed)
     ended = run(lambda: make_model(folder, images))
     outcome.check(ended.code == 0, f"no model: {ended}")
-    verbs: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], str]]] = {
+    commands: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], str]]] = {
         "pack": (pack, result_of_pack),
         "train": (fit, result_of_run),
         "index": (index, result_of_index),
         "generate": (_generated, _result_of_samples),
         "paper": (paper, result_of_paper),
     }
-    for name in names or verbs:
-        make, result = verbs[name]
+    for name in names or commands:
+        make, result = commands[name]
         digests = set[str]()
         for case in range(cases + 1):
             out = folder / f"{name}-{case}"

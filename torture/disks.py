@@ -1,8 +1,8 @@
-"""A full disk and a folder that cannot be written, at every write of every verb that writes.
+"""A full disk and a folder that cannot be written, at every write of every command that writes.
 
-The verbs write into a small file system in memory, made with mount, which needs root. Each time it has room
-for another number of blocks; the verb does what it was asked, or ends with exit 1 and one line, and what an
-earlier call left is whole. With more room the same command then succeeds.
+The commands write into a small file system in memory, made with mount, which needs root. Each time it has
+room for another number of blocks; the command does what it was asked, or ends with exit 1 and one line, and
+what an earlier call left is whole. With more room the same command then succeeds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import open_pack
 from autoencode.models.model_file import load_model
+from torture.commands import HAS_LANCE, make_images, whole_lance
 from torture.outcome import Outcome
 from torture.processes import Ended, command, run
-from torture.verbs import HAS_LANCE, make_images, whole_lance
 
 BLOCK = 4096
 LARGE = "256m"
@@ -79,13 +79,13 @@ COMMANDS: dict[str, Arguments] = {
 
 
 def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
-    """Fill the disk at so many moments of each verb, and take the right to write away.
+    """Fill the disk at so many moments of each command, and take the right to write away.
 
     Args:
-        cases: amounts of room for each verb.
+        cases: amounts of room for each command.
         seed: of the amounts.
         folder: to work in.
-        names: the verbs; of none, all.
+        names: the commands; of none, all.
     """
     outcome = Outcome()
     small = folder / "small"
@@ -127,7 +127,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
 
 
 def _one(name: str, case: int, room: int, places: tuple[Path, Path, Path], outcome: Outcome) -> None:
-    """Run a verb with room for so many blocks, every other time where it has written before."""
+    """Run a command with room for so many blocks, every other time where it has written before."""
     had, small, older = places
     if case % 2 and name != "train":  # which refuses to start again
         shutil.copytree(older, small, symlinks=True, dirs_exist_ok=True)

@@ -36,10 +36,10 @@ from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import train
 from autoencode.transfer_learning import transfer
 from autoencode.transfer_learning.classifier import classify, load_classifier
+from torture.commands import HAS_LANCE, NO_LANCE, SIZE, TINY, make_images
 from torture.outcome import Outcome
 from torture.processes import Ended, run
 from torture.seeds import damaged
-from torture.verbs import HAS_LANCE, NO_LANCE, SIZE, TINY, make_images
 
 MEMORY_MB = 512  # above what the sound file takes
 CPU_SECONDS = 20  # then the kernel ends it

@@ -16,84 +16,90 @@ from typing import Any
 
 import numpy as np
 
+from torture.commands import Command, chosen, make_images, make_model
 from torture.outcome import Outcome
 from torture.processes import Child, run
-from torture.verbs import Verb, chosen, make_images, make_model
 
 LASTING = ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (Path, "mkdir"))
 IMAGES, NEW_IMAGES = 30, 6
 
 
 def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
-    """Kill each verb at so many moments, half of the time on top of an older result.
+    """Kill each command at so many moments, half of the time on top of an older result.
 
     Args:
-        cases: moments for each verb.
+        cases: moments for each command.
         seed: of the moments.
         folder: to work in.
-        names: the verbs; of none, all.
+        names: the commands; of none, all.
     """
     outcome = Outcome()
     images = make_images(folder / "images", IMAGES)
     ended = run(lambda: make_model(folder, images))
     outcome.check(ended.code == 0, f"no model: {ended}")
-    verbs = chosen(names, outcome)
+    commands = chosen(names, outcome)
     older: dict[str, Path] = {}
-    for verb in verbs:
-        older[verb.name] = folder / f"{verb.name}-older"
-        ended = run(lambda verb=verb: verb.run(images, older[verb.name]))  # type: ignore[misc]
-        outcome.check(ended.code == 0, f"{verb.name}: {ended}")
+    for command in commands:
+        older[command.name] = folder / f"{command.name}-older"
+        ended = run(lambda command=command: command.run(images, older[command.name]))  # type: ignore[misc]
+        outcome.check(ended.code == 0, f"{command.name}: {ended}")
     for path in sorted(images.rglob("*.png"))[:2]:
         path.unlink()
     make_images(images, NEW_IMAGES, IMAGES)
-    for verb in verbs:
-        _attack_verb(
-            verb, cases, np.random.default_rng([seed, *verb.name.encode()]), older[verb.name], outcome
+    for command in commands:
+        _attack_command(
+            command,
+            cases,
+            np.random.default_rng([seed, *command.name.encode()]),
+            older[command.name],
+            outcome,
         )
     return outcome
 
 
-def _attack_verb(
-    verb: Verb, cases: int, generator: np.random.Generator, older: Path, outcome: Outcome
+def _attack_command(
+    command: Command, cases: int, generator: np.random.Generator, older: Path, outcome: Outcome
 ) -> None:
     folder = older.parent
     images = folder / "images"
-    whole = folder / f"{verb.name}-whole"
+    whole = folder / f"{command.name}-whole"
     started = time.monotonic()
-    calls = _calls(verb, images, whole, outcome)
+    calls = _calls(command, images, whole, outcome)
     seconds = time.monotonic() - started
-    expected = updated = verb.result(whole)
-    # A run on other images is rejected, not brought in step: only packs and indexes have an older state.
-    has_older = verb.name in ("pack", "index", "lance")
+    expected = updated = command.result(whole)
+    # A run on other images is rejected: only packs and indexes can be updated.
+    has_older = command.name in ("pack", "index", "lance")
     if has_older:
-        new = shutil.copytree(older, folder / f"{verb.name}-updated", symlinks=True)
-        ended = run(lambda: verb.run(images, new))
-        outcome.check(ended.code == 0, f"{verb.name}: {ended}")
-        updated = verb.result(new)  # LanceDB's vectors stay in the space of the first images
-        outcome.check(updated == expected or verb.name == "lance", f"{verb.name}: not as if made anew")
+        new = shutil.copytree(older, folder / f"{command.name}-updated", symlinks=True)
+        ended = run(lambda: command.run(images, new))
+        outcome.check(ended.code == 0, f"{command.name}: {ended}")
+        updated = command.result(new)  # LanceDB's vectors stay in the space of the first images
+        outcome.check(updated == expected or command.name == "lance", f"{command.name}: not as if made anew")
     for case in range(cases):
-        out = folder / f"{verb.name}-{case}"
+        out = folder / f"{command.name}-{case}"
         is_update = has_older and case % 4 >= 2
         if is_update:
             shutil.copytree(older, out, symlinks=True)
         if case % 2:
             at = int(generator.integers(1, calls + 1))
-            name = f"{verb.name} killed at call {at} of {calls}"
-            child = Child(lambda: (_kill_at(at), verb.run(images, out)))  # noqa: B023 - runs before the next
+            name = f"{command.name} killed at call {at} of {calls}"
+            child = Child(lambda: (_kill_at(at), command.run(images, out)))  # noqa: B023 - runs before the next
         else:
             after = float(generator.uniform(0, seconds))
-            name = f"{verb.name} killed after {after:.3f} of {seconds:.3f} s"
-            child = Child(lambda: verb.run(images, out))  # noqa: B023
+            name = f"{command.name} killed after {after:.3f} of {seconds:.3f} s"
+            child = Child(lambda: command.run(images, out))  # noqa: B023
             time.sleep(after)
             child.kill()
         ended = child.wait()
         outcome.cases += 1
         outcome.check(ended.code in (0, -signal.SIGKILL), f"{name}: {ended}")
-        left = run(lambda: _assert(verb.is_whole(out)))  # noqa: B023
+        left = run(lambda: _assert(command.is_whole(out)))  # noqa: B023
         outcome.check(left.code == 0, f"{name}: what it left is not whole: {left}")
-        again = run(lambda: verb.run(images, out))  # noqa: B023
+        again = run(lambda: command.run(images, out))  # noqa: B023
         if outcome.check(again.code == 0, f"{name}: and cannot be run again: {again}"):
-            outcome.check(verb.result(out) == (updated if is_update else expected), f"{name}: another result")
+            outcome.check(
+                command.result(out) == (updated if is_update else expected), f"{name}: another result"
+            )
             partial = [str(path.relative_to(out)) for path in out.rglob("*.partial")]
             outcome.check(not partial, f"{name}: left {partial}")
         shutil.rmtree(out, ignore_errors=True)
@@ -105,17 +111,17 @@ def _assert(is_good: bool) -> None:
         raise AssertionError
 
 
-def _calls(verb: Verb, images: Path, out: Path, outcome: Outcome) -> int:
-    """Run a verb to its end; return how many lasting calls it makes."""
+def _calls(command: Command, images: Path, out: Path, outcome: Outcome) -> int:
+    """Run a command to its end; return how many lasting calls it makes."""
     counted = out.with_suffix(".calls")
 
     def counting() -> None:
         calls = _kill_at(0)
-        verb.run(images, out)
+        command.run(images, out)
         counted.write_text(str(calls()))
 
     ended = run(counting)
-    outcome.check(ended.code == 0, f"{verb.name}: {ended}")
+    outcome.check(ended.code == 0, f"{command.name}: {ended}")
     return int(counted.read_text())
 
 

@@ -1,6 +1,6 @@
-"""Dull folders: constant, black, white, one image, two, 1x1 sources, copies. Every verb answers sensibly.
+"""Degenerate folders: constant, black, white, one image, two, 1x1 sources, copies.
 
-Sensibly: it does what it was asked, or says in one line why it cannot; and nothing it writes is not a number.
+Every command does what it was asked or says in one line why it cannot, and every number it writes is finite.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _EXACT = (("psnr_db", "inf"), ("corrupted_psnr_db", "inf"))  # of an exact recon
 
 
 def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
-    """Put dull folders through every verb.
+    """Put degenerate folders through every command.
 
     Args:
         cases: the most combinations of a folder and a model, drawn by chance; there are 40.

@@ -19,9 +19,9 @@ from autoencode.index.build import build_index
 from autoencode.index.memory import open_index
 from autoencode.models.model_file import load_model
 from autoencode.training.train import train
+from torture.commands import TINY, make_images
 from torture.outcome import Outcome
 from torture.processes import open_files, resident_mb
-from torture.verbs import TINY, make_images
 from torture.visitor import Visitor
 
 WARM_UP_SHARE = 0.2

@@ -21,7 +21,10 @@ def test_a_full_disk_and_a_read_only_one_are_one_clear_line(torture: Torture) ->
 
 
 def test_two_at_once_are_rejected_by_name_or_find_it_done(torture: Torture) -> None:
-    assert torture("rivals", "--cases", "2", "--only", "pack", "--only", "index").split()[1:3] == ["4", "0"]
+    assert torture("concurrency", "--cases", "2", "--only", "pack", "--only", "index").split()[1:3] == [
+        "4",
+        "0",
+    ]
 
 
 def test_forged_files_are_rejected_in_one_line(torture: Torture) -> None:

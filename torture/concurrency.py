@@ -13,50 +13,50 @@ from pathlib import Path
 import numpy as np
 
 from autoencode.errors import AutoencodeError
+from torture.commands import Command, chosen, make_images, make_model
 from torture.outcome import Outcome
 from torture.processes import Child, run
-from torture.verbs import Verb, chosen, make_images, make_model
 
 IMAGES = 30
 _REJECTIONS = ("Another process", "by another process", "holds a run already", "already done")
 
 
 def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Outcome:
-    """Start two of each verb so many times, the second after a random part of the time that one takes.
+    """Start two of each command so many times, the second after a random part of the time that one takes.
 
     Args:
-        cases: pairs of each verb.
+        cases: pairs of each command.
         seed: of the times.
         folder: to work in.
-        names: the verbs; of none, all.
+        names: the commands; of none, all.
     """
     outcome = Outcome()
     images = make_images(folder / "images", IMAGES)
     ended = run(lambda: make_model(folder, images))
     outcome.check(ended.code == 0, f"no model: {ended}")
-    for verb in chosen(names, outcome):
-        alone = folder / f"{verb.name}-alone"
+    for command in chosen(names, outcome):
+        alone = folder / f"{command.name}-alone"
         started = time.monotonic()
-        ended = run(lambda verb=verb, alone=alone: verb.run(images, alone))  # type: ignore[misc]
+        ended = run(lambda command=command, alone=alone: command.run(images, alone))  # type: ignore[misc]
         seconds = time.monotonic() - started
-        if not outcome.check(ended.code == 0, f"{verb.name}: {ended}"):
+        if not outcome.check(ended.code == 0, f"{command.name}: {ended}"):
             continue
-        expected = verb.result(alone)
-        generator = np.random.default_rng([seed, *verb.name.encode()])
+        expected = command.result(alone)
+        generator = np.random.default_rng([seed, *command.name.encode()])
         for case in range(cases):
-            out = folder / f"{verb.name}-{case}"
+            out = folder / f"{command.name}-{case}"
             delay = float(generator.uniform(0, seconds)) if case % 3 else 0.0
-            _race(verb, images, out, delay, expected, outcome)
+            _race(command, images, out, delay, expected, outcome)
             shutil.rmtree(out, ignore_errors=True)
             shutil.rmtree(out.with_suffix(".pack"), ignore_errors=True)
     return outcome
 
 
-def _race(verb: Verb, images: Path, out: Path, delay: float, expected: str, outcome: Outcome) -> None:
-    what = f"two of {verb.name}, the second after {delay:.3f} s"
-    first = Child(lambda: verb.run(images, out))
+def _race(command: Command, images: Path, out: Path, delay: float, expected: str, outcome: Outcome) -> None:
+    what = f"two of {command.name}, the second after {delay:.3f} s"
+    first = Child(lambda: command.run(images, out))
     time.sleep(delay)
-    second = Child(lambda: verb.run(images, out))
+    second = Child(lambda: command.run(images, out))
     ended = [child.wait() for child in (first, second)]
     outcome.cases += 1
     outcome.check(any(one.code == 0 for one in ended), f"{what}: neither succeeded: {ended[0]}; {ended[1]}")
@@ -65,6 +65,6 @@ def _race(verb: Verb, images: Path, out: Path, delay: float, expected: str, outc
         is_rejected = any(text in last for text in _REJECTIONS) and last.startswith("autoencode.errors.")
         outcome.check(one.code == 0 or is_rejected, f"{what}: {one}")
     try:
-        outcome.check(verb.result(out) == expected, f"{what}: another result than alone")
+        outcome.check(command.result(out) == expected, f"{what}: another result than alone")
     except (AutoencodeError, OSError) as err:
         outcome.failures.append(f"{what}: no result: {err}")

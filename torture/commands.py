@@ -1,7 +1,7 @@
-"""The verbs that leave something lasting, on images so few and small that each takes a moment.
+"""The commands that leave something lasting, on images so few and small that each takes a moment.
 
-A verb here is a function of (the images, where its result goes), and `result` is what must be the same
-however the verb was interrupted: digests of all that does not tell the time.
+A command here is a function of (the images, where its result goes), and `result` is what must be the same
+however the command was interrupted: digests of all that does not tell the time.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def whole_paper(out: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Verb:
-    """A verb.
+class Command:
+    """A command.
 
     Attributes:
         name: its name.
@@ -200,12 +200,12 @@ class Verb:
     is_whole: Callable[[Path], bool]
 
 
-VERBS = (
-    Verb("pack", pack, result_of_pack, whole_pack),
-    Verb("train", fit, result_of_run, whole_run),
-    Verb("index", index, result_of_index, whole_index),
-    Verb("lance", lance, result_of_lance, whole_lance),
-    Verb("paper", paper, result_of_paper, whole_paper),
+COMMANDS = (
+    Command("pack", pack, result_of_pack, whole_pack),
+    Command("train", fit, result_of_run, whole_run),
+    Command("index", index, result_of_index, whole_index),
+    Command("lance", lance, result_of_lance, whole_lance),
+    Command("paper", paper, result_of_paper, whole_paper),
 )
 
 
@@ -213,12 +213,14 @@ NO_LANCE = "no index of LanceDB: pip install 'autoencode[lance]'"
 HAS_LANCE = importlib.util.find_spec("lancedb") is not None
 
 
-def chosen(names: Sequence[str], outcome: Outcome) -> list[Verb]:
-    """Return the verbs of these names, or all that can be run here; what cannot is noted."""
+def chosen(names: Sequence[str], outcome: Outcome) -> list[Command]:
+    """Return the commands of these names, or all that can be run here; what cannot is noted."""
     if not names and not HAS_LANCE:
         outcome.notes.append(NO_LANCE)
     return [
-        verb for verb in VERBS if verb.name in names or (not names and (HAS_LANCE or verb.name != "lance"))
+        command
+        for command in COMMANDS
+        if command.name in names or (not names and (HAS_LANCE or command.name != "lance"))
     ]
 
 
