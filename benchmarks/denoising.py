@@ -25,10 +25,11 @@ from torch import Tensor
 
 from autoencode import Pack, load_model, open_pack
 from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
-from autoencode.data.loader import random_seed, to_float
+from autoencode.data.loader import random_seed
 from autoencode.figures import contact_sheet
 from autoencode.metrics.images import psnr, ssim
 from autoencode.metrics.statistics import confidence_interval_bootstrap
+from autoencode.pixels import to_float
 
 Image = NDArray[np.float64]
 
@@ -101,7 +102,7 @@ def main() -> None:
         print(f"| {name} | {quality} | {mean_and_interval(ssim(restored, images), 3)} |")
     if arguments.sheet:
         from autoencode.data.images import save_image
-        from autoencode.data.loader import to_pixels
+        from autoencode.pixels import to_pixels
 
         shown = {name: restored for name, restored in found.items() if "clean input" not in name}
         columns = [(name.strip("`"), to_pixels(values[:8])) for name, values in shown.items()]

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from sklearn.decomposition import PCA  # noqa: E402
 
 from autoencode import Pack, Progress, open_pack, train  # noqa: E402
-from autoencode.data.loader import to_float  # noqa: E402
+from autoencode.pixels import to_float  # noqa: E402
 from machine import machine  # noqa: E402
 
 SIZES = {"half the widths": (16, 32, 64), "`best`": (32, 64, 128), "twice the widths": (64, 128, 256)}

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from autoencode import Autoencoder, Pack, fit_reference, heat_maps, load_model, open_pack
 from autoencode.data.images import read_image
-from autoencode.data.loader import batches, to_float
+from autoencode.data.loader import batches
 from autoencode.data.manifest import Split
 from autoencode.data.sources import find_images
 from autoencode.embedding import Features
 from autoencode.metrics.statistics import Interval, auroc
 from autoencode.outliers.calibration import conformal_p_values, images_needed, rate_of, reference_name
 from autoencode.outliers.scores import SCORES, Score, fit_gaussian, joined, measurer, residual_spectrum
+from autoencode.pixels import to_float
 from autoencode.training.run import read_run
 
 Array = NDArray[np.float64]

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from autoencode import Pack, load_model, open_pack
 from autoencode.data.corruptions import corrupt, parse_corruptions
-from autoencode.data.loader import batches, random_seed, to_float
+from autoencode.data.loader import batches, random_seed
 from autoencode.evaluation.quality import code_health, gap_in_words
 from autoencode.metrics.images import mean_squared_error, psnr, ssim
 from autoencode.metrics.statistics import confidence_interval_bootstrap
+from autoencode.pixels import to_float
 from autoencode.training.run import read_metrics
 
 HEADINGS = (

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode import Autoencoder, Pack, fit_prior, generate, load_model, open_pack
-from autoencode.data.loader import to_float, to_pixels
 from autoencode.metrics.images import kernel_inception_distance
 from autoencode.models.backbones import pretrained_features
+from autoencode.pixels import to_float, to_pixels
 
 HEADINGS = "| model | code | reconstructions | N(0, I) | mixture | components |"
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from autoencode import Autoencoder, ConfigError, ModelConfig, Preprocessing
-from autoencode.data.loader import to_pixels
 from autoencode.embedding import image_encoder
 from autoencode.models.backbones import pretrained_features
+from autoencode.pixels import to_pixels
 
 
 def build(seed: int, side: int = 32) -> Autoencoder:

@@ -15,9 +15,10 @@ from tests.clusters import LocalCluster
 from torch import Tensor
 
 from autoencode import ImageFolderError, Limits, Pack, PackError, Run, RunError, open_index
-from autoencode.data.loader import batch_slices, batches, to_float
+from autoencode.data.loader import batch_slices, batches
 from autoencode.embedding import _ours, over_files, over_pack
 from autoencode.index.memory import INDEX_NAME
+from autoencode.pixels import to_float
 
 
 def means(images: Tensor) -> NDArray[np.float64]:

@@ -21,8 +21,8 @@ from autoencode import (
     save_model,
     walk,
 )
-from autoencode.data.loader import to_pixels
 from autoencode.generation import priors, vary
+from autoencode.pixels import to_pixels
 
 SIZE = Preprocessing(32, 32)
 

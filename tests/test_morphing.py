@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from autoencode import Autoencoder, ConfigError, ImageError, ModelConfig, Preprocessing, morph
-from autoencode.data.loader import to_pixels
 from autoencode.morphing import between, in_square, mixed
+from autoencode.pixels import to_pixels
 
 
 @pytest.fixture

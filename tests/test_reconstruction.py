@@ -25,7 +25,8 @@ from autoencode import (
 )
 from autoencode import reconstruction as application
 from autoencode.data.corruptions import corrupt, parse_corruptions
-from autoencode.data.loader import random_seed, to_float, to_pixels
+from autoencode.data.loader import random_seed
+from autoencode.pixels import to_float, to_pixels
 from autoencode.reconstruction import restore
 
 

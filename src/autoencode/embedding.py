@@ -30,11 +30,12 @@ from torch import Tensor
 
 from autoencode.cluster import Cluster, brief
 from autoencode.data.images import check_usable, read_chunks
-from autoencode.data.loader import batch_slices, batches, to_float, to_pixels
+from autoencode.data.loader import batch_slices, batches
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.remote import is_url, local
 from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
 from autoencode.models.backbones import FEATURES, pretrained_features, pretrained_version
+from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing

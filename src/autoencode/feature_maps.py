@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from autoencode.atomic import csv_bytes, make_folder, write_bytes
 from autoencode.data.images import save_image
-from autoencode.data.loader import to_pixels
 from autoencode.errors import ConfigError, OutputError
 from autoencode.figures import contact_sheet, image_grid
 from autoencode.models.model_file import as_model
+from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from autoencode.atomic import check_output, make_folder, write_json
 from autoencode.data.images import WRITABLE, save_image
-from autoencode.data.loader import batches, random_seed, to_pixels
+from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError, OutputError
 from autoencode.figures import image_grid
 from autoencode.figures.animation import check_frames, save_frames
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import as_model
 from autoencode.models.priors import GaussianMixture, Prior, StandardNormal
+from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from autoencode.atomic import check_output
 from autoencode.data.images import WRITABLE
-from autoencode.data.loader import to_pixels
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import check_frames, is_animation, save_frames
 from autoencode.models.model_file import as_model
+from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits

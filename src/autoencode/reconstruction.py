@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from autoencode.atomic import check_output, csv_bytes, make_folder, write_bytes
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
 from autoencode.data.images import WRITABLE, read_chunks, save_image
-from autoencode.data.loader import random_seed, to_float, to_pixels
+from autoencode.data.loader import random_seed
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import expanded
 from autoencode.errors import OutputError
 from autoencode.figures import contact_sheet
 from autoencode.metrics.images import psnr, ssim
 from autoencode.models.model_file import as_model
+from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

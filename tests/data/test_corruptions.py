@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
+from autoencode import Pack
+from autoencode.data.corruptions import Corruption, corrupt, mirror, parse_corruptions
+from autoencode.data.loader import batches, share_of
 from autoencode.errors import ConfigError
 
 IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -86,3 +88,17 @@ def test_a_corruption_reads_as_it_is_written() -> None:
         "gaussian:0.3",
         "downscale:4",
     ]
+
+
+def test_an_image_meets_the_same_chance_in_a_share_as_in_the_batch(tiny_pack: Pack) -> None:
+    images = next(batches(tiny_pack, tiny_pack.rows(), 7))
+    chain = parse_corruptions(["gaussian:0.3", "dropout:0.2", "rotate:20"])
+
+    def damaged(part: slice, **share: object) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        mirrored = mirror(images[part], generator, *share.values())  # type: ignore[arg-type]
+        return corrupt(mirrored, chain, generator, training=True, **share)  # type: ignore[arg-type]
+
+    shares = [share_of(7, rank, 3) for rank in range(3)]
+    parts = [damaged(share.part, share=share) for share in shares]
+    np.testing.assert_allclose(torch.cat(parts), damaged(slice(None)), atol=1e-6)

@@ -24,8 +24,8 @@ from autoencode import (
     pack_folder,
 )
 from autoencode import evaluation as application
-from autoencode.data.loader import to_float
 from autoencode.evaluation import quality
+from autoencode.pixels import to_float
 
 KEYS = {"value", "interval", "count"}
 

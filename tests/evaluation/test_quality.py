@@ -11,10 +11,11 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from autoencode import Autoencoder, Pack, Run, fit_prior, generate, load_model
 from autoencode.data.corruptions import parse_corruptions
-from autoencode.data.loader import random_seed, to_float, to_pixels
+from autoencode.data.loader import random_seed
 from autoencode.evaluation import quality
 from autoencode.evaluation.quality import HeldOutImages, check_up, code_quality, distances, image_quality
 from autoencode.models.backbones import pretrained_features
+from autoencode.pixels import to_float, to_pixels
 
 NOTHING = lambda images: None  # noqa: E731
 

@@ -23,7 +23,7 @@ from autoencode import (
     pack_folder,
     save_model,
 )
-from autoencode.data.loader import to_float
+from autoencode.pixels import to_float
 
 
 @pytest.fixture(scope="module")

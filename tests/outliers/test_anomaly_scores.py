@@ -8,7 +8,6 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from autoencode import Autoencoder, ConfigError, ModelConfig, Pack, Preprocessing, Run, load_model
-from autoencode.data.loader import to_float
 from autoencode.embedding import image_encoder
 from autoencode.metrics.statistics import auroc
 from autoencode.models.autoencoder import SIGMA2_FLOOR
@@ -26,6 +25,7 @@ from autoencode.outliers.scores import (
     residual_spectrum,
     training_statistics,
 )
+from autoencode.pixels import to_float
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from autoencode import Autoencoder, Pack, Run, heat_maps, load_model
-from autoencode.data.loader import to_float
 from autoencode.metrics.statistics import auroc
 from autoencode.outliers.heatmaps import coloured
+from autoencode.pixels import to_float
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ from autoencode import (
     load_model,
     pack_folder,
 )
-from autoencode.data.loader import to_float
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import calibration as application
 from autoencode.outliers.calibration import FORMAT_VERSION, KIND, reference_name, reference_rows
 from autoencode.outliers.scores import measure, training_statistics
+from autoencode.pixels import to_float
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional
 
 from autoencode import Pack, Progress, Run, load_model, settings, train
-from autoencode.data.loader import share_of, steps_per_epoch, to_float
+from autoencode.data.loader import share_of, steps_per_epoch
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.pixels import to_float
 from autoencode.training import losses
 from autoencode.training.loop import Loop
 from autoencode.training.optim import learning_rate_at

@@ -23,9 +23,9 @@ from starlette.testclient import TestClient
 
 from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack_folder, train
 from autoencode.atomic import exclusive
-from autoencode.data.loader import to_float, to_pixels
 from autoencode.morphing import between, in_square
 from autoencode.outliers.heatmaps import coloured
+from autoencode.pixels import to_float, to_pixels
 from autoencode.projection import code_map
 from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics

@@ -14,11 +14,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autoencode.data.pack import Pack
 
 
@@ -64,19 +66,6 @@ def share_of(whole: int, rank: int, count: int) -> Share:
 
 
 _STEPS_BETWEEN_LOOKS = 16  # at what has to be fetched next
-
-
-def to_float(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) in [0, 1]; the one place that does."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-
-
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Turn images (B, 3, H, W) in [0, 1] into pixels (B, H, W, 3) in 0..255, rounded to the nearest."""
-    rounded: NDArray[np.uint8] = (
-        images.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    )
-    return rounded
 
 
 def random_seed(*parts: int | str) -> int:

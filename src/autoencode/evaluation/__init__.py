@@ -186,7 +186,7 @@ def evaluate(
         PackError: the pack has changed on the disk meanwhile.
     """
     model = as_model(model)
-    model.check_pack(pack)
+    model.check_preprocessing(pack.preprocessing, pack.path)
     others = None if against is None else find_images(Path(against))
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()

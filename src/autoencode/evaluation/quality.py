@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
-from autoencode.data.loader import batches, random_seed, to_float, to_pixels
+from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
 from autoencode.generation import PriorName, generate
 from autoencode.index.neighbours import fit_space
@@ -37,6 +37,7 @@ from autoencode.metrics.images import (
 from autoencode.metrics.latents import bits_per_dimension, gaussian_log_likelihood, kl, kl_per_value
 from autoencode.metrics.statistics import Estimate, Interval, estimate
 from autoencode.models.backbones import pretrained_features
+from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Split
@@ -296,7 +297,7 @@ def check_up(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> Che
     Raises:
         ConfigError: the images of the pack have another size.
     """
-    model.check_pack(pack)
+    model.check_preprocessing(pack.preprocessing, pack.path)
     rows, split = pack.held_out()
     images = HeldOutImages(
         pack, np.unique(rows)[:most], parse_corruptions(model.provenance["train"]["corrupt"])

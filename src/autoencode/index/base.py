@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.images import read_chunks
-from autoencode.data.loader import to_float
 from autoencode.data.manifest import Entry, Split
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError
 from autoencode.index.settings import IndexSettings, check_encoder, find_encoder
 from autoencode.models.autoencoder import INFERENCE_BATCH
+from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.embedding import ImageEncoder

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from autoencode.data.loader import to_float
+from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Entry

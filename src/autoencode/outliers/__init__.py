@@ -18,7 +18,6 @@ from torch import Tensor
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.images import WRITABLE, read_chunks, save_image
-from autoencode.data.loader import to_float, to_pixels
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import Paths, expanded, read_beside
 from autoencode.embedding import Features, ImageEncoder, image_encoder, over_files
@@ -36,6 +35,7 @@ from autoencode.outliers.calibration import (
 )
 from autoencode.outliers.heatmaps import coloured, heat_maps
 from autoencode.outliers.scores import DEFAULT_SCORES, Score, check_score, measurer
+from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

@@ -185,7 +185,7 @@ def fit_reference(
         PackError: the pack has changed on the disk meanwhile.
     """
     model = as_model(model)
-    model.check_pack(pack)
+    model.check_preprocessing(pack.preprocessing, pack.path)
     encoder = image_encoder(model, features).digest
     measure = measurer(model, features)
     cache = None if cache is None else Path(cache)

@@ -97,7 +97,7 @@ def rank_pack(
     Raises:
         ConfigError: the images of the pack have another size.
     """
-    model.check_pack(pack)
+    model.check_preprocessing(pack.preprocessing, pack.path)
     name, measure = DEFAULT_SCORES["code"], measurer(model, "code")
     rows, places = np.unique(pack.rows(), return_inverse=True)
     scores = np.empty(len(rows))

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.data.loader import to_float, to_pixels
 from autoencode.feature_maps import feature_maps
 from autoencode.figures import image_grid, strip
 from autoencode.figures.plots import comparison_figure, histogram_figure, png_of
 from autoencode.generation import generate
 from autoencode.morphing import mixed
 from autoencode.paper.architecture import architecture_figure
+from autoencode.pixels import to_float, to_pixels
 from autoencode.report import pictures
 from autoencode.report.page import Figure, figure_of
 

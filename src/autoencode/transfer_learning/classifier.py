@@ -18,7 +18,6 @@ from torch import Tensor
 
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.data.images import WRITABLE, read_chunks, save_image
-from autoencode.data.loader import to_float
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import expanded, read_beside
 from autoencode.embedding import image_encoder
@@ -34,6 +33,7 @@ from autoencode.models.model_file import (
     read_tensors,
     write_tensors,
 )
+from autoencode.pixels import to_float
 from autoencode.transfer_learning.probe import Floats, LinearProbe
 
 CLASSIFIER_NAME = "classifier.safetensors"

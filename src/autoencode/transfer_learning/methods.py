@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoencode.data.loader import batches, random_seed, to_float
+from autoencode.data.loader import batches, random_seed
 from autoencode.embedding import image_encoder
 from autoencode.errors import DivergedError, MissingExtraError
 from autoencode.feature_maps import descriptions, trace
@@ -38,6 +38,7 @@ from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.backbones import pretrained_version
 from autoencode.models.networks import pooling_of
 from autoencode.models.pca import principal_components
+from autoencode.pixels import to_float
 from autoencode.transfer_learning.classifier import CODE, PRETRAINED
 from autoencode.transfer_learning.probe import (
     Floats,

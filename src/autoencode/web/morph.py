@@ -11,10 +11,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from torch import Tensor
 
-from autoencode.data.loader import to_pixels
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import write_animation
 from autoencode.morphing import FRAMES_PER_SECOND, How, between, in_square, mixed
+from autoencode.pixels import to_pixels
 from autoencode.web.jobs import Report
 from autoencode.web.replies import Space, download, png, unfinished
 from autoencode.web.workspace import Pixels, Workspace

@@ -12,9 +12,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
-from autoencode.data.loader import random_seed, to_float, to_pixels
+from autoencode.data.loader import random_seed
 from autoencode.errors import ConfigError
 from autoencode.outliers.heatmaps import coloured, heat_maps
+from autoencode.pixels import to_float, to_pixels
 from autoencode.web.replies import Space, png
 from autoencode.web.uploads import Held
 from autoencode.web.workspace import Pixels, Workspace

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import is_locked
-from autoencode.data.loader import batches, to_float
+from autoencode.data.loader import batches
 from autoencode.data.manifest import Entry, Split
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.untrusted import UntrustedDecoder
@@ -33,6 +33,7 @@ from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.outliers.calibration import fit_reference, reference_name
 from autoencode.outliers.review import Decisions, Ranking, rank_pack
+from autoencode.pixels import to_float
 from autoencode.projection import CodeMap, Layout, code_map, in_effects, neighbour_map
 from autoencode.training.run import RunSettings, is_run, read_run
 from autoencode.training.train import pack_path_for
@@ -249,7 +250,7 @@ class Workspace:
         self._compared: dict[Distance, FileIndex] = {}
         found: list[Collection] = []
         if pack is not None:
-            self.model.check_pack(pack)
+            self.model.check_preprocessing(pack.preprocessing, pack.path)
             found.append(Collection("g", pack))
         if self.index is not None:
             codes = None

@@ -10,29 +10,15 @@ import pytest
 import torch
 
 from autoencode import Pack
-from autoencode.data.loader import batches, epoch_order, random_seed, steps_per_epoch, to_float, to_pixels
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 32, 3), np.uint8)
-
-
-def test_pixels_become_floats_of_their_255th_channels_first() -> None:
-    images = to_float(PIXELS)
-    assert (images.shape, images.dtype) == ((5, 3, 16, 32), torch.float32)
-    expected = PIXELS.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    assert np.array_equal(images.numpy(), expected)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_pixels_survive_the_way_there_and_back() -> None:
-    every_value = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    assert np.array_equal(to_pixels(to_float(every_value)), every_value)
-    assert np.array_equal(to_pixels(to_float(PIXELS)), PIXELS)
-
-
-def test_values_outside_the_range_are_clipped_and_the_others_rounded_to_the_nearest() -> None:
-    values = torch.tensor([-1.0, 0.0019, 0.0021, 0.5, 0.9999, 2.0])
-    pixels = to_pixels(values.reshape(1, 1, 1, 6).expand(1, 3, 1, 6))
-    assert pixels[0, 0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
+from autoencode.data.loader import (
+    batches,
+    epoch_order,
+    random_seed,
+    share_of,
+    shared_batches,
+    steps_per_epoch,
+)
+from autoencode.pixels import to_float
 
 
 def test_seeds_depend_on_every_part_and_are_the_same_on_every_machine() -> None:
@@ -103,3 +89,37 @@ def test_an_error_of_the_pack_arrives_at_the_reader(tiny_pack: Pack, monkeypatch
     monkeypatch.setattr(tiny_pack, "pixels", fail)
     with pytest.raises(RuntimeError, match="gone"):
         list(batches(tiny_pack, tiny_pack.rows(), 4))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("whole", [1, 2, 6, 7, 128])
+def test_shares_are_the_batch_and_differ_by_one_image(whole: int, count: int) -> None:
+    shares = [share_of(whole, rank, count) for rank in range(count)]
+    counted = [share for share in shares if share.counted]
+    assert [i for share in counted for i in range(share.first, share.end)] == list(range(whole))
+    assert sum(share.weight for share in shares) == pytest.approx(1)
+    sizes = [share.counted for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(share.end > share.first for share in shares), "every process must have something to compute"
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+@pytest.mark.parametrize("whole", [1, 7, 128])
+def test_the_pieces_of_a_share_are_all_of_it(whole: int, count: int) -> None:
+    for share in (share_of(whole, rank, 2) for rank in range(2)):
+        pieces = share.pieces(count)
+        assert sum(piece.weight for piece in pieces) == pytest.approx(share.weight)
+        assert [i for p in pieces for i in range(p.first, p.end)] == list(range(share.first, share.end))
+        assert len(pieces) == max(1, min(count, share.counted))
+        sizes = {piece.counted for piece in pieces}
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_see_together_what_one_sees(count: int, tiny_pack: Pack) -> None:
+    rows = tiny_pack.rows()
+    assert len(rows) % 10
+    parts = [list(shared_batches(tiny_pack, rows, 10, rank, count)) for rank in range(count)]
+    for step, batch in enumerate(batches(tiny_pack, rows, 10)):
+        seen = [images for images, share in (part[step] for part in parts) if share.counted]
+        assert torch.equal(torch.cat(seen), batch)

@@ -1,0 +1,35 @@
+"""Pixels to images and back: the one place where uint8 becomes float.
+
+Shapes: B batch, H height, W width. Pixels are (B, H, W, 3) uint8 in 0..255, images (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def to_float(pixels: NDArray[np.uint8]) -> Tensor:
+    """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) float32 in [0, 1].
+
+    The result is channels last in memory, as the pixels are: no copy is made but the conversion itself.
+    """
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Turn images (B, 3, H, W) float in [0, 1] on the CPU into pixels (B, H, W, 3) in 0..255.
+
+    Values are rounded to the nearest level, so `to_pixels(to_float(pixels))` equals `pixels`. Values outside
+    [0, 1], which the residual network may decode, are clipped.
+    """
+    # Rounded before the cast: a cast to uint8 truncates, and wraps round what lies outside 0..255.
+    levels = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).numpy()
+    return pixels
