@@ -1,10 +1,8 @@
 """The public API: one list, from which the names of `autoencode` are loaded when first used."""
 
 from .data.pack import Pack as Pack
-from .data.pack import Parts as Parts
 from .data.pack import open_pack as open_pack
 from .data.pack import pack_folder as pack_folder
-from .data.pack import pack_part as pack_part
 from .data.preprocessing import Limits as Limits
 from .data.preprocessing import Preprocessing as Preprocessing
 from .errors import AutoencodeError as AutoencodeError

@@ -443,19 +443,15 @@ def test_names_that_are_not_unicode_are_printed_escaped(photos: Path, tmp_path: 
     assert rb"caf\udce9.jpg: " in result.stdout
 
 
-def test_parts_are_packed_to_a_url_and_what_is_not_there_is_named(
+def test_a_folder_is_packed_to_a_url_and_what_is_not_there_is_named(
     autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
     url = f"file://{tmp_path}/store"
     pack = ("pack", photos, "--out", url, "--workers", 1)
-    first = autoencode(*pack, "--size", 32, "--shard", "1/2")
-    assert "part:   1/2 is packed; 1 of 2 parts are" in first.out
-    again = f"autoencode pack {photos} --out {url} --shard i/2, for each i from 1 to 2 that is missing"
-    assert_one_line(autoencode("train", url, "--out", tmp_path / "run"), again)
-    assert_one_line(autoencode(*pack, "--size", 32), f"{url} is packed in 2 parts (--shard i/2), not packed")
-    second = autoencode(*pack, "--shard", "2/2")
-    assert f"pack:   {url}: 48 images of 32x32" in second.out
-    assert_one_line(autoencode(*pack), f"{url} is packed in 2 parts (--shard i/2), not packed as a whole")
-    assert_one_line(autoencode(*pack, "--shard", "3/2"), "'3/2' is no part of a whole", code=2)
+    made = autoencode(*pack, "--size", 32)
+    assert f"pack:   {url}: 48 images of 32x32" in made.out
+    assert_one_line(
+        autoencode(*pack, "--size", 16), f"{url} was made with height 32, not 16; width 32, not 16"
+    )
     assert_one_line(autoencode("train", f"{url}/none", "--out", tmp_path / "run"), f"no pack at {url}/none")

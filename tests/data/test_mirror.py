@@ -1,4 +1,4 @@
-"""Packs in storage: made there, read through a bounded cache, in parts, and what is wrong in one line."""
+"""Packs in storage: made there, read through a bounded cache, and what is wrong in one line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from autoencode import (
     load_model,
     open_pack,
     pack_folder,
-    pack_part,
     train,
 )
-from autoencode.data import manifest, packing
+from autoencode.data import manifest
 from autoencode.data import remote as mirror
 from autoencode.data.loader import epoch_order
-from autoencode.data.shards import Part
 from autoencode.evaluation import evaluate
 from autoencode.index.memory import open_index
 
@@ -141,49 +139,6 @@ def test_reading_keeps_to_the_room_of_the_cache(
         assert sum(path.stat().st_size for path in in_cache(tmp_path)) <= room + 2 * 12 * ROW_BYTES
 
 
-def test_parts_packed_one_by_one_become_the_pack_of_the_whole(
-    url: str,
-    photos: Path,
-    tiny_pack: Pack,
-    tmp_path: Path,
-    small_shards: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for place in (url, str(tmp_path / "parts.pack")):
-        for number, done in (("3/3", 1), ("1/3", 2), ("2/3", 3)):
-            # Each on a machine of its own.
-            monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache" / number))
-            made = pack_part(photos, place, number, tiny_pack.preprocessing, workers=1)
-            assert made == (done, 3)
-            if done < 3:
-                with pytest.raises(PackError, match="not finished"):
-                    open_pack(place)
-        pack = open_pack(place)
-        assert pack.fingerprint == tiny_pack.fingerprint
-        assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
-        with pytest.raises(PackError, match=r"packed in 3 parts .*, not packed as a whole"):
-            pack_folder(photos, place, tiny_pack.preprocessing)
-
-
-def test_a_part_that_is_packed_again_brings_the_whole_in_step(
-    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, small_shards: None
-) -> None:
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    for number in ("1/2", "2/2"):
-        pack_part(folder, url, number, tiny_size, workers=1)
-    gone = sorted(folder.rglob("*.png"))[:11]
-    for path in gone:
-        path.unlink()
-    for number in ("1/2", "2/2"):
-        pack_part(folder, url, number, tiny_size, workers=1)
-    pack = open_pack(url)
-    assert {entry.path for entry in pack.entries} == {
-        str(path.relative_to(folder)) for path in folder.rglob("*.png")
-    }
-    assert len(pack.pixels(pack.rows())) == 37
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -255,57 +210,6 @@ def test_a_file_in_a_folder_by_its_url_is_replaced_as_a_whole(
     assert store.read("a/file") == b"new" * 1000
 
 
-class Killed(BaseException):
-    """Ends a process at a moment, without what it would tidy up."""
-
-
-@pytest.mark.parametrize("moment", ["_merge", "_update"])
-def test_a_part_that_was_killed_before_it_was_merged_leaves_the_whole(
-    url: str,
-    photos: Path,
-    tiny_size: Preprocessing,
-    tmp_path: Path,
-    small_shards: None,
-    moment: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
-    for number in ("1/2", "2/2"):
-        pack_part(folder, url, number, tiny_size, workers=1)
-    for path in folder.rglob("*.png"):
-        if Part(0, 2).takes(str(path.relative_to(folder))):
-            path.write_bytes(path.read_bytes() + b"\0")  # another content of the same pixels
-    monkeypatch.setattr(packing, "_tidy", lambda *_: None)
-    for name in ("_merge", moment):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(packing, name, lambda *_: (_ for _ in ()).throw(Killed))
-            pack_part(folder, url, "1/2", tiny_size, workers=1)
-        pack = open_pack(url)
-        assert len(pack.pixels(pack.rows())) == 48
-    pack_part(folder, url, "1/2", tiny_size, workers=1)
-    pack = open_pack(url)
-    assert len(pack.pixels(pack.rows())) == 48
-
-
-def test_parts_that_changed_while_they_were_merged_are_merged_again(
-    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
-    for number in ("1/2", "2/2"):
-        pack_part(folder, url, number, tiny_size, workers=1)
-    seen: list[int] = []
-    manifests = packing._manifests
-
-    def late(pack: Path, count: int) -> list[Any]:
-        seen.append(count)
-        found = manifests(pack, count)
-        return [found[0], found[1].take(np.arange(3))] if len(seen) == 1 else found
-
-    monkeypatch.setattr(packing, "_manifests", late)
-    pack_part(folder, url, "1/2", tiny_size, workers=1)
-    assert len(open_pack(url)) == 48
-
-
 def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(
     url: str,
     photos: Path,
@@ -328,12 +232,6 @@ def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(
     assert index.source == url
     assert len(index.pack) == len(index) == 48
     assert build_index(run.model_path, url, tmp_path / "index").update.encoded == 0
-
-
-@pytest.mark.parametrize("number", ["", "0/2", "3/2", "1", "a/b", "1/0"])
-def test_what_is_no_part_is_rejected(number: str, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no part of a whole"):
-        pack_part(photos, tmp_path / "pack", number)
 
 
 def test_a_url_without_a_pack_says_so(url: str, photos: Path, tmp_path: Path) -> None:

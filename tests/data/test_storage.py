@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoencode import Pack, StorageError, open_pack, pack_folder, pack_part, train
+from autoencode import Pack, StorageError, open_pack, pack_folder, train
 from autoencode.data import manifest
 
 pytestmark = pytest.mark.scale
@@ -23,8 +23,7 @@ def test_pack_and_train_against_s3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(manifest, "_SHARD_BYTES", 12 * 32 * 32 * 3)
-    for number in ("1/2", "2/2"):
-        pack_part(photos, bucket, number, tiny_pack.preprocessing, workers=1)
+    pack_folder(photos, bucket, tiny_pack.preprocessing, workers=1)
     monkeypatch.setenv("AUTOENCODE_CACHE_GB", str(3 * 12 * 32 * 32 * 3 / 1e9))
     pack = open_pack(bucket)
     assert pack.fingerprint == tiny_pack.fingerprint

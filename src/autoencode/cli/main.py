@@ -129,16 +129,12 @@ def pack(
     background: Background = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="Pack one of several parts, such as 1/4; other machines pack the others."),
-    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes. Default: all cores.", min=1, rich_help_panel=MACHINE)
     ] = None,
 ) -> None:
     """Decode every image of a folder once, for fast training."""
-    from autoencode.data.pack import open_pack, pack_folder, pack_part, preprocessing_of
+    from autoencode.data.pack import pack_folder, preprocessing_of
     from autoencode.data.preprocessing import Preprocessing
 
     preprocessing = options.preprocessing(size, fit, background)
@@ -147,16 +143,7 @@ def pack(
         preprocessing = preprocessing_of(out) or Preprocessing()
     limits = options.limits(max_pixels, max_bytes)
     with counting("packing") as progress:
-        if shard is None:
-            made = pack_folder(folder, out, preprocessing, limits=limits, workers=workers, progress=progress)
-        else:
-            parts = pack_part(
-                folder, out, shard, preprocessing, limits=limits, workers=workers, progress=progress
-            )
-            console.print(f"part:   {shard} is packed; {parts.done} of {parts.total} parts are")
-            if parts.done < parts.total:
-                return
-            made = open_pack(out)
+        made = pack_folder(folder, out, preprocessing, limits=limits, workers=workers, progress=progress)
     print_pack(made)
 
 

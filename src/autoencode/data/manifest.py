@@ -278,19 +278,17 @@ class Settings:
         folder: the image folder, absolute.
         preprocessing: how its images become pixels.
         rows_per_shard: rows in a full shard file.
-        parts: in how many parts it is packed.
     """
 
     folder: Path
     preprocessing: Preprocessing
     rows_per_shard: int
-    parts: int = 1
 
     @classmethod
-    def of(cls, folder: Path, preprocessing: Preprocessing, parts: int = 1) -> Settings:
+    def of(cls, folder: Path, preprocessing: Preprocessing) -> Settings:
         """Return the settings of a new pack: shards of about 256 MiB."""
         row_bytes = preprocessing.height * preprocessing.width * 3
-        return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes), parts)
+        return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes))
 
 
 def write_settings(pack: Path, settings: Settings) -> None:
@@ -303,7 +301,6 @@ def write_settings(pack: Path, settings: Settings) -> None:
             "folder": str(settings.folder),
             "preprocessing": settings.preprocessing.to_json(),
             "rows_per_shard": settings.rows_per_shard,
-            "parts": settings.parts,
         },
     )
 
@@ -345,10 +342,9 @@ def read_settings(pack: Path) -> Settings:
         )
     try:
         preprocessing = Preprocessing.from_json(value["preprocessing"])
-        rows_per_shard, parts = int(value["rows_per_shard"]), int(value.get("parts", 1))
-        settings = Settings(Path(value["folder"]), preprocessing, rows_per_shard, parts)
-        if not all(1 <= count <= _MOST for count in (rows_per_shard, parts)):
-            raise ValueError("rows_per_shard or parts out of range")
+        settings = Settings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))
+        if not 1 <= settings.rows_per_shard <= _MOST:
+            raise ValueError("rows_per_shard out of range")
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as err:
         raise PackError(f"{path} is damaged ({err}). {_REPACK}") from err
     return settings

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from autoencode.data import manifest, packing, remote
 from autoencode.data.manifest import Split, is_pack
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
-from autoencode.data.shards import Part, ShardReader
+from autoencode.data.shards import ShardReader
 from autoencode.errors import PackError
 
 
@@ -32,13 +32,6 @@ class HeldOut(NamedTuple):
 
     rows: NDArray[np.int64]
     split: Split
-
-
-class Parts(NamedTuple):
-    """How many parts of a pack are `done`, of `total`."""
-
-    done: int
-    total: int
 
 
 class Pack:
@@ -62,8 +55,6 @@ class Pack:
         if entries is None:
             location = remote.shown(path)
             again = f"autoencode pack {settings.folder} --out {location}"
-            if settings.parts > 1:
-                again += f" --shard i/{settings.parts}, for each i from 1 to {settings.parts} that is missing"
             raise PackError(f"The pack {location} is not finished. Run again: {again}")
         self.path = path
         self.folder = settings.folder
@@ -179,7 +170,8 @@ def pack_folder(
     Args:
         folder: images, in sub-folders or not; the first sub-folder is the label.
         out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
-            `storage`), to which each shard goes when it is full. Only parts may be packed to one URL at once.
+            `storage`), to which each shard goes when it is full. Storage has no locks: only one process may
+            pack to a URL at a time.
         preprocessing: the size of the images and how they come to it; 128x128, cropped.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
         limits: what a single file may cost. Changing them does not change what is already packed; files
@@ -199,38 +191,6 @@ def pack_folder(
     preprocessing = sized(size, preprocessing) or Preprocessing()
     packing.update(Path(folder), made, preprocessing, limits or Limits(), workers, progress)
     return open_pack(out)
-
-
-def pack_part(
-    folder: str | Path,
-    out: str | Path,
-    part: str,
-    preprocessing: Preprocessing | None = None,
-    *,
-    limits: Limits | None = None,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Parts:
-    """Pack one of several parts of a folder, as `pack_folder` else; several machines do so at once.
-
-    The parts share nothing but `out`, a folder that all see or a URL. Whoever ends last makes them one pack.
-
-    Args:
-        folder, out, preprocessing, limits, workers, progress: see `pack_folder`; the same for each part.
-        part: "1/4" for the first of four.
-
-    Returns:
-        How many parts are done, and of how many; the pack can be opened when all are.
-
-    Raises:
-        ConfigError: `part` is no part.
-        PackError: `out` was packed in another number of parts; and see `pack_folder`.
-        StorageError: the storage cannot be reached.
-    """
-    preprocessing, limits = preprocessing or Preprocessing(), limits or Limits()
-    chosen, made = Part.parse(part), remote.prepared(out)
-    done = packing.update(Path(folder), made, preprocessing, limits, workers, progress, chosen)
-    return Parts(done, chosen.count)
 
 
 def preprocessing_of(location: str | Path) -> Preprocessing | None:

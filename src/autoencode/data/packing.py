@@ -6,35 +6,32 @@
 3. Rename the new shards, then replace the manifest. Until then the old pack is whole, from then on the new.
 4. Delete the shards that no entry needs.
 
-A pack in storage is made in its mirror (see `mirror`), a shard at a time: no more of it is on this disk. Of
-several parts, each has a manifest of its own, and whoever finds all of them merges them.
+A pack in storage is made in its mirror (see `mirror`), a shard at a time: no more of it is on this disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, one_at_a_time, remove_temporaries
+from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.data import manifest, workers
 from autoencode.data import remote as mirror
 from autoencode.data.manifest import Entries, Entry, Settings, unread
 from autoencode.data.reading import Decoder, read_all
-from autoencode.data.shards import WHOLE, Part, ShardReader, Shards
+from autoencode.data.shards import ShardReader, Shards
 from autoencode.data.sources import image_names
 from autoencode.errors import ConfigError, ImageFolderError, PackError, StorageError
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
 
-_PARTS_NAME, _MERGING = "parts", ".merging.lock"
 _SPARE_SHARDS = 32
 _REASONS_SHOWN = 3
 _LATEST = 2**63 - 1  # nanoseconds, the year 2262
@@ -47,9 +44,8 @@ def update(
     limits: Limits,
     worker_count: int | None,
     progress: Callable[[int, int], None] | None,
-    part: Part = WHOLE,
-) -> int:
-    """Make `pack` or a part of it, or bring it in step with `folder`; return how many parts are done.
+) -> None:
+    """Make `pack`, or bring it in step with `folder`.
 
     Arguments and errors: see `pack.pack_folder`.
     """
@@ -57,108 +53,50 @@ def update(
     if worker_count < 1:
         raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
     _reject_what_is_not_ours(pack)
-    listed = Entries(entry for entry in _survey(folder) if part.takes(entry.path))
-    wanted = Settings.of(folder, preprocessing, part.count)
-    where = _folder_of(pack, part)
-    at = f"{mirror.shown(pack)}{'' if part == WHOLE else f', part {part.index + 1}'}"
-    busy = f"Another process is packing into {at}. Wait until it is done, or choose another output."
-    with exclusive(where, busy, PackError):
-        entries = _manifest_of(pack, part)
-        if manifest.is_pack(pack) and (entries is not None or part != WHOLE or _has_parts(pack)):
+    listed = Entries(_survey(folder))
+    wanted = Settings.of(folder, preprocessing)
+    location = mirror.shown(pack)
+    busy = f"Another process is packing into {location}. Wait until it is done, or choose another output."
+    with exclusive(pack, busy, PackError):
+        entries = _entries_of(pack)
+        if manifest.is_pack(pack) and entries is not None:
             settings = manifest.read_settings(pack)
-            _reject_other_settings(mirror.shown(pack), settings, wanted)
+            _reject_other_settings(location, settings, wanted)
         else:
             settings = wanted
             with mirror.changing(pack, manifest.SETTINGS_NAME):
                 manifest.write_settings(pack, settings)
         entries = Entries() if entries is None else entries
-        shards = mirror.shards_of(pack, settings.preprocessing, settings.rows_per_shard, part)
+        shards = mirror.shards_of(pack, settings.preprocessing, settings.rows_per_shard)
         ShardReader(shards, _rows(entries))  # an update of a damaged pack is damaged
         try:
-            remove_temporaries(where)
-            shards.keep_only(_needed(pack, part, entries, shards))
+            remove_temporaries(pack)
+            shards.keep_only(shards.shards_of(_rows(entries)))
             decoder = Decoder(settings.folder, preprocessing, limits, shards)
             _update(listed, entries, decoder, worker_count, progress)
-            if part == WHOLE and not mirror.remote_of(pack):
+            if not mirror.remote_of(pack):
                 _compact(listed, shards)
-            if listed != entries or not (where / manifest.MANIFEST_NAME).exists():
-                _write(pack, part, listed)
-            done = 1 if part == WHOLE else _merge(pack, part.count)
+            if listed != entries or not (pack / manifest.MANIFEST_NAME).exists():
+                with mirror.changing(pack, manifest.MANIFEST_NAME):
+                    manifest.write_manifest(pack, listed)
         except BaseException:
             with contextlib.suppress(OSError, PackError, StorageError):
-                _tidy(pack, part, shards)
+                _tidy(pack, shards)
             raise
         shards.keep_only(shards.shards_of(_rows(listed)))
-    return done
 
 
-def _has_parts(pack: Path) -> bool:
-    """Whether a pack that is not finished is made in several parts."""
-    with contextlib.suppress(PackError):
-        return manifest.read_settings(pack).parts > 1
-    return False
+def _entries_of(pack: Path) -> Entries | None:
+    """Return what is in the pack, as of now; None if it has not been packed."""
+    mirror.pull(pack, manifest.MANIFEST_NAME)
+    return manifest.read_manifest(pack)
 
 
-def _folder_of(pack: Path, part: Part) -> Path:
-    """Where the manifest of a part is."""
-    return pack if part == WHOLE else pack / _PARTS_NAME / str(part)
-
-
-def _manifest_of(pack: Path, part: Part) -> Entries | None:
-    """Return what is in a part, as of now; None if it has not been packed."""
-    where = _folder_of(pack, part)
-    mirror.pull(pack, f"{where.relative_to(pack) / manifest.MANIFEST_NAME}")
-    return manifest.read_manifest(where)
-
-
-def _write(pack: Path, part: Part, entries: Iterable[Entry]) -> None:
-    where = _folder_of(pack, part)
-    with mirror.changing(pack, f"{where.relative_to(pack) / manifest.MANIFEST_NAME}"):
-        manifest.write_manifest(where, entries)
-
-
-def _needed(pack: Path, part: Part, entries: Entries, shards: Shards) -> list[int]:
-    """Return the shards that the entries of a part are in, now and as the whole pack has them.
-
-    A run that was killed before it merged the parts has left a whole that is older than the part.
-    """
-    whole = None if part == WHOLE else _manifest_of(pack, WHOLE)
-    return sorted({*shards.shards_of(_rows(entries)), *shards.shards_of(_rows(whole or Entries()))})
-
-
-def _merge(pack: Path, count: int) -> int:
-    """Make one manifest of those of all parts, if they are all there; return how many are.
-
-    Another may end its part meanwhile. On a disk it waits until this has merged, and merges again. Storage
-    has no locks: there this looks once more, until nothing has changed.
-    """
-    with one_at_a_time(pack / _MERGING):
-        parts = _manifests(pack, count)
-        while len(parts) == count:
-            merged = Entries(heapq.merge(*parts, key=lambda entry: entry.path))
-            packed = np.flatnonzero(merged.rows >= 0)
-            _share_rows(merged, packed, merged.rows[packed], Entries())
-            if not len(packed):
-                raise ImageFolderError(_all_skipped(manifest.read_settings(pack).folder, merged))
-            if merged != _manifest_of(pack, WHOLE):
-                _write(pack, WHOLE, merged)
-            if mirror.remote_of(pack) is None or (again := _manifests(pack, count)) == parts:
-                break
-            parts = again
-    return len(parts)
-
-
-def _manifests(pack: Path, count: int) -> list[Entries]:
-    """Return what is in each part that is done."""
-    parts = (Part(index, count) for index in range(count))
-    return [entries for part in parts if (entries := _manifest_of(pack, part)) is not None]
-
-
-def _tidy(pack: Path, part: Part, shards: Shards) -> None:
+def _tidy(pack: Path, shards: Shards) -> None:
     """Delete what a failed run leaves, going by the manifest on the disk, which may be old or new."""
-    entries = _manifest_of(pack, part)
-    shards.keep_only(_needed(pack, part, entries or Entries(), shards))
-    if entries is None and part == WHOLE:
+    entries = _entries_of(pack)
+    shards.keep_only(shards.shards_of(_rows(entries or Entries())))
+    if entries is None:
         with mirror.changing(pack, manifest.SETTINGS_NAME):
             (pack / manifest.SETTINGS_NAME).unlink(missing_ok=True)
         shards.folder.rmdir()
@@ -186,15 +124,9 @@ def _reject_other_settings(pack: str, settings: Settings, wanted: Settings) -> N
     if settings.folder != wanted.folder:
         raise PackError(f"{pack} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
     have, want = settings.preprocessing.to_json(), wanted.preprocessing.to_json()
-    if settings.parts != wanted.parts:
-        raise PackError(f"{pack} is {_in_parts(settings.parts)}, not {_in_parts(wanted.parts)}. {advice}")
     different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
     if different:
         raise PackError(f"{pack} was made with {'; '.join(different)}. {advice}")
-
-
-def _in_parts(count: int) -> str:
-    return "packed as a whole" if count == 1 else f"packed in {count} parts (--shard i/{count})"
 
 
 def _rows(entries: Entries) -> NDArray[np.int64]:
@@ -216,17 +148,14 @@ def _update(
     fresh = _new_rows(len(chosen), shards, shards.shards_of(_rows(entries)))
     read_all(listed, chosen, fresh, decoder, entries.packed.digests, worker_count, progress)
     _share_rows(listed, chosen, fresh, entries.packed)
-    if not len(_rows(listed)) and shards.part == WHOLE:
+    if not len(_rows(listed)):
         raise ImageFolderError(_all_skipped(decoder.folder, listed))
 
 
 def _new_rows(count: int, shards: Shards, used: list[int]) -> NDArray[np.int64]:
     """Return `count` rows (N,) in new shards, one after the other, beyond those that are used."""
-    needed = -(-count // shards.rows_per_shard)
-    first = shards.part.first_after(max(used, default=-1))
-    numbers = first + shards.part.count * np.arange(needed)
-    rows = numbers[:, None] * shards.rows_per_shard + np.arange(shards.rows_per_shard)
-    return rows.ravel()[:count].astype(np.int64)
+    first = (max(used, default=-1) + 1) * shards.rows_per_shard
+    return np.arange(first, first + count, dtype=np.int64)
 
 
 def _survey(folder: Path) -> Iterator[Entry]:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import atomic_file, make_folder, one_at_a_time, parse_json, write_json
 from autoencode.data import manifest
-from autoencode.data.shards import SHARDS_NAME, WHOLE, Part, Rows, Shards, number_of
+from autoencode.data.shards import SHARDS_NAME, Rows, Shards, number_of
 from autoencode.errors import AutoencodeError, ConfigError, MissingExtraError, PackError, StorageError
 
 if TYPE_CHECKING:
@@ -327,9 +327,9 @@ def _read(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def shards_of(pack: Path, preprocessing: Preprocessing, rows_per_shard: int, part: Part = WHOLE) -> Shards:
+def shards_of(pack: Path, preprocessing: Preprocessing, rows_per_shard: int) -> Shards:
     """Return the shards of a pack, or of what a folder mirrors."""
-    shape = (pack / SHARDS_NAME, preprocessing.height, preprocessing.width, rows_per_shard, part)
+    shape = (pack / SHARDS_NAME, preprocessing.height, preprocessing.width, rows_per_shard)
     remote = remote_of(pack)
     return Shards(*shape) if remote is None else RemoteShards(*shape, remote=remote)
 
@@ -414,7 +414,7 @@ class RemoteShards(Shards):
         start = f"{SHARDS_NAME}/"
         for name in self.remote.listing():
             number = number_of(name.removeprefix(start)) if name.startswith(start) else None
-            if number is not None and self.part.has(number) and number not in shards:
+            if number is not None and number not in shards:
                 self.remote.delete(name)
 
     def _name(self, shard: int) -> str:

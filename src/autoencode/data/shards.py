@@ -1,8 +1,4 @@
-"""One of several parts in which machines pack a folder at once; no two write the same file.
-
-Part i of n has the files whose path has a digest of i modulo n, and the shards whose number is i modulo n.
-
-Pixels on disk: rows of raw uint8 in numbered files that never change once a manifest names their rows.
+"""Pixels on disk: rows of raw uint8 in numbered files that never change once a manifest names their rows.
 
 A row is one image, (H, W, 3) uint8. Row r is in shard r // rows_per_shard, at place r % rows_per_shard.
 Shards are written under a temporary name; the place of a file that was skipped stays unused, a hole.
@@ -12,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import mmap
 import os
 import secrets
@@ -25,54 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.atomic import TEMPORARY_SUFFIX, make_folder, sync_folder
-from autoencode.errors import ConfigError, OutputError, PackError
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part.
-
-    Attributes:
-        index: from 0, below `count`.
-        count: parts in all; 1 is the whole.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """Read "2/4", the second of four.
-
-        Raises:
-            ConfigError: it is something else.
-        """
-        number, separator, count = text.partition("/")
-        if not (separator and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise ConfigError(f"{text!r} is no part of a whole: give 1/4 for the first of four.")
-        return cls(int(number) - 1, int(count))
-
-    def has(self, shard: int) -> bool:
-        """Whether a shard of that number is of this part."""
-        return shard % self.count == self.index
-
-    def takes(self, path: str) -> bool:
-        """Whether a file of that path is of this part."""
-        if self.count == 1:
-            return True
-        digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:8], "big") % self.count == self.index
-
-    def first_after(self, shard: int) -> int:
-        """Return the lowest number of a shard of this part above `shard`, which may be -1."""
-        return shard + 1 + (self.index - shard - 1) % self.count
-
-    def __str__(self) -> str:
-        return f"{self.index + 1}-of-{self.count}"
-
-
-WHOLE = Part()
-
+from autoencode.errors import OutputError, PackError
 
 Rows = NDArray[np.int64] | Sequence[int]
 
@@ -91,7 +39,6 @@ class Shards:
         height: H, pixels.
         width: W, pixels.
         rows_per_shard: rows in a full shard.
-        part: whose shards may be written and deleted.
         token: part of the temporary names, so that workers left over from a killed run write nothing to the
             files of the next.
     """
@@ -100,7 +47,6 @@ class Shards:
     height: int
     width: int
     rows_per_shard: int
-    part: Part = WHOLE
     token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
@@ -111,7 +57,7 @@ class Shards:
     @property
     def known(self) -> Path:
         """A file for the digests of what is packed already, while packing."""
-        return self.folder / f"known-{self.part}{TEMPORARY_SUFFIX}"
+        return self.folder / f"known{TEMPORARY_SUFFIX}"
 
     def path(self, shard: int) -> Path:
         """Return the file of a finished shard."""
@@ -196,9 +142,8 @@ class Shards:
         """Delete every other shard, finished or not; one that cannot be deleted only takes space."""
         for path in self.folder.glob("*"):
             number = number_of(path.name)
-            is_ours = number is not None and self.part.has(number)
             is_needed = number in shards and not path.name.endswith(TEMPORARY_SUFFIX)
-            if path.name.startswith(self.known.name) or (is_ours and not is_needed):
+            if path.name.startswith(self.known.name) or (number is not None and not is_needed):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
