@@ -26,9 +26,9 @@ from machine import machine  # noqa: E402
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "`best`": {"preset": "best"},
-    "without mirrored images": {"preset": "best", "flip": False},
+    "without mirrored images": {"preset": "best", "horizontal_flip": False},
     "constant rate": {"preset": "best", "schedule": "constant"},
-    "no limit on the gradient": {"preset": "best", "clip": 0.0},
+    "no limit on the gradient": {"preset": "best", "grad_clip": 0.0},
     "batch of 128": {"preset": "best", "batch_size": 128},
     "Adamax": {"preset": "best", "optimizer": "adamax"},
     "average of weights, decay .999": {"preset": "best", "ema": 0.999},
@@ -74,7 +74,7 @@ def main() -> None:
         settings = {"code_size": chosen.code_size, **VARIANTS[name]}
         epochs = chosen.epochs
         if name == WARM:  # as many epochs in all
-            epochs, settings["warmup"] = epochs - epochs // 2, epochs // 2
+            epochs, settings["kl_warmup"] = epochs - epochs // 2, epochs // 2
         runs = [run(chosen.pack, epochs, seed, settings) for seed in range(chosen.seeds)]
         print(row(name, runs), flush=True)
 

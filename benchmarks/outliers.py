@@ -1,7 +1,7 @@
 """How well each outlier score tells other images from held-out test images of a model's own pack.
 
-    python benchmarks/outliers.py RUN --against FOLDER ... [--pack PACK] [--most 500] [--pretrained]
-    python benchmarks/outliers.py RUN --against FOLDER ... --masks MASKS
+    python benchmarks/outliers.py RUN --ood FOLDER ... [--pack PACK] [--most 500] [--pretrained]
+    python benchmarks/outliers.py RUN --ood FOLDER ... --masks MASKS
 
 Prints Markdown tables. AUROC is 0.5 for chance; its interval is a 95 % bootstrap interval over the images of
 both sides. `image spectrum` is a control that no model is needed for: the same descriptors of the images
@@ -26,7 +26,7 @@ from autoencode.data.images import read_image
 from autoencode.data.loader import batches
 from autoencode.data.manifest import Split
 from autoencode.data.sources import find_images
-from autoencode.embedding import Features
+from autoencode.embedding import Embedding
 from autoencode.metrics.statistics import Interval, auroc
 from autoencode.outliers.calibration import conformal_p_values, images_needed, rate_of, reference_name
 from autoencode.outliers.scores import SCORES, Score, fit_gaussian, joined, measurer, residual_spectrum
@@ -80,10 +80,10 @@ def row(name: str, negatives: Array, positives: dict[str, Array], rates: str) ->
 
 
 def score_rows(
-    model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], features: Features, cache: Path
+    model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], embedding: Embedding, cache: Path
 ) -> None:
-    reference = fit_reference(model, pack, cache, features=features)
-    measure = measurer(model, features)
+    reference = fit_reference(model, pack, cache, embedding=embedding)
+    measure = measurer(model, embedding)
     scored: dict[str, dict[Score, Array]] = {}
     for name, paths in folders.items():
         chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
@@ -97,7 +97,7 @@ def score_rows(
         text = " | ".join(
             f"{r.value:.2%} ({r.interval.low:.2%}–{r.interval.high:.2%})" for r in realised if r is not None
         )
-        name = score if features == "code" else f"{score} ({features})"
+        name = score if embedding == "code" else f"{score} ({embedding})"
         print(row(name, reference.calibration[score], positives, text), flush=True)
 
 
@@ -106,7 +106,7 @@ def promised(calibration_images: int) -> list[float]:
 
 
 def image_table(
-    model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], kinds: list[Features], run: Path
+    model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], kinds: list[Embedding], run: Path
 ) -> None:
     rates = promised(len(np.unique(pack.rows("test"))))
     headings = [
@@ -118,8 +118,8 @@ def image_table(
         *(f"false positives at {rate:.0%}" for rate in rates),
     ]
     print(f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
-    for features in kinds:
-        score_rows(model, pack, folders, features, run / reference_name(features))
+    for embedding in kinds:
+        score_rows(model, pack, folders, embedding, run / reference_name(embedding))
     negatives, positives = control(model, pack, folders)
     print(row("image spectrum (no model)", negatives, positives, " | ".join("-" for _ in rates)))
 
@@ -156,7 +156,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--against", type=Path, nargs="+", required=True)
+    parser.add_argument("--ood", type=Path, nargs="+", required=True)
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--masks", type=Path, help="of defects, white on black, in sub-folders of one name")
     parser.add_argument("--most", type=int, default=500, help="images of a folder, spread evenly")
@@ -164,9 +164,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.run)
     pack = open_pack(arguments.pack or Path(read_run(arguments.run).pack))
-    roots = {folder.name: folder for folder in arguments.against}
+    roots = {folder.name: folder for folder in arguments.ood}
     folders = {name: evenly(find_images(folder), arguments.most) for name, folder in roots.items()}
-    kinds: list[Features] = ["code", "pretrained"] if arguments.pretrained else ["code"]
+    kinds: list[Embedding] = ["code", "pretrained"] if arguments.pretrained else ["code"]
     image_table(model, pack, folders, kinds, arguments.run)
     if arguments.masks:
         pixel_table(model, folders, roots, arguments.masks)

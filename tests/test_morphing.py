@@ -37,9 +37,9 @@ def test_the_middle_frame_is_the_decoded_mean_of_both_codes(model: Autoencoder, 
     np.testing.assert_array_equal(made.pixels[2], to_pixels(model.decode(codes.mean(0, keepdim=True)))[0])
 
 
-@pytest.mark.parametrize("how", ["linear", "spherical"])
-def test_the_ends_are_the_reconstructions(model: Autoencoder, images: list[Path], how: str) -> None:
-    made = morph(model, images, frames=4, how=how)  # type: ignore[arg-type]
+@pytest.mark.parametrize("interpolation", ["linear", "spherical"])
+def test_the_ends_are_the_reconstructions(model: Autoencoder, images: list[Path], interpolation: str) -> None:
+    made = morph(model, images, frames=4, interpolation=interpolation)  # type: ignore[arg-type]
     restored = to_pixels(model.reconstruct(model.read(images)))
     assert len(made.pixels) == 7
     difference = made.pixels[[0, 3, 6]].astype(int) - restored
@@ -105,18 +105,18 @@ def test_what_cannot_be_morphed_is_rejected(model: Autoencoder, images: list[Pat
         morph(model, images[:1])
     with pytest.raises(ConfigError, match="no room"):
         morph(model, images, frames=1)
-    with pytest.raises(ConfigError, match="Unknown way"):
-        morph(model, images, how="cubic")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Unknown interpolation 'cubic'"):
+        morph(model, images, interpolation="cubic")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="missing"):
         morph(model, [images[0], tmp_path / "missing.png"])
 
 
-@pytest.mark.parametrize("how", ["linear", "spherical"])
-def test_a_place_on_the_way_is_the_frame_there(how: str) -> None:
+@pytest.mark.parametrize("interpolation", ["linear", "spherical"])
+def test_a_place_on_the_way_is_the_frame_there(interpolation: str) -> None:
     codes = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    frames, alphas = mixed(codes, 5, how)  # type: ignore[arg-type]
+    frames, alphas = mixed(codes, 5, interpolation)  # type: ignore[arg-type]
     for frame, alpha in zip(frames, alphas, strict=True):
-        torch.testing.assert_close(between(codes, float(alpha), how), frame)  # type: ignore[arg-type]
+        torch.testing.assert_close(between(codes, float(alpha), interpolation), frame)  # type: ignore[arg-type]
 
 
 def test_a_place_in_the_square_is_the_bilinear_mixture_of_its_corners() -> None:

@@ -171,7 +171,7 @@ def _make(folder: Path, with_all: bool) -> None:
         build_index(folder / "plain", images, folder / "tables", store="lance")
     fit_reference(model, pack, folder / "outliers.safetensors")
     if with_all:  # it takes as long as all others together
-        transfer(model, images, folder / "classifier", features="code")
+        transfer(model, images, folder / "classifier", embedding="code")
 
 
 def _with_cells(index: Path, out: Path) -> None:

@@ -41,9 +41,9 @@ FOLDERS: dict[str, Folder] = {
 TINY = ("--widths", "4,8", "--code-size", "4", "--batch-size", "8", "--epochs", "2", "--size", "16")
 MODELS: dict[str, Sequence[str]] = {
     "autoencoder": (),
-    "vae": ("--model", "vae"),
+    "vae": ("--kind", "vae"),
     "best-vae": ("--preset", "best-vae"),
-    "batch-norm": ("--model", "vae", "--batch-norm", "--sigma2", "auto"),
+    "batch-norm": ("--kind", "vae", "--batch-norm", "--sigma2", "auto"),
 }
 
 _EXACT = (("psnr_db", "inf"), ("corrupted_psnr_db", "inf"))  # of an exact reconstruction

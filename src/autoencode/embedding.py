@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
 
-Features = Literal["code", "pretrained"]
-FEATURE_KINDS: tuple[Features, ...] = get_args(Features)
+Embedding = Literal["code", "pretrained"]
+EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,22 @@ class ImageEncoder:
         encode: images (B, 3, H, W) in [0, 1] to (B, F) float32.
     """
 
-    kind: Features
+    kind: Embedding
     preprocessing: Preprocessing
     size: int
     digest: str
     encode: Callable[[Tensor], NDArray[np.float32]]
 
 
-def image_encoder(model: Autoencoder, kind: Features = "code") -> ImageEncoder:
+def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
     """Return the encoder of a model, or one that sees the same images with pretrained features instead.
 
     Raises:
         ConfigError: there is no such kind.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
-    if kind not in FEATURE_KINDS:
-        raise ConfigError(f"Unknown features {kind!r}. Choose code or pretrained.")
+    if kind not in EMBEDDINGS:
+        raise ConfigError(f"Unknown embedding {kind!r}. Choose code or pretrained.")
     if kind == "code":
         return ImageEncoder(
             kind,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
-How = Literal["linear", "spherical"]
+Interpolation = Literal["linear", "spherical"]
 
 # Frames from one image to the next: a strip is read, an animation has to move smoothly.
 STRIP_FRAMES, ANIMATION_FRAMES = 9, 30
@@ -58,7 +58,7 @@ def morph(
     out: str | Path | None = None,
     *,
     frames: int | None = None,
-    how: How = "linear",
+    interpolation: Interpolation = "linear",
     ping_pong: bool = False,
     limits: Limits | None = None,
 ) -> Morph:
@@ -73,23 +73,26 @@ def morph(
         out: a file for the frames: .gif and .webp are animations, other images a strip. None writes nothing.
         frames: from one image to the next, both included, at least 2. The default is 9, and 30 for an
             animation.
-        how: "linear" as in the equation, or "spherical": the direction of the code turns at constant speed
-            and its length changes linearly, so that the middle is no closer to zero than the ends.
+        interpolation: "linear" as in the equation, or "spherical": the direction of the code turns at
+            constant speed and its length changes linearly, so that the middle is no closer to zero than
+            the ends.
         ping_pong: go back the same way and end with the first image, so that an animation has no cut.
         limits: the largest files and pictures to accept.
 
     Raises:
         ModelFileError: the path given leads to no model.
-        ConfigError: fewer than two images or frames, more frames than fit, an unknown `how`, no format by
-            that extension, or `out` is one of the images or holds something else than an image.
+        ConfigError: fewer than two images or frames, more frames than fit, an unknown `interpolation`, no
+            format by that extension, or `out` is one of the images or holds something else than an image.
         ImageError: an image cannot be used; names it and says why.
         OutputError: `out` cannot be written.
     """
     model = as_model(model)
     if len(images) < 2 or isinstance(images, str):
         raise ConfigError("A morph needs two or more images.")
-    if how not in get_args(How):
-        raise ConfigError(f"Unknown way to morph {how!r}. Choose one of: {', '.join(get_args(How))}.")
+    if interpolation not in get_args(Interpolation):
+        raise ConfigError(
+            f"Unknown interpolation {interpolation!r}. Choose one of: {', '.join(get_args(Interpolation))}."
+        )
     path = None if out is None else Path(out)
     if path is not None:
         check_output(path, WRITABLE, map(Path, images))
@@ -100,7 +103,7 @@ def morph(
     if path is not None:
         count = (len(images) - 1) * (frames - 1) * (2 if ping_pong else 1) + 1
         check_frames(path, count, model.preprocessing.height, model.preprocessing.width)
-    codes, alphas = mixed(model.encode(model.read(images, limits)), frames, how)
+    codes, alphas = mixed(model.encode(model.read(images, limits)), frames, interpolation)
     if ping_pong:
         codes, alphas = (torch.cat([part, part[:-1].flip(0)]) for part in (codes, alphas))
     made = Morph(to_pixels(model.decode(codes)), codes, alphas)
@@ -109,32 +112,32 @@ def morph(
     return made
 
 
-def between(codes: Tensor, at: float, how: How) -> Tensor:
+def between(codes: Tensor, at: float, interpolation: Interpolation) -> Tensor:
     """Return the code (D,) at a place on the way along codes (N, D): 0 is the first, N - 1 the last."""
     last = len(codes) - 1
     at = min(max(at, 0.0), float(last))
     leg = min(int(at), last - 1)
-    mix = _spherical if how == "spherical" else _linear
+    mix = _spherical if interpolation == "spherical" else _linear
     return mix(codes[leg], codes[leg + 1], torch.tensor([[at - leg]]))[0]
 
 
-def in_square(codes: Tensor, x: float, y: float, how: How) -> Tensor:
+def in_square(codes: Tensor, x: float, y: float, interpolation: Interpolation) -> Tensor:
     """Return the code (D,) in a square with codes (4, D) at its corners.
 
     Args:
         codes: of the corners at the top left, top right, bottom left and bottom right.
         x: from 0 at the left to 1 at the right.
         y: from 0 at the top to 1 at the bottom.
-        how: as for `morph`.
+        interpolation: as for `morph`.
     """
-    edges = torch.stack([between(codes[:2], x, how), between(codes[2:], x, how)])
-    return between(edges, y, how)
+    edges = torch.stack([between(codes[:2], x, interpolation), between(codes[2:], x, interpolation)])
+    return between(edges, y, interpolation)
 
 
-def mixed(codes: Tensor, frames: int, how: How) -> tuple[Tensor, Tensor]:
+def mixed(codes: Tensor, frames: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
     """Return the codes from each of (N, D) to the next, (F, D), and their alphas (F,) from 0 to N - 1."""
     between = torch.linspace(0, 1, frames)
-    mix = _spherical if how == "spherical" else _linear
+    mix = _spherical if interpolation == "spherical" else _linear
     # Each image belongs to the leg that ends with it; the first leg also begins with one.
     legs = [mix(a, b, between[1:, None]) for a, b in pairwise(codes)]
     alphas = [leg + between[1:] for leg in range(len(legs))]

@@ -76,10 +76,14 @@ def test_pack_says_what_it_packed_and_what_it_rejected_and_why(
 ) -> None:
     images = shutil.copytree(photos / "coast", tmp_path / "images")
     (images / "broken [1] :smile:.jpg").write_bytes(b"no image")
-    result = autoencode("pack", images, "--out", tmp_path / "p", "--size", "32x48", "--fit", "pad")
+    result = autoencode("pack", images, "--out", tmp_path / "p", "--size", "32x48", "--resize-mode", "pad")
     assert (result.code, result.err) == (0, "")
     pack = open_pack(tmp_path / "p")
-    assert (pack.preprocessing.height, pack.preprocessing.width, pack.preprocessing.fit) == (32, 48, "pad")
+    assert (pack.preprocessing.height, pack.preprocessing.width, pack.preprocessing.resize_mode) == (
+        32,
+        48,
+        "pad",
+    )
     assert f"{len(pack)} images of 32x48" in result.out
     assert "skipped 1 file, " in result.out
     assert "  broken [1] :smile:.jpg: " in result.out
@@ -107,18 +111,18 @@ def test_every_setting_of_the_command_line_reaches_the_model(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     options = shlex.split(
-        "--model vae --network residual --batch-norm --loss gaussian --sigma2 0.1 --beta 0.5 --warmup 1 "
-        "--optimizer adamw --learning-rate 0.001 --clip 2 --flip --ema 0.5 --seed 3 --epochs 1 "
-        "--corrupt gaussian:0.1 --corrupt rotate:5 "
+        "--kind vae --network residual --batch-norm --loss gaussian --sigma2 0.1 --beta 0.5 --kl-warmup 1 "
+        "--optimizer adamw --learning-rate 0.001 --grad-clip 2 --horizontal-flip --ema 0.5 --seed 3 "
+        "--epochs 1 --corrupt gaussian:0.1 --corrupt rotate:5 "
         "--device cpu --precision fp32 --channels-first --return-memory --checkpoint-every 2"
     )
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert result.code == 0, result
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     expected = {
-        **{"loss": "gaussian", "sigma2": 0.1, "beta": 0.5, "warmup": 1, "optimizer": "adamw"},
+        **{"loss": "gaussian", "sigma2": 0.1, "beta": 0.5, "kl_warmup": 1, "optimizer": "adamw"},
         **{"learning_rate": 0.001, "ema": 0.5, "seed": 3, "corrupt": ["gaussian:0.1", "rotate:5"]},
-        **{"epochs": 1, "batch_size": 8, "clip": 2.0, "flip": True},
+        **{"epochs": 1, "batch_size": 8, "grad_clip": 2.0, "horizontal_flip": True},
     }
     assert expected.items() <= run["train"].items()
     assert {
@@ -134,16 +138,20 @@ def test_every_setting_of_the_command_line_reaches_the_model(
 def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    options = ("--model", "vae", "--sigma2", "auto", "--warmup", "cyclic:2", "--epochs", 2)
+    options = ("--kind", "vae", "--sigma2", "auto", "--kl-warmup", "cyclic:2", "--epochs", 2)
     assert autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options).code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (run["train"]["warmup_cycles"], run["train"]["warmup"], run["train"]["sigma2"]) == (2, 0, "auto")
+    assert (run["train"]["kl_warmup_cycles"], run["train"]["kl_warmup"], run["train"]["sigma2"]) == (
+        2,
+        0,
+        "auto",
+    )
 
 
 def test_a_vae_of_summed_errors_says_which_likelihood_they_are(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    options = ("--model", "vae", "--loss", "mse", "--epochs", 1)
+    options = ("--kind", "vae", "--loss", "mse", "--epochs", 1)
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert "a Gaussian likelihood with sigma2 0.5" in result.out
 
@@ -306,7 +314,7 @@ def test_the_version_is_printed(autoencode: Command) -> None:
         ("train", "x", "--out", "y", "--precision", "fp8"),
         ("train", "x", "--out", "y", "--checkpoint-every", "0"),
         ("pack", "x", "--out", "y", "--workers", "0"),
-        ("pack", "x", "--out", "y", "--fit", "squeeze"),
+        ("pack", "x", "--out", "y", "--resize-mode", "squeeze"),
     ],
 )
 def test_wrong_usage_exits_with_2(
@@ -349,9 +357,9 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
         (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
         (("--widths", "4,x"), "'4,x' is no list of whole numbers"),
         (("--widths", "4,4,4,4,4,4"), "multiple of 64"),
-        (("--sigma2", "tiny", "--model", "vae"), "it must be a number or auto"),
-        (("--warmup", "cyclic", "--model", "vae"), "it must be a number of epochs, or cyclic:N"),
-        (("--beta", "2"), "Add --model vae"),
+        (("--sigma2", "tiny", "--kind", "vae"), "it must be a number or auto"),
+        (("--kl-warmup", "cyclic", "--kind", "vae"), "it must be a number of epochs, or cyclic:N"),
+        (("--beta", "2"), "Add --kind vae"),
         (("--epochs", "0"), "epochs is 0; it must be at least 1"),
     ],
 )
@@ -420,7 +428,7 @@ def test_a_run_resumed_with_another_setting_says_which(
 
 
 def test_a_diverged_run_says_what_to_try(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
-    options = ("--model", "vae", "--sigma2", "0.001", "--learning-rate", "1e12")
+    options = ("--kind", "vae", "--sigma2", "0.001", "--learning-rate", "1e12")
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert_one_line(result, "no longer finite", "lower learning rate (it was 1e+12)")
 

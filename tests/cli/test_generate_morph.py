@@ -98,7 +98,7 @@ def test_wrong_use_is_told(trained: Run, photos: Path, tmp_path: Path) -> None:
     image = next(photos.rglob("*.png"))
     result = autoencode("morph", trained.model_path, image, "--out", tmp_path / "m.gif")
     assert isinstance(result.exception, ConfigError)
-    assert autoencode("morph", trained.model_path, image, image, "--how", "cubic").exit_code == 2
+    assert autoencode("morph", trained.model_path, image, image, "--interpolation", "cubic").exit_code == 2
     assert autoencode("generate", trained.model_path, "-n", 0, "--out", tmp_path / "g").exit_code == 2
     walk = autoencode("generate", trained.model_path, "--out", tmp_path / "g", "--walk", tmp_path / "w.mp4")
     assert "ends in" in str(walk.exception)

@@ -37,7 +37,7 @@ def test_index_says_what_it_did_and_what_it_rejected(trained: Run, folder: Path,
     first = autoencode(*command)
     assert "skipped broken.png: not an image" in first.stdout
     assert "codes: 48 encoded at" in first.stdout
-    assert "48 images, code features, whitened, every code is compared" in first.stdout
+    assert "48 images, code embedding, whitened, every code is compared" in first.stdout
     next(folder.rglob("0*.png")).unlink()
     assert "codes: 0 encoded, 47 kept, 1 removed" in autoencode(*command, "--distance", "cosine").stdout
     assert "cosine" in autoencode(*command).stdout
@@ -178,7 +178,7 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
     made = autoencode("index", trained.folder, folder, "--out", other, "--store", "lance")
     assert made.exit_code == 0, made.output
     assert "codes: 48 encoded at" in made.stdout
-    assert "48 images, code features, whitened, every code is compared" in made.stdout
+    assert "48 images, code embedding, whitened, every code is compared" in made.stdout
     query, gone = sorted(folder.rglob("0*.png"))[:2]
     gone.unlink()
     out, sheet = tmp_path / "found.json", tmp_path / "found.png"

@@ -30,22 +30,27 @@ def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
 def test_no_option_means_no_opinion() -> None:
     assert options.preprocessing(None, None, None) is None
     assert options.limits(None, None) == Limits()
-    assert options.warmup(None) == {}
+    assert options.kl_warmup(None) == {}
 
 
 @pytest.mark.parametrize(
-    ("size", "fit", "background", "expected"),
+    ("size", "resize_mode", "background", "expected"),
     [
         ("64", None, None, Preprocessing(64, 64)),
-        ("32x48", options.Fit.pad, "black", Preprocessing(32, 48, "pad", (0, 0, 0))),
-        (None, options.Fit.stretch, "#0a0b0c", Preprocessing(fit="stretch", background=(10, 11, 12))),
+        ("32x48", options.ResizeMode.pad, "black", Preprocessing(32, 48, "pad", (0, 0, 0))),
+        (
+            None,
+            options.ResizeMode.stretch,
+            "#0a0b0c",
+            Preprocessing(resize_mode="stretch", background=(10, 11, 12)),
+        ),
         (None, None, "#0a0b0cff", Preprocessing(background=(10, 11, 12))),
     ],
 )
 def test_sizes_fits_and_colours_are_read(
-    size: str | None, fit: options.Fit | None, background: str | None, expected: Preprocessing
+    size: str | None, resize_mode: options.ResizeMode | None, background: str | None, expected: Preprocessing
 ) -> None:
-    assert options.preprocessing(size, fit, background) == expected
+    assert options.preprocessing(size, resize_mode, background) == expected
 
 
 @pytest.mark.parametrize("background", ["", "whitish", "#12", "rgb(300"])
@@ -74,24 +79,26 @@ def test_sigma2_is_a_number_or_auto() -> None:
 
 
 def test_a_warmup_is_a_number_of_epochs_or_of_cycles() -> None:
-    assert options.warmup("40") == {"warmup": 40}
-    assert options.warmup("cyclic:4") == {"warmup_cycles": 4}
+    assert options.kl_warmup("40") == {"kl_warmup": 40}
+    assert options.kl_warmup("cyclic:4") == {"kl_warmup_cycles": 4}
     for wrong in ("", "cyclic", "cyclic:", "linear:3", "-1", "1.5", "cyclic:x"):
         with pytest.raises(ConfigError, match="a number of epochs, or cyclic:N"):
-            options.warmup(wrong)
+            options.kl_warmup(wrong)
 
 
 @pytest.mark.parametrize(
     ("choices", "allowed"),
     [
-        (options.Fit, preprocessing.Fit),
+        (options.ResizeMode, preprocessing.ResizeMode),
         (options.Kind, autoencoder.Kind),
         (options.Network, autoencoder.Network),
         (options.Loss, losses.Loss),
         (options.Precision, runtime.Precision),
     ],
 )
-def test_the_command_line_offers_what_the_library_allows(choices: type[options.Fit], allowed: object) -> None:
+def test_the_command_line_offers_what_the_library_allows(
+    choices: type[options.ResizeMode], allowed: object
+) -> None:
     assert tuple(choice.value for choice in choices) == typing.get_args(allowed)
 
 

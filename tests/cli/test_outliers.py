@@ -13,9 +13,9 @@ import pytest
 
 from autoencode import Pack, Run, pack_folder
 from autoencode.cli import main
-from autoencode.cli.options import Features
+from autoencode.cli.options import Embedding
 from autoencode.cli.outliers import Score
-from autoencode.embedding import FEATURE_KINDS
+from autoencode.embedding import EMBEDDINGS
 from autoencode.outliers.calibration import reference_name
 from autoencode.outliers.scores import SCORES
 
@@ -118,6 +118,6 @@ def test_what_cannot_be_is_one_line(
     assert part in complaint
 
 
-def test_the_command_offers_every_score_and_all_features_there_are() -> None:
+def test_the_command_offers_every_score_and_every_embedding() -> None:
     assert [score.value for score in Score] == list(SCORES)
-    assert [features.value for features in Features] == list(FEATURE_KINDS)
+    assert [embedding.value for embedding in Embedding] == list(EMBEDDINGS)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from autoencode.data.images import read_bytes, read_image, save_image
-from autoencode.data.preprocessing import Fit, Limits, Preprocessing, parse_size
+from autoencode.data.preprocessing import Limits, Preprocessing, ResizeMode, parse_size
 from autoencode.errors import ConfigError, ImageError, OutputError
 
 SAME = Preprocessing(32, 48)  # of the pictures below, so that nothing is resized
@@ -192,13 +192,15 @@ def test_exif_orientation_is_applied_as_pillow_does(file_format: str, orientatio
     np.testing.assert_array_equal(read_image(content, same_size), pixels(upright))
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("resize_mode", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_large_jpeg_decoded_small_looks_like_one_decoded_whole(fit: Fit, orientation: int) -> None:
+def test_a_large_jpeg_decoded_small_looks_like_one_decoded_whole(
+    resize_mode: ResizeMode, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(Image.fromarray(picture(603, 901)), "JPEG", quality=95, exif=exif.tobytes())
-    preprocessing = Preprocessing(64, 48, fit)
+    preprocessing = Preprocessing(64, 48, resize_mode)
     with Image.open(io.BytesIO(content)) as image:
         whole = read_image(ImageOps.exif_transpose(image).convert("RGB"), preprocessing)
     difference = np.abs(read_image(content, preprocessing).astype(int) - whole)
@@ -289,12 +291,14 @@ def test_stretch_resizes_both_sides() -> None:
     height=st.integers(1, 300),
     width=st.integers(1, 300),
     size=st.sampled_from([(16, 16), (32, 16), (16, 48)]),
-    fit=st.sampled_from(["crop", "pad", "stretch"]),
+    resize_mode=st.sampled_from(["crop", "pad", "stretch"]),
 )
 def test_any_shape_comes_out_in_the_size_asked_for(
-    height: int, width: int, size: tuple[int, int], fit: Fit
+    height: int, width: int, size: tuple[int, int], resize_mode: ResizeMode
 ) -> None:
-    read = read_image(Image.new("RGB", (width, height), (9, 8, 7)), Preprocessing(*size, fit, (9, 8, 7)))
+    read = read_image(
+        Image.new("RGB", (width, height), (9, 8, 7)), Preprocessing(*size, resize_mode, (9, 8, 7))
+    )
     assert read.shape == (*size, 3)
     assert (read == (9, 8, 7)).all()
 
@@ -518,7 +522,7 @@ def test_a_wrong_size_names_the_nearest(text: str, message: str) -> None:
         {"width": -16},
         {"height": 32.0},
         {"height": True},
-        {"fit": "zoom"},
+        {"resize_mode": "zoom"},
         {"background": (0, 0)},
         {"background": (0, 0, 256)},
         {"background": "white"},
@@ -545,4 +549,4 @@ def test_limits_are_positive(wrong: dict[str, Any]) -> None:
 
 def test_preprocessing_is_told_in_words() -> None:
     told = str(Preprocessing(64, 96, "pad", (0, 128, 255)))
-    assert told == "64x96 pixels (fit pad, background #0080ff)"
+    assert told == "64x96 pixels (resize mode pad, background #0080ff)"

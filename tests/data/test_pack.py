@@ -522,7 +522,7 @@ def test_an_output_that_is_not_ours_is_rejected_and_left_alone(photos: Path, tmp
 def test_a_pack_of_another_folder_or_with_other_settings_is_rejected(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
     before = pack(photos, out).fingerprint
-    with pytest.raises(PackError, match=r"fit crop, not pad.*delete the pack"):
+    with pytest.raises(PackError, match=r"resize_mode crop, not pad.*delete the pack"):
         pack_folder(photos, out, Preprocessing(16, 32, "pad"))
     with pytest.raises(PackError, match="height 16, not 32"):
         pack_folder(photos, out, Preprocessing(32, 32))

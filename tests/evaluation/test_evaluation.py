@@ -111,7 +111,7 @@ def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
         Image.fromarray(pixels).save(noise / f"{number}.png")
     (noise / "broken.png").write_bytes(b"no picture")
     model = load_model(trained.model_path)
-    found = evaluate(model, tiny_pack, against=noise)
+    found = evaluate(model, tiny_pack, ood=noise)
     assert found.detection is not None
     assert (found.detection.folder, found.detection.images) == (str(noise), 6)
     assert f"1 files of {noise} could not be used." in found.notes
@@ -121,7 +121,7 @@ def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
     labels = [0] * len(ordinary) + [1] * len(scores)
     assert found.detection.auroc.value == roc_auc_score(labels, [*ordinary, *scores])
     with pytest.raises(ImageFolderError, match="does not exist"):
-        evaluate(model, tiny_pack, against=tmp_path / "nowhere")
+        evaluate(model, tiny_pack, ood=tmp_path / "nowhere")
 
 
 def test_labels_are_found_again_by_codes_and_by_pixels(

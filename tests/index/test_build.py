@@ -111,7 +111,7 @@ def test_pretrained_features_need_no_model_when_searching(folder: Path, trained:
     model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
     for path in sorted(folder.rglob("*.png"))[6:]:
         path.unlink()
-    index = build_index(model, folder, tmp_path / "i", features="pretrained")
+    index = build_index(model, folder, tmp_path / "i", embedding="pretrained")
     assert index.codes.shape == (6, 1280)
     assert index.distance == "cosine"
     assert index.encoder.digest == image_encoder(load_model(model), "pretrained").digest
@@ -119,8 +119,8 @@ def test_pretrained_features_need_no_model_when_searching(folder: Path, trained:
     query = next(folder.rglob("*.png"))
     (found,) = open_index(tmp_path / "i").search(query, k=9).results
     assert len(found.found) == 5
-    with pytest.raises(ImageIndexError, match="holds pretrained features, not code"):
-        build_index(trained.model_path, folder, tmp_path / "i", features="code")
+    with pytest.raises(ImageIndexError, match="holds the embedding pretrained, not code"):
+        build_index(trained.model_path, folder, tmp_path / "i", embedding="code")
 
 
 def another_model(path: Path, side: int = 32) -> Path:
@@ -191,7 +191,7 @@ def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, 
         lambda index: replace(index, space=replace(index.space, matrix=index.space.matrix[:, :3])),
         lambda index: replace(index, space=replace(index.space, centre=index.space.centre[:3])),
         lambda index: replace(index, space=Space("furthest")),
-        lambda index: replace(index, features="smell"),
+        lambda index: replace(index, embedding="smell"),
         lambda index: replace(index, encoder_digest=7),
         lambda index: replace(index, folder=Place("/a\0b", "")),
         lambda index: replace(index, entries=[]),

@@ -26,7 +26,7 @@ from autoencode.models.model_file import as_model, read_tensors, write_tensors
 def build(kind: str = "vae") -> Autoencoder:
     torch.manual_seed(0)
     config = ModelConfig(kind=kind, code_size=6, widths=(4, 8), batch_norm=True)  # type: ignore[arg-type]
-    return Autoencoder(config, Preprocessing(32, 48, fit="pad", background=(1, 2, 3))).eval()
+    return Autoencoder(config, Preprocessing(32, 48, resize_mode="pad", background=(1, 2, 3))).eval()
 
 
 @pytest.fixture

@@ -98,14 +98,14 @@ def test_pretrained_features_are_kept_apart_from_codes(
     assert reference_name("code") != reference_name("pretrained")
     kept = tmp_path / "kept"
     of_code = fit_reference(vae, tiny_pack, kept)
-    pretrained = fit_reference(vae, tiny_pack, kept, features="pretrained")
+    pretrained = fit_reference(vae, tiny_pack, kept, embedding="pretrained")
     assert pretrained.encoder != of_code.encoder
     assert set(pretrained.calibration) == {"mahalanobis", "knn"}
     assert pretrained.median_kl_nats is None
     assert pretrained.calibration_images == of_code.calibration_images
     monkeypatch.setattr(application, "_fit", None)  # calling it would be an error
-    for model in (vae, load_model(trained.model_path)):  # the same features, whatever the model's weights
-        assert_equal(fit_reference(model, tiny_pack, kept, features="pretrained"), pretrained)
+    for model in (vae, load_model(trained.model_path)):  # the same embedding, whatever the model's weights
+        assert_equal(fit_reference(model, tiny_pack, kept, embedding="pretrained"), pretrained)
 
 
 def test_a_place_that_cannot_be_written_is_done_without(

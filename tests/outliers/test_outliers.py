@@ -82,15 +82,15 @@ def test_few_images_promise_the_smallest_rate_they_can(
 def test_pretrained_features_find_noise_too(
     vae: Autoencoder, tiny_pack: Pack, reference: OutlierReference, mixed: Path
 ) -> None:
-    found = find_outliers(vae, mixed, tiny_pack, features="pretrained")
-    assert (found.score, found.features) == ("mahalanobis", "pretrained")
+    found = find_outliers(vae, mixed, tiny_pack, embedding="pretrained")
+    assert (found.score, found.embedding) == ("mahalanobis", "pretrained")
     assert {finding.path.name for finding in found.findings[:2]} == {"noise1.png", "noise2.png"}
     with pytest.raises(ConfigError, match="needs a reconstruction or a code"):
-        find_outliers(vae, mixed, tiny_pack, features="pretrained", score="path")
-    with pytest.raises(ConfigError, match="Unknown features 'luck'"):
-        find_outliers(vae, mixed, tiny_pack, features="luck")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="other features"):
-        find_outliers(vae, mixed, reference, features="pretrained")
+        find_outliers(vae, mixed, tiny_pack, embedding="pretrained", score="path")
+    with pytest.raises(ConfigError, match="Unknown embedding 'luck'"):
+        find_outliers(vae, mixed, tiny_pack, embedding="luck")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="another embedding"):
+        find_outliers(vae, mixed, reference, embedding="pretrained")
 
 
 def test_the_measured_rate_is_that_of_the_validation_images(
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_said_before_any_work(
         Path(given[-1]).write_bytes(sheet.read_bytes())
         with pytest.raises(ConfigError, match="would overwrite what is read"):
             find_outliers(vae, given, reference, out, fpr=0.3)
-    with pytest.raises(ConfigError, match="reference is of another model or other features"):
+    with pytest.raises(ConfigError, match="reference is of another model or another embedding"):
         find_outliers(plain, mixed, reference, fpr=0.3)
 
 

@@ -12,8 +12,8 @@ def test_the_full_budget_is_the_papers() -> None:
     epochs = {name: scaled(experiment, 1.0, 0)[1] for name, experiment in BY_NAME.items()}
     assert epochs["ae"].total_epochs == epochs["denoise"].total_epochs == epochs["dropout"].total_epochs == 10
     for name, sigma2 in (("vae-0.1", 0.1), ("vae-0.01", 0.01), ("vae-0.001", 0.001)):
-        assert (epochs[name].epochs, epochs[name].sigma2, epochs[name].warmup) == (200, sigma2, 0)
-    assert (epochs["vae-warmup"].warmup, epochs["vae-warmup"].epochs) == (40, 200)
+        assert (epochs[name].epochs, epochs[name].sigma2, epochs[name].kl_warmup) == (200, sigma2, 0)
+    assert (epochs["vae-warmup"].kl_warmup, epochs["vae-warmup"].epochs) == (40, 200)
     model, _ = scaled(BY_NAME["vae-warmup"], 1.0, 0)
     assert model.batch_norm
 
@@ -25,7 +25,7 @@ def test_runs_that_are_compared_are_equally_long_at_any_budget(budget: float) ->
         assert len(totals) == 1
         assert totals.pop() >= 2
     warm = scaled(BY_NAME["vae-warmup"], budget, 0)[1]
-    assert warm.warmup >= 1
+    assert warm.kl_warmup >= 1
     assert warm.epochs >= 1
 
 

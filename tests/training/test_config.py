@@ -17,7 +17,7 @@ def test_the_defaults_are_the_autoencoder_of_the_paper() -> None:
     assert not model.batch_norm
     assert (config.epochs, config.batch_size, config.optimizer) == (10, 128, "adamax")
     assert (config.loss, config.corrupt, config.schedule) == ("mse", (), "constant")
-    assert (config.learning_rate, config.ema, config.warmup) == (2e-3, 0, 0)
+    assert (config.learning_rate, config.ema, config.kl_warmup) == (2e-3, 0, 0)
     assert (Preprocessing().height, Preprocessing().width) == (128, 128)
     assert settings("paper") == settings("paper-ae") == (ModelConfig(), TrainConfig())
 
@@ -29,11 +29,18 @@ def test_the_defaults_are_the_autoencoder_of_the_paper() -> None:
         ("paper-dropout", {"kind": "autoencoder", "corrupt": ("dropout:0.3",), "epochs": 10}),
         (
             "paper-vae",
-            {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "beta": 1, "warmup": 0, "batch_norm": False},
+            {
+                "kind": "vae",
+                "loss": "gaussian",
+                "sigma2": 0.01,
+                "beta": 1,
+                "kl_warmup": 0,
+                "batch_norm": False,
+            },
         ),
         (
             "paper-vae-warmup",
-            {"kind": "vae", "sigma2": 0.01, "warmup": 40, "epochs": 200, "batch_norm": True},
+            {"kind": "vae", "sigma2": 0.01, "kl_warmup": 40, "epochs": 200, "batch_norm": True},
         ),
     ],
 )
@@ -75,11 +82,11 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"ema": 1.0}, "below 1"),
-        ({"warmup": -1}, "warmup is -1"),
+        ({"kl_warmup": -1}, "kl_warmup is -1"),
         ({"beta": float("nan")}, "beta is nan"),
         ({"sigma2": 0}, "at least 1.3e-06, the variance of rounding"),
         ({"sigma2": float("nan")}, "sigma2 is nan"),
-        ({"warmup": 1, "warmup_cycles": 2}, "not both"),
+        ({"kl_warmup": 1, "kl_warmup_cycles": 2}, "not both"),
         ({"optimizer": "sgd"}, "Choose adamax or adamw"),
         ({"loss": "huber"}, "Choose mse, mae or gaussian"),
         ({"schedule": "step"}, "Choose constant or cosine"),
@@ -102,7 +109,7 @@ def test_values_that_cannot_be_used_are_rejected(wrong: dict[str, Any], message:
         ("batch_size", None, "a whole number"),
         ("learning_rate", "0.1", "a number"),
         ("learning_rate", True, "a number"),
-        ("flip", 1, "True or False"),
+        ("horizontal_flip", 1, "True or False"),
         ("sigma2", "wide", None),
         ("sigma2", None, "a number or 'auto'"),
         ("corrupt", "gaussian:0.3", "a list of texts"),
@@ -131,15 +138,17 @@ def test_lists_and_numbers_of_numpy_become_what_is_declared() -> None:
     assert hash(model) == hash(ModelConfig(widths=(4, 8)))
 
 
-@pytest.mark.parametrize("useless", [{"sigma2": 0.1}, {"beta": 2.0}, {"warmup": 3}, {"warmup_cycles": 3}])
+@pytest.mark.parametrize(
+    "useless", [{"sigma2": 0.1}, {"beta": 2.0}, {"kl_warmup": 3}, {"kl_warmup_cycles": 3}]
+)
 def test_settings_of_a_vae_are_rejected_for_what_is_none(useless: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"Only a VAE has {next(iter(useless))}. Add --model vae"):
+    with pytest.raises(ConfigError, match=f"Only a VAE has {next(iter(useless))}. Add --kind vae"):
         settings(**useless)
     settings(kind="vae", **useless)
 
 
 def test_a_likelihood_is_rejected_for_a_plain_code() -> None:
-    with pytest.raises(ConfigError, match="Use --model vae, or --loss mse"):
+    with pytest.raises(ConfigError, match="Use --kind vae, or --loss mse"):
         settings(loss="gaussian")
 
 

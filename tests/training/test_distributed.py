@@ -21,7 +21,7 @@ from autoencode.training.launch import run_workers
 TINY: dict[str, Any] = {"widths": (4, 8), "code_size": 8, "batch_size": 6, "epochs": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
-    "denoiser": {"corrupt": ("gaussian:0.3", "rotate:15", "dropout:0.2"), "flip": True},
+    "denoiser": {"corrupt": ("gaussian:0.3", "rotate:15", "dropout:0.2"), "horizontal_flip": True},
     "vae": {"kind": "vae", "sigma2": "auto"},
     "vae with batch norm and an average": {"kind": "vae", "batch_norm": True, "ema": 0.9},
     "best": {"preset": "best"},

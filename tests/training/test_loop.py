@@ -137,7 +137,7 @@ def test_warmup_reaches_beta_at_exactly_the_stated_step(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autoencode.training.loop.terms", terms)
-        run = train(tiny_pack.path, tmp_path / "run", kind="vae", beta=2.0, warmup=2, epochs=1, **tiny)
+        run = train(tiny_pack.path, tmp_path / "run", kind="vae", beta=2.0, kl_warmup=2, epochs=1, **tiny)
     steps = len(seen) // 3
     assert seen == [2.0 * min(1, step / (2 * steps)) for step in range(3 * steps)]
     assert seen.index(2.0) == 2 * steps
@@ -147,7 +147,7 @@ def test_warmup_reaches_beta_at_exactly_the_stated_step(
 
 
 def test_cycles_end_at_the_full_beta(tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path) -> None:
-    run = train(tiny_pack.path, tmp_path / "run", kind="vae", warmup_cycles=2, epochs=2, **tiny)
+    run = train(tiny_pack.path, tmp_path / "run", kind="vae", kl_warmup_cycles=2, epochs=2, **tiny)
     assert run.metrics[-1]["beta"] == 1.0
 
 
@@ -253,8 +253,8 @@ def test_the_memory_format_changes_nothing_but_the_speed(tiny_pack: Pack, tmp_pa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"flip": True, "corrupt": ("gaussian:0.3", "rotate:20")},
-        {"kind": "vae", "sigma2": "auto", "warmup": 1},
+        {"horizontal_flip": True, "corrupt": ("gaussian:0.3", "rotate:20")},
+        {"kind": "vae", "sigma2": "auto", "kl_warmup": 1},
         {"preset": "best", "widths": (4, 8)},
     ],
 )

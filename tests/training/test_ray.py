@@ -31,7 +31,7 @@ SETTINGS = [
     "--seed",
     "3",
 ]
-SETTINGS += ["--warmup", "0", "--epochs", "30", "--checkpoint-every", "1", "--precision", "fp32"]
+SETTINGS += ["--kl-warmup", "0", "--epochs", "30", "--checkpoint-every", "1", "--precision", "fp32"]
 PATIENCE_S = 300
 
 

@@ -37,10 +37,14 @@ def test_a_preset_is_recognised(preset: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "preprocessing", "overrides"),
     [
-        ("best", Preprocessing(64, 96, "pad", (0, 16, 255)), {"code_size": 32, "epochs": 3, "flip": False}),
+        (
+            "best",
+            Preprocessing(64, 96, "pad", (0, 16, 255)),
+            {"code_size": 32, "epochs": 3, "horizontal_flip": False},
+        ),
         ("paper-ae", Preprocessing(), {"corrupt": ("gaussian:0.3", "rotate:15"), "widths": (8, 16)}),
-        ("paper-vae", Preprocessing(), {"sigma2": "auto", "warmup": 4, "batch_norm": True, "seed": 7}),
-        ("best-vae", Preprocessing(), {"warmup_cycles": 2, "beta": 0.5, "learning_rate": 2e-4}),
+        ("paper-vae", Preprocessing(), {"sigma2": "auto", "kl_warmup": 4, "batch_norm": True, "seed": 7}),
+        ("best-vae", Preprocessing(), {"kl_warmup_cycles": 2, "beta": 0.5, "learning_rate": 2e-4}),
     ],
 )
 def test_the_command_asks_for_the_same_settings(

@@ -42,13 +42,19 @@ from autoencode.training.run import read_metrics, read_run
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"corrupt": ("gaussian:0.3", "dropout:0.3"), "epochs": 3},
-    "vae": {"kind": "vae", "batch_norm": True, "ema": 0.9, "sigma2": "auto", "warmup": 1, "epochs": 2},
-    "adversarial": {"kind": "vae", "adversarial": True, "batch_norm": True, "flip": True, "epochs": 2},
+    "vae": {"kind": "vae", "batch_norm": True, "ema": 0.9, "sigma2": "auto", "kl_warmup": 1, "epochs": 2},
+    "adversarial": {
+        "kind": "vae",
+        "adversarial": True,
+        "batch_norm": True,
+        "horizontal_flip": True,
+        "epochs": 2,
+    },
     "residual": {
         "network": "residual",
         "optimizer": "adamw",
         "schedule": "cosine",
-        "flip": True,
+        "horizontal_flip": True,
         "epochs": 3,
     },
 }
@@ -255,7 +261,7 @@ def test_a_run_goes_on_in_pieces(plain: Run, tiny: dict[str, Any], tiny_pack: Pa
 
 @pytest.mark.parametrize(
     "other",
-    [{"schedule": "cosine"}, {"kind": "vae", "warmup_cycles": 1}, {"kind": "vae", "adversarial": True}],
+    [{"schedule": "cosine"}, {"kind": "vae", "kl_warmup_cycles": 1}, {"kind": "vae", "adversarial": True}],
 )
 def test_more_epochs_are_rejected_where_the_schedule_depends_on_their_number(
     other: dict[str, Any], tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
@@ -491,7 +497,7 @@ def test_bad_sources_are_rejected_before_a_run_is_made(tiny_pack: Pack, tmp_path
     ):
         with pytest.raises(error, match=message):
             train(source, tmp_path / "run")
-    with pytest.raises(ConfigError, match="Leave --size and --fit out"):
+    with pytest.raises(ConfigError, match="Leave --size and --resize-mode out"):
         train(tiny_pack.path, tmp_path / "run", preprocessing=Preprocessing(48, 48))
     with pytest.raises(ConfigError, match="multiple of 64"):
         train(tiny_pack.path, tmp_path / "run", widths=(4,) * 6)

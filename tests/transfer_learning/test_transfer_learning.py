@@ -154,7 +154,7 @@ def test_pretrained_features_are_compared_where_they_are_installed_and_kept_when
     pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
     monkeypatch.setattr(finetune, "LEAST_STEPS", 5)
     monkeypatch.setattr(finetune, "EPOCHS", 1)
-    made = transfer(model, colours, features="pretrained")
+    made = transfer(model, colours, embedding="pretrained")
     assert made.kept == made.classifier.features == "pretrained"
     assert made.confusion.trace() > 0.9 * made.held_out_images
 
@@ -172,9 +172,9 @@ def test_wrong_use_is_told_before_the_work(
     model: Autoencoder, colours: Path, trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="Only the model's own encoder can be fine-tuned"):
-        transfer(model, colours, features="pretrained", finetune=True)
+        transfer(model, colours, embedding="pretrained", finetune=True)
     with pytest.raises(ConfigError, match="Choose code or pretrained"):
-        transfer(model, colours, features="clip")  # type: ignore[arg-type]
+        transfer(model, colours, embedding="clip")  # type: ignore[arg-type]
     with pytest.raises(OutputError, match="holds no earlier classifier"):
         transfer(load_model(trained.model_path), photos, photos)
     with pytest.raises(ImageFolderError, match="does not exist"):

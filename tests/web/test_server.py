@@ -111,15 +111,17 @@ def test_an_upload_finds_the_image_it_is_a_copy_of(client: TestClient, photos: P
     assert first["score"] == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("how", ["linear", "spherical"])
-def test_a_frame_is_the_mixture_at_its_place(client: TestClient, workspace: Workspace, how: str) -> None:
+@pytest.mark.parametrize("interpolation", ["linear", "spherical"])
+def test_a_frame_is_the_mixture_at_its_place(
+    client: TestClient, workspace: Workspace, interpolation: str
+) -> None:
     model = workspace.model
     three, four = workspace.codes(["i1", "i2", "i3"]), workspace.codes(["i1", "i2", "i3", "i4"])
     for address, code in (
-        ("pictures=i1,i2,i3&x=0.75", between(three, 1.5, how)),  # type: ignore[arg-type]
-        ("pictures=i1,i2,i3,i4&x=0.25&y=1", in_square(four, 0.25, 1, how)),  # type: ignore[arg-type]
+        ("pictures=i1,i2,i3&x=0.75", between(three, 1.5, interpolation)),  # type: ignore[arg-type]
+        ("pictures=i1,i2,i3,i4&x=0.25&y=1", in_square(four, 0.25, 1, interpolation)),  # type: ignore[arg-type]
     ):
-        shown = pixels(client.get(f"/api/morph/frame?{address}&how={how}"))
+        shown = pixels(client.get(f"/api/morph/frame?{address}&interpolation={interpolation}"))
         np.testing.assert_array_equal(shown, to_pixels(model.decode(code[None]))[0])
 
 

@@ -27,7 +27,7 @@ def evaluate(
     pack: Annotated[
         str | None, typer.Argument(help="The pack it was trained on, or its URL. Default: that of the run.")
     ] = None,
-    against: Annotated[
+    ood: Annotated[
         Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
@@ -49,7 +49,7 @@ def evaluate(
         check_output(out, (".json",), options.settings_files(model, packed))
     with stages() as progress:
         limits = options.limits(max_pixels, max_bytes)
-        found = application.evaluate(loaded, packed, against=against, limits=limits, progress=progress)
+        found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
     for line in table(found):
         console.print(line, soft_wrap=True)
     for note in found.notes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model
+from autoencode.cli.options import Embedding, MaxBytes, MaxPixels, Model
 from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_skipped, stages
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def transfer(
     model: Model,
     labelled: Annotated[Path, typer.Argument(help="A folder with a sub-folder of images for each class.")],
     out: Annotated[Path, typer.Option(help="Folder for the classifier and how well it does.")],
-    features: Annotated[
-        Features, typer.Option(help="Keep a classifier on the encoder, or on pretrained features.")
-    ] = Features.code,
+    embedding: Annotated[
+        Embedding, typer.Option(help="Keep a classifier on the encoder, or on pretrained features.")
+    ] = Embedding.code,
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Train the encoder on the labels as well, and keep that.")
     ] = False,
@@ -64,13 +64,13 @@ def transfer(
     from autoencode.models.model_file import load_model
     from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
 
-    kind: Literal["code", "pretrained"] = features.value
+    kind: Literal["code", "pretrained"] = embedding.value
     with stages() as progress:
         made = application.transfer(
             load_model(model),
             labelled,
             out,
-            features=kind,
+            embedding=kind,
             finetune=finetune,
             seed=seed,
             limits=options.limits(max_pixels, max_bytes),

@@ -13,7 +13,7 @@ from autoencode.cli.options import MaxBytes, MaxPixels, Model
 from autoencode.cli.progress import console
 
 
-class How(StrEnum):
+class Interpolation(StrEnum):
     """How two codes are mixed."""
 
     linear = "linear"
@@ -37,9 +37,9 @@ def morph(
             help="From one image to the next, both included. Default: 9, 30 for an animation.", min=2
         ),
     ] = None,
-    how: Annotated[How, typer.Option(help="Mix codes along a line, or turn from one to the other.")] = (
-        How.linear
-    ),
+    interpolation: Annotated[
+        Interpolation, typer.Option(help="Mix codes along a line, or turn from one to the other.")
+    ] = (Interpolation.linear),
     ping_pong: Annotated[bool, typer.Option("--ping-pong", help="Go back to the first image.")] = False,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
@@ -53,7 +53,7 @@ def morph(
         images,
         out,
         frames=frames,
-        how=how.value,
+        interpolation=interpolation.value,
         ping_pong=ping_pong,
         limits=options.limits(max_pixels, max_bytes),
     )

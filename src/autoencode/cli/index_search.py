@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model, Ray
+from autoencode.cli.options import Embedding, MaxBytes, MaxPixels, Model, Ray
 from autoencode.cli.progress import console, counted, counting, fail_if_named, notes, one_line, show_skipped
 from autoencode.errors import ConfigError
 
@@ -67,8 +67,8 @@ def index(
             "folders, in storage too). Default: file, or as before."
         ),
     ] = None,
-    features: Annotated[
-        Features | None,
+    embedding: Annotated[
+        Embedding | None,
         typer.Option(
             help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
             "Default: code, or as before."
@@ -93,7 +93,7 @@ def index(
 ) -> None:
     """Encode the images of a folder once, to search among them."""
     if remove:
-        if any(given is not None for given in (store, features, distance, max_pixels, max_bytes, ray)):
+        if any(given is not None for given in (store, embedding, distance, max_pixels, max_bytes, ray)):
             raise ConfigError("--remove goes with no other option than --out.")
         from autoencode.index.lance.update import remove_source
 
@@ -109,7 +109,7 @@ def index(
             model,
             folder,
             out,
-            features=None if features is None else features.value,
+            embedding=None if embedding is None else embedding.value,
             distance=None if distance is None else distance.value,
             store=None if store is None else store.value,
             limits=options.limits(max_pixels, max_bytes),
@@ -224,7 +224,7 @@ def _print_index(made: Index) -> None:
         f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed"
     )
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
-    kind = f"{made.features} features, {made.distance}"
+    kind = f"{made.embedding} embedding, {made.distance}"
     console.print(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}", soft_wrap=True)
 
 
@@ -260,7 +260,7 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
     ]
     skipped = [{"query": str(path), "reason": reason} for path, reason in found.skipped]
     return {
-        "features": opened.features,
+        "embedding": opened.embedding,
         "distance": opened.distance,
         "queries": queries,
         "skipped": skipped,
@@ -293,7 +293,7 @@ def _marked(paths: Sequence[Path], found: NearDuplicates) -> tuple[str, ...]:
 
 def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
     return {
-        "features": opened.features,
+        "embedding": opened.embedding,
         "distance": opened.distance,
         "threshold": found.threshold,
         "exact": [_group_json(group, found) for group in found.exact],

@@ -30,7 +30,7 @@ from autoencode.cli import (
     report_paper,
     train,
 )
-from autoencode.cli.options import MACHINE, Background, Corrupt, FitOption, MaxBytes, MaxPixels, Size
+from autoencode.cli.options import MACHINE, Background, Corrupt, MaxBytes, MaxPixels, ResizeModeOption, Size
 from autoencode.cli.progress import console, counted, counting, fail_if_named, one_line, show_skipped
 from autoencode.cli.train import print_pack, train_and_show
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
@@ -125,7 +125,7 @@ def pack(
     folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
     out: Annotated[str, typer.Option(help="The pack, or its URL; run again to take in what changed.")],
     size: Size = None,
-    fit: FitOption = None,
+    resize_mode: ResizeModeOption = None,
     background: Background = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
@@ -137,7 +137,7 @@ def pack(
     from autoencode.data.pack import pack_folder, preprocessing_of
     from autoencode.data.preprocessing import Preprocessing
 
-    preprocessing = options.preprocessing(size, fit, background)
+    preprocessing = options.preprocessing(size, resize_mode, background)
     if preprocessing is None:
         # Run again without options: as it was packed before.
         preprocessing = preprocessing_of(out) or Preprocessing()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
 
 
-class Fit(StrEnum):
+class ResizeMode(StrEnum):
     """How an image of another shape becomes one of the size asked for."""
 
     crop = "crop"
@@ -53,7 +53,7 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
-class Features(StrEnum):
+class Embedding(StrEnum):
     """What images are compared or classified by."""
 
     code = "code"
@@ -69,8 +69,8 @@ Size = Annotated[
         help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. Default: 128.", rich_help_panel=IMAGES
     ),
 ]
-FitOption = Annotated[
-    Fit | None,
+ResizeModeOption = Annotated[
+    ResizeMode | None,
     typer.Option(
         help="crop the middle to the shape, pad with the background, or stretch. Default: crop.",
         rich_help_panel=IMAGES,
@@ -111,7 +111,9 @@ Corrupt = Annotated[
 ]
 
 
-def preprocessing(size: str | None, fit: Fit | None, background: str | None) -> Preprocessing | None:
+def preprocessing(
+    size: str | None, resize_mode: ResizeMode | None, background: str | None
+) -> Preprocessing | None:
     """Return what the options ask for, or None where none was given.
 
     Raises:
@@ -124,8 +126,8 @@ def preprocessing(size: str | None, fit: Fit | None, background: str | None) -> 
     chosen: dict[str, Any] = {}
     if size is not None:
         chosen["height"], chosen["width"] = parse_size(size)
-    if fit is not None:
-        chosen["fit"] = fit.value
+    if resize_mode is not None:
+        chosen["resize_mode"] = resize_mode.value
     if background is not None:
         try:
             chosen["background"] = ImageColor.getrgb(background)[:3]
@@ -198,7 +200,7 @@ def sigma2(text: str) -> float | str:
         raise ConfigError(f"sigma2 is {text!r}; it must be a number or auto.") from err
 
 
-def warmup(text: str | None) -> dict[str, int]:
+def kl_warmup(text: str | None) -> dict[str, int]:
     """Read a number of epochs, or "cyclic:N", as settings; None gives none.
 
     Raises:
@@ -209,4 +211,4 @@ def warmup(text: str | None) -> dict[str, int]:
     kind, _, number = text.rpartition(":")
     if kind not in ("", "cyclic") or not number.isdecimal() or (kind and int(number) == 0):
         raise ConfigError(f"The warm-up is {text!r}; it must be a number of epochs, or cyclic:N.")
-    return {"warmup_cycles" if kind else "warmup": int(number)}
+    return {"kl_warmup_cycles" if kind else "kl_warmup": int(number)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Features, MaxBytes, MaxPixels, Model, Ray
+from autoencode.cli.options import Embedding, MaxBytes, MaxPixels, Model, Ray
 from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_skipped
 from autoencode.errors import ConfigError
 
@@ -52,10 +52,10 @@ def outliers(
             "pretrained features mahalanobis, knn. Default: spectrum; mahalanobis."
         ),
     ] = None,
-    features: Annotated[
-        Features,
+    embedding: Annotated[
+        Embedding,
         typer.Option(help="What the model makes of images, or features of a network trained on ImageNet."),
-    ] = Features.code,
+    ] = Embedding.code,
     fpr: Annotated[
         float | None,
         typer.Option(
@@ -98,11 +98,11 @@ def outliers(
             packed,
             out,
             score=None if score is None else score.value,
-            features=features.value,
+            embedding=embedding.value,
             fpr=fpr,
             rule=rule.value,
             heatmaps=heatmaps,
-            cache=run / reference_name(features.value),
+            cache=run / reference_name(embedding.value),
             limits=options.limits(max_pixels, max_bytes),
             ray=ray,
             progress=progress,
@@ -131,7 +131,7 @@ def _print(found: Outliers) -> None:
     if len(flagged) > SHOWN:
         console.print(f"and {len(flagged) - SHOWN} more", soft_wrap=True)
     console.print(
-        f"outliers: {len(flagged)} of {len(found.findings)} images, by {found.score} of {found.features}",
+        f"outliers: {len(flagged)} of {len(found.findings)} images, by {found.score} of {found.embedding}",
         soft_wrap=True,
     )
     console.print(f"rule:     {_rule(found)}", soft_wrap=True)

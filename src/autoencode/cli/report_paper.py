@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import FitOption, MaxBytes, MaxPixels, Size
+from autoencode.cli.options import MaxBytes, MaxPixels, ResizeModeOption, Size
 from autoencode.cli.progress import console, counting, duration, stages, training
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def paper(
     ] = None,
     seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
     size: Size = None,
-    fit: FitOption = None,
+    resize_mode: ResizeModeOption = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
@@ -60,7 +60,7 @@ def paper(
 
     keep_freed_memory()
     experiments, share = chosen(only or ()), parse_budget(budget)
-    preprocessing = options.preprocessing(size, fit, None) or Preprocessing()
+    preprocessing = options.preprocessing(size, resize_mode, None) or Preprocessing()
     with stopped_by_sigterm(), writing(out):
         with counting("packing") as progress:
             pack = open_study(

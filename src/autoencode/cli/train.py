@@ -15,7 +15,6 @@ from autoencode.cli.options import (
     MACHINE,
     VAE,
     Background,
-    FitOption,
     Kind,
     Loss,
     MaxBytes,
@@ -23,6 +22,7 @@ from autoencode.cli.options import (
     Network,
     Precision,
     Ray,
+    ResizeModeOption,
     Size,
 )
 from autoencode.cli.progress import console, counted, counting, stages, training, warn
@@ -49,7 +49,7 @@ def train(
             "paper-vae-warmup. Default: paper-ae."
         ),
     ] = None,
-    model: Annotated[
+    kind: Annotated[
         Kind | None, typer.Option(help=f"autoencoder, or vae (it can generate). {BY_PRESET} autoencoder.")
     ] = None,
     network: Annotated[
@@ -77,7 +77,7 @@ def train(
     schedule: Annotated[
         str | None, typer.Option(help=f"Learning rate: constant or cosine. {BY_PRESET} constant.")
     ] = None,
-    clip: Annotated[
+    grad_clip: Annotated[
         float | None,
         typer.Option(
             help=f"Largest gradient, in units of the loss a run starts from; 0 for no limit. {BY_PRESET} 0."
@@ -87,8 +87,11 @@ def train(
         int | None,
         typer.Option(help="Compute each step in so many pieces, for less memory. Default: 1.", min=1),
     ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help=f"Mirror half of the images. {BY_PRESET} no.")
+    horizontal_flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--horizontal-flip/--no-horizontal-flip", help=f"Mirror half of the images. {BY_PRESET} no."
+        ),
     ] = None,
     ema: Annotated[
         float | None, typer.Option(help=f"Decay of the average of the weights; 0 for none. {BY_PRESET} 0.")
@@ -103,7 +106,7 @@ def train(
     beta: Annotated[
         float | None, typer.Option(help=f"Weight of the KL. {BY_PRESET} 1.", rich_help_panel=VAE)
     ] = None,
-    warmup: Annotated[
+    kl_warmup: Annotated[
         str | None,
         typer.Option(
             help=f"Epochs over which beta rises from 0, before --epochs; or cyclic:N. {BY_PRESET} 0.",
@@ -124,7 +127,7 @@ def train(
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     size: Size = None,
-    fit: FitOption = None,
+    resize_mode: ResizeModeOption = None,
     background: Background = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
@@ -167,7 +170,7 @@ def train(
     if workers is not None and ray is None and _start(workers):
         return
     given = {
-        "kind": model and model.value,
+        "kind": kind and kind.value,
         "network": network and network.value,
         "code_size": code_size,
         "widths": None if widths is None else options.whole_numbers(widths),
@@ -179,15 +182,15 @@ def train(
         "optimizer": optimizer,
         "learning_rate": learning_rate,
         "schedule": schedule,
-        "clip": clip,
-        "flip": flip,
+        "grad_clip": grad_clip,
+        "horizontal_flip": horizontal_flip,
         "ema": ema,
         "seed": seed,
         "sigma2": None if sigma2 is None else options.sigma2(sigma2),
         "beta": beta,
         "adversarial": adversarial,
         "accumulate": accumulate,
-        **options.warmup(warmup),
+        **options.kl_warmup(kl_warmup),
     }
     train_and_show(
         source,
@@ -197,7 +200,7 @@ def train(
         keep_memory=keep_memory,
         tensorboard=tensorboard,
         preset=preset,
-        preprocessing=options.preprocessing(size, fit, background),
+        preprocessing=options.preprocessing(size, resize_mode, background),
         limits=options.limits(max_pixels, max_bytes),
         resume=resume,
         checkpoint_every=checkpoint_every,

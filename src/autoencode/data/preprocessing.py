@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from autoencode.errors import ConfigError
 
-Fit = Literal["crop", "pad", "stretch"]
+ResizeMode = Literal["crop", "pad", "stretch"]
 Size = int | str | tuple[int, int]
 _MULTIPLE = 16
 _BYTES_PER_LIMIT = (
@@ -25,8 +25,8 @@ class Preprocessing:
     Attributes:
         height: rows of the result in pixels, a positive multiple of 16.
         width: columns of the result in pixels, a positive multiple of 16.
-        fit: "crop" keeps the centre of the right shape, "pad" keeps the whole image with `background` around
-            it, "stretch" changes the shape.
+        resize_mode: "crop" keeps the centre of the right shape, "pad" keeps the whole image with
+            `background` around it, "stretch" changes the shape.
         background: red, green, blue in 0..255, seen through transparency and beside padded images.
 
     Raises:
@@ -35,7 +35,7 @@ class Preprocessing:
 
     height: int = 128
     width: int = 128
-    fit: Fit = "crop"
+    resize_mode: ResizeMode = "crop"
     background: tuple[int, int, int] = (255, 255, 255)
 
     def __post_init__(self) -> None:
@@ -48,8 +48,10 @@ class Preprocessing:
                 )
             if size > _MOST:
                 raise ConfigError(f"The {name} {size} is above {_MOST}, the largest that is taken.")
-        if self.fit not in get_args(Fit):
-            raise ConfigError(f"Unknown fit {self.fit!r}. Choose one of: {', '.join(get_args(Fit))}.")
+        if self.resize_mode not in get_args(ResizeMode):
+            raise ConfigError(
+                f"Unknown resize_mode {self.resize_mode!r}. Choose one of: {', '.join(get_args(ResizeMode))}."
+            )
         colour = self.background
         if not (
             isinstance(colour, tuple)
@@ -61,7 +63,7 @@ class Preprocessing:
     def __str__(self) -> str:
         """Return it in words, for people."""
         colour = "#" + bytes(self.background).hex()
-        return f"{self.height}x{self.width} pixels (fit {self.fit}, background {colour})"
+        return f"{self.height}x{self.width} pixels (resize mode {self.resize_mode}, background {colour})"
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes, of plain JSON values."""
@@ -167,11 +169,11 @@ def region(
     """
     width, height = extent
     target = (preprocessing.width, preprocessing.height)
-    if preprocessing.fit == "crop":
+    if preprocessing.resize_mode == "crop":
         scale = min(width / target[0], height / target[1])
         left, top = (max(0.0, (side - scale * want) / 2) for side, want in zip(extent, target, strict=True))
         return target, (left, top, width - left, height - top)
-    if preprocessing.fit == "pad":
+    if preprocessing.resize_mode == "pad":
         scale = max(width / target[0], height / target[1])
         target = (max(1, round(width / scale)), max(1, round(height / scale)))
     return target, (0.0, 0.0, width, height)

@@ -161,7 +161,7 @@ def evaluate(
     model: Autoencoder | str | Path,
     pack: Pack,
     *,
-    against: str | Path | None = None,
+    ood: str | Path | None = None,
     limits: Limits | None = None,
     kid: bool = True,
     most_images: int | None = None,
@@ -172,7 +172,7 @@ def evaluate(
     Args:
         model: from `load_model`, or its path.
         pack: of its training, for images it has not seen.
-        against: a folder of images of another kind, to be told from the held-out ones.
+        ood: a folder of images of another kind, to be told from the held-out ones.
         limits: the largest files and pictures of it to accept.
         kid: whether to measure kernel distances, which takes minutes on a CPU.
         most_images: measure on a sample of so many of the held-out images, and fit PCA to a sample of four
@@ -182,12 +182,12 @@ def evaluate(
     Raises:
         ModelFileError: the path given leads to no model.
         ConfigError: the pack's images are not read the way the model's are.
-        ImageFolderError: `against` is missing, or none of its images can be used.
+        ImageFolderError: `ood` is missing, or none of its images can be used.
         PackError: the pack has changed on the disk meanwhile.
     """
     model = as_model(model)
     model.check_preprocessing(pack.preprocessing, pack.path)
-    others = None if against is None else find_images(Path(against))
+    others = None if ood is None else find_images(Path(ood))
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()
     chain = tuple(model.provenance.get("train", {}).get("corrupt", ()))
@@ -211,9 +211,9 @@ def evaluate(
     notes = _notes(model, pack, held_out.split)
     detection = None
     if others is not None and held_out.split == "test":
-        detection, skipped = detect(model, pack, str(against), others, limits, report)
+        detection, skipped = detect(model, pack, str(ood), others, limits, report)
         if skipped:
-            notes.append(f"{skipped} files of {against} could not be used.")
+            notes.append(f"{skipped} files of {ood} could not be used.")
     elif others is not None:
         notes.append("Telling other images apart is left out: it takes test images to tell them from.")
     found = None

@@ -146,7 +146,7 @@ class Index(ABC):
 
     Attributes:
         path: the folder of the index, or its URL.
-        features: what its codes are, "code" or "pretrained".
+        embedding: what its codes are, "code" or "pretrained".
         distance: how codes are compared.
         preprocessing: how images become what is encoded.
         recall: share of the true ten nearest that are found, measured when the index was made; 1 where every
@@ -170,7 +170,7 @@ class Index(ABC):
     ) -> None:
         """Open an index of codes of `size` values; see `open_index`."""
         self.update = update
-        self.features, self.preprocessing = settings.features, settings.preprocessing
+        self.embedding, self.preprocessing = settings.embedding, settings.preprocessing
         self.space, self.distance = settings.space, settings.space.distance
         self._settings, self._size, self._given_encoder = settings, size, encoder
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from autoencode.data.manifest import Entries
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits
-    from autoencode.embedding import Features, ImageEncoder
+    from autoencode.embedding import Embedding, ImageEncoder
 
 Store = Literal["file", "lance"]
 
@@ -60,7 +60,7 @@ def build_index(
     source: str | Path,
     out: str | Path,
     *,
-    features: Features | None = None,
+    embedding: Embedding | None = None,
     distance: Distance | None = None,
     store: Store | None = None,
     limits: Limits | None = None,
@@ -80,7 +80,7 @@ def build_index(
         source: a folder of images, in sub-folders or not, or a pack, which is taken as it is; a pack
             also by its URL in storage (see `open_pack`).
         out: the folder of the index; made here. For LanceDB also a URL in storage, such as s3://bucket/index.
-        features: "code" (the default of a new index) compares what the model was trained to keep,
+        embedding: "code" (the default of a new index) compares what the model was trained to keep,
             "pretrained" what EfficientNet-Lite0 sees in images of the model's size (extra `eval`).
         distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
             principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
@@ -101,7 +101,7 @@ def build_index(
         ImageIndexError: the index there is of another model or folder, damaged, or being written.
         PackError: the pack cannot be used.
         StorageError: the storage cannot be reached.
-        ConfigError: unknown features, distance or store, a model that was never saved, or a pack of another
+        ConfigError: unknown embedding, distance or store, a model that was never saved, or a pack of another
             size.
         MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a
             cluster `ray`.
@@ -116,7 +116,7 @@ def build_index(
     is_lance = _is_lance(place, store)
     with joined_cluster(ray, "Encoding on a cluster") as cluster:
         request = Request(
-            loaded, path, source, features, distance, limits, progress, packing_progress, cluster
+            loaded, path, source, embedding, distance, limits, progress, packing_progress, cluster
         )
         if is_lance:
             return build_lance_index(request, place)
@@ -209,7 +209,7 @@ def _in_step(
     update = dataclasses.replace(update, seconds=time.perf_counter() - started)
     space = fit_space(codes, distance)
     stored = StoredIndex(
-        features=encoder.kind,
+        embedding=encoder.kind,
         encoder_digest=encoder.digest,
         preprocessing=pack.preprocessing,
         model=model,

@@ -361,7 +361,7 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
     else:
         opened = FileIndex(place, read_index(place))
     if model is not None:
-        opened.use(image_encoder(as_model(model), opened.features))
+        opened.use(image_encoder(as_model(model), opened.embedding))
     return opened
 
 

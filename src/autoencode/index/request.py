@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.embedding import Columns, Features, ImageEncoder, image_encoder, over_pack
+from autoencode.embedding import Columns, Embedding, ImageEncoder, image_encoder, over_pack
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from autoencode.index.neighbours import Distance, Floats
     from autoencode.index.settings import IndexSettings
 
-DEFAULT_FEATURES: Features = "code"
+DEFAULT_EMBEDDING: Embedding = "code"
 # Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
-DEFAULT_DISTANCE: dict[Features, Distance] = {"code": "whitened", "pretrained": "cosine"}
+DEFAULT_DISTANCE: dict[Embedding, Distance] = {"code": "whitened", "pretrained": "cosine"}
 ANOTHER = "Choose another output, or delete the index to make it anew."
 
 
@@ -39,7 +39,7 @@ class Request:
     model: Autoencoder
     model_path: Path | None
     source: Path
-    features: Features | None
+    embedding: Embedding | None
     distance: Distance | None
     limits: Limits | None
     progress: Callable[[int, int], None] | None
@@ -53,7 +53,7 @@ class Request:
             ConfigError: the model was never saved, or there are no such features.
             MissingExtraError: pretrained features need the optional part `eval`.
         """
-        encoder = image_encoder(self.model, self.features or (old.features if old else DEFAULT_FEATURES))
+        encoder = image_encoder(self.model, self.embedding or (old.embedding if old else DEFAULT_EMBEDDING))
         if not encoder.digest:
             raise ConfigError(
                 "The model has no file yet, by which its codes are known. Save and load it first."

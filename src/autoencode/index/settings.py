@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.embedding import Features, ImageEncoder, image_encoder, pretrained_encoder
+from autoencode.embedding import Embedding, ImageEncoder, image_encoder, pretrained_encoder
 from autoencode.errors import ImageIndexError, ModelFileError
 from autoencode.index.neighbours import Distance, Space
 from autoencode.models.model_file import load_model
@@ -48,14 +48,14 @@ class IndexSettings:
     """What the codes of an index are.
 
     Attributes:
-        features: what they are, see `ImageEncoder.kind`.
+        embedding: what they are, see `ImageEncoder.kind`.
         encoder_digest: what they were made with, see `ImageEncoder.digest`.
         preprocessing: how images became what the encoder saw.
         model: where the model was; None where that was not known.
         space: how they are compared.
     """
 
-    features: Features
+    embedding: Embedding
     encoder_digest: str
     preprocessing: Preprocessing
     model: Place | None
@@ -65,7 +65,7 @@ class IndexSettings:
         """Return the settings as arrays and JSON."""
         arrays = {"centre": self.space.centre, "matrix": self.space.matrix}
         content = {
-            "features": self.features,
+            "embedding": self.embedding,
             "encoder_digest": self.encoder_digest,
             "preprocessing": self.preprocessing.to_json(),
             "model": None if self.model is None else asdict(self.model),
@@ -81,7 +81,7 @@ def settings_of(arrays: Mapping[str, Array], content: Mapping[str, Any]) -> dict
         ConfigError, KeyError, TypeError, ValueError: they are something else.
     """
     return {
-        "features": content["features"],
+        "embedding": content["embedding"],
         "encoder_digest": content["encoder_digest"],
         "preprocessing": Preprocessing.from_json(content["preprocessing"]),
         "model": None if content["model"] is None else Place(**content["model"]),
@@ -96,8 +96,8 @@ def check_settings(settings: IndexSettings, size: int) -> None:
         ValueError: names the part.
     """
     check_texts([settings.encoder_digest, *(vars(settings.model).values() if settings.model else ())])
-    if settings.features not in get_args(Features) or settings.space.distance not in get_args(Distance):
-        raise ValueError("unknown features or distance")
+    if settings.embedding not in get_args(Embedding) or settings.space.distance not in get_args(Distance):
+        raise ValueError("unknown embedding or distance")
     check_array("centre", settings.space.centre, (size,))
     check_array("matrix", settings.space.matrix, (size, size))
 
@@ -130,8 +130,10 @@ def check_encoder(path: Path | str, settings: IndexSettings, encoder: ImageEncod
     Raises:
         ImageIndexError: names both.
     """
-    if settings.features != encoder.kind:
-        raise ImageIndexError(f"{path} holds {settings.features} features, not {encoder.kind}. {advice}")
+    if settings.embedding != encoder.kind:
+        raise ImageIndexError(
+            f"{path} holds the embedding {settings.embedding}, not {encoder.kind}. {advice}"
+        )
     if settings.encoder_digest != encoder.digest:
         raise ImageIndexError(
             f"{path} was made with another model ({settings.encoder_digest[:12]}, not "
@@ -147,7 +149,7 @@ def find_encoder(path: Path | str, settings: IndexSettings) -> ImageEncoder:
         ImageIndexError: the pretrained features installed are of another version.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
-    if settings.features == "pretrained":
+    if settings.embedding == "pretrained":
         encoder = pretrained_encoder(settings.preprocessing)
         if encoder.digest != settings.encoder_digest:
             raise ImageIndexError(f"{path} was made with another version of the pretrained features. {AGAIN}")

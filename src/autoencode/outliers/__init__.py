@@ -20,7 +20,7 @@ from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.images import WRITABLE, read_chunks, save_image
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import Paths, expanded, read_beside
-from autoencode.embedding import Features, ImageEncoder, image_encoder, over_files
+from autoencode.embedding import Embedding, ImageEncoder, image_encoder, over_files
 from autoencode.errors import ConfigError
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model
@@ -110,7 +110,7 @@ class Outliers:
         findings: one an image that could be used, strangest first.
         skipped: the others, with the reason.
         score: name of the score.
-        features: what the score is of.
+        embedding: what the score is of.
         rule: how outliers are told.
         fpr: the false-positive rate kept to, a share; None under the paper's rule.
         calibration_images: held-out images behind the p-values.
@@ -123,7 +123,7 @@ class Outliers:
     findings: Sequence[Finding]
     skipped: list[tuple[Path, str]]
     score: Score
-    features: Features
+    embedding: Embedding
     rule: Rule
     fpr: float | None
     calibration_images: int
@@ -139,7 +139,7 @@ def find_outliers(
     out: str | Path | None = None,
     *,
     score: Score | None = None,
-    features: Features = "code",
+    embedding: Embedding = "code",
     fpr: float | None = None,
     rule: Rule = "conformal",
     heatmaps: bool = False,
@@ -158,7 +158,7 @@ def find_outliers(
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
         score: see `anomaly_scores`; the default is "spectrum", "kl" under the paper's rule, and "mahalanobis"
             of pretrained features.
-        features: "code" for all that the model makes of images; "pretrained" for features of a network
+        embedding: "code" for all that the model makes of images; "pretrained" for features of a network
             trained on ImageNet instead.
         fpr: the false-positive rate: at most this share of ordinary images is called an outlier. The default
             is 0.01 or, with few calibration images, the smallest rate that they can promise. The rule "paper"
@@ -183,7 +183,7 @@ def find_outliers(
         OutputError: `out` cannot be written.
     """
     model = as_model(model)
-    chosen = _checked_score(model, score, features, rule)
+    chosen = _checked_score(model, score, embedding, rule)
     if rule == "paper" and fpr is not None:
         raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")
     rate = promised_rate(calibration_size(ordinary), fpr) if rule == "conformal" else None
@@ -197,10 +197,12 @@ def find_outliers(
         reference = (
             ordinary
             if isinstance(ordinary, OutlierReference)
-            else fit_reference(model, ordinary, cache, features=features, ray=ray, progress=fitting_progress)
+            else fit_reference(
+                model, ordinary, cache, embedding=embedding, ray=ray, progress=fitting_progress
+            )
         )
-        _check_reference(reference, image_encoder(model, features))
-        scored = _scored(model, features, paths, reference, chosen, limits, progress, cluster)
+        _check_reference(reference, image_encoder(model, embedding))
+        scored = _scored(model, embedding, paths, reference, chosen, limits, progress, cluster)
     usable, scores, skipped = scored
     note = model.note_of(reference.pack)
     p_values = conformal_p_values(reference.calibration.get(chosen, _NONE), scores)
@@ -210,7 +212,7 @@ def find_outliers(
         findings,
         skipped,
         chosen,
-        features,
+        embedding,
         rule,
         rate,
         reference.calibration_images,
@@ -229,27 +231,28 @@ def sheet_path(table: Path) -> Path:
     return table.with_name(f"{table.stem}-worst.png")
 
 
-def _checked_score(model: Autoencoder, score: Score | None, features: Features, rule: Rule) -> Score:
+def _checked_score(model: Autoencoder, score: Score | None, embedding: Embedding, rule: Rule) -> Score:
     if rule not in get_args(Rule):
         raise ConfigError(f"Unknown rule {rule!r}. Choose conformal or paper.")
-    image_encoder(model, features)
-    chosen: Score = score or ("kl" if rule == "paper" else DEFAULT_SCORES[features])
+    image_encoder(model, embedding)
+    chosen: Score = score or ("kl" if rule == "paper" else DEFAULT_SCORES[embedding])
     if rule == "paper" and chosen != "kl":
         raise ConfigError(f"The paper's rule is about the score kl, not {chosen}. Leave the score out.")
-    check_score(chosen, model, features)
+    check_score(chosen, model, embedding)
     return chosen
 
 
 def _check_reference(reference: OutlierReference, encoder: ImageEncoder) -> None:
     if reference.encoder != encoder.digest:
         raise ConfigError(
-            "This reference is of another model or other features. Make one with fit_reference(model, pack)."
+            "This reference is of another model or another embedding. Make one with "
+            "fit_reference(model, pack)."
         )
 
 
 def _scored(
     model: Autoencoder,
-    features: Features,
+    embedding: Embedding,
     paths: Sequence[Path],
     reference: OutlierReference,
     score: Score,
@@ -257,7 +260,7 @@ def _scored(
     progress: Callable[[int, int], None] | None,
     cluster: Cluster | None,
 ) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
-    measure = measurer(model, features)
+    measure = measurer(model, embedding)
     usable: list[str] = []
     skipped: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
@@ -308,7 +311,7 @@ def _json(found: Outliers) -> bytes:
     rate = found.measured_rate
     content = {
         "score": found.score,
-        "features": found.features,
+        "embedding": found.embedding,
         "rule": found.rule,
         "fpr": found.fpr,
         "calibration_images": found.calibration_images,

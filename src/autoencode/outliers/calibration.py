@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.cluster import Cluster, joined_cluster
-from autoencode.embedding import Features, image_encoder, over_pack
+from autoencode.embedding import Embedding, image_encoder, over_pack
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.metrics.statistics import Interval, wilson_interval
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
@@ -157,7 +157,7 @@ def fit_reference(
     pack: Pack,
     cache: str | Path | None = None,
     *,
-    features: Features = "code",
+    embedding: Embedding = "code",
     most: int | None = None,
     ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -167,9 +167,10 @@ def fit_reference(
     Args:
         model: from `load_model`, or its path.
         pack: of its training.
-        cache: a file that keeps the result. One that is there and belongs to this model, pack and features is
-            used instead of computing; any other is replaced. A file that cannot be written is done without.
-        features: "code" for all that the model makes of images; "pretrained" for features of a network
+        cache: a file that keeps the result. One that is there and belongs to this model, pack and embedding
+            is used instead of computing; any other is replaced. A file that cannot be written is
+            done without.
+        embedding: "code" for all that the model makes of images; "pretrained" for features of a network
             trained on ImageNet instead.
         most: images of each split to look at; see `reference_rows`. What is learned from fewer than usual is
             not kept in the cache.
@@ -186,8 +187,8 @@ def fit_reference(
     """
     model = as_model(model)
     model.check_preprocessing(pack.preprocessing, pack.path)
-    encoder = image_encoder(model, features).digest
-    measure = measurer(model, features)
+    encoder = image_encoder(model, embedding).digest
+    measure = measurer(model, embedding)
     cache = None if cache is None else Path(cache)
     if cache is not None and (kept := _kept(cache, encoder, pack)) is not None:
         size = model.preprocessing
@@ -202,9 +203,9 @@ def fit_reference(
     return reference
 
 
-def reference_name(features: Features) -> str:
+def reference_name(embedding: Embedding) -> str:
     """Name of the file in a run folder that keeps its reference."""
-    return f"outliers-{features}.safetensors"
+    return f"outliers-{embedding}.safetensors"
 
 
 def reference_rows(pack: Pack, most: int | None = None) -> dict[Split, NDArray[np.int64]]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.embedding import Features, image_encoder
+from autoencode.embedding import Embedding, image_encoder
 from autoencode.errors import ConfigError
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
 from autoencode.models.autoencoder import SIGMA2_FLOOR, Autoencoder
@@ -101,7 +101,7 @@ Score = Literal["spectrum", "path", "mahalanobis", "knn", "reconstruction", "kl"
 SCORES: tuple[Score, ...] = get_args(Score)
 VAE_SCORES: tuple[Score, ...] = ("kl", "elbo")
 PRETRAINED_SCORES: tuple[Score, ...] = ("mahalanobis", "knn")
-DEFAULT_SCORES: dict[Features, Score] = {"code": "spectrum", "pretrained": "mahalanobis"}
+DEFAULT_SCORES: dict[Embedding, Score] = {"code": "spectrum", "pretrained": "mahalanobis"}
 
 COARSEST_SIDE = 4  # pixels; fewer are too few to measure a scale by
 
@@ -203,15 +203,15 @@ def measure(model: Autoencoder, images: Tensor) -> Measured:
     return {quantity: values.double().numpy() for quantity, values in found.items()}
 
 
-def measurer(model: Autoencoder, features: Features) -> Callable[[Tensor], Measured]:
+def measurer(model: Autoencoder, embedding: Embedding) -> Callable[[Tensor], Measured]:
     """Return what measures images (B, 3, H, W): `measure`, or pretrained features in place of the model.
 
     Raises:
         ConfigError: there are no such features.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
-    encoder = image_encoder(model, features)
-    if features == "code":
+    encoder = image_encoder(model, embedding)
+    if embedding == "code":
         return partial(measure, model)
     return lambda images: {"vectors": encoder.encode(images).astype(np.float64)}
 
@@ -268,7 +268,7 @@ def training_statistics(measured: Measured) -> TrainingStatistics:
     return TrainingStatistics(gaussians, measured["vectors"], spectra)
 
 
-def check_score(score: str, model: Autoencoder, features: Features = "code") -> None:
+def check_score(score: str, model: Autoencoder, embedding: Embedding = "code") -> None:
     """Reject a score that does not exist, or that is not to be had from this model or these features.
 
     Raises:
@@ -276,7 +276,7 @@ def check_score(score: str, model: Autoencoder, features: Features = "code") -> 
     """
     if score not in SCORES:
         raise ConfigError(f"Unknown score {score!r}. Choose one of: {', '.join(SCORES)}.")
-    if features == "pretrained" and score not in PRETRAINED_SCORES:
+    if embedding == "pretrained" and score not in PRETRAINED_SCORES:
         raise ConfigError(
             f"The score {score} needs a reconstruction or a code, and pretrained features have neither. "
             f"Choose one of: {', '.join(PRETRAINED_SCORES)}."

@@ -48,7 +48,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("vae-0.001", "paper-vae", "a likelihood too narrow", {"sigma2": 0.001}),
     Experiment("vae-warmup", "paper-vae-warmup", "warm-up and batch normalisation together"),
     Experiment("vae-long", "paper-vae", "neither, for as many epochs", {"epochs": 240}, paper=False),
-    Experiment("vae-only-warmup", "paper-vae", "warm-up alone", {"warmup": 40}, paper=False),
+    Experiment("vae-only-warmup", "paper-vae", "warm-up alone", {"kl_warmup": 40}, paper=False),
     Experiment(
         "vae-only-batch-norm", "paper-vae", "batch normalisation alone", {**_BN, "epochs": 240}, paper=False
     ),
@@ -110,10 +110,10 @@ def changes(experiment: Experiment, budget: float, seed: int) -> dict[str, Any]:
     _, config = settings(experiment.preset, **experiment.overrides)
     total = max(LEAST_EPOCHS, round(config.total_epochs * budget))
     changed: dict[str, Any] = {**experiment.overrides, "epochs": total, "seed": seed}
-    if config.warmup:
+    if config.kl_warmup:
         # The share of the warm-up is kept, and so is the sum: runs that are compared are equally long.
-        warmup = max(1, round(total * config.warmup / config.total_epochs))
-        changed |= {"warmup": warmup, "epochs": total - warmup}
+        warmup = max(1, round(total * config.kl_warmup / config.total_epochs))
+        changed |= {"kl_warmup": warmup, "epochs": total - warmup}
     return changed
 
 

@@ -100,7 +100,7 @@ def _experiments(results: Results) -> Table:
     rows = []
     for one in results.trained:
         config = results.plan.settings(one.experiment).train
-        warmup = f"{config.warmup} + " if config.warmup else ""
+        warmup = f"{config.kl_warmup} + " if config.kl_warmup else ""
         whose = "the paper's" if one.experiment.paper else "added"
         rows.append((one.experiment.name, whose, one.experiment.shows, f"{warmup}{config.epochs}"))
     return Table(("experiment", "whose", "what it is there for", "epochs"), rows)

@@ -29,13 +29,13 @@ class TrainConfig:
         loss: "mse" or "mae" an image value; "gaussian": a VAE's likelihood with variance `sigma2`.
         sigma2: variance of the Gaussian likelihood, or "auto": the maximum-likelihood one, learned.
         beta: weight of the KL of a VAE.
-        warmup: epochs over which that weight rises linearly from 0, before `epochs` begins.
-        warmup_cycles: instead, this many rises from 0 spread over `epochs`.
+        kl_warmup: epochs over which that weight rises linearly from 0, before `epochs` begins.
+        kl_warmup_cycles: instead, this many rises from 0 spread over `epochs`.
         optimizer: "adamax" or "adamw".
         learning_rate: its step size.
         schedule: "constant", or "cosine": a short rise, then down to 0 at the last step.
-        clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
-        flip: show each image mirrored half of the time, which is as good as more images.
+        grad_clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
+        horizontal_flip: show each image mirrored half of the time, which is as good as more images.
         ema: decay a step of the average of the weights that becomes the model; 0 for the last weights.
         corrupt: what is done to the images the encoder sees, such as ("gaussian:0.3",).
         adversarial: train a discriminator beside a VAE, and the VAE on what it sees (see `adversarial`).
@@ -51,13 +51,13 @@ class TrainConfig:
     loss: Loss = "mse"
     sigma2: float | Literal["auto"] = "auto"
     beta: float = 1.0
-    warmup: int = 0
-    warmup_cycles: int = 0
+    kl_warmup: int = 0
+    kl_warmup_cycles: int = 0
     optimizer: Optimizer = "adamax"
     learning_rate: float = 2e-3
     schedule: Schedule = "constant"
-    clip: float = 0.0
-    flip: bool = False
+    grad_clip: float = 0.0
+    horizontal_flip: bool = False
     ema: float = 0.0
     corrupt: tuple[str, ...] = ()
     adversarial: bool = False
@@ -71,10 +71,10 @@ class TrainConfig:
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("accumulate", self.accumulate, 1)
-        _at_least("warmup", self.warmup, 0)
-        _at_least("warmup_cycles", self.warmup_cycles, 0)
+        _at_least("kl_warmup", self.kl_warmup, 0)
+        _at_least("kl_warmup_cycles", self.kl_warmup_cycles, 0)
         _at_least("beta", self.beta, 0)
-        _at_least("clip", self.clip, 0)
+        _at_least("grad_clip", self.grad_clip, 0)
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate is {self.learning_rate:g}; it must be above 0.")
         if not 0 <= self.ema < 1:
@@ -85,14 +85,14 @@ class TrainConfig:
                 f"sigma2 is {self.sigma2!r}; it must be 'auto' or at least {SIGMA2_FLOOR:.2g}, the variance "
                 "of rounding to 8 bits."
             )
-        if self.warmup and self.warmup_cycles:
+        if self.kl_warmup and self.kl_warmup_cycles:
             raise ConfigError("Give either a warm-up in epochs or a number of cycles, not both.")
         parse_corruptions(self.corrupt)
 
     @property
     def total_epochs(self) -> int:
         """Epochs of the warm-up and those after it."""
-        return self.warmup + self.epochs
+        return self.kl_warmup + self.epochs
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -115,8 +115,8 @@ _BEST = {
     "optimizer": "adamw",
     "learning_rate": 1e-3,
     "schedule": "cosine",
-    "clip": 1.0,
-    "flip": True,
+    "grad_clip": 1.0,
+    "horizontal_flip": True,
 }
 _PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
 
@@ -126,7 +126,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-denoise": {"corrupt": ("gaussian:0.3",)},
     "paper-dropout": {"corrupt": ("dropout:0.3",)},
     "paper-vae": _PAPER_VAE,
-    "paper-vae-warmup": {**_PAPER_VAE, "batch_norm": True, "warmup": 40},
+    "paper-vae-warmup": {**_PAPER_VAE, "batch_norm": True, "kl_warmup": 40},
     "best": _BEST,
     "best-vae": {**_BEST, "kind": "vae", "loss": "gaussian", "sigma2": "auto"},
 }
@@ -189,11 +189,11 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:
             raise ConfigError("sigma2 belongs to the gaussian loss. Use --loss gaussian, or leave it out.")
         return
     if config.loss == "gaussian":
-        raise ConfigError("The gaussian loss is a VAE's likelihood. Use --model vae, or --loss mse.")
+        raise ConfigError("The gaussian loss is a VAE's likelihood. Use --kind vae, or --loss mse.")
     if config.adversarial:
-        raise ConfigError("Only a VAE is trained adversarially. Add --model vae, or leave --adversarial out.")
-    if useless := sorted({"sigma2", "beta", "warmup", "warmup_cycles"} & set(given)):
-        raise ConfigError(f"Only a VAE has {_or(useless)}. Add --model vae, or leave it out.")
+        raise ConfigError("Only a VAE is trained adversarially. Add --kind vae, or leave --adversarial out.")
+    if useless := sorted({"sigma2", "beta", "kl_warmup", "kl_warmup_cycles"} & set(given)):
+        raise ConfigError(f"Only a VAE has {_or(useless)}. Add --kind vae, or leave it out.")
 
 
 def _at_least(name: str, value: float, least: float) -> None:

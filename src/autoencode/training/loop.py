@@ -224,7 +224,7 @@ class Loop:
         if not math.isfinite(measured[0]):
             raise self._diverged(state.step)
         self.processes.sum_gradients(state.model.parameters())
-        limit_gradient(state.model, config.clip)
+        limit_gradient(state.model, config.grad_clip)
         state.optimizer.step()
         if config.sigma2 == "auto" and state.model.is_vae:
             mse = (measured[3] / share.whole).to(state.model.sigma2)
@@ -256,7 +256,7 @@ class Loop:
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
         generator = torch.Generator(clean.device).manual_seed(seed)
-        if training and self.config.flip:
+        if training and self.config.horizontal_flip:
             clean = mirror(clean, generator, share)
         seen = corrupt(clean, self.corruptions, generator, training=training, share=share)
         noise = None
@@ -392,8 +392,8 @@ class Loop:
 
     def _beta(self, step: int) -> float:
         config = self.config
-        warmup_steps = config.warmup * self.steps
-        return beta_at(step, self.total_steps, warmup_steps, config.warmup_cycles, config.beta)
+        warmup_steps = config.kl_warmup * self.steps
+        return beta_at(step, self.total_steps, warmup_steps, config.kl_warmup_cycles, config.beta)
 
     def _diverged(self, step: int) -> DivergedError:
         epoch, in_epoch = divmod(step, self.steps)

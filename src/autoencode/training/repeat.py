@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from autoencode.training.run import RunSettings
 
 # Where the option is not named as the setting is.
-_OPTIONS = {"kind": "model", "warmup_cycles": "warmup"}
+_OPTIONS = {"kl_warmup_cycles": "kl_warmup"}
 
 
 def command(run: RunSettings, pack: Pack) -> str:
@@ -34,7 +34,7 @@ def in_words(run: RunSettings) -> list[tuple[str, str]]:
         ("network", f"{network[model.network]}; channels {', '.join(map(str, model.widths))}"),
         ("code", f"{model.code_size} values an image"),
         ("batch normalisation", "after each convolution" if model.batch_norm else "none"),
-        ("images", f"{run.preprocessing.height}x{run.preprocessing.width}, {run.preprocessing.fit}"),
+        ("images", f"{run.preprocessing.height}x{run.preprocessing.width}, {run.preprocessing.resize_mode}"),
         ("loss", _loss(run)),
         ("epochs", _epochs(run)),
         ("optimiser", f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}"),
@@ -42,7 +42,7 @@ def in_words(run: RunSettings) -> list[tuple[str, str]]:
     ]
     if config.corrupt:
         found.append(("what the encoder sees", ", ".join(config.corrupt)))
-    if config.flip:
+    if config.horizontal_flip:
         found.append(("mirrored images", "half of the time"))
     found.append(("seed", str(config.seed)))
     return found
@@ -61,9 +61,9 @@ def _loss(run: RunSettings) -> str:
 
 def _epochs(run: RunSettings) -> str:
     config = run.train
-    if config.warmup:
-        return f"{config.warmup} of warm-up and {config.epochs}"
-    cycles = f", {config.warmup_cycles} cycles of warm-up" if config.warmup_cycles else ""
+    if config.kl_warmup:
+        return f"{config.kl_warmup} of warm-up and {config.epochs}"
+    cycles = f", {config.kl_warmup_cycles} cycles of warm-up" if config.kl_warmup_cycles else ""
     return f"{config.epochs}{cycles}"
 
 
@@ -86,12 +86,17 @@ def _option(name: str, value: Any) -> list[str]:  # noqa: ANN401
         return [option, ",".join(map(str, value))]
     if name == "corrupt":
         return [word for one in value for word in (option, one)]
-    return [option, f"cyclic:{value}" if name == "warmup_cycles" else str(value)]
+    return [option, f"cyclic:{value}" if name == "kl_warmup_cycles" else str(value)]
 
 
 def _preprocessing_options(run: RunSettings) -> list[str]:
     preprocessing = run.preprocessing
-    words = ["--size", f"{preprocessing.height}x{preprocessing.width}", "--fit", preprocessing.fit]
+    words = [
+        "--size",
+        f"{preprocessing.height}x{preprocessing.width}",
+        "--resize-mode",
+        preprocessing.resize_mode,
+    ]
     if tuple(preprocessing.background) != (255, 255, 255):
         words += ["--background", "#{:02x}{:02x}{:02x}".format(*preprocessing.background)]
     return words

@@ -116,7 +116,7 @@ def _with_overrides(
         model, config = changed(run.model, run.train, overrides)
     stored, asked = asdict(run.model) | asdict(run.train), asdict(model) | asdict(config)
     differing = {name: (stored[name], asked[name]) for name in stored if stored[name] != asked[name]}
-    spread = run.train.warmup_cycles or run.train.adversarial  # over all the steps
+    spread = run.train.kl_warmup_cycles or run.train.adversarial  # over all the steps
     open_ended = run.train.schedule == "constant" and not spread
     if open_ended and config.epochs > run.train.epochs:
         run = replace(run, train=replace(run.train, epochs=config.epochs))
@@ -183,8 +183,8 @@ def train(
             its first epoch was done) is used again.
         preset: a name in `PRESETS`; the default is the paper's autoencoder.
         size: of the images, as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
-        preprocessing: instead of `size`, size and fit of the images; the default is `Preprocessing()`, or
-            the pack's own.
+        preprocessing: instead of `size`, size and resize mode of the images; the default is
+            `Preprocessing()`, or the pack's own.
         limits: the largest files and pictures to accept while packing.
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
             agree with those, but for more epochs under a constant learning rate. On the same kind of
@@ -296,7 +296,7 @@ def _packed(
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
             f"{pack.location} was packed as {pack.preprocessing}; other sizes need another pack. "
-            "Leave --size and --fit out, or train on the folder itself."
+            "Leave --size and --resize-mode out, or train on the folder itself."
         )
     return pack
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import csv_bytes, make_folder, write_bytes
 from autoencode.data.loader import random_seed
-from autoencode.embedding import Features, image_encoder
+from autoencode.embedding import Embedding, image_encoder
 from autoencode.errors import ConfigError, OutputError, install_command
 from autoencode.figures.plots import confusion_matrix
 from autoencode.metrics.statistics import Interval, wilson_interval
@@ -101,7 +101,7 @@ def transfer(
     labelled: str | Path,
     out: str | Path | None = None,
     *,
-    features: Features = "code",
+    embedding: Embedding = "code",
     finetune: bool = False,
     seed: int = 0,
     limits: Limits | None = None,
@@ -118,7 +118,7 @@ def transfer(
         labelled: a folder with a sub-folder for each class, or a pack of one.
         out: a folder for the classifier, the comparison and the confusion matrix, as a table and a picture;
             made here. None writes nothing.
-        features: what is kept: "code" for the code or the layer of the encoder that classifies best, or
+        embedding: what is kept: "code" for the code or the layer of the encoder that classifies best, or
             "pretrained".
         finetune: keep a fine-tuned encoder instead (see `finetune`).
         seed: of the choice of labels and everything else that is drawn.
@@ -133,7 +133,7 @@ def transfer(
         OutputError: `out` is something else, or cannot be written.
     """
     model = as_model(model)
-    kept = _kept(features, finetune)
+    kept = _kept(embedding, finetune)
     if kept == PRETRAINED:
         image_encoder(model, "pretrained")  # rejects before the long work
     folder = None if out is None else _prepared(Path(out))
@@ -157,12 +157,12 @@ def transfer(
     return made
 
 
-def _kept(features: Features, finetune: bool) -> str:
-    if features not in (CODE, PRETRAINED):
-        raise ConfigError(f"Unknown features {features!r}. Choose code or pretrained.")
-    if finetune and features == PRETRAINED:
+def _kept(embedding: Embedding, finetune: bool) -> str:
+    if embedding not in (CODE, PRETRAINED):
+        raise ConfigError(f"Unknown embedding {embedding!r}. Choose code or pretrained.")
+    if finetune and embedding == PRETRAINED:
         raise ConfigError("Only the model's own encoder can be fine-tuned: leave out one of the two.")
-    return "fine-tuned" if finetune else features
+    return "fine-tuned" if finetune else embedding
 
 
 def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:

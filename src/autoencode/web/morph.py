@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import write_animation
-from autoencode.morphing import FRAMES_PER_SECOND, How, between, in_square, mixed
+from autoencode.morphing import FRAMES_PER_SECOND, Interpolation, between, in_square, mixed
 from autoencode.pixels import to_pixels
 from autoencode.web.jobs import Report
 from autoencode.web.replies import Space, download, png, unfinished
@@ -30,7 +30,12 @@ router = APIRouter()
 
 @router.get("/api/morph/frame")
 async def frame(
-    request: Request, space: Space, pictures: str, x: Share = 0.0, y: Share = 0.0, how: How = "linear"
+    request: Request,
+    space: Space,
+    pictures: str,
+    x: Share = 0.0,
+    y: Share = 0.0,
+    interpolation: Interpolation = "linear",
 ) -> Response:
     """Return one mixture: of two or three pictures at x along the way, of four at (x, y) in their square."""
     names = _names(pictures)
@@ -40,23 +45,29 @@ async def frame(
 
     if not await is_wanted():
         return Response(status_code=499)
-    return png(await space.on_model(_mixture, space, names, x, y, how))
+    return png(await space.on_model(_mixture, space, names, x, y, interpolation))
 
 
 @router.get("/api/morph/animation")
-async def animation(space: Space, pictures: str, how: How = "linear", kind: Kind = "gif") -> Response:
+async def animation(
+    space: Space, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
+) -> Response:
     """Return the way through all pictures and back to the first, without a cut, or how far that is."""
     names = _names(pictures)
     codes = await space.on_model(space.codes, names)
-    job = space.animation((*names, how, kind), lambda report: _animated(space, codes, how, kind, report))
+    job = space.animation(
+        (*names, interpolation, kind), lambda report: _animated(space, codes, interpolation, kind, report)
+    )
     found = job.result()
     return unfinished(job) if found is None else download(found, f"morph.{kind}", f"image/{kind}")
 
 
 @router.post("/api/morph/animation/cancel")
-async def cancel(space: Space, pictures: str, how: How = "linear", kind: Kind = "gif") -> None:
+async def cancel(
+    space: Space, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
+) -> None:
     """Make an animation no further."""
-    space.forget_animation((*_names(pictures), how, kind))
+    space.forget_animation((*_names(pictures), interpolation, kind))
 
 
 def _names(pictures: str) -> list[str]:
@@ -66,15 +77,21 @@ def _names(pictures: str) -> list[str]:
     return names
 
 
-def _mixture(space: Workspace, names: list[str], x: float, y: float, how: How) -> Pixels:
+def _mixture(space: Workspace, names: list[str], x: float, y: float, interpolation: Interpolation) -> Pixels:
     codes = space.codes(names)
-    code = in_square(codes, x, y, how) if len(codes) == 4 else between(codes, x * (len(codes) - 1), how)
+    code = (
+        in_square(codes, x, y, interpolation)
+        if len(codes) == 4
+        else between(codes, x * (len(codes) - 1), interpolation)
+    )
     pixels: Pixels = to_pixels(space.model.decode(code[None]))[0]
     return pixels
 
 
-def _animated(space: Workspace, codes: Tensor, how: How, kind: Kind, report: Report) -> bytes:
-    frames, file = _loop(space, codes, how, report), io.BytesIO()
+def _animated(
+    space: Workspace, codes: Tensor, interpolation: Interpolation, kind: Kind, report: Report
+) -> bytes:
+    frames, file = _loop(space, codes, interpolation, report), io.BytesIO()
     write_animation(
         file,
         frames,
@@ -85,8 +102,8 @@ def _animated(space: Workspace, codes: Tensor, how: How, kind: Kind, report: Rep
     return file.getvalue()
 
 
-def _loop(space: Workspace, codes: Tensor, how: How, report: Report) -> Pixels:
-    way, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, how)
+def _loop(space: Workspace, codes: Tensor, interpolation: Interpolation, report: Report) -> Pixels:
+    way, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, interpolation)
     pieces: list[Pixels] = []
     for part in torch.split(way[:-1], PIECE):
         report("decoding frames", PIECE * len(pieces), len(way) - 1)

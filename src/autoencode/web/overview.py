@@ -147,7 +147,7 @@ def _settings(space: Workspace) -> list[tuple[str, str]]:
     return [
         ("model", "variational autoencoder" if space.model.is_vae else "autoencoder"),
         ("code", f"{config.code_size} values an image"),
-        ("images", f"{preprocessing.height}x{preprocessing.width}, {preprocessing.fit}"),
+        ("images", f"{preprocessing.height}x{preprocessing.width}, {preprocessing.resize_mode}"),
         ("epochs", str(space.model.provenance.get("epoch", "unknown"))),
     ]
 

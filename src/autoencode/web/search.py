@@ -58,7 +58,7 @@ def _nearest(space: Workspace, picture: str, k: int, distance: Distance) -> list
     query: Any
     if own >= 0:
         query = index.codes[index.entries[own].row][None]
-    elif index.features == "code":
+    elif index.embedding == "code":
         query = space.code(picture)[None]
     else:
         query = to_float(space.pixels(picture)[None])

@@ -254,7 +254,7 @@ class Workspace:
             found.append(Collection("g", pack))
         if self.index is not None:
             codes = None
-            if self.index.features == "code":
+            if self.index.embedding == "code":
                 codes = self.index.codes[self.index.entries.rows]
             found.append(Collection("i", self.index.pack, codes))
         if not found and self.training is not None:

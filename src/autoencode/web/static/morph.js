@@ -15,7 +15,7 @@ const SECONDS_A_LEG = 2;
 
 export function mount(root) {
   const at = { x: 0.5, y: 0.5 };
-  let how = "linear";
+  let interpolation = "linear";
   let shownUrl = null;
   let blob = null;
   let playing = null;
@@ -31,7 +31,7 @@ export function mount(root) {
 
   const draw = newestWins(async (signal) => {
     const pictures = morphing.map(({ id }) => id).join(",");
-    blob = await getBlob(`/api/morph/frame?${query({ pictures, how, x: at.x.toFixed(4), y: at.y.toFixed(4) })}`, signal);
+    blob = await getBlob(`/api/morph/frame?${query({ pictures, interpolation, x: at.x.toFixed(4), y: at.y.toFixed(4) })}`, signal);
     const url = URL.createObjectURL(blob);
     result.src = url;
     if (shownUrl) URL.revokeObjectURL(shownUrl);
@@ -113,7 +113,7 @@ export function mount(root) {
   /** Make an animation and save it; the one that was being made is given up. */
   async function animate(kind, button) {
     giveUp();
-    const asked = query({ pictures: morphing.map(({ id }) => id).join(","), how, kind });
+    const asked = query({ pictures: morphing.map(({ id }) => id).join(","), interpolation, kind });
     const mine = new AbortController();
     giveUp = () => {
       giveUp = () => {};
@@ -205,8 +205,8 @@ export function mount(root) {
       "div",
       { class: "toolbar" },
       dropzone(add, { multiple: true, label: "Add pictures" }),
-      field("Way", select(WAYS, how, (value) => {
-        how = value;
+      field("Way", select(WAYS, interpolation, (value) => {
+        interpolation = value;
         build();
       })),
     ),
