@@ -22,11 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode import Autoencoder, Pack, fit_reference, heat_maps, load_model, open_pack
+from autoencode.configuration import Embedding, Split
 from autoencode.data.images import read_image
 from autoencode.data.loader import batches
-from autoencode.data.manifest import Split
 from autoencode.data.sources import find_images
-from autoencode.embedding import Embedding
 from autoencode.metrics.statistics import Interval, auroc
 from autoencode.outliers.calibration import conformal_p_values, images_needed, rate_of, reference_name
 from autoencode.outliers.scores import SCORES, Score, fit_gaussian, joined, measurer, residual_spectrum

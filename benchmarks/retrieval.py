@@ -21,9 +21,10 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from autoencode import Pack, RetrievalQuality, load_model, open_pack, retrieval_quality
+from autoencode.configuration import Distance
 from autoencode.data.loader import batches
 from autoencode.embedding import image_encoder
-from autoencode.index.neighbours import Distance, fit_space
+from autoencode.index.neighbours import fit_space
 
 HEADINGS = "| vectors | values | distance | 1-NN accuracy | 10-NN accuracy | recall@10 | mAP (95 %) |"
 

@@ -1,4 +1,4 @@
-"""The fields of settings, held to the types they are declared with."""
+"""Settings: the choices they have, and their fields held to the types they are declared with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from autoencode.errors import ConfigError
+
+# The choices that settings and options have. They stand here, and not beside what each of them does, because
+# `autoencode --help` lists them and must not wait two seconds for torch; tests hold them to the registries.
+Kind = Literal["autoencoder", "vae"]
+Loss = Literal["mse", "mae", "gaussian"]
+Precision = Literal["auto", "fp32", "bf16"]
+Split = Literal["train", "validation", "test"]
+Embedding = Literal["code", "pretrained"]
+Store = Literal["file", "lance"]
+Distance = Literal["whitened", "cosine", "l2"]
+Score = Literal["spectrum", "path", "mahalanobis", "knn", "reconstruction", "kl", "elbo"]
+Rule = Literal["conformal", "paper"]
+Interpolation = Literal["linear", "spherical"]
+PriorName = Literal["mixture", "normal"]
 
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 

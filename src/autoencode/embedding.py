@@ -22,13 +22,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.cluster import Cluster, brief
+from autoencode.configuration import Embedding
 from autoencode.data.images import check_usable, read_chunks
 from autoencode.data.loader import batch_slices, batches
 from autoencode.data.pack import Pack, open_pack
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
 
-Embedding = Literal["code", "pretrained"]
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from autoencode.models.priors import GaussianMixture, Prior, StandardNormal
 from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
+    from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack
 
-PriorName = Literal["mixture", "normal"]
 
 GRID_NAME, SETTINGS_NAME, IMAGES_NAME = "grid.png", "samples.json", "images"
 GRID_IMAGES = 256  # a grid of more is looked at by nobody

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import check_output
+from autoencode.configuration import Interpolation
 from autoencode.data.images import WRITABLE
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import check_frames, is_animation, save_frames
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
-Interpolation = Literal["linear", "spherical"]
 
 # Frames from one image to the next: a strip is read, an animation has to move smoothly.
 STRIP_FRAMES, ANIMATION_FRAMES = 9, 30

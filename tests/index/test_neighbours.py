@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from autoencode import ConfigError
+from autoencode.configuration import Distance
 from autoencode.index import neighbours as module
-from autoencode.index.neighbours import Distance, Floats, Nearest, fit_cells, fit_space
+from autoencode.index.neighbours import Floats, Nearest, fit_cells, fit_space
 
 DISTANCES: tuple[Distance, ...] = ("whitened", "cosine", "l2")
 

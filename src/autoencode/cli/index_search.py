@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from autoencode.data.manifest import Split
+    from autoencode.configuration import Split
     from autoencode.index.base import Index, SearchResults
     from autoencode.index.duplicates import NearDuplicates
 

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,9 @@ from autoencode.atomic import atomic_file, parse_json, write_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, PackError
 
-Split = Literal["train", "validation", "test"]
+if TYPE_CHECKING:
+    from autoencode.configuration import Split
+
 Status = Literal["packed", "skipped"]
 
 

@@ -15,16 +15,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.data import manifest, packing, remote
-from autoencode.data.manifest import Split, is_pack
+from autoencode.data.manifest import is_pack
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
 from autoencode.data.shards import ShardReader
 from autoencode.errors import PackError
+
+if TYPE_CHECKING:
+    from autoencode.configuration import Split
 
 
 class HeldOut(NamedTuple):

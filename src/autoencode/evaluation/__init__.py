@@ -41,10 +41,9 @@ from autoencode.outliers import find_outliers
 from autoencode.outliers.calibration import fit_reference
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Split
+    from autoencode.configuration import PriorName, Split
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits
-    from autoencode.generation import PriorName
     from autoencode.index.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
 

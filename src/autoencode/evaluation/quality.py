@@ -22,7 +22,7 @@ from torch import Tensor
 from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
-from autoencode.generation import PriorName, generate
+from autoencode.generation import generate
 from autoencode.index.neighbours import fit_space
 from autoencode.index.retrieval import RetrievalQuality, retrieval_quality
 from autoencode.metrics.images import (
@@ -40,7 +40,7 @@ from autoencode.models.backbones import pretrained_features
 from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Split
+    from autoencode.configuration import PriorName, Split
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 

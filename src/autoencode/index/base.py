@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode.configuration import Split
 from autoencode.data.images import read_chunks
-from autoencode.data.manifest import Entry, Split
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError
@@ -27,6 +27,7 @@ from autoencode.models.autoencoder import INFERENCE_BATCH
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
+    from autoencode.data.manifest import Entry
     from autoencode.embedding import ImageEncoder
     from autoencode.index.duplicates import NearDuplicates
     from autoencode.index.neighbours import Floats

@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, remove_temporaries
 from autoencode.cluster import joined_cluster
+from autoencode.configuration import Distance, Store
 from autoencode.data.remote import folder_or_url, local, named
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.index.base import Index, Update
@@ -36,19 +37,19 @@ from autoencode.index.memory import (
     read_index,
     write_index,
 )
-from autoencode.index.neighbours import Distance, Floats, fit_cells, fit_space
+from autoencode.index.neighbours import Floats, fit_cells, fit_space
 from autoencode.index.request import ANOTHER, Request, codes_of
 from autoencode.index.settings import Place, check_encoder
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, as_model
 
 if TYPE_CHECKING:
+    from autoencode.configuration import Embedding
     from autoencode.data.manifest import Entries
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits
-    from autoencode.embedding import Embedding, ImageEncoder
+    from autoencode.embedding import ImageEncoder
 
-Store = Literal["file", "lance"]
 
 _ROWS_WRITTEN = 4096
 

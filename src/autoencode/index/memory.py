@@ -39,16 +39,7 @@ from autoencode.index import duplicates
 from autoencode.index.base import ALL, MOST_PAIRS, Chosen, Index, Neighbour, Update, needs_memory
 from autoencode.index.duplicates import NearDuplicates, NearPair
 from autoencode.index.lance.store import is_lance_index, open_lance_index
-from autoencode.index.neighbours import (
-    EXACT_LIMIT,
-    Cells,
-    Distance,
-    Floats,
-    Nearest,
-    Rows,
-    fit_cells,
-    fit_space,
-)
+from autoencode.index.neighbours import EXACT_LIMIT, Cells, Floats, Nearest, Rows, fit_cells, fit_space
 from autoencode.index.settings import (
     AGAIN,
     IndexSettings,
@@ -61,6 +52,7 @@ from autoencode.index.settings import (
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
 
 if TYPE_CHECKING:
+    from autoencode.configuration import Distance
     from autoencode.models.autoencoder import Autoencoder
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"

@@ -14,16 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autoencode.configuration import Distance
 from autoencode.errors import ConfigError
-
-Distance = Literal["whitened", "cosine", "l2"]
 
 EXACT_LIMIT = 100_000
 RECALL_SOUGHT = 0.995  # on the sample; its error is about 0.002, which keeps the recall itself above 0.99

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.embedding import Columns, Embedding, ImageEncoder, image_encoder, over_pack
+from autoencode.embedding import Columns, ImageEncoder, image_encoder, over_pack
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 
 if TYPE_CHECKING:
     from autoencode.cluster import Cluster
+    from autoencode.configuration import Distance, Embedding
     from autoencode.data.preprocessing import Limits
-    from autoencode.index.neighbours import Distance, Floats
+    from autoencode.index.neighbours import Floats
     from autoencode.index.settings import IndexSettings
 
 DEFAULT_EMBEDDING: Embedding = "code"

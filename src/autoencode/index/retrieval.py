@@ -21,7 +21,8 @@ from autoencode.metrics.statistics import (
 )
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Entry, Split
+    from autoencode.configuration import Split
+    from autoencode.data.manifest import Entry
     from autoencode.index.base import Index
 
 MOST_QUERIES = 2000

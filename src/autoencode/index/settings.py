@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import numpy as np
 
+from autoencode.configuration import Distance, Embedding
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.embedding import Embedding, ImageEncoder, image_encoder, pretrained_encoder
+from autoencode.embedding import ImageEncoder, image_encoder, pretrained_encoder
 from autoencode.errors import ImageIndexError, ModelFileError
-from autoencode.index.neighbours import Distance, Space
+from autoencode.index.neighbours import Space
 from autoencode.models.model_file import load_model
 
 AGAIN = "Delete the index and make it again, or restore it from a copy."

@@ -20,7 +20,7 @@ from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.images import WRITABLE, read_chunks, save_image
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import Paths, expanded, read_beside
-from autoencode.embedding import Embedding, ImageEncoder, image_encoder, over_files
+from autoencode.embedding import ImageEncoder, image_encoder, over_files
 from autoencode.errors import ConfigError
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model
@@ -38,6 +38,7 @@ from autoencode.outliers.scores import DEFAULT_SCORES, Score, check_score, measu
 from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
+    from autoencode.configuration import Embedding
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 

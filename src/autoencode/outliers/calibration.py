@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.cluster import Cluster, joined_cluster
-from autoencode.embedding import Embedding, image_encoder, over_pack
+from autoencode.embedding import image_encoder, over_pack
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.metrics.statistics import Interval, wilson_interval
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
@@ -38,7 +38,7 @@ from autoencode.outliers.scores import (
 )
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Split
+    from autoencode.configuration import Embedding, Split
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 

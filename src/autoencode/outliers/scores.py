@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.embedding import Embedding, image_encoder
+from autoencode.embedding import image_encoder
 from autoencode.errors import ConfigError
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
 from autoencode.models.autoencoder import SIGMA2_FLOOR, Autoencoder
+
+if TYPE_CHECKING:
+    from autoencode.configuration import Embedding
 
 NEIGHBOURS = 5
 # Values that hardly vary among ordinary rows would weigh any rounding as evidence.

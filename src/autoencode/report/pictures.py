@@ -17,13 +17,14 @@ from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.figures import contact_sheet, image_grid
 from autoencode.figures.plots import curves_figure, png_of
-from autoencode.generation import PriorName, generate
+from autoencode.generation import generate
 from autoencode.metrics.images import mean_squared_error
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.pixels import to_float, to_pixels
 from autoencode.report.page import Figure, figure_of
 
 if TYPE_CHECKING:
+    from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack
 
 MOST_SEARCHED = 20_000  # images among which neighbours are looked for

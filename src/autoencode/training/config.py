@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from autoencode.configuration import check_fields
+from autoencode.configuration import Loss, check_fields
 from autoencode.data.corruptions import parse_corruptions
 from autoencode.errors import ConfigError
 from autoencode.models.autoencoder import SIGMA2_FLOOR, ModelConfig
-from autoencode.training.losses import Loss
 
 Optimizer = Literal["adamax", "adamw"]
 Schedule = Literal["constant", "cosine"]

@@ -5,7 +5,7 @@ Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1]; N = 3 * H * W i
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
 from autoencode.models.autoencoder import SIGMA2_FLOOR, Output
 
-Loss = Literal["mse", "mae", "gaussian"]
+if TYPE_CHECKING:
+    from autoencode.configuration import Loss
 
 # How fast the running estimate of an automatic sigma2 follows the batches.
 SIGMA2_MOMENTUM = 0.98

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from autoencode.errors import ConfigError
 
-Precision = Literal["auto", "fp32", "bf16"]
+if TYPE_CHECKING:
+    from autoencode.configuration import Precision
+
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,7 +41,10 @@ from autoencode.training.run import (
     read_run,
     write_run,
 )
-from autoencode.training.runtime import Precision, Runtime, choose_runtime, is_out_of_memory, multiplies_bf16
+from autoencode.training.runtime import Runtime, choose_runtime, is_out_of_memory, multiplies_bf16
+
+if TYPE_CHECKING:
+    from autoencode.configuration import Precision
 
 
 def continued(

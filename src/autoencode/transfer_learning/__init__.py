@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import csv_bytes, make_folder, write_bytes
 from autoencode.data.loader import random_seed
-from autoencode.embedding import Embedding, image_encoder
+from autoencode.embedding import image_encoder
 from autoencode.errors import ConfigError, OutputError, install_command
 from autoencode.figures.plots import confusion_matrix
 from autoencode.metrics.statistics import Interval, wilson_interval
@@ -33,6 +33,7 @@ from autoencode.transfer_learning.methods import FAMILIES, Learned, Representati
 from autoencode.transfer_learning.probe import Labelled, labelled_images, some_of_each
 
 if TYPE_CHECKING:
+    from autoencode.configuration import Embedding
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 

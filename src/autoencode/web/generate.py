@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from autoencode.atomic import is_locked
-from autoencode.generation import PriorName, Samples, generate, priors, vary
+from autoencode.configuration import PriorName
+from autoencode.generation import Samples, generate, priors, vary
 from autoencode.web.replies import Missing, Space, in_shell
 from autoencode.web.uploads import Held
 from autoencode.web.workspace import Workspace

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from torch import Tensor
 
+from autoencode.configuration import Interpolation
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import write_animation
-from autoencode.morphing import FRAMES_PER_SECOND, Interpolation, between, in_square, mixed
+from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, mixed
 from autoencode.pixels import to_pixels
 from autoencode.web.jobs import Report
 from autoencode.web.replies import Space, download, png, unfinished

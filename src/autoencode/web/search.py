@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import csv_bytes
+from autoencode.configuration import Distance
 from autoencode.index.base import Neighbour
-from autoencode.index.neighbours import Distance
 from autoencode.pixels import to_float
 from autoencode.web.replies import Missing, Space, download, in_shell
 from autoencode.web.uploads import Held

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import is_locked
+from autoencode.configuration import Distance, Split
 from autoencode.data.loader import batches
-from autoencode.data.manifest import Entry, Split
+from autoencode.data.manifest import Entry
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.untrusted import UntrustedDecoder
 from autoencode.errors import AutoencodeError, ModelFileError, PackError
 from autoencode.evaluation.quality import CheckUp, check_up
 from autoencode.index.memory import FileIndex, in_memory, open_index
-from autoencode.index.neighbours import Distance
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.outliers.calibration import fit_reference, reference_name
