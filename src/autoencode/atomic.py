@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -18,6 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,8 @@ from autoencode.errors import ConfigError, OutputError
 TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
 
+_LOCK_NAME = ".lock"
+_LOOK_SECONDS = 0.2  # `is_locked` holds a lock for a moment, which must not stop a writer that comes then
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _HEAD_BYTES = 4096  # every image format that is written has a zero byte in them; text has none
 
@@ -59,7 +61,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
         # Some libraries write a file of their own in its place, which only its owner may read.
         with temporary.open("rb+") as file:
-            os.fchmod(file.fileno(), mode)
+            if hasattr(os, "fchmod"):  # Windows has no such rights to restore
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
@@ -214,29 +217,41 @@ def remove_temporaries(folder: Path) -> None:
             leftover.unlink()
 
 
+def names_in(folder: Path) -> set[str]:
+    """Return the names of what is in `folder`, without locks and temporary files; none if it is missing.
+
+    A killed process may have left no more than those two, so that they do not make a folder somebody's.
+
+    Raises:
+        OSError: the folder cannot be read, or is a file.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return {name for name in names if name != _LOCK_NAME and not name.endswith(TEMPORARY_SUFFIX)}
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]:
     """Hold the lock of `folder` (made if missing), so that two processes never write it at once.
 
-    The kernel drops the lock with the process, however it ends; no stale lock has to be removed by hand.
+    The operating system drops the lock when the process ends, however it ends: no stale lock has to be
+    removed by hand.
 
     Args:
         folder: the folder to lock.
-        busy: the message when another process holds it.
+        busy: the message when another process holds the lock.
         error: the class raised with that message.
+
+    Raises:
+        OutputError: the folder or its lock file cannot be made.
     """
+    from filelock import Timeout
+
     make_folder(folder)
     try:
-        lock = (folder / ".lock").open("a")
-    except OSError as err:
-        raise _output_error(folder, err) from err
+        lock = _acquired(folder / _LOCK_NAME, _LOOK_SECONDS)
+    except Timeout as err:
+        raise error(busy) from err
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise error(busy) from err
-        except OSError as err:
-            raise _output_error(folder / ".lock", err) from err
         yield
 
 
@@ -247,25 +262,36 @@ def one_at_a_time(lock_path: Path) -> Iterator[None]:
     Raises:
         OutputError: the lock file cannot be made.
     """
-    try:
-        lock = lock_path.open("a")
-    except OSError as err:
-        raise _output_error(lock_path, err) from err
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _acquired(lock_path, timeout=-1):
         yield
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock of `folder` (see `exclusive`); nothing is made or changed."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+    """Whether a process holds the lock of `folder` (see `exclusive`); no file is made."""
+    from filelock import Timeout
+
+    path = folder / _LOCK_NAME
+    if not path.exists():
         return False
-    return False
+    try:
+        with _acquired(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OutputError:  # whoever cannot write here is told of no lock, as of none on another machine
+        return False
+
+
+def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
+    """Return the lock of the file `path`, held until its context is left; raise Timeout if it is not free."""
+    from filelock import FileLock, Timeout  # 30 ms, which commands that write nothing need not spend
+
+    try:
+        return FileLock(path).acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except OSError as err:
+        raise _output_error(path, err) from err
 
 
 def _output_error(path: Path, err: OSError) -> OutputError:

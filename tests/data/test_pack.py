@@ -415,9 +415,13 @@ def test_a_copy_of_a_skipped_file_does_not_take_its_row(
 def test_an_update_without_anything_new_writes_nothing(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
     pack(photos, out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    def times() -> dict[Path, int]:  # some versions of filelock touch their file
+        return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
+
+    before = times()
     pack(photos, out)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert times() == before
 
 
 def test_times_beyond_the_reach_of_a_clock_are_packed_once(photos: Path, tmp_path: Path) -> None:

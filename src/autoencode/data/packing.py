@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, remove_temporaries
+from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.data import manifest, workers
 from autoencode.data import remote as mirror
 from autoencode.data.manifest import Entries, Entry, Settings, unread
@@ -105,17 +105,12 @@ def _tidy(pack: Path, shards: Shards) -> None:
 def _reject_what_is_not_ours(pack: Path) -> None:
     remote = mirror.remote_of(pack)
     try:
-        if remote is not None:
-            names = list(remote.listing())
-        else:
-            names = [path.name for path in pack.iterdir()] if pack.exists() else []
+        names = names_in(pack) if remote is None else set(remote.listing())
     except NotADirectoryError as err:
         raise PackError(f"{pack} is a file. Choose another output.") from err
     except OSError as err:
         raise PackError(f"Could not read {pack}: {err.strerror or err}. Choose another output.") from err
-    # A lock or a temporary file alone is what a run leaves that was killed in its first moment.
-    others = [name for name in names if name != ".lock" and not name.endswith(TEMPORARY_SUFFIX)]
-    if others and not manifest.is_pack(pack):
+    if names and not manifest.is_pack(pack):
         raise PackError(f"{mirror.shown(pack)} is not a pack, and not empty. Choose another output.")
 
 

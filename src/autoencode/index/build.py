@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, remove_temporaries
+from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.cluster import joined_cluster
 from autoencode.configuration import Distance, Store
 from autoencode.data.remote import folder_or_url, local, named
@@ -264,7 +264,6 @@ def _reject_what_is_not_ours(out: Path) -> None:
         raise OutputError(f"{out} is a file. Choose another output.")
     if is_lance_index(out):
         raise OutputError(f"{out} is an index kept by LanceDB. Choose another output, or --store lance.")
-    names = [path.name for path in out.iterdir()] if out.exists() else []
-    others = [n for n in names if n not in (".lock", PACK_NAME) and not n.endswith(TEMPORARY_SUFFIX)]
-    if INDEX_NAME not in names and others:
+    names = names_in(out)
+    if INDEX_NAME not in names and names - {PACK_NAME}:
         raise OutputError(f"{out} is not an index, and not empty. Choose another output.")

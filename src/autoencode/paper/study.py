@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoencode.atomic import exclusive, make_folder, remove_temporaries
+from autoencode.atomic import exclusive, make_folder, names_in, remove_temporaries
 from autoencode.data.loader import random_seed
 from autoencode.data.manifest import Settings, is_pack, read_settings, write_settings
 from autoencode.data.pack import Pack, pack_folder
@@ -131,8 +131,8 @@ def writing(out: Path) -> Iterator[None]:
 def _reject_what_is_not_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file. Choose another --out.")
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if names - {".lock"} and not names & {PACK_NAME, LIMITED_NAME}:
+    names = names_in(out)
+    if names and not names & {PACK_NAME, LIMITED_NAME}:
         raise RunError(f"{out} is not empty and not a study of ours. Choose another --out.")
 
 

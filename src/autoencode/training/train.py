@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autoencode.atomic import TEMPORARY_SUFFIX, exclusive, remove_temporaries
+from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
@@ -269,9 +269,7 @@ def _check_out(out: Path, resume: bool) -> None:
         if not holds_state(out):
             return
         raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
-    # A lock or a temporary file alone is what a run leaves that was killed in its first moment.
-    names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    if any(name != ".lock" and not name.endswith(TEMPORARY_SUFFIX) for name in names):
+    if names_in(out):
         raise RunError(f"{out} is not empty and not a run of ours. Choose another --out.")
 
 

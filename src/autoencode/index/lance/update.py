@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import TEMPORARY_SUFFIX, exclusive
+from autoencode.atomic import exclusive, names_in
 from autoencode.data.loader import epoch_order
 from autoencode.data.remote import RemoteFolder, folder_or_url, named
 from autoencode.errors import ConfigError, ImageIndexError, OutputError
@@ -141,11 +141,9 @@ def _alone(out: Path | str) -> Iterator[None]:
         return
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file. Choose another output.")
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    ours = {".lock", PACKS, *TABLE_NAMES}
     if is_index(out):
         raise OutputError(f"{out} is an index in a file. Choose another output, or --store file.")
-    if any(name not in ours and not name.endswith(TEMPORARY_SUFFIX) for name in names):
+    if names_in(out) - {PACKS, *TABLE_NAMES}:
         raise OutputError(f"{out} is not an index of LanceDB, and not empty. Choose another output.")
     busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
     with exclusive(out, busy, ImageIndexError):

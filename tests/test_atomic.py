@@ -9,10 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from autoencode import atomic
 from autoencode.atomic import (
@@ -202,6 +206,46 @@ def test_a_lock_shows_from_outside_and_looking_takes_nothing(tmp_path: Path) -> 
         pass
 
 
+def test_a_lock_that_is_held_for_a_moment_does_not_stop_a_writer(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    released = threading.Timer(0.05, lock.release)
+    released.start()
+    with exclusive(tmp_path, "busy", RunError):
+        released.join()
+
+
+def test_waiting_threads_are_let_through_one_at_a_time(tmp_path: Path) -> None:
+    inside, most = 0, 0
+
+    def enter(_: int) -> None:
+        nonlocal inside, most
+        with atomic.one_at_a_time(tmp_path / "lock"):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.01)
+            inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(8)))
+    assert (inside, most) == (0, 1)
+
+
+def test_a_lock_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OutputError, match=r"Could not write .*\.lock"), exclusive(tmp_path, "", RunError):
+        pytest.fail("no lock")
+
+
+def test_a_lock_and_temporary_files_alone_are_nothing(tmp_path: Path) -> None:
+    assert atomic.names_in(tmp_path / "missing") == set()
+    with exclusive(tmp_path, "busy", RunError):
+        (tmp_path / f"a{atomic.TEMPORARY_SUFFIX}").touch()
+        assert atomic.names_in(tmp_path) == set()
+    (tmp_path / "b").touch()
+    assert atomic.names_in(tmp_path) == {"b"}
+
+
 def test_lines_are_appended_and_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
     for line in ("one", "two"):
         atomic.append_line(tmp_path / "log", line)
@@ -217,7 +261,7 @@ def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
             parse_json(text)
 
 
-def test_an_output_that_would_lose_a_file_is_skipped(tmp_path: Path) -> None:
+def test_an_output_that_would_lose_a_file_is_rejected(tmp_path: Path) -> None:
     picture, table = tmp_path / "a.png", tmp_path / "a.csv"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     table.write_text("path,score\n")
@@ -225,14 +269,14 @@ def test_an_output_that_would_lose_a_file_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "renamed.json").write_bytes(picture.read_bytes())
     (tmp_path / "renamed.png").write_bytes(table.read_bytes())
     (tmp_path / "folder.csv").mkdir()
-    skipped = {
+    rejected = {
         "a.png": (".png",),
         "link.png": (".png",),
         "renamed.json": TABLES,
         "renamed.png": (".png", ".gif"),
         "folder.csv": TABLES,
     }
-    for name, endings in skipped.items():
+    for name, endings in rejected.items():
         with pytest.raises(ConfigError, match=name):
             check_output(tmp_path / name, endings, [tmp_path / "gone.png", picture])
     with pytest.raises(ConfigError, match=r"ends in \.csv or \.json"):
