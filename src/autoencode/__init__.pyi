@@ -47,9 +47,9 @@ from .index.retrieval import retrieval_quality as retrieval_quality
 from .metrics.statistics import Estimate as Estimate
 from .metrics.statistics import Interval as Interval
 from .models.autoencoder import Autoencoder as Autoencoder
-from .models.autoencoder import ModelConfig as ModelConfig
 from .models.model_file import load_model as load_model
 from .models.model_file import save_model as save_model
+from .models.networks import ModelConfig as ModelConfig
 from .models.priors import GaussianMixture as GaussianMixture
 from .models.priors import StandardNormal as StandardNormal
 from .morphing import Morph as Morph

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+# The variance of rounding to 8 bits: 256 levels over [0, 1], uniform within one. A likelihood narrower than
+# that would model the rounding, and its density has no bound.
+SIGMA2_FLOOR = (1 / 255) ** 2 / 12
 
 
 def to_float(pixels: NDArray[np.uint8]) -> Tensor:
@@ -20,6 +22,8 @@ def to_float(pixels: NDArray[np.uint8]) -> Tensor:
 
     The result is channels last in memory, as the pixels are: no copy is made but the conversion itself.
     """
+    import torch  # here: settings need the constant above, and help has to be there before torch could be
+
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
@@ -30,6 +34,8 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     [0, 1], which the residual network may decode, are clipped.
     """
     # Rounded before the cast: a cast to uint8 truncates, and wraps round what lies outside 0..255.
+    import torch
+
     levels = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
     pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).numpy()
     return pixels

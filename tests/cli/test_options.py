@@ -10,7 +10,7 @@ import pytest
 from autoencode import ConfigError, Limits, Pack, Preprocessing, Run
 from autoencode.cli import options
 from autoencode.data import preprocessing
-from autoencode.models import autoencoder
+from autoencode.models import networks
 from autoencode.training import losses, runtime
 
 
@@ -90,8 +90,7 @@ def test_a_warmup_is_a_number_of_epochs_or_of_cycles() -> None:
     ("choices", "allowed"),
     [
         (options.ResizeMode, preprocessing.ResizeMode),
-        (options.Kind, autoencoder.Kind),
-        (options.Network, autoencoder.Network),
+        (options.Kind, networks.Kind),
         (options.Loss, losses.Loss),
         (options.Precision, runtime.Precision),
     ],
@@ -100,6 +99,10 @@ def test_the_command_line_offers_what_the_library_allows(
     choices: type[options.ResizeMode], allowed: object
 ) -> None:
     assert tuple(choice.value for choice in choices) == typing.get_args(allowed)
+
+
+def test_the_command_line_offers_every_network() -> None:
+    assert [choice.value for choice in options.Network] == list(networks.NETWORKS)
 
 
 def test_the_limits_are_stated_in_the_help() -> None:

@@ -1,74 +1,130 @@
-"""The networks against the paper's description, layer by layer."""
+"""A network is one entry of NETWORKS: whatever asks an entry must hold for each of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from autoencode.models.networks import Decoder, Encoder
+from autoencode import Autoencoder, ConfigError, ModelConfig, Preprocessing
+from autoencode.models import networks
+from autoencode.models.convolutions import Decoder, Encoder
+from autoencode.models.networks import NETWORKS, Halves, Network
+
+every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
-def test_pooling_before_the_bias_and_rectifying_computes_the_function_the_paper_describes() -> None:
+def build(network: str, size: tuple[int, int] = (32, 48), **settings: object) -> Autoencoder:
     torch.manual_seed(0)
-    encoder = Encoder((4, 8), batch_norm=False)
-    images = torch.rand(2, 3, 16, 32)
-    features = images
-    for weight, bias in pairwise_weights(encoder):
-        convolved = nn.functional.conv2d(features, weight, bias, padding=1)
-        features = nn.functional.max_pool2d(nn.functional.relu(convolved), 2)
-    torch.testing.assert_close(encoder(images), features.flatten(1))
+    config = ModelConfig(**{"network": network, "code_size": 5, "widths": (4, 6), **settings})  # type: ignore[arg-type]
+    return Autoencoder(config, Preprocessing(*size))
 
 
-def test_a_bias_apart_from_its_convolution_has_the_gradient_of_one_inside() -> None:
-    torch.manual_seed(0)
-    decoder = Decoder(5, (4, 8), (2, 3), batch_norm=False)
-    codes, wanted = torch.randn(2, 5), torch.rand(2, 3, 8, 12)
-    (decoder(codes) - wanted).square().mean().backward()
-    found = [parameter.grad for parameter in decoder.layers.parameters()]
-    weights = [parameter.detach().requires_grad_() for parameter in decoder.layers.parameters()]
-    features = decoder.expand(codes).unflatten(1, decoder.grid).detach()
-    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
-        features = nn.functional.conv_transpose2d(features.relu(), weight, bias, 2, 1, 1)
-    (features.sigmoid() - wanted).square().mean().backward()
-    torch.testing.assert_close(found, [weight.grad for weight in weights])
+@every_network
+def test_features_cover_the_deepest_grid_and_images_come_back_in_their_size(network: str) -> None:
+    model, images = build(network), torch.rand(2, 3, 32, 48)
+    height, width = NETWORKS[network].grid((4, 6), 32, 48)
+    assert model.encoder(images).shape == (2, 6 * height * width)
+    assert model.decoder(torch.randn(2, 5)).shape == images.shape
 
 
-def test_weights_and_biases_are_drawn_as_pytorch_draws_those_of_its_layers() -> None:
-    torch.manual_seed(0)
-    encoder, decoder = Encoder((4, 8), batch_norm=False), Decoder(5, (4, 8), (1, 1), batch_norm=False)
-    torch.manual_seed(0)
-    plain = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.Linear(5, 8)]
-    plain += [nn.ConvTranspose2d(8, 4, 3), nn.ConvTranspose2d(4, 3, 3)]
-    expected = [parameter for layer in plain for parameter in layer.parameters()]
-    for ours, theirs in zip([*encoder.parameters(), *decoder.parameters()], expected, strict=True):
-        assert torch.equal(ours, theirs)
+@every_network
+def test_a_size_that_cannot_be_halved_is_rejected_with_the_multiple_that_can(network: str) -> None:
+    multiple = NETWORKS[network].first_level * 2**4
+    with pytest.raises(
+        ConfigError, match=rf"halved as often as 2,2,2,2,2 asks .* a multiple of {multiple}\."
+    ):
+        build(network, (48, 48), widths=(2,) * 5)
 
 
-def pairwise_weights(encoder: Encoder) -> list[tuple[Tensor, Tensor]]:
-    parameters = list(encoder.parameters())
-    return list(zip(parameters[::2], parameters[1::2], strict=True))
+@every_network
+def test_the_groups_of_the_optimiser_are_all_parameters_once(network: str) -> None:
+    model = build(network)
+    groups = model.parameter_groups()
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()}
+    assert len(grouped) == len(list(model.parameters()))
+    torch.optim.AdamW(groups)
 
 
-def test_batch_normalisation_before_pooling_computes_the_function_the_paper_describes() -> None:
-    torch.manual_seed(0)
-    encoder = Encoder((4,), batch_norm=True)
-    convolution, norm = encoder.layers[0], encoder.layers[1]
-    nn.init.normal_(norm.weight)  # negative factors too
-    images = torch.rand(6, 3, 16, 16)
-    expected = nn.functional.max_pool2d(nn.functional.relu(norm(convolution(images))), 2)
-    torch.testing.assert_close(encoder(images), expected.flatten(1))
-
-
-@pytest.mark.parametrize("size", [(16, 16), (32, 80), (128, 128)])
-def test_the_decoder_doubles_the_grid_once_a_width(size: tuple[int, int]) -> None:
-    grid = (size[0] // 16, size[1] // 16)
-    images = Decoder(5, (2, 3, 4, 6), grid, batch_norm=False)(torch.randn(2, 5))
-    assert images.shape == (2, 3, *size)
-    assert 0 < images.min() < images.max() < 1
-
-
-def test_batch_normalisation_follows_each_convolution_but_the_one_that_makes_the_image() -> None:
-    counts = [
-        sum(isinstance(layer, nn.BatchNorm2d) for layer in half.layers)
-        for half in (Encoder((2, 3, 4), True), Decoder(5, (2, 3, 4), (1, 1), True))
+def test_the_linear_path_learns_slowly_and_does_not_decay() -> None:
+    model = build("residual")
+    rest, linear = model.parameter_groups()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [names[id(p)] for p in linear["params"]] == [
+        "linear.matrix.weight",
+        "linear.matrix.bias",
+        "decoder.linear.matrix.weight",
+        "decoder.linear.matrix.bias",
     ]
-    assert counts == [3, 2]
+    assert (rest["scale"], linear["scale"], linear["weight_decay"]) == (1.0, 0.03, 0.0)
+
+
+@every_network
+def test_the_last_weight_paints_the_image(network: str) -> None:
+    model = build(network)
+    before = model.decoder(torch.ones(1, 5))
+    with torch.no_grad():
+        model.decoder.last_weight.add_(1)
+    assert not torch.equal(model.decoder(torch.ones(1, 5)), before)
+    deeper = [p for p in model.decoder.parameters() if p is not model.decoder.last_weight]
+    assert len(deeper) == len(list(model.decoder.parameters())) - 1
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "depth", "least"),
+    [
+        ("paper", (16, 16), 4, 1),  # the deepest grid is 1x1, but it is pooled after the normalisation
+        ("paper", (16, 32), 3, 1),
+        ("residual", (16, 16), 3, 2),
+        ("residual", (16, 32), 3, 1),
+        ("residual", (32, 32), 3, 1),
+    ],
+)
+def test_the_least_batch_is_what_batch_normalisation_can_be_trained_on(
+    network: str, size: tuple[int, int], depth: int, least: int
+) -> None:
+    widths = (4,) * depth
+    model = build(network, size, widths=widths, batch_norm=True)
+
+    def fails(count: int) -> bool:
+        try:
+            model.train()(torch.rand(count, 3, *size))
+        except ValueError as err:  # torch: more than 1 value per channel
+            assert "Expected more than 1 value per channel" in str(err)
+            return True
+        return False
+
+    assert model.least_batch == least
+    assert fails(1) == (least == 2)
+    assert not fails(2)
+    assert build(network, size, widths=widths).least_batch == 1
+
+
+def test_a_start_needs_a_linear_path() -> None:
+    start = NETWORKS["residual"].start
+    assert start is not None
+    with pytest.raises(TypeError, match="'paper' has no linear path"):
+        start(build("paper"), [torch.rand(2, 3, 32, 48)])
+
+
+def test_another_entry_is_a_network_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halves(config: ModelConfig, height: int, width: int) -> Halves:
+        grid = (height // 2 ** len(config.widths), width // 2 ** len(config.widths))
+        encoder = nn.Sequential(Encoder(config.widths, False), nn.Tanh())
+        return Halves(encoder, Decoder(config.code_size, config.widths, grid, False), None)
+
+    monkeypatch.setitem(NETWORKS, "bounded", Network("bounded features", 2, 1, False, 1.0, halves))
+    model = build("bounded")
+    assert model.reconstruct(torch.rand(2, 3, 32, 48)).shape == (2, 3, 32, 48)
+    with pytest.raises(ConfigError, match=r"Unknown network 'other'\. Choose paper or residual or bounded\."):
+        ModelConfig(network="other")
+
+
+def test_networks_are_listed_without_torch() -> None:
+    code = f"import sys, {networks.__name__}; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

@@ -10,7 +10,6 @@ from torch.distributions import Independent, Normal, kl_divergence
 from autoencode import Autoencoder, ConfigError, ModelConfig, Pack, Preprocessing, Run, load_model
 from autoencode.embedding import image_encoder
 from autoencode.metrics.statistics import auroc
-from autoencode.models.autoencoder import SIGMA2_FLOOR
 from autoencode.outliers import scores as application
 from autoencode.outliers.scores import (
     PRETRAINED_SCORES,
@@ -25,7 +24,7 @@ from autoencode.outliers.scores import (
     residual_spectrum,
     training_statistics,
 )
-from autoencode.pixels import to_float
+from autoencode.pixels import SIGMA2_FLOOR, to_float
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_the_gradients_are_those_of_algorithm_1(network: str) -> None:
     features = feature_loss(real.features, [level[:5] for level in judged.features])
     rest = terms("gaussian", images, output, 1.0, 0.05).loss + FEATURE_WEIGHT * features
     pull = -judged.logits.mean()
-    last = model.last_weight
+    last = model.decoder.last_weight
     (rest_last,) = torch.autograd.grad(rest, last, retain_graph=True)
     (pull_last,) = torch.autograd.grad(pull, last, retain_graph=True)
     weight = ADVERSARIAL_SHARE * rest_last.norm() / pull_last.norm()

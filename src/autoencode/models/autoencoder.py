@@ -6,34 +6,21 @@ Shapes: B batch, H height, W width, D code size. Images are (B, 3, H, W) in [0, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.configuration import check_fields
 from autoencode.data.images import read_image
 from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.errors import ConfigError, ImageError
-from autoencode.models.networks import (
-    PATCH,
-    Decoder,
-    Encoder,
-    LinearEncoder,
-    ResidualDecoder,
-    ResidualEncoder,
-)
+from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.models.priors import GaussianMixture
-
-
-Kind = Literal["autoencoder", "vae"]
-Network = Literal["paper", "residual"]
 
 # Images that are read at a time, to be encoded or decoded: small enough for any memory.
 INFERENCE_BATCH = 128
@@ -44,58 +31,6 @@ CPU_LAYER_VALUES = 2**22
 
 # A log-variance outside these bounds is a variance no fp32 sum can use; exp() stays finite within them.
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
-
-# The variance of rounding to 8 bits: 256 levels over [0, 1], uniform within one. A likelihood narrower than
-# that would model the rounding, and its density has no bound.
-SIGMA2_FLOOR = (1 / 255) ** 2 / 12
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What the network is, apart from the image size (see `Preprocessing`).
-
-    Args:
-        kind: "autoencoder" (a plain code) or "vae" (a Gaussian code with mean and variance).
-        code_size: D, values in a code; at least 1.
-        network: "paper" (convolutions with pooling, transposed convolutions) or "residual" (starts as
-            principal component analysis; see `residual`).
-        widths: channels of each level, shallow to deep. Each level halves the image; the first of a
-            residual network quarters it.
-        batch_norm: batch normalisation after each convolution of both halves.
-
-    Raises:
-        ConfigError: a value that cannot be used.
-    """
-
-    kind: Kind = "autoencoder"
-    code_size: int = 256
-    network: Network = "paper"
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    batch_norm: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.kind not in ("autoencoder", "vae"):
-            raise ConfigError(f"Unknown model {self.kind!r}. Choose autoencoder or vae.")
-        if self.network not in ("paper", "residual"):
-            raise ConfigError(f"Unknown network {self.network!r}. Choose paper or residual.")
-        if self.code_size < 1:
-            raise ConfigError(f"The code size is {self.code_size}; it must be at least 1.")
-        if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"Widths {self.widths} cannot be used: give one or more positive numbers.")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
-        """Rebuild from `to_json`.
-
-        Raises:
-            ConfigError: a value cannot be used.
-        """
-        return cls(**values)
 
 
 class Posterior(NamedTuple):
@@ -138,20 +73,14 @@ class Autoencoder(nn.Module):
         self.prior: GaussianMixture | None = None
         self.provenance: dict[str, Any] = {}
         self.digest = ""
-        grid = _deepest_grid(config, preprocessing)
-        features = config.widths[-1] * grid[0] * grid[1]
-        size = (preprocessing.height, preprocessing.width)
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        self.linear: LinearEncoder | None = None
+        self.network = NETWORKS[config.network]
+        self._grid = self.network.grid(config.widths, preprocessing.height, preprocessing.width)
+        features = config.widths[-1] * self._grid[0] * self._grid[1]
         self.to_mean = nn.Linear(features, config.code_size)
-        if config.network == "paper":
-            self.encoder = Encoder(config.widths, config.batch_norm)
-            self.decoder = Decoder(config.code_size, config.widths, grid, config.batch_norm)
-        else:
-            self.encoder = ResidualEncoder(config.widths, config.batch_norm)
-            self.decoder = ResidualDecoder(config.code_size, config.widths, *size, config.batch_norm)
-            self.linear = LinearEncoder(config.code_size, *size)
+        halves = self.network.build(config, preprocessing.height, preprocessing.width)
+        self.encoder, self.decoder, self.linear = halves
+        if self.linear is not None:
+            # The mean of the code starts as the linear map alone.
             nn.init.zeros_(self.to_mean.weight)
             nn.init.zeros_(self.to_mean.bias)
         if config.kind == "vae":
@@ -163,17 +92,31 @@ class Autoencoder(nn.Module):
         """Whether a code has a mean and a variance."""
         return self.config.kind == "vae"
 
-    def linear_parameters(self) -> list[nn.Parameter]:
-        """Weights of the linear path of a residual network; of the paper's there are none."""
-        if self.linear is None or not isinstance(self.decoder, ResidualDecoder):
-            return []
-        return [*self.linear.parameters(), *self.decoder.linear.parameters()]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return all parameters as groups of a torch optimiser, by how it should treat them.
+
+        Each group has "scale", a factor on the learning rate, and may have settings of its own.
+        """
+        linear: list[nn.Parameter] = []
+        if self.linear is not None and self.decoder.linear is not None:
+            linear = [*self.linear.parameters(), *self.decoder.linear.parameters()]
+        chosen = {id(parameter) for parameter in linear}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
+        groups: list[dict[str, Any]] = [{"params": others, "scale": 1.0}]
+        if linear:
+            groups.append({"params": linear, "scale": self.network.linear_rate, "weight_decay": 0.0})
+        return groups
 
     @property
-    def last_weight(self) -> nn.Parameter:
-        """Weight of the last convolution of the decoder, which paints the image."""
-        last = self.decoder.out if isinstance(self.decoder, ResidualDecoder) else self.decoder.layers[-2]  # type: ignore[index]
-        return last.weight  # type: ignore[union-attr, return-value]
+    def starting_loss(self) -> float:
+        """Size of the objective that training starts from: what PCA leaves of an image, or about 1 (VAE)."""
+        return 1.0 if self.is_vae else self.decoder.starting_mse
+
+    @property
+    def least_batch(self) -> int:
+        """Images a step needs at least: batch normalisation has no variance over a single value."""
+        single = self.network.normalises_deepest and self._grid == (1, 1)
+        return 2 if self.config.batch_norm and single else 1
 
     @property
     def values_per_image(self) -> int:
@@ -329,8 +272,7 @@ class Autoencoder(nn.Module):
         if self._device.type != "cpu":
             return torch.split(values, INFERENCE_BATCH)
         size = self.preprocessing
-        patch = PATCH**2 if self.config.network == "residual" else 1
-        widest = self.config.widths[0] * size.height * size.width // patch
+        widest = self.config.widths[0] * size.height * size.width // self.network.patch_px**2
         return torch.split(values, max(1, min(INFERENCE_BATCH, CPU_LAYER_VALUES // widest)))
 
     def _place(self, images: Tensor) -> Tensor:
@@ -343,18 +285,3 @@ class Autoencoder(nn.Module):
                 f"Images must be float (B, {', '.join(map(str, expected))}) in [0, 1]; "
                 f"these are {images.dtype} {tuple(images.shape)}. Autoencoder.read() makes them from files."
             )
-
-
-def _deepest_grid(config: ModelConfig, preprocessing: Preprocessing) -> tuple[int, int]:
-    factor = 2 ** len(config.widths) if config.network == "paper" else PATCH * 2 ** (len(config.widths) - 1)
-    height, width = preprocessing.height, preprocessing.width
-    if height % factor or width % factor:
-        raise ConfigError(
-            f"Images of {height}x{width} cannot be halved as often as {_listed(config.widths)} asks "
-            f"for. Use fewer widths, or a size that is a multiple of {factor}."
-        )
-    return height // factor, width // factor
-
-
-def _listed(widths: Sequence[int]) -> str:
-    return ",".join(map(str, widths))

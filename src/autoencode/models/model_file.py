@@ -23,7 +23,8 @@ from torch import Tensor
 from autoencode.atomic import atomic_file, parse_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError, ConfigError, ModelFileError
-from autoencode.models.autoencoder import Autoencoder, ModelConfig
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
 
 # The types of what is written; of others not every operation is there, and none is expected.

@@ -1,232 +1,169 @@
-"""The paper's convolutional halves (Kovenko & Bogach 2020, section 3).
+"""Networks a model can be built with, and the settings that choose one.
 
-Shapes: B batch, C channels, H height, W width, D code size. Images are (B, 3, H, W), codes (B, D).
-
-The paper does not print its widths; ours are 32-64-128-256. Max-pooling comes before the bias and ReLU: they
-commute, and a quarter of the values is left to shift and rectify. The transposed convolutions are 3x3 with
-stride 2, so that the squares they paint overlap; 2x2 ones are a tenth faster and leave tiles in the image
-(docs/log.md).
-
-A network that starts as principal component analysis and learns what convolutions add to it.
-
-The code is a linear map of the image plus the output of a convolutional encoder; the image is a linear map
-of the code plus the output of a convolutional decoder, which also sees that linear image. The convolutional
-parts start at zero and the linear ones at PCA (see `pca`), so the first step begins where the best linear
-autoencoder ends (Baldi & Hornik 1989), and a VAE at the optimum of a linear VAE, probabilistic PCA (Tipping
-& Bishop 1999; Lucas et al. 2019). docs/log.md has what each part gains.
-
-Shapes: B batch, H height, W width, D code size, P = `PATCH`. Images are (B, 3, H, W), codes (B, D).
+A network is one entry of `NETWORKS`: command line, errors, training and the page of a run ask the entry, or
+the halves it builds, and never for a name.
 """
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from autoencode.configuration import Kind, check_fields
+from autoencode.errors import ConfigError
 
-CHANNELS = 3
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor, nn
+
+    from autoencode.models.autoencoder import Autoencoder
+    from autoencode.models.convolutions import ImageDecoder, LinearEncoder
 
 
-class Bias(nn.Module):
-    """The bias of a convolution, apart from it: a value added to each channel.
+@dataclass(frozen=True)
+class ModelConfig:
+    """Settings of a network, apart from the image size (see `Preprocessing`).
 
-    On a CPU the gradient of a bias inside a convolution may take several times as long as those of its
-    weights and its input together; here it is a sum (docs/performance.md). Drawn as PyTorch draws it.
+    Args:
+        kind: "autoencoder" (a plain code) or "vae" (a Gaussian code with mean and variance).
+        code_size: D, dimensions of a code; at least 1.
+        network: a name in `NETWORKS`: "paper" (convolutions with pooling, transposed convolutions) or
+            "residual" (starts as principal component analysis and learns what convolutions add).
+        widths: channels of each level, shallow to deep. Each level halves the image; the first of a
+            residual network quarters it.
+        batch_norm: batch normalisation after each convolution of both halves.
+
+    Raises:
+        ConfigError: a field has another type, or a value outside its range.
     """
 
-    def __init__(self, convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
-        super().__init__()
-        inputs = convolution.weight[0].numel()  # PyTorch counts so for transposed ones too
-        bound = 1 / math.sqrt(inputs)
-        self.bias = nn.Parameter(torch.empty(convolution.out_channels).uniform_(-bound, bound))
+    kind: Kind = "autoencoder"
+    code_size: int = 256
+    network: str = "paper"
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    batch_norm: bool = False
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to the same, in place: neither pooling nor a convolution needs its output again."""
-        return features.add_(self.bias.to(features.dtype)[:, None, None])
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, choices in (("kind", get_args(Kind)), ("network", tuple(NETWORKS))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Choose {' or '.join(choices)}.")
+        if self.code_size < 1:
+            raise ConfigError(f"The code size is {self.code_size}; it must be at least 1.")
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(f"Widths {self.widths} cannot be used: give one or more positive numbers.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ConfigError: a field has another type, or a value outside its range.
+        """
+        return cls(**values)
 
 
-class Encoder(nn.Module):
-    """(B, 3, H, W) -> (B, width * H/2^n * W/2^n): n times 3x3 convolution, 2x2 max-pooling, ReLU."""
+class Halves(NamedTuple):
+    """The modules a network is made of.
 
-    def __init__(self, widths: tuple[int, ...], batch_norm: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential()
-        for inputs, outputs in pairwise((CHANNELS, *widths)):
-            convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
-            # A normalisation does not commute with pooling: its factors may be negative.
-            shifted = (
-                [nn.BatchNorm2d(outputs), nn.MaxPool2d(2)]
-                if batch_norm
-                else [nn.MaxPool2d(2), Bias(convolution)]
+    Attributes:
+        encoder: images (B, 3, H, W) to flat features (B, channels * h * w) of the deepest grid (h, w).
+        decoder: codes (B, D) to images (B, 3, H, W).
+        linear: images to what is added to the mean of the code, (B, D); None for nothing.
+    """
+
+    encoder: nn.Module
+    decoder: ImageDecoder
+    linear: LinearEncoder | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network.
+
+    Attributes:
+        summary: its idea in a few words, for help and for the page of a run.
+        first_level: factor by which the first level divides each side of an image; the others halve it.
+        patch_px: side of the squares of pixels that the first convolution takes as channels.
+        normalises_deepest: whether batch normalisation works on the deepest grid, which may be a single value
+            a channel. Otherwise the last halving comes after it.
+        linear_rate: factor on the learning rate of the linear path; such weights do not decay either.
+        build: settings, height and width in pixels to the halves, drawn from torch's random numbers.
+        start: what training does to a new model on the CPU first, given batches of training images; None
+            leaves the random weights.
+    """
+
+    summary: str
+    first_level: int
+    patch_px: int
+    normalises_deepest: bool
+    linear_rate: float
+    build: Callable[[ModelConfig, int, int], Halves]
+    start: Callable[[Autoencoder, Iterable[Tensor]], None] | None = None
+
+    def grid(self, widths: tuple[int, ...], height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) of the deepest level, for images of (height, width) pixels.
+
+        Raises:
+            ConfigError: a side cannot be divided as often as there are widths.
+        """
+        factor = self.first_level * 2 ** (len(widths) - 1)
+        if height % factor or width % factor:
+            raise ConfigError(
+                f"Images of {height}x{width} cannot be halved as often as {','.join(map(str, widths))} asks "
+                f"for. Use fewer widths, or a size that is a multiple of {factor}."
             )
-            self.layers.extend([convolution, *shifted, nn.ReLU(inplace=True)])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to flat features, channels first."""
-        return self.layers(images).flatten(1)  # type: ignore[no-any-return]
+        return height // factor, width // factor
 
 
-class Decoder(nn.Module):
-    """(B, D) -> (B, 3, H, W) in (0, 1): a linear layer, n transposed convolutions, sigmoid."""
-
-    def __init__(
-        self, code_size: int, widths: tuple[int, ...], grid: tuple[int, int], batch_norm: bool
-    ) -> None:
-        super().__init__()
-        deepest_first = widths[::-1]
-        self.grid = (deepest_first[0], *grid)
-        self.expand = nn.Linear(code_size, deepest_first[0] * grid[0] * grid[1])
-        self.layers = nn.Sequential(nn.ReLU(inplace=True))
-        for inputs, outputs in pairwise(deepest_first):
-            doubling = _doubling(inputs, outputs)
-            shift = nn.BatchNorm2d(outputs) if batch_norm else Bias(doubling)
-            self.layers.extend([doubling, shift, nn.ReLU(inplace=True)])
-        # No batch normalisation here: it would fix the mean and contrast of the output images.
-        last = _doubling(deepest_first[-1], CHANNELS)
-        self.layers.extend([last, Bias(last)])
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Map (B, D) to images (B, 3, H, W), each value in (0, 1)."""
-        features = self.expand(codes).unflatten(1, self.grid)
-        return torch.sigmoid(self.layers(features.contiguous(memory_format=torch.channels_last)))
+# The command line lists the networks in its help, which has to be there before torch could be imported.
+# Hence the imports within the functions that build one.
 
 
-def _doubling(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)
+def _paper(config: ModelConfig, height: int, width: int) -> Halves:
+    from autoencode.models.convolutions import Decoder, Encoder
+
+    grid = NETWORKS["paper"].grid(config.widths, height, width)
+    encoder = Encoder(config.widths, config.batch_norm)
+    return Halves(encoder, Decoder(config.code_size, config.widths, grid, config.batch_norm), None)
 
 
-PATCH = 4  # pixels along a side that the first convolution takes as channels
-LINEAR_SIDE = 32  # the linear maps work on images averaged down to about this side
-LINEAR_CELLS = 64 * 64  # and to no more than this: PCA takes memory of (3 * cells)^2, here 1.2 GB
+def _residual(config: ModelConfig, height: int, width: int) -> Halves:
+    from autoencode.models.convolutions import LinearEncoder, ResidualDecoder, ResidualEncoder
 
-# Mean and spread of natural images, roughly: convolutions see values around 0 of size 1.
-_MEAN, _SPREAD = 0.5, 0.25
-
-
-def pooling_of(height: int, width: int) -> int:
-    """Side of the squares the linear maps average: the largest power of two leaving a short side of 32.
-
-    Of long images it is larger, so that no more is left of them than of square ones.
-    """
-    pooling, short = 1, min(height, width)
-    while short // (2 * pooling) >= LINEAR_SIDE:
-        pooling *= 2
-    while (height // pooling) * (width // pooling) > LINEAR_CELLS and short >= 2 * pooling:
-        pooling *= 2
-    return pooling
+    encoder = ResidualEncoder(config.widths, config.batch_norm)
+    decoder = ResidualDecoder(config.code_size, config.widths, height, width, config.batch_norm)
+    return Halves(encoder, decoder, LinearEncoder(config.code_size, height, width))
 
 
-class LinearEncoder(nn.Module):
-    """(B, 3, H, W) -> (B, D): average over squares, then one matrix."""
+def _start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
+    from autoencode.models.pca import start_at_pca
 
-    def __init__(self, code_size: int, height: int, width: int) -> None:
-        super().__init__()
-        self.pooling = pooling_of(height, width)
-        self.matrix = nn.Linear(CHANNELS * (height // self.pooling) * (width // self.pooling), code_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images to codes, in fp32."""
-        return self.matrix(F.avg_pool2d(images, self.pooling).flatten(1))  # type: ignore[no-any-return]
+    start_at_pca(model, images)
 
 
-class LinearDecoder(nn.Module):
-    """(B, D) -> (B, 3, H, W): one matrix to a small image, enlarged with bilinear interpolation."""
-
-    def __init__(self, code_size: int, height: int, width: int) -> None:
-        super().__init__()
-        pooling = pooling_of(height, width)
-        self.size, self.small = (height, width), (CHANNELS, height // pooling, width // pooling)
-        self.matrix = nn.Linear(code_size, self.small[0] * self.small[1] * self.small[2])
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Map codes to images, in fp32."""
-        small = self.matrix(codes).unflatten(1, self.small)
-        return F.interpolate(small, self.size, mode="bilinear", align_corners=False)
-
-
-class ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions of x, each after SiLU (He et al. 2016, pre-activation); starts as x."""
-
-    def __init__(self, channels: int, batch_norm: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential()
-        for _ in range(2):
-            if batch_norm:
-                self.layers.append(nn.BatchNorm2d(channels))
-            self.layers.append(nn.SiLU())
-            self.layers.append(nn.Conv2d(channels, channels, 3, padding=1))
-        _start_at_zero(self.layers[-1])
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
-        return features + self.layers(features)  # type: ignore[no-any-return]
-
-
-class ResidualEncoder(nn.Module):
-    """(B, 3, H, W) -> flat features: patches as channels, a residual block and halving a level."""
-
-    def __init__(self, widths: tuple[int, ...], batch_norm: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(CHANNELS * PATCH**2, widths[0], 3, padding=1))
-        for width, deeper in pairwise(widths):
-            self.layers.append(ResidualBlock(width, batch_norm))
-            self.layers.append(nn.Conv2d(width, deeper, 2, stride=2))
-        self.layers.append(ResidualBlock(widths[-1], batch_norm))
-        self.layers.append(nn.SiLU())
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images to flat features, channels first."""
-        return self.layers(_patches(images)).contiguous().flatten(1)  # type: ignore[no-any-return]
-
-
-class ResidualDecoder(nn.Module):
-    """(B, D) -> (B, 3, H, W), not bounded: the linear image and what convolutions add to it."""
-
-    scale: Tensor  # root mean squared error of the linear image: the size of what is left to add
-
-    def __init__(
-        self, code_size: int, widths: tuple[int, ...], height: int, width: int, batch_norm: bool
-    ) -> None:
-        super().__init__()
-        factor = PATCH * 2 ** (len(widths) - 1)
-        self.grid = (widths[-1], height // factor, width // factor)
-        self.linear = LinearDecoder(code_size, height, width)
-        self.expand = nn.Linear(code_size, self.grid[0] * self.grid[1] * self.grid[2])
-        self.down = nn.ModuleList([nn.Conv2d(CHANNELS * PATCH**2, widths[0], 3, padding=1)])
-        self.down.extend(nn.Conv2d(width, deeper, 2, stride=2) for width, deeper in pairwise(widths))
-        self.blocks = nn.ModuleList(ResidualBlock(width, batch_norm) for width in widths)
-        self.up = nn.ModuleList(nn.Conv2d(deeper, 4 * width, 1) for width, deeper in pairwise(widths))
-        self.out = nn.Conv2d(widths[0], CHANNELS * PATCH**2, 3, padding=1)
-        _start_at_zero(self.out)
-        self.register_buffer("scale", torch.tensor(_SPREAD))
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Map codes to images."""
-        with torch.autocast(codes.device.type, enabled=False):
-            linear = self.linear(codes.float())
-        seen: list[Tensor] = []
-        level = _patches(linear)
-        for down in self.down:
-            level = down(F.silu(level) if seen else level)
-            seen.append(level)
-        features = self.expand(codes).unflatten(1, self.grid).contiguous(memory_format=torch.channels_last)
-        for depth in reversed(range(len(seen))):
-            features = self.blocks[depth](features + seen[depth])
-            if depth:
-                features = F.pixel_shuffle(self.up[depth - 1](features), 2)
-        added = F.pixel_shuffle(self.out(F.silu(features)), PATCH)
-        return linear + self.scale * added.float()  # type: ignore[no-any-return]
-
-
-def _patches(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 3 P^2, H/P, W/P), values around 0."""
-    patches = F.pixel_unshuffle((images - _MEAN) / _SPREAD, PATCH)
-    return patches.contiguous(memory_format=torch.channels_last)
-
-
-def _start_at_zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+NETWORKS: dict[str, Network] = {
+    "paper": Network(
+        summary="the paper's convolutions",
+        first_level=2,
+        patch_px=1,
+        normalises_deepest=False,
+        linear_rate=1.0,
+        build=_paper,
+    ),
+    "residual": Network(
+        summary="starts as PCA, learns what convolutions add",
+        first_level=4,
+        patch_px=4,
+        normalises_deepest=True,
+        # The linear path starts where it should end; at the full rate it would be thrown away (docs/log.md).
+        linear_rate=0.03,
+        build=_residual,
+        start=_start_at_pca,
+    ),
+}

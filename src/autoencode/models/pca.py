@@ -6,14 +6,18 @@ Shapes: B batch, V values of an image, K components.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoencode.models.autoencoder import SIGMA2_FLOOR, Autoencoder
-from autoencode.models.networks import LinearEncoder, ResidualDecoder
+from autoencode.models.convolutions import ResidualDecoder
+from autoencode.pixels import SIGMA2_FLOOR
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
+    from autoencode.models.convolutions import LinearDecoder, LinearEncoder
 
 OVERSAMPLING = 32  # directions more than asked for, which make those asked for accurate
 # Over images whose covariance is too large to keep. The error of 128 components of faces is then 0.03 % above
@@ -144,7 +148,7 @@ def start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
     """
     encoder, decoder = model.linear, model.decoder
     if encoder is None or not isinstance(decoder, ResidualDecoder):
-        raise TypeError("only a residual network has a linear path")
+        raise TypeError(f"the network {model.config.network!r} has no linear path")
     detail: list[Tensor] = []
 
     def averaged() -> Iterable[Tensor]:
@@ -169,13 +173,13 @@ def start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
         signal = (variances - noise).clamp(min=0)
     else:
         signal = variances
-    _set_linear_path(encoder, decoder, pca, to_code=signal.sqrt() / variances, to_image=signal.sqrt())
+    _set_linear_path(encoder, decoder.linear, pca, to_code=signal.sqrt() / variances, to_image=signal.sqrt())
     decoder.scale.copy_(mse.sqrt())
 
 
 def _set_linear_path(
     encoder: LinearEncoder,
-    decoder: ResidualDecoder,
+    decoder: LinearDecoder,
     pca: PrincipalComponents,
     to_code: Tensor,
     to_image: Tensor,
@@ -184,6 +188,6 @@ def _set_linear_path(
     encoder.matrix.weight.zero_()
     encoder.matrix.weight[:found] = pca.directions * to_code[:, None]
     encoder.matrix.bias.copy_(-encoder.matrix.weight @ pca.mean)
-    decoder.linear.matrix.weight.zero_()
-    decoder.linear.matrix.weight[:, :found] = (pca.directions * to_image[:, None]).T
-    decoder.linear.matrix.bias.copy_(pca.mean)
+    decoder.matrix.weight.zero_()
+    decoder.matrix.weight[:, :found] = (pca.directions * to_image[:, None]).T
+    decoder.matrix.bias.copy_(pca.mean)

@@ -27,7 +27,10 @@ from torch import Tensor
 from autoencode.embedding import image_encoder
 from autoencode.errors import ConfigError
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
-from autoencode.models.autoencoder import SIGMA2_FLOOR, Autoencoder
+from autoencode.pixels import SIGMA2_FLOOR
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
     from autoencode.configuration import Embedding

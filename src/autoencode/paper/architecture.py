@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencode.figures.plots import BLUE, GREEN, INK, ORANGE, VERMILION, new_figure
-from autoencode.models.networks import Bias
+from autoencode.models.convolutions import Bias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

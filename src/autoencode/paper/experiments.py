@@ -14,7 +14,7 @@ from autoencode.errors import ConfigError
 from autoencode.training.config import TrainConfig, settings
 
 if TYPE_CHECKING:
-    from autoencode.models.autoencoder import ModelConfig
+    from autoencode.models.networks import ModelConfig
 
 LEAST_EPOCHS = 2
 

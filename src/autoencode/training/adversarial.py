@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from autoencode.models.networks import CHANNELS
+from autoencode.models.convolutions import CHANNELS
 
 if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
@@ -221,7 +221,7 @@ def _pull(
         by_adversary: gradient of the adversarial loss by both, (2B, 3, H, W).
         share: size of the adversarial gradient, as a share of the rest's.
     """
-    restored, last = images[0], model.last_weight
+    restored, last = images[0], model.decoder.last_weight
     (by_objective,) = torch.autograd.grad(loss, restored, retain_graph=True)
     (rest,) = torch.autograd.grad(restored, last, by_objective + by_feature, retain_graph=True)
     (adversarial,) = torch.autograd.grad(images, last, by_adversary.chunk(2), retain_graph=True)

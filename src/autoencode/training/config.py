@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from autoencode.configuration import Loss, check_fields
 from autoencode.data.corruptions import parse_corruptions
 from autoencode.errors import ConfigError
-from autoencode.models.autoencoder import SIGMA2_FLOOR, ModelConfig
+from autoencode.models.networks import ModelConfig
+from autoencode.pixels import SIGMA2_FLOOR
 
 Optimizer = Literal["adamax", "adamw"]
 Schedule = Literal["constant", "cosine"]

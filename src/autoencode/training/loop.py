@@ -29,7 +29,6 @@ from autoencode.metrics.images import RunningVariance, active_units, merged
 from autoencode.metrics.latents import bits_per_dimension
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.model_file import MODEL_NAME, save_model
-from autoencode.models.pca import start_at_pca
 from autoencode.training.adversarial import Adversary, share_at
 from autoencode.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -123,18 +122,21 @@ class Loop:
         self.state = _initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
-        elif run.model.network == "residual" and processes.first:
-            self._start_at_pca()
+        elif processes.first:
+            self._start_from_images()
         self._start_together()
         if processes.first:
             keep_metrics_up_to(out, self.state.step)
         self.records, self.warned = read_metrics(out), False
 
-    def _start_at_pca(self) -> None:
+    def _start_from_images(self) -> None:
+        start = self.state.model.network.start
+        if start is None:
+            return
         order = self._order(0)[:PCA_IMAGES]
         size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
         self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
-        start_at_pca(self.state.model, batches(self.pack, order, size))
+        start(self.state.model, batches(self.pack, order, size))
         _fix_sigma2(self.state.model, self.config)
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:

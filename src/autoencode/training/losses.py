@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
-from autoencode.models.autoencoder import SIGMA2_FLOOR, Output
+from autoencode.pixels import SIGMA2_FLOOR
 
 if TYPE_CHECKING:
     from autoencode.configuration import Loss
+    from autoencode.models.autoencoder import Output
 
 # How fast the running estimate of an automatic sigma2 follows the batches.
 SIGMA2_MOMENTUM = 0.98

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from autoencode.models.networks import NETWORKS
 from autoencode.training.config import PRESETS, settings
 
 if TYPE_CHECKING:
@@ -28,10 +29,9 @@ def command(run: RunSettings, pack: Pack) -> str:
 def in_words(run: RunSettings) -> list[tuple[str, str]]:
     """Return (what, how) pairs that a reader of the page understands without the code."""
     model, config = run.model, run.train
-    network = {"paper": "the paper's convolutions", "residual": "starts as PCA, learns what convolutions add"}
     found = [
         ("model", "variational autoencoder" if model.kind == "vae" else "autoencoder"),
-        ("network", f"{network[model.network]}; channels {', '.join(map(str, model.widths))}"),
+        ("network", f"{NETWORKS[model.network].summary}; channels {', '.join(map(str, model.widths))}"),
         ("code", f"{model.code_size} values an image"),
         ("batch normalisation", "after each convolution" if model.batch_norm else "none"),
         ("images", f"{run.preprocessing.height}x{run.preprocessing.width}, {run.preprocessing.resize_mode}"),

@@ -21,8 +21,8 @@ from autoencode.atomic import append_line, parse_json, write_bytes, write_json
 from autoencode.data.loader import batches
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, RunError
-from autoencode.models.autoencoder import ModelConfig
 from autoencode.models.model_file import MODEL_NAME
+from autoencode.models.networks import ModelConfig
 from autoencode.training.checkpoint import CHECKPOINT_NAME
 from autoencode.training.config import TrainConfig
 

@@ -24,9 +24,8 @@ from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
 from autoencode.data.remote import local
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
-from autoencode.models.autoencoder import Autoencoder, ModelConfig
+from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME
-from autoencode.models.networks import ResidualDecoder
 from autoencode.training.checkpoint import CHECKPOINT_NAME
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, changed, check_fit, settings
 from autoencode.training.distributed import Processes, joined
@@ -45,6 +44,9 @@ from autoencode.training.runtime import Runtime, choose_runtime, is_out_of_memor
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
+
+if TYPE_CHECKING:
+    from autoencode.models.networks import ModelConfig
 
 
 def continued(
@@ -364,9 +366,7 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
     check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
     with torch.device("meta"):
         built = Autoencoder(model, preprocessing)
-    # The paper's network normalises before it halves the last time, and so never a single value.
-    single = isinstance(built.decoder, ResidualDecoder) and built.decoder.grid[1:] == (1, 1)
-    if model.batch_norm and single and config.batch_size == 1:
+    if config.batch_size < built.least_batch:
         raise ConfigError(
             "Batch normalisation has nothing to average over with --batch-size 1 and one value a channel "
             "in the deepest level. Use larger batches, larger images or fewer widths."

@@ -36,7 +36,7 @@ from autoencode.errors import DivergedError, MissingExtraError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.backbones import pretrained_version
-from autoencode.models.networks import pooling_of
+from autoencode.models.convolutions import pooling_of
 from autoencode.models.pca import principal_components
 from autoencode.pixels import to_float
 from autoencode.transfer_learning.classifier import CODE, PRETRAINED

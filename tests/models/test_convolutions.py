@@ -1,0 +1,139 @@
+"""The paper's halves against its description, layer by layer; the residual ones: shapes and linear start."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoencode.models.convolutions import (
+    Decoder,
+    Encoder,
+    LinearDecoder,
+    LinearEncoder,
+    ResidualDecoder,
+    ResidualEncoder,
+    pooling_of,
+)
+
+
+def test_pooling_before_the_bias_and_rectifying_computes_the_function_the_paper_describes() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder((4, 8), batch_norm=False)
+    images = torch.rand(2, 3, 16, 32)
+    features = images
+    for weight, bias in pairwise_weights(encoder):
+        convolved = nn.functional.conv2d(features, weight, bias, padding=1)
+        features = nn.functional.max_pool2d(nn.functional.relu(convolved), 2)
+    torch.testing.assert_close(encoder(images), features.flatten(1))
+
+
+def test_a_bias_apart_from_its_convolution_has_the_gradient_of_one_inside() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(5, (4, 8), (2, 3), batch_norm=False)
+    codes, wanted = torch.randn(2, 5), torch.rand(2, 3, 8, 12)
+    (decoder(codes) - wanted).square().mean().backward()
+    found = [parameter.grad for parameter in decoder.layers.parameters()]
+    weights = [parameter.detach().requires_grad_() for parameter in decoder.layers.parameters()]
+    features = decoder.expand(codes).unflatten(1, decoder.grid).detach()
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        features = nn.functional.conv_transpose2d(features.relu(), weight, bias, 2, 1, 1)
+    (features.sigmoid() - wanted).square().mean().backward()
+    torch.testing.assert_close(found, [weight.grad for weight in weights])
+
+
+def test_weights_and_biases_are_drawn_as_pytorch_draws_those_of_its_layers() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = Encoder((4, 8), batch_norm=False), Decoder(5, (4, 8), (1, 1), batch_norm=False)
+    torch.manual_seed(0)
+    plain = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.Linear(5, 8)]
+    plain += [nn.ConvTranspose2d(8, 4, 3), nn.ConvTranspose2d(4, 3, 3)]
+    expected = [parameter for layer in plain for parameter in layer.parameters()]
+    for ours, theirs in zip([*encoder.parameters(), *decoder.parameters()], expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def pairwise_weights(encoder: Encoder) -> list[tuple[Tensor, Tensor]]:
+    parameters = list(encoder.parameters())
+    return list(zip(parameters[::2], parameters[1::2], strict=True))
+
+
+def test_batch_normalisation_before_pooling_computes_the_function_the_paper_describes() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder((4,), batch_norm=True)
+    convolution, norm = encoder.layers[0], encoder.layers[1]
+    nn.init.normal_(norm.weight)  # negative factors too
+    images = torch.rand(6, 3, 16, 16)
+    expected = nn.functional.max_pool2d(nn.functional.relu(norm(convolution(images))), 2)
+    torch.testing.assert_close(encoder(images), expected.flatten(1))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 80), (128, 128)])
+def test_the_decoder_doubles_the_grid_once_a_width(size: tuple[int, int]) -> None:
+    grid = (size[0] // 16, size[1] // 16)
+    images = Decoder(5, (2, 3, 4, 6), grid, batch_norm=False)(torch.randn(2, 5))
+    assert images.shape == (2, 3, *size)
+    assert 0 < images.min() < images.max() < 1
+
+
+def test_batch_normalisation_follows_each_convolution_but_the_one_that_makes_the_image() -> None:
+    counts = [
+        sum(isinstance(layer, nn.BatchNorm2d) for layer in half.layers)
+        for half in (Encoder((2, 3, 4), True), Decoder(5, (2, 3, 4), (1, 1), True))
+    ]
+    assert counts == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "pooling"),
+    [((16, 16), 1), ((32, 64), 1), ((64, 64), 2), ((96, 160), 2), ((128, 128), 4), ((1024, 1024), 32)],
+)
+def test_the_linear_maps_see_a_short_side_of_32_to_63(size: tuple[int, int], pooling: int) -> None:
+    assert pooling_of(*size) == pooling
+
+
+@pytest.mark.parametrize(
+    ("size", "pooling"), [((16, 512), 2), ((512, 16), 2), ((32, 512), 2), ((32, 2048), 4), ((16, 8192), 8)]
+)
+def test_long_images_leave_the_linear_maps_no_more_than_square_ones(
+    size: tuple[int, int], pooling: int
+) -> None:
+    assert pooling_of(*size) == pooling
+    assert (size[0] // pooling) * (size[1] // pooling) <= 64 * 64
+    encoder, decoder = LinearEncoder(3, *size), LinearDecoder(3, *size)
+    assert decoder(encoder(torch.rand(1, 3, *size))).shape == (1, 3, *size)
+
+
+def test_the_linear_maps_are_linear() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = LinearEncoder(5, 64, 96), LinearDecoder(5, 64, 96)
+    a, b = torch.rand(2, 3, 64, 96), torch.rand(2, 3, 64, 96)
+    torch.testing.assert_close(encoder((a + b) / 2), (encoder(a) + encoder(b)) / 2)
+    codes = encoder(a)
+    torch.testing.assert_close(
+        decoder((codes + 1) / 2), (decoder(codes) + decoder(torch.ones_like(codes))) / 2
+    )
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 80)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_convolutions_start_by_adding_nothing(size: tuple[int, int], batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    decoder = ResidualDecoder(5, (4, 6, 8), *size, batch_norm)
+    codes = torch.randn(3, 5)
+    images = decoder(codes)
+    assert images.shape == (3, 3, *size)
+    assert torch.equal(images, decoder.linear(codes))
+
+
+def test_what_they_add_is_learned_from_the_first_step() -> None:
+    torch.manual_seed(0)
+    decoder = ResidualDecoder(5, (4, 6), 16, 16, False)
+    F.mse_loss(decoder(torch.randn(8, 5)), torch.rand(8, 3, 16, 16)).backward()
+    assert decoder.out.weight.grad is not None
+    assert decoder.out.weight.grad.abs().max() > 0
+
+
+def test_features_of_the_encoder_cover_the_deepest_grid() -> None:
+    torch.manual_seed(0)
+    encoder = ResidualEncoder((4, 6, 8), batch_norm=False)
+    assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 8 * 2 * 3)
