@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from autoencode import ConfigError, Limits, Pack, Preprocessing, Run
+from autoencode import ConfigError, Limits, Pack, Preprocessing, Run, configuration
 from autoencode.cli import options
 from autoencode.data import preprocessing
 from autoencode.models import networks
-from autoencode.training import losses, runtime
 
 
 def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
@@ -90,9 +89,9 @@ def test_a_warmup_is_a_number_of_epochs_or_of_cycles() -> None:
     ("choices", "allowed"),
     [
         (options.ResizeMode, preprocessing.ResizeMode),
-        (options.Kind, networks.Kind),
-        (options.Loss, losses.Loss),
-        (options.Precision, runtime.Precision),
+        (options.Kind, configuration.Kind),
+        (options.Loss, configuration.Loss),
+        (options.Precision, configuration.Precision),
     ],
 )
 def test_the_command_line_offers_what_the_library_allows(
