@@ -101,7 +101,7 @@ def main() -> None:
         quality = mean_and_interval(psnr(restored, images), 2)
         print(f"| {name} | {quality} | {mean_and_interval(ssim(restored, images), 3)} |")
     if arguments.sheet:
-        from autoencode.data.images import save_image
+        from autoencode.data.preprocessing import save_image
         from autoencode.pixels import to_pixels
 
         shown = {name: restored for name, restored in found.items() if "clean input" not in name}

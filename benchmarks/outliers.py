@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from autoencode import Autoencoder, Pack, fit_reference, heat_maps, load_model, open_pack
 from autoencode.configuration import Embedding, Split
-from autoencode.data.images import read_image
 from autoencode.data.loader import batches
+from autoencode.data.preprocessing import read_image
 from autoencode.data.sources import find_images
 from autoencode.metrics.statistics import Interval, auroc
 from autoencode.outliers.calibration import conformal_p_values, images_needed, rate_of, reference_name

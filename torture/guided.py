@@ -61,8 +61,7 @@ def _fuzz() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["autoencode.data", "PIL"]):
-        from autoencode.data.images import read_image
-        from autoencode.data.preprocessing import Limits, Preprocessing
+        from autoencode.data.preprocessing import Limits, Preprocessing, read_image
         from autoencode.errors import ImageError
 
     size, limits = Preprocessing(16, 32), Limits(max_pixels=MOST_PIXELS)

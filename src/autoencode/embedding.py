@@ -30,9 +30,9 @@ from torch import Tensor
 
 from autoencode.cluster import Cluster, brief
 from autoencode.configuration import Embedding
-from autoencode.data.images import check_usable, read_chunks
 from autoencode.data.loader import batch_slices, batches
 from autoencode.data.pack import Pack, open_pack
+from autoencode.data.preprocessing import check_usable, read_chunks
 from autoencode.data.remote import is_url, local
 from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
 from autoencode.models.backbones import FEATURES, pretrained_features, pretrained_version

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoencode.atomic import csv_bytes, make_folder, write_bytes
-from autoencode.data.images import save_image
+from autoencode.data.preprocessing import save_image
 from autoencode.errors import ConfigError, OutputError
 from autoencode.figures import contact_sheet, image_grid
 from autoencode.models.model_file import as_model

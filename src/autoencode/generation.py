@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import check_output, make_folder, write_json
-from autoencode.data.images import WRITABLE, save_image
 from autoencode.data.loader import batches, random_seed
+from autoencode.data.preprocessing import WRITABLE, save_image
 from autoencode.errors import ConfigError, OutputError
 from autoencode.figures import image_grid
 from autoencode.figures.animation import check_frames, save_frames

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoencode.atomic import check_output
 from autoencode.configuration import Interpolation
-from autoencode.data.images import WRITABLE
+from autoencode.data.preprocessing import WRITABLE
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import check_frames, is_animation, save_frames
 from autoencode.models.model_file import as_model

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import check_output, csv_bytes, make_folder, write_bytes
 from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
-from autoencode.data.images import WRITABLE, read_chunks, save_image
 from autoencode.data.loader import random_seed
-from autoencode.data.preprocessing import Limits
+from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded
 from autoencode.errors import OutputError
 from autoencode.figures import contact_sheet

@@ -347,7 +347,7 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
     ("options", "part"),
     [
         (("--size", "100"), "The size 100 is not a positive multiple of 16. Nearest: 96 or 112"),
-        (("--size", "32768"), "The height 32768 is above 16384"),
+        (("--size", "32768"), "The size 32768 is above 16384"),
         (("--size", "big"), "Write 128, or HEIGHTxWIDTH"),
         (("--background", "whitish"), "Unknown colour 'whitish'"),
         (("--preset", "papr"), "Unknown preset 'papr'. Choose paper-ae"),

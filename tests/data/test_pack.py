@@ -22,10 +22,9 @@ from PIL import Image
 
 from autoencode.atomic import exclusive
 from autoencode.data import manifest, reading, workers
-from autoencode.data.images import read_image
 from autoencode.data.manifest import is_pack, split_of
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.data.preprocessing import Limits, Preprocessing
+from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.shards import Shards
 from autoencode.data.workers import Lost
 from autoencode.errors import ConfigError, ImageFolderError, OutputError, PackError
@@ -550,7 +549,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from autoencode.data import manifest, packing
-from autoencode.data.images import Preprocessing
+from autoencode.data.preprocessing import Preprocessing
 from autoencode.data.pack import pack_folder
 
 def die(*arguments):

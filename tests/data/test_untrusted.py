@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from autoencode import ImageError, Limits, Preprocessing
-from autoencode.data.images import read_image
+from autoencode.data.preprocessing import read_image
 from autoencode.data.untrusted import UntrustedDecoder
 
 SIZE = Preprocessing(32, 32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoencode import ConfigError, NearDuplicates, Neighbours, Run, build_index
-from autoencode.data.images import read_image
+from autoencode.data.preprocessing import read_image
 from autoencode.index.sheets import duplicates_sheet, neighbours_sheet
 
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torture.seeds import damaged, encoded, picture, seeds
 
-from autoencode.data.images import read_image
-from autoencode.data.preprocessing import Preprocessing
+from autoencode.data.preprocessing import Preprocessing, read_image
 from autoencode.errors import ImageError
 
 Torture = Callable[..., str]
@@ -70,7 +69,7 @@ def test_a_jpeg_of_endless_scans_is_skipped_at_once_and_one_with_data_behind_it_
 
 MEASURED = """
 import resource, sys
-from autoencode.data.images import Preprocessing, read_image
+from autoencode.data.preprocessing import Preprocessing, read_image
 from torture.seeds import png, zeros
 content = png(6000, 6000, 16, 0, zeros(6000 * 12001))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -84,7 +84,7 @@ def generate(
     """Make new images of the kind the model was trained on."""
     from autoencode import generation as application
     from autoencode.atomic import check_output
-    from autoencode.data.images import WRITABLE
+    from autoencode.data.preprocessing import WRITABLE
     from autoencode.models.model_file import load_model
 
     if walk is not None:

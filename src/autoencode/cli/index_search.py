@@ -161,7 +161,7 @@ def search(
     if near_duplicates and (label, split) != (None, None):
         raise ConfigError("--label and --split are for images to look for, not for --near-duplicates.")
     from autoencode.atomic import check_output
-    from autoencode.data.images import WRITABLE
+    from autoencode.data.preprocessing import WRITABLE
     from autoencode.index.memory import open_index
 
     opened = open_index(index, model)
@@ -331,7 +331,7 @@ def _write(out: Path, value: dict[str, Any]) -> None:
 
 
 def _draw(sheet: Path, pixels: NDArray[np.uint8]) -> None:
-    from autoencode.data.images import save_image
+    from autoencode.data.preprocessing import save_image
 
     save_image(sheet, pixels)
     notes.print(f"sheet: {sheet}", soft_wrap=True)

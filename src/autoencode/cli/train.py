@@ -326,8 +326,8 @@ def _fit_prior(run: Run) -> None:
 
 def _print_pictures(run: Run, *, anew: bool) -> None:
     """Draw the pictures, those missing or all `anew`, and say where they are."""
-    from autoencode.data.images import save_image
     from autoencode.data.pack import open_pack
+    from autoencode.data.preprocessing import save_image
     from autoencode.figures.plots import loss_curves
     from autoencode.models.model_file import load_model
     from autoencode.reconstruction import SHEET_NAME, sheet_of_rows

@@ -24,10 +24,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import (
@@ -75,6 +78,40 @@ _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, b
 _MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, for a few bytes
 _PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _pillow_lock = threading.Lock()
+
+
+def read_bytes(path: str | Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        ImageError: the file cannot be read, is larger than the limit, or is no regular file.
+    """
+    try:
+        # A pipe or device must not even be opened: that alone can wait for ever or act on the device.
+        _check_regular(os.stat(path), max_bytes)  # noqa: PTH116
+        # By now it may be another file, or a longer one.
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            _check_regular(status, max_bytes)
+            content = file.read(status.st_size + 1)
+            if len(content) > status.st_size:
+                content += file.read(max_bytes + 1 - len(content))
+    except OSError as err:
+        raise ImageError(f"cannot be read: {err.strerror or err}") from err
+    if len(content) > max_bytes:
+        raise ImageError(f"more bytes than the limit of {max_bytes:,}")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no files to wait for
+
+
+def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a regular file")
+    if status.st_size > max_bytes:
+        raise ImageError(f"{status.st_size:,} bytes are more than the limit of {max_bytes:,}")
 
 
 @contextlib.contextmanager

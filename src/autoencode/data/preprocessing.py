@@ -1,21 +1,41 @@
-"""What is asked of images: one size for all, how each comes to it, and what a file may cost."""
+"""Image files -> pixels (H, W, 3) uint8 in 0..255, sRGB, of one size: all that a model needs of data.
+
+`decoding` states the rule for every kind of image file. Resizing is bicubic with antialiasing. Lanczos takes
+1.4 times as long and rings more at edges; the cheaper filters blur when enlarging. Large images other than
+JPEGs are averaged down first, never below twice the target size.
+
+JPEGs are decoded at 1/8, 1/4 or 1/2 of their size where that gives twice the target size, and also at 1/2
+where it gives the target size: that halves the time. Either may be short by 1/32. docs/performance.md has
+how little that changes.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, get_args
 
-from autoencode.errors import ConfigError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-ResizeMode = Literal["crop", "pad", "stretch"]
+from autoencode.atomic import atomic_file
+from autoencode.configuration import ResizeMode, check_fields
+from autoencode.data import decoding
+from autoencode.errors import ConfigError, ImageError, ImageFolderError
+
 Size = int | str | tuple[int, int]
+WRITABLE = {
+    **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"},
+    **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
+}
 _MULTIPLE = 16
-_BYTES_PER_LIMIT = (
-    100_000_000  # 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower
-)
 _MOST = 16_384  # pixels a side: a forged size must not ask for terabytes
+# 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower.
+_BYTES_PER_LIMIT = 100_000_000
+_SHORT_BY = 33 / 32  # how much smaller than wanted a JPEG may be decoded: 250 pixels at 1/2 for 128
 
 
 @dataclass(frozen=True)
@@ -39,26 +59,25 @@ class Preprocessing:
     background: tuple[int, int, int] = (255, 255, 255)
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            if not _is_int(size) or size < _MULTIPLE or size % _MULTIPLE:
-                nearest = _either(_nearest_sizes(size)) if _is_int(size) else "128"
-                raise ConfigError(
-                    f"The {name} {size!r} is not a positive multiple of {_MULTIPLE}. Nearest: {nearest}."
-                )
-            if size > _MOST:
-                raise ConfigError(f"The {name} {size} is above {_MOST}, the largest that is taken.")
+        check_fields(self)
+        sides = (self.height, self.width)
+        size = "{}" if self.height == self.width else "{}x{}"
+        if not all(side > 0 and side % _MULTIPLE == 0 for side in sides):
+            below = [max(_MULTIPLE, side // _MULTIPLE * _MULTIPLE) for side in sides]
+            above = [max(_MULTIPLE, -(-side // _MULTIPLE) * _MULTIPLE) for side in sides]
+            nearest = " or ".join(dict.fromkeys((size.format(*below), size.format(*above))))
+            raise ConfigError(
+                f"The size {size.format(*sides)} is not a positive multiple of {_MULTIPLE}. "
+                f"Nearest: {nearest}."
+            )
+        if max(sides) > _MOST:
+            raise ConfigError(f"The size {size.format(*sides)} is above {_MOST}, the largest side supported.")
         if self.resize_mode not in get_args(ResizeMode):
             raise ConfigError(
                 f"Unknown resize_mode {self.resize_mode!r}. Choose one of: {', '.join(get_args(ResizeMode))}."
             )
-        colour = self.background
-        if not (
-            isinstance(colour, tuple)
-            and len(colour) == 3
-            and all(_is_int(c) and 0 <= c <= 255 for c in colour)
-        ):
-            raise ConfigError(f"The background {colour!r} is not three whole numbers from 0 to 255.")
+        if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
+            raise ConfigError(f"The background {self.background!r} is not three whole numbers from 0 to 255.")
 
     def __str__(self) -> str:
         """Return it in words, for people."""
@@ -74,7 +93,7 @@ class Preprocessing:
         """Return the settings saved by `to_json`.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: `value` was not saved by `to_json`, or a setting is out of range.
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names or not isinstance(value["background"], list):
@@ -118,32 +137,23 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) in pixels from "128" or "96x160".
 
     Raises:
-        ConfigError: it is neither, or a side is no positive multiple of 16.
+        ConfigError: `text` is neither.
     """
     match = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:[xX×]\s*([0-9]{1,6})\s*)?", text)
     if match is None:
         raise ConfigError(f"The size {text!r} is not understood. Write 128, or HEIGHTxWIDTH such as 96x160.")
-    height = int(match[1])
-    width = int(match[2] or height)
-    if all(side > 0 and side % _MULTIPLE == 0 for side in (height, width)):
-        return height, width
-    nearest: list[object] = [*_nearest_sizes(height)]
-    if match[2] is not None:
-        nearest = [f"{h}x{w}" for h, w in zip(nearest, _nearest_sizes(width), strict=True)]
-    raise ConfigError(
-        f"The size {text.strip()} is not a positive multiple of {_MULTIPLE}. Nearest: {_either(nearest)}."
-    )
+    return int(match[1]), int(match[2] or match[1])
 
 
 def sized(size: Size | None, preprocessing: Preprocessing | None) -> Preprocessing | None:
-    """Return the preprocessing that one of two ways of asking for it asks for, or None if neither does.
+    """Return the preprocessing asked for by `size` or by `preprocessing`, or None if both are None.
 
     Args:
         size: 128, "128", "96x160" or (96, 160): a side, or height and width, in pixels.
         preprocessing: everything at once.
 
     Raises:
-        ConfigError: both were given, or a size that cannot be used.
+        ConfigError: both were given, or the size cannot be used.
     """
     if size is None:
         return preprocessing
@@ -158,14 +168,132 @@ def sized(size: Size | None, preprocessing: Preprocessing | None) -> Preprocessi
     return Preprocessing(size, size)
 
 
-def region(
+def read_chunks(
+    paths: Sequence[Path],
+    size: int,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    skipped: list[tuple[Path, str]],
+) -> Iterator[tuple[list[Path], NDArray[np.uint8]]]:
+    """Read many files a few at a time, skipping those that cannot be used.
+
+    Args:
+        paths: the files.
+        size: files in a chunk, which bounds the memory.
+        preprocessing: as for `read_image`.
+        limits: as for `read_image`.
+        skipped: takes the files that cannot be used, with the reason.
+
+    Yields:
+        For each chunk the files that could be read, and their pixels (B, H, W, 3); B may be 0.
+
+    Raises:
+        ImageFolderError: no file at all could be used; raised after the last chunk.
+        ConfigError: the memory is not enough for a chunk.
+    """
+    usable = 0
+    for start in range(0, len(paths), size):
+        read: list[Path] = []
+        try:
+            pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
+        except MemoryError as err:
+            raise ConfigError(f"The memory is not enough for {size} images of {preprocessing}.") from err
+        for path in paths[start : start + size]:
+            try:
+                pixels[len(read)] = read_image(path, preprocessing, limits)
+                read.append(path)
+            except ImageError as err:
+                skipped.append((path, str(err)))
+        usable += len(read)
+        yield read, pixels[: len(read)]
+    check_usable(usable, paths, skipped)
+
+
+def check_usable(usable: int, paths: Sequence[Path], skipped: Sequence[tuple[Path, str]]) -> None:
+    """Raise ImageFolderError if none of `paths` was usable, with some of the reasons."""
+    if not paths:
+        raise ImageFolderError("No image was given.")
+    if not usable:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
+        raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
+
+
+def read_image(
+    source: Path | bytes | Image.Image, preprocessing: Preprocessing, limits: Limits | None = None
+) -> NDArray[np.uint8]:
+    """Return one image as pixels (H, W, 3) in 0..255, sRGB, of the size that `preprocessing` asks for.
+
+    Args:
+        source: a file, its content, or a Pillow image, which is left as it is.
+        preprocessing: the size, and how to come to it.
+        limits: larger images and files are rejected unread; time is not limited here.
+
+    Raises:
+        ImageError: the image cannot be used; the message is the plain reason, without the file's name.
+    """
+    limits = limits or Limits()
+    content = decoding.read_bytes(source, limits.max_bytes) if isinstance(source, Path) else source
+    try:
+        with decoding.pillow_limited_to(limits.max_pixels):
+            return _read(content, preprocessing, limits)
+    except ImageError:
+        raise
+    except MemoryError as err:
+        raise ImageError("too large for the memory of this machine") from err
+    except Exception as err:  # Pillow raises almost anything at a damaged file
+        raise ImageError(f"cannot be decoded: {_one_line(err)}") from err
+
+
+def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Limits) -> NDArray[np.uint8]:
+    image = decoding.open_image(source) if isinstance(source, bytes) else source
+    pixels = image.width * image.height
+    if pixels > limits.max_pixels:
+        raise ImageError(
+            f"{image.width:,}x{image.height:,} pixels are more than the limit of {limits.max_pixels:,}"
+        )
+    if pixels == 0:
+        raise ImageError("has no pixels")
+    is_ppm = image.format == "PPM"
+    if image is source:
+        image = image.copy()
+        extent: tuple[float, float] = image.size
+    else:
+        extent = _decode_smaller(image, preprocessing)
+        image.load()
+    turn = decoding.orientation(image)
+    image = decoding.upright(decoding.resizable(image, is_ppm), turn)
+    size, box = _region(_turned(extent, turn), preprocessing)
+    image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    image = decoding.over_background(image, preprocessing.background)
+    return _on_canvas(image, preprocessing)
+
+
+def _decode_smaller(image: Image.Image, preprocessing: Preprocessing) -> tuple[float, float]:
+    """Ask the JPEG decoder for no more than is needed; return (width, height) that is left of the image."""
+    if image.format not in ("JPEG", "MPO"):
+        return image.size
+    turn = decoding.orientation(image)
+    target, (left, top, right, bottom) = _region(_turned(image.size, turn), preprocessing)
+    scale = min((right - left) / target[0], (bottom - top) / target[1]) * _SHORT_BY
+    divisor = next((n for n in (8, 4) if scale >= 2 * n), 2)
+    if scale < divisor:
+        return image.size
+    drafted = image.draft(None, (image.width // divisor, image.height // divisor))
+    return image.size if drafted is None else drafted[1][2:]
+
+
+def _turned(size: tuple[float, float], turn: int) -> tuple[float, float]:
+    return (size[1], size[0]) if turn >= 5 else size
+
+
+def _region(
     extent: tuple[float, float], preprocessing: Preprocessing
 ) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
     """Return the (width, height) to resize to, and the box (left, top, right, bottom) to resize from.
 
     Args:
         extent: (width, height) of the upright image in pixels.
-        preprocessing: what is asked for. With "pad" the result can be smaller than that, in one direction.
+        preprocessing: the size asked for. With "pad" the result can be smaller than that, in one direction.
     """
     width, height = extent
     target = (preprocessing.width, preprocessing.height)
@@ -179,15 +307,36 @@ def region(
     return target, (0.0, 0.0, width, height)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _on_canvas(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    pixels = np.array(image, dtype=np.uint8)
+    height, width = pixels.shape[:2]
+    if (height, width) == (preprocessing.height, preprocessing.width):
+        return pixels
+    canvas = np.empty((preprocessing.height, preprocessing.width, 3), np.uint8)
+    canvas[:] = preprocessing.background
+    top, left = (preprocessing.height - height) // 2, (preprocessing.width - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
 
 
-def _nearest_sizes(size: int) -> tuple[int, int]:
-    """Return the closest valid sizes, not above and not below `size` where there is one."""
-    below = max(_MULTIPLE, size // _MULTIPLE * _MULTIPLE)
-    return below, max(_MULTIPLE, -(-size // _MULTIPLE) * _MULTIPLE)
+def save_image(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write pixels (H, W, 3) in 0..255 to `path`, whole or not at all, in the format its name asks for.
+
+    Raises:
+        ConfigError: no image format goes by the extension of `path`.
+        ImageError: `pixels` has another shape or type.
+        OutputError: the file cannot be written; what was there before is unchanged.
+    """
+    file_format = WRITABLE.get(path.suffix.lower())
+    if file_format is None:
+        raise ConfigError(f"Cannot write {path.name}: use one of {', '.join(WRITABLE)}.")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ImageError(f"Not pixels (H, W, 3) uint8: {pixels.shape} {pixels.dtype}.")
+    options: dict[str, Any] = {"quality": 95} if file_format in ("JPEG", "WEBP", "AVIF") else {}
+    with atomic_file(path) as file:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, file_format, **options)
 
 
-def _either(choices: Iterable[object]) -> str:
-    return " or ".join(dict.fromkeys(map(str, choices)))
+def _one_line(err: Exception) -> str:
+    text = " ".join(str(err).split())[:200]
+    return text.rstrip(".") or type(err).__name__

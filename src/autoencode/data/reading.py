@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import make_folder, write_bytes
 from autoencode.data import workers
-from autoencode.data.images import read_bytes, read_image
+from autoencode.data.decoding import read_bytes
+from autoencode.data.preprocessing import read_image
 from autoencode.errors import ImageError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Decoder:
         path, row = task
         digest = None
         try:
-            content = read_bytes(f"{self.folder}/{path}", self.limits)
+            content = read_bytes(f"{self.folder}/{path}", self.limits.max_bytes)
             digest = hashlib.sha256(content).digest()
             if digest not in self.known:
                 workers.allow(self.limits.seconds_for(len(content)))

@@ -9,8 +9,7 @@ import resource
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data.images import read_image
-from autoencode.data.preprocessing import Limits, Preprocessing
+from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.workers import Helper, Lost, allow
 from autoencode.errors import ImageError
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoencode.atomic import atomic_file
-from autoencode.data.images import save_image
+from autoencode.data.preprocessing import save_image
 from autoencode.errors import ConfigError
 from autoencode.figures import strip
 

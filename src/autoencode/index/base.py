@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.configuration import Split
-from autoencode.data.images import read_chunks
-from autoencode.data.preprocessing import Limits
+from autoencode.data.preprocessing import Limits, read_chunks
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError
 from autoencode.index.settings import IndexSettings, check_encoder, find_encoder

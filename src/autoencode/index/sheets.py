@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data.images import read_image
+from autoencode.data.preprocessing import read_image
 from autoencode.errors import ConfigError, ImageError
 from autoencode.figures import contact_sheet, image_grid
 

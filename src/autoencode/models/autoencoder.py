@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.data.images import read_image
-from autoencode.data.preprocessing import Limits, Preprocessing
+from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.errors import ConfigError, ImageError
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.pixels import to_float

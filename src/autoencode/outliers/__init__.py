@@ -17,8 +17,7 @@ from torch import Tensor
 
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
-from autoencode.data.images import WRITABLE, read_chunks, save_image
-from autoencode.data.preprocessing import Limits
+from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import Paths, expanded, read_beside
 from autoencode.embedding import ImageEncoder, image_encoder, over_files
 from autoencode.errors import ConfigError

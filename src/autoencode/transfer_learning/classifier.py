@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
-from autoencode.data.images import WRITABLE, read_chunks, save_image
-from autoencode.data.preprocessing import Limits
+from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, read_beside
 from autoencode.embedding import image_encoder
 from autoencode.errors import ModelFileError
