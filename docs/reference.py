@@ -12,6 +12,7 @@ import typer
 
 import autoencode
 from autoencode.cli.main import app
+from autoencode.data.corruptions import CORRUPTIONS, example
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference
@@ -29,9 +30,18 @@ def page() -> str:
     """Return the whole page."""
     commands: Any = typer.main.get_command(app)
     parts = [HEAD, *(command_text(name, command) for name, command in sorted(commands.commands.items()))]
-    parts.append("## Python\n")
+    parts += [corruptions_text(), "## Python\n"]
     parts += [object_text(name) for name in sorted(autoencode.__all__) if not name.startswith("__")]
     return "\n".join(parts)
+
+
+def corruptions_text() -> str:
+    """Return the section on what `--corrupt` takes."""
+    lines = ["### Corruptions", "", "What `--corrupt` takes; the first in each row is an example.", ""]
+    lines += ["| | amount | |", "| --- | --- | --- |"]
+    for name, kind in CORRUPTIONS.items():
+        lines.append(f"| `{example(name)}` | {kind.parameter}, {kind.allowed} | {cell(kind.meaning)} |")
+    return "\n".join([*lines, ""])
 
 
 def command_text(name: str, command: Any) -> str:  # noqa: ANN401 - typer brings its own click

@@ -223,7 +223,7 @@ def test_images_are_not_read_from_where_they_would_be_removed(
 
 
 def test_a_downscaling_to_less_than_a_pixel_is_rejected(model: Autoencoder, coast: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="images of 32x32 can be downscaled by a factor of at most 32"):
+    with pytest.raises(ConfigError, match="for images of 32x32 the FACTOR is at most 32"):
         reconstruct(model, coast, corruptions=["downscale:33"])
     reconstruct(model, coast[:1], corruptions=["downscale:32"])
 

@@ -353,7 +353,7 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
         (("--preset", "papr"), "Unknown preset 'papr'. Choose paper-ae"),
         (("--corrupt", "fog:1"), "Cannot corrupt by fog:1"),
         (("--corrupt", "gaussian:much"), "Cannot corrupt by gaussian:much. Use gaussian:STANDARD_DEVIATION"),
-        (("--corrupt", "downscale:64"), "images of 32x32 can be downscaled by a factor of at most 32"),
+        (("--corrupt", "downscale:64"), "for images of 32x32 the FACTOR is at most 32"),
         (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
         (("--widths", "4,x"), "'4,x' is no list of whole numbers"),
         (("--widths", "4,4,4,4,4,4"), "multiple of 64"),

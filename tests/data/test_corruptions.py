@@ -7,8 +7,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from autoencode import Pack
-from autoencode.data.corruptions import Corruption, corrupt, mirror, parse_corruptions
-from autoencode.data.loader import batches, share_of
+from autoencode.data.corruptions import (
+    CORRUPTIONS,
+    Corruption,
+    corrupt,
+    example,
+    horizontal_flip,
+    parse_corruptions,
+)
+from autoencode.data.loader import Share, batches, share_of
 from autoencode.errors import ConfigError
 
 IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -37,10 +44,32 @@ def test_dropout_is_off_outside_training() -> None:
     assert apply("dropout:0.3", training=False) is IMAGES
 
 
-def test_the_same_seed_gives_the_same_corruption_and_another_seed_another() -> None:
-    texts = ("gaussian:0.1", "dropout:0.2", "rotate:20")
-    assert torch.equal(apply(*texts, seed=3), apply(*texts, seed=3))
-    assert not torch.equal(apply(*texts, seed=3), apply(*texts, seed=4))
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_is_a_function_of_the_images_and_the_seed_and_leaves_the_images_alone(name: str) -> None:
+    images = IMAGES.clone()
+    found = apply(example(name), images=images, seed=3)
+    assert torch.equal(images, IMAGES)
+    assert (found.shape, found.dtype) == (IMAGES.shape, IMAGES.dtype)
+    assert not torch.equal(found, IMAGES)
+    assert torch.equal(found, apply(example(name), seed=3))
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_the_memory_format_of_the_images_does_not_change_the_corruption(name: str) -> None:
+    last = IMAGES.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(apply(example(name)), apply(example(name), images=last))
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_what_is_offered_can_be_used_and_reads_as_it_is_written(name: str) -> None:
+    for amount, words in CORRUPTIONS[name].offers:
+        assert str(Corruption(name, amount)) == f"{name}:{amount:g}"
+        assert words
+
+
+@pytest.mark.parametrize("name", ["gaussian", "dropout", "rotate"])
+def test_another_seed_gives_another_corruption(name: str) -> None:
+    assert not torch.equal(apply(example(name), seed=3), apply(example(name), seed=4))
 
 
 def test_the_memory_format_of_the_images_does_not_change_the_noise() -> None:
@@ -96,9 +125,36 @@ def test_an_image_meets_the_same_chance_in_a_share_as_in_the_batch(tiny_pack: Pa
 
     def damaged(part: slice, **share: object) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        mirrored = mirror(images[part], generator, *share.values())  # type: ignore[arg-type]
-        return corrupt(mirrored, chain, generator, training=True, **share)  # type: ignore[arg-type]
+        flipped = horizontal_flip(images[part], generator, *share.values())  # type: ignore[arg-type]
+        return corrupt(flipped, chain, generator, training=True, **share)  # type: ignore[arg-type]
 
     shares = [share_of(7, rank, 3) for rank in range(3)]
     parts = [damaged(share.part, share=share) for share in shares]
     np.testing.assert_allclose(torch.cat(parts), damaged(slice(None)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_an_image_meets_the_same_corruption_in_a_part_as_in_the_batch(name: str) -> None:
+    shares = [share_of(len(IMAGES), rank, 3) for rank in range(3)]
+    chain = parse_corruptions([example(name)])
+
+    def part(share: Share) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return corrupt(IMAGES[share.part], chain, generator, training=True, share=share)
+
+    torch.testing.assert_close(torch.cat([part(share) for share in shares]), apply(example(name)))
+
+
+def test_an_unknown_corruption_is_rejected_with_all_there_are() -> None:
+    with pytest.raises(ConfigError, match="Cannot corrupt by blur:2") as error:
+        Corruption("blur", 2)
+    assert all(f"{name}:{kind.parameter}" in str(error.value) for name, kind in CORRUPTIONS.items())
+
+
+def test_a_flip_turns_half_of_the_images_around() -> None:
+    images = torch.rand(400, 3, 2, 4)
+    flipped = horizontal_flip(images, torch.Generator().manual_seed(0))
+    turned = [torch.equal(new, old.flip(2)) for new, old in zip(flipped, images, strict=True)]
+    kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
+    assert sum(turned) + sum(kept) == 400
+    assert 160 < sum(turned) < 240

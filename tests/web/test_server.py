@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 
 from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack_folder, train
 from autoencode.atomic import exclusive
+from autoencode.data.corruptions import CORRUPTIONS, parse_corruptions
 from autoencode.morphing import between, in_square
 from autoencode.outliers.heatmaps import coloured
 from autoencode.pixels import to_float, to_pixels
@@ -51,6 +52,8 @@ def test_the_page_says_what_it_works_on(client: TestClient, workspace: Workspace
     assert (found["height"], found["width"], found["code_size"]) == (32, 32, 8)
     assert found["images"] == found["index"]["images"] == 48
     assert set(found["priors"]) == {"normal", "mixture"}
+    offered = [text for text, _ in found["corruptions"]]
+    assert {corruption.name for corruption in parse_corruptions(offered)} == set(CORRUPTIONS)
 
 
 def test_pictures_are_those_of_the_folder(client: TestClient, workspace: Workspace, photos: Path) -> None:

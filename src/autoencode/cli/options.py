@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ Ray = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
-CORRUPTIONS = "Damage what the encoder sees: gaussian:0.3, dropout:0.3, rotate:15, downscale:4. Repeatable."
+CORRUPTED = f"Damage what the encoder sees: {', '.join(map(example, CORRUPTIONS))}. Repeatable."
 Corrupt = Annotated[
     list[str] | None,
-    typer.Option(help=CORRUPTIONS),
+    typer.Option(help=CORRUPTED),
 ]
 
 

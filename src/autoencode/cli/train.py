@@ -67,9 +67,7 @@ def train(
     loss: Annotated[
         Loss | None, typer.Option(help=f"mse or mae; gaussian for a VAE. {BY_PRESET} mse.")
     ] = None,
-    corrupt: Annotated[
-        list[str] | None, typer.Option(help=f"{options.CORRUPTIONS} {BY_PRESET} none.")
-    ] = None,
+    corrupt: Annotated[list[str] | None, typer.Option(help=f"{options.CORRUPTED} {BY_PRESET} none.")] = None,
     epochs: Annotated[int | None, typer.Option(help=f"Passes over the images. {BY_PRESET} 10.")] = None,
     batch_size: Annotated[int | None, typer.Option(help=f"Images a step. {BY_PRESET} 128.")] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"adamax or adamw. {BY_PRESET} adamax.")] = None,

@@ -1,71 +1,194 @@
 """Clean images -> corrupted images, for denoising autoencoders (the loss is always against the clean ones).
 
-Shapes: B batch, H height, W width. Images are (B, 3, H, W) in [0, 1]. Every corruption is a function of the
-images and a generator; `batches.random_seed` makes that generator's seed of (seed, step). Where several
-processes share a batch, each draws for the whole of it and keeps its part: an image meets the same chance
-however many there are.
+A corruption is one entry of `CORRUPTIONS`: the command line, errors, the reference and the web page are made
+from it. It is a function of the images, an amount and random numbers; `loader.random_seed` makes the seed of
+those of (seed, step), so that a corruption can be repeated.
+
+Shapes: B batch, H height, W width. Images are (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from autoencode.data.loader import Share, share_of
 from autoencode.errors import ConfigError
 
-Name = Literal["gaussian", "dropout", "rotate", "downscale"]
+# Help lists the corruptions and must not wait for torch: functions that need more of it than the methods of a
+# tensor import it themselves.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
-_MEANING: dict[str, str] = {
-    "gaussian": "gaussian:STANDARD_DEVIATION, above 0, for instance gaussian:0.3",
-    "dropout": "dropout:RATE, above 0 and below 1, for instance dropout:0.3",
-    "rotate": "rotate:DEGREES, above 0 and up to 180, for instance rotate:15",
-    "downscale": "downscale:FACTOR, a whole number from 2, for instance downscale:4",
+    import torch
+    from torch import Tensor
+
+    from autoencode.data.loader import Share
+
+
+class Draws:
+    """Random numbers for the images of one process.
+
+    They are drawn for the whole batch, of which the process keeps its part: an image meets the same chance
+    however many processes share the batch.
+
+    Args:
+        images: (B, 3, H, W), for their number, type and device.
+        generator: the source, on the device of the images.
+        share: which part of a batch the images are; None for all of it.
+    """
+
+    def __init__(self, images: Tensor, generator: torch.Generator, share: Share | None) -> None:
+        self._images, self._generator = images, generator
+        self._count, self._part = (len(images), slice(None)) if share is None else (share.whole, share.part)
+
+    def uniform(self) -> Tensor:
+        """Return a number in [0, 1) for each image: (B,)."""
+        return self._images.new_empty(self._count).uniform_(generator=self._generator)[self._part]
+
+    def normal(self) -> Tensor:
+        """Return standard normal noise for each image value: (B, 3, H, W)."""
+        return self._whole_batch().normal_(generator=self._generator)[self._part]
+
+    def bernoulli(self, probability: float) -> Tensor:
+        """Return 1 with this probability for each image value, and 0 otherwise: (B, 3, H, W)."""
+        return self._whole_batch().bernoulli_(probability, generator=self._generator)[self._part]
+
+    def _whole_batch(self) -> Tensor:
+        # Not empty_like: numbers would be drawn in the order of the images' memory format.
+        return self._images.new_empty((self._count, *self._images.shape[1:]))
+
+
+class CorruptionKind(NamedTuple):
+    """One way to corrupt images.
+
+    Attributes:
+        parameter: name of its amount, as errors show it.
+        allowed: amounts that can be used, in words that follow the parameter.
+        allows: whether an amount can be used; never called with a NaN.
+        meaning: what it does, in words that follow its name and an amount.
+        offers: amounts that the web page offers, with a few words each; the last one is the example.
+        apply: images (B, 3, H, W), amount and random numbers to corrupted images, a new tensor.
+        in_training_only: whether it is left out when a model is evaluated.
+        largest: greatest amount for images of (height, width) pixels, where that depends on them.
+    """
+
+    parameter: str
+    allowed: str
+    allows: Callable[[float], bool]
+    meaning: str
+    offers: Sequence[tuple[float, str]]
+    apply: Callable[[Tensor, float, Draws], Tensor]
+    in_training_only: bool = False
+    largest: Callable[[int, int], float] = lambda height, width: math.inf
+
+
+def _gaussian(images: Tensor, deviation: float, draws: Draws) -> Tensor:
+    return images + deviation * draws.normal()
+
+
+def _dropout(images: Tensor, rate: float, draws: Draws) -> Tensor:
+    """Drop each value with this probability and divide the rest by 1 - rate (Srivastava et al. 2014)."""
+    return images * draws.bernoulli(1 - rate).div_(1 - rate)
+
+
+def _rotate(images: Tensor, degrees: float, draws: Draws) -> Tensor:
+    """Turn each image about its centre by an angle uniform in +-degrees; borders are reflected."""
+    import torch
+    import torch.nn.functional as F
+
+    height, width = images.shape[-2:]
+    angles = (2 * draws.uniform() - 1) * torch.deg2rad(torch.tensor(degrees))
+    cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # affine_grid works in coordinates of [-1, 1] along each side, so a turn scales by the aspect ratio.
+    first = torch.stack([cosine, -sine * height / width, zero], dim=1)
+    second = torch.stack([sine * width / height, cosine, zero], dim=1)
+    grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _downscale(images: Tensor, factor: float, draws: Draws) -> Tensor:
+    import torch.nn.functional as F
+
+    height, width = images.shape[-2:]
+    size = (max(1, height // int(factor)), max(1, width // int(factor)))
+    small = F.interpolate(images, size=size, mode="area")
+    # Bicubic overshoots at edges; an image never does.
+    return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+CORRUPTIONS: dict[str, CorruptionKind] = {
+    "gaussian": CorruptionKind(
+        "STANDARD_DEVIATION",
+        "above 0",
+        lambda amount: 0 < amount < math.inf,
+        "adds noise of that standard deviation; the result is not clipped to [0, 1]",
+        [(0.1, "add a little noise"), (0.3, "add much noise")],
+        _gaussian,
+    ),
+    "dropout": CorruptionKind(
+        "RATE",
+        "above 0 and below 1",
+        lambda amount: 0 < amount < 1,
+        "sets that share of the values to 0 and rescales the rest, in training only",
+        [(0.3, "lose 30 % of its values")],
+        _dropout,
+        in_training_only=True,
+    ),
+    "rotate": CorruptionKind(
+        "DEGREES",
+        "above 0 and at most 180",
+        lambda amount: 0 < amount <= 180,
+        "turns by a random angle of up to that many degrees either way; borders are reflected",
+        [(15, "turn it by up to 15°")],
+        _rotate,
+    ),
+    "downscale": CorruptionKind(
+        "FACTOR",
+        "a whole number from 2",
+        lambda amount: amount >= 2 and amount % 1 == 0,
+        "averages squares of that side in pixels and enlarges again, for super-resolution",
+        [(2, "make it half as large"), (4, "make it a quarter as large")],
+        _downscale,
+        largest=min,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to damage an image.
+    """One way to corrupt images, with an amount.
 
     Args:
-        name: "gaussian" adds noise of mean 0 (not clipped: pixels may leave [0, 1]); "dropout" sets values
-            to 0 and rescales the rest, in training only; "rotate" turns by a random angle; "downscale"
-            shrinks by area averaging and enlarges again with bicubic interpolation.
-        amount: standard deviation; rate; largest angle in degrees; factor.
+        name: a name in `CORRUPTIONS`.
+        amount: its number, such as a standard deviation.
 
     Raises:
-        ConfigError: no such corruption, or an amount it cannot have.
+        ConfigError: there is no corruption of that name, or its amount is out of range.
     """
 
-    name: Name
+    name: str
     amount: float
 
     def __post_init__(self) -> None:
-        allowed = {
-            "gaussian": 0 < self.amount < float("inf"),
-            "dropout": 0 < self.amount < 1,
-            "rotate": 0 < self.amount <= 180,
-            "downscale": self.amount >= 2 and self.amount % 1 == 0,
-        }
-        # Comparisons with a NaN are false, so a NaN is rejected here too.
-        if self.name not in allowed or not allowed[self.name]:
+        kind = CORRUPTIONS.get(self.name)
+        if kind is None or math.isnan(self.amount) or not kind.allows(self.amount):
             raise _unusable(str(self), self.name)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.amount:g}"
 
 
+def example(name: str) -> str:
+    """Return how a corruption is written, with an amount of some effect: "gaussian:0.3"."""
+    return f"{name}:{CORRUPTIONS[name].offers[-1][0]:g}"
+
+
 def parse_corruptions(texts: Iterable[str]) -> tuple[Corruption, ...]:
     """Read corruptions as the command line gives them: `["gaussian:0.3", "rotate:15"]`.
 
     Raises:
-        ConfigError: one of them cannot be read, or has an amount it cannot have.
+        ConfigError: a text is not NAME:AMOUNT, there is no such corruption, or its amount is out of range.
     """
     corruptions = []
     for text in texts:
@@ -74,26 +197,31 @@ def parse_corruptions(texts: Iterable[str]) -> tuple[Corruption, ...]:
             value = float(amount)
         except ValueError as err:
             raise _unusable(text, name) from err
-        corruptions.append(Corruption(name, value))  # type: ignore[arg-type]
+        corruptions.append(Corruption(name, value))
     return tuple(corruptions)
 
 
 def check_size(corruptions: Iterable[Corruption], height: int, width: int) -> None:
-    """Reject what images of this size cannot have done to them.
+    """Reject corruptions that images of (height, width) pixels cannot have.
 
     Raises:
-        ConfigError: an image would be downscaled to less than a pixel.
+        ConfigError: an amount is too large for the images, such as a factor that leaves less than a pixel.
     """
     for corruption in corruptions:
-        if corruption.name == "downscale" and corruption.amount > min(height, width):
+        kind = CORRUPTIONS[corruption.name]
+        if corruption.amount > (largest := kind.largest(height, width)):
             raise ConfigError(
-                f"Cannot corrupt by {corruption}: images of {height}x{width} can be downscaled by a factor "
-                f"of at most {min(height, width)}."
+                f"Cannot corrupt by {corruption}: for images of {height}x{width} the {kind.parameter} is at "
+                f"most {largest:g}."
             )
 
 
 def _unusable(text: str, name: str) -> ConfigError:
-    choices = [_MEANING[name]] if name in _MEANING else list(_MEANING.values())
+    names = [name] if name in CORRUPTIONS else list(CORRUPTIONS)
+    choices = [
+        f"{name}:{CORRUPTIONS[name].parameter}, {CORRUPTIONS[name].allowed}, for instance {example(name)}"
+        for name in names
+    ]
     return ConfigError(f"Cannot corrupt by {text}. Use {'; '.join(choices)}.")
 
 
@@ -112,58 +240,26 @@ def corrupt(
         corruptions: what to do; an empty sequence returns the images themselves.
         generator: the source of randomness, on the device of the images.
         training: False leaves dropout out, as a dropout layer does at evaluation.
-        share: which part of a batch the images are; by default all of it.
+        share: which part of a batch the images are; None for all of it.
+
+    Returns:
+        (B, 3, H, W); noise is not clipped to [0, 1].
     """
-    share = share or share_of(len(images), 0, 1)
+    draws = Draws(images, generator, share)
     for corruption in corruptions:
-        if corruption.name == "gaussian":
-            noise = _batch_like(images, share).normal_(generator=generator)[share.part]
-            images = images + corruption.amount * noise
-        elif corruption.name == "dropout":
-            images = _dropout(images, corruption.amount, generator, share) if training else images
-        elif corruption.name == "rotate":
-            images = _rotate(images, corruption.amount, generator, share)
-        else:
-            images = _downscale(images, int(corruption.amount))
+        kind = CORRUPTIONS[corruption.name]
+        if training or not kind.in_training_only:
+            images = kind.apply(images, corruption.amount, draws)
     return images
 
 
-def mirror(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
-    """Mirror each of the images (B, 3, H, W) left to right with probability one half; `share` as above."""
-    mirrored = _uniform(images, generator, share or share_of(len(images), 0, 1)) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+def horizontal_flip(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    """Turn each of the images (B, 3, H, W) left to right with probability one half.
 
-
-def _uniform(images: Tensor, generator: torch.Generator, share: Share) -> Tensor:
-    """(B,) in [0, 1), one for each of the images."""
-    return torch.rand(share.whole, generator=generator, device=images.device)[share.part]
-
-
-def _batch_like(images: Tensor, share: Share) -> Tensor:
-    """(whole, 3, H, W) to fill with random numbers, in one order whatever the memory format of the images."""
-    return images.new_empty((share.whole, *images.shape[1:]))
-
-
-def _dropout(images: Tensor, rate: float, generator: torch.Generator, share: Share) -> Tensor:
-    """Drop each value with this probability and divide the rest by 1 - rate (Srivastava et al. 2014)."""
-    keep = _batch_like(images, share).bernoulli_(1 - rate, generator=generator)[share.part]
-    return images * keep.div_(1 - rate)
-
-
-def _rotate(images: Tensor, degrees: float, generator: torch.Generator, share: Share) -> Tensor:
-    """Turn each image about its centre by an angle uniform in +-degrees; borders are reflected."""
-    height, width = images.shape[-2:]
-    draws = _uniform(images, generator, share)
-    angles = (2 * draws - 1) * torch.deg2rad(torch.tensor(degrees))
-    cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    # affine_grid works in coordinates of [-1, 1] along each side, so a turn scales by the aspect ratio.
-    first = torch.stack([cosine, -sine * height / width, zero], dim=1)
-    second = torch.stack([sine * width / height, cosine, zero], dim=1)
-    grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def _downscale(images: Tensor, factor: int) -> Tensor:
-    height, width = images.shape[-2:]
-    small = F.interpolate(images, size=(max(1, height // factor), max(1, width // factor)), mode="area")
-    return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+    Args:
+        images: not changed.
+        generator: as for `corrupt`.
+        share: as for `corrupt`.
+    """
+    flipped = Draws(images, generator, share).uniform() < 0.5
+    return images.flip(3).where(flipped[:, None, None, None], images)

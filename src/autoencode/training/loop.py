@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import corrupt, mirror, parse_corruptions
+from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions
 from autoencode.data.loader import Share, batches, epoch_order, random_seed, shared_batches, steps_per_epoch
 from autoencode.errors import VERSION, DivergedError, RunError
 from autoencode.metrics.images import RunningVariance, active_units, merged
@@ -253,13 +253,13 @@ class Loop:
     ) -> tuple[Terms, Output, Tensor]:
         """The objective of a share of a batch, the output, and the images it should have been.
 
-        Noise, corruptions and mirroring depend on the seed, `draw` and the place in the batch alone.
+        Noise, corruptions and flips depend on the seed, `draw` and the place in the batch alone.
         """
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
         generator = torch.Generator(clean.device).manual_seed(seed)
         if training and self.config.horizontal_flip:
-            clean = mirror(clean, generator, share)
+            clean = horizontal_flip(clean, generator, share)
         seen = corrupt(clean, self.corruptions, generator, training=training, share=share)
         noise = None
         if model.is_vae:

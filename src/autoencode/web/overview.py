@@ -15,6 +15,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
+from autoencode.data.corruptions import CORRUPTIONS
 from autoencode.data.untrusted import UPLOAD_LIMITS
 from autoencode.evaluation.quality import CheckUp, gap_in_words
 from autoencode.generation import priors
@@ -44,6 +45,11 @@ async def workspace(space: Space) -> dict[str, Any]:
         "code_size": space.model.config.code_size,
         "priors": priors(space.model),
         "corrupt": _trained_on(space.model).get("corrupt", []),
+        "corruptions": [
+            (f"{name}:{amount:g}", words)
+            for name, kind in CORRUPTIONS.items()
+            for amount, words in kind.offers
+        ],
         "images": 0 if space.review is None else len(space.review),
         "index": None if index is None else {"images": len(index), "distance": index.distance},
         "upload_bytes": UPLOAD_LIMITS.max_bytes,

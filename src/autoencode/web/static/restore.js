@@ -7,19 +7,10 @@ import { hasImages, workspace } from "/static/shared.js";
 
 export const title = "Restore";
 
-const DAMAGES = [
-  ["", "nothing: take it as it is"],
-  ["gaussian:0.1", "add a little noise"],
-  ["gaussian:0.3", "add much noise"],
-  ["dropout:0.3", "lose 30 % of its values"],
-  ["downscale:2", "make it half as large"],
-  ["downscale:4", "make it a quarter as large"],
-  ["rotate:15", "turn it by up to 15°"],
-];
-
 export function mount(root) {
   const trained = workspace.corrupt[0] ?? "";
-  const damages = DAMAGES.some(([key]) => key === trained) ? DAMAGES : [...DAMAGES, [trained, `${trained}, as in training`]];
+  const damages = [["", "nothing: take it as it is"], ...workspace.corruptions];
+  if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
   const state = { picture: null, clean: null, corrupt: trained };
   const place = h("div");
   const use = ([picture]) => {
