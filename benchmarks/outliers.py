@@ -1,4 +1,4 @@
-"""How well each outlier score tells other images from held-out test images of a model's own pack.
+"""How well each outlier score distinguishes other images from held-out test images of a model's own pack.
 
     python benchmarks/outliers.py RUN --ood FOLDER ... [--pack PACK] [--most 500] [--pretrained]
     python benchmarks/outliers.py RUN --ood FOLDER ... --masks MASKS
@@ -27,8 +27,9 @@ from autoencode.data.loader import batches
 from autoencode.data.preprocessing import read_image
 from autoencode.data.sources import find_images
 from autoencode.metrics.statistics import Interval, auroc
-from autoencode.outliers.calibration import conformal_p_values, images_needed, rate_of, reference_name
-from autoencode.outliers.scores import SCORES, Score, fit_gaussian, joined, measurer, residual_spectrum
+from autoencode.outliers.calibration import images_needed, reference_name
+from autoencode.outliers.measurements import measurer, residual_spectrum
+from autoencode.outliers.scores import SCORES, Mahalanobis, apply_detectors
 from autoencode.pixels import to_float
 from autoencode.training.run import read_run
 
@@ -61,13 +62,13 @@ def control(model: Autoencoder, pack: Pack, folders: dict[str, list[Path]]) -> t
         rows = np.unique(pack.rows(split))[:4000]
         return torch.cat([residual_spectrum(x) for x in batches(pack, rows, 64)]).double().numpy()
 
-    ordinary = fit_gaussian(of_rows("train"))
+    normal = Mahalanobis.fit(of_rows("train"))
     spectra = {
         name: residual_spectrum(to_float(np.stack([read_image(p, model.preprocessing) for p in paths])))
         for name, paths in folders.items()
     }
-    return ordinary.distance(of_rows("test")), {
-        name: ordinary.distance(values.double().numpy()) for name, values in spectra.items()
+    return normal.score(of_rows("test")), {
+        name: normal.score(values.double().numpy()) for name, values in spectra.items()
     }
 
 
@@ -83,16 +84,18 @@ def score_rows(
 ) -> None:
     reference = fit_reference(model, pack, cache, embedding=embedding)
     measure = measurer(model, embedding)
-    scored: dict[str, dict[Score, Array]] = {}
+    scored: dict[str, dict[str, Array]] = {}
     for name, paths in folders.items():
         chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
-        scored[name] = reference.statistics.scores(joined([measure(model.read(chunk)) for chunk in chunks]))
+        parts = [apply_detectors(reference.detectors, measure(model.read(chunk))) for chunk in chunks]
+        scored[name] = {score: np.concatenate([part[score] for part in parts]) for score in parts[0]}
     for score in SCORES:
         if score not in reference.calibration:
             continue
         positives = {name: scores[score] for name, scores in scored.items()}
-        p_values = conformal_p_values(reference.calibration[score], reference.validation[score])
-        realised = [rate_of(p_values <= rate) for rate in promised(len(reference.calibration[score]))]
+        realised = [
+            reference.validation_fpr(score, rate) for rate in promised(len(reference.calibration[score]))
+        ]
         text = " | ".join(
             f"{r.value:.2%} ({r.interval.low:.2%}–{r.interval.high:.2%})" for r in realised if r is not None
         )

@@ -46,7 +46,7 @@ COMMANDS: dict[str, Arguments] = {
     "reconstruct": lambda had, out: ("reconstruct", had / "run", had / "images", "--out", out / "restored"),
     "morph": lambda had, out: ("morph", had / "run", *_two(had), "--out", out / "morph.gif"),
     "generate": lambda had, out: ("generate", had / "run", "-n", "9", "--out", out / "new"),
-    "outliers": lambda had, out: ("outliers", had / "run", had / "images", "--out", out / "strange.csv"),
+    "outliers": lambda had, out: ("outliers", had / "run", had / "images", "--out", out / "outliers.csv"),
     "search": lambda had, out: (
         *("search", had / "index", *_two(had), "--out", out / "found.json", "--sheet", out / "found.png"),
     ),

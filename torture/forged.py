@@ -29,8 +29,8 @@ from autoencode.index.memory import open_index, read_index, write_index
 from autoencode.index.neighbours import Cells
 from autoencode.index.sheets import neighbours_sheet
 from autoencode.models.model_file import load_model, read_tensors, save_model, write_tensors
-from autoencode.outliers import find_outliers
 from autoencode.outliers.calibration import fit_reference
+from autoencode.outliers.find import find_outliers
 from autoencode.report.pictures import curves
 from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import train

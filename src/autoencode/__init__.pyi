@@ -54,12 +54,12 @@ from .models.priors import GaussianMixture as GaussianMixture
 from .models.priors import StandardNormal as StandardNormal
 from .morphing import Morph as Morph
 from .morphing import morph as morph
-from .outliers import Finding as Finding
-from .outliers import Outliers as Outliers
-from .outliers import find_outliers as find_outliers
 from .outliers.calibration import OutlierReference as OutlierReference
 from .outliers.calibration import fit_reference as fit_reference
-from .outliers.heatmaps import heat_maps as heat_maps
+from .outliers.find import Outliers as Outliers
+from .outliers.find import ScoredImage as ScoredImage
+from .outliers.find import find_outliers as find_outliers
+from .outliers.measurements import heat_maps as heat_maps
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import Reconstructions as Reconstructions
 from .reconstruction import reconstruct as reconstruct

@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from autoencode import Pack, Run, pack_folder
 from autoencode.cli import main
 from autoencode.cli.options import Embedding
-from autoencode.cli.outliers import Score
+from autoencode.cli.outliers import SCORE_HELP, ScoreName
 from autoencode.embedding import EMBEDDINGS
 from autoencode.outliers.calibration import reference_name
 from autoencode.outliers.scores import SCORES
@@ -52,7 +53,7 @@ def test_a_run_folder_is_all_it_needs(
     code, said, complaint = outliers(run_folder, photos, "--fpr", "0.3", "--heatmaps", "--out", out)
     assert code == 0, complaint
     assert " of 48 images, by spectrum of code" in said
-    assert "at most 30.00% of ordinary images, calibrated on" in said
+    assert "at most 30.00% of normal images, calibrated on" in said
     assert "validation images flagged, 95 % interval" in said
     assert str(out) in said
     assert str(tmp_path / "found-worst.png") in said
@@ -63,7 +64,7 @@ def test_a_run_folder_is_all_it_needs(
 def test_the_papers_rule_says_that_it_flags_half(outliers: Command, run_folder: Path, photos: Path) -> None:
     code, said, _ = outliers(run_folder, photos, "--rule", "paper")
     assert code == 0
-    assert "it calls half of ordinary images outliers" in said
+    assert "it calls half of normal images outliers" in said
 
 
 def test_few_images_need_no_option_and_hear_what_can_be_promised(
@@ -71,9 +72,7 @@ def test_few_images_need_no_option_and_hear_what_can_be_promised(
 ) -> None:
     code, said, complaint = outliers(run_folder, photos)
     assert code == 0, complaint
-    assert re.search(
-        r"at most \d+\.\d\d% of ordinary images, calibrated on \d test images; 1% needs 99", said
-    )
+    assert re.search(r"at most \d+\.\d\d% of normal images, calibrated on \d test images; 1% needs 99", said)
 
 
 def test_a_model_file_alone_needs_its_pack(
@@ -104,7 +103,7 @@ def test_images_of_another_pack_are_noted(
     ("arguments", "part"),
     [
         (("--heatmaps",), "give --out"),
-        (("--score", "kl", "--fpr", "0.3"), "is a VAE's"),
+        (("--score", "kl", "--fpr", "0.3"), "needs a VAE"),
         (("--fpr", "0.01"), "needs 99 test images to calibrate on"),
     ],
 )
@@ -118,6 +117,10 @@ def test_what_cannot_be_is_one_line(
     assert part in complaint
 
 
-def test_the_command_offers_every_score_and_every_embedding() -> None:
-    assert [score.value for score in Score] == list(SCORES)
+def test_the_command_offers_every_score_and_every_embedding(outliers: Command) -> None:
+    assert get_args(ScoreName) == tuple(SCORES)
+    code, said, _ = outliers("--help")
+    assert code == 0
+    assert all(f"{score}:" in said for score in SCORES)
+    assert all(f"{score.name}: {score.description}" in SCORE_HELP for score in SCORES.values())
     assert [embedding.value for embedding in Embedding] == list(EMBEDDINGS)

@@ -116,7 +116,7 @@ def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
     assert (found.detection.folder, found.detection.images) == (str(noise), 6)
     assert f"1 files of {noise} could not be used." in found.notes
     reference = fit_reference(model, tiny_pack)
-    scores = [finding.score for finding in find_outliers(model, noise, reference).findings]
+    scores = [image.score for image in find_outliers(model, noise, reference).images]
     ordinary = reference.calibration[found.detection.score]
     labels = [0] * len(ordinary) + [1] * len(scores)
     assert found.detection.auroc.value == roc_auc_score(labels, [*ordinary, *scores])

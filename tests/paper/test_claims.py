@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoencode.outliers.calibration import OutlierReference
+from autoencode.outliers.scores import Value
 from autoencode.paper.claims import Claim, claims
 
 CLAIMS = {
@@ -46,11 +48,12 @@ def measured(
 def results(models: dict[str, dict[str, Any]], val_loss: float = 1.0) -> Any:  # noqa: ANN401
     generator = np.random.default_rng(0)
     kl = generator.normal(100, 10, 2000)
-    reference = SimpleNamespace(
-        median_kl_nats=100.0,
-        calibration={"kl": kl[:999], "spectrum": kl[:999]},
-        validation={"kl": kl[999:], "spectrum": kl[999:]},
-        calibration_images=999,
+    reference = OutlierReference(
+        {"kl": Value(np.array(100.0))},
+        {"kl": kl[:999], "spectrum": kl[:999]},
+        {"kl": kl[999:], "spectrum": kl[999:]},
+        encoder="",
+        pack="",
     )
     return SimpleNamespace(
         measured=models,

@@ -25,7 +25,7 @@ from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack
 from autoencode.atomic import exclusive
 from autoencode.data.corruptions import CORRUPTIONS, parse_corruptions
 from autoencode.morphing import between, in_square
-from autoencode.outliers.heatmaps import coloured
+from autoencode.outliers.measurements import coloured
 from autoencode.pixels import to_float, to_pixels
 from autoencode.projection import code_map
 from autoencode.reconstruction import restore

@@ -37,8 +37,8 @@ from autoencode.metrics.statistics import Estimate, auroc_estimate
 from autoencode.models.backbones import pretrained_version
 from autoencode.models.model_file import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
-from autoencode.outliers import find_outliers
 from autoencode.outliers.calibration import fit_reference
+from autoencode.outliers.find import find_outliers
 
 if TYPE_CHECKING:
     from autoencode.configuration import PriorName, Split
@@ -90,11 +90,9 @@ def detect(
     Raises:
         ImageFolderError: none of them could.
     """
-    reference = fit_reference(model, pack, progress=partial(report, "learning what is ordinary"))
-    found = find_outliers(
-        model, paths, reference, limits=limits, progress=partial(report, f"scoring {folder}")
-    )
-    scores = np.array([finding.score for finding in found.findings])
+    reference = fit_reference(model, pack, progress=partial(report, "fitting to normal images"))
+    found = find_outliers(model, paths, reference, limits=limits, progress=report)
+    scores = np.array([image.score for image in found.images])
     auroc = auroc_estimate(reference.calibration[found.score], scores)
     return Detection(folder, len(scores), found.score, auroc), len(found.skipped)
 

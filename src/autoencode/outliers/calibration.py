@@ -1,16 +1,15 @@
-"""From scores to decisions with a stated rate of false alarms: split conformal p-values.
+"""From scores to outliers at a stated false positive rate: split conformal p-values.
 
-Scores of held-out ordinary images, which neither training nor the statistics of a score have seen, say how
-often an ordinary image scores as high (Vovk, Gammerman & Shafer 2005; Bates et al. 2023, for outliers).
-
-What `outliers` compares with: statistics of training images, scores of held-out ones; computed once.
+The calibration set is held-out normal images, which neither training nor the detectors have seen. It says how
+often a normal image scores as high (Vovk, Gammerman & Shafer 2005; for outliers Bates et al. 2023).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,83 +17,85 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.embedding import image_encoder, over_pack
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.metrics.statistics import Interval, wilson_interval
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
-from autoencode.outliers.scores import (
-    SCORES,
-    Gaussian,
-    Measured,
-    Quantity,
-    Score,
-    TrainingStatistics,
-    joined,
-    measurer,
-    training_statistics,
-)
+from autoencode.outliers.measurements import measurer
+from autoencode.outliers.scores import Detector, Score, Value, apply_detectors, fit_detectors, scores_for
 
 if TYPE_CHECKING:
     from autoencode.configuration import Embedding, Split
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 
-USUAL_RATE = 0.01
+    Array = NDArray[np.float64]
+    Measured = dict[str, Array]
 
-Array = NDArray[np.float64]
+DEFAULT_FPR = 0.01
+# Scores from more training images are no better, and neighbours are slower to find.
+MOST_IMAGES = 10_000
+BATCH = 64
+
+KIND, FORMAT_VERSION = "outlier reference", 3
 
 
-class Rate(NamedTuple):
-    """A share of `images`, and its 95 % interval."""
+class FalsePositiveRate(NamedTuple):
+    """The share of normal images that are called outliers, its 95 % interval, and their number."""
 
     value: float
     interval: Interval
     images: int
 
 
+def false_positive_rate(flags: NDArray[np.bool_]) -> FalsePositiveRate | None:
+    """Return the share of True among normal images (N,), with its Wilson interval; None if N is 0."""
+    count, images = int(flags.sum()), len(flags)
+    return FalsePositiveRate(count / images, wilson_interval(count, images), images) if images else None
+
+
 def conformal_p_values(calibration: Array, scores: Array) -> Array:
     """p = (1 + #{calibration scores >= score}) / (n + 1): Vovk et al. 2005, for one more image.
 
-    For an image exchangeable with those of calibration, P(p <= a) <= a for every a, whatever the scores are.
+    For an image exchangeable with the calibration set, P(p <= a) <= a for every a, whatever the scores are.
 
     Args:
-        calibration: (n,) scores of held-out ordinary images.
+        calibration: (n,) scores of held-out normal images.
         scores: (N,).
 
     Returns:
-        (N,) in (0, 1]; 1 throughout where there is no calibration score.
+        (N,) in (0, 1]; 1 throughout if there is no calibration score.
     """
     below = np.searchsorted(np.sort(calibration), scores, side="left")
     p_values: Array = (1 + len(calibration) - below) / (len(calibration) + 1)
     return p_values
 
 
-def images_needed(rate: float) -> int:
-    """Fewest calibration images with which a p-value can be as small as `rate`: ceil(1 / rate) - 1.
+def images_needed(fpr: float) -> int:
+    """Fewest calibration images with which a p-value can be as small as `fpr`: ceil(1 / fpr) - 1.
 
     Raises:
         ConfigError: the rate is not above 0 and below 1.
     """
-    if not 0 < rate < 1:
+    if not 0 < fpr < 1:
         raise ConfigError(
-            f"The false-positive rate is {rate:g}; it must be above 0 and below 1, such as 0.01."
+            f"The false positive rate is {fpr:g}; it must be above 0 and below 1, such as 0.01."
         )
-    fewest = math.floor(1 / rate)
-    return fewest - 1 if 1 / fewest <= rate else fewest  # 1 / rate may be rounded either way
+    fewest = math.floor(1 / fpr)
+    return fewest - 1 if 1 / fewest <= fpr else fewest  # 1 / fpr may be rounded either way
 
 
-def promised_rate(images: int, rate: float | None = None) -> float:
-    """Return the false-positive rate to keep to with so many calibration images.
+def attainable_fpr(images: int, fpr: float | None = None) -> float:
+    """Return the false positive rate to keep to with so many calibration images.
 
     Args:
-        images: calibration images.
-        rate: what is asked for; None for 0.01 or, with too few images for that, the smallest rate there is.
+        images: in the calibration set.
+        fpr: the rate asked for; None for 0.01 or, with too few images for that, the smallest there is.
 
     Raises:
-        ConfigError: they cannot promise the rate asked for; it says how many are needed.
+        ConfigError: the calibration set is too small for the rate; the message says how many it takes.
     """
     if not images:
         raise ConfigError(
@@ -102,54 +103,73 @@ def promised_rate(images: int, rate: float | None = None) -> float:
             "images; about one in ten becomes a test image."
         )
     smallest = 1 / (images + 1)
-    if rate is None:
-        return max(USUAL_RATE, smallest)
-    needed = images_needed(rate)
+    if fpr is None:
+        return max(DEFAULT_FPR, smallest)
+    needed = images_needed(fpr)
     if images < needed:
         raise ConfigError(
-            f"A false-positive rate of {rate:g} needs {needed:,} test images to calibrate on; the pack has "
+            f"A false positive rate of {fpr:g} needs {needed:,} test images to calibrate on; the pack has "
             f"{images:,}. Use more images (one in ten is a test image), or --fpr "
             f"{math.ceil(1e4 * smallest) / 1e4:g} or more."
         )
-    return rate
-
-
-def rate_of(flags: NDArray[np.bool_]) -> Rate | None:
-    """Share of True, with its Wilson interval; None of no flags."""
-    count, images = int(flags.sum()), len(flags)
-    return Rate(count / images, wilson_interval(count, images), images) if images else None
-
-
-KIND, FORMAT_VERSION = "outlier reference", 2
-
-MOST_IMAGES = 10_000  # of training and of validation; statistics of more are no better, and neighbours slower
-BATCH = 64
+    return fpr
 
 
 @dataclass(frozen=True)
 class OutlierReference:
-    """What ordinary images look like to one model, or to pretrained features.
+    """The normal images of a pack as one model sees them, or pretrained features: detectors and calibration.
 
     Attributes:
-        statistics: of up to 10,000 training images.
-        calibration: scores of all test images, by score; these set thresholds. Empty without such images.
-        validation: the same of up to 10,000 validation images, which show what the thresholds do.
-        median_kl_nats: median KL of the training images, the paper's threshold; None without a VAE's code.
-        encoder: digest of what measured them, see `ImageEncoder`.
+        detectors: fitted to up to 10,000 training images, by score.
+        calibration: scores of all test images, by score; they set thresholds. Empty without such images.
+        validation: scores of up to 10,000 validation images, by score; they show what the thresholds do.
+        encoder: digest of what measured the images, see `ImageEncoder`.
         pack: fingerprint of the pack.
     """
 
-    statistics: TrainingStatistics
-    calibration: dict[Score, Array]
-    validation: dict[Score, Array]
-    median_kl_nats: float | None
+    detectors: Mapping[str, Detector]
+    calibration: Mapping[str, Array]
+    validation: Mapping[str, Array]
     encoder: str
     pack: str
 
     @property
     def calibration_images(self) -> int:
         """Number of test images."""
-        return len(self.calibration.get("knn", ()))
+        return len(next(iter(self.calibration.values()), ()))
+
+    @property
+    def median_kl_nats(self) -> float | None:
+        """Median KL of the training images, the paper's threshold; None if the scores have no KL."""
+        detector = self.detectors.get("kl")
+        return float(detector.median) if isinstance(detector, Value) else None
+
+    def check_encoder(self, digest: str) -> None:
+        """Reject a reference that something else measured.
+
+        Raises:
+            ConfigError: the digest is not that of its encoder.
+        """
+        if self.encoder != digest:
+            raise ConfigError(
+                "This reference is of another model or another embedding. Make one with "
+                "fit_reference(model, pack)."
+            )
+
+    def p_values(self, score: str, scores: Array) -> Array:
+        """Return the conformal p-values (N,) of scores (N,)."""
+        return conformal_p_values(self.calibration.get(score, np.zeros(0)), scores)
+
+    def outliers(self, score: str, scores: Array, fpr: float | None) -> NDArray[np.bool_]:
+        """Return which scores (N,) are outliers: p-values of at most `fpr`; for None, the paper's rule."""
+        if fpr is not None:
+            return self.p_values(score, scores) <= fpr
+        assert self.median_kl_nats is not None
+        return scores > self.median_kl_nats
+
+    def validation_fpr(self, score: str, fpr: float | None) -> FalsePositiveRate | None:
+        """Return the false positive rate on the validation images, all of them normal; None without any."""
+        return false_positive_rate(self.outliers(score, self.validation.get(score, np.zeros(0)), fpr))
 
 
 def fit_reference(
@@ -162,18 +182,17 @@ def fit_reference(
     ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OutlierReference:
-    """Learn what is ordinary from the images a model was trained on and the held-out ones of the same pack.
+    """Fit detectors to the images a model was trained on, and score held-out images of the same pack.
 
     Args:
         model: from `load_model`, or its path.
         pack: of its training.
-        cache: a file that keeps the result. One that is there and belongs to this model, pack and embedding
-            is used instead of computing; any other is replaced. A file that cannot be written is
-            done without.
+        cache: a file that keeps the result. If it is there and belongs to this model, pack and embedding,
+            is used instead of computing; otherwise it is replaced. A file that cannot be written is ignored.
         embedding: "code" for all that the model makes of images; "pretrained" for features of a network
             trained on ImageNet instead.
-        most: images of each split to look at; see `reference_rows`. What is learned from fewer than usual is
-            not kept in the cache.
+        most: images of each split to look at; see `reference_rows`. A result from fewer than usual is not
+            kept in the cache.
         ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
             the pack. See `joined_cluster`.
         progress: called with (images done, images in all).
@@ -188,15 +207,19 @@ def fit_reference(
     model = as_model(model)
     model.check_preprocessing(pack.preprocessing, pack.path)
     encoder = image_encoder(model, embedding).digest
-    measure = measurer(model, embedding)
+    scores = scores_for(embedding, is_vae=model.is_vae)
+    measure = measurer(model, embedding, scores)
     cache = None if cache is None else Path(cache)
-    if cache is not None and (kept := _kept(cache, encoder, pack)) is not None:
+    if cache is not None and encoder and (kept := _read(cache, scores, encoder, pack.fingerprint)):
         size = model.preprocessing
         if _fits(kept, measure(torch.zeros(1, 3, size.height, size.width))):
             return kept
     rows = reference_rows(pack, most)
     with joined_cluster(ray, "Measuring on a cluster") as cluster:
-        reference = _fit(measure, encoder, pack, rows, progress or (lambda done, total: None), cluster)
+        detectors, calibration, validation = _fit(
+            measure, scores, pack, rows, progress or (lambda done, total: None), cluster
+        )
+    reference = OutlierReference(detectors, calibration, validation, encoder, pack.fingerprint)
     if cache is not None and encoder and most is None:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
@@ -209,7 +232,7 @@ def reference_name(embedding: Embedding) -> str:
 
 
 def reference_rows(pack: Pack, most: int | None = None) -> dict[Split, NDArray[np.int64]]:
-    """Return the rows of each split of a pack that a reference is made of.
+    """Return the rows of each split of a pack that a reference is fitted to and calibrated on.
 
     Copies of an image are one observation. Rows are in no order of meaning, so any even sample is random.
 
@@ -222,127 +245,107 @@ def reference_rows(pack: Pack, most: int | None = None) -> dict[Split, NDArray[n
     return {split: _evenly(np.unique(pack.rows(split)), cap) for split, cap in caps.items()}
 
 
-def calibration_size(ordinary: Pack | OutlierReference) -> int:
+def calibration_size(source: Pack | OutlierReference) -> int:
     """Number of test images there are to calibrate on; copies of one count once."""
-    if isinstance(ordinary, OutlierReference):
-        return ordinary.calibration_images
-    return len(np.unique(ordinary.rows("test")))
+    if isinstance(source, OutlierReference):
+        return source.calibration_images
+    return len(np.unique(source.rows("test")))
 
 
 def _fit(
-    measure: Callable[[Tensor], Measured],
-    encoder: str,
+    measure: Callable[[torch.Tensor], Measured],
+    scores: list[Score],
     pack: Pack,
     rows: dict[Split, NDArray[np.int64]],
     progress: Callable[[int, int], None],
     cluster: Cluster | None,
-) -> OutlierReference:
+) -> tuple[dict[str, Detector], dict[str, Array], dict[str, Array]]:
+    """Return the detectors, and the scores of the test and of the validation images."""
     done, total = 0, sum(map(len, rows.values()))
 
-    def measured(split: Split) -> list[Measured]:
+    def measured(split: Split) -> Measured:
         nonlocal done
-        parts = []
-        for made in over_pack(measure, pack, rows[split], BATCH, cluster):
-            parts.append(made)
-            done += len(made["vectors"])
+        parts: dict[str, list[Array]] = {}
+        for batch in over_pack(measure, pack, rows[split], BATCH, cluster):
+            for quantity, values in batch.items():
+                parts.setdefault(quantity, []).append(values)
+            done += len(values)
             progress(done, total)
-        return parts
+        return {quantity: np.concatenate(values) for quantity, values in parts.items()}
 
     train = measured("train")
     if not train:
         raise ConfigError(
-            f"{pack.location} has no training images to learn from what is ordinary. Use more images; three "
-            "in four become training images."
+            f"{pack.location} has no training images to fit scores to. Use more images; three in four become "
+            "training images."
         )
-    ordinary = joined(train)
-    statistics = training_statistics(ordinary)
-    calibration, validation = (_scores(statistics, measured(split)) for split in ("test", "validation"))
-    median = float(np.median(ordinary["kl_nats"])) if "kl_nats" in ordinary else None
-    return OutlierReference(statistics, calibration, validation, median, encoder, pack.fingerprint)
+    detectors = fit_detectors(train, scores)
+    held_out = [
+        {score.name: _in_batches(detectors[score.name], found[score.quantity]) for score in scores if found}
+        for found in (measured("test"), measured("validation"))
+    ]
+    return detectors, held_out[0], held_out[1]
 
 
-def _scores(statistics: TrainingStatistics, parts: list[Measured]) -> dict[Score, Array]:
-    scored = [statistics.scores(part) for part in parts]
-    return {name: np.concatenate([part[name] for part in scored]) for name in scored[0]} if scored else {}
+def _in_batches(detector: Detector, values: Array) -> Array:
+    # A distance to each of 10,000 neighbours is 80 kB an image: all images at once would take gigabytes.
+    parts = [detector.score(values[start : start + BATCH]) for start in range(0, len(values), BATCH)]
+    return np.concatenate(parts)
 
 
 def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
-    return (
-        rows
-        if most is None or len(rows) <= most
-        else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    )
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _write(path: Path, reference: OutlierReference) -> None:
-    tensors = {"vectors": torch.from_numpy(reference.statistics.vectors).float()}
-    if reference.statistics.spectra is not None:
-        tensors["spectra"] = torch.from_numpy(reference.statistics.spectra)
-    for quantity, gaussian in reference.statistics.gaussians.items():
-        for part, values in gaussian._asdict().items():
-            tensors[f"{quantity}.{part}"] = torch.from_numpy(values)
-    for split in ("calibration", "validation"):
-        for score, values in getattr(reference, split).items():
-            tensors[f"{split}.{score}"] = torch.from_numpy(values)
-    content = {
-        "encoder": reference.encoder,
-        "pack": reference.pack,
-        "median_kl_nats": reference.median_kl_nats,
+    arrays = {
+        f"{score}.{name}": values
+        for score, detector in reference.detectors.items()
+        for name, values in vars(detector).items()
     }
-    write_tensors(path, KIND, FORMAT_VERSION, tensors, content)
+    for split in ("calibration", "validation"):
+        arrays |= {f"{split}.{score}": values for score, values in getattr(reference, split).items()}
+    # Codes and features are float32, widened to be measured by: as float32 nothing of them is lost.
+    narrow = {name: values.astype(np.float32) for name, values in arrays.items()}
+    kept = {name: narrow[name] if (narrow[name] == arrays[name]).all() else arrays[name] for name in arrays}
+    tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in kept.items()}
+    write_tensors(path, KIND, FORMAT_VERSION, tensors, {"encoder": reference.encoder, "pack": reference.pack})
 
 
-def _kept(path: Path, encoder: str, pack: Pack) -> OutlierReference | None:
-    """Read what an earlier call kept, if it is whole and of this encoder and pack."""
+def _read(path: Path, scores: list[Score], encoder: str, pack: str) -> OutlierReference | None:
+    """Read what an earlier call kept, if it is of this version, and of these scores, encoder and pack."""
     try:
         tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, PackError)
-        if not encoder or [content[key] for key in ("version", "encoder", "pack")] != [
-            *(FORMAT_VERSION, encoder, pack.fingerprint)
-        ]:
+        arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+        if (content["version"], content["encoder"], content["pack"]) != (FORMAT_VERSION, encoder, pack):
             return None
-        of: tuple[Quantity, ...] = ("vectors", "path", "spectrum")
-        gaussians = {name: _gaussian(tensors, name) for name in of if f"{name}.mean" in tensors}
-        return OutlierReference(
-            TrainingStatistics(
-                gaussians,
-                tensors["vectors"].double().numpy(),
-                tensors["spectra"].numpy() if "spectra" in tensors else None,
-            ),
-            _scores_of(tensors, "calibration"),
-            _scores_of(tensors, "validation"),
-            content["median_kl_nats"],
-            encoder,
-            pack.fingerprint,
-        )
+        detectors = {score.name: _detector(score, arrays) for score in scores}
     except (PackError, KeyError):
         return None
+    splits = [
+        {score.name: arrays[name] for score in scores if (name := f"{split}.{score.name}") in arrays}
+        for split in ("calibration", "validation")
+    ]
+    return OutlierReference(detectors, splits[0], splits[1], encoder, pack)
+
+
+def _detector(score: Score, arrays: Mapping[str, Array]) -> Detector:
+    names = [field.name for field in dataclasses.fields(score.detector)]
+    return score.detector(**{name: arrays[f"{score.name}.{name}"] for name in names})
 
 
 def _fits(kept: OutlierReference, measured: Measured) -> bool:
-    """Whether what was kept can score what is measured, of one image; a forged file need not."""
+    """Whether a reference that was kept can score an image, given its quantities; a forged one need not."""
     try:
-        wanted = kept.statistics.scores(measured)
-    except (KeyError, ValueError, IndexError):
+        found = apply_detectors(kept.detectors, measured)
+        medians = [float(one.median) for one in kept.detectors.values() if isinstance(one, Value)]
+    except (KeyError, ValueError, IndexError, TypeError):
         return False
-    median, has_median = kept.median_kl_nats, "kl" in wanted
-    fits = all(scores.shape == (1,) and bool(np.isfinite(scores).all()) for scores in wanted.values())
+    fits = all(one.shape == (1,) and bool(np.isfinite(one).all()) for one in found.values())
     for split in (kept.calibration, kept.validation):
-        lengths = {scores.shape for scores in split.values()}
-        fits &= (
-            split.keys() in (set(), wanted.keys())
-            and len(lengths) <= 1
-            and all(map(_is_list, split.values()))
-        )
-    return fits and (isinstance(median, float) if has_median else median is None)
-
-
-def _is_list(scores: Array) -> bool:
-    return scores.ndim == 1 and bool(np.isfinite(scores).all())
-
-
-def _gaussian(tensors: dict[str, Tensor], name: str) -> Gaussian:
-    return Gaussian(*(tensors[f"{name}.{part}"].numpy() for part in Gaussian._fields))
-
-
-def _scores_of(tensors: dict[str, Tensor], split: str) -> dict[Score, Array]:
-    return {score: tensors[f"{split}.{score}"].numpy() for score in SCORES if f"{split}.{score}" in tensors}
+        fits &= split.keys() in (set(), kept.detectors.keys())
+        fits &= len({one.shape for one in split.values()}) <= 1
+        fits &= all(one.ndim == 1 and bool(np.isfinite(one).all()) for one in split.values())
+    return fits and all(map(math.isfinite, medians))

@@ -1,12 +1,10 @@
-"""The images of a pack in order of strangeness, and what each rate of false alarms would call an outlier.
+"""The images of a pack, most anomalous first, and what a person decides about each of them.
+
+Decisions are a log of JSON lines; the state is what reading it from the first line to the last gives. A crash
+can cost the decision that was being written, and none before it. Several processes may write one log: each
+first takes in what the others wrote.
 
 Lengths: N entries of the pack.
-
-What a person decided about images, written down as it is decided.
-
-A log of JSON lines; the state is what reading it from the first line to the last gives. A crash can cost the
-decision that was being written, and none before it. Several pages may write one log: each first takes in what
-the others wrote.
 """
 
 from __future__ import annotations
@@ -24,8 +22,14 @@ from numpy.typing import NDArray
 from autoencode.atomic import append_line, csv_bytes, make_folder, one_at_a_time, parse_json, write_bytes
 from autoencode.data.loader import batches
 from autoencode.errors import ConfigError, OutputError
-from autoencode.outliers.calibration import OutlierReference, Rate, conformal_p_values, promised_rate, rate_of
-from autoencode.outliers.scores import DEFAULT_SCORES, Score, measurer
+from autoencode.outliers.calibration import (
+    FalsePositiveRate,
+    OutlierReference,
+    attainable_fpr,
+    false_positive_rate,
+)
+from autoencode.outliers.measurements import measurer
+from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Entry
@@ -39,18 +43,18 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranking:
-    """How strange each image of a pack is.
+    """How anomalous each image of a pack is.
 
     Attributes:
         score: name of the score.
-        scores: (N,) in the order of the pack's entries; larger is stranger.
-        p_values: (N,) how rarely an ordinary image scores as high, in (0, 1].
-        order: (N,) places of the entries, strangest first.
+        scores: (N,) in the order of the pack's entries; larger is more anomalous.
+        p_values: (N,) conformal p-values, in (0, 1]: how rarely a normal image scores as high.
+        order: (N,) positions of the entries, most anomalous first.
         calibration_images: held-out images behind the p-values.
-        validation_p_values: (M,) of the validation images of the training, all of them ordinary.
+        validation_p_values: (M,) of the validation images of the training, all of them normal.
     """
 
-    score: Score
+    score: str
     scores: Array
     p_values: Array
     order: NDArray[np.int64]
@@ -58,26 +62,26 @@ class Ranking:
     validation_p_values: Array
 
     @property
-    def smallest_rate(self) -> float:
-        """The smallest rate of false alarms that the calibration images can promise.
+    def smallest_fpr(self) -> float:
+        """The smallest false positive rate that the calibration images allow.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there are no calibration images.
         """
-        promised_rate(self.calibration_images)
+        attainable_fpr(self.calibration_images)
         return 1 / (self.calibration_images + 1)
 
-    def flagged(self, rate: float) -> int:
-        """Return how many images a rate of false alarms calls outliers: the first so many of `order`.
+    def flagged(self, fpr: float) -> int:
+        """Return how many images are outliers at a false positive rate: the first so many of `order`.
 
         Raises:
-            ConfigError: the calibration images cannot promise the rate.
+            ConfigError: there are too few calibration images for the rate.
         """
-        return int((self.p_values <= promised_rate(self.calibration_images, rate)).sum())
+        return int((self.p_values <= attainable_fpr(self.calibration_images, fpr)).sum())
 
-    def measured(self, rate: float) -> Rate | None:
-        """Return what share of the validation images it calls outliers; None where there are none."""
-        return rate_of(self.validation_p_values <= rate)
+    def validation_fpr(self, fpr: float) -> FalsePositiveRate | None:
+        """Return the false positive rate on the validation images; None if there are none."""
+        return false_positive_rate(self.validation_p_values <= fpr)
 
 
 def rank_pack(
@@ -91,31 +95,32 @@ def rank_pack(
     Args:
         model: from `load_model`.
         pack: the images, of the model's size; copies of one are scored once.
-        reference: what is ordinary, of this model.
+        reference: the result of `fit_reference` for this model.
         progress: called with (images scored, images in all).
 
     Raises:
         ConfigError: the images of the pack have another size.
     """
     model.check_preprocessing(pack.preprocessing, pack.path)
-    name, measure = DEFAULT_SCORES["code"], measurer(model, "code")
-    rows, places = np.unique(pack.rows(), return_inverse=True)
+    score = SCORES[default_score("code")]
+    detector, measure = reference.detectors[score.name], measurer(model, "code", [score])
+    rows, positions = np.unique(pack.rows(), return_inverse=True)
     scores = np.empty(len(rows))
     done = 0
     for images in batches(pack, rows, BATCH):
-        scores[done : done + len(images)] = reference.statistics.scores(measure(images))[name]
+        scores[done : done + len(images)] = detector.score(measure(images)[score.quantity])
         done += len(images)
         if progress:
             progress(done, len(rows))
-    scores = scores[places]
-    calibration = reference.calibration.get(name, np.zeros(0))
+    scores = scores[positions]
+    validation = reference.validation.get(score.name, np.zeros(0))
     return Ranking(
-        name,
+        score.name,
         scores,
-        conformal_p_values(calibration, scores),
+        reference.p_values(score.name, scores),
         np.argsort(-scores, kind="stable"),
-        len(calibration),
-        conformal_p_values(calibration, reference.validation.get(name, np.zeros(0))),
+        reference.calibration_images,
+        reference.p_values(score.name, validation),
     )
 
 
@@ -126,7 +131,7 @@ COLUMNS = ("path", "score", "p_value", "split", "decision")
 
 
 class _Key(NamedTuple):
-    """One content at one place: another picture saved under the same name is undecided."""
+    """One content under one path: another picture saved under the same name is undecided."""
 
     folder: str
     path: str
@@ -134,16 +139,14 @@ class _Key(NamedTuple):
 
 
 class Decisions:
-    """The decisions in one log, and those that follow.
-
-    Args:
-        path: the log; made by the first decision.
-
-    Raises:
-        OutputError: it is there and is no such log.
-    """
+    """The decisions in one log, and those that are made from now on."""
 
     def __init__(self, path: Path) -> None:
+        """Read a log; the first decision makes the file.
+
+        Raises:
+            OutputError: the file is there and a line of it is not a decision.
+        """
         self.path = path
         self._state: dict[_Key, Decision] = {}
         self._history: list[tuple[_Key, Decision | None]] = []
@@ -151,15 +154,15 @@ class Decisions:
         self._catch_up()
 
     def of(self, pack: Pack, entry: Entry) -> Decision | None:
-        """Return what was decided about an image, or None."""
+        """Return the decision about an image, or None."""
         return self._state.get(_key(pack, entry))
 
     def decide(self, pack: Pack, entry: Entry, decision: Decision) -> None:
         """Write down a decision about an image.
 
         Raises:
-            ConfigError: it is neither keep nor drop.
-            OutputError: it cannot be written; it does not count then.
+            ConfigError: the decision is neither keep nor drop.
+            OutputError: the log cannot be written; the decision does not count then.
         """
         if decision not in DECISIONS:
             raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
@@ -193,7 +196,7 @@ class Decisions:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Be the one that writes, and know all that is written; a line that a crash cut short is cut off."""
+        """Lock the log, take in what others wrote, and remove a line that a crash cut short."""
         make_folder(self.path.parent)
         with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
             if cut_short := self._catch_up():
@@ -201,10 +204,10 @@ class Decisions:
             yield
 
     def _catch_up(self) -> bytes:
-        """Take in new lines, all where there are fewer than were known; return what is no whole line."""
+        """Take in new lines; return the bytes after the last line break, which are no whole line."""
         content = self.path.read_bytes() if self.path.is_file() else b""
         *lines, rest = content.split(b"\n")
-        if len(lines) < self._lines:
+        if len(lines) < self._lines:  # someone replaced the log: what was read from it no longer stands
             self._state, self._history, self._lines = {}, [], 0
         for line in lines[self._lines :]:
             try:
@@ -222,8 +225,8 @@ class Decisions:
         if decision not in (None, *DECISIONS):
             raise ValueError(decision)
         if record.get("undo"):
-            places = [place for place, (made, _) in enumerate(self._history) if made == key]
-            self._history.pop(places[-1])
+            of_this = [number for number, (made, _) in enumerate(self._history) if made == key]
+            self._history.pop(of_this[-1])
         else:
             self._history.append((key, self._state.get(key)))
         if decision is None:
@@ -233,25 +236,25 @@ class Decisions:
 
 
 def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes:
-    """Return every image of a pack as CSV, strangest first, with what was decided about it."""
+    """Return every image of a pack as CSV, most anomalous first, with the decision about it."""
     rows: list[Iterable[object]] = [COLUMNS]
-    for place in ranking.order:
-        entry = pack.entries[int(place)]
-        score, p_value = ranking.scores[place], ranking.p_values[place]
+    for position in ranking.order:
+        entry = pack.entries[int(position)]
+        score, p_value = ranking.scores[position], ranking.p_values[position]
         decision = decisions.of(pack, entry) or ""
         rows.append([pack.folder / entry.path, f"{score:.6g}", f"{p_value:.6g}", entry.split, decision])
     return csv_bytes(rows)
 
 
 def decided_files(decisions: Decisions, pack: Pack, decision: Decision) -> bytes:
-    """Return the files of a pack that a decision stands for, one a line."""
+    """Return the files of a pack about which this decision was made, one a line."""
     return file_list(pack, (entry for entry in pack.entries if decisions.of(pack, entry) == decision))
 
 
 def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
-    """Return the paths of entries, one a line, as programs take them.
+    """Return the paths of entries, one a line, as programs such as xargs take them.
 
-    A path with a line break in it would be two, of other files perhaps, and is left out; the table has it.
+    A path with a line break is left out: it would read as two paths, perhaps of other files.
     """
     paths = (str(pack.folder / entry.path) for entry in entries)
     lines = (f"{path}\n" for path in paths if "\n" not in path)
@@ -259,13 +262,13 @@ def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
 
 
 def chosen_entries(pack: Pack, positions: Sequence[int] | NDArray[np.int64]) -> list[Entry]:
-    """Return the entries at these places.
+    """Return the entries at these positions.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: a position is beyond the last entry.
     """
     if any(not 0 <= position < len(pack) for position in positions):
-        raise ConfigError(f"There are {len(pack):,} images, and one beyond them was asked for.")
+        raise ConfigError(f"The pack has {len(pack):,} images; a position beyond the last was asked for.")
     return [pack.entries[int(position)] for position in positions]
 
 

@@ -1,294 +1,277 @@
-"""Distances of vectors from those of ordinary images: to a Gaussian around them, and to the nearest of them.
+"""SCORES: the ways to say how anomalous an image is. One entry is all that a new one takes.
 
-Shapes: N rows to measure, M ordinary rows, F values in a row.
+A score names a quantity of images (an attribute of `measurements.Measurements`) and a detector, which is
+fitted to that quantity of training images. A larger score is more anomalous. A likelihood alone calls images
+that are simpler than the training images more normal than those (Nalisnick et al. 2019); hence the scores
+"spectrum" and "path", which call an image anomalous also where its reconstruction is unusually good.
 
-How unlike the training images an image is, by several measures; every score is larger for stranger images.
-
-`measurer` says what is measured of images, `TrainingStatistics` what is ordinary, and its `scores` compare
-the two. The path and spectrum scores are two-sided: an image that is reconstructed unusually well is as
-strange as one reconstructed badly. A likelihood alone calls images simpler than the training images more
-ordinary than those (Nalisnick et al. 2019).
-
-Shapes: B batch, N images, D code size, F descriptors. Images are (B, 3, H, W) in [0, 1].
+Shapes: N images to judge, M training images, F dimensions of a quantity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
-
-from autoencode.embedding import image_encoder
+from autoencode.configuration import Rule
 from autoencode.errors import ConfigError
-from autoencode.metrics.latents import gaussian_log_likelihood, kl
-from autoencode.pixels import SIGMA2_FLOOR
 
+# The command line reads this module for its choices and help, which must be there at once: no torch here,
+# and numpy (.07 s) only inside functions.
 if TYPE_CHECKING:
-    from autoencode.models.autoencoder import Autoencoder
+    from collections.abc import Mapping, Sequence
+    from typing import Self
 
-if TYPE_CHECKING:
-    from autoencode.configuration import Embedding
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
 
 NEIGHBOURS = 5
-# Values that hardly vary among ordinary rows would weigh any rounding as evidence.
+# A dimension that hardly varies over the training images would weigh any rounding as evidence.
 _SCALE_FLOOR = 1e-3
 
-Array = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class Detector(ABC):
+    """What was learned of a quantity from training images. Its fields are arrays, which a file can keep."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, values: Array) -> Self:
+        """Learn from the quantity of training images, (M, F) with M at least 2, or (M,)."""
+
+    @abstractmethod
+    def score(self, values: Array) -> Array:
+        """Return how anomalous images are, (N,), from the same quantity of theirs, (N, F) or (N,)."""
 
 
-class Gaussian(NamedTuple):
-    """A Gaussian around what is ordinary: distance = norm of (x - mean) / scale @ whitening.
+@dataclass(frozen=True)
+class Mahalanobis(Detector):
+    """Distance from the mean of the training images, relative to their covariance (Mahalanobis 1936).
 
     Attributes:
         mean: (F,).
         scale: (F,) standard deviations, not below a thousandth of the largest.
-        whitening: (F, F), times its transpose the inverse of the correlations.
+        whitening: (F, F); times its transpose the inverse of the shrunk correlations.
     """
 
     mean: Array
     scale: Array
     whitening: Array
 
+    @classmethod
+    def fit(cls, values: Array) -> Self:
+        """Fit a Gaussian with its correlations shrunk as by Ledoit & Wolf 2004, section 3.3."""
+        import numpy as np
+        from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
+
+        mean, scale = values.mean(0), values.std(0)
+        scale = np.maximum(scale, _SCALE_FLOOR * scale.max()) if scale.max() > 0 else np.ones_like(scale)
+        # In place: of 10,000 images with 1,280 pretrained features this array takes 100 MB, and scikit-learn
+        # makes three more such; the fit peaks at 370 MB there, and below 40 MB with a code of 128.
+        standard = values - mean
+        standard /= scale
+        count, size = standard.shape
+        correlations = standard.T @ standard / count if standard.any() else np.eye(size)
+        # From very few images the estimate is itself too small for the matrix to be inverted.
+        shrinkage = max(ledoit_wolf_shrinkage(standard, assume_centered=True), 1 / count)
+        precision = np.linalg.inv(shrunk_covariance(correlations, shrinkage))
+        whitening: Array = np.asarray(np.linalg.cholesky((precision + precision.T) / 2), np.float64)
+        return cls(mean, scale, whitening)
+
     def whitened(self, values: Array) -> Array:
-        """Map rows (N, F) so that those of the Gaussian have no correlations and unit variances."""
+        """Map (N, F) so that the training images have no correlations and unit variances."""
         mapped: Array = (values - self.mean) / self.scale @ self.whitening
         return mapped
 
-    def distance(self, values: Array) -> Array:
-        """Mahalanobis distance (Mahalanobis 1936) of rows (N, F): (N,)."""
+    def score(self, values: Array) -> Array:
+        """Return the Mahalanobis distances of (N, F): (N,)."""
+        import numpy as np
+
         distances: Array = np.linalg.norm(self.whitened(values), axis=1)
         return distances
 
 
-def fit_gaussian(values: Array) -> Gaussian:
-    """Fit to rows (N, F), N at least 2, with the correlations shrunk as by Ledoit & Wolf 2004, section 3.3.
+@dataclass(frozen=True)
+class NearestNeighbours(Detector):
+    """Euclidean distance to the fifth nearest training image (Ramaswamy, Rastogi & Shim 2000).
 
-    The shrinkage is at least 1/N: from very few rows the estimate of it is itself too small to be inverted.
+    Attributes:
+        neighbours: (M, F) the training images.
     """
-    mean, scale = values.mean(0), values.std(0)
-    scale = np.maximum(scale, _SCALE_FLOOR * scale.max()) if scale.max() > 0 else np.ones_like(scale)
-    standard = (values - mean) / scale
-    count, size = standard.shape
-    covariance = standard.T @ standard / count
-    spread = float(np.trace(covariance)) / size or 1.0
-    target = spread * np.eye(size)
-    distance = float(np.square(covariance - target).sum())
-    noise = (
-        float(np.square(np.square(standard).sum(1)).sum()) / count - float(np.square(covariance).sum())
-    ) / count
-    shrinkage = max(min(noise / distance, 1.0) if distance > 0 else 1.0, 1 / count)
-    precision = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * target)
-    whitening = np.linalg.cholesky((precision + precision.T) / 2)
-    return Gaussian(mean, scale, np.asarray(whitening, np.float64))
+
+    neighbours: Array
+
+    @classmethod
+    def fit(cls, values: Array) -> Self:
+        """Keep the training images."""
+        return cls(values)
+
+    def score(self, values: Array) -> Array:
+        """Return the distances of (N, F): (N,)."""
+        return neighbour_distance(values, self.neighbours)
 
 
-def neighbour_distance(rows: Array, ordinary: Array, neighbours: int = NEIGHBOURS) -> Array:
-    """Euclidean distance (N,) to the k-th nearest ordinary row (Ramaswamy, Rastogi & Shim 2000).
+@dataclass(frozen=True)
+class WhitenedNeighbours(Mahalanobis):
+    """Distance to the fifth nearest training image after whitening.
 
-    Args:
-        rows: (N, F).
-        ordinary: (M, F).
-        neighbours: k; M where that is less.
+    Normal images may be of several kinds: one Gaussian around all of them calls what lies between the kinds
+    normal, neighbours do not.
+
+    Attributes:
+        neighbours: (M, F) the training images, whitened.
     """
-    products = rows @ ordinary.T
-    squares = np.square(rows).sum(1)[:, None] + np.square(ordinary).sum(1) - 2 * products
-    nth = min(neighbours, len(ordinary)) - 1
-    distances: Array = np.sqrt(np.partition(squares, nth, axis=1)[:, nth].clip(min=0))
-    return distances
+
+    neighbours: Array
+
+    @classmethod
+    def fit(cls, values: Array) -> Self:
+        """Fit a Gaussian, and keep the training images as it whitens them."""
+        gaussian = Mahalanobis.fit(values)
+        return cls(gaussian.mean, gaussian.scale, gaussian.whitening, gaussian.whitened(values))
+
+    def score(self, values: Array) -> Array:
+        """Return the distances of (N, F): (N,)."""
+        return neighbour_distance(self.whitened(values), self.neighbours)
 
 
-Score = Literal["spectrum", "path", "mahalanobis", "knn", "reconstruction", "kl", "elbo"]
-SCORES: tuple[Score, ...] = get_args(Score)
-VAE_SCORES: tuple[Score, ...] = ("kl", "elbo")
-PRETRAINED_SCORES: tuple[Score, ...] = ("mahalanobis", "knn")
-DEFAULT_SCORES: dict[Embedding, Score] = {"code": "spectrum", "pretrained": "mahalanobis"}
+@dataclass(frozen=True)
+class Value(Detector):
+    """The quantity itself, one number an image.
 
-COARSEST_SIDE = 4  # pixels; fewer are too few to measure a scale by
+    Attributes:
+        median: () of the training images: the threshold of the paper's rule.
+    """
 
-# Brightness and two colour differences, of length 1 and at right angles (after Ohta, Kanade & Sakai 1980).
-_COLOURS = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]]), dim=1)
-# Far below the distance of two codes that differ in anything.
-_CODE_FLOOR = 1e-6
+    median: Array
 
-# What is measured of N images, each (N,) or a row an image:
-#   vectors             (N, D) codes, posterior means for a VAE; or (N, F) pretrained features, then alone
-#   mse                 of the reconstruction, a value
-#   kl_nats             KL(q(t | x) || N(0, I)), the paper's score: it sees the code alone  (VAE only)
-#   negative_elbo_nats  the negative of the paper's equation (4), its likelihood taken at the mean of the
-#                       posterior, so that equal images have equal scores  (VAE only)
-#   path, spectrum      see `path_descriptors` and `spectrum_descriptors`
-Quantity = Literal["vectors", "mse", "kl_nats", "negative_elbo_nats", "path", "spectrum"]
-Measured = dict[Quantity, Array]
+    @classmethod
+    def fit(cls, values: Array) -> Self:
+        """Keep the median."""
+        import numpy as np
 
-# What a Gaussian is fitted to; the scores that are Mahalanobis distances; those that are a quantity itself.
-_FITTED: tuple[Quantity, ...] = ("spectrum", "path", "vectors")
-_DISTANCES: dict[Score, Quantity] = {"path": "path", "mahalanobis": "vectors"}
-_QUANTITIES: dict[Score, Quantity] = {
-    "reconstruction": "mse",
-    "kl": "kl_nats",
-    "elbo": "negative_elbo_nats",
+        return cls(np.asarray(np.median(values)))
+
+    def score(self, values: Array) -> Array:
+        """Return the values (N,) as they are."""
+        return values
+
+
+@dataclass(frozen=True)
+class Score:
+    """A way to say how anomalous an image is.
+
+    Attributes:
+        name: what it is called on the command line and in files.
+        description: one line for the help and the error messages.
+        quantity: what it judges, the name of an attribute of `Measurements`. Scores of "vectors" judge every
+            embedding; the others need what a model reconstructs, or its posterior.
+        detector: what is fitted to that quantity of the training images, and judges others by it.
+        needs_vae: whether a plain autoencoder lacks the quantity.
+    """
+
+    name: str
+    description: str
+    quantity: str
+    detector: type[Detector]
+    needs_vae: bool = False
+
+
+SCORES = {
+    score.name: score
+    for score in (
+        Score(
+            "spectrum",
+            "scales and colours of the error, and the code: distance to training images",
+            "spectrum",
+            WhitenedNeighbours,
+        ),
+        Score(
+            "path",
+            "size of the error, the code and its uncertainty: distance to a Gaussian",
+            "path",
+            Mahalanobis,
+        ),
+        Score("mahalanobis", "Mahalanobis distance of the embedding", "vectors", Mahalanobis),
+        Score("knn", "distance to the fifth nearest training embedding", "vectors", NearestNeighbours),
+        Score("reconstruction", "mean squared error of the reconstruction", "mse", Value),
+        Score("kl", "KL of the code, the paper's score", "kl_nats", Value, needs_vae=True),
+        Score("elbo", "negative ELBO", "negative_elbo_nats", Value, needs_vae=True),
+    )
 }
 
 
-def path_descriptors(mse: Tensor, values: int, mean: Tensor, log_variance: Tensor | None) -> Tensor:
-    """(B, 2 or 3): log norm of the residual, norm of the mean, norm of the standard deviation (VAE only).
+def default_score(embedding: str, rule: Rule = "conformal") -> str:
+    """Return the name of the score that is used where none is asked for."""
+    if rule == "paper":
+        return "kl"
+    return "spectrum" if embedding == "code" else "mahalanobis"
 
-    What the likelihood is computed from, before it is reduced to one number (Huang, He & Lui 2024).
+
+def scores_for(embedding: str, *, is_vae: bool) -> list[Score]:
+    """Return the scores that an embedding of images allows: "code" all that its model has, another few."""
+    return [
+        score
+        for score in SCORES.values()
+        if score.quantity == "vectors" or (embedding == "code" and (is_vae or not score.needs_vae))
+    ]
+
+
+def check_score(name: str | None, embedding: str = "code", *, is_vae: bool, rule: Rule = "conformal") -> str:
+    """Return the name of a score that can be computed, the default for None.
+
+    Raises:
+        ConfigError: there is no such rule or score, the rule needs another score, or the model or the
+            embedding does not have what the score judges; names the scores that can be computed.
     """
-    parts = [0.5 * (values * (mse + SIGMA2_FLOOR)).log(), mean.norm(dim=1)]
-    if log_variance is not None:
-        parts.append((0.5 * log_variance).exp().norm(dim=1))
-    return torch.stack(parts, dim=1)
+    if rule not in get_args(Rule):
+        raise ConfigError(f"Unknown rule {rule!r}. Choose one of: {', '.join(get_args(Rule))}.")
+    name = name or default_score(embedding, rule)
+    if rule == "paper" and name != "kl":
+        raise ConfigError(f"The paper's rule is about the score kl, not {name}. Leave the score out.")
+    if name not in SCORES:
+        raise ConfigError(f"Unknown score {name!r}. Choose one of: {', '.join(SCORES)}.")
+    possible = [score.name for score in scores_for(embedding, is_vae=is_vae)]
+    if name not in possible:
+        lacks = (
+            f"needs a reconstruction or a posterior, and {embedding} features have neither"
+            if embedding != "code"
+            else "needs a VAE, and this model is a plain autoencoder"
+        )
+        raise ConfigError(f"The score {name} {lacks}. Choose one of: {', '.join(possible)}.")
+    return name
 
 
-def residual_spectrum(residuals: Tensor) -> Tensor:
-    """Log energy of residuals at each scale and in each colour direction.
-
-    A scale holds what one halving of the image loses, as in the pyramid of Burt & Adelson 1983, with averages
-    over 2x2 squares and nearest-neighbour enlargement; the last is what is left at a side of about 4 pixels.
+def fit_detectors(measured: Mapping[str, Array], scores: Sequence[Score]) -> dict[str, Detector]:
+    """Fit the detectors of scores, by the name of the score.
 
     Args:
-        residuals: (B, 3, H, W), image minus reconstruction.
-
-    Returns:
-        (B, 3 * scales), finest scale first, natural logarithms.
-    """
-    level = torch.einsum("ij,bjhw->bihw", _COLOURS.to(residuals), residuals)
-    energies = []
-    while min(level.shape[-2:]) > COARSEST_SIDE and not any(side % 2 for side in level.shape[-2:]):
-        coarser = F.avg_pool2d(level, 2)
-        energies.append((level - F.interpolate(coarser, scale_factor=2)).square().mean(dim=(2, 3)))
-        level = coarser
-    energies.append(level.square().mean(dim=(2, 3)))
-    return (torch.cat(energies, dim=1) + SIGMA2_FLOOR).log()
-
-
-def spectrum_descriptors(residuals: Tensor, mean: Tensor, mean_again: Tensor) -> Tensor:
-    """(B, F): the path descriptors with the residual told apart by scale and colour, and the code's return.
-
-    `residual_spectrum`, the norm of the mean, and the log distance between the code of an image and the code
-    of its reconstruction: how far the image is from those that the model maps to themselves. The norm of
-    the standard deviation is left out: of ordinary images it varies too much to tell others by.
-
-    Args:
-        residuals: (B, 3, H, W), image minus reconstruction.
-        mean: (B, D), codes of the images.
-        mean_again: (B, D), codes of the reconstructions.
-    """
-    returned = ((mean - mean_again).norm(dim=1) + _CODE_FLOOR).log()
-    return torch.cat([residual_spectrum(residuals), mean.norm(dim=1)[:, None], returned[:, None]], dim=1)
-
-
-@torch.inference_mode()
-def measure(model: Autoencoder, images: Tensor) -> Measured:
-    """Encode, decode and encode again, and describe what came of it.
+        measured: quantities of the training images, (M, F) or (M,) each.
+        scores: of those quantities.
 
     Raises:
-        ConfigError: the images have another shape or type than the model was trained on.
+        ConfigError: there are fewer than two training images.
     """
-    mean, log_variance = model.encode_distribution(images)
-    images, restored = images.cpu(), model.decode(mean)
-    residuals = images - restored
-    mse = residuals.square().mean(dim=(1, 2, 3))
-    found: dict[Quantity, Tensor] = {
-        "vectors": mean,
-        "mse": mse,
-        "path": path_descriptors(mse, model.values_per_image, mean, log_variance),
-        "spectrum": spectrum_descriptors(residuals, mean, model.encode(restored)),
-    }
-    if log_variance is not None:
-        found["kl_nats"] = kl(mean, log_variance)
-        likelihood = gaussian_log_likelihood(images, restored, model.sigma2.cpu())
-        found["negative_elbo_nats"] = found["kl_nats"] - likelihood
-    return {quantity: values.double().numpy() for quantity, values in found.items()}
-
-
-def measurer(model: Autoencoder, embedding: Embedding) -> Callable[[Tensor], Measured]:
-    """Return what measures images (B, 3, H, W): `measure`, or pretrained features in place of the model.
-
-    Raises:
-        ConfigError: there are no such features.
-        MissingExtraError: pretrained features need the optional part `eval`.
-    """
-    encoder = image_encoder(model, embedding)
-    if embedding == "code":
-        return partial(measure, model)
-    return lambda images: {"vectors": encoder.encode(images).astype(np.float64)}
-
-
-def joined(parts: Sequence[Measured]) -> Measured:
-    """Measurements of several batches, at least one, as one."""
-    return {quantity: np.concatenate([part[quantity] for part in parts]) for quantity in parts[0]}
-
-
-class TrainingStatistics(NamedTuple):
-    """What is ordinary, from training images.
-
-    Attributes:
-        gaussians: fitted to the vectors; to path and spectrum where they were measured.
-        vectors: (M, D) codes or pretrained features themselves.
-        spectra: (M, F) spectrum descriptors, whitened by their Gaussian; None where they were not measured.
-    """
-
-    gaussians: dict[Quantity, Gaussian]
-    vectors: Array
-    spectra: Array | None
-
-    def scores(self, measured: Measured) -> dict[Score, Array]:
-        """Every score there is, (N,) each.
-
-        spectrum is the distance to the fifth nearest training image by whitened descriptors: ordinary images
-        may be of several kinds, which one Gaussian would join. path and mahalanobis (of the vectors) are
-        Mahalanobis distances, knn is a distance of vectors, reconstruction a mean squared error; kl and elbo
-        are in nats.
-        """
-        found = {
-            score: self.gaussians[quantity].distance(measured[quantity])
-            for score, quantity in _DISTANCES.items()
-            if quantity in measured
-        }
-        if self.spectra is not None:
-            whitened = self.gaussians["spectrum"].whitened(measured["spectrum"])
-            found["spectrum"] = neighbour_distance(whitened, self.spectra)
-        found["knn"] = neighbour_distance(measured["vectors"], self.vectors)
-        return found | {score: measured[of] for score, of in _QUANTITIES.items() if of in measured}
-
-
-def training_statistics(measured: Measured) -> TrainingStatistics:
-    """Learn what is ordinary.
-
-    Raises:
-        ConfigError: of fewer than two images.
-    """
-    count = len(measured["vectors"])
+    count = len(measured[scores[0].quantity])
     if count < 2:
-        raise ConfigError(f"What is ordinary is learned from 2 or more images; there is {count}.")
-    gaussians = {of: fit_gaussian(measured[of]) for of in _FITTED if of in measured}
-    spectra = gaussians["spectrum"].whitened(measured["spectrum"]) if "spectrum" in measured else None
-    return TrainingStatistics(gaussians, measured["vectors"], spectra)
+        raise ConfigError(f"Scores are learned from 2 or more training images; there is {count}.")
+    return {score.name: score.detector.fit(measured[score.quantity]) for score in scores}
 
 
-def check_score(score: str, model: Autoencoder, embedding: Embedding = "code") -> None:
-    """Reject a score that does not exist, or that is not to be had from this model or these features.
+def apply_detectors(detectors: Mapping[str, Detector], measured: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the scores of images, (N,) each, given their quantities, (N, F) or (N,) each."""
+    return {name: detector.score(measured[SCORES[name].quantity]) for name, detector in detectors.items()}
 
-    Raises:
-        ConfigError: with the scores that are.
-    """
-    if score not in SCORES:
-        raise ConfigError(f"Unknown score {score!r}. Choose one of: {', '.join(SCORES)}.")
-    if embedding == "pretrained" and score not in PRETRAINED_SCORES:
-        raise ConfigError(
-            f"The score {score} needs a reconstruction or a code, and pretrained features have neither. "
-            f"Choose one of: {', '.join(PRETRAINED_SCORES)}."
-        )
-    if score in VAE_SCORES and not model.is_vae:
-        others = ", ".join(other for other in SCORES if other not in VAE_SCORES)
-        raise ConfigError(
-            f"The score {score} is a VAE's, and this model is a plain autoencoder. Choose one of: {others}."
-        )
+
+def neighbour_distance(rows: Array, others: Array, neighbours: int = NEIGHBOURS) -> Array:
+    """Euclidean distance (N,) of rows (N, F) to the k-th nearest of others (M, F), the farthest if M < k."""
+    import numpy as np
+
+    # |a - b|^2 = |a|^2 + |b|^2 - 2ab: one matrix product, where differences would take N x M x F numbers.
+    squares = np.square(rows).sum(1)[:, None] + np.square(others).sum(1) - 2 * (rows @ others.T)
+    nth = min(neighbours, len(others)) - 1
+    distances: Array = np.sqrt(np.partition(squares, nth, axis=1)[:, nth].clip(min=0))
+    return distances

@@ -26,14 +26,8 @@ from autoencode.evaluation import evaluate
 from autoencode.evaluation.quality import gap_in_words
 from autoencode.metrics.statistics import estimate
 from autoencode.models.model_file import load_model
-from autoencode.outliers.calibration import (
-    OutlierReference,
-    conformal_p_values,
-    fit_reference,
-    promised_rate,
-    rate_of,
-)
-from autoencode.outliers.scores import DEFAULT_SCORES
+from autoencode.outliers.calibration import OutlierReference, attainable_fpr, fit_reference
+from autoencode.outliers.scores import default_score
 from autoencode.report.page import kid, number
 from autoencode.training.run import Record, constant_image_errors, read_metrics
 
@@ -78,7 +72,7 @@ class Results:
         return all(name in self.models for name in names)
 
     def reference(self, name: str) -> OutlierReference:
-        """Return what is ordinary to a model; kept beside it."""
+        """Return the outlier reference of a model; kept beside it."""
         if name not in self._kept:
             cache = self.plan.out / MEASURED_NAME / f"{name}-outliers.safetensors"
             self._kept[name] = fit_reference(self.models[name], self.pack, cache)
@@ -275,15 +269,13 @@ def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
     reference = results.reference("vae-0.01")
     if not reference.validation or reference.median_kl_nats is None:
         return "there are no validation images to measure the rule on", "cannot be told"
-    flagged = rate_of(reference.validation["kl"] > reference.median_kl_nats)
+    flagged = reference.validation_fpr("kl", None)
     assert flagged is not None
     low, high = flagged.interval
-    text = f"the rule flags {flagged.value:.0%} ({low:.0%} to {high:.0%}) of ordinary validation images"
+    text = f"the rule flags {flagged.value:.0%} ({low:.0%} to {high:.0%}) of normal validation images"
     try:
-        rate = promised_rate(reference.calibration_images, None)
-        score = DEFAULT_SCORES["code"]
-        p_values = conformal_p_values(reference.calibration[score], reference.validation[score])
-        ours = rate_of(p_values <= rate)
+        rate = attainable_fpr(reference.calibration_images)
+        ours = reference.validation_fpr(default_score("code"), rate)
         assert ours is not None
         text += f"; a calibrated threshold for {rate:.1%} flags {ours.value:.1%}"
         text += f" ({ours.interval.low:.1%} to {ours.interval.high:.1%})"

@@ -203,9 +203,8 @@ def _outliers(results: Results) -> Figure:
     }
     figure = histogram_figure(groups, reference.median_kl_nats, "The paper's outlier score", "KL, nats")
     caption = (
-        "KL of held-out images, all of them ordinary, and the paper's threshold, the median KL of training "
-        "images: "
-        "what lies to its right is called an outlier."
+        "KL of held-out images, all of them normal, and the paper's threshold, the median KL of training "
+        "images: what lies to its right is called an outlier."
     )
     return Figure(png_of(figure), caption, "Figure 16")
 

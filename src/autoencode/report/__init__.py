@@ -19,7 +19,7 @@ from autoencode.figures import image_grid
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.outliers.calibration import fit_reference, reference_name, reference_rows
-from autoencode.outliers.scores import DEFAULT_SCORES
+from autoencode.outliers.scores import default_score
 from autoencode.report import pictures
 from autoencode.report.page import (
     Block,
@@ -187,9 +187,9 @@ def _outliers(of: _Run) -> list[Block]:
         of.pack,
         of.folder / reference_name("code"),
         most=most,
-        progress=functools.partial(of.progress, "learning what is ordinary"),
+        progress=functools.partial(of.progress, "fitting to normal images"),
     )
-    scores = reference.calibration[DEFAULT_SCORES["code"]]
+    scores = reference.calibration[default_score("code")]
     order = np.argsort(-scores, kind="stable")
     blocks: list[Block] = []
     for title, picked, caption in (

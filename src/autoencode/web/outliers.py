@@ -1,4 +1,4 @@
-"""Outliers: the images in order of strangeness, and what a person decides about them."""
+"""Outliers: the images, most anomalous first, and what a person decides about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from autoencode.outliers.calibration import USUAL_RATE
+from autoencode.outliers.calibration import DEFAULT_FPR
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table
 from autoencode.web.replies import Missing, Space, download, unfinished
 from autoencode.web.workspace import Found, GoneError, Workspace, readable
@@ -32,14 +32,14 @@ async def queue(
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
-    """Return part of the queue, strangest first, and what a rate of false alarms flags."""
+    """Return part of the queue, most anomalous first, and what a false positive rate flags."""
     ranking = _ranking(space)
     if not isinstance(ranking, Ranking):
         return ranking
     undecided = await asyncio.to_thread(_first_undecided, space, ranking)
-    smallest = ranking.smallest_rate
-    rate = max(USUAL_RATE if rate is None else rate, smallest)
-    measured = ranking.measured(rate)
+    smallest = ranking.smallest_fpr
+    rate = max(DEFAULT_FPR if rate is None else rate, smallest)
+    measured = ranking.validation_fpr(rate)
     return JSONResponse(
         {
             "score": ranking.score,
@@ -135,7 +135,7 @@ def needs(space: Workspace) -> Missing | None:
     if space.review is not None and space.training is not None:
         return None
     return Missing(
-        "What is ordinary is learned from the images the model was trained on, and they were not found. Open "
+        "Normal images are those the model was trained on, and they were not found. Open "
         "the run folder, with its pack where the training left it.",
         ("autoencode app RUN", "autoencode app RUN --images PHOTOS"),
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from autoencode.data.loader import random_seed
 from autoencode.errors import ConfigError
-from autoencode.outliers.heatmaps import coloured, heat_maps
+from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
 from autoencode.web.replies import Space, png
 from autoencode.web.uploads import Held

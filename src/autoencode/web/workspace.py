@@ -279,7 +279,7 @@ class Workspace:
             self.model,
             self.training,
             self.folder / reference_name("code"),
-            progress=lambda done, total: report("learning what is ordinary", done, total),
+            progress=lambda done, total: report("fitting to normal images", done, total),
         )
         return rank_pack(
             self.model,

@@ -1,4 +1,4 @@
-"""Decisions: written as they are made, read back the same."""
+"""Decisions are read back as they were made; the ranking of a pack, against scoring its files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from autoencode import ConfigError, OutputError, Pack
-from autoencode.outliers.review import Decisions, chosen_entries, decided_files, file_list
+from autoencode import (
+    ConfigError,
+    OutputError,
+    Pack,
+    Run,
+    find_outliers,
+    fit_reference,
+    load_model,
+    pack_folder,
+)
+from autoencode.outliers.review import Decisions, Ranking, chosen_entries, decided_files, file_list, rank_pack
 
 
 @pytest.fixture
@@ -90,7 +100,7 @@ def test_lists_hold_the_files(tiny_pack: Pack, log: Path) -> None:
     assert decided_files(decisions, tiny_pack, "drop").decode() == f"{path}\n"
     assert decided_files(decisions, tiny_pack, "keep") == b""
     assert file_list(tiny_pack, chosen_entries(tiny_pack, [2])).decode() == f"{path}\n"
-    with pytest.raises(ConfigError, match="one beyond them"):
+    with pytest.raises(ConfigError, match="a position beyond the last"):
         chosen_entries(tiny_pack, [len(tiny_pack)])
 
 
@@ -122,3 +132,43 @@ def test_decisions_about_another_folder_are_neither_counted_nor_undone(tiny_pack
     assert decisions.undo(tiny_pack) == tiny_pack.entries[0].path
     assert decisions.undo(tiny_pack) is None
     assert Decisions(log).undo(elsewhere) == tiny_pack.entries[1].path  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def ranking(trained: Run, tiny_pack: Pack) -> Ranking:
+    model = load_model(trained.model_path)
+    return rank_pack(model, tiny_pack, fit_reference(model, tiny_pack))
+
+
+def test_a_ranking_agrees_with_find_outliers_among_the_files(
+    ranking: Ranking, trained: Run, tiny_pack: Pack
+) -> None:
+    model = load_model(trained.model_path)
+    reference = fit_reference(model, tiny_pack)
+    found = find_outliers(model, tiny_pack.folder, reference, fpr=0.5)
+    paths = [tiny_pack.folder / entry.path for entry in tiny_pack.entries]
+    expected = {image.path: image.score for image in found.images}
+    np.testing.assert_allclose(ranking.scores, [expected[path] for path in paths], rtol=1e-4)
+    assert (np.diff(ranking.scores[ranking.order]) <= 0).all()
+    assert ranking.flagged(0.5) == sum(image.outlier for image in found.images)
+    assert found.validation_fpr == ranking.validation_fpr(0.5)
+
+
+def test_no_rate_is_kept_to_that_cannot_be_promised(ranking: Ranking) -> None:
+    smallest = ranking.smallest_fpr
+    assert smallest == 1 / (ranking.calibration_images + 1)
+    ranking.flagged(smallest)
+    with pytest.raises(ConfigError, match="needs"):
+        ranking.flagged(smallest / 2)
+
+
+def test_progress_reaches_its_end_and_another_size_is_rejected(
+    trained: Run, tiny_pack: Pack, tmp_path: object
+) -> None:
+    model = load_model(trained.model_path)
+    seen: list[tuple[int, int]] = []
+    rank_pack(model, tiny_pack, fit_reference(model, tiny_pack), lambda *at: seen.append(at))
+    assert seen[-1] == (48, 48)
+    other = pack_folder(tiny_pack.folder, f"{tmp_path}/other.pack", size=48)
+    with pytest.raises(ConfigError, match="Give the pack it was trained on"):
+        rank_pack(model, other, fit_reference(model, tiny_pack))

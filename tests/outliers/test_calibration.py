@@ -1,4 +1,7 @@
-"""What is ordinary: from the right images, computed once, and never taken for another model's or pack's."""
+"""The guarantee of p-values, counted exactly and over many random splits; references and their file.
+
+A reference is made from the right images, computed once, and never taken for another model's or pack's.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,122 @@ from autoencode import (
 )
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import calibration as application
-from autoencode.outliers.calibration import FORMAT_VERSION, KIND, reference_name, reference_rows
-from autoencode.outliers.scores import measure, training_statistics
+from autoencode.outliers.calibration import (
+    FORMAT_VERSION,
+    KIND,
+    attainable_fpr,
+    conformal_p_values,
+    false_positive_rate,
+    images_needed,
+    reference_name,
+    reference_rows,
+)
+from autoencode.outliers.measurements import measurer
+from autoencode.outliers.scores import NearestNeighbours, apply_detectors, fit_detectors, scores_for
 from autoencode.pixels import to_float
+
+
+def test_a_p_value_counts_the_calibration_scores_that_are_not_smaller() -> None:
+    calibration = np.array([3.0, 1.0, 2.0, 2.0])
+    np.testing.assert_array_equal(
+        conformal_p_values(calibration, np.array([0.0, 1.0, 1.5, 2.0, 3.0, 4.0])),
+        np.array([5, 5, 4, 4, 2, 1]) / 5,
+    )
+    np.testing.assert_array_equal(conformal_p_values(np.zeros(0), np.array([7.0])), [1.0])
+
+
+def test_p_values_of_exchangeable_scores_are_exactly_uniform() -> None:
+    """Each of n + 1 scores is as likely to be the new one: the p-values are 1..n+1 over n + 1, once each."""
+    scores = np.random.default_rng(0).lognormal(size=50)
+    p_values = [
+        conformal_p_values(np.delete(scores, new), scores[new : new + 1])[0] for new in range(len(scores))
+    ]
+    np.testing.assert_allclose(np.sort(p_values), np.arange(1, 51) / 50)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1])
+def test_over_200_splits_no_more_normal_images_are_flagged_than_promised(rate: float) -> None:
+    generator = np.random.default_rng(1)
+    scores = generator.standard_t(2, size=2200)  # heavy tails: no assumption on scores is made
+    realised = []
+    for _ in range(200):
+        order = generator.permutation(len(scores))
+        calibration, normal = scores[order[:199]], scores[order[199:]]
+        realised.append((conformal_p_values(calibration, normal) <= rate).mean())
+    standard_error = np.std(realised) / np.sqrt(200)
+    assert np.mean(realised) <= rate + 2 * standard_error
+    assert np.mean(realised) >= rate - 2 * standard_error  # 200 p-values are possible: nothing is given away
+
+
+def test_equal_scores_flag_fewer_and_never_more() -> None:
+    generator = np.random.default_rng(2)
+    rates = []
+    for _ in range(200):
+        scores = generator.integers(0, 5, size=300).astype(float)
+        rates.append((conformal_p_values(scores[:99], scores[99:]) <= 0.25).mean())
+    assert np.mean(rates) <= 0.25
+
+
+@pytest.mark.parametrize("rate", [*(1 / k for k in range(2, 200)), 0.3, 0.07, 0.013, 0.99, 0.6])
+def test_the_images_needed_are_the_fewest_that_allow_such_a_p_value(rate: float) -> None:
+    needed = images_needed(rate)
+    assert 1 / (needed + 1) <= rate
+    assert needed == 0 or 1 / needed > rate
+
+
+def test_too_few_images_say_how_many_are_needed_and_what_they_allow() -> None:
+    assert attainable_fpr(99, 0.01) == 0.01
+    with pytest.raises(
+        ConfigError, match=r"0\.01 needs 99 test images to calibrate on; the pack has 98.*--fpr 0\.0102"
+    ):
+        attainable_fpr(98, 0.01)
+    assert attainable_fpr(98, 0.0102) == 0.0102
+    with pytest.raises(ConfigError, match="no test images to calibrate on"):
+        attainable_fpr(0, 0.5)
+
+
+@pytest.mark.parametrize("images", [1, 2, 20, 48, 98, 99, 5000])
+def test_without_a_rate_it_is_one_percent_or_the_smallest_that_flags_at_all(images: int) -> None:
+    rate = attainable_fpr(images)
+    assert rate == (0.01 if images >= 99 else 1 / (images + 1))
+    calibration = np.arange(images, dtype=float)
+    assert conformal_p_values(calibration, np.array([images + 1.0])) <= rate
+    if images < 99:
+        assert conformal_p_values(calibration, np.array([images - 1.5])) > rate
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
+def test_a_rate_that_cannot_be_is_rejected(rate: float) -> None:
+    with pytest.raises(ConfigError, match="above 0 and below 1"):
+        images_needed(rate)
+
+
+def test_a_rate_has_its_interval_and_nothing_has_none() -> None:
+    rate = false_positive_rate(np.array([True, False, False, False]))
+    assert rate is not None
+    assert (rate.value, rate.images) == (0.25, 4)
+    assert rate.interval.low < 0.25 < rate.interval.high
+    assert false_positive_rate(np.zeros(0, bool)) is None
+
+
+@pytest.mark.parametrize("images", [1, 7, 30, 98, 333])
+def test_the_rate_that_the_error_names_can_be_promised_and_none_much_smaller(images: int) -> None:
+    with pytest.raises(ConfigError, match="or more") as raised:
+        attainable_fpr(images, 0.001)
+    named = float(str(raised.value).split("--fpr ")[1].split()[0])
+    assert attainable_fpr(images, named) == named
+    assert named - 1 / (images + 1) < 1e-4
 
 
 @pytest.fixture(scope="module")
 def vae(trained_vae: Run) -> Autoencoder:
     return load_model(trained_vae.model_path)
+
+
+def neighbours(reference: OutlierReference) -> np.ndarray:  # type: ignore[type-arg]
+    detector = reference.detectors["knn"]
+    assert isinstance(detector, NearestNeighbours)
+    return detector.neighbours
 
 
 def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
@@ -40,26 +151,25 @@ def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
         assert mine.keys() == theirs.keys()
         for score, values in mine.items():
             np.testing.assert_array_equal(values, theirs[score])
-    np.testing.assert_array_equal(one.statistics.vectors, other.statistics.vectors)
-    np.testing.assert_array_equal(one.statistics.spectra, other.statistics.spectra)
-    assert one.statistics.gaussians.keys() == other.statistics.gaussians.keys()
-    for quantity, gaussian in one.statistics.gaussians.items():
-        for mine, theirs in zip(gaussian, other.statistics.gaussians[quantity], strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+    assert one.detectors.keys() == other.detectors.keys()
+    for score, detector in one.detectors.items():
+        assert type(detector) is type(other.detectors[score])
+        for name, values in vars(detector).items():
+            np.testing.assert_array_equal(values, getattr(other.detectors[score], name))
     assert (one.median_kl_nats, one.encoder, one.pack) == (other.median_kl_nats, other.encoder, other.pack)
 
 
-def test_statistics_are_of_training_images_and_scores_of_held_out_ones(
+def test_detectors_are_of_training_images_and_scores_of_held_out_ones(
     vae: Autoencoder, tiny_pack: Pack
 ) -> None:
     reference = fit_reference(vae, tiny_pack)
     train, test, validation = (
-        measure(vae, to_float(tiny_pack.pixels(np.unique(tiny_pack.rows(split)))))
+        measurer(vae)(to_float(tiny_pack.pixels(np.unique(tiny_pack.rows(split)))))
         for split in ("train", "test", "validation")
     )
-    statistics = training_statistics(train)
+    detectors = fit_detectors(train, scores_for("code", is_vae=True))
     for scores, measured in ((reference.calibration, test), (reference.validation, validation)):
-        for score, expected in statistics.scores(measured).items():
+        for score, expected in apply_detectors(detectors, measured).items():
             np.testing.assert_allclose(scores[score], expected, rtol=1e-3)
     assert reference.median_kl_nats == pytest.approx(np.median(train["kl_nats"]), rel=1e-4)
     assert reference.calibration_images == len(tiny_pack.rows("test"))
@@ -108,9 +218,7 @@ def test_pretrained_features_are_kept_apart_from_codes(
         assert_equal(fit_reference(model, tiny_pack, kept, embedding="pretrained"), pretrained)
 
 
-def test_a_place_that_cannot_be_written_is_done_without(
-    vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
-) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(vae: Autoencoder, tiny_pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert fit_reference(vae, tiny_pack, tmp_path / "file" / "kept").encoder == vae.digest
 
@@ -121,7 +229,7 @@ def test_copies_of_an_image_count_once(vae: Autoencoder, photos: Path, tmp_path:
     doubled = pack_folder(tmp_path / "photos", tmp_path / "doubled.pack", vae.preprocessing)
     assert len(doubled) == 96
     reference = fit_reference(vae, doubled)
-    assert len(reference.statistics.vectors) == len(doubled.rows("train")) / 2
+    assert len(neighbours(reference)) == len(doubled.rows("train")) / 2
     assert reference.calibration_images == len(doubled.rows("test")) / 2
 
 
@@ -130,7 +238,7 @@ def test_a_sample_of_many_images_is_enough(
 ) -> None:
     monkeypatch.setattr(application, "MOST_IMAGES", 5)
     reference = fit_reference(vae, tiny_pack)
-    assert len(reference.statistics.vectors) == 5
+    assert len(neighbours(reference)) == 5
     assert reference.calibration_images == len(tiny_pack.rows("test"))
 
 
@@ -138,7 +246,7 @@ def test_what_is_learned_from_a_sample_of_each_split_is_not_kept(
     vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     reference = fit_reference(vae, tiny_pack, tmp_path / "kept", most=3)
-    assert len(reference.statistics.vectors) == 3
+    assert len(neighbours(reference)) == 3
     assert reference.calibration_images == 3
     assert not (tmp_path / "kept").exists()
     rows = reference_rows(tiny_pack, 3)
@@ -167,10 +275,13 @@ def test_a_pack_without_held_out_images_has_no_calibration(
     "spoil",
     [
         lambda tensors: tensors.update({"spectrum.scale": torch.ones(1000, dtype=torch.float64)}),
-        lambda tensors: tensors.update(vectors=tensors["vectors"][:, :3].clone()),
-        lambda tensors: tensors.update(vectors=torch.full_like(tensors["vectors"], torch.nan)),
+        lambda tensors: tensors.update({"knn.neighbours": tensors["knn.neighbours"][:, :3].clone()}),
+        lambda tensors: tensors.update({"knn.neighbours": tensors["knn.neighbours"] * torch.nan}),
         lambda tensors: [tensors.pop(f"path.{part}") for part in ("mean", "scale", "whitening")],
+        lambda tensors: tensors.pop("kl.median"),
         lambda tensors: tensors.pop("calibration.knn"),
+        lambda tensors: tensors.update({"kl.median": tensors["kl.median"] * torch.nan}),
+        lambda tensors: tensors.update({"kl.median": torch.ones(2)}),
         lambda tensors: tensors.update({"validation.elbo": tensors["validation.elbo"][:-1].clone()}),
         lambda tensors: tensors.update({"validation.elbo": tensors["validation.elbo"] * torch.nan}),
     ],
@@ -184,3 +295,13 @@ def test_one_that_was_kept_with_parts_that_do_not_fit_is_replaced(
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
     write_tensors(tmp_path / "kept", KIND, FORMAT_VERSION, tensors, rest)
     assert_equal(fit_reference(vae, tiny_pack, tmp_path / "kept"), sound)
+
+
+def test_one_of_an_older_version_is_replaced(vae: Autoencoder, tiny_pack: Pack, tmp_path: Path) -> None:
+    sound = fit_reference(vae, tiny_pack, tmp_path / "kept")
+    tensors, content, _ = read_tensors(tmp_path / "kept", KIND, FORMAT_VERSION, PackError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(tmp_path / "kept", KIND, FORMAT_VERSION - 1, tensors, rest)
+    assert_equal(fit_reference(vae, tiny_pack, tmp_path / "kept"), sound)
+    _, content, _ = read_tensors(tmp_path / "kept", KIND, FORMAT_VERSION, PackError)
+    assert content["version"] == FORMAT_VERSION

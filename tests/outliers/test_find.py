@@ -1,4 +1,4 @@
-"""Findings in order and on disk, the two rules, and what is said when something is wrong."""
+"""Scored images in order and on disk, the two rules, and the errors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from autoencode import (
     fit_reference,
     load_model,
 )
-from autoencode import outliers as application
-from autoencode.outliers import sheet_path
+from autoencode.outliers import find as application
 from autoencode.outliers.calibration import conformal_p_values
-from autoencode.outliers.scores import measure
+from autoencode.outliers.find import sheet_path
+from autoencode.outliers.measurements import measurer
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def reference(vae: Autoencoder, tiny_pack: Pack) -> OutlierReference:
 
 @pytest.fixture
 def mixed(photos: Path, tmp_path: Path) -> Path:
-    """Three ordinary pictures, two of noise and a broken file."""
+    """Three normal pictures, two of noise and a broken file."""
     folder = tmp_path / "mixed"
     (folder / "sub").mkdir(parents=True)
     for path in sorted((photos / "coast").iterdir())[:3]:
@@ -53,19 +53,20 @@ def mixed(photos: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_strangest_images_come_first_with_the_p_values_of_their_scores(
+def test_the_most_anomalous_images_come_first_with_the_p_values_of_their_scores(
     vae: Autoencoder, tiny_pack: Pack, reference: OutlierReference, mixed: Path
 ) -> None:
     found = find_outliers(vae, mixed, tiny_pack, fpr=0.3)
-    assert {finding.path.name for finding in found.findings[:2]} == {"noise1.png", "noise2.png"}
-    assert [finding.outlier for finding in found.findings[:2]] == [True, True]
-    scores = [finding.score for finding in found.findings]
+    assert {image.path.name for image in found.images[:2]} == {"noise1.png", "noise2.png"}
+    assert [image.outlier for image in found.images[:2]] == [True, True]
+    scores = [image.score for image in found.images]
     assert scores == sorted(scores, reverse=True)
-    direct = reference.statistics.scores(measure(vae, vae.read([f.path for f in found.findings])))
-    np.testing.assert_allclose(scores, direct["spectrum"], rtol=1e-3)
+    measured = measurer(vae)(vae.read([f.path for f in found.images]))
+    direct = reference.detectors["spectrum"].score(measured["spectrum"])
+    np.testing.assert_allclose(scores, direct, rtol=1e-3)
     expected = conformal_p_values(reference.calibration["spectrum"], np.array(scores))
-    np.testing.assert_array_equal([finding.p_value for finding in found.findings], expected)
-    assert [finding.outlier for finding in found.findings] == list(expected <= 0.3)
+    np.testing.assert_array_equal([image.p_value for image in found.images], expected)
+    assert [image.outlier for image in found.images] == list(expected <= 0.3)
     assert found.skipped == [(mixed / "broken.jpg", found.skipped[0][1])]
 
 
@@ -75,8 +76,8 @@ def test_few_images_promise_the_smallest_rate_they_can(
     found = find_outliers(vae, mixed, reference)
     assert found.fpr == 1 / (reference.calibration_images + 1)
     largest = reference.calibration["spectrum"].max()
-    assert [finding.outlier for finding in found.findings] == [f.score > largest for f in found.findings]
-    assert found.findings[0].outlier
+    assert [image.outlier for image in found.images] == [f.score > largest for f in found.images]
+    assert found.images[0].outlier
 
 
 def test_pretrained_features_find_noise_too(
@@ -84,8 +85,8 @@ def test_pretrained_features_find_noise_too(
 ) -> None:
     found = find_outliers(vae, mixed, tiny_pack, embedding="pretrained")
     assert (found.score, found.embedding) == ("mahalanobis", "pretrained")
-    assert {finding.path.name for finding in found.findings[:2]} == {"noise1.png", "noise2.png"}
-    with pytest.raises(ConfigError, match="needs a reconstruction or a code"):
+    assert {image.path.name for image in found.images[:2]} == {"noise1.png", "noise2.png"}
+    with pytest.raises(ConfigError, match="needs a reconstruction or a posterior"):
         find_outliers(vae, mixed, tiny_pack, embedding="pretrained", score="path")
     with pytest.raises(ConfigError, match="Unknown embedding 'luck'"):
         find_outliers(vae, mixed, tiny_pack, embedding="luck")  # type: ignore[arg-type]
@@ -98,9 +99,9 @@ def test_the_measured_rate_is_that_of_the_validation_images(
 ) -> None:
     found = find_outliers(vae, mixed, reference, fpr=0.4)
     p_values = conformal_p_values(reference.calibration["spectrum"], reference.validation["spectrum"])
-    assert found.measured_rate is not None
-    assert found.measured_rate.value == (p_values <= 0.4).mean()
-    assert found.measured_rate.images == len(p_values)
+    assert found.validation_fpr is not None
+    assert found.validation_fpr.value == (p_values <= 0.4).mean()
+    assert found.validation_fpr.images == len(p_values)
 
 
 @pytest.mark.parametrize("heatmaps", [False, True])
@@ -112,10 +113,10 @@ def test_the_table_and_the_sheet_are_written(
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "score", "p_value", "outlier"]
-    assert [row["path"] for row in rows] == [str(finding.path) for finding in found.findings]
-    assert [row["outlier"] == "true" for row in rows] == [finding.outlier for finding in found.findings]
+    assert [row["path"] for row in rows] == [str(image.path) for image in found.images]
+    assert [row["outlier"] == "true" for row in rows] == [image.outlier for image in found.images]
     np.testing.assert_allclose(
-        [float(row["score"]) for row in rows], [f.score for f in found.findings], rtol=1e-5
+        [float(row["score"]) for row in rows], [f.score for f in found.images], rtol=1e-5
     )
     sheet = np.asarray(Image.open(sheet_path(out)))
     np.testing.assert_array_equal(sheet, found.sheet)
@@ -138,46 +139,42 @@ def test_json_holds_the_same_and_what_was_skipped(
     assert content["score"] == "knn"
     assert content["fpr"] == 0.3
     assert content["calibration_images"] == reference.calibration_images
-    assert [row["path"] for row in content["images"]] == [str(finding.path) for finding in found.findings]
-    assert [row["score"] for row in content["images"]] == [finding.score for finding in found.findings]
+    assert [row["path"] for row in content["images"]] == [str(image.path) for image in found.images]
+    assert [row["score"] for row in content["images"]] == [image.score for image in found.images]
     assert content["skipped"] == [{"path": str(mixed / "broken.jpg"), "reason": found.skipped[0][1]}]
 
 
-def test_the_papers_rule_is_the_median_kl_and_calls_half_of_ordinary_images_outliers(
+def test_the_papers_rule_is_the_median_kl_and_calls_half_of_normal_images_outliers(
     vae: Autoencoder, reference: OutlierReference, photos: Path
 ) -> None:
     found = find_outliers(vae, photos, reference, rule="paper")
     assert found.score == "kl"
     assert found.fpr is None
     assert reference.median_kl_nats is not None
-    assert all(f.outlier == (f.score > reference.median_kl_nats) for f in found.findings)
-    assert 0.3 < np.mean([finding.outlier for finding in found.findings]) < 0.7
+    assert all(f.outlier == (f.score > reference.median_kl_nats) for f in found.images)
+    assert 0.3 < np.mean([image.outlier for image in found.images]) < 0.7
 
 
 def test_the_sheet_of_an_earlier_call_is_not_scored(
     vae: Autoencoder, reference: OutlierReference, mixed: Path
 ) -> None:
     counts = [
-        len(find_outliers(vae, mixed, reference, mixed / "found.csv", fpr=0.3).findings) for _ in range(2)
+        len(find_outliers(vae, mixed, reference, mixed / "found.csv", fpr=0.3).images) for _ in range(2)
     ]
     assert counts == [5, 5]
 
 
-def test_images_pass_in_chunks_and_the_sheet_shows_only_the_strangest(
+def test_images_pass_in_chunks_and_the_sheet_shows_only_the_most_anomalous(
     vae: Autoencoder, reference: OutlierReference, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = find_outliers(vae, photos, reference, fpr=0.3)
     monkeypatch.setattr(application, "CHUNK", 7)
     monkeypatch.setattr(application, "SHEET_IMAGES", 3)
-    seen: list[tuple[int, int]] = []
-    chunked = find_outliers(
-        vae, photos, reference, fpr=0.3, progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen[0] == (7, 48)
-    assert seen[-1] == (48, 48)
-    np.testing.assert_allclose(
-        [f.score for f in chunked.findings], [f.score for f in whole.findings], rtol=1e-3
-    )
+    seen: list[tuple[str, int, int]] = []
+    chunked = find_outliers(vae, photos, reference, fpr=0.3, progress=lambda *at: seen.append(at))
+    assert seen[0] == ("scoring", 7, 48)
+    assert seen[-1] == ("scoring", 48, 48)
+    np.testing.assert_allclose([f.score for f in chunked.images], [f.score for f in whole.images], rtol=1e-3)
     assert chunked.sheet.size < whole.sheet.size
 
 
@@ -194,20 +191,20 @@ def test_a_name_that_is_no_text_survives_in_the_table(
     assert json.loads((tmp_path / "found.json").read_bytes())["images"][0]["path"] == os.fsdecode(odd)
 
 
-def test_what_cannot_be_is_said_before_any_work(
+def test_wrong_requests_are_rejected_before_any_work(
     vae: Autoencoder, trained: Run, tiny_pack: Pack, reference: OutlierReference, mixed: Path, tmp_path: Path
 ) -> None:
     plain = load_model(trained.model_path)
     test_images = len(tiny_pack.rows("test"))
-    with pytest.raises(ConfigError, match="score kl is a VAE's"):
+    with pytest.raises(ConfigError, match="score kl needs a VAE"):
         find_outliers(plain, mixed, tiny_pack, score="kl")
-    with pytest.raises(ConfigError, match="score kl is a VAE's"):
+    with pytest.raises(ConfigError, match="score kl needs a VAE"):
         find_outliers(plain, mixed, tiny_pack, rule="paper")
     with pytest.raises(ConfigError, match="paper's rule is about the score kl, not knn"):
         find_outliers(vae, mixed, reference, rule="paper", score="knn")
     with pytest.raises(ConfigError, match="paper's rule has no rate"):
         find_outliers(vae, mixed, reference, rule="paper", fpr=0.3)
-    with pytest.raises(ConfigError, match="Unknown rule 'luck'"):
+    with pytest.raises(ConfigError, match=r"Unknown rule 'luck'\. Choose one of: conformal, paper"):
         find_outliers(vae, mixed, reference, rule="luck")  # type: ignore[arg-type]
     with pytest.raises(
         ConfigError, match=f"needs 99 test images to calibrate on; the pack has {test_images}"

@@ -1,0 +1,295 @@
+"""Find the images of a folder that are unlike those a model was trained on.
+
+Pixels are (B, H, W, 3) in 0..255.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
+from autoencode.cluster import Cluster, joined_cluster
+from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
+from autoencode.data.sources import Paths, expanded, read_beside
+from autoencode.embedding import image_encoder, over_files
+from autoencode.errors import ConfigError
+from autoencode.figures import contact_sheet
+from autoencode.models.model_file import as_model
+from autoencode.outliers.calibration import (
+    FalsePositiveRate,
+    OutlierReference,
+    attainable_fpr,
+    calibration_size,
+    fit_reference,
+)
+from autoencode.outliers.measurements import coloured, heat_maps, measurer
+from autoencode.outliers.scores import SCORES, check_score
+from autoencode.pixels import to_float, to_pixels
+
+if TYPE_CHECKING:
+    from autoencode.configuration import Embedding, Rule
+    from autoencode.data.pack import Pack
+    from autoencode.models.autoencoder import Autoencoder
+
+COLUMNS = ("path", "score", "p_value", "outlier")
+SHEET_IMAGES = 24  # a sheet of more is looked at by nobody
+CHUNK = 64  # images in memory at once
+PAPER_NOTE = (
+    "The paper's threshold is the median KL of data-set images: it calls half of normal images outliers."
+)
+
+Pixels = NDArray[np.uint8]
+Report = Callable[[str, int, int], None]  # called with (stage, images done, images in all)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
+    """The score of one image.
+
+    Attributes:
+        path: the image file.
+        score: larger is more anomalous; the unit depends on the score.
+        p_value: the conformal p-value, in (0, 1]: how rarely a normal image scores as high.
+        outlier: whether the rule calls the image an outlier.
+    """
+
+    path: Path
+    score: float
+    p_value: float
+    outlier: bool
+
+
+class ScoredImages(Sequence[ScoredImage]):
+    """Scored images, most anomalous first; kept as arrays, as a million objects would take a gigabyte."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        scores: NDArray[np.float64],
+        p_values: NDArray[np.float64],
+        outliers: NDArray[np.bool_],
+    ) -> None:
+        """Take the columns (N,) in any order."""
+        order = np.argsort(-scores, kind="stable")
+        self._paths = paths.take(order)
+        self._scores, self._p_values, self._outliers = scores[order], p_values[order], outliers[order]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> ScoredImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ScoredImage]: ...
+
+    def __getitem__(self, index: int | slice) -> ScoredImage | list[ScoredImage]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        values = (column[index].item() for column in (self._scores, self._p_values, self._outliers))
+        return ScoredImage(self._paths[index], *values)
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The result of `find_outliers`.
+
+    Attributes:
+        images: the images that could be used, most anomalous first.
+        skipped: the other files, with the reason.
+        score: name of the score.
+        embedding: what the score is of.
+        rule: which images are outliers: "conformal" or "paper".
+        fpr: the false positive rate that the conformal rule keeps to, in (0, 1); None under the paper's rule.
+        calibration_images: held-out images behind the p-values.
+        validation_fpr: the false positive rate measured on the validation images; None if the pack has none.
+        notes: why the numbers may not hold, a sentence each.
+        sheet: pixels (H, W, 3) of the most anomalous images beside their reconstructions.
+    """
+
+    images: Sequence[ScoredImage]
+    skipped: list[tuple[Path, str]]
+    score: str
+    embedding: Embedding
+    rule: Rule
+    fpr: float | None
+    calibration_images: int
+    validation_fpr: FalsePositiveRate | None
+    notes: tuple[str, ...]
+    sheet: Pixels
+
+
+def find_outliers(
+    model: Autoencoder | str | Path,
+    images: str | Path | Iterable[str | Path],
+    reference: Pack | OutlierReference,
+    out: str | Path | None = None,
+    *,
+    score: str | None = None,
+    embedding: Embedding = "code",
+    fpr: float | None = None,
+    rule: Rule = "conformal",
+    heatmaps: bool = False,
+    cache: str | Path | None = None,
+    limits: Limits | None = None,
+    ray: str | None = None,
+    progress: Report | None = None,
+) -> Outliers:
+    """Score images, and call those outliers that few normal images score as high as.
+
+    Args:
+        model: from `load_model`, or its path.
+        images: image files, and folders of them.
+        reference: the pack of the model's training, or the result of `fit_reference` on it.
+        out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
+        score: a name in `scores.SCORES`; see `default_score`.
+        embedding: "code" for all that the model makes of images; "pretrained" for features of a network
+            trained on ImageNet instead.
+        fpr: the false positive rate, in (0, 1): at most this share of normal images is called an outlier. The
+            default is 0.01 or, with few calibration images, the smallest rate that they allow.
+        rule: "conformal" keeps to `fpr`; "paper" calls an image with a KL above the median an outlier.
+        heatmaps: add maps of where each image and its reconstruction differ to the sheet.
+        cache: see `fit_reference`, which is called on a pack.
+        limits: the largest files and pictures to accept.
+        ray: see `fit_reference`; every node must see the images, too.
+        progress: called with (stage, images done, images in all) of each stage.
+
+    Raises:
+        ConfigError: there is no such score, rule, rate or kind of table; there are too few calibration images
+            for the rate; the pack or the reference is of another model; or `out` or the sheet is one of the
+            images, or holds something of another kind.
+        ImageFolderError: a folder is missing or holds no image, or no image could be used.
+        OutputError: `out` cannot be written.
+        AutoencodeError: an error of `fit_reference`.
+    """
+    model = as_model(model)
+    encoder = image_encoder(model, embedding)
+    score = check_score(score, embedding, is_vae=model.is_vae, rule=rule)
+    fpr = _fpr_to_keep(reference, rule, fpr)
+    out = None if out is None else Path(out)
+    paths = _inputs(images, out)
+    limits, report = limits or Limits(), progress or (lambda stage, done, total: None)
+    with joined_cluster(ray, "Measuring on a cluster") as cluster:
+        if not isinstance(reference, OutlierReference):
+            fitting = partial(report, "fitting to normal images")
+            reference = fit_reference(model, reference, cache, embedding=embedding, ray=ray, progress=fitting)
+        reference.check_encoder(encoder.digest)
+        scoring = _scoring(reference, score, measurer(model, embedding, [SCORES[score]]))
+        scored, skipped = _scored(scoring, model, paths, limits, partial(report, "scoring"), cluster)
+    judged = _judged(reference, score, fpr, *scored)
+    sheet = _sheet(model, judged, heatmaps, limits)
+    notes = tuple(filter(None, [model.note_of(reference.pack)]))
+    normal = reference.calibration_images, reference.validation_fpr(score, fpr)
+    found = Outliers(judged, skipped, score, embedding, rule, fpr, *normal, notes, sheet)
+    if out is not None:
+        write_bytes(out, _table(found) if out.suffix.lower() == ".csv" else _json(found))
+        save_image(sheet_path(out), found.sheet)
+    return found
+
+
+def sheet_path(table: Path) -> Path:
+    """Where the sheet goes that belongs to a table: beside it, as `<name>-worst.png`."""
+    return table.with_name(f"{table.stem}-worst.png")
+
+
+def _fpr_to_keep(reference: Pack | OutlierReference, rule: Rule, fpr: float | None) -> float | None:
+    if rule == "conformal":
+        return attainable_fpr(calibration_size(reference), fpr)
+    if fpr is not None:
+        raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")
+    return None
+
+
+def _inputs(images: str | Path | Iterable[str | Path], out: Path | None) -> Paths:
+    """Return the files to score, once it is sure that neither the table nor the sheet overwrites one."""
+    if out is None:
+        return expanded(images)
+    sheet = sheet_path(out)
+    paths = read_beside(images, sheet)
+    check_output(out, TABLES, paths)
+    check_output(sheet, WRITABLE, paths)
+    return paths
+
+
+def _scoring(
+    reference: OutlierReference, score: str, measure: Callable[[Tensor], dict[str, NDArray[np.float64]]]
+) -> Callable[[Tensor], NDArray[np.float64]]:
+    # The names are looked up here: on a cluster the function travels with all that it refers to.
+    detector, quantity = reference.detectors[score], SCORES[score].quantity
+    return lambda images: detector.score(measure(images)[quantity])
+
+
+def _scored(
+    scoring: Callable[[Tensor], NDArray[np.float64]],
+    model: Autoencoder,
+    paths: Sequence[Path],
+    limits: Limits,
+    report: Callable[[int, int], None],
+    cluster: Cluster | None,
+) -> tuple[tuple[Paths, NDArray[np.float64]], list[tuple[Path, str]]]:
+    """Return the files that could be used and their scores (N,), and the others with the reason."""
+    usable: list[str] = []
+    skipped: list[tuple[Path, str]] = []
+    scores: list[NDArray[np.float64]] = []
+    for read, found in over_files(scoring, paths, CHUNK, model.preprocessing, limits, skipped, cluster):
+        usable += map(str, read)
+        scores.append(found)
+        report(len(usable) + len(skipped), len(paths))
+    return (Paths(usable), np.concatenate(scores)), skipped
+
+
+def _judged(
+    reference: OutlierReference, score: str, fpr: float | None, paths: Paths, scores: NDArray[np.float64]
+) -> ScoredImages:
+    outliers = reference.outliers(score, scores, fpr)
+    return ScoredImages(paths, scores, reference.p_values(score, scores), outliers)
+
+
+def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Limits) -> Pixels:
+    by_path = {image.path: image for image in scored[:SHEET_IMAGES]}
+    [(usable, pixels)] = read_chunks(list(by_path), SHEET_IMAGES, model.preprocessing, limits, [])
+    images = to_float(pixels)
+    columns = [("original", pixels), ("reconstruction", to_pixels(model.reconstruct(images)))]
+    if heatmaps:
+        columns.append(("difference", coloured(heat_maps(model, images))))
+    captions = [
+        f"{'outlier ' if by_path[p].outlier else ''}p {by_path[p].p_value:.2g}  {p.name}" for p in usable
+    ]
+    return contact_sheet(columns, captions=captions)
+
+
+def _table(found: Outliers) -> bytes:
+    rows = (
+        [row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()] for row in found.images
+    )
+    return csv_bytes([COLUMNS, *rows])
+
+
+def _json(found: Outliers) -> bytes:
+    measured = found.validation_fpr
+    content = {
+        "score": found.score,
+        "embedding": found.embedding,
+        "rule": found.rule,
+        "fpr": found.fpr,
+        "calibration_images": found.calibration_images,
+        "validation_fpr": None
+        if measured is None
+        else {"value": measured.value, **measured.interval._asdict(), "images": measured.images},
+        "notes": list(found.notes),
+        "images": [
+            {"path": str(row.path), "score": row.score, "p_value": row.p_value, "outlier": row.outlier}
+            for row in found.images
+        ],
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
+    }
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
