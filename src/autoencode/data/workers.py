@@ -3,19 +3,24 @@
 Each worker is a fresh interpreter that speaks over a socket. Unlike those of `multiprocessing` it does not
 import the caller's main script, so packing works from a script without a `__main__` guard, and it outlives
 its parent by no more than the items it has. The time limits are kernel timers whose signals kill the worker:
-nothing that runs inside, in Python or in C, can hold that up. What counts is processor time, so that a busy
-machine costs no item; the clock's limit, which ends what waits for ever, is far away.
+nothing that runs inside, in Python or in C, can hold that up. Processor time is limited, so that a busy
+machine costs no item; a limit by the clock, six times as long, ends an item that waits for ever.
+
+Windows has neither such timers nor sockets that a process inherits. There items are worked on in this
+process, one after the other, and a warning says what is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -23,19 +28,33 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from autoencode.errors import AutoencodeError
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.data.preprocessing import Limits, Preprocessing, read_image
+from autoencode.errors import AutoencodeError, ImageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Item_co = TypeVar("Item_co", covariant=True)
 
+# What a phone or a camera makes fits, with room; a larger upload is no picture that somebody took.
+UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2)
+
 _MAX_CHUNK = 32
-_serving = False  # whether this process is a worker
 _CLOCK_PER_PROCESSOR = 6  # a slow disk, or a machine that does other things too
+# Of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds some three copies.
+_UPLOAD_MEMORY_BYTES = 2 * 1024**3
+_HAS_WORKERS = hasattr(signal, "setitimer") and os.name == "posix"
+_NO_WORKERS = (
+    "This system cannot end a decoder alone: files are decoded in this process, one after the other, and one "
+    "that hangs or crashes takes the process with it."
+)
+_serving = False  # whether this process is a worker
 
 
 class Items(Protocol[Item_co]):
-    """A list, or what makes each item when it is asked for."""
+    """A list, or a sequence that makes each item when it is asked for."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -46,7 +65,7 @@ class Items(Protocol[Item_co]):
 
 @dataclass(frozen=True)
 class Lost:
-    """Takes the place of a result that never came.
+    """Stands for a result that never came.
 
     Attributes:
         reason: what became of the item, for instance "took longer than 5 s".
@@ -77,11 +96,16 @@ def run(
     Raises:
         AutoencodeError: no worker could be started.
     """
+    if not _HAS_WORKERS:
+        warnings.warn(_NO_WORKERS, stacklevel=2)
+        yield from ((index, function(items[index])) for index in range(len(items)))
+        return
     size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
     todo = deque(range(start, min(start + size, len(items))) for start in range(0, len(items), size))
     pool: dict[Connection, _Worker[Item, Result]] = {}
     try:
         while todo or pool:
+            # As many as have something to do: a small folder does not start a process a core.
             while todo and len(pool) < workers and len(pool) < len(todo) + _busy(pool):
                 worker = _Worker[Item, Result](function, seconds)
                 pool[worker.connection] = worker
@@ -95,7 +119,7 @@ def run(
                     reason = worker.cause_of_death()
                     if len(chunk) == 1:
                         yield chunk[0], Lost(reason)
-                    # Which of several it was is not known: each is tried again on its own.
+                    # Which of several items it was is not known: each is tried again on its own.
                     todo.extend(range(index, index + 1) for index in chunk if len(chunk) > 1)
                     continue
                 yield from zip(chunk, results, strict=True)
@@ -108,6 +132,10 @@ def run(
     finally:
         for worker in pool.values():
             worker.stop()
+
+
+def _busy(pool: dict[Connection, _Worker[Any, Any]]) -> int:
+    return sum(bool(worker.chunk) for worker in pool.values())
 
 
 class Helper(Generic[Item, Result]):
@@ -123,13 +151,15 @@ class Helper(Generic[Item, Result]):
         self._lock = threading.Lock()
 
     def call(self, item: Item) -> Result | Lost:
-        """Return the result of one item; what ends the worker costs itself alone.
+        """Return the result of one item; an item that ends the worker costs itself alone.
 
         Raises:
             AutoencodeError: no worker could be started.
             Exception: whatever the function raised.
         """
         with self._lock:
+            if not _HAS_WORKERS:
+                return self._function(item)
             worker = self._worker or self._started()
             worker.send([item])
             results = worker.receive()
@@ -153,8 +183,53 @@ class Helper(Generic[Item, Result]):
         return worker
 
 
-def _busy(pool: dict[Connection, _Worker[Any, Any]]) -> int:
-    return sum(bool(worker.chunk) for worker in pool.values())
+class UntrustedDecoder:
+    """Decodes one file at a time in another process, which may hang, crash or run out of memory alone.
+
+    Args:
+        preprocessing: the size of the pixels, and how files come to it.
+        limits: what a file may cost.
+        memory_bytes: address space of the process; macOS and Windows do not limit it.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        limits: Limits = UPLOAD_LIMITS,
+        memory_bytes: int = _UPLOAD_MEMORY_BYTES,
+    ) -> None:
+        self.limits = limits
+        function = functools.partial(_decode, preprocessing, limits, memory_bytes)
+        self._helper: Helper[bytes, NDArray[np.uint8]] = Helper(function, seconds=limits.seconds_per_file)
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """Return the image in `content` as pixels (H, W, 3) in 0..255, sRGB.
+
+        Raises:
+            ImageError: the file cannot be used; the message is the plain reason.
+        """
+        if len(content) > self.limits.max_bytes:
+            raise ImageError(f"more bytes than the limit of {self.limits.max_bytes:,}")
+        decoded = self._helper.call(content)
+        if isinstance(decoded, Lost):
+            raise ImageError(f"cannot be decoded: {decoded.reason}")
+        return decoded
+
+    def close(self) -> None:
+        """End the process."""
+        self._helper.close()
+
+
+def _decode(
+    preprocessing: Preprocessing, limits: Limits, memory_bytes: int, content: bytes
+) -> NDArray[np.uint8]:
+    if _serving:  # the memory of any other process is not for a picture to limit
+        import resource
+
+        with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    allow(limits.seconds_for(len(content)))
+    return read_image(content, preprocessing, limits)
 
 
 @dataclass
@@ -169,6 +244,7 @@ class _Worker(Generic[Item, Result]):
     def __post_init__(self) -> None:
         self.connection, theirs = Pipe()
         paths = (path or os.getcwd() for path in sys.path)  # noqa: PTH109 - sys.path has strings
+        # Each worker has a core to itself; libraries that start a thread a core would fight for it.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = "import sys; from autoencode.data.workers import serve; serve(int(sys.argv[1]))"
         with theirs:
@@ -187,7 +263,7 @@ class _Worker(Generic[Item, Result]):
         self.send((self.function, self.seconds))
 
     def send(self, message: object) -> None:
-        """Send a message; that the worker is gone shows when its answer is awaited."""
+        """Send a message; a dead worker shows when its answer is awaited."""
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
@@ -211,7 +287,7 @@ class _Worker(Generic[Item, Result]):
         """Return why the worker ended by itself.
 
         Raises:
-            AutoencodeError: it did so before it was ready, as every other would.
+            AutoencodeError: it ended before it was ready, as every other worker would.
         """
         self.connection.close()
         _, complaint = self.process.communicate()
@@ -235,14 +311,16 @@ class _Worker(Generic[Item, Result]):
 
 
 def serve(descriptor: int) -> None:
-    """Answer requests on a socket until its other end closes: what a worker process does."""
+    """Answer requests on a socket until its other end closes: the main function of a worker process."""
     global _serving
     _serving = True
+    # The parent may have ignored them, which a child inherits.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError), Connection(descriptor) as connection:
         function, seconds = connection.recv()
         connection.send([])
+        # Decoders write warnings there, which would fill the pipe: nobody reads it any more.
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a file must be open to be copied
             os.dup2(nowhere.fileno(), 2)
         while True:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
 from autoencode.data.corruptions import CORRUPTIONS
-from autoencode.data.untrusted import UPLOAD_LIMITS
+from autoencode.data.workers import UPLOAD_LIMITS
 from autoencode.evaluation.quality import CheckUp, gap_in_words
 from autoencode.generation import priors
 from autoencode.metrics.statistics import Estimate

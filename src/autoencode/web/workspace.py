@@ -25,7 +25,7 @@ from autoencode.configuration import Distance, Split
 from autoencode.data.loader import batches
 from autoencode.data.manifest import Entry
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.data.untrusted import UntrustedDecoder
+from autoencode.data.workers import UntrustedDecoder
 from autoencode.errors import AutoencodeError, ModelFileError, PackError
 from autoencode.evaluation.quality import CheckUp, check_up
 from autoencode.index.memory import FileIndex, in_memory, open_index
