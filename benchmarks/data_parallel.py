@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoencode import Autoencoder, Preprocessing
-from autoencode.data.loader import share_of
+from autoencode.data.loader import local_batch
 from autoencode.training.config import settings
 from autoencode.training.distributed import ALONE, Processes, joined
 from autoencode.training.process import own_place
@@ -41,10 +41,10 @@ def network(side: int) -> Autoencoder:
 
 
 def step(model: Autoencoder, images: torch.Tensor, processes: Processes) -> None:
-    share = share_of(len(images), processes.place.rank, processes.place.count)
-    part = images[share.part]
+    local = local_batch(len(images), processes.place.rank, processes.place.count)
+    part = images[local.positions]
     model.zero_grad(set_to_none=True)
-    (share.weight * functional.mse_loss(model(part).images, part)).backward()
+    (local.weight * functional.mse_loss(model(part).images, part)).backward()
     processes.sum_gradients(model.parameters())
 
 

@@ -15,7 +15,7 @@ from autoencode.data.corruptions import (
     horizontal_flip,
     parse_corruptions,
 )
-from autoencode.data.loader import Share, batches, share_of
+from autoencode.data.loader import LocalBatch, batches, local_batch
 from autoencode.errors import ConfigError
 
 IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -119,30 +119,32 @@ def test_a_corruption_reads_as_it_is_written() -> None:
     ]
 
 
-def test_an_image_meets_the_same_chance_in_a_share_as_in_the_batch(tiny_pack: Pack) -> None:
+def test_an_image_meets_the_same_chance_in_a_local_batch_as_in_the_batch(tiny_pack: Pack) -> None:
     images = next(batches(tiny_pack, tiny_pack.rows(), 7))
     chain = parse_corruptions(["gaussian:0.3", "dropout:0.2", "rotate:20"])
 
-    def damaged(part: slice, **share: object) -> torch.Tensor:
+    def damaged(part: slice, **local: object) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        flipped = horizontal_flip(images[part], generator, *share.values())  # type: ignore[arg-type]
-        return corrupt(flipped, chain, generator, training=True, **share)  # type: ignore[arg-type]
+        flipped = horizontal_flip(images[part], generator, *local.values())  # type: ignore[arg-type]
+        return corrupt(flipped, chain, generator, training=True, **local)  # type: ignore[arg-type]
 
-    shares = [share_of(7, rank, 3) for rank in range(3)]
-    parts = [damaged(share.part, share=share) for share in shares]
+    parts = [
+        damaged(local.positions, local=local) for local in (local_batch(7, rank, 3) for rank in range(3))
+    ]
     np.testing.assert_allclose(torch.cat(parts), damaged(slice(None)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_an_image_meets_the_same_corruption_in_a_part_as_in_the_batch(name: str) -> None:
-    shares = [share_of(len(IMAGES), rank, 3) for rank in range(3)]
+def test_an_image_meets_the_same_corruption_in_a_local_batch_as_in_the_batch(name: str) -> None:
     chain = parse_corruptions([example(name)])
 
-    def part(share: Share) -> torch.Tensor:
+    def part(local: LocalBatch) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        return corrupt(IMAGES[share.part], chain, generator, training=True, share=share)
+        return corrupt(IMAGES[local.positions], chain, generator, training=True, local=local)
 
-    torch.testing.assert_close(torch.cat([part(share) for share in shares]), apply(example(name)))
+    torch.testing.assert_close(
+        torch.cat([part(local_batch(len(IMAGES), rank, 3)) for rank in range(3)]), apply(example(name))
+    )
 
 
 def test_an_unknown_corruption_is_rejected_with_all_there_are() -> None:

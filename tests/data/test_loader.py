@@ -13,9 +13,9 @@ from autoencode import Pack
 from autoencode.data.loader import (
     batches,
     epoch_order,
+    local_batch,
+    local_batches,
     random_seed,
-    share_of,
-    shared_batches,
     steps_per_epoch,
 )
 from autoencode.pixels import to_float
@@ -93,25 +93,25 @@ def test_an_error_of_the_pack_arrives_at_the_reader(tiny_pack: Pack, monkeypatch
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("whole", [1, 2, 6, 7, 128])
-def test_shares_are_the_batch_and_differ_by_one_image(whole: int, count: int) -> None:
-    shares = [share_of(whole, rank, count) for rank in range(count)]
-    counted = [share for share in shares if share.counted]
-    assert [i for share in counted for i in range(share.first, share.end)] == list(range(whole))
-    assert sum(share.weight for share in shares) == pytest.approx(1)
-    sizes = [share.counted for share in shares]
+def test_local_batches_are_the_batch_and_differ_by_one_image(whole: int, count: int) -> None:
+    parts = [local_batch(whole, rank, count) for rank in range(count)]
+    counted = [local for local in parts if local.counted]
+    assert [i for local in counted for i in range(local.first, local.end)] == list(range(whole))
+    assert sum(local.weight for local in parts) == pytest.approx(1)
+    sizes = [local.counted for local in parts]
     assert max(sizes) - min(sizes) <= 1
-    assert all(share.end > share.first for share in shares), "every process must have something to compute"
+    assert all(local.end > local.first for local in parts), "every process must have something to compute"
 
 
 @pytest.mark.parametrize("count", [1, 3, 200])
 @pytest.mark.parametrize("whole", [1, 7, 128])
-def test_the_pieces_of_a_share_are_all_of_it(whole: int, count: int) -> None:
-    for share in (share_of(whole, rank, 2) for rank in range(2)):
-        pieces = share.pieces(count)
-        assert sum(piece.weight for piece in pieces) == pytest.approx(share.weight)
-        assert [i for p in pieces for i in range(p.first, p.end)] == list(range(share.first, share.end))
-        assert len(pieces) == max(1, min(count, share.counted))
-        sizes = {piece.counted for piece in pieces}
+def test_micro_batches_are_all_of_the_local_batch(whole: int, count: int) -> None:
+    for local in (local_batch(whole, rank, 2) for rank in range(2)):
+        micros = local.micro_batches(count)
+        assert sum(micro.weight for micro in micros) == pytest.approx(local.weight)
+        assert [i for p in micros for i in range(p.first, p.end)] == list(range(local.first, local.end))
+        assert len(micros) == max(1, min(count, local.counted))
+        sizes = {micro.counted for micro in micros}
         assert max(sizes) - min(sizes) <= 1
 
 
@@ -119,7 +119,7 @@ def test_the_pieces_of_a_share_are_all_of_it(whole: int, count: int) -> None:
 def test_processes_see_together_what_one_sees(count: int, tiny_pack: Pack) -> None:
     rows = tiny_pack.rows()
     assert len(rows) % 10
-    parts = [list(shared_batches(tiny_pack, rows, 10, rank, count)) for rank in range(count)]
+    parts = [list(local_batches(tiny_pack, rows, 10, rank, count)) for rank in range(count)]
     for step, batch in enumerate(batches(tiny_pack, rows, 10)):
-        seen = [images for images, share in (part[step] for part in parts) if share.counted]
+        seen = [images for images, local in (part[step] for part in parts) if local.counted]
         assert torch.equal(torch.cat(seen), batch)

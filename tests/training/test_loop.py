@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from autoencode import Pack, Progress, Run, load_model, settings, train
-from autoencode.data.loader import share_of, steps_per_epoch
+from autoencode.data.loader import local_batch, steps_per_epoch
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.pixels import to_float
 from autoencode.training import losses
@@ -171,7 +171,7 @@ def test_the_paper_optimiser_takes_the_steps_that_torch_takes(tiny_pack: Pack, t
     optimizer = torch.optim.Adamax(model.parameters(), lr=2e-3)
     images = validation_images(tiny_pack)
     for _ in range(3):
-        loop._step(images, share_of(len(images), 0, 1))
+        loop._step(images, local_batch(len(images), 0, 1))
         optimizer.zero_grad()
         functional.mse_loss(model(images).images, images).backward()
         optimizer.step()
@@ -186,7 +186,7 @@ def test_the_average_of_the_weights_follows_them_with_the_stated_decay(
     images, name = validation_images(tiny_pack), "to_mean.bias"
     expected = loop.state.model.state_dict()[name].clone()
     for step in range(8):
-        loop._step(images, share_of(len(images), 0, 1))
+        loop._step(images, local_batch(len(images), 0, 1))
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * loop.state.model.state_dict()[name]
     torch.testing.assert_close(loop.state.averaged.state_dict()[name], expected)
@@ -216,7 +216,7 @@ def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
     loop.state.optimizer.register_step_pre_hook(measure)
     images = validation_images(tiny_pack)
     for _ in range(500):
-        loop._step(images, share_of(len(images), 0, 1))
+        loop._step(images, local_batch(len(images), 0, 1))
     assert len(norms) == 500
     assert all(map(math.isfinite, norms))
     assert max(norms) < 100
@@ -227,8 +227,8 @@ def gradient(pack: Pack, out: Path, runtime: Runtime) -> tuple[float, torch.Tens
     """Loss and flat gradient of the first step of a small VAE."""
     loop = make_loop(pack, out, runtime, kind="vae", widths=(8, 16), code_size=8)
     images = runtime.place(validation_images(pack))
-    share = share_of(len(images), 0, 1)
-    result, _, _ = loop._forward(loop.state.model, images, share, training=True, draw=0)
+    local = local_batch(len(images), 0, 1)
+    result, _, _ = loop._forward(loop.state.model, images, local, training=True, draw=0)
     result.loss.backward()
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     return result.loss.item(), torch.cat(parts)
@@ -288,8 +288,8 @@ def test_the_gradients_of_pieces_sum_to_that_of_the_whole(
     _, expected = gradient(tiny_pack, tmp_path, FP32)
     loop = make_loop(tiny_pack, tmp_path, kind="vae", widths=(8, 16), code_size=8)
     images = FP32.place(validation_images(tiny_pack))
-    for piece in share_of(len(images), 0, 1).pieces(pieces):
-        loop._backward(images[piece.part], piece)
+    for micro in local_batch(len(images), 0, 1).micro_batches(pieces):
+        loop._backward(images[micro.positions], micro)
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     assert (torch.cat(parts) - expected).norm() < 1e-5 * expected.norm()
 

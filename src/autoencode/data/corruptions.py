@@ -23,24 +23,26 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from autoencode.data.loader import Share
+    from autoencode.data.loader import LocalBatch
 
 
 class Draws:
     """Random numbers for the images of one process.
 
-    They are drawn for the whole batch, of which the process keeps its part: an image meets the same chance
-    however many processes share the batch.
+    They are drawn for the whole batch, of which the process keeps its local batch: an image meets the same
+    chance whatever the world size.
 
     Args:
         images: (B, 3, H, W), for their number, type and device.
         generator: the source, on the device of the images.
-        share: which part of a batch the images are; None for all of it.
+        local: which part of a batch the images are; None for all of it.
     """
 
-    def __init__(self, images: Tensor, generator: torch.Generator, share: Share | None) -> None:
+    def __init__(self, images: Tensor, generator: torch.Generator, local: LocalBatch | None) -> None:
         self._images, self._generator = images, generator
-        self._count, self._part = (len(images), slice(None)) if share is None else (share.whole, share.part)
+        self._count, self._part = (
+            (len(images), slice(None)) if local is None else (local.batch_size, local.positions)
+        )
 
     def uniform(self) -> Tensor:
         """Return a number in [0, 1) for each image: (B,)."""
@@ -231,7 +233,7 @@ def corrupt(
     generator: torch.Generator,
     *,
     training: bool,
-    share: Share | None = None,
+    local: LocalBatch | None = None,
 ) -> Tensor:
     """Apply corruptions in the order given.
 
@@ -240,12 +242,12 @@ def corrupt(
         corruptions: what to do; an empty sequence returns the images themselves.
         generator: the source of randomness, on the device of the images.
         training: False leaves dropout out, as a dropout layer does at evaluation.
-        share: which part of a batch the images are; None for all of it.
+        local: which part of a batch the images are; None for all of it.
 
     Returns:
         (B, 3, H, W); noise is not clipped to [0, 1].
     """
-    draws = Draws(images, generator, share)
+    draws = Draws(images, generator, local)
     for corruption in corruptions:
         kind = CORRUPTIONS[corruption.name]
         if training or not kind.in_training_only:
@@ -253,13 +255,13 @@ def corrupt(
     return images
 
 
-def horizontal_flip(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+def horizontal_flip(images: Tensor, generator: torch.Generator, local: LocalBatch | None = None) -> Tensor:
     """Turn each of the images (B, 3, H, W) left to right with probability one half.
 
     Args:
         images: not changed.
         generator: as for `corrupt`.
-        share: as for `corrupt`.
+        local: as for `corrupt`.
     """
-    flipped = Draws(images, generator, share).uniform() < 0.5
+    flipped = Draws(images, generator, local).uniform() < 0.5
     return images.flip(3).where(flipped[:, None, None, None], images)

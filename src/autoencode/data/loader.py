@@ -1,6 +1,6 @@
-"""What each of several processes takes of a batch: together all of it, in its order, each image once.
+"""Batches of a pack, a function of (seed, epoch, step, rank) alone: nothing is left behind to restore.
 
-Batches of a pack, a function of (seed, epoch, step, rank) alone: nothing is left behind to restore.
+Several processes compute a batch together: each its local batch, which is a run of the images of the batch.
 
 Shapes: B batch, H height, W width. Batches are (B, 3, H, W) float32 in [0, 1], channels last in memory.
 """
@@ -23,49 +23,50 @@ if TYPE_CHECKING:
 
     from autoencode.data.pack import Pack
 
+STEPS_BETWEEN_FETCHES = 16  # asking for the next shards of a remote pack costs a look at the disk
 
-class Share(NamedTuple):
-    """The part of a batch that one process computes.
+
+class LocalBatch(NamedTuple):
+    """What one process computes of a batch.
 
     Attributes:
-        first: its first image, as a position in the batch.
-        end: one past its last image.
-        whole: images in the batch.
-        counted: images it answers for: all of its own, or none where a small batch left it nothing. Then it
-            computes the first image of the batch with weight 0, so that every process takes every step.
+        first: position of its first image in the batch.
+        end: one past the position of its last image.
+        batch_size: images in the whole batch.
+        counted: images that count: all of its own, or 0 where a small batch left it none. It then computes
+            the first image of the batch with weight 0, so that every process takes every step.
     """
 
     first: int
     end: int
-    whole: int
+    batch_size: int
     counted: int
 
     @property
-    def part(self) -> slice:
-        """The positions of its images in the batch."""
+    def positions(self) -> slice:
+        """Positions of its images in the batch."""
         return slice(self.first, self.end)
 
     @property
     def weight(self) -> float:
-        """What its mean counts in the mean over the batch."""
-        return self.counted / self.whole
+        """Factor of its mean in the mean over the batch, in [0, 1]."""
+        return self.counted / self.batch_size
 
-    def pieces(self, count: int) -> list[Share]:
-        """Divide it into at most so many, evenly but for one image, to be computed one after the other."""
+    def micro_batches(self, count: int) -> list[LocalBatch]:
+        """Divide it into at most `count` parts, evenly but for one image, to be computed one by one."""
         if not self.counted:
             return [self]
         count = min(count, self.counted)
         ends = [self.first + self.counted * number // count for number in range(count + 1)]
-        return [Share(first, end, self.whole, end - first) for first, end in pairwise(ends)]
+        return [LocalBatch(first, end, self.batch_size, end - first) for first, end in pairwise(ends)]
 
 
-def share_of(whole: int, rank: int, count: int) -> Share:
-    """Return what process `rank` of `count` takes of a batch of `whole` images, evenly but for one image."""
-    first, end = whole * rank // count, whole * (rank + 1) // count
-    return Share(first, end, whole, end - first) if first < end else Share(0, 1, whole, 0)
-
-
-_STEPS_BETWEEN_LOOKS = 16  # at what has to be fetched next
+def local_batch(batch_size: int, rank: int, world_size: int) -> LocalBatch:
+    """Return what process `rank` of `world_size` computes of a batch; sizes differ by one image at most."""
+    first, end = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
+    if first == end:
+        return LocalBatch(0, 1, batch_size, 0)
+    return LocalBatch(first, end, batch_size, end - first)
 
 
 def random_seed(*parts: int | str) -> int:
@@ -75,7 +76,7 @@ def random_seed(*parts: int | str) -> int:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Number of batches that show each of `images` once; the last may be smaller.
+    """Return the number of batches that show each of `images` once; the last may be smaller.
 
     A last batch of a single image is joined to the one before: batch normalisation has no variance of one
     value, and a step on one image would weigh as much as one on a batch.
@@ -103,9 +104,9 @@ def epoch_order(
     Args:
         rows: (N,).
         seed, epoch: what the order follows from.
-        rows_per_shard: rows that lie together.
-        window: 0, or how many rows may be in use at once, a whole number of shards: so many shards are drawn
-            without replacement, and their rows mixed, until none is left.
+        rows_per_shard: rows that lie together on disk or in storage.
+        window: rows that may be in use at once, a whole number of shards; 0 for all. Shards of a window are
+            drawn without replacement and their rows mixed, until no shard is left.
     """
     generator = np.random.Generator(np.random.Philox(random_seed("order", seed, epoch)))
     if not window:
@@ -130,33 +131,35 @@ def batches(
         start: first batch to yield, counted from 0.
         stop: the batch to end before; the default is all of them.
     """
-    return (images for images, _ in shared_batches(pack, rows, batch_size, 0, 1, start=start, stop=stop))
+    return (images for images, _ in local_batches(pack, rows, batch_size, 0, 1, start=start, stop=stop))
 
 
-def shared_batches(
+def local_batches(
     pack: Pack,
     rows: NDArray[np.int64],
     batch_size: int,
     rank: int,
-    count: int,
+    world_size: int,
     *,
     start: int = 0,
     stop: int | None = None,
-) -> Iterator[tuple[Tensor, Share]]:
-    """Yield what process `rank` of `count` takes of each batch, and which part that is; as `batches` else.
+) -> Iterator[tuple[Tensor, LocalBatch]]:
+    """Yield what process `rank` of `world_size` computes of each batch, and its positions in the batch.
 
-    The parts of all processes together are what one process would see at the same step.
+    Other arguments are those of `batches`. The local batches of all processes together are what one process
+    would see at the same step.
     """
     steps = steps_per_epoch(len(rows), batch_size)
     stop = steps if stop is None else stop
 
-    def read(step: int) -> tuple[Tensor, Share]:
+    def read(step: int) -> tuple[Tensor, LocalBatch]:
         batch = rows[batch_slice(step, len(rows), batch_size)]
-        if pack.window and (step - start) % _STEPS_BETWEEN_LOOKS == 0:
+        if pack.window and (step - start) % STEPS_BETWEEN_FETCHES == 0:
             pack.expect(rows[step * batch_size :][: 2 * pack.window])
-        share = share_of(len(batch), rank, count)
-        return to_float(pack.pixels(batch[share.part])), share
+        local = local_batch(len(batch), rank, world_size)
+        return to_float(pack.pixels(batch[local.positions])), local
 
+    # One thread and one batch ahead: reading then hides behind computing, in memory of two batches.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
         upcoming = reader.submit(read, start) if start < stop else None
         for step in range(start, stop):

@@ -1,4 +1,4 @@
-"""Several processes that train one model: equal weights, each its share of every batch, gradients summed.
+"""Several processes that train one model: equal weights, a local batch each, gradients summed.
 
 Gradients are summed in one all-reduce of all of them after the backward pass. DistributedDataParallel would
 send the first while the last are computed, but it takes their mean over the processes: a batch that does not
@@ -236,7 +236,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         processes: who has the other images.
 
     Attributes:
-        counted: whether the images of this process are of the batch (see `shares.Share`).
+        counted: whether the images of this process are of the batch (see `loader.LocalBatch`).
     """
 
     def __init__(self, original: nn.BatchNorm2d, processes: Processes) -> None:

@@ -1,7 +1,7 @@
 """The training loop: stopped and resumed at any step, with the same weights as if it had never stopped.
 
-Several processes run it side by side (see `processes`): each takes its share of every batch, and what it
-says of the whole batch it has summed over all of them. Alone, its share is the batch.
+Several processes run it side by side (see `processes`): each computes its local batch of every batch,
+and sums over all of them what it reports of the whole. Alone, the local batch is the batch.
 
 Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
 """
@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions
-from autoencode.data.loader import Share, batches, epoch_order, random_seed, shared_batches, steps_per_epoch
+from autoencode.data.loader import (
+    LocalBatch,
+    batches,
+    epoch_order,
+    local_batches,
+    random_seed,
+    steps_per_epoch,
+)
 from autoencode.errors import VERSION, DivergedError, RunError
 from autoencode.metrics.images import RunningVariance, active_units, merged
 from autoencode.metrics.latents import bits_per_dimension
@@ -155,12 +162,12 @@ class Loop:
         for model in (self.state.model, self.state.averaged):
             self.processes.copy_from_first(model.state_dict().values())
 
-    def _shared(
+    def _local_batches(
         self, rows: NDArray[np.int64], *, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[Tensor, Share]]:
-        """The share of this process of each batch of `rows`."""
+    ) -> Iterator[tuple[Tensor, LocalBatch]]:
+        """Yield what this process computes of each batch of `rows`."""
         rank, count = self.processes.place.rank, self.processes.place.count
-        return shared_batches(self.pack, rows, self.config.batch_size, rank, count, start=start, stop=stop)
+        return local_batches(self.pack, rows, self.config.batch_size, rank, count, start=start, stop=stop)
 
     def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
         """Train to the last epoch.
@@ -178,9 +185,9 @@ class Loop:
             epoch, first = divmod(state.step, self.steps)
             order = self._order(epoch)
             started = time.perf_counter()
-            for images, share in self._shared(order, start=first):
+            for images, local in self._local_batches(order, start=first):
                 state.waited += time.perf_counter() - started
-                self._step(images, share)
+                self._step(images, local)
                 state.seconds += time.perf_counter() - started
                 in_epoch = state.step - epoch * self.steps
                 if in_epoch == self.steps:
@@ -203,25 +210,25 @@ class Loop:
         """
         order = self._order(0)
         times = []
-        for images, share in self._shared(order, stop=min(self.steps, steps + 1)):
+        for images, local in self._local_batches(order, stop=min(self.steps, steps + 1)):
             started = time.perf_counter()
-            self._step(images, share)
+            self._step(images, local)
             times.append(time.perf_counter() - started)
         return self.steps * min(times[1:] or times)
 
-    def _step(self, images: Tensor, share: Share) -> None:
+    def _step(self, images: Tensor, local: LocalBatch) -> None:
         """One optimiser step: a function of the state, the images of the batch and the seed."""
         state, config = self.state, self.config
         for group in state.optimizer.param_groups:
             group["lr"] = group["scale"] * learning_rate_at(config, state.step, self.total_steps)
         clean = self.runtime.place(images)
         state.model.train()
-        count_images(state.model, bool(share.counted))
+        count_images(state.model, bool(local.counted))
         state.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(4, dtype=torch.float64)
-        for piece in share.pieces(config.accumulate):
-            images = clean[piece.first - share.first : piece.end - share.first]
-            sums += self._backward(images, piece)
+        for micro in local.micro_batches(config.accumulate):
+            images = clean[micro.first - local.first : micro.end - local.first]
+            sums += self._backward(images, micro)
         measured = self.processes.total(sums)
         if not math.isfinite(measured[0]):
             raise self._diverged(state.step)
@@ -229,29 +236,29 @@ class Loop:
         limit_gradient(state.model, config.grad_clip)
         state.optimizer.step()
         if config.sigma2 == "auto" and state.model.is_vae:
-            mse = (measured[3] / share.whole).to(state.model.sigma2)
+            mse = (measured[3] / local.batch_size).to(state.model.sigma2)
             update_sigma2(state.model.sigma2, mse, state.step)
         if state.averaged is not state.model:
             update_average(state.averaged, state.model, config.ema, state.step)
         state.sums += measured
         state.step += 1
 
-    def _backward(self, clean: Tensor, share: Share) -> Tensor:
-        """Add the gradient of a share of a batch, weighted as in the whole; return its `_measured` sums."""
+    def _backward(self, clean: Tensor, local: LocalBatch) -> Tensor:
+        """Add the gradient of a micro-batch, weighted as in the whole batch; return its `_measured` sums."""
         state = self.state
-        result, output, clean = self._forward(state.model, clean, share, training=True, draw=state.step)
+        result, output, clean = self._forward(state.model, clean, local, training=True, draw=state.step)
         joined = share_at(state.step, self.total_steps) if state.adversary else 0.0
         if state.adversary and joined:
             seed = random_seed("samples", self.config.seed, state.step)
             state.adversary.step(state.model, clean, output.images, result.loss, seed, joined)
         else:
-            (share.weight * result.loss).backward()  # type: ignore[no-untyped-call]
-        return _measured(result) * share.counted
+            (local.weight * result.loss).backward()  # type: ignore[no-untyped-call]
+        return _measured(result) * local.counted
 
     def _forward(
-        self, model: Autoencoder, clean: Tensor, share: Share, *, training: bool, draw: int
+        self, model: Autoencoder, clean: Tensor, local: LocalBatch, *, training: bool, draw: int
     ) -> tuple[Terms, Output, Tensor]:
-        """The objective of a share of a batch, the output, and the images it should have been.
+        """The objective of a local or micro-batch, the output, and the images it should have been.
 
         Noise, corruptions and flips depend on the seed, `draw` and the place in the batch alone.
         """
@@ -259,12 +266,12 @@ class Loop:
         seed = random_seed(purpose, self.config.seed, draw)
         generator = torch.Generator(clean.device).manual_seed(seed)
         if training and self.config.horizontal_flip:
-            clean = horizontal_flip(clean, generator, share)
-        seen = corrupt(clean, self.corruptions, generator, training=training, share=share)
+            clean = horizontal_flip(clean, generator, local)
+        seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
         noise = None
         if model.is_vae:
-            shape = (share.whole, model.config.code_size)
-            noise = torch.randn(shape, generator=generator, device=clean.device)[share.part]
+            shape = (local.batch_size, model.config.code_size)
+            noise = torch.randn(shape, generator=generator, device=clean.device)[local.positions]
         with self.runtime.autocast():
             output = model(seen, noise)
         sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
@@ -279,18 +286,18 @@ class Loop:
         model = self.state.averaged
         model.eval()
         sums, means = torch.zeros(5, dtype=torch.float64), RunningVariance()
-        for index, (images, share) in enumerate(self._shared(self.validation_rows)):
+        for index, (images, local) in enumerate(self._local_batches(self.validation_rows)):
             clean = self.runtime.place(images)
-            result, output, _ = self._forward(model, clean, share, training=False, draw=index)
+            result, output, _ = self._forward(model, clean, local, training=False, draw=index)
             decoded = output.images
             if model.is_vae:
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
-                if share.counted:
+                if local.counted:
                     means.add(output.posterior.mean)
             # What a user gets: the decoded mean, without noise, within the range of pixels.
             squared_error = (decoded.float().clamp(0, 1) - clean).square().mean().cpu().double()
-            sums += torch.cat([_measured(result), squared_error[None]]) * share.counted
+            sums += torch.cat([_measured(result), squared_error[None]]) * local.counted
         sums, means = self.processes.total(sums), merged(self.processes.gather(means))
         loss, reconstruction, kl, _, val_mse = (sums / len(self.validation_rows)).tolist()
         measured: Record = {"val_loss": loss, "val_mse": val_mse}
