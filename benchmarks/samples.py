@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from autoencode import Autoencoder, Pack, fit_prior, generate, load_model, open_pack
 from autoencode.metrics.images import kernel_inception_distance
-from autoencode.models.backbones import pretrained_features
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 
 HEADINGS = "| model | code | reconstructions | N(0, I) | mixture | components |"
@@ -32,7 +32,7 @@ def some(pack: Pack, rows: NDArray[np.int64], count: int) -> Pixels:
 
 
 def distance(reference: NDArray[np.float32], pixels: Pixels) -> str:
-    found = kernel_inception_distance(reference, pretrained_features(pixels))
+    found = kernel_inception_distance(reference, BACKBONE.pooled(pixels))
     return f"{found.value:.3f} ({found.interval.low:.3f} to {found.interval.high:.3f})"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pack = open_pack(arguments.pack)
     held_out = some(pack, pack.held_out().rows, arguments.count)
-    reference = pretrained_features(held_out)
+    reference = BACKBONE.pooled(held_out)
     print(f"`python {shlex.join(sys.argv)}`: {len(held_out)} test images, {arguments.count} samples\n")
     print(HEADINGS)
     print("|" + "---|" * (HEADINGS.count("|") - 1))

@@ -1,13 +1,12 @@
-"""What turns images into vectors that search, outliers and classifiers compare: codes or pretrained features.
+"""Images as vectors that search, outliers and classifiers compare, and functions over many images.
 
-Shapes: B batch, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
+An embedding is one entry of `EMBEDDINGS`: codes of a model, or features of a pretrained network.
 
-Images through a function, those of a pack or of files: in this process, or on the nodes of a Ray cluster.
+`over_pack` and `over_files` call a function on images, in this process or on the nodes of a Ray cluster. A
+node gets the rows or the paths, reads the images itself, in the same batches, and sends back the results. Ray
+Data divides the work, repeats what was lost, and keeps the order.
 
-On a cluster a node gets the rows or the paths, reads the images itself, in the same batches, and sends back
-what was made of them. Ray Data divides the work, does again what was lost, and keeps the order.
-
-Shapes: B batch, N images. Images are (B, 3, H, W) in [0, 1].
+Shapes: B batch, N images, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
@@ -22,27 +21,25 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.cluster import Cluster, brief
-from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
 from autoencode.data.remote import is_url, local
 from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
-from autoencode.models.backbones import FEATURES, pretrained_features, pretrained_version
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
+    from autoencode.configuration import Distance, Embedding
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
-
-EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,12 @@ class ImageEncoder:
     """Images to vectors.
 
     Attributes:
-        kind: "code": what the model was trained to keep; "pretrained": features of EfficientNet-Lite0.
+        kind: name of the embedding in `EMBEDDINGS`.
         preprocessing: the size of its images, and how a file becomes one.
-        size: F, values in a vector.
+        size: F, features of an image.
         digest: of everything the vectors depend on but the images; equal digests, comparable vectors. ""
             for a model that was never saved.
-        encode: images (B, 3, H, W) in [0, 1] to (B, F) float32.
+        encode: images (B, 3, H, W) in [0, 1], any device, to (B, F) float32.
     """
 
     kind: Embedding
@@ -65,40 +62,72 @@ class ImageEncoder:
     encode: Callable[[Tensor], NDArray[np.float32]]
 
 
+@dataclass(frozen=True)
+class EmbeddingKind:
+    """One way from images to vectors.
+
+    Attributes:
+        summary: a few words for help.
+        needs_model: whether the vectors depend on the weights of a model. Otherwise the model says no more
+            than the size of its images.
+        distance: by which vectors are compared unless another one is asked for.
+        encoder: preprocessing, and the model where there is one, to the encoder. Raises MissingExtraError
+            where an optional part is not installed.
+    """
+
+    summary: str
+    needs_model: bool
+    distance: Distance
+    encoder: Callable[[Preprocessing, Autoencoder | None], ImageEncoder]
+
+
+def _codes(preprocessing: Preprocessing, model: Autoencoder | None) -> ImageEncoder:
+    if model is None:
+        raise TypeError("codes need a model")
+
+    def encode(images: Tensor) -> NDArray[np.float32]:
+        return model.encode(images).numpy()
+
+    return ImageEncoder("code", preprocessing, model.config.code_size, model.digest, encode)
+
+
+def _pretrained(preprocessing: Preprocessing, model: Autoencoder | None) -> ImageEncoder:
+    # With the preprocessing: the network is given images of the size that a model of ours would see.
+    text = json.dumps([BACKBONE.digest, preprocessing.to_json()], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return ImageEncoder("pretrained", preprocessing, BACKBONE.size, digest, _pretrained_features)
+
+
+def _pretrained_features(images: Tensor) -> NDArray[np.float32]:
+    # At the top of the module, so that it is sent to nodes of a cluster by its name and not with its network.
+    return BACKBONE.pooled(to_pixels(images.cpu()))
+
+
+EMBEDDINGS: dict[str, EmbeddingKind] = {
+    "code": EmbeddingKind("codes of the model", True, "whitened", _codes),
+    # Some models' codes share a direction, which whitening takes away; pretrained features lose by it
+    # (docs/results.md).
+    "pretrained": EmbeddingKind(
+        f"features of {BACKBONE.name}, trained on ImageNet (extra eval)", False, "cosine", _pretrained
+    ),
+}
+
+
 def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
-    """Return the encoder of a model, or one that sees the same images with pretrained features instead.
+    """Return an encoder of images of the size that a model takes.
+
+    Args:
+        model: from `load_model`.
+        kind: a name in `EMBEDDINGS`: "code" for the model's codes, "pretrained" for features that do not
+            depend on its weights.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: there is no embedding of that name.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
     if kind not in EMBEDDINGS:
-        raise ConfigError(f"Unknown embedding {kind!r}. Choose code or pretrained.")
-    if kind == "code":
-        return ImageEncoder(
-            kind,
-            model.preprocessing,
-            model.config.code_size,
-            model.digest,
-            lambda images: model.encode(images).numpy(),
-        )
-    return pretrained_encoder(model.preprocessing)
-
-
-def pretrained_encoder(preprocessing: Preprocessing) -> ImageEncoder:
-    """Return pretrained features of images of this size; no model is needed, nor do its weights matter.
-
-    Raises:
-        MissingExtraError: the optional part `eval` is not installed.
-    """
-    text = json.dumps([pretrained_version(), preprocessing.to_json()], sort_keys=True)
-    return ImageEncoder(
-        "pretrained",
-        preprocessing,
-        FEATURES,
-        hashlib.sha256(text.encode()).hexdigest(),
-        lambda images: pretrained_features(to_pixels(images.cpu())),
-    )
+        raise ConfigError(f"Unknown embedding {kind!r}. Choose {' or '.join(EMBEDDINGS)}.")
+    return EMBEDDINGS[kind].encoder(model.preprocessing, model)
 
 
 Columns = Mapping[Any, NDArray[Any]]  # what was made of some images, each array with a row an image

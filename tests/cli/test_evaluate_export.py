@@ -14,7 +14,7 @@ from autoencode import ConfigError, Estimate, Interval, OutputError, Pack, Run, 
 from autoencode import evaluation as application
 from autoencode.cli import evaluate_export
 from autoencode.cli.main import app
-from autoencode.evaluation import quality
+from autoencode.models.backbones import BACKBONE
 
 
 def autoencode(*arguments: object) -> Result:
@@ -23,9 +23,7 @@ def autoencode(*arguments: object) -> Result:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
-    )
+    monkeypatch.setattr(BACKBONE, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
     monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
 
 

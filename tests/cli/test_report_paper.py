@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from autoencode import evaluation as application
 from autoencode.cli.main import app
-from autoencode.evaluation import quality
+from autoencode.models.backbones import BACKBONE
 from autoencode.paper import experiments
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def autoencode(*arguments: object) -> Result:
 def fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(
-            quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
+            BACKBONE, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
         )
         monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
         tiny = {"widths": (4, 8), "code_size": 8}

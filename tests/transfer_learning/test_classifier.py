@@ -25,6 +25,7 @@ from autoencode import (
     save_classifier,
 )
 from autoencode.feature_maps import trace
+from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.transfer_learning.probe import LinearProbe
 
@@ -161,11 +162,9 @@ def test_pretrained_features_are_those_they_were_learned_on(
     trained: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
-    from autoencode.transfer_learning import classifier as module
-
     model = load_model(trained.model_path)
     save_classifier(tmp_path / "c", Classifier(model, "pretrained", CLASSES, probe(1280), {}))
     assert len(classify(load_classifier(tmp_path / "c"), next(photos.rglob("*.png"))).results) == 1
-    monkeypatch.setattr(module, "pretrained_version", lambda: "another 2")
+    monkeypatch.setattr(type(BACKBONE), "digest", property(lambda _: "another 2"))
     with pytest.raises(ModelFileError, match="another 2 is installed"):
         load_classifier(tmp_path / "c")

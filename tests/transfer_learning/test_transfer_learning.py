@@ -28,8 +28,9 @@ from autoencode import (
 from autoencode.data.manifest import split_of
 from autoencode.errors import ImageFolderError
 from autoencode.metrics.statistics import wilson_interval
-from autoencode.transfer_learning import methods, probe
+from autoencode.models.backbones import BACKBONE
 from autoencode.transfer_learning import methods as finetune
+from autoencode.transfer_learning import probe
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +39,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "LEAST_STEPS", 10)
     monkeypatch.setattr(finetune, "EPOCHS", 2)
 
-    def missing() -> str:
+    def missing(_: object) -> str:
         raise MissingExtraError("eval", "Pretrained features")
 
-    monkeypatch.setattr(methods, "pretrained_version", missing)
+    monkeypatch.setattr(type(BACKBONE), "digest", property(missing))
 
 
 @pytest.fixture(scope="module")

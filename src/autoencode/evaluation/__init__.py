@@ -34,7 +34,7 @@ from autoencode.evaluation.quality import (
     likelihood_variance,
 )
 from autoencode.metrics.statistics import Estimate, auroc_estimate
-from autoencode.models.backbones import pretrained_version
+from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
 from autoencode.outliers.calibration import fit_reference
@@ -216,7 +216,7 @@ def evaluate(
     found = None
     try:
         if kid:
-            pretrained_version()
+            _ = BACKBONE.digest  # raises before the long work where the network is not installed
             found = _distances(model, images, None if held_out.split == "train" else training, pca, report)
             if found is None:
                 notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")

@@ -36,7 +36,7 @@ from autoencode.metrics.images import (
 )
 from autoencode.metrics.latents import bits_per_dimension, gaussian_log_likelihood, kl, kl_per_value
 from autoencode.metrics.statistics import Estimate, Interval, estimate
-from autoencode.models.backbones import pretrained_features
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
@@ -391,6 +391,6 @@ def _samples(model: Autoencoder, prior: PriorName, count: int) -> Iterator[Tenso
 def _features(images: Iterable[Tensor], advance: Advance) -> NDArray[np.float32]:
     parts = []
     for batch in images:
-        parts.append(pretrained_features(to_pixels(batch)))
+        parts.append(BACKBONE.pooled(to_pixels(batch)))
         advance(len(batch))
     return np.concatenate(parts)

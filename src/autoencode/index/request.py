@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.embedding import Columns, ImageEncoder, image_encoder, over_pack
+from autoencode.embedding import EMBEDDINGS, Columns, ImageEncoder, image_encoder, over_pack
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from autoencode.index.settings import IndexSettings
 
 DEFAULT_EMBEDDING: Embedding = "code"
-# Some models' codes share a direction, which whitening takes away; pretrained features lose by it (results).
-DEFAULT_DISTANCE: dict[Embedding, Distance] = {"code": "whitened", "pretrained": "cosine"}
 ANOTHER = "Choose another output, or delete the index to make it anew."
 
 
@@ -63,7 +61,7 @@ class Request:
 
     def distance_of(self, encoder: ImageEncoder, old: IndexSettings | None) -> Distance:
         """Return how codes are compared: as asked for, as before, or as usual."""
-        return self.distance or (old.space.distance if old else DEFAULT_DISTANCE[encoder.kind])
+        return self.distance or (old.space.distance if old else EMBEDDINGS[encoder.kind].distance)
 
     def pack(self, encoder: ImageEncoder, out: Path | str) -> Pack:
         """Return the images: the pack that the source is, or a pack of the folder that it is, made at `out`.

@@ -12,7 +12,7 @@ import numpy as np
 
 from autoencode.configuration import Distance, Embedding
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.embedding import ImageEncoder, image_encoder, pretrained_encoder
+from autoencode.embedding import EMBEDDINGS, ImageEncoder, image_encoder
 from autoencode.errors import ImageIndexError, ModelFileError
 from autoencode.index.neighbours import Space
 from autoencode.models.model_file import load_model
@@ -150,10 +150,13 @@ def find_encoder(path: Path | str, settings: IndexSettings) -> ImageEncoder:
         ImageIndexError: the pretrained features installed are of another version.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
-    if settings.embedding == "pretrained":
-        encoder = pretrained_encoder(settings.preprocessing)
+    embedding = EMBEDDINGS[settings.embedding]
+    if not embedding.needs_model:
+        encoder = embedding.encoder(settings.preprocessing, None)
         if encoder.digest != settings.encoder_digest:
-            raise ImageIndexError(f"{path} was made with another version of the pretrained features. {AGAIN}")
+            raise ImageIndexError(
+                f"{path} was made with another version of the {settings.embedding} features. {AGAIN}"
+            )
         return encoder
     advice = "Give the model it was made with (--model), or make the index again."
     candidates = settings.model.candidates(path) if settings.model else []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import csv_bytes, make_folder, write_bytes
 from autoencode.data.loader import random_seed
-from autoencode.embedding import image_encoder
+from autoencode.embedding import EMBEDDINGS, image_encoder
 from autoencode.errors import ConfigError, OutputError, install_command
 from autoencode.figures.plots import confusion_matrix
 from autoencode.metrics.statistics import Interval, wilson_interval
@@ -159,9 +159,9 @@ def transfer(
 
 
 def _kept(embedding: Embedding, finetune: bool) -> str:
-    if embedding not in (CODE, PRETRAINED):
-        raise ConfigError(f"Unknown embedding {embedding!r}. Choose code or pretrained.")
-    if finetune and embedding == PRETRAINED:
+    if embedding not in EMBEDDINGS:
+        raise ConfigError(f"Unknown embedding {embedding!r}. Choose {' or '.join(EMBEDDINGS)}.")
+    if finetune and not EMBEDDINGS[embedding].needs_model:
         raise ConfigError("Only the model's own encoder can be fine-tuned: leave out one of the two.")
     return "fine-tuned" if finetune else embedding
 

@@ -24,7 +24,7 @@ from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.figures import image_grid
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.backbones import FEATURES, pretrained_version
+from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import (
     check_finite,
     model_of_parts,
@@ -206,7 +206,7 @@ def save_classifier(path: str | Path, classifier: Classifier) -> str:
         "provenance": dict(classifier.provenance),
     }
     if classifier.features == PRETRAINED:
-        content["pretrained"] = pretrained_version()
+        content["pretrained"] = BACKBONE.digest
     return write_tensors(
         path,
         "classifier",
@@ -240,9 +240,9 @@ def load_classifier(path: str | Path) -> Classifier:
         provenance, learned_on = dict(content["provenance"]), content.get("pretrained")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelFileError(f"{path} does not hold a usable classifier: {err}".splitlines()[0]) from err
-    if features == PRETRAINED and learned_on != pretrained_version():
+    if features == PRETRAINED and learned_on != BACKBONE.digest:
         raise ModelFileError(
-            f"{path} was learned on {learned_on}, and {pretrained_version()} is installed: its features "
+            f"{path} was learned on {learned_on}, and {BACKBONE.digest} is installed: its features "
             "differ. Learn it anew with autoencode transfer."
         )
     return Classifier(model, features, classes, probe, provenance, digest)
@@ -257,7 +257,7 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
         raise ValueError("its parts do not fit together")
     blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
     sizes = {name: part.shape[1] for name, part in descriptions(trace(model, blank).layers).items()}
-    sizes |= {CODE: model.config.code_size, PRETRAINED: FEATURES}
+    sizes |= {CODE: model.config.code_size, PRETRAINED: BACKBONE.size}
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
 

@@ -35,7 +35,6 @@ from autoencode.embedding import image_encoder
 from autoencode.errors import DivergedError, MissingExtraError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.models.backbones import pretrained_version
 from autoencode.models.convolutions import pooling_of
 from autoencode.models.pca import principal_components
 from autoencode.pixels import to_float
@@ -380,10 +379,9 @@ def _train(
 
 def _pretrained(model: Autoencoder, data: Labelled, report: Callable[[str, int, int], None]) -> Floats | None:
     try:
-        pretrained_version()
+        encoder = image_encoder(model, "pretrained")
     except MissingExtraError:
         return None
-    encoder = image_encoder(model, PRETRAINED)  # type: ignore[arg-type]
     parts, done = [], 0
     for images in batches(data.pack, data.rows, INFERENCE_BATCH // 4):  # each is enlarged to 224x224
         parts.append(encoder.encode(images))

@@ -1,4 +1,4 @@
-"""What is made of images is the same, in the same order, here and on a cluster, where nodes may be lost."""
+"""Embeddings by their registry; functions of images give the same, here and on a cluster that loses nodes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,74 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tests.clusters import LocalCluster
 from torch import Tensor
 
-from autoencode import ImageFolderError, Limits, Pack, PackError, Run, RunError, open_index
+from autoencode import (
+    Autoencoder,
+    ConfigError,
+    ImageFolderError,
+    Limits,
+    ModelConfig,
+    Pack,
+    PackError,
+    Preprocessing,
+    Run,
+    RunError,
+    open_index,
+)
+from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
-from autoencode.embedding import _ours, over_files, over_pack
+from autoencode.embedding import EMBEDDINGS, _ours, image_encoder, over_files, over_pack
 from autoencode.index.memory import INDEX_NAME
-from autoencode.pixels import to_float
+from autoencode.models.backbones import BACKBONE
+from autoencode.pixels import to_float, to_pixels
+
+
+def build(seed: int, side: int = 32) -> Autoencoder:
+    torch.manual_seed(seed)
+    return Autoencoder(ModelConfig(code_size=6, widths=(4, 8)), Preprocessing(side, side)).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_codes_are_those_of_the_model(images: torch.Tensor) -> None:
+    model = build(0)
+    model.digest = "abc"
+    encoder = image_encoder(model)
+    assert (encoder.kind, encoder.size, encoder.digest) == ("code", 6, "abc")
+    np.testing.assert_array_equal(encoder.encode(images), model.encode(images).numpy())
+
+
+def test_pretrained_features_do_not_depend_on_the_model_but_on_the_size_of_its_images(
+    images: torch.Tensor,
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
+    first, second = image_encoder(build(0), "pretrained"), image_encoder(build(1), "pretrained")
+    assert first.digest == second.digest
+    assert first.digest != image_encoder(build(0, side=16), "pretrained").digest
+    vectors = first.encode(images)
+    assert vectors.shape == (3, first.size)
+    np.testing.assert_array_equal(vectors, BACKBONE.pooled(to_pixels(images)))
+    np.testing.assert_array_equal(vectors, second.encode(images))
+
+
+def test_another_embedding_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="Choose code or pretrained"):
+        image_encoder(build(0), "clip")  # type: ignore[arg-type]
+
+
+def test_every_embedding_can_be_chosen() -> None:
+    assert get_args(Embedding) == tuple(EMBEDDINGS)
 
 
 def means(images: Tensor) -> NDArray[np.float64]:
