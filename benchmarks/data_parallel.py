@@ -29,7 +29,7 @@ from autoencode import Autoencoder, Preprocessing
 from autoencode.data.loader import local_batch
 from autoencode.training.config import settings
 from autoencode.training.distributed import ALONE, Processes, joined
-from autoencode.training.process import own_place
+from autoencode.training.process import own_ranks
 
 LINKS = {"1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
 MACHINES = (2, 4, 8, 16, 64)
@@ -41,7 +41,7 @@ def network(side: int) -> Autoencoder:
 
 
 def step(model: Autoencoder, images: torch.Tensor, processes: Processes) -> None:
-    local = local_batch(len(images), processes.place.rank, processes.place.count)
+    local = local_batch(len(images), processes.rank, processes.world_size)
     part = images[local.positions]
     model.zero_grad(set_to_none=True)
     (local.weight * functional.mse_loss(model(part).images, part)).backward()
@@ -56,7 +56,7 @@ def measure(side: int, batch: int, rounds: int) -> None:
     names = ("one process", "two processes", "sum of gradients alone")
     wall: dict[str, list[float]] = {name: [] for name in names}
     processor: dict[str, list[float]] = {name: [] for name in names}
-    with joined(own_place()) as processes:
+    with joined(own_ranks()) as processes:
         for _ in range(rounds + 1):  # the first warms up
             for name in names:
                 processes.wait()

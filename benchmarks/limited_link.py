@@ -47,13 +47,13 @@ def measure(size: int) -> None:
     from autoencode import ModelConfig, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.training.distributed import joined
-    from autoencode.training.process import own_place
+    from autoencode.training.process import own_ranks
 
     model = Autoencoder(ModelConfig(), Preprocessing(size, size))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     times = []
-    with joined(own_place()) as processes:
+    with joined(own_ranks()) as processes:
         for _ in range(6):
             processes.wait()
             started = time.perf_counter()

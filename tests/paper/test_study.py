@@ -11,7 +11,7 @@ import pytest
 from autoencode import Pack, Preprocessing, RunError, load_model
 from autoencode.paper.experiments import Experiment
 from autoencode.paper.study import Plan, open_study, seconds_needed, train_all, writing
-from autoencode.training.loop import Progress
+from autoencode.training.progress import Progress
 from autoencode.training.run import read_run
 
 TINY = {"widths": (4, 8), "code_size": 8, "batch_size": 8}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoencode import Pack, Progress, TrainConfig, train
-from autoencode.training.run import advice, constant_image_mse
+from autoencode.training.progress import advice, constant_image_mse
 
 
 def lines(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from autoencode import Pack, RunError, pack_folder, train
-from autoencode.training.launch import run_workers
+from autoencode.training.process import run_workers
 
 TINY: dict[str, Any] = {"widths": (4, 8), "code_size": 8, "batch_size": 6, "epochs": 2}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -16,16 +16,16 @@ import typer
 
 from autoencode.cli import train
 from autoencode.errors import ConfigError, RunError
-from autoencode.training import launch
+from autoencode.training import process
 
 
 def shell(script: str, folder: Path) -> list[str]:
     return ["sh", "-c", f"cd {folder}; {script}"]
 
 
-def test_each_process_is_told_its_place(tmp_path: Path) -> None:
+def test_each_process_knows_its_ranks(tmp_path: Path) -> None:
     script = 'echo "$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $TORCHELASTIC_RESTART_COUNT" > $RANK'
-    assert launch.run_workers(3, shell(script, tmp_path)) == 0
+    assert process.run_workers(3, shell(script, tmp_path)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
     for rank in range(3):
         assert (tmp_path / str(rank)).read_text() == f"3 {rank} 127.0.0.1 0\n"
@@ -33,50 +33,50 @@ def test_each_process_is_told_its_place(tmp_path: Path) -> None:
 
 def test_an_error_is_final_and_its_exit_code_is_ours(tmp_path: Path) -> None:
     script = "echo >> starts-$RANK; [ $RANK = 0 ] || exit 2"
-    assert launch.run_workers(2, shell(script, tmp_path)) == 2
+    assert process.run_workers(2, shell(script, tmp_path)) == 2
     assert (tmp_path / "starts-1").read_text() == "\n"
 
 
 def test_a_process_that_is_killed_is_started_again_with_all_others(tmp_path: Path) -> None:
     script = "echo >> starts-$RANK; [ $RANK$TORCHELASTIC_RESTART_COUNT != 10 ] || kill -9 $$"
-    assert launch.run_workers(2, shell(script, tmp_path)) == 0
+    assert process.run_workers(2, shell(script, tmp_path)) == 0
     assert [(tmp_path / f"starts-{rank}").read_text() for rank in (0, 1)] == ["\n\n", "\n\n"]
 
 
 def test_processes_that_are_killed_every_time_are_given_up(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"killed 4 times, the last by SIGKILL.*--resume"):
-        launch.run_workers(2, shell("echo >> starts-$RANK; [ $RANK = 0 ] || kill -9 $$", tmp_path))
+        process.run_workers(2, shell("echo >> starts-$RANK; [ $RANK = 0 ] || kill -9 $$", tmp_path))
     assert (tmp_path / "starts-1").read_text() == "\n" * 4
 
 
 def test_one_that_waits_for_a_lost_one_does_not_hold_up_the_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "NOTICING_S", 0.2)
+    monkeypatch.setattr(process, "NOTICING_S", 0.2)
     script = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] || { [ $RANK = 0 ] && exec sleep 600; kill -9 $$; }"
-    assert launch.run_workers(2, shell(script, tmp_path)) == 0
+    assert process.run_workers(2, shell(script, tmp_path)) == 0
 
 
 def test_an_error_that_the_first_cannot_hear_of_is_told_here_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "NOTICING_S", 0.2)
+    monkeypatch.setattr(process, "NOTICING_S", 0.2)
     started = time.monotonic()
     with pytest.raises(RunError, match="Process 1 ended with exit code 3, and the others were stopped"):
-        launch.run_workers(2, shell("[ $RANK = 1 ] && exit 3; exec sleep 600", tmp_path))
+        process.run_workers(2, shell("[ $RANK = 1 ] && exit 3; exec sleep 600", tmp_path))
     assert time.monotonic() - started < 10
 
 
 LAUNCH = """
 import sys
-from autoencode.training.launch import run_workers
+from autoencode.training.process import run_workers
 run_workers(2, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
 """
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
 from typing import Any
-from autoencode.training.launch import end_with_launcher
+from autoencode.training.process import end_with_launcher
 
 def stop(*_):
     Path(sys.argv[1], "stopped-" + os.environ["RANK"]).touch()
@@ -113,7 +113,7 @@ def test_a_signal_is_passed_on_to_every_process_and_none_is_started_again(tmp_pa
 
     thread = threading.Thread(target=stop)
     thread.start()
-    assert launch.run_workers(2, shell(script, tmp_path)) == 130
+    assert process.run_workers(2, shell(script, tmp_path)) == 130
     thread.join()
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["stopped\n", "stopped\n"]
     assert not (tmp_path / "2").exists()
@@ -155,8 +155,8 @@ def test_a_signal_while_processes_are_started_ends_all_of_them(monkeypatch: pyte
             signal.raise_signal(signal.SIGINT)
         return popen(*arguments, **options)
 
-    monkeypatch.setattr(launch.subprocess, "Popen", interrupted)
+    monkeypatch.setattr(process.subprocess, "Popen", interrupted)
     before = time.monotonic()
-    assert launch.run_workers(2, ["sleep", "60"]) == 130
+    assert process.run_workers(2, ["sleep", "60"]) == 130
     assert started == 2
     assert time.monotonic() - before < 30

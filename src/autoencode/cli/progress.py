@@ -19,7 +19,7 @@ from rich.text import Text
 from autoencode.errors import ImageError
 
 if TYPE_CHECKING:
-    from autoencode.training.loop import Progress as TrainProgress
+    from autoencode.training.progress import Progress as TrainProgress
 
 
 # Paths are printed as they are: brackets and colons in them mean nothing.

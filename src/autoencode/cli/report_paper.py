@@ -15,7 +15,7 @@ from autoencode.cli.progress import console, counting, duration, stages, trainin
 
 if TYPE_CHECKING:
     from autoencode.paper.experiments import Experiment
-    from autoencode.training.loop import Progress
+    from autoencode.training.progress import Progress
 
 
 def report(

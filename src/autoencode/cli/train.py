@@ -27,12 +27,11 @@ from autoencode.cli.options import (
 )
 from autoencode.cli.progress import console, counted, counting, stages, training, warn
 from autoencode.errors import ConfigError
-from autoencode.training.launch import end_with_launcher, run_workers
-from autoencode.training.process import is_first, own_place
+from autoencode.training.process import end_with_launcher, is_first, own_ranks, run_workers
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.training.loop import Progress
+    from autoencode.training.progress import Progress
     from autoencode.training.train import Run
 
 
@@ -216,7 +215,7 @@ def _start(workers: int) -> bool:
         ConfigError: something else has started another number of processes.
         typer.Exit: one of them failed; it has said why.
     """
-    count = own_place().count
+    count = own_ranks().world_size
     if count == workers:
         end_with_launcher()
         return False
@@ -263,7 +262,7 @@ def train_and_show(
     trained = False
     with counting("packing") as packing_progress, training() as show:
         if tensorboard:
-            from autoencode.training.callbacks import logging_to
+            from autoencode.training.progress import logging_to
 
             show = logging_to(out, show)
 

@@ -29,7 +29,8 @@ from autoencode.models.model_file import load_model
 from autoencode.outliers.calibration import OutlierReference, attainable_fpr, fit_reference
 from autoencode.outliers.scores import default_score
 from autoencode.report.page import kid, number
-from autoencode.training.run import Record, constant_image_errors, read_metrics
+from autoencode.training.progress import constant_image_errors
+from autoencode.training.run import Record, read_metrics
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

@@ -30,13 +30,14 @@ from autoencode.errors import DivergedError, RunError
 from autoencode.generation import fit_prior
 from autoencode.models.model_file import MODEL_NAME, load_model, save_model
 from autoencode.paper.experiments import Experiment, changes, chosen, scaled
-from autoencode.training.loop import Loop, Progress
+from autoencode.training.loop import Loop
 from autoencode.training.run import RunSettings, is_run, read_metrics, read_run, write_run
 from autoencode.training.runtime import choose_runtime
 from autoencode.training.train import train
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.training.progress import Progress
 
 PACK_NAME, LIMITED_NAME, RUNS_NAME = "images.pack", "limited", "runs"
 TIMED_STEPS = 4

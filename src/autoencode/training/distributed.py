@@ -1,14 +1,15 @@
-"""Several processes that train one model: equal weights, a local batch each, gradients summed.
+"""Several processes train one model: equal weights, a local batch each, gradients summed over all of them.
 
-Gradients are summed in one all-reduce of all of them after the backward pass. DistributedDataParallel would
-send the first while the last are computed, but it takes their mean over the processes: a batch that does not
-divide evenly, or leaves a process without images, has to be weighted around it, and batch normalisation
-brings collectives of its own in between. One sum is the mean over the batch as it stands.
+torch.distributed carries everything: gradients on a GPU through NCCL, everything on a CPU and the small
+values that steer the loop (sums of losses, whether to stop) through gloo. Three parts are ours:
 
-Small things that steer the loop (sums of losses, whether to stop) travel on the CPU through gloo, gradients
-on a GPU through NCCL.
-
-Batch normalisation over the images of all processes; torch's own SyncBatchNorm has no CPU version.
+- Gradients are summed in one all-reduce after the backward pass. DistributedDataParallel overlaps the two but
+  averages over processes, so a batch that does not divide evenly, or leaves a process without images, would
+  have to be weighted around it. One sum is the exact mean over the batch.
+- Batch normalisation over the images of all processes: torch's SyncBatchNorm has no CPU version, and its
+  mean over processes assumes that each has images.
+- The processes part only after the last has read what it needs, and an error that ends one of them is raised
+  in the others in its own words: torch reports a lost connection only.
 
 Shapes: B images of this process, C channels, H height, W width.
 """
@@ -34,88 +35,97 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
-from autoencode.training.process import Place
+from autoencode.training.process import Ranks
 
 Value = TypeVar("Value")
 
 _FAILURE = "failure"
-MEETING = timedelta(minutes=5)  # how long the processes look for each other
+JOINING = timedelta(minutes=5)  # how long the processes look for each other
 # A process that is lost is noticed by its closed connection; process 0 may pack a large folder meanwhile.
 WAITING = timedelta(days=7)
-REPORTING_S = 2  # how long a lost process's own words may take to arrive
-PARTING_S = 30  # how long process 0, which keeps the store, waits for the others to leave it
+REPORTING_S = 2  # how long the error message of a lost process may take to arrive
+LEAVING_S = 30  # how long process 0, which holds the store, waits for the others to leave
 
-_meetings = itertools.count()
+_joins = itertools.count()
 
 
 @dataclass(frozen=True)
 class Processes:
-    """All the processes of a run, seen from one of them; alone, nothing is sent.
+    """The processes of a run, seen from one of them; a single process sends nothing.
 
-    Every method must be called by all of them, in the same order.
+    Every process must call every method, in the same order.
 
     Raises:
-        AutoencodeError: of any method: another process has failed, for the reason it gave.
+        AutoencodeError: in any method: another process has failed; the message is that of its error.
     """
 
-    place: Place = field(default_factory=Place)
-    store: Any = (
-        None  # what the processes keep in common; torch exports the type only where it was built with it
-    )
+    ranks: Ranks = field(default_factory=Ranks)
+    # The key-value store of all processes; Any, because torch exports its type only in some builds.
+    store: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
-        """Return itself: a copy of a model is spread over the same processes."""
+        """Return itself: the copy of a model belongs to the same processes."""
         return self
 
     @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return self.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.ranks.world_size
+
+    @property
     def first(self) -> bool:
-        """Whether this is the process that writes and reports."""
-        return self.place.first
+        """Whether this is process 0, which writes and reports."""
+        return self.ranks.first
 
     def device(self, name: str) -> str:
-        """Return the device of this process where `name` may mean several: one GPU each.
+        """Return the device of this process: with CUDA, the GPU of its local rank.
 
         Raises:
-            ConfigError: a kind of device that several processes cannot use.
+            ConfigError: `name` is a device that several processes cannot share.
         """
-        if self.place.count == 1 or name == "cpu":
+        if self.world_size == 1 or name == "cpu":
             return name
         if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-            return f"cuda:{self.place.local_rank}"
+            return f"cuda:{self.ranks.local_rank}"
         if name == "auto":
             return "cpu"
         raise ConfigError(f"Several processes cannot share the device {name!r}. Use auto, cpu or cuda.")
 
     def total(self, values: Tensor) -> Tensor:
         """Sum a tensor over the processes, in place, and return it."""
-        if self.place.count > 1:
+        if self.world_size > 1:
             self._together(lambda: dist.all_reduce(values))
         return values
 
     def any(self, decision: bool) -> bool:
-        """Whether any process has decided so."""
+        """Whether `decision` is true in any process."""
         return bool(self.total(torch.tensor(int(decision))))
 
     def gather(self, value: Value) -> list[Value]:
         """Return the value of every process, in the order of their ranks."""
-        values: list[Value] = [value] * self.place.count
-        if self.place.count > 1:
+        values: list[Value] = [value] * self.world_size
+        if self.world_size > 1:
             self._together(lambda: dist.all_gather_object(values, value))
         return values
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has called this."""
         self.gather(None)
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the values of process 0, in place."""
-        if self.place.count > 1:
+        """Copy the values of process 0 to every process, in place."""
+        if self.world_size > 1:
             for tensor in tensors:
                 self._together(lambda tensor=tensor: dist.broadcast(tensor, 0))  # type: ignore[misc]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of the parameters over the processes, in place."""
-        if self.place.count == 1:
+        if self.world_size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         summed = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -134,7 +144,7 @@ ALONE = Processes()
 
 
 def synchronous(processes: Processes, values: Tensor) -> Tensor:
-    """Sum values over the processes; the gradient is summed as well."""
+    """Sum values over the processes; the backward pass sums their gradients likewise."""
     summed: Tensor = _Sum.apply(values, processes)  # type: ignore[no-untyped-call]
     return summed
 
@@ -152,60 +162,61 @@ class _Sum(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def joined(place: Place) -> Iterator[Processes]:
-    """Meet the other processes, if there are any, and part in the end.
+def joined(ranks: Ranks) -> Iterator[Processes]:
+    """Join the process group of a run, if there are several processes, and leave it at the end.
 
-    An error of ours that ends one of them is passed on: process 0 raises it, too.
+    An AutoencodeError that ends one process is raised in the others as well.
 
     Raises:
-        RunError: the processes do not find each other.
+        RunError: the processes did not find each other.
     """
-    if place.count == 1:
-        yield Processes(place)
+    if ranks.world_size == 1:
+        yield Processes(ranks)
         return
-    meeting = f"autoencode/{place.restarts}/{next(_meetings)}"
+    join_id = f"autoencode/{ranks.restarts}/{next(_joins)}"
     try:
         address = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        store = PrefixStore(meeting, _common_store(place, *address))
+        store = PrefixStore(join_id, _common_store(ranks, *address))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.count, timeout=WAITING
+            backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=WAITING
         )
     except (RuntimeError, ValueError) as err:
         raise RunError(
-            f"The {place.count} processes did not meet: {str(err).splitlines()[0].rstrip('.')}. If the port "
-            "is taken, give another one (torchrun --master-port)."
+            f"The {ranks.world_size} processes did not meet: {str(err).splitlines()[0].rstrip('.')}. "
+            "If the port is taken, give another one (torchrun --master-port)."
         ) from err
-    processes, patience_s = Processes(place, store), REPORTING_S
+    processes, patience_s = Processes(ranks, store), REPORTING_S
     try:
         yield processes
         processes.wait()
-        patience_s = PARTING_S
+        patience_s = LEAVING_S
     except AutoencodeError as err:
         with contextlib.suppress(RuntimeError):  # process 0, which keeps the store, may be the one lost
             store.set(_FAILURE, json.dumps([type(err).__name__, str(err)]))
         raise
     finally:
         dist.destroy_process_group()
-        _leave(store, place, patience_s)
+        _leave(store, ranks, patience_s)
 
 
 @functools.cache
-def _common_store(place: Place, _host: str, _port: str) -> Any:  # noqa: ANN401 - see Processes.store
-    """The store of all processes at that address, kept: no one can meet the end of it in a later meeting."""
-    return next(rendezvous("env://", timeout=MEETING))[0]
+def _common_store(ranks: Ranks, _host: str, _port: str) -> Any:  # noqa: ANN401 - see Processes.store
+    """The key-value store at an address, kept open so that no later join finds it closing."""
+    return next(rendezvous("env://", timeout=JOINING))[0]
 
 
-def _leave(store: Any, place: Place, patience_s: float) -> None:  # noqa: ANN401 - see Processes.store
-    """Sign off; the first process, with which the store may end, waits for the others to do so."""
+def _leave(store: Any, ranks: Ranks, patience_s: float) -> None:  # noqa: ANN401 - see Processes.store
+    """Sign off; process 0, whose end may close the store, waits until the others have signed off."""
     with contextlib.suppress(RuntimeError):
-        store.set(f"left/{place.rank}", "")
-        if place.first:
-            _has(store, [f"left/{rank}" for rank in range(place.count)], patience_s)
+        store.set(f"left/{ranks.rank}", "")
+        if ranks.first:
+            _has(store, [f"left/{rank}" for rank in range(ranks.world_size)], patience_s)
 
 
 def _has(store: Any, keys: list[str], patience_s: float) -> bool:  # noqa: ANN401 - see Processes.store
-    """Whether the store has all `keys` within that time; its own `wait` writes to stderr when it has not."""
+    """Whether the store has all `keys` within that time."""
+    # Polled, because the store's own `wait` writes to stderr when it times out.
     deadline = time.monotonic() + patience_s
     while not store.check(keys):
         if time.monotonic() > deadline:
@@ -215,7 +226,7 @@ def _has(store: Any, keys: list[str], patience_s: float) -> bool:  # noqa: ANN40
 
 
 def _failure(store: Any) -> AutoencodeError:  # noqa: ANN401 - see Processes.store
-    """What ended another process: its own words, if it had any."""
+    """The error that ended another process, in its own words where it left any."""
     with contextlib.suppress(RuntimeError, ValueError):
         if _has(store, [_FAILURE], REPORTING_S):
             name, message = json.loads(store.get(_FAILURE))
@@ -227,16 +238,14 @@ def _failure(store: Any) -> AutoencodeError:  # noqa: ANN401 - see Processes.sto
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """As `nn.BatchNorm2d` of the whole batch, whose images are spread over processes.
-
-    The mean is summed first and the squared distances from it second: their sums would cancel in fp32.
+    """`nn.BatchNorm2d` over the whole batch, whose images are spread over processes.
 
     Args:
-        original: the layer to stand for; its parameters and buffers become those of this one.
-        processes: who has the other images.
+        original: the layer to replace; its parameters and buffers become those of this one.
+        processes: the processes that hold the other images.
 
     Attributes:
-        counted: whether the images of this process are of the batch (see `loader.LocalBatch`).
+        counted: whether the images of this process count in the batch (see `LocalBatch`).
     """
 
     def __init__(self, original: nn.BatchNorm2d, processes: Processes) -> None:
@@ -249,6 +258,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """(B, C, H, W) to the same."""
         if not self.training:
             return super().forward(features)
+        # Two passes: the difference of a sum of squares and a squared sum would cancel in fp32.
         values = features.float()
         number = values.new_tensor([values[:, 0].numel()])
         sums = synchronous(self.processes, self.counted * torch.cat([values.sum((0, 2, 3)), number]))
@@ -263,7 +273,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards those of this batch."""
+        """Update the running statistics with those of this batch."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
@@ -272,7 +282,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_batch_norms(module: nn.Module, processes: Processes) -> None:
-    """Let every batch normalisation in `module` see the images of all processes, in place."""
+    """Replace every batch normalisation in `module` by one over all processes, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, SharedBatchNorm(child, processes))
@@ -281,7 +291,7 @@ def share_batch_norms(module: nn.Module, processes: Processes) -> None:
 
 
 def count_images(module: nn.Module, counted: bool) -> None:
-    """Say whether the images that come next are of the batch, or stand in for none."""
+    """Set whether the next images count in the batch or stand in for an empty local batch."""
     for child in module.modules():
         if isinstance(child, SharedBatchNorm):
             child.counted = counted

@@ -13,7 +13,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,24 +36,21 @@ from autoencode.metrics.latents import bits_per_dimension
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import Adversary, share_at
-from autoencode.training.checkpoint import (
-    CHECKPOINT_NAME,
-    TrainState,
-    all_finite,
-    load_checkpoint,
-    save_checkpoint,
-)
 from autoencode.training.distributed import ALONE, Processes, count_images, share_batch_norms
 from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
 from autoencode.training.optim import learning_rate_at, limit_gradient, make_optimizer, update_average
+from autoencode.training.progress import Progress, advice, constant_image_mse
 from autoencode.training.run import (
+    CHECKPOINT_NAME,
     Record,
     RunSettings,
-    advice,
+    TrainState,
+    all_finite,
     append_metrics,
-    constant_image_mse,
     keep_metrics_up_to,
+    load_checkpoint,
     read_metrics,
+    save_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -65,33 +61,6 @@ if TYPE_CHECKING:
 # Images that PCA is fitted on; more would not change 256 components of 3,072 values.
 PCA_IMAGES, PCA_BATCH = 20_000, 1_000
 PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is; given to the `progress` of `train` after each step and each epoch.
-
-    Attributes:
-        epoch: the epoch at work, from 1.
-        epochs: how many there will be.
-        step: steps taken in this epoch.
-        steps: steps in an epoch.
-        loss: mean training loss of this epoch so far.
-        images_per_second: training speed of this epoch so far, waiting for images included.
-        seconds_left: estimate for the training steps left.
-        record: the line just written to metrics.jsonl, at the end of an epoch; else None.
-        warning: what is wrong with the run and what to try, said once when it shows; else None.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    images_per_second: float
-    seconds_left: float
-    record: Record | None = None
-    warning: str | None = None
 
 
 class Loop:
@@ -166,7 +135,7 @@ class Loop:
         self, rows: NDArray[np.int64], *, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[Tensor, LocalBatch]]:
         """Yield what this process computes of each batch of `rows`."""
-        rank, count = self.processes.place.rank, self.processes.place.count
+        rank, count = self.processes.rank, self.processes.world_size
         return local_batches(self.pack, rows, self.config.batch_size, rank, count, start=start, stop=stop)
 
     def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
@@ -422,7 +391,7 @@ def _initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
         model = Autoencoder(run.model, run.preprocessing)
-    if processes.place.count > 1:
+    if processes.world_size > 1:
         share_batch_norms(model, processes)
     _fix_sigma2(model, run.train)
     runtime.place_model(model)

@@ -1,36 +1,43 @@
-"""Tell glibc to keep the memory a training step frees, so that the next step need not fault it in again.
+"""Processes that train on this machine: their ranks, their signals, their memory, and how they are started.
 
-By default glibc maps each big buffer anew and gives it back at once; the page faults take a large part of a
-step on a CPU (a third of it, in fp32 on two cores: docs/log.md). Keeping them costs memory, up to about 1 GB.
-This module imports nothing heavy: it has its full effect before torch is imported.
+This module imports nothing heavy: `--help` needs it, and `keep_freed_memory` has its full effect only before
+torch is imported.
 
-Ctrl-C and SIGTERM as something a loop can ask about, so that work stops between two steps.
-
-Which of several processes this one is, as torchrun, `--workers` or `--ray` says in the environment.
+`run_workers` starts processes with the environment variables that torchrun sets, so that a process need not
+know who started it. torchrun's own agent does not serve: it restarts the processes after every failure, also
+after an error that would come back each time, and when it is killed its processes go on. Here an error that
+ends a process by itself is final, a process killed by a signal is replaced, and all end with their launcher.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from autoencode.errors import ConfigError
+from autoencode.data.workers import available_cores
+from autoencode.errors import ConfigError, RunError
 
 # Parameters of mallopt(3), by their numbers in malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Make malloc keep what is freed, for this process; return whether this system could do so.
+    """Make malloc of this process keep freed memory; return whether the system supports that.
 
-    AUTOENCODE_KEEP_MEMORY=0 in the environment turns it off.
+    By default glibc maps each big buffer anew and returns it at once, and the page faults take up to a third
+    of a training step in fp32 on two cores (docs/log.md). Keeping the memory costs up to about 1 GB.
+    AUTOENCODE_KEEP_MEMORY=0 in the environment turns this off.
     """
     if not sys.platform.startswith("linux") or os.environ.get("AUTOENCODE_KEEP_MEMORY") == "0":
         return False
@@ -38,18 +45,18 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library, such as musl
         return False
-    # torch reads this when it allocates first: big tensors then lie on huge pages.
+    # torch reads this at its first allocation: big tensors then lie on huge pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 256 << 20), (_M_ARENA_MAX, 1))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
-_at_work: set[threading.Event] = set()
+_active: set[threading.Event] = set()
 
 
 def interrupt() -> None:
-    """Stop what runs under `interrupts` as Ctrl-C does; for work in a thread, which gets no signals."""
-    for event in tuple(_at_work):
+    """Stop all work under `interrupts` as Ctrl-C does; for work in a thread, which receives no signals."""
+    for event in tuple(_active):
         event.set()
 
 
@@ -58,7 +65,7 @@ def interrupts() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into an event; a second one stops at once.
 
     Raises:
-        KeyboardInterrupt: at the end, where the event came and the work ended without having looked at it.
+        KeyboardInterrupt: at the end, if the event was set and the work ended without checking it.
     """
     interrupted = threading.Event()
 
@@ -71,11 +78,11 @@ def interrupts() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         numbers = ()
     previous = {number: signal.signal(number, handle) for number in numbers}
-    _at_work.add(interrupted)
+    _active.add(interrupted)
     try:
         yield interrupted
     finally:
-        _at_work.discard(interrupted)
+        _active.discard(interrupted)
         for number, handler in previous.items():
             signal.signal(number, handler)
     if interrupted.is_set():
@@ -84,7 +91,7 @@ def interrupts() -> Iterator[threading.Event]:
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM stop the work as Ctrl-C does: with what it holds closed, and half-written files removed.
+    """Let SIGTERM stop the work as Ctrl-C does, so that files are closed and temporary files removed.
 
     Raises:
         KeyboardInterrupt: on SIGTERM.
@@ -100,18 +107,18 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those that train one model.
+class Ranks:
+    """The ranks of this process among those that train one model.
 
     Attributes:
-        rank: its number, from 0; process 0 is the one that writes and reports.
-        count: how many there are, on all machines.
-        local_rank: its number on this machine, from 0.
-        restarts: how often all of them were started again after one was lost.
+        rank: its number, from 0; process 0 writes and reports.
+        world_size: number of processes on all machines.
+        local_rank: its number among those of this machine, from 0.
+        restarts: how often all processes were restarted after one was lost.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
     restarts: int = 0
 
@@ -122,32 +129,32 @@ class Place:
 
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is the one that reports: process 0, or one that is alone."""
+    """Whether this process reports: it is process 0, or the only one."""
     return "WORLD_SIZE" not in environment or environment.get("RANK", "0") == "0"
 
 
-def own_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Read this process's place; without WORLD_SIZE it is alone.
+def own_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Read the ranks of this process from the environment; without WORLD_SIZE it is alone.
 
     Raises:
-        ConfigError: a variable is missing, is no number, or does not fit the others.
+        ConfigError: a variable is missing, is not a number, or contradicts another.
     """
     if "WORLD_SIZE" not in environment:
-        return Place()
-    count = _number(environment, "WORLD_SIZE", least=1)
+        return Ranks()
+    world_size = _number(environment, "WORLD_SIZE", least=1)
     restarts = _number(environment, "TORCHELASTIC_RESTART_COUNT", least=0, default="0")
-    if count == 1:
-        return Place(restarts=restarts)
+    if world_size == 1:
+        return Ranks(restarts=restarts)
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
         raise ConfigError(
-            f"WORLD_SIZE is {count}, and {' and '.join(missing)} not set. Start the processes with torchrun "
-            "or train --workers, which set them all; or unset WORLD_SIZE to train in one process."
+            f"WORLD_SIZE is {world_size}, and {' and '.join(missing)} not set. Start the processes with "
+            "torchrun or train --workers, which set them all; or unset WORLD_SIZE to train in one process."
         )
     rank = _number(environment, "RANK", least=0)
-    if rank >= count:
-        raise ConfigError(f"RANK is {rank} and WORLD_SIZE {count}: ranks go from 0 to {count - 1}.")
+    if rank >= world_size:
+        raise ConfigError(f"RANK is {rank} and WORLD_SIZE {world_size}: ranks go from 0 to {world_size - 1}.")
     local_rank = _number(environment, "LOCAL_RANK", least=0, default="0")
-    return Place(rank, count, local_rank, restarts)
+    return Ranks(rank, world_size, local_rank, restarts)
 
 
 def _number(environment: Mapping[str, str], name: str, least: int, default: str = "") -> int:
@@ -155,3 +162,182 @@ def _number(environment: Mapping[str, str], name: str, least: int, default: str 
     if not text.isdecimal() or int(text) < least:
         raise ConfigError(f"{name} is {text!r} in the environment; it must be a whole number from {least}.")
     return int(text)
+
+
+RESTARTS = 3
+HOST = "127.0.0.1"
+LAUNCHER = "AUTOENCODE_LAUNCHER"  # the descriptor of the pipe, in the environment
+POLL_S = 0.1
+NOTICING_S = 5  # how long the others may take to notice that one has ended, until they are told to stop
+PATIENCE_S = 30  # how long they may then take to do so
+
+
+def run_workers(
+    count: int, command: Sequence[str], *, warn: Callable[[str], None] = lambda message: None
+) -> int:
+    """Run a training command in `count` processes of one process group.
+
+    Ctrl-C and SIGTERM are passed on to all of them. The processes are restarted, all of them, at most
+    `RESTARTS` times; `warn` is called with a sentence about each restart.
+
+    Returns:
+        0, or the exit code of the first process that failed.
+
+    Raises:
+        RunError: processes were killed more than `RESTARTS` times; or one ended with an exit code of its
+            own before process 0 could report its error.
+    """
+    for restart in range(RESTARTS + 1):
+        codes, stopped = _run_once(count, command, restart)
+        if not stopped and codes[0] is None and any(code and code > 0 for code in codes):
+            raise RunError(_unheard(codes))
+        lost = [rank for rank, code in enumerate(codes) if code and code < 0]
+        if stopped or not lost:
+            return next((code for code in codes if code and code > 0), 130 if stopped and lost else 0)
+        name = signal.Signals(-(codes[lost[0]] or 0)).name
+        if restart < RESTARTS:
+            warn(f"Process {lost[0]} was killed ({name}). All start again from the last checkpoint.")
+    raise RunError(
+        f"Processes were killed {RESTARTS + 1} times, the last by {name}; often that is a lack of memory. "
+        "The state of the last checkpoint is kept: run it again with --resume."
+    )
+
+
+def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Stop this process as on SIGTERM once the launcher that started it has ended."""
+    if LAUNCHER in environment:
+        threading.Thread(target=_watch, args=(int(environment[LAUNCHER]),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    os.read(launcher, 1)  # nothing is ever written: it returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE_S)
+    os._exit(1)
+
+
+def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[int | None], bool]:
+    """Run the processes to their end.
+
+    Returns:
+        Their exit codes, None for those stopped from here because another had ended; and whether a signal
+        asked to stop.
+    """
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": HOST,
+        "MASTER_PORT": str(_free_port()),
+        "TORCHELASTIC_RESTART_COUNT": str(restart),
+    }
+    threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // count))}
+    processes: list[subprocess.Popen[bytes]] = []
+    with _pipe() as watched, _passing_signals_to(processes) as signals:
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), LAUNCHER: str(watched)}
+            # A session of its own: Ctrl-C in a terminal reaches this process alone, and is passed on once.
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=threads | os.environ | shared | own,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=[watched],
+                )
+            )
+        signals.pass_on()
+        try:
+            ended = _wait_for(processes, signals)
+        finally:
+            for process in processes:
+                process.kill()
+    for process in processes:
+        process.wait()
+    return ended, bool(signals)
+
+
+def _wait_for(processes: Sequence[subprocess.Popen[bytes]], signals: Sized) -> list[int | None]:
+    """Wait until all have ended, or one has failed and the others had time to end; return the exit codes."""
+    failed = float("inf")
+    while None in (codes := [process.poll() for process in processes]):
+        time.sleep(POLL_S)
+        if any(codes):
+            failed = min(failed, time.monotonic())
+        # A second signal would cut short what they save on the first.
+        if time.monotonic() > failed + (PATIENCE_S if signals else NOTICING_S):
+            _stop([process for process in processes if process.returncode is None])
+            break
+    # A process stopped here was waiting for the failed one, so its own exit code says nothing.
+    return codes
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Terminate processes and wait up to `PATIENCE_S` for them."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, deadline - time.monotonic()))
+
+
+def _unheard(codes: Sequence[int | None]) -> str:
+    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    return (
+        f"Process {rank} ended with exit code {code}, and the others were stopped: process 0 had not heard "
+        "of it. What it wrote is above."
+    )
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[int]:
+    """Yield the read end of a pipe whose write end stays open as long as this process needs its workers."""
+    theirs, ours = os.pipe()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+class _Signals:
+    """Counts signals, and passes them on once all processes have been started."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        self._processes, self._came, self._pass = processes, 0, False
+
+    def __len__(self) -> int:
+        return self._came
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Count a signal, and pass it on."""
+        self._came += 1
+        if self._pass:
+            for process in self._processes:
+                process.send_signal(number)
+
+    def pass_on(self) -> None:
+        """Pass signals on from now on; if one came before, terminate the processes."""
+        self._pass = True
+        if self._came:
+            for process in self._processes:
+                process.terminate()
+
+
+@contextlib.contextmanager
+def _passing_signals_to(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[_Signals]:
+    """Pass signals that ask to stop on to the processes; yields the counter of signals."""
+    signals = _Signals(processes)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signals.handle) for number in numbers}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port: int = free.getsockname()[1]
+        return port

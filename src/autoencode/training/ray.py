@@ -20,12 +20,12 @@ from autoencode.cluster import Cluster, Node, brief, joined_cluster
 from autoencode.data.remote import is_url, local
 from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
 from autoencode.models.model_file import MODEL_NAME
-from autoencode.training.process import interrupt, interrupts, own_place
+from autoencode.training.process import interrupt, interrupts, own_ranks
 from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import Run, train
 
 if TYPE_CHECKING:
-    from autoencode.training.loop import Progress
+    from autoencode.training.progress import Progress
 
 RESTARTS = 3
 TELLING_S = 0.2  # between two messages about steps
@@ -77,7 +77,7 @@ def train_on_ray(
         KeyboardInterrupt: on Ctrl-C, after the state was saved; on a second one, at once.
         AutoencodeError: what `train` raises.
     """
-    if own_place().count > 1:
+    if own_ranks().world_size > 1:
         raise ConfigError("Ray starts the processes itself: start this one alone, without torchrun.")
     out = Path(out).absolute()
     if not is_url(source):

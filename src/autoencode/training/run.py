@@ -1,6 +1,8 @@
-"""A run folder: what was asked for (run.json) and how it went (metrics.jsonl, one object a line).
+"""A run folder: its settings (run.json), its metrics (metrics.jsonl, an object a line) and its checkpoint.
 
-What to tell of a run that learns nothing, while there is time to stop it.
+The checkpoint holds all the state of a run in one file, so that the run continues as if it had never
+stopped. Whatever is a function of (seed, epoch, step) is not in it: the order of the images, the corruptions,
+the noise, the learning rate, beta.
 """
 
 from __future__ import annotations
@@ -8,30 +10,30 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from autoencode.atomic import append_line, parse_json, write_bytes, write_json
-from autoencode.data.loader import batches
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.errors import ConfigError, RunError
-from autoencode.models.model_file import MODEL_NAME
+from autoencode.errors import ConfigError, DivergedError, RunError
+from autoencode.models.model_file import MODEL_NAME, read_tensors, write_tensors
 from autoencode.models.networks import ModelConfig
-from autoencode.training.checkpoint import CHECKPOINT_NAME
 from autoencode.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack
+    from autoencode.models.autoencoder import Autoencoder
+    from autoencode.training.adversarial import Adversary
 
 RUN_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
-FORMAT_VERSION = 1
+CHECKPOINT_NAME = "checkpoint.safetensors"
+_RUN_VERSION = 1
+_CHECKPOINT_VERSION = 1
 
 Record = dict[str, float]
 
@@ -79,7 +81,7 @@ def holds_state(folder: Path) -> bool:
 def write_run(folder: Path, run: RunSettings) -> None:
     """Write run.json, whole or not at all."""
     content = {
-        "format": FORMAT_VERSION,
+        "format": _RUN_VERSION,
         "model": run.model.to_json(),
         "train": run.train.to_json(),
         "preprocessing": run.preprocessing.to_json(),
@@ -105,7 +107,7 @@ def read_run(folder: Path) -> RunSettings:
     path = folder / RUN_NAME
     try:
         content = parse_json(path.read_bytes())
-        if content["format"] > FORMAT_VERSION:
+        if content["format"] > _RUN_VERSION:
             raise RunError(f"{path} was written by a newer autoencode. Upgrade to continue this run.")
         return RunSettings(
             ModelConfig.from_json(content["model"]),
@@ -193,69 +195,138 @@ def keep_metrics_up_to(folder: Path, step: int) -> None:
     write_bytes(folder / METRICS_NAME, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-# Epochs without progress before something is said: this share of all, and no fewer than this.
-PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
+@dataclass
+class TrainState:
+    """A run at one moment.
 
-# Validation error so many times that of training images means a likelihood that is far too sure.
-OVERCONFIDENT = 4
-
-# Images that the mean image is measured on; more would move it by less than a level in 255.
-MEAN_IMAGES, MEAN_BATCH = 5_000, 64
-
-
-def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callable[[], float]) -> str | None:
-    """Say what is wrong and what to try, or None where nothing is, or it is too early to say.
-
-    Args:
-        records: the lines of metrics.jsonl so far.
-        config: how the run is trained.
-        constant_mse: gives what `constant_image_mse` measures; asked only once it matters.
+    Attributes:
+        model: the weights being trained, and the running sigma2.
+        averaged: the running average of the weights; `model` itself where none is kept.
+        optimizer: with its moments.
+        step: optimiser steps taken.
+        sums: (4,) float64: loss, reconstruction, kl and mse summed over the images of this epoch so far.
+        seconds: time spent on the training steps of this epoch so far, waiting for images included.
+        waited: the part of it spent waiting.
+        adversary: the discriminator with its optimiser and sums, where there is one.
     """
-    sigma2 = records[-1].get("sigma2") if records and config.loss == "gaussian" else None
-    if config.sigma2 == "auto" and sigma2 and (error := records[-1]["val_mse"]) > OVERCONFIDENT * sigma2:
-        return (
-            f"Validation mse {error:.5f} is far above sigma2 {sigma2:.5f}, the error of training images: "
-            "they are known by heart. Use a smaller --code-size, or more images."
-        )
-    patience = max(PATIENT_EPOCHS, math.ceil(PATIENT_SHARE * config.total_epochs))
-    if len(records) < patience:
-        return None
-    last = records[-1]
-    slower = f"Try a lower learning rate (it is {config.learning_rate:g})"
-    if last["val_mse"] >= (constant := constant_mse()):
-        weight = "sigma2" if config.loss == "gaussian" else "beta"
-        narrower = f", a smaller {weight} or a warm-up" if "val_kl" in last else ""
-        return (
-            f"After {len(records)} epochs the model is no better than one constant image: validation mse "
-            f"{last['val_mse']:.5f}, of the mean image {constant:.5f}. {slower}{narrower}."
-        )
-    # While the weight of the KL changes, losses of two epochs are not of one objective.
-    alike = [record for record in records if record.get("beta") == last.get("beta")]
-    best = min(alike, key=lambda record: record["val_loss"])
-    if (waited := len(alike) - 1 - alike.index(best)) < patience:
-        return None
-    learning = last["train_loss"] < best["train_loss"]
-    return f"Validation has not got better for {waited} epochs, since epoch {best['epoch']:.0f}. " + (
-        "The model still gets better on its training images alone: use fewer epochs, or more images."
-        if learning
-        else f"{slower}."
-    )
+
+    model: Autoencoder
+    averaged: Autoencoder
+    optimizer: torch.optim.Optimizer
+    step: int
+    sums: Tensor
+    seconds: float = 0.0
+    waited: float = 0.0
+    adversary: Adversary | None = None
 
 
-def constant_image_mse(
-    pack: Pack, train_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
-) -> float:
-    """Mean squared error a value, on validation images, of the mean of training images."""
-    return float(constant_image_errors(pack, train_rows, validation_rows[:MEAN_IMAGES]).mean())
+def all_finite(state: TrainState) -> bool:
+    """Whether every weight, moment and sum is finite; from others training cannot be continued."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state).values())
 
 
-def constant_image_errors(
-    pack: Pack, train_rows: NDArray[np.int64], rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Mean squared error a value (N,) of the mean of training images, for each image of `rows` (N,)."""
-    total, count = torch.zeros(1), 0
-    for images in batches(pack, train_rows[:MEAN_IMAGES], MEAN_BATCH):
-        total, count = total + images.double().sum(0), count + len(images)
-    mean = total / count
-    errors = [(images - mean).square().flatten(1).mean(1) for images in batches(pack, rows, MEAN_BATCH)]
-    return torch.cat(errors).double().numpy()
+def save_checkpoint(folder: Path, state: TrainState) -> None:
+    """Write the state, whole or not at all.
+
+    Raises:
+        DivergedError: a number is not finite; the checkpoint before is unchanged.
+        OutputError: it cannot be written; the checkpoint before is unchanged.
+    """
+    if not all_finite(state):
+        raise DivergedError(f"The weights are no longer finite after {state.step} steps.")
+    content = {"step": state.step, "seconds": state.seconds, "waited": state.waited}
+    write_tensors(folder / CHECKPOINT_NAME, "checkpoint", _CHECKPOINT_VERSION, _tensors(state), content)
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Put the saved state into `state`, whose model and optimizer are built as they were then.
+
+    Raises:
+        RunError: the file is damaged, newer, or of another network.
+    """
+    path = folder / CHECKPOINT_NAME
+    tensors, content, _ = read_tensors(path, "checkpoint", _CHECKPOINT_VERSION, RunError)
+    try:
+        state.model.load_state_dict(_under("model/", tensors))
+        if state.averaged is not state.model:
+            state.averaged.load_state_dict(_under("averaged/", tensors))
+        _restore(state.optimizer, _under("optimizer/", tensors))
+        state.sums = _like(state.sums, tensors["sums"])
+        state.step, state.seconds, state.waited = _position(content)
+        if adversary := state.adversary:
+            adversary.discriminator.load_state_dict(_under("discriminator/", tensors))
+            _restore(adversary.optimizer, _under("discriminator_optimizer/", tensors))
+            adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
+    except (KeyError, ValueError, RuntimeError) as err:
+        raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Return step, seconds and waited, or raise ValueError: training would go on from anywhere."""
+    step, seconds, waited = content["step"], content["seconds"], content["waited"]
+    if (
+        type(step) is not int
+        or step < 0
+        or any(type(value) not in (int, float) for value in (seconds, waited))
+    ):
+        raise ValueError(f"no step {step}")
+    return step, seconds, waited
+
+
+def _like(own: Tensor, saved: Tensor) -> Tensor:
+    if (saved.shape, saved.dtype) != (own.shape, own.dtype):
+        raise ValueError(f"sums of shape {tuple(saved.shape)}")
+    return saved.to(own.device)
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    if state.averaged is not state.model:
+        tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
+    tensors |= _moments("optimizer", state.optimizer)
+    if adversary := state.adversary:
+        weights = adversary.discriminator.state_dict()
+        tensors |= {f"discriminator/{name}": tensor for name, tensor in weights.items()}
+        tensors |= _moments("discriminator_optimizer", adversary.optimizer)
+        tensors["discriminator_sums"] = adversary.sums
+    return {**tensors, "sums": state.sums}
+
+
+def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{prefix}/{index}/{name}": tensor
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, tensor in moments.items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """Put moments back, in the memory format of their parameters as they had it: files keep one only."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in saved.items():
+        index, name = key.split("/")
+        moments.setdefault(int(index), {})[name] = tensor
+    _check_moments(moments, [p for group in optimizer.param_groups for p in group["params"]])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for parameter, own in optimizer.state.items():
+        for name, moment in own.items():
+            if moment.shape == parameter.shape:
+                own[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
+def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
+    """Reject moments of no parameter, of another shape or other names, and steps that cannot be counted."""
+    if not moments.keys() <= set(range(len(parameters))) or len(set(map(frozenset, moments.values()))) > 1:
+        raise ValueError("not every parameter has its moments")
+    for index, own in moments.items():
+        for name, moment in own.items():
+            if name == "step":
+                if moment.ndim or not 0 <= float(moment) < math.inf:
+                    raise ValueError(f"parameter {index} has taken no such number of steps")
+            elif moment.shape != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} has the shape {tuple(moment.shape)}")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

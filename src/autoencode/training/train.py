@@ -26,12 +26,12 @@ from autoencode.data.remote import local
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME
-from autoencode.training.checkpoint import CHECKPOINT_NAME
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, changed, check_fit, settings
 from autoencode.training.distributed import Processes, joined
-from autoencode.training.loop import Loop, Progress
-from autoencode.training.process import interrupts, keep_freed_memory, own_place
+from autoencode.training.loop import Loop
+from autoencode.training.process import interrupts, keep_freed_memory, own_ranks
 from autoencode.training.run import (
+    CHECKPOINT_NAME,
     Record,
     RunSettings,
     holds_state,
@@ -44,6 +44,7 @@ from autoencode.training.runtime import Runtime, choose_runtime, is_out_of_memor
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
+    from autoencode.training.progress import Progress
 
 if TYPE_CHECKING:
     from autoencode.models.networks import ModelConfig
@@ -219,11 +220,11 @@ def train(
         keep_freed_memory()
     out = Path(out)
     preprocessing = sized(size, preprocessing)
-    with joined(own_place()) as processes:
+    with joined(own_ranks()) as processes:
         source = local(source)
         device = processes.device(device)
         runtime = choose_runtime(device, precision, channels_last is not False)
-        if processes.place.restarts and is_run(
+        if processes.ranks.restarts and is_run(
             out
         ):  # a process was lost: all of them go on from the checkpoint
             resume, preset = True, preset or DEFAULT_PRESET
@@ -292,7 +293,7 @@ def _packed(
     processes.wait()  # for the first, which may have packed
     if not processes.first and not is_pack(source):
         raise PackError(
-            f"Process {processes.place.rank} does not see {source}, which process 0 reads. Put it on a disk "
+            f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
             "that all machines share, or give each a copy of the pack."
         )
     pack = open_pack(source) if pack is None else pack
@@ -306,7 +307,7 @@ def _packed(
 
 def _shared(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
     """Check that the processes can share this run, and note how many they are."""
-    count = processes.place.count
+    count = processes.world_size
     if count > 1 and run.train.adversarial:
         raise ConfigError("--adversarial trains in one process only. Leave it out, or train in one process.")
     smallest = min(run.train.batch_size, len(pack.training_rows()))
@@ -316,7 +317,7 @@ def _shared(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
             "Use fewer processes, or larger batches."
         )
     run = replace(run, processes=count)
-    own = processes.place.rank
+    own = processes.rank
     for rank, other in enumerate(processes.gather(run)):
         if other.fingerprint != run.fingerprint:
             raise PackError(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoencode import MissingExtraError, Pack, Progress, train
-from autoencode.training.callbacks import logging_to
+from autoencode.training.progress import logging_to
 
 
 def test_the_event_file_holds_the_metrics(tiny_pack: Pack, tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""Reports of a run while it trains: progress, a warning where it learns nothing, events for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoencode.data.loader import batches
+from autoencode.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
+    from autoencode.training.config import TrainConfig
+    from autoencode.training.run import Record
+
+# Epochs without progress before something is said: this share of all, and no fewer than this.
+PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
+
+# Validation error so many times that of training images means a likelihood that is far too sure.
+OVERCONFIDENT = 4
+
+# Images that the mean image is measured on; more would move it by less than a level in 255.
+MEAN_IMAGES, MEAN_BATCH = 5_000, 64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; given to the `progress` of `train` after each step and each epoch.
+
+    Attributes:
+        epoch: the epoch at work, from 1.
+        epochs: how many there will be.
+        step: steps taken in this epoch.
+        steps: steps in an epoch.
+        loss: mean training loss of this epoch so far.
+        images_per_second: training speed of this epoch so far, waiting for images included.
+        seconds_left: estimate for the training steps left.
+        record: the line just written to metrics.jsonl, at the end of an epoch; else None.
+        warning: what is wrong with the run and what to try, said once when it shows; else None.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+    record: Record | None = None
+    warning: str | None = None
+
+
+def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callable[[], float]) -> str | None:
+    """Say what is wrong and what to try, or None where nothing is, or it is too early to say.
+
+    Args:
+        records: the lines of metrics.jsonl so far.
+        config: how the run is trained.
+        constant_mse: gives what `constant_image_mse` measures; asked only once it matters.
+    """
+    sigma2 = records[-1].get("sigma2") if records and config.loss == "gaussian" else None
+    if config.sigma2 == "auto" and sigma2 and (error := records[-1]["val_mse"]) > OVERCONFIDENT * sigma2:
+        return (
+            f"Validation mse {error:.5f} is far above sigma2 {sigma2:.5f}, the error of training images: "
+            "they are known by heart. Use a smaller --code-size, or more images."
+        )
+    patience = max(PATIENT_EPOCHS, math.ceil(PATIENT_SHARE * config.total_epochs))
+    if len(records) < patience:
+        return None
+    last = records[-1]
+    slower = f"Try a lower learning rate (it is {config.learning_rate:g})"
+    if last["val_mse"] >= (constant := constant_mse()):
+        weight = "sigma2" if config.loss == "gaussian" else "beta"
+        narrower = f", a smaller {weight} or a warm-up" if "val_kl" in last else ""
+        return (
+            f"After {len(records)} epochs the model is no better than one constant image: validation mse "
+            f"{last['val_mse']:.5f}, of the mean image {constant:.5f}. {slower}{narrower}."
+        )
+    # While the weight of the KL changes, losses of two epochs are not of one objective.
+    alike = [record for record in records if record.get("beta") == last.get("beta")]
+    best = min(alike, key=lambda record: record["val_loss"])
+    if (waited := len(alike) - 1 - alike.index(best)) < patience:
+        return None
+    learning = last["train_loss"] < best["train_loss"]
+    return f"Validation has not got better for {waited} epochs, since epoch {best['epoch']:.0f}. " + (
+        "The model still gets better on its training images alone: use fewer epochs, or more images."
+        if learning
+        else f"{slower}."
+    )
+
+
+def constant_image_mse(
+    pack: Pack, train_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
+) -> float:
+    """Mean squared error a value, on validation images, of the mean of training images."""
+    return float(constant_image_errors(pack, train_rows, validation_rows[:MEAN_IMAGES]).mean())
+
+
+def constant_image_errors(
+    pack: Pack, train_rows: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean squared error a value (N,) of the mean of training images, for each image of `rows` (N,)."""
+    total, count = torch.zeros(1), 0
+    for images in batches(pack, train_rows[:MEAN_IMAGES], MEAN_BATCH):
+        total, count = total + images.double().sum(0), count + len(images)
+    mean = total / count
+    errors = [(images - mean).square().flatten(1).mean(1) for images in batches(pack, rows, MEAN_BATCH)]
+    return torch.cat(errors).double().numpy()
+
+
+def logging_to(folder: Path, progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return `progress` that also writes the metrics of each epoch as event files in `folder`/tensorboard.
+
+    Raises:
+        MissingExtraError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as err:
+        raise MissingExtraError("tensorboard", "--tensorboard") from err
+    writer: SummaryWriter | None = None
+
+    def log(at: Progress) -> None:
+        nonlocal writer
+        progress(at)
+        if at.record is None:
+            return
+        # Not before the run folder exists: train() rejects a folder that holds something else.
+        writer = writer or SummaryWriter(str(folder / "tensorboard"))
+        step = int(at.record["step"])
+        for name, value in at.record.items():
+            if name != "step":
+                writer.add_scalar(name, value, step)
+        writer.flush()
+        if at.epoch == at.epochs:
+            writer.close()
+
+    return log
