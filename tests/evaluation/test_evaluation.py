@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from autoencode import (
     ConfigError,
     ImageFolderError,
+    MissingExtraError,
     Pack,
     Preprocessing,
     Run,
@@ -99,7 +100,7 @@ def test_a_denoiser_is_measured_at_its_task(trained: Run, tiny_pack: Pack) -> No
     assert found.corrupted.psnr_db.value == pytest.approx(-20 * np.log10(0.2), abs=0.3)
 
 
-def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
+def test_images_of_another_folder_are_distinguished_as_well_as_their_scores_say(
     trained: Run, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     noise = tmp_path / "noise"
@@ -115,9 +116,9 @@ def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
     assert f"1 files of {noise} could not be used." in found.notes
     reference = fit_reference(model, tiny_pack)
     scores = [image.score for image in find_outliers(model, noise, reference).images]
-    ordinary = reference.calibration[found.detection.score]
-    labels = [0] * len(ordinary) + [1] * len(scores)
-    assert found.detection.auroc.value == roc_auc_score(labels, [*ordinary, *scores])
+    normal = reference.calibration[found.detection.score]
+    labels = [0] * len(normal) + [1] * len(scores)
+    assert found.detection.auroc.value == roc_auc_score(labels, [*normal, *scores])
     with pytest.raises(ImageFolderError, match="does not exist"):
         evaluate(model, tiny_pack, ood=tmp_path / "nowhere")
 
@@ -125,7 +126,7 @@ def test_images_of_another_folder_are_told_apart_as_well_as_their_scores_say(
 def test_labels_are_found_again_by_codes_and_by_pixels(
     trained: Run, tiny_size: Preprocessing, tmp_path: Path
 ) -> None:
-    # Bright and dark pictures: any encoder tells them apart.
+    # Bright and dark pictures: any encoder distinguishes them.
     generator = np.random.default_rng(0)
     for number in range(120):
         label, level = ("dark", 20) if number % 2 else ("light", 200)
@@ -160,7 +161,7 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
     assert found.kid is None
     notes = "\n".join(found.notes)
     assert ("has no test images" in notes) == (found.split != "test")
-    assert ("trained on all, these too" in notes) == (found.split == "test")
+    assert ("trained on all, also on these" in notes) == (found.split == "test")
     assert "KID is left out: it takes 3 images, and there are 1" in notes
     assert "not the images the model was trained on" in found.notes[0]
 
@@ -168,10 +169,10 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
 def test_without_the_optional_part_kid_is_left_out_and_said(
     trained: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(_: object) -> str:
-        raise application.MissingExtraError("eval", "Pretrained features")
+    def missing(pixels: object) -> None:
+        raise MissingExtraError("eval", "Pretrained features")
 
-    monkeypatch.setattr(type(BACKBONE), "digest", property(missing))
+    monkeypatch.setattr(BACKBONE, "pooled", missing)
     found = evaluate(load_model(trained.model_path), tiny_pack)
     assert found.kid is None
     assert any("KID is left out" in note and "[eval]" in note for note in found.notes)

@@ -138,7 +138,7 @@ def _rule(found: Outliers) -> str:
 
     if found.fpr is None:
         return PAPER_NOTE
-    images = found.calibration_images
+    images = found.reference.calibration_images
     text = f"at most {found.fpr:.2%} of normal images, calibrated on {images} test images"
     if found.fpr == 1 / (images + 1) > DEFAULT_FPR:
         text += f"; {DEFAULT_FPR:.0%} needs {images_needed(DEFAULT_FPR)}"

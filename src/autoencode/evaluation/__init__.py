@@ -1,13 +1,11 @@
-"""How well a model tells the images of another folder from held-out images of its own pack.
+"""Measure a model on images it has not seen, beside PCA of the same code size, with 95 % intervals.
 
-How good a model is on images it has not seen, beside PCA of the same code size, and how sure that is.
-
-Memory is bounded whatever the number of images: they are read in batches, PCA and KID take so many at most.
+Memory is bounded whatever the number of images: they are read in batches, and PCA and KID take a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import parse_corruptions
 from autoencode.data.loader import batches
 from autoencode.data.sources import find_images
 from autoencode.errors import ConfigError, MissingExtraError
@@ -34,10 +31,8 @@ from autoencode.evaluation.quality import (
     likelihood_variance,
 )
 from autoencode.metrics.statistics import Estimate, auroc_estimate
-from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
-from autoencode.outliers.calibration import fit_reference
 from autoencode.outliers.find import find_outliers
 
 if TYPE_CHECKING:
@@ -47,16 +42,24 @@ if TYPE_CHECKING:
     from autoencode.index.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
 
+# More images would not change PCA. The kernels of KID are 1,000 x 1,000 numbers, 8 MB each, and its noise at
+# 1,000 images is far below the differences between models.
+PCA_IMAGES, KID_IMAGES = 20_000, 1_000
+LEAST_KID_IMAGES = 10  # the interval of a distance of fewer says nothing
+PCA_SHARE = 4  # images PCA is fitted to for each image of a sample that is measured on
+
+Progress = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True)
 class Detection:
-    """How well other images are told from the held-out ones.
+    """How well the outlier score distinguishes out-of-distribution images from the held-out ones.
 
     Attributes:
-        folder: where the other images are.
-        images: how many of them could be used.
+        folder: of the out-of-distribution images.
+        images: number of them that could be used.
         score: name of the outlier score, see `find_outliers`.
-        auroc: area under its ROC curve: 1 where every other image scores above every held-out one, 0.5 for
+        auroc: area under its ROC curve: 1 if each of these images scores above every held-out one, 0.5 for
             chance.
     """
 
@@ -66,70 +69,30 @@ class Detection:
     auroc: Estimate
 
 
-def detect(
-    model: Autoencoder,
-    pack: Pack,
-    folder: str,
-    paths: Sequence[Path],
-    limits: Limits | None,
-    report: Callable[[str, int, int], None],
-) -> tuple[Detection, int]:
-    """Measure it, by the score that is the default of `find_outliers`.
-
-    Args:
-        model: from `load_model`.
-        pack: of its training, with test images.
-        folder: where the other images are, for the result to name.
-        paths: the other images.
-        limits: the largest files and pictures of them to accept.
-        report: called with (stage, images done, images in all) of each stage.
-
-    Returns:
-        What was measured, and how many of the other images could not be used.
-
-    Raises:
-        ImageFolderError: none of them could.
-    """
-    reference = fit_reference(model, pack, progress=partial(report, "fitting to normal images"))
-    found = find_outliers(model, paths, reference, limits=limits, progress=report)
-    scores = np.array([image.score for image in found.images])
-    auroc = auroc_estimate(reference.calibration[found.score], scores)
-    return Detection(folder, len(scores), found.score, auroc), len(found.skipped)
-
-
-# Of more, PCA would not change; a kernel distance of so many takes 100 MB and its noise is far below what
-# tells models apart.
-PCA_IMAGES, KID_IMAGES = 20_000, 1_000
-PCA_SHARE = 4  # images PCA is fitted to for each one of a sample that is measured on
-LEAST_KID_IMAGES = 10  # a distance of fewer has no interval worth the name
-
-Progress = Callable[[str, int, int], None]
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured. Intervals are at 95 %.
+    """The result of `evaluate`. Intervals are at 95 %.
 
     Attributes:
         model: digest of the model file.
         pack: fingerprint of the pack.
-        split: what the images are of: "test", or what stood in for it; see `Pack.held_out`.
-        images: how many there are; copies of one count once.
-        code_size: values in a code.
-        corruptions: what was done to the images before the model and PCA saw them: that of its training.
+        split: of the images: "test", or the split that stood in for it; see `Pack.held_out`.
+        images: number of images; copies of one count once.
+        code_size: number of code dimensions.
+        corruptions: those of the model's training; the model and PCA see the images with them.
         reconstruction: how close the model's reconstructions are to the clean images.
         pca: the same of PCA with as many components, fitted to the training images.
-        pca_components: how many it has; fewer than the code where there are fewer images.
-        pca_images: how many images it was fitted to.
+        pca_components: its components; fewer than the code dimensions if there are fewer images.
+        pca_images: number of images it was fitted to.
         corrupted: the same of the corrupted images themselves; None without corruptions.
-        kid: KID (EfficientNet-Lite0) from the held-out images, of: "training_images" (the floor),
-            "reconstructions", "pca_reconstructions", "samples_normal", "samples_mixture", where there are
-            such. None where it could not be measured.
-        code: of a VAE; None of a plain autoencoder.
-        detection: how well images of another folder are told apart; None where none was given.
-        labels: with a sub-folder a label: how well the nearest of the other held-out images share the label
-            of an image, by "codes" and by raw "pixels". None without labels.
-        notes: what stood in for what, and what was left out and why.
+        kid: KID (EfficientNet-Lite0) from the held-out images, of "training_images" (the floor),
+            "reconstructions", "pca_reconstructions", "samples_normal" and "samples_mixture", as far as the
+            model and the pack have them. None if it was not measured.
+        code: of a VAE; None for a plain autoencoder.
+        detection: of images of another folder as outliers; None if no folder was given.
+        labels: for a folder with a sub-folder a label: how well the nearest of the other held-out images
+            share the label of an image, by "codes" and by raw "pixels". None without labels.
+        notes: what was left out or replaced, and why, a sentence each.
     """
 
     model: str
@@ -169,7 +132,7 @@ def evaluate(
     Args:
         model: from `load_model`, or its path.
         pack: of its training, for images it has not seen.
-        ood: a folder of images of another kind, to be told from the held-out ones.
+        ood: a folder of out-of-distribution images, to be distinguished from the held-out ones.
         limits: the largest files and pictures of it to accept.
         kid: whether to measure kernel distances, which takes minutes on a CPU.
         most_images: measure on a sample of so many of the held-out images, and fit PCA to a sample of four
@@ -184,57 +147,38 @@ def evaluate(
     """
     model = as_model(model)
     model.check_preprocessing(pack.preprocessing, pack.path)
-    others = None if ood is None else find_images(Path(ood))
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()
-    chain = tuple(model.provenance.get("train", {}).get("corrupt", ()))
     # Rows are in the order of content digests, so the first of them are a random sample.
-    rows = pack.reading_order(_distinct(held_out.rows)[:most_images])
-    images = HeldOutImages(pack, rows, parse_corruptions(chain))
+    images = HeldOutImages.for_model(model, pack, pack.reading_order(_distinct(held_out.rows)[:most_images]))
     training = _distinct(pack.training_rows())
-    count = len(images.rows)
-
+    notes = _notes(model, pack, held_out.split)
+    # Before the long work, as the folder is the one argument that may turn out to be unusable.
+    detection = None if ood is None else _detect(model, pack, Path(ood), limits, notes, report)
     pca_rows = pack.reading_order(training[: PCA_SHARE * most_images if most_images else PCA_IMAGES])
     pca = _fit_pca(model, pack, pca_rows, report)
-    restorers: dict[str, Restore] = {
-        "reconstructions": model.reconstruct,
-        "pca_reconstructions": partial(_restore, pca),
-        **({"corrupted": lambda seen: seen} if chain else {}),
-    }
+    count = len(images.rows)
+    restorers: dict[str, Restore] = {"reconstructions": model.reconstruct, "pca": partial(_restore, pca)}
+    if images.corruptions:
+        restorers["corrupted"] = lambda seen: seen
     close = image_quality(images, restorers, _counter(report, "comparing reconstructions", count))
     code = None
     if model.is_vae:
         code = code_quality(model, images, _counter(report, "measuring the code", count))
-    notes = _notes(model, pack, held_out.split)
-    detection = None
-    if others is not None and held_out.split == "test":
-        detection, skipped = detect(model, pack, str(ood), others, limits, report)
-        if skipped:
-            notes.append(f"{skipped} files of {ood} could not be used.")
-    elif others is not None:
-        notes.append("Telling other images apart is left out: it takes test images to tell them from.")
-    found = None
-    try:
-        if kid:
-            _ = BACKBONE.digest  # raises before the long work where the network is not installed
-            found = _distances(model, images, None if held_out.split == "train" else training, pca, report)
-            if found is None:
-                notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")
-    except MissingExtraError as err:
-        notes.append(f"KID is left out. {err}")
+    floor = None if held_out.split == "train" else training
     return Evaluation(
         model=model.digest,
         pack=pack.fingerprint,
         split=held_out.split,
         images=count,
         code_size=model.config.code_size,
-        corruptions=chain,
+        corruptions=tuple(model.provenance.get("train", {}).get("corrupt", ())),
         reconstruction=close["reconstructions"],
-        pca=close["pca_reconstructions"],
+        pca=close["pca"],
         pca_components=len(pca.directions),
         pca_images=len(pca_rows),
         corrupted=close.get("corrupted"),
-        kid=found,
+        kid=_distances(model, images, floor, pca, notes, report) if kid else None,
         code=code,
         detection=detection,
         labels=_labels(model, images, notes),
@@ -242,8 +186,28 @@ def evaluate(
     )
 
 
+def _detect(
+    model: Autoencoder,
+    pack: Pack,
+    folder: Path,
+    limits: Limits | None,
+    notes: list[str],
+    report: Progress,
+) -> Detection | None:
+    paths = find_images(folder)
+    if not len(pack.rows("test")):
+        notes.append(f"Images of {folder} are not scored: the pack has no test images to compare them with.")
+        return None
+    found = find_outliers(model, paths, pack, limits=limits, progress=report)
+    if found.skipped:
+        notes.append(f"{len(found.skipped)} files of {folder} could not be used.")
+    scores = np.array([image.score for image in found.images])
+    auroc = auroc_estimate(found.reference.calibration[found.score], scores)
+    return Detection(str(folder), len(scores), found.score, auroc)
+
+
 def _distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Leave out copies, which are no further observations; the order stays that of the content's digests."""
+    """Leave out copies, which are not further observations, and keep the order: that of content digests."""
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
 
@@ -272,7 +236,7 @@ def _fit_pca(
 
 
 def _restore(pca: PrincipalComponents, images: Tensor) -> Tensor:
-    """What PCA makes of images, within the range of pixels as the model's are."""
+    """Reconstruct images by PCA, within the range of pixels as the model does."""
     return pca.restore(images.flatten(1)).reshape(images.shape).clamp(0, 1)
 
 
@@ -281,23 +245,29 @@ def _distances(
     images: HeldOutImages,
     training: NDArray[np.int64] | None,
     pca: PrincipalComponents,
+    notes: list[str],
     report: Progress,
 ) -> dict[str, Estimate] | None:
     count = min(KID_IMAGES, len(images.rows), *([] if training is None else [len(training)]))
     if count < LEAST_KID_IMAGES:
+        notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")
         return None
     priors: list[PriorName] = ["normal"] if model.is_vae else []
     if model.prior is not None:
         priors.append("mixture")
     sets = 3 + (training is not None) + len(priors)
-    return distances(
-        model,
-        images.first(count),
-        None if training is None else training[:count],
-        {"reconstructions": model.reconstruct, "pca_reconstructions": partial(_restore, pca)},
-        tuple(priors),
-        _counter(report, "measuring KID", sets * count),
-    )
+    try:
+        return distances(
+            model,
+            images.first(count),
+            None if training is None else training[:count],
+            {"reconstructions": model.reconstruct, "pca_reconstructions": partial(_restore, pca)},
+            tuple(priors),
+            _counter(report, "measuring KID", sets * count),
+        )
+    except MissingExtraError as err:
+        notes.append(f"KID is left out. {err}")
+        return None
 
 
 def _labels(
@@ -318,10 +288,10 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
     other = model.note_of(pack.fingerprint)
     notes = [] if other is None else [other]
     if split != "test":
-        what = "validation images stand in" if split == "validation" else "training images, seen, stand in"
-        notes.append(f"{pack.location} has no test images: its {what} for them.")
+        seen = "" if split == "validation" else ", which the model has seen,"
+        notes.append(f"{pack.location} has no test images: its {split} images{seen} stand in for them.")
     elif not len(pack.rows("train")):
-        notes.append(f"{pack.location} has no training images: the model was trained on all, these too.")
+        notes.append(f"{pack.location} has no training images: the model was trained on all, also on these.")
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model carries none. "

@@ -1,8 +1,4 @@
-"""Whether the code of a VAE carries information, and whether its prior describes it.
-
-Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
-
-What is measured of a model on held-out images: closeness of reconstructions, KID, the code of a VAE.
+"""The measurements on held-out images: closeness of reconstructions, KID, neighbours, the code of a VAE.
 
 Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H, W) in [0, 1].
 """
@@ -44,111 +40,17 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 
-# Below this share of active values, the code is wasted on most of its size and that is said.
-FEW_ACTIVE = 0.1
-
-
-@dataclass(frozen=True)
-class CodeHealth:
-    """What the posteriors of many images say about the code.
-
-    Attributes:
-        kl_nats: (D,) KL(q(t_j | x) || N(0, 1)) of each code value, nats, mean over the images; equation (7)
-            of Kovenko & Bogach 2020 before its sum.
-        mean_variance: (D,) variance over the images of the posterior mean of each value.
-        prior_gap_nats: KL(N(m, S) || N(0, I)), nats, at least 0, where m and S are the mean and covariance of
-            the aggregate posterior, that of the codes of all images together. 0 where the codes fill the
-            prior as far as two moments tell; samples from the prior then decode to what the decoder knows.
-            Without the bias of an estimate from few images; None of up to D + 1 of them, which cannot tell.
-    """
-
-    kl_nats: Tensor
-    mean_variance: Tensor
-    prior_gap_nats: float | None
-
-    @property
-    def active_units(self) -> int:
-        """Code values whose mean varies by more than 0.01 over the images (Burda et al. 2016)."""
-        return active_units(self.mean_variance)
-
-    @property
-    def warning(self) -> str | None:
-        """One sentence on a collapsed code, or None where there is nothing to warn of."""
-        size = len(self.mean_variance)
-        if self.active_units >= FEW_ACTIVE * size:
-            return None
-        return (
-            f"{self.active_units} of {size} code values carry information; "
-            "try a smaller sigma2 (or auto), or a warm-up."
-        )
-
-
-def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
-    """Measure the code over images.
-
-    Args:
-        model: a VAE.
-        batches: images (B, 3, H, W) in [0, 1], at least one; read once, so memory does not grow with them.
-
-    Raises:
-        ConfigError: the model is no VAE, or there is no image.
-    """
-    if not model.is_vae:
-        raise ConfigError("Only the code of a VAE has a KL and a prior; this model is a plain autoencoder.")
-    size = model.config.code_size
-    count, kl = 0, torch.zeros(size, dtype=torch.float64)
-    means, squares, codes = torch.zeros_like(kl), torch.zeros_like(kl), torch.zeros_like(kl)
-    products = torch.zeros(size, size, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(random_seed("code health"))
-    for images in batches:
-        posterior = model.encode_distribution(images)
-        mean, log_variance = (part.double() for part in posterior if part is not None)
-        count += len(mean)
-        kl += kl_per_value(mean, log_variance).sum(0)
-        means += mean.sum(0)
-        squares += mean.square().sum(0)
-        # A draw from each posterior is a draw from the aggregate one, of which the bias is known.
-        code = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).double()
-        codes += code.sum(0)
-        products += code.T @ code
-    if not count:
-        raise ConfigError("The health of a code is measured on images, and none were given.")
-    variance = (squares / count - (means / count).square()).clamp(min=0)
-    centre = codes / count
-    covariance = products / count - torch.outer(centre, centre)
-    return CodeHealth(kl / count, variance, _gap(centre, covariance, count))
-
-
-def gap_in_words(gap_nats: float | None) -> str:
-    """Return a `prior_gap_nats` as text."""
-    return "cannot be told of so few images" if gap_nats is None else f"{gap_nats:.1f} nats"
-
-
-def _gap(mean: Tensor, covariance: Tensor, count: int) -> float | None:
-    """KL of a Gaussian from the standard one, of the moments of `count` codes, without its bias.
-
-    Of the true moments it is (tr S + m'm - D - log det S) / 2. Those of n draws from any Gaussian give the
-    trace and m'm right in sum: what the covariance, divided by n, lacks, the mean has too much. The
-    log-determinant is off by sum_{i=1..D} digamma((n - i) / 2) + D log(2 / n), by the expectation of that of
-    a Wishart matrix of n - 1 degrees of freedom (Bishop 2006, Pattern Recognition, eq. B.81).
-    """
-    size = len(mean)
-    if count <= size + 1:
-        return None
-    half_degrees = (count - torch.arange(1, size + 1, dtype=torch.float64)) / 2
-    bias = torch.digamma(half_degrees).sum() + size * math.log(2 / count)
-    log_determinant = torch.linalg.slogdet(covariance).logabsdet - bias
-    return max(0.0, float(0.5 * (covariance.trace() + mean @ mean - size - log_determinant)))
-
-
 BATCH = 64
 
-# A variance that squared errors summed without a factor imply; absolute ones are no Gaussian likelihood.
+# A sum of squared errors is the negative log-likelihood of a Gaussian of this variance; a sum of absolute
+# errors is none of any Gaussian.
 SQUARED_ERROR_SIGMA2 = 0.5
 
 LABELLED_VALUES = 25_000_000  # pixel values compared at most: 100 MB, 2,000 images of 64x64
+# Fewer active dimensions than this share, and most of the code is wasted.
+FEW_ACTIVE = 0.1
 
-# What KID is measured of, by its name in an evaluation.
+# The sets of images whose KID is measured, by their name in an evaluation.
 KID_SETS = {
     "training_images": "training images (floor)",
     "reconstructions": "reconstructions",
@@ -163,10 +65,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """How close restored images are to the originals; None where no image has a finite value.
+    """How close restored images are to the originals; None if no image has a finite value.
 
     Attributes:
-        psnr_db: mean peak signal-to-noise ratio, dB; identical images have none and are left out.
+        psnr_db: mean peak signal-to-noise ratio, dB, without identical images, whose ratio is infinite.
         ssim: mean structural similarity.
         mse: mean squared error of values in [0, 1].
         mae: mean absolute error of values in [0, 1].
@@ -183,15 +85,15 @@ class ImageQuality:
 
 @dataclass(frozen=True)
 class CodeQuality:
-    """What the code of a VAE carries, and how well its prior describes it.
+    """How much information the code of a VAE carries, and how well its prior describes it.
 
     Attributes:
         elbo_nats: evidence lower bound of an image, nats; one draw from each posterior, and images decoded
-            into [0, 1]. None where the model was not trained with a Gaussian likelihood.
+            into [0, 1]. None if the model was not trained with a Gaussian likelihood.
         bits_per_dimension: the same as bits a value of the 8-bit image.
         kl_nats: KL of the posterior of an image from N(0, I), nats.
-        active_units: code values whose mean varies over the images (Burda et al. 2016).
-        prior_gap_nats: how far the codes of all images together are from N(0, I), or None; see `CodeHealth`.
+        active_units: code dimensions whose mean varies over the images (Burda et al. 2016).
+        prior_gap_nats: KL of the aggregate posterior from N(0, I), nats, or None; see `CodeHealth`.
     """
 
     elbo_nats: Estimate | None
@@ -206,10 +108,10 @@ class CheckUp:
     """A first look at how good a model is.
 
     Attributes:
-        images: how many it was measured on.
-        split: where they are from.
+        images: number of images it was measured on.
+        split: of the pack, that they are from.
         quality: how close its reconstructions are.
-        code: whether its code carries information; of a VAE.
+        code: whether its code carries information; None for a plain autoencoder.
     """
 
     images: int
@@ -220,17 +122,22 @@ class CheckUp:
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Images of a pack, and what the model sees of them: the same corruptions every time they are read.
+    """Images of a pack, clean and as the model sees them: with the same corruptions every time they are read.
 
     Attributes:
-        pack: where they are.
-        rows: (N,), each once.
-        corruptions: what the model was trained to undo.
+        pack: of the images.
+        rows: (N,) of the pack, each once.
+        corruptions: those that the model was trained to undo.
     """
 
     pack: Pack
     rows: NDArray[np.int64]
     corruptions: tuple[Corruption, ...]
+
+    @classmethod
+    def for_model(cls, model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> HeldOutImages:
+        """Return images with the corruptions of a model's training."""
+        return cls(pack, rows, parse_corruptions(model.provenance.get("train", {}).get("corrupt", ())))
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (clean, seen) batches."""
@@ -239,14 +146,14 @@ class HeldOutImages:
             yield clean, corrupt(clean, self.corruptions, generator, training=True)
 
     def first(self, count: int) -> HeldOutImages:
-        """Return the first `count` of them. Rows are in the order of content digests, so these are random."""
+        """Return the first `count`: a random sample, as rows are in the order of content digests."""
         return HeldOutImages(self.pack, self.rows[:count], self.corruptions)
 
 
 def image_quality(
     images: HeldOutImages, restorers: Mapping[str, Restore], advance: Advance
 ) -> dict[str, ImageQuality]:
-    """Compare what each of `restorers` makes of the images seen with the clean ones, in one pass."""
+    """Compare clean images with what each of `restorers` makes of the images as the model sees them."""
     metrics = (psnr, ssim, mean_squared_error, mean_absolute_error, sharpness_ratio)
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in restorers}
     for clean, seen in images.pairs():
@@ -263,6 +170,99 @@ def _quality(values: NDArray[np.float64]) -> ImageQuality:
     return ImageQuality(
         estimate(psnr_db), estimate(similarity), estimate(mse), estimate(mae), estimate(sharpness, np.median)
     )
+
+
+@dataclass(frozen=True)
+class CodeHealth:
+    """Whether the code of a VAE carries information and fills its prior, by the posteriors of many images.
+
+    Attributes:
+        kl_nats: (D,) KL(q(t_j | x) || N(0, 1)) of each code dimension, nats, mean over the images; equation
+            (7) of Kovenko & Bogach 2020 before its sum.
+        mean_variance: (D,) variance over the images of the posterior mean of each dimension.
+        prior_gap_nats: KL(N(m, S) || N(0, I)), nats, at least 0, where m and S are the mean and covariance of
+            the aggregate posterior, the distribution of the codes of all images. At 0 samples from the prior
+            are like the codes that the decoder knows, as far as two moments show. Corrected for the bias of
+            an estimate from few images; None for D + 1 images or fewer, which do not determine S.
+    """
+
+    kl_nats: Tensor
+    mean_variance: Tensor
+    prior_gap_nats: float | None
+
+    @property
+    def active_units(self) -> int:
+        """Number of dimensions whose mean has a variance above 0.01 over the images (Burda et al. 2016)."""
+        return active_units(self.mean_variance)
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence if most of the code has collapsed onto the prior, else None."""
+        size = len(self.mean_variance)
+        if self.active_units >= FEW_ACTIVE * size:
+            return None
+        return (
+            f"{self.active_units} of {size} code dimensions carry information; "
+            "try a smaller sigma2 (or auto), or a KL warm-up."
+        )
+
+
+def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
+    """Measure the code over images.
+
+    Args:
+        model: a VAE.
+        batches: images (B, 3, H, W) in [0, 1], at least one; iterated once, in constant memory.
+
+    Raises:
+        ConfigError: the model is a plain autoencoder, or there is no image.
+    """
+    if not model.is_vae:
+        raise ConfigError("Only the code of a VAE has a KL and a prior; this model is a plain autoencoder.")
+    size = model.config.code_size
+    count, kl = 0, torch.zeros(size, dtype=torch.float64)
+    means, squares, codes = torch.zeros_like(kl), torch.zeros_like(kl), torch.zeros_like(kl)
+    products = torch.zeros(size, size, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(random_seed("code health"))
+    for images in batches:
+        posterior = model.encode_distribution(images)
+        mean, log_variance = (part.double() for part in posterior if part is not None)
+        count += len(mean)
+        kl += kl_per_value(mean, log_variance).sum(0)
+        means += mean.sum(0)
+        squares += mean.square().sum(0)
+        # A draw from each posterior is a draw from the aggregate one; `_gap` knows the bias of draws.
+        code = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).double()
+        codes += code.sum(0)
+        products += code.T @ code
+    if not count:
+        raise ConfigError("A code is measured on images, and none were given.")
+    variance = (squares / count - (means / count).square()).clamp(min=0)
+    centre = codes / count
+    covariance = products / count - torch.outer(centre, centre)
+    return CodeHealth(kl / count, variance, _gap(centre, covariance, count))
+
+
+def gap_in_words(gap_nats: float | None) -> str:
+    """Return a `prior_gap_nats` as text."""
+    return "not measurable on so few images" if gap_nats is None else f"{gap_nats:.1f} nats"
+
+
+def _gap(mean: Tensor, covariance: Tensor, count: int) -> float | None:
+    """KL(N(m, S) || N(0, I)) without bias, given the mean and the covariance (divisor n) of n codes.
+
+    For the true moments it is (tr S + m'm - D - log det S) / 2. With the moments of n draws the sum of the
+    trace and m'm has no bias, as what the covariance lacks the mean has in excess. The log-determinant has
+    the bias sum_{i=1..D} digamma((n - i) / 2) + D log(2 / n), by the expectation for a Wishart matrix of
+    n - 1 degrees of freedom (Bishop 2006, Pattern Recognition, eq. B.81).
+    """
+    size = len(mean)
+    if count <= size + 1:
+        return None
+    half_degrees = (count - torch.arange(1, size + 1, dtype=torch.float64)) / 2
+    bias = torch.digamma(half_degrees).sum() + size * math.log(2 / count)
+    log_determinant = torch.linalg.slogdet(covariance).logabsdet - bias
+    return max(0.0, float(0.5 * (covariance.trace() + mean @ mean - size - log_determinant)))
 
 
 def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) -> CodeQuality:
@@ -299,16 +299,14 @@ def check_up(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> Che
     """
     model.check_preprocessing(pack.preprocessing, pack.path)
     rows, split = pack.held_out()
-    images = HeldOutImages(
-        pack, np.unique(rows)[:most], parse_corruptions(model.provenance["train"]["corrupt"])
-    )
+    images = HeldOutImages.for_model(model, pack, np.unique(rows)[:most])
     quality = image_quality(images, {"model": model.reconstruct}, advance)["model"]
     code = code_health(model, (seen for _, seen in images.pairs())) if model.is_vae else None
     return CheckUp(len(images.rows), split, quality, code)
 
 
 def likelihood_variance(model: Autoencoder) -> float | None:
-    """Variance of the Gaussian likelihood a VAE was trained with; None where it was trained with another."""
+    """Variance of the Gaussian likelihood that a VAE was trained with; None for another likelihood."""
     loss = model.provenance.get("train", {}).get("loss", "gaussian")
     return {"gaussian": float(model.sigma2), "mse": SQUARED_ERROR_SIGMA2}.get(loss)
 
@@ -326,13 +324,13 @@ def label_quality(
     """Measure how well neighbours share a label: by "codes", whitened as a search does, and by raw "pixels".
 
     Args:
-        model: what encodes.
-        pack: where the images are.
-        rows: (N,) of images that have a label. Of many, so many take part that their pixels fit into memory.
+        model: encodes the images.
+        pack: of the images.
+        rows: (N,) of images that have a label; only as many take part as fit into memory as pixels.
         labels: (N,).
 
     Raises:
-        ConfigError: there are not two labels, or no image shares its own with another.
+        ConfigError: there are fewer than two labels, or no two images share one.
     """
     count = max(2, LABELLED_VALUES // model.values_per_image)
     codes, pixels = [], []
@@ -355,10 +353,10 @@ def distances(
     """KID (EfficientNet-Lite0) of several sets of images from the held-out ones, all of one size.
 
     Args:
-        model: what generates.
+        model: draws the samples.
         images: the held-out images.
         training_rows: as many others of the pack, whose distance is the floor; None leaves it out.
-        restorers: what makes reconstructions, by name.
+        restorers: functions that reconstruct, by name.
         priors: those of the model to draw samples from.
         advance: called with the number of images done, of `len(images.rows)` for each set and the held-out.
 
@@ -374,12 +372,11 @@ def distances(
         found[name] = _features((restore(seen) for _, seen in images.pairs()), advance)
     for prior in priors:
         found[f"samples_{prior}"] = _features(_samples(model, prior, count), advance)
-    results = {}
-    for name, features in found.items():
-        # The whole of both sets as one subset: the least noise, and bounded by `count`.
-        distance = kernel_inception_distance(reference, features, subset_size=count)
-        results[name] = Estimate(distance.value, distance.interval, count)
-    return results
+    # The whole of both sets as one subset: the least noise, and bounded by `count`.
+    pairs = {
+        name: kernel_inception_distance(reference, one, subset_size=count) for name, one in found.items()
+    }
+    return {name: Estimate(pair.value, pair.interval, count) for name, pair in pairs.items()}
 
 
 def _samples(model: Autoencoder, prior: PriorName, count: int) -> Iterator[Tensor]:

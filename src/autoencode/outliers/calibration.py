@@ -27,7 +27,7 @@ from autoencode.outliers.measurements import measurer
 from autoencode.outliers.scores import Detector, Score, Value, apply_detectors, fit_detectors, scores_for
 
 if TYPE_CHECKING:
-    from autoencode.configuration import Embedding, Split
+    from autoencode.configuration import Embedding, Rule, Split
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 
@@ -245,11 +245,19 @@ def reference_rows(pack: Pack, most: int | None = None) -> dict[Split, NDArray[n
     return {split: _evenly(np.unique(pack.rows(split)), cap) for split, cap in caps.items()}
 
 
-def calibration_size(source: Pack | OutlierReference) -> int:
-    """Number of test images there are to calibrate on; copies of one count once."""
+def fpr_to_keep(source: Pack | OutlierReference, rule: Rule, fpr: float | None) -> float | None:
+    """Return the false positive rate that a rule keeps to, see `attainable_fpr`; None for the paper's rule.
+
+    Raises:
+        ConfigError: the test images are too few for the rate, or the paper's rule was given one.
+    """
+    if rule == "paper":
+        if fpr is None:
+            return None
+        raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")
     if isinstance(source, OutlierReference):
-        return source.calibration_images
-    return len(np.unique(source.rows("test")))
+        return attainable_fpr(source.calibration_images, fpr)
+    return attainable_fpr(len(np.unique(source.rows("test"))), fpr)  # copies of an image are one observation
 
 
 def _fit(

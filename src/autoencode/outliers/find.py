@@ -21,15 +21,13 @@ from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import Paths, expanded, read_beside
 from autoencode.embedding import image_encoder, over_files
-from autoencode.errors import ConfigError
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model
 from autoencode.outliers.calibration import (
     FalsePositiveRate,
     OutlierReference,
-    attainable_fpr,
-    calibration_size,
     fit_reference,
+    fpr_to_keep,
 )
 from autoencode.outliers.measurements import coloured, heat_maps, measurer
 from autoencode.outliers.scores import SCORES, check_score
@@ -110,8 +108,7 @@ class Outliers:
         embedding: what the score is of.
         rule: which images are outliers: "conformal" or "paper".
         fpr: the false positive rate that the conformal rule keeps to, in (0, 1); None under the paper's rule.
-        calibration_images: held-out images behind the p-values.
-        validation_fpr: the false positive rate measured on the validation images; None if the pack has none.
+        reference: the fitted detectors, and the calibration and validation scores.
         notes: why the numbers may not hold, a sentence each.
         sheet: pixels (H, W, 3) of the most anomalous images beside their reconstructions.
     """
@@ -122,10 +119,14 @@ class Outliers:
     embedding: Embedding
     rule: Rule
     fpr: float | None
-    calibration_images: int
-    validation_fpr: FalsePositiveRate | None
+    reference: OutlierReference
     notes: tuple[str, ...]
     sheet: Pixels
+
+    @property
+    def validation_fpr(self) -> FalsePositiveRate | None:
+        """The false positive rate measured on the validation images; None if the pack has none."""
+        return self.reference.validation_fpr(self.score, self.fpr)
 
 
 def find_outliers(
@@ -174,7 +175,7 @@ def find_outliers(
     model = as_model(model)
     encoder = image_encoder(model, embedding)
     score = check_score(score, embedding, is_vae=model.is_vae, rule=rule)
-    fpr = _fpr_to_keep(reference, rule, fpr)
+    fpr = fpr_to_keep(reference, rule, fpr)
     out = None if out is None else Path(out)
     paths = _inputs(images, out)
     limits, report = limits or Limits(), progress or (lambda stage, done, total: None)
@@ -184,12 +185,12 @@ def find_outliers(
             reference = fit_reference(model, reference, cache, embedding=embedding, ray=ray, progress=fitting)
         reference.check_encoder(encoder.digest)
         scoring = _scoring(reference, score, measurer(model, embedding, [SCORES[score]]))
-        scored, skipped = _scored(scoring, model, paths, limits, partial(report, "scoring"), cluster)
-    judged = _judged(reference, score, fpr, *scored)
-    sheet = _sheet(model, judged, heatmaps, limits)
+        usable, scores, skipped = _scored(scoring, model, paths, limits, partial(report, "scoring"), cluster)
+    outliers = reference.outliers(score, scores, fpr)
+    scored = ScoredImages(usable, scores, reference.p_values(score, scores), outliers)
     notes = tuple(filter(None, [model.note_of(reference.pack)]))
-    normal = reference.calibration_images, reference.validation_fpr(score, fpr)
-    found = Outliers(judged, skipped, score, embedding, rule, fpr, *normal, notes, sheet)
+    sheet = _sheet(model, scored, heatmaps, limits)
+    found = Outliers(scored, skipped, score, embedding, rule, fpr, reference, notes, sheet)
     if out is not None:
         write_bytes(out, _table(found) if out.suffix.lower() == ".csv" else _json(found))
         save_image(sheet_path(out), found.sheet)
@@ -199,14 +200,6 @@ def find_outliers(
 def sheet_path(table: Path) -> Path:
     """Where the sheet goes that belongs to a table: beside it, as `<name>-worst.png`."""
     return table.with_name(f"{table.stem}-worst.png")
-
-
-def _fpr_to_keep(reference: Pack | OutlierReference, rule: Rule, fpr: float | None) -> float | None:
-    if rule == "conformal":
-        return attainable_fpr(calibration_size(reference), fpr)
-    if fpr is not None:
-        raise ConfigError("The paper's rule has no rate to keep to: leave the rate out, or use conformal.")
-    return None
 
 
 def _inputs(images: str | Path | Iterable[str | Path], out: Path | None) -> Paths:
@@ -235,7 +228,7 @@ def _scored(
     limits: Limits,
     report: Callable[[int, int], None],
     cluster: Cluster | None,
-) -> tuple[tuple[Paths, NDArray[np.float64]], list[tuple[Path, str]]]:
+) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     """Return the files that could be used and their scores (N,), and the others with the reason."""
     usable: list[str] = []
     skipped: list[tuple[Path, str]] = []
@@ -244,14 +237,7 @@ def _scored(
         usable += map(str, read)
         scores.append(found)
         report(len(usable) + len(skipped), len(paths))
-    return (Paths(usable), np.concatenate(scores)), skipped
-
-
-def _judged(
-    reference: OutlierReference, score: str, fpr: float | None, paths: Paths, scores: NDArray[np.float64]
-) -> ScoredImages:
-    outliers = reference.outliers(score, scores, fpr)
-    return ScoredImages(paths, scores, reference.p_values(score, scores), outliers)
+    return Paths(usable), np.concatenate(scores), skipped
 
 
 def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Limits) -> Pixels:
@@ -281,7 +267,7 @@ def _json(found: Outliers) -> bytes:
         "embedding": found.embedding,
         "rule": found.rule,
         "fpr": found.fpr,
-        "calibration_images": found.calibration_images,
+        "calibration_images": found.reference.calibration_images,
         "validation_fpr": None
         if measured is None
         else {"value": measured.value, **measured.interval._asdict(), "images": measured.images},

@@ -70,7 +70,7 @@ class Mahalanobis(Detector):
         mean, scale = values.mean(0), values.std(0)
         scale = np.maximum(scale, _SCALE_FLOOR * scale.max()) if scale.max() > 0 else np.ones_like(scale)
         # In place: of 10,000 images with 1,280 pretrained features this array takes 100 MB, and scikit-learn
-        # makes three more such; the fit peaks at 370 MB there, and below 40 MB with a code of 128.
+        # makes as much again twice; the fit peaks at 390 MB there, and at 21 MB with a code of 128.
         standard = values - mean
         standard /= scale
         count, size = standard.shape
