@@ -103,7 +103,7 @@ class LanceStore(FileStore):
     def bytes(self) -> int:
         if isinstance(self.place, Path):
             return super().bytes()
-        from autoencode.data.remote import RemoteFolder
+        from autoencode.storage import RemoteFolder
 
         return sum(stamp.size for stamp in RemoteFolder(self.place).listing().values())
 

@@ -101,8 +101,8 @@ class Cluster:
 
         def failure_there(url: str) -> str | None:
             from autoencode.data.manifest import SETTINGS_NAME
-            from autoencode.data.remote import RemoteFolder
             from autoencode.errors import AutoencodeError
+            from autoencode.storage import RemoteFolder
 
             try:
                 RemoteFolder(url).stamp(SETTINGS_NAME)

@@ -31,10 +31,11 @@ from autoencode.cluster import Cluster, brief
 from autoencode.data.loader import batch_slices, batches
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
-from autoencode.data.remote import is_url, local
+from autoencode.data.remote import local
 from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
+from autoencode.storage import is_url
 
 if TYPE_CHECKING:
     from autoencode.configuration import Distance, Embedding

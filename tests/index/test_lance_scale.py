@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autoencode import ImageIndexError, Run, StorageError, build_index, open_index, pack_folder, remove_source
-from autoencode.data.remote import RemoteFolder
 from autoencode.index.lance.store import find_tables
+from autoencode.storage import RemoteFolder
 
 pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
 pytestmark = pytest.mark.scale

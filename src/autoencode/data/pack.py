@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data import manifest, packing, remote
+from autoencode.data import manifest, packing
 from autoencode.data.manifest import is_pack
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
-from autoencode.data.shards import ShardReader
+from autoencode.data.remote import files_at
+from autoencode.data.shards import PackFiles, ShardReader
 from autoencode.errors import PackError
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Pack:
     """The images of a pack. Any thread may read from it.
 
     Attributes:
-        path: the folder of the pack.
+        path: the folder of the pack; of a pack in storage, that of its lists in the cache.
+        location: the text that opens this pack again: its URL, or its absolute path.
         folder: the image folder it was made from; it need no longer exist.
         preprocessing: how its images became pixels.
         entries: the usable images, a sequence of `Entry` ordered by (sha256, path): the order depends on the
@@ -51,22 +53,21 @@ class Pack:
         window: rows that can be read in any order at once, as a number of whole shards; 0 for all of them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, files: PackFiles) -> None:
         """Open a pack; see `open_pack`."""
-        settings = manifest.read_settings(path)
-        entries = manifest.read_manifest(path)
+        settings = manifest.read_settings(files.folder)
+        entries = manifest.read_manifest(files.folder)
         if entries is None:
-            location = remote.shown(path)
-            again = f"autoencode pack {settings.folder} --out {location}"
-            raise PackError(f"The pack {location} is not finished. Run again: {again}")
-        self.path = path
+            again = f"autoencode pack {settings.folder} --out {files}"
+            raise PackError(f"The pack {files} is not finished. Run again: {again}")
+        self.path, self.location = files.folder, files.location
         self.folder = settings.folder
         self.preprocessing = settings.preprocessing
         # The manifest is ordered by path, which a stable sort keeps among copies.
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
         self.skipped = list(entries.take(entries.rows < 0))
         self._rows = self.entries.rows.copy()
-        shards = remote.shards_of(path, settings.preprocessing, settings.rows_per_shard)
+        shards = files.shards(settings)
         self.window = shards.window * shards.rows_per_shard
         self.rows_per_shard = shards.rows_per_shard
         if self.window >= self._rows.max(initial=-1) + 1:
@@ -99,11 +100,6 @@ class Pack:
         if split is None:
             raise PackError(f"The pack {self.location} has no image that can be used.")
         return HeldOut(self.rows(split), split)
-
-    @property
-    def location(self) -> str:
-        """What opens this pack again: its URL, or its absolute path."""
-        return remote.named(self.path)
 
     def reading_order(self, rows: NDArray[np.int64], window: int | None = None) -> NDArray[np.int64]:
         """Return `rows` as they are, or, where not all can be in use at once, so that each is fetched once.
@@ -152,7 +148,7 @@ def open_pack(path: str | Path) -> Pack:
         PackError: it is missing, not finished, damaged, or made by a newer version.
         StorageError: the storage cannot be reached.
     """
-    return Pack(remote.local(path))
+    return Pack(files_at(path))
 
 
 def pack_folder(
@@ -190,9 +186,9 @@ def pack_folder(
             is being written by another process.
         OutputError: it could not be written, for instance because the disk is full.
     """
-    made = remote.prepared(out)
+    files = files_at(out, must_exist=False)
     preprocessing = sized(size, preprocessing) or Preprocessing()
-    packing.update(Path(folder), made, preprocessing, limits or Limits(), workers, progress)
+    packing.update(Path(folder), files, preprocessing, limits or Limits(), workers, progress)
     return open_pack(out)
 
 
@@ -203,5 +199,5 @@ def preprocessing_of(location: str | Path) -> Preprocessing | None:
         PackError: it is damaged, or made by a newer version.
         StorageError: the storage cannot be reached.
     """
-    folder = remote.prepared(location)
+    folder = files_at(location, must_exist=False).folder
     return manifest.read_settings(folder).preprocessing if is_pack(folder) else None

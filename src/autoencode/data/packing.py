@@ -1,4 +1,4 @@
-"""Bring a pack in step with its folder: decode what is new, forget what is gone, commit in one rename.
+"""Update a pack: decode the new files of its folder, forget those that are gone, commit in one rename.
 
 1. List the folder. A file of the same path, size and time as in the manifest is not opened.
 2. Give each other file a row, and let workers read, hash, decode and write it there. Content that is already
@@ -6,31 +6,37 @@
 3. Rename the new shards, then replace the manifest. Until then the old pack is whole, from then on the new.
 4. Delete the shards that no entry needs.
 
-A pack in storage is made in its mirror (see `mirror`), a shard at a time: no more of it is on this disk.
+Neither the files to read nor what was found in them are kept as objects, so that memory hardly grows with
+the number of files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import exclusive, names_in, remove_temporaries
+from autoencode.atomic import exclusive, make_folder, remove_temporaries, write_bytes
 from autoencode.data import manifest, workers
-from autoencode.data import remote as mirror
+from autoencode.data.decoding import read_bytes
 from autoencode.data.manifest import Entries, Entry, Settings, unread
-from autoencode.data.reading import Decoder, read_all
-from autoencode.data.shards import ShardReader, Shards
+from autoencode.data.preprocessing import read_image
+from autoencode.data.shards import PackFiles, ShardReader, Shards
 from autoencode.data.sources import image_names
-from autoencode.errors import ConfigError, ImageFolderError, PackError, StorageError
+from autoencode.errors import ConfigError, ImageError, ImageFolderError, PackError, StorageError
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
+
+Report = Callable[[int, int], None]
 
 _SPARE_SHARDS = 32
 _REASONS_SHOWN = 3
@@ -39,118 +45,92 @@ _LATEST = 2**63 - 1  # nanoseconds, the year 2262
 
 def update(
     folder: Path,
-    pack: Path,
+    files: PackFiles,
     preprocessing: Preprocessing,
     limits: Limits,
     worker_count: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Report | None,
 ) -> None:
-    """Make `pack`, or bring it in step with `folder`.
+    """Make the pack in `files`, or update it to what is in `folder`.
 
     Arguments and errors: see `pack.pack_folder`.
     """
     worker_count = workers.available_cores() if worker_count is None else worker_count
     if worker_count < 1:
         raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
-    _reject_what_is_not_ours(pack)
+    _reject_what_is_not_ours(files)
     listed = Entries(_survey(folder))
     wanted = Settings.of(folder, preprocessing)
-    location = mirror.shown(pack)
-    busy = f"Another process is packing into {location}. Wait until it is done, or choose another output."
-    with exclusive(pack, busy, PackError):
-        entries = _entries_of(pack)
-        if manifest.is_pack(pack) and entries is not None:
-            settings = manifest.read_settings(pack)
-            _reject_other_settings(location, settings, wanted)
+    busy = f"Another process is packing into {files}. Wait until it is done, or choose another output."
+    with exclusive(files.folder, busy, PackError):
+        entries = _entries_of(files)
+        if manifest.is_pack(files.folder) and entries is not None:
+            settings = manifest.read_settings(files.folder)
+            _reject_other_settings(files, settings, wanted)
         else:
+            # Those of a run that was killed before its first manifest bind nobody.
             settings = wanted
-            with mirror.changing(pack, manifest.SETTINGS_NAME):
-                manifest.write_settings(pack, settings)
+            with files.changing(manifest.SETTINGS_NAME):
+                manifest.write_settings(files.folder, settings)
         entries = Entries() if entries is None else entries
-        shards = mirror.shards_of(pack, settings.preprocessing, settings.rows_per_shard)
-        ShardReader(shards, _rows(entries))  # an update of a damaged pack is damaged
+        shards = files.shards(settings)
+        ShardReader(shards, _rows(entries))  # raises if shards are missing: an update would keep the damage
         try:
-            remove_temporaries(pack)
+            remove_temporaries(files.folder)
             shards.keep_only(shards.shards_of(_rows(entries)))
             decoder = Decoder(settings.folder, preprocessing, limits, shards)
-            _update(listed, entries, decoder, worker_count, progress)
-            if not mirror.remote_of(pack):
+            _read_new(listed, entries, decoder, worker_count, progress)
+            if files.is_local:
                 _compact(listed, shards)
-            if listed != entries or not (pack / manifest.MANIFEST_NAME).exists():
-                with mirror.changing(pack, manifest.MANIFEST_NAME):
-                    manifest.write_manifest(pack, listed)
+            if listed != entries or not (files.folder / manifest.MANIFEST_NAME).exists():
+                with files.changing(manifest.MANIFEST_NAME):
+                    manifest.write_manifest(files.folder, listed)
         except BaseException:
             with contextlib.suppress(OSError, PackError, StorageError):
-                _tidy(pack, shards)
+                _tidy(files, shards)
             raise
         shards.keep_only(shards.shards_of(_rows(listed)))
 
 
-def _entries_of(pack: Path) -> Entries | None:
+def _entries_of(files: PackFiles) -> Entries | None:
     """Return what is in the pack, as of now; None if it has not been packed."""
-    mirror.pull(pack, manifest.MANIFEST_NAME)
-    return manifest.read_manifest(pack)
+    files.refresh()
+    return manifest.read_manifest(files.folder)
 
 
-def _tidy(pack: Path, shards: Shards) -> None:
-    """Delete what a failed run leaves, going by the manifest on the disk, which may be old or new."""
-    entries = _entries_of(pack)
+def _tidy(files: PackFiles, shards: Shards) -> None:
+    """Delete what a failed run leaves, going by the manifest as it is now, old or new."""
+    entries = _entries_of(files)
     shards.keep_only(shards.shards_of(_rows(entries or Entries())))
     if entries is None:
-        with mirror.changing(pack, manifest.SETTINGS_NAME):
-            (pack / manifest.SETTINGS_NAME).unlink(missing_ok=True)
+        with files.changing(manifest.SETTINGS_NAME):
+            (files.folder / manifest.SETTINGS_NAME).unlink(missing_ok=True)
         shards.folder.rmdir()
 
 
-def _reject_what_is_not_ours(pack: Path) -> None:
-    remote = mirror.remote_of(pack)
+def _reject_what_is_not_ours(files: PackFiles) -> None:
     try:
-        names = names_in(pack) if remote is None else set(remote.listing())
+        names = files.names()
     except NotADirectoryError as err:
-        raise PackError(f"{pack} is a file. Choose another output.") from err
+        raise PackError(f"{files} is a file. Choose another output.") from err
     except OSError as err:
-        raise PackError(f"Could not read {pack}: {err.strerror or err}. Choose another output.") from err
-    if names and not manifest.is_pack(pack):
-        raise PackError(f"{mirror.shown(pack)} is not a pack, and not empty. Choose another output.")
+        raise PackError(f"Could not read {files}: {err.strerror or err}. Choose another output.") from err
+    if names and not manifest.is_pack(files.folder):
+        raise PackError(f"{files} is not a pack, and not empty. Choose another output.")
 
 
-def _reject_other_settings(pack: str, settings: Settings, wanted: Settings) -> None:
+def _reject_other_settings(files: PackFiles, settings: Settings, wanted: Settings) -> None:
     advice = "Choose another output, or delete the pack to make it anew."
     if settings.folder != wanted.folder:
-        raise PackError(f"{pack} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
+        raise PackError(f"{files} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
     have, want = settings.preprocessing.to_json(), wanted.preprocessing.to_json()
     different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
     if different:
-        raise PackError(f"{pack} was made with {'; '.join(different)}. {advice}")
+        raise PackError(f"{files} was made with {'; '.join(different)}. {advice}")
 
 
 def _rows(entries: Entries) -> NDArray[np.int64]:
     return np.unique(entries.packed.rows)
-
-
-def _update(
-    listed: Entries,
-    entries: Entries,
-    decoder: Decoder,
-    worker_count: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Set in `listed` what is in the files, with every row it names in a finished shard."""
-    shards = decoder.shards
-    kept = _unchanged(listed, entries)
-    chosen = np.flatnonzero(kept < 0)
-    listed.copy_content(np.flatnonzero(kept >= 0), entries.take(kept[kept >= 0]))
-    fresh = _new_rows(len(chosen), shards, shards.shards_of(_rows(entries)))
-    read_all(listed, chosen, fresh, decoder, entries.packed.digests, worker_count, progress)
-    _share_rows(listed, chosen, fresh, entries.packed)
-    if not len(_rows(listed)):
-        raise ImageFolderError(_all_skipped(decoder.folder, listed))
-
-
-def _new_rows(count: int, shards: Shards, used: list[int]) -> NDArray[np.int64]:
-    """Return `count` rows (N,) in new shards, one after the other, beyond those that are used."""
-    first = (max(used, default=-1) + 1) * shards.rows_per_shard
-    return np.arange(first, first + count, dtype=np.int64)
 
 
 def _survey(folder: Path) -> Iterator[Entry]:
@@ -163,6 +143,23 @@ def _survey(folder: Path) -> Iterator[Entry]:
         yield unread(name, size, mtime)
 
 
+def _read_new(
+    listed: Entries, entries: Entries, decoder: Decoder, worker_count: int, progress: Report | None
+) -> None:
+    """Complete `listed` with what is in the files, with every row it names in a finished shard."""
+    shards = decoder.shards
+    kept = _unchanged(listed, entries)
+    chosen = np.flatnonzero(kept < 0)
+    listed.copy_content(np.flatnonzero(kept >= 0), entries.take(kept[kept >= 0]))
+    # New rows are beyond those in use, so that no shard of the old pack changes.
+    first = (max(shards.shards_of(_rows(entries)), default=-1) + 1) * shards.rows_per_shard
+    fresh = np.arange(first, first + len(chosen), dtype=np.int64)
+    _read_all(listed, chosen, fresh, decoder, entries.packed.digests, worker_count, progress)
+    _share_rows(listed, chosen, fresh, entries.packed)
+    if not len(_rows(listed)):
+        raise ImageFolderError(_all_skipped(decoder.folder, listed))
+
+
 def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
     """Return for each file (N,) the index of the entry that still holds, or -1.
 
@@ -171,15 +168,15 @@ def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
     """
     kept = np.full(len(listed), -1, np.int64)
     old = enumerate(entries)
-    place, entry = next(old, (-1, None))
+    position, entry = next(old, (-1, None))
     for index, file in enumerate(listed):
         while entry is not None and entry.path < file.path:
-            place, entry = next(old, (-1, None))
+            position, entry = next(old, (-1, None))
         if entry is None:
             break
         same = (entry.path, entry.size, entry.mtime) == (file.path, file.size, file.mtime)
         if same and entry.status == "packed":
-            kept[index] = place
+            kept[index] = position
     return kept
 
 
@@ -216,3 +213,143 @@ def _compact(entries: Entries, shards: Shards) -> None:
     shards.copy(live, first_row)
     moved = np.where(entries.rows < 0, -1, first_row + np.searchsorted(live, entries.rows))
     entries.set_rows(moved)
+
+
+class Outcome(NamedTuple):
+    """What a worker found: the digest of what it could read, and a reason if the file is unusable."""
+
+    digest: bytes | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What a worker does with (path, row): read and hash; decode and write what is not yet packed.
+
+    Attributes:
+        folder: the images.
+        preprocessing, limits: see `read_image`.
+        shards: where the pixels go.
+        known: a file of sorted digests, 32 bytes each, of what is packed already; None for nothing.
+    """
+
+    folder: Path
+    preprocessing: Preprocessing
+    limits: Limits
+    shards: Shards
+    known: Path | None = None
+
+    def knowing(self, digests: NDArray[np.bytes_]) -> Decoder:
+        """Return a decoder to which contents of these digests (K,), 32 bytes each, are known.
+
+        Raises:
+            OutputError: the file of digests could not be written.
+        """
+        if not len(digests):
+            return self
+        write_bytes(self.shards.known, np.unique(digests).tobytes())
+        return replace(self, known=self.shards.known)
+
+    def __call__(self, task: tuple[str, int]) -> Outcome:
+        """Do one task.
+
+        Raises:
+            OutputError: the row could not be written.
+        """
+        path, row = task
+        digest = None
+        try:
+            content = read_bytes(f"{self.folder}/{path}", self.limits.max_bytes)
+            digest = hashlib.sha256(content).digest()
+            if not self.is_packed(digest):
+                workers.allow(self.limits.seconds_for(len(content)))
+                self.shards.write(row, read_image(content, self.preprocessing, self.limits))
+        except ImageError as err:
+            return Outcome(digest, str(err))
+        except MemoryError:
+            return Outcome(digest, "too large for the memory of this machine")
+        return Outcome(digest)
+
+    def is_packed(self, digest: bytes) -> bool:
+        """Whether the content of a digest of 32 bytes is known."""
+        if self.known is None:
+            return False
+        position = int(np.searchsorted(self._digests, np.array(digest, "S32")))
+        return self._digests[position : position + 1].tobytes() == digest
+
+    @functools.cached_property
+    def _digests(self) -> NDArray[np.bytes_]:
+        # A map, which all workers share: as a set, 60,000 digests take 10 MB in each instead of 2 MB once.
+        assert self.known is not None
+        return np.memmap(self.known, "S32", "r")
+
+
+class _Tasks:
+    """(path, row) of the files to read, each made when it is asked for, as is the shard it goes to."""
+
+    def __init__(
+        self, listed: Entries, chosen: NDArray[np.int64], rows: NDArray[np.int64], shards: Shards
+    ) -> None:
+        self._listed, self._chosen, self._rows, self._shards = listed, chosen, rows, shards
+        numbers, counts = np.unique(rows // shards.rows_per_shard, return_counts=True)
+        self._left = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        self._to_reserve, self._used = dict(self._left), set[int]()
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int, /) -> tuple[str, int]:
+        row = int(self._rows[index])
+        shard = row // self._shards.rows_per_shard
+        if count := self._to_reserve.pop(shard, 0):
+            self._shards.reserve(shard * self._shards.rows_per_shard, count)
+        return self._listed.path(int(self._chosen[index])), row
+
+    def done(self, index: int, *, is_usable: bool) -> None:
+        """Count a file as read; a shard all of whose files were read is finished, if any can be used."""
+        shard = int(self._rows[index]) // self._shards.rows_per_shard
+        self._left[shard] -= 1
+        if is_usable:
+            self._used.add(shard)
+        if not self._left[shard] and shard in self._used:
+            self._shards.finish([shard * self._shards.rows_per_shard])
+
+
+def _read_all(
+    listed: Entries,
+    chosen: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    decoder: Decoder,
+    known: NDArray[np.bytes_],
+    worker_count: int,
+    progress: Report | None,
+) -> None:
+    """Let workers read files, and set in `listed` what they find. Each shard is finished once it is full.
+
+    Args:
+        listed: entries, in which those to read are unread.
+        chosen: which (T,) to read.
+        rows: where the pixels of each go (T,), ascending, from the first row of a shard.
+        decoder: what the workers do.
+        known: digests (K,), 32 bytes each, of what is in the pack.
+        worker_count: processes.
+        progress: called with (files read, files to read).
+
+    Raises:
+        OutputError: a row could not be written.
+        AutoencodeError: no worker could be started.
+    """
+    report = progress or (lambda done, total: None)
+    report(0, len(chosen))
+    if not len(chosen):
+        return
+    make_folder(decoder.shards.folder)
+    decoder = decoder.knowing(known)
+    tasks = _Tasks(listed, chosen, rows, decoder.shards)
+    results = workers.run(decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=worker_count)
+    with contextlib.closing(results):
+        for done, (index, result) in enumerate(results, 1):
+            outcome = Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
+            listed.set_content(int(chosen[index]), outcome.digest, outcome.reason)
+            tasks.done(index, is_usable=outcome.reason is None)
+            report(done, len(chosen))

@@ -1,7 +1,7 @@
 """Pixels on disk: rows of raw uint8 in numbered files that never change once a manifest names their rows.
 
-A row is one image, (H, W, 3) uint8. Row r is in shard r // rows_per_shard, at place r % rows_per_shard.
-Shards are written under a temporary name; the place of a file that was skipped stays unused, a hole.
+A row is one image, (H, W, 3) uint8. Row r is in shard r // rows_per_shard, at position r % rows_per_shard.
+Shards are written under a temporary name; the position of a file that was skipped stays unused, a hole.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import functools
 import mmap
 import os
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import TEMPORARY_SUFFIX, make_folder, sync_folder
+from autoencode.atomic import TEMPORARY_SUFFIX, make_folder, names_in, sync_folder
 from autoencode.errors import OutputError, PackError
+
+if TYPE_CHECKING:
+    from autoencode.data.manifest import Settings
 
 Rows = NDArray[np.int64] | Sequence[int]
 
@@ -28,6 +31,57 @@ SHARDS_NAME = "shards"
 _SUFFIX = ".u8"
 _OPEN_MAPS = 256  # a map keeps its file open, and 1,024 open files is a common limit
 _COPY_BYTES = 64 * 1024**2
+_REPACK = "The pack is damaged: delete it and make it again."
+
+
+@dataclass(frozen=True)
+class PackFiles:
+    """The files of a pack in a folder on this disk; a subclass may have them elsewhere.
+
+    Attributes:
+        folder: the folder, where `pack.json` and `manifest.jsonl` are up to date after `refresh`.
+    """
+
+    folder: Path
+    is_local: ClassVar[bool] = True
+
+    @property
+    def location(self) -> str:
+        """The text that opens this pack again, from any folder."""
+        return str(self.folder.resolve())
+
+    def __str__(self) -> str:
+        """Return the name of the pack in messages."""
+        return str(self.folder)
+
+    def names(self) -> set[str]:
+        """Return the names of what is in the pack, without locks and temporary files.
+
+        Raises:
+            OSError: the folder cannot be read, or is a file.
+        """
+        return names_in(self.folder)
+
+    def refresh(self) -> None:
+        """Bring the lists in `folder` up to date with changes made elsewhere."""
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Let a list of that name be written or deleted in `folder` inside the context."""
+        yield
+
+    def shards(self, settings: Settings) -> Shards:
+        """Return the shards of a pack with these settings."""
+        return Shards(*self._shape(settings))
+
+    def _shape(self, settings: Settings) -> tuple[Path, int, int, int]:
+        preprocessing = settings.preprocessing
+        return (
+            self.folder / SHARDS_NAME,
+            preprocessing.height,
+            preprocessing.width,
+            settings.rows_per_shard,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,23 +141,17 @@ class Shards:
     def write(self, row: int, pixels: NDArray[np.uint8]) -> None:
         """Write one row, or several that follow each other in one shard, to reserved room.
 
-        Safe from many processes at once.
+        Safe from many processes at once: each opens the file itself, so that they share no position.
 
         Raises:
             OutputError: the disk is full, or another error of writing.
         """
-        shard, place = divmod(row, self.rows_per_shard)
+        shard, position = divmod(row, self.rows_per_shard)
         path = self._temporary(shard)
-        content = np.ascontiguousarray(pixels).data.cast("B")
-        offset = place * self.row_bytes
         try:
-            descriptor = os.open(path, os.O_WRONLY)
-            try:
-                while content:
-                    written = os.pwrite(descriptor, content, offset)
-                    content, offset = content[written:], offset + written
-            finally:
-                os.close(descriptor)
+            with path.open("rb+") as file:
+                file.seek(position * self.row_bytes)
+                file.write(np.ascontiguousarray(pixels).data)
         except OSError as err:
             raise _not_written(path, err) from err
 
@@ -148,7 +196,7 @@ class Shards:
                     path.unlink()
 
     def status(self, shard: int) -> tuple[int, object]:
-        """Return the size of a finished shard in bytes, and what tells it from another of that number.
+        """Return the size of a finished shard in bytes, and its identity, which a replacement does not have.
 
         Raises:
             OSError: it is not there.
@@ -161,7 +209,7 @@ class Shards:
 
         Raises:
             OSError: it is not there.
-            PackError: it is no longer what it was.
+            PackError: it was replaced since `status` gave this identity.
         """
         file = self.path(shard).open("rb")
         if _identity(os.fstat(file.fileno())) != identity:
@@ -170,7 +218,7 @@ class Shards:
         return file
 
     def expect(self, rows: NDArray[np.int64]) -> None:
-        """Hear which rows come next; those on this disk need no preparation."""
+        """Take note of the rows that come next; those on this disk need no preparation."""
 
     def location(self, shard: int) -> str:
         """Return where a shard is, for messages."""
@@ -198,15 +246,15 @@ class ShardReader:
         """Check that every shard is there and long enough for `rows`.
 
         Raises:
-            PackError: one is not.
+            PackError: a shard is missing or too short.
         """
         self._shards = shards
         identities: dict[int, object] = {}
         # Not of a bound method: in a cycle, files would stay open until the collector comes.
         self._map = functools.lru_cache(shards.most_maps)(functools.partial(_open_map, shards, identities))
-        numbers, places = np.divmod(np.sort(rows), shards.rows_per_shard)
+        numbers, positions = np.divmod(np.sort(rows), shards.rows_per_shard)
         for last in np.flatnonzero(np.diff(numbers, append=-1)):
-            shard, needed = int(numbers[last]), (int(places[last]) + 1) * shards.row_bytes
+            shard, needed = int(numbers[last]), (int(positions[last]) + 1) * shards.row_bytes
             try:
                 size, identities[shard] = shards.status(shard)
             except OSError as err:
@@ -227,15 +275,16 @@ class ShardReader:
             PackError: the pack was changed by another process and no longer has them.
         """
         shards = self._shards
-        numbers, places = np.divmod(rows, shards.rows_per_shard)
+        numbers, positions = np.divmod(rows, shards.rows_per_shard)
         present = np.unique(numbers)
+        # One shard holds most packs: indexing its map copies each row once instead of twice.
         if len(present) == 1:
-            pixels = self._map(int(present[0]))[places]
+            pixels = self._map(int(present[0]))[positions]
             return pixels.reshape(-1, shards.height, shards.width, 3)
         pixels = np.empty((len(rows), shards.row_bytes), np.uint8)
         for shard in present:
             chosen = np.flatnonzero(numbers == shard)
-            pixels[chosen] = self._map(int(shard))[places[chosen]]
+            pixels[chosen] = self._map(int(shard))[positions[chosen]]
         return pixels.reshape(len(rows), shards.height, shards.width, 3)
 
 
@@ -243,7 +292,7 @@ def _open_map(shards: Shards, identities: Mapping[int, object], shard: int) -> N
     try:
         with shards.open(shard, identities.get(shard)) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OutputError:
+    except OutputError:  # an OSError, too: the cache of a remote pack has no room
         raise
     except OSError as err:
         raise PackError(
@@ -267,6 +316,3 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 def _not_written(path: Path, err: OSError) -> OutputError:
     reason = err.strerror or str(err)
     return OutputError(f"Could not write {path}: {reason}. The pack is as it was before.")
-
-
-_REPACK = "The pack is damaged: delete it and make it again."

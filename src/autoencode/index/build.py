@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.cluster import joined_cluster
 from autoencode.configuration import Distance, Store
-from autoencode.data.remote import folder_or_url, local, named
+from autoencode.data.remote import local, named
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, OutputError
 from autoencode.index.base import Index, Update
 from autoencode.index.duplicates import copy_threshold
@@ -42,6 +42,7 @@ from autoencode.index.request import ANOTHER, Request, codes_of
 from autoencode.index.settings import Place, check_encoder
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, as_model
+from autoencode.storage import folder_or_url
 
 if TYPE_CHECKING:
     from autoencode.configuration import Embedding

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from autoencode.atomic import parse_json
 from autoencode.data.manifest import Entries, Entry
 from autoencode.data.pack import Pack, open_pack
-from autoencode.data.remote import folder_or_url, is_url
 from autoencode.embedding import ImageEncoder, image_encoder
 from autoencode.errors import ConfigError, ImageIndexError, PackError
 from autoencode.index import duplicates
@@ -50,6 +49,7 @@ from autoencode.index.settings import (
     settings_of,
 )
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
+from autoencode.storage import folder_or_url, is_url
 
 if TYPE_CHECKING:
     from autoencode.configuration import Distance

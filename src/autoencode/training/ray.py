@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from autoencode.cluster import Cluster, Node, brief, joined_cluster
-from autoencode.data.remote import is_url, local
+from autoencode.data.remote import local
 from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
 from autoencode.models.model_file import MODEL_NAME
+from autoencode.storage import is_url
 from autoencode.training.process import interrupt, interrupts, own_ranks
 from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import Run, train

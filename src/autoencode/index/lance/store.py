@@ -20,7 +20,6 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data.remote import RemoteFolder
 from autoencode.errors import ConfigError, ImageIndexError, MissingExtraError, OutputError
 from autoencode.index.base import ALL, MOST_PAIRS, Chosen, Index, Neighbour, Update, needs_memory
 from autoencode.index.lance.tables import (
@@ -44,6 +43,7 @@ from autoencode.index.neighbours import (
     ranked,
 )
 from autoencode.index.settings import AGAIN, IndexSettings
+from autoencode.storage import RemoteFolder
 
 if TYPE_CHECKING:
     from autoencode.embedding import ImageEncoder

@@ -35,11 +35,11 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.data.manifest import Entry, check_inside
-from autoencode.data.remote import first_line
 from autoencode.errors import AutoencodeError, ConfigError, ImageIndexError, OutputError
 from autoencode.index.neighbours import FOUND_PER_WANTED, Floats
 from autoencode.index.settings import AGAIN, IndexSettings, Place, check_settings, check_texts, settings_of
 from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.storage import first_line
 
 SETTINGS, SOURCES, IMAGES, PACKS = "settings", "sources", "images", "packs"
 TABLE_NAMES = tuple(f"{name}.lance" for name in (SETTINGS, SOURCES, IMAGES))

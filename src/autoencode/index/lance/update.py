@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import exclusive, names_in
 from autoencode.data.loader import epoch_order
-from autoencode.data.remote import RemoteFolder, folder_or_url, named
+from autoencode.data.remote import named
 from autoencode.errors import ConfigError, ImageIndexError, OutputError
 from autoencode.index.base import Update
 from autoencode.index.lance.store import LanceIndex, create_tables, find_tables, is_lance_index, keep_fast
@@ -33,6 +33,7 @@ from autoencode.index.memory import is_index
 from autoencode.index.neighbours import Floats, Rows, fit_space
 from autoencode.index.request import ANOTHER, Request, codes_of
 from autoencode.index.settings import IndexSettings, Place, check_encoder
+from autoencode.storage import RemoteFolder, folder_or_url
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

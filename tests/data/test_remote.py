@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -24,11 +24,11 @@ from autoencode import (
     pack_folder,
     train,
 )
-from autoencode.data import manifest
-from autoencode.data import remote as mirror
+from autoencode.data import manifest, remote
 from autoencode.data.loader import epoch_order
 from autoencode.evaluation import evaluate
 from autoencode.index.memory import open_index
+from autoencode.storage import RemoteFolder
 
 ROW_BYTES = 32 * 32 * 3
 
@@ -71,7 +71,7 @@ def test_an_update_in_storage_reads_only_what_is_new_and_deletes_what_is_gone(
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     pack_folder(folder, url, tiny_size, workers=1)
-    before = mirror.RemoteFolder(url).listing()
+    before = RemoteFolder(url).listing()
     gone = sorted(folder.rglob("*.png"))[:13]
     for path in gone:
         path.unlink()
@@ -79,7 +79,7 @@ def test_an_update_in_storage_reads_only_what_is_new_and_deletes_what_is_gone(
     pack = pack_folder(folder, url, tiny_size, workers=1, progress=lambda *at: read.append(at))
     assert read == [(0, 0)]
     assert len(pack) == 48 - len(gone)
-    after = mirror.RemoteFolder(url).listing()
+    after = RemoteFolder(url).listing()
     assert "shards/00000.u8" in before.keys() - after.keys()
     assert after["shards/00003.u8"] == before["shards/00003.u8"]
 
@@ -94,26 +94,26 @@ def test_a_pack_in_storage_is_as_it_was_when_the_storage_goes_away(
     for number, path in enumerate(sorted(folder.rglob("*.png"))[:20]):
         path.write_bytes((folder / "coast" / "000.png").read_bytes() + bytes([number]))
     with pytest.MonkeyPatch.context() as broken:
-        upload = mirror.RemoteFolder.upload
+        upload = RemoteFolder.upload
 
         def fail(*_: object) -> None:
             raise StorageError("gone")
 
-        def upload_or_fail(remote: mirror.RemoteFolder, path: Path, name: str) -> None:
+        def upload_or_fail(folder: RemoteFolder, path: Path, name: str) -> None:
             if name == failing:
                 for method in ("upload", "stamp", "listing", "delete"):
-                    broken.setattr(mirror.RemoteFolder, method, fail)
+                    broken.setattr(RemoteFolder, method, fail)
                 fail()
-            upload(remote, path, name)
+            upload(folder, path, name)
 
-        broken.setattr(mirror.RemoteFolder, "upload", upload_or_fail)
+        broken.setattr(RemoteFolder, "upload", upload_or_fail)
         with pytest.raises(StorageError, match="gone"):
             pack_folder(folder, url, tiny_size, workers=1)
     pack = open_pack(url)
     assert pack.fingerprint == old
     assert len(pack.pixels(pack.rows())) == 48
     assert pack_folder(folder, url, tiny_size, workers=1).fingerprint != old
-    numbers = {name for name in mirror.RemoteFolder(url).listing() if name.startswith("shards/")}
+    numbers = {name for name in RemoteFolder(url).listing() if name.startswith("shards/")}
     assert numbers == {f"shards/{row // 12:05d}.u8" for row in open_pack(url).rows().tolist()}
 
 
@@ -181,33 +181,15 @@ def test_a_shard_that_is_cut_short_in_the_cache_is_fetched_again(
 def test_whoever_opens_a_pack_while_it_is_written_waits(
     url: str, photos: Path, tiny_size: Preprocessing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = mirror.prepared(url)
+    files = remote.files_at(url, must_exist=False)
     order: list[str] = []
-    reader = threading.Thread(target=lambda: (mirror.prepared(url), order.append("read")))
-    with mirror.changing(folder, "pack.json"):
+    reader = threading.Thread(target=lambda: (remote.files_at(url, must_exist=False), order.append("read")))
+    with files.changing("pack.json"):
         reader.start()
         reader.join(0.3)
         order.append("written")
     reader.join()
     assert order == ["written", "read"]
-
-
-def test_a_file_in_a_folder_by_its_url_is_replaced_as_a_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "new").write_bytes(b"new" * 1000)
-    store = mirror.RemoteFolder(f"file://{tmp_path}/store")
-    store.upload(tmp_path / "new", "a/file")
-    (tmp_path / "new").write_bytes(b"newer" * 1000)
-
-    def cut_short(content: BinaryIO, file: BinaryIO) -> None:
-        file.write(content.read(7))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shutil, "copyfileobj", cut_short)
-    with pytest.raises(KeyboardInterrupt):
-        store.upload(tmp_path / "new", "a/file")
-    assert store.read("a/file") == b"new" * 1000
 
 
 def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(
@@ -245,17 +227,10 @@ def test_a_url_without_a_pack_says_so(url: str, photos: Path, tmp_path: Path) ->
         pack_folder(photos, url)
 
 
-def test_a_storage_that_nobody_knows_is_one_line() -> None:
-    with pytest.raises(
-        StorageError, match="Could not reach nosuch://bucket/pack: Protocol not known: nosuch"
-    ):
-        open_pack("nosuch://bucket/pack")
-
-
 def test_a_folder_outside_the_cache_reaches_no_storage(url: str, photos: Path, tmp_path: Path) -> None:
     pack_folder(photos, url, Preprocessing(32, 32), workers=1)
     copied = shutil.copytree(open_pack(url).path, tmp_path / "from a stranger")
-    assert (copied / mirror.REMOTE_NAME).exists()
+    assert (copied / remote.REMOTE_NAME).exists()
     with pytest.raises(PackError, match=r"00000\.u8 is missing"):
         open_pack(copied)
 
@@ -282,3 +257,52 @@ def _window(order: np.ndarray[Any, Any], at: int) -> int:
     """Which window a place is in: as many as have four shards begun before it."""
     begun = list(dict.fromkeys((order // 10).tolist()))
     return begun.index(int(order[at]) // 10) // 4
+
+
+@pytest.mark.scale
+def test_pack_and_train_against_s3(
+    bucket: str,
+    photos: Path,
+    tiny_pack: Pack,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(manifest, "_SHARD_BYTES", 12 * 32 * 32 * 3)
+    pack_folder(photos, bucket, tiny_pack.preprocessing, workers=1)
+    monkeypatch.setenv("AUTOENCODE_CACHE_GB", str(3 * 12 * 32 * 32 * 3 / 1e9))
+    pack = open_pack(bucket)
+    assert pack.fingerprint == tiny_pack.fingerprint
+    assert np.array_equal(pack.pixels(pack.rows()), tiny_pack.pixels(tiny_pack.rows()))
+    run = train(bucket, tmp_path / "run", epochs=1, **tiny)
+    assert len(run.metrics) == 1
+
+
+@pytest.mark.scale
+def test_a_bucket_that_is_not_there_is_one_line(bucket: str, photos: Path) -> None:
+    for used in (open_pack, lambda place: pack_folder(photos, place)):
+        with pytest.raises(StorageError, match=r"s3://nosuch/photos.pack.*bucket does not exist") as found:
+            used("s3://nosuch/photos.pack")
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.scale
+def test_missing_credentials_are_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=r"No credentials for s3://images/photos\.pack\. Log in"):
+        open_pack(bucket)
+
+
+@pytest.mark.scale
+def test_a_server_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=r"Could not reach s3://images/photos\.pack"):
+        open_pack(bucket)
