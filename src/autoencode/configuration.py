@@ -1,10 +1,23 @@
-"""Settings: the choices they have, and their fields held to the types they are declared with."""
+"""Settings: the choices they have, their types, what is written about them, and the TOML they are kept in.
+
+A setting is a field of a frozen dataclass. Its type and default stand in the class and its meaning in the
+docstring of the class, nowhere else: help texts, files of settings and the reference are made from those.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
+import json
 import numbers
+import re
+import reprlib
+import textwrap
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -24,57 +37,198 @@ Rule = Literal["conformal", "paper"]
 Interpolation = Literal["linear", "spherical"]
 PriorName = Literal["mixture", "normal"]
 
-_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+# Larger numbers overflow in torch and in JSON readers of other languages, each with an error of its own.
+LARGEST = 2**63 - 1
+
+FILE_BYTES = 1 << 20  # a file of settings has 3 KB; /dev/zero has no end
+COMMENT_WIDTH = 100
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def check_fields(settings: Any) -> None:  # noqa: ANN401 - any dataclass
     """Give each field of a frozen dataclass the type it is declared with, or reject its value.
 
+    Raises:
+        ConfigError: a value has another type, or is none of the choices of its field; names the field.
+    """
+    for name, hint in types_of(type(settings)).items():
+        object.__setattr__(settings, name, typed(name, getattr(settings, name), hint))
+
+
+def types_of(settings: type) -> dict[str, Any]:
+    """Return the declared type of each field of a dataclass, in order."""
+    hints = get_type_hints(settings)
+    return {field.name: hints[field.name] for field in fields(settings)}
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
+    """Return a value as the declared type has it.
+
     Numbers of other libraries become Python's, lists become tuples. Nothing else is converted: "3" is no
-    number, and True is not 1. Which text a field may have is left to the class itself.
+    number, and True is not 1.
 
     Raises:
-        ConfigError: a value of another type; names the field.
+        ConfigError: the value has another type, is none of the choices, or is a number beyond 64 bits.
     """
-    hints = get_type_hints(type(settings))
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        try:
-            object.__setattr__(settings, field.name, _as(value, hints[field.name]))
-        except TypeError as err:
-            raise ConfigError(
-                f"{field.name} is {value!r}; it must be {_described(hints[field.name])}."
-            ) from err
+    try:
+        return _as(value, hint)
+    except TypeError as err:
+        raise ConfigError(f"{name} is {reprlib.repr(value)}; it must be {_described(hint)}.") from err
+    except OverflowError as err:
+        raise ConfigError(f"{name} is too large; the largest number is {LARGEST:,}.") from err
 
 
-def _as(value: Any, kind: Any) -> Any:  # noqa: ANN401
-    """Return `value` as `kind`, or raise TypeError."""
-    origin = get_origin(kind)
+def _as(value: Any, hint: Any) -> Any:  # noqa: ANN401
+    """Return `value` as `hint`, or raise TypeError or OverflowError."""
+    origin = get_origin(hint)
     if origin in (Union, UnionType):
-        for choice in get_args(kind):
+        for choice in get_args(hint):
             with contextlib.suppress(TypeError):
                 return _as(value, choice)
         raise TypeError
     if origin is tuple:
         if not isinstance(value, tuple | list):
             raise TypeError
-        return tuple(_as(item, get_args(kind)[0]) for item in value)
+        return tuple(_as(item, get_args(hint)[0]) for item in value)
     if origin is Literal:
-        kind = str
-    if isinstance(value, bool) != (kind is bool):  # Python counts True among the whole numbers
+        if not isinstance(value, str) or value not in get_args(hint):
+            raise TypeError
+        return value
+    if isinstance(value, bool) != (hint is bool):  # Python counts True among the whole numbers
         raise TypeError
-    accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
     if not isinstance(value, accepted):
         raise TypeError
-    return kind(value)
+    if isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST:
+        raise OverflowError
+    return hint(value)
 
 
-def _described(kind: Any) -> str:  # noqa: ANN401
-    origin = get_origin(kind)
+def _described(hint: Any) -> str:  # noqa: ANN401
+    origin = get_origin(hint)
     if origin is Literal:
-        return " or ".join(map(repr, get_args(kind)))
+        return any_of(map(repr, get_args(hint)))
     if origin in (Union, UnionType):
-        return " or ".join(map(_described, get_args(kind)))
+        return any_of(map(_described, get_args(hint)))
     if origin is tuple:
-        return {int: "a list of whole numbers", str: "a list of texts"}[get_args(kind)[0]]
-    return _NAMES[kind]
+        return {int: "a list of whole numbers", str: "a list of texts"}[get_args(hint)[0]]
+    return _NAMES[hint]
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return "a", "a or b", "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a name that is no setting: it suggests the nearest, or lists all."""
+    near = difflib.get_close_matches(name, known := sorted(known), n=1)
+    advice = f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(known)}."
+    return ConfigError(f"Unknown setting {name}. {advice}")
+
+
+def documentation(settings: type) -> dict[str, str]:
+    """Return what the docstring of a dataclass says of each field, in its Args or Attributes section."""
+    section = re.search(
+        r"^(?:Args|Attributes):\n((?: .*\n|\n)*)", f"{inspect.getdoc(settings)}\n", re.MULTILINE
+    )
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a file of settings: NAME = VALUE lines in TOML, without tables.
+
+    Args:
+        path: the file.
+        known: the type of each setting there is.
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML, or a setting is unknown, is a table, or has
+            another type; names the file and the setting.
+    """
+    example = "`autoencode config best` prints such a file."
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES + 1)
+        if len(content) > FILE_BYTES:
+            raise ConfigError(
+                f"{path} has more than {FILE_BYTES:,} bytes and is no file of settings. {example}"
+            )
+        values = tomllib.loads(content.decode())
+    except OSError as err:
+        raise ConfigError(f"{path}: {err.strerror or err}. Give a file of settings; {example}") from err
+    except (ValueError, RecursionError) as err:
+        if isinstance(err, ConfigError):
+            raise
+        # Python refuses to read 4,300 digits or a thousand brackets, and its error is about Python.
+        is_told = isinstance(err, tomllib.TOMLDecodeError | UnicodeDecodeError)
+        reason = err if is_told else "it has a number or a nesting of thousands of characters"
+        raise ConfigError(f"{path} is not TOML: {reason}. Write a line NAME = VALUE each; {example}") from err
+    try:
+        return {name: _of_file(name, value, known) for name, value in values.items()}
+    except ConfigError as err:
+        raise ConfigError(f"{path}: {err}") from err
+
+
+def _of_file(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        raise ConfigError(f"[{name}] is a table. Settings stand in none: write epochs = 10 above the first.")
+    if name not in known:
+        raise unknown_setting(name, known)
+    return typed(name, value, known[name])
+
+
+def read_assignment(text: str, known: Mapping[str, Any]) -> tuple[str, Any]:
+    """Read NAME=VALUE, with the value in TOML; text may lack its quotes, and a list its brackets.
+
+    Raises:
+        ConfigError: there is no "=", the setting is unknown, or the value has another type.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise ConfigError(f"--set {text} sets nothing. Write NAME=VALUE, such as --set learning_rate=3e-4.")
+    if name not in known:
+        raise unknown_setting(name, known)
+    is_list = get_origin(known[name]) is tuple
+    value = re.sub(r"^([+-]?)\.", r"\g<1>0.", value)  # TOML has no number .001
+    found = _toml_value(f"[{value}]" if is_list and not value.startswith("[") else value)
+    if found is None:
+        found = [part.strip() for part in value.split(",")] if is_list else value
+    return name, typed(name, found, known[name])
+
+
+def _toml_value(text: str) -> Any:  # noqa: ANN401
+    """Return what a text is in TOML, or None where it is nothing."""
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return None
+    return values["value"] if len(values) == 1 else None  # a line break would begin another setting
+
+
+def toml_lines(settings: Any, *, active: bool = True) -> str:  # noqa: ANN401 - any dataclass
+    """Return the settings of a dataclass as lines of TOML, each under a comment of what it means.
+
+    Args:
+        settings: a dataclass that has a value for every field.
+        active: False makes comments of the lines, so that they say the defaults and set nothing.
+    """
+    meaning = documentation(type(settings))
+    lines = []
+    for field in fields(settings):
+        text = meaning.get(field.name, "")
+        lines += [f"# {line}" for line in textwrap.wrap(text[:1].upper() + text[1:], COMMENT_WIDTH)]
+        lines.append(f"{'' if active else '# '}{field.name} = {_toml(getattr(settings, field.name))}\n")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    # True, numbers, and the escapes of a text are in TOML as they are in JSON, but for the character DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

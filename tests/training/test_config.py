@@ -1,14 +1,21 @@
-"""Presets are the paper's settings; what cannot be used or would do nothing is rejected."""
+"""Presets are the paper's settings, files of settings say them all; what cannot be used is rejected."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from autoencode import PRESETS, ConfigError, ModelConfig, Preprocessing, TrainConfig, settings
+from autoencode import PRESETS, ConfigError, Limits, ModelConfig, Preprocessing, TrainConfig, settings
+from autoencode.configuration import documentation
+from autoencode.training.config import RuntimeConfig, preset_file, settings_file, train_arguments
+
+CLASSES = (ModelConfig, TrainConfig, Preprocessing, Limits, RuntimeConfig)
 
 
 def test_the_defaults_are_the_autoencoder_of_the_paper() -> None:
@@ -19,7 +26,7 @@ def test_the_defaults_are_the_autoencoder_of_the_paper() -> None:
     assert (config.loss, config.corrupt, config.schedule) == ("mse", (), "constant")
     assert (config.learning_rate, config.ema, config.kl_warmup) == (2e-3, 0, 0)
     assert (Preprocessing().height, Preprocessing().width) == (128, 128)
-    assert settings("paper") == settings("paper-ae") == (ModelConfig(), TrainConfig())
+    assert settings("paper-ae") == (ModelConfig(), TrainConfig())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 0}, "accumulate is 0"),
-        ({"learning_rate": 0}, "learning_rate is 0; it must be above 0"),
+        ({"learning_rate": 0}, "learning_rate is 0; it must be above 0, and finite"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"ema": 1.0}, "below 1"),
@@ -86,10 +93,10 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
         ({"beta": float("nan")}, "beta is nan"),
         ({"sigma2": 0}, "at least 1.3e-06, the variance of rounding"),
         ({"sigma2": float("nan")}, "sigma2 is nan"),
-        ({"kl_warmup": 1, "kl_warmup_cycles": 2}, "not both"),
-        ({"optimizer": "sgd"}, "Choose adamax or adamw"),
-        ({"loss": "huber"}, "Choose mse, mae or gaussian"),
-        ({"schedule": "step"}, "Choose constant or cosine"),
+        ({"kl_warmup": 1, "kl_warmup_cycles": 2}, "either kl_warmup or kl_warmup_cycles, not both"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be 'adamax' or 'adamw'"),
+        ({"loss": "huber"}, "loss is 'huber'; it must be 'mse', 'mae' or 'gaussian'"),
+        ({"schedule": "step"}, "schedule is 'step'; it must be 'constant' or 'cosine'"),
         ({"corrupt": ("blur:2",)}, "Cannot corrupt by blur:2"),
         ({"corrupt": ("gaussian",)}, "gaussian:STANDARD_DEVIATION"),
     ],
@@ -109,16 +116,16 @@ def test_values_that_cannot_be_used_are_rejected(wrong: dict[str, Any], message:
         ("batch_size", None, "a whole number"),
         ("learning_rate", "0.1", "a number"),
         ("learning_rate", True, "a number"),
-        ("horizontal_flip", 1, "True or False"),
+        ("horizontal_flip", 1, "true or false"),
         ("sigma2", "wide", None),
         ("sigma2", None, "a number or 'auto'"),
         ("corrupt", "gaussian:0.3", "a list of texts"),
         ("corrupt", (0.3,), "a list of texts"),
-        ("loss", 1, "'mse' or 'mae' or 'gaussian'"),
+        ("loss", 1, "'mse', 'mae' or 'gaussian'"),
         ("code_size", 8.0, "a whole number"),
         ("widths", (4, 8.5), "a list of whole numbers"),
         ("widths", 4, "a list of whole numbers"),
-        ("batch_norm", "yes", "True or False"),
+        ("batch_norm", "yes", "true or false"),
     ],
 )
 def test_a_value_of_another_type_is_rejected_by_name(name: str, value: object, kind: str | None) -> None:
@@ -142,21 +149,23 @@ def test_lists_and_numbers_of_numpy_become_what_is_declared() -> None:
     "useless", [{"sigma2": 0.1}, {"beta": 2.0}, {"kl_warmup": 3}, {"kl_warmup_cycles": 3}]
 )
 def test_settings_of_a_vae_are_rejected_for_what_is_none(useless: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"Only a VAE has {next(iter(useless))}. Add --kind vae"):
+    with pytest.raises(ConfigError, match=f"Only a VAE has {next(iter(useless))}. Use --kind vae"):
         settings(**useless)
     settings(kind="vae", **useless)
 
 
 def test_a_likelihood_is_rejected_for_a_plain_code() -> None:
-    with pytest.raises(ConfigError, match="Use --kind vae, or --loss mse"):
+    with pytest.raises(ConfigError, match="Use --kind vae, or set loss to mse"):
         settings(loss="gaussian")
 
 
 def test_unknown_presets_and_settings_are_named_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown preset 'papr'\. Choose paper-ae, paper-denoise"):
+    with pytest.raises(ConfigError, match=r"Unknown preset 'papr'\. Choose best, best-vae, paper-ae"):
         settings("papr")
-    with pytest.raises(ConfigError, match=r"Unknown setting epoch\. There are: .*epochs"):
+    with pytest.raises(ConfigError, match=r"^Unknown setting epoch\. Did you mean epochs\?$"):
         settings(epoch=3)
+    with pytest.raises(ConfigError, match=r"^Unknown setting zzz\. The settings are .*epochs, .*widths\.$"):
+        settings(zzz=3)
 
 
 @pytest.mark.parametrize(
@@ -170,3 +179,67 @@ def test_what_needs_the_whole_batch_is_not_computed_in_pieces(needs: dict[str, A
     settings(**needs)
     with pytest.raises(ConfigError, match=message):
         settings(accumulate=2, **needs)
+
+
+def test_settings_of_a_vae_may_have_their_defaults_in_the_settings_of_an_autoencoder() -> None:
+    settings(sigma2="auto", beta=1.0, kl_warmup=0, kl_warmup_cycles=0)
+    with pytest.raises(ConfigError, match="Only a VAE has beta"):
+        settings(sigma2="auto", beta=1.5)
+
+
+def test_a_name_is_of_one_setting_and_every_setting_says_what_it_means() -> None:
+    names = [field.name for kind in CLASSES for field in dataclasses.fields(kind)]
+    assert len(names) == len(set(names))
+    for kind in CLASSES:
+        assert list(documentation(kind)) == [field.name for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_file_of_a_preset_sets_what_the_preset_does(preset: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(preset_file(preset))
+    asked = train_arguments(file, (), {})
+    assert settings(**asked) == settings(preset)
+    model, config = settings(preset)
+    assert asked.keys() == model.to_json().keys() | config.to_json().keys()
+
+
+def test_the_file_of_a_preset_says_every_setting_with_its_meaning_and_its_default() -> None:
+    lines = preset_file("best").splitlines()
+    assert PRESETS["best"].summary in lines[0]
+    for kind in CLASSES:
+        for field in dataclasses.fields(kind):
+            (at,) = [
+                n for n, line in enumerate(lines) if line.removeprefix("# ").startswith(f"{field.name} = ")
+            ]
+            meaning = documentation(kind)[field.name].split()[0]
+            assert lines[at - 1].startswith("# ")
+            assert any(meaning.lower() in line.lower() for line in lines[at - 4 : at])
+    commented = "\n".join(line.removeprefix("# ") for line in lines if " = " in line)
+    assert tomllib.loads(commented)["max_pixels"] == Limits().max_pixels
+
+
+def test_files_hold_whatever_settings_can_be(tmp_path: Path) -> None:
+    chosen = (
+        ModelConfig("vae", 7, "residual", (4, 8), True),
+        TrainConfig(2, loss="gaussian", sigma2=1e-5, learning_rate=1e22, corrupt=("rotate:5", "dropout:0.1")),
+        Preprocessing(32, 64, "pad", (1, 2, 3)),
+        Limits(10, 20, 0.25),
+        RuntimeConfig("cuda:1", "bf16", False, False, 3),
+    )
+    (tmp_path / "all.toml").write_text(settings_file("All.", chosen))
+    asked = train_arguments(tmp_path / "all.toml", (), {})
+    assert (asked.pop("preprocessing"), asked.pop("limits")) == (chosen[2], chosen[3])
+    runtime = {name: asked.pop(name) for name in dataclasses.asdict(chosen[4])}
+    assert RuntimeConfig(**runtime) == chosen[4]
+    assert settings(**asked) == chosen[:2]
+
+
+def test_options_override_a_file_and_nothing_is_given_twice(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "best"\nepochs = 3\nseed = 4\nheight = 64\n')
+    asked = train_arguments(file, ["epochs=5", "width=32"], {"seed": 6})
+    assert asked == {"preset": "best", "epochs": 5, "seed": 6, "preprocessing": Preprocessing(64, 32)}
+    for assignments, given in ((["epochs=5", "epochs=6"], {}), (["epochs=5"], {"epochs": 5})):
+        with pytest.raises(ConfigError, match="epochs is given twice"):
+            train_arguments(file, assignments, given)

@@ -1,17 +1,33 @@
-"""How to train, and the presets: the paper's settings, and better ones, as data."""
+"""How to train: TrainConfig, RuntimeConfig, the presets, and files of settings.
+
+Settings have one namespace: a field of `ModelConfig`, `TrainConfig`, `Preprocessing`, `Limits` or
+`RuntimeConfig` has the same name in Python, in a file of settings and after --set.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from autoencode.configuration import Loss, check_fields
-from autoencode.data.corruptions import parse_corruptions
+from autoencode.configuration import (
+    Loss,
+    Precision,
+    any_of,
+    check_fields,
+    read_assignment,
+    read_toml,
+    toml_lines,
+    types_of,
+    unknown_setting,
+)
 from autoencode.errors import ConfigError
 from autoencode.models.networks import ModelConfig
 from autoencode.pixels import SIGMA2_FLOOR
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Optimizer = Literal["adamax", "adamw"]
 Schedule = Literal["constant", "cosine"]
@@ -22,23 +38,26 @@ class TrainConfig:
     """How a model is trained.
 
     Args:
-        epochs: passes over the training images (after the warm-up, where there is one).
-        batch_size: images a step.
-        accumulate: pieces that a step is computed in, one after the other, which takes less memory; the
-            gradients are summed, and nothing changes but rounding. Not with batch normalisation.
-        loss: "mse" or "mae" an image value; "gaussian": a VAE's likelihood with variance `sigma2`.
-        sigma2: variance of the Gaussian likelihood, or "auto": the maximum-likelihood one, learned.
-        beta: weight of the KL of a VAE.
-        kl_warmup: epochs over which that weight rises linearly from 0, before `epochs` begins.
-        kl_warmup_cycles: instead, this many rises from 0 spread over `epochs`.
+        epochs: passes over the training images, after those of `kl_warmup`.
+        batch_size: images a step, of all processes together.
+        accumulate: micro-batches that a step is computed in, one after the other, which takes less memory.
+            Gradients are summed, so that nothing changes but rounding. Not with batch normalisation.
+        loss: "mse" or "mae" is the mean error of a pixel value; "gaussian" is the likelihood that a VAE
+            needs, with variance `sigma2`.
+        sigma2: variance of the Gaussian likelihood, or "auto" for the maximum-likelihood one, learned.
+        beta: weight of the KL divergence in the objective of a VAE.
+        kl_warmup: epochs over which `beta` rises linearly from 0, before `epochs` begins.
+        kl_warmup_cycles: how often `beta` rises from 0 within `epochs`, instead of `kl_warmup`.
         optimizer: "adamax" or "adamw".
-        learning_rate: its step size.
-        schedule: "constant", or "cosine": a short rise, then down to 0 at the last step.
+        learning_rate: step size of the optimizer.
+        schedule: learning rate: "constant", or "cosine", a short rise and then down to 0 at the last step.
         grad_clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
-        horizontal_flip: show each image mirrored half of the time, which is as good as more images.
-        ema: decay a step of the average of the weights that becomes the model; 0 for the last weights.
-        corrupt: what is done to the images the encoder sees, such as ("gaussian:0.3",).
-        adversarial: train a discriminator beside a VAE, and the VAE on what it sees (see `adversarial`).
+        horizontal_flip: show each image mirrored left to right half of the time, which is as good as more
+            images.
+        ema: decay a step of the average of the weights that becomes the model; 0 keeps the last weights.
+        corrupt: damage to the images the encoder sees, which the model learns to undo:
+            "gaussian:STANDARD_DEVIATION", "dropout:RATE", "rotate:DEGREES", "downscale:FACTOR".
+        adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: every random choice follows from it.
 
     Raises:
@@ -64,29 +83,24 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from autoencode.data.corruptions import parse_corruptions  # imports torch, and --help must not
+
         check_fields(self)
-        for name, choices in (("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule)):
-            if getattr(self, name) not in get_args(choices):
-                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Choose {_or(get_args(choices))}.")
-        _at_least("epochs", self.epochs, 1)
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("accumulate", self.accumulate, 1)
-        _at_least("kl_warmup", self.kl_warmup, 0)
-        _at_least("kl_warmup_cycles", self.kl_warmup_cycles, 0)
-        _at_least("beta", self.beta, 0)
-        _at_least("grad_clip", self.grad_clip, 0)
+        for name in ("epochs", "batch_size", "accumulate"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("kl_warmup", "kl_warmup_cycles", "beta", "grad_clip"):
+            _check_at_least(name, getattr(self, name), 0)
         if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate is {self.learning_rate:g}; it must be above 0.")
+            raise ConfigError(f"learning_rate is {self.learning_rate:g}; it must be above 0, and finite.")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema:g}; it must be at least 0 and below 1.")
-        fixed = math.nan if isinstance(self.sigma2, str) else self.sigma2
-        if self.sigma2 != "auto" and not SIGMA2_FLOOR <= fixed < math.inf:
+        if self.sigma2 != "auto" and not SIGMA2_FLOOR <= self.sigma2 < math.inf:
             raise ConfigError(
                 f"sigma2 is {self.sigma2!r}; it must be 'auto' or at least {SIGMA2_FLOOR:.2g}, the variance "
                 "of rounding to 8 bits."
             )
         if self.kl_warmup and self.kl_warmup_cycles:
-            raise ConfigError("Give either a warm-up in epochs or a number of cycles, not both.")
+            raise ConfigError("Set either kl_warmup or kl_warmup_cycles, not both.")
         parse_corruptions(self.corrupt)
 
     @property
@@ -108,6 +122,44 @@ class TrainConfig:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a run computes on its machine; the model differs by rounding at most.
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
+        precision: of convolutions: "auto" (bf16 where the hardware multiplies it), "fp32" or "bf16".
+        channels_last: images lie in memory with their channels innermost, which is faster.
+        keep_memory: memory that a step frees is kept for the next: faster, and up to 1 GB more of it.
+        checkpoint_every: steps between checkpoints, besides the one at the end of each epoch; 0 for none.
+
+    Raises:
+        ConfigError: a value has another type, or is none of the choices.
+    """
+
+    device: str = "auto"
+    precision: Precision = "auto"
+    channels_last: bool = True
+    keep_memory: bool = True
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _check_at_least("checkpoint_every", self.checkpoint_every, 0)
+
+
+class Preset(NamedTuple):
+    """Settings with a name.
+
+    Attributes:
+        summary: what it is for, in a line.
+        changes: what differs from `ModelConfig()` and `TrainConfig()`, the autoencoder of the paper.
+    """
+
+    summary: str
+    changes: dict[str, Any]
+
+
 _BEST = {
     "network": "residual",
     "widths": (32, 64, 128),
@@ -118,17 +170,18 @@ _BEST = {
     "grad_clip": 1.0,
     "horizontal_flip": True,
 }
+_BEST_VAE = {**_BEST, "kind": "vae", "loss": "gaussian", "sigma2": "auto"}
 _PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
+_PAPER_VAE_WARMUP = {**_PAPER_VAE, "batch_norm": True, "kl_warmup": 40}
 
-# What differs from ModelConfig() and TrainConfig(), whose defaults are the paper's autoencoder.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper-ae": {},
-    "paper-denoise": {"corrupt": ("gaussian:0.3",)},
-    "paper-dropout": {"corrupt": ("dropout:0.3",)},
-    "paper-vae": _PAPER_VAE,
-    "paper-vae-warmup": {**_PAPER_VAE, "batch_norm": True, "kl_warmup": 40},
-    "best": _BEST,
-    "best-vae": {**_BEST, "kind": "vae", "loss": "gaussian", "sigma2": "auto"},
+PRESETS = {
+    "best": Preset("the lowest error; start here", _BEST),
+    "best-vae": Preset("the same as a VAE, which can generate", _BEST_VAE),
+    "paper-ae": Preset("the paper's autoencoder", {}),
+    "paper-denoise": Preset("the paper's, trained to remove noise", {"corrupt": ("gaussian:0.3",)}),
+    "paper-dropout": Preset("the paper's, trained to fill in lost values", {"corrupt": ("dropout:0.3",)}),
+    "paper-vae": Preset("the paper's VAE, 200 epochs", _PAPER_VAE),
+    "paper-vae-warmup": Preset("with KL warm-up and batch normalisation, 240 epochs", _PAPER_VAE_WARMUP),
 }
 DEFAULT_PRESET = "paper-ae"
 
@@ -137,17 +190,16 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
     """Return a preset with some settings changed.
 
     Args:
-        preset: a name in `PRESETS`, or "paper", short for "paper-ae".
+        preset: a name in `PRESETS`.
         **overrides: fields of `ModelConfig` and `TrainConfig`. Where a VAE is asked for and no loss, the
             loss is "gaussian".
 
     Raises:
         ConfigError: no such preset or setting, a value that cannot be used, or values that do not fit.
     """
-    preset = DEFAULT_PRESET if preset == "paper" else preset
     if preset not in PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}. Choose {_or(PRESETS)}.")
-    values = PRESETS[preset] | overrides
+        raise ConfigError(f"Unknown preset {preset!r}. Choose {any_of(PRESETS)}.")
+    values = PRESETS[preset].changes | overrides
     if values.get("kind") == "vae":
         values = {"loss": "gaussian"} | values
     model, config = changed(ModelConfig(), TrainConfig(), values)
@@ -163,44 +215,120 @@ def changed(
     Raises:
         ConfigError: neither has such a field, or a value that cannot be used.
     """
-    model_names = {field.name for field in fields(ModelConfig)}
-    train_names = {field.name for field in fields(TrainConfig)}
-    if unknown := sorted(values.keys() - model_names - train_names):
-        known = ", ".join(sorted(model_names | train_names))
-        raise ConfigError(f"Unknown setting {', '.join(unknown)}. There are: {known}.")
+    of_model, of_train = ({field.name for field in fields(one)} for one in (model, config))
+    for name in sorted(values.keys() - of_model - of_train):
+        raise unknown_setting(name, of_model | of_train)
     return (
-        replace(model, **{name: values[name] for name in values.keys() & model_names}),
-        replace(config, **{name: values[name] for name in values.keys() & train_names}),
+        replace(model, **{name: values[name] for name in values.keys() & of_model}),
+        replace(config, **{name: values[name] for name in values.keys() & of_train}),
     )
 
 
-def check_fit(model: ModelConfig, config: TrainConfig, given: Any = ()) -> None:  # noqa: ANN401
+def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()) -> None:
     """Reject settings that would silently do nothing.
 
+    Args:
+        model: the network.
+        config: how it is trained.
+        given: names of the settings that were asked for. Those of a VAE may be given for an autoencoder where
+            they have their defaults, as a whole file of settings does.
+
     Raises:
-        ConfigError: a setting of a VAE's objective for a model that is none, or pieces of a batch that needs
-            to be whole.
+        ConfigError: a setting of a VAE's objective for an autoencoder, or micro-batches where the whole batch
+            is needed.
     """
     if config.accumulate > 1 and (model.batch_norm or config.adversarial):
         needs = "Batch normalisation" if model.batch_norm else "Adversarial training"
-        raise ConfigError(f"{needs} needs the whole batch at once. Leave --accumulate out.")
+        raise ConfigError(f"{needs} needs the whole batch at once. Leave accumulate at 1.")
+    default = TrainConfig()
+    asked = {name for name in given if getattr(config, name, None) != getattr(default, name, None)}
     if model.kind == "vae":
-        if config.loss != "gaussian" and "sigma2" in given:
-            raise ConfigError("sigma2 belongs to the gaussian loss. Use --loss gaussian, or leave it out.")
+        if config.loss != "gaussian" and "sigma2" in asked:
+            raise ConfigError(
+                "sigma2 belongs to the gaussian loss. Set loss to gaussian, or leave sigma2 out."
+            )
         return
     if config.loss == "gaussian":
-        raise ConfigError("The gaussian loss is a VAE's likelihood. Use --kind vae, or --loss mse.")
+        raise ConfigError("The gaussian loss is a VAE's likelihood. Use --kind vae, or set loss to mse.")
     if config.adversarial:
-        raise ConfigError("Only a VAE is trained adversarially. Add --kind vae, or leave --adversarial out.")
-    if useless := sorted({"sigma2", "beta", "kl_warmup", "kl_warmup_cycles"} & set(given)):
-        raise ConfigError(f"Only a VAE has {_or(useless)}. Add --kind vae, or leave it out.")
+        raise ConfigError("Only a VAE is trained adversarially. Use --kind vae, or leave adversarial out.")
+    if useless := sorted({"sigma2", "beta", "kl_warmup", "kl_warmup_cycles"} & asked):
+        raise ConfigError(f"Only a VAE has {any_of(useless)}. Use --kind vae, or leave it out.")
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def train_arguments(
+    file: Path | None, assignments: Iterable[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `train` that a command line asks for.
+
+    Args:
+        file: a file of settings; what follows overrides it.
+        assignments: NAME=VALUE each, as given to --set.
+        given: settings that have options of their own, by name.
+
+    Raises:
+        ConfigError: the file or an assignment cannot be read, a setting is unknown or has another type, or
+            one is given twice.
+    """
+    from autoencode.data.preprocessing import Limits, Preprocessing
+
+    known: dict[str, Any] = {"preset": str}
+    for section in _sections().values():
+        known |= types_of(type(section))
+    values = {} if file is None else read_toml(file, known)
+    assigned: dict[str, Any] = {}
+    for name, value in (read_assignment(text, known) for text in assignments):
+        if name in assigned or name in given:
+            raise ConfigError(f"{name} is given twice. Leave one of the two out.")
+        assigned[name] = value
+    values |= {**assigned, **given}
+    RuntimeConfig(**{name: values[name] for name in types_of(RuntimeConfig) if name in values})  # checks them
+    for argument, kind in (("preprocessing", Preprocessing), ("limits", Limits)):
+        own = {name: values.pop(name) for name in types_of(kind) if name in values}
+        if own:
+            values[argument] = kind(**own)
+    return values
+
+
+def preset_file(name: str) -> str:
+    """Return a preset as a file of settings; what no preset decides is in comments, with its default.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    chosen = settings(name)
+    return settings_file(f"Preset {name}: {PRESETS[name].summary}.", chosen)
+
+
+def settings_file(title: str, chosen: Iterable[Any]) -> str:
+    """Return a file of settings that --config takes.
+
+    Args:
+        title: its first line.
+        chosen: what it sets: instances of the classes of settings. Those of other classes are in comments,
+            with their defaults.
+    """
+    by_kind = {type(one): one for one in chosen}
+    parts = [f"# {title}\n# autoencode train IMAGES --config THIS-FILE --out RUN\n"]
+    for heading, default in _sections().items():
+        lines = toml_lines(by_kind.get(type(default), default), active=type(default) in by_kind)
+        parts.append(f"\n# ---- {heading} ----\n\n{lines}")
+    return "\n".join(parts)
+
+
+def _sections() -> dict[str, Any]:
+    """Return all settings with their defaults, by the heading of each class in a file."""
+    from autoencode.data.preprocessing import Limits, Preprocessing
+
+    return {
+        "Model": ModelConfig(),
+        "Training": TrainConfig(),
+        "Images": Preprocessing(),
+        "Limits on image files": Limits(),
+        "This machine": RuntimeConfig(),
+    }
+
+
+def _check_at_least(name: str, value: float, least: float) -> None:
     if not least <= value < math.inf:
         raise ConfigError(f"{name} is {value:g}; it must be at least {least}.")
-
-
-def _or(names: Any) -> str:  # noqa: ANN401
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
