@@ -26,7 +26,7 @@ from tests.clusters import LocalCluster, local_cluster
 
 from autoencode import Preprocessing, pack_folder
 
-TRAIN = ["--preset", "paper-ae", "--batch-size", "32", "--precision", "fp32"]
+TRAIN = ["--preset", "paper-ae", "--set", "batch_size=32", "--set", "precision=fp32"]
 TICK = os.sysconf("SC_CLK_TCK")
 
 

@@ -47,10 +47,13 @@ def test_every_command_of_the_page_runs(photos: Path, page: Path, monkeypatch: p
     commands = [line for line in blocks(page, "sh").splitlines() if line.startswith("autoencode ")]
     assert commands
     for line in commands:
-        words = shlex.split(line, comments=True)
+        typed, _, file = line.partition(" > ")
+        words = shlex.split(typed, comments=True)
         monkeypatch.setattr(sys, "argv", words)  # which --workers gives to each of them
         result = CliRunner().invoke(app, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception}"
+        if file:
+            Path(file).write_text(result.output)
 
 
 def test_the_python_of_the_readme_runs(photos: Path) -> None:
@@ -59,10 +62,10 @@ def test_the_python_of_the_readme_runs(photos: Path) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_the_readme_and_the_reference_name_every_verb() -> None:
-    verbs = get_command(app).commands  # type: ignore[attr-defined]
+def test_the_readme_and_the_reference_name_every_command() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
     for page in (README, ROOT / "docs" / "reference.md"):
-        missing = [verb for verb in verbs if f"autoencode {verb}" not in page.read_text()]
+        missing = [name for name in commands if f"autoencode {name}" not in page.read_text()]
         assert not missing, f"{page} does not name {missing}"
 
 

@@ -31,7 +31,18 @@ from torture.processes import Ended, command, run
 BLOCK = 4096
 LARGE = "256m"
 IMAGES = 24
-TINY = ("--widths", "4,8", "--code-size", "4", "--batch-size", "8", "--epochs", "2", "--size", "16")
+TINY = [
+    "--set",
+    "widths=4,8",
+    "--set",
+    "code_size=4",
+    "--set",
+    "batch_size=8",
+    "--epochs",
+    "2",
+    "--size",
+    "16",
+]
 
 Arguments = Callable[[Path, Path], Sequence[str | Path]]
 

@@ -38,12 +38,23 @@ FOLDERS: dict[str, Folder] = {
         for n in range(8)
     ),
 }
-TINY = ("--widths", "4,8", "--code-size", "4", "--batch-size", "8", "--epochs", "2", "--size", "16")
+TINY = [
+    "--set",
+    "widths=4,8",
+    "--set",
+    "code_size=4",
+    "--set",
+    "batch_size=8",
+    "--epochs",
+    "2",
+    "--size",
+    "16",
+]
 MODELS: dict[str, Sequence[str]] = {
     "autoencoder": (),
     "vae": ("--kind", "vae"),
     "best-vae": ("--preset", "best-vae"),
-    "batch-norm": ("--kind", "vae", "--batch-norm", "--sigma2", "auto"),
+    "batch-norm": ("--kind", "vae", "--set", "batch_norm=true", "--set", "sigma2=auto"),
 }
 
 _EXACT = (("psnr_db", "inf"), ("corrupted_psnr_db", "inf"))  # of an exact reconstruction

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from autoencode import ConfigError, MissingExtraError, OutputError, Run
-from autoencode.cli.app import listen
 from autoencode.cli.main import app
+from autoencode.cli.report_paper_app import listen
 
 
 def test_other_machines_are_let_in_only_where_that_is_said(trained: Run) -> None:

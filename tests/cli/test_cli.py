@@ -18,19 +18,24 @@ from PIL import Image
 from typer.main import get_command
 
 from autoencode import (
+    PRESETS,
     AutoencodeError,
     ConfigError,
     MissingExtraError,
+    ModelConfig,
     Pack,
     Run,
+    TrainConfig,
     __version__,
     load_model,
     open_pack,
     settings,
 )
-from autoencode.cli import demo, main
+from autoencode.cli import main, pack_demo
+from autoencode.configuration import documentation
+from autoencode.training.run import read_run
 
-TINY = ("--widths", "4,8", "--code-size", "8", "--batch-size", "8")
+TINY = ("--set", "widths=4,8", "--set", "code_size=8", "--set", "batch_size=8")
 
 
 class Result(NamedTuple):
@@ -111,10 +116,12 @@ def test_every_setting_of_the_command_line_reaches_the_model(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     options = shlex.split(
-        "--kind vae --network residual --batch-norm --loss gaussian --sigma2 0.1 --beta 0.5 --kl-warmup 1 "
-        "--optimizer adamw --learning-rate 0.001 --grad-clip 2 --horizontal-flip --ema 0.5 --seed 3 "
+        "--kind vae --set network=residual --set batch_norm=true --set loss=gaussian --set sigma2=0.1 "
+        "--set beta=0.5 --set kl_warmup=1 --set optimizer=adamw --set learning_rate=0.001 --set grad_clip=2 "
+        "--set horizontal_flip=true --set ema=0.5 --seed 3 "
         "--epochs 1 --corrupt gaussian:0.1 --corrupt rotate:5 "
-        "--device cpu --precision fp32 --channels-first --return-memory --checkpoint-every 2"
+        "--device cpu --set precision=fp32 --set channels_last=false --set keep_memory=false "
+        "--set checkpoint_every=2"
     )
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert result.code == 0, result
@@ -138,7 +145,7 @@ def test_every_setting_of_the_command_line_reaches_the_model(
 def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    options = ("--kind", "vae", "--sigma2", "auto", "--kl-warmup", "cyclic:2", "--epochs", 2)
+    options = ("--kind", "vae", "--set", "sigma2=auto", "--set", "kl_warmup_cycles=2", "--epochs", 2)
     assert autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options).code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (run["train"]["kl_warmup_cycles"], run["train"]["kl_warmup"], run["train"]["sigma2"]) == (
@@ -151,7 +158,7 @@ def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
 def test_a_vae_of_summed_errors_says_which_likelihood_they_are(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    options = ("--kind", "vae", "--loss", "mse", "--epochs", 1)
+    options = ("--kind", "vae", "--set", "loss=mse", "--epochs", 1)
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert "a Gaussian likelihood with sigma2 0.5" in result.out
 
@@ -229,32 +236,67 @@ def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missin
 def test_a_run_that_learns_nothing_is_warned_of_once(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    options = ("--epochs", 4, "--learning-rate", "1e6")
+    options = ("--epochs", 4, "--set", "learning_rate=1e6")
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert (result.code, result.err) == (0, "")
     (line,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
     assert "lower learning rate (it is 1e+06)" in line
 
 
-def test_the_help_of_train_states_the_defaults_of_the_paper_for_what_a_preset_decides(
-    autoencode: Command,
+def test_the_help_lists_the_choices_that_the_library_has(
+    autoencode: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, config = settings("paper-ae")
-    given = model.to_json() | config.to_json() | {"model": model.kind}
-    parameters = {p.name: p for p in get_command(main.app).commands["train"].params}  # type: ignore[attr-defined]
-    stated = {
-        name: p.help for name, p in parameters.items() if "by the preset" in (getattr(p, "help", "") or "")
-    }
-    assert set(stated) == (given.keys() & parameters.keys()) - {"seed", "accumulate"}
-    for name, text in stated.items():
-        value = given[name]
-        if isinstance(value, tuple):
-            value = ",".join(map(str, value)) or "none"
-        elif isinstance(value, bool):
-            value = "yes" if value else "no"
-        elif isinstance(value, float):
-            value = f"{value:g}"
-        assert text.endswith(f"Default: by the preset; paper-ae {value}."), name
+    from autoencode.embedding import EMBEDDINGS
+    from autoencode.outliers.scores import SCORES
+
+    monkeypatch.setenv("COLUMNS", "300")
+    for command, option, choices in (
+        ("outliers", "--score", SCORES),
+        ("outliers", "--embedding", EMBEDDINGS),
+        ("index", "--embedding", EMBEDDINGS),
+        ("transfer", "--embedding", EMBEDDINGS),
+    ):
+        lines = autoencode(command, "--help").out.splitlines()
+        (line,) = [line for line in lines if line.lstrip("│ *").startswith(f"{option} ")]
+        assert f"<{'|'.join(choices)}>" in line
+    for command in ("train", "config"):
+        said = " ".join(autoencode(command, "--help").out.replace("│", " ").split())
+        for name, preset in PRESETS.items():
+            assert f"{name} ({preset.summary})" in said
+
+
+def test_the_help_of_a_setting_is_what_its_class_says(
+    autoencode: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    said = autoencode("train", "--help").out
+    for kind, name in ((TrainConfig, "epochs"), (TrainConfig, "corrupt"), (ModelConfig, "kind")):
+        assert documentation(kind)[name][1:] in said
+
+
+def test_what_a_preset_prints_can_be_trained_with(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    printed = autoencode("config", "best-vae")
+    assert (printed.code, printed.err) == (0, "")
+    (tmp_path / "mine.toml").write_text(printed.out.replace("epochs = 10", "epochs = 1"))
+    options = ("--config", tmp_path / "mine.toml", "--set", "code_size=8", "--set", "widths=4,8")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *options)
+    assert (result.code, result.err) == (0, "")
+    run = read_run(tmp_path / "run")
+    assert (run.model, run.train) == settings("best-vae", epochs=1, code_size=8, widths=(4, 8))
+    assert_one_line(autoencode("config", "papr"), "Unknown preset 'papr'. Choose best, ", code=2)
+
+
+def test_the_examples_of_every_command_are_calls_it_takes() -> None:
+    commands = get_command(main.app).commands  # type: ignore[attr-defined]
+    assert commands.keys() == {command.__name__ for command in main.COMMANDS}
+    for command, examples in main.COMMANDS.items():
+        assert examples
+        for example in examples:
+            words = shlex.split(example.partition(" > ")[0])
+            assert words[:2] == ["autoencode", command.__name__]
+            commands[command.__name__].make_context(command.__name__, words[2:])
 
 
 def test_no_help_holds_brackets_which_the_terminal_takes_for_styles() -> None:
@@ -279,7 +321,7 @@ def test_the_demo_trains_on_digits_shows_them_and_says_what_to_try_next(
     original = module.train
     quick = {"epochs": 1, "widths": (4, 8), "code_size": 8}
     monkeypatch.setattr(module, "train", lambda *args, **kwargs: original(*args, **{**kwargs, **quick}))
-    monkeypatch.setattr(demo, "digits_folder", few_digits)
+    monkeypatch.setattr(pack_demo, "digits_folder", few_digits)
     result = autoencode("demo", "--out", tmp_path / "my demo")
     assert (result.code, result.err) == (0, "")
     commands = [line.strip() for line in result.out.splitlines() if line.startswith("  autoencode ")]
@@ -298,7 +340,7 @@ def test_tensorboard_is_logged_where_it_is_asked_for(
 
 
 def test_the_version_is_printed(autoencode: Command) -> None:
-    assert autoencode("--version") == Result(0, f"autoencode {__version__}\n", "")
+    assert autoencode("--version") == autoencode("-V") == Result(0, f"autoencode {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -310,9 +352,9 @@ def test_the_version_is_printed(autoencode: Command) -> None:
         ("pack", "x"),
         ("reconstruct", "model", "--out", "x"),
         ("train", "x", "--out", "y", "--epochs", "many"),
-        ("train", "x", "--out", "y", "--loss", "huber"),
-        ("train", "x", "--out", "y", "--precision", "fp8"),
-        ("train", "x", "--out", "y", "--checkpoint-every", "0"),
+        ("train", "x", "--out", "y", "--kind", "gan"),
+        ("train", "x", "--out", "y", "--loss", "mse"),
+        ("train", "x", "--out", "y", "--workers", "0"),
         ("pack", "x", "--out", "y", "--workers", "0"),
         ("pack", "x", "--out", "y", "--resize-mode", "squeeze"),
     ],
@@ -349,17 +391,22 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
         (("--size", "100"), "The size 100 is not a positive multiple of 16. Nearest: 96 or 112"),
         (("--size", "32768"), "The size 32768 is above 16384"),
         (("--size", "big"), "Write 128, or HEIGHTxWIDTH"),
-        (("--background", "whitish"), "Unknown colour 'whitish'"),
-        (("--preset", "papr"), "Unknown preset 'papr'. Choose paper-ae"),
+        (("--preset", "papr"), "Unknown preset 'papr'. Choose best, best-vae, paper-ae"),
         (("--corrupt", "fog:1"), "Cannot corrupt by fog:1"),
         (("--corrupt", "gaussian:much"), "Cannot corrupt by gaussian:much. Use gaussian:STANDARD_DEVIATION"),
         (("--corrupt", "downscale:64"), "for images of 32x32 the FACTOR is at most 32"),
         (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
-        (("--widths", "4,x"), "'4,x' is no list of whole numbers"),
-        (("--widths", "4,4,4,4,4,4"), "multiple of 64"),
-        (("--sigma2", "tiny", "--kind", "vae"), "it must be a number or auto"),
-        (("--kl-warmup", "cyclic", "--kind", "vae"), "it must be a number of epochs, or cyclic:N"),
-        (("--beta", "2"), "Add --kind vae"),
+        (("--set", "widths=4,x"), "widths is ['4', 'x']; it must be a list of whole numbers"),
+        (("--set", "widths=4,4,4,4,4,4"), "multiple of 64"),
+        (("--set", "sigma2=tiny", "--kind", "vae"), "sigma2 is 'tiny'; it must be a number or 'auto'"),
+        (("--set", "kl_warmup=cyclic", "--kind", "vae"), "kl_warmup is 'cyclic'; it must be a whole number"),
+        (("--set", "beta=2"), "Use --kind vae"),
+        (("--set", "loss=huber"), "loss is 'huber'; it must be 'mse', 'mae' or 'gaussian'"),
+        (("--set", "precision=fp8"), "precision is 'fp8'; it must be 'auto', 'fp32' or 'bf16'"),
+        (("--set", "checkpoint_every=-1"), "checkpoint_every is -1; it must be at least 0"),
+        (("--set", "learning_rat=1"), "Unknown setting learning_rat. Did you mean learning_rate?"),
+        (("--set", "epochs=2", "--epochs", "3"), "epochs is given twice. Leave one of the two out"),
+        (("--config", "none.toml"), "none.toml: No such file or directory. Give a file of settings"),
         (("--epochs", "0"), "epochs is 0; it must be at least 1"),
     ],
 )
@@ -423,12 +470,12 @@ def test_a_model_file_that_is_not_one_is_named(autoencode: Command, photos: Path
 def test_a_run_resumed_with_another_setting_says_which(
     autoencode: Command, tiny_pack: Pack, trained: Run
 ) -> None:
-    result = autoencode("train", tiny_pack.path, "--out", trained.folder, "--resume", "--code-size", "9")
+    result = autoencode("train", tiny_pack.path, "--out", trained.folder, "--resume", "--set", "code_size=9")
     assert_one_line(result, trained.folder, "code_size 8, not 9", "Leave that out to continue it")
 
 
 def test_a_diverged_run_says_what_to_try(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
-    options = ("--kind", "vae", "--sigma2", "0.001", "--learning-rate", "1e12")
+    options = ("--kind", "vae", "--set", "sigma2=0.001", "--set", "learning_rate=1e12")
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert_one_line(result, "no longer finite", "lower learning rate (it was 1e+12)")
 

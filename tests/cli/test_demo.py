@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from autoencode import MissingExtraError
-from autoencode.cli.demo import digits_folder
+from autoencode.cli.pack_demo import digits_folder
 
 
 def test_digits_are_written_by_class_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

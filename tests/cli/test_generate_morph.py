@@ -69,7 +69,7 @@ def test_training_ends_with_a_mixture_and_resuming_a_finished_run_gives_the_same
     tiny_pack: Pack, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    settings = ("--widths", "4,8", "--code-size", "4", "--epochs", "1", "--out", run)
+    settings = ("--set", "widths=4,8", "--set", "code_size=4", "--epochs", "1", "--out", run)
     assert autoencode("train", tiny_pack.path, *settings).exit_code == 0
     first = load_model(run)
     assert first.prior is not None

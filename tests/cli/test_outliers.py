@@ -14,9 +14,7 @@ import pytest
 
 from autoencode import Pack, Run, pack_folder
 from autoencode.cli import main
-from autoencode.cli.options import Embedding
 from autoencode.cli.outliers import SCORE_HELP, ScoreName
-from autoencode.embedding import EMBEDDINGS
 from autoencode.outliers.calibration import reference_name
 from autoencode.outliers.scores import SCORES
 
@@ -117,10 +115,9 @@ def test_what_cannot_be_is_one_line(
     assert part in complaint
 
 
-def test_the_command_offers_every_score_and_every_embedding(outliers: Command) -> None:
+def test_the_command_offers_every_score(outliers: Command) -> None:
     assert get_args(ScoreName) == tuple(SCORES)
     code, said, _ = outliers("--help")
     assert code == 0
     assert all(f"{score}:" in said for score in SCORES)
     assert all(f"{score.name}: {score.description}" in SCORE_HELP for score in SCORES.values())
-    assert [embedding.value for embedding in Embedding] == list(EMBEDDINGS)

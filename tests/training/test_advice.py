@@ -93,7 +93,7 @@ def test_a_learned_variance_far_below_the_validation_error_is_told_at_once() -> 
     vae = lines([0.01], val_kl=9.0, sigma2=0.002)
     message = told(vae, loss="gaussian", sigma2="auto")
     assert "Validation mse 0.01000 is far above sigma2 0.00200" in message
-    assert "smaller --code-size" in message
+    assert "smaller code_size" in message
     assert told(lines([0.01], val_kl=9.0, sigma2=0.003), loss="gaussian", sigma2="auto") == ""
     assert told(vae, loss="gaussian", sigma2=0.002) == ""
     assert told(lines([0.01], sigma2=0.002)) == ""

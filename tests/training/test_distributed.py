@@ -230,7 +230,7 @@ def test_ctrl_c_at_one_process_stops_all_of_them_and_loses_no_step(
 REJECTED = [
     "PackError: Process 1 has other images than process 0.",
     "ConfigError: 2 processes cannot share batches of 1 images.",
-    "ConfigError: --adversarial trains in one process only.",
+    "ConfigError: Adversarial training needs one process.",
     # Of what ends the second alone the first must hear.
     "PackError: Process 1 does not see",
 ]

@@ -19,19 +19,9 @@ from autoencode.cluster import Node
 from autoencode.training.ray import Desk, Room, room_for, train_on_ray
 
 # A denoising VAE whose steps depend on the state, the batch and the seed: nothing lost goes unnoticed.
-SETTINGS = [
-    "--preset",
-    "paper-vae",
-    "--code-size",
-    "8",
-    "--widths",
-    "4,8",
-    "--batch-size",
-    "6",
-    "--seed",
-    "3",
-]
-SETTINGS += ["--kl-warmup", "0", "--epochs", "30", "--checkpoint-every", "1", "--precision", "fp32"]
+SETTINGS = ["--preset", "paper-vae", "--epochs", "30", "--seed", "3"]
+for setting in ("code_size=8", "widths=4,8", "batch_size=6", "checkpoint_every=1", "precision=fp32"):
+    SETTINGS += ["--set", setting]
 PATIENCE_S = 300
 
 
@@ -161,7 +151,7 @@ def test_what_a_cluster_cannot_do_is_one_line(
     assert said(tiny_pack.path, "--workers", "3") == (
         "error: 3 processes need a CPU each, and the cluster has 2. Ask for fewer.\n"
     )
-    assert said(tiny_pack.path, "--batch-size", "1").startswith(
+    assert said(tiny_pack.path, "--set", "batch_size=1").startswith(
         "error: 2 processes cannot share batches of 1"
     )
     # Each process sees its own node's folder under this name.

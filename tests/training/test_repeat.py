@@ -1,4 +1,4 @@
-"""The command on a page: run, it asks for the same settings."""
+"""The file in a run folder and the command on a page: they ask for the settings of the run."""
 
 import shlex
 from dataclasses import replace
@@ -8,30 +8,16 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from autoencode import Preprocessing
+from autoencode import Preprocessing, Run
 from autoencode.cli import main, train
-from autoencode.training.config import PRESETS, settings
-from autoencode.training.repeat import command, in_words
-from autoencode.training.run import RunSettings
+from autoencode.training.config import settings
+from autoencode.training.repeat import command, in_words, run_file
+from autoencode.training.run import RunSettings, read_metrics, read_run
 
 
 def run_of(preset: str, preprocessing: Preprocessing, **overrides: object) -> RunSettings:
     model, config = settings(preset, **overrides)
     return RunSettings(model, config, preprocessing, "pack", "fingerprint", "cpu", False, True)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_recognised(preset: str) -> None:
-    words = command(run_of(preset, Preprocessing()), SimpleNamespace(folder=Path("my photos")))
-    assert shlex.split(words)[:7] == [
-        "autoencode",
-        "train",
-        "my photos",
-        "--out",
-        "again",
-        "--preset",
-        preset,
-    ]
 
 
 @pytest.mark.parametrize(
@@ -48,18 +34,37 @@ def test_a_preset_is_recognised(preset: str) -> None:
     ],
 )
 def test_the_command_asks_for_the_same_settings(
-    monkeypatch: pytest.MonkeyPatch, preset: str, preprocessing: Preprocessing, overrides: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    preset: str,
+    preprocessing: Preprocessing,
+    overrides: dict[str, object],
 ) -> None:
     run = run_of(preset, preprocessing, **overrides)
+    (tmp_path / "run.toml").write_text(run_file(run))
     asked = {}
     monkeypatch.setattr(train, "train_and_show", lambda source, out, **given: asked.update(given))
-    words = shlex.split(command(run, SimpleNamespace(folder=Path("photos"))))[1:]
-    result = CliRunner().invoke(main.app, words)
+    words = shlex.split(command(tmp_path, SimpleNamespace(folder=Path("my photos"))))
+    assert words[:3] == ["autoencode", "train", "my photos"]
+    result = CliRunner().invoke(main.app, words[1:])
     assert result.exit_code == 0, result.output
     names = {*run.model.to_json(), *run.train.to_json()}
-    again = settings(asked["preset"], **{name: value for name, value in asked.items() if name in names})
+    again = settings(**{name: value for name, value in asked.items() if name in names})
     assert again == (run.model, run.train)
     assert asked["preprocessing"] == preprocessing
+    assert (asked["device"], asked["precision"], asked["channels_last"]) == ("cpu", "fp32", True)
+
+
+def test_the_file_of_a_run_trains_the_same_weights_again(trained: Run, tmp_path: Path) -> None:
+    run = read_run(trained.folder)
+    assert (trained.folder / "run.toml").read_text() == run_file(run)
+    out = str(tmp_path / "again")
+    words = ["train", run.pack, "--config", str(trained.folder / "run.toml"), "--out", out]
+    assert CliRunner().invoke(main.app, words).exit_code == 0
+    again = read_run(tmp_path / "again")
+    assert again == run
+    first, second = (read_metrics(folder) for folder in (trained.folder, tmp_path / "again"))
+    assert [line["train_loss"] for line in first] == [line["train_loss"] for line in second]
 
 
 def test_words_say_what_matters() -> None:

@@ -338,7 +338,7 @@ def test_a_run_of_a_machine_that_can_do_more_says_so(
     out = tmp_path / "run"
     train(tiny_pack.path, out, epochs=1, precision="bf16", **tiny)
     monkeypatch.setattr(resume, "multiplies_bf16", lambda _device: False)
-    with pytest.raises(ConfigError, match=r"only emulates, slowly.*add --precision bf16"):
+    with pytest.raises(ConfigError, match=r"only emulates, slowly.*add --set precision=bf16"):
         train(tiny_pack.path, out, epochs=2, resume=True)
     train(tiny_pack.path, out, epochs=2, resume=True, precision="bf16")
     content = json.loads((out / "run.json").read_text())
@@ -693,7 +693,7 @@ def test_too_little_memory_says_what_to_make_smaller_and_keeps_the_last_state(
         )
     message = str(caught.value)
     assert "not enough for batches of 8 images of 32x32" in message
-    assert "Go on with --resume --accumulate 4, or start again in a new folder with a smaller" in message
+    assert "Go on with --resume --set accumulate=4, or start again in a new folder with a smaller" in message
     assert f"is kept in {out}" in message
     assert "\n" not in message
     assert_same(train(tiny_pack.path, out, resume=True), plain)
@@ -705,7 +705,7 @@ def test_too_little_memory_from_the_start_does_not_block_the_folder(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"--batch-size or --size\.$"):
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"batch_size or --size\.$"):
         patch.setattr(loop, "_initial_state", fail)
         train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
     train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)

@@ -1,4 +1,4 @@
-"""The commands evaluate and export, a model measured and handed on. Heavy imports are inside, as in `cli`."""
+"""The commands that measure a model and hand it on: evaluate and export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxBytes, MaxPixels, Model
+from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model
 from autoencode.cli.progress import console, stages
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ def evaluate(
         str | None, typer.Argument(help="The pack it was trained on, or its URL. Default: that of the run.")
     ] = None,
     ood: Annotated[
-        Path | None, typer.Option(help="A folder of other images: how well outliers tells them apart.")
+        Path | None,
+        typer.Option(
+            help="A folder of out-of-distribution images: how well the outlier score separates them "
+            "from held-out ones."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
     max_pixels: MaxPixels = None,
@@ -77,7 +81,7 @@ def export(
 
 
 def table(found: Evaluation) -> Iterator[str]:
-    """Lay out what was measured, in lines of text."""
+    """Return what was measured as lines of text, in tables."""
     from autoencode.evaluation.quality import KID_SETS, gap_in_words
 
     held_out = f"{found.images} {found.split} images"
@@ -124,10 +128,13 @@ def table(found: Evaluation) -> Iterator[str]:
         yield from _block(held_out, [f"AUROC by {told.score}"], [row])
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the commands of this module commands of the program."""
-    app.command()(evaluate)
-    app.command()(export)
+COMMANDS: Commands = {
+    evaluate: [
+        "autoencode evaluate runs/photos --out quality.json",
+        "autoencode evaluate runs/photos --ood other-photos",
+    ],
+    export: ["autoencode export runs/photos --onnx onnx"],
+}
 
 
 def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
@@ -138,7 +145,7 @@ def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequen
 
 
 def _cell(estimate: Estimate | Measured | None) -> str:
-    """A value with its interval, to as many decimals as show the width of it in two digits."""
+    """Return a value with its interval, rounded so that the width of the interval keeps two digits."""
     from math import floor, log10
 
     if estimate is None:

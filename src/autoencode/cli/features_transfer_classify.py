@@ -1,15 +1,16 @@
-"""The commands about what the encoder has learned: features, transfer, classify. Heavy imports are inside."""
+"""The commands that use what an encoder has learned: features, transfer and classify."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Embedding, MaxBytes, MaxPixels, Model
+from autoencode.cli.options import Commands, Images, MaxBytes, MaxPixels, Model
 from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_skipped, stages
+from autoencode.configuration import Embedding
 
 if TYPE_CHECKING:
     from autoencode.transfer_learning import Accuracy, Transfer
@@ -48,15 +49,15 @@ def transfer(
     out: Annotated[Path, typer.Option(help="Folder for the classifier and how well it does.")],
     embedding: Annotated[
         Embedding, typer.Option(help="Keep a classifier on the encoder, or on pretrained features.")
-    ] = Embedding.code,
+    ] = "code",
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Train the encoder on the labels as well, and keep that.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the choice of labels and of training.")] = 0,
+    seed: Annotated[int, typer.Option(help="The choice of labels and training follow from it.")] = 0,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Learn a classifier from a few labelled images, and compare what it could have been learned from."""
+    """Learn a classifier from a few labelled images, and compare it with others on the same labels."""
     from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()
@@ -64,13 +65,12 @@ def transfer(
     from autoencode.models.model_file import load_model
     from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
 
-    kind: Literal["code", "pretrained"] = embedding.value
     with stages() as progress:
         made = application.transfer(
             load_model(model),
             labelled,
             out,
-            embedding=kind,
+            embedding=embedding,
             finetune=finetune,
             seed=seed,
             limits=options.limits(max_pixels, max_bytes),
@@ -85,15 +85,15 @@ def transfer(
 
 
 def classify(
-    classifier: Annotated[Path, typer.Argument(help="What `autoencode transfer` left in its --out.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    classifier: Annotated[Path, typer.Argument(help="The folder that `autoencode transfer` wrote.")],
+    images: Images,
     out: Annotated[
         Path | None, typer.Option(help="A table, .csv or .json; a sheet of the images goes beside it.")
     ] = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Say of which class each image is."""
+    """Predict the class of each image."""
     from collections import Counter
 
     from autoencode.transfer_learning import classifier as application
@@ -117,11 +117,11 @@ def classify(
     fail_if_named(made.skipped, images)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the commands of this module commands of the program."""
-    app.command()(features)
-    app.command()(transfer)
-    app.command()(classify)
+COMMANDS: Commands = {
+    features: ["autoencode features runs/photos photos/a.jpg --out features"],
+    transfer: ["autoencode transfer runs/photos labelled --out classifier"],
+    classify: ["autoencode classify classifier photos --out classes.csv"],
+}
 
 
 def _print_comparison(made: Transfer) -> None:

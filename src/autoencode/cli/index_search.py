@@ -1,9 +1,8 @@
-"""The commands that find images: index and search. Heavy imports are inside, as in `cli`."""
+"""The commands that find images: index and search."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,44 +10,21 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import Embedding, MaxBytes, MaxPixels, Model, Ray
+from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model, Ray
 from autoencode.cli.progress import console, counted, counting, fail_if_named, notes, one_line, show_skipped
+from autoencode.configuration import Distance, Embedding, Split, Store
 from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from autoencode.configuration import Split
     from autoencode.index.base import Index, SearchResults
     from autoencode.index.duplicates import NearDuplicates
 
 
 LINES_SHOWN = 50
 NEIGHBOURS = 10
-
-
-class StoreName(StrEnum):
-    """What keeps an index."""
-
-    file = "file"
-    lance = "lance"
-
-
-class SplitName(StrEnum):
-    """The splits of images."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-class DistanceName(StrEnum):
-    """How codes are compared."""
-
-    whitened = "whitened"
-    cosine = "cosine"
-    l2 = "l2"
 
 
 def index(
@@ -61,7 +37,7 @@ def index(
         ),
     ],
     store: Annotated[
-        StoreName | None,
+        Store | None,
         typer.Option(
             help="file (searched in memory) or lance (LanceDB, extra lance: larger than memory, of several "
             "folders, in storage too). Default: file, or as before."
@@ -75,7 +51,7 @@ def index(
         ),
     ] = None,
     distance: Annotated[
-        DistanceName | None,
+        Distance | None,
         typer.Option(
             help="whitened (angle, every direction of the codes weighs the same), cosine (angle), or l2. "
             "Default: whitened, cosine for pretrained features, or as before."
@@ -109,9 +85,9 @@ def index(
             model,
             folder,
             out,
-            embedding=None if embedding is None else embedding.value,
-            distance=None if distance is None else distance.value,
-            store=None if store is None else store.value,
+            embedding=embedding,
+            distance=distance,
+            store=store,
             limits=options.limits(max_pixels, max_bytes),
             ray=ray,
             progress=progress,
@@ -129,7 +105,7 @@ def search(
     label: Annotated[
         str | None, typer.Option(help="Look among the images of this first sub-folder alone.")
     ] = None,
-    split: Annotated[SplitName | None, typer.Option(help="Look among those of this split alone.")] = None,
+    split: Annotated[Split | None, typer.Option(help="Look among those of this split alone.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write what was found as JSON (.json).")] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw it, each query before its neighbours (.png, .jpg, ...).")
@@ -185,11 +161,10 @@ def search(
             _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
         return
     k = NEIGHBOURS if k is None else k
-    chosen: Split | None = None if split is None else split.value
     with counting("searching") as progress:
-        found = opened.search(queries or [], k, label=label, split=chosen, limits=limits, progress=progress)
-    if k > (count := opened.count(label, chosen)):
-        noun = "image" if label is None and chosen is None else "such image"
+        found = opened.search(queries or [], k, label=label, split=split, limits=limits, progress=progress)
+    if k > (count := opened.count(label, split)):
+        noun = "image" if label is None and split is None else "such image"
         notes.print(f"The index holds {counted(count, noun)}; all of them are listed.")
     _print_neighbours(opened, found)
     if out is not None:
@@ -201,10 +176,16 @@ def search(
     fail_if_named(found.skipped, queries or [])
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the commands of this module commands of the program."""
-    app.command()(index)
-    app.command()(search)
+COMMANDS: Commands = {
+    index: [
+        "autoencode index runs/photos photos --out photos.index",
+        "autoencode index runs/photos s3://bucket/photos.pack --store lance --out s3://bucket/index",
+    ],
+    search: [
+        "autoencode search photos.index photos/a.jpg -k 5 --sheet found.png",
+        "autoencode search photos.index --near-duplicates --out duplicates.json",
+    ],
+}
 
 
 def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoencode.configuration import ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import ConfigError
 
@@ -16,64 +17,31 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
 
 
-class ResizeMode(StrEnum):
-    """How an image of another shape becomes one of the size asked for."""
+Commands = dict[Callable[..., None], list[str]]  # each with the examples that end its help
 
-    crop = "crop"
-    pad = "pad"
-    stretch = "stretch"
+IMAGES, MACHINE = "Images", "Machine"  # panels of --help
 
 
-class Kind(StrEnum):
-    """The two kinds of model."""
+def about(settings: type, name: str, default: str) -> str:
+    """Return the help of an option that is a field of settings: what its class says of it."""
+    text = documentation(settings)[name]
+    return f"{text[0].upper()}{text[1:]} Default: {default}."
 
-    autoencoder = "autoencoder"
-    vae = "vae"
-
-
-class Network(StrEnum):
-    """The two networks."""
-
-    paper = "paper"
-    residual = "residual"
-
-
-class Loss(StrEnum):
-    """What training minimises."""
-
-    mse = "mse"
-    mae = "mae"
-    gaussian = "gaussian"
-
-
-class Precision(StrEnum):
-    """How convolutions are multiplied."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Embedding(StrEnum):
-    """What images are compared or classified by."""
-
-    code = "code"
-    pretrained = "pretrained"
-
-
-IMAGES, VAE, MACHINE = "Images", "Variational autoencoder", "Machine"
 
 Model = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
+Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")]
 Size = Annotated[
     str | None,
     typer.Option(
         help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. Default: 128.", rich_help_panel=IMAGES
     ),
 ]
-ResizeModeOption = Annotated[
+Resize = Annotated[
     ResizeMode | None,
     typer.Option(
-        help="crop the middle to the shape, pad with the background, or stretch. Default: crop.",
+        "--resize-mode",
+        help="crop keeps the centre of the right shape, pad the whole image with a background around it, "
+        "stretch changes the shape. Default: crop.",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -87,13 +55,17 @@ Background = Annotated[
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        help="Skip images of more pixels than this. Default: 200,000,000.", rich_help_panel=IMAGES, min=1
+        help="Skip images of more pixels than this. Default: 200,000,000.",
+        rich_help_panel=IMAGES,
+        min=1,
     ),
 ]
 MaxBytes = Annotated[
     int | None,
     typer.Option(
-        help="Skip files of more bytes than this. Default: 268,435,456.", rich_help_panel=IMAGES, min=1
+        help="Skip files of more bytes than this. Default: 268,435,456.",
+        rich_help_panel=IMAGES,
+        min=1,
     ),
 ]
 Ray = Annotated[
@@ -105,10 +77,9 @@ Ray = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
-CORRUPTED = f"Damage what the encoder sees: {', '.join(map(example, CORRUPTIONS))}. Repeatable."
 Corrupt = Annotated[
     list[str] | None,
-    typer.Option(help=CORRUPTED),
+    typer.Option(help=f"Damage what the encoder sees: {', '.join(map(example, CORRUPTIONS))}. Repeatable."),
 ]
 
 
@@ -118,18 +89,16 @@ def preprocessing(
     """Return what the options ask for, or None where none was given.
 
     Raises:
-        ConfigError: a size or colour that cannot be used.
+        ConfigError: the size or the colour cannot be used.
     """
-    from PIL import ImageColor
+    from autoencode.data.preprocessing import Preprocessing
 
-    from autoencode.data.preprocessing import Preprocessing, parse_size
-
-    chosen: dict[str, Any] = {}
-    if size is not None:
-        chosen["height"], chosen["width"] = parse_size(size)
+    chosen = sides(size)
     if resize_mode is not None:
-        chosen["resize_mode"] = resize_mode.value
+        chosen["resize_mode"] = resize_mode
     if background is not None:
+        from PIL import ImageColor
+
         try:
             chosen["background"] = ImageColor.getrgb(background)[:3]
         except ValueError as err:
@@ -137,6 +106,17 @@ def preprocessing(
                 f"Unknown colour {background!r}. Use a name such as white, or #rrggbb."
             ) from err
     return Preprocessing(**chosen) if chosen else None
+
+
+def sides(size: str | None) -> dict[str, Any]:
+    """Return the text of --size as the settings height and width; none for None.
+
+    Raises:
+        ConfigError: the size cannot be used.
+    """
+    from autoencode.data.preprocessing import parse_size
+
+    return {} if size is None else dict(zip(("height", "width"), parse_size(size), strict=True))
 
 
 def limits(max_pixels: int | None, max_bytes: int | None) -> Limits:
@@ -162,54 +142,14 @@ def pack_of(model: Path, named: str) -> str:
 
     run = model if model.is_dir() else model.parent
     if not is_run(run):
-        raise ConfigError(f"{run} is no run folder that would name the pack. Give it: {named}.")
+        raise ConfigError(f"{run} is no run folder, so it does not name the pack. Give it: {named}.")
     return read_run(run).pack
 
 
 def settings_files(model: Path, pack: Pack) -> list[Path]:
-    """Files named like a result, .json, without which a run or its pack could not be used."""
+    """Return the files named like a result, .json, without which a run or its pack could not be used."""
     from autoencode.data.manifest import SETTINGS_NAME
     from autoencode.training.run import RUN_NAME
 
     run = model if model.is_dir() else model.parent
     return [run / RUN_NAME, pack.path / SETTINGS_NAME]
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Read "32,64,128".
-
-    Raises:
-        ConfigError: it is no list of whole numbers.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as err:
-        raise ConfigError(f"{text!r} is no list of whole numbers such as 32,64,128,256.") from err
-
-
-def sigma2(text: str) -> float | str:
-    """Read a number or "auto".
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as err:
-        raise ConfigError(f"sigma2 is {text!r}; it must be a number or auto.") from err
-
-
-def kl_warmup(text: str | None) -> dict[str, int]:
-    """Read a number of epochs, or "cyclic:N", as settings; None gives none.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text is None:
-        return {}
-    kind, _, number = text.rpartition(":")
-    if kind not in ("", "cyclic") or not number.isdecimal() or (kind and int(number) == 0):
-        raise ConfigError(f"The warm-up is {text!r}; it must be a number of epochs, or cyclic:N.")
-    return {"kl_warmup_cycles" if kind else "kl_warmup": int(number)}

@@ -1,4 +1,4 @@
-"""The command outliers. Heavy imports are inside, as in `cli`."""
+"""The command that finds anomalous images: outliers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Embedding, MaxBytes, MaxPixels, Model, Ray
+from autoencode.cli.options import Commands, Images, MaxBytes, MaxPixels, Model, Ray
 from autoencode.cli.progress import console, fail_if_named, one_line, show_skipped, stages
-from autoencode.configuration import Rule
+from autoencode.configuration import Embedding, Rule
 from autoencode.errors import ConfigError
 from autoencode.outliers.scores import SCORES, default_score
 
@@ -33,7 +33,7 @@ SCORE_HELP = (
 
 def outliers(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    images: Images,
     out: Annotated[
         Path | None, typer.Option(help="A table, .csv or .json; a sheet of the worst goes beside it.")
     ] = None,
@@ -43,8 +43,11 @@ def outliers(
     ] = None,
     embedding: Annotated[
         Embedding,
-        typer.Option(help="What the model makes of images, or features of a network trained on ImageNet."),
-    ] = Embedding.code,
+        typer.Option(
+            help="Score what the model makes of an image, or features of a network trained on ImageNet "
+            "(extra eval)."
+        ),
+    ] = "code",
     fpr: Annotated[
         float | None,
         typer.Option(
@@ -87,11 +90,11 @@ def outliers(
             packed,
             out,
             score=score,
-            embedding=embedding.value,
+            embedding=embedding,
             fpr=fpr,
             rule=rule,
             heatmaps=heatmaps,
-            cache=run / reference_name(embedding.value),
+            cache=run / reference_name(embedding),
             limits=options.limits(max_pixels, max_bytes),
             ray=ray,
             progress=progress,
@@ -103,9 +106,12 @@ def outliers(
     fail_if_named(found.skipped, images)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the command of this module a command of the program."""
-    app.command()(outliers)
+COMMANDS: Commands = {
+    outliers: [
+        "autoencode outliers runs/photos new-photos --out outliers.csv",
+        "autoencode outliers runs/photos new-photos --embedding pretrained --fpr 0.05",
+    ],
+}
 
 
 def _print(found: Outliers) -> None:

@@ -1,4 +1,4 @@
-"""The command that trains, and what is shown of a run. Heavy imports are inside, as in `cli`."""
+"""The commands `train` and `config`, and what is shown of a run."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import (
-    MACHINE,
-    VAE,
-    Background,
-    Kind,
-    Loss,
-    MaxBytes,
-    MaxPixels,
-    Network,
-    Precision,
-    Ray,
-    ResizeModeOption,
-    Size,
-)
-from autoencode.cli.progress import console, counted, counting, stages, training, warn
+from autoencode.cli.options import MACHINE, Commands, Ray, Resize, Size, about
+from autoencode.cli.progress import SHOWN, console, counted, counting, one_line, stages, training, warn
+from autoencode.configuration import Kind
 from autoencode.errors import ConfigError
+from autoencode.models.networks import ModelConfig
+from autoencode.training.config import (
+    DEFAULT_PRESET,
+    PRESETS,
+    RuntimeConfig,
+    TrainConfig,
+    preset_file,
+    train_arguments,
+)
 from autoencode.training.process import end_with_launcher, is_first, own_ranks, run_workers
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
+    from autoencode.models.autoencoder import Autoencoder
     from autoencode.training.progress import Progress
     from autoencode.training.train import Run
 
 
-BY_PRESET = "Default: by the preset; paper-ae"
+PRESET_LIST = ", ".join(f"{name} ({preset.summary})" for name, preset in PRESETS.items())
+OF_PRESET = "the preset's"
 
 
 def train(
@@ -43,169 +42,78 @@ def train(
     out: Annotated[Path, typer.Option(help="The run folder.")],
     preset: Annotated[
         str | None,
+        typer.Option(help=f"Settings to start from: {PRESET_LIST}. Default: {DEFAULT_PRESET}."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A file of settings: what `autoencode config` prints, or the run.toml of a run."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Settings to start from: best, best-vae, paper-ae, paper-denoise, paper-dropout, paper-vae, "
-            "paper-vae-warmup. Default: paper-ae."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting of such a file, for instance learning_rate=3e-4. Repeatable.",
         ),
     ] = None,
-    kind: Annotated[
-        Kind | None, typer.Option(help=f"autoencoder, or vae (it can generate). {BY_PRESET} autoencoder.")
+    kind: Annotated[Kind | None, typer.Option(help=about(ModelConfig, "kind", OF_PRESET))] = None,
+    epochs: Annotated[int | None, typer.Option(help=about(TrainConfig, "epochs", OF_PRESET))] = None,
+    corrupt: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{about(TrainConfig, 'corrupt', OF_PRESET)} Repeatable."),
     ] = None,
-    network: Annotated[
-        Network | None,
-        typer.Option(help=f"paper, or residual (starts as PCA). {BY_PRESET} paper."),
-    ] = None,
-    code_size: Annotated[int | None, typer.Option(help=f"Values in a code. {BY_PRESET} 256.")] = None,
-    widths: Annotated[
-        str | None, typer.Option(help=f"Channels of the convolutions. {BY_PRESET} 32,64,128,256.")
-    ] = None,
-    batch_norm: Annotated[
-        bool | None,
-        typer.Option("--batch-norm/--no-batch-norm", help=f"Batch normalisation. {BY_PRESET} no."),
-    ] = None,
-    loss: Annotated[
-        Loss | None, typer.Option(help=f"mse or mae; gaussian for a VAE. {BY_PRESET} mse.")
-    ] = None,
-    corrupt: Annotated[list[str] | None, typer.Option(help=f"{options.CORRUPTED} {BY_PRESET} none.")] = None,
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the images. {BY_PRESET} 10.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Images a step. {BY_PRESET} 128.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help=f"adamax or adamw. {BY_PRESET} adamax.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help=f"Step size. {BY_PRESET} 0.002.")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help=f"Learning rate: constant or cosine. {BY_PRESET} constant.")
-    ] = None,
-    grad_clip: Annotated[
-        float | None,
-        typer.Option(
-            help=f"Largest gradient, in units of the loss a run starts from; 0 for no limit. {BY_PRESET} 0."
-        ),
-    ] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(help="Compute each step in so many pieces, for less memory. Default: 1.", min=1),
-    ] = None,
-    horizontal_flip: Annotated[
-        bool | None,
-        typer.Option(
-            "--horizontal-flip/--no-horizontal-flip", help=f"Mirror half of the images. {BY_PRESET} no."
-        ),
-    ] = None,
-    ema: Annotated[
-        float | None, typer.Option(help=f"Decay of the average of the weights; 0 for none. {BY_PRESET} 0.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Every random choice follows from it. Default: 0.")] = None,
-    sigma2: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Variance of the likelihood: a number or auto. {BY_PRESET} auto.", rich_help_panel=VAE
-        ),
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help=f"Weight of the KL. {BY_PRESET} 1.", rich_help_panel=VAE)
-    ] = None,
-    kl_warmup: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Epochs over which beta rises from 0, before --epochs; or cyclic:N. {BY_PRESET} 0.",
-            rich_help_panel=VAE,
-        ),
-    ] = None,
-    adversarial: Annotated[
-        bool | None,
-        typer.Option(
-            "--adversarial/--no-adversarial",
-            help=f"VAE/GAN: in the second half, also train on what a discriminator sees. {BY_PRESET} no.",
-            rich_help_panel=VAE,
-        ),
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help=about(TrainConfig, "seed", "0"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints. Default: an epoch.", min=1)
-    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     size: Size = None,
-    resize_mode: ResizeModeOption = None,
-    background: Background = None,
-    max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
+    resize_mode: Resize = None,
     device: Annotated[
-        str,
-        typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE),
-    ] = "auto",
-    precision: Annotated[
-        Precision,
-        typer.Option(help="auto: bf16 where the hardware multiplies it.", rich_help_panel=MACHINE),
-    ] = Precision.auto,
-    channels_last: Annotated[
-        bool | None,
-        typer.Option(
-            "--channels-last/--channels-first",
-            help="Memory format. Default: channels last; of a run continued, its own.",
-            rich_help_panel=MACHINE,
-        ),
+        str | None, typer.Option(help=about(RuntimeConfig, "device", "auto"), rich_help_panel=MACHINE)
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes on this machine, each with its share of every batch. Default: 1. With --ray on "
+            help="Processes on this machine, each with its share of every batch. Default: 1. With --ray, on "
             "the cluster; default: one for each GPU or, without GPUs, each node.",
             min=1,
             rich_help_panel=MACHINE,
         ),
     ] = None,
     ray: Ray = None,
-    keep_memory: Annotated[
-        bool,
-        typer.Option(
-            "--keep-memory/--return-memory",
-            help="Keep freed memory for the next step: faster, up to 1 GB more.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = True,
 ) -> None:
     """Train a model. By default it is the paper's autoencoder; --preset best is what to use."""
     if workers is not None and ray is None and _start(workers):
         return
     given = {
-        "kind": kind and kind.value,
-        "network": network and network.value,
-        "code_size": code_size,
-        "widths": None if widths is None else options.whole_numbers(widths),
-        "batch_norm": batch_norm,
-        "loss": loss and loss.value,
-        "corrupt": tuple(corrupt) if corrupt else None,
+        "preset": preset,
+        "kind": kind,
         "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "grad_clip": grad_clip,
-        "horizontal_flip": horizontal_flip,
-        "ema": ema,
+        "corrupt": tuple(corrupt) if corrupt else None,
         "seed": seed,
-        "sigma2": None if sigma2 is None else options.sigma2(sigma2),
-        "beta": beta,
-        "adversarial": adversarial,
-        "accumulate": accumulate,
-        **options.kl_warmup(kl_warmup),
+        **options.sides(size),
+        "resize_mode": resize_mode,
+        "device": device,
     }
-    train_and_show(
-        source,
-        out,
-        ray=ray,
-        workers=workers,
-        keep_memory=keep_memory,
-        tensorboard=tensorboard,
-        preset=preset,
-        preprocessing=options.preprocessing(size, resize_mode, background),
-        limits=options.limits(max_pixels, max_bytes),
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        device=device,
-        precision=precision.value,
-        channels_last=channels_last,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    asked = {name: value for name, value in given.items() if value is not None}
+    arguments = train_arguments(config, assignments or (), asked)
+    train_and_show(source, out, ray=ray, workers=workers, tensorboard=tensorboard, resume=resume, **arguments)
+
+
+def config(
+    preset: Annotated[str, typer.Argument(help=f"One of {PRESET_LIST}.", metavar="PRESET")] = DEFAULT_PRESET,
+) -> None:
+    """Print the settings of a preset, each with what it means: a file to change and give to train."""
+    typer.echo(preset_file(preset), nl=False)
+
+
+COMMANDS: Commands = {
+    config: ["autoencode config best > run.toml"],
+    train: [
+        "autoencode train photos --preset best --size 64 --out runs/photos",
+        "autoencode train photos --config run.toml --set learning_rate=3e-4 --out runs/slower",
+        "autoencode train photos --epochs 20 --resume --out runs/photos",
+    ],
+}
 
 
 def _start(workers: int) -> bool:
@@ -228,11 +136,6 @@ def _start(workers: int) -> bool:
     return True
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the command of this module a command of the program."""
-    app.command()(train)
-
-
 def train_and_show(
     source: str | Path,
     out: Path,
@@ -240,7 +143,7 @@ def train_and_show(
     ray: str | None = None,
     workers: int | None = None,
     tensorboard: bool = False,
-    **settings: Any,  # noqa: ANN401
+    **arguments: Any,  # noqa: ANN401
 ) -> None:
     """Train with progress, then draw the curves and what became of validation images.
 
@@ -249,8 +152,8 @@ def train_and_show(
     """
     from autoencode.training.process import keep_freed_memory
 
-    if settings.get("keep_memory", True):
-        keep_freed_memory()  # before anything imports torch
+    if arguments.get("keep_memory", True):
+        keep_freed_memory()  # it has its full effect only before torch is imported
     from autoencode.training.run import is_run
     from autoencode.training.train import train
 
@@ -272,65 +175,62 @@ def train_and_show(
             show(at)
 
         try:
-            run = start(source, out, progress=progress, packing_progress=packing_progress, **settings)
+            run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
             if is_run(out) and is_first():
                 console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
             raise
-    if not is_first():
-        return
-    if not trained:
-        console.print(
-            f"finished: {out} has all its {counted(len(run.metrics), 'epoch')}, nothing to do. "
-            "Ask for more with --epochs, where the learning rate is constant.",
-            soft_wrap=True,
-        )
-    _fit_prior(run)
-    _print_pictures(run, anew=trained)
-    _print_loss(run)
-    _print_health(run)
-    _write_report(run, anew=trained)
-    console.print(f"model:  {run.model_path}", soft_wrap=True)
+    if is_first():
+        _show(run, trained)
 
 
 def _warn_of_restart(restarts: int) -> None:
     warn(f"A process was lost. All start again from the last checkpoint (restart {restarts}).")
 
 
-def _print_loss(run: Run) -> None:
-    """Say which likelihood a VAE's loss amounts to, where its name does not."""
-    from autoencode.training.repeat import in_words
-    from autoencode.training.run import read_run
-
-    settings = read_run(run.folder)
-    if settings.model.kind == "vae" and settings.train.loss != "gaussian":
-        console.print(f"loss:   {dict(in_words(settings))['loss']}", soft_wrap=True)
-
-
-def _fit_prior(run: Run) -> None:
-    """Give the trained model the mixture that `generate` draws from, if it has none yet."""
+def _show(run: Run, trained: bool) -> None:
+    """Finish the model and say what is in the run; draw and write what is missing, or all after training."""
     from autoencode.data.pack import open_pack
-    from autoencode.generation import fit_prior
-    from autoencode.models.model_file import load_model, save_model
+    from autoencode.models.model_file import load_model
+    from autoencode.report import REPORT_NAME, write_report
 
-    model = load_model(run.model_path)
+    if not trained:
+        console.print(
+            f"finished: {run.folder} has all its {counted(len(run.metrics), 'epoch')}, nothing to do. "
+            "Ask for more with --epochs, where the learning rate is constant.",
+            soft_wrap=True,
+        )
+    model, packed = load_model(run.model_path), open_pack(run.pack_path)
+    _fit_prior(run, model, packed)
+    print_pack(packed)
+    _draw(run, model, packed, anew=trained)
+    if model.is_vae:
+        _print_health(run, model, packed)
+    page = run.folder / REPORT_NAME
+    if trained or not page.exists():
+        with stages() as progress:
+            write_report(run.folder, quick=True, progress=progress)
+    console.print(f"report: {page}", soft_wrap=True)
+    console.print(f"model:  {run.model_path}", soft_wrap=True)
+
+
+def _fit_prior(run: Run, model: Autoencoder, packed: Pack) -> None:
+    """Give the trained model the mixture that `generate` draws from, if it has none yet."""
+    from autoencode.generation import fit_prior
+    from autoencode.models.model_file import save_model
+
     if model.prior is not None:
         return
     with counting("fitting the prior") as progress:
-        fit_prior(model, open_pack(run.pack_path), progress=progress)
+        fit_prior(model, packed, progress=progress)
     save_model(run.model_path, model, model.provenance)
 
 
-def _print_pictures(run: Run, *, anew: bool) -> None:
-    """Draw the pictures, those missing or all `anew`, and say where they are."""
-    from autoencode.data.pack import open_pack
+def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:
     from autoencode.data.preprocessing import save_image
     from autoencode.figures.plots import loss_curves
-    from autoencode.models.model_file import load_model
     from autoencode.reconstruction import SHEET_NAME, sheet_of_rows
 
-    model, packed = load_model(run.model_path), open_pack(run.pack_path)
-    print_pack(packed)
     curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
     if anew or not curves.exists():
         loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
@@ -340,31 +240,21 @@ def _print_pictures(run: Run, *, anew: bool) -> None:
     console.print(f"sheet:  {sheet}", soft_wrap=True)
 
 
-def _write_report(run: Run, *, anew: bool) -> None:
-    """Write the page of the run, where it is missing or `anew`; in seconds."""
-    from autoencode.report import REPORT_NAME, write_report
-
-    page = run.folder / REPORT_NAME
-    if anew or not page.exists():
-        with stages() as progress:
-            write_report(run.folder, quick=True, progress=progress)
-    console.print(f"report: {page}", soft_wrap=True)
-
-
-def _print_health(run: Run) -> None:
+def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
+    """Say what a VAE's code carries, and which likelihood its loss amounts to where the name does not."""
     from autoencode.data.loader import batches
-    from autoencode.data.pack import open_pack
     from autoencode.evaluation.quality import code_health, gap_in_words
-    from autoencode.models.model_file import load_model
+    from autoencode.training.repeat import in_words
+    from autoencode.training.run import read_run
 
-    model, packed = load_model(run.model_path), open_pack(run.pack_path)
-    if not model.is_vae:
-        return
+    settings = read_run(run.folder)
+    if settings.train.loss != "gaussian":
+        console.print(f"loss:   {dict(in_words(settings))['loss']}", soft_wrap=True)
     rows = packed.held_out("validation").rows
     health = code_health(model, batches(packed, rows, 128))
     gap = gap_in_words(health.prior_gap_nats)
     console.print(
-        f"code:   {health.active_units} of {model.config.code_size} values active, "
+        f"code:   {health.active_units} of {model.config.code_size} dimensions active, "
         f"KL {health.kl_nats.sum():.1f} nats an image, distance from its prior {gap}",
         soft_wrap=True,
     )
@@ -380,10 +270,10 @@ def print_pack(packed: Pack) -> None:
         f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
     )
     if not len(packed.rows("validation")):
-        # Without a training split, all images are trained on.
+        # Without a training split, all images are trained on, and there is nothing else to measure with.
         held_out = len(packed.rows("test")) and len(packed.rows("train"))
         console.print(
-            "note:   too few images for a validation split; what is called validation was measured on "
+            "note:   too few images for a validation split; the validation numbers are those of "
             f"{'the test images' if held_out else 'the training images themselves'}",
             soft_wrap=True,
         )
@@ -392,5 +282,5 @@ def print_pack(packed: Pack) -> None:
         console.print(
             f"skipped {counted(len(packed.skipped), 'file')}, with the reason in {listed}:", soft_wrap=True
         )
-        for entry in packed.skipped[:5]:
-            console.print(f"  {entry.path}: {entry.reason}", soft_wrap=True)
+        for entry in packed.skipped[:SHOWN]:
+            console.print(one_line(f"  {entry.path}: {entry.reason}"), soft_wrap=True)

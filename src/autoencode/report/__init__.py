@@ -112,7 +112,7 @@ def _lead(of: _Run) -> str:
 
 def _settings(of: _Run) -> list[Block]:
     table = Table(("setting", "value"), in_words(of.settings))
-    return [table, Text("The same run again:"), Command(command(of.settings, of.pack))]
+    return [table, Text("The same run again:"), Command(command(of.folder, of.pack))]
 
 
 def _images(of: _Run) -> list[Block]:

@@ -31,7 +31,8 @@ from autoencode.data.loader import (
     steps_per_epoch,
 )
 from autoencode.errors import VERSION, DivergedError, RunError
-from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
+from autoencode.metrics.images import RunningVariance, active_units, merged
+from autoencode.metrics.latents import bits_per_dimension
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import Adversary, share_at
@@ -381,7 +382,7 @@ class Loop:
             f"{' in a new folder' if epoch else ''} with a lower learning rate "
             f"(it was {self.config.learning_rate:g})"
             f"{', a larger sigma2' if self.config.loss == 'gaussian' else ''}"
-            f"{' or --precision fp32' if self.runtime.bf16 else ''}."
+            f"{' or --set precision=fp32' if self.runtime.bf16 else ''}."
         )
 
 

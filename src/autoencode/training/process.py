@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from autoencode.data.workers import available_cores
 from autoencode.errors import ConfigError, RunError
 
 # Parameters of mallopt(3), by their numbers in malloc.h.
@@ -229,6 +228,8 @@ def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[in
         "MASTER_PORT": str(_free_port()),
         "TORCHELASTIC_RESTART_COUNT": str(restart),
     }
+    from autoencode.data.workers import available_cores  # imports numpy, and --help imports this module
+
     threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // count))}
     processes: list[subprocess.Popen[bytes]] = []
     with _pipe() as watched, _passing_signals_to(processes) as signals:

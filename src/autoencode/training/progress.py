@@ -69,7 +69,7 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
     if config.sigma2 == "auto" and sigma2 and (error := records[-1]["val_mse"]) > OVERCONFIDENT * sigma2:
         return (
             f"Validation mse {error:.5f} is far above sigma2 {sigma2:.5f}, the error of training images: "
-            "they are known by heart. Use a smaller --code-size, or more images."
+            "they are known by heart. Use a smaller code_size, or more images."
         )
     patience = max(PATIENT_EPOCHS, math.ceil(PATIENT_SHARE * config.total_epochs))
     if len(records) < patience:

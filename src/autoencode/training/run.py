@@ -24,6 +24,7 @@ from autoencode.errors import ConfigError, DivergedError, RunError
 from autoencode.models.model_file import MODEL_NAME, read_tensors, write_tensors
 from autoencode.models.networks import ModelConfig
 from autoencode.training.config import TrainConfig
+from autoencode.training.repeat import CONFIG_NAME, run_file
 
 if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
@@ -79,7 +80,7 @@ def holds_state(folder: Path) -> bool:
 
 
 def write_run(folder: Path, run: RunSettings) -> None:
-    """Write run.json, whole or not at all."""
+    """Write run.json, and run.toml for people; each whole or not at all."""
     content = {
         "format": _RUN_VERSION,
         "model": run.model.to_json(),
@@ -96,6 +97,7 @@ def write_run(folder: Path, run: RunSettings) -> None:
         },
     }
     write_json(folder / RUN_NAME, content)
+    write_bytes(folder / CONFIG_NAME, run_file(run).encode())
 
 
 def read_run(folder: Path) -> RunSettings:

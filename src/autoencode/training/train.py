@@ -99,7 +99,7 @@ def same_runtime(
     if precision == "auto" and runtime.bf16 and not multiplies_bf16(runtime.device):
         raise ConfigError(
             f"The run in {out} was started in bf16, which this machine only emulates, slowly. "
-            "Continue it where it was started, or add --precision bf16 to do so here."
+            "Continue it where it was started, or add --set precision=bf16 to do so here."
         )
     return runtime
 
@@ -309,7 +309,7 @@ def _shared(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
     """Check that the processes can share this run, and note how many they are."""
     count = processes.world_size
     if count > 1 and run.train.adversarial:
-        raise ConfigError("--adversarial trains in one process only. Leave it out, or train in one process.")
+        raise ConfigError("Adversarial training needs one process. Leave adversarial out, or the others.")
     smallest = min(run.train.batch_size, len(pack.training_rows()))
     if count > smallest:
         raise ConfigError(
@@ -369,7 +369,7 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
         built = Autoencoder(model, preprocessing)
     if config.batch_size < built.least_batch:
         raise ConfigError(
-            "Batch normalisation has nothing to average over with --batch-size 1 and one value a channel "
+            "Batch normalisation has nothing to average over with a batch_size of 1 and one value a channel "
             "in the deepest level. Use larger batches, larger images or fewer widths."
         )
 
@@ -386,6 +386,6 @@ def _within_memory(out: Path, run: RunSettings) -> Iterator[None]:
         kept = f" What was trained until then is kept in {out}." if holds_state(out) else ""
         raise ConfigError(
             f"The memory is not enough for batches of {run.train.batch_size} images of {size}. "
-            f"{'Go on with --resume' if kept else 'Start again with'} --accumulate 4, or start again"
-            f"{' in a new folder' if kept else ''} with a smaller --batch-size or --size.{kept}"
+            f"{'Go on with --resume' if kept else 'Start again with'} --set accumulate=4, or start again"
+            f"{' in a new folder' if kept else ''} with a smaller batch_size or --size.{kept}"
         ) from err

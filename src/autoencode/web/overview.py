@@ -68,7 +68,7 @@ async def overview(space: Space) -> dict[str, Any]:
         shown = [space.describe(f"{review.letter}{position}") for position in order[:SHOWN]]
     return {
         "settings": _settings(space),
-        "command": None if space.run is None or pack is None else readable(command(space.run, pack)),
+        "command": None if space.run is None or pack is None else readable(command(space.folder, pack)),
         "folder": None if pack is None else readable(str(pack.folder)),
         "splits": {}
         if pack is None
@@ -152,7 +152,7 @@ def _settings(space: Workspace) -> list[tuple[str, str]]:
     config, preprocessing = space.model.config, space.model.preprocessing
     return [
         ("model", "variational autoencoder" if space.model.is_vae else "autoencoder"),
-        ("code", f"{config.code_size} values an image"),
+        ("code", f"{config.code_size} dimensions"),
         ("images", f"{preprocessing.height}x{preprocessing.width}, {preprocessing.resize_mode}"),
         ("epochs", str(space.model.provenance.get("epoch", "unknown"))),
     ]

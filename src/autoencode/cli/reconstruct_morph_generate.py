@@ -1,0 +1,136 @@
+"""The commands that make images: reconstruct, morph and generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoencode.cli import options
+from autoencode.cli.options import Commands, Corrupt, Images, MaxBytes, MaxPixels, Model
+from autoencode.cli.progress import console, counted, counting, fail_if_named, show_skipped
+from autoencode.configuration import Interpolation, PriorName
+
+
+def reconstruct(
+    model: Model,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the sheet, the table and the images.")],
+    corrupt: Corrupt = None,
+    seed: Annotated[int, typer.Option(help="Random numbers of the damage follow from it.")] = 0,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Pass images through a model: original beside reconstruction, PSNR and SSIM of each."""
+    from statistics import median
+
+    from autoencode.training.process import keep_freed_memory
+
+    keep_freed_memory()
+    from autoencode import reconstruction as application
+    from autoencode.models.model_file import load_model
+
+    loaded = load_model(model)
+    with counting("reconstructing") as progress:
+        made = application.reconstruct(
+            loaded,
+            images,
+            out,
+            corruptions=corrupt or (),
+            seed=seed,
+            limits=options.limits(max_pixels, max_bytes),
+            progress=progress,
+        )
+    show_skipped(made.skipped)
+    before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
+    if before:
+        console.print(f"corrupted:      median PSNR {median(before):.2f} dB")
+    psnr_db, ssim = (
+        median(values) for values in zip(*((r.psnr_db, r.ssim) for r in made.results), strict=True)
+    )
+    console.print(
+        f"reconstruction: median PSNR {psnr_db:.2f} dB, SSIM {ssim:.3f}, "
+        f"of {counted(len(made.results), 'image')}"
+    )
+    console.print(f"sheet: {out / application.SHEET_NAME}", soft_wrap=True)
+    console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
+    fail_if_named(made.skipped, images)
+
+
+def morph(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Two or more image files, in order.")],
+    out: Annotated[Path, typer.Option(help="An animation (.gif, .webp) or a strip (.png, ...).")],
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="From one image to the next, both included. Default: 9, 30 for an animation.", min=2
+        ),
+    ] = None,
+    interpolation: Annotated[
+        Interpolation, typer.Option(help="Mix codes along a line, or turn from one to the other.")
+    ] = "linear",
+    ping_pong: Annotated[bool, typer.Option("--ping-pong", help="Go back to the first image.")] = False,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Turn one image into another, through the code."""
+    from autoencode import morphing as application
+    from autoencode.models.model_file import load_model
+
+    made = application.morph(
+        load_model(model),
+        images,
+        out,
+        frames=frames,
+        interpolation=interpolation,
+        ping_pong=ping_pong,
+        limits=options.limits(max_pixels, max_bytes),
+    )
+    console.print(f"morph: {out} ({len(made.pixels)} frames)", soft_wrap=True)
+
+
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the grid and the images.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Images to make.", min=1)] = 64,
+    prior: Annotated[
+        PriorName | None,
+        typer.Option(
+            help="mixture (fitted to the training images) or normal (a VAE only). Default: mixture."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1: more typical images; above: more unusual ones.", min=0)
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    walk: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also a smooth closed walk through the prior: an animation (.gif, .webp) or a strip (.png)."
+        ),
+    ] = None,
+) -> None:
+    """Make new images of the kind the model was trained on."""
+    from autoencode import generation as application
+    from autoencode.atomic import check_output
+    from autoencode.data.preprocessing import WRITABLE
+    from autoencode.models.model_file import load_model
+
+    if walk is not None:
+        check_output(walk, WRITABLE)
+    loaded = load_model(model)
+    made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
+    console.print(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior", soft_wrap=True)
+    console.print(f"grid:   {out / application.GRID_NAME}", soft_wrap=True)
+    if walk is not None:
+        application.walk(loaded, walk, prior=prior, temperature=temperature, seed=seed)
+        console.print(f"walk:   {walk}", soft_wrap=True)
+
+
+COMMANDS: Commands = {
+    reconstruct: ["autoencode reconstruct runs/photos photos/a.jpg --out restored --corrupt gaussian:0.1"],
+    morph: ["autoencode morph runs/photos photos/a.jpg photos/b.jpg --out morph.gif"],
+    generate: ["autoencode generate runs/photos --out new -n 16 --walk walk.gif"],
+}

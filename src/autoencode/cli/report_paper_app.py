@@ -1,0 +1,203 @@
+"""The commands that make pages: report and paper write one, app serves one to the browser."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoencode.cli import options
+from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model, Resize, Size
+from autoencode.cli.progress import console, counting, duration, stages, training
+from autoencode.errors import ConfigError, MissingExtraError, OutputError
+
+if TYPE_CHECKING:
+    from autoencode.paper.experiments import Experiment
+    from autoencode.training.progress import Progress
+
+
+DEFAULT_PORT, PORTS_TRIED = 8765, 20
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REMOTE_NOTE = (
+    "Anyone who can reach this machine and has the address with its key can use the page and see your "
+    "images. What is sent is not encrypted: use it on a network you trust, or through ssh -L instead."
+)
+
+# A log line of each request would hold the key. A long answer must not delay the end by more than a second.
+_SERVER: dict[str, Any] = {
+    "access_log": False,
+    "log_level": "warning",
+    "server_header": False,
+    "timeout_graceful_shutdown": 1,
+}
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Write the page of a run: settings, curves, reconstructions, samples, outliers, numbers."""
+    from autoencode.report import write_report
+    from autoencode.training.process import keep_freed_memory
+
+    keep_freed_memory()
+    with stages() as progress:
+        page = write_report(run, progress=progress)
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def paper(
+    folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page, its figures, numbers and models.")],
+    budget: Annotated[
+        str, typer.Option(help="full for the paper's own epochs, or a fraction of them, such as 0.05.")
+    ] = "full",
+    limit: Annotated[
+        int | None, typer.Option(help="Take only so many images, chosen at random.", min=2)
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="An experiment, or a group: ae, denoise, vae-sigma, vae-warmup, best. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
+    size: Size = None,
+    resize_mode: Resize = None,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Run every experiment of the paper on a folder of images, and show the results as its figures."""
+    from autoencode.data.preprocessing import Preprocessing
+    from autoencode.paper.claims import measure_all
+    from autoencode.paper.experiments import chosen, parse_budget
+    from autoencode.paper.page import write_paper
+    from autoencode.paper.study import Plan, open_study, seconds_needed, train_all, writing
+    from autoencode.training.process import keep_freed_memory, stopped_by_sigterm
+
+    keep_freed_memory()
+    experiments, share = chosen(only or ()), parse_budget(budget)
+    preprocessing = options.preprocessing(size, resize_mode, None) or Preprocessing()
+    with stopped_by_sigterm(), writing(out):
+        with counting("packing") as progress:
+            pack = open_study(
+                folder,
+                out,
+                preprocessing,
+                limit,
+                seed,
+                limits=options.limits(max_pixels, max_bytes),
+                progress=progress,
+            )
+        plan = Plan(out, pack, experiments, share, seed).with_finished()
+        seconds = seconds_needed(plan)
+        console.print(
+            f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train; "
+            "measuring the models comes on top",
+            soft_wrap=True,
+        )
+        with _training_each() as (started, show):
+            trained = train_all(plan, show, started)
+        with stages() as progress_of_stage:
+            results = measure_all(plan, trained, progress_of_stage)
+            page = write_paper(results)
+    console.print(f"page: {page}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _training_each() -> Iterator[tuple[Callable[[Experiment], None], Callable[[Experiment, Progress], None]]]:
+    """Say which experiment begins, and show the progress of the one that is running."""
+    with training() as show:
+
+        def started(experiment: Experiment) -> None:
+            console.print(f"{experiment.name}: {experiment.shows}")
+
+        yield started, lambda _, at: show(at)
+
+
+def app(
+    run: Model,
+    index: Annotated[
+        Path | None, typer.Option(help="An index made with this model: search, and the images to look at.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to review. Default: the index's, or the run's.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Default: 8765, or the next that is free.", min=0, max=65535)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let other machines connect; needed for any other --host.")
+    ] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Use a model in the browser: search, morph, generate, restore, review outliers, see the map."""
+    if host not in _LOOPBACK and not allow_remote:
+        raise ConfigError(f"--host {host} lets other machines connect. Add --allow-remote. {REMOTE_NOTE}")
+    try:
+        import uvicorn
+
+        from autoencode.web.security import Trust
+        from autoencode.web.server import make_app
+        from autoencode.web.workspace import open_workspace
+    except ModuleNotFoundError as err:
+        if err.name not in ("fastapi", "uvicorn", "starlette"):
+            raise
+        raise MissingExtraError("web", "The page") from err
+    listening = listen(host, port)
+    with counting("packing") as progress:
+        workspace = open_workspace(run, index, images, progress)
+    trust = Trust(is_remote=allow_remote)
+    address = f"http://{_in_address(host)}:{listening.getsockname()[1]}/?token={trust.token}"
+    if allow_remote:
+        console.print(REMOTE_NOTE, soft_wrap=True)
+    console.print(f"page: {address}", soft_wrap=True)
+    console.print("Stop with Ctrl-C; pictures given to the page are then deleted.")
+    if not no_browser:
+        threading.Timer(0.5, webbrowser.open, [address]).start()
+    server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), **_SERVER))
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error
+        server.run(sockets=[listening])
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Return a socket that listens at a port; with None, at the first free port from 8765 on.
+
+    Raises:
+        OutputError: the port is taken, or this machine does not have the address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    tried = range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if port is None else [port]
+    problem = ""
+    for number in tried:
+        try:
+            listening = socket.create_server((host, number), family=family)
+        except OSError as err:
+            problem = err.strerror or str(err)
+            continue
+        # Connections inherit this option. Without it the body of each answer, written after its head, waits
+        # 40 ms until the browser has acknowledged the head.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
+    raise OutputError(f"Could not listen at {host}, port {tried[-1]}: {problem}. Choose another --port.")
+
+
+def _in_address(host: str) -> str:
+    """Return a host as it stands in a URL; for all addresses at once, the name of this machine."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+COMMANDS: Commands = {
+    report: ["autoencode report runs/photos"],
+    paper: [
+        "autoencode paper photos --budget 0.05 --limit 2000 --out paper",
+        "autoencode paper photos --only ae --only denoise --out paper",
+    ],
+    app: ["autoencode app runs/photos", "autoencode app runs/photos --index photos.index --port 9000"],
+}
