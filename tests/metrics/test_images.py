@@ -12,8 +12,6 @@ from torchmetrics.image.kid import poly_mmd
 from autoencode.errors import ConfigError
 from autoencode.metrics import images
 from autoencode.metrics.images import (
-    RunningVariance,
-    active_units,
     kernel_inception_distance,
     mean_absolute_error,
     mean_squared_error,
@@ -147,26 +145,6 @@ def test_sharpness_ratio_of_flat_images() -> None:
     assert sharpness_ratio(noisy, flat).item() == float("inf")
     with pytest.raises(ConfigError, match="at least 3x3"):
         sharpness_ratio(flat[..., :2], flat[..., :2])
-
-
-def test_active_units_counts_dimensions_whose_mean_varies() -> None:
-    scale = torch.tensor([1.0, 0.2, 0.05, 0.0])
-    means = 100 + scale * torch.randn((5000, 4), generator=torch.Generator().manual_seed(0))
-    assert active_units(means.double().var(0, correction=0)) == 2
-
-
-@pytest.mark.parametrize("size", [1, 7, 5000])
-def test_the_variance_of_parts_is_that_of_the_whole(size: int) -> None:
-    # A mean a million times the spread, where sums of squares have no digit left.
-    rows = 1e4 + 0.01 * torch.randn(
-        (5000, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    running = RunningVariance()
-    for part in rows.split(size):
-        running.add(part)
-    assert running.count == 5000
-    np.testing.assert_allclose(running.mean, rows.numpy().mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(running.variance, rows.numpy().var(axis=0), rtol=1e-6)
 
 
 def straightforward_mmd(x: np.ndarray, y: np.ndarray) -> float:

@@ -1,3 +1,7 @@
+"""Intervals, AUROC and average precision against scikit-learn, closed forms and plain loops."""
+
+import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -8,14 +12,13 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from autoencode.errors import ConfigError
+from autoencode.metrics import statistics
 from autoencode.metrics.statistics import (
     auroc,
     auroc_estimate,
     average_precision,
     confidence_interval_bootstrap,
     estimate,
-    mean_average_precision,
-    recall_at_k,
     wilson_interval,
 )
 
@@ -28,6 +31,17 @@ def test_auroc_agrees_with_scikit_learn_ties_included(negatives: list[int], posi
     labels = [0] * len(negatives) + [1] * len(positives)
     expected = roc_auc_score(labels, negatives + positives)
     assert auroc(np.array(negatives), np.array(positives)) == pytest.approx(expected)
+
+
+def test_auroc_is_the_share_of_pairs_in_order_with_infinite_scores_too() -> None:
+    generator = np.random.default_rng(0)
+    negatives, positives = (
+        generator.integers(0, 9, 40).astype(float),
+        generator.integers(3, 12, 30).astype(float),
+    )
+    negatives[:3], positives[:3] = (-np.inf, np.inf, np.inf), (np.inf, -np.inf, np.inf)
+    wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    assert auroc(negatives, positives) == pytest.approx(wins.mean(), abs=1e-12)
 
 
 def test_auroc_of_separate_reversed_equal_and_infinite_scores() -> None:
@@ -99,6 +113,24 @@ def test_bootstrap_interval_is_near_the_normal_one_and_deterministic() -> None:
     assert wider.low < interval.low < interval.high < wider.high
 
 
+@pytest.mark.parametrize("size", [2, 7, 400, 70_000])
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+def test_bootstrap_interval_is_that_of_a_loop_over_resamples(
+    size: int, statistic: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", resamples := 40)
+    values = np.random.default_rng(0).normal(3, 2, size)
+    generator = np.random.default_rng(5)
+    found = [statistic(values[generator.integers(size, size=size)]) for _ in range(resamples)]
+    expected = np.quantile(found, [0.05, 0.95])
+    interval = confidence_interval_bootstrap(values, 5, 0.9, statistic)
+    np.testing.assert_allclose(interval, expected, rtol=0, atol=1e-12)
+
+
+def test_bootstrap_interval_of_equal_values_has_no_width() -> None:
+    assert confidence_interval_bootstrap(np.full(9, 1.5), seed=0) == (1.5, 1.5)
+
+
 def test_bootstrap_interval_of_one_value_is_that_value_and_infinity_is_rejected() -> None:
     assert confidence_interval_bootstrap(np.array([2.5]), seed=0) == (2.5, 2.5)
     with pytest.raises(ConfigError, match="not all finite"):
@@ -107,10 +139,16 @@ def test_bootstrap_interval_of_one_value_is_that_value_and_infinity_is_rejected(
 
 @settings(derandomize=True, deadline=None)
 @given(st.integers(1, 500), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_interval_agrees_with_scipy(n: int, data: st.DataObject, level: float) -> None:
+def test_wilson_interval_follows_its_closed_form(n: int, data: st.DataObject, level: float) -> None:
     k = data.draw(st.integers(0, n))
-    expected = binomtest(k, n).proportion_ci(level, method="wilson")
-    np.testing.assert_allclose(wilson_interval(k, n, level), (expected.low, expected.high), atol=1e-9)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre, half_width = k + z**2 / 2, z * math.sqrt(k * (n - k) / n + z**2 / 4)
+    expected = ((centre - half_width) / (n + z**2), (centre + half_width) / (n + z**2))
+    found = wilson_interval(k, n, level)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    # exact at the ends, where rounding would leave -1e-18 or 0.9999
+    assert (found.low == 0) == (k == 0)
+    assert (found.high == 1) == (k == n)
 
 
 @pytest.mark.parametrize(("k", "n", "level"), [(1, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)])
@@ -135,7 +173,6 @@ def test_average_precision_of_a_full_ranking_agrees_with_scikit_learn() -> None:
         for row, query in zip(neighbours, queries, strict=True)
     ]
     np.testing.assert_allclose(average_precision(neighbours, queries, relevant), expected)
-    assert mean_average_precision(neighbours, queries, relevant) == pytest.approx(np.mean(expected))
 
 
 def test_average_precision_of_a_short_list_follows_its_formula() -> None:
@@ -145,27 +182,17 @@ def test_average_precision_of_a_short_list_follows_its_formula() -> None:
     np.testing.assert_allclose(average_precision(neighbours, queries, relevant), expected)
 
 
-def test_recall_at_k_agrees_with_counting_queries() -> None:
-    neighbours, queries, relevant = ranked_collection(1)
-    for k in (1, 3, 10):
-        found = [query in row[:k] for row, query in zip(neighbours, queries, strict=True)]
-        assert recall_at_k(neighbours, queries, relevant, k) == pytest.approx(np.mean(found))
-
-
 def test_queries_without_a_relevant_image_are_left_out_and_minus_one_pads() -> None:
     neighbours = np.array([[7, -1], [7, -1]])
     queries, relevant = np.array([7, 3]), np.array([1, 0])
-    assert recall_at_k(neighbours, queries, relevant, 2) == 1
     np.testing.assert_array_equal(average_precision(neighbours, queries, relevant), [1.0])
     with pytest.raises(ConfigError, match="No query"):
-        recall_at_k(neighbours[1:], queries[1:], relevant[1:], 1)
+        average_precision(neighbours[1:], queries[1:], relevant[1:])
 
 
-def test_neighbour_metrics_reject_a_query_among_its_own_neighbours_and_a_k_too_large() -> None:
+def test_average_precision_rejects_a_query_among_its_own_neighbours() -> None:
     neighbours, queries = np.array([[5, 5]]), np.array([5])
     with pytest.raises(ConfigError, match="Leave the query itself out"):
-        mean_average_precision(neighbours, queries, np.array([1]))
-    with pytest.raises(ConfigError, match="between 1 and the 2"):
-        recall_at_k(neighbours, queries, np.array([2]), 3)
+        average_precision(neighbours, queries, np.array([1]))
     with pytest.raises(ConfigError, match="are needed"):
-        recall_at_k(neighbours, np.array([5, 5]), np.array([2]), 1)
+        average_precision(neighbours, np.array([5, 5]), np.array([2]))

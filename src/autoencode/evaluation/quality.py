@@ -22,7 +22,6 @@ from autoencode.generation import generate
 from autoencode.index.neighbours import fit_space
 from autoencode.index.retrieval import RetrievalQuality, retrieval_quality
 from autoencode.metrics.images import (
-    active_units,
     kernel_inception_distance,
     mean_absolute_error,
     mean_squared_error,
@@ -30,7 +29,13 @@ from autoencode.metrics.images import (
     sharpness_ratio,
     ssim,
 )
-from autoencode.metrics.latents import bits_per_dimension, gaussian_log_likelihood, kl, kl_per_value
+from autoencode.metrics.latents import (
+    active_units,
+    bits_per_dimension,
+    gaussian_log_likelihood,
+    kl,
+    kl_per_value,
+)
 from autoencode.metrics.statistics import Estimate, Interval, estimate
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels

@@ -1,13 +1,13 @@
-"""How close images are: one by one, as sets, and what their codes carry.
+"""How close images are: one by one, and as sets.
 
 Images are torch tensors (B, C, H, W), float in [0, 1], on any device; the result is one number an image,
-(B,) float32 on the CPU. B batch, C channels, H height, W width, N samples, D code size, F feature size.
+(B,) float32 on the CPU. B batch, C channels, H height, W width, N samples, F feature size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from autoencode.metrics.statistics import Interval
 
 VALUES_PER_CHUNK = 2**20  # bounds the working memory of an image metric to some 60 MB, and suits the cache
 SSIM_WINDOW_PX = 11
-ACTIVE_VARIANCE = 0.01
 
 Reals = NDArray[np.floating[Any]]
 
@@ -127,56 +126,6 @@ def sharpness_ratio(restored: Tensor, original: Tensor) -> Tensor:
         return torch.where(both_flat, 1.0, restored_variance / original_variance)
 
     return _per_image(restored, original, ratio)
-
-
-class RunningVariance:
-    """Variance of each column over rows that come in parts, in memory of one part (Chan et al. 1979).
-
-    Attributes:
-        count: rows so far.
-        mean: (D,) float64 on the CPU.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self._squares = 0, torch.zeros(0), torch.zeros(0)
-
-    def add(self, rows: Tensor) -> None:
-        """Take in rows (B, D), at least one, any device."""
-        values = rows.detach().cpu().double()
-        variance, mean = torch.var_mean(values, dim=0, correction=0)
-        self._merge(len(values), mean, variance * len(values))
-
-    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        if self.count:
-            difference, both = mean - self.mean, self.count + count
-            squares = squares + self._squares + difference.square() * (self.count * count / both)
-            mean = self.mean + difference * (count / both)
-        self.count, self.mean, self._squares = self.count + count, mean, squares
-
-    @property
-    def variance(self) -> Tensor:
-        """(D,) float64 on the CPU: mean squared distance from the mean."""
-        return self._squares / self.count
-
-
-def merged(parts: Iterable[RunningVariance]) -> RunningVariance:
-    """Return the variance over the rows of all parts together."""
-    whole = RunningVariance()
-    for part in parts:
-        if part.count:
-            whole._merge(part.count, part.mean, part._squares)
-    return whole
-
-
-def active_units(variance: Tensor) -> int:
-    """Count the code dimensions whose posterior mean varies over the data: Burda et al. 2016, section 5.3.
-
-    A dimension u is active if Var_x(E[u | x]) > 0.01; the others have collapsed onto the prior.
-
-    Args:
-        variance: (D,) Var_x(E[u | x]); see `RunningVariance`.
-    """
-    return int((variance > ACTIVE_VARIANCE).sum())
 
 
 def kernel_inception_distance(

@@ -1,14 +1,21 @@
-"""The two parts of a VAE's evidence lower bound (Kovenko & Bogach 2020, equations 4, 5 and 7), and its unit.
+"""What the codes of a VAE carry: the two parts of its evidence lower bound, its unit, and active dimensions.
 
-Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1]; N = 3 * H * W is the number of their values.
+Equations are those of Kovenko & Bogach 2020. Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1];
+N = 3 * H * W is the number of their values.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ACTIVE_VARIANCE = 0.01  # of Burda et al. 2016
 
 
 def gaussian_log_likelihood(images: Tensor, means: Tensor, sigma2: float | Tensor) -> Tensor:
@@ -43,3 +50,53 @@ def bits_per_dimension(nats_per_image: float, values_per_image: int) -> float:
     The model's density lives on [0, 1]; an image of 256 levels has 8 bits a value more (Theis et al. 2016).
     """
     return nats_per_image / (values_per_image * math.log(2)) + 8
+
+
+class RunningVariance:
+    """Variance of each column over rows that come in parts, in memory of one part (Chan et al. 1979).
+
+    Attributes:
+        count: rows so far.
+        mean: (D,) float64 on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, torch.zeros(0), torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows (B, D), at least one, any device."""
+        values = rows.detach().cpu().double()
+        variance, mean = torch.var_mean(values, dim=0, correction=0)
+        self._merge(len(values), mean, variance * len(values))
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        if self.count:
+            difference, both = mean - self.mean, self.count + count
+            squares = squares + self._squares + difference.square() * (self.count * count / both)
+            mean = self.mean + difference * (count / both)
+        self.count, self.mean, self._squares = self.count + count, mean, squares
+
+    @property
+    def variance(self) -> Tensor:
+        """(D,) float64 on the CPU: mean squared distance from the mean."""
+        return self._squares / self.count
+
+
+def merged(parts: Iterable[RunningVariance]) -> RunningVariance:
+    """Return the variance over the rows of all parts together."""
+    whole = RunningVariance()
+    for part in parts:
+        if part.count:
+            whole._merge(part.count, part.mean, part._squares)
+    return whole
+
+
+def active_units(variance: Tensor) -> int:
+    """Count the code dimensions whose posterior mean varies over the data: Burda et al. 2016, section 5.3.
+
+    A dimension u is active if Var_x(E[u | x]) > 0.01; the others have collapsed onto the prior.
+
+    Args:
+        variance: (D,) Var_x(E[u | x]); see `RunningVariance`.
+    """
+    return int((variance > ACTIVE_VARIANCE).sum())

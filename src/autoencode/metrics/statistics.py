@@ -1,26 +1,32 @@
-"""How well scores and rankings separate, and how sure one can be of a mean or a rate.
+"""How well scores separate and rankings find, and how sure one can be of a mean, a median or a rate.
 
-NumPy arrays in, numbers out. N samples, Q queries, K neighbours.
+NumPy arrays in, numbers out. Shapes: N, M samples, Q queries, K neighbours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoencode.errors import ConfigError
 
-BOOTSTRAP_RESAMPLES = 2000
+# scipy is imported where it is used: that takes half a second, and most commands measure nothing.
 
-Labels = NDArray[np.integer[Any]] | NDArray[np.str_]
-Counts = NDArray[np.integer[Any]]
-Reals = NDArray[np.floating[Any]]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Labels = NDArray[np.integer[Any]] | NDArray[np.str_]
+    Counts = NDArray[np.integer[Any]]
+    Reals = NDArray[np.floating[Any]]
+
+BOOTSTRAP_RESAMPLES = 2000
+RESAMPLED_VALUES = 2**16  # drawn at once: half a megabyte stays in the cache; 2**21 took three times as long
 
 
 class Interval(NamedTuple):
@@ -53,7 +59,7 @@ def estimate(values: Reals, statistic: Callable[..., Any] = np.mean) -> Estimate
         statistic: as for `confidence_interval_bootstrap`.
 
     Returns:
-        The estimate, or None where no value is finite.
+        The estimate; None where no value is finite.
     """
     finite = np.asarray(values, np.float64)
     finite = finite[np.isfinite(finite)]
@@ -66,7 +72,7 @@ def estimate(values: Reals, statistic: Callable[..., Any] = np.mean) -> Estimate
 def auroc(negative_scores: Reals, positive_scores: Reals) -> float:
     """Area under the ROC curve: P(positive > negative) + P(positive = negative) / 2.
 
-    This is the Mann-Whitney U statistic over the number of pairs (Hanley and McNeil 1982), O(n log n).
+    This is the Mann-Whitney U statistic over the number of pairs (Hanley and McNeil 1982).
 
     Args:
         negative_scores: (N,) scores of what should score low, any unit; may be infinite.
@@ -78,16 +84,22 @@ def auroc(negative_scores: Reals, positive_scores: Reals) -> float:
     Raises:
         ConfigError: a side is empty or holds a NaN.
     """
-    negatives = np.sort(_checked_scores(negative_scores, "negative scores"))
+    from scipy.stats import mannwhitneyu
+
+    negatives = _checked_scores(negative_scores, "negative scores")
     positives = _checked_scores(positive_scores, "positive scores")
-    return float(_shares_below(positives, negatives).mean())
+    # Not scikit-learn's roc_auc_score, which rejects infinite scores. The method concerns the p-value, which
+    # is not used; the exact one takes memory of N times M.
+    pairs = len(positives) * len(negatives)
+    return float(mannwhitneyu(positives, negatives, method="asymptotic").statistic / pairs)
 
 
 def auroc_estimate(negative_scores: Reals, positive_scores: Reals) -> Estimate:
-    """`auroc` with its 95 % interval: DeLong, DeLong & Clarke-Pearson 1988, equations 4 to 6.
+    """Return `auroc` with its 95 % interval: DeLong, DeLong & Clarke-Pearson 1988, equations 4 to 6.
 
     The standard error comes from the share of the other side that each score is on the right side of; no
-    distribution is assumed. The interval has no width where the two sides do not overlap.
+    distribution is assumed. The interval has no width where the two sides do not overlap. Arguments and
+    errors are those of `auroc`.
     """
     value = auroc(negative_scores, positive_scores)
     negatives, positives = (
@@ -113,34 +125,43 @@ def _shares_below(scores: Reals, others: Reals) -> Reals:
 def confidence_interval_bootstrap(
     values: Reals, seed: int, level: float = 0.95, statistic: Callable[..., Any] = np.mean
 ) -> Interval:
-    """Confidence interval of a mean: the percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
+    """Return the confidence interval of a mean: percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
 
     Args:
         values: (N,) independent measurements, finite.
         seed: the same seed and values give the same interval.
         level: coverage, in (0, 1).
-        statistic: what the interval is of, a function of (N,): `numpy.mean`, or for instance `numpy.median`.
+        statistic: what the interval is of: `numpy.mean`, or another reduction that takes an `axis`, such as
+            `numpy.median`.
 
     Raises:
-        ConfigError: no value, a value that is not finite, or a level outside (0, 1).
+        ConfigError: there is no value, a value is not finite, or the level lies outside (0, 1).
     """
+    from scipy.stats import bootstrap
+
     _check_level(level)
     sample = _checked_scores(values, "values of a confidence interval")
     if not np.isfinite(sample).all():
         raise ConfigError(
             "A mean of values that are not all finite has no confidence interval. Leave them out."
         )
-    generator = np.random.default_rng(seed)
-    found = [
-        statistic(sample[generator.integers(len(sample), size=len(sample))])
-        for _ in range(BOOTSTRAP_RESAMPLES)
-    ]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    if len(sample) == 1:  # which scipy rejects
+        return Interval(float(sample[0]), float(sample[0]))
+    found = bootstrap(
+        (sample,),
+        statistic,
+        n_resamples=BOOTSTRAP_RESAMPLES,
+        batch=max(1, RESAMPLED_VALUES // len(sample)),
+        vectorized=True,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
 
 
 def wilson_interval(k: int, n: int, level: float = 0.95) -> Interval:
-    """Confidence interval of a rate, k successes in n trials: the score interval of Wilson 1927.
+    """Return the confidence interval of a rate, k successes in n trials: the score interval of Wilson 1927.
 
     It keeps its coverage where the rate is near 0 or 1 and n is small, unlike rate ± z sqrt(p(1-p)/n).
 
@@ -150,57 +171,31 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> Interval:
         level: coverage, in (0, 1).
 
     Raises:
-        ConfigError: k or n cannot be, or a level outside (0, 1).
+        ConfigError: n is below 1, k lies outside [0, n], or the level outside (0, 1).
     """
+    from scipy.stats import binomtest
+
     _check_level(level)
     if n < 1 or not 0 <= k <= n:
         raise ConfigError(f"A rate needs 0 <= k <= n and n >= 1; got k = {k}, n = {n}.")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = k + z**2 / 2
-    half_width = z * math.sqrt(k * (n - k) / n + z**2 / 4)
-    low, high = (centre - half_width) / (n + z**2), (centre + half_width) / (n + z**2)
-    # exact at the ends, where rounding would leave -1e-18 or 0.9999
-    return Interval(0.0 if k == 0 else low, 1.0 if k == n else high)
-
-
-def recall_at_k(neighbour_labels: Labels, query_labels: Labels, relevant: Counts, k: int) -> float:
-    """Share of queries with at least one neighbour of their own label among the first k.
-
-    This is the Recall@K of the metric-learning papers: Oh Song et al. 2016, section 5; Jégou et al. 2011.
-
-    Args:
-        neighbour_labels: (Q, K) label of each neighbour, nearest first, the query itself left out. Pad a
-            short list with a label that no query has, such as -1.
-        query_labels: (Q,) label of each query.
-        relevant: (Q,) how many searchable images share the query's label, the query itself left out.
-            Queries with none cannot succeed and are left out of the share.
-        k: how many neighbours count, in [1, K].
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ConfigError: the shapes do not fit, k is outside [1, K], or no query has a relevant image.
-    """
-    hits, _ = _hits(neighbour_labels, query_labels, relevant)
-    if not 1 <= k <= hits.shape[1]:
-        raise ConfigError(f"Recall at {k} needs k between 1 and the {hits.shape[1]} neighbours given.")
-    return float(hits[:, :k].any(axis=1).mean())
+    found = binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def average_precision(
     neighbour_labels: Labels, query_labels: Labels, relevant: Counts
 ) -> NDArray[np.float64]:
-    """Average precision of each query's first K neighbours.
+    """Return the average precision of each query's first K neighbours.
 
     AP = sum over ranks i <= K of [neighbour i is relevant] * precision(i), over min(R, K), where R images
     are relevant and precision(i) is the relevant share of the first i. With K the whole collection it is
     the AP of Manning, Raghavan and Schütze 2008, section 8.4; the min keeps 1 within reach of a short list.
 
     Args:
-        neighbour_labels: (Q, K), as for `recall_at_k`.
-        query_labels: (Q,), as for `recall_at_k`.
-        relevant: (Q,), as for `recall_at_k`.
+        neighbour_labels: (Q, K) label of each neighbour, nearest first, the query itself left out. Pad a
+            short list with a label that no query has, such as -1.
+        query_labels: (Q,) label of each query.
+        relevant: (Q,) how many searchable images share the query's label, the query itself left out.
 
     Returns:
         (Q',) in [0, 1], for the Q' <= Q queries that have a relevant image, in their order.
@@ -212,11 +207,6 @@ def average_precision(
     precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
     scores: NDArray[np.float64] = (precision * hits).sum(axis=1) / np.minimum(possible, hits.shape[1])
     return scores
-
-
-def mean_average_precision(neighbour_labels: Labels, query_labels: Labels, relevant: Counts) -> float:
-    """Mean over the queries of `average_precision`: mAP@K, in [0, 1]. Arguments and errors are the same."""
-    return float(average_precision(neighbour_labels, query_labels, relevant).mean())
 
 
 def _hits(

@@ -31,8 +31,7 @@ from autoencode.data.loader import (
     steps_per_epoch,
 )
 from autoencode.errors import VERSION, DivergedError, RunError
-from autoencode.metrics.images import RunningVariance, active_units, merged
-from autoencode.metrics.latents import bits_per_dimension
+from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
 from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import Adversary, share_at
