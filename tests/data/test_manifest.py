@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoencode.data import manifest
 from autoencode.data.manifest import Entries, Entry, packed, skipped, unread
 
 WHOLE = st.integers(0, 2**63 - 1)
@@ -92,6 +93,19 @@ def test_an_entry_takes_less_than_150_bytes() -> None:
 @pytest.mark.parametrize("path", ["/etc/passwd.png", "../up.png", "a/../../up.png", "a\0b.png"])
 def test_a_path_that_leaves_the_folder_is_rejected(path: str) -> None:
     value = packed("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
+    assert Entry.from_json(value).path == "a..b/c.png"
+    with pytest.raises(ValueError, match="inside the folder"):
+        Entry.from_json({**value, "path": path})
+
+
+@pytest.mark.parametrize(
+    "path", ["C:/a.png", "C:a.png", "a\\..\\..\\up.png", "\\\\host\\share\\a.png", "//host/a.png"]
+)
+def test_a_path_that_leaves_the_folder_on_windows_is_rejected_there(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = packed("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
+    monkeypatch.setattr(manifest, "_ON_WINDOWS", True)
     assert Entry.from_json(value).path == "a..b/c.png"
     with pytest.raises(ValueError, match="inside the folder"):
         Entry.from_json({**value, "path": path})

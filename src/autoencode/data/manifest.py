@@ -11,10 +11,11 @@ which a pack changes.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from autoencode.configuration import Split
 
 Status = Literal["packed", "skipped"]
+_ON_WINDOWS = os.name == "nt"
 
 
 def split_of(sha256: str) -> Split:
@@ -98,9 +100,12 @@ def check_inside(path: str) -> None:
     """Reject a path that would lead out of the folder it is relative to.
 
     Raises:
-        ValueError: it would.
+        ValueError: the path is absolute, or has a part "..".
     """
-    if "\0" in path or path.startswith("/") or ".." in path.split("/"):
+    parts = path.split("/")
+    if _ON_WINDOWS and (PureWindowsPath(path).anchor or "\\" in path):  # C:a.png, \\host\share, a\..\..\b
+        raise ValueError("not a path inside the folder")
+    if "\0" in path or not parts[0] or ".." in parts:
         raise ValueError("not a path inside the folder")
 
 

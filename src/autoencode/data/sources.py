@@ -71,7 +71,8 @@ def image_names(folder: Path) -> list[str]:
         ImageFolderError: `folder` is missing, is no folder, cannot be read, or has no image.
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
-    found = sorted(path.removeprefix(prefix) for path in _walk(os.fspath(folder)))
+    # On Windows os.sep is a backslash, which other systems take for a part of a name.
+    found = sorted(path.removeprefix(prefix).replace(os.sep, "/") for path in _walk(os.fspath(folder)))
     if not found:
         looked_for = ", ".join(decoding.EXTENSIONS)
         raise ImageFolderError(

@@ -183,9 +183,12 @@ def run_workers(
         0, or the exit code of the first process that failed.
 
     Raises:
+        ConfigError: this system is Windows, where processes do not inherit what stops and watches them here.
         RunError: processes were killed more than `RESTARTS` times; or one ended with an exit code of its
             own before process 0 could report its error.
     """
+    if os.name != "posix":
+        raise ConfigError("Several processes need Linux or macOS. Train in one, or start them with torchrun.")
     for restart in range(RESTARTS + 1):
         codes, stopped = _run_once(count, command, restart)
         if not stopped and codes[0] is None and any(code and code > 0 for code in codes):
