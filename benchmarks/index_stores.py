@@ -52,15 +52,18 @@ class FileStore:
         from autoencode.data.manifest import Entries
         from autoencode.data.preprocessing import Preprocessing
         from autoencode.index.memory import StoredIndex, write_index
-        from autoencode.index.neighbours import fit_cells, fit_space
-        from autoencode.index.settings import Place
+        from autoencode.index.neighbours import fit_inverted_lists, fit_vector_space
+        from autoencode.index.store import IndexSettings, StoredPath
 
-        space, place = fit_space(codes, "cosine"), Place("/images", "images")
+        space = fit_vector_space(codes, "cosine")
         stored = StoredIndex(
-            *("code", "", Preprocessing(), None, space, "/images", place, ""),
+            IndexSettings("code", "", Preprocessing(), None, space),
+            "/images",
+            StoredPath("/images", "images"),
+            "",
             Entries(entries_of(0, len(codes))),
             codes,
-            fit_cells(space, codes),
+            fit_inverted_lists(space, codes),
             0.0,
         )
         write_index(self.place, stored)
@@ -79,26 +82,26 @@ class LanceStore(FileStore):
 
     def write(self, codes: Floats) -> None:
         from autoencode.data.preprocessing import Preprocessing
-        from autoencode.index.lance.store import create_tables
-        from autoencode.index.neighbours import Space
-        from autoencode.index.settings import IndexSettings
+        from autoencode.index.lance import create_tables
+        from autoencode.index.neighbours import VectorSpace
+        from autoencode.index.store import IndexSettings
 
-        settings = IndexSettings("code", "", Preprocessing(), None, Space("cosine"))
+        settings = IndexSettings("code", "", Preprocessing(), None, VectorSpace("cosine"))
         self.tables = create_tables(self.place, settings, codes.shape[1])
         self.add(codes, 0)
 
     def add(self, codes: Floats, first: int) -> None:
-        from autoencode.index.lance.store import keep_fast
         from autoencode.index.lance.tables import Source
-        from autoencode.index.settings import Place
+        from autoencode.index.lance.update import maintain_vector_index
+        from autoencode.index.store import StoredPath
 
         for start in range(first, len(codes), WRITTEN):
             stop = min(start + WRITTEN, len(codes))
             ids = [f"{number:032x}" for number in range(start, stop)]
-            vectors = self.tables.settings.space.vectors(codes[start:stop])
+            vectors = self.tables.settings.vector_space.vectors(codes[start:stop])
             self.tables.add(ids, "/images", entries_of(start, stop), vectors)
-        self.tables.set_source(Source("/images", Place("/images", "images"), "whole"))
-        keep_fast(self.tables)
+        self.tables.set_source(Source("/images", StoredPath("/images", "images"), "whole"))
+        maintain_vector_index(self.tables)
 
     def bytes(self) -> int:
         if isinstance(self.place, Path):
@@ -117,7 +120,7 @@ def status(name: str) -> float:
 def serve(kind: str, place: str, folder: Path) -> None:
     from autoencode import open_index
 
-    for name in ("autoencode.index.build", *(["lancedb"] if kind == "lance" else [])):
+    for name in ("autoencode.index", *(["lancedb"] if kind == "lance" else [])):
         importlib.import_module(name)
     codes, queries = np.load(folder / "codes.npy", mmap_mode="r"), np.load(folder / "queries.npy")
     wanted, count = np.load(folder / "wanted.npy"), len(codes) - ADDED

@@ -24,7 +24,7 @@ from autoencode import Pack, RetrievalQuality, load_model, open_pack, retrieval_
 from autoencode.configuration import Distance
 from autoencode.data.loader import batches
 from autoencode.embedding import image_encoder
-from autoencode.index.neighbours import fit_space
+from autoencode.index.neighbours import fit_vector_space
 
 HEADINGS = "| vectors | values | distance | 1-NN accuracy | 10-NN accuracy | recall@10 | mAP (95 %) |"
 
@@ -52,7 +52,7 @@ def reduced(pack: Pack, pixels: NDArray[np.uint8], values: int) -> Floats:
 
 
 def row(name: str, vectors: Floats, distance: Distance, labels: NDArray[np.str_]) -> str:
-    found: RetrievalQuality = retrieval_quality(fit_space(vectors, distance).vectors(vectors), labels)
+    found: RetrievalQuality = retrieval_quality(fit_vector_space(vectors, distance).vectors(vectors), labels)
     mean = found.mean_average_precision
     return (
         f"| {name} | {vectors.shape[1]} | {distance} | {found.recall_at_1.value:.3f} | "

@@ -56,10 +56,10 @@ def unit(codes: Floats) -> Floats:
 
 
 def ours(codes: Floats, folder: Path) -> tuple[Query, Widen | None]:
-    from autoencode.index.neighbours import Nearest, fit_cells, fit_space
+    from autoencode.index.neighbours import NearestNeighbours, fit_inverted_lists, fit_vector_space
 
-    space = fit_space(codes, "cosine")
-    nearest = Nearest(space, codes, fit_cells(space, codes))
+    space = fit_vector_space(codes, "cosine")
+    nearest = NearestNeighbours(space, codes, fit_inverted_lists(space, codes))
     return lambda code: nearest.search(code[None], K)[0].rows, None
 
 

@@ -165,6 +165,16 @@ def folder(photos: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
+def holds(sheet: NDArray[np.uint8], picture: NDArray[np.uint8]) -> bool:
+    """Whether the enlarged picture is somewhere on the sheet."""
+    height, width = picture.shape[:2]
+    windows = np.lib.stride_tricks.sliding_window_view(sheet[..., 0], (height, width))
+    corner = windows[:, :, :: height - 1, :: width - 1] == picture[:: height - 1, :: width - 1, 0]
+    return any(
+        (windows[y, x] == picture[..., 0]).all() for y, x in zip(*np.nonzero(corner.all((2, 3))), strict=True)
+    )
+
+
 def change_some(folder: Path) -> None:
     """Delete an image, replace one, add one, move one and copy one."""
     paths = sorted(folder.rglob("*.png"))

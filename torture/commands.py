@@ -20,7 +20,7 @@ from autoencode.data.manifest import is_pack
 from autoencode.data.pack import open_pack, pack_folder
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError
-from autoencode.index.build import build_index
+from autoencode.index import build_index
 from autoencode.models.model_file import load_model
 from autoencode.paper.claims import measure_all
 from autoencode.paper.experiments import Experiment
@@ -155,7 +155,7 @@ def whole_run(out: Path) -> bool:
 def whole_index(out: Path) -> bool:
     """Whether an index that is there can be searched."""
     if (out / "index.safetensors").exists():
-        from autoencode.index.memory import open_index
+        from autoencode.index import open_index
 
         open_index(out, model=out.parent / "model.safetensors")
     return whole_pack(out / "pack")
@@ -163,7 +163,7 @@ def whole_index(out: Path) -> bool:
 
 def whole_lance(out: Path) -> bool:
     """Whether an index that is there can be searched, or is known to be unfinished."""
-    from autoencode.index.memory import open_index
+    from autoencode.index import open_index
 
     try:
         open_index(out)

@@ -24,10 +24,10 @@ import torch
 from autoencode.data.pack import open_pack, pack_folder
 from autoencode.errors import AutoencodeError
 from autoencode.generation import fit_prior, generate
-from autoencode.index.build import build_index
-from autoencode.index.memory import open_index, read_index, write_index
-from autoencode.index.neighbours import Cells
-from autoencode.index.sheets import neighbours_sheet
+from autoencode.index import build_index, open_index
+from autoencode.index.base import neighbours_sheet
+from autoencode.index.memory import read_index, write_index
+from autoencode.index.neighbours import InvertedLists
 from autoencode.models.model_file import load_model, read_tensors, save_model, write_tensors
 from autoencode.outliers.calibration import fit_reference
 from autoencode.outliers.find import find_outliers
@@ -166,7 +166,7 @@ def _make(folder: Path, with_all: bool) -> None:
         save_model(folder / name / "model.safetensors", model, model.provenance)
     model = load_model(folder / "plain")
     build_index(folder / "plain", images, folder / "index")
-    _with_cells(folder / "index", folder / "celled")
+    _with_lists(folder / "index", folder / "listed")
     if HAS_LANCE:
         build_index(folder / "plain", images, folder / "tables", store="lance")
     fit_reference(model, pack, folder / "outliers.safetensors")
@@ -174,13 +174,13 @@ def _make(folder: Path, with_all: bool) -> None:
         transfer(model, images, folder / "classifier", embedding="code")
 
 
-def _with_cells(index: Path, out: Path) -> None:
-    """Give a small index the cells of a large one."""
-
+def _with_lists(index: Path, out: Path) -> None:
+    """Give a small index the inverted lists of a large one."""
     stored = read_index(index)
-    cells = Cells(stored.space.vectors(stored.codes[:3]), np.arange(len(stored.codes)) % 3, 2, 0.9)
+    centroids = stored.settings.vector_space.vectors(stored.codes[:3])
+    lists = InvertedLists(centroids, np.arange(len(stored.codes)) % 3, 2, 0.9)
     out.mkdir()
-    write_index(out, replace(stored, cells=cells))
+    write_index(out, replace(stored, lists=lists))
 
 
 def _use_model(path: Path) -> None:
@@ -245,9 +245,9 @@ KINDS = tuple(
         Kind("VAE", "vae/model.safetensors", lambda f: _use_model(f / "vae"), "model"),
         Kind("index", "index/index.safetensors", lambda f: _use_index(f / "index", f), "search-index"),
         Kind(
-            "index of cells",
-            "celled/index.safetensors",
-            lambda f: _use_index(f / "celled", f),
+            "index of inverted lists",
+            "listed/index.safetensors",
+            lambda f: _use_index(f / "listed", f),
             "search-index",
         ),
         Kind("tables", "tables", _use_tables),

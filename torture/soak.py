@@ -15,8 +15,7 @@ import torch
 
 from autoencode.data.pack import open_pack
 from autoencode.generation import fit_prior, generate
-from autoencode.index.build import build_index
-from autoencode.index.memory import open_index
+from autoencode.index import build_index, open_index
 from autoencode.models.model_file import load_model
 from autoencode.training.train import train
 from torture.commands import TINY, make_images

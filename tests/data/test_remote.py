@@ -27,7 +27,7 @@ from autoencode import (
 from autoencode.data import manifest, remote
 from autoencode.data.loader import epoch_order
 from autoencode.evaluation import evaluate
-from autoencode.index.memory import open_index
+from autoencode.index import open_index
 from autoencode.storage import RemoteFolder
 
 ROW_BYTES = 32 * 32 * 3

@@ -6,10 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import holds
 
-from autoencode import ConfigError, Pack, Run, build_index, train
-from autoencode.index.duplicates import NearDuplicates, NearPair, exact_copies, nearest_pairs
-from autoencode.index.neighbours import Nearest, fit_space
+from autoencode import ConfigError, Pack, Preprocessing, Run, build_index, train
+from autoencode.data.preprocessing import read_image
+from autoencode.index.duplicates import (
+    NearDuplicates,
+    NearPair,
+    duplicates_sheet,
+    exact_duplicates,
+    nearest_pairs,
+)
+from autoencode.index.neighbours import NearestNeighbours, fit_vector_space
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +61,7 @@ def test_files_of_the_same_bytes_are_groups_and_one_of_them_takes_part(
     path = sorted(folder.iterdir())[0]
     copies = [Path(shutil.copy(path, path.with_name(f"zz{number}.png"))) for number in range(2)]
     index = build_index(reduced.folder, folder, tmp_path / "i")
-    assert exact_copies(index.entries, folder) == [[path, *copies]]
+    assert exact_duplicates(index.entries, folder) == [[path, *copies]]
     everything = index.near_duplicates(threshold=-1)
     assert len(everything.near) == 16 * 15 // 2
     assert not {pair.first for pair in everything.near} & set(copies)
@@ -63,7 +71,7 @@ def test_the_nearest_pairs_are_kept_and_the_others_counted() -> None:
     codes = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     distances = np.linalg.norm(codes[:, None].astype(np.float64) - codes, axis=2)
     order = sorted((distances[i, j], i, j) for i in range(40) for j in range(i + 1, 40))
-    pairs, more = nearest_pairs(Nearest(fit_space(codes, "l2"), codes, None), 1.5, 10)
+    pairs, more = nearest_pairs(NearestNeighbours(fit_vector_space(codes, "l2"), codes, None), 1.5, 10)
     assert [pair[:2] for pair in pairs] == [(i, j) for _, i, j in order[:10]]
     assert more == sum(distance <= 1.5 for distance, _, _ in order) - 10
 
@@ -88,3 +96,19 @@ def test_both_kinds_are_among_the_first(groups: int, pairs: int, shown: tuple[in
     pair = NearPair(Path("a"), Path("b"), 0.9)
     found = NearDuplicates([[Path("a"), Path("c")]] * groups, [pair] * pairs, 0, 0.9)
     assert tuple(map(len, found.first(6))) == shown
+
+
+def test_a_sheet_of_pairs_shows_copies_and_near_ones(trained: Run, photos: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
+    first = sorted(folder.iterdir())[0]
+    shutil.copy(first, folder / "zz.png")
+    index = build_index(trained.folder, folder, tmp_path / "i")
+    found = index.near_duplicates(threshold=-1, limit=2)
+    sheet = duplicates_sheet(found, index.preprocessing)
+    for path in (first, found.near[1].first, found.near[1].second):
+        assert holds(sheet, read_image(path, index.preprocessing).repeat(4, 0).repeat(4, 1))
+
+
+def test_a_sheet_without_a_pair_is_an_error(tiny_size: Preprocessing) -> None:
+    with pytest.raises(ConfigError, match="no pair to draw"):
+        duplicates_sheet(NearDuplicates([], [], 0, 0.9), tiny_size)

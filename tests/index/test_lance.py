@@ -1,4 +1,4 @@
-"""Indexes kept by LanceDB: several folders, cells, kills, and tables that are not what they should be."""
+"""Indexes kept by LanceDB: several folders, inverted lists, kills, and damaged or forged tables."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from autoencode import (
     remove_source,
 )
 from autoencode.data.manifest import packed
-from autoencode.index.lance import update
-from autoencode.index.lance.store import LanceIndex, find_tables, keep_fast
+from autoencode.index.lance import LanceIndex, LanceStore, find_tables, update
 from autoencode.index.lance.tables import Tables
+from autoencode.index.lance.update import maintain_vector_index
 
 lancedb = pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
 
@@ -88,15 +88,17 @@ def filled(tables: Tables, count: int, seed: int, source: str = "/many") -> np.n
     return vectors
 
 
-def test_many_images_are_searched_by_cells_and_new_ones_are_found_at_once(made: Path, tmp_path: Path) -> None:
+def test_many_images_are_searched_by_inverted_lists_and_new_ones_are_found_at_once(
+    made: Path, tmp_path: Path
+) -> None:
     tables = find_tables(Path(shutil.copytree(made, tmp_path / "i")))
     assert tables is not None
     name = tables.sources()[0].name
     vectors = filled(tables, 3000, 1, name)
-    keep_fast(tables, exact_limit=4000)
-    assert not tables.cells().cells
-    keep_fast(tables, exact_limit=1000)
-    assert tables.cells().cells == 55
+    maintain_vector_index(tables, exact_limit=4000)
+    assert not tables.vector_index().nlist
+    maintain_vector_index(tables, exact_limit=1000)
+    assert tables.vector_index().nlist == 55
     index = LanceIndex(tables)
     assert not index.is_exact
     assert index.recall >= 0.99
@@ -105,7 +107,7 @@ def test_many_images_are_searched_by_cells_and_new_ones_are_found_at_once(made: 
         hits = []
         for vector in vectors[:50]:
             wanted = set(np.argsort(-vectors @ vector)[:10].tolist())
-            rows, _ = tables.nearest(vector, 10, "label = '1'", index._cells.probes)
+            rows, _ = tables.nearest(vector, 10, "label = '1'", index._vector_index.nprobe)
             hits.append(len(wanted & {int(Path(row.path).stem) for row in rows}) / 10)
         return float(np.mean(hits))
 
@@ -115,12 +117,12 @@ def test_many_images_are_searched_by_cells_and_new_ones_are_found_at_once(made: 
     assert rows[0].path == "2/7.png"
     np.testing.assert_array_equal(found[0], new[7])
     assert tables.indexed() == 3048
-    keep_fast(tables, exact_limit=1000)  # too few to be put into cells
+    maintain_vector_index(tables, exact_limit=1000)  # too few to extend the vector index
     assert tables.indexed() == 3048
     filled(tables, 500, 3, name)
-    keep_fast(tables, exact_limit=1000)
+    maintain_vector_index(tables, exact_limit=1000)
     assert tables.indexed() == tables.count() == 3648
-    # More than any cell holds, of a label that is rare.
+    # More than any list holds, with a label that is rare.
     assert len(tables.nearest(new[7], 100, "label = '2'", 1)[0]) == 100
 
 
@@ -148,10 +150,10 @@ def test_writers_that_do_not_see_each_other_leave_one_of_each_image(made: Path, 
 # Builds an index that is killed before its third commit.
 KILLED = """
 import os, signal, sys
-from autoencode.index import build, request
+from autoencode.index import build_index, store
 from autoencode.index.lance import tables, update
 model, folder, out = sys.argv[1:]
-update._VALUES_WRITTEN, update.SAMPLE, request.INFERENCE_BATCH = 64, 8, 8
+update._VALUES_WRITTEN, update.SAMPLE, store.INFERENCE_BATCH = 64, 8, 8
 calls, commit = 0, tables.Tables._commit
 def counted(self, table, write):
     global calls
@@ -160,7 +162,7 @@ def counted(self, table, write):
         os.kill(os.getpid(), signal.SIGKILL)
     return commit(self, table, write)
 tables.Tables._commit = counted
-build.build_index(model, folder, out, store="lance")
+build_index(model, folder, out, store="lance")
 """
 
 
@@ -183,7 +185,7 @@ def ended(trained: Run, folder: Path, out: Path, moment: int) -> None:
         patch.setattr(Tables, "_commit", counted)
         patch.setattr(update, "_VALUES_WRITTEN", 64)
         patch.setattr(update, "SAMPLE", 8)
-        patch.setattr("autoencode.index.request.INFERENCE_BATCH", 8)
+        patch.setattr("autoencode.index.store.INFERENCE_BATCH", 8)
         build_index(trained.folder, folder, out, store="lance")
 
 
@@ -218,7 +220,7 @@ def test_an_update_under_way_is_named(trained: Run, folder: Path, tmp_path: Path
     assert index.search(next(folder.rglob("*.png")), 3).results
 
 
-def test_images_of_a_lost_version_are_taken_in_again(
+def test_images_of_a_lost_version_are_added_again(
     trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "i"
@@ -300,7 +302,7 @@ def test_codes_are_written_as_they_are_made(
 ) -> None:
     monkeypatch.setattr(update, "_VALUES_WRITTEN", 8 * 5)
     monkeypatch.setattr(update, "SAMPLE", 7)
-    monkeypatch.setattr("autoencode.index.request.INFERENCE_BATCH", 4)
+    monkeypatch.setattr("autoencode.index.store.INFERENCE_BATCH", 4)
     sizes = []
     add = Tables.add
 
@@ -317,7 +319,7 @@ def test_codes_are_written_as_they_are_made(
     assert [near.path for near in one] == [near.path for near in other]
 
 
-def test_the_images_of_a_folder_can_be_taken_out_again(trained: Run, folder: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_folder_can_be_removed(trained: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "i"
     for name in ("coast", "night"):
         build_index(trained.folder, folder / name, out, store="lance")
@@ -351,15 +353,15 @@ def test_a_removal_that_was_killed_goes_on(
     assert len(build_index(trained.folder, folder / "coast", out)) == 32
 
 
-def test_only_what_lancedb_keeps_has_folders_to_take_out(trained: Run, folder: Path, tmp_path: Path) -> None:
+def test_an_index_in_a_file_has_no_folder_to_remove(trained: Run, folder: Path, tmp_path: Path) -> None:
     build_index(trained.folder, folder, tmp_path / "file")
-    with pytest.raises(ImageIndexError, match="is of one folder: delete it"):
+    with pytest.raises(ImageIndexError, match="is an index of one folder: delete it"):
         remove_source(tmp_path / "file", folder)
-    with pytest.raises(ImageIndexError, match="No index that LanceDB keeps"):
+    with pytest.raises(ImageIndexError, match="No index at"):
         remove_source(tmp_path / "none", folder)
 
 
-def test_what_is_no_byte_of_a_name_stays_what_it_is(made: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_percent_sign_that_escapes_no_byte_stays(made: Path, photos: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(made, tmp_path / "i"))
     table(out, "images").update(values={"path": "%41x%2E%C3%25.png"})
     found = open_index(out).search(next(photos.rglob("*.png")), 3).results[0].found
@@ -384,7 +386,7 @@ def test_an_update_whose_images_another_removed_is_not_called_whole(
     trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "i"
-    monkeypatch.setattr(update, "_alone", lambda _: contextlib.nullcontext())  # as in storage
+    monkeypatch.setattr(LanceStore, "_writing", lambda *_: contextlib.nullcontext())  # as in storage
     added = Tables.add
 
     def removed_meanwhile(self: Tables, *arguments: Any) -> None:  # noqa: ANN401
@@ -396,7 +398,7 @@ def test_an_update_whose_images_another_removed_is_not_called_whole(
         build_index(trained.folder, folder, out, store="lance")
 
 
-def test_an_index_finds_a_model_that_was_moved_once_it_was_brought_in_step(
+def test_an_index_finds_a_model_that_was_moved_once_it_was_updated(
     trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     out, model = tmp_path / "i", Path(shutil.copy(trained.model_path, tmp_path / "a.safetensors"))

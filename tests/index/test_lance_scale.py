@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoencode import ImageIndexError, Run, StorageError, build_index, open_index, pack_folder, remove_source
-from autoencode.index.lance.store import find_tables
+from autoencode.index.lance import find_tables
 from autoencode.storage import RemoteFolder
 
 pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
@@ -75,7 +75,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from autoencode.index.lance.store import find_tables
+from autoencode.index.lance import find_tables
 from autoencode.data.manifest import packed
 place, number = sys.argv[1], int(sys.argv[2])
 tables = find_tables(place if "://" in place else Path(place))

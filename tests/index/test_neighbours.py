@@ -9,7 +9,7 @@ import pytest
 from autoencode import ConfigError
 from autoencode.configuration import Distance
 from autoencode.index import neighbours as module
-from autoencode.index.neighbours import Floats, Nearest, fit_cells, fit_space
+from autoencode.index.neighbours import Floats, NearestNeighbours, fit_inverted_lists, fit_vector_space
 
 DISTANCES: tuple[Distance, ...] = ("whitened", "cosine", "l2")
 
@@ -49,7 +49,7 @@ def brute_force(queries: Floats, known: Floats, distance: Distance) -> np.ndarra
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_nearest_are_those_of_brute_force(distance: Distance) -> None:
     known, queries = codes(300), codes(20, seed=9)
-    found = Nearest(fit_space(known, distance), known, None).search(queries, 10)
+    found = NearestNeighbours(fit_vector_space(known, distance), known, None).search(queries, 10)
     scores = brute_force(queries, known, distance)
     order = np.argsort(scores if distance == "l2" else -scores, axis=1)[:, :10]
     for near, rows, line in zip(found, order, scores, strict=True):
@@ -60,7 +60,7 @@ def test_the_nearest_are_those_of_brute_force(distance: Distance) -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_code_is_nearest_to_itself_and_its_scores_do_not_depend_on_company(distance: Distance) -> None:
     known = codes(200)
-    nearest = Nearest(fit_space(known, distance), known, None)
+    nearest = NearestNeighbours(fit_vector_space(known, distance), known, None)
     together, alone = nearest.search(known, 3), nearest.search(known[7:8], 3)[0]
     assert [near.rows[0] for near in together] == list(range(200))
     np.testing.assert_allclose(together[7].scores, alone.scores, atol=1e-6)
@@ -71,55 +71,57 @@ def test_few_codes_or_directions_without_variance_are_not_blown_up() -> None:
     known = np.zeros((3, 5), np.float32)
     known[:, 0] = [0, 1, 2]
     for few in (known, known[:1]):
-        space = fit_space(few, "whitened")
+        space = fit_vector_space(few, "whitened")
         assert np.isfinite(space.vectors(few)).all()
-        assert np.isfinite(Nearest(space, few, None).search(few, 5)[0].scores).all()
+        assert np.isfinite(NearestNeighbours(space, few, None).search(few, 5)[0].scores).all()
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_equal_codes_are_equal_and_others_are_not(count: int) -> None:
     known = np.tile(codes(1), (count, 1))
-    space = fit_space(known, "whitened")
-    (found,) = Nearest(space, known, None).search(known[:1], 10)
+    space = fit_vector_space(known, "whitened")
+    (found,) = NearestNeighbours(space, known, None).search(known[:1], 10)
     np.testing.assert_allclose(found.scores, np.ones(count), atol=1e-6)
     moved = known[:1] + np.float32([1, -1, 1, -1, 1, -1])
     assert np.isfinite(space.vectors(moved)).all()
-    assert Nearest(space, known, None).search(moved, 1)[0].scores[0] < 0.99
+    assert NearestNeighbours(space, known, None).search(moved, 1)[0].scores[0] < 0.99
 
 
 def test_a_code_of_zeros_is_at_a_right_angle_to_every_other() -> None:
     known = codes(10)
-    found = Nearest(fit_space(known, "cosine"), known, None).search(np.zeros((1, 6), np.float32), 10)[0]
+    found = NearestNeighbours(fit_vector_space(known, "cosine"), known, None).search(
+        np.zeros((1, 6), np.float32), 10
+    )[0]
     np.testing.assert_array_equal(found.scores, 0)
     assert found.rows.tolist() == list(range(10))
 
 
-def test_cells_of_200000_codes_find_99_percent_of_the_true_neighbours() -> None:
+def test_inverted_lists_of_200000_codes_find_99_percent_of_the_true_neighbours() -> None:
     known = clustered(200_000, 16)
-    space = fit_space(known, "whitened")
-    cells = fit_cells(space, known)
-    assert cells is not None
-    assert cells.probes < len(cells.centroids) / 4
+    space = fit_vector_space(known, "whitened")
+    lists = fit_inverted_lists(space, known)
+    assert lists is not None
+    assert lists.nprobe < len(lists.centroids) / 4
     queries = known[:100] + np.float32(0.05)
-    found = Nearest(space, known, cells).search(queries, 10)
-    exact = Nearest(space, known, None).search(queries, 10)
+    found = NearestNeighbours(space, known, lists).search(queries, 10)
+    exact = NearestNeighbours(space, known, None).search(queries, 10)
     recall = np.mean([np.isin(e.rows, f.rows).mean() for e, f in zip(exact, found, strict=True)])
     assert recall >= 0.99
-    assert cells.recall >= 0.99
+    assert lists.recall >= 0.99
 
 
-def test_cells_give_all_neighbours_that_are_asked_for() -> None:
+def test_inverted_lists_give_all_neighbours_that_are_asked_for() -> None:
     known = clustered(3_000, 8)
-    space = fit_space(known, "cosine")
-    cells = fit_cells(space, known, exact_limit=1_000)
-    assert cells is not None
-    found = Nearest(space, known, cells).search(known[:2], 5_000)
+    space = fit_vector_space(known, "cosine")
+    lists = fit_inverted_lists(space, known, exact_limit=1_000)
+    assert lists is not None
+    found = NearestNeighbours(space, known, lists).search(known[:2], 5_000)
     assert [sorted(near.rows) for near in found] == [list(range(3_000))] * 2
 
 
-def test_up_to_the_limit_there_are_no_cells() -> None:
+def test_up_to_the_limit_there_are_no_inverted_lists() -> None:
     known = codes(50)
-    assert fit_cells(fit_space(known, "l2"), known, exact_limit=50) is None
+    assert fit_inverted_lists(fit_vector_space(known, "l2"), known, exact_limit=50) is None
 
 
 @pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.98), ("l2", 0.8)])
@@ -128,7 +130,7 @@ def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) ->
     scores = brute_force(known, known, distance)
     near = scores <= threshold if distance == "l2" else scores >= threshold
     wanted = {(i, j) for i, j in zip(*np.nonzero(near), strict=True) if i < j}
-    blocks = list(Nearest(fit_space(known, distance), known, None).pairs(threshold))
+    blocks = list(NearestNeighbours(fit_vector_space(known, distance), known, None).pairs(threshold))
     found = [(int(i), int(j)) for first, second, _ in blocks for i, j in zip(first, second, strict=True)]
     assert len(wanted) > 10
     assert len(found) == len(set(found))
@@ -136,12 +138,14 @@ def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) ->
 
 
 @pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.9), ("l2", 0.9)])
-def test_cells_miss_no_pair_and_no_neighbour_for_want_of_a_byte(distance: Distance, threshold: float) -> None:
-    """With every cell looked into, what is left to miss things is that a value has one byte."""
+def test_inverted_lists_lose_no_pair_and_no_neighbour_to_their_bytes(
+    distance: Distance, threshold: float
+) -> None:
+    """With every list scanned, only the bytes can lose a pair or a neighbour."""
     known = clustered(2_000, 8)
-    space = fit_space(known, distance)
-    cells = fit_cells(space, known, exact_limit=1_000)
-    rough, exact = Nearest(space, known, cells), Nearest(space, known, None)
+    space = fit_vector_space(known, distance)
+    lists = fit_inverted_lists(space, known, exact_limit=1_000)
+    rough, exact = NearestNeighbours(space, known, lists), NearestNeighbours(space, known, None)
     rough.index.nprobe = rough.index.nlist
     for wanted, found in zip(exact.search(known[:50], 10), rough.search(known[:50], 10), strict=True):
         assert found.rows.tolist() == wanted.rows.tolist()
@@ -163,7 +167,7 @@ def test_pairs_do_not_depend_on_the_blocks_they_are_found_in(
     distance: Distance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = codes(90)
-    nearest = Nearest(fit_space(known, distance), known, None)
+    nearest = NearestNeighbours(fit_vector_space(known, distance), known, None)
 
     def pairs() -> list[tuple[int, int, float]]:
         blocks = list(nearest.pairs(2.0 if distance == "l2" else 0.0))
@@ -180,7 +184,7 @@ def test_pairs_do_not_depend_on_the_blocks_they_are_found_in(
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_pair_exactly_at_the_threshold_is_one(distance: Distance) -> None:
     known = codes(40)
-    nearest = Nearest(fit_space(known, distance), known, None)
+    nearest = NearestNeighbours(fit_vector_space(known, distance), known, None)
     scores = np.concatenate([block[2] for block in nearest.pairs(9.0 if distance == "l2" else -2.0)])
     threshold = float(np.sort(scores)[len(scores) // 2])
     found = np.concatenate([block[2] for block in nearest.pairs(threshold)])
@@ -190,36 +194,36 @@ def test_a_pair_exactly_at_the_threshold_is_one(distance: Distance) -> None:
 
 def test_the_others_of_a_code_are_as_many_as_asked_for_and_never_itself() -> None:
     known = np.repeat(codes(10), 2, axis=0)
-    nearest = Nearest(fit_space(known, "l2"), known, None)
+    nearest = NearestNeighbours(fit_vector_space(known, "l2"), known, None)
     for row, near in enumerate(nearest.others(np.arange(20), 3)):
         assert len(near) == 3
         assert row not in near
         assert near[0] == row ^ 1  # its copy
 
 
-def test_one_cell_that_holds_one_too_few_sends_a_query_to_all_of_them() -> None:
+def test_a_list_that_holds_too_few_codes_sends_a_query_to_every_list() -> None:
     known = clustered(2_000, 8)
-    space = fit_space(known, "l2")
-    cells = fit_cells(space, known, exact_limit=1_000)
-    assert cells is not None
-    nearest = Nearest(space, known, dataclasses.replace(cells, probes=1))
-    counts = np.bincount(cells.assignment)
-    exact = Nearest(space, known, None)
-    for cell in np.flatnonzero(counts)[:10]:
-        code = known[np.flatnonzero(cells.assignment == cell)[:1]]
-        k = int(counts[cell]) + 1
+    space = fit_vector_space(known, "l2")
+    lists = fit_inverted_lists(space, known, exact_limit=1_000)
+    assert lists is not None
+    nearest = NearestNeighbours(space, known, dataclasses.replace(lists, nprobe=1))
+    counts = np.bincount(lists.assignment)
+    exact = NearestNeighbours(space, known, None)
+    for number in np.flatnonzero(counts)[:10]:
+        code = known[np.flatnonzero(lists.assignment == number)[:1]]
+        k = int(counts[number]) + 1
         [found], [wanted] = nearest.search(code, k), exact.search(code, k)
         assert found.rows.tolist() == wanted.rows.tolist()
 
 
 def test_an_unknown_distance_is_rejected() -> None:
     with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
-        fit_space(codes(5), "l1")  # type: ignore[arg-type]
+        fit_vector_space(codes(5), "l1")  # type: ignore[arg-type]
 
 
 def test_a_query_that_is_no_number_finds_nothing() -> None:
     known = codes(20)
-    nearest = Nearest(fit_space(known, "cosine"), known, None)
+    nearest = NearestNeighbours(fit_vector_space(known, "cosine"), known, None)
     nothing, found = nearest.search(np.stack([np.full(6, np.nan, np.float32), known[3]]), 2)
     assert len(nothing.rows) == 0
     assert found.rows[0] == 3
@@ -227,29 +231,29 @@ def test_a_query_that_is_no_number_finds_nothing() -> None:
 
 @pytest.mark.parametrize("enough", [1, 2, 7, 37, 100, 500])
 @pytest.mark.parametrize("first", [1, 8])
-def test_the_fewest_probes_are_found_to_within_a_sixteenth(enough: int, first: int) -> None:
+def test_the_smallest_nprobe_is_found_to_within_a_sixteenth(enough: int, first: int) -> None:
     tried: list[int] = []
 
-    def recall_with(probes: int) -> float:
-        tried.append(probes)
-        return 0.999 if probes >= enough else 0.9
+    def recall_with(nprobe: int) -> float:
+        tried.append(nprobe)
+        return 0.999 if nprobe >= enough else 0.9
 
-    probes, recall = module.fewest_probes(recall_with, 500, first)
+    nprobe, recall = module.smallest_nprobe(recall_with, 500, first)
     least = max(enough, first)
-    assert least <= probes <= least * 17 / 16 + 1
+    assert least <= nprobe <= least * 17 / 16 + 1
     assert recall == 0.999
     assert len(tried) == len(set(tried)) < 28
 
 
-def test_all_cells_are_looked_into_where_that_is_not_enough() -> None:
-    assert module.fewest_probes(lambda probes: 0.9, 50) == (50, 0.9)
+def test_every_list_is_scanned_where_fewer_are_not_enough() -> None:
+    assert module.smallest_nprobe(lambda nprobe: 0.9, 50) == (50, 0.9)
 
 
 @pytest.mark.parametrize("distance", ["whitened", "cosine", "l2"])
 def test_many_queries_at_once_find_what_each_finds_alone(distance: Distance) -> None:
     known, queries = codes(3000), codes(400, seed=5)
-    found = Nearest(fit_space(known, distance), known, None)
-    assert queries.size > module._MULTIPLIED > queries.shape[1]
+    found = NearestNeighbours(fit_vector_space(known, distance), known, None)
+    assert queries.size > module._MATRIX_THRESHOLD > queries.shape[1]
     for query, together in zip(queries, found.search(queries, 5), strict=True):
         alone = found.search(query[None], 5)[0]
         assert together.rows.tolist() == alone.rows.tolist()

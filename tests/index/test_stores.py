@@ -65,10 +65,10 @@ def test_what_is_found_is_what_comparing_every_code_finds(
     vectors, asked = codes, queries
     if distance == "whitened":
         _, first = np.unique(codes.round(4), axis=0, return_index=True)
-        space = index.space
-        assert space.centre is not None
-        np.testing.assert_allclose(space.centre, codes[first].mean(0), atol=1e-4)
-        vectors, asked = ((part - space.centre) @ space.matrix for part in (codes, queries))  # type: ignore[misc]
+        space = index.vector_space
+        assert space.mean is not None
+        np.testing.assert_allclose(space.mean, codes[first].mean(0), atol=1e-4)
+        vectors, asked = ((part - space.mean) @ space.whitening for part in (codes, queries))  # type: ignore[misc]
     if distance == "l2":
         scores = np.linalg.norm(asked[:, None] - vectors, axis=-1)
     else:

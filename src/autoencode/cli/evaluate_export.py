@@ -14,7 +14,6 @@ from autoencode.cli.progress import console, stages
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
-    from autoencode.index.retrieval import Measured
     from autoencode.metrics.statistics import Estimate
 
 
@@ -144,7 +143,7 @@ def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequen
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def _cell(estimate: Estimate | Measured | None) -> str:
+def _cell(estimate: Estimate | None) -> str:
     """Return a value with its interval, rounded so that the width of the interval keeps two digits."""
     from math import floor, log10
 

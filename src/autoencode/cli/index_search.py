@@ -71,14 +71,14 @@ def index(
     if remove:
         if any(given is not None for given in (store, embedding, distance, max_pixels, max_bytes, ray)):
             raise ConfigError("--remove goes with no other option than --out.")
-        from autoencode.index.lance.update import remove_source
+        from autoencode.index import remove_source
 
         console.print(f"{counted(remove_source(out, folder), 'image')} removed from {out}", soft_wrap=True)
         return
     from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()
-    from autoencode.index.build import build_index
+    from autoencode.index import build_index
 
     with counting("packing") as packing_progress, counting("encoding") as progress:
         made = build_index(
@@ -133,16 +133,20 @@ def search(
     if threshold is not None and not near_duplicates:
         raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
     if k is not None and near_duplicates:
-        raise ConfigError("-k is for images to look for; near-duplicates are told by --threshold.")
+        raise ConfigError(
+            "-k is for images to look for; the number of near-duplicates depends on --threshold."
+        )
     if near_duplicates and (label, split) != (None, None):
         raise ConfigError("--label and --split are for images to look for, not for --near-duplicates.")
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE
-    from autoencode.index.memory import open_index
+    from autoencode.index import open_index
 
     opened = open_index(index, model)
     for source in opened.unfinished:
-        notes.print(f"Not all images of {source} are in the index yet: {opened.again}", soft_wrap=True)
+        notes.print(
+            f"Not all images of {source} are in the index yet: {opened.update_command}", soft_wrap=True
+        )
     limits = options.limits(max_pixels, max_bytes)
     if out is not None:
         check_output(out, (".json",), _read(opened, queries or [], out))
@@ -156,7 +160,7 @@ def search(
         if sheet is not None and not (pairs.exact or pairs.near):
             notes.print("There is no pair to draw: no sheet is written.")
         elif sheet is not None:
-            from autoencode.index.sheets import duplicates_sheet
+            from autoencode.index.duplicates import duplicates_sheet
 
             _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
         return
@@ -170,7 +174,7 @@ def search(
     if out is not None:
         _write(out, _neighbours_json(opened, found))
     if sheet is not None:
-        from autoencode.index.sheets import neighbours_sheet
+        from autoencode.index.base import neighbours_sheet
 
         _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
     fail_if_named(found.skipped, queries or [])
@@ -223,7 +227,7 @@ def _print_neighbours(opened: Index, found: SearchResults) -> None:
 def _note_gone(opened: Index, gone: Collection[Path]) -> None:
     if gone:
         notes.print(
-            f"{len(gone):,} of the images found are no longer there. Bring the index in step: {opened.again}",
+            f"{len(gone):,} of the images found are no longer there. Update it: {opened.update_command}",
             soft_wrap=True,
         )
 
@@ -252,7 +256,7 @@ def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
     _note_gone(opened, found.gone)
     total = len(found.near) + found.more
     console.print(
-        f"exact copies: {found.copies:,}; "
+        f"exact copies: {found.redundant:,}; "
         f"pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
     )
     groups, pairs = found.first(LINES_SHOWN)

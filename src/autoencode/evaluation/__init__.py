@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from autoencode.configuration import PriorName, Split
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits
-    from autoencode.index.retrieval import RetrievalQuality
+    from autoencode.metrics.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
 
 # More images would not change PCA. The kernels of KID are 1,000 x 1,000 numbers, 8 MB each, and its noise at

@@ -19,8 +19,7 @@ from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
 from autoencode.generation import generate
-from autoencode.index.neighbours import fit_space
-from autoencode.index.retrieval import RetrievalQuality, retrieval_quality
+from autoencode.index.neighbours import fit_vector_space
 from autoencode.metrics.images import (
     kernel_inception_distance,
     mean_absolute_error,
@@ -36,6 +35,7 @@ from autoencode.metrics.latents import (
     kl,
     kl_per_value,
 )
+from autoencode.metrics.retrieval import RetrievalQuality, retrieval_quality
 from autoencode.metrics.statistics import Estimate, Interval, estimate
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -343,7 +343,7 @@ def label_quality(
         codes.append(model.encode(images).numpy())
         pixels.append(images.flatten(1).numpy())
     found = np.concatenate(codes)
-    vectors = {"codes": fit_space(found, "whitened").vectors(found), "pixels": np.concatenate(pixels)}
+    vectors = {"codes": fit_vector_space(found, "whitened").vectors(found), "pixels": np.concatenate(pixels)}
     return {name: retrieval_quality(values, labels[:count]) for name, values in vectors.items()}
 
 

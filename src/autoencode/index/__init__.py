@@ -1,1 +1,230 @@
-"""Images that look alike: an index of vectors, the stores that can hold it, and search."""
+"""Images that look alike: an index of vectors, the stores that can keep it, and search.
+
+Shapes: R distinct contents, D code dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autoencode.cluster import joined_cluster
+from autoencode.data.remote import local
+from autoencode.embedding import image_encoder
+from autoencode.errors import ConfigError, ImageFolderError, OutputError
+from autoencode.index.lance import LanceStore
+from autoencode.index.memory import FileStore, in_memory
+from autoencode.index.store import BuildRequest, IndexStore
+from autoencode.metrics.retrieval import MOST_QUERIES, RetrievalQuality, retrieval_quality
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.model_file import MODEL_NAME, as_model
+from autoencode.storage import folder_or_url
+
+if TYPE_CHECKING:
+    from autoencode.configuration import Distance, Embedding, Split, Store
+    from autoencode.data.manifest import Entry
+    from autoencode.data.preprocessing import Limits
+    from autoencode.index.base import Index
+
+# The one place that knows every store. The first is the default, and stores do not know of each other.
+STORES: dict[Store, IndexStore] = {
+    "file": FileStore(),
+    "lance": LanceStore(),
+}
+
+
+def build_index(
+    model: Autoencoder | str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    embedding: Embedding | None = None,
+    distance: Distance | None = None,
+    store: Store | None = None,
+    limits: Limits | None = None,
+    ray: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    packing_progress: Callable[[int, int], None] | None = None,
+) -> Index:
+    """Index the images of a folder, or update an index of it: only new images are encoded.
+
+    A kill, a crash or a full disk at any moment leaves the old index whole, or the new one. LanceDB takes
+    images in as they are encoded: a new index is not opened before it is whole, and an index under update
+    names the folders that are not whole (`Index.unfinished`).
+
+    Args:
+        model: a model file, the run folder that holds one, or a model from `load_model`; one given by its
+            path is found again when the index is searched.
+        source: a folder of images, in sub-folders or not, or a pack, which is used as it is; a pack also by
+            its URL in storage (see `open_pack`).
+        out: the folder of the index, made if missing. For LanceDB also a URL, such as s3://bucket/index.
+        embedding: "code" (the default of a new index) compares what the model was trained to keep,
+            "pretrained" features of EfficientNet-Lite0 of images of the model's size (extra `eval`).
+        distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
+            principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
+            the angle between the codes themselves, "l2" their Euclidean distance. A change of distance
+            encodes nothing anew; LanceDB rejects it.
+        store: "file" (the default of a new index) is held in memory as a whole; "lance" is kept by LanceDB
+            (extra `lance`), which reads what a query needs: for more images than fit in memory, of one folder
+            or several, and for several machines that index a folder each at once.
+        limits: the largest files and pictures to accept.
+        ray: the address of a Ray cluster to encode on; this machine must be one of its nodes, and every node
+            must see the pack: the one in `out`, or the one given. See `joined_cluster`.
+        progress: called with (images encoded, images to encode).
+        packing_progress: called with (files done, files to read).
+
+    Raises:
+        ModelFileError: the model cannot be loaded.
+        ImageFolderError: the folder is missing, has no images, or none that can be used.
+        ImageIndexError: the index there is of another model or folder, damaged, of another version, or being
+            written.
+        PackError: the pack cannot be used.
+        StorageError: the storage cannot be reached.
+        ConfigError: the embedding, distance or store is unknown, the model was never saved, or the pack has
+            another size.
+        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a cluster
+            `ray`.
+        RunError: no cluster answers at the address, or it could not do the work.
+        OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
+    """
+    if store is not None and store not in STORES:
+        raise ConfigError(f"Unknown store {store!r}. Choose one of: {', '.join(STORES)}.")
+    source, loaded = local(source), as_model(model)
+    if not source.is_dir():
+        raise ImageFolderError(f"No folder of images and no pack at {source}.")
+    location = folder_or_url(out)
+    chosen = _store_for(location, store)
+    path = None if isinstance(model, Autoencoder) else Path(model)
+    if path is not None and path.is_dir():
+        path = path / MODEL_NAME
+    with joined_cluster(ray, "Encoding on a cluster") as cluster:
+        request = BuildRequest(
+            loaded, path, source, embedding, distance, limits, progress, packing_progress, cluster
+        )
+        return chosen.build(request, location)
+
+
+def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) -> Index:
+    """Open an index.
+
+    Args:
+        path: what `build_index` made: a folder, or the URL of an index in storage (extra `lance`).
+        model: the model it was made with, if its file was moved. None is needed to search with codes, or by
+            pretrained features.
+
+    Raises:
+        ImageIndexError: there is no index, or it is damaged, not finished, of another version, or made with
+            another model.
+        ModelFileError: the model given cannot be loaded.
+        MissingExtraError: an index kept by LanceDB needs the optional part `lance`.
+        StorageError: the storage cannot be reached.
+        ConfigError: no store can keep an index at such a URL.
+    """
+    location = folder_or_url(path)
+    store = store_at(location) or _stores_for(location)[0]
+    if not store.holds(location):
+        raise store.nothing_at(location)
+    opened = store.open(location)
+    if model is not None:
+        opened.use(image_encoder(as_model(model), opened.embedding))
+    return opened
+
+
+def remove_source(index: str | Path, source: str | Path) -> int:
+    """Remove the images of a folder or pack from an index of several; return how many there were.
+
+    The folder is not touched, and need not be there any more. After a kill, the same call continues.
+
+    Args:
+        index: the folder of the index, or its URL.
+        source: as it was given to `build_index`; a relative path is taken from the current folder.
+
+    Raises:
+        ImageIndexError: there is no index, its store keeps one source alone, it is damaged or being written.
+        ConfigError: the index has no images of the source.
+        StorageError: the storage cannot be reached.
+        OutputError: the index cannot be written.
+        MissingExtraError: LanceDB is not installed.
+    """
+    location, given = folder_or_url(index), folder_or_url(source)
+    store = store_at(location)
+    if store is None:
+        raise _stores_for(location)[0].nothing_at(location)
+    return store.remove_source(location, given if isinstance(given, str) else str(given.resolve()))
+
+
+def evaluate_search(
+    index: Index, *, split: Split | None = None, most_queries: int = MOST_QUERIES, seed: int = 0
+) -> RetrievalQuality:
+    """Measure how well an index finds images of the same label, leaving each query out.
+
+    A query is compared with every image, however the index is searched, as this measures the codes. One of
+    the files with the same bytes takes part; images whose label no other image has are no queries.
+
+    Args:
+        index: from `build_index` or `open_index`, of a folder with a sub-folder for each label.
+        split: take queries from this split alone, such as "test": images the model was not trained on. They
+            are compared with all images.
+        most_queries: the most queries to use, drawn at random where there are more images.
+        seed: for that draw and the bootstrap intervals.
+
+    Raises:
+        ConfigError: there are fewer than two labels, no query has another image of its label, or the index is
+            not held in memory.
+    """
+    index = in_memory(index, "Measuring a search")
+    entry_of: dict[int, Entry] = {}
+    for entry in index.entries:
+        if entry.label is not None and entry.row is not None:
+            entry_of.setdefault(entry.row, entry)
+    rows, entries = np.array(list(entry_of), np.int64), list(entry_of.values())
+    return retrieval_quality(
+        index.vector_space.vectors(index.codes[rows]),
+        np.array([entry.label for entry in entries], np.str_),
+        queries=np.flatnonzero([split in (None, entry.split) for entry in entries]),
+        most_queries=most_queries,
+        seed=seed,
+    )
+
+
+def store_at(location: Path | str) -> IndexStore | None:
+    """Return the store of the index at a folder or URL, usable or not; None if there is none.
+
+    Raises:
+        ConfigError: no store can keep an index at such a URL.
+        StorageError: the storage cannot be reached.
+    """
+    return next((store for store in _stores_for(location) if store.holds(location)), None)
+
+
+def _stores_for(location: Path | str) -> list[IndexStore]:
+    """Return the stores that can keep an index at a folder or URL, the default first."""
+    stores = list(STORES.values())
+    if isinstance(location, Path):
+        return stores
+    able = [store for store in stores if location.startswith(store.schemes)]
+    if not able:
+        schemes = ", ".join(scheme for store in stores for scheme in store.schemes)
+        or_url = f", or a URL of {schemes}" if schemes else ""
+        raise ConfigError(f"Cannot keep an index at {location}. Give a folder{or_url}.")
+    return able
+
+
+def _store_for(location: Path | str, name: Store | None) -> IndexStore:
+    """Return the store asked for; by default that of the index there is, or the first."""
+    able, default = _stores_for(location), next(iter(STORES.values()))
+    # Storage is asked, which needs credentials, only if the store asked for can keep an index there.
+    found = store_at(location) if name is None or STORES[name] in able else None
+    store = STORES[name] if name else found or default
+    if store not in able:
+        names = " or ".join(f"--store {one.name}" for one in able)
+        raise ConfigError(f"An index at {location} needs another store. Add {names}, or name a folder.")
+    if found not in (None, store):
+        raise OutputError(
+            f"{location} is an index of the store {found.name}. "
+            f"Choose another output, or --store {found.name}."
+        )
+    return store

@@ -1,6 +1,6 @@
-"""Images that look alike to a model: what an index of images does, wherever it keeps them.
+"""An index of images and what it finds, whichever store keeps it.
 
-Shapes: Q queries, D values in a code. Images are (Q, 3, H, W) in [0, 1], codes (Q, D).
+Shapes: Q queries, D code dimensions. Images are (Q, 3, H, W) in [0, 1], codes (Q, D).
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.configuration import Split
-from autoencode.data.preprocessing import Limits, read_chunks
+from autoencode.data.preprocessing import Limits, read_chunks, read_image
 from autoencode.data.sources import expanded
-from autoencode.errors import ConfigError
-from autoencode.index.settings import IndexSettings, check_encoder, find_encoder
+from autoencode.errors import ConfigError, ImageError
 from autoencode.models.autoencoder import INFERENCE_BATCH
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Entry
+    from autoencode.data.preprocessing import Preprocessing
     from autoencode.embedding import ImageEncoder
     from autoencode.index.duplicates import NearDuplicates
     from autoencode.index.neighbours import Floats
+    from autoencode.index.store import IndexSettings
 
 MOST_PAIRS = 10_000
+_MOST_QUERIES = 24  # nobody looks through a longer sheet
+_SHEET_COLUMNS = 11  # a query and the ten neighbours that a search gives by default
+_GREY = 224
 
 Images = str | Path | Iterable[str | Path] | Tensor | NDArray[Any]
 
@@ -44,8 +48,8 @@ class Neighbour:
         path: the file, as it was when the index was made.
         score: a similarity in [-1, 1] for the distances "whitened" and "cosine", where higher is nearer; a
             distance from 0 for "l2", where lower is nearer.
-        label: the first sub-folder, if it is in one.
-        position: its place in `FileIndex.entries`; None in an index that is not held in memory.
+        label: the first sub-folder; None for an image in none.
+        position: where the image is in `FileIndex.entries`; None in an index that is not held in memory.
     """
 
     path: Path
@@ -61,10 +65,10 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What was found for one query.
+    """The neighbours of one query.
 
     Attributes:
-        query: its file; None where images or codes were given.
+        query: the file; None where images or codes were given.
         found: the neighbours, nearest first.
     """
 
@@ -74,10 +78,10 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class SearchResults:
-    """What `Index.search` found.
+    """The results of `Index.search`.
 
     Attributes:
-        results: one a query that could be used, in the order given.
+        results: one for each query that could be used, in the order given.
         skipped: the other queries, with the reason.
     """
 
@@ -87,7 +91,7 @@ class SearchResults:
 
 @dataclass(frozen=True)
 class Update:
-    """What `build_index` did.
+    """What `build_index` changed.
 
     Attributes:
         encoded: distinct contents that were encoded.
@@ -105,8 +109,8 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Which images of an index are meant: those of a label, of a split, or of both; None is any.
+class ImageFilter:
+    """A condition on the images of an index; None matches every label, or every split.
 
     Attributes:
         label: the first sub-folder.
@@ -120,46 +124,39 @@ class Chosen:
         """Reject a split that does not exist.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the split is unknown.
         """
         if self.split is not None and self.split not in get_args(Split):
             raise ConfigError(f"Unknown split {self.split!r}. Choose one of: {', '.join(get_args(Split))}.")
 
     def __str__(self) -> str:
-        named = {"label": self.label, "split": self.split}
-        return " and ".join(f"the {name} {value!r}" for name, value in named.items() if value is not None)
+        conditions = {"label": self.label, "split": self.split}
+        return " and ".join(f"the {name} {text!r}" for name, text in conditions.items() if text is not None)
 
 
-ALL = Chosen()
-
-
-def needs_memory(path: Path | str, purpose: str) -> ConfigError:
-    """Return the error that something can only be done with an index that is held in memory."""
-    return ConfigError(
-        f"{purpose} needs an index that is held in memory, and {path} is kept by LanceDB. "
-        "Make another: autoencode index MODEL FOLDER --store file --out OTHER"
-    )
+EVERY_IMAGE = ImageFilter()
 
 
 class Index(ABC):
-    """An index, opened. Updates by other processes do not change what is open.
+    """An open index. Updates by other processes do not change it.
 
     Attributes:
         path: the folder of the index, or its URL.
         embedding: what its codes are, "code" or "pretrained".
         distance: how codes are compared.
-        preprocessing: how images become what is encoded.
-        recall: share of the true ten nearest that are found, measured when the index was made; 1 where every
-            code is compared.
-        update: what `build_index` did to it; None for an index that was only opened.
-        unfinished: folders whose images are not all in it yet: an update is running, or was ended.
-        again: the command that brings it in step.
+        vector_space: the same, with what was fitted to the codes.
+        preprocessing: how files become the images that are encoded.
+        recall: share of the true ten nearest neighbours that are found, measured when the index was built; 1
+            where a query is compared with every code.
+        update: what `build_index` changed; None for an index that was only opened.
+        unfinished: folders whose images are not all in the index yet: an update is running, or was killed.
+        update_command: the command that updates the index.
     """
 
     path: Path | str
     recall: float
     unfinished: tuple[str, ...] = ()
-    again: str
+    update_command: str
 
     def __init__(
         self,
@@ -168,10 +165,10 @@ class Index(ABC):
         encoder: ImageEncoder | None = None,
         update: Update | None = None,
     ) -> None:
-        """Open an index of codes of `size` values; see `open_index`."""
+        """Open an index of codes of `size` dimensions; see `open_index`."""
         self.update = update
         self.embedding, self.preprocessing = settings.embedding, settings.preprocessing
-        self.space, self.distance = settings.space, settings.space.distance
+        self.vector_space, self.distance = settings.vector_space, settings.vector_space.distance
         self._settings, self._size, self._given_encoder = settings, size, encoder
 
     def __len__(self) -> int:
@@ -185,32 +182,32 @@ class Index(ABC):
 
     @functools.cached_property
     def encoder(self) -> ImageEncoder:
-        """What made the codes.
+        """The encoder that made the codes.
 
         Raises:
-            ModelFileError: the model is not where it was, or is another one by now.
+            ModelFileError: the model file is missing, or holds another model.
             ImageIndexError: the pretrained features installed are of another version.
             MissingExtraError: pretrained features need the optional part `eval`.
         """
-        return self._given_encoder or find_encoder(self.path, self._settings)
+        return self._given_encoder or self._settings.find_encoder(self.path)
 
     def use(self, encoder: ImageEncoder) -> None:
-        """Encode queries with this encoder, wherever the one that made the codes is now.
+        """Encode queries with this encoder, instead of looking for the model where it was.
 
         Raises:
-            ImageIndexError: it did not make them.
+            ImageIndexError: the codes were made with another encoder.
         """
-        advice = "Index the folder with this model into another place."
-        check_encoder(self.path, self._settings, encoder, advice)
+        advice = "Index the folder with this model, into another output."
+        self._settings.check_encoder(self.path, encoder, advice)
         self._given_encoder = encoder
 
     def count(self, label: str | None = None, split: Split | None = None) -> int:
-        """Return how many images there are, of a label, of a split, or of both.
+        """Return the number of images, of a label, of a split, or of both.
 
         Raises:
-            ConfigError: there is no such split.
+            ConfigError: the split is unknown.
         """
-        return self._count(Chosen(label, split))
+        return self._count(ImageFilter(label, split))
 
     def search(
         self,
@@ -226,47 +223,48 @@ class Index(ABC):
 
         Args:
             queries: image files and folders of them; or images (Q, 3, H, W) in [0, 1]; or codes (Q, D).
-            k: neighbours of each; all images, where there are fewer.
-            label: look among the images of this first sub-folder alone.
-            split: look among those of this split alone, such as "test".
+            k: neighbours of each query; where there are fewer images, all of them.
+            label: search the images of this first sub-folder alone.
+            split: search the images of this split alone, such as "test".
             limits: the largest files and pictures to accept.
             progress: called with (queries done, queries in all), for files.
 
         Raises:
-            ConfigError: k is below 1, arrays that are neither images nor codes, or no image is of that label
-                or split.
+            ConfigError: k is below 1, the arrays are neither images nor codes, or no image has that label or
+                split.
             ImageFolderError: a folder is missing or has no image, or no file could be used.
-            ModelFileError: the model is needed and is not where it was, or is another one by now.
+            ModelFileError: queries have to be encoded, and the model file is missing or holds another model.
         """
         if k < 1:
             raise ConfigError(f"The number of neighbours is {k}; it must be at least 1.")
-        chosen = Chosen(label, split)
-        if chosen != ALL and not self._count(chosen):
-            raise ConfigError(f"No image of {self.path} has {chosen}.")
+        only = ImageFilter(label, split)
+        if only != EVERY_IMAGE and not self._count(only):
+            raise ConfigError(f"No image of {self.path} has {only}.")
         if isinstance(queries, Tensor | np.ndarray):
-            found = self._found(self._codes_of(torch.as_tensor(queries)), k, chosen)
+            found = self._search_codes(self._codes_of(torch.as_tensor(queries)), k, only)
             return SearchResults([Neighbours(None, tuple(near)) for near in found], [])
-        return self._search_files(queries, k, chosen, limits, progress)
+        return self._search_files(queries, k, only, limits, progress)
 
-    @abstractmethod
     def near_duplicates(self, threshold: float | None = None, limit: int = MOST_PAIRS) -> NearDuplicates:
         """Find files with the same bytes, and pairs of different bytes that look the same to the encoder.
 
         Args:
-            threshold: the score from which a pair is listed. The default is what 95 % of a sample of the
-                index's images reach with a copy of themselves that lost a border of 2 % and was saved again
-                at three quarters of the size as a JPEG of quality 50.
+            threshold: the score from which a pair is listed. The default is the score that 95 % of a sample
+                of the index's images reach with an altered copy of themselves: cropped by 2 % on every side,
+                and saved at three quarters of the size as a JPEG of quality 50.
             limit: the most pairs to list, the nearest of all.
 
         Raises:
-            ConfigError: a threshold or a limit that cannot be, or the index is not held in memory.
+            ConfigError: the threshold is no score of the distance, the limit is below 1, or the index is not
+                held in memory.
         """
+        raise self._needs_memory("Finding near-duplicates")
 
     def _search_files(
         self,
         queries: str | Path | Iterable[str | Path],
         k: int,
-        chosen: Chosen,
+        only: ImageFilter,
         limits: Limits | None,
         progress: Callable[[int, int], None] | None,
     ) -> SearchResults:
@@ -276,8 +274,8 @@ class Index(ABC):
         chunks = read_chunks(paths, INFERENCE_BATCH, self.preprocessing, limits or Limits(), skipped)
         for number, (usable, pixels) in enumerate(chunks, 1):
             codes = self.encoder.encode(to_float(pixels))
-            # One more than asked for: the query itself may be among them.
-            for path, found in zip(usable, self._found(codes, k + 1, chosen), strict=True):
+            # One more than asked for, as the query itself may be among them.
+            for path, found in zip(usable, self._search_codes(codes, k + 1, only), strict=True):
                 own = path.resolve()
                 others = [near for near in found if near.path.resolve() != own]
                 results.append(Neighbours(path, tuple(others[:k])))
@@ -295,14 +293,70 @@ class Index(ABC):
             )
         return codes
 
+    def _needs_memory(self, purpose: str) -> ConfigError:
+        return ConfigError(
+            f"{purpose} needs an index that is held in memory, and {self.path} is not. "
+            "Make another: autoencode index MODEL FOLDER --store file --out OTHER"
+        )
+
     @abstractmethod
     def files(self, like: Path) -> Iterator[Path]:
-        """Yield the indexed files; of an index that is not held in memory only those named as `like` is."""
+        """Yield the indexed files, or at least those that have the same name as `like`."""
 
     @abstractmethod
-    def _count(self, chosen: Chosen) -> int:
-        """Return how many images are meant."""
+    def _count(self, only: ImageFilter) -> int:
+        """Return the number of images that match."""
 
     @abstractmethod
-    def _found(self, codes: Floats, k: int, chosen: Chosen) -> list[list[Neighbour]]:
-        """Return the k nearest images of each code (Q, D), or all; copies have the same score."""
+    def _search_codes(self, codes: Floats, k: int, only: ImageFilter) -> list[list[Neighbour]]:
+        """Return the K nearest images of each code (Q, D), or all of them; copies have the same score."""
+
+
+def neighbours_sheet(
+    results: list[Neighbours], preprocessing: Preprocessing, limits: Limits | None = None
+) -> NDArray[np.uint8]:
+    """Draw the first 24 queries, framed, each before its neighbours; a grey square where a file is gone.
+
+    Args:
+        results: from `Index.search` for files.
+        preprocessing: how the files become pixels.
+        limits: the largest files and pictures to read.
+
+    Returns:
+        The sheet, (height, width, 3).
+
+    Raises:
+        ConfigError: no result has a file as its query.
+    """
+    from autoencode.figures import image_grid  # loads Matplotlib, which a search without a sheet is spared
+
+    grids = []
+    for result in results[:_MOST_QUERIES]:
+        if result.query is None:
+            continue
+        paths = [result.query, *(near.path for near in result.found)]
+        pictures = [picture_of(path, preprocessing, limits) for path in paths]
+        captions = [result.query.name, *(f"{near.score:.3f}" for near in result.found)]
+        captions = [
+            text if is_read else "gone" for text, (_, is_read) in zip(captions, pictures, strict=True)
+        ]
+        pixels = np.stack([picture for picture, _ in pictures])
+        grids.append(image_grid(pixels, captions=captions, columns=_SHEET_COLUMNS, highlight_first=True))
+    if not grids:
+        raise ConfigError("There is no result to draw.")
+    width = max(grid.shape[1] for grid in grids)
+    margins = [((0, 0), (0, width - grid.shape[1]), (0, 0)) for grid in grids]
+    white = 255
+    return np.concatenate(
+        [np.pad(grid, margin, constant_values=white) for grid, margin in zip(grids, margins, strict=True)]
+    )
+
+
+def picture_of(
+    path: Path, preprocessing: Preprocessing, limits: Limits | None
+) -> tuple[NDArray[np.uint8], bool]:
+    """Return the pixels (H, W, 3) of a file and True; a grey square and False if it cannot be read."""
+    try:
+        return read_image(path, preprocessing, limits), True
+    except ImageError:
+        return np.full((preprocessing.height, preprocessing.width, 3), _GREY, np.uint8), False

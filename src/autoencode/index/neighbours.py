@@ -1,12 +1,13 @@
-"""The nearest of many codes: what near means, and finding them with FAISS.
+"""Nearest neighbours among codes: how two codes are compared, and the search with FAISS.
 
-Up to `EXACT_LIMIT` codes every one is compared. Beyond, codes are grouped into cells and a query looks into
-the nearest cells only (an inverted file: Jégou et al. 2011, section IV), into so many that nearly nothing is
-missed, as measured when the cells are made. There FAISS keeps a byte a value, which is half the time and a
-quarter of the memory of fp32. What it finds is scored again in fp64, from the codes themselves: distances
-between bytes are rough, and those of L2 between codes that nearly agree are mostly rounding.
+Up to `EXACT_LIMIT` codes, a query is compared with every one. Beyond, the codes are divided among inverted
+lists, one a k-means centroid, and a query scans the `nprobe` lists with the nearest centroids (Jégou et al.
+2011, section IV); `nprobe` is the smallest number that reaches `RECALL_SOUGHT` on a sample. FAISS then keeps
+one byte a dimension: half the time and a quarter of the memory of fp32. The candidates it finds are scored
+again in fp64 from the codes themselves: distances between bytes are rough, and FAISS's L2 distances between
+nearly equal codes are mostly rounding error.
 
-Shapes: R codes, Q queries, D code size, L cells, K neighbours.
+Shapes: R codes, Q queries, D code dimensions, L inverted lists, K neighbours.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from autoencode.configuration import Distance
 from autoencode.errors import ConfigError
 
 EXACT_LIMIT = 100_000
-RECALL_SOUGHT = 0.995  # on the sample; its error is about 0.002, which keeps the recall itself above 0.99
+# The recall measured on the sample has an error of about 0.002: 0.995 keeps the true recall above 0.99.
+RECALL_SOUGHT = 0.995
 RECALL_NEIGHBOURS, RECALL_SAMPLE = 10, 500
+# Candidates scored again for each neighbour asked for, as the order of the one-byte distances is rough.
+CANDIDATES_PER_NEIGHBOUR = 3
 
-_CELLS_PER_ROOT = 2  # cells for the square root of the number of codes; 4 take twice as long and find no more
-_TRAINED_PER_CELL, _ITERATIONS = 40, 5  # twice as many of both take four times as long and find no more
-FOUND_PER_WANTED = 3  # of what the bytes call nearest, so many times K are scored again
-_MULTIPLIED = 1000  # values of all queries; FAISS's own 128,000 takes up to 8 times as long
-_EQUAL = 1e-6  # share of their mean by which equal codes differ, from rounding
+# Lists for the square root of the number of codes: 4 took twice as long and found no more.
+_LISTS_PER_ROOT = 2
+# Codes a list and iterations of k-means: twice as many of both took four times as long and found no more.
+_TRAINED_PER_LIST, _ITERATIONS = 40, 5
+# Query values from which FAISS multiplies matrices: its own default of 128,000 took up to 8 times as long.
+_MATRIX_THRESHOLD = 1000
+_RELATIVE_ROUNDING = 1e-6  # share of their mean by which equal codes may differ, from fp32 rounding
 _BLOCK_VALUES = 16 * 1024**2  # a block of scores is 64 MB
 _VECTOR_VALUES = 1024**2  # a block of vectors is 4 MB, and 8 in fp64
 
@@ -41,20 +47,20 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Space:
-    """How codes are compared: a linear map, and the angle or the distance between what it gives.
+class VectorSpace:
+    """How codes are compared: a linear map to vectors, and a score between two vectors.
 
     Attributes:
-        distance: "whitened" is the cosine of the angle between codes whose principal directions are scaled
-            to unit variance (Jégou & Chum 2012); "cosine" that between the codes themselves; "l2" the
-            Euclidean distance.
-        centre: (D,) subtracted first; None where nothing is.
-        matrix: (D, D) applied next; None where none is.
+        distance: "whitened" scores by the cosine of the angle between codes whose principal directions are
+            scaled to unit variance (Jégou & Chum 2012), "cosine" by the cosine between the codes themselves,
+            "l2" by their Euclidean distance.
+        mean: (D,) subtracted from a code; None without whitening.
+        whitening: (D, D) the centred code is multiplied by; None without whitening.
     """
 
     distance: Distance
-    centre: Floats | None = None
-    matrix: Floats | None = None
+    mean: Floats | None = None
+    whitening: Floats | None = None
 
     @property
     def is_similarity(self) -> bool:
@@ -64,11 +70,11 @@ class Space:
     def vectors(self, codes: Floats) -> Floats:
         """Map codes (R, D) to vectors (R, D) whose inner product, or whose L2 distance, is the score."""
         vectors: Floats = np.asarray(codes, np.float32)
-        if self.centre is not None and self.matrix is not None:
-            vectors = ((vectors - self.centre) @ self.matrix).astype(np.float32, copy=False)
+        if self.mean is not None and self.whitening is not None:
+            vectors = ((vectors - self.mean) @ self.whitening).astype(np.float32, copy=False)
         if self.is_similarity:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            # A code of zero length has no direction: it is at a right angle to every other.
+            # A code of zero length has no direction. It stays zero, and so scores 0 with every other.
             vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
         return np.ascontiguousarray(vectors)
 
@@ -80,21 +86,22 @@ class Space:
         return np.asarray(np.sqrt(np.square(queries - vectors).sum(-1)))
 
 
-def fit_space(codes: Floats, distance: Distance) -> Space:
-    """Choose what the comparison needs to know of the codes (R, D).
+def fit_vector_space(codes: Floats, distance: Distance) -> VectorSpace:
+    """Fit the map that a distance needs to codes (R, D); only "whitened" needs one.
 
-    Whitening shrinks the covariance towards a multiple of the identity with the weight of D further codes
-    (a ridge, as in Ledoit & Wolf 2004): directions without variance, or with too few codes to know it, are
-    not blown up. Codes that are all equal are compared as they are.
+    Whitening shrinks the covariance towards a multiple of the identity with the weight of D further codes (a
+    ridge, as in Ledoit & Wolf 2004), so that directions without variance, or with too few codes to estimate
+    it, are not blown up. Codes that are all equal are not whitened.
 
     Raises:
-        ConfigError: an unknown distance.
+        ConfigError: the distance is unknown.
     """
     if distance not in get_args(Distance):
         raise ConfigError(f"Unknown distance {distance!r}. Choose one of: {', '.join(get_args(Distance))}.")
     if distance != "whitened":
-        return Space(distance)
+        return VectorSpace(distance)
     count, size = codes.shape
+    # In blocks: the codes may be a memory map larger than memory, and an fp64 copy would be twice its size.
     total, products = np.zeros(size), np.zeros((size, size))
     for _, block in _blocks(codes):
         total += block.sum(0, dtype=np.float64)
@@ -104,45 +111,65 @@ def fit_space(codes: Floats, distance: Distance) -> Space:
         products += centred.T @ centred
     variances, directions = np.linalg.eigh(products / count)
     variances = variances.clip(min=0)
-    # Of one code, or equal ones, every difference is rounding: nothing is known to whiten by.
-    if variances.mean() <= np.square(_EQUAL * mean).mean():
-        return Space(distance)
+    # A single code, or equal ones, differ from their mean by rounding alone, which must not be scaled up.
+    if variances.mean() <= np.square(_RELATIVE_ROUNDING * mean).mean():
+        return VectorSpace(distance)
     weight = size / (size + count)
     shrunk = (1 - weight) * variances + weight * variances.mean()
     shrunk = np.maximum(shrunk, np.finfo(np.float32).tiny)
-    return Space(distance, mean.astype(np.float32), (directions / np.sqrt(shrunk)).astype(np.float32))
+    whitening = (directions / np.sqrt(shrunk)).astype(np.float32)
+    return VectorSpace(distance, mean.astype(np.float32), whitening)
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Codes grouped for approximate search.
+class InvertedLists:
+    """Codes divided among lists, for approximate search (an inverted file, FAISS's IVF).
 
     Attributes:
         centroids: (L, D) float32.
-        assignment: (R,) int64, the cell of each code.
-        probes: cells that a query looks into.
-        recall: share of the true 10 nearest that were found for a sample of codes.
+        assignment: (R,) int64, the list of each code.
+        nprobe: lists that a query scans.
+        recall: share of the true 10 nearest neighbours found, measured on a sample of the codes.
     """
 
     centroids: Floats
     assignment: Rows
-    probes: int
+    nprobe: int
     recall: float
 
+    def check(self, count: int, size: int) -> None:
+        """Reject lists that do not fit codes (count, size): FAISS would read outside of them.
 
-def fit_cells(space: Space, codes: Floats, exact_limit: int = EXACT_LIMIT) -> Cells | None:
-    """Group codes (R, D), or return None where every one can be compared."""
+        Raises:
+            ValueError: names the part that does not fit.
+        """
+        nlist = len(self.centroids)
+        is_matrix = self.centroids.shape == (nlist, size) and self.centroids.dtype == np.float32
+        if not nlist or not is_matrix or not np.isfinite(self.centroids).all():
+            raise ValueError(f"centroids of shape {self.centroids.shape} or not finite")
+        if self.assignment.shape != (count,) or self.assignment.dtype != np.int64:
+            raise ValueError("not an inverted list for each code")
+        if not 0 <= self.assignment.min() <= self.assignment.max() < nlist:
+            raise ValueError("codes in an inverted list that is not there")
+        if type(self.nprobe) is not int or not 1 <= self.nprobe <= nlist:
+            raise ValueError("an nprobe that is not from 1 to the number of inverted lists")
+
+
+def fit_inverted_lists(
+    space: VectorSpace, codes: Floats, exact_limit: int = EXACT_LIMIT
+) -> InvertedLists | None:
+    """Divide codes (R, D) among inverted lists; None where there are few enough to compare every one."""
     count, size = codes.shape
     if count <= exact_limit:
         return None
-    prepare_faiss()
-    cells = round(_CELLS_PER_ROOT * math.sqrt(count))
+    configure_faiss()
+    nlist = round(_LISTS_PER_ROOT * math.sqrt(count))
     order = np.random.Generator(np.random.Philox(0)).permutation(count)
     sample, rest = np.sort(order[:RECALL_SAMPLE]), order[RECALL_SAMPLE:]
-    training = space.vectors(codes[np.sort(rest[: _TRAINED_PER_CELL * cells])])
+    training = space.vectors(codes[np.sort(rest[: _TRAINED_PER_LIST * nlist])])
     kmeans = faiss.Kmeans(
         size,
-        cells,
+        nlist,
         niter=_ITERATIONS,
         seed=1,
         spherical=space.is_similarity,
@@ -150,100 +177,93 @@ def fit_cells(space: Space, codes: Floats, exact_limit: int = EXACT_LIMIT) -> Ce
         max_points_per_centroid=len(rest),
     )
     kmeans.train(training)
-    del training
+    del training  # as large as a tenth of the codes, and the search below needs room for all of them
     centroids = np.array(kmeans.centroids)
     quantizer = _flat(space, size)
     quantizer.add(centroids)
     assignment = np.empty(count, np.int64)
     for start, block in _blocks(codes):
         assignment[start : start + len(block)] = quantizer.search(space.vectors(block), 1)[1][:, 0]
-    probes, recall = _probes(space, codes, centroids, assignment, sample)
-    return Cells(centroids, assignment, probes, recall)
+    true = NearestNeighbours(space, codes, None).others(sample, RECALL_NEIGHBOURS)
+    approximate = NearestNeighbours(space, codes, InvertedLists(centroids, assignment, 1, 0.0))
+
+    def recall_with(nprobe: int) -> float:
+        approximate.index.nprobe = nprobe
+        found = approximate.others(sample, RECALL_NEIGHBOURS)
+        return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
+
+    return InvertedLists(centroids, assignment, *smallest_nprobe(recall_with, nlist))
 
 
-def _probes(
-    space: Space, codes: Floats, centroids: Floats, assignment: Rows, sample: Rows
-) -> tuple[int, float]:
-    """Return how few cells need be looked into, and the recall with them."""
-    wanted = Nearest(space, codes, None).others(sample, RECALL_NEIGHBOURS)
-    nearest = Nearest(space, codes, Cells(centroids, assignment, 1, 0.0))
+def smallest_nprobe(recall_with: Callable[[int], float], nlist: int, first: int = 1) -> tuple[int, float]:
+    """Return the smallest nprobe, from `first` on, with a recall of `RECALL_SOUGHT`, and its recall.
 
-    def recall_with(probes: int) -> float:
-        nearest.index.nprobe = probes
-        found = nearest.others(sample, RECALL_NEIGHBOURS)
-        return float(np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]))
-
-    return fewest_probes(recall_with, len(centroids))
-
-
-def fewest_probes(recall_with: Callable[[int], float], cells: int, first: int = 1) -> tuple[int, float]:
-    """Return how few cells, from `first` on, need be looked into for `RECALL_SOUGHT`, and the recall.
-
-    They are raised in steps of a third; then the last step is halved, to within a sixteenth of the fewest.
+    It is raised in steps of a third; then the last step is bisected, to within a sixteenth.
     """
-    too_few, probes = first - 1, min(first, cells)
-    while (recall := recall_with(probes)) < RECALL_SOUGHT and probes < cells:
-        too_few, probes = probes, min(math.ceil(probes * 4 / 3), cells)
-    while probes - too_few > 1 + probes // 16:
-        between = (too_few + probes) // 2
+    too_few, nprobe = first - 1, min(first, nlist)
+    while (recall := recall_with(nprobe)) < RECALL_SOUGHT and nprobe < nlist:
+        too_few, nprobe = nprobe, min(math.ceil(nprobe * 4 / 3), nlist)
+    while nprobe - too_few > 1 + nprobe // 16:
+        between = (too_few + nprobe) // 2
         if (found := recall_with(between)) < RECALL_SOUGHT:
             too_few = between
         else:
-            probes, recall = between, found
-    return probes, recall
+            nprobe, recall = between, found
+    return nprobe, recall
 
 
-class Found(NamedTuple):
+class Ranked(NamedTuple):
     """Neighbours of one query, nearest first: `scores` (K,) and `rows` (K,)."""
 
     scores: NDArray[np.float64]
     rows: Rows
 
 
-def ranked(space: Space, query: Floats, vectors: Floats, rows: Rows, k: int) -> Found:
-    """Return the K nearest to the vector of a query (D,), of vectors (N, D); equals by their `rows` (N,)."""
+def rank(space: VectorSpace, query: Floats, vectors: Floats, rows: Rows, k: int) -> Ranked:
+    """Return the K of the vectors (N, D) nearest to a query (D,); equal scores are ordered by `rows` (N,)."""
     scores = space.scores(query, vectors)
     order = np.lexsort((rows, -scores if space.is_similarity else scores))[:k]
-    return Found(scores[order], rows[order])
+    return Ranked(scores[order], rows[order])
 
 
-class Nearest:
+class NearestNeighbours:
     """Codes, ready to be searched.
 
     Args:
-        space: how they are compared.
-        codes: (R, D) float32; kept, and read from when scoring.
-        cells: from `fit_cells`; None compares every code.
+        space: how codes are compared.
+        codes: (R, D) float32; kept, and read again for exact scores.
+        lists: from `fit_inverted_lists`; None compares a query with every code.
     """
 
-    def __init__(self, space: Space, codes: Floats, cells: Cells | None) -> None:
-        prepare_faiss()
+    def __init__(self, space: VectorSpace, codes: Floats, lists: InvertedLists | None) -> None:
+        configure_faiss()
         self.space = space
         self.codes = codes
-        self.cells = cells
+        self.lists = lists
         size = codes.shape[1]
         self.index: Any = _flat(space, size)
-        self._error, self._found_per_wanted = 0.0, 1
-        if cells is None:
+        self._error, self._candidates_per_neighbour = 0.0, 1
+        if lists is None:
             for _, block in _blocks(codes):
                 self.index.add(space.vectors(block))
             return
-        self._quantizer = self.index  # FAISS keeps a bare pointer to it
-        self._quantizer.add(cells.centroids)
+        self._quantizer = self.index  # FAISS keeps a bare pointer to it, which must not dangle
+        self._quantizer.add(lists.centroids)
         self.index = faiss.IndexIVFScalarQuantizer(
-            *(self._quantizer, size, len(cells.centroids), faiss.ScalarQuantizer.QT_8bit),
+            *(self._quantizer, size, len(lists.centroids), faiss.ScalarQuantizer.QT_8bit),
             *(self._quantizer.metric_type, False),
         )
-        self.index.nprobe, self._found_per_wanted = cells.probes, FOUND_PER_WANTED
+        self.index.nprobe, self._candidates_per_neighbour = lists.nprobe, CANDIDATES_PER_NEIGHBOUR
         extremes = [(block.min(0), block.max(0)) for block in self._vector_blocks()]
         low, high = np.min([one for one, _ in extremes], 0), np.max([other for _, other in extremes], 0)
         self.index.train(np.stack([low, high]))
-        # The farthest that bytes can be from what they stand for: half a step in every direction.
+        # The farthest that a vector can be from its bytes: half a quantization step in every direction.
         self._error = float(np.linalg.norm(high - low)) / 255 / 2
         start = 0
         for vectors in self._vector_blocks():
             rows = np.arange(start, start + len(vectors))
-            assignment = np.ascontiguousarray(cells.assignment[rows])
+            assignment = np.ascontiguousarray(lists.assignment[rows])
+            # add_core() takes the lists that are known; add() would search for the nearest centroids again.
             pointers = [faiss.swig_ptr(array) for array in (vectors, rows, assignment)]
             self.index.add_core(len(vectors), *pointers)
             start += len(vectors)
@@ -251,28 +271,28 @@ class Nearest:
     def _vector_blocks(self) -> Iterator[Floats]:
         return (self.space.vectors(block) for _, block in _blocks(self.codes))
 
-    def search(self, codes: Floats, k: int) -> list[Found]:
-        """Return the K nearest of each of the codes (Q, D), nearest first, equals by row.
+    def search(self, codes: Floats, k: int) -> list[Ranked]:
+        """Return the K nearest neighbours of each code (Q, D), nearest first, equal scores by row.
 
-        Fewer than K come back where there are no more.
+        There are fewer than K only where the index holds fewer.
         """
         if not len(codes):
             return []
         vectors, k = self.space.vectors(codes), min(k, len(self.codes))
-        sought = min(self._found_per_wanted * k, len(self.codes))
-        _, rows = self.index.search(vectors, sought)
+        candidates = min(self._candidates_per_neighbour * k, len(self.codes))
+        _, rows = self.index.search(vectors, candidates)
         short = np.flatnonzero(rows[:, k - 1] < 0)
-        if self.cells and len(short):  # the cells looked into hold fewer than K
-            all_cells = faiss.SearchParametersIVF()
-            all_cells.nprobe = self.index.nlist
-            _, rows[short] = self.index.search(vectors[short], sought, params=all_cells)
+        if self.lists and len(short):  # the lists scanned hold fewer than K codes
+            every_list = faiss.SearchParametersIVF()
+            every_list.nprobe = self.index.nlist
+            _, rows[short] = self.index.search(vectors[short], candidates, params=every_list)
         return [
-            ranked(self.space, vector, self.space.vectors(self.codes[found]), found, k)
+            rank(self.space, vector, self.space.vectors(self.codes[found]), found, k)
             for vector, found in zip(vectors, (found[found >= 0] for found in rows), strict=True)
         ]
 
     def others(self, rows: Rows, k: int) -> list[Rows]:
-        """Return the rows of the K nearest of each of `rows` (Q,), itself left out."""
+        """Return the rows of the K nearest neighbours of each of `rows` (Q,), without the row itself."""
         found = self.search(self.codes[rows], k + 1)
         return [near.rows[near.rows != row][:k] for row, near in zip(rows, found, strict=True)]
 
@@ -281,7 +301,8 @@ class Nearest:
 
         Memory does not grow with the square of the number of codes.
         """
-        # FAISS wants more than, or less than, and rounds: what it finds is checked again.
+        # FAISS finds what is strictly nearer than a radius, and rounds: the radius is a little wider, and
+        # exact scores decide below.
         if self.space.is_similarity:
             radius = threshold - 1e-5 - self._error
         else:
@@ -291,7 +312,7 @@ class Nearest:
             vectors = self.space.vectors(self.codes[start : start + step])
             limits, _, second = self.index.range_search(vectors, radius)
             first = start + np.repeat(np.arange(len(vectors)), np.diff(limits.astype(np.int64)))
-            once = first < second
+            once = first < second  # each pair is found from both of its ends
             first, second = first[once], second[once].astype(np.int64)
             scores = self._pair_scores(first, second)
             near = scores >= threshold if self.space.is_similarity else scores <= threshold
@@ -307,7 +328,7 @@ class Nearest:
         return scores
 
 
-def _flat(space: Space, size: int) -> Any:  # noqa: ANN401 - FAISS has no types
+def _flat(space: VectorSpace, size: int) -> Any:  # noqa: ANN401 - FAISS has no types
     return faiss.IndexFlatIP(size) if space.is_similarity else faiss.IndexFlatL2(size)
 
 
@@ -317,8 +338,11 @@ def _blocks(codes: Floats) -> Iterator[tuple[int, Floats]]:
         yield start, codes[start : start + step]
 
 
-def prepare_faiss() -> None:
-    """Let FAISS use as many threads as torch does and no more, and multiply matrices where that is faster."""
+def configure_faiss() -> None:
+    """Give FAISS as many threads as torch has, and let it multiply matrices from few query values on.
+
+    Without the first, two thread pools of one process compete for the same cores.
+    """
     faiss.omp_set_num_threads(torch.get_num_threads())
-    threshold = min(faiss.cvar.distance_compute_blas_threshold, _MULTIPLIED)
+    threshold = min(faiss.cvar.distance_compute_blas_threshold, _MATRIX_THRESHOLD)
     faiss.cvar.distance_compute_blas_threshold = threshold

@@ -28,7 +28,8 @@ from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.workers import UntrustedDecoder
 from autoencode.errors import AutoencodeError, ModelFileError, PackError
 from autoencode.evaluation.quality import CheckUp, check_up
-from autoencode.index.memory import FileIndex, in_memory, open_index
+from autoencode.index import open_index
+from autoencode.index.memory import FileIndex, in_memory
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.outliers.calibration import fit_reference, reference_name
@@ -209,7 +210,7 @@ class Workspace:
         """Return the index with its codes compared in one way, made at its first use."""
         assert self.index is not None
         if distance not in self._compared:
-            self._compared[distance] = self.index.compared_by(distance)
+            self._compared[distance] = self.index.with_distance(distance)
         return self._compared[distance]
 
     def animation(self, key: Hashable, work: Callable[[Report], bytes]) -> Job[bytes]:

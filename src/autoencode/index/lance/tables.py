@@ -1,18 +1,14 @@
-"""What is in the tables of an index that LanceDB keeps: rows, columns, and names as text.
+"""The tables of an index that LanceDB keeps, in a folder or in object storage; LanceDB's errors become ours.
 
-Shapes: D values in a vector.
-
-The tables of an index that LanceDB keeps, in a folder or in object storage; their errors become ours.
-
-    I/settings.lance    one row: the settings, as a file with its digest, and the cells of the search
-    I/sources.lance     a row for each folder or pack: its images are all there where it has a fingerprint
+    I/settings.lance    one row: the settings, as a file with its digest, and the numbers of the vector index
+    I/sources.lance     a row for each folder or pack; a fingerprint where all of its images are in the index
     I/images.lance      a row for each image: which file it is, and its vector
     I/packs/            the images of folders, decoded
 
-Vectors are what `Space.vectors` makes of codes: their Euclidean distance orders them as their scores do.
-Each change is one commit. Of two at once the later is tried again on what the other left.
+The Euclidean distance between vectors orders them as the scores of their codes do, see `VectorSpace.vectors`.
+Each change is one commit. Of two commits at once, the later is repeated on top of the earlier.
 
-Shapes: N rows, D values in a vector.
+Shapes: N rows, D code dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,30 +31,44 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.data.manifest import Entry, check_inside
-from autoencode.errors import AutoencodeError, ConfigError, ImageIndexError, OutputError
-from autoencode.index.neighbours import FOUND_PER_WANTED, Floats
-from autoencode.index.settings import AGAIN, IndexSettings, Place, check_settings, check_texts, settings_of
-from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.errors import AutoencodeError, ImageIndexError, OutputError
+from autoencode.index.neighbours import CANDIDATES_PER_NEIGHBOUR, Floats
+from autoencode.index.store import (
+    FORMAT_VERSION,
+    REBUILD,
+    IndexSettings,
+    StoredPath,
+    check_texts,
+    checked,
+    read_parts,
+)
+from autoencode.models.model_file import write_tensors
 from autoencode.storage import first_line
 
 SETTINGS, SOURCES, IMAGES, PACKS = "settings", "sources", "images", "packs"
-TABLE_NAMES = tuple(f"{name}.lance" for name in (SETTINGS, SOURCES, IMAGES))
+SETTINGS_TABLE = f"{SETTINGS}.lance"
+CONTENTS = (SETTINGS_TABLE, f"{SOURCES}.lance", f"{IMAGES}.lance", PACKS)
 ID_BYTES = 32  # hexadecimal digits
 UPDATING = "updating"
-SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
 
-_KIND, _VERSION = "lance-index-settings", 1
-_KEY = "lance-schema:unenforced-primary-key"
-# A byte that is no text, and the sign that stands before its number.
-_ODD, _NUMBERED = re.compile("[%\udc80-\udcff]"), re.compile("%(25|[89A-F][0-9A-F])")
+_KIND = "lance-index-settings"
+_SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
+_SEARCH_COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
+_PRIMARY_KEY = "lance-schema:unenforced-primary-key"
+_NOT_UTF8, _ESCAPED = re.compile("[%\udc80-\udcff]"), re.compile("%(25|[89A-F][0-9A-F])")
+_ATTEMPTS = 10
+_KEPT_FOR = timedelta(days=1)
+_IDS_AT_ONCE = 1000
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Cells:
-    """How an approximate search is done; see `nearest.Cells`. Without cells every vector is compared."""
+class VectorIndex:
+    """The numbers of LanceDB's vector index (an inverted file); nlist is 0 where every vector is compared."""
 
-    cells: int = 0
-    probes: int = 0
+    nlist: int = 0
+    nprobe: int = 0
     recall: float = 1.0
 
 
@@ -69,22 +79,22 @@ class Source:
     Attributes:
         name: its absolute path, or its URL.
         folder: the image folder that the paths of its images are relative to.
-        fingerprint: of its images, see `Pack.fingerprint`; "" until all of them were there for once, and
-            `UPDATING` while some are taken in or out.
+        fingerprint: of its images, see `Pack.fingerprint`; "" until all of them were in the index once, and
+            `UPDATING` while some are added or removed.
     """
 
     name: str
-    folder: Place
+    folder: StoredPath
     fingerprint: str
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its images are there, and no others."""
+        """Whether all its images are in the index, and no others."""
         return self.fingerprint not in ("", UPDATING)
 
 
 class Row(NamedTuple):
-    """One image: of which source, where it is in that folder, its label and the digest of its content."""
+    """One image: its source, its path in the source's folder, its label, and the digest of its content."""
 
     source: str
     path: str
@@ -92,10 +102,27 @@ class Row(NamedTuple):
     sha256: str
 
 
-def filter_of(values: Iterable[tuple[str, str | None]]) -> str | None:
-    """Return what selects the images whose columns have these values, where one is given; None for all."""
-    wanted = [f"{column} = {quoted(value)}" for column, value in values if value is not None]
+def condition(**columns: str | None) -> str | None:
+    """Return the SQL condition that columns have these texts; None leaves a column out, or all images in."""
+    wanted = [f"{column} = {quoted(text)}" for column, text in columns.items() if text is not None]
     return " AND ".join(wanted) or None
+
+
+def quoted(text: str) -> str:
+    """Return a text as SQL writes it."""
+    return "'" + escaped(text).replace("'", "''") + "'"
+
+
+def escaped(text: str) -> str:
+    """Return a path as UTF-8, which Arrow demands: other bytes are written as %FF, and % as %25."""
+    return _NOT_UTF8.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
+
+
+def unescaped(text: Any) -> Any:  # noqa: ANN401 - None stays None
+    """Return what `escaped` was given."""
+    if not isinstance(text, str):
+        return text
+    return _ESCAPED.sub(lambda found: "%" if found[1] == "25" else chr(0xDC00 + int(found[1], 16)), text)
 
 
 def settings_bytes(settings: IndexSettings) -> bytes:
@@ -104,38 +131,33 @@ def settings_bytes(settings: IndexSettings) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SETTINGS
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        write_tensors(path, _KIND, _VERSION, tensors, content)
+        write_tensors(path, _KIND, FORMAT_VERSION, tensors, content)
         return path.read_bytes()
 
 
-def settings_from(place: Path | str, content: bytes, size: int) -> IndexSettings:
-    """Read settings of codes of `size` values from `settings_bytes`.
+def _settings_of(location: Path | str, content: bytes, size: int) -> IndexSettings:
+    """Return the settings from `settings_bytes`.
 
     Raises:
-        ImageIndexError: it is damaged, forged, or of a newer version.
+        ImageIndexError: the content is damaged, forged, or of another version.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SETTINGS
         path.write_bytes(content)
         try:
-            tensors, stated, _ = read_tensors(path, _KIND, _VERSION, ImageIndexError, advice=AGAIN)
-            settings = IndexSettings(
-                **settings_of({name: tensor.numpy() for name, tensor in tensors.items()}, stated)
-            )
-            check_settings(settings, size)
+            arrays, stated = read_parts(path, _KIND)
         except ImageIndexError as err:
-            raise ImageIndexError(str(err).replace(str(path), f"The table of settings of {place}")) from err
-        except (ConfigError, KeyError, TypeError, ValueError) as err:
-            raise ImageIndexError(f"{place} does not hold a usable index ({err}). {AGAIN}") from err
-    return settings
+            raise ImageIndexError(str(err).replace(str(path), f"The settings table of {location}")) from err
+    with checked(location):
+        return IndexSettings.from_content(arrays, stated, size)
 
 
 def images_schema(size: int) -> Any:  # noqa: ANN401
-    """Return the columns of the images, with vectors of `size` values."""
+    """Return the columns of the images, with vectors of `size` dimensions."""
     import pyarrow as pa
 
     # By its key LanceDB notices that two writers, neither of whom sees the other, add the same image.
-    key = pa.field("id", pa.string(), nullable=False, metadata={_KEY: "true"})
+    key = pa.field("id", pa.string(), nullable=False, metadata={_PRIMARY_KEY: "true"})
     texts = [pa.field(name, pa.string()) for name in ("source", "path", "label", "split", "sha256")]
     return pa.schema([key, *texts, pa.field("vector", pa.list_(pa.float32(), size))])
 
@@ -144,112 +166,99 @@ def sources_schema() -> Any:  # noqa: ANN401
     """Return the columns of the sources."""
     import pyarrow as pa
 
-    return pa.schema([(name, pa.string()) for name in SOURCE_COLUMNS])
+    return pa.schema([(name, pa.string()) for name in _SOURCE_COLUMNS])
 
 
-def text_of(path: str) -> str:
-    """Return a path as text that is UTF-8: what is none is written as %FF, and % as %25."""
-    return _ODD.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", path)
+@contextlib.contextmanager
+def _reading(location: Path | str) -> Iterator[None]:
+    """Turn what LanceDB says about tables that it cannot read into one line.
+
+    Raises:
+        ImageIndexError: LanceDB raised an error of its own.
+    """
+    try:
+        yield
+    except AutoencodeError:
+        raise
+    except Exception as err:
+        raise ImageIndexError(f"The index {location} could not be read ({said(err)}). {REBUILD}") from err
 
 
-def read_text(text: Any) -> Any:  # noqa: ANN401 - None stays None
-    """Return what `text_of` was given."""
-    if not isinstance(text, str):
-        return text
-    return _NUMBERED.sub(lambda found: "%" if found[1] == "25" else chr(0xDC00 + int(found[1], 16)), text)
-
-
-def quoted(text: str) -> str:
-    """Return a name as it stands in a condition."""
-    return "'" + text_of(text).replace("'", "''") + "'"
-
-
-def listed(texts: Sequence[str]) -> str:
-    """Return names as they stand in a condition on one of them."""
-    return f"({', '.join(map(quoted, texts))})"
-
-
-_ATTEMPTS = 10
-_KEPT_FOR = timedelta(days=1)
-_IDS_AT_ONCE = 1000
-_COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
-
-Result = TypeVar("Result")
+def said(err: BaseException) -> str:
+    """Return the message of an error of LanceDB, without the position in its source code."""
+    return re.split(r",? (?:/|at )\S+\.rs:", first_line(err))[0][:300]
 
 
 class Tables:
-    """The tables, opened. Of changes by others nothing is seen, but by what is written on top of them."""
+    """The open tables of an index. Changes by other processes become visible only at the next write."""
 
-    def __init__(self, place: Path | str, database: Any) -> None:  # noqa: ANN401 - LanceDB comes when needed
-        """Open tables that are there; see `find_tables`."""
-        self.place = place
-        with reading(place):
+    def __init__(self, location: Path | str, database: Any) -> None:  # noqa: ANN401 - LanceDB is loaded late
+        """Open tables that exist; see `find_tables`."""
+        self.location = location
+        with _reading(location):
             opened = [database.open_table(name) for name in (SETTINGS, SOURCES, IMAGES)]
             self._settings, self._sources, self._images = opened
-            line = self._settings.head(2).to_pylist()
-            kind = self._images.schema.field("vector").type
-            self.size = int(kind.list_size)
+            rows = self._settings.head(2).to_pylist()
+            self.size = int(self._images.schema.field("vector").type.list_size)
             is_ours = self._images.schema.equals(images_schema(self.size))
-        if len(line) != 1 or not is_ours or not isinstance(line[0].get("settings"), bytes):
-            raise ImageIndexError(f"{place} does not hold a usable index (other tables). {AGAIN}")
-        self.settings = settings_from(place, line[0]["settings"], self.size)
+        if len(rows) != 1 or not is_ours or not isinstance(rows[0].get("settings"), bytes):
+            raise ImageIndexError(f"{location} does not hold a usable index (other tables). {REBUILD}")
+        self.settings = _settings_of(location, rows[0]["settings"], self.size)
 
-    def cells(self) -> Cells:
-        """Return how an approximate search is done."""
-        with reading(self.place):
-            line = self._settings.head(1).to_pylist()[0]
-            return Cells(int(line["cells"]), int(line["probes"]), float(line["recall"]))
+    def vector_index(self) -> VectorIndex:
+        """Return the numbers of the vector index."""
+        with _reading(self.location):
+            row = self._settings.head(1).to_pylist()[0]
+            return VectorIndex(int(row["nlist"]), int(row["nprobe"]), float(row["recall"]))
 
-    def set_cells(self, cells: Cells) -> None:
-        """Say how an approximate search is done."""
-        self._commit(self._settings, lambda: self._settings.update(values=vars(cells)))
+    def set_vector_index(self, index: VectorIndex) -> None:
+        """Replace the numbers of the vector index."""
+        self._commit(self._settings, lambda: self._settings.update(values=vars(index)))
 
     def set_settings(self, settings: IndexSettings) -> None:
-        """Replace what the index states of itself."""
+        """Replace the settings."""
         values = {"settings": settings_bytes(settings)}
         self._commit(self._settings, lambda: self._settings.update(values=values))
         self.settings = settings
 
     def sources(self) -> list[Source]:
-        """Return whose images are in the index."""
-        with reading(self.place):
-            lines = self._sources.to_arrow().to_pylist()
-            texts = [[read_text(line[name]) for name in SOURCE_COLUMNS] for line in lines]
-        try:
-            check_texts([text for line in texts for text in line])
-        except ValueError as err:
-            raise ImageIndexError(f"{self.place} does not hold a usable index ({err}). {AGAIN}") from err
-        return [Source(name, Place(absolute, near), mark) for name, absolute, near, mark in texts]
+        """Return the folders and packs whose images are in the index."""
+        with _reading(self.location):
+            rows = self._sources.to_arrow().to_pylist()
+            texts = [[unescaped(row[name]) for name in _SOURCE_COLUMNS] for row in rows]
+        with checked(self.location):
+            check_texts([text for row in texts for text in row])
+        return [Source(name, StoredPath(path, relative), mark) for name, path, relative, mark in texts]
 
     def tidy(self, older_than: timedelta = _KEPT_FOR) -> None:
-        """Put small files together, and delete those that only versions older than that need.
+        """Merge small files, add new vectors to the vector index, and delete files of old versions.
 
-        Whoever searches such a version meanwhile, in a process that opened it then, will miss them.
+        A process that still searches a version that is older than `older_than` will miss its files.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of what is said above
+            warnings.simplefilter("ignore", UserWarning)  # LanceDB warns of what is said above
             for table in (self._settings, self._sources, self._images):
                 self._commit(table, functools.partial(table.optimize, cleanup_older_than=older_than))
 
     def set_source(self, source: Source) -> None:
-        """Add a source, or say what is new of it."""
+        """Add a source, or replace it."""
         import pyarrow as pa
 
         values = (source.name, source.folder.absolute, source.folder.relative, source.fingerprint)
-        line = {name: [text_of(value)] for name, value in zip(SOURCE_COLUMNS, values, strict=True)}
+        line = {name: [escaped(value)] for name, value in zip(_SOURCE_COLUMNS, values, strict=True)}
         rows = pa.table(line, schema=sources_schema())
         merge = self._sources.merge_insert("source").when_matched_update_all().when_not_matched_insert_all()
         self._commit(self._sources, lambda: merge.execute(rows))
 
     def add(self, ids: Sequence[str], source: str, entries: Sequence[Entry], vectors: Floats) -> None:
-        """Add images (N,) with their vectors (N, D) in one commit, but for those whose id is there."""
+        """Add images (N,) with their vectors (N, D) in one commit, except for ids that are there."""
         import pyarrow as pa
 
         columns = {
             "id": list(ids),
-            "source": [text_of(source)] * len(entries),
-            "path": [text_of(entry.path) for entry in entries],
-            "label": [None if entry.label is None else text_of(entry.label) for entry in entries],
+            "source": [escaped(source)] * len(entries),
+            "path": [escaped(entry.path) for entry in entries],
+            "label": [None if entry.label is None else escaped(entry.label) for entry in entries],
             "split": [entry.split for entry in entries],
             "sha256": [entry.sha256 for entry in entries],
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.size),
@@ -261,120 +270,117 @@ class Tables:
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the images of these ids."""
         for start in range(0, len(ids), _IDS_AT_ONCE):
-            where = f"id IN {listed(ids[start : start + _IDS_AT_ONCE])}"
+            where = f"id IN ({', '.join(map(quoted, ids[start : start + _IDS_AT_ONCE]))})"
             self._commit(self._images, functools.partial(self._images.delete, where))
 
     def count_of(self, source: str) -> int:
-        """Return how many images of a source there are, after what others have changed too."""
-        with reading(self.place):
+        """Return the number of images of a source, with the changes of other processes."""
+        with _reading(self.location):
             self._images.checkout_latest()
-        return self.count(f"source = {quoted(source)}")
+        return self.count(condition(source=source))
 
     def remove_images(self, source: str) -> int:
-        """Delete all images of a source; return how many they were."""
+        """Delete all images of a source; return how many there were."""
         count = self.count_of(source)
-        where = f"source = {quoted(source)}"
-        self._commit(self._images, functools.partial(self._images.delete, where))
+        self._commit(self._images, lambda: self._images.delete(condition(source=source)))
         return count
 
     def remove_source(self, name: str) -> None:
-        """Delete what is known of a source."""
-        where = f"source = {quoted(name)}"
-        self._commit(self._sources, functools.partial(self._sources.delete, where))
+        """Delete a source, but not its images."""
+        self._commit(self._sources, lambda: self._sources.delete(condition(source=name)))
 
     def ids_of(self, source: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
         """Return the id (N,) and the SHA-256 (N,), 32 bytes, of each image of a source."""
         ids, digests = bytearray(), bytearray()
-        with reading(self.place):
-            query = self._images.search().where(f"source = {quoted(source)}").select(["id", "sha256"])
+        with _reading(self.location):
+            query = self._images.search().where(condition(source=source)).select(["id", "sha256"])
+            # Into two buffers: as Python strings, those of a million images would take a gigabyte.
             for batch in query.to_batches():
-                for line in batch["id"].to_pylist():
-                    ids += line.encode("ascii").ljust(ID_BYTES)[:ID_BYTES]
-                for line in batch["sha256"].to_pylist():
-                    digests += bytes.fromhex(line).ljust(32)[:32]
+                for text in batch["id"].to_pylist():
+                    ids += text.encode("ascii").ljust(ID_BYTES)[:ID_BYTES]
+                for text in batch["sha256"].to_pylist():
+                    digests += bytes.fromhex(text).ljust(32)[:32]
         return np.frombuffer(ids, f"S{ID_BYTES}"), np.frombuffer(digests, "S32")
 
     def vectors_of(self, source: str, digests: Sequence[str]) -> dict[str, Floats]:
-        """Return the vector (D,) of each content, by its SHA-256, of which the source has an image."""
+        """Return the vector (D,) of each content that an image of the source has, by its SHA-256."""
         found: dict[str, Floats] = {}
         for start in range(0, len(digests), _IDS_AT_ONCE):
-            part = listed(digests[start : start + _IDS_AT_ONCE])
-            with reading(self.place):
-                query = self._images.search().where(f"source = {quoted(source)} AND sha256 IN {part}")
+            part = ", ".join(map(quoted, digests[start : start + _IDS_AT_ONCE]))
+            with _reading(self.location):
+                query = self._images.search().where(f"{condition(source=source)} AND sha256 IN ({part})")
                 table = query.select(["sha256", "vector"]).to_arrow()
                 found |= zip(table["sha256"].to_pylist(), self._vectors(table), strict=True)
         return found
 
     def count(self, where: str | None = None) -> int:
-        """Return how many images there are, or how many of them are meant by `where`."""
-        with reading(self.place):
+        """Return the number of images, or of those that a condition selects."""
+        with _reading(self.location):
             return int(self._images.count_rows(where))
 
     def nearest(
-        self, vector: Floats, k: int, where: str | None, probes: int | None
+        self, vector: Floats, k: int, where: str | None, nprobe: int | None
     ) -> tuple[list[Row], Floats]:
-        """Return the nearest K to a vector (D,), in no order, and their vectors (K, D).
+        """Return the K images nearest to a vector (D,), in no order, and their vectors (K, D).
 
         Args:
-            vector: what to look for.
-            k: how many.
-            where: which images are meant; see `filter_of`.
-            probes: cells to look into, and more where they hold fewer than K; None compares every vector.
+            vector: the query.
+            k: number of neighbours.
+            where: a `condition`.
+            nprobe: lists of the vector index to scan, and more where they hold fewer than K; None compares
+                every vector.
         """
-        with reading(self.place):
-            query = self._images.search(vector).distance_type("l2").limit(k).select(list(_COLUMNS))
+        with _reading(self.location):
+            query = self._images.search(vector).distance_type("l2").limit(k).select(list(_SEARCH_COLUMNS))
             query = query if where is None else query.where(where)
-            if probes is None:
+            if nprobe is None:
                 query = query.bypass_vector_index()
             else:
-                query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(FOUND_PER_WANTED)
+                query = query.minimum_nprobes(nprobe).maximum_nprobes(0)
+                query = query.refine_factor(CANDIDATES_PER_NEIGHBOUR)
             table = query.to_arrow()
             columns = [table[name].to_pylist() for name in ("source", "path", "label", "sha256")]
-            rows = [Row(*map(read_text, line)) for line in zip(*columns, strict=True)]
+            rows = [Row(*map(unescaped, texts)) for texts in zip(*columns, strict=True)]
             check_texts([text for row in rows for text in (row.source, row.path, row.sha256)])
             for row in rows:
                 check_inside(row.path)
             return rows, self._vectors(table)
 
     def named(self, name: str) -> Iterator[Row]:
-        """Yield the images whose file has this name, and perhaps others."""
-        with reading(self.place):
+        """Yield the images whose file has this name."""
+        with _reading(self.location):
             where = f"path = {quoted(name)} OR ends_with(path, {quoted('/' + name)})"
             query = self._images.search().where(where)
             for batch in query.select(["source", "path"]).to_batches():
                 for source, path in zip(batch["source"].to_pylist(), batch["path"].to_pylist(), strict=True):
-                    yield Row(read_text(source), read_text(path), None, "")
+                    yield Row(unescaped(source), unescaped(path), None, "")
 
     def blocks(self, rows: int) -> Iterator[Floats]:
-        """Yield the vectors (N, D) of all images, in no order, at most so many at once."""
-        with reading(self.place):
+        """Yield the vectors (N, D) of all images, in no order, at most `rows` at once."""
+        with _reading(self.location):
             for batch in self._images.search().select(["vector"]).to_batches(rows):
                 yield self._vectors(batch)
 
     def sample(self, count: int) -> Floats:
-        """Return so many vectors (N, D), from all over the table."""
+        """Return the vectors (N, D) of images chosen at random."""
         chosen = np.random.default_rng(0).choice(self.count(), count, replace=False)
-        with reading(self.place):
+        with _reading(self.location):
             return self._vectors(self._images.take_offsets(np.sort(chosen).tolist()).to_arrow())
 
     def indexed(self) -> int:
-        """Return how many images are in cells."""
-        with reading(self.place):
+        """Return the number of images in the vector index."""
+        with _reading(self.location):
             found = [one for one in self._images.list_indices() if one.columns == ["vector"]]
             statistics = self._images.index_stats(found[0].name) if found else None
             return int(statistics.num_indexed_rows) if statistics else 0
 
-    def make_cells(self, cells: int) -> None:
-        """Group the vectors anew, a byte a value, and order the columns that images are chosen by."""
+    def create_vector_index(self, nlist: int) -> None:
+        """Build the vector index anew, with one byte a dimension, and index the columns of conditions."""
         from lancedb.index import Bitmap, BTree, IvfSq
 
-        kinds = {"vector": IvfSq(distance_type="l2", num_partitions=cells), "id": BTree()}
+        kinds = {"vector": IvfSq(distance_type="l2", num_partitions=nlist), "id": BTree()}
         for column, kind in (kinds | dict.fromkeys(("source", "label", "split"), Bitmap())).items():
             self._commit(self._images, functools.partial(self._images.create_index, column, config=kind))
-
-    def extend_cells(self) -> None:
-        """Put what is new into the cells, and small files together."""
-        self.tidy()
 
     def _vectors(self, table: Any) -> Floats:  # noqa: ANN401
         column = table["vector"]
@@ -391,30 +397,10 @@ class Tables:
             except Exception as err:
                 if "conflict" not in str(err).lower() or attempt == _ATTEMPTS - 1:
                     raise OutputError(
-                        f"Could not write to the index {self.place} ({said(err)}). "
+                        f"Could not write to the index {self.location} ({said(err)}). "
                         "What was written is kept: give the command again."
                     ) from err
-                time.sleep(random.uniform(0, 0.05 * 2**attempt))
-                with reading(self.place):
+                time.sleep(random.uniform(0, 0.05 * 2**attempt))  # at random, or the same two meet again
+                with _reading(self.location):
                     table.checkout_latest()
         raise AssertionError
-
-
-@contextlib.contextmanager
-def reading(place: Path | str) -> Iterator[None]:
-    """Make what LanceDB says of tables that it cannot read one line.
-
-    Raises:
-        ImageIndexError: it cannot.
-    """
-    try:
-        yield
-    except AutoencodeError:
-        raise
-    except Exception as err:
-        raise ImageIndexError(f"The index {place} could not be read ({said(err)}). {AGAIN}") from err
-
-
-def said(err: BaseException) -> str:
-    """Return what LanceDB says, without where in its source it says so."""
-    return re.split(r",? (?:/|at )\S+\.rs:", first_line(err))[0][:300]

@@ -1,163 +1,73 @@
-"""Make an index that LanceDB keeps, or bring one in step with a folder: codes are written as they are made.
+"""The update of one source in an index that LanceDB keeps, and the upkeep of its vector index.
 
-A new index learns how codes are compared from a sample, before it writes any: whoever adds to it later, from
-whatever machine, compares in the same way. An image is known by the digest of its source, path and content,
-so what a killed update has written is found again, and two that do the same leave one of each.
+A new index fits its vector space to a random sample, before it writes any vector: whoever adds images later,
+from whatever machine, then compares them in the same way. An image is known by the digest of its source, path
+and content, so that what a killed update wrote is found again, and two processes that add the same image
+leave one.
 
-Shapes: N images, R distinct contents, D values in a code.
+Shapes: N images, R distinct contents, S vectors of a sample, D code dimensions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import shutil
-import time
+import math
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import exclusive, names_in
 from autoencode.data.loader import epoch_order
-from autoencode.data.remote import named
-from autoencode.errors import ConfigError, ImageIndexError, OutputError
+from autoencode.errors import ImageIndexError
 from autoencode.index.base import Update
-from autoencode.index.lance.store import LanceIndex, create_tables, find_tables, is_lance_index, keep_fast
-from autoencode.index.lance.tables import ID_BYTES, PACKS, TABLE_NAMES, UPDATING, Source, Tables
-from autoencode.index.memory import is_index
-from autoencode.index.neighbours import Floats, Rows, fit_space
-from autoencode.index.request import ANOTHER, Request, codes_of
-from autoencode.index.settings import IndexSettings, Place, check_encoder
-from autoencode.storage import RemoteFolder, folder_or_url
+from autoencode.index.lance.tables import ID_BYTES, PACKS, UPDATING, Source, Tables, VectorIndex
+from autoencode.index.neighbours import (
+    EXACT_LIMIT,
+    RECALL_NEIGHBOURS,
+    Floats,
+    Rows,
+    configure_faiss,
+    smallest_nprobe,
+)
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
     from autoencode.embedding import ImageEncoder
+    from autoencode.index.store import BuildRequest
 
-SAMPLE = 20_000  # contents that whitening is learned from
+SAMPLE = 20_000  # distinct contents that the vector space is fitted to
 _VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
 
-
-def build_lance_index(request: Request, out: Path | str) -> LanceIndex:
-    """Index the images of a folder, or bring the index in step with it; see `build_index`."""
-    with _alone(out):
-        tables = find_tables(out)
-        old = None if tables is None else tables.settings
-        encoder = request.encoder(old)
-        if old is not None:
-            check_encoder(out, old, encoder, ANOTHER)
-            if request.distance not in (None, old.space.distance):
-                raise ConfigError(
-                    f"{out} compares codes by {old.space.distance}, and goes on to: it does not keep the "
-                    f"codes themselves. {ANOTHER}"
-                )
-        model = None if request.model_path is None else Place.of(request.model_path, out)
-        # Of an index in storage, each machine has its model elsewhere.
-        if tables is not None and isinstance(out, Path) and model not in (None, tables.settings.model):
-            tables.set_settings(dataclasses.replace(tables.settings, model=model))
-        name = named(request.source)
-        pack = request.pack(encoder, _inside(out, PACKS, _pack_name(name)))
-        whole = Source(name, Place.of(pack.folder, out), pack.fingerprint)
-        # An index whose newest version was lost has fewer rows than it says: they are counted.
-        if tables is not None and whole in tables.sources() and tables.count_of(name) == len(pack):
-            kept = len(np.unique(pack.entries.digests))
-            return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.skipped))
-        update = _Update(encoder, pack, whole, tables, request)
-        if update.removed and not update.kept:
-            raise ConfigError(
-                f"{out} has {update.removed:,} images of {name}, and none of them is there now. Are they "
-                "another machine's, or another folder's? To take them out of the index first: --remove."
-            )
-        if tables is None:
-            space = fit_space(update.sample(), request.distance_of(encoder, None))
-            settings = IndexSettings(encoder.kind, encoder.digest, pack.preprocessing, model, space)
-            tables = create_tables(out, settings, encoder.size)
-            check_encoder(out, tables.settings, encoder, ANOTHER)
-        return LanceIndex(tables, encoder, update.write(tables))
+_NEW_SHARE = 0.1  # of images outside the vector index, which every query compares one by one
+_MORE_LISTS = 2  # the vector index is built anew when so many times as many lists are wanted
+_BLOCK_ROWS = 65_536
+# Measuring recall sends each vector of the sample to the store for every nprobe tried: few, from 8 on.
+_RECALL_SAMPLE, _FIRST_NPROBE = 100, 8
+_NEAREST = RECALL_NEIGHBOURS + 1  # each vector of the sample finds itself, too
 
 
-def remove_source(index: str | Path, source: str | Path) -> int:
-    """Take the images of a folder or pack out of an index that LanceDB keeps; return how many they were.
+def pack_location(index: Path | str, source: str) -> Path | str:
+    """Return where the images of a folder are kept, decoded, in an index in a folder or at a URL."""
+    name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{index}/{PACKS}/{name}" if isinstance(index, str) else index / PACKS / name
 
-    The folder is not touched, and need not be there any more. After a kill the same call goes on.
 
-    Args:
-        index: the folder of the index, or its URL.
-        source: as it was given to `build_index`; a relative path is taken from here.
+class SourceUpdate:
+    """The update of one source: contents without a vector are encoded, a random sample of them first.
 
-    Raises:
-        ImageIndexError: there is no such index, it is kept in a file, damaged, or being written.
-        ConfigError: it has no images of that folder.
-        StorageError: the storage cannot be reached.
-        OutputError: it cannot be written.
-        MissingExtraError: LanceDB is not installed.
+    Attributes:
+        kept: distinct contents whose vectors are in the index.
+        removed: distinct contents in the index that the source no longer has.
     """
-    place, given = folder_or_url(index), folder_or_url(source)
-    if not is_lance_index(place):
-        kept = "An index in a file is of one folder: delete it." if is_index(Path(index)) else ""
-        raise ImageIndexError(f"No index that LanceDB keeps at {place}. {kept}".strip())
-    with _alone(place):
-        tables = find_tables(place)
-        sources = [] if tables is None else tables.sources()
-        name = given if isinstance(given, str) else str(given.resolve())
-        found = next((one for one in sources if one.name == name), None)
-        if tables is None or found is None:
-            others = ", ".join(one.name for one in sources) or "nothing"
-            raise ConfigError(f"{place} has no images of {name}. It is of: {others}.")
-        tables.set_source(dataclasses.replace(found, fingerprint=UPDATING))
-        count = tables.remove_images(name)
-        _remove_pack(_inside(place, PACKS, _pack_name(name)))
-        tables.remove_source(name)
-        tables.tidy(timedelta())
-        return count
-
-
-def _remove_pack(pack: Path | str) -> None:
-    if isinstance(pack, Path):
-        shutil.rmtree(pack, ignore_errors=True)
-        return
-    remote = RemoteFolder(pack)
-    for name in remote.listing():
-        remote.delete(name)
-
-
-def _pack_name(source: str) -> str:
-    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _inside(out: Path | str, *names: str) -> Path | str:
-    return "/".join([out, *names]) if isinstance(out, str) else out.joinpath(*names)
-
-
-@contextlib.contextmanager
-def _alone(out: Path | str) -> Iterator[None]:
-    """Let one process update an index in a folder; in storage several may, and lose nothing."""
-    if isinstance(out, str):
-        yield
-        return
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file. Choose another output.")
-    if is_index(out):
-        raise OutputError(f"{out} is an index in a file. Choose another output, or --store file.")
-    if names_in(out) - {PACKS, *TABLE_NAMES}:
-        raise OutputError(f"{out} is not an index of LanceDB, and not empty. Choose another output.")
-    busy = f"Another process is writing {out}. Wait until it is done, or choose another output."
-    with exclusive(out, busy, ImageIndexError):
-        yield
-
-
-class _Update:
-    """One source, brought in step: what is missing is encoded, a random sample of it first."""
 
     def __init__(
-        self, encoder: ImageEncoder, pack: Pack, whole: Source, tables: Tables | None, request: Request
+        self, encoder: ImageEncoder, pack: Pack, whole: Source, tables: Tables | None, request: BuildRequest
     ) -> None:
-        """Compare the images of the source with those that are in the index."""
+        """Compare the images of the source with those in the index; nothing is written yet."""
         self.size, self.pack, self.whole = encoder.size, pack, whole
         digests = pack.entries.digests
         self.ids = _ids(whole.name, pack)
@@ -167,17 +77,16 @@ class _Update:
         is_missing = ~np.isin(contents, self.there)
         self.kept, self.removed = int((~is_missing).sum()), int((~np.isin(self.there, contents)).sum())
         self.order = _order(pack, np.isin(digests, contents[is_missing]))
-        self.seconds = 0.0  # spent encoding
-        self._codes = self._encoded(encoder, request)
+        self.encoding = request.encode(encoder, pack, self.order)
         self._first: list[Floats] = []
 
     def sample(self) -> Floats:
-        """Return the codes (S, D) of a random sample of what is missing."""
-        self._first = _taken(self._codes, SAMPLE)
+        """Return the codes (S, D) of a random sample of the missing contents; `write` writes them first."""
+        self._first = _taken(self.encoding, SAMPLE)
         return np.concatenate(self._first)
 
     def write(self, tables: Tables) -> Update:
-        """Write what is missing and delete what is gone; then say that the source is whole."""
+        """Add missing images, delete those that are gone, and only then mark the source as whole."""
         was = next((one for one in tables.sources() if one.name == self.whole.name), None)
         changing = UPDATING if was and was.fingerprint else ""
         tables.set_source(dataclasses.replace(self.whole, fingerprint=changing))
@@ -188,18 +97,9 @@ class _Update:
         if tables.count_of(self.whole.name) != len(self.pack):
             raise self._disturbed()
         tables.set_source(self.whole)
-        keep_fast(tables)
-        return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.skipped)
-
-    def _encoded(self, encoder: ImageEncoder, request: Request) -> Iterator[Floats]:
-        done, started = 0, time.perf_counter()
-        for codes in codes_of(encoder, self.pack, self.order, request.cluster):
-            self.seconds += time.perf_counter() - started
-            yield codes
-            started = time.perf_counter()
-            done += len(codes)
-            if request.progress:
-                request.progress(done, len(self.order))
+        maintain_vector_index(tables)
+        encoded, seconds = len(self.order), self.encoding.seconds
+        return Update(encoded, self.kept, self.removed, seconds, self.pack.skipped)
 
     def _write_encoded(self, tables: Tables) -> None:
         """Write the images of each content as it is encoded, a commit at a time."""
@@ -207,18 +107,19 @@ class _Update:
         by_row = np.argsort(rows, kind="stable")
         rows, fresh = rows[by_row], self.fresh[by_row]
         most, start = max(1, _VALUES_WRITTEN // self.size), 0
-        while part := self._first or _taken(self._codes, most):
+        while part := self._first or _taken(self.encoding, most):
             self._first = []
-            vectors = tables.settings.space.vectors(np.concatenate(part))
+            vectors = tables.settings.vector_space.vectors(np.concatenate(part))
             written = self.order[start : start + len(vectors)]
             start += len(vectors)
             begin, end = np.searchsorted(rows, written), np.searchsorted(rows, written, "right")
-            which = np.repeat(np.arange(len(vectors)), end - begin)  # of the contents, for each of its copies
-            copies = np.concatenate([np.arange(one, last) for one, last in zip(begin, end, strict=True)])
-            self._add(tables, fresh[copies], vectors[which])
+            # A content may have several files, which are neighbours in the order of `by_row`.
+            which = np.repeat(np.arange(len(vectors)), end - begin)
+            files = np.concatenate([np.arange(one, last) for one, last in zip(begin, end, strict=True)])
+            self._add(tables, fresh[files], vectors[which])
 
     def _write_known(self, tables: Tables) -> None:
-        """Write images whose contents have vectors already: copies, and files that were moved."""
+        """Write images whose contents have vectors already: duplicates, and files that were moved."""
         is_known = np.isin(self.pack.entries.digests[self.fresh], self.there)
         fresh, most = self.fresh[is_known], max(1, _VALUES_WRITTEN // self.size)
         for start in range(0, len(fresh), most):
@@ -231,8 +132,8 @@ class _Update:
 
     def _disturbed(self) -> ImageIndexError:
         return ImageIndexError(
-            f"Another process changed the images of {self.whole.name} in the index meanwhile. Give the "
-            "command again."
+            f"Another process changed the images of {self.whole.name} in the index during the update. "
+            "Give the command again."
         )
 
     def _add(self, tables: Tables, places: Rows, vectors: Floats) -> None:
@@ -242,7 +143,7 @@ class _Update:
 
 
 def _ids(source: str, pack: Pack) -> NDArray[np.bytes_]:
-    """Return the id (N,) of each image: what it is known by in the index."""
+    """Return the id (N,) of each image in the index."""
     found, start = bytearray(), source.encode("utf-8", "surrogateescape") + b"\0"
     for entry in pack.entries:
         text = f"{entry.path}\0{entry.sha256}".encode("utf-8", "surrogateescape")
@@ -251,7 +152,7 @@ def _ids(source: str, pack: Pack) -> NDArray[np.bytes_]:
 
 
 def _order(pack: Pack, is_missing: NDArray[np.bool_]) -> Rows:
-    """Return the row (R,) of each content to encode: a random sample first, then the others as they lie."""
+    """Return the row (R,) of each content to encode: a random sample first, then the others as stored."""
     rows = np.unique(pack.entries.rows[is_missing])
     mixed = epoch_order(rows, 0, 0, pack.rows_per_shard, pack.window)
     sample = np.sort(mixed[:SAMPLE])
@@ -264,3 +165,48 @@ def _taken(codes: Iterator[Floats], count: int) -> list[Floats]:
         taken.append(batch)
         count -= len(batch)
     return taken
+
+
+def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
+    """Build the vector index where there are too many vectors to compare every one, or extend it.
+
+    Its nprobe is the smallest that finds nearly all of the true nearest neighbours of a sample; one pass over
+    the table tells those.
+    """
+    count = tables.count()
+    if count <= exact_limit:
+        tables.tidy()
+        return
+    nlist, wanted = tables.vector_index().nlist, round(math.sqrt(count))
+    if not nlist or wanted > _MORE_LISTS * nlist:
+        nlist = wanted
+        tables.create_vector_index(nlist)
+    elif count - tables.indexed() > _NEW_SHARE * count:
+        tables.tidy()
+    else:
+        return
+    sample = tables.sample(min(_RECALL_SAMPLE, count))
+    limits = _farthest(tables, sample)
+
+    def recall_with(nprobe: int) -> float:
+        found = [tables.nearest(vector, _NEAREST, None, nprobe)[1] for vector in sample]
+        near = [_squared_distances(vector, vectors) for vector, vectors in zip(sample, found, strict=True)]
+        hits = [min(_NEAREST, int((one <= limit).sum())) for one, limit in zip(near, limits, strict=True)]
+        return (sum(hits) / len(hits) - 1) / RECALL_NEIGHBOURS
+
+    tables.set_vector_index(VectorIndex(nlist, *smallest_nprobe(recall_with, nlist, _FIRST_NPROBE)))
+
+
+def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
+    """Return the squared distance (S,) within which the nearest neighbours of each of a sample (S, D) lie."""
+    configure_faiss()
+    best = np.full((len(sample), _NEAREST), np.inf)
+    for block in tables.blocks(_BLOCK_ROWS):
+        _, rows = faiss.knn(sample, block, min(_NEAREST, len(block)), metric=faiss.METRIC_L2)
+        both = np.concatenate([best, _squared_distances(sample[:, None], block[rows])], axis=1)
+        best = np.sort(both, axis=1)[:, :_NEAREST]
+    return np.asarray(best[:, -1])
+
+
+def _squared_distances(one: Floats, other: Floats) -> NDArray[np.float64]:
+    return np.asarray(np.square(one.astype(np.float64) - other).sum(-1))

@@ -1,0 +1,382 @@
+"""What all stores of indexes share: their interface, the settings of an index, and a request to build one.
+
+Shapes: N rows of a pack, B batch, D code dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.atomic import exclusive, names_in
+from autoencode.configuration import Distance, Embedding, Store
+from autoencode.data.manifest import is_pack
+from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.data.preprocessing import Preprocessing
+from autoencode.embedding import EMBEDDINGS, Columns, ImageEncoder, image_encoder, over_pack
+from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, ModelFileError, OutputError
+from autoencode.index.neighbours import Floats, VectorSpace
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.model_file import load_model, read_tensors
+
+if TYPE_CHECKING:
+    from autoencode.cluster import Cluster
+    from autoencode.data.preprocessing import Limits
+    from autoencode.index.base import Index
+
+FORMAT_VERSION = 2
+REBUILD = "Delete the index and make it again, or restore it from a copy."
+CHOOSE_ANOTHER = "Choose another output, or delete the index to make it anew."
+
+Array = NDArray[Any]
+
+
+class IndexStore(ABC):
+    """A way to keep indexes: how one is recognised, opened and built.
+
+    Attributes:
+        name: the store, as `build_index` and the command line call it.
+        contents: names of the files and folders that an index of it consists of.
+        schemes: what the URLs start with at which it can keep an index; none for folders alone.
+    """
+
+    name: Store
+    contents: Collection[str]
+    schemes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def holds(self, location: Path | str) -> bool:
+        """Whether an index of this store, usable or not, is at a folder or URL.
+
+        Raises:
+            StorageError: the storage cannot be reached.
+        """
+
+    @abstractmethod
+    def open(self, location: Path | str) -> Index:
+        """Open the index at a folder or URL; see `open_index`."""
+
+    @abstractmethod
+    def build(self, request: BuildRequest, location: Path | str) -> Index:
+        """Build an index at a folder or URL, or update the one there; see `build_index`."""
+
+    def remove_source(self, location: Path | str, source: str) -> int:
+        """Remove the images of a source from the index; return how many there were. See `remove_source`.
+
+        Raises:
+            ImageIndexError: an index of this store has one source alone.
+        """
+        raise ImageIndexError(f"{location} is an index of one folder: delete it to remove its images.")
+
+    def nothing_at(self, location: Path | str) -> ImageIndexError:
+        """Return the error that there is no index at a folder or URL."""
+        option = "" if isinstance(location, Path) else f"--store {self.name} "
+        return ImageIndexError(
+            f"No index at {location}. Make one: autoencode index MODEL FOLDER {option}--out {location}"
+        )
+
+    @contextlib.contextmanager
+    def lock(self, folder: Path) -> Iterator[None]:
+        """Let one process write the index in a folder, which may be empty but not be anything else.
+
+        Raises:
+            OutputError: the path is a file, or a folder with other contents than an index.
+            ImageIndexError: another process is writing the index.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file. Choose another output.")
+        if names_in(folder) - set(self.contents) and not self.holds(folder):
+            raise OutputError(f"{folder} is not an index, and not empty. Choose another output.")
+        busy = f"Another process is writing {folder}. Wait until it is done, or choose another output."
+        with exclusive(folder, busy, ImageIndexError):
+            yield
+
+
+@dataclass(frozen=True)
+class StoredPath:
+    """A path kept in an index: absolute, and relative to the index, for when both are moved together."""
+
+    absolute: str
+    relative: str
+
+    @classmethod
+    def of(cls, path: Path, index: Path | str) -> StoredPath:
+        """Return `path` as an index in a folder, or at a URL, keeps it."""
+        absolute = str(path.resolve())
+        # Nothing is moved together with an index in storage: seen from there, a path is only absolute.
+        relative = absolute if isinstance(index, str) else os.path.relpath(absolute, index.resolve())
+        return cls(absolute, relative)
+
+    def candidates(self, index: Path | str) -> list[Path]:
+        """Return where the path may lead to today, the likeliest first."""
+        if isinstance(index, str):
+            return [Path(self.absolute)]
+        return [Path(self.absolute), Path(os.path.normpath(index.resolve() / self.relative))]
+
+    def folder(self, index: Path | str) -> Path:
+        """Return the first candidate that is a folder, or the likeliest if none is."""
+        candidates = self.candidates(index)
+        return next((path for path in candidates if path.is_dir()), candidates[0])
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What the codes of an index are.
+
+    Attributes:
+        embedding: what the codes are, see `ImageEncoder.kind`.
+        encoder_digest: of the encoder that made the codes, see `ImageEncoder.digest`.
+        preprocessing: how files became the images that were encoded.
+        model: where the model file was; None where the model was not given by a path.
+        vector_space: how the codes are compared.
+    """
+
+    embedding: Embedding
+    encoder_digest: str
+    preprocessing: Preprocessing
+    model: StoredPath | None
+    vector_space: VectorSpace
+
+    def to_content(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return the settings as arrays and JSON."""
+        arrays = {"mean": self.vector_space.mean, "whitening": self.vector_space.whitening}
+        content = {
+            "embedding": self.embedding,
+            "encoder_digest": self.encoder_digest,
+            "preprocessing": self.preprocessing.to_json(),
+            "model": None if self.model is None else asdict(self.model),
+            "distance": self.vector_space.distance,
+        }
+        return {name: array for name, array in arrays.items() if array is not None}, content
+
+    @classmethod
+    def from_content(
+        cls, arrays: Mapping[str, Array], content: Mapping[str, Any], size: int
+    ) -> IndexSettings:
+        """Return the settings that `to_content` gave, for codes of `size` dimensions.
+
+        Raises:
+            ConfigError, KeyError, TypeError, ValueError: the content is something else; see `checked`.
+        """
+        model = None if content["model"] is None else StoredPath(**content["model"])
+        space = VectorSpace(content["distance"], arrays.get("mean"), arrays.get("whitening"))
+        check_texts([content["encoder_digest"], *(vars(model).values() if model else ())])
+        if content["embedding"] not in get_args(Embedding) or space.distance not in get_args(Distance):
+            raise ValueError("unknown embedding or distance")
+        check_array("mean", space.mean, (size,))
+        check_array("whitening", space.whitening, (size, size))
+        preprocessing = Preprocessing.from_json(content["preprocessing"])
+        return cls(content["embedding"], content["encoder_digest"], preprocessing, model, space)
+
+    def check_encoder(self, index: Path | str, encoder: ImageEncoder, advice: str) -> None:
+        """Reject an encoder that did not make the codes of `index`.
+
+        Raises:
+            ImageIndexError: the kinds or the digests differ; the message names both.
+        """
+        if self.embedding != encoder.kind:
+            raise ImageIndexError(
+                f"{index} holds the embedding {self.embedding}, not {encoder.kind}. {advice}"
+            )
+        if self.encoder_digest != encoder.digest:
+            raise ImageIndexError(
+                f"{index} was made with another model ({self.encoder_digest[:12]}, not "
+                f"{encoder.digest[:12]}): its codes cannot be compared. {advice}"
+            )
+
+    def find_encoder(self, index: Path | str) -> ImageEncoder:
+        """Return the encoder that made the codes of `index`: the stored model, or pretrained features.
+
+        Raises:
+            ModelFileError: the model file is missing, or holds another model.
+            ImageIndexError: the pretrained features installed are of another version.
+            MissingExtraError: pretrained features need the optional part `eval`.
+        """
+        embedding = EMBEDDINGS[self.embedding]
+        if not embedding.needs_model:
+            encoder = embedding.encoder(self.preprocessing, None)
+            if encoder.digest != self.encoder_digest:
+                raise ImageIndexError(
+                    f"{index} was made with another version of the {self.embedding} features. {REBUILD}"
+                )
+            return encoder
+        advice = "Give the model it was made with (--model), or make the index again."
+        candidates = self.model.candidates(index) if self.model else []
+        files = [path for path in candidates if path.is_file()]
+        for path in files:
+            encoder = image_encoder(load_model(path))
+            if encoder.digest == self.encoder_digest:
+                return encoder
+        if files:
+            raise ModelFileError(f"The model {files[0]} has changed since {index} was made with it. {advice}")
+        where = self.model.absolute if self.model else "a path that was not stored"
+        raise ModelFileError(f"The model of {index} is not at {where}. {advice}")
+
+
+def read_parts(path: Path, kind: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read arrays and JSON from a file of the current version.
+
+    Raises:
+        ImageIndexError: the file is missing, damaged, or of another version.
+    """
+    tensors, content, _ = read_tensors(path, kind, FORMAT_VERSION, ImageIndexError, advice=REBUILD)
+    if content["version"] != FORMAT_VERSION:
+        raise ImageIndexError(
+            f"{path} is of format {content['version']}, of an earlier autoencode; this one reads format "
+            f"{FORMAT_VERSION}. {CHOOSE_ANOTHER}"
+        )
+    return {name: tensor.numpy() for name, tensor in tensors.items()}, content
+
+
+@contextlib.contextmanager
+def checked(location: Path | str) -> Iterator[None]:
+    """Turn what reading forged or damaged content raises into one line.
+
+    Raises:
+        ImageIndexError: the content is not that of an index.
+    """
+    try:
+        yield
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as err:
+        raise ImageIndexError(f"{location} does not hold a usable index ({err}). {REBUILD}") from err
+
+
+def check_texts(texts: Collection[Any]) -> None:
+    """Reject what cannot be a name.
+
+    Raises:
+        ValueError: an item is no text, or has a zero byte.
+    """
+    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise ValueError("a name is no text")
+
+
+def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+    """Reject an array that is not finite fp32 of this shape; None is accepted.
+
+    Raises:
+        ValueError: the array is of another type or shape, empty, or not finite.
+    """
+    if array is not None and (
+        array.shape != shape or 0 in shape or array.dtype != np.float32 or not np.isfinite(array).all()
+    ):
+        raise ValueError(f"{name} of shape {array.shape} or not finite")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """The arguments of `build_index`, with the model loaded, for any store."""
+
+    model: Autoencoder
+    model_path: Path | None
+    source: Path
+    embedding: Embedding | None
+    distance: Distance | None
+    limits: Limits | None
+    progress: Callable[[int, int], None] | None
+    packing_progress: Callable[[int, int], None] | None
+    cluster: Cluster | None
+
+    def encoder(self, index: Path | str, old: IndexSettings | None) -> ImageEncoder:
+        """Return the encoder asked for; by default that of the index there is, or the model's codes.
+
+        Raises:
+            ConfigError: the model was never saved, or the embedding is unknown.
+            ImageIndexError: the codes of the index were made with another encoder.
+            MissingExtraError: pretrained features need the optional part `eval`.
+        """
+        encoder = image_encoder(self.model, self.embedding or (old.embedding if old else "code"))
+        if not encoder.digest:
+            raise ConfigError(
+                "The model has no file yet, by which its codes are known. Save and load it first."
+            )
+        if old is not None:
+            old.check_encoder(index, encoder, CHOOSE_ANOTHER)
+        return encoder
+
+    def stored_model(self, index: Path | str, old: IndexSettings | None) -> StoredPath | None:
+        """Return where the model is, or where the index says that it was if no path was given."""
+        if self.model_path is None:
+            return old.model if old else None
+        return StoredPath.of(self.model_path, index)
+
+    def distance_for(self, encoder: ImageEncoder, old: IndexSettings | None) -> Distance:
+        """Return the distance asked for; by default that of the index there is, or the encoder's own."""
+        return self.distance or (old.vector_space.distance if old else EMBEDDINGS[encoder.kind].distance)
+
+    def pack(self, encoder: ImageEncoder, out: Path | str) -> Pack:
+        """Return the source if it is a pack, or else a pack of the folder, made or updated at `out`.
+
+        Raises:
+            ConfigError: the pack has another preprocessing than the encoder needs.
+            ImageFolderError: no image can be used; see also `pack_folder`.
+        """
+        source, wanted = self.source, encoder.preprocessing
+        if not is_pack(source):
+            return pack_folder(source, out, wanted, limits=self.limits, progress=self.packing_progress)
+        pack = open_pack(source)
+        have, want = pack.preprocessing.to_json(), wanted.to_json()
+        different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
+        if different:
+            raise ConfigError(
+                f"The pack {source} was made with {'; '.join(different)} as the model needs. "
+                f"Give the folder it was made of: {pack.folder}"
+            )
+        if not len(pack):
+            raise ImageFolderError(f"The pack {source} has no image that can be used.")
+        return pack
+
+    def encode(self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> Encoding:
+        """Return the encoding of rows (N,) of a pack, not started yet."""
+        return Encoding(encoder, pack, rows, self.cluster, self.progress)
+
+
+class Encoding:
+    """The codes of rows of a pack, made a batch (B, D) at a time as they are asked for.
+
+    Attributes:
+        seconds: time spent encoding so far.
+
+    Raises:
+        ImageIndexError: while iterating: the encoder gave codes that are not finite.
+    """
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        pack: Pack,
+        rows: NDArray[np.int64],
+        cluster: Cluster | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.seconds = 0.0
+        self._done, self._total, self._progress = 0, len(rows), progress
+
+        def encode(images: Tensor) -> Columns:
+            return {"codes": encoder.encode(images)}
+
+        self._batches = over_pack(encode, pack, rows, INFERENCE_BATCH, cluster)
+
+    def __iter__(self) -> Iterator[Floats]:
+        return self
+
+    def __next__(self) -> Floats:
+        started = time.perf_counter()
+        codes: Floats = next(self._batches)["codes"]
+        self.seconds += time.perf_counter() - started
+        if not np.isfinite(codes).all():
+            raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
+        self._done += len(codes)
+        if self._progress:
+            self._progress(self._done, self._total)
+        return codes
