@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing
 from autoencode.transfer_learning import methods
-from autoencode.transfer_learning.methods import _apart, fine_tune, train_from_scratch
+from autoencode.transfer_learning.methods import _held_back, fine_tune, train_from_scratch
 from autoencode.transfer_learning.probe import fit_probe
 
 SIZE = Preprocessing(16, 16)
@@ -91,8 +91,8 @@ def test_training_that_only_does_harm_is_stopped_and_undone(monkeypatch: pytest.
     torch.testing.assert_close(tuned.encode(images), model.encode(images), rtol=0, atol=0)
 
 
-def test_a_fifth_of_each_class_is_kept_apart() -> None:
+def test_a_fifth_of_each_class_is_kept_held_back() -> None:
     labels = np.array([0] * 50 + [1] * 10 + [2] * 2)
-    learn, check = _apart(labels, np.random.default_rng(0))
+    learn, check = _held_back(labels, np.random.default_rng(0))
     assert np.bincount(labels[check]).tolist() == [10, 2, 1]
     assert sorted([*learn, *check]) == list(range(62))

@@ -31,6 +31,7 @@ from autoencode.metrics.statistics import wilson_interval
 from autoencode.models.backbones import BACKBONE
 from autoencode.transfer_learning import methods as finetune
 from autoencode.transfer_learning import probe
+from autoencode.transfer_learning.methods import METHODS, Features, Method, Task
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Red, green and blue noise, 20 images each: any encoder tells them apart."""
+    """Red, green and blue noise, 20 images each: any encoder distinguishes them."""
     folder = tmp_path_factory.mktemp("colours") / "labelled"
     generator = np.random.default_rng(0)
     for channel, name in enumerate(("red", "green", "blue")):
@@ -135,6 +136,31 @@ def test_held_out_images_have_no_say_in_what_is_learned(
     assert turned_round.confusion.tolist() != honest.confusion.tolist()
 
 
+def test_a_new_method_takes_one_entry(
+    model: Autoencoder, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mean_colour(task: Task) -> Features:
+        pixels = task.data.pack.pixels(task.data.rows)
+        return {"mean colour": pixels.mean(axis=(1, 2), dtype=np.float32)}
+
+    entry = Method("colour", "linear probe on the mean colour", mean_colour, uses_model=False)
+    monkeypatch.setitem(METHODS, entry.name, entry)
+    (compared,) = (
+        one
+        for one in transfer(model, colours).comparison
+        if one.method == "colour" and one.labels_per_class is None
+    )
+    assert (compared.accuracy, compared.features) == (1, "mean colour")
+
+
+def test_every_method_has_features_or_a_training_and_says_what_it_is() -> None:
+    assert list(METHODS) == ["code", "layer", "fine-tuned", "from scratch", "pixels", "pca", "pretrained"]
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert (method.features is None) != (method.trains is None)
+        assert 10 < len(method.description) < 90
+
+
 def test_a_fine_tuned_encoder_is_kept_whole(model: Autoencoder, colours: Path, tmp_path: Path) -> None:
     made = transfer(model, colours, tmp_path / "out", finetune=True)
     assert made.kept == "fine-tuned"
@@ -165,16 +191,16 @@ def test_a_vae_and_few_unequal_classes_are_taken(trained_vae: Run, photos: Path,
     for path in sorted((tmp_path / "labelled" / "night").iterdir())[6:]:
         path.unlink()
     made = transfer(load_model(trained_vae.model_path), tmp_path / "labelled")
-    assert any("of night: fewer" in note for note in made.notes)
+    assert any("labels of night: all of them are used" in note for note in made.notes)
     assert made.confusion.shape == (3, 3)
 
 
-def test_wrong_use_is_told_before_the_work(
+def test_wrong_use_is_rejected_before_the_work(
     model: Autoencoder, colours: Path, trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="Only the model's own encoder can be fine-tuned"):
         transfer(model, colours, embedding="pretrained", finetune=True)
-    with pytest.raises(ConfigError, match="Choose code or pretrained"):
+    with pytest.raises(ConfigError, match="Unknown embedding 'clip'"):
         transfer(model, colours, embedding="clip")  # type: ignore[arg-type]
     with pytest.raises(OutputError, match="holds no earlier classifier"):
         transfer(load_model(trained.model_path), photos, photos)

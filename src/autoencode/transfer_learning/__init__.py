@@ -1,4 +1,4 @@
-"""A classifier from few labels: what the encoder of a model is worth, beside what one would do without it.
+"""Learn a classifier from few labels, and compare it with classifiers that do without the encoder.
 
 Shapes: N images, F features, K classes. Pixels are (N, H, W, 3) in 0..255.
 """
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import csv_bytes, make_folder, write_bytes
 from autoencode.data.loader import random_seed
-from autoencode.embedding import EMBEDDINGS, image_encoder
-from autoencode.errors import ConfigError, OutputError, install_command
+from autoencode.embedding import image_encoder
+from autoencode.errors import ConfigError, MissingExtraError, OutputError
 from autoencode.figures.plots import confusion_matrix
 from autoencode.metrics.statistics import Interval, wilson_interval
 from autoencode.models.model_file import as_model
@@ -29,7 +29,7 @@ from autoencode.transfer_learning.classifier import (
     load_classifier,
     save_classifier,
 )
-from autoencode.transfer_learning.methods import FAMILIES, Learned, Representations, Rows, learn, represent
+from autoencode.transfer_learning.methods import METHODS, Learned, Method, Task
 from autoencode.transfer_learning.probe import Labelled, labelled_images, some_of_each
 
 if TYPE_CHECKING:
@@ -39,23 +39,22 @@ if TYPE_CHECKING:
 
 COMPARISON_NAME, CONFUSION_NAME, PICTURE_NAME = "comparison.csv", "confusion.csv", "confusion.png"
 
-LEVELS = (10, 50)  # labels a class to compare at, besides all there are
-DRAWS = 3  # choices of so few labels that accuracies are averaged over
+LEVELS = (10, 50)  # labels a class to compare at, besides all that there are
+DRAWS = 3  # random choices of the labels that an accuracy is averaged over: one alone says little
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well one method does with so many labels.
+    """The accuracy of one method with a number of labels.
 
     Attributes:
-        method: see `methods`.
-        labels_per_class: learned from, at most; None for all there are.
-        accuracy: share of the held-out images whose class is right, the mean over the draws.
-        interval: of that share, 95 %, by Wilson 1927: how far other held-out images might have moved it.
-        lowest: of the draws of the labels: how far other labels might have moved it.
-        highest: of the draws.
-        draws: choices of the labels; 1 where all are used.
-        features: what a linear probe looked at in the last draw, such as "encoder.layers.0 4x4".
+        method: a name in `METHODS`.
+        labels_per_class: largest number learned from; None for all that there are.
+        accuracy: share of the held-out images whose class is right, in [0, 1], the mean over the draws.
+        interval: 95 % interval of it (Wilson 1927), for the choice of held-out images.
+        lowest, highest: accuracies among the draws, for the choice of labels.
+        draws: number of random choices of the labels; 1 if all are used.
+        features: features that the probe was fitted to in the last draw, such as "encoder.layers.0 4x4".
     """
 
     method: str
@@ -70,16 +69,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `transfer` found and made.
+    """The result of `transfer`.
 
     Attributes:
         classifier: the one that is kept; learned from all labels that are not held out.
         kept: its method.
-        comparison: the methods, with few labels and with all.
-        confusion: (K, K) held-out images by true class (rows) and the kept classifier's (columns).
-        learned_images: images it could learn from.
-        held_out_images: images it was measured on.
-        notes: what was left out, and what falls short, a sentence each.
+        comparison: the accuracies of the methods, with few labels and with all.
+        confusion: (K, K) held-out images by true class (rows) and predicted class (columns).
+        learned_images: number of images it could learn from.
+        held_out_images: number of images it was measured on.
+        notes: what was left out or is limited, and why, a sentence each.
         skipped: files that cannot be used, with the reason.
     """
 
@@ -93,7 +92,7 @@ class Transfer:
     skipped: list[tuple[Path, str]]
 
 
-# Called with (what is at work, images done, images in all).
+# Called with (stage, images done, images in all).
 Report = Callable[[str, int, int], None]
 
 
@@ -108,66 +107,63 @@ def transfer(
     limits: Limits | None = None,
     progress: Report | None = None,
 ) -> Transfer:
-    """Learn a classifier from labelled images, and measure what the encoder was worth to it.
+    """Learn a classifier from labelled images, and compare it with others that do without the encoder.
 
-    Three quarters of the images, by their content, may be learned from; the others are held out, and no
-    autoencoder that was trained on a pack of the same files has seen them in training (see `labelled`).
-    Methods and settings are chosen by cross-validation on what is learned from, never on what is held out.
+    Three quarters of the images, chosen by their content, may be learned from; the others are held out. An
+    autoencoder that was trained on a pack of the same files has not seen the held-out ones in training (see
+    `Labelled`). Methods and settings are chosen by cross-validation, never by the held-out images.
 
     Args:
         model: from `load_model`, or its path; plain or a VAE.
         labelled: a folder with a sub-folder for each class, or a pack of one.
         out: a folder for the classifier, the comparison and the confusion matrix, as a table and a picture;
             made here. None writes nothing.
-        embedding: what is kept: "code" for the code or the layer of the encoder that classifies best, or
-            "pretrained".
-        finetune: keep a fine-tuned encoder instead (see `finetune`).
-        seed: of the choice of labels and everything else that is drawn.
+        embedding: which classifier is kept: "code" for that on the code or the layer of the encoder,
+            whichever cross-validates better, or "pretrained".
+        finetune: keep a fine-tuned encoder instead (see `fine_tune`).
+        seed: of the choice of labels and all else that is random.
         limits: the largest files and pictures to accept.
-        progress: called with (what is at work, images done, images in all).
+        progress: called with (stage, images done, images in all).
 
     Raises:
         ModelFileError: the path given leads to no model.
         ImageFolderError: no image can be used, or there are too few classes or images of one.
         ConfigError: pretrained features are to be fine-tuned, or a pack was made with other preprocessing.
         MissingExtraError: pretrained features need the optional part `eval`.
-        OutputError: `out` is something else, or cannot be written.
+        OutputError: `out` is not a folder or not empty, or cannot be written.
     """
     model = as_model(model)
-    kept = _kept(embedding, finetune)
-    if kept == PRETRAINED:
-        image_encoder(model, "pretrained")  # rejects before the long work
+    kept = _kept(model, embedding, finetune)
     folder = None if out is None else _prepared(Path(out))
     report = progress or (lambda *_: None)
     with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
-        seen = represent(model, data, report)
-        methods = [name for name in FAMILIES if name != "fine-tuned" or finetune]
-        methods = [name for name in methods if name != PRETRAINED or seen.has(PRETRAINED)]
+        task = Task(data, model, report)
+        methods = [method for method in METHODS.values() if method.name != "fine-tuned" or finetune]
         levels, notes = _levels(data)
-        if not seen.has(PRETRAINED):
-            notes.append(f"Pretrained features are not compared: {install_command('eval')} adds them.")
-        notes += seen.notes
         comparison, best = list[Accuracy](), dict[str, Learned]()
         for level in levels:
-            accuracies, best = _compare(data, seen, methods, level, seed, report)
-            comparison += accuracies
-        chosen = best[kept] if kept != CODE else max(best[CODE], best["layer"], key=lambda one: one.validated)
-        made = _result(data, chosen, comparison, [*data.notes, *notes], labelled)
-    if folder is not None:
-        made = _write(folder, made)
-    return made
+            for method in methods.copy():
+                try:
+                    accuracy, best[method.name] = _measure(method, task, level, seed, report)
+                    comparison.append(accuracy)
+                except MissingExtraError as err:
+                    methods.remove(method)
+                    notes.append(f"The method {method.name} is not compared. {err}")
+        chosen = max((best[name] for name in kept), key=lambda learned: learned.validated)
+        made = _result(task, chosen, comparison, [*data.notes, *notes, *task.notes], labelled)
+    return made if folder is None else _write(folder, made)
 
 
-def _kept(embedding: Embedding, finetune: bool) -> str:
-    if embedding not in EMBEDDINGS:
-        raise ConfigError(f"Unknown embedding {embedding!r}. Choose {' or '.join(EMBEDDINGS)}.")
-    if finetune and not EMBEDDINGS[embedding].needs_model:
+def _kept(model: Autoencoder, embedding: Embedding, finetune: bool) -> tuple[str, ...]:
+    """Return the methods of which the best is kept."""
+    if finetune and embedding == PRETRAINED:
         raise ConfigError("Only the model's own encoder can be fine-tuned: leave out one of the two.")
-    return "fine-tuned" if finetune else embedding
+    image_encoder(model, embedding)  # before the long work: rejects an embedding that is not installed
+    return ("fine-tuned",) if finetune else (CODE, "layer") if embedding == CODE else (embedding,)
 
 
 def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
-    """Return the numbers of labels to compare at, the last None for all, and what is to be said of them."""
+    """Return the numbers of labels a class to compare at, the last None for all, and notes on them."""
     counts = np.bincount(data.labels[data.learned])
     levels: list[int | None] = [level for level in LEVELS if level < counts.max()]
     notes = []
@@ -178,73 +174,56 @@ def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
                 f"Not compared at {level} labels a class: at most {counts.max()} can be learned from."
             )
         elif short:
-            notes.append(
-                f"At {level} labels a class, all that can be learned from of {', '.join(short)}: fewer."
-            )
+            notes.append(f"There are fewer than {level} labels of {', '.join(short)}: all of them are used.")
     return [*levels, None], notes
 
 
-def _compare(
-    data: Labelled,
-    seen: Representations,
-    methods: list[str],
-    level: int | None,
-    seed: int,
-    report: Report,
-) -> tuple[list[Accuracy], dict[str, Learned]]:
-    """Measure every method with so many labels; the same choices of labels for each."""
+def _measure(
+    method: Method, task: Task, level: int | None, seed: int, report: Report
+) -> tuple[Accuracy, Learned]:
+    """Measure a method with so many labels a class, over the same draws of labels as any other method."""
+    data = task.data
     pool, held_out = np.flatnonzero(data.learned), np.flatnonzero(~data.learned)
     draws = 1 if level is None else DRAWS
-    accuracies, last = [], dict[str, Learned]()
-    for method in methods:
-        shares = []
-        for draw in range(draws):
-            number = random_seed("draw", seed, draw) % 2**32  # as much as scikit-learn takes
-            what = f"{method}, {'all' if level is None else level} labels"
-            what += f", draw {draw + 1} of {draws}" if draws > 1 else ""
-            rows = _drawn(data, pool, level, number)
-            learned = learn(method, data, seen, rows, number, partial(report, what))
-            shares.append(float((learned.predict(held_out) == data.labels[held_out]).mean()))
-            last[method] = learned
-        mean = float(np.mean(shares))
-        interval = wilson_interval(round(mean * len(held_out)), len(held_out))
-        spread = (min(shares), max(shares), draws)
-        accuracies.append(Accuracy(method, level, mean, interval, *spread, last[method].features))
-    return accuracies, last
-
-
-def _drawn(data: Labelled, pool: Rows, level: int | None, seed: int) -> Rows:
-    if level is None:
-        return pool
-    return pool[some_of_each(data.labels[pool], lambda _: level, seed)]
+    shares = []
+    for draw in range(draws):
+        number = random_seed("draw", seed, draw) % 2**32  # scikit-learn takes 32 bits
+        stage = f"{method.name}, {'all' if level is None else level} labels"
+        stage += f", draw {draw + 1} of {draws}" if draws > 1 else ""
+        rows = pool if level is None else pool[some_of_each(data.labels[pool], lambda _: level, number)]
+        learned = method.learn(task, rows, number, partial(report, stage))
+        shares.append(float((learned.predict(held_out) == data.labels[held_out]).mean()))
+    mean = float(np.mean(shares))
+    interval = wilson_interval(round(mean * len(held_out)), len(held_out))
+    spread = (min(shares), max(shares), draws)
+    return Accuracy(method.name, level, mean, interval, *spread, learned.classifier.features), learned
 
 
 def _result(
-    data: Labelled, chosen: Learned, comparison: list[Accuracy], notes: list[str], source: str | Path
+    task: Task, chosen: Learned, comparison: list[Accuracy], notes: list[str], source: str | Path
 ) -> Transfer:
+    data, classifier = task.data, chosen.classifier
     held_out = np.flatnonzero(~data.learned)
-    predicted = chosen.predict(held_out)
     confusion = np.zeros((len(data.classes), len(data.classes)), np.int64)
-    np.add.at(confusion, (data.labels[held_out], predicted), 1)
-    (measured,) = (one for one in comparison if one.method == chosen.method and one.labels_per_class is None)
-    learned = int(data.learned.sum())
+    np.add.at(confusion, (data.labels[held_out], chosen.predict(held_out)), 1)
+    method, learned = classifier.provenance["method"], int(data.learned.sum())
+    (measured,) = (one for one in comparison if one.method == method and one.labels_per_class is None)
     provenance = {
         "labelled": str(Path(source).resolve()),
         "fingerprint": data.pack.fingerprint,
-        "method": chosen.method,
-        "model": chosen.source,
+        **classifier.provenance,
         "learned_images": learned,
         "held_out_images": len(held_out),
         "accuracy": measured.accuracy,
         "interval": list(measured.interval),
     }
-    classifier = Classifier(chosen.model, chosen.features, data.classes, chosen.probe, provenance)
+    classifier = replace(classifier, provenance=provenance)
     skipped = [(Path(source) / entry.path, entry.reason or "") for entry in data.skipped]
-    return Transfer(classifier, chosen.method, comparison, confusion, learned, len(held_out), notes, skipped)
+    return Transfer(classifier, method, comparison, confusion, learned, len(held_out), notes, skipped)
 
 
 def _prepared(out: Path) -> Path:
-    """Make the folder; one that holds something else than an earlier classifier is left alone."""
+    """Make the folder; reject one that holds something else than an earlier classifier."""
     if out.is_dir() and any(out.iterdir()) and not (out / COMPARISON_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier classifier. Choose another --out.")
     make_folder(out)
@@ -252,7 +231,7 @@ def _prepared(out: Path) -> Path:
 
 
 def _write(folder: Path, made: Transfer) -> Transfer:
-    # First, so that a folder left half-written is known as ours.
+    # First, so that a folder left half-written is recognised as ours by the next call.
     write_bytes(folder / COMPARISON_NAME, _comparison_table(made.comparison))
     classes = made.classifier.classes
     write_bytes(folder / CONFUSION_NAME, _confusion_table(made.confusion, classes))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from autoencode.embedding import image_encoder
 from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.figures import image_grid
-from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import (
     check_finite,
@@ -34,6 +33,9 @@ from autoencode.models.model_file import (
 )
 from autoencode.pixels import to_float
 from autoencode.transfer_learning.probe import Floats, LinearProbe
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
 
 CLASSIFIER_NAME = "classifier.safetensors"
 FORMAT_VERSION = 1
@@ -77,7 +79,7 @@ class Classifier:
             MissingExtraError: pretrained features need the optional part `eval`.
             ModelFileError: its numbers are so large that nothing finite comes of them.
         """
-        parts = [self._represent(chunk) for chunk in torch.split(images, INFERENCE_BATCH) if len(chunk)]
+        parts = [self._features(chunk) for chunk in torch.split(images, CHUNK) if len(chunk)]
         features = np.concatenate(parts) if parts else np.zeros((0, len(self.probe.mean)), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             found = self.probe.probabilities(features)
@@ -87,11 +89,30 @@ class Classifier:
             )
         return found
 
-    def _represent(self, images: Tensor) -> Floats:
-        if self.features in (CODE, PRETRAINED):
-            kind = "pretrained" if self.features == PRETRAINED else "code"
-            return image_encoder(self.model, kind).encode(images)  # type: ignore[arg-type]
-        return descriptions(trace(self.model, images).layers)[self.features].numpy()
+    def _features(self, images: Tensor) -> Floats:
+        if self.features == CODE:
+            return image_encoder(self.model, "code").encode(images)
+        if self.features == PRETRAINED:
+            return image_encoder(self.model, "pretrained").encode(images)
+        return encoder_features(self.model, images)[self.features].numpy()
+
+
+def encoder_features(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
+    """Return what a probe may look at in an encoder, (B, F) each.
+
+    Args:
+        model: from `load_model`.
+        images: (B, 3, H, W) in [0, 1], a batch small enough to go through the model at once.
+
+    Returns:
+        The pooled maps of each layer, shallow to deep, by their name in `feature_maps.descriptions`, and the
+        codes as "code".
+
+    Raises:
+        ConfigError: the images have another shape or type than the model was trained on.
+    """
+    layers, codes = trace(model, images)
+    return {**descriptions(layers), CODE: codes}
 
 
 @dataclass(frozen=True)
@@ -256,8 +277,8 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     if shapes != ((size[0],), (size[0],), size, (size[1],)):
         raise ValueError("its parts do not fit together")
     blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
-    sizes = {name: part.shape[1] for name, part in descriptions(trace(model, blank).layers).items()}
-    sizes |= {CODE: model.config.code_size, PRETRAINED: BACKBONE.size}
+    sizes = {name: part.shape[1] for name, part in encoder_features(model, blank).items()}
+    sizes[PRETRAINED] = BACKBONE.size
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
 

@@ -1,27 +1,16 @@
-"""Training an encoder on labels: from where the autoencoder left it, or from scratch.
+"""METHODS: the ways to learn a classifier that `transfer` compares, one entry each.
 
-Images are (B, 3, H, W) in [0, 1]; D code size, K classes.
-
-The ways to a classifier that `transfer` compares.
-
-code         linear probe on the code
-layer        linear probe on the pooled maps of the layer that cross-validation prefers, pooled over the
-             image or over 4x4 parts of it
-fine-tuned   the encoder, trained on
-from scratch the same network, trained on the labels alone
-pixels       linear probe on the pixels, averaged down to about 32 a side
-pca          linear probe on as many principal components of those pixels as the code has values
-pretrained   linear probe on features of EfficientNet-Lite0, trained on ImageNet with a million labels
-
-Shapes: N images, F features.
+Shapes: N images, M of them learned from, B batch, F features, D code size, K classes. Images are
+(B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,13 +21,12 @@ from torch import Tensor, nn
 
 from autoencode.data.loader import batches, random_seed
 from autoencode.embedding import image_encoder
-from autoencode.errors import DivergedError, MissingExtraError
-from autoencode.feature_maps import descriptions, trace
+from autoencode.errors import DivergedError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.convolutions import pooling_of
 from autoencode.models.pca import principal_components
 from autoencode.pixels import to_float
-from autoencode.transfer_learning.classifier import CODE, PRETRAINED
+from autoencode.transfer_learning.classifier import CODE, PRETRAINED, Classifier, encoder_features
 from autoencode.transfer_learning.probe import (
     Floats,
     Labelled,
@@ -49,14 +37,15 @@ from autoencode.transfer_learning.probe import (
 )
 
 BATCH = 32
-EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 200, 4_000  # a budget the same for either start
-CHECK_STEPS, PATIENCE = 20, 5  # at least so many steps between checks; checks without a better one
+EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 200, 4_000  # the same budget for either start
+CHECK_STEPS, PATIENCE = 20, 5  # least steps between checks; checks without a better one before it stops
 
-# Of the encoder and of the layer on its codes. 1e-4 and 1e-3 for the two did as well, within chance.
+# For the encoder and the layer on its codes alike. 1e-4 and 1e-3 for the two did as well, within chance.
 SCRATCH_RATE, TUNING_RATE = 1e-3, 3e-4
-WEIGHT_DECAY, CLIP = 0.01, 1.0
+WEIGHT_DECAY, GRAD_CLIP = 0.01, 1.0
 
-VALIDATION_SHARE = 0.2  # of the labels given: they too are labels that someone had to give
+# Of the labels given: to stop training takes labels, too, and a fair comparison counts them.
+VALIDATION_SHARE = 0.2
 
 ImagesOf = Callable[[NDArray[np.int64]], Tensor]
 Report = Callable[[int, int], None]
@@ -73,23 +62,23 @@ def fine_tune(
 ) -> tuple[Autoencoder, LinearProbe]:
     """Train the encoder and a linear layer on its codes, starting at a probe fitted on those codes.
 
-    To start at a fitted probe keeps the first steps from spoiling the encoder for a random layer's sake
-    (Kumar et al. 2022, "Fine-tuning can distort pretrained features"). AdamW, at a third of the rate from
-    scratch; a linear path through the encoder and the statistics of batch normalisation stay as they are.
-    A fifth of the labels is not trained on and decides when to stop: after five checks without a smaller
-    cross-entropy, at the latest after 20 passes (but 200 steps at least). The best weights are kept.
+    Starting at a fitted probe, the first steps do not distort the encoder to fit a random layer (Kumar et al.
+    2022, "Fine-tuning can distort pretrained features"). AdamW, at a third of the rate from scratch; a linear
+    path through the encoder and the statistics of batch normalisation stay as they are. A fifth of the labels
+    is held back and decides when to stop: after five checks without a smaller cross-entropy, at the latest
+    after 20 epochs (but 200 steps at least). The best weights are kept.
 
     Args:
         model: the start, left as it is.
         probe: on codes (B, D).
-        images_of: the images of indices into `labels`.
-        labels: (N,) in 0..K-1, each class at least twice.
+        images_of: from indices into `labels` to images.
+        labels: (M,) in 0..K-1, each class at least twice.
         seed: of the choice of that fifth and of the order of images.
         progress: called with (images trained on, images at most); with both equal at the end.
 
     Returns:
-        A copy of the model whose encoder is trained, without prior; its decoder fits it no more. And the
-        probe on its codes.
+        A copy of the model with a trained encoder and without prior, whose decoder no longer fits the codes;
+        and the probe on its codes.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -111,7 +100,7 @@ def train_from_scratch(
     seed: int = 0,
     progress: Report | None = None,
 ) -> tuple[Autoencoder, LinearProbe]:
-    """Train the same network from random weights on the labels alone: what the autoencoder has to beat.
+    """Train the same network from random weights on the labels alone, for comparison.
 
     Budget, stopping, arguments, results and errors are those of `fine_tune`; every weight is trained, at the
     full rate.
@@ -162,7 +151,7 @@ def _trained(
     from_scratch: bool,
 ) -> tuple[Autoencoder, LinearProbe]:
     generator = np.random.default_rng(random_seed("labels", seed))
-    learn, check = _apart(labels, generator)
+    learn, check = _held_back(labels, generator)
     epoch_steps = -(-len(learn) // BATCH)
     most = min(max(EPOCHS * epoch_steps, LEAST_STEPS), MOST_STEPS)
     for group in groups:
@@ -170,7 +159,7 @@ def _trained(
             parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     targets = torch.from_numpy(labels)
-    # Random weights are no result, even where no check is better: a start counts only if it was learned.
+    # Random weights are never the result, even if no check is better than they are.
     least = math.inf if from_scratch else _loss(network, images_of, targets, check)
     best, worse, order = _state(network), 0, learn[:0]
     for step in range(1, most + 1):
@@ -183,7 +172,7 @@ def _trained(
             raise DivergedError("Training on the labels diverged: the loss is not finite.")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], CLIP)
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], GRAD_CLIP)
         optimizer.step()
         if step % max(CHECK_STEPS, epoch_steps) == 0 or step == most:
             now = _loss(network, images_of, targets, check)
@@ -201,8 +190,8 @@ def _trained(
     return model.eval(), network.probe()
 
 
-def _apart(labels: Labels, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices to learn from and indices to check on: a fifth of each class, at least one."""
+def _held_back(labels: Labels, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return indices to learn from, and indices to check on: a fifth of each class, at least one."""
     learn, check = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
@@ -226,165 +215,190 @@ def _loss(network: _Network, images_of: ImagesOf, targets: Tensor, rows: NDArray
     return total / len(rows)
 
 
-FAMILIES = (CODE, "layer", "fine-tuned", "from scratch", "pixels", "pca", PRETRAINED)
 PCA_BATCH = 1_000
 
 Rows = NDArray[np.int64]
+Features = Mapping[str, Floats]
 
 
-@dataclass(frozen=True)
-class Representations:
-    """What probes look at.
+class Task:
+    """Labelled images and a model, with the features that the methods share; each is computed once.
 
     Attributes:
+        data: the images.
         model: the model whose encoder is transferred.
-        features: (N, F) of all images: "code", "pixels", "pca", "pretrained" where that is installed,
-            and the pooled maps of each layer by their name in `feature_maps.descriptions`.
-        layers: those names, shallow to deep.
-        notes: what falls short, a sentence each.
+        notes: limits of what was computed, a sentence each.
     """
 
-    model: Autoencoder
-    features: dict[str, Floats]
-    layers: tuple[str, ...]
-    notes: tuple[str, ...]
+    def __init__(self, data: Labelled, model: Autoencoder, report: Callable[[str, int, int], None]) -> None:
+        """Keep these; `report` is called with (stage, images done, images in all)."""
+        self.data, self.model, self.notes = data, model, list[str]()
+        self._report = report
 
-    def has(self, name: str) -> bool:
-        """Whether there are features of that name."""
-        return name in self.features
+    @cached_property
+    def encoder_features(self) -> dict[str, Floats]:
+        """Codes and pooled maps of each layer, (N, F) each; see `classifier.encoder_features`."""
+        parts: dict[str, list[Tensor]] = {}
+        done = 0
+        for images in batches(self.data.pack, self.data.rows, INFERENCE_BATCH):
+            for name, part in encoder_features(self.model, images).items():
+                parts.setdefault(name, []).append(part)
+            done += len(images)
+            self._report("encoding", done, len(self.data.rows))
+        return {name: torch.cat(part).numpy() for name, part in parts.items()}
+
+    @cached_property
+    def codes(self) -> Features:
+        """Codes, (N, D)."""
+        return {CODE: self.encoder_features[CODE]}
+
+    @cached_property
+    def layers(self) -> Features:
+        """Pooled maps of each layer, shallow to deep."""
+        return {name: part for name, part in self.encoder_features.items() if name != CODE}
+
+    @cached_property
+    def pixels(self) -> Features:
+        """Pixels, averaged down to about 32 a side."""
+        pooling = pooling_of(self.model.preprocessing.height, self.model.preprocessing.width)
+        images = batches(self.data.pack, self.data.rows, INFERENCE_BATCH)
+        return {"pixels": torch.cat([F.avg_pool2d(one, pooling).flatten(1) for one in images]).numpy()}
+
+    @cached_property
+    def components(self) -> Features:
+        """Principal components of `pixels`, fitted to all images to learn from: that takes no labels."""
+        pixels, size = torch.from_numpy(self.pixels["pixels"]), self.model.config.code_size
+        learned = pixels[torch.from_numpy(self.data.learned)]
+        pca = principal_components(torch.split(learned, PCA_BATCH), size)
+        if len(pca.directions) < size:
+            self.notes.append(
+                f"PCA has {len(pca.directions)} components: there are no more images to learn from."
+            )
+        return {"pca": ((pixels - pca.mean) @ pca.directions.T).numpy()}
+
+    @cached_property
+    def pretrained(self) -> Features:
+        """Features of a network trained on ImageNet.
+
+        Raises:
+            MissingExtraError: the optional part `eval` is not installed.
+        """
+        encoder = image_encoder(self.model, "pretrained")
+        parts, done = [], 0
+        # A quarter of the usual batch: the network enlarges each image to 224x224.
+        for images in batches(self.data.pack, self.data.rows, INFERENCE_BATCH // 4):
+            parts.append(encoder.encode(images))
+            done += len(images)
+            self._report("pretrained features", done, len(self.data.rows))
+        return {PRETRAINED: np.concatenate(parts)}
+
+    def images_of(self, rows: Rows) -> ImagesOf:
+        """Return a function from indices into `rows` to images (B, 3, H, W)."""
+        return lambda indices: to_float(self.data.pack.pixels(self.data.rows[rows[indices]]))
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method made of labels.
+    """The classifier that a method learned.
 
     Attributes:
-        method: one of `FAMILIES`.
-        features: what its probe looks at.
-        model: the model, fine-tuned or trained from scratch where the method does that.
-        source: digest of the model it started at, "" for none.
-        probe: on those features.
-        validated: accuracy in cross-validation; NaN for a trained encoder.
-        predict: classes (M,) of images by their index (M,).
+        classifier: with the method and the digest of the model it started at ("" for none) as provenance.
+        validated: accuracy in cross-validation, in [0, 1]; NaN for a trained encoder.
+        predict: indices (M,) of images to their classes (M,).
     """
 
-    method: str
-    features: str
-    model: Autoencoder
-    source: str
-    probe: LinearProbe
+    classifier: Classifier
     validated: float
-    predict: Callable[[Rows], NDArray[np.int64]]
+    predict: Callable[[Rows], Labels]
 
 
-def represent(model: Autoencoder, data: Labelled, report: Callable[[str, int, int], None]) -> Representations:
-    """Compute all features once. PCA is fitted on all that may be learned from: it needs no labels."""
-    seen: dict[str, list[Tensor]] = {}
-    pooling = pooling_of(model.preprocessing.height, model.preprocessing.width)
-    layers: tuple[str, ...] = ()
-    done = 0
-    for images in batches(data.pack, data.rows, INFERENCE_BATCH):
-        found, codes = trace(model, images)
-        parts = descriptions(found)
-        layers = tuple(parts)
-        parts |= {CODE: codes, "pixels": F.avg_pool2d(images, pooling).flatten(1)}
-        for name, part in parts.items():
-            seen.setdefault(name, []).append(part)
-        done += len(images)
-        report("encoding", done, len(data.rows))
-    features = {name: torch.cat(parts).numpy() for name, parts in seen.items()}
-    pixels = torch.from_numpy(features["pixels"])
-    learned = pixels[torch.from_numpy(data.learned)]
-    pca = principal_components(torch.split(learned, PCA_BATCH), model.config.code_size)
-    features["pca"] = ((pixels - pca.mean) @ pca.directions.T).numpy()
-    notes = []
-    if len(pca.directions) < model.config.code_size:
-        notes.append(f"PCA has {len(pca.directions)} components: there are no more images to learn from.")
-    pretrained = _pretrained(model, data, report)
-    if pretrained is not None:
-        features[PRETRAINED] = pretrained
-    return Representations(model, features, layers, tuple(notes))
+@dataclass(frozen=True)
+class Method:
+    """A way to learn a classifier.
 
-
-def learn(
-    method: str,
-    data: Labelled,
-    seen: Representations,
-    rows: Rows,
-    seed: int,
-    report: Callable[[int, int], None],
-) -> Learned:
-    """Learn a classifier from the labels of some images.
-
-    Args:
-        method: one of `FAMILIES`.
-        data: the images.
-        seen: their features.
-        rows: (M,) indices of the images that may be learned from.
-        seed: of everything that is drawn.
-        report: called with (images done, images in all) where an encoder is trained.
-
-    Raises:
-        DivergedError: training an encoder diverged.
+    Attributes:
+        name: in the comparison.
+        description: one line for the documentation.
+        features: those of a task that a linear probe is fitted to. If there are several, cross-validation
+            chooses. Raises MissingExtraError if an optional part is not installed.
+        trains: the training of an encoder instead of a probe: from a task, the images (M,) to learn from, a
+            seed and a report to the trained model and the probe on its codes.
+        uses_model: whether it starts at the model: what it shows is then the worth of the autoencoder.
     """
-    labels = data.labels[rows]
-    if method in ("fine-tuned", "from scratch"):
-        return _train(method, data, seen, rows, seed, report)
-    candidates = seen.layers if method == "layer" else (method,)
-    choices = {name: choose_strength(seen.features[name][rows], labels, seed) for name in candidates}
-    best = max(candidates, key=lambda name: choices[name].accuracy)
-    probe = fit_probe(seen.features[best][rows], labels, choices[best].strength)
-    return _probed(method, best, probe, choices[best].accuracy, seen)
+
+    name: str
+    description: str
+    features: Callable[[Task], Features] | None = None
+    trains: Callable[[Task, Rows, int, Report], tuple[Autoencoder, LinearProbe]] | None = None
+    uses_model: bool = True
+
+    def learn(self, task: Task, rows: Rows, seed: int, report: Report) -> Learned:
+        """Learn from the labels of some images.
+
+        Args:
+            task: the images and the model.
+            rows: (M,) indices of the images that may be learned from.
+            seed: of all random choices.
+            report: called with (images done, images in all) where an encoder is trained.
+
+        Raises:
+            DivergedError: training an encoder diverged.
+            MissingExtraError: the features need an optional part that is not installed.
+        """
+        labels, provenance = task.data.labels[rows], {"method": self.name}
+        provenance["model"] = task.model.digest if self.uses_model else ""
+        if self.trains is not None:
+            model, probe = self.trains(task, rows, seed, report)
+
+            def predict(wanted: Rows) -> Labels:
+                parts = batches(task.data.pack, task.data.rows[wanted], INFERENCE_BATCH)
+                return probe.predict(torch.cat([model.encode(images) for images in parts]).numpy())
+
+            return Learned(Classifier(model, CODE, task.data.classes, probe, provenance), math.nan, predict)
+        assert self.features is not None
+        candidates = self.features(task)
+        choices = {name: choose_strength(part[rows], labels, seed) for name, part in candidates.items()}
+        best = max(choices, key=lambda name: choices[name].accuracy)
+        features = candidates[best]
+        probe = fit_probe(features[rows], labels, choices[best].strength)
+        classifier = Classifier(task.model, best, task.data.classes, probe, provenance)
+        return Learned(classifier, choices[best].accuracy, lambda wanted: probe.predict(features[wanted]))
 
 
-def _probed(
-    method: str, features: str, probe: LinearProbe, accuracy: float, seen: Representations
-) -> Learned:
-    def predict(rows: Rows) -> NDArray[np.int64]:
-        return probe.predict(seen.features[features][rows])
-
-    source = "" if features in (PRETRAINED, "pixels", "pca") else seen.model.digest
-    return Learned(method, features, seen.model, source, probe, accuracy, predict)
+def _fine_tuned(task: Task, rows: Rows, seed: int, report: Report) -> tuple[Autoencoder, LinearProbe]:
+    codes, labels = task.codes[CODE][rows], task.data.labels[rows]
+    start = fit_probe(codes, labels, choose_strength(codes, labels, seed).strength)
+    return fine_tune(task.model, start, task.images_of(rows), labels, seed=seed, progress=report)
 
 
-def _train(
-    method: str,
-    data: Labelled,
-    seen: Representations,
-    rows: Rows,
-    seed: int,
-    report: Callable[[int, int], None],
-) -> Learned:
-    labels = data.labels[rows]
-
-    def images_of(indices: Rows) -> Tensor:
-        return to_float(data.pack.pixels(data.rows[rows[indices]]))
-
-    if method == "fine-tuned":
-        codes = seen.features[CODE][rows]
-        start = fit_probe(codes, labels, choose_strength(codes, labels, seed).strength)
-        model, probe = fine_tune(seen.model, start, images_of, labels, seed=seed, progress=report)
-    else:
-        model, probe = train_from_scratch(
-            seen.model, len(data.classes), images_of, labels, seed=seed, progress=report
-        )
-
-    def predict(wanted: Rows) -> NDArray[np.int64]:
-        parts = [model.encode(images) for images in batches(data.pack, data.rows[wanted], INFERENCE_BATCH)]
-        return probe.predict(torch.cat(parts).numpy())
-
-    source = seen.model.digest if method == "fine-tuned" else ""
-    return Learned(method, CODE, model, source, probe, float("nan"), predict)
+def _from_scratch(task: Task, rows: Rows, seed: int, report: Report) -> tuple[Autoencoder, LinearProbe]:
+    images_of, labels = task.images_of(rows), task.data.labels[rows]
+    return train_from_scratch(
+        task.model, len(task.data.classes), images_of, labels, seed=seed, progress=report
+    )
 
 
-def _pretrained(model: Autoencoder, data: Labelled, report: Callable[[str, int, int], None]) -> Floats | None:
-    try:
-        encoder = image_encoder(model, "pretrained")
-    except MissingExtraError:
-        return None
-    parts, done = [], 0
-    for images in batches(data.pack, data.rows, INFERENCE_BATCH // 4):  # each is enlarged to 224x224
-        parts.append(encoder.encode(images))
-        done += len(images)
-        report("pretrained features", done, len(data.rows))
-    return np.concatenate(parts)
+METHODS = {
+    method.name: method
+    for method in (
+        Method(CODE, "linear probe on the code", lambda task: task.codes),
+        Method("layer", "linear probe on the best layer of the encoder, pooled", lambda task: task.layers),
+        Method("fine-tuned", "the encoder, trained on with the labels", trains=_fine_tuned),
+        Method(
+            "from scratch", "the same network on the labels alone", trains=_from_scratch, uses_model=False
+        ),
+        Method("pixels", "linear probe on small images", lambda task: task.pixels, uses_model=False),
+        Method(
+            "pca",
+            "linear probe on as many principal components of them as the code has dimensions",
+            lambda task: task.components,
+            uses_model=False,
+        ),
+        Method(
+            PRETRAINED,
+            "linear probe on features of a network trained on ImageNet",
+            lambda task: task.pretrained,
+            uses_model=False,
+        ),
+    )
+}
