@@ -1,6 +1,8 @@
 # make demo   train on 5,000 real digits and look at the result (under two minutes)
 # make test   everything CI checks
 # make check  the same without installing anything
+# make docs   the documentation as a site in docs/_build/html; any warning is an error, nothing is fetched
+# make notebooks    the notebooks of examples/ from top to bottom, on the digits of the demo
 # make bench  what docs/performance.md claims, in a short form: a table for each concern
 # make torture      hours of what tries to break it, and a table of what fell; PARTS="images kills" for some of it
 # make test-scale   the tests of several processes and servers that take minutes
@@ -18,7 +20,7 @@ TORCH_FLAGS ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 
 endif
 BIN := .venv/bin
 
-.PHONY: demo test check bench torture test-scale test-lowest format clean
+.PHONY: demo test check docs notebooks bench torture test-scale test-lowest format clean
 
 demo: .venv/installed
 	$(BIN)/autoencode demo
@@ -31,6 +33,12 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile
+
+docs: .venv/docs-installed
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+notebooks: .venv/docs-installed
+	$(BIN)/pytest -m notebooks
 
 torture: .venv/installed
 	$(BIN)/python -m torture $(PARTS)
@@ -68,5 +76,9 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo,eval,map,onnx,tensorboard,web,dev]"
 	touch $@
 
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 def install_command(extra: str) -> str:

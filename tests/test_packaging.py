@@ -1,0 +1,101 @@
+"""What is published: the description on the package index, and the files that services read."""
+
+from __future__ import annotations
+
+import importlib.util
+import tarfile
+import zipfile
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import autoencode
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"])
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def built(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Message:
+    """Build a wheel or a source distribution and return its metadata."""
+    from hatchling import build
+
+    monkeypatch.chdir(ROOT)
+    if kind == "wheel":
+        with zipfile.ZipFile(folder / build.build_wheel(str(folder))) as wheel:
+            (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+            return message_from_bytes(wheel.read(name))
+    with tarfile.open(folder / build.build_sdist(str(folder))) as sdist:
+        (member,) = (member for member in sdist if member.name.count("/") == 1 and "PKG-INFO" in member.name)
+        content = sdist.extractfile(member)
+        assert content is not None
+        return message_from_bytes(content.read())
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_the_description_of_a_built_package_has_no_relative_link(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: ModuleType
+) -> None:
+    metadata = built(kind, tmp_path, monkeypatch)
+    text = str(metadata.get_payload())
+    assert text.lstrip().startswith("# autoencode")
+    assert not hook.LINK.search(text)
+    assert metadata["Version"] == autoencode.__version__
+
+
+def test_links_of_the_description_lead_to_the_version_that_is_published(hook: ModuleType) -> None:
+    readme = "![a](docs/a.png)\ncaption\n\n[b](docs/b.md#c), [d](https://e.org), [f](#g)"
+    assert hook.description(readme, "https://h.org/i/{kind}/v1") == (
+        "![a](https://h.org/i/raw/v1/docs/a.png)\ncaption\n\n"
+        "[b](https://h.org/i/blob/v1/docs/b.md#c), [d](https://e.org), [f](#g)"
+    )
+
+
+def test_without_an_address_links_are_text_and_images_are_left_out(hook: ModuleType) -> None:
+    readme = "# t\n\n![a](docs/a.png)\ncaption\n\n[b](docs/b.md#c), [d](https://e.org), [f](#g)"
+    assert hook.description(readme, "") == "# t\n\nb, [d](https://e.org), [f](#g)"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == autoencode.__version__
+    assert f"## [{citation['version']}] - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_yaml_files_can_be_read(page: Path) -> None:
+    assert isinstance(yaml.safe_load(page.read_text()), dict)
+
+
+def test_ci_runs_only_tests_and_targets_that_there_are() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    targets = [line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line]
+    assert commands
+    for word in " ".join(commands).split():
+        if word.startswith("tests/"):
+            assert (ROOT / word).exists(), word
+    for command in commands:
+        if command.startswith("make "):
+            assert command.split()[1] in targets, command
+
+
+def test_pre_commit_runs_the_quick_checks_of_make_check() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text()
+    for hook in hooks:
+        command = hook["entry"].removesuffix(" --force-exclude")
+        assert f"$(BIN)/{command}" in makefile, command
