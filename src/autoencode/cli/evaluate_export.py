@@ -10,7 +10,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model
-from autoencode.cli.progress import console, stages
+from autoencode.cli.progress import say, stages
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
@@ -24,7 +24,8 @@ LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_acc
 def evaluate(
     model: Model,
     pack: Annotated[
-        str | None, typer.Argument(help="The pack it was trained on, or its URL. Default: that of the run.")
+        str | None,
+        typer.Argument(help="The pack the model was trained on, or its URL. Default: that of the run."),
     ] = None,
     ood: Annotated[
         Path | None,
@@ -37,7 +38,7 @@ def evaluate(
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Measure a model on images it has not seen, beside PCA of the same code size."""
+    """Measure a model on held-out images, beside PCA of the same code size."""
     from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()
@@ -54,12 +55,12 @@ def evaluate(
         limits = options.limits(max_pixels, max_bytes)
         found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
     for line in table(found):
-        console.print(line, soft_wrap=True)
+        say(line)
     for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        say(f"note: {note}")
     if out is not None:
         write_json(out, found.to_json())
-        console.print(f"json: {out}", soft_wrap=True)
+        say(f"json: {out}")
 
 
 def export(
@@ -72,10 +73,9 @@ def export(
 
     batches = " and ".join(map(str, CHECKED_BATCHES))
     for file in export_onnx(load_model(model), onnx):
-        console.print(
+        say(
             f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "
-            f"most {file.largest_difference:.1e} (batches of {batches})",
-            soft_wrap=True,
+            f"most {file.largest_difference:.1e} (batches of {batches})"
         )
 
 

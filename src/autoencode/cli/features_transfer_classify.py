@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Commands, Images, MaxBytes, MaxPixels, Model
-from autoencode.cli.progress import console, counting, fail_if_named, one_line, show_skipped, stages
+from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ SHOWN = 20
 def features(
     model: Model,
     image: Annotated[Path, typer.Argument(help="An image file.")],
-    out: Annotated[Path, typer.Option(help="Folder for a grid a layer, the sheet of all, and the table.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for a grid of maps of each layer, a sheet of all layers, and a table."),
+    ],
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
@@ -34,26 +37,29 @@ def features(
     for number, layer in enumerate(made.layers, 1):
         channels, height, width = layer.maps.shape
         field = "x".join(map(str, layer.receptive_field_px))
-        console.print(
+        say(
             f"layer {number}: {channels} channels of {height}x{width}, a value sees {field} pixels "
-            f"({layer.name})",
-            soft_wrap=True,
+            f"({layer.name})"
         )
-    console.print(f"sheet: {out / application.SHEET_NAME}", soft_wrap=True)
-    console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
+    say(f"sheet: {out / application.SHEET_NAME}")
+    say(f"table: {out / application.TABLE_NAME}")
 
 
 def transfer(
     model: Model,
     labelled: Annotated[Path, typer.Argument(help="A folder with a sub-folder of images for each class.")],
-    out: Annotated[Path, typer.Option(help="Folder for the classifier and how well it does.")],
+    out: Annotated[Path, typer.Option(help="Folder for the classifier and the comparison.")],
     embedding: Annotated[
-        Embedding, typer.Option(help="Keep a classifier on the encoder, or on pretrained features.")
+        Embedding,
+        typer.Option(
+            help="Classify by what the encoder has learned, or by features of a network trained on "
+            "ImageNet (extra eval)."
+        ),
     ] = "code",
     finetune: Annotated[
-        bool, typer.Option("--finetune", help="Train the encoder on the labels as well, and keep that.")
+        bool, typer.Option("--finetune", help="Also train the encoder on the labels.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="The choice of labels and training follow from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of labels and of training.")] = 0,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
@@ -77,11 +83,9 @@ def transfer(
             progress=progress,
         )
     _print_comparison(made)
-    console.print(f"classifier: {out / CLASSIFIER_NAME}", soft_wrap=True)
-    console.print(f"comparison: {out / application.COMPARISON_NAME}", soft_wrap=True)
-    console.print(
-        f"confusion:  {out / application.CONFUSION_NAME}, {out / application.PICTURE_NAME}", soft_wrap=True
-    )
+    say(f"classifier: {out / CLASSIFIER_NAME}")
+    say(f"comparison: {out / application.COMPARISON_NAME}")
+    say(f"confusion:  {out / application.CONFUSION_NAME}, {out / application.PICTURE_NAME}")
 
 
 def classify(
@@ -106,14 +110,14 @@ def classify(
     show_skipped(made.skipped)
     for result in made.results[:SHOWN]:
         line = f"{result.probability:6.1%}  {result.label}  {result.path}"
-        console.print(one_line(line), soft_wrap=True)
+        say(one_line(line))
     if len(made.results) > SHOWN:
         counts = Counter(result.label for result in made.results)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        console.print(f"and {len(made.results) - SHOWN} more; in all {listed}", soft_wrap=True)
+        say(f"and {len(made.results) - SHOWN} more; in all {listed}")
     if out is not None:
-        console.print(f"table: {out}", soft_wrap=True)
-        console.print(f"sheet: {application.sheet_path(out)}", soft_wrap=True)
+        say(f"table: {out}")
+        say(f"sheet: {application.sheet_path(out)}")
     fail_if_named(made.skipped, images)
 
 
@@ -127,22 +131,21 @@ COMMANDS: Commands = {
 def _print_comparison(made: Transfer) -> None:
     show_skipped(made.skipped)
     for note in made.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    console.print(
+        say(f"note: {note}")
+    say(
         f"accuracy on {made.held_out_images} held-out images, %, with its 95 % interval; "
-        f"learned from at most {made.learned_images}:",
-        soft_wrap=True,
+        f"learned from at most {made.learned_images}:"
     )
     levels = list(dict.fromkeys(one.labels_per_class for one in made.comparison))
     heads = ["all labels" if level is None else f"{level} a class" for level in levels]
-    console.print(f"{'':14}" + "".join(f"{head:>20}" for head in heads), soft_wrap=True)
+    say(f"{'':14}" + "".join(f"{head:>20}" for head in heads))
     methods: dict[str, dict[int | None, Accuracy]] = {}
     for one in made.comparison:
         methods.setdefault(one.method, {})[one.labels_per_class] = one
     for method, at in methods.items():
         cells = [_cell(at[level]) for level in levels]
         mark = "  <- kept" if method == made.kept else ""
-        console.print(f"{method:14}" + "".join(f"{cell:>20}" for cell in cells) + mark, soft_wrap=True)
+        say(f"{method:14}" + "".join(f"{cell:>20}" for cell in cells) + mark)
 
 
 def _cell(one: Accuracy) -> str:

@@ -11,7 +11,15 @@ from rich.table import Table
 
 from autoencode.cli import options
 from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model, Ray
-from autoencode.cli.progress import console, counted, counting, fail_if_named, notes, one_line, show_skipped
+from autoencode.cli.progress import (
+    console,
+    counted,
+    counting,
+    fail_if_named,
+    one_line,
+    say,
+    show_skipped,
+)
 from autoencode.configuration import Distance, Embedding, Split, Store
 from autoencode.errors import ConfigError
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index, SearchResults
     from autoencode.index.duplicates import NearDuplicates
 
@@ -29,18 +38,18 @@ NEIGHBOURS = 10
 
 def index(
     model: Model,
-    folder: Annotated[str, typer.Argument(help="Images, in sub-folders or not; or a pack, also by its URL.")],
+    folder: Annotated[str, typer.Argument(help="Images, also in sub-folders; or a pack, also by its URL.")],
     out: Annotated[
         str,
         typer.Option(
-            help="The index; run again to take in what changed. For --store lance also a URL, s3://bucket/index."
+            help="The index; run again to update it. With --store lance also a URL, s3://bucket/index."
         ),
     ],
     store: Annotated[
         Store | None,
         typer.Option(
-            help="file (searched in memory) or lance (LanceDB, extra lance: larger than memory, of several "
-            "folders, in storage too). Default: file, or as before."
+            help="file is searched in memory; lance (LanceDB, extra lance) may be larger than memory, hold "
+            "several folders, and lie in object storage. Default: file, or as before."
         ),
     ] = None,
     embedding: Annotated[
@@ -53,14 +62,15 @@ def index(
     distance: Annotated[
         Distance | None,
         typer.Option(
-            help="whitened (angle, every direction of the codes weighs the same), cosine (angle), or l2. "
+            help="whitened (angle, all directions of the codes weighted alike), cosine (angle), or l2. "
             "Default: whitened, cosine for pretrained features, or as before."
         ),
     ] = None,
     remove: Annotated[
         bool,
         typer.Option(
-            "--remove", help="Take the images of FOLDER out of an index that LanceDB keeps, instead."
+            "--remove",
+            help="Remove the images of FOLDER from an index that LanceDB keeps, instead of adding.",
         ),
     ] = False,
     max_pixels: MaxPixels = None,
@@ -73,7 +83,7 @@ def index(
             raise ConfigError("--remove goes with no other option than --out.")
         from autoencode.index import remove_source
 
-        console.print(f"{counted(remove_source(out, folder), 'image')} removed from {out}", soft_wrap=True)
+        say(f"{counted(remove_source(out, folder), 'image')} removed from {out}")
         return
     from autoencode.training.process import keep_freed_memory
 
@@ -97,18 +107,18 @@ def index(
 
 
 def search(
-    index: Annotated[str, typer.Argument(help="What `autoencode index` made; or its URL in storage.")],
+    index: Annotated[str, typer.Argument(help="An index, as `autoencode index` writes it, also by its URL.")],
     queries: Annotated[
         list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
     ] = None,
     k: Annotated[int | None, typer.Option("-k", help="Neighbours of each query. Default: 10.", min=1)] = None,
     label: Annotated[
-        str | None, typer.Option(help="Look among the images of this first sub-folder alone.")
+        str | None, typer.Option(help="Search only the images whose first sub-folder has this name.")
     ] = None,
-    split: Annotated[Split | None, typer.Option(help="Look among those of this split alone.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write what was found as JSON (.json).")] = None,
+    split: Annotated[Split | None, typer.Option(help="Search only the images of this split.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results as JSON (.json).")] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Draw it, each query before its neighbours (.png, .jpg, ...).")
+        Path | None, typer.Option(help="Draw each query beside its neighbours (.png, .jpg, ...).")
     ] = None,
     near_duplicates: Annotated[
         bool,
@@ -117,12 +127,12 @@ def search(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Score from which a pair is a near-duplicate. Default: what 95 % of images reach with a "
-            "copy that is slightly cropped, smaller, a JPEG."
+            help="Score from which a pair is a near-duplicate. Default: the score that 95 % of images reach "
+            "with a copy of theirs that is slightly cropped, smaller, and a JPEG."
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The model the index was made with, if it was moved.")
+        Path | None, typer.Option(help="The model that the index was made with, if the model was moved.")
     ] = None,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
@@ -132,51 +142,30 @@ def search(
         raise typer.BadParameter("give images to look for, or --near-duplicates", param_hint="QUERIES")
     if threshold is not None and not near_duplicates:
         raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
-    if k is not None and near_duplicates:
-        raise ConfigError(
-            "-k is for images to look for; the number of near-duplicates depends on --threshold."
-        )
-    if near_duplicates and (label, split) != (None, None):
-        raise ConfigError("--label and --split are for images to look for, not for --near-duplicates.")
+    if near_duplicates and (k, label, split) != (None, None, None):
+        raise ConfigError("-k, --label and --split are for images to look for, not for --near-duplicates.")
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE
     from autoencode.index import open_index
 
     opened = open_index(index, model)
     for source in opened.unfinished:
-        notes.print(
-            f"Not all images of {source} are in the index yet: {opened.update_command}", soft_wrap=True
-        )
+        say(f"Not all images of {source} are in the index yet: {opened.update_command}", err=True)
     limits = options.limits(max_pixels, max_bytes)
-    if out is not None:
-        check_output(out, (".json",), _read(opened, queries or [], out))
-    if sheet is not None:
-        check_output(sheet, WRITABLE, _read(opened, queries or [], sheet))
+    # Before the work, which may take minutes.
+    for result, endings in ((out, (".json",)), (sheet, WRITABLE)):
+        if result is not None:
+            check_output(result, endings, _read(opened, queries or [], result))
     if near_duplicates:
-        pairs = opened.near_duplicates(threshold)
-        _print_duplicates(opened, pairs)
-        if out is not None:
-            _write(out, _duplicates_json(opened, pairs))
-        if sheet is not None and not (pairs.exact or pairs.near):
-            notes.print("There is no pair to draw: no sheet is written.")
-        elif sheet is not None:
-            from autoencode.index.duplicates import duplicates_sheet
-
-            _draw(sheet, duplicates_sheet(pairs, opened.preprocessing, limits))
+        _show_duplicates(opened, opened.near_duplicates(threshold), out, sheet, limits)
         return
     k = NEIGHBOURS if k is None else k
     with counting("searching") as progress:
         found = opened.search(queries or [], k, label=label, split=split, limits=limits, progress=progress)
     if k > (count := opened.count(label, split)):
         noun = "image" if label is None and split is None else "such image"
-        notes.print(f"The index holds {counted(count, noun)}; all of them are listed.")
-    _print_neighbours(opened, found)
-    if out is not None:
-        _write(out, _neighbours_json(opened, found))
-    if sheet is not None:
-        from autoencode.index.base import neighbours_sheet
-
-        _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
+        say(f"The index holds {counted(count, noun)}; all of them are listed.", err=True)
+    _show_neighbours(opened, found, out, sheet, limits)
     fail_if_named(found.skipped, queries or [])
 
 
@@ -193,7 +182,7 @@ COMMANDS: Commands = {
 
 
 def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
-    """Files that a search may read, those of the index last, as they may be many."""
+    """Yield the files that a search may read, those of the index last, as they may be many."""
     from autoencode.data.sources import expanded
 
     yield from expanded(queries)
@@ -205,30 +194,36 @@ def _print_index(made: Index) -> None:
     assert update is not None
     show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
-    console.print(
-        f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed"
-    )
+    say(f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed")
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
     kind = f"{made.embedding} embedding, {made.distance}"
-    console.print(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}", soft_wrap=True)
+    say(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}")
 
 
-def _print_neighbours(opened: Index, found: SearchResults) -> None:
-    show_skipped(found.skipped, notes)
+def _show_neighbours(
+    opened: Index, found: SearchResults, out: Path | None, sheet: Path | None, limits: Limits
+) -> None:
+    show_skipped(found.skipped, err=True)
     _note_gone(opened, {near.path for result in found.results for near in result.found if near.is_gone})
     for result in found.results:
-        console.print(one_line(result.query), soft_wrap=True)
+        say(one_line(result.query))
         _print_table(
             opened,
             [(f"{near.score:.4f}", (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
         )
+    if out is not None:
+        _write(out, _neighbours_json(opened, found))
+    if sheet is not None:
+        from autoencode.index.base import neighbours_sheet
+
+        _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
 
 
 def _note_gone(opened: Index, gone: Collection[Path]) -> None:
     if gone:
-        notes.print(
-            f"{len(gone):,} of the images found are no longer there. Update it: {opened.update_command}",
-            soft_wrap=True,
+        say(
+            f"{len(gone):,} of the images found are gone. Update the index: {opened.update_command}",
+            err=True,
         )
 
 
@@ -252,10 +247,12 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
     }
 
 
-def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
+def _show_duplicates(
+    opened: Index, found: NearDuplicates, out: Path | None, sheet: Path | None, limits: Limits
+) -> None:
     _note_gone(opened, found.gone)
     total = len(found.near) + found.more
-    console.print(
+    say(
         f"exact copies: {found.redundant:,}; "
         f"pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
     )
@@ -266,10 +263,19 @@ def _print_duplicates(opened: Index, found: NearDuplicates) -> None:
         _print_table(opened, rows)
     hidden = len(found.exact) - len(groups), total - len(pairs)
     if any(hidden):
-        notes.print(
+        say(
             f"{hidden[0]:,} more groups of copies and {hidden[1]:,} more pairs are not shown; "
-            f"--out lists every group and up to {len(found.near):,} pairs."
+            f"--out lists every group and up to {len(found.near):,} pairs.",
+            err=True,
         )
+    if out is not None:
+        _write(out, _duplicates_json(opened, found))
+    if sheet is not None and not rows:
+        say("There is no pair to draw: no sheet is written.", err=True)
+    elif sheet is not None:
+        from autoencode.index.duplicates import duplicates_sheet
+
+        _draw(sheet, duplicates_sheet(found, opened.preprocessing, limits))
 
 
 def _marked(paths: Sequence[Path], found: NearDuplicates) -> tuple[str, ...]:
@@ -294,7 +300,6 @@ def _group_json(paths: Sequence[Path], found: NearDuplicates) -> dict[str, Any]:
 
 
 def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None:
-    """Print scores and the paths they are of; where lines are read by a program, tabs are between them."""
     lines = [(score, [one_line(path) for path in paths]) for score, paths in rows]
     if console.is_terminal:
         heading = "distance" if opened.distance == "l2" else "similarity"
@@ -303,7 +308,7 @@ def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None
             table.add_row(score, "\n".join(paths))
         console.print(table)
     else:
-        # Where lines are read by a program, a path is not cut into two.
+        # A program reads these lines: tabs between the fields, and no path wrapped.
         for score, paths in lines:
             typer.echo("\t".join([score, *paths]))
 
@@ -312,11 +317,11 @@ def _write(out: Path, value: dict[str, Any]) -> None:
     from autoencode.atomic import write_json
 
     write_json(out, value)
-    notes.print(f"results: {out}", soft_wrap=True)
+    say(f"results: {out}", err=True)
 
 
 def _draw(sheet: Path, pixels: NDArray[np.uint8]) -> None:
     from autoencode.data.preprocessing import save_image
 
     save_image(sheet, pixels)
-    notes.print(f"sheet: {sheet}", soft_wrap=True)
+    say(f"sheet: {sheet}", err=True)

@@ -31,7 +31,7 @@ from autoencode.cli import (
     train,
 )
 from autoencode.cli.options import Commands
-from autoencode.cli.progress import console, one_line
+from autoencode.cli.progress import one_line, say
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
 from autoencode.training.process import is_first
 
@@ -61,7 +61,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        console.print(f"autoencode {VERSION}")
+        say(f"autoencode {VERSION}")
         raise typer.Exit
 
 

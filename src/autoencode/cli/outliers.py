@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Commands, Images, MaxBytes, MaxPixels, Model, Ray
-from autoencode.cli.progress import console, fail_if_named, one_line, show_skipped, stages
+from autoencode.cli.progress import fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding, Rule
 from autoencode.errors import ConfigError
 from autoencode.outliers.scores import SCORES, default_score
@@ -101,8 +101,8 @@ def outliers(
         )
     _print(found)
     if out is not None:
-        console.print(f"table: {out}", soft_wrap=True)
-        console.print(f"sheet: {sheet_path(out)}", soft_wrap=True)
+        say(f"table: {out}")
+        say(f"sheet: {sheet_path(out)}")
     fail_if_named(found.skipped, images)
 
 
@@ -117,24 +117,20 @@ COMMANDS: Commands = {
 def _print(found: Outliers) -> None:
     show_skipped(found.skipped)
     for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        say(f"note: {note}")
     flagged = [image for image in found.images if image.outlier]
     for image in flagged[:SHOWN]:
         line = f"{image.score:12.5g}  p {image.p_value:.3g}  {image.path}"
-        console.print(one_line(line), soft_wrap=True)
+        say(one_line(line))
     if len(flagged) > SHOWN:
-        console.print(f"and {len(flagged) - SHOWN} more", soft_wrap=True)
-    console.print(
-        f"outliers: {len(flagged)} of {len(found.images)} images, by {found.score} of {found.embedding}",
-        soft_wrap=True,
-    )
-    console.print(f"rule:     {_rule(found)}", soft_wrap=True)
+        say(f"and {len(flagged) - SHOWN} more")
+    say(f"outliers: {len(flagged)} of {len(found.images)} images, by {found.score} of {found.embedding}")
+    say(f"rule:     {_rule(found)}")
     if found.validation_fpr is not None:
         rate, (low, high), images = found.validation_fpr
-        console.print(
+        say(
             f"measured: {rate:.2%} of {images} validation images flagged, "
-            f"95 % interval {low:.2%} to {high:.2%}",
-            soft_wrap=True,
+            f"95 % interval {low:.2%} to {high:.2%}"
         )
 
 

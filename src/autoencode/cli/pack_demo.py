@@ -11,7 +11,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MACHINE, Background, Commands, MaxBytes, MaxPixels, Resize, Size
-from autoencode.cli.progress import console, counting
+from autoencode.cli.progress import counting, say
 from autoencode.cli.train import print_pack, train_and_show
 
 
@@ -55,7 +55,7 @@ def demo(
     resume = (run / "run.json").is_file()
     size = Preprocessing(32, 32)
     train_and_show(folder, run, preset="best", epochs=3, code_size=64, preprocessing=size, resume=resume)
-    console.print("\nTry next:")
+    say("\nTry next:")
     sevens, vae = shlex.quote(str(out / "sevens")), shlex.quote(str(out / "vae"))
     digits = shlex.quote(str(folder))
     for command in (
@@ -63,7 +63,7 @@ def demo(
         f"autoencode train {digits} --size 32 --preset best-vae --out {vae}",
         "autoencode train YOUR-PHOTOS --preset best --out runs/photos",
     ):
-        console.print(f"  {command}", soft_wrap=True)
+        say(f"  {command}")
 
 
 COMMANDS: Commands = {

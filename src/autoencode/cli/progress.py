@@ -30,6 +30,11 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, never wrapped: paths in it can be copied, and programs read it."""
+    (notes if err else console).print(text, soft_wrap=True)
+
+
 def warn(text: str) -> None:
     """Print a line that stands out, about work that goes on."""
     console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
@@ -176,12 +181,12 @@ SHOWN = 5
 Skipped = Sequence[tuple[Path, str]]
 
 
-def show_skipped(skipped: Skipped, to: Console = console) -> None:
-    """Print the first few with their reasons, and how many more there are."""
+def show_skipped(skipped: Skipped, *, err: bool = False) -> None:
+    """Print the first few files with their reasons, and how many more there are."""
     for path, reason in skipped[:SHOWN]:
-        to.print(one_line(f"skipped {path}: {reason}"), soft_wrap=True)
+        say(one_line(f"skipped {path}: {reason}"), err=err)
     if len(skipped) > SHOWN:
-        to.print(f"skipped {len(skipped) - SHOWN:,} more")
+        say(f"skipped {len(skipped) - SHOWN:,} more", err=err)
 
 
 def fail_if_named(skipped: Skipped, given: Collection[Path]) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Commands, Corrupt, Images, MaxBytes, MaxPixels, Model
-from autoencode.cli.progress import console, counted, counting, fail_if_named, show_skipped
+from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
 from autoencode.configuration import Interpolation, PriorName
 
 
@@ -18,11 +18,11 @@ def reconstruct(
     images: Images,
     out: Annotated[Path, typer.Option(help="Folder for the sheet, the table and the images.")],
     corrupt: Corrupt = None,
-    seed: Annotated[int, typer.Option(help="Random numbers of the damage follow from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random damage.")] = 0,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Pass images through a model: original beside reconstruction, PSNR and SSIM of each."""
+    """Pass images through a model: each original beside its reconstruction, with PSNR and SSIM."""
     from statistics import median
 
     from autoencode.training.process import keep_freed_memory
@@ -45,16 +45,16 @@ def reconstruct(
     show_skipped(made.skipped)
     before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
     if before:
-        console.print(f"corrupted:      median PSNR {median(before):.2f} dB")
+        say(f"corrupted:      median PSNR {median(before):.2f} dB")
     psnr_db, ssim = (
         median(values) for values in zip(*((r.psnr_db, r.ssim) for r in made.results), strict=True)
     )
-    console.print(
+    say(
         f"reconstruction: median PSNR {psnr_db:.2f} dB, SSIM {ssim:.3f}, "
         f"of {counted(len(made.results), 'image')}"
     )
-    console.print(f"sheet: {out / application.SHEET_NAME}", soft_wrap=True)
-    console.print(f"table: {out / application.TABLE_NAME}", soft_wrap=True)
+    say(f"sheet: {out / application.SHEET_NAME}")
+    say(f"table: {out / application.TABLE_NAME}")
     fail_if_named(made.skipped, images)
 
 
@@ -65,17 +65,17 @@ def morph(
     frames: Annotated[
         int | None,
         typer.Option(
-            help="From one image to the next, both included. Default: 9, 30 for an animation.", min=2
+            help="Frames from one image to the next, both included. Default: 9, or 30 in an animation.", min=2
         ),
     ] = None,
     interpolation: Annotated[
-        Interpolation, typer.Option(help="Mix codes along a line, or turn from one to the other.")
+        Interpolation, typer.Option(help="Along a line between two codes, or along an arc.")
     ] = "linear",
     ping_pong: Annotated[bool, typer.Option("--ping-pong", help="Go back to the first image.")] = False,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Turn one image into another, through the code."""
+    """Turn one image into another, through codes between theirs."""
     from autoencode import morphing as application
     from autoencode.models.model_file import load_model
 
@@ -88,7 +88,7 @@ def morph(
         ping_pong=ping_pong,
         limits=options.limits(max_pixels, max_bytes),
     )
-    console.print(f"morph: {out} ({len(made.pixels)} frames)", soft_wrap=True)
+    say(f"morph: {out} ({len(made.pixels)} frames)")
 
 
 def generate(
@@ -98,7 +98,8 @@ def generate(
     prior: Annotated[
         PriorName | None,
         typer.Option(
-            help="mixture (fitted to the training images) or normal (a VAE only). Default: mixture."
+            help="mixture (Gaussians fitted to the codes of training images) or normal (a VAE only). "
+            "Default: mixture."
         ),
     ] = None,
     temperature: Annotated[
@@ -119,14 +120,14 @@ def generate(
     from autoencode.models.model_file import load_model
 
     if walk is not None:
-        check_output(walk, WRITABLE)
+        check_output(walk, WRITABLE)  # before the images are made, not after
     loaded = load_model(model)
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
-    console.print(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior", soft_wrap=True)
-    console.print(f"grid:   {out / application.GRID_NAME}", soft_wrap=True)
+    say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
+    say(f"grid:   {out / application.GRID_NAME}")
     if walk is not None:
         application.walk(loaded, walk, prior=prior, temperature=temperature, seed=seed)
-        console.print(f"walk:   {walk}", soft_wrap=True)
+        say(f"walk:   {walk}")
 
 
 COMMANDS: Commands = {

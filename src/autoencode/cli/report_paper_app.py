@@ -14,7 +14,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model, Resize, Size
-from autoencode.cli.progress import console, counting, duration, stages, training
+from autoencode.cli.progress import counting, duration, say, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def report(
     keep_freed_memory()
     with stages() as progress:
         page = write_report(run, progress=progress)
-    console.print(f"report: {page}", soft_wrap=True)
+    say(f"report: {page}")
 
 
 def paper(
@@ -94,17 +94,16 @@ def paper(
             )
         plan = Plan(out, pack, experiments, share, seed).with_finished()
         seconds = seconds_needed(plan)
-        console.print(
+        say(
             f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train; "
-            "measuring the models comes on top",
-            soft_wrap=True,
+            "measuring the models comes on top"
         )
         with _training_each() as (started, show):
             trained = train_all(plan, show, started)
         with stages() as progress_of_stage:
             results = measure_all(plan, trained, progress_of_stage)
             page = write_paper(results)
-    console.print(f"page: {page}", soft_wrap=True)
+    say(f"page: {page}")
 
 
 @contextlib.contextmanager
@@ -113,7 +112,7 @@ def _training_each() -> Iterator[tuple[Callable[[Experiment], None], Callable[[E
     with training() as show:
 
         def started(experiment: Experiment) -> None:
-            console.print(f"{experiment.name}: {experiment.shows}")
+            say(f"{experiment.name}: {experiment.shows}")
 
         yield started, lambda _, at: show(at)
 
@@ -121,7 +120,8 @@ def _training_each() -> Iterator[tuple[Callable[[Experiment], None], Callable[[E
 def app(
     run: Model,
     index: Annotated[
-        Path | None, typer.Option(help="An index made with this model: search, and the images to look at.")
+        Path | None,
+        typer.Option(help="An index made with this model, to search in; its images are those shown."),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images to review. Default: the index's, or the run's.")
@@ -154,9 +154,9 @@ def app(
     trust = Trust(is_remote=allow_remote)
     address = f"http://{_in_address(host)}:{listening.getsockname()[1]}/?token={trust.token}"
     if allow_remote:
-        console.print(REMOTE_NOTE, soft_wrap=True)
-    console.print(f"page: {address}", soft_wrap=True)
-    console.print("Stop with Ctrl-C; pictures given to the page are then deleted.")
+        say(REMOTE_NOTE)
+    say(f"page: {address}")
+    say("Stop with Ctrl-C; pictures given to the page are then deleted.")
     if not no_browser:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), **_SERVER))

@@ -12,7 +12,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MACHINE, Commands, Ray, Resize, Size, about
-from autoencode.cli.progress import SHOWN, console, counted, counting, one_line, stages, training, warn
+from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, stages, training, warn
 from autoencode.configuration import Kind
 from autoencode.errors import ConfigError
 from autoencode.models.networks import ModelConfig
@@ -178,7 +178,7 @@ def train_and_show(
             run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
             if is_run(out) and is_first():
-                console.print(f"Stopped. {out} keeps its state: run it again with --resume.", soft_wrap=True)
+                say(f"Stopped. {out} keeps its state: run it again with --resume.")
             raise
     if is_first():
         _show(run, trained)
@@ -195,10 +195,9 @@ def _show(run: Run, trained: bool) -> None:
     from autoencode.report import REPORT_NAME, write_report
 
     if not trained:
-        console.print(
+        say(
             f"finished: {run.folder} has all its {counted(len(run.metrics), 'epoch')}, nothing to do. "
-            "Ask for more with --epochs, where the learning rate is constant.",
-            soft_wrap=True,
+            "Ask for more with --epochs, where the learning rate is constant."
         )
     model, packed = load_model(run.model_path), open_pack(run.pack_path)
     _fit_prior(run, model, packed)
@@ -210,8 +209,8 @@ def _show(run: Run, trained: bool) -> None:
     if trained or not page.exists():
         with stages() as progress:
             write_report(run.folder, quick=True, progress=progress)
-    console.print(f"report: {page}", soft_wrap=True)
-    console.print(f"model:  {run.model_path}", soft_wrap=True)
+    say(f"report: {page}")
+    say(f"model:  {run.model_path}")
 
 
 def _fit_prior(run: Run, model: Autoencoder, packed: Pack) -> None:
@@ -234,10 +233,10 @@ def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:
     curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
     if anew or not curves.exists():
         loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
-    console.print(f"curves: {curves}", soft_wrap=True)
+    say(f"curves: {curves}")
     if anew or not sheet.exists():
         save_image(sheet, sheet_of_rows(model, packed))
-    console.print(f"sheet:  {sheet}", soft_wrap=True)
+    say(f"sheet:  {sheet}")
 
 
 def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
@@ -249,14 +248,13 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
 
     settings = read_run(run.folder)
     if settings.train.loss != "gaussian":
-        console.print(f"loss:   {dict(in_words(settings))['loss']}", soft_wrap=True)
+        say(f"loss:   {dict(in_words(settings))['loss']}")
     rows = packed.held_out("validation").rows
     health = code_health(model, batches(packed, rows, 128))
     gap = gap_in_words(health.prior_gap_nats)
-    console.print(
+    say(
         f"code:   {health.active_units} of {model.config.code_size} dimensions active, "
-        f"KL {health.kl_nats.sum():.1f} nats an image, distance from its prior {gap}",
-        soft_wrap=True,
+        f"KL {health.kl_nats.sum():.1f} nats an image, distance from its prior {gap}"
     )
     if health.warning:
         warn(health.warning)
@@ -266,21 +264,16 @@ def print_pack(packed: Pack) -> None:
     """Say what is in a pack, and what was skipped."""
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
-    console.print(
-        f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})", soft_wrap=True
-    )
+    say(f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})")
     if not len(packed.rows("validation")):
         # Without a training split, all images are trained on, and there is nothing else to measure with.
         held_out = len(packed.rows("test")) and len(packed.rows("train"))
-        console.print(
+        say(
             "note:   too few images for a validation split; the validation numbers are those of "
-            f"{'the test images' if held_out else 'the training images themselves'}",
-            soft_wrap=True,
+            f"{'the test images' if held_out else 'the training images themselves'}"
         )
     if packed.skipped:
         listed = packed.path / "manifest.jsonl"
-        console.print(
-            f"skipped {counted(len(packed.skipped), 'file')}, with the reason in {listed}:", soft_wrap=True
-        )
+        say(f"skipped {counted(len(packed.skipped), 'file')}, with the reason in {listed}:")
         for entry in packed.skipped[:SHOWN]:
-            console.print(one_line(f"  {entry.path}: {entry.reason}"), soft_wrap=True)
+            say(one_line(f"  {entry.path}: {entry.reason}"))
