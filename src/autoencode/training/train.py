@@ -1,9 +1,8 @@
-"""What a run may be continued with: its own settings, images and way of computing, and more epochs.
+"""Train a model on a folder of images, or continue a run.
 
-The number of processes may be another: each step is then the same but for rounding, and bit for bit the same
-with the same number.
-
-Train a model on a folder of images: what a run is started with, and what it may be continued with.
+A run is continued with its own settings, images, device and precision; only more epochs and another number of
+processes or micro-batches may be asked for. With the same number the result is the same bit for bit, with
+another it is the same but for rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -50,14 +49,234 @@ if TYPE_CHECKING:
     from autoencode.models.networks import ModelConfig
 
 
-def continued(
-    out: Path,
-    source: Path,
-    preset: str | None,
-    preprocessing: Preprocessing | None,
-    overrides: dict[str, Any],
-) -> tuple[RunSettings, Pack]:
-    """Return the settings and the images of the run in `out`. Arguments and errors: see `train.train`."""
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        model_path: the trained model in it.
+        pack_path: the pack of its images.
+        metrics: the lines of metrics.jsonl, one an epoch.
+    """
+
+    folder: Path
+    model_path: Path
+    pack_path: Path
+    metrics: list[Record]
+
+
+def train(
+    source: str | Path,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    size: Size | None = None,
+    preprocessing: Preprocessing | None = None,
+    limits: Limits | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    channels_last: bool | None = None,
+    keep_memory: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    packing_progress: Callable[[int, int], None] | None = None,
+    **overrides: Any,  # noqa: ANN401
+) -> Run:
+    """Train a model and leave it in a run folder.
+
+    In a script that torchrun starts, all its processes train one model together, each on its local batch.
+    The result is that of one process but for rounding. Process 0 alone writes; `out`, and images that are
+    not packed yet, must be on a disk that all processes see.
+
+    Args:
+        source: a folder of images, or a pack of one, by its path or its URL in storage (see `open_pack`). A
+            folder is packed first, into a pack beside the run, which later runs on the same folder reuse.
+        out: the run folder, made here. A folder whose run diverged or was stopped before the end of its first
+            epoch is reused.
+        preset: a name in `PRESETS`; the default is the paper's autoencoder.
+        size: size of the images, such as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
+        preprocessing: size and resize mode of the images, instead of `size`; the default is that of the
+            pack, or `Preprocessing()`.
+        limits: the largest files and images to accept while packing.
+        resume: continue the run in `out` with the settings it was started with. Settings given as well must
+            agree with those, except for more epochs under a constant learning rate. On the same kind of
+            processor the result is bit for bit that of a run never stopped. A finished run is not changed.
+        checkpoint_every: steps between checkpoints; the default is one each epoch.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
+        channels_last: whether images lie in memory with channels innermost, which is faster and the default.
+            With `resume`, the defaults of these three are those of the run.
+        keep_memory: whether this process keeps freed memory for the next step (see `keep_freed_memory`).
+        progress: called after each step and epoch, in process 0.
+        packing_progress: called with (files done, files in all) while packing.
+        **overrides: settings that differ from the preset: fields of `ModelConfig` and `TrainConfig`, such as
+            `epochs=20`, `code_size=128`, `kind="vae"`.
+
+    Raises:
+        ConfigError: a setting is invalid or not possible on this machine, or the memory does not suffice.
+        ImageFolderError: `source` holds no usable image.
+        RunError: `out` is not a run folder, holds a run while `resume` is False, or is being written by
+            another process; or `resume` was given with other settings or images.
+        StorageError: a pack in storage cannot be reached.
+        DivergedError: the loss is no longer finite; the model of the last good epoch is kept.
+        OutputError: the disk is full or not writable; files saved before are whole.
+        KeyboardInterrupt: on Ctrl-C, after the state was saved.
+    """
+    if keep_memory:
+        keep_freed_memory()
+    out = Path(out)
+    with joined(own_ranks()) as processes:
+        request = _Request(
+            local(source), out, preset, sized(size, preprocessing), limits, overrides, packing_progress
+        )
+        machine = _Machine(processes.device(device), precision, channels_last)
+        if processes.ranks.restarts and is_run(out):
+            # A process was lost: all of them continue from the checkpoint, by the settings first given.
+            resume, request = True, replace(request, preset=preset or DEFAULT_PRESET)
+        prepared = _continued if resume else _started
+        run, pack, runtime = prepared(request, machine, processes)
+        run = _agreed(run, pack, processes)
+        with _opened(out, run, resume, processes), _within_memory(out, run), interrupts() as interrupted:
+            loop = Loop(out, run, pack, runtime, progress or (lambda _: None), processes)
+            with _without_diverged_state(out, processes):
+                loop.run(checkpoint_every, interrupted)
+        processes.wait()  # until process 0 has written everything
+    return Run(out, out / MODEL_NAME, pack.path, read_metrics(out))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Arguments of `train` that say what to train on what."""
+
+    source: Path
+    out: Path
+    preset: str | None
+    preprocessing: Preprocessing | None
+    limits: Limits | None
+    overrides: dict[str, Any]
+    packing_progress: Callable[[int, int], None] | None
+
+
+class _Machine(NamedTuple):
+    """Arguments of `train` that say how to compute."""
+
+    device: str
+    precision: Precision
+    channels_last: bool | None
+
+
+def pack_path_for(source: Path, out: Path, preprocessing: Preprocessing) -> Path:
+    """Where `train` keeps the pack of a folder: beside the run, one for each folder and preprocessing."""
+    key = hashlib.sha256(f"{source.resolve()} {preprocessing.to_json()}".encode(errors="surrogateescape"))
+    size = f"{preprocessing.height}x{preprocessing.width}"
+    return out.absolute().parent / f"{source.resolve().name}-{size}-{key.hexdigest()[:6]}.pack"
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file. Choose a folder for the run.")
+    if resume:
+        return
+    if is_run(out):
+        if not holds_state(out):
+            return
+        raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
+    if names_in(out):
+        raise RunError(f"{out} is not empty and not a run of ours. Choose another --out.")
+
+
+def _packed(request: _Request, processes: Processes) -> Pack:
+    """Open the pack given, or pack the folder given, in process 0."""
+    source, preprocessing = request.source, request.preprocessing
+    pack = None
+    if not is_pack(source):
+        preprocessing = preprocessing or Preprocessing()
+        folder, source = source, pack_path_for(source, request.out, preprocessing)
+        if processes.first:
+            limits, progress = request.limits, request.packing_progress
+            pack = pack_folder(folder, source, preprocessing, limits=limits, progress=progress)
+    processes.wait()  # for the first, which may have packed
+    if not processes.first and not is_pack(source):
+        raise PackError(
+            f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
+            "that all machines share, or give each a copy of the pack."
+        )
+    pack = open_pack(source) if pack is None else pack
+    if preprocessing not in (None, pack.preprocessing):
+        raise ConfigError(
+            f"{pack.location} was packed as {pack.preprocessing}; other sizes need another pack. "
+            "Leave --size and --resize-mode out, or train on the folder itself."
+        )
+    return pack
+
+
+def _agreed(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
+    """Check that all processes train the same run on the same images; return it with their number."""
+    count = processes.world_size
+    if count > 1 and run.train.adversarial:
+        raise ConfigError("Adversarial training needs one process. Leave adversarial out, or the others.")
+    smallest = min(run.train.batch_size, len(pack.training_rows()))
+    if count > smallest:
+        raise ConfigError(
+            f"{count} processes cannot share batches of {smallest} images. "
+            "Use fewer processes, or larger batches."
+        )
+    run = replace(run, processes=count)
+    own = processes.rank
+    for rank, other in enumerate(processes.gather(run)):
+        if other.fingerprint != run.fingerprint:
+            raise PackError(
+                f"Process {rank} has other images than process {own}. Give all machines copies of one pack."
+            )
+        for name in (field.name for field in fields(run) if field.name != "pack"):
+            if getattr(other, name) != getattr(run, name):
+                raise ConfigError(
+                    f"Process {rank} and process {own} do not train with the same {name}: "
+                    f"{getattr(other, name)}, {getattr(run, name)}. Give both the same options."
+                )
+    return run
+
+
+@contextmanager
+def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes) -> Iterator[None]:
+    """Hold the run folder, made ready by the first process."""
+    if not processes.first:
+        processes.wait()
+        yield
+        return
+    with exclusive(out, f"{out} is being trained by another process.", RunError):
+        _check_out(out, resume)  # again: another process may have had the lock while this one was packing
+        remove_temporaries(out)
+        write_run(out, run)
+        processes.wait()
+        yield
+
+
+def _started(request: _Request, machine: _Machine, processes: Processes) -> tuple[RunSettings, Pack, Runtime]:
+    """Settings, images and runtime of a new run."""
+    runtime = choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
+    model, config = settings(request.preset or DEFAULT_PRESET, **request.overrides)
+    _check_images(model, config, request.preprocessing or Preprocessing())
+    if processes.first:
+        # After the settings, whose errors do not depend on the folder.
+        _check_out(request.out, resume=False)
+    pack = _packed(request, processes)
+    _check_images(model, config, pack.preprocessing)
+    images = pack.preprocessing, pack.location, pack.fingerprint
+    computed = runtime.device.type, runtime.bf16, runtime.channels_last
+    return RunSettings(model, config, *images, *computed, window=pack.window), pack, runtime
+
+
+def _continued(
+    request: _Request, machine: _Machine, processes: Processes
+) -> tuple[RunSettings, Pack, Runtime]:
+    """Settings, images and runtime of the run in `request.out`, checked against those asked for."""
+    out, source, preprocessing = request.out, request.source, request.preprocessing
+    # A device that no run could use is an error whatever the run is.
+    choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
+    _check_out(out, resume=True)
     run = read_run(out)
     pack = open_pack(run.pack)
     if source.resolve() not in (pack.path.resolve(), pack.folder.resolve()):
@@ -68,18 +287,18 @@ def continued(
         )
     if preprocessing not in (None, run.preprocessing):
         raise RunError(f"The run in {out} was started with {run.preprocessing}, not {preprocessing}.")
-    return _with_overrides(out, run, preset, overrides), pack
+    run = _with_overrides(out, run, request.preset, request.overrides)
+    return run, pack, _same_runtime(out, run, machine)
 
 
-def same_runtime(
-    out: Path, run: RunSettings, device: str, precision: Precision, channels_last: bool | None
-) -> Runtime:
-    """Choose the way of computing that the run was started with; "auto" and None ask for nothing else.
+def _same_runtime(out: Path, run: RunSettings, machine: _Machine) -> Runtime:
+    """Choose the device, precision and memory format that the run was started with.
 
     Raises:
         RunError: another one was asked for.
         ConfigError: this machine does not have it.
     """
+    device, precision, channels_last = machine
     try:
         runtime = choose_runtime(
             run.device if device == "auto" else device,
@@ -141,227 +360,6 @@ def _reject(out: Path, differing: dict[str, tuple[Any, Any]]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: the run folder.
-        model_path: the trained model in it.
-        pack_path: the pack of its images.
-        metrics: the lines of metrics.jsonl, one an epoch.
-    """
-
-    folder: Path
-    model_path: Path
-    pack_path: Path
-    metrics: list[Record]
-
-
-def train(
-    source: str | Path,
-    out: str | Path,
-    *,
-    preset: str | None = None,
-    size: Size | None = None,
-    preprocessing: Preprocessing | None = None,
-    limits: Limits | None = None,
-    resume: bool = False,
-    checkpoint_every: int | None = None,
-    device: str = "auto",
-    precision: Precision = "auto",
-    channels_last: bool | None = None,
-    keep_memory: bool = True,
-    progress: Callable[[Progress], None] | None = None,
-    packing_progress: Callable[[int, int], None] | None = None,
-    **overrides: Any,  # noqa: ANN401
-) -> Run:
-    """Train a model and leave it in a run folder.
-
-    In a script that torchrun starts, all its processes train one model together: each takes its share of
-    every batch. The result is that of one process but for rounding. The first process alone writes; `out`,
-    and images that are not packed yet, must be on a disk that all see.
-
-    Args:
-        source: a folder of images, or a pack of one, by its path or its URL in storage (see `open_pack`). A
-            folder is packed first, into a pack beside the run that later runs on the same folder use again.
-        out: the run folder; made here. One whose run came to nothing (it diverged, or was stopped, before
-            its first epoch was done) is used again.
-        preset: a name in `PRESETS`; the default is the paper's autoencoder.
-        size: of the images, as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
-        preprocessing: instead of `size`, size and resize mode of the images; the default is
-            `Preprocessing()`, or the pack's own.
-        limits: the largest files and pictures to accept while packing.
-        resume: continue the run in `out` with the settings it was started with. Settings given as well must
-            agree with those, but for more epochs under a constant learning rate. On the same kind of
-            processor the result is bit for bit that of a run never stopped. A finished run stays as it is.
-        checkpoint_every: steps between checkpoints; the default is one each epoch.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
-        precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
-        channels_last: whether images lie in memory with channels innermost; the default is yes, which is
-            faster. With `resume`, these three are by default as the run was started.
-        keep_memory: whether freed memory is kept for the next step (see `allocator`); for this process.
-        progress: called after each step and epoch; of several processes, in the first.
-        packing_progress: called with (files done, files in all) while packing.
-        **overrides: settings that differ from the preset: fields of `ModelConfig` and `TrainConfig`, such as
-            `epochs=20`, `code_size=128`, `kind="vae"`.
-
-    Raises:
-        ConfigError: settings that cannot be used, here or at all; or the memory is not enough for them.
-        ImageFolderError: `source` holds no usable image.
-        RunError: `out` is something else, holds a run and `resume` is False, or is being written by another
-            process; or `resume` with other settings or images.
-        StorageError: a pack in storage cannot be reached.
-        DivergedError: the loss is no longer finite; the model of the last good epoch is kept.
-        OutputError: the disk is full or not writable; what was saved before is whole.
-        KeyboardInterrupt: on Ctrl-C, after the state was saved.
-    """
-    if keep_memory:
-        keep_freed_memory()
-    out = Path(out)
-    preprocessing = sized(size, preprocessing)
-    with joined(own_ranks()) as processes:
-        source = local(source)
-        device = processes.device(device)
-        runtime = choose_runtime(device, precision, channels_last is not False)
-        if processes.ranks.restarts and is_run(
-            out
-        ):  # a process was lost: all of them go on from the checkpoint
-            resume, preset = True, preset or DEFAULT_PRESET
-        if resume:
-            _check_out(out, resume)
-            run, pack = continued(out, source, preset, preprocessing, overrides)
-            runtime = same_runtime(out, run, device, precision, channels_last)
-        else:
-            model, config = settings(preset or DEFAULT_PRESET, **overrides)
-            _check_images(model, config, preprocessing or Preprocessing())
-            if processes.first:
-                _check_out(
-                    out, resume
-                )  # after what is wrong with the settings, which would be wrong anywhere
-            pack = _packed(source, out, preprocessing, limits, packing_progress, processes)
-            run = _started(model, config, pack, runtime)
-        run = _shared(run, pack, processes)
-        with _opened(out, run, resume, processes), _within_memory(out, run), interrupts() as interrupted:
-            loop = Loop(out, run, pack, runtime, progress or (lambda _: None), processes)
-            try:
-                loop.run(checkpoint_every, interrupted)
-            except DivergedError:
-                if (
-                    processes.first and not (out / MODEL_NAME).exists()
-                ):  # to continue would be to diverge again
-                    (out / CHECKPOINT_NAME).unlink(missing_ok=True)
-                raise
-        processes.wait()  # until the first has written all of it
-    return Run(out, out / MODEL_NAME, pack.path, read_metrics(out))
-
-
-def pack_path_for(source: Path, out: Path, preprocessing: Preprocessing) -> Path:
-    """Where `train` keeps the pack of a folder: beside the run, one for each folder and preprocessing."""
-    key = hashlib.sha256(f"{source.resolve()} {preprocessing.to_json()}".encode(errors="surrogateescape"))
-    size = f"{preprocessing.height}x{preprocessing.width}"
-    return out.absolute().parent / f"{source.resolve().name}-{size}-{key.hexdigest()[:6]}.pack"
-
-
-def _check_out(out: Path, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file. Choose a folder for the run.")
-    if resume:
-        return
-    if is_run(out):
-        if not holds_state(out):
-            return
-        raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
-    if names_in(out):
-        raise RunError(f"{out} is not empty and not a run of ours. Choose another --out.")
-
-
-def _packed(
-    source: Path,
-    out: Path,
-    preprocessing: Preprocessing | None,
-    limits: Limits | None,
-    packing_progress: Callable[[int, int], None] | None,
-    processes: Processes,
-) -> Pack:
-    pack = None
-    if not is_pack(source):
-        preprocessing = preprocessing or Preprocessing()
-        folder, source = source, pack_path_for(source, out, preprocessing)
-        if processes.first:
-            pack = pack_folder(folder, source, preprocessing, limits=limits, progress=packing_progress)
-    processes.wait()  # for the first, which may have packed
-    if not processes.first and not is_pack(source):
-        raise PackError(
-            f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
-            "that all machines share, or give each a copy of the pack."
-        )
-    pack = open_pack(source) if pack is None else pack
-    if preprocessing not in (None, pack.preprocessing):
-        raise ConfigError(
-            f"{pack.location} was packed as {pack.preprocessing}; other sizes need another pack. "
-            "Leave --size and --resize-mode out, or train on the folder itself."
-        )
-    return pack
-
-
-def _shared(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
-    """Check that the processes can share this run, and note how many they are."""
-    count = processes.world_size
-    if count > 1 and run.train.adversarial:
-        raise ConfigError("Adversarial training needs one process. Leave adversarial out, or the others.")
-    smallest = min(run.train.batch_size, len(pack.training_rows()))
-    if count > smallest:
-        raise ConfigError(
-            f"{count} processes cannot share batches of {smallest} images. "
-            "Use fewer processes, or larger batches."
-        )
-    run = replace(run, processes=count)
-    own = processes.rank
-    for rank, other in enumerate(processes.gather(run)):
-        if other.fingerprint != run.fingerprint:
-            raise PackError(
-                f"Process {rank} has other images than process {own}. Give all machines copies of one pack."
-            )
-        for name in (field.name for field in fields(run) if field.name != "pack"):
-            if getattr(other, name) != getattr(run, name):
-                raise ConfigError(
-                    f"Process {rank} and process {own} do not train with the same {name}: "
-                    f"{getattr(other, name)}, {getattr(run, name)}. Give both the same options."
-                )
-    return run
-
-
-@contextmanager
-def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes) -> Iterator[None]:
-    """Hold the run folder, made ready by the first process."""
-    if not processes.first:
-        processes.wait()
-        yield
-        return
-    with exclusive(out, f"{out} is being trained by another process.", RunError):
-        _check_out(out, resume)  # again: another process may have had the lock while this one was packing
-        remove_temporaries(out)
-        write_run(out, run)
-        processes.wait()
-        yield
-
-
-def _started(model: ModelConfig, config: TrainConfig, pack: Pack, runtime: Runtime) -> RunSettings:
-    _check_images(model, config, pack.preprocessing)
-    return RunSettings(
-        model,
-        config,
-        pack.preprocessing,
-        pack.location,
-        pack.fingerprint,
-        runtime.device.type,
-        runtime.bf16,
-        runtime.channels_last,
-        window=pack.window,
-    )
-
-
 def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
     """Reject images of a size the settings cannot have; built without memory or random numbers."""
     check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
@@ -372,6 +370,17 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
             "Batch normalisation has nothing to average over with a batch_size of 1 and one value a channel "
             "in the deepest level. Use larger batches, larger images or fewer widths."
         )
+
+
+@contextmanager
+def _without_diverged_state(out: Path, processes: Processes) -> Iterator[None]:
+    """Remove the checkpoint of a run that diverged before its first model: it could only diverge again."""
+    try:
+        yield
+    except DivergedError:
+        if processes.first and not (out / MODEL_NAME).exists():
+            (out / CHECKPOINT_NAME).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
