@@ -1,9 +1,9 @@
-"""VAE/GAN: a discriminator learns what sets decoded images apart, and the decoder learns to leave none of it.
+"""VAE/GAN: a discriminator distinguishes decoded from real images, and the decoder learns to fool it.
 
 Larsen, Sønderby, Larochelle & Winther 2016, "Autoencoding beyond pixels using a learned similarity metric",
-with what keeps it stable and cheap: the likelihood of the pixels stays beside that of the features; spectral
-normalisation and the hinge loss (Miyato et al. 2018); the adversarial term weighed by its gradient (Esser et
-al. 2021); and all of it only once the VAE has learned what it can without. docs/log.md has what was tried.
+made stable and cheap: the pixel likelihood is kept beside the feature likelihood; spectral normalisation and
+the hinge loss (Miyato et al. 2018); an adversarial term weighted by its gradient (Esser et al. 2021); and a
+start at half of the steps, once the VAE has learned what it can alone. docs/log.md records the trials.
 
 Shapes: B batch, C channels, H height, W width, D code size, h and w the sides of a grid of features. Images
 are (B, 3, H, W) in [0, 1].
@@ -36,15 +36,16 @@ FEATURE_WEIGHT = 1.0  # of the features' likelihood beside the pixels', both nat
 ADVERSARIAL_SHARE = 0.5  # size of the adversarial gradient as a share of the reconstruction's
 SMALLEST_NORM = 1e-8
 
-# When the discriminator joins, and over how long its pull rises from 0, as shares of the steps.
+# Start of the discriminator, and the rise of its weight from 0, as fractions of the steps: earlier, it would
+# learn to distinguish blobs.
 START, RISE = 0.5, 0.1
 
 
 class Judgement(NamedTuple):
-    """What a discriminator makes of images.
+    """The output of the discriminator.
 
     Attributes:
-        logits: (B, 1, h, w), one for each part of the image, above 0 for "real".
+        logits: (B, 1, h, w), one a patch, above 0 for "real".
         features: of each level, shallow to deep, each (B, C, h, w).
     """
 
@@ -96,7 +97,7 @@ def discriminator_loss(real: Tensor, decoded: Tensor) -> Tensor:
 
 
 def adversarial_loss(decoded: Tensor) -> Tensor:
-    """What the decoder minimises of the logits of its images; Miyato et al. 2018, equation (17)."""
+    """Hinge loss of the decoder, from the logits of its images; Miyato et al. 2018, equation (17)."""
     return -decoded.mean()
 
 
@@ -132,17 +133,17 @@ def share_at(step: int, steps: int) -> float:
 
 
 class Adversary:
-    """A discriminator that learns beside a model, and its pull on that model.
+    """A discriminator trained beside a model, and its gradient for that model.
 
     Args:
         height: H of the images.
         width: W of them.
-        runtime: where it lives.
-        seed: its first weights follow from it.
+        runtime: its device and precision.
+        seed: seed of its initial weights.
 
     Attributes:
-        discriminator: with the vectors of its spectral norms.
-        optimizer: with its moments.
+        discriminator: the network, with the vectors of its spectral norms.
+        optimizer: its optimiser, with moments.
         sums: (4,) float64: `Measures` summed over the images it has seen this epoch, and their number.
     """
 
@@ -158,14 +159,14 @@ class Adversary:
     def step(
         self, model: Autoencoder, clean: Tensor, restored: Tensor, loss: Tensor, seed: int, share: float
     ) -> None:
-        """Leave the gradients of one step in the model, and take the discriminator's own.
+        """Add the gradients of one step to the model, and take one step of the discriminator.
 
         Args:
             model: the model in training.
             clean: the images, (B, 3, H, W).
-            restored: what the model made of them, with its graph.
-            loss: the model's objective, with its graph.
-            seed: of the codes drawn from N(0, I), whose images are judged as well.
+            restored: their reconstructions, with graph.
+            loss: the objective of the model, with graph.
+            seed: seed of the codes drawn from N(0, I), whose images the discriminator sees as well.
             share: see `share_at`.
         """
         generator = torch.Generator(clean.device).manual_seed(seed)
@@ -173,7 +174,7 @@ class Adversary:
         noise = torch.randn(shape, generator=generator, device=clean.device)
         with self.runtime.autocast():
             samples = model.decoder(noise)
-            # Leaves: what the discriminator says serves its own step and the model's.
+            # Detached leaves: one pass of the discriminator serves its own step and the model's gradient.
             decoded = torch.cat([restored, samples]).detach().requires_grad_()
             real, judged = self.discriminator(clean), self.discriminator(decoded)
         measures = Measures(
@@ -183,7 +184,7 @@ class Adversary:
         )
         (by_feature,) = torch.autograd.grad(measures.feature_loss, decoded, retain_graph=True)
         (by_adversary,) = torch.autograd.grad(measures.adversarial_loss, decoded, retain_graph=True)
-        _pull(
+        _add_gradients(
             model, loss, (restored, samples), FEATURE_WEIGHT * by_feature[: len(clean)], by_adversary, share
         )
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,13 +194,13 @@ class Adversary:
         self.sums += torch.stack([*sums, torch.full_like(sums[0], len(clean))]).cpu()
 
     def take_measures(self) -> dict[str, float]:
-        """Return the mean of each of `Measures` over the images seen this epoch, if any, and start over."""
+        """Return the mean of each of `Measures` over the images of this epoch, if any, and reset the sums."""
         *sums, images = self.sums.tolist()
         self.sums.zero_()
         return {name: value / images for name, value in zip(Measures._fields, sums, strict=True) if images}
 
 
-def _pull(
+def _add_gradients(
     model: Autoencoder,
     loss: Tensor,
     images: tuple[Tensor, Tensor],
@@ -207,7 +208,7 @@ def _pull(
     by_adversary: Tensor,
     share: float,
 ) -> None:
-    """Add up the gradients of a model's weights as Algorithm 1 of Larsen et al. 2016 does.
+    """Add the gradients of the weights of a model, as in Algorithm 1 of Larsen et al. 2016.
 
     The encoder follows the objective and the features alone; the adversarial term reaches the decoder only.
     Its weight is that of Esser et al. 2021, equation (7), times `share`: the ratio of the gradients' norms at
@@ -215,8 +216,8 @@ def _pull(
 
     Args:
         model: the model.
-        loss: its objective, with its graph.
-        images: restored and sampled ones, with their graphs, (B, 3, H, W) each.
+        loss: its objective, with graph.
+        images: reconstructions and samples, with graph, (B, 3, H, W) each.
         by_feature: gradient of the feature loss by the restored images.
         by_adversary: gradient of the adversarial loss by both, (2B, 3, H, W).
         share: size of the adversarial gradient, as a share of the rest's.

@@ -8,7 +8,6 @@ Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 import time
@@ -32,46 +31,50 @@ from autoencode.data.loader import (
 )
 from autoencode.errors import VERSION, DivergedError, RunError
 from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
-from autoencode.models.autoencoder import Autoencoder, Output
 from autoencode.models.model_file import MODEL_NAME, save_model
-from autoencode.training.adversarial import Adversary, share_at
-from autoencode.training.distributed import ALONE, Processes, count_images, share_batch_norms
+from autoencode.training.adversarial import share_at
+from autoencode.training.distributed import ALONE, Processes, count_images
 from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
-from autoencode.training.optim import learning_rate_at, limit_gradient, make_optimizer, update_average
 from autoencode.training.progress import Progress, advice, constant_image_mse
 from autoencode.training.run import (
     CHECKPOINT_NAME,
     Record,
     RunSettings,
-    TrainState,
-    all_finite,
     append_metrics,
     keep_metrics_up_to,
-    load_checkpoint,
     read_metrics,
+)
+from autoencode.training.state import (
+    all_finite,
+    fix_sigma2,
+    initial_state,
+    learning_rate_at,
+    limit_gradient,
+    load_checkpoint,
     save_checkpoint,
+    update_average,
 )
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.training.config import TrainConfig
+    from autoencode.models.autoencoder import Autoencoder, Output
     from autoencode.training.runtime import Runtime
 
-# Images that PCA is fitted on; more would not change 256 components of 3,072 values.
+# Images that the PCA of a residual network is fitted on; more do not change 256 components of 3,072 values.
 PCA_IMAGES, PCA_BATCH = 20_000, 1_000
 PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
 
 
 class Loop:
-    """The loop, and what its parts share.
+    """The training loop of one process.
 
     Args:
         out: the run folder, locked by the caller; continues from the checkpoint in it if there is one.
         run: the settings.
         pack: the images.
         runtime: the device and how to use it.
-        progress: called after each step and epoch, by the first process alone.
-        processes: those that train this model.
+        progress: called after each step and epoch, in process 0 only.
+        processes: the processes that train this model.
 
     Raises:
         RunError: the checkpoint is damaged, of another network, or not seen by every process.
@@ -94,7 +97,7 @@ class Loop:
         self.validation_rows = pack.reading_order(pack.held_out("validation").rows, run.window)
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
-        self.state = _initial_state(run, runtime, processes)
+        self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
         elif processes.first:
@@ -112,7 +115,7 @@ class Loop:
         size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
         self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
         start(self.state.model, batches(self.pack, order, size))
-        _fix_sigma2(self.state.model, self.config)
+        fix_sigma2(self.state.model, self.config)
         self.runtime.place_model(self.state.model)
         if self.state.averaged is not self.state.model:
             self.state.averaged.load_state_dict(self.state.model.state_dict())
@@ -122,7 +125,7 @@ class Loop:
         return epoch_order(self.train_rows, self.config.seed, epoch, rows_per_shard, window)
 
     def _start_together(self) -> None:
-        """Give every process the weights of the first, whatever machine they were computed on."""
+        """Copy the weights of process 0 to all: another machine may have rounded its PCA differently."""
         if len(set(self.processes.gather(self.state.step))) > 1:
             raise RunError(
                 f"Not every process sees the checkpoint in {self.out}. Put the run on a disk that all share."
@@ -141,8 +144,8 @@ class Loop:
         """Train to the last epoch.
 
         Args:
-            checkpoint_every: steps between checkpoints, besides the one at the end of each epoch.
-            interrupted: when set, the state is saved after the step at work.
+            checkpoint_every: steps between checkpoints, in addition to the one at the end of each epoch.
+            interrupted: when set, the state is saved after the current step.
 
         Raises:
             DivergedError: the loss is no longer finite.
@@ -171,10 +174,10 @@ class Loop:
                 started = time.perf_counter()
 
     def seconds_an_epoch(self, steps: int) -> float:
-        """Estimate the time of the training steps of an epoch from a few; they change the weights.
+        """Estimate the training time of an epoch from a few steps, which change the weights.
 
         Args:
-            steps: how many to time, after one that warms up.
+            steps: number of timed steps, after one to warm up.
         """
         order = self._order(0)
         times = []
@@ -228,7 +231,7 @@ class Loop:
     ) -> tuple[Terms, Output, Tensor]:
         """The objective of a local or micro-batch, the output, and the images it should have been.
 
-        Noise, corruptions and flips depend on the seed, `draw` and the place in the batch alone.
+        Noise, corruptions and flips depend only on the seed, `draw` and the position in the batch.
         """
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
@@ -250,7 +253,7 @@ class Loop:
 
     @torch.inference_mode()
     def _validate(self) -> Record:
-        """Measure the model that would be saved now on the validation images."""
+        """Measure the model that would be saved now on validation images."""
         model = self.state.averaged
         model.eval()
         sums, means = torch.zeros(5, dtype=torch.float64), RunningVariance()
@@ -263,7 +266,7 @@ class Loop:
                     decoded = model.decoder(output.posterior.mean)
                 if local.counted:
                     means.add(output.posterior.mean)
-            # What a user gets: the decoded mean, without noise, within the range of pixels.
+            # The reconstruction a user gets: the decoded mean, without noise, clipped to the range of pixels.
             squared_error = (decoded.float().clamp(0, 1) - clean).square().mean().cpu().double()
             sums += torch.cat([_measured(result), squared_error[None]]) * local.counted
         sums, means = self.processes.total(sums), merged(self.processes.gather(means))
@@ -295,7 +298,7 @@ class Loop:
         if state.adversary:
             record |= state.adversary.take_measures()
         record |= self._validate()
-        # A weight or a moment can be infinite though the loss still is not.
+        # A weight or a moment can be infinite while the loss is still finite.
         if not (math.isfinite(record["val_loss"]) and all_finite(state)):
             raise self._diverged(state.step - 1)
         record["images_per_second"] = images / max(state.seconds, 1e-9)
@@ -311,9 +314,9 @@ class Loop:
             self.progress(last)
 
     def _keep(self, record: Record) -> None:
-        """Write what an epoch has come to."""
-        # In this order, a kill between two of them only repeats work: a resumed run drops lines of steps
-        # its checkpoint has not reached, and writes the model again.
+        """Save the model, the metrics and the checkpoint of an epoch."""
+        # In this order a kill between two of them only repeats work: a resumed run drops the lines of steps
+        # after its checkpoint and writes the model again.
         save_model(self.out / MODEL_NAME, self.state.averaged, self._provenance(record))
         append_metrics(self.out, record)
         save_checkpoint(self.out, self.state)
@@ -325,7 +328,7 @@ class Loop:
             raise self._diverged(self.state.step - 1) from err
 
     def _warning(self) -> str | None:
-        """What to tell of the run, the first time there is something."""
+        """The advice on the run, the first time there is any."""
         if self.warned:
             return None
 
@@ -337,7 +340,7 @@ class Loop:
         return found
 
     def _provenance(self, record: Record) -> dict[str, Any]:
-        """Where the weights come from; no times or paths, so that the same run gives the same file."""
+        """Provenance of the weights, without times or paths, so that the same run writes the same file."""
         metrics = {name: value for name, value in record.items() if name.startswith(("val_", "train_"))}
         return {
             "autoencode": VERSION,
@@ -385,29 +388,6 @@ class Loop:
         )
 
 
-def _initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> TrainState:
-    """Weights from the seed, without touching the random state of the caller."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
-        model = Autoencoder(run.model, run.preprocessing)
-    if processes.world_size > 1:
-        share_batch_norms(model, processes)
-    _fix_sigma2(model, run.train)
-    runtime.place_model(model)
-    averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
-    sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
-    state = TrainState(model, averaged, make_optimizer(model, run.train), step=0, sums=sums)
-    if run.train.adversarial:
-        seed = random_seed("discriminator", run.train.seed)
-        state.adversary = Adversary(run.preprocessing.height, run.preprocessing.width, runtime, seed)
-    return state
-
-
-def _fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
-    if config.sigma2 != "auto" and model.is_vae:
-        model.sigma2.fill_(config.sigma2)
-
-
 def _measured(result: Terms) -> Tensor:
-    """(4,) float64: what a batch adds to the sums of its epoch, an image."""
+    """(4,) float64: the mean terms of a batch, which its epoch sums over images."""
     return torch.stack([term.detach().float() for term in result]).cpu().double()

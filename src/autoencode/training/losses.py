@@ -1,4 +1,4 @@
-"""What training minimises (Kovenko & Bogach 2020, equations 1, 2, 4, 5, 7 and 8).
+"""The training objective (Kovenko & Bogach 2020, equations 1, 2, 4, 5, 7 and 8).
 
 Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1]; N = 3 * H * W is the number of their values.
 """
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from autoencode.configuration import Loss
     from autoencode.models.autoencoder import Output
 
-# How fast the running estimate of an automatic sigma2 follows the batches.
+# Momentum of the running estimate of sigma2: an average of about 50 batches, enough to follow a falling error
+# without the noise of one batch.
 SIGMA2_MOMENTUM = 0.98
 
 
@@ -26,9 +27,9 @@ class Terms(NamedTuple):
     """The objective of one batch, each a scalar tensor.
 
     Attributes:
-        loss: what the optimiser minimises.
-        reconstruction: its first part: mean squared or absolute error a value for an autoencoder; for a VAE
-            the negative log-likelihood, nats an image.
+        loss: the value the optimiser minimises.
+        reconstruction: for an autoencoder the mean squared or absolute error a value; for a VAE the negative
+            log-likelihood, nats an image.
         kl: nats an image; 0 for an autoencoder.
         mse: mean squared error a value.
     """
@@ -50,17 +51,17 @@ def mean_absolute_error(images: Tensor, restored: Tensor) -> Tensor:
 
 
 def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float | Tensor) -> Terms:
-    """Put the objective of a batch together; for a VAE the negative of equation (4), beta times the KL (8).
+    """Return the objective of a batch; for a VAE the negative of equation (4) with beta times the KL (8).
 
-    The optimiser sees a VAE's objective divided by N, so that one learning rate serves every image size.
-    Dividing by the constant changes no optimum.
+    A VAE's objective is divided by N, so that one learning rate serves every image size; dividing by a
+    constant changes no optimum.
 
     Args:
         loss: "mse" or "mae"; "gaussian" for a VAE's likelihood of variance `sigma2`. A VAE with "mse" sums
             squared errors, which is "gaussian" with sigma2 = 0.5 apart from a constant; with "mae" it sums
             absolute errors, a Laplace likelihood of scale 1.
         images: the clean images, (B, 3, H, W) in [0, 1].
-        output: what the model made of them (or of corrupted ones).
+        output: the output of the model for them, or for corrupted versions of them.
         beta: weight of the KL.
         sigma2: see `gaussian_log_likelihood`.
     """
@@ -81,11 +82,11 @@ def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float
 
 
 def update_sigma2(sigma2: Tensor, mse: Tensor, step: int) -> None:
-    """Move the running sigma2 towards this batch's maximum-likelihood one, its mean squared error, in place.
+    """Update the running sigma2, in place, by this batch's maximum-likelihood value, its mean squared error.
 
     Setting the derivative of (5) by sigma2 to zero gives the mean squared error: the optimal sigma-VAE of
-    Rybkin, Daniilidis & Levine 2021, equation (7). The average starts at the first batch and remembers about
-    fifty of them once there are as many.
+    Rybkin, Daniilidis & Levine 2021, equation (7). The average starts at the first batch and later covers
+    about fifty.
 
     Args:
         sigma2: the running value, a scalar.

@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import Record
 
-# Epochs without progress before something is said: this share of all, and no fewer than this.
+# Epochs without progress before a warning: a third of all, and at least 3, so that a slow start is no warning.
 PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
 
-# Validation error so many times that of training images means a likelihood that is far too sure.
+# A validation error of so many times the training error means an overconfident likelihood.
 OVERCONFIDENT = 4
 
-# Images that the mean image is measured on; more would move it by less than a level in 255.
+# Images that the mean image is computed from; more would move it by less than a level of 255.
 MEAN_IMAGES, MEAN_BATCH = 5_000, 64
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is; given to the `progress` of `train` after each step and each epoch.
+    """The progress of a run, given to the `progress` argument of `train` after each step and each epoch.
 
     Attributes:
-        epoch: the epoch at work, from 1.
-        epochs: how many there will be.
+        epoch: the current epoch, from 1.
+        epochs: number of epochs in the run.
         step: steps taken in this epoch.
         steps: steps in an epoch.
         loss: mean training loss of this epoch so far.
         images_per_second: training speed of this epoch so far, waiting for images included.
         seconds_left: estimate for the training steps left.
         record: the line just written to metrics.jsonl, at the end of an epoch; else None.
-        warning: what is wrong with the run and what to try, said once when it shows; else None.
+        warning: what is wrong with the run and what to try, given once when it is first found; else None.
     """
 
     epoch: int
@@ -58,18 +58,18 @@ class Progress:
 
 
 def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callable[[], float]) -> str | None:
-    """Say what is wrong and what to try, or None where nothing is, or it is too early to say.
+    """Return what is wrong with a run and what to try; None if nothing is, or if it is too early to tell.
 
     Args:
         records: the lines of metrics.jsonl so far.
         config: how the run is trained.
-        constant_mse: gives what `constant_image_mse` measures; asked only once it matters.
+        constant_mse: returns `constant_image_mse`; called only when needed, because it reads images.
     """
     sigma2 = records[-1].get("sigma2") if records and config.loss == "gaussian" else None
     if config.sigma2 == "auto" and sigma2 and (error := records[-1]["val_mse"]) > OVERCONFIDENT * sigma2:
         return (
             f"Validation mse {error:.5f} is far above sigma2 {sigma2:.5f}, the error of training images: "
-            "they are known by heart. Use a smaller code_size, or more images."
+            "the model has memorised them. Use a smaller code_size, or more images."
         )
     patience = max(PATIENT_EPOCHS, math.ceil(PATIENT_SHARE * config.total_epochs))
     if len(records) < patience:
@@ -83,7 +83,7 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
             f"After {len(records)} epochs the model is no better than one constant image: validation mse "
             f"{last['val_mse']:.5f}, of the mean image {constant:.5f}. {slower}{narrower}."
         )
-    # While the weight of the KL changes, losses of two epochs are not of one objective.
+    # While the weight of the KL changes, the losses of two epochs belong to different objectives.
     alike = [record for record in records if record.get("beta") == last.get("beta")]
     best = min(alike, key=lambda record: record["val_loss"])
     if (waited := len(alike) - 1 - alike.index(best)) < patience:
@@ -99,14 +99,14 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
 def constant_image_mse(
     pack: Pack, train_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> float:
-    """Mean squared error a value, on validation images, of the mean of training images."""
+    """Mean squared error a value, on validation images, of the mean training image."""
     return float(constant_image_errors(pack, train_rows, validation_rows[:MEAN_IMAGES]).mean())
 
 
 def constant_image_errors(
     pack: Pack, train_rows: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Mean squared error a value (N,) of the mean of training images, for each image of `rows` (N,)."""
+    """Mean squared error a value (N,) of the mean training image, for each image of `rows` (N,)."""
     total, count = torch.zeros(1), 0
     for images in batches(pack, train_rows[:MEAN_IMAGES], MEAN_BATCH):
         total, count = total + images.double().sum(0), count + len(images)
@@ -116,7 +116,7 @@ def constant_image_errors(
 
 
 def logging_to(folder: Path, progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    """Return `progress` that also writes the metrics of each epoch as event files in `folder`/tensorboard.
+    """Return a `progress` that also writes the metrics of each epoch to event files in `folder`/tensorboard.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.

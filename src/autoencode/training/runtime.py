@@ -1,4 +1,4 @@
-"""What the machine has, and the fastest correct way to use it: device, precision, memory format."""
+"""The fastest correct way to compute on this machine: device, precision, memory format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 
 @dataclass(frozen=True)
 class Runtime:
-    """How tensors are placed and multiplied.
+    """Where and how tensors are computed.
 
     Attributes:
         device: where the model and its batches live.
@@ -35,12 +35,12 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def place_model(self, model: nn.Module) -> None:
-        """Move a model here, in place."""
+        """Move a model to the device, in place."""
         model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         model.to(self.device)
 
     def place(self, images: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) here."""
+        """Return images (B, 3, H, W) on the device."""
         return images.to(self.device, non_blocking=True, memory_format=self._memory_format)
 
     @property
@@ -56,7 +56,7 @@ class Runtime:
 def choose_runtime(
     device: str = "auto", precision: Precision = "auto", channels_last: bool = True
 ) -> Runtime:
-    """Choose the fastest correct way this machine has.
+    """Choose the fastest correct device, precision and memory format of this machine.
 
     Args:
         device: "auto" (a GPU where there is one), or a torch device such as "cpu", "cuda:1", "mps".
@@ -64,7 +64,7 @@ def choose_runtime(
         channels_last: whether images lie in memory with channels innermost.
 
     Raises:
-        ConfigError: no such device here, or an unknown precision.
+        ConfigError: this machine has no such device, or the precision is unknown.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"Unknown precision {precision!r}. Choose auto, fp32 or bf16.")
@@ -93,7 +93,7 @@ def is_out_of_memory(err: BaseException) -> bool:
     """Whether an error means that a buffer did not fit, in memory or on a GPU."""
     if isinstance(err, MemoryError | torch.OutOfMemoryError):
         return True
-    # On a CPU torch says it in words alone: "DefaultCPUAllocator: can't allocate memory".
+    # On a CPU torch reports it only in the message: "DefaultCPUAllocator: can't allocate memory".
     text = str(err).lower()
     return isinstance(err, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
 

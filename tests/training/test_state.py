@@ -12,7 +12,8 @@ import torch
 
 from autoencode import Autoencoder, DivergedError, ModelConfig, Preprocessing, RunError
 from autoencode.models.model_file import read_tensors, write_tensors
-from autoencode.training.run import CHECKPOINT_NAME, TrainState, load_checkpoint, save_checkpoint
+from autoencode.training.run import CHECKPOINT_NAME
+from autoencode.training.state import TrainState, load_checkpoint, save_checkpoint
 
 
 def build(seed: int, steps: int, widths: tuple[int, ...] = (4, 8), *, averaged: bool = True) -> TrainState:

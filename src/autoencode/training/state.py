@@ -1,0 +1,243 @@
+"""The state of a run at one step: weights, their average, the optimiser, and the checkpoint of all three.
+
+A checkpoint holds everything that a run needs to continue as if it had never stopped. Whatever is a function
+of (seed, epoch, step) is not in it: the order of the images, the corruptions, the noise, the learning rate,
+beta.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from autoencode.data.loader import random_seed
+from autoencode.errors import DivergedError, RunError
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.training.adversarial import Adversary
+from autoencode.training.distributed import Processes, share_batch_norms
+from autoencode.training.run import CHECKPOINT_NAME
+
+if TYPE_CHECKING:
+    from autoencode.training.config import TrainConfig
+    from autoencode.training.run import RunSettings
+    from autoencode.training.runtime import Runtime
+
+_CHECKPOINT_VERSION = 1
+
+# A cosine schedule rises over this share of the steps before it falls.
+RISING_SHARE = 0.05
+
+
+@dataclass
+class TrainState:
+    """A run at one step.
+
+    Attributes:
+        model: the weights being trained, and the running sigma2.
+        averaged: the running average of the weights; `model` itself without averaging.
+        optimizer: the optimiser with its moments.
+        step: optimiser steps taken.
+        sums: (4,) float64: loss, reconstruction, kl and mse summed over the images of this epoch so far.
+        seconds: time spent on the training steps of this epoch so far, waiting for images included.
+        waited: the part of `seconds` spent waiting for images.
+        adversary: the discriminator with its optimiser and sums, where there is one.
+    """
+
+    model: Autoencoder
+    averaged: Autoencoder
+    optimizer: torch.optim.Optimizer
+    step: int
+    sums: Tensor
+    seconds: float = 0.0
+    waited: float = 0.0
+    adversary: Adversary | None = None
+
+
+def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> TrainState:
+    """Return the state before the first step: weights drawn from the seed of the run."""
+    # The random state of the caller is left as it was: a library must not reseed its user.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
+        model = Autoencoder(run.model, run.preprocessing)
+    if processes.world_size > 1:
+        share_batch_norms(model, processes)
+    fix_sigma2(model, run.train)
+    runtime.place_model(model)
+    averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
+    sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
+    state = TrainState(model, averaged, make_optimizer(model, run.train), step=0, sums=sums)
+    if run.train.adversarial:
+        seed = random_seed("discriminator", run.train.seed)
+        state.adversary = Adversary(run.preprocessing.height, run.preprocessing.width, runtime, seed)
+    return state
+
+
+def fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
+    """Set the variance of the likelihood where the settings fix it; "auto" is learned."""
+    if config.sigma2 != "auto" and model.is_vae:
+        model.sigma2.fill_(config.sigma2)
+
+
+def make_optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of all parameters; each group scales the learning rate by its "scale"."""
+    groups = model.parameter_groups()
+    if config.optimizer == "adamax":
+        return torch.optim.Adamax(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
+    """Learning rate of step `step`, counted from 0, of `steps` steps, by the schedule."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    rising = max(1, round(RISING_SHARE * steps))
+    if step < rising:
+        return config.learning_rate * (step + 1) / rising
+    fallen = (step - rising) / max(1, steps - rising - 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
+
+
+def limit_gradient(model: Autoencoder, clip: float) -> None:
+    """Clip the gradient norm to `clip` times the loss the run starts from; 0 for no limit.
+
+    The unit makes one setting fit every loss: errors a value and likelihoods an image differ by thousands.
+    """
+    if clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip * model.starting_loss)
+
+
+@torch.no_grad()
+def update_average(averaged: Autoencoder, model: Autoencoder, ema: float, step: int) -> None:
+    """Update the average of the weights; running statistics and counters are copied."""
+    # The decay grows with the steps: the full one would keep the random first weights for too long.
+    decay = min(ema, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def all_finite(state: TrainState) -> bool:
+    """Whether every weight, moment and sum is finite; training cannot continue from any other state."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state).values())
+
+
+def save_checkpoint(folder: Path, state: TrainState) -> None:
+    """Write the state, whole or not at all.
+
+    Raises:
+        DivergedError: a number is not finite; the checkpoint before is unchanged.
+        OutputError: it cannot be written; the checkpoint before is unchanged.
+    """
+    if not all_finite(state):
+        raise DivergedError(f"The weights are no longer finite after {state.step} steps.")
+    content = {"step": state.step, "seconds": state.seconds, "waited": state.waited}
+    write_tensors(folder / CHECKPOINT_NAME, "checkpoint", _CHECKPOINT_VERSION, _tensors(state), content)
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Load the checkpoint into `state`, whose model and optimiser are of the same settings.
+
+    Raises:
+        RunError: the file is damaged, of a newer version, or of another network.
+    """
+    path = folder / CHECKPOINT_NAME
+    tensors, content, _ = read_tensors(path, "checkpoint", _CHECKPOINT_VERSION, RunError)
+    try:
+        state.model.load_state_dict(_under("model/", tensors))
+        if state.averaged is not state.model:
+            state.averaged.load_state_dict(_under("averaged/", tensors))
+        _restore(state.optimizer, _under("optimizer/", tensors))
+        state.sums = _like(state.sums, tensors["sums"])
+        state.step, state.seconds, state.waited = _position(content)
+        if adversary := state.adversary:
+            adversary.discriminator.load_state_dict(_under("discriminator/", tensors))
+            _restore(adversary.optimizer, _under("discriminator_optimizer/", tensors))
+            adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
+    except (KeyError, ValueError, RuntimeError) as err:
+        raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Return step, seconds and waited.
+
+    Raises:
+        ValueError: they are not what a run can be at; training would continue from anywhere.
+    """
+    step, seconds, waited = content["step"], content["seconds"], content["waited"]
+    if (
+        type(step) is not int
+        or step < 0
+        or any(type(value) not in (int, float) for value in (seconds, waited))
+    ):
+        raise ValueError(f"no step {step}")
+    return step, seconds, waited
+
+
+def _like(own: Tensor, saved: Tensor) -> Tensor:
+    if (saved.shape, saved.dtype) != (own.shape, own.dtype):
+        raise ValueError(f"sums of shape {tuple(saved.shape)}")
+    return saved.to(own.device)
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    if state.averaged is not state.model:
+        tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
+    tensors |= _moments("optimizer", state.optimizer)
+    if adversary := state.adversary:
+        weights = adversary.discriminator.state_dict()
+        tensors |= {f"discriminator/{name}": tensor for name, tensor in weights.items()}
+        tensors |= _moments("discriminator_optimizer", adversary.optimizer)
+        tensors["discriminator_sums"] = adversary.sums
+    return {**tensors, "sums": state.sums}
+
+
+def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{prefix}/{index}/{name}": tensor
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, tensor in moments.items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """Load moments in the memory format of their parameters, which a file does not keep.
+
+    With another format the next step would round differently, and the run would not be bit for bit the same.
+    """
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in saved.items():
+        index, name = key.split("/")
+        moments.setdefault(int(index), {})[name] = tensor
+    _check_moments(moments, [p for group in optimizer.param_groups for p in group["params"]])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for parameter, own in optimizer.state.items():
+        for name, moment in own.items():
+            if moment.shape == parameter.shape:
+                own[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
+def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
+    """Reject moments of an unknown parameter, shape or name, and a step count that is not finite."""
+    if not moments.keys() <= set(range(len(parameters))) or len(set(map(frozenset, moments.values()))) > 1:
+        raise ValueError("not every parameter has its moments")
+    for index, own in moments.items():
+        for name, moment in own.items():
+            if name == "step":
+                if moment.ndim or not 0 <= float(moment) < math.inf:
+                    raise ValueError(f"parameter {index} has taken no such number of steps")
+            elif moment.shape != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} has the shape {tuple(moment.shape)}")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
