@@ -1,7 +1,7 @@
 """The training loop: stopped and resumed at any step, with the same weights as if it had never stopped.
 
-Several processes run it side by side (see `processes`): each computes its local batch of every batch,
-and sums over all of them what it reports of the whole. Alone, the local batch is the batch.
+Several processes run it side by side (see `distributed`): each computes its local batch, and sums are taken
+over all of them. A single process computes the whole batch.
 
 Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
 """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import Record
 
-# Epochs without progress before a warning: a third of all, and at least 3, so that a slow start is no warning.
+# Epochs without progress before a warning: a third of all, and at least 3, since a run may start slowly.
 PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
 
 # A validation error of so many times the training error means an overconfident likelihood.
