@@ -531,7 +531,7 @@ def test_what_is_wrong_with_the_settings_is_said_before_what_is_in_the_folder(
     for source, wrong, message in (
         (tiny_pack.path, {"epochs": 0}, "epochs is 0"),
         (photos, {"size": 48, "widths": (4,) * 6}, "multiple of 64"),
-        (photos, {"size": 32, "corrupt": ("downscale:33",)}, "by a factor of at most 32"),
+        (photos, {"size": 32, "corrupt": ("downscale:33",)}, "the FACTOR is at most 32"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(source, plain.folder, **wrong)
@@ -706,7 +706,7 @@ def test_too_little_memory_from_the_start_does_not_block_the_folder(
         raise MemoryError
 
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"batch_size or --size\.$"):
-        patch.setattr(loop, "_initial_state", fail)
+        patch.setattr(loop, "initial_state", fail)
         train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
     train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
 
