@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,20 @@ def test_the_docstring_says_what_each_field_means() -> None:
     assert documentation(Example)["count"] == 'how often, on two lines: "quoted", 3.'
     assert list(documentation(Example)) == list(KNOWN)
     assert documentation(int) == {}
+
+
+def test_a_field_lists_the_entries_of_its_registry() -> None:
+    @dataclass(frozen=True)
+    class Registered:
+        """Settings.
+
+        Args:
+            one: a name.
+        """
+
+        one: str = field(default="a", metadata={"entries": lambda: iter(["a", "b"])})
+
+    assert documentation(Registered)["one"] == "a name. Known are a, b."
 
 
 def test_lines_stand_under_what_they_mean() -> None:

@@ -16,7 +16,7 @@ import reprlib
 import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -130,12 +130,21 @@ def unknown_setting(name: str, known: Iterable[str]) -> ConfigError:
 
 
 def documentation(settings: type) -> dict[str, str]:
-    """Return what the docstring of a dataclass says of each field, in its Args or Attributes section."""
+    """Return what the docstring of a dataclass says of each field, in its Args or Attributes section.
+
+    A field whose choices are the entries of a registry has the metadata "entries", a function to list them.
+    """
     section = re.search(
         r"^(?:Args|Attributes):\n((?: .*\n|\n)*)", f"{inspect.getdoc(settings)}\n", re.MULTILINE
     )
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    # The entries of a registry are known to the registry alone; a field says how to list them.
+    lists = {f.name: f.metadata.get("entries") for f in fields(settings)} if is_dataclass(settings) else {}
+    meaning = {name: " ".join(text.split()) for name, text in entries}
+    return {
+        name: f"{text} Known are {', '.join(entries_of())}." if (entries_of := lists.get(name)) else text
+        for name, text in meaning.items()
+    }
 
 
 def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the halves it builds, and never for a name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from autoencode.configuration import Kind, check_fields
@@ -28,8 +28,7 @@ class ModelConfig:
     Args:
         kind: "autoencoder" (a plain code) or "vae" (a Gaussian code with mean and variance).
         code_size: D, dimensions of a code; at least 1.
-        network: a name in `NETWORKS`: "paper" (convolutions with pooling, transposed convolutions) or
-            "residual" (starts as principal component analysis and learns what convolutions add).
+        network: the encoder and the decoder, by name.
         widths: channels of each level, shallow to deep. Each level halves the image; the first of a
             residual network quarters it.
         batch_norm: batch normalisation after each convolution of both halves.
@@ -40,7 +39,7 @@ class ModelConfig:
 
     kind: Kind = "autoencoder"
     code_size: int = 256
-    network: str = "paper"
+    network: str = field(default="paper", metadata={"entries": lambda: _networks()})
     widths: tuple[int, ...] = (32, 64, 128, 256)
     batch_norm: bool = False
 
@@ -167,3 +166,7 @@ NETWORKS: dict[str, Network] = {
         start=_start_at_pca,
     ),
 }
+
+
+def _networks() -> list[str]:
+    return [f'"{name}" ({network.summary})' for name, network in NETWORKS.items()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autoencode.configuration import (
@@ -22,6 +22,7 @@ from autoencode.configuration import (
     types_of,
     unknown_setting,
 )
+from autoencode.data.corruptions import CORRUPTIONS, example, parse_corruptions
 from autoencode.errors import ConfigError
 from autoencode.models.networks import ModelConfig
 from autoencode.pixels import SIGMA2_FLOOR
@@ -55,8 +56,7 @@ class TrainConfig:
         horizontal_flip: show each image mirrored left to right half of the time, which is as good as more
             images.
         ema: decay a step of the average of the weights that becomes the model; 0 keeps the last weights.
-        corrupt: damage to the images the encoder sees, which the model learns to undo:
-            "gaussian:STANDARD_DEVIATION", "dropout:RATE", "rotate:DEGREES", "downscale:FACTOR".
+        corrupt: damage to the images the encoder sees, which the model learns to undo.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: every random choice follows from it.
 
@@ -78,13 +78,11 @@ class TrainConfig:
     grad_clip: float = 0.0
     horizontal_flip: bool = False
     ema: float = 0.0
-    corrupt: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = field(default=(), metadata={"entries": lambda: map(example, CORRUPTIONS)})
     adversarial: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from autoencode.data.corruptions import parse_corruptions  # imports torch, and --help must not
-
         check_fields(self)
         for name in ("epochs", "batch_size", "accumulate"):
             _check_at_least(name, getattr(self, name), 1)
