@@ -103,9 +103,31 @@ def test_downscaling_averages_areas_before_it_enlarges() -> None:
     torch.testing.assert_close(grey, torch.full_like(grey, 0.5))
 
 
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.25, 0.6, 0.99])
+def test_a_mask_fills_one_rectangle_of_that_share_of_the_area_with_grey(share: float) -> None:
+    images = torch.rand(300, 3, 32, 48).clamp(0, 0.49)
+    found = apply(f"mask:{share}", images=images)
+    masked = (found == 0.5).all(1)
+    assert torch.equal(found, torch.where(masked[:, None], 0.5, images))
+    tall, wide = masked.any(2).sum(1), masked.any(1).sum(1)
+    for each, height, width in zip(masked, tall, wide, strict=True):
+        row, column = each.any(1).nonzero()[0], each.any(0).nonzero()[0]
+        assert each[row : row + height, column : column + width].all()
+    assert torch.equal(masked.sum((1, 2)), tall * wide)
+    assert (tall * wide - max(1, share * 32 * 48)).abs().le(tall / 2).all()
+
+
+def test_masks_lie_anywhere_and_are_of_several_shapes() -> None:
+    masked = (apply("mask:0.25", images=torch.zeros(300, 3, 32, 48)) == 0.5).all(1)
+    assert masked.any(0).any(0)[[0, -1]].all()
+    assert masked.any(0).any(1)[[0, -1]].all()
+    heights = masked.any(2).sum(1)
+    assert heights.min() < 16 < heights.max()
+
+
 @pytest.mark.parametrize(
     "text", ["", "blur:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
-             "dropout:1", "rotate:181", "downscale:1.5", "downscale:1"]
+             "dropout:1", "rotate:181", "downscale:1.5", "downscale:1", "mask:0", "mask:1"]
 )  # fmt: skip
 def test_what_cannot_be_used_is_rejected_with_what_can(text: str) -> None:
     with pytest.raises(ConfigError, match="Use "):

@@ -119,6 +119,22 @@ def _downscale(images: Tensor, factor: float, draws: Draws) -> Tensor:
     return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
+def _mask(images: Tensor, share: float, draws: Draws) -> Tensor:
+    """Fill a random rectangle of each image with grey, 0.5, like the random erasing of Zhong et al. 2020."""
+    import torch
+
+    height, width = images.shape[-2:]
+    shape, down, across = draws.uniform(), draws.uniform(), draws.uniform()
+    # Of the shape of the image to within a factor of 2, and of a height that leaves the width in the image.
+    tall = (height * (share * 4 ** (shape - 0.5)).sqrt()).round().clamp(math.ceil(share * height), height)
+    wide = (share * height * width / tall).round().clamp(1, width)
+    top, left = (down * (height - tall + 1)).floor()[:, None], (across * (width - wide + 1)).floor()[:, None]
+    rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
+    in_rows = (rows >= top) & (rows < top + tall[:, None])
+    in_columns = (columns >= left) & (columns < left + wide[:, None])
+    return images.masked_fill(in_rows[:, None, :, None] & in_columns[:, None, None, :], 0.5)
+
+
 CORRUPTIONS: dict[str, CorruptionKind] = {
     "gaussian": CorruptionKind(
         "STANDARD_DEVIATION",
@@ -153,6 +169,14 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         [(2, "make it half as large"), (4, "make it a quarter as large")],
         _downscale,
         largest=min,
+    ),
+    "mask": CorruptionKind(
+        "SHARE",
+        "above 0 and below 1",
+        lambda amount: 0 < amount < 1,
+        "fills a random rectangle of that share of the image's area with grey (0.5), for inpainting",
+        [(0.25, "hide a quarter of it")],
+        _mask,
     ),
 }
 
