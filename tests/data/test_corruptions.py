@@ -1,7 +1,10 @@
 """Corruptions against their own definition, and against torch's dropout and Pillow's rotation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,6 +20,7 @@ from autoencode.data.corruptions import (
 )
 from autoencode.data.loader import LocalBatch, batches, local_batch
 from autoencode.errors import ConfigError
+from autoencode.pixels import to_float, to_pixels
 
 IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
@@ -125,9 +129,26 @@ def test_masks_lie_anywhere_and_are_of_several_shapes() -> None:
     assert heights.min() < 16 < heights.max()
 
 
+def test_jpeg_is_what_a_file_of_that_quality_holds_whatever_the_seed(tmp_path: Path) -> None:
+    images = to_float(skimage.data.chelsea()[None, :96, :160])
+    Image.fromarray(to_pixels(images)[0]).save(tmp_path / "a.jpg", quality=10)
+    found = apply("jpeg:10", images=images, seed=1)
+    assert np.array_equal(to_pixels(found)[0], np.asarray(Image.open(tmp_path / "a.jpg")))
+    assert torch.equal(found, apply("jpeg:10", images=images, seed=2))
+
+
+def test_jpeg_damages_less_at_a_higher_quality_and_clips_noise() -> None:
+    images = to_float(skimage.data.chelsea()[None, :96, :160])
+    errors = [(apply(f"jpeg:{quality}", images=images) - images).abs().mean() for quality in (1, 10, 50, 95)]
+    assert errors == sorted(errors, reverse=True)
+    white = torch.full((1, 3, 16, 16), 1.7)
+    torch.testing.assert_close(apply("jpeg:50", images=white), torch.ones_like(white))
+
+
 @pytest.mark.parametrize(
     "text", ["", "blur:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
-             "dropout:1", "rotate:181", "downscale:1.5", "downscale:1", "mask:0", "mask:1"]
+             "dropout:1", "rotate:181", "downscale:1.5", "downscale:1", "mask:0", "mask:1",
+             "jpeg:0", "jpeg:96", "jpeg:9.5"]
 )  # fmt: skip
 def test_what_cannot_be_used_is_rejected_with_what_can(text: str) -> None:
     with pytest.raises(ConfigError, match="Use "):

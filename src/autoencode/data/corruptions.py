@@ -9,11 +9,13 @@ Shapes: B batch, H height, W width. Images are (B, 3, H, W) in [0, 1].
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from autoencode.errors import ConfigError
+from autoencode.pixels import to_float, to_pixels
 
 # Help lists the corruptions and must not wait for torch: functions that need more of it than the methods of a
 # tensor import it themselves.
@@ -135,6 +137,20 @@ def _mask(images: Tensor, share: float, draws: Draws) -> Tensor:
     return images.masked_fill(in_rows[:, None, :, None] & in_columns[:, None, None, :], 0.5)
 
 
+def _jpeg(images: Tensor, quality: float, draws: Draws) -> Tensor:
+    """Write each image as a JPEG file and read it again; values outside [0, 1] are clipped."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = to_pixels(images.cpu())
+    for index in range(len(pixels)):
+        file = io.BytesIO()
+        # With 4:2:0, which is Pillow's default so far: damage is to be the same with every version of it.
+        Image.fromarray(pixels[index]).save(file, "JPEG", quality=int(quality), subsampling="4:2:0")
+        pixels[index] = np.asarray(Image.open(file))
+    return to_float(pixels).to(images.device)
+
+
 CORRUPTIONS: dict[str, CorruptionKind] = {
     "gaussian": CorruptionKind(
         "STANDARD_DEVIATION",
@@ -177,6 +193,14 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         "fills a random rectangle of that share of the image's area with grey (0.5), for inpainting",
         [(0.25, "hide a quarter of it")],
         _mask,
+    ),
+    "jpeg": CorruptionKind(
+        "QUALITY",
+        "a whole number from 1 to 95",
+        lambda amount: 1 <= amount <= 95 and amount % 1 == 0,
+        "compresses as a JPEG file of that quality does, which shows in blocks of 8x8 pixels",
+        [(10, "compress it hard")],
+        _jpeg,
     ),
 }
 
