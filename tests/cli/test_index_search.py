@@ -102,7 +102,7 @@ def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: P
     result = autoencode(*command)
     assert "exact copies: 0;" in result.stdout
     assert f"same bytes\t{path} (gone)\t{copy}\n" in result.stdout
-    assert "2 of the images found are no longer there" in result.stderr
+    assert "2 of the images found are gone" in result.stderr
     written = json.loads(out.read_text())
     assert written["exact"] == [{"paths": [str(path), str(copy)], "gone": [str(path)]}]
     # Of copies, one that is there takes part.
