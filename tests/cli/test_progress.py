@@ -1,4 +1,4 @@
-"""Whole lines where nobody looks, bars that come and go on a terminal."""
+"""Whole lines without a terminal, bars that come and go on one; what is said of skipped files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rich.console import Console
 
 from autoencode import Progress
 from autoencode.cli import progress
+from autoencode.cli.progress import fail_if_named, show_skipped
+from autoencode.errors import ImageError
 
 RECORD = {
     **{"epoch": 1, "step": 5, "train_loss": 0.123456789, "val_loss": 0.2, "val_mse": 0.05},
@@ -134,3 +136,18 @@ def test_what_is_counted_is_in_the_plural_but_for_one(number: int, text: str) ->
 def test_what_would_break_a_line_is_escaped_and_letters_of_any_script_are_not() -> None:
     assert progress.one_line(Path("日本 a/new\nline\t.png")) == r"日本 a/new\nline\t.png"
     assert progress.one_line(os.fsdecode(b"\xff.png")) == r"\udcff.png"
+
+
+def test_the_first_few_are_listed_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    show_skipped([(Path(f"{number}.png"), "no image") for number in range(1007)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [*(f"skipped {number}.png: no image" for number in range(5)), "skipped 1,002 more"]
+
+
+def test_a_file_given_by_name_is_an_error_and_one_in_a_folder_is_not() -> None:
+    skipped = [(Path("in/a.png"), "no image"), (Path("b.png"), "empty"), (Path("c.png"), "cut")]
+    fail_if_named(skipped, [Path("in")])
+    with pytest.raises(
+        ImageError, match=r"^2 files asked for by name could not be used. b.png: empty; c.png: cut.$"
+    ):
+        fail_if_named(skipped, [Path("in"), Path("b.png"), Path("c.png")])

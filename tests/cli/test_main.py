@@ -1,0 +1,180 @@
+"""The program: its help, its version, and one line about what is wrong, with exit code 1 or 2."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Command, Result, assert_one_line
+from typer.main import get_command
+
+from autoencode import (
+    PRESETS,
+    AutoencodeError,
+    ConfigError,
+    MissingExtraError,
+    ModelConfig,
+    Run,
+    TrainConfig,
+    __version__,
+)
+from autoencode.cli import main
+from autoencode.configuration import documentation
+
+
+def test_the_help_lists_the_choices_that_the_library_has(
+    autoencode: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoencode.embedding import EMBEDDINGS
+    from autoencode.outliers.scores import SCORES
+
+    monkeypatch.setenv("COLUMNS", "300")
+    for command, option, choices in (
+        ("outliers", "--score", SCORES),
+        ("outliers", "--embedding", EMBEDDINGS),
+        ("index", "--embedding", EMBEDDINGS),
+        ("transfer", "--embedding", EMBEDDINGS),
+    ):
+        lines = autoencode(command, "--help").out.splitlines()
+        (line,) = [line for line in lines if line.lstrip("│ *").startswith(f"{option} ")]
+        assert f"<{'|'.join(choices)}>" in line
+    for command in ("train", "config"):
+        said = " ".join(autoencode(command, "--help").out.replace("│", " ").split())
+        for name, preset in PRESETS.items():
+            assert f"{name} ({preset.summary})" in said
+
+
+def test_the_help_of_a_setting_is_what_its_class_says(
+    autoencode: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    said = autoencode("train", "--help").out
+    for kind, name in ((TrainConfig, "epochs"), (TrainConfig, "corrupt"), (ModelConfig, "kind")):
+        assert documentation(kind)[name][1:] in said
+
+
+def test_the_examples_of_every_command_are_calls_it_takes() -> None:
+    commands = get_command(main.app).commands  # type: ignore[attr-defined]
+    assert commands.keys() == {command.__name__ for command in main.COMMANDS}
+    for command, examples in main.COMMANDS.items():
+        assert examples
+        for example in examples:
+            words = shlex.split(example.partition(" > ")[0])
+            assert words[:2] == ["autoencode", command.__name__]
+            commands[command.__name__].make_context(command.__name__, words[2:])
+
+
+def test_no_help_holds_brackets_which_the_terminal_takes_for_styles() -> None:
+    for name, command in get_command(main.app).commands.items():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or ""), f"{name} {parameter.name}"
+
+
+def test_the_version_is_printed(autoencode: Command) -> None:
+    assert autoencode("--version") == autoencode("-V") == Result(0, f"autoencode {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("trian",),
+        ("train",),
+        ("train", "x"),
+        ("pack", "x"),
+        ("reconstruct", "model", "--out", "x"),
+        ("train", "x", "--out", "y", "--epochs", "many"),
+        ("train", "x", "--out", "y", "--kind", "gan"),
+        ("train", "x", "--out", "y", "--loss", "mse"),
+        ("train", "x", "--out", "y", "--workers", "0"),
+        ("pack", "x", "--out", "y", "--workers", "0"),
+        ("pack", "x", "--out", "y", "--resize-mode", "squeeze"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    autoencode: Command, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = autoencode(*arguments)
+    assert result.code == 2
+    assert "Usage: autoencode" in result.err
+    assert "Traceback" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["pack", "train"])
+def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
+    for name, part in (
+        ("none", "does not exist. Give a folder of images"),
+        ("empty", "No images in"),
+        ("broken", "can be used, of 1 found"),
+    ):
+        result = autoencode(command, tmp_path / name, "--out", tmp_path / "out")
+        assert_one_line(result, tmp_path / name, part)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(error, 2 if error is ConfigError else 1) for error in AutoencodeError.__subclasses__()],
+)
+def test_a_setting_that_cannot_be_used_is_a_wrong_call_and_nothing_else_is(
+    autoencode: Command, error: type[AutoencodeError], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error("extra", "purpose") if error is MissingExtraError else error("what happened")
+
+    monkeypatch.setattr(main, "app", fail)
+    assert_one_line(autoencode(), "extra" if error is MissingExtraError else "what happened", code=code)
+
+
+def test_outputs_that_are_not_ours_are_left_alone(
+    autoencode: Command, photos: Path, trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for command, part in (
+        (("train", photos, "--size", 32), "not empty and not a run of ours. Choose another --out"),
+        (("pack", photos), "is not a pack, and not empty"),
+        (("reconstruct", trained.folder, photos), "holds no earlier reconstructions. Choose another --out"),
+    ):
+        assert_one_line(autoencode(*command, "--out", tmp_path), tmp_path, part)
+        assert_one_line(autoencode(*command, "--out", tmp_path / "thesis.txt"), "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_model_file_that_is_not_one_is_named(autoencode: Command, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    for name, part in (
+        ("text", "is not a model file, or is cut short or damaged"),
+        ("folder", f"No model file at {tmp_path / 'folder' / 'model.safetensors'}"),
+        ("none", f"No model file at {tmp_path / 'none'}"),
+    ):
+        result = autoencode("reconstruct", tmp_path / name, photos, "--out", tmp_path / "out")
+        assert_one_line(result, part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_is_printed_as_it_is_whatever_its_path_holds(autoencode: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "[red]:smile:[/red] 100 %"
+    assert_one_line(autoencode("pack", folder, "--out", tmp_path / "p"), folder)
+
+
+def test_names_that_are_not_unicode_are_printed_escaped(photos: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(photos / "night", tmp_path / "images")
+    try:
+        (images / "caf\udce9.jpg").write_bytes(b"no image")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has Unicode names only")
+    arguments = ["pack", str(images), "--out", str(tmp_path / "p"), "--size", "32"]
+    code = f"import sys; sys.argv[1:] = {arguments!r}\nfrom autoencode.cli.main import main\nmain()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert rb"caf\udce9.jpg: " in result.stdout

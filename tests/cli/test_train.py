@@ -1,0 +1,221 @@
+"""The commands train and config, end to end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.cli.conftest import Command, assert_one_line
+
+from autoencode import (
+    Pack,
+    Run,
+    load_model,
+    settings,
+)
+from autoencode.training.run import read_run
+
+TINY = ("--set", "widths=4,8", "--set", "code_size=8", "--set", "batch_size=8")
+
+
+def test_train_ends_with_a_model_its_curves_and_a_sheet(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a run"
+    result = autoencode("train", photos, "--out", out, "--size", 32, "--epochs", 2, *TINY)
+    assert (result.code, result.err) == (0, "")
+    epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert all(line.endswith(" left") for line in epochs)
+    for name in ("curves.png", "reconstructions.png"):
+        assert str(out / name) in result.out
+        assert np.asarray(Image.open(out / name)).std() > 0
+    assert f"model:  {out / 'model.safetensors'}" in result.out
+    assert load_model(out).config.widths == (4, 8)
+
+
+def test_every_setting_of_the_command_line_reaches_the_model(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = shlex.split(
+        "--kind vae --set network=residual --set batch_norm=true --set loss=gaussian --set sigma2=0.1 "
+        "--set beta=0.5 --set kl_warmup=1 --set optimizer=adamw --set learning_rate=0.001 --set grad_clip=2 "
+        "--set horizontal_flip=true --set ema=0.5 --seed 3 "
+        "--epochs 1 --corrupt gaussian:0.1 --corrupt rotate:5 "
+        "--device cpu --set precision=fp32 --set channels_last=false --set keep_memory=false "
+        "--set checkpoint_every=2"
+    )
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert result.code == 0, result
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    expected = {
+        **{"loss": "gaussian", "sigma2": 0.1, "beta": 0.5, "kl_warmup": 1, "optimizer": "adamw"},
+        **{"learning_rate": 0.001, "ema": 0.5, "seed": 3, "corrupt": ["gaussian:0.1", "rotate:5"]},
+        **{"epochs": 1, "batch_size": 8, "grad_clip": 2.0, "horizontal_flip": True},
+    }
+    assert expected.items() <= run["train"].items()
+    assert {
+        "kind": "vae",
+        "network": "residual",
+        "batch_norm": True,
+        "code_size": 8,
+        "widths": [4, 8],
+    }.items() <= run["model"].items()
+    assert "active, beta 0.50, sigma2 0.1 " in result.out.splitlines()[1]
+
+
+def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--kind", "vae", "--set", "sigma2=auto", "--set", "kl_warmup_cycles=2", "--epochs", 2)
+    assert autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options).code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["train"]["kl_warmup_cycles"], run["train"]["kl_warmup"], run["train"]["sigma2"]) == (
+        2,
+        0,
+        "auto",
+    )
+
+
+def test_a_vae_of_summed_errors_says_which_likelihood_they_are(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--kind", "vae", "--set", "loss=mse", "--epochs", 1)
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert "a Gaussian likelihood with sigma2 0.5" in result.out
+
+
+def test_resume_continues_with_more_epochs(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
+    command = ("train", tiny_pack.path, "--out", tmp_path / "run", *TINY)
+    assert autoencode(*command, "--epochs", 1).code == 0
+    result = autoencode(*command, "--epochs", 2, "--resume")
+    assert result.code == 0
+    assert result.out.startswith("epoch 2/2")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    arguments = ["train", str(tiny_pack.path), "--out", str(tmp_path / "run"), *TINY, "--epochs", "100000"]
+    code = f"import sys; sys.argv[1:] = {arguments!r}\nfrom autoencode.cli.main import main\nmain()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("epoch 1/100000")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "--resume" in out.splitlines()[-1]
+    assert str(tmp_path / "run") in out.splitlines()[-1]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missing(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1)
+    assert autoencode(*command).code == 0
+    kept = ("model.safetensors", "curves.png", "metrics.jsonl")
+    before = [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]]
+    (out / "reconstructions.png").unlink()
+    result = autoencode(*command, "--resume")
+    assert result.code == 0
+    assert result.out.startswith(f"finished: {out} has all its 1 epoch, nothing to do")
+    assert [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]] == before
+    assert (out / "reconstructions.png").exists()
+
+
+def test_a_run_that_learns_nothing_is_warned_of_once(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    options = ("--epochs", 4, "--set", "learning_rate=1e6")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert (result.code, result.err) == (0, "")
+    (line,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert "lower learning rate (it is 1e+06)" in line
+
+
+def test_what_a_preset_prints_can_be_trained_with(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    printed = autoencode("config", "best-vae")
+    assert (printed.code, printed.err) == (0, "")
+    (tmp_path / "mine.toml").write_text(printed.out.replace("epochs = 10", "epochs = 1"))
+    options = ("--config", tmp_path / "mine.toml", "--set", "code_size=8", "--set", "widths=4,8")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *options)
+    assert (result.code, result.err) == (0, "")
+    run = read_run(tmp_path / "run")
+    assert (run.model, run.train) == settings("best-vae", epochs=1, code_size=8, widths=(4, 8))
+    assert_one_line(autoencode("config", "papr"), "Unknown preset 'papr'. Choose best, ", code=2)
+
+
+def test_tensorboard_is_logged_where_it_is_asked_for(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    out = tmp_path / "run"
+    assert autoencode("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1, "--tensorboard").code == 0
+    assert len(list((out / "tensorboard").glob("events.*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--size", "100"), "The size 100 is not a positive multiple of 16. Nearest: 96 or 112"),
+        (("--size", "32768"), "The size 32768 is above 16384"),
+        (("--size", "big"), "Write 128, or HEIGHTxWIDTH"),
+        (("--preset", "papr"), "Unknown preset 'papr'. Choose best, best-vae, paper-ae"),
+        (("--corrupt", "fog:1"), "Cannot corrupt by fog:1"),
+        (("--corrupt", "gaussian:much"), "Cannot corrupt by gaussian:much. Use gaussian:STANDARD_DEVIATION"),
+        (("--corrupt", "downscale:64"), "for images of 32x32 the FACTOR is at most 32"),
+        (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
+        (("--set", "widths=4,x"), "widths is ['4', 'x']; it must be a list of whole numbers"),
+        (("--set", "widths=4,4,4,4,4,4"), "multiple of 64"),
+        (("--set", "sigma2=tiny", "--kind", "vae"), "sigma2 is 'tiny'; it must be a number or 'auto'"),
+        (("--set", "kl_warmup=cyclic", "--kind", "vae"), "kl_warmup is 'cyclic'; it must be a whole number"),
+        (("--set", "beta=2"), "Use --kind vae"),
+        (("--set", "loss=huber"), "loss is 'huber'; it must be 'mse', 'mae' or 'gaussian'"),
+        (("--set", "precision=fp8"), "precision is 'fp8'; it must be 'auto', 'fp32' or 'bf16'"),
+        (("--set", "checkpoint_every=-1"), "checkpoint_every is -1; it must be at least 0"),
+        (("--set", "learning_rat=1"), "Unknown setting learning_rat. Did you mean learning_rate?"),
+        (("--set", "epochs=2", "--epochs", "3"), "epochs is given twice. Leave one of the two out"),
+        (("--config", "none.toml"), "none.toml: No such file or directory. Give a file of settings"),
+        (("--epochs", "0"), "epochs is 0; it must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named_with_what_to_do(
+    autoencode: Command, options: tuple[str, ...], part: str, photos: Path, tmp_path: Path
+) -> None:
+    size = () if "--size" in options else ("--size", "32")
+    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", *size, *options), part, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_there_cannot_be_continued(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    assert_one_line(autoencode("train", photos, "--out", tmp_path / "out", "--resume"), "No run in")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_resumed_with_another_setting_says_which(
+    autoencode: Command, tiny_pack: Pack, trained: Run
+) -> None:
+    result = autoencode("train", tiny_pack.path, "--out", trained.folder, "--resume", "--set", "code_size=9")
+    assert_one_line(result, trained.folder, "code_size 8, not 9", "Leave that out to continue it")
+
+
+def test_a_diverged_run_says_what_to_try(autoencode: Command, tiny_pack: Pack, tmp_path: Path) -> None:
+    options = ("--kind", "vae", "--set", "sigma2=0.001", "--set", "learning_rate=1e12")
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
+    assert_one_line(result, "no longer finite", "lower learning rate (it was 1e+12)")
