@@ -1,14 +1,19 @@
-"""The linear probe against scikit-learn's own pipeline."""
+"""Classes from folders, a split that no autoencoder has crossed, and probes against those of scikit-learn."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from autoencode import ConfigError, ImageFolderError, Pack, Preprocessing, Run, open_pack
 from autoencode.transfer_learning.probe import (
     FOLDS,
     STRENGTHS,
@@ -16,6 +21,7 @@ from autoencode.transfer_learning.probe import (
     Labels,
     choose_strength,
     fit_probe,
+    labelled_images,
     some_of_each,
 )
 
@@ -86,3 +92,106 @@ def test_images_that_are_all_the_same_are_given_the_commonest_class() -> None:
     probe = fit_probe(features, labels, choose_strength(features, labels).strength)
     assert np.isfinite(probe.probabilities(features)).all()
     assert probe.predict(features).tolist() == [1] * 6
+
+
+def contents(pack: Pack, rows: np.ndarray) -> set[bytes]:  # type: ignore[type-arg]
+    return {pixels.tobytes() for pixels in pack.pixels(rows)}
+
+
+def test_classes_are_the_sub_folders_and_a_quarter_is_held_out(
+    photos: Path, tiny_pack: Pack, tiny_size: Preprocessing
+) -> None:
+    with labelled_images(photos, tiny_size) as data:
+        assert data.classes == ("coast", "forest", "night")
+        assert len(data.rows) == 48
+        assert np.bincount(data.labels).tolist() == [16, 16, 16]
+        expected = {pixels.tobytes() for pixels in tiny_pack.pixels(tiny_pack.rows("train"))}
+        assert contents(data.pack, data.rows[data.learned]) == expected
+        temporary = data.pack.path
+    assert not temporary.exists()
+
+
+def test_nothing_held_out_was_seen_when_the_autoencoder_was_trained(
+    trained: Run, photos: Path, tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    """Renamed, sorted into other folders, among other images: the split follows the content of a file."""
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        target = tmp_path / "mine" / path.parent.name.upper() / f"renamed-{99 - number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    for number in range(12):
+        colour = (20 * number, 10, 200)
+        Image.new("RGB", (30, 30), colour).save(tmp_path / "mine" / "COAST" / f"new-{number}.png")
+    trained_on = open_pack(trained.pack_path)
+    seen = contents(trained_on, trained_on.rows("train"))
+    everything = contents(trained_on, trained_on.rows())
+    with labelled_images(tmp_path / "mine", tiny_size) as data:
+        held_out = contents(data.pack, data.rows[~data.learned])
+    assert held_out & everything  # there is something to leak
+    assert not held_out & seen
+
+
+def test_a_pack_is_taken_as_it_is_and_one_of_another_size_is_rejected(
+    tiny_pack: Pack, tiny_size: Preprocessing
+) -> None:
+    with labelled_images(tiny_pack.path, tiny_size) as data:
+        assert data.pack.path == tiny_pack.path
+    assert tiny_pack.path.exists()
+    with (
+        pytest.raises(ConfigError, match="Give the folder of images itself"),
+        labelled_images(tiny_pack.path, Preprocessing(16, 16)),
+    ):
+        pass
+
+
+def test_copies_count_once_and_not_at_all_where_they_contradict(
+    photos: Path, tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    folder = tmp_path / "labelled"
+    shutil.copytree(photos, folder)
+    first, second, third = sorted((folder / "coast").iterdir())[:3]
+    shutil.copy(first, folder / "coast" / "again.png")
+    shutil.copy(second, folder / "forest" / "contradiction.png")
+    shutil.copy(third, folder / "astray.png")  # a copy outside takes the class of the one inside
+    Image.new("RGB", (9, 9)).save(folder / "unlabelled.png")
+    (folder / "coast" / "broken.png").write_bytes(b"no image")
+    with labelled_images(folder, tiny_size) as data:
+        assert np.bincount(data.labels).tolist() == [15, 16, 16]
+        assert len(set(data.rows.tolist())) == len(data.rows)
+        assert [entry.path for entry in data.skipped] == ["coast/broken.png"]
+    assert any("1 image left out: without a sub-folder" in note for note in data.notes)
+    assert any("in two classes" in note for note in data.notes)
+
+
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "coast")
+    shutil.rmtree(folder / "night")
+
+
+def one_image(folder: Path) -> None:
+    for path in sorted((folder / "night").iterdir())[1:]:
+        path.unlink()
+
+
+def no_folders(folder: Path) -> None:
+    for path in list(folder.rglob("*.png")):
+        path.rename(folder / path.name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (one_class, "has one class, forest"),
+        (one_image, "The class night in .* has 1 image, . of them to learn from"),
+        (no_folders, "has no sub-folders with images"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_one_clear_line(
+    photos: Path, tiny_size: Preprocessing, tmp_path: Path, spoil: object, message: str
+) -> None:
+    folder = tmp_path / "labelled"
+    shutil.copytree(photos, folder)
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(ImageFolderError, match=message) as caught, labelled_images(folder, tiny_size):
+        pass
+    assert "\n" not in str(caught.value)

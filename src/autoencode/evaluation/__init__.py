@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from autoencode.metrics.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
 
-# More images would not change PCA. The kernels of KID are 1,000 x 1,000 numbers, 8 MB each, and its noise at
-# 1,000 images is far below the differences between models.
+# More images would not change PCA. A kernel distance of so many takes 100 MB, and its noise is far below the
+# differences between models.
 PCA_IMAGES, KID_IMAGES = 20_000, 1_000
 LEAST_KID_IMAGES = 10  # the interval of a distance of fewer says nothing
 PCA_SHARE = 4  # images PCA is fitted to for each image of a sample that is measured on

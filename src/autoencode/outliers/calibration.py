@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -271,34 +271,34 @@ def _fit(
     """Return the detectors, and the scores of the test and of the validation images."""
     done, total = 0, sum(map(len, rows.values()))
 
-    def measured(split: Split) -> Measured:
+    def measured(split: Split) -> Iterator[Measured]:
         nonlocal done
-        parts: dict[str, list[Array]] = {}
         for batch in over_pack(measure, pack, rows[split], BATCH, cluster):
-            for quantity, values in batch.items():
-                parts.setdefault(quantity, []).append(values)
-            done += len(values)
+            yield batch
+            done += len(next(iter(batch.values())))
             progress(done, total)
-        return {quantity: np.concatenate(values) for quantity, values in parts.items()}
 
-    train = measured("train")
+    train = _joined(measured("train"))
     if not train:
         raise ConfigError(
             f"{pack.location} has no training images to fit scores to. Use more images; three in four become "
             "training images."
         )
     detectors = fit_detectors(train, scores)
-    held_out = [
-        {score.name: _in_batches(detectors[score.name], found[score.quantity]) for score in scores if found}
-        for found in (measured("test"), measured("validation"))
-    ]
-    return detectors, held_out[0], held_out[1]
+    # Held-out images are scored a batch at a time: there may be many, and their quantities need not be kept.
+    calibration, validation = (
+        _joined(apply_detectors(detectors, batch) for batch in measured(split))
+        for split in ("test", "validation")
+    )
+    return detectors, calibration, validation
 
 
-def _in_batches(detector: Detector, values: Array) -> Array:
-    # A distance to each of 10,000 neighbours is 80 kB an image: all images at once would take gigabytes.
-    parts = [detector.score(values[start : start + BATCH]) for start in range(0, len(values), BATCH)]
-    return np.concatenate(parts)
+def _joined(batches: Iterable[Measured]) -> Measured:
+    parts: dict[str, list[Array]] = {}
+    for batch in batches:
+        for name, values in batch.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:

@@ -67,7 +67,7 @@ class ScoredImage:
 
 
 class ScoredImages(Sequence[ScoredImage]):
-    """Scored images, most anomalous first; kept as arrays, as a million objects would take a gigabyte."""
+    """Scored images, most anomalous first; kept as arrays, as a million objects would take 430 MB."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ def find_outliers(
 
 
 def sheet_path(table: Path) -> Path:
-    """Where the sheet goes that belongs to a table: beside it, as `<name>-worst.png`."""
+    """Return the path of the sheet that belongs to a table: beside it, `<name>-worst.png`."""
     return table.with_name(f"{table.stem}-worst.png")
 
 

@@ -1,4 +1,4 @@
-"""A classifier of images that stands alone in one file, and its use.
+"""A classifier of images in one file that needs no other, and `classify`.
 
 Shapes: B batch, F features, K classes. Images are (B, 3, H, W) in [0, 1].
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CLASSIFIER_NAME = "classifier.safetensors"
 FORMAT_VERSION = 1
-MODEL, PROBE = "model/", "probe/"  # before the names of their tensors
+MODEL, PROBE = "model/", "probe/"  # prefixes of the names of their tensors
 
 CODE, PRETRAINED = "code", "pretrained"
 
@@ -51,16 +51,16 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Classifier:
-    """Images to probabilities of classes.
+    """From images to probabilities of classes.
 
     Attributes:
         model: the whole model, as it was or fine-tuned; with pretrained features only its preprocessing
             matters.
-        features: what the probe looks at: "code", "pretrained", or pooled maps of a layer of the encoder,
-            such as "encoder.layers.0 4x4" (see `feature_maps.descriptions`).
+        features: input of the probe: "code", "pretrained", or pooled maps of a layer of the encoder, such as
+            "encoder.layers.0 4x4" (see `feature_maps.descriptions`).
         classes: the names of the K classes.
         probe: from these features to the classes.
-        provenance: what it was learned from and how well it does, as JSON can hold it.
+        provenance: labelled images it was learned from and its accuracy, as JSON can hold them.
         digest: sha256 of the file it was loaded from, or "".
     """
 
@@ -77,16 +77,14 @@ class Classifier:
         Raises:
             ConfigError: the images have another shape or type than the model takes.
             MissingExtraError: pretrained features need the optional part `eval`.
-            ModelFileError: its numbers are so large that nothing finite comes of them.
+            ModelFileError: its weights are so large that the probabilities are not finite.
         """
         parts = [self._features(chunk) for chunk in torch.split(images, CHUNK) if len(chunk)]
         features = np.concatenate(parts) if parts else np.zeros((0, len(self.probe.mean)), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             found = self.probe.probabilities(features)
         if not np.isfinite(found).all():
-            raise ModelFileError(
-                "The classifier gives probabilities that are not finite: its file is no good."
-            )
+            raise ModelFileError("The probabilities of the classifier are not finite: its file is damaged.")
         return found
 
     def _features(self, images: Tensor) -> Floats:
@@ -117,12 +115,12 @@ def encoder_features(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one image.
+    """The prediction for one image.
 
     Attributes:
         path: the image file.
         label: the most probable class.
-        probability: of that class, in (0, 1]; not calibrated, and high for images unlike all classes too.
+        probability: of that class, in (0, 1]; not calibrated, and high for images unlike all classes, too.
     """
 
     path: Path
@@ -132,12 +130,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `classify` found.
+    """The result of `classify`.
 
     Attributes:
-        results: one an image that could be used, in the order given.
-        skipped: the others, with the reason.
-        probabilities: (N, K), a row a result.
+        results: for each image that could be used, in the order given.
+        skipped: the other files, with the reason.
+        probabilities: (N, K), a row for each result.
         classes: the names of the K columns.
         sheet: pixels (H, W, 3): the first images with their classes.
     """
@@ -157,7 +155,7 @@ def classify(
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Say of which class each image is.
+    """Predict the class of images.
 
     Args:
         classifier: from `load_classifier` or `transfer`.
@@ -169,8 +167,8 @@ def classify(
 
     Raises:
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
-        ConfigError: `out` is no table, `out` or the sheet is one of the images, or holds something of another
-            kind.
+        ConfigError: `out` is not a table, or `out` or the sheet is one of the images, or holds something of
+            another kind.
         MissingExtraError: pretrained features need the optional part `eval`.
         OutputError: `out` cannot be written.
     """
@@ -205,7 +203,7 @@ def classify(
 
 
 def sheet_path(table: Path) -> Path:
-    """Where the sheet goes that belongs to a table: beside it, as `<name>-sheet.png`."""
+    """Return the path of the sheet that belongs to a table: beside it, `<name>-sheet.png`."""
     return table.with_name(f"{table.stem}-sheet.png")
 
 
@@ -241,11 +239,11 @@ def load_classifier(path: str | Path) -> Classifier:
     """Load a classifier.
 
     Args:
-        path: its file, or the folder that `transfer` left it in.
+        path: its file, or the folder that `transfer` wrote.
 
     Raises:
-        ModelFileError: no such file, not a classifier, damaged, from a newer version, or learned on other
-            pretrained features than those installed.
+        ModelFileError: there is no such file; it is not a classifier, damaged or of another version; or it
+            was learned on other pretrained features than those installed.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
     path = Path(path)

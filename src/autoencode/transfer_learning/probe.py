@@ -1,6 +1,6 @@
-"""Labelled images, split into those a classifier may learn from and those it is measured on.
+"""Labelled images, and linear classifiers on frozen features of them.
 
-A linear classifier on features that stay as they are: standardised, then multinomial logistic regression.
+The classifiers are multinomial logistic regressions on standardised features.
 
 Shapes: N images, F features, K classes.
 """
@@ -32,20 +32,19 @@ LEAST_LEARNED = 2  # images of a class: one to learn from and one to choose sett
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of classes. The class is the first sub-folder.
+    """Images of classes; the class of a file is the first sub-folder.
 
-    The split follows from the content of a file, as that of a pack does (`split_of`): a classifier learns
-    from the training split and is measured on the validation and test splits. So where the same files, in
-    this folder or any other, were packed to train an autoencoder, its training has seen none of those the
-    classifier is measured on: they were in its validation and test splits, whatever else was there and
-    whatever they were called. A file that was saved anew, at another size say, is another file to this rule.
+    The content of a file decides its split, as in any pack (`split_of`): a classifier learns from the
+    training split and is measured on the validation and test splits. An autoencoder trained on a pack of the
+    same files, from whatever folder and under whatever names, has therefore not been trained on the images
+    that the classifier is measured on. A file saved anew, for instance at another size, is another file.
 
     Attributes:
-        pack: where the pixels are.
-        rows: (N,) their rows in it, each content once.
+        pack: of the pixels.
+        rows: (N,) of the pack, each content once.
         labels: (N,) the class of each, in 0..K-1.
         classes: the names of the K classes, sorted.
-        learned: (N,) whether a classifier may learn from it; else it is measured on it.
+        learned: (N,) whether a classifier may learn from the image; otherwise it is measured on it.
         notes: what was left out and why, a sentence each.
         skipped: files that cannot be used.
     """
@@ -87,6 +86,7 @@ def labelled_images(
 
 
 def _labelled(source: Path, pack: Pack) -> Labelled:
+    # Copies of a file count once: they would be learned from, or measured on, more than others.
     copies: dict[str, list[Entry]] = defaultdict(list)
     for entry in pack.entries:
         copies[entry.sha256 or ""].append(entry)
@@ -99,7 +99,7 @@ def _labelled(source: Path, pack: Pack) -> Labelled:
             kept.append(next(entry for entry in same if entry.label is not None))
     notes = []
     if unlabelled:
-        notes.append(f"{_counted(unlabelled)} in no sub-folder, and so without a class, left out.")
+        notes.append(f"{_counted(unlabelled)} left out: without a sub-folder there is no class.")
     if contradictory:
         notes.append(f"{_counted(contradictory)} left out: exact copies of each are in two classes.")
     classes = sorted({entry.label or "" for entry in kept})
@@ -109,7 +109,7 @@ def _labelled(source: Path, pack: Pack) -> Labelled:
     _check_counts(source, classes, labels, learned)
     for index, name in enumerate(classes):
         if not (~learned & (labels == index)).any():
-            notes.append(f"No image of {name} is held out, so how well it is told apart is not measured.")
+            notes.append(f"No image of {name} is held out, so its accuracy is not measured.")
     rows = np.array([entry.row for entry in kept], np.int64)
     return Labelled(pack, rows, labels, tuple(classes), learned, tuple(notes), tuple(pack.skipped))
 
@@ -117,13 +117,11 @@ def _labelled(source: Path, pack: Pack) -> Labelled:
 def _check_classes(source: Path, classes: list[str]) -> None:
     if not classes:
         raise ImageFolderError(
-            f"{source} has no sub-folders with images. Put the images of each class into a sub-folder of "
-            "its name."
+            f"{source} has no sub-folders with images. Put the images of each class into a sub-folder."
         )
     if len(classes) == 1:
         raise ImageFolderError(
-            f"{source} has one class, {classes[0]}; a classifier tells two or more apart. "
-            "Give each a sub-folder."
+            f"{source} has one class, {classes[0]}; a classifier needs two or more. Give each a sub-folder."
         )
 
 
@@ -135,8 +133,8 @@ def _check_counts(
         if usable < LEAST_LEARNED:
             raise ImageFolderError(
                 f"The class {name} in {source} has {_counted(count)}, {usable} of them to learn from once a "
-                f"quarter is held out; at least {LEAST_LEARNED} are needed. Add images of it, 20 if you can, "
-                "or take the class out."
+                f"quarter is held out; at least {LEAST_LEARNED} are needed. Add images, 20 if you can, or "
+                "remove the class."
             )
     if learned.all():
         raise ImageFolderError(
@@ -155,8 +153,8 @@ Labels = NDArray[np.int64]
 # Inverse strengths of the penalty on the weights, strongest first.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
-CHOSEN_ON = 1_000  # images that settings are chosen on at most: more would not change the choice
-PASSES = 300
+CHOSEN_ON = 1_000  # images at most to choose the strength on: more would not change the choice
+ITERATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -182,13 +180,14 @@ class LinearProbe:
 
     def probabilities(self, features: Floats) -> NDArray[np.float64]:
         """Return (N, K) of features (N, F), each row with sum 1."""
-        scores = ((features - self.mean) / self.scale @ self.weights + self.bias).astype(np.float64)
-        shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+        from scipy.special import softmax
+
+        scores = (features - self.mean) / self.scale @ self.weights + self.bias
+        return np.asarray(softmax(scores.astype(np.float64), axis=1))
 
 
 class Choice(NamedTuple):
-    """What cross-validation says of features: the best of `STRENGTHS`, and its `accuracy`."""
+    """The result of cross-validation: the best of `STRENGTHS`, and its `accuracy`, in [0, 1]."""
 
     strength: float
     accuracy: float
@@ -200,7 +199,7 @@ def choose_strength(features: Floats, labels: Labels, seed: int = 0) -> Choice:
     Args:
         features: (N, F).
         labels: (N,) in 0..K-1, each class at least twice.
-        seed: of the folds, and of the images.
+        seed: of the choice of images and of the folds.
     """
     if len(labels) > CHOSEN_ON:
         share = CHOSEN_ON / len(labels)
@@ -229,7 +228,7 @@ def some_of_each(labels: Labels, wanted: Callable[[int], int], seed: int) -> NDA
 
     Args:
         labels: (N,).
-        wanted: how many of a class of so many.
+        wanted: from the size of a class to the number to choose of it.
         seed: of the choice.
     """
     generator = np.random.default_rng(seed)
@@ -243,27 +242,27 @@ def some_of_each(labels: Labels, wanted: Callable[[int], int], seed: int) -> NDA
 def _standard(features: Floats) -> tuple[Floats, Floats]:
     """Return mean and scale (F,)."""
     mean, scale = features.mean(axis=0), features.std(axis=0)
-    # A feature that never varies says nothing, whatever it is divided by.
+    # A feature that never varies carries no information, and its deviation is rounding: leave it as it is.
     scale[scale < 1e-6 * np.maximum(1, np.abs(mean))] = 1
     return mean, scale
 
 
 def _narrowed(standard: Floats) -> tuple[Floats, Floats | None]:
-    """Turn more features than images onto the directions the images span, and return those (F, N) too.
+    """Rotate features onto the directions that the images span, if F > N; return the directions (F, N), too.
 
-    That changes neither inner products nor the penalty, and so not what is fitted, only the time it takes.
+    This changes neither inner products nor the penalty, hence not the fit, only the time it takes.
     """
     if standard.shape[1] <= len(standard):
         return standard, None
     _, singular, directions = np.linalg.svd(standard, full_matrices=False)
     is_spanned = singular > 1e-5 * singular[0]
-    is_spanned[0] = True  # of images that are all the same, which span nothing
+    is_spanned[0] = True  # images that are all the same span nothing, and a fit takes one feature
     spanned: Floats = directions[is_spanned].T
     return standard @ spanned, spanned
 
 
 def _choose(standard: Floats, labels: Labels, seed: int) -> Choice:
-    """Return the best strength and its accuracy; weaker penalties are not tried once two got worse."""
+    """Return the best strength and its accuracy."""
     from sklearn.model_selection import StratifiedKFold
 
     folds = StratifiedKFold(min(FOLDS, int(np.bincount(labels).min())), shuffle=True, random_state=seed)
@@ -279,7 +278,7 @@ def _choose(standard: Floats, labels: Labels, seed: int) -> Choice:
             best, highest, worse = strength, accuracy, 0
         elif accuracy < highest:
             worse += 1
-            if worse == 2:
+            if worse == 2:  # accuracy has one peak over the strengths, and weak penalties take longest to fit
                 break
     return Choice(best, highest)
 
@@ -289,11 +288,11 @@ def _fit(standard: Floats, labels: Labels, strength: float) -> tuple[Floats, Flo
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    fitted = LogisticRegression(C=strength, max_iter=PASSES, tol=1e-3)
+    fitted = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=1e-3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the passes are bounded on purpose
+        warnings.simplefilter("ignore", ConvergenceWarning)  # iterations are bounded on purpose
         fitted.fit(standard, labels)
     weights, bias = fitted.coef_.T, fitted.intercept_
-    if len(bias) == 1:  # of two classes scikit-learn gives the score of the second against the first
+    if len(bias) == 1:  # for two classes scikit-learn returns the score of the second against the first
         weights, bias = np.hstack([0 * weights, weights]), np.concatenate([0 * bias, bias])
     return weights.astype(np.float32), bias.astype(np.float32)
