@@ -147,6 +147,7 @@ class HeldOutImages:
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (clean, seen) batches."""
         for index, clean in enumerate(batches(self.pack, self.rows, BATCH)):
+            # Seeded for each batch: the images are read several times, and PCA must see what the model saw.
             generator = torch.Generator().manual_seed(random_seed("evaluate", index))
             yield clean, corrupt(clean, self.corruptions, generator, training=True)
 
@@ -337,6 +338,7 @@ def label_quality(
     Raises:
         ConfigError: there are fewer than two labels, or no two images share one.
     """
+    # Neighbours by pixels need the pixels of all images in memory at once.
     count = max(2, LABELLED_VALUES // model.values_per_image)
     codes, pixels = [], []
     for images in batches(pack, rows[:count], BATCH):

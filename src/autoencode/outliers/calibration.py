@@ -68,6 +68,7 @@ def conformal_p_values(calibration: Array, scores: Array) -> Array:
     Returns:
         (N,) in (0, 1]; 1 throughout if there is no calibration score.
     """
+    # side="left" counts equal scores as at least as high: ties make p-values larger, never too small.
     below = np.searchsorted(np.sort(calibration), scores, side="left")
     p_values: Array = (1 + len(calibration) - below) / (len(calibration) + 1)
     return p_values
@@ -102,10 +103,11 @@ def attainable_fpr(images: int, fpr: float | None = None) -> float:
             "The pack has no test images to calibrate on, so no image can be called an outlier. Use more "
             "images; about one in ten becomes a test image."
         )
-    smallest = 1 / (images + 1)
+    smallest = 1 / (images + 1)  # p-values are multiples of it
     if fpr is None:
         return max(DEFAULT_FPR, smallest)
     needed = images_needed(fpr)
+    # The rate in the message is rounded up: rounded down it would be rejected, too.
     if images < needed:
         raise ConfigError(
             f"A false positive rate of {fpr:g} needs {needed:,} test images to calibrate on; the pack has "
@@ -220,6 +222,8 @@ def fit_reference(
             measure, scores, pack, rows, progress or (lambda done, total: None), cluster
         )
     reference = OutlierReference(detectors, calibration, validation, encoder, pack.fingerprint)
+    # A model that was never saved has no digest, by which the file could be known to be its own. The cache
+    # saves time alone: in a run folder that cannot be written the result is used all the same.
     if cache is not None and encoder and most is None:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
@@ -346,6 +350,7 @@ def _detector(score: Score, arrays: Mapping[str, Array]) -> Detector:
 
 def _fits(kept: OutlierReference, measured: Measured) -> bool:
     """Whether a reference that was kept can score an image, given its quantities; a forged one need not."""
+    # Arrays of wrong shapes must lead to a new fit, not to an error in the middle of scoring.
     try:
         found = apply_detectors(kept.detectors, measured)
         medians = [float(one.median) for one in kept.detectors.values() if isinstance(one, Value)]
@@ -353,6 +358,7 @@ def _fits(kept: OutlierReference, measured: Measured) -> bool:
         return False
     fits = all(one.shape == (1,) and bool(np.isfinite(one).all()) for one in found.values())
     for split in (kept.calibration, kept.validation):
+        # A score without its calibration would get p-values of 1: nothing would ever be an outlier.
         fits &= split.keys() in (set(), kept.detectors.keys())
         fits &= len({one.shape for one in split.values()}) <= 1
         fits &= all(one.ndim == 1 and bool(np.isfinite(one).all()) for one in split.values())

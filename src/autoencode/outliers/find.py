@@ -173,6 +173,7 @@ def find_outliers(
         AutoencodeError: an error of `fit_reference`.
     """
     model = as_model(model)
+    # Every check comes before the work: a wrong request must not cost the hour that scoring may take.
     encoder = image_encoder(model, embedding)
     score = check_score(score, embedding, is_vae=model.is_vae, rule=rule)
     fpr = fpr_to_keep(reference, rule, fpr)
@@ -207,6 +208,7 @@ def _inputs(images: str | Path | Iterable[str | Path], out: Path | None) -> Path
     if out is None:
         return expanded(images)
     sheet = sheet_path(out)
+    # A sheet from an earlier call may lie in a folder of images; it must not be scored as one of them.
     paths = read_beside(images, sheet)
     check_output(out, TABLES, paths)
     check_output(sheet, WRITABLE, paths)
@@ -241,6 +243,8 @@ def _scored(
 
 
 def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Limits) -> Pixels:
+    # Read again: kept from the first pass, the pixels of all images would fill the memory. A file may have
+    # vanished since, hence the look-up by path.
     by_path = {image.path: image for image in scored[:SHEET_IMAGES]}
     [(usable, pixels)] = read_chunks(list(by_path), SHEET_IMAGES, model.preprocessing, limits, [])
     images = to_float(pixels)

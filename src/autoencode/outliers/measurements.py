@@ -160,6 +160,7 @@ def measurer(
         ConfigError: there are no such features.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
+    # Before any image, as an optional part may be missing.
     encoder = image_encoder(model, embedding)
     if embedding != "code":
         return lambda images: {"vectors": encoder.encode(images).astype(np.float64)}
@@ -171,6 +172,7 @@ def measurer(
 @torch.inference_mode()
 def _measured(model: Autoencoder, quantities: tuple[str, ...], images: Tensor) -> dict[str, Array]:
     measurements = Measurements(model, images)
+    # float64: distances subtract squares that are nearly equal.
     return {quantity: getattr(measurements, quantity).double().numpy() for quantity in quantities}
 
 

@@ -104,6 +104,7 @@ def rank_pack(
     model.check_preprocessing(pack.preprocessing, pack.path)
     score = SCORES[default_score("code")]
     detector, measure = reference.detectors[score.name], measurer(model, "code", [score])
+    # Entries that are copies share a row of pixels.
     rows, positions = np.unique(pack.rows(), return_inverse=True)
     scores = np.empty(len(rows))
     done = 0
@@ -118,7 +119,7 @@ def rank_pack(
         score.name,
         scores,
         reference.p_values(score.name, scores),
-        np.argsort(-scores, kind="stable"),
+        np.argsort(-scores, kind="stable"),  # equal scores keep the order of the pack, page after page
         reference.calibration_images,
         reference.p_values(score.name, validation),
     )
@@ -164,12 +165,13 @@ class Decisions:
             ConfigError: the decision is neither keep nor drop.
             OutputError: the log cannot be written; the decision does not count then.
         """
+        # Values come from a web page; one that no line may hold would make the log unreadable.
         if decision not in DECISIONS:
             raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
         self._write(_key(pack, entry), {"decision": decision})
 
     def undo(self, pack: Pack) -> str | None:
-        """Take back the last decision that stands about an image of this folder; return its path, if any."""
+        """Take back the last standing decision about an image of this folder; return its path, if any."""
         with self._writing():
             last = next(
                 (made for made in reversed(self._history) if made[0].folder == str(pack.folder)), None
@@ -177,6 +179,7 @@ class Decisions:
             if last is None:
                 return None
             key, before = last
+            # A line more instead of one less: what is written is never changed.
             self._append(key, {"decision": before, "undo": True})
         return key.path
 
@@ -258,6 +261,7 @@ def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
     """
     paths = (str(pack.folder / entry.path) for entry in entries)
     lines = (f"{path}\n" for path in paths if "\n" not in path)
+    # surrogateescape: a name whose bytes are not text comes out as the same bytes, and names the same file.
     return "".join(lines).encode(errors="surrogateescape")
 
 

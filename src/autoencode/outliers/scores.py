@@ -75,7 +75,7 @@ class Mahalanobis(Detector):
         standard /= scale
         count, size = standard.shape
         correlations = standard.T @ standard / count if standard.any() else np.eye(size)
-        # From very few images the estimate is itself too small for the matrix to be inverted.
+        # From very few images the shrinkage itself is estimated too small for the matrix to be inverted.
         shrinkage = max(ledoit_wolf_shrinkage(standard, assume_centered=True), 1 / count)
         precision = np.linalg.inv(shrunk_covariance(correlations, shrinkage))
         whitening: Array = np.asarray(np.linalg.cholesky((precision + precision.T) / 2), np.float64)

@@ -134,7 +134,7 @@ def transfer(
     """
     model = as_model(model)
     kept = _kept(model, embedding, finetune)
-    folder = None if out is None else _prepared(Path(out))
+    folder = None if out is None else _prepared(Path(out))  # before the long work, too
     report = progress or (lambda *_: None)
     with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
         task = Task(data, model, report)
@@ -146,7 +146,7 @@ def transfer(
                 try:
                     accuracy, best[method.name] = _measure(method, task, level, seed, report)
                     comparison.append(accuracy)
-                except MissingExtraError as err:
+                except MissingExtraError as err:  # at the first level; it is not tried at the others
                     methods.remove(method)
                     notes.append(f"The method {method.name} is not compared. {err}")
         chosen = max((best[name] for name in kept), key=lambda learned: learned.validated)
@@ -239,6 +239,7 @@ def _write(folder: Path, made: Transfer) -> Transfer:
     title = f"{made.kept}: {right} of {total} held-out images right, {right / total:.1%}"
     confusion_matrix(made.confusion, classes, folder / PICTURE_NAME, title=title)
     save_classifier(folder / CLASSIFIER_NAME, made.classifier)
+    # Loaded again: the caller gets what is on the disk, with its digest.
     saved = load_classifier(folder / CLASSIFIER_NAME)
     return replace(made, classifier=saved)
 

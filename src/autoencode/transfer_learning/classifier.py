@@ -81,6 +81,7 @@ class Classifier:
         """
         parts = [self._features(chunk) for chunk in torch.split(images, CHUNK) if len(chunk)]
         features = np.concatenate(parts) if parts else np.zeros((0, len(self.probe.mean)), np.float32)
+        # A file from elsewhere may hold any numbers; what comes of them is checked below.
         with np.errstate(over="ignore", invalid="ignore"):
             found = self.probe.probabilities(features)
         if not np.isfinite(found).all():
@@ -188,6 +189,7 @@ def classify(
         for index, path in enumerate(usable):
             label, probability = classifier.classes[best[index]], float(found[index, best[index]])
             results.append(Prediction(path, label, probability))
+        # Only the pixels that the sheet shows are kept: memory must not grow with the images.
         shown.append(pixels[: SHEET_IMAGES - sum(map(len, shown))])
         probabilities.append(found)
         done = min(done + CHUNK, len(paths))
@@ -224,6 +226,7 @@ def save_classifier(path: str | Path, classifier: Classifier) -> str:
         "classes": list(classifier.classes),
         "provenance": dict(classifier.provenance),
     }
+    # The network is not in the file; on another version of it the probe would see other features.
     if classifier.features == PRETRAINED:
         content["pretrained"] = BACKBONE.digest
     return write_tensors(
@@ -275,6 +278,7 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     if shapes != ((size[0],), (size[0],), size, (size[1],)):
         raise ValueError("its parts do not fit together")
     blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
+    # Found by running the encoder, as the names and sizes of its layers are nowhere else.
     sizes = {name: part.shape[1] for name, part in encoder_features(model, blank).items()}
     sizes[PRETRAINED] = BACKBONE.size
     if sizes.get(features) != size[0]:

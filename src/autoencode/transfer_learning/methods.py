@@ -84,7 +84,7 @@ def fine_tune(
         DivergedError: the loss is no longer finite.
     """
     tuned = copy.deepcopy(model)
-    tuned.prior = None
+    tuned.prior = None  # fitted to the codes as they were
     network = _Network(tuned, probe)
     encoder = [*tuned.encoder.parameters(), *tuned.to_mean.parameters()]
     groups = [{"params": [*encoder, network.weights, network.bias], "lr": TUNING_RATE}]
@@ -105,6 +105,7 @@ def train_from_scratch(
     Budget, stopping, arguments, results and errors are those of `fine_tune`; every weight is trained, at the
     full rate.
     """
+    # Layers draw their weights from torch's global generator, which belongs to the caller.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed("scratch", seed))
         fresh = Autoencoder(model.config, model.preprocessing)
