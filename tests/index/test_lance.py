@@ -96,9 +96,9 @@ def test_many_images_are_searched_by_inverted_lists_and_new_ones_are_found_at_on
     name = tables.sources()[0].name
     vectors = filled(tables, 3000, 1, name)
     maintain_vector_index(tables, exact_limit=4000)
-    assert not tables.vector_index().nlist
+    assert not tables.vector_index.nlist
     maintain_vector_index(tables, exact_limit=1000)
-    assert tables.vector_index().nlist == 55
+    assert tables.vector_index.nlist == 55
     index = LanceIndex(tables)
     assert not index.is_exact
     assert index.recall >= 0.99

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ from autoencode import (
     build_index,
     load_model,
     open_index,
+    remove_source,
     save_model,
 )
+from autoencode.configuration import Store
 from autoencode.data.manifest import split_of
 from autoencode.data.pack import open_pack
-
-STORES = ("file", "lance")
+from autoencode.index import STORES, store_at
 
 
 @pytest.fixture(params=STORES)
@@ -206,3 +209,53 @@ def test_two_processes_do_not_update_one_folder(
         with pytest.raises(ImageIndexError, match="Another process is writing"):
             build_index(trained.folder, folder, tmp_path / "i", store=store)  # type: ignore[arg-type]
         os.kill(process.pid, signal.SIGKILL)
+
+
+def test_a_store_is_one_entry_and_the_others_work_without_it(
+    trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(STORES, "lance")
+    query = next(folder.rglob("*.png"))
+    index = build_index(trained.folder, folder, tmp_path / "i")
+    assert found(index, query, 3) == found(open_index(tmp_path / "i"), query, 3)
+    for store in ("lance", "cloud"):
+        with pytest.raises(ConfigError, match=f"Unknown store '{store}'. Choose one of: file.$"):
+            build_index(trained.folder, folder, tmp_path / "j", store=store)  # type: ignore[arg-type]
+    for use in (lambda: open_index("s3://b/i"), lambda: build_index(trained.folder, folder, "s3://b/i")):
+        with pytest.raises(ConfigError, match=r"Cannot keep an index at s3://b/i. Give a folder.$"):
+            use()
+    with pytest.raises(ImageIndexError, match="is an index of one folder"):
+        remove_source(tmp_path / "i", folder)
+
+
+def test_the_store_of_an_index_is_found_by_what_lies_at_its_path(
+    trained: Run, folder: Path, tmp_path: Path, store: str
+) -> None:
+    assert store_at(tmp_path) is None
+    build_index(trained.folder, folder, tmp_path / "i", store=store)  # type: ignore[arg-type]
+    assert store_at(tmp_path / "i") is STORES[store]  # type: ignore[index]
+    (tmp_path / "i" / "notes.txt").touch()
+    assert len(build_index(trained.folder, folder, tmp_path / "i")) == 48
+
+
+def test_the_stores_are_the_choices_of_settings_and_of_the_command_line() -> None:
+    assert tuple(STORES) == get_args(Store)
+    assert [store.name for store in STORES.values()] == list(STORES)
+
+
+def test_an_index_of_an_earlier_format_is_rejected_by_its_number(
+    trained: Run, folder: Path, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "autoencode.index.memory" if store == "file" else "autoencode.index.lance.tables"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.FORMAT_VERSION", 1)
+        with pytest.raises(ImageIndexError) if store == "lance" else contextlib.nullcontext():
+            build_index(trained.folder, folder, tmp_path / "i", store=store)  # type: ignore[arg-type]
+    for use in (
+        lambda: open_index(tmp_path / "i"),
+        lambda: build_index(trained.folder, folder, tmp_path / "i"),
+    ):
+        with pytest.raises(
+            ImageIndexError, match=r"of format 1.* this one reads format 2\. .*delete the index"
+        ):
+            use()

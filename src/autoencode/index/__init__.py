@@ -97,6 +97,7 @@ def build_index(
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     location = folder_or_url(out)
     chosen = _store_for(location, store)
+    # Kept in the index, so that a search finds the model without being told where it is.
     path = None if isinstance(model, Autoencoder) else Path(model)
     if path is not None and path.is_dir():
         path = path / MODEL_NAME
@@ -176,6 +177,7 @@ def evaluate_search(
             not held in memory.
     """
     index = in_memory(index, "Measuring a search")
+    # One file of each content: copies of the query would all be hits.
     entry_of: dict[int, Entry] = {}
     for entry in index.entries:
         if entry.label is not None and entry.row is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from autoencode.index.neighbours import Floats
     from autoencode.index.store import IndexSettings
 
-MOST_PAIRS = 10_000
+MOST_PAIRS = 10_000  # of a million equal images there are 5e11
 _MOST_QUERIES = 24  # nobody looks through a longer sheet
 _SHEET_COLUMNS = 11  # a query and the ten neighbours that a search gives by default
 _GREY = 224
@@ -238,6 +238,7 @@ class Index(ABC):
         if k < 1:
             raise ConfigError(f"The number of neighbours is {k}; it must be at least 1.")
         only = ImageFilter(label, split)
+        # A misspelt label would otherwise look like a search that finds nothing.
         if only != EVERY_IMAGE and not self._count(only):
             raise ConfigError(f"No image of {self.path} has {only}.")
         if isinstance(queries, Tensor | np.ndarray):
@@ -276,7 +277,7 @@ class Index(ABC):
             codes = self.encoder.encode(to_float(pixels))
             # One more than asked for, as the query itself may be among them.
             for path, found in zip(usable, self._search_codes(codes, k + 1, only), strict=True):
-                own = path.resolve()
+                own = path.resolve()  # the same file may be given by another path than it was indexed by
                 others = [near for near in found if near.path.resolve() != own]
                 results.append(Neighbours(path, tuple(others[:k])))
             if progress:
@@ -286,6 +287,7 @@ class Index(ABC):
     def _codes_of(self, queries: Tensor) -> Floats:
         if queries.ndim == 4:
             return self.encoder.encode(queries)
+        # Checked here, as FAISS would read past the end of codes that are too short.
         codes = queries.to(torch.float32).cpu().numpy()
         if codes.ndim != 2 or codes.shape[1] != self._size or not np.isfinite(codes).all():
             raise ConfigError(

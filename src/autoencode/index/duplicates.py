@@ -155,6 +155,7 @@ def nearest_pairs(
     total = 0
     for block in nearest.pairs(threshold):
         total += len(block[0])
+        # Cut at the limit block by block: all pairs of many equal images would not fit in memory.
         first, second, scores = (np.concatenate(parts) for parts in zip(kept, block, strict=True))
         order = np.lexsort((second, first, -scores if nearest.space.is_similarity else scores))[:limit]
         kept = (first[order], second[order], scores[order])

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import io
 import json
-import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from autoencode.atomic import parse_json, remove_temporaries
 from autoencode.data.manifest import Entries, Entry
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.remote import named
-from autoencode.errors import ImageIndexError, OutputError, PackError
+from autoencode.errors import ImageIndexError, PackError
 from autoencode.index import duplicates
 from autoencode.index.base import EVERY_IMAGE, MOST_PAIRS, ImageFilter, Index, Neighbour, Update
 from autoencode.index.neighbours import (
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND = "search-index"
-_ROWS_WRITTEN = 4096
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def write_index(path: Path, index: StoredIndex) -> None:
     Raises:
         OutputError: the file cannot be written; what was there before is unchanged.
     """
+    # A tensor of JSON lines, as the header of a safetensors file holds 100 MB at most.
     lines = bytearray()
     for entry in index.entries:
         lines += json.dumps(entry.to_json()).encode() + b"\n"
@@ -143,6 +143,7 @@ def read_index(path: Path) -> StoredIndex:
         )
         check_texts([stored.source, stored.fingerprint, *vars(stored.folder).values()])
         check_array("codes", codes, (count, size))
+        # Whatever the digest says: whoever forges a file can give it a digest, and FAISS checks no bounds.
         if lists:
             lists.check(count, size)
         rows = np.array([-1 if entry.row is None else entry.row for entry in stored.entries])
@@ -212,7 +213,7 @@ class FileIndex(Index):
         Raises:
             PackError: the pack is missing, or holds other images by now.
         """
-        own = self.path / PACK_NAME
+        own = self.path / PACK_NAME  # tried first, as the index and its pack may have been moved together
         pack = open_pack(own if own.is_dir() else self.source)
         if pack.fingerprint != self._stored.fingerprint:
             raise PackError(
@@ -272,6 +273,7 @@ class FileIndex(Index):
         if kept is None or kept[0] != only:
             positions = np.flatnonzero(self._mask(only))
             rows, contents = np.unique(self.entries.rows[positions], return_inverse=True)
+            # Few images are compared one by one: the lists that a query scans may hold none of them.
             lists = self._stored.lists if len(rows) > EXACT_LIMIT else None
             if lists is not None:
                 lists = dataclasses.replace(lists, assignment=lists.assignment[rows])
@@ -332,7 +334,7 @@ class FileStore(IndexStore):
                 raise ImageIndexError(f"{out} is an index of {old.source}, not of {source}. {CHOOSE_ANOTHER}")
             encoder = request.encoder(out, old.settings if old else None)
             pack = request.pack(encoder, out / PACK_NAME)
-            remove_temporaries(out)
+            remove_temporaries(out)  # under the lock, as those of a process that is writing look the same
             stored, update = _updated(old, encoder, pack, request, out)
             if stored is not old:
                 write_index(out, stored)
@@ -343,6 +345,7 @@ def _updated(
     old: StoredIndex | None, encoder: ImageEncoder, pack: Pack, request: BuildRequest, out: Path
 ) -> tuple[StoredIndex, Update]:
     """Return the index of the images of `pack`; the old one itself where nothing differs."""
+    # Sorted, so that the order of the codes does not depend on that in which images came.
     contents, first, code_rows = np.unique(pack.entries.digests, return_index=True, return_inverse=True)
     pack_rows = pack.entries.rows[first]
     known = np.unique(old.entries.digests) if old else contents[:0]
@@ -359,16 +362,16 @@ def _updated(
         settings = dataclasses.replace(old.settings, model=model)
         return dataclasses.replace(old, settings=settings, folder=folder), update
 
-    codes = _room_on_disk(out, len(contents), encoder.size)
-    # One by one: all at once would copy the old codes in memory a second time.
+    codes = np.empty((len(contents), encoder.size), np.float32)
+    # One by one, as all at once would copy the old codes in memory.
     for row, old_row in zip(kept.tolist(), old_rows.tolist(), strict=True):
         codes[row] = old.codes[old_row]  # type: ignore[union-attr]
-    order = missing[np.argsort(pack_rows[missing])]  # shards are read from their start to their end
-    encoding = request.encode(encoder, pack, pack_rows[order])
-    done = 0
-    for batch in encoding:
+    order = missing[np.argsort(pack_rows[missing])]  # so that each shard is read once, from start to end
+    done, started = 0, time.perf_counter()
+    for batch in request.encode(encoder, pack, pack_rows[order]):
         codes[order[done : done + len(batch)]] = batch
         done += len(batch)
+    update = dataclasses.replace(update, seconds=time.perf_counter() - started)
     space = fit_vector_space(codes, distance)
     entries = pack.entries.take(np.arange(len(pack.entries)))  # a copy, as the pack keeps its own rows
     entries.set_rows(code_rows)
@@ -382,23 +385,4 @@ def _updated(
         lists=fit_inverted_lists(space, codes),
         near_duplicate_threshold=duplicates.near_duplicate_threshold(encoder, space, codes, pack_rows, pack),
     )
-    return stored, dataclasses.replace(update, seconds=encoding.seconds)
-
-
-def _room_on_disk(folder: Path, count: int, size: int) -> Floats:
-    """Return a mapped file without a name for codes: the system need not keep its pages in memory.
-
-    Raises:
-        OutputError: the disk is full.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            # Written once, as a full disk would otherwise end the process when the map is written to.
-            for start in range(0, count, _ROWS_WRITTEN):
-                file.write(bytes(4 * size * min(_ROWS_WRITTEN, count - start)))
-            file.flush()
-            return np.asarray(np.memmap(file, np.float32, "r+", shape=(count, size)))
-    except OSError as err:
-        raise OutputError(
-            f"Could not write to {folder}: {err.strerror or err}. The index is as before."
-        ) from err
+    return stored, update

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # 1 had other names for the parts of the vector space and of the inverted lists
 REBUILD = "Delete the index and make it again, or restore it from a copy."
 CHOOSE_ANOTHER = "Choose another output, or delete the index to make it anew."
 
@@ -95,6 +94,7 @@ class IndexStore(ABC):
         """
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file. Choose another output.")
+        # Files of its owner may lie beside an index; but a folder of other files does not become one.
         if names_in(folder) - set(self.contents) and not self.holds(folder):
             raise OutputError(f"{folder} is not an index, and not empty. Choose another output.")
         busy = f"Another process is writing {folder}. Wait until it is done, or choose another output."
@@ -113,7 +113,7 @@ class StoredPath:
     def of(cls, path: Path, index: Path | str) -> StoredPath:
         """Return `path` as an index in a folder, or at a URL, keeps it."""
         absolute = str(path.resolve())
-        # Nothing is moved together with an index in storage: seen from there, a path is only absolute.
+        # No folder is moved together with an index in storage.
         relative = absolute if isinstance(index, str) else os.path.relpath(absolute, index.resolve())
         return cls(absolute, relative)
 
@@ -213,6 +213,7 @@ class IndexSettings:
         advice = "Give the model it was made with (--model), or make the index again."
         candidates = self.model.candidates(index) if self.model else []
         files = [path for path in candidates if path.is_file()]
+        # A model at the old path may be another one by now, and the one beside the index still the right one.
         for path in files:
             encoder = image_encoder(load_model(path))
             if encoder.digest == self.encoder_digest:
@@ -296,6 +297,7 @@ class BuildRequest:
             MissingExtraError: pretrained features need the optional part `eval`.
         """
         encoder = image_encoder(self.model, self.embedding or (old.embedding if old else "code"))
+        # Without a digest nobody could tell later whether a query is encoded by the same model.
         if not encoder.digest:
             raise ConfigError(
                 "The model has no file yet, by which its codes are known. Save and load it first."
@@ -336,47 +338,23 @@ class BuildRequest:
             raise ImageFolderError(f"The pack {source} has no image that can be used.")
         return pack
 
-    def encode(self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> Encoding:
-        """Return the encoding of rows (N,) of a pack, not started yet."""
-        return Encoding(encoder, pack, rows, self.cluster, self.progress)
+    def encode(self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> Iterator[Floats]:
+        """Yield the codes (B, D) of rows (N,) of a pack, in their order.
 
+        Raises:
+            ImageIndexError: the encoder gave codes that are not finite.
+        """
 
-class Encoding:
-    """The codes of rows of a pack, made a batch (B, D) at a time as they are asked for.
-
-    Attributes:
-        seconds: time spent encoding so far.
-
-    Raises:
-        ImageIndexError: while iterating: the encoder gave codes that are not finite.
-    """
-
-    def __init__(
-        self,
-        encoder: ImageEncoder,
-        pack: Pack,
-        rows: NDArray[np.int64],
-        cluster: Cluster | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.seconds = 0.0
-        self._done, self._total, self._progress = 0, len(rows), progress
-
-        def encode(images: Tensor) -> Columns:
+        def codes_of(images: Tensor) -> Columns:
             return {"codes": encoder.encode(images)}
 
-        self._batches = over_pack(encode, pack, rows, INFERENCE_BATCH, cluster)
-
-    def __iter__(self) -> Iterator[Floats]:
-        return self
-
-    def __next__(self) -> Floats:
-        started = time.perf_counter()
-        codes: Floats = next(self._batches)["codes"]
-        self.seconds += time.perf_counter() - started
-        if not np.isfinite(codes).all():
-            raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
-        self._done += len(codes)
-        if self._progress:
-            self._progress(self._done, self._total)
-        return codes
+        done = 0
+        for columns in over_pack(codes_of, pack, rows, INFERENCE_BATCH, self.cluster):
+            codes = columns["codes"]
+            # FAISS and LanceDB would take such codes, and find nothing or anything with them.
+            if not np.isfinite(codes).all():
+                raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
+            yield codes
+            done += len(codes)
+            if self.progress:
+                self.progress(done, len(rows))

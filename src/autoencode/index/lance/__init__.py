@@ -61,7 +61,7 @@ class LanceIndex(Index):
         super().__init__(tables.settings, tables.size, encoder, update)
         self.path = tables.location
         self.update_command = f"autoencode index MODEL FOLDER --out {self.path}"
-        self._tables, self._vector_index = tables, tables.vector_index()
+        self._tables, self._vector_index = tables, tables.vector_index
         self.recall = self._vector_index.recall
         sources = tables.sources()
         self.unfinished = tuple(source.name for source in sources if not source.is_whole)
@@ -176,7 +176,8 @@ class LanceStore(IndexStore):
                 raise ConfigError(f"{location} has no images of {source}. It is of: {others}.")
             # Marked first and deleted last, so that a kill between leaves a source known as unfinished.
             tables.set_source(dataclasses.replace(found, fingerprint=UPDATING))
-            count = tables.remove_images(source)
+            count = tables.count_of(source)
+            tables.remove_images(source)
             _remove_pack(pack_location(location, source))
             tables.remove_source(source)
             tables.tidy(timedelta())  # images that were removed can be read from no older version

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,12 +55,11 @@ _KIND = "lance-index-settings"
 _SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
 _SEARCH_COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
 _PRIMARY_KEY = "lance-schema:unenforced-primary-key"
+# Bytes below 0x80 are never escaped, so that no %2F or %00 in a forged table can become part of a path.
 _NOT_UTF8, _ESCAPED = re.compile("[%\udc80-\udcff]"), re.compile("%(25|[89A-F][0-9A-F])")
-_ATTEMPTS = 10
-_KEPT_FOR = timedelta(days=1)
-_IDS_AT_ONCE = 1000
-
-Result = TypeVar("Result")
+_ATTEMPTS = 10  # with waits of up to 25 s in all
+_KEPT_FOR = timedelta(days=1)  # longer than a search runs in a version that it has opened
+_IDS_AT_ONCE = 1000  # as a condition with the ids of a million images would be a text of 36 MB
 
 
 @dataclass(frozen=True)
@@ -204,16 +203,14 @@ class Tables:
         if len(rows) != 1 or not is_ours or not isinstance(rows[0].get("settings"), bytes):
             raise ImageIndexError(f"{location} does not hold a usable index (other tables). {REBUILD}")
         self.settings = _settings_of(location, rows[0]["settings"], self.size)
-
-    def vector_index(self) -> VectorIndex:
-        """Return the numbers of the vector index."""
-        with _reading(self.location):
-            row = self._settings.head(1).to_pylist()[0]
-            return VectorIndex(int(row["nlist"]), int(row["nprobe"]), float(row["recall"]))
+        with checked(location):
+            numbers = int(rows[0]["nlist"]), int(rows[0]["nprobe"]), float(rows[0]["recall"])
+            self.vector_index = VectorIndex(*numbers)
 
     def set_vector_index(self, index: VectorIndex) -> None:
         """Replace the numbers of the vector index."""
         self._commit(self._settings, lambda: self._settings.update(values=vars(index)))
+        self.vector_index = index
 
     def set_settings(self, settings: IndexSettings) -> None:
         """Replace the settings."""
@@ -244,9 +241,8 @@ class Tables:
         """Add a source, or replace it."""
         import pyarrow as pa
 
-        values = (source.name, source.folder.absolute, source.folder.relative, source.fingerprint)
-        line = {name: [escaped(value)] for name, value in zip(_SOURCE_COLUMNS, values, strict=True)}
-        rows = pa.table(line, schema=sources_schema())
+        texts = (source.name, source.folder.absolute, source.folder.relative, source.fingerprint)
+        rows = pa.table([[escaped(text)] for text in texts], schema=sources_schema())
         merge = self._sources.merge_insert("source").when_matched_update_all().when_not_matched_insert_all()
         self._commit(self._sources, lambda: merge.execute(rows))
 
@@ -264,6 +260,7 @@ class Tables:
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.size),
         }
         rows = pa.table(columns, schema=images_schema(self.size))
+        # A merge and no append: what a killed update wrote is written again, and must not be there twice.
         merge = self._images.merge_insert("id").when_not_matched_insert_all()
         self._commit(self._images, lambda: merge.execute(rows))
 
@@ -279,11 +276,9 @@ class Tables:
             self._images.checkout_latest()
         return self.count(condition(source=source))
 
-    def remove_images(self, source: str) -> int:
-        """Delete all images of a source; return how many there were."""
-        count = self.count_of(source)
+    def remove_images(self, source: str) -> None:
+        """Delete all images of a source."""
         self._commit(self._images, lambda: self._images.delete(condition(source=source)))
-        return count
 
     def remove_source(self, name: str) -> None:
         """Delete a source, but not its images."""
@@ -294,7 +289,7 @@ class Tables:
         ids, digests = bytearray(), bytearray()
         with _reading(self.location):
             query = self._images.search().where(condition(source=source)).select(["id", "sha256"])
-            # Into two buffers: as Python strings, those of a million images would take a gigabyte.
+            # Into two buffers: as Python strings, those of a million images would take 200 MB, not 64.
             for batch in query.to_batches():
                 for text in batch["id"].to_pylist():
                     ids += text.encode("ascii").ljust(ID_BYTES)[:ID_BYTES]
@@ -323,12 +318,8 @@ class Tables:
     ) -> tuple[list[Row], Floats]:
         """Return the K images nearest to a vector (D,), in no order, and their vectors (K, D).
 
-        Args:
-            vector: the query.
-            k: number of neighbours.
-            where: a `condition`.
-            nprobe: lists of the vector index to scan, and more where they hold fewer than K; None compares
-                every vector.
+        `where` is a `condition`. `nprobe` lists are scanned, and more if they hold fewer than K images; None
+        compares every vector.
         """
         with _reading(self.location):
             query = self._images.search(vector).distance_type("l2").limit(k).select(list(_SEARCH_COLUMNS))
@@ -336,11 +327,12 @@ class Tables:
             if nprobe is None:
                 query = query.bypass_vector_index()
             else:
-                query = query.minimum_nprobes(nprobe).maximum_nprobes(0)
+                query = query.minimum_nprobes(nprobe).maximum_nprobes(0)  # 0 is no limit
                 query = query.refine_factor(CANDIDATES_PER_NEIGHBOUR)
             table = query.to_arrow()
-            columns = [table[name].to_pylist() for name in ("source", "path", "label", "sha256")]
+            columns = [table[name].to_pylist() for name in Row._fields]
             rows = [Row(*map(unescaped, texts)) for texts in zip(*columns, strict=True)]
+            # Whoever can write to the storage must not lead a search, which shows files, out of the folder.
             check_texts([text for row in rows for text in (row.source, row.path, row.sha256)])
             for row in rows:
                 check_inside(row.path)
@@ -378,23 +370,26 @@ class Tables:
         """Build the vector index anew, with one byte a dimension, and index the columns of conditions."""
         from lancedb.index import Bitmap, BTree, IvfSq
 
+        # Without indexes of their own, a merge by id and a filter would read their whole columns.
         kinds = {"vector": IvfSq(distance_type="l2", num_partitions=nlist), "id": BTree()}
         for column, kind in (kinds | dict.fromkeys(("source", "label", "split"), Bitmap())).items():
             self._commit(self._images, functools.partial(self._images.create_index, column, config=kind))
 
     def _vectors(self, table: Any) -> Floats:  # noqa: ANN401
-        column = table["vector"]
+        column = table["vector"]  # of a table in chunks, of a batch in one piece
         column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
         vectors: Floats = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.size)
         if len(vectors) != len(column) or not np.isfinite(vectors).all():
             raise ValueError("vectors that are not finite")
         return vectors
 
-    def _commit(self, table: Any, write: Callable[[], Result]) -> Result:  # noqa: ANN401
+    def _commit(self, table: Any, write: Callable[[], object]) -> None:  # noqa: ANN401
         for attempt in range(_ATTEMPTS):
             try:
-                return write()
+                write()
+                return
             except Exception as err:
+                # LanceDB has no class of its own for a commit that lost against another.
                 if "conflict" not in str(err).lower() or attempt == _ATTEMPTS - 1:
                     raise OutputError(
                         f"Could not write to the index {self.location} ({said(err)}). "
@@ -403,4 +398,3 @@ class Tables:
                 time.sleep(random.uniform(0, 0.05 * 2**attempt))  # at random, or the same two meet again
                 with _reading(self.location):
                     table.checkout_latest()
-        raise AssertionError

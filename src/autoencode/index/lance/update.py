@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,29 +77,42 @@ class SourceUpdate:
         is_missing = ~np.isin(contents, self.there)
         self.kept, self.removed = int((~is_missing).sum()), int((~np.isin(self.there, contents)).sum())
         self.order = _order(pack, np.isin(digests, contents[is_missing]))
-        self.encoding = request.encode(encoder, pack, self.order)
+        self.seconds = 0.0  # spent encoding
+        self._codes = request.encode(encoder, pack, self.order)
         self._first: list[Floats] = []
 
     def sample(self) -> Floats:
         """Return the codes (S, D) of a random sample of the missing contents; `write` writes them first."""
-        self._first = _taken(self.encoding, SAMPLE)
+        self._first = self._encoded(SAMPLE)
         return np.concatenate(self._first)
 
     def write(self, tables: Tables) -> Update:
         """Add missing images, delete those that are gone, and only then mark the source as whole."""
+        # A new source stays "", as an index of which no source was ever whole is not opened.
         was = next((one for one in tables.sources() if one.name == self.whole.name), None)
         changing = UPDATING if was and was.fingerprint else ""
         tables.set_source(dataclasses.replace(self.whole, fingerprint=changing))
         self._write_known(tables)
         self._write_encoded(tables)
+        # Deleted last: until here, a search finds at least what it found before.
         gone = self.stored[~np.isin(self.stored, self.ids)]
         tables.delete([one.decode("ascii") for one in gone.tolist()])
+        # In storage, where there is no lock, another process may have removed the same source meanwhile.
         if tables.count_of(self.whole.name) != len(self.pack):
             raise self._disturbed()
         tables.set_source(self.whole)
         maintain_vector_index(tables)
-        encoded, seconds = len(self.order), self.encoding.seconds
-        return Update(encoded, self.kept, self.removed, seconds, self.pack.skipped)
+        return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.skipped)
+
+    def _encoded(self, count: int) -> list[Floats]:
+        """Encode further missing contents until there are `count` codes or more; none are left at the end."""
+        started = time.perf_counter()
+        batches: list[Floats] = []
+        while count > 0 and (batch := next(self._codes, None)) is not None:
+            batches.append(batch)
+            count -= len(batch)
+        self.seconds += time.perf_counter() - started
+        return batches
 
     def _write_encoded(self, tables: Tables) -> None:
         """Write the images of each content as it is encoded, a commit at a time."""
@@ -107,7 +120,7 @@ class SourceUpdate:
         by_row = np.argsort(rows, kind="stable")
         rows, fresh = rows[by_row], self.fresh[by_row]
         most, start = max(1, _VALUES_WRITTEN // self.size), 0
-        while part := self._first or _taken(self.encoding, most):
+        while part := self._first or self._encoded(most):
             self._first = []
             vectors = tables.settings.vector_space.vectors(np.concatenate(part))
             written = self.order[start : start + len(vectors)]
@@ -144,6 +157,7 @@ class SourceUpdate:
 
 def _ids(source: str, pack: Pack) -> NDArray[np.bytes_]:
     """Return the id (N,) of each image in the index."""
+    # In one buffer: a list of strings would take three times the memory.
     found, start = bytearray(), source.encode("utf-8", "surrogateescape") + b"\0"
     for entry in pack.entries:
         text = f"{entry.path}\0{entry.sha256}".encode("utf-8", "surrogateescape")
@@ -159,14 +173,6 @@ def _order(pack: Pack, is_missing: NDArray[np.bool_]) -> Rows:
     return np.concatenate([sample, np.setdiff1d(rows, sample)])
 
 
-def _taken(codes: Iterator[Floats], count: int) -> list[Floats]:
-    taken: list[Floats] = []
-    while count > 0 and (batch := next(codes, None)) is not None:
-        taken.append(batch)
-        count -= len(batch)
-    return taken
-
-
 def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
     """Build the vector index where there are too many vectors to compare every one, or extend it.
 
@@ -177,7 +183,7 @@ def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> Non
     if count <= exact_limit:
         tables.tidy()
         return
-    nlist, wanted = tables.vector_index().nlist, round(math.sqrt(count))
+    nlist, wanted = tables.vector_index.nlist, round(math.sqrt(count))
     if not nlist or wanted > _MORE_LISTS * nlist:
         nlist = wanted
         tables.create_vector_index(nlist)
