@@ -1,9 +1,9 @@
 """Files that are either whole or not there, and folders that one process writes at a time.
 
-What goes through here is written beside its destination, fsynced, renamed. A kill, a crash or a full disk at
-any moment leaves what was there before, or the new file, never a part. Two kinds of files look after
-themselves: lines appended to a log, whose last may be cut short, and the shards of a pack, which count only
-once its manifest names them.
+A file is written beside its destination, fsynced and renamed. A kill, a crash or a full disk at any moment
+leaves the old file or the new one, never a part. Two kinds of files are safe in other ways: the lines of a
+log, of which only the last can be cut short, and the shards of a pack, which count only once its manifest
+names them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _HEAD_BYTES = 4096  # every image format that is written has a zero byte in them
 
 
 def reject_url(path: Path) -> None:
-    """Reject what was a URL before it became a path; folders of that name that are there are taken.
+    """Reject a URL that was made a path, such as s3:/bucket; an existing folder called s3: is accepted.
 
     Raises:
-        ConfigError: it was.
+        ConfigError: `path` was a URL.
     """
     scheme = path.parts[0] if path.parts else ""
     if _SCHEME.fullmatch(scheme) and not Path(scheme).exists():
@@ -53,6 +53,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         OutputError: the folder cannot be written to or the disk is full. `path` is as it was before.
     """
     reject_url(path)
+    # In the same folder, as only a rename inside one file system is atomic.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,10 +77,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside `path`, to fill with files that can be made again; then rename it.
+    """Make a temporary folder beside `path`, to be filled inside the context; then rename it onto `path`.
+
+    Its files are not synced one by one: use it for files that can be made again.
 
     Raises:
-        OutputError: it cannot be written, or `path` is there already and not empty. Nothing is left of it.
+        OutputError: the folder cannot be written, or `path` exists and is not empty. The temporary folder is
+            deleted.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -95,17 +99,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = ()) -> None:
-    """Reject a file to write, before the work it is for. Nothing is left or changed.
+    """Reject an output file that cannot or should not be written, before the work that makes it.
+
+    No file is made or changed.
 
     Args:
         path: where a result is to go.
-        endings: those of its kind, in lower case with the dot; either of tables or of images.
-        inputs: files that are read or needed later; looked at only where `path` is there already.
+        endings: the extensions allowed, in lower case with the dot; either those of tables or of images.
+        inputs: files that are read or needed later; looked at only if `path` exists.
 
     Raises:
-        ConfigError: it has another ending, is a folder, is one of the inputs (through a link, too), or holds
-            an image where text is to go or the other way round.
-        OutputError: it cannot be written there.
+        ConfigError: `path` has another ending, is a folder, is one of the inputs (also through a link), or
+            holds an image where text is to go or the other way round.
+        OutputError: `path` cannot be written.
     """
     if path.suffix.lower() not in endings:
         *others, last = endings
@@ -116,8 +122,8 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
             raise ConfigError(f"Cannot write {path}: it is a folder. Give the name of a file.")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir():
-            raise OutputError(f"Could not write {path}: {folder} is no folder. Give another place.")
-        # Asking for permission is not enough: root has it where nothing can be written.
+            raise OutputError(f"Could not write {path}: {folder} is no folder. Choose another output.")
+        # os.access is not enough: root is allowed to write even where nothing can be written.
         with tempfile.TemporaryFile(dir=folder):
             pass
         if not path.exists():
@@ -125,7 +131,7 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
         if any(given.exists() and path.samefile(given) for given in inputs):
             raise ConfigError(f"Writing {path} would overwrite what is read. Give the result another name.")
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(_HEAD_BYTES)  # a mistyped option must not replace a photograph by a table
     except OutputError:
         raise
     except OSError as err:
@@ -148,7 +154,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON 
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
-    """Return rows as CSV in UTF-8; a byte of a file name that is no text is written as in JSON, \\udcff."""
+    """Return rows as CSV in UTF-8; bytes of file names that are not UTF-8 are escaped as in JSON: \\udcff."""
     content = io.BytesIO()  # not StringIO, which holds four bytes a character
     text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -157,10 +163,10 @@ def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a log and see it onto the disk; a crash can cut the last line short, and no other.
+    """Append a line to a log and fsync it; a crash can cut short only the last line.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the line cannot be written.
     """
     try:
         with path.open("a") as file:
@@ -172,26 +178,26 @@ def append_line(path: Path, line: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can hold
-    """Return what JSON text holds, which may come from anyone.
+    """Return the value of JSON text, which may come from a stranger.
 
     Raises:
-        ValueError: it is no JSON, nests deeper than anything we write, or has a number that is not finite.
+        ValueError: `text` is no JSON, nests too deeply, or has a number that is not finite.
     """
     try:
         return json.loads(text, parse_constant=_reject_constant)
-    except RecursionError as err:
+    except RecursionError as err:  # a forged file of brackets alone
         raise ValueError("nested too deeply") from err
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # Python reads NaN and Infinity, and never writes them here
+    raise ValueError(f"{name} is no JSON")  # Python accepts NaN and Infinity, which nothing here writes
 
 
 def make_folder(path: Path) -> None:
     """Make `path` and its parents.
 
     Raises:
-        OutputError: it cannot be made, for instance because a file of that name is in the way.
+        OutputError: the folder cannot be made, for instance because there is a file of that name.
     """
     reject_url(path)
     try:
@@ -201,7 +207,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames inside `path` survive a power cut, where the system can do that."""
+    """Make renames inside `path` survive a power cut, where the system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -218,9 +224,9 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the names of what is in `folder`, without locks and temporary files; none if it is missing.
+    """Return the names in `folder`, without locks and temporary files; none if it is missing.
 
-    A killed process may have left no more than those two, so that they do not make a folder somebody's.
+    A process killed in its first moment leaves those two, and its folder must count as empty.
 
     Raises:
         OSError: the folder cannot be read, or is a file.
@@ -257,7 +263,7 @@ def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]
 
 @contextlib.contextmanager
 def one_at_a_time(lock_path: Path) -> Iterator[None]:
-    """Let one process or thread through at a time; the others wait. For work that takes moments.
+    """Let one process or thread in at a time, while the others wait; for work that takes moments.
 
     Raises:
         OutputError: the lock file cannot be made.
@@ -278,12 +284,12 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OutputError:  # whoever cannot write here is told of no lock, as of none on another machine
+    except OutputError:  # the folder is read-only for this user, who can then not tell
         return False
 
 
 def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
-    """Return the lock of the file `path`, held until its context is left; raise Timeout if it is not free."""
+    """Acquire the lock of a file until the context is left; raises Timeout if another process holds it."""
     from filelock import FileLock, Timeout  # 30 ms, which commands that write nothing need not spend
 
     try:

@@ -1,8 +1,8 @@
-"""One encoded image -> one upright sRGB image. Every kind of image has a stated rule.
+"""One image file -> one upright sRGB image. Every kind of image has a stated rule.
 
-what is in the file                  what becomes of it
+content of the file                  result
 -----------------------------------  ----------------------------------------------------------------------
-several frames or pages              the first one
+several frames or pages              the first
 EXIF or XMP orientation              applied; ignored where the block itself is damaged
 8-bit grey, 1-bit                    grey repeated in three channels; 1-bit is 0 and 255
 palette                              looked up
@@ -48,6 +48,7 @@ from PIL import (
 
 from autoencode.errors import ImageError
 
+# Importing a plugin registers its format. Image.init() would import all, some of which run other programs.
 _READERS = {
     "JPEG": JpegImagePlugin,
     "PNG": PngImagePlugin,
@@ -116,9 +117,9 @@ def _check_regular(status: os.stat_result, max_bytes: int) -> None:
 
 @contextlib.contextmanager
 def pillow_limited_to(max_pixels: int) -> Iterator[None]:
-    """Make Pillow allow so many pixels, and keep its warnings about odd files to ourselves.
+    """Let Pillow open images of so many pixels, without its warnings about odd files.
 
-    Both are settings of the process, so that they are put back, and one thread at a time decodes.
+    Both are settings of the process: they are restored at the end, and one thread at a time decodes.
     """
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,12 +132,12 @@ def pillow_limited_to(max_pixels: int) -> Iterator[None]:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Return the image in `content`, by what it holds and not by any name; its header alone is read.
+    """Return the image in `content`, of which only the header is read.
 
     Image.open would also try formats that run other programs, and gives no plain reasons.
 
     Raises:
-        ImageError: it is empty or in no known format.
+        ImageError: `content` is empty or in no known format.
         Exception: whatever Pillow raises at a damaged header.
     """
     if not content:
@@ -154,16 +155,16 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def _has_too_many_scans(content: bytes) -> bool:
-    """Whether a JPEG has more scans than any encoder writes; what follows the image is not looked at."""
-    scans, place = 0, 2
-    while scans <= _MOST_SCANS and (marker := _MARKER.search(content, place)) and marker[1] != b"\xd9":
+    """Whether a JPEG has more scans than any encoder writes; bytes after the image do not count."""
+    scans, position = 0, 2
+    while scans <= _MOST_SCANS and (marker := _MARKER.search(content, position)) and marker[1] != b"\xd9":
         scans += marker[1] == b"\xda"
-        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
     return scans > _MOST_SCANS
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation 1..8 still to be applied; 1, as it is, where it cannot be read."""
+    """Return the EXIF orientation 1..8 still to be applied; 1, upright, where it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block raises almost anything, and says nothing about the pixels
@@ -177,7 +178,7 @@ def upright(image: Image.Image, turn: int) -> Image.Image:
 
 
 def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
-    """Convert to a mode in which averaging neighbours makes sense: L, LA, RGB, RGBA or CMYK."""
+    """Convert to a mode in which neighbouring pixels can be averaged: L, LA, RGB, RGBA or CMYK."""
     if image.mode.startswith(("I", "F")):
         return _eight_bit(image, is_ppm)
     if image.mode in ("La", "RGBa"):
@@ -191,6 +192,7 @@ def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
+    # The file does not say which range its values have, so that each range that is common is recognised.
     values = np.asarray(image)
     least, greatest = float(values.min()), float(values.max())
     if not np.isfinite((least, greatest)).all():
@@ -221,6 +223,7 @@ def over_background(image: Image.Image, background: tuple[int, int, int]) -> Ima
     """Convert an image of a resizable mode to sRGB, and lay it over `background` if it has alpha."""
     if image.mode not in ("LA", "RGBA"):
         return _to_srgb(image)
+    # The profile is of the colours in the file, and not of what they look like over the background.
     colour = _to_srgb(image.convert(image.mode.removesuffix("A")))
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(colour, mask=image.getchannel("A"))
@@ -232,9 +235,10 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     transform = _profile_transform(profile, image.mode) if isinstance(profile, bytes) and profile else None
     if transform is not None:
         return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # even of RGB, convert makes a copy
 
 
+# The images of one camera share a profile, and building a transform takes as long as decoding a small image.
 @functools.lru_cache(maxsize=32)
 def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:

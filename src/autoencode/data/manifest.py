@@ -1,11 +1,7 @@
-"""The entries of a manifest: one line each as an object, all together in columns.
+"""What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line a file.
 
-60,000 entries take 5 MB in columns, and would take 40 MB as objects. Lengths: N entries.
-
-What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line a file.
-
-The manifest is the only thing that makes rows of a shard count: replacing it, in one rename, is the moment at
-which a pack changes.
+Only the manifest makes rows of a shard count: replacing it, in one rename, is the moment at which a pack
+changes. In memory its entries are columns: 60,000 take 5 MB, and would take 40 MB as objects.
 """
 
 from __future__ import annotations
@@ -78,7 +74,7 @@ class Entry:
         """Return the entry saved by `to_json`.
 
         Raises:
-            ValueError, TypeError: it is something else.
+            ValueError, TypeError: `value` is no entry, or not one that `to_json` gives.
         """
         entry = cls(**value)
         if not isinstance(entry.path, str) or entry.status not in get_args(Status):
@@ -89,6 +85,7 @@ class Entry:
                 raise ValueError("no row")
             if not isinstance(entry.sha256, str) or len(entry.sha256) != 64:
                 raise ValueError("no sha256")
+            # A forged split would let a model be measured on what it was trained on.
             if entry.split != split_of(entry.sha256):
                 raise ValueError("not the split of its sha256")
         elif not isinstance(entry.reason, str):
@@ -148,14 +145,15 @@ _NO_DIGEST = bytes(32)
 
 
 class Entries(Sequence[Entry]):
-    """Entries of which none is an object until it is asked for."""
+    """N entries in columns, each made an object when it is asked for."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         """Copy `entries` into columns.
 
         Raises:
-            ValueError: a value does not fit, for instance a digest of another length.
+            ValueError: a value does not fit its column, for instance a digest of another length.
         """
+        # Bytes that grow: the number of entries is not known, and a list of them would be objects again.
         paths, records = bytearray(), bytearray()
         reasons: dict[int, str] = {}
         for entry in entries:
@@ -184,13 +182,13 @@ class Entries(Sequence[Entry]):
 
     @property
     def digests(self) -> NDArray[np.bytes_]:
-        """The SHA-256 (N,) of each, 32 bytes without the zeros at its end; empty if there is none."""
+        """The SHA-256 (N,) of each: 32 bytes, less the zeros that NumPy drops at the end; or empty."""
         digests: NDArray[np.bytes_] = self._records["sha256"]
         return digests
 
     @property
     def packed(self) -> Entries:
-        """The usable ones."""
+        """The entries of usable files."""
         usable = self.rows >= 0
         return self if usable.all() else self.take(usable)
 
@@ -217,18 +215,18 @@ class Entries(Sequence[Entry]):
         return taken
 
     def path(self, index: int) -> str:
-        """Return the path of one."""
+        """Return the path of an entry."""
         start, length, *_ = self._records[index].item()
         return self._paths[start : start + length].decode("utf-8", "surrogateescape")
 
     def set_content(self, index: int, digest: bytes | None, reason: str | None) -> None:
-        """Say what was found in an unread file: its digest of 32 bytes, and why it is skipped if it is."""
+        """Set what was found in an unread file: its digest of 32 bytes, and the reason if it is skipped."""
         self._records["sha256"][index] = digest or b""
         if reason is not None:
             self._reasons[int(self._records["start"][index])] = reason
 
     def set_rows(self, rows: NDArray[np.int64]) -> None:
-        """Say where the pixels of each (N,) are; see `rows`."""
+        """Set where the pixels of each (N,) are; see `rows`."""
         self._records["row"] = rows
 
     def copy_content(self, chosen: NDArray[np.int64], others: Entries) -> None:
@@ -273,13 +271,13 @@ SETTINGS_NAME = "pack.json"
 MANIFEST_NAME = "manifest.jsonl"
 _FORMAT = "autoencode pack"
 _VERSION = 2
-_SHARD_BYTES = 256 * 1024**2
-_MOST = 2**40
+_SHARD_BYTES = 256 * 1024**2  # a shard in storage is fetched whole, in seconds, while others are in use
+_MOST = 2**40  # rows a shard: a forged number must not overflow the bytes computed from it
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What stays the same for the life of a pack.
+    """The settings that stay the same for the life of a pack.
 
     Attributes:
         folder: the image folder, absolute.
@@ -322,10 +320,10 @@ def is_pack(path: Path) -> bool:
 
 
 def read_settings(pack: Path) -> Settings:
-    """Return what `pack.json` says.
+    """Return the settings in `pack.json`.
 
     Raises:
-        PackError: there is no pack, it is damaged, or another version made it.
+        PackError: there is no pack, it is damaged, or it was made by another version.
     """
     path = pack / SETTINGS_NAME
     try:

@@ -5,7 +5,7 @@
     P/shards/00000.u8    rows of raw pixels, (H, W, 3) uint8; written once, never changed
 
 Raw shards beside a text manifest need no library to read, are mapped rather than loaded, and let an update
-add files without touching old ones. A pack is in step with its folder only as of the last `pack_folder`.
+add files without touching old ones. A pack shows its folder as of the last `pack_folder`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Pack:
         shards = files.shards(settings)
         self.window = shards.window * shards.rows_per_shard
         self.rows_per_shard = shards.rows_per_shard
+        # A window over all rows would only bind the order of training to the size of the cache.
         if self.window >= self._rows.max(initial=-1) + 1:
             self.window = 0
         self._reader = ShardReader(shards, self._rows)
@@ -102,23 +103,23 @@ class Pack:
         return HeldOut(self.rows(split), split)
 
     def reading_order(self, rows: NDArray[np.int64], window: int | None = None) -> NDArray[np.int64]:
-        """Return `rows` as they are, or, where not all can be in use at once, so that each is fetched once.
+        """Return `rows` as they are; or sorted, so that each shard is fetched once, if not all fit the cache.
 
         Args:
             rows: (N,).
-            window: as of a run, instead of that of this pack now.
+            window: the window to go by, such as that of a run; that of this pack by default.
         """
         return np.sort(rows) if (self.window if window is None else window) else rows
 
     def expect(self, rows: NDArray[np.int64]) -> None:
-        """Prepare to read `rows`, in that order, where this takes time: shards in storage are fetched."""
+        """Begin to fetch the shards of `rows`, in that order, from storage."""
         self._reader.expect(rows)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) in 0..255, sRGB, of rows (B,) that `rows` gave.
 
         Raises:
-            PackError: another process has changed the pack meanwhile, and it no longer has them.
+            PackError: another process has changed the pack meanwhile, and it no longer has these rows.
         """
         return self._reader.pixels(np.asarray(rows, np.int64))
 
@@ -132,6 +133,7 @@ class Pack:
         """Digest of the preprocessing and of every image's content and path, whatever the pack's history."""
         digest = hashlib.sha256(json.dumps(self.preprocessing.to_json(), sort_keys=True).encode())
         for entry in self.entries:
+            # The path counts, too: labels come from it.
             digest.update(f"\n{entry.sha256} {entry.path}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -140,12 +142,12 @@ def open_pack(path: str | Path) -> Pack:
     """Open a pack.
 
     Args:
-        path: its folder, or its URL in storage (s3://bucket/pack; extra `storage`). Of a pack in storage,
-            shards are fetched when they are needed, and kept while the cache has room for them:
-            AUTOENCODE_CACHE is its folder, AUTOENCODE_CACHE_GB its size (20).
+        path: the folder of the pack, or its URL in storage (s3://bucket/pack; extra `storage`). Shards in
+            storage are fetched when they are needed, and kept while the cache has room for them: the
+            variables AUTOENCODE_CACHE and AUTOENCODE_CACHE_GB (20) are its folder and its size.
 
     Raises:
-        PackError: it is missing, not finished, damaged, or made by a newer version.
+        PackError: the pack is missing, not finished, damaged, or made by another version.
         StorageError: the storage cannot be reached.
     """
     return Pack(files_at(path))
@@ -161,7 +163,7 @@ def pack_folder(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
-    """Decode every image under `folder` once into the pack `out`, or bring that pack in step with the folder.
+    """Decode every image under `folder` once into the pack `out`, or update that pack to the folder.
 
     Only what is new or changed is decoded. A kill, a crash or a full disk at any moment leaves the old pack
     whole. The result is the same whatever the number of workers and the order in which files were added.
@@ -184,7 +186,7 @@ def pack_folder(
         StorageError: the storage cannot be reached.
         PackError: `out` is not ours, is a pack of another folder or with other preprocessing, is damaged, or
             is being written by another process.
-        OutputError: it could not be written, for instance because the disk is full.
+        OutputError: the pack could not be written, for instance because the disk is full.
     """
     files = files_at(out, must_exist=False)
     preprocessing = sized(size, preprocessing) or Preprocessing()
@@ -196,7 +198,7 @@ def preprocessing_of(location: str | Path) -> Preprocessing | None:
     """Return how the images of a pack, finished or not, are read; None if there is no pack at `location`.
 
     Raises:
-        PackError: it is damaged, or made by a newer version.
+        PackError: the pack is damaged, or made by another version.
         StorageError: the storage cannot be reached.
     """
     folder = files_at(location, must_exist=False).folder

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int], None]
 
-_SPARE_SHARDS = 32
+_SPARE_SHARDS = 32  # small shards of updates: joining them copies pixels, keeping them keeps files open
 _REASONS_SHOWN = 3
 _LATEST = 2**63 - 1  # nanoseconds, the year 2262
 
@@ -82,6 +82,7 @@ def update(
             _read_new(listed, entries, decoder, worker_count, progress)
             if files.is_local:
                 _compact(listed, shards)
+            # An unchanged manifest is not written again: caches of a pack in storage go by its version.
             if listed != entries or not (files.folder / manifest.MANIFEST_NAME).exists():
                 with files.changing(manifest.MANIFEST_NAME):
                     manifest.write_manifest(files.folder, listed)
@@ -182,6 +183,7 @@ def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
 
 def _share_rows(listed: Entries, chosen: NDArray[np.int64], fresh: NDArray[np.int64], have: Entries) -> None:
     """Set the row of each file that was read (T,): copies share that of the first, or that in the pack."""
+    # Stable sorting puts what is in the pack first, then the files in their order: the first keeps its row.
     usable = ~listed.has_reason[chosen]
     digests = np.concatenate([have.digests, listed.digests[chosen[usable]]])
     rows = np.concatenate([have.rows, fresh[usable]])
@@ -301,6 +303,7 @@ class _Tasks:
     def __getitem__(self, index: int, /) -> tuple[str, int]:
         row = int(self._rows[index])
         shard = row // self._shards.rows_per_shard
+        # Not all shards at once: those of a pack in storage leave this disk as soon as they are full.
         if count := self._to_reserve.pop(shard, 0):
             self._shards.reserve(shard * self._shards.rows_per_shard, count)
         return self._listed.path(int(self._chosen[index])), row
@@ -311,6 +314,7 @@ class _Tasks:
         self._left[shard] -= 1
         if is_usable:
             self._used.add(shard)
+        # A shard without any image is left behind, for `keep_only` to delete.
         if not self._left[shard] and shard in self._used:
             self._shards.finish([shard * self._shards.rows_per_shard])
 

@@ -2,7 +2,7 @@
 
 `decoding` states the rule for every kind of image file. Resizing is bicubic with antialiasing. Lanczos takes
 1.4 times as long and rings more at edges; the cheaper filters blur when enlarging. Large images other than
-JPEGs are averaged down first, never below twice the target size.
+JPEGs are averaged down first, never below three times the target size.
 
 JPEGs are decoded at 1/8, 1/4 or 1/2 of their size where that gives twice the target size, and also at 1/2
 where it gives the target size: that halves the time. Either may be short by 1/32. docs/performance.md has
@@ -194,6 +194,7 @@ def read_chunks(
     usable = 0
     for start in range(0, len(paths), size):
         read: list[Path] = []
+        # A new array each time: the caller may keep the one before.
         try:
             pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
         except MemoryError as err:
@@ -254,12 +255,14 @@ def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Lim
     if pixels == 0:
         raise ImageError("has no pixels")
     is_ppm = image.format == "PPM"
+    # A caller's image may be loaded already, and must stay as it is; only a file can be decoded smaller.
     if image is source:
         image = image.copy()
         extent: tuple[float, float] = image.size
     else:
         extent = _decode_smaller(image, preprocessing)
         image.load()
+    # Resized before colours are converted and alpha is removed: both take time for each pixel.
     turn = decoding.orientation(image)
     image = decoding.upright(decoding.resizable(image, is_ppm), turn)
     size, box = _region(_turned(extent, turn), preprocessing)
@@ -332,6 +335,7 @@ def save_image(path: Path, pixels: NDArray[np.uint8]) -> None:
         raise ConfigError(f"Cannot write {path.name}: use one of {', '.join(WRITABLE)}.")
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ImageError(f"Not pixels (H, W, 3) uint8: {pixels.shape} {pixels.dtype}.")
+    # The default of 75 leaves blocks, which would be taken for faults of a model.
     options: dict[str, Any] = {"quality": 95} if file_format in ("JPEG", "WEBP", "AVIF") else {}
     with atomic_file(path) as file:
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, file_format, **options)

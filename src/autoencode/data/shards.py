@@ -134,6 +134,7 @@ class Shards:
             path = self._temporary((first_row + start) // self.rows_per_shard)
             try:
                 with path.open("wb") as file:
+                    # A sparse file: the holes of skipped files take no room on most file systems.
                     file.truncate(rows * self.row_bytes)
             except OSError as err:
                 raise _not_written(path, err) from err

@@ -1,6 +1,6 @@
-"""Which files are meant by a folder, or by files and folders together.
+"""The image files that a folder holds, or that files and folders together name.
 
-Files are told by their names; what is in them is found out when they are read.
+A file is taken for an image by its name; its content is looked at when it is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MARKS = frozenset(name for marks in _OURS for name in marks)
 
 
 class Paths(Sequence[Path]):
-    """Paths of which none is an object until it is asked for: a fifth of the memory of a list of them."""
+    """Paths that become objects when they are asked for: a fifth of the memory of a list of them."""
 
     def __init__(self, paths: Iterable[str | Path] = ()) -> None:
         self._names = [os.fspath(path) for path in paths]
@@ -61,8 +61,8 @@ def find_images(folder: Path) -> Paths:
 def image_names(folder: Path) -> list[str]:
     """Return every file under `folder` whose name says it is an image, sorted.
 
-    Hidden files and folders, and folders of our own results, are passed over. A folder reached twice, as
-    links can do, is listed once, under its own name rather than a link's.
+    Hidden files and folders, and folders of our own results, are left out. A folder reached twice, through
+    a link, is listed once, under its own name rather than the link's.
 
     Returns:
         Paths relative to `folder`, with "/"; bytes that are not UTF-8 as surrogates, as in `os.fsdecode`.
@@ -83,6 +83,7 @@ def image_names(folder: Path) -> list[str]:
 
 def _walk(root: str) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
+    # Links come last, sorted: which name a folder gets must not depend on the order of the file system.
     folders, links = [root], list[str]()
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
@@ -104,10 +105,10 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
-    """Return the files that are meant by files and folders of images, each once, in the order given.
+    """Return the image files in the files and folders given, each once, in the order given.
 
     Raises:
-        ImageFolderError: as for `find_images`; a file is not looked at.
+        ImageFolderError: a folder cannot be read or has no image. Files are not looked at.
     """
     found: dict[str, None] = {}
     for path in map(Path, [images] if isinstance(images, str | Path) else images):
@@ -116,9 +117,9 @@ def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
 
 
 def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> Paths:
-    """Return the same as `expanded`, without a sheet that an earlier call left in one of the folders.
+    """Return what `expanded` does, without the `sheet` that an earlier call left in one of the folders.
 
-    A sheet that was asked for by name stays among them.
+    A sheet that was given by name stays.
     """
     given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
     return Paths(path for path in expanded(given) if path in given or not _is_same(path, sheet))
@@ -151,5 +152,5 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, say: reading it will give the reason
+    except OSError:  # such as a link to itself: reading it will give the reason
         return False
