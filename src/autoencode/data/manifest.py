@@ -295,6 +295,11 @@ class Settings:
         row_bytes = preprocessing.height * preprocessing.width * 3
         return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height and width of an image, and rows of a full shard."""
+        return self.preprocessing.height, self.preprocessing.width, self.rows_per_shard
+
 
 def write_settings(pack: Path, settings: Settings) -> None:
     """Write `pack.json`."""

@@ -170,7 +170,7 @@ class CachedPackFiles(PackFiles):
 
     def shards(self, settings: Settings) -> Shards:
         """Return the shards in storage."""
-        return RemoteShards(*self._shape(settings), remote=self.remote)
+        return RemoteShards(self.folder / SHARDS_NAME, *settings.shape, remote=self.remote)
 
 
 @dataclass(frozen=True)

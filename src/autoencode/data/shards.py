@@ -72,16 +72,7 @@ class PackFiles:
 
     def shards(self, settings: Settings) -> Shards:
         """Return the shards of a pack with these settings."""
-        return Shards(*self._shape(settings))
-
-    def _shape(self, settings: Settings) -> tuple[Path, int, int, int]:
-        preprocessing = settings.preprocessing
-        return (
-            self.folder / SHARDS_NAME,
-            preprocessing.height,
-            preprocessing.width,
-            settings.rows_per_shard,
-        )
+        return Shards(self.folder / SHARDS_NAME, *settings.shape)
 
 
 @dataclass(frozen=True)
