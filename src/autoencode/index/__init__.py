@@ -19,7 +19,6 @@ from autoencode.index.lance import LanceStore
 from autoencode.index.memory import FileStore, in_memory
 from autoencode.index.store import BuildRequest, IndexStore
 from autoencode.metrics.retrieval import MOST_QUERIES, RetrievalQuality, retrieval_quality
-from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, as_model
 from autoencode.storage import folder_or_url
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from autoencode.data.manifest import Entry
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
+    from autoencode.models.autoencoder import Autoencoder
 
 # The one place that knows every store. The first is the default, and stores do not know of each other.
 STORES: dict[Store, IndexStore] = {
@@ -98,7 +98,7 @@ def build_index(
     location = folder_or_url(out)
     chosen = _store_for(location, store)
     # Kept in the index, so that a search finds the model without being told where it is.
-    path = None if isinstance(model, Autoencoder) else Path(model)
+    path = Path(model) if isinstance(model, str | Path) else None
     if path is not None and path.is_dir():
         path = path / MODEL_NAME
     with joined_cluster(ray, "Encoding on a cluster") as cluster:

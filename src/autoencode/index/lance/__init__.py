@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,10 +22,11 @@ from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Up
 from autoencode.index.lance.tables import (
     CONTENTS,
     IMAGES,
+    PACKS,
     SETTINGS,
     SETTINGS_TABLE,
+    SOURCE_COLUMNS,
     SOURCES,
-    UPDATING,
     Source,
     Tables,
     VectorIndex,
@@ -32,9 +34,8 @@ from autoencode.index.lance.tables import (
     images_schema,
     said,
     settings_bytes,
-    sources_schema,
 )
-from autoencode.index.lance.update import SourceUpdate, pack_location
+from autoencode.index.lance.update import SourceUpdate
 from autoencode.index.neighbours import EXACT_LIMIT, Floats, fit_vector_space, rank
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
@@ -145,7 +146,7 @@ class LanceStore(IndexStore):
             if tables is not None and isinstance(location, Path) and model != tables.settings.model:
                 tables.set_settings(dataclasses.replace(tables.settings, model=model))
             name = named(request.source)
-            pack = request.pack(encoder, pack_location(location, name))
+            pack = request.pack(encoder, _pack_location(location, name))
             whole = Source(name, StoredPath.of(pack.folder, location), pack.fingerprint)
             # Counted, as an index whose newest version was lost has fewer rows than its sources say.
             if tables is not None and whole in tables.sources() and tables.count_of(name) == len(pack):
@@ -175,10 +176,10 @@ class LanceStore(IndexStore):
                 others = ", ".join(one.name for one in sources) or "nothing"
                 raise ConfigError(f"{location} has no images of {source}. It is of: {others}.")
             # Marked first and deleted last, so that a kill between leaves a source known as unfinished.
-            tables.set_source(dataclasses.replace(found, fingerprint=UPDATING))
+            tables.start_update(found)
             count = tables.count_of(source)
             tables.remove_images(source)
-            _remove_pack(pack_location(location, source))
+            _remove_pack(_pack_location(location, source))
             tables.remove_source(source)
             tables.tidy(timedelta())  # images that were removed can be read from no older version
             return count
@@ -222,7 +223,8 @@ def create_tables(location: Path | str, settings: IndexSettings, size: int) -> T
     types = {"settings": pa.binary(), "nlist": pa.int64(), "nprobe": pa.int64(), "recall": pa.float64()}
     row = pa.table({name: [value] for name, value in values.items()}, schema=pa.schema(list(types.items())))
     try:
-        database.create_table(SOURCES, schema=sources_schema(), exist_ok=True)
+        sources = pa.schema([(name, pa.string()) for name in SOURCE_COLUMNS])
+        database.create_table(SOURCES, schema=sources, exist_ok=True)
         images = database.create_table(IMAGES, schema=images_schema(size), exist_ok=True)
         # Another process that creates the index right now writes its settings before its first image.
         if images.count_rows() and not LanceStore().holds(location):
@@ -246,6 +248,12 @@ def _connect(location: Path | str) -> Any:  # noqa: ANN401
         return lancedb.connect(str(location), storage_options=options)
     except Exception as err:
         raise ImageIndexError(f"Could not open the index {location} ({said(err)}).") from err
+
+
+def _pack_location(index: Path | str, source: str) -> Path | str:
+    """Return where the images of a folder are kept, decoded, in an index in a folder or at a URL."""
+    name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{index}/{PACKS}/{name}" if isinstance(index, str) else index / PACKS / name
 
 
 def _remove_pack(pack: Path | str) -> None:

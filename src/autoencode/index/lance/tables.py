@@ -14,6 +14,7 @@ Shapes: N rows, D code dimensions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import random
 import re
@@ -48,11 +49,10 @@ from autoencode.storage import first_line
 SETTINGS, SOURCES, IMAGES, PACKS = "settings", "sources", "images", "packs"
 SETTINGS_TABLE = f"{SETTINGS}.lance"
 CONTENTS = (SETTINGS_TABLE, f"{SOURCES}.lance", f"{IMAGES}.lance", PACKS)
-ID_BYTES = 32  # hexadecimal digits
 UPDATING = "updating"
 
 _KIND = "lance-index-settings"
-_SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
+SOURCE_COLUMNS = ("source", "folder", "folder_from_index", "fingerprint")
 _SEARCH_COLUMNS = ("source", "path", "label", "sha256", "vector", "_distance")
 _PRIMARY_KEY = "lance-schema:unenforced-primary-key"
 # Bytes below 0x80 are never escaped, so that no %2F or %00 in a forged table can become part of a path.
@@ -161,13 +161,6 @@ def images_schema(size: int) -> Any:  # noqa: ANN401
     return pa.schema([key, *texts, pa.field("vector", pa.list_(pa.float32(), size))])
 
 
-def sources_schema() -> Any:  # noqa: ANN401
-    """Return the columns of the sources."""
-    import pyarrow as pa
-
-    return pa.schema([(name, pa.string()) for name in _SOURCE_COLUMNS])
-
-
 @contextlib.contextmanager
 def _reading(location: Path | str) -> Iterator[None]:
     """Turn what LanceDB says about tables that it cannot read into one line.
@@ -207,10 +200,10 @@ class Tables:
             numbers = int(rows[0]["nlist"]), int(rows[0]["nprobe"]), float(rows[0]["recall"])
             self.vector_index = VectorIndex(*numbers)
 
-    def set_vector_index(self, index: VectorIndex) -> None:
+    def set_vector_index(self, nlist: int, nprobe: int, recall: float) -> None:
         """Replace the numbers of the vector index."""
-        self._commit(self._settings, lambda: self._settings.update(values=vars(index)))
-        self.vector_index = index
+        self.vector_index = VectorIndex(nlist, nprobe, recall)
+        self._commit(self._settings, lambda: self._settings.update(values=vars(self.vector_index)))
 
     def set_settings(self, settings: IndexSettings) -> None:
         """Replace the settings."""
@@ -222,7 +215,7 @@ class Tables:
         """Return the folders and packs whose images are in the index."""
         with _reading(self.location):
             rows = self._sources.to_arrow().to_pylist()
-            texts = [[unescaped(row[name]) for name in _SOURCE_COLUMNS] for row in rows]
+            texts = [[unescaped(row[name]) for name in SOURCE_COLUMNS] for row in rows]
         with checked(self.location):
             check_texts([text for row in texts for text in row])
         return [Source(name, StoredPath(path, relative), mark) for name, path, relative, mark in texts]
@@ -237,12 +230,18 @@ class Tables:
             for table in (self._settings, self._sources, self._images):
                 self._commit(table, functools.partial(table.optimize, cleanup_older_than=older_than))
 
+    def start_update(self, source: Source) -> None:
+        """Add a source, or mark it as not whole, before its images change."""
+        # A new source gets "", as an index of which no source was ever whole is not opened.
+        was_whole = any(one.name == source.name and one.fingerprint for one in self.sources())
+        self.set_source(dataclasses.replace(source, fingerprint=UPDATING if was_whole else ""))
+
     def set_source(self, source: Source) -> None:
         """Add a source, or replace it."""
         import pyarrow as pa
 
         texts = (source.name, source.folder.absolute, source.folder.relative, source.fingerprint)
-        rows = pa.table([[escaped(text)] for text in texts], schema=sources_schema())
+        rows = pa.table([[escaped(text)] for text in texts], names=list(SOURCE_COLUMNS))
         merge = self._sources.merge_insert("source").when_matched_update_all().when_not_matched_insert_all()
         self._commit(self._sources, lambda: merge.execute(rows))
 
@@ -285,17 +284,17 @@ class Tables:
         self._commit(self._sources, lambda: self._sources.delete(condition(source=name)))
 
     def ids_of(self, source: str) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
-        """Return the id (N,) and the SHA-256 (N,), 32 bytes, of each image of a source."""
+        """Return the id (N,), 32 characters, and the SHA-256 (N,), 32 bytes, of each image of a source."""
         ids, digests = bytearray(), bytearray()
         with _reading(self.location):
             query = self._images.search().where(condition(source=source)).select(["id", "sha256"])
             # Into two buffers: as Python strings, those of a million images would take 200 MB, not 64.
             for batch in query.to_batches():
                 for text in batch["id"].to_pylist():
-                    ids += text.encode("ascii").ljust(ID_BYTES)[:ID_BYTES]
+                    ids += text.encode("ascii").ljust(32)[:32]
                 for text in batch["sha256"].to_pylist():
                     digests += bytes.fromhex(text).ljust(32)[:32]
-        return np.frombuffer(ids, f"S{ID_BYTES}"), np.frombuffer(digests, "S32")
+        return np.frombuffer(ids, "S32"), np.frombuffer(digests, "S32")
 
     def vectors_of(self, source: str, digests: Sequence[str]) -> dict[str, Floats]:
         """Return the vector (D,) of each content that an image of the source has, by its SHA-256."""

@@ -10,11 +10,9 @@ Shapes: N images, R distinct contents, S vectors of a sample, D code dimensions.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import faiss
@@ -24,7 +22,6 @@ from numpy.typing import NDArray
 from autoencode.data.loader import epoch_order
 from autoencode.errors import ImageIndexError
 from autoencode.index.base import Update
-from autoencode.index.lance.tables import ID_BYTES, PACKS, UPDATING, Source, Tables, VectorIndex
 from autoencode.index.neighbours import (
     EXACT_LIMIT,
     RECALL_NEIGHBOURS,
@@ -37,6 +34,7 @@ from autoencode.index.neighbours import (
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
     from autoencode.embedding import ImageEncoder
+    from autoencode.index.lance.tables import Source, Tables
     from autoencode.index.store import BuildRequest
 
 SAMPLE = 20_000  # distinct contents that the vector space is fitted to
@@ -48,12 +46,6 @@ _BLOCK_ROWS = 65_536
 # Measuring recall sends each vector of the sample to the store for every nprobe tried: few, from 8 on.
 _RECALL_SAMPLE, _FIRST_NPROBE = 100, 8
 _NEAREST = RECALL_NEIGHBOURS + 1  # each vector of the sample finds itself, too
-
-
-def pack_location(index: Path | str, source: str) -> Path | str:
-    """Return where the images of a folder are kept, decoded, in an index in a folder or at a URL."""
-    name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return f"{index}/{PACKS}/{name}" if isinstance(index, str) else index / PACKS / name
 
 
 class SourceUpdate:
@@ -88,10 +80,7 @@ class SourceUpdate:
 
     def write(self, tables: Tables) -> Update:
         """Add missing images, delete those that are gone, and only then mark the source as whole."""
-        # A new source stays "", as an index of which no source was ever whole is not opened.
-        was = next((one for one in tables.sources() if one.name == self.whole.name), None)
-        changing = UPDATING if was and was.fingerprint else ""
-        tables.set_source(dataclasses.replace(self.whole, fingerprint=changing))
+        tables.start_update(self.whole)
         self._write_known(tables)
         self._write_encoded(tables)
         # Deleted last: until here, a search finds at least what it found before.
@@ -161,8 +150,8 @@ def _ids(source: str, pack: Pack) -> NDArray[np.bytes_]:
     found, start = bytearray(), source.encode("utf-8", "surrogateescape") + b"\0"
     for entry in pack.entries:
         text = f"{entry.path}\0{entry.sha256}".encode("utf-8", "surrogateescape")
-        found += hashlib.blake2b(start + text, digest_size=ID_BYTES // 2).hexdigest().encode()
-    return np.frombuffer(found, f"S{ID_BYTES}")
+        found += hashlib.blake2b(start + text, digest_size=16).hexdigest().encode()
+    return np.frombuffer(found, "S32")
 
 
 def _order(pack: Pack, is_missing: NDArray[np.bool_]) -> Rows:
@@ -200,7 +189,7 @@ def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> Non
         hits = [min(_NEAREST, int((one <= limit).sum())) for one, limit in zip(near, limits, strict=True)]
         return (sum(hits) / len(hits) - 1) / RECALL_NEIGHBOURS
 
-    tables.set_vector_index(VectorIndex(nlist, *smallest_nprobe(recall_with, nlist, _FIRST_NPROBE)))
+    tables.set_vector_index(nlist, *smallest_nprobe(recall_with, nlist, _FIRST_NPROBE))
 
 
 def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
