@@ -266,11 +266,11 @@ def test_restoring_one_image_measures_what_reconstructing_its_file_measures(
 ) -> None:
     pixels = to_pixels(model.read(coast[0]))[0]
     (expected,) = reconstruct(model, coast[0], corruptions=["gaussian:0.2"]).results
-    made = restore(model, pixels, corruptions=["gaussian:0.2"])
-    assert made.psnr_db == pytest.approx(expected.psnr_db, abs=1e-4)
-    assert made.ssim == pytest.approx(expected.ssim, abs=1e-5)
-    assert made.seen_psnr_db == pytest.approx(expected.corrupted_psnr_db, abs=1e-4)
-    np.testing.assert_array_equal(made.restored, to_pixels(model.reconstruct(corrupted(pixels)))[0])
+    made = restore(model, pixels[None], corruptions=["gaussian:0.2"])
+    assert made.psnr_db == [pytest.approx(expected.psnr_db, abs=1e-4)]
+    assert made.ssim == [pytest.approx(expected.ssim, abs=1e-5)]
+    assert made.seen_psnr_db == [pytest.approx(expected.corrupted_psnr_db, abs=1e-4)]
+    np.testing.assert_array_equal(made.restored, to_pixels(model.reconstruct(corrupted(pixels))))
 
 
 def corrupted(pixels: np.ndarray) -> torch.Tensor:
@@ -282,11 +282,11 @@ def test_restoring_compares_with_the_clean_image_where_one_is_given(
     model: Autoencoder, coast: list[Path]
 ) -> None:
     damaged, clean = to_pixels(model.read(coast[:2]))
-    made = restore(model, damaged, clean=clean)
+    made = restore(model, damaged[None], clean=clean[None])
     expected = peak_signal_noise_ratio(clean, damaged, data_range=255)
-    assert made.seen_psnr_db == pytest.approx(expected, abs=0.01)
-    assert restore(model, damaged).seen_psnr_db is None
-    np.testing.assert_array_equal(made.seen, damaged)
+    assert made.seen_psnr_db == [pytest.approx(expected, abs=0.01)]
+    assert restore(model, damaged[None]).seen_psnr_db is None
+    np.testing.assert_array_equal(made.seen[0], damaged)
 
 
 def test_the_sheet_of_an_earlier_call_is_not_replaced_while_it_is_read(

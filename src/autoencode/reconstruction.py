@@ -1,6 +1,6 @@
-"""Original beside reconstruction, with how close they are; with corruptions, what denoising gives back.
+"""Originals beside reconstructions, with how close they are; with corruptions, how well a model removes them.
 
-Images are (B, 3, H, W) in [0, 1], pixels (B, H, W, 3) in 0..255.
+Shapes: B batch, H height, W width. Pixels are (B, H, W, 3) in 0..255.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.atomic import check_output, csv_bytes, make_folder, write_bytes
-from autoencode.data.corruptions import Corruption, check_size, corrupt, parse_corruptions
+from autoencode.data.corruptions import check_size, corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded
@@ -36,22 +36,22 @@ TABLE_NAME = "reconstructions.csv"
 SHEET_NAME = "reconstructions.png"
 IMAGES_NAME = "images"
 
-SHEET_IMAGES = 24  # a sheet of more is looked at by nobody
-CHUNK = 64  # images in memory at once
+SHEET_IMAGES = 24  # nobody looks at a sheet of more
+CHUNK = 64  # images in memory at once: 50 MB each of pixels, floats and codes at 256x256
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the model made of one image.
+    """How close the reconstruction of one image is.
 
     Attributes:
         path: the image file.
         psnr_db: peak signal-to-noise ratio of the reconstruction against the clean image, dB.
         ssim: structural similarity of the two, at most 1.
-        corrupted_psnr_db: the same ratio of what the model saw; None without corruptions.
-        file: name of the reconstruction below the folder of images, "" where none was written.
+        corrupted_psnr_db: the same ratio for the image that the model was given; None without corruptions.
+        file: name of the reconstruction in the folder of images, "" where none was written.
     """
 
     path: Path
@@ -63,11 +63,11 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """What `reconstruct` found and made.
+    """Results of `reconstruct`.
 
     Attributes:
-        results: one an image that could be used, in the order given.
-        skipped: the others, with the reason.
+        results: one for each image that could be used, in the order given.
+        skipped: the other images, each with the reason.
         sheet: pixels (H, W, 3) of the contact sheet of the first few.
     """
 
@@ -86,14 +86,14 @@ def reconstruct(
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstructions:
-    """Pass images through the model.
+    """Pass images through a model: decode their codes, and measure how close that is.
 
     Args:
         model: from `load_model`, or its path.
         images: image files, and folders of them.
         out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. What
             an earlier call wrote there is replaced, going by its table. None writes nothing.
-        corruptions: what is done to the images before the model sees them, such as ("gaussian:0.3",).
+        corruptions: damage to the images before the model is given them, such as ("gaussian:0.3",).
         seed: of the corruptions.
         limits: the largest files and pictures to accept.
         progress: called with (images done, images in all).
@@ -101,29 +101,28 @@ def reconstruct(
     Raises:
         ModelFileError: the path given leads to no model.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
-        ConfigError: a corruption that cannot be used, or the sheet in `out` is one of the images.
-        OutputError: `out` is something else, or cannot be written.
+        ConfigError: a corruption cannot be used, or the sheet in `out` is one of the images.
+        OutputError: `out` holds something else than earlier reconstructions, or cannot be written.
     """
     model = as_model(model)
     paths = expanded(images)
-    chain = parse_corruptions(corruptions)
-    check_size(chain, model.preprocessing.height, model.preprocessing.width)
+    check_size(parse_corruptions(corruptions), model.preprocessing.height, model.preprocessing.width)
     folder = None if out is None else Path(out)
     names = _file_names(paths) if folder is None else _prepared(folder, paths)
     results: list[Reconstruction] = []
     skipped: list[tuple[Path, str]] = []
-    shown: list[_Seen] = []
+    shown: list[Restored] = []
     chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), skipped)
     for number, (usable, pixels) in enumerate(chunks):
         start = number * CHUNK
         if usable:
-            seen = _pass(model, pixels, chain, random_seed("reconstruct", seed, start))
-            if (missing := SHEET_IMAGES - sum(len(part.original) for part in shown)) > 0:
-                shown.append(seen.first(missing))
+            restored = restore(model, pixels, corruptions=corruptions, seed=seed, first=start)
+            if len(results) < SHEET_IMAGES:
+                shown.append(restored.first(SHEET_IMAGES - len(results)))
             for index, path in enumerate(usable):
                 if folder is not None:
-                    save_image(folder / IMAGES_NAME / names[path], seen.restored[index])
-                results.append(seen.result(index, path, names[path] if folder else ""))
+                    save_image(folder / IMAGES_NAME / names[path], restored.restored[index])
+                results.append(restored.result(index, path, names[path] if folder else ""))
         if progress:
             progress(min(start + CHUNK, len(paths)), len(paths))
     made = Reconstructions(results, skipped, _sheet(shown, results))
@@ -133,34 +132,33 @@ def reconstruct(
     return made
 
 
-def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
-    """Draw held-out images of a pack beside their reconstructions: (H, W, 3), for a look after training.
-
-    The images are of the validation split; where that is empty, of what stands in for it.
-    """
-    pixels = pack.pixels(pack.held_out("validation").rows[:SHEET_IMAGES])
-    chain = parse_corruptions(model.provenance["train"]["corrupt"])
-    seen = _pass(model, pixels, chain, random_seed("reconstruct", 0, 0))
-    results = [seen.result(index, Path(), "") for index in range(len(pixels))]
-    return _sheet([seen], results)
-
-
-class Restoration(NamedTuple):
-    """One image through a model.
+class Restored(NamedTuple):
+    """Images through a model.
 
     Attributes:
-        seen: pixels (H, W, 3) that the model was given.
-        restored: pixels (H, W, 3) of what it made of them.
-        psnr_db: of `restored` against the clean image, dB; infinite where they are equal.
-        ssim: structural similarity of the same two.
-        seen_psnr_db: of `seen` against the clean image; None where that is the clean image itself.
+        original: pixels (B, H, W, 3) before any corruption.
+        seen: pixels (B, H, W, 3) that the model was given.
+        restored: pixels (B, H, W, 3) that it decoded.
+        psnr_db: of `restored` against the clean images, B numbers in dB; infinite where they are equal.
+        ssim: structural similarity of the same two, B numbers.
+        seen_psnr_db: of `seen` against the clean images; None where those are the clean images themselves.
     """
 
+    original: Pixels
     seen: Pixels
     restored: Pixels
-    psnr_db: float
-    ssim: float
-    seen_psnr_db: float | None
+    psnr_db: list[float]
+    ssim: list[float]
+    seen_psnr_db: list[float] | None
+
+    def first(self, count: int) -> Restored:
+        """Return the first `count` images."""
+        return Restored(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
+
+    def result(self, index: int, path: Path, file: str) -> Reconstruction:
+        """Return the numbers of one image as a line of the table."""
+        before = None if self.seen_psnr_db is None else self.seen_psnr_db[index]
+        return Reconstruction(path, self.psnr_db[index], self.ssim[index], before, file)
 
 
 def restore(
@@ -170,71 +168,51 @@ def restore(
     clean: Pixels | None = None,
     corruptions: Sequence[str] = (),
     seed: int = 0,
-) -> Restoration:
-    """Pass one image through a model, corrupted first if asked for.
+    first: int = 0,
+) -> Restored:
+    """Pass images that were read already through a model, corrupted first if asked for.
 
     Args:
         model: from `load_model`.
-        pixels: (H, W, 3) of the model's size.
-        clean: what it should have looked like, of the same size; the default is `pixels` itself.
+        pixels: (B, H, W, 3) of the model's size.
+        clean: what they should have looked like, of the same shape; the default is `pixels` itself.
         corruptions: as for `reconstruct`.
         seed: of the corruptions.
+        first: position of the first image among those of the same seed, so that chunks differ.
 
     Raises:
-        ConfigError: a corruption that cannot be used.
+        ConfigError: a corruption cannot be used, or not on images of this size.
     """
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
-    generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, 0))
-    seen = corrupt(to_float(pixels[None]), chain, generator, training=True)
+    generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, first))
+    seen = corrupt(to_float(pixels), chain, generator, training=True)
     restored = model.reconstruct(seen)
-    target = to_float((pixels if clean is None else clean)[None])
-    is_clean = clean is None and not chain
-    return Restoration(
-        to_pixels(seen)[0],
-        to_pixels(restored)[0],
-        float(psnr(restored, target)),
-        float(ssim(restored, target)),
-        None if is_clean else float(psnr(seen, target)),
-    )
-
-
-class _Seen(NamedTuple):
-    """Pixels (B, H, W, 3) of one chunk, and its figures of merit (B,)."""
-
-    original: Pixels
-    corrupted: Pixels | None
-    restored: Pixels
-    psnr_db: list[float]
-    ssim: list[float]
-    corrupted_psnr_db: list[float] | None
-
-    def first(self, count: int) -> _Seen:
-        return _Seen(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
-
-    def result(self, index: int, path: Path, file: str) -> Reconstruction:
-        corrupted = None if self.corrupted_psnr_db is None else self.corrupted_psnr_db[index]
-        return Reconstruction(path, self.psnr_db[index], self.ssim[index], corrupted, file)
-
-
-def _pass(model: Autoencoder, pixels: Pixels, chain: Sequence[Corruption], seed: int) -> _Seen:
-    clean = to_float(pixels)
-    seen = corrupt(clean, chain, torch.Generator().manual_seed(seed), training=True)
-    restored = model.reconstruct(seen)
-    return _Seen(
+    target = to_float(pixels if clean is None else clean)
+    return Restored(
         pixels,
-        to_pixels(seen) if chain else None,
+        to_pixels(seen) if chain else pixels,
         to_pixels(restored),
-        psnr(restored, clean).tolist(),
-        ssim(restored, clean).tolist(),
-        psnr(seen, clean).tolist() if chain else None,
+        psnr(restored, target).tolist(),
+        ssim(restored, target).tolist(),
+        psnr(seen, target).tolist() if chain or clean is not None else None,
     )
+
+
+def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
+    """Draw held-out images of a pack beside their reconstructions: (H, W, 3), for a look after training.
+
+    The images are of the validation split; where that is empty, of the split that stands in for it.
+    """
+    pixels = pack.pixels(pack.held_out("validation").rows[:SHEET_IMAGES])
+    made = restore(model, pixels, corruptions=model.provenance["train"]["corrupt"])
+    return _sheet([made], [made.result(index, Path(), "") for index in range(len(pixels))])
 
 
 def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
     """Make the folder, clear it of an earlier result, and return the name of the file for each path.
 
-    A folder that holds something else is left alone, and so is a file among the images that no table names.
+    A folder that holds something else is rejected; a file among the images that no table names is kept.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
@@ -247,7 +225,8 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
     earlier = _written_before(out / TABLE_NAME)
     theirs = {path.name.lower() for path in (out / IMAGES_NAME).iterdir()} - {e.lower() for e in earlier}
     names = _file_names(paths, theirs)
-    # Before any file is written or removed: what is stopped half-way is known as ours, and can be run again.
+    # Before any file is written or removed: a folder stopped half-way is then known as ours, and the command
+    # can be given again.
     planned = [Reconstruction(path, math.nan, math.nan, None, name) for path, name in names.items()]
     left = [Reconstruction(Path(), math.nan, math.nan, None, e) for e in earlier - set(names.values())]
     _write_table(out / TABLE_NAME, planned + left)
@@ -257,17 +236,21 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _written_before(table: Path) -> set[str]:
-    """Names of the files that an earlier call wrote, going by its table; none outside its folder."""
+    """Return the names of the files that an earlier call wrote, going by its table."""
     try:
         with table.open(newline="", errors="surrogateescape") as file:
             names = {row.get("file") or "" for row in csv.DictReader(file)}
     except FileNotFoundError:
         return set()
+    # A table edited by hand must not lead to files elsewhere: they are about to be deleted.
     return {name for name in names if name.endswith(".png") and Path(name).name == name}
 
 
 def _file_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
-    """One name for each path: its stem, with a number where several share it or it is taken (lower case)."""
+    """Return a file name for each path: its stem, numbered where several share it or it is `taken`.
+
+    Names are compared in lower case, as file systems of other machines do.
+    """
     names: dict[Path, str] = {}
     taken = set(taken)
     counts: dict[str, int] = {}
@@ -285,16 +268,14 @@ def _file_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path
     return names
 
 
-def _sheet(shown: Sequence[_Seen], results: Sequence[Reconstruction]) -> Pixels:
+def _sheet(shown: Sequence[Restored], results: Sequence[Reconstruction]) -> Pixels:
     columns = [("original", np.concatenate([part.original for part in shown]))]
-    corrupted = [part.corrupted for part in shown if part.corrupted is not None]
-    if corrupted:
-        columns.append(("corrupted", np.concatenate(corrupted)))
-    columns.append(
-        ("restored" if corrupted else "reconstruction", np.concatenate([p.restored for p in shown]))
-    )
-    captions = [_caption(result) for result in results[: len(columns[0][1])]]
-    return contact_sheet(columns, captions=captions)
+    is_corrupted = shown[0].seen_psnr_db is not None
+    if is_corrupted:
+        columns.append(("corrupted", np.concatenate([part.seen for part in shown])))
+    name = "restored" if is_corrupted else "reconstruction"
+    columns.append((name, np.concatenate([part.restored for part in shown])))
+    return contact_sheet(columns, captions=[_caption(result) for result in results[: len(columns[0][1])]])
 
 
 def _caption(result: Reconstruction) -> str:

@@ -196,10 +196,10 @@ def test_what_is_out_of_range_is_rejected_in_words(client: TestClient) -> None:
 
 def test_restoring_says_how_close_it_is(client: TestClient, workspace: Workspace) -> None:
     seen = client.get("/api/restore?picture=i2&corrupt=gaussian:0.2").json()
-    expected = restore(workspace.model, workspace.pixels("i2"), corruptions=["gaussian:0.2"])
-    assert seen["psnr_db"] == pytest.approx(expected.psnr_db, abs=1e-3)
-    assert seen["seen_psnr_db"] == pytest.approx(expected.seen_psnr_db, abs=1e-3)
-    for side, made in (("seen", expected.seen), ("restored", expected.restored)):
+    expected = restore(workspace.model, workspace.pixels("i2")[None], corruptions=["gaussian:0.2"])
+    assert seen["psnr_db"] == pytest.approx(expected.psnr_db[0], abs=1e-3)
+    assert seen["seen_psnr_db"] == pytest.approx(expected.seen_psnr_db[0], abs=1e-3)
+    for side, made in (("seen", expected.seen[0]), ("restored", expected.restored[0])):
         shown = pixels(client.get(f"/api/restore/{side}?picture=i2&corrupt=gaussian:0.2"))
         np.testing.assert_array_equal(shown, made)
     against = client.get("/api/restore?picture=i2&clean=i2").json()

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 
-from autoencode.reconstruction import Restoration, restore
+from autoencode.reconstruction import Restored, restore
 from autoencode.web.replies import Space, png
 from autoencode.web.workspace import Workspace
 
@@ -23,9 +23,9 @@ async def numbers(space: Space, picture: str, clean: str = "", corrupt: Text = "
     made = await space.on_model(_restored, space, picture, clean, corrupt, seed)
     return JSONResponse(
         {
-            "psnr_db": _finite(made.psnr_db),
-            "ssim": _finite(made.ssim),
-            "seen_psnr_db": None if made.seen_psnr_db is None else _finite(made.seen_psnr_db),
+            "psnr_db": _finite(made.psnr_db[0]),
+            "ssim": _finite(made.ssim[0]),
+            "seen_psnr_db": None if made.seen_psnr_db is None else _finite(made.seen_psnr_db[0]),
         }
     )
 
@@ -34,14 +34,14 @@ async def numbers(space: Space, picture: str, clean: str = "", corrupt: Text = "
 async def shown(space: Space, side: str, picture: str, corrupt: Text = "", seed: int = 0) -> Response:
     """Show one side: "seen" is what the model was given, any other what it made of that."""
     made = await space.on_model(_restored, space, picture, "", corrupt, seed)
-    return png(made.seen if side == "seen" else made.restored)
+    return png((made.seen if side == "seen" else made.restored)[0])
 
 
-def _restored(space: Workspace, picture: str, clean: str, corrupt: str, seed: int) -> Restoration:
+def _restored(space: Workspace, picture: str, clean: str, corrupt: str, seed: int) -> Restored:
     return restore(
         space.model,
-        space.pixels(picture),
-        clean=space.pixels(clean) if clean else None,
+        space.pixels(picture)[None],
+        clean=space.pixels(clean)[None] if clean else None,
         corruptions=[corrupt] if corrupt else [],
         seed=seed,
     )
