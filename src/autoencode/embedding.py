@@ -31,7 +31,6 @@ from autoencode.cluster import Cluster, brief
 from autoencode.data.loader import batch_slices, batches
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
-from autoencode.data.remote import local
 from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -238,7 +237,7 @@ class _OfPack:
 @functools.cache
 def _opened(location: str, fingerprint: str) -> Pack:
     try:
-        pack = open_pack(local(location))
+        pack = open_pack(location)
     except PackError as err:
         raise PackError(
             f"A node of the cluster does not see the pack {location}. Put it on a disk that all nodes share."
