@@ -203,3 +203,18 @@ def preprocessing_of(location: str | Path) -> Preprocessing | None:
     """
     folder = files_at(location, must_exist=False).folder
     return manifest.read_settings(folder).preprocessing if is_pack(folder) else None
+
+
+def local_folder(location: str | Path) -> Path:
+    """Return the folder of a pack or of images on this disk; of a pack at a URL, that which opens it, too.
+
+    Raises:
+        PackError: there is no pack at the URL.
+        StorageError: the storage cannot be reached.
+    """
+    return files_at(location).folder
+
+
+def location_of(folder: Path) -> str:
+    """Return the location of a folder that `local_folder` gave: its URL, or its absolute path."""
+    return files_at(folder).location

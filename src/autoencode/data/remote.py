@@ -84,16 +84,6 @@ def files_at(location: str | Path, *, must_exist: bool = True) -> PackFiles:
     return files
 
 
-def local(location: str | Path) -> Path:
-    """Return the folder on this disk that opens the same pack as `location`; errors: see `files_at`."""
-    return files_at(location).folder
-
-
-def named(folder: Path) -> str:
-    """Return the location that `local` made this folder of: a URL, or its absolute path."""
-    return _files_in(folder).location
-
-
 def _files_in(folder: Path) -> PackFiles:
     # Only in the cache: a folder from a stranger, with a remote.json of its own, must reach no network.
     if folder.absolute().parent != cache_folder().absolute():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoencode.cluster import joined_cluster
-from autoencode.data.remote import local
+from autoencode.data.pack import local_folder
 from autoencode.embedding import image_encoder
 from autoencode.errors import ConfigError, ImageFolderError, OutputError
 from autoencode.index.lance import LanceStore
@@ -92,7 +92,7 @@ def build_index(
     """
     if store is not None and store not in STORES:
         raise ConfigError(f"Unknown store {store!r}. Choose one of: {', '.join(STORES)}.")
-    source, loaded = local(source), as_model(model)
+    source, loaded = local_folder(source), as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     location = folder_or_url(out)

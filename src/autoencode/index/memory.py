@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import parse_json, remove_temporaries
 from autoencode.data.manifest import Entries, Entry
-from autoencode.data.pack import Pack, open_pack
-from autoencode.data.remote import named
+from autoencode.data.pack import Pack, location_of, open_pack
 from autoencode.errors import ImageIndexError, PackError
 from autoencode.index import duplicates
 from autoencode.index.base import EVERY_IMAGE, MOST_PAIRS, ImageFilter, Index, Neighbour, Update
@@ -327,7 +326,7 @@ class FileStore(IndexStore):
 
     def build(self, request: BuildRequest, location: Path | str) -> FileIndex:
         """Build the index in the folder, or update it; see `build_index`."""
-        out, source = Path(location), named(request.source)
+        out, source = Path(location), location_of(request.source)
         with self.lock(out):
             old = read_index(out) if self.holds(out) else None
             if old is not None and old.source != source:
@@ -377,7 +376,7 @@ def _updated(
     entries.set_rows(code_rows)
     stored = StoredIndex(
         settings=IndexSettings(encoder.kind, encoder.digest, pack.preprocessing, model, space),
-        source=named(request.source),
+        source=location_of(request.source),
         folder=folder,
         fingerprint=pack.fingerprint,
         entries=entries,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from autoencode.cluster import Cluster, Node, brief, joined_cluster
-from autoencode.data.remote import local
+from autoencode.data.pack import local_folder
 from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.storage import is_url
@@ -92,7 +92,7 @@ def train_on_ray(
         asked = settings | {"source": str(source), "out": str(out), "device": device}
         told = {"progress": progress, "packing": packing_progress, "restarts": restarting}
         _fit(cluster, room, asked, {kind: show for kind, show in told.items() if show is not None})
-        return Run(out, out / MODEL_NAME, local(read_run(out).pack), read_metrics(out))
+        return Run(out, out / MODEL_NAME, local_folder(read_run(out).pack), read_metrics(out))
 
 
 def room_for(workers: int | None, nodes: list[Node], device: str = "auto") -> Room:

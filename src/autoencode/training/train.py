@@ -19,9 +19,8 @@ import torch
 from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.manifest import is_pack
-from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
-from autoencode.data.remote import local
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME
@@ -129,7 +128,7 @@ def train(
     out = Path(out)
     with joined(own_ranks()) as processes:
         request = _Request(
-            local(source), out, preset, sized(size, preprocessing), limits, overrides, packing_progress
+            local_folder(source), out, preset, sized(size, preprocessing), limits, overrides, packing_progress
         )
         machine = _Machine(processes.device(device), precision, channels_last)
         if processes.ranks.restarts and is_run(out):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoencode.data.remote import named
+from autoencode.data.pack import location_of
 from autoencode.errors import ConfigError, ImageIndexError, MissingExtraError, OutputError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
 from autoencode.index.lance.tables import (
@@ -145,7 +145,7 @@ class LanceStore(IndexStore):
             # In storage the path is left alone: each machine that updates the index has its model elsewhere.
             if tables is not None and isinstance(location, Path) and model != tables.settings.model:
                 tables.set_settings(dataclasses.replace(tables.settings, model=model))
-            name = named(request.source)
+            name = location_of(request.source)
             pack = request.pack(encoder, _pack_location(location, name))
             whole = Source(name, StoredPath.of(pack.folder, location), pack.fingerprint)
             # Counted, as an index whose newest version was lost has fewer rows than its sources say.
