@@ -45,8 +45,8 @@ def entries_of(start: int, stop: int) -> list[Any]:
 
 
 class FileStore:
-    def __init__(self, place: str) -> None:
-        self.place = Path(place)
+    def __init__(self, location: str) -> None:
+        self.location = Path(location)
 
     def write(self, codes: Floats) -> None:
         from autoencode.data.manifest import Entries
@@ -66,18 +66,18 @@ class FileStore:
             fit_inverted_lists(space, codes),
             0.0,
         )
-        write_index(self.place, stored)
+        write_index(self.location, stored)
 
     def add(self, codes: Floats, first: int) -> None:
         self.write(codes)
 
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.place.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in self.location.rglob("*") if path.is_file())
 
 
 class LanceStore(FileStore):
-    def __init__(self, place: str) -> None:
-        self.place: Any = place if "://" in place else Path(place)
+    def __init__(self, location: str) -> None:
+        self.location: Any = location if "://" in location else Path(location)
         self.tables: Any = None
 
     def write(self, codes: Floats) -> None:
@@ -87,7 +87,7 @@ class LanceStore(FileStore):
         from autoencode.index.store import IndexSettings
 
         settings = IndexSettings("code", "", Preprocessing(), None, VectorSpace("cosine"))
-        self.tables = create_tables(self.place, settings, codes.shape[1])
+        self.tables = create_tables(self.location, settings, codes.shape[1])
         self.add(codes, 0)
 
     def add(self, codes: Floats, first: int) -> None:
@@ -104,11 +104,11 @@ class LanceStore(FileStore):
         maintain_vector_index(self.tables)
 
     def bytes(self) -> int:
-        if isinstance(self.place, Path):
+        if isinstance(self.location, Path):
             return super().bytes()
         from autoencode.storage import RemoteFolder
 
-        return sum(stamp.size for stamp in RemoteFolder(self.place).listing().values())
+        return sum(stamp.size for stamp in RemoteFolder(self.location).listing().values())
 
 
 def status(name: str) -> float:
@@ -117,19 +117,19 @@ def status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**20
 
 
-def serve(kind: str, place: str, folder: Path) -> None:
+def serve(kind: str, location: str, folder: Path) -> None:
     from autoencode import open_index
 
     for name in ("autoencode.index", *(["lancedb"] if kind == "lance" else [])):
         importlib.import_module(name)
     codes, queries = np.load(folder / "codes.npy", mmap_mode="r"), np.load(folder / "queries.npy")
     wanted, count = np.load(folder / "wanted.npy"), len(codes) - ADDED
-    store = FileStore(place) if kind == "file" else LanceStore(place)
+    store = FileStore(location) if kind == "file" else LanceStore(location)
     before, times = status("VmRSS"), [time.perf_counter()]
     store.write(codes[:count])
     times.append(time.perf_counter())
     built, size = status("VmHWM") - before, store.bytes()
-    index = open_index(place)
+    index = open_index(location)
     index.search(queries[:1], K)
     times.append(time.perf_counter())
     found, waits = [], []
@@ -152,9 +152,9 @@ def serve(kind: str, place: str, folder: Path) -> None:
     print(json.dumps(cells), flush=True)
 
 
-def row(kind: str, place: str, folder: Path) -> str:
+def row(kind: str, location: str, folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, __file__, "--serve", kind, place, str(folder)]
+    command = [sys.executable, __file__, "--serve", kind, location, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     return " | ".join(json.loads(lines[-1])) if lines else f"failed: {done.stderr.strip()[-500:]}"
@@ -188,9 +188,9 @@ def main() -> None:
         stores = {"file": folder / "file", "LanceDB": folder / "lance"}
         if chosen.s3:
             stores["LanceDB, S3"] = f"s3://benchmark/{count}"  # type: ignore[assignment]
-        for name, place in stores.items():
+        for name, location in stores.items():
             kind = "file" if name == "file" else "lance"
-            print(f"| {count:,} | {name} | {row(kind, str(place), folder)} |", flush=True)
+            print(f"| {count:,} | {name} | {row(kind, str(location), folder)} |", flush=True)
         shutil.rmtree(folder)
     if server is not None:
         server.kill()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.scale
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an index may be."""
     if request.param == "folder":
         return str(tmp_path / "i")
@@ -77,8 +77,8 @@ from pathlib import Path
 import numpy as np
 from autoencode.index.lance import find_tables
 from autoencode.data.manifest import packed
-place, number = sys.argv[1], int(sys.argv[2])
-tables = find_tables(place if "://" in place else Path(place))
+location, number = sys.argv[1], int(sys.argv[2])
+tables = find_tables(location if "://" in location else Path(location))
 for commit in range(10):
     rows = [number * 1000 + commit * 10 + row for row in range(5)]
     entries = [packed(f"{row}.png", 0, 0, f"{row:064x}", row) for row in rows]
@@ -88,9 +88,9 @@ for commit in range(10):
 """
 
 
-def test_three_writers_of_ten_commits_lose_nothing(place: str, trained: Run, photos: Path) -> None:
-    build_index(trained.folder, photos, place, store="lance")
-    command = [sys.executable, "-c", WRITER, place]
+def test_three_writers_of_ten_commits_lose_nothing(location: str, trained: Run, photos: Path) -> None:
+    build_index(trained.folder, photos, location, store="lance")
+    command = [sys.executable, "-c", WRITER, location]
     writers = [
         subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, env=os.environ)
         for number in range(3)
@@ -98,7 +98,7 @@ def test_three_writers_of_ten_commits_lose_nothing(place: str, trained: Run, pho
     for writer in writers:
         _, error = writer.communicate(timeout=300)
         assert writer.returncode == 0, error.decode()
-    tables = find_tables(place if "://" in place else Path(place))
+    tables = find_tables(location if "://" in location else Path(location))
     assert tables is not None
     assert tables.count() == 48 + 3 * 10 * 4
     for number in range(3):

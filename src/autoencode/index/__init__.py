@@ -92,6 +92,7 @@ def build_index(
     """
     if store is not None and store not in STORES:
         raise ConfigError(f"Unknown store {store!r}. Choose one of: {', '.join(STORES)}.")
+    # Before anything is locked or made, so that a mistyped path leaves nothing behind.
     source, loaded = local_folder(source), as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
@@ -154,6 +155,7 @@ def remove_source(index: str | Path, source: str | Path) -> int:
     store = store_at(location)
     if store is None:
         raise _stores_for(location)[0].nothing_at(location)
+    # A folder that is gone cannot be asked whether it is a pack: only its path counts.
     return store.remove_source(location, given if isinstance(given, str) else str(given.resolve()))
 
 

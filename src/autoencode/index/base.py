@@ -5,7 +5,6 @@ Shapes: Q queries, D code dimensions. Images are (Q, 3, H, W) in [0, 1], codes (
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ class Index(ABC):
         self.update = update
         self.embedding, self.preprocessing = settings.embedding, settings.preprocessing
         self.vector_space, self.distance = settings.vector_space, settings.vector_space.distance
-        self._settings, self._size, self._given_encoder = settings, size, encoder
+        self._settings, self._size, self._encoder = settings, size, encoder
 
     def __len__(self) -> int:
         """Number of indexed images."""
@@ -180,7 +179,7 @@ class Index(ABC):
     def is_exact(self) -> bool:
         """Whether a query is compared with every code."""
 
-    @functools.cached_property
+    @property
     def encoder(self) -> ImageEncoder:
         """The encoder that made the codes.
 
@@ -189,7 +188,10 @@ class Index(ABC):
             ImageIndexError: the pretrained features installed are of another version.
             MissingExtraError: pretrained features need the optional part `eval`.
         """
-        return self._given_encoder or self._settings.find_encoder(self.path)
+        # Looked for at its first use, as a search with codes needs no model.
+        if self._encoder is None:
+            self._encoder = self._settings.find_encoder(self.path)
+        return self._encoder
 
     def use(self, encoder: ImageEncoder) -> None:
         """Encode queries with this encoder, instead of looking for the model where it was.
@@ -199,7 +201,7 @@ class Index(ABC):
         """
         advice = "Index the folder with this model, into another output."
         self._settings.check_encoder(self.path, encoder, advice)
-        self._given_encoder = encoder
+        self._encoder = encoder
 
     def count(self, label: str | None = None, split: Split | None = None) -> int:
         """Return the number of images, of a label, of a split, or of both.
@@ -311,7 +313,7 @@ class Index(ABC):
 
     @abstractmethod
     def _search_codes(self, codes: Floats, k: int, only: ImageFilter) -> list[list[Neighbour]]:
-        """Return the K nearest images of each code (Q, D), or all of them; copies have the same score."""
+        """Return the K nearest images of each code (Q, D), or all; files of the same bytes share a score."""
 
 
 def neighbours_sheet(
@@ -339,6 +341,7 @@ def neighbours_sheet(
         paths = [result.query, *(near.path for near in result.found)]
         pictures = [picture_of(path, preprocessing, limits) for path in paths]
         captions = [result.query.name, *(f"{near.score:.3f}" for near in result.found)]
+        # A score under a grey square would look like that of a picture that is grey.
         captions = [
             text if is_read else "gone" for text, (_, is_read) in zip(captions, pictures, strict=True)
         ]

@@ -227,13 +227,13 @@ class FileIndex(Index):
         Raises:
             ConfigError: the distance is unknown.
         """
-        if distance == self.distance:
+        if distance == self.distance:  # fitting the inverted lists again would change nothing
             return self
         space = fit_vector_space(self.codes, distance)
         settings = dataclasses.replace(self._settings, vector_space=space)
         lists = fit_inverted_lists(space, self.codes)
         stored = dataclasses.replace(self._stored, settings=settings, lists=lists)
-        return FileIndex(self.path, stored, self._given_encoder)
+        return FileIndex(self.path, stored, self._encoder)
 
     @functools.cached_property
     def nearest(self) -> NearestNeighbours:
@@ -355,6 +355,7 @@ def _updated(
     before = old.settings if old else None
     distance, model = request.distance_for(encoder, before), request.stored_model(out, before)
     folder = StoredPath.of(pack.folder, out)
+    # A new path of the model or the images is noted without encoding or fitting anything.
     if old and old.fingerprint == pack.fingerprint and old.settings.vector_space.distance == distance:
         if (old.settings.model, old.folder) == (model, folder):
             return old, update

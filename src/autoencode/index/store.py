@@ -268,6 +268,7 @@ def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
     Raises:
         ValueError: the array is of another type or shape, empty, or not finite.
     """
+    # Whatever comes from a file goes to FAISS, which reads where the shapes tell it to.
     if array is not None and (
         array.shape != shape or 0 in shape or array.dtype != np.float32 or not np.isfinite(array).all()
     ):
@@ -324,6 +325,7 @@ class BuildRequest:
             ImageFolderError: no image can be used; see also `pack_folder`.
         """
         source, wanted = self.source, encoder.preprocessing
+        # A pack is never changed: it may be that of a training, which has to stay as the training saw it.
         if not is_pack(source):
             return pack_folder(source, out, wanted, limits=self.limits, progress=self.packing_progress)
         pack = open_pack(source)

@@ -136,6 +136,7 @@ class LanceStore(IndexStore):
             tables = find_tables(location) if self.holds(location) else None
             old = None if tables is None else tables.settings
             encoder = request.encoder(location, old)
+            # Vectors, not codes, are in the table: another distance would need every image encoded again.
             if old is not None and request.distance not in (None, old.vector_space.distance):
                 raise ConfigError(
                     f"{location} compares codes by {old.vector_space.distance}, which cannot be changed, as "
@@ -187,6 +188,7 @@ class LanceStore(IndexStore):
     @contextlib.contextmanager
     def _writing(self, location: Path | str) -> Iterator[None]:
         """Let one process write an index in a folder; in storage several may, and lose nothing."""
+        # Object storage has no locks; there, each commit is tried again on top of those of other writers.
         with contextlib.nullcontext() if isinstance(location, str) else self.lock(location):
             yield
 
