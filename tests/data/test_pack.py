@@ -720,6 +720,20 @@ def test_a_pack_of_skipped_files_alone_has_nothing_held_out(photos: Path, tmp_pa
         open_pack(out).held_out()
 
 
+def test_a_pack_of_an_older_format_is_named_by_an_update_too(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no image")
+    pack(photos, tmp_path / "p")
+    for name, new, old in (
+        ("pack.json", '"version": 2', '"version": 1'),
+        ("manifest.jsonl", '"skipped"', '"refused"'),
+    ):
+        path = tmp_path / "p" / name
+        assert new in path.read_text()
+        path.write_text(path.read_text().replace(new, old))
+    with pytest.raises(PackError, match=r"older version of autoencode \(format 1.*Delete the pack"):
+        pack(photos, tmp_path / "p")
+
+
 def test_a_truncated_manifest_line_is_noticed(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "p" / "manifest.jsonl"
     pack(photos, tmp_path / "p")

@@ -63,16 +63,17 @@ def update(
     wanted = Settings.of(folder, preprocessing)
     busy = f"Another process is packing into {files}. Wait until it is done, or choose another output."
     with exclusive(files.folder, busy, PackError):
-        entries = _entries_of(files)
-        if manifest.is_pack(files.folder) and entries is not None:
+        files.refresh()
+        has_manifest = (files.folder / manifest.MANIFEST_NAME).exists()
+        if manifest.is_pack(files.folder) and has_manifest:
             settings = manifest.read_settings(files.folder)
             _reject_other_settings(files, settings, wanted)
+            entries = manifest.read_manifest(files.folder) or Entries()
         else:
-            # Those of a run that was killed before its first manifest bind nobody.
-            settings = wanted
+            # The settings of a run that was killed before its first manifest bind nobody.
+            settings, entries = wanted, Entries()
             with files.changing(manifest.SETTINGS_NAME):
                 manifest.write_settings(files.folder, settings)
-        entries = Entries() if entries is None else entries
         shards = files.shards(settings)
         ShardReader(shards, _rows(entries))  # raises if shards are missing: an update would keep the damage
         try:
@@ -83,7 +84,7 @@ def update(
             if files.is_local:
                 _compact(listed, shards)
             # An unchanged manifest is not written again: caches of a pack in storage go by its version.
-            if listed != entries or not (files.folder / manifest.MANIFEST_NAME).exists():
+            if listed != entries or not has_manifest:
                 with files.changing(manifest.MANIFEST_NAME):
                     manifest.write_manifest(files.folder, listed)
         except BaseException:
@@ -93,15 +94,10 @@ def update(
         shards.keep_only(shards.shards_of(_rows(listed)))
 
 
-def _entries_of(files: PackFiles) -> Entries | None:
-    """Return what is in the pack, as of now; None if it has not been packed."""
-    files.refresh()
-    return manifest.read_manifest(files.folder)
-
-
 def _tidy(files: PackFiles, shards: Shards) -> None:
     """Delete what a failed run leaves, going by the manifest as it is now, old or new."""
-    entries = _entries_of(files)
+    files.refresh()
+    entries = manifest.read_manifest(files.folder)
     shards.keep_only(shards.shards_of(_rows(entries or Entries())))
     if entries is None:
         with files.changing(manifest.SETTINGS_NAME):
