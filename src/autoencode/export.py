@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
 
 
-# Understood by every runtime since the end of 2022.
-OPSET = 18
-CHECKED_BATCHES = (1, 3)
+OPSET = 18  # understood by every runtime since the end of 2022
+CHECKED_BATCHES = (1, 3)  # a size of 1 may be taken for a constant by the export
 
-# Largest difference allowed, as a share of the largest value where that is above 1: ten times what adding up
-# the same numbers in another order gives, and far below a level of an 8-bit image.
+# Largest difference allowed, as a share of the largest value where that is above 1: ten times the difference
+# that adding up the same numbers in another order makes, and far below a level of an 8-bit image.
 TOLERANCE = 1e-4
 
 MOST_BYTES = 2**31 - 1  # that a protobuf message can have
@@ -46,7 +45,7 @@ class OnnxFile:
     """One exported network.
 
     Attributes:
-        path: where it is.
+        path: the file.
         inputs: names of its inputs.
         outputs: names of its outputs.
         largest_difference: between its outputs and torch's, absolute, over the batches checked.
@@ -63,21 +62,21 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
 
     | file | inputs | outputs |
     | --- | --- | --- |
-    | encoder.onnx | images (B, 3, H, W) | code (B, D); of a VAE mean and log_variance (B, D) |
+    | encoder.onnx | images (B, 3, H, W) | code (B, D); for a VAE mean and log_variance (B, D) |
     | decoder.onnx | code (B, D) | images (B, 3, H, W) |
-    | autoencoder.onnx | images (B, 3, H, W) | reconstruction (B, 3, H, W), of the mean for a VAE |
+    | autoencoder.onnx | images (B, 3, H, W) | reconstruction (B, 3, H, W); for a VAE that of the mean |
 
-    Images are RGB, float32 in [0, 1]. The metadata of each file say so, and how an image comes to its size.
-    Each network is run in onnxruntime on 1 and on 3 images, and compared with torch.
+    Images are RGB, float32 in [0, 1]. The metadata of each file say so, and how an image is resized. Each
+    network is run in onnxruntime on 1 and on 3 images, and compared with torch.
 
     Args:
         model: from `load_model`, or its path.
-        folder: where to; made here.
+        folder: the output; made here.
 
     Raises:
         MissingExtraError: the optional part `onnx` is not installed.
         ConfigError: `folder` is named like a file, or the network does not fit into an ONNX file.
-        ModelFileError: a network gives something else in onnxruntime than in torch. Nothing is written.
+        ModelFileError: a network computes something else in onnxruntime than in torch. Nothing is written.
         OutputError: the folder cannot be written to.
     """
     model = as_model(model)
@@ -87,6 +86,7 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
     check_output(folder / f"{_Both.name}.onnx", (".onnx",))
     if not all(_installed(name) for name in ("onnx", "onnxruntime", "onnxscript")):  # torch needs the last
         raise MissingExtraError("onnx", "Export to ONNX")
+    # A copy: the caller's model may be on a GPU, or in training.
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     size = sum(4 * value.numel() for value in model.state_dict().values())
     if size > MOST_BYTES:
@@ -183,7 +183,7 @@ def _exported(network: _Network, example: Tensor, metadata: dict[str, str]) -> b
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch says to its own developers, and that torchvision is absent, from the user."""
+    """Hide messages for torch's own developers, and the one about the absence of torchvision."""
     log = logging.getLogger("torch.onnx")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -219,7 +219,7 @@ def _compared(network: _Network, content: bytes, example: Tensor) -> tuple[float
         tensors: Sequence[Tensor] = [expected] if isinstance(expected, Tensor) else expected
         found = session.run(list(network.outputs), {network.input: batch.numpy()})
         for ours, theirs in zip((tensor.numpy() for tensor in tensors), found, strict=True):
-            # Of a NaN the maximum is NaN, which no tolerance allows.
+            # np.maximum keeps a NaN, which no tolerance allows; Python's max may drop it.
             difference = np.maximum(difference, np.abs(ours - theirs).max())
             largest = np.maximum(largest, np.abs(ours).max())
     return float(difference), float(largest)

@@ -1,12 +1,9 @@
-"""What each convolution of an encoder makes of images, and how much of an image each of its values sees.
+"""Feature maps of an encoder, layer by layer: drawn (Kovenko & Bogach 2020, Fig. 7) or pooled.
 
-Layers are found by running the encoder, not by its name, so this holds for either network.
+Layers are found by running the encoder, not by their names, so this holds for every network.
 
-Shapes: B batch, C channels, H and W of the image, h and w of a map. Images are (B, 3, H, W) in [0, 1].
-
-What each convolution layer of the encoder sees in an image (Kovenko & Bogach 2020, Fig. 7).
-
-Shapes: C channels, H and W of the image, h and w of a map. Pixels are (H, W, 3) in 0..255.
+Shapes: B batch, C channels, H and W of the image, h and w of a map. Images are (B, 3, H, W) in [0, 1], pixels
+(H, W, 3) in 0..255.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
-# Parts along a side that maps are pooled over. On digits 4x4 tells classes apart far better than 1x1, and
+# Parts along a side that maps are pooled over. On digits 4x4 distinguishes classes far better than 1x1, and
 # hardly better than 2x2; where things may be anywhere, 1x1 needs fewer labels.
 SQUARES = (1, 4)
 
@@ -43,12 +40,12 @@ Pair = tuple[int, int]
 
 @dataclass
 class Layer:
-    """A convolution and all that follows it up to the next: normalisation, pooling, activation, a sum.
+    """A convolution with all that follows it up to the next one: normalisation, pooling, activation, a sum.
 
     Attributes:
         name: of the convolution within the model, such as "encoder.layers.0".
-        maps: (B, C, h, w) float32: what the next convolution is given.
-        receptive_field_px: (height, width) of the square of pixels that a value depends on. Near an edge
+        maps: (B, C, h, w) float32, the input of the next convolution.
+        receptive_field_px: (height, width) of the rectangle of pixels that a value depends on. Near an edge a
             part of it lies outside the image.
         stride_px: (vertical, horizontal) pixels from one value to the next.
     """
@@ -80,7 +77,7 @@ class Trace(NamedTuple):
 
 
 def trace(model: Autoencoder, images: Tensor) -> Trace:
-    """Encode images and keep what each convolution made of them, on the CPU.
+    """Encode images and keep the output of each layer, on the CPU.
 
     Args:
         model: from `load_model`.
@@ -99,7 +96,7 @@ def trace(model: Autoencoder, images: Tensor) -> Trace:
 def descriptions(layers: Sequence[Layer]) -> dict[str, Tensor]:
     """Return the maps of each layer pooled, (B, F), by names such as "encoder.layers.0 4x4".
 
-    They are pooled over the image (1x1) and over 4x4 parts of it, if the maps have more values than that.
+    Maps are pooled over the image (1x1) and over 4x4 parts of it, if they have more values than that.
     """
     return {
         f"{layer.name} {squares}x{squares}": layer.pooled(squares)
@@ -120,8 +117,8 @@ def _watching(model: Autoencoder, image_size: Pair) -> Iterator[list[Layer]]:
         if layers:
             field, stride = layers[-1].receptive_field_px, layers[-1].stride_px
         else:
-            # What comes before the first convolution may lay squares of pixels one behind the other as
-            # channels; it is then given a smaller image, of which each value has seen one such square.
+            # A network may turn squares of pixels into channels first. Its first convolution is then given a
+            # smaller image, and each value of that depends on one such square.
             field = stride = (image_size[0] // given.shape[2], image_size[1] // given.shape[3])
         layers.append(Layer(names[module], given, field, stride))
 
@@ -146,10 +143,10 @@ def _watching(model: Autoencoder, image_size: Pair) -> Iterator[list[Layer]]:
 
 
 def _widened(layer: Layer, module: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> tuple[Pair, Pair]:
-    """Receptive field and stride after one more window: Dumoulin & Visin 2016; Araujo et al. 2019, eq. 2.
+    """Widen field and stride by one more window: Dumoulin & Visin 2016; Araujo et al. 2019, eq. 2.
 
-    r' = r + (k - 1) * dilation * stride, stride' = stride * step. Where a sum joins two paths the longer one
-    decides, and that is the one with the convolutions: a skip widens nothing.
+    r' = r + (k - 1) * dilation * stride, stride' = stride * step. Where a sum joins two paths, the one with
+    the convolutions decides: a skip connection widens nothing.
     """
     kernel, step = _pair(module.kernel_size), _pair(module.stride)
     dilation = _pair(getattr(module, "dilation", 1))
@@ -172,25 +169,25 @@ GRID_CHANNELS, SHEET_CHANNELS = 63, 7  # with the image itself, 8 rows of 8 and 
 
 # White is reached at this quantile of a layer: a single bright value would leave the rest black.
 WHITE_QUANTILE = 0.998
-SHALLOW = 0.25  # of the largest values
+SHALLOW = 0.25  # negative values smaller than this share of the largest are not worth a colour
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """What one layer made of the image.
+    """The output of one layer for one image.
 
     Attributes:
         name: of the convolution within the model, such as "encoder.layers.0".
-        maps: (C, h, w) float32, what the next layer is given; the most active channel first, by its mean
+        maps: (C, h, w) float32, the input of the next layer; the most active channel first, by its mean
             absolute value.
-        channels: (C,) the number of each channel within the layer, in that order.
-        receptive_field_px: (height, width) of the square of pixels that each value depends on; larger than
+        channels: (C,) number of each channel within the layer, in that order.
+        receptive_field_px: (height, width) of the rectangle of pixels that each value depends on; larger than
             the image where the last layers see all of it.
         stride_px: (vertical, horizontal) pixels from one value to the next.
-        range: values shown as black and white, or, where a layer has negative values that matter, as
-            blue and red around white; the same for every channel.
+        range: values shown as black and white or, where a layer has negative values that matter, as blue and
+            red around white; the same for every channel.
     """
 
     name: str
@@ -203,12 +200,12 @@ class LayerMaps:
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What `features` found.
+    """The feature maps of one image.
 
     Attributes:
-        image: (H, W, 3), as the model is given it.
+        image: (H, W, 3) in 0..255, as the model is given it.
         layers: shallow to deep.
-        sheet: (height, width, 3), the most active channels of every layer, a row a layer.
+        sheet: (height, width, 3) in 0..255, the most active channels of every layer, a row for each layer.
     """
 
     image: Pixels
@@ -230,13 +227,13 @@ def features(
         image: an image file.
         out: a folder for a grid of each layer's 63 most active channels, the sheet of all layers, and a
             table of the layers; made here. None writes nothing.
-        limits: the largest file and picture to accept.
+        limits: the largest file and image to accept.
 
     Raises:
         ModelFileError: the path given leads to no model.
         ConfigError: the image is one of those in `out`.
         ImageError: the image cannot be used.
-        OutputError: `out` is something else, or cannot be written.
+        OutputError: `out` holds something else than earlier features, or cannot be written.
     """
     model = as_model(model)
     if out is not None and Path(image).is_file() and Path(out).resolve() == Path(image).resolve().parent:
@@ -317,6 +314,7 @@ def _write(folder: Path, found: FeatureMaps) -> None:
     names = [f"layer-{index + 1:02}.png" for index in range(len(found.layers))]
     for index, name in enumerate(names):
         save_image(folder / name, layer_grid(found, index))
+    # Those of an earlier call with a deeper model would be taken for layers of this one.
     for earlier in set(folder.glob("layer-*.png")) - {folder / name for name in names}:
         earlier.unlink()
 

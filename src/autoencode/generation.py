@@ -1,4 +1,4 @@
-"""New images: codes drawn from a prior, decoded; and a walk through the prior as an animation.
+"""New images: codes drawn from a prior and decoded, and a walk through the prior as an animation.
 
 Shapes: N images, D code size, F frames. Codes are (N, D), pixels (N, H, W, 3) in 0..255.
 """
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 
 GRID_NAME, SETTINGS_NAME, IMAGES_NAME = "grid.png", "samples.json", "images"
-GRID_IMAGES = 256  # a grid of more is looked at by nobody
+GRID_IMAGES = 256  # nobody looks at a grid of more
 
 WALK_FRAMES, FRAMES_PER_SECOND = 120, 20
-FRAMES_PER_TURN = 40  # a walk shows something else about every second
+FRAMES_PER_TURN = 40  # a walk then shows another image about every second
 
-# What a mixture is fitted to at most: enough for 20 components of 256 values, and 80 MB.
+# Codes, and their values, that a mixture is fitted to at most: enough for 20 components of 256 dimensions,
+# and 80 MB in fp64.
 FITTED_CODES, FITTED_VALUES = 20_000, 10_240_000
 
 
@@ -47,9 +48,9 @@ class Samples:
     """Generated images.
 
     Attributes:
-        pixels: (N, H, W, 3).
-        codes: (N, D) float32, what was decoded.
-        prior: where they were drawn from, "mixture" or "normal".
+        pixels: (N, H, W, 3) in 0..255.
+        codes: (N, D) float32, decoded to `pixels`.
+        prior: the prior they were drawn from, "mixture" or "normal".
     """
 
     pixels: NDArray[np.uint8]
@@ -75,14 +76,14 @@ def generate(
             here. None writes nothing.
         prior: "normal" is N(0, I), which a VAE is trained towards; "mixture" the one in the model file. The
             default is the mixture where there is one.
-        temperature: factor on the standard deviation of the prior (Kingma & Dhariwal 2018, section 6); below
-            1 images are more alike and more ordinary. At least 0.
+        temperature: factor on the standard deviation of the prior, at least 0 (Kingma & Dhariwal 2018,
+            section 6). Below 1, images are more alike and have fewer flaws.
         seed: the same seed gives the same images.
 
     Raises:
         ModelFileError: the path given leads to no model.
         ConfigError: the model has no such prior, or a number is out of range.
-        OutputError: `out` is something else, or cannot be written.
+        OutputError: `out` holds something else than earlier samples, or cannot be written.
     """
     model = as_model(model)
     if count < 1:
@@ -105,13 +106,13 @@ def vary(
     prior: PriorName | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Draw images around a code that the prior holds to be as likely as it.
+    """Draw images around a code, with codes that are as likely under the prior as that code.
 
     Args:
         model: from `load_model`, or its path.
         code: (D,), of a sample or of an image.
         count: N, at least 1.
-        amount: how far, from 0 (the same image) to 1 (nothing of it is left).
+        amount: distance, from 0 (the same image) to 1 (nothing of it is left).
         prior: as for `generate`.
         seed: the same seed gives the same images.
 
@@ -144,23 +145,21 @@ def walk(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Samples:
-    """Go through the prior on a smooth closed path; each frame by itself is an ordinary sample of N(0, I).
+    """Go through the prior on a smooth closed path; each frame is distributed as a sample of N(0, I).
 
-    In a mixture the path also moves from component to component, and what lies between two is not.
+    In a mixture the path moves from component to component, and frames between two are no such samples.
 
     Args:
         model: from `load_model`, or its path.
         out: a .gif or .webp file for an animation without a cut, or another image for a strip.
         frames: F, at least 1.
-        prior: as for `generate`.
-        temperature: as for `generate`.
+        prior, temperature: as for `generate`.
         seed: the same seed gives the same path.
 
     Raises:
         ModelFileError: the path given leads to no model.
-        ConfigError: as for `generate`, no image format goes by the extension of `out`, or it holds
-            something else than an image.
-        OutputError: it cannot be written; what was there before is unchanged.
+        ConfigError: as for `generate`, or `out` has the extension of no image format or is no image now.
+        OutputError: `out` cannot be written; an earlier file is unchanged.
     """
     model = as_model(model)
     if frames < 1:
@@ -183,15 +182,13 @@ def fit_prior(
     """Fit a mixture to the codes of training images, and make it the prior of the model.
 
     `save_model(path, model, model.provenance)` keeps it. The same model, pack and seed give the same
-    mixture. Of a VAE, codes are drawn from the posterior of each image: those are what its decoder was
-    trained on, and a mixture of them describes held-out codes better than one of the means does, held-out
-    means included (0.8 nats a code, on 9,000 faces).
+    mixture.
 
     Args:
         model: from `load_model`; its `prior` is set.
         pack: the images it was trained on; at most 20,000 of the training split are used, or of the whole
-            pack where that is empty.
-        seed: of the choice of images and everything else that is drawn.
+            pack where the split is empty.
+        seed: of the choice of images and of all random numbers.
         progress: called with (images encoded, images in all).
 
     Raises:
@@ -205,6 +202,8 @@ def fit_prior(
     for images in batches(pack, chosen, INFERENCE_BATCH):
         mean, log_variance = model.encode_distribution(images)
         if log_variance is not None:
+            # Drawn from the posterior: those codes are what the decoder was trained on, and a mixture of them
+            # describes held-out codes better than one of the means (0.8 nats a code, 9,000 faces).
             mean = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
         codes.append(mean)
         done += len(images)
@@ -239,7 +238,7 @@ def _generator(purpose: str, seed: int) -> torch.Generator:
 
 
 def _prepared(out: Path) -> Path:
-    """Make the folder; one that holds something else than earlier samples is left alone."""
+    """Make the folder; reject one that holds something else than earlier samples."""
     if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier samples. Choose another --out.")
     make_folder(out / IMAGES_NAME)
@@ -247,14 +246,13 @@ def _prepared(out: Path) -> Path:
 
 
 def _write(folder: Path, made: Samples, settings: dict[str, object]) -> None:
-    # First, so that a folder left half-written is known as ours.
+    # First, so that a folder left half-written is known as ours and can be written again.
     write_json(folder / SETTINGS_NAME, {"count": len(made.pixels), "prior": made.prior, **settings})
     digits = max(4, len(str(len(made.pixels) - 1)))
     names = [f"sample-{index:0{digits}}.png" for index in range(len(made.pixels))]
     for name, pixels in zip(names, made.pixels, strict=True):
         save_image(folder / IMAGES_NAME / name, pixels)
-    for earlier in set((folder / IMAGES_NAME).glob("sample-*.png")) - {
-        folder / IMAGES_NAME / n for n in names
-    }:
-        earlier.unlink()
+    for earlier in (folder / IMAGES_NAME).glob("sample-*.png"):
+        if earlier.name not in set(names):
+            earlier.unlink()
     save_image(folder / GRID_NAME, image_grid(made.pixels[:GRID_IMAGES]))

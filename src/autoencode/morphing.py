@@ -5,11 +5,11 @@ Shapes: D code size, F frames. Codes are (F, D), pixels (F, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import check_output
-from autoencode.configuration import Interpolation
 from autoencode.data.preprocessing import WRITABLE
 from autoencode.errors import ConfigError
 from autoencode.figures.animation import check_frames, is_animation, save_frames
@@ -25,15 +24,16 @@ from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
+    from autoencode.configuration import Interpolation
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
 
-# Frames from one image to the next: a strip is read, an animation has to move smoothly.
+# Frames from one image to the next: a strip is looked at image by image, an animation has to move smoothly.
 STRIP_FRAMES, ANIMATION_FRAMES = 9, 30
 FRAMES_PER_SECOND = 20
 
-# Two codes this near to parallel, or opposite, span no plane to turn in.
+# Two codes this close to parallel, or to opposite, span no plane to turn in.
 LEAST_SINE = 1e-4
 
 
@@ -42,9 +42,9 @@ class Morph:
     """The frames of a morph.
 
     Attributes:
-        pixels: (F, H, W, 3).
-        codes: (F, D) float32, what was decoded.
-        alphas: (F,) where each frame lies: 0 at the first image, 1 at the second, 1.5 half-way to the third.
+        pixels: (F, H, W, 3) in 0..255.
+        codes: (F, D) float32, decoded to `pixels`.
+        alphas: (F,) position of each frame: 0 at the first image, 1 at the second, 1.5 half-way to the third.
     """
 
     pixels: NDArray[np.uint8]
@@ -77,22 +77,20 @@ def morph(
             constant speed and its length changes linearly, so that the middle is no closer to zero than
             the ends.
         ping_pong: go back the same way and end with the first image, so that an animation has no cut.
-        limits: the largest files and pictures to accept.
+        limits: the largest files and images to accept.
 
     Raises:
         ModelFileError: the path given leads to no model.
-        ConfigError: fewer than two images or frames, more frames than fit, an unknown `interpolation`, no
-            format by that extension, or `out` is one of the images or holds something else than an image.
-        ImageError: an image cannot be used; names it and says why.
+        ConfigError: there are fewer than two images or frames, or more frames than fit; the interpolation is
+            unknown; or `out` has the extension of no format, is one of the images or is no image now.
+        ImageError: an image cannot be used; the message names it and the reason.
         OutputError: `out` cannot be written.
     """
     model = as_model(model)
     if len(images) < 2 or isinstance(images, str):
         raise ConfigError("A morph needs two or more images.")
-    if interpolation not in get_args(Interpolation):
-        raise ConfigError(
-            f"Unknown interpolation {interpolation!r}. Choose one of: {', '.join(get_args(Interpolation))}."
-        )
+    if interpolation not in INTERPOLATIONS:
+        raise ConfigError(f"Unknown interpolation {interpolation!r}. Choose {' or '.join(INTERPOLATIONS)}.")
     path = None if out is None else Path(out)
     if path is not None:
         check_output(path, WRITABLE, map(Path, images))
@@ -113,16 +111,15 @@ def morph(
 
 
 def between(codes: Tensor, at: float, interpolation: Interpolation) -> Tensor:
-    """Return the code (D,) at a place on the way along codes (N, D): 0 is the first, N - 1 the last."""
+    """Return the code (D,) at a position between codes (N, D): 0 is the first, N - 1 the last."""
     last = len(codes) - 1
     at = min(max(at, 0.0), float(last))
     leg = min(int(at), last - 1)
-    mix = _spherical if interpolation == "spherical" else _linear
-    return mix(codes[leg], codes[leg + 1], torch.tensor([[at - leg]]))[0]
+    return INTERPOLATIONS[interpolation](codes[leg], codes[leg + 1], torch.tensor([[at - leg]]))[0]
 
 
 def in_square(codes: Tensor, x: float, y: float, interpolation: Interpolation) -> Tensor:
-    """Return the code (D,) in a square with codes (4, D) at its corners.
+    """Return the code (D,) at a position in a square with codes (4, D) at its corners.
 
     Args:
         codes: of the corners at the top left, top right, bottom left and bottom right.
@@ -135,9 +132,9 @@ def in_square(codes: Tensor, x: float, y: float, interpolation: Interpolation) -
 
 
 def mixed(codes: Tensor, frames: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
-    """Return the codes from each of (N, D) to the next, (F, D), and their alphas (F,) from 0 to N - 1."""
+    """Return codes from each of (N, D) to the next, (F, D), and their alphas (F,) from 0 to N - 1."""
     between = torch.linspace(0, 1, frames)
-    mix = _spherical if interpolation == "spherical" else _linear
+    mix = INTERPOLATIONS[interpolation]
     # Each image belongs to the leg that ends with it; the first leg also begins with one.
     legs = [mix(a, b, between[1:, None]) for a, b in pairwise(codes)]
     alphas = [leg + between[1:] for leg in range(len(legs))]
@@ -161,3 +158,9 @@ def _spherical(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     turned = (((1 - alpha) * angle).sin() * first + (alpha * angle).sin() * second) / angle.sin()
     turned_code: Tensor = turned * _linear(lengths[0], lengths[1], alpha)
     return turned_code
+
+
+INTERPOLATIONS: dict[Interpolation, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "linear": _linear,
+    "spherical": _spherical,
+}

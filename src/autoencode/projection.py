@@ -1,7 +1,7 @@
-"""Codes laid out in a plane, in units of what they change in an image: by principal components, or by UMAP.
+"""Codes laid out in a plane by principal components or UMAP, in units of their effect on an image.
 
-Principal components are there at once and keep distances as well as a plane can; UMAP takes its time and
-keeps neighbours together.
+Principal components take a moment and keep distances as well as a plane can; UMAP takes longer and keeps
+neighbours together.
 
 Shapes: N images, D code size. Codes are (N, D).
 """
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 Layout = Literal["pca", "umap"]
 
-NEIGHBOURS = 15  # of each image that UMAP keeps near it, its own default
-FEWEST = 5  # images that have neighbours to speak of
+NEIGHBOURS = 15  # of each image, which UMAP keeps near it; its own default
+FEWEST = 5  # with fewer images UMAP has no neighbourhoods to keep
 
 Vectors = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 
 class CodeMap(NamedTuple):
-    """Where codes lie.
+    """A layout of codes.
 
     Attributes:
-        plane: (N, 2) float64. Of principal components it is centred, and the first column varies most.
-        explained: share of the variance of the codes that the plane holds, in [0, 1]; None of UMAP.
+        plane: (N, 2) float64. By principal components it is centred, and the first column varies most.
+        explained: share of the variance of the codes in the plane, in [0, 1]; None for UMAP.
     """
 
     plane: Array
@@ -49,10 +49,10 @@ def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
 
 
 def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = None) -> CodeMap:
-    """Lay out codes by UMAP (McInnes, Healy & Melville 2018), which starts at their principal plane.
+    """Lay out codes by UMAP (McInnes, Healy & Melville 2018), starting at their principal plane.
 
-    Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. Needs no model, so
-    that another process can do it.
+    Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. No model is needed,
+    so that another process can do it.
 
     Args:
         centred: (N, D), N at least 1, from `in_effects`.
@@ -65,7 +65,7 @@ def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = 
     start = _principal(centred).plane
     if len(centred) < FEWEST:
         return CodeMap(start, None)
-    # A little noise: a direction in which all are equal has no scale.
+    # With a little noise: a direction in which all codes are equal has no scale.
     start = 10 * start / max(np.abs(start).max(), 1e-12)
     start += np.random.default_rng(0).normal(0, 1e-4, start.shape)
     layout = umap.UMAP(
@@ -81,7 +81,7 @@ def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = 
 
 @contextmanager
 def _same_threads() -> Iterator[None]:
-    """Leave torch its number of threads: UMAP sets that of the process, and sums depend on it."""
+    """Restore torch's number of threads: UMAP sets that of the process, and the bits of sums depend on it."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -90,7 +90,7 @@ def _same_threads() -> Iterator[None]:
 
 
 class _Rounds:
-    """The file UMAP writes its progress to; what `progress` raises ends the work."""
+    """The file UMAP writes its progress to. An exception raised by `progress` ends the work."""
 
     def __init__(self, progress: Callable[[int, int], None] | None) -> None:
         self._progress = progress
@@ -107,7 +107,7 @@ class _Rounds:
 def _umap() -> Any:  # noqa: ANN401 - it has no types
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # of what it would use TensorFlow for
+            warnings.simplefilter("ignore", ImportWarning)  # about the parts that need TensorFlow
             import umap
     except ImportError as err:
         raise MissingExtraError("map", "A map by UMAP") from err
@@ -115,26 +115,26 @@ def _umap() -> Any:  # noqa: ANN401 - it has no types
 
 
 def in_effects(model: Autoencoder, codes: Vectors) -> Array:
-    """Return codes (N, D) about their mean, each value in units of what it changes in an image."""
+    """Return codes (N, D) about their mean, each dimension in units of its effect on an image."""
     centred: Array = (codes - codes.mean(0, np.float64)) * effects(model, codes)
     return centred
 
 
 def _principal(centred: Array) -> CodeMap:
-    # The covariance is small whatever the number of images; a decomposition of the codes themselves is not.
+    # By the covariance, (D, D) whatever the number of images; a decomposition of the codes takes (N, D).
     variances, directions = np.linalg.eigh(centred.T @ centred)
     variances, kept = variances[::-1].clip(min=0), directions[:, ::-1][:, :2]
     plane = np.zeros((len(centred), 2))
-    # The largest value of each direction is positive, so that equal codes give equal maps.
+    # The largest value of each direction is made positive, so that equal codes give equal maps.
     signs = np.sign(kept[np.abs(kept).argmax(0), np.arange(kept.shape[1])])
     plane[:, : kept.shape[1]] = centred @ (kept * signs)
     return CodeMap(plane, float(variances[:2].sum() / max(variances.sum(), 1e-12)))
 
 
 def effects(model: Autoencoder, codes: Vectors) -> Array:
-    """Return how much a unit of each code value (D,) changes the image, at the mean of codes (N, D).
+    """Return how much a unit of each code dimension (D,) changes the image, at the mean of codes (N, D).
 
-    Codes may be scaled at will without changing what the model does (those of `best` all vary alike), so
+    Codes can be scaled without changing the function of a model (those of `best` all have variance 1), so
     their own variances say nothing.
     """
     wide = codes.astype(np.float64)

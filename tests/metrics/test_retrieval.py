@@ -9,6 +9,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from autoencode import ConfigError, Run, build_index, evaluate_search, retrieval_quality
+from autoencode.metrics.retrieval import average_precision
 
 
 def labelled(count: int = 120) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
@@ -39,6 +40,14 @@ def test_quality_is_what_scikit_learn_says() -> None:
     assert found.chance == pytest.approx(max(np.unique(labels, return_counts=True)[1]) / 120)
     low, high = found.mean_average_precision.interval
     assert low < found.mean_average_precision.value < high
+
+
+def test_average_precision_follows_its_formula_and_agrees_with_scikit_learn() -> None:
+    few = np.array([[True, False, True], [True, True, True], [False, False, True]])
+    np.testing.assert_allclose(average_precision(few), [(1 / 1 + 2 / 3) / 2, 1.0, 1 / 3])
+    hits = np.random.default_rng(0).random((12, 40)) < 0.3
+    expected = [average_precision_score(row, -np.arange(40)) for row in hits]
+    np.testing.assert_allclose(average_precision(hits), expected)
 
 
 def test_queries_can_be_chosen_and_limited() -> None:

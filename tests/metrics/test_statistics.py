@@ -1,4 +1,4 @@
-"""Intervals, AUROC and average precision against scikit-learn, closed forms and plain loops."""
+"""Intervals and AUROC against scikit-learn, closed forms and plain loops."""
 
 import math
 from collections.abc import Callable
@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from autoencode.errors import ConfigError
 from autoencode.metrics import statistics
 from autoencode.metrics.statistics import (
     auroc,
     auroc_estimate,
-    average_precision,
     confidence_interval_bootstrap,
     estimate,
     wilson_interval,
@@ -155,44 +154,3 @@ def test_wilson_interval_follows_its_closed_form(n: int, data: st.DataObject, le
 def test_wilson_interval_rejects_what_cannot_be(k: int, n: int, level: float) -> None:
     with pytest.raises(ConfigError):
         wilson_interval(k, n, level)
-
-
-def ranked_collection(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A full ranking of 40 labelled images for each of 12 queries, and how many are relevant to each."""
-    generator = np.random.default_rng(seed)
-    collection = generator.integers(0, 4, size=40)
-    queries = np.arange(12) % 4
-    neighbours = np.stack([generator.permutation(collection) for _ in queries])
-    return neighbours, queries, (neighbours == queries[:, None]).sum(axis=1)
-
-
-def test_average_precision_of_a_full_ranking_agrees_with_scikit_learn() -> None:
-    neighbours, queries, relevant = ranked_collection(0)
-    expected = [
-        average_precision_score(row == query, -np.arange(40))
-        for row, query in zip(neighbours, queries, strict=True)
-    ]
-    np.testing.assert_allclose(average_precision(neighbours, queries, relevant), expected)
-
-
-def test_average_precision_of_a_short_list_follows_its_formula() -> None:
-    neighbours = np.array([["a", "b", "a"], ["b", "b", "b"], ["a", "a", "b"]])
-    queries, relevant = np.array(["a", "b", "b"]), np.array([2, 9, 5])
-    expected = [(1 / 1 + 2 / 3) / 2, 1.0, (1 / 3) / 3]
-    np.testing.assert_allclose(average_precision(neighbours, queries, relevant), expected)
-
-
-def test_queries_without_a_relevant_image_are_left_out_and_minus_one_pads() -> None:
-    neighbours = np.array([[7, -1], [7, -1]])
-    queries, relevant = np.array([7, 3]), np.array([1, 0])
-    np.testing.assert_array_equal(average_precision(neighbours, queries, relevant), [1.0])
-    with pytest.raises(ConfigError, match="No query"):
-        average_precision(neighbours[1:], queries[1:], relevant[1:])
-
-
-def test_average_precision_rejects_a_query_among_its_own_neighbours() -> None:
-    neighbours, queries = np.array([[5, 5]]), np.array([5])
-    with pytest.raises(ConfigError, match="Leave the query itself out"):
-        average_precision(neighbours, queries, np.array([1]))
-    with pytest.raises(ConfigError, match="are needed"):
-        average_precision(neighbours, np.array([5, 5]), np.array([2]))

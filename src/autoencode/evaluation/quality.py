@@ -33,7 +33,7 @@ from autoencode.metrics.latents import (
     bits_per_dimension,
     gaussian_log_likelihood,
     kl,
-    kl_per_value,
+    kl_per_dimension,
 )
 from autoencode.metrics.retrieval import RetrievalQuality, retrieval_quality
 from autoencode.metrics.statistics import Estimate, Interval, estimate
@@ -234,7 +234,7 @@ def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
         posterior = model.encode_distribution(images)
         mean, log_variance = (part.double() for part in posterior if part is not None)
         count += len(mean)
-        kl += kl_per_value(mean, log_variance).sum(0)
+        kl += kl_per_dimension(mean, log_variance).sum(0)
         means += mean.sum(0)
         squares += mean.square().sum(0)
         # A draw from each posterior is a draw from the aggregate one; `_gap` knows the bias of draws.

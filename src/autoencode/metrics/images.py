@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.errors import ConfigError
 from autoencode.metrics.statistics import Interval
 
-VALUES_PER_CHUNK = 2**20  # bounds the working memory of an image metric to some 60 MB, and suits the cache
+VALUES_PER_CHUNK = 2**20  # bounds the working memory of an image metric to some 60 MB, and fits the cache
 SSIM_WINDOW_PX = 11
 
 Reals = NDArray[np.floating[Any]]
@@ -34,7 +34,7 @@ class KernelDistance(NamedTuple):
 
 
 def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over channels and pixels of (a - b)², per image.
+    """Return the mean over channels and pixels of (a - b)², per image.
 
     Args:
         a: images (B, C, H, W), float in [0, 1].
@@ -50,7 +50,7 @@ def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mean_absolute_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over channels and pixels of |a - b|, per image; arguments and errors as `mean_squared_error`.
+    """Return the mean over channels and pixels of |a - b|, per image; arguments as `mean_squared_error`.
 
     Returns:
         (B,) float32 in [0, 1].
@@ -59,23 +59,16 @@ def mean_absolute_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image, 10 log10(1 / MSE), for a peak value of 1.
-
-    Args:
-        a: images (B, C, H, W), float in [0, 1].
-        b: images of the same shape.
+    """Return the peak signal-to-noise ratio per image, 10 log10(1 / MSE); arguments as `mean_squared_error`.
 
     Returns:
         (B,) float32 in dB, at least 0; infinite where the two images are identical.
-
-    Raises:
-        ConfigError: the shapes differ, or are not four-dimensional, or the values are not floats.
     """
     return 10 * mean_squared_error(a, b).reciprocal().log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity per image: Wang et al. 2004, eq. 13, with the settings of its section III-C.
+    """Return the structural similarity per image: Wang et al. 2004, eq. 13, settings of its section III-C.
 
     Gaussian window of 11 px and sigma 1.5, K1 = 0.01, K2 = 0.03, peak 1; computed for each channel and
     averaged over the channels and over every position where the window lies inside the image.
@@ -99,7 +92,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sharpness_ratio(restored: Tensor, original: Tensor) -> Tensor:
-    """Variance of the Laplacian of the restored image over that of the original, per image.
+    """Return the variance of the Laplacian of the restored image over that of the original, per image.
 
     The variance of the Laplacian is the focus measure of Pech-Pacheco et al. 2000, here with the
     four-neighbour Laplacian of the mean over channels. Below 1 the restored image is blurred, above 1 it
@@ -131,7 +124,7 @@ def sharpness_ratio(restored: Tensor, original: Tensor) -> Tensor:
 def kernel_inception_distance(
     features_a: Reals, features_b: Reals, subset_size: int | None = None, subsets: int = 100, seed: int = 0
 ) -> KernelDistance:
-    """Kernel distance between two sets of features: Bińkowski et al. 2018, section 4, for any features.
+    """Return the kernel distance between two sets of features of any kind: Bińkowski et al. 2018, section 4.
 
     The unbiased estimate of MMD² (Gretton et al. 2012, eq. 3) under k(x, y) = (x·y / F + 1)³, averaged
     over random subsets. Being unbiased it is slightly negative about half the time for equal
@@ -165,7 +158,7 @@ def kernel_inception_distance(
             f"set, and a subset; got {a.shape} and {b.shape}, subset size {size}, {subsets} subsets."
         )
     if size == len(a) == len(b):
-        subsets = 1
+        subsets = 1  # every further one would be the same
     generator = np.random.default_rng(seed)
     estimates = np.array(
         [
@@ -256,8 +249,7 @@ def _squared_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float,
 
 
 def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1) ** 3
-    return kernel
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
 def _checked_features(features: Reals) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ ACTIVE_VARIANCE = 0.01  # of Burda et al. 2016
 
 
 def gaussian_log_likelihood(images: Tensor, means: Tensor, sigma2: float | Tensor) -> Tensor:
-    """log p(x | t) of each image, summed over its values; equation (5).
+    """Return log p(x | t) of each image, summed over its values; equation (5).
 
     Args:
         images: x, (B, 3, H, W).
@@ -29,23 +29,24 @@ def gaussian_log_likelihood(images: Tensor, means: Tensor, sigma2: float | Tenso
     Returns:
         (B,) nats: -N/2 log(2 pi sigma2) - sum_i (x_i - mu_i)^2 / (2 sigma2).
     """
+    # In fp32 also under autocast: the sum over an image's values has more digits than bf16 keeps.
     sigma2 = torch.as_tensor(sigma2, dtype=torch.float32, device=images.device)
     squared_error = (images - means.float()).square().flatten(1).sum(1)
     return -0.5 * images[0].numel() * torch.log(2 * math.pi * sigma2) - squared_error / (2 * sigma2)
 
 
-def kl_per_value(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each code value: (B, D) nats, summed by equation (7)."""
+def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return KL(N(mean, exp(log_variance)) || N(0, 1)) of each code dimension: (B, D) nats, equation (7)."""
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
 
 
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q(t | x) || N(0, I)) of each image, (B,) nats; equation (7)."""
-    return kl_per_value(mean, log_variance).sum(1)
+    """Return KL(q(t | x) || N(0, I)) of each image, (B,) nats; equation (7)."""
+    return kl_per_dimension(mean, log_variance).sum(1)
 
 
 def bits_per_dimension(nats_per_image: float, values_per_image: int) -> float:
-    """Negative log-likelihood (or its bound) as bits a value of the 8-bit image.
+    """Return the negative log-likelihood (or its bound) in bits per value of the 8-bit image.
 
     The model's density lives on [0, 1]; an image of 256 levels has 8 bits a value more (Theis et al. 2016).
     """
@@ -65,6 +66,7 @@ class RunningVariance:
 
     def add(self, rows: Tensor) -> None:
         """Take in rows (B, D), at least one, any device."""
+        # In fp64 and about the mean: sums of squares lose every digit where the mean is a million deviations.
         values = rows.detach().cpu().double()
         variance, mean = torch.var_mean(values, dim=0, correction=0)
         self._merge(len(values), mean, variance * len(values))

@@ -11,12 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.errors import ConfigError
-from autoencode.metrics.statistics import (
-    Estimate,
-    average_precision,
-    confidence_interval_bootstrap,
-    wilson_interval,
-)
+from autoencode.metrics.statistics import Estimate, confidence_interval_bootstrap, wilson_interval
 
 MOST_QUERIES = 2000
 VOTERS = 10
@@ -104,6 +99,21 @@ def retrieval_quality(
     )
 
 
+def average_precision(hits: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the average precision of rankings: Manning, Raghavan and Schütze 2008, section 8.4.
+
+    It is the mean, over the relevant images, of the share of relevant ones among those up to its rank.
+
+    Args:
+        hits: (Q, M) whether each image is relevant, nearest first; at least one of each query.
+
+    Returns:
+        (Q,) in (0, 1].
+    """
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    return np.asarray((precision * hits).sum(axis=1) / hits.sum(axis=1))
+
+
 def _any(hits: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(hits.any(axis=1))
 
@@ -127,9 +137,9 @@ def _ranked(
     distances[np.arange(len(queries)), queries] = np.inf
     order = np.argsort(distances, axis=1, kind="stable")[:, :-1]
     near, own = labels[order], labels[queries]
-    precision = average_precision(near, own, sizes[own] - 1)
+    hits = near == own[:, None]
     votes = np.stack([np.bincount(line, minlength=len(sizes)) for line in near[:, :VOTERS]])
     # The first neighbour with a label of the most votes wins a tie, as it is the nearest.
     most = np.take_along_axis(votes, near[:, :VOTERS], axis=1) == votes.max(axis=1, keepdims=True)
     voted = near[np.arange(len(near)), most.argmax(axis=1)]
-    return near[:, :VOTERS] == own[:, None], precision, voted
+    return hits[:, :VOTERS], average_precision(hits), voted

@@ -1,6 +1,6 @@
-"""How well scores separate and rankings find, and how sure one can be of a mean, a median or a rate.
+"""How well scores separate two sets, and how sure one can be of a mean, a median or a rate.
 
-NumPy arrays in, numbers out. Shapes: N, M samples, Q queries, K neighbours.
+NumPy arrays in, numbers out. Shapes: N, M samples.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Labels = NDArray[np.integer[Any]] | NDArray[np.str_]
-    Counts = NDArray[np.integer[Any]]
     Reals = NDArray[np.floating[Any]]
 
 BOOTSTRAP_RESAMPLES = 2000
@@ -42,8 +40,8 @@ class Estimate:
 
     Attributes:
         value: the number.
-        interval: its 95 % interval; None where one sample says nothing about others.
-        count: how many samples it comes from.
+        interval: its 95 % interval; None where there is one sample, which says nothing about others.
+        count: samples it comes from.
     """
 
     value: float
@@ -55,7 +53,7 @@ def estimate(values: Reals, statistic: Callable[..., Any] = np.mean) -> Estimate
     """Reduce measurements to one number and its 95 % bootstrap interval.
 
     Args:
-        values: (N,) independent measurements. Those that are infinite are left out, and not counted.
+        values: (N,) independent measurements; infinite ones are left out, and not counted.
         statistic: as for `confidence_interval_bootstrap`.
 
     Returns:
@@ -112,12 +110,13 @@ def auroc_estimate(negative_scores: Reals, positive_scores: Reals) -> Estimate:
         _shares_below(of, among).var(ddof=1) / len(of)
         for of, among in ((negatives, positives), (positives, negatives))
     )
+    # No less than 0 and no more than 1, which the normal approximation does not know.
     margin = NormalDist().inv_cdf(0.975) * math.sqrt(variance)
     return Estimate(value, Interval(max(0.0, value - margin), min(1.0, value + margin)), count)
 
 
 def _shares_below(scores: Reals, others: Reals) -> Reals:
-    """Return for each score which share of the sorted others is below it, with ties as a half."""
+    """Return for each score the share of the sorted `others` below it, with ties as a half."""
     sides = (np.searchsorted(others, scores, side=side) for side in ("left", "right"))
     return np.asarray(sum(sides) / (2 * len(others)))
 
@@ -180,55 +179,6 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> Interval:
         raise ConfigError(f"A rate needs 0 <= k <= n and n >= 1; got k = {k}, n = {n}.")
     found = binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high))
-
-
-def average_precision(
-    neighbour_labels: Labels, query_labels: Labels, relevant: Counts
-) -> NDArray[np.float64]:
-    """Return the average precision of each query's first K neighbours.
-
-    AP = sum over ranks i <= K of [neighbour i is relevant] * precision(i), over min(R, K), where R images
-    are relevant and precision(i) is the relevant share of the first i. With K the whole collection it is
-    the AP of Manning, Raghavan and Schütze 2008, section 8.4; the min keeps 1 within reach of a short list.
-
-    Args:
-        neighbour_labels: (Q, K) label of each neighbour, nearest first, the query itself left out. Pad a
-            short list with a label that no query has, such as -1.
-        query_labels: (Q,) label of each query.
-        relevant: (Q,) how many searchable images share the query's label, the query itself left out.
-
-    Returns:
-        (Q',) in [0, 1], for the Q' <= Q queries that have a relevant image, in their order.
-
-    Raises:
-        ConfigError: the shapes do not fit, or no query has a relevant image.
-    """
-    hits, possible = _hits(neighbour_labels, query_labels, relevant)
-    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-    scores: NDArray[np.float64] = (precision * hits).sum(axis=1) / np.minimum(possible, hits.shape[1])
-    return scores
-
-
-def _hits(
-    neighbour_labels: Labels, query_labels: Labels, relevant: Counts
-) -> tuple[NDArray[np.bool_], Counts]:
-    """Return which neighbours are relevant (Q', K), and of how many (Q',), for queries that have any."""
-    queries = len(query_labels)
-    if neighbour_labels.ndim != 2 or len(neighbour_labels) != queries or relevant.shape != (queries,):
-        raise ConfigError(
-            "Neighbour labels (Q, K), query labels (Q,) and relevant counts (Q,) are needed; got shapes "
-            f"{neighbour_labels.shape}, {query_labels.shape} and {relevant.shape}."
-        )
-    hits: NDArray[np.bool_] = neighbour_labels == query_labels[:, None]
-    if (hits.sum(axis=1) > relevant).any():
-        raise ConfigError(
-            "A query has more neighbours of its label than relevant images. "
-            "Leave the query itself out of both."
-        )
-    answerable = relevant > 0
-    if not answerable.any():
-        raise ConfigError("No query has a relevant image, so there is nothing to find. Label more images.")
-    return hits[answerable], relevant[answerable]
 
 
 def _checked_scores(scores: Reals, name: str) -> NDArray[np.float64]:
