@@ -20,6 +20,7 @@ from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
 _OF_THE_DISK = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
+# By name, as the libraries that raise them need not be installed.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING_CREDENTIALS = (
     "No credentials for {url}. Log in with the tool of its provider, or set the variables it reads "
@@ -57,7 +58,7 @@ class RemoteFolder:
     def listing(self) -> dict[str, Stamp]:
         """Return each file in it and its sub-folders, by its path relative to this folder."""
         with self._storage() as (storage, root):
-            storage.invalidate_cache()
+            storage.invalidate_cache()  # fsspec remembers listings, and others write here, too
             found = storage.find(root, detail=True)
             start = len(root.rstrip("/")) + 1
             return {name[start:]: _stamp(info) for name, info in found.items()}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoencode.data import manifest
-from autoencode.data.manifest import Entries, Entry, packed, skipped, unread
+from autoencode.data.manifest import Entries, Entry, packed, skipped
 
 WHOLE = st.integers(0, 2**63 - 1)
 PATHS = st.binary(min_size=1, max_size=20).map(os.fsdecode)
@@ -54,7 +54,7 @@ def test_a_selection_in_any_order_is_that_of_a_list(listed: list[Entry], random:
 
 @given(st.lists(PACKED | SKIPPED, min_size=1, max_size=12))
 def test_unread_entries_become_what_is_found_in_their_files(listed: list[Entry]) -> None:
-    entries = Entries(unread(entry.path, entry.size, entry.mtime) for entry in listed)
+    entries = Entries(skipped(entry.path, entry.size, entry.mtime) for entry in listed)
     assert not len(entries.packed)
     half = np.arange(0, len(listed), 2)
     for index in range(1, len(listed), 2):

@@ -66,7 +66,7 @@ class Pack:
         # The manifest is ordered by path, which a stable sort keeps among copies.
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
         self.skipped = list(entries.take(entries.rows < 0))
-        self._rows = self.entries.rows.copy()
+        self._rows = self.entries.rows.copy()  # contiguous: in the entries, rows are 68 bytes apart
         shards = files.shards(settings)
         self.window = shards.window * shards.rows_per_shard
         self.rows_per_shard = shards.rows_per_shard
@@ -82,7 +82,7 @@ class Pack:
     def rows(self, split: Split | None = None) -> NDArray[np.int64]:
         """Return the rows (N,) of a split, or of all, in the order of `entries`; copies share a row."""
         if split is None:
-            return self._rows.copy()
+            return self._rows.copy()  # which a caller may shuffle in place
         return self._rows[self.entries.in_split(split)]
 
     def training_rows(self) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from autoencode.atomic import exclusive, make_folder, remove_temporaries, write_bytes
 from autoencode.data import manifest, workers
 from autoencode.data.decoding import read_bytes
-from autoencode.data.manifest import Entries, Entry, Settings, unread
+from autoencode.data.manifest import Entries, Entry, Settings, skipped
 from autoencode.data.preprocessing import read_image
 from autoencode.data.shards import PackFiles, ShardReader, Shards
 from autoencode.data.sources import image_names
@@ -91,6 +91,7 @@ def update(
             with contextlib.suppress(OSError, PackError, StorageError):
                 _tidy(files, shards)
             raise
+        # Only now: until the manifest was replaced, the pack was the old one.
         shards.keep_only(shards.shards_of(_rows(listed)))
 
 
@@ -134,10 +135,10 @@ def _survey(folder: Path) -> Iterator[Entry]:
     """Yield each file with its size and time before anything is read of it."""
     for name in image_names(folder):
         size, mtime = 0, 0
-        with contextlib.suppress(OSError):  # the worker will find out why
+        with contextlib.suppress(OSError):  # the worker that reads the file gives the reason
             status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call
             size, mtime = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
-        yield unread(name, size, mtime)
+        yield skipped(name, size, mtime)
 
 
 def _read_new(
@@ -347,7 +348,7 @@ def _read_all(
     decoder = decoder.knowing(known)
     tasks = _Tasks(listed, chosen, rows, decoder.shards)
     results = workers.run(decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=worker_count)
-    with contextlib.closing(results):
+    with contextlib.closing(results):  # which ends the workers when this loop fails
         for done, (index, result) in enumerate(results, 1):
             outcome = Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
             listed.set_content(int(chosen[index]), outcome.digest, outcome.reason)

@@ -31,7 +31,7 @@ WRITABLE = {
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"},
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
 }
-_MULTIPLE = 16
+_MULTIPLE = 16  # the default network halves each side four times
 _MOST = 16_384  # pixels a side: a forged size must not ask for terabytes
 # 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower.
 _BYTES_PER_LIMIT = 100_000_000
@@ -302,10 +302,12 @@ def _region(
     target = (preprocessing.width, preprocessing.height)
     if preprocessing.resize_mode == "crop":
         scale = min(width / target[0], height / target[1])
+        # Rounding may take a corner below 0, which Pillow rejects.
         left, top = (max(0.0, (side - scale * want) / 2) for side, want in zip(extent, target, strict=True))
         return target, (left, top, width - left, height - top)
     if preprocessing.resize_mode == "pad":
         scale = max(width / target[0], height / target[1])
+        # Of an image a thousand times as wide as high, a row is left.
         target = (max(1, round(width / scale)), max(1, round(height / scale)))
     return target, (0.0, 0.0, width, height)
 

@@ -77,6 +77,7 @@ def files_at(location: str | Path, *, must_exist: bool = True) -> PackFiles:
     if not is_url(location):
         return _files_in(Path(location))
     url = str(location).rstrip("/")
+    # A digest, as a URL has characters that the name of a folder may not have.
     files = CachedPackFiles(cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16], RemoteFolder(url))
     files.refresh()
     if must_exist and not is_pack(files.folder):
@@ -231,7 +232,7 @@ class RemoteShards(Shards):
         for shard in self.shards_of(rows):
             self.remote.upload(self.path(shard), self._name(shard))
             self.path(shard).unlink(missing_ok=True)
-        self.__dict__.pop("_listed", None)
+        self.__dict__.pop("_listed", None)  # the listing lacks the new shards
 
     def keep_only(self, shards: Collection[int]) -> None:
         """Delete every other shard in storage, and all that was begun here."""
@@ -252,6 +253,7 @@ class RemoteShards(Shards):
     def _fetched(self, shard: int) -> Path:
         path, stamp = self._cached(shard), self.status(shard)
         make_folder(self.folder)
+        # Processes that train together on one machine need the same shard at once: one of them fetches it.
         with one_at_a_time(self.folder / f"{shard:05d}.lock"):
             if not path.exists() or path.stat().st_size != stamp.size:
                 size = max(cache_bytes(), _FEWEST * self.row_bytes * self.rows_per_shard)
@@ -271,6 +273,7 @@ class RemoteShards(Shards):
     def _listed(self) -> dict[str, Stamp]:
         return self.remote.listing()
 
+    # Both are made when they are needed: shards are sent to workers, and threads cannot be.
     @functools.cached_property
     def _coming(self) -> dict[int, Future[Path]]:
         return {}

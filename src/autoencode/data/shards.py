@@ -156,6 +156,7 @@ class Shards:
         for shard in self.shards_of(rows):
             temporary = self._temporary(shard)
             try:
+                # The pixels must be on the disk before the name that vouches for them.
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
                 temporary.replace(self.path(shard))
@@ -291,6 +292,7 @@ def _open_map(shards: Shards, identities: Mapping[int, object], shard: int) -> N
             f"{shards.location(shard)} is gone since the pack was opened. Open it again."
         ) from err
     rows = len(mapped) // shards.row_bytes
+    # The array keeps the map, and the map its file, even if an update deletes the shard meanwhile.
     return np.frombuffer(mapped, np.uint8, rows * shards.row_bytes).reshape(rows, -1)
 
 
@@ -302,6 +304,7 @@ def number_of(name: str) -> int | None:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
+    # A shard never changes: another inode or time means that the pack was deleted and made again.
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 

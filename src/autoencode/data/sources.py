@@ -47,11 +47,6 @@ class Paths(Sequence[Path]):
     def __getitem__(self, index: int | slice) -> Path | Paths:
         return Paths(self._names[index]) if isinstance(index, slice) else Path(self._names[index])
 
-    def __eq__(self, other: object) -> bool:
-        return self._names == other._names if isinstance(other, Paths) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 def find_images(folder: Path) -> Paths:
     """Return the path of every image under `folder`; see `image_names`."""

@@ -41,7 +41,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 # What a phone or a camera makes fits, with room; a larger upload is no picture that somebody took.
 UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2)
 
-_MAX_CHUNK = 32
+_MAX_CHUNK = 32  # items sent at once; after a crash, those of a chunk are tried again one by one
 _CLOCK_PER_PROCESSOR = 6  # a slow disk, or a machine that does other things too
 # Of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds some three copies.
 _UPLOAD_MEMORY_BYTES = 2 * 1024**3
@@ -100,6 +100,7 @@ def run(
         warnings.warn(_NO_WORKERS, stacklevel=2)
         yield from ((index, function(items[index])) for index in range(len(items)))
         return
+    # Four chunks a worker or more, so that the others do not wait long for the last.
     size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
     todo = deque(range(start, min(start + size, len(items))) for start in range(0, len(items), size))
     pool: dict[Connection, _Worker[Item, Result]] = {}
@@ -248,6 +249,7 @@ class _Worker(Generic[Item, Result]):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = "import sys; from autoencode.data.workers import serve; serve(int(sys.argv[1]))"
         with theirs:
+            # -P: a module in the user's folder must not be imported in place of one of the same name.
             try:
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", command, str(theirs.fileno())],
