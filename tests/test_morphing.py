@@ -1,6 +1,7 @@
 """Morphs against equation (3): mixtures of codes, decoded."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from autoencode import Autoencoder, ConfigError, ImageError, ModelConfig, Preprocessing, morph
-from autoencode.morphing import between, in_square, mixed
+from autoencode.configuration import Interpolation
+from autoencode.morphing import INTERPOLATIONS, between, in_square, mixed
 from autoencode.pixels import to_pixels
 
 
@@ -125,3 +127,7 @@ def test_a_place_in_the_square_is_the_bilinear_mixture_of_its_corners() -> None:
         torch.testing.assert_close(in_square(codes, x, y, "linear"), codes[corner])
     weights = torch.tensor([0.75 * 0.6, 0.25 * 0.6, 0.75 * 0.4, 0.25 * 0.4])
     torch.testing.assert_close(in_square(codes, 0.25, 0.4, "linear"), weights @ codes)
+
+
+def test_every_interpolation_can_be_chosen() -> None:
+    assert get_args(Interpolation) == tuple(INTERPOLATIONS)

@@ -130,12 +130,12 @@ def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
     return EMBEDDINGS[kind].encoder(model.preprocessing, model)
 
 
-Columns = Mapping[Any, NDArray[Any]]  # what was made of some images, each array with a row an image
+Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row for each image
 Made = TypeVar("Made", bound=Columns)
 
 _OURS = re.compile(r"^autoencode\.errors\.(\w+): (.*)$", re.MULTILINE)
 _ANY = re.compile(r"^[\w.]+(?:Error|Exception): .*$", re.MULTILINE)
-# Batches that a process gets at once: few, so that little is lost with it, but handing out is work, too.
+# Batches that a process gets at once: few, so that little is lost with it, but handing out takes time, too.
 _CHUNKS_TOGETHER, _MOST_BLOCKS = 4, 10_000
 
 
@@ -150,18 +150,18 @@ def over_pack(
 
     Args:
         function: of images (B, 3, H, W).
-        pack: where they are; every node must see it.
+        pack: the images; every node must see it.
         rows: (N,) of the pack.
         batch_size: B at most, see `batches`.
-        cluster: where to do it; in this process by default.
+        cluster: the nodes to work on; None for this process.
 
     Yields:
-        What it returned, in the order of `rows`.
+        The results of the function, in the order of `rows`.
 
     Raises:
         PackError: a node sees another pack, or none.
-        RunError: the cluster could not do it.
-        AutoencodeError: what the function raises.
+        RunError: the cluster failed.
+        AutoencodeError: the function raised it.
     """
     if cluster is None:
         yield from map(function, batches(pack, rows, batch_size))
@@ -182,21 +182,21 @@ def over_files(
     skipped: list[tuple[Path, str]],
     cluster: Cluster | None = None,
 ) -> Iterator[tuple[list[Path], NDArray[np.float64]]]:
-    """Call a function on images in files, a few at a time, passing over those that cannot be used.
+    """Call a function on images in files, a few at a time, without those that cannot be used.
 
     Args:
         function: of images (B, 3, H, W) to a number each, (B,).
         paths: the files; every node must see them.
         size: files in a chunk.
         preprocessing, limits, skipped: see `read_chunks`.
-        cluster: where to do it; in this process by default.
+        cluster: the nodes to work on; None for this process.
 
     Yields:
         Files that could be read, and their numbers (B,); B may be 0.
 
     Raises:
-        ImageFolderError: after the last, if no file at all could be used.
-        RunError: the cluster could not do it.
+        ImageFolderError: no file could be used; raised after the last.
+        RunError: the cluster failed.
     """
     if cluster is None:
         for read, pixels in read_chunks(paths, size, preprocessing, limits, skipped):
@@ -222,7 +222,7 @@ def over_files(
 
 @dataclass(frozen=True)
 class _OfPack:
-    """What a node does with rows of a pack."""
+    """Work of a node on rows of a pack."""
 
     function: Callable[[Tensor], Columns]
     location: str
@@ -249,7 +249,7 @@ def _opened(location: str, fingerprint: str) -> Pack:
 
 @dataclass(frozen=True)
 class _OfFiles:
-    """What a node does with the paths of files: a value of each, or the reason why there is none."""
+    """Work of a node on the paths of files: a value for each, or the reason why there is none."""
 
     function: Callable[[Tensor], NDArray[np.float64]]
     preprocessing: Preprocessing
@@ -264,7 +264,7 @@ class _OfFiles:
                 if read:
                     values |= zip(read, self.function(to_float(pixels)).tolist(), strict=True)
         except ImageFolderError:
-            pass  # of these files alone none could be used
+            pass  # none of these few could be used; `over_files` judges all files together
         reasons = dict(skipped)
         return {
             "value": np.array([values[path] for path in paths]),
@@ -275,7 +275,7 @@ class _OfFiles:
 def _on_nodes(
     cluster: Cluster, work: Callable[[bytes], Columns], chunks: list[bytes], count: int
 ) -> Iterator[Columns]:
-    """Let processes of the nodes, each with a CPU, do the work; gives what they made, `count` rows in all."""
+    """Let processes on the nodes, one a CPU, do the work; yield their results, `count` rows in all."""
     if not chunks:
         return
     import ray
@@ -308,7 +308,7 @@ def _on_nodes(
 
 
 class _Worker:
-    """One of the processes; it keeps what it works with, such as a model."""
+    """One of the processes; it keeps its function, and with that a model."""
 
     def __init__(self, work: Callable[[bytes], Columns]) -> None:
         self.work = work
@@ -319,7 +319,8 @@ class _Worker:
 
 
 def _ours(err: BaseException) -> AutoencodeError:
-    """What ended the work, an error of ours as itself; of one on a node Ray sends the traceback alone."""
+    """Return the error that ended the work, where it is one of ours as itself."""
+    # Ray sends the traceback of an error on a node as text, not the error.
     if ours := _OURS.findall(str(err)):
         return restored(*ours[-1])  # the last is what the others led to
     first = _ANY.search(str(err))

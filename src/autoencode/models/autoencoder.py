@@ -21,26 +21,25 @@ from autoencode.pixels import to_float
 if TYPE_CHECKING:
     from autoencode.models.priors import GaussianMixture
 
-# Images that are read at a time, to be encoded or decoded: small enough for any memory.
-INFERENCE_BATCH = 128
+INFERENCE_BATCH = 128  # images read at a time, to be encoded or decoded: small enough for any memory
 
 # Values of the widest layer that are computed at once on a CPU, 16 MB: more do not stay in its cache. The
 # paper's network encodes eight images of 128x128 at a time twice as fast as 128 (docs/performance.md).
 CPU_LAYER_VALUES = 2**22
 
-# A log-variance outside these bounds is a variance no fp32 sum can use; exp() stays finite within them.
+# fp32 sums cannot use a variance outside these bounds; within them exp() stays finite.
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
 
 class Posterior(NamedTuple):
-    """q(code | image): `mean` (B, D), and `log_variance` (B, D) or None where the code is plain."""
+    """q(code | image): `mean` (B, D), and `log_variance` (B, D) or None for a plain code."""
 
     mean: Tensor
     log_variance: Tensor | None
 
 
 class Output(NamedTuple):
-    """One pass through both halves: `images` (B, 3, H, W), and the posterior its codes came from."""
+    """One pass through both halves: `images` (B, 3, H, W), and the posterior of their codes."""
 
     images: Tensor
     posterior: Posterior
@@ -50,17 +49,18 @@ class Autoencoder(nn.Module):
     """Encoder and decoder with the preprocessing their images need.
 
     Args:
-        config: the network.
+        config: settings of the network.
         preprocessing: the size of its images, and how a file becomes one.
 
     Raises:
-        ConfigError: the image size cannot be halved once a level.
+        ConfigError: the image size cannot be halved once for each level.
 
     Attributes:
+        network: the entry of `NETWORKS` it was built from.
         sigma2: variance of the Gaussian likelihood around a decoded value, a scalar buffer (VAE only).
         prior: the mixture fitted to the codes of its training images, or None; see `fit_prior`.
-        provenance: where the weights come from, as saved in the model file; empty before that.
-        digest: sha256 of the model file it was loaded from, or "".
+        provenance: origin of the weights, as saved in the model file; empty before that.
+        digest: sha256 of the model file it was loaded from; "" for none.
     """
 
     sigma2: Tensor
@@ -88,7 +88,7 @@ class Autoencoder(nn.Module):
 
     @property
     def is_vae(self) -> bool:
-        """Whether a code has a mean and a variance."""
+        """Whether a code is a Gaussian with mean and variance."""
         return self.config.kind == "vae"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -119,13 +119,13 @@ class Autoencoder(nn.Module):
 
     @property
     def values_per_image(self) -> int:
-        """3 * H * W: the number of values the likelihood of an image sums over."""
+        """Number of values of an image, over which its likelihood is summed: 3 * H * W."""
         return 3 * self.preprocessing.height * self.preprocessing.width
 
     def posterior(self, images: Tensor) -> Posterior:
-        """Distribution of the code given images (B, 3, H, W) in [0, 1]; differentiable."""
+        """Return the distribution of the code given images (B, 3, H, W) in [0, 1]; differentiable."""
         features = self.encoder(images)
-        # The heads stay in fp32 under autocast: KL sums exp() of what they return.
+        # The heads stay in fp32 under autocast: the KL sums exp() of their outputs.
         with torch.autocast(images.device.type, enabled=False):
             features = features.float()
             mean = self.to_mean(features)
@@ -150,7 +150,7 @@ class Autoencoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes of images; the posterior mean for a VAE.
+        """Return codes of images; for a VAE the posterior means.
 
         Args:
             images: (B, 3, H, W) float in [0, 1], any device.
@@ -159,22 +159,22 @@ class Autoencoder(nn.Module):
             (B, D) float32 on the CPU.
 
         Raises:
-            ConfigError: the images have another shape or type than the model was trained on.
+            ConfigError: the images have another shape or type than those of the training.
         """
         return self.encode_distribution(images).mean
 
     @torch.inference_mode()
     def encode_at_once(self, images: Tensor) -> Tensor:
-        """Like `encode`, in one pass: for hooks on layers, which then see all the images."""
+        """Encode in one pass, so that hooks on layers get all images at once; otherwise as `encode`."""
         self._check_images(images)
-        return self.posterior(self._place(images)).mean.float().cpu()
+        return self.posterior(self._placed(images)).mean.float().cpu()
 
     @torch.inference_mode()
     def encode_distribution(self, images: Tensor) -> Posterior:
-        """Like `encode`, with the log-variance (B, D) of each code value (None for a plain code)."""
+        """Return means and log-variances of the codes of images; arguments and errors as `encode`."""
         self._check_images(images)
-        # A network need not take a batch of none: pixel_unshuffle returns it as it is.
-        parts = [self.posterior(self._place(piece)) for piece in self._pieces(images)]
+        # Networks need not handle an empty batch: pixel_unshuffle returns it in its old shape.
+        parts = [self.posterior(self._placed(part)) for part in self._split(images)]
         if not parts:
             empty = torch.zeros(0, self.config.code_size)
             return Posterior(empty, empty if self.is_vae else None)
@@ -186,7 +186,7 @@ class Autoencoder(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Images of codes.
+        """Return images of codes.
 
         Args:
             codes: (B, D) float, any device.
@@ -195,19 +195,19 @@ class Autoencoder(nn.Module):
             (B, 3, H, W) float32 in [0, 1] on the CPU.
 
         Raises:
-            ConfigError: the codes have another size than the model's.
+            ConfigError: the codes have another number of dimensions than those of the model.
         """
         if codes.ndim != 2 or codes.shape[1] != self.config.code_size:
             raise ConfigError(f"Codes must be (B, {self.config.code_size}); these are {tuple(codes.shape)}.")
         parts = [
-            self.decoder(piece.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
-            for piece in self._pieces(codes)
+            self.decoder(part.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
+            for part in self._split(codes)
         ]
         height, width = self.preprocessing.height, self.preprocessing.width
         return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """`decode(encode(images))`: (B, 3, H, W) in [0, 1] to the same."""
+        """Return `decode(encode(images))`: (B, 3, H, W) in [0, 1] to the same."""
         return self.decode(self.encode(images))
 
     def read(self, paths: str | Path | Iterable[str | Path], limits: Limits | None = None) -> Tensor:
@@ -215,13 +215,13 @@ class Autoencoder(nn.Module):
 
         Args:
             paths: one path or several.
-            limits: the largest file and picture to accept; the default is `Limits()`.
+            limits: the largest file and image to accept; the default is `Limits()`.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1].
 
         Raises:
-            ImageError: a file cannot be used; names it and says why.
+            ImageError: a file cannot be used; the message names it and the reason.
         """
         if isinstance(paths, str | Path):
             paths = [paths]
@@ -252,20 +252,20 @@ class Autoencoder(nn.Module):
             )
 
     def note_of(self, fingerprint: str) -> str | None:
-        """Return what to say about a pack where it is not the one of the training; None where it is."""
+        """Return a warning about a pack that is not the one of the training, by its fingerprint, or None."""
         if self.provenance.get("data", fingerprint) == fingerprint:
             return None
         return (
             "These are not the images the model was trained on: those held out may be among those it has "
-            "seen, and what is ordinary is learned from these."
+            "seen, and these serve as the normal images."
         )
 
     @property
     def _device(self) -> torch.device:
         return self.to_mean.weight.device
 
-    def _pieces(self, values: Tensor) -> Sequence[Tensor]:
-        """Images or codes in the numbers that go through the network at once; of none, none."""
+    def _split(self, values: Tensor) -> Sequence[Tensor]:
+        """Split images or codes into as many as go through the network at once; nothing into nothing."""
         if not len(values):
             return ()
         if self._device.type != "cpu":
@@ -274,7 +274,7 @@ class Autoencoder(nn.Module):
         widest = self.config.widths[0] * size.height * size.width // self.network.patch_px**2
         return torch.split(values, max(1, min(INFERENCE_BATCH, CPU_LAYER_VALUES // widest)))
 
-    def _place(self, images: Tensor) -> Tensor:
+    def _placed(self, images: Tensor) -> Tensor:
         return images.to(self._device, torch.float32, memory_format=torch.channels_last)
 
     def _check_images(self, images: Tensor) -> None:

@@ -1,9 +1,8 @@
-"""Tensors and JSON in one safetensors file with a digest: the format of model files and checkpoints.
+"""Models in files: one safetensors file with weights, prior, settings, preprocessing and provenance.
 
-Reading never unpickles. safetensors checks that every tensor lies within the file; a flipped byte it would
-not notice, so the file also carries the sha256 of all it holds, checked on every read.
-
-One saved model is one file: weights, prior, configuration, preprocessing, provenance. See `tensorfile`.
+`write_tensors` and `read_tensors` are the format of checkpoints and classifiers, too. Reading never
+unpickles. safetensors checks that every tensor lies within the file but would not notice a flipped byte: the
+file also has the sha256 of its content, which is checked on every read.
 """
 
 from __future__ import annotations
@@ -27,39 +26,38 @@ from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
 
-# The types of what is written; of others not every operation is there, and none is expected.
+# Types that are written. Others are rejected: torch lacks operations for some of them.
 _TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
 
 
 def write_tensors(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> str:
-    """Write a file of this kind, whole or not at all.
+    """Write a file, whole or not at all.
 
     Args:
-        path: where to.
-        kind: what the file is, for instance "model"; checked when it is read.
+        path: the file.
+        kind: its kind, for instance "model"; checked when it is read.
         version: version of the format of `tensors` and `content`.
-        tensors: the tensors by name, any device.
-        content: whatever else belongs in it, as JSON can hold it.
+        tensors: tensors by name, on any device.
+        content: values that JSON can hold.
 
     Returns:
         The sha256 of kind, version, tensors and content, which is also kept in the file.
 
     Raises:
-        OutputError: it cannot be written; what was there before is unchanged.
+        OutputError: the file cannot be written; an earlier one is unchanged.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {**content, "kind": kind, "version": version}
     digest = _digest(described, stored)
-    # One key only: safetensors writes several in no fixed order, and equal models are equal files.
+    # One key only: safetensors writes several in no fixed order, and equal models are to be equal files.
     metadata = {"autoencode": _text({**described, "sha256": digest})}
     with atomic_file(path) as file:
         try:
-            safetensors.torch.save_file(
-                stored, file.name, metadata
-            )  # unlike save(), without a copy in memory
-        except safetensors.SafetensorError as err:  # the system's refusal, in its words
+            # Unlike save(), without a copy in memory.
+            safetensors.torch.save_file(stored, file.name, metadata)
+        except safetensors.SafetensorError as err:  # an error of the system, such as a full disk
             raise OSError(str(err)) from err
     return digest
 
@@ -71,16 +69,17 @@ def read_tensors(
 
     Args:
         path: the file.
-        kind: what it must be.
-        version: the newest version this code understands.
-        error: the class to raise.
-        advice: what to do where the file is damaged.
+        kind: the kind it must have.
+        version: the newest version that can be read.
+        error: the class of error to raise.
+        advice: a sentence on what to do about a damaged file.
 
     Returns:
         The tensors, the content, and the digest.
 
     Raises:
-        AutoencodeError: of class `error`: no such file, not of this kind, damaged, or newer than `version`.
+        AutoencodeError: of class `error`: there is no such file, or it is of another kind, damaged, or newer
+            than `version`.
     """
     if not path.is_file():
         raise error(f"No {kind} file at {path}.")
@@ -139,16 +138,16 @@ PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a sla
 
 
 def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) -> str:
-    """Write `model` to one file, whole or not at all, and return its sha256.
+    """Write a model to one file, whole or not at all, and return its sha256.
 
     Args:
-        path: where to.
+        path: the file.
         model: the model, with its prior if it has one; every weight must be finite.
-        provenance: what it was trained on and by, and how well it does, as JSON can hold it.
+        provenance: its data, settings and results, as JSON can hold them.
 
     Raises:
         ModelFileError: a weight is not finite; nothing is written.
-        OutputError: the file cannot be written; what was there before is unchanged.
+        OutputError: the file cannot be written; an earlier one is unchanged.
     """
     weights, content = parts_of_model(path, model, provenance)
     return write_tensors(path, "model", FORMAT_VERSION, weights, content)
@@ -157,7 +156,7 @@ def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) ->
 def parts_of_model(
     path: Path, model: Autoencoder, provenance: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors and the content that a file at `path` keeps of a model; `model_of_parts` undoes it.
+    """Return the tensors and the content of a model for a file at `path`; `model_of_parts` is the inverse.
 
     Raises:
         ModelFileError: a weight is not finite.
@@ -177,10 +176,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
 
     Args:
         path: a model file, or the run folder that holds one.
-        device: where its weights go: "cpu", "cuda", ...
+        device: for its weights: "cpu", "cuda", ...
 
     Raises:
-        ModelFileError: no such file, not a model, damaged, or from a newer version.
+        ModelFileError: there is no such file, or it is no model, damaged, or of a newer version.
     """
     path = Path(path)
     if path.is_dir():
@@ -192,11 +191,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
 
 
 def as_model(model: Autoencoder | str | Path) -> Autoencoder:
-    """Return a model as it is, or the one that a path leads to; see `load_model`.
+    """Return a model as it is, or load it from its path.
 
     Raises:
-        ConfigError: it is neither a model nor a path.
-        ModelFileError: it cannot be loaded.
+        ConfigError: the argument is neither a model nor a path.
+        ModelFileError: the file cannot be loaded, see `load_model`.
     """
     if isinstance(model, Autoencoder):
         return model
@@ -208,10 +207,10 @@ def as_model(model: Autoencoder | str | Path) -> Autoencoder:
 def model_of_parts(
     path: Path, weights: Mapping[str, torch.Tensor], content: Mapping[str, Any]
 ) -> Autoencoder:
-    """Return the model whose parts were read from `path`, on the CPU, ready to encode and decode.
+    """Return the model of parts read from `path`, on the CPU, ready to encode and decode.
 
     Raises:
-        ModelFileError: they do not make a model.
+        ModelFileError: the parts do not fit together, or a value is not finite.
     """
     check_finite(path, weights)
     try:
@@ -236,7 +235,7 @@ def model_of_parts(
 
 
 def _check_types(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Reject weights that take the place of others of another type, which assigning them would allow."""
+    """Reject weights of another type than the network's, which `load_state_dict(assign=True)` takes."""
     for name in weights.keys() & wanted.keys():
         if weights[name].dtype != wanted[name].dtype:
             raise ValueError(f"{name} is of type {weights[name].dtype}, not {wanted[name].dtype}")
@@ -264,7 +263,7 @@ def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixtu
 
 
 def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Reject values that are not finite, of the tensors of a file at `path`.
+    """Reject tensors of a file at `path` that hold values which are not finite.
 
     Raises:
         ModelFileError: there are some.

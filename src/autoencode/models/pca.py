@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.models.convolutions import LinearDecoder, LinearEncoder
 
-OVERSAMPLING = 32  # directions more than asked for, which make those asked for accurate
-# Over images whose covariance is too large to keep. The error of 128 components of faces is then 0.03 % above
+OVERSAMPLING = 32  # further directions, which make those asked for accurate
+# Over images whose covariance is too large to keep: 128 components of faces then have an error 0.03 % above
 # that after 20 passes.
 PASSES = 8
 
 
 class PrincipalComponents(NamedTuple):
-    """What PCA finds.
+    """The result of PCA.
 
     Attributes:
         mean: (V,).
         directions: (K, V), of unit length and at right angles.
         variances: (K,) along the directions, largest first.
-        total_variance: scalar, the sum over all directions, those left out included.
+        total_variance: scalar, the sum over all directions, including those left out.
     """
 
     mean: Tensor
@@ -41,7 +41,7 @@ class PrincipalComponents(NamedTuple):
     total_variance: Tensor
 
     def restore(self, values: Tensor) -> Tensor:
-        """Return what the directions keep of values (B, V): the closest points of the plane they span."""
+        """Return the closest points to values (B, V) in the plane of the directions."""
         return self.mean + (values - self.mean) @ self.directions.T @ self.directions
 
 
@@ -71,7 +71,7 @@ def principal_components(batches: Iterable[Tensor], components: int) -> Principa
     kept = min(components, count, len(mean))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        # A tenth of the time of a full decomposition of 3,072 values, and the same to 1 % in the last one.
+        # A tenth of the time of a full decomposition of 3,072 values; the last variance differs by 1 %.
         _, variances, directions = torch.svd_lowrank(
             covariance.float(), q=min(kept + OVERSAMPLING, len(mean)), niter=4
         )
@@ -86,13 +86,13 @@ def principal_components(batches: Iterable[Tensor], components: int) -> Principa
 def principal_components_of_images(
     read: Callable[[], Iterable[Tensor]], components: int
 ) -> PrincipalComponents:
-    """Like `principal_components`, in memory of V (K + 32) and in several passes: for V^2 too large to keep.
+    """Fit PCA in several passes, in memory of V (K + 32), where V^2 would be too large to keep.
 
     Subspace iteration with a Rayleigh-Ritz step at its end (Halko, Martinsson & Tropp 2011, algorithm 4.4;
     Saad 2011, algorithm 5.3).
 
     Args:
-        read: gives the tensors (B, V) of one pass; the same ones every time.
+        read: returns the tensors (B, V) of one pass, the same ones every time.
         components: K at most; fewer come back where images or values are fewer.
     """
     basis = torch.zeros(0, 0)
@@ -131,7 +131,7 @@ def _random_basis(values: int, size: int) -> Tensor:
 
 
 def _positive(directions: Tensor) -> Tensor:
-    """Turn directions (K, V) so that the largest value of each is positive."""
+    """Turn directions (K, V) so that the largest value of each is positive: equal data give equal signs."""
     return directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
 
 
@@ -139,8 +139,9 @@ def _positive(directions: Tensor) -> Tensor:
 def start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
     """Set the linear path of a residual network to the principal components of images, in place.
 
-    A plain code is whitened: each value has variance 1 over the images. A Gaussian code gets the posterior
-    of probabilistic PCA (Tipping & Bishop 1999, section 3.2), and `sigma2` the mean squared error PCA leaves.
+    A plain code is whitened: each dimension has variance 1 over the images. A Gaussian code gets the
+    posterior of probabilistic PCA (Tipping & Bishop 1999, section 3.2), and `sigma2` the mean squared error
+    of PCA.
 
     Args:
         model: on the CPU, with a residual network.
@@ -159,7 +160,7 @@ def start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
             yield small.flatten(1)
 
     pca = principal_components(averaged(), model.config.code_size)
-    # What PCA leaves of an image: the detail lost by averaging, and the components left out.
+    # The error of PCA: the detail lost by averaging, and the components left out.
     mse = torch.cat(detail).mean() + (pca.total_variance - pca.variances.sum()) / len(pca.mean)
     mse = mse.clamp(min=SIGMA2_FLOOR)
     variances = pca.variances.clamp(min=float(pca.variances[0]) * 1e-6 + 1e-12)
@@ -168,7 +169,7 @@ def start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
         noise = mse / encoder.pooling**2
         model.sigma2.copy_(mse)
         model.to_log_variance.weight.zero_()
-        model.to_log_variance.bias.zero_()  # values without a direction start as the prior
+        model.to_log_variance.bias.zero_()  # dimensions without a direction start as the prior
         model.to_log_variance.bias[: len(variances)] = (noise / variances).clamp(max=1).log()
         signal = (variances - noise).clamp(min=0)
     else:

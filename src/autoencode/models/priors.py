@@ -1,8 +1,8 @@
-"""Density over codes: where `generate` draws from. The standard normal of a VAE, or a Gaussian mixture.
+"""Densities over codes, which `generate` draws from: the standard normal of a VAE, or a Gaussian mixture.
 
 A mixture fitted to the codes of the training images after training (Ghosh et al. 2020, "From Variational to
 Deterministic Autoencoders", section 4: ex-post density estimation) covers the codes the decoder was trained
-on, which N(0, I) does only as far as the KL pressed them there, and makes a plain autoencoder generate too.
+on, which N(0, I) does only as far as the KL pulled them there, and a plain autoencoder can generate with it.
 
 Shapes: B batch, D code size, K components, F frames. Densities are in nats.
 """
@@ -19,30 +19,31 @@ from torch import Tensor
 
 from autoencode.errors import ConfigError
 
-# The numbers of components tried, ascending. The held-out density of faces chose 10 for codes of 32 values
-# and 5 for 128 and 256 (9,000 images), that of digits 20 for 32 values. Below so many codes a value and
-# component it only ever fell, and far.
+# Numbers of components tried, ascending. The held-out density of faces chose 10 for codes of 32 dimensions
+# and 5 for 128 and 256 (9,000 images), that of digits 20 for 32. With fewer than LEAST_CODES codes a
+# dimension and component it only ever fell, and far.
 CANDIDATES = (1, 2, 5, 10, 20)
 HELD_OUT_SHARE = 0.1
 LEAST_CODES = 2
 
 # Variance added to each component along each principal direction, as a share of the variance of all codes
-# there: it shrinks every component towards the shape of the whole. Relative to single values instead, it
-# drowned the narrow directions of correlated codes (held-out density of 256 values 60 nats lower).
+# along it: it shrinks every component towards the shape of the whole. A share of the variance of each
+# dimension instead drowned the narrow directions of correlated codes (held-out density of 256 dimensions 60
+# nats lower).
 SHRINKAGE = 0.05
 
-# Directions narrower than this share of the widest, in variance, are taken to be as wide: no density is
-# infinite, of zero-variance codes either.
+# Directions with less than this share of the largest variance are given that much: no density is infinite,
+# not even for codes that are all equal.
 NARROWEST, LEAST_VARIANCE = 1e-7, 1e-12
 
-# A pass over 20,000 codes of 256 values and 5 components takes a second or two; after so many passes, or
-# when one gains less than this many nats a code, more change nothing that can be seen.
+# A pass over 20,000 codes of 256 dimensions and 5 components takes a second or two; after this many passes,
+# or one that gains less than this many nats a code, further ones change nothing that can be seen.
 PASSES, LEAST_GAIN_NATS = 20, 0.05
 
 DENSITY_BATCH = 4096
 
-# Products of fewer values are left to one thread: those that wait for each other in between took thirteen
-# times as long for 3,750 codes of 64 values, on two busy cores.
+# Products of fewer values are computed by one thread: several, which wait for each other in between, took
+# thirteen times as long for 3,750 codes of 64 dimensions, on two busy cores.
 VALUES_FOR_THREADS = 1_000_000
 
 Array = NDArray[np.float64]
@@ -64,33 +65,32 @@ class StandardNormal:
         """Draw codes (count, D).
 
         Args:
-            count: how many.
+            count: number of codes.
             temperature: factor on the standard deviation; 1 is the prior itself, 0 its mean.
             generator: of random numbers, on the CPU; the default is torch's own.
         """
         return temperature * torch.randn(count, self.code_size, generator=generator)
 
     def path(self, frames: int, turns: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Return codes (F, D) along a smooth closed path, each by itself distributed as a sample.
+        """Return codes (F, D) along a smooth closed path, each of them distributed as a sample.
 
         Args:
             frames: F; the step from the last to the first is like the others.
-            turns: how often the path changes its direction; more is faster.
-            temperature: as for `sample`.
-            generator: of random numbers.
+            turns: changes of direction; more is faster.
+            temperature, generator: as for `sample`.
         """
         return temperature * _noise_path(frames, turns, self.code_size, generator)
 
     def near(self, code: Tensor, count: int, amount: float, generator: torch.Generator) -> Tensor:
-        """Draw codes (count, D) around a code (D,) that are as likely under the prior as it is.
+        """Draw codes (count, D) around a code (D,) that are as likely under the prior as that code.
 
-        A step of the preconditioned Crank-Nicolson walk (Cotter et al. 2013), which keeps to the prior: a
-        sample moved this way is a sample.
+        This is a step of the preconditioned Crank-Nicolson walk (Cotter et al. 2013), which keeps to the
+        prior: a sample moved this way is a sample.
 
         Args:
-            code: where they are around.
-            count: how many.
-            amount: 0 gives the code itself, 1 a sample that has nothing of it.
+            code: the centre.
+            count: number of codes.
+            amount: distance in [0, 1]: 0 gives the code itself, 1 samples that are independent of it.
             generator: of random numbers.
         """
         return _moved(code.expand(count, -1), amount, generator)
@@ -111,7 +111,7 @@ class GaussianMixture:
             factor times the transpose of it.
 
     Raises:
-        ConfigError: the tensors are no such mixture.
+        ConfigError: the shapes do not fit together, or a weight or variance is not positive.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, factors: Tensor) -> None:
@@ -134,11 +134,11 @@ class GaussianMixture:
         """Fit to codes, with the number of components that describes held-out codes best.
 
         Args:
-            codes: (N, D), finite, at least one.
+            codes: (N, D), finite, N at least 1.
             seed: of the choice of held-out codes and of the first guess.
 
         Raises:
-            ConfigError: there is no code, or one is not finite.
+            ConfigError: there is no code, or a value is not finite.
         """
         values = codes.detach().cpu().numpy().astype(np.float64)
         if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
@@ -172,7 +172,7 @@ class GaussianMixture:
     def path(self, frames: int, turns: int, temperature: float, generator: torch.Generator) -> Tensor:
         """Return codes (F, D) along a smooth closed path; arguments as for `StandardNormal.path`.
 
-        It passes through components drawn by their weights; between two, mean and factor are mixed.
+        The path passes through components drawn by their weights; between two, mean and factor are mixed.
         """
         noise = _noise_path(frames, turns, self.code_size, generator)
         stops = 2 * turns
@@ -180,7 +180,8 @@ class GaussianMixture:
         codes = torch.empty_like(noise)
         for frame in range(frames):
             stop, along = divmod(frame * stops / frames, 1.0)
-            share = along**2 * (3 - 2 * along)  # rests at both ends, so that no speed jumps at a stop
+            # At rest at both ends, so that the speed does not jump at a stop.
+            share = along**2 * (3 - 2 * along)
             here, there = component[int(stop)], component[(int(stop) + 1) % stops]
             mean = torch.lerp(self.means[here], self.means[there], share)
             factor = torch.lerp(self.factors[here], self.factors[there], share)
@@ -190,7 +191,7 @@ class GaussianMixture:
     def near(self, code: Tensor, count: int, amount: float, generator: torch.Generator) -> Tensor:
         """Draw codes (count, D) around a code (D,); arguments as for `StandardNormal.near`.
 
-        They stay in the component that most likely drew the code.
+        They stay in the component that the code most likely came from.
         """
         component = int(self._joint(_checked(code[None], self.code_size)).argmax())
         mean, factor = self.means[component], self.factors[component]
@@ -233,10 +234,8 @@ def _moved(noise: Tensor, amount: float, generator: torch.Generator) -> Tensor:
 
 
 def _noise_path(frames: int, turns: int, size: int, generator: torch.Generator) -> Tensor:
-    """(F, D): sums of `turns` sine waves with normal coefficients; every frame is N(0, I) exactly.
-
-    A path of straight or spherical pieces between samples would turn sharply at each of them.
-    """
+    """Return (F, D): sums of `turns` sine waves with normal coefficients; every frame is N(0, I) exactly."""
+    # Straight or spherical pieces between samples would turn sharply at each of them.
     coefficients = torch.randn(2 * turns, size, generator=generator)
     moment = torch.arange(frames, dtype=torch.float64)[:, None] / frames
     angle = 2 * math.pi * moment * torch.arange(1, turns + 1)
@@ -247,10 +246,10 @@ def _noise_path(frames: int, turns: int, size: int, generator: torch.Generator) 
 def _whitened(values: Array) -> tuple[Array, Array, Array]:
     """Return the mean (D,), the matrix (D, D) from whitened values to deviations, and whitened values.
 
-    Memory is saved: the mean is taken from the `values` (N, D) themselves.
+    The `values` (N, D) are overwritten.
     """
     centre = values.mean(axis=0)
-    values -= centre
+    values -= centre  # in place, to save a copy of up to 80 MB
     deviations = values
     variances, directions = np.linalg.eigh(deviations.T @ deviations / len(values))
     scales = np.sqrt(np.maximum(variances, variances[-1] * NARROWEST + LEAST_VARIANCE))
@@ -270,7 +269,8 @@ def _best_count(codes: Array, held_out: Array, seed: int) -> int:
         if density > highest:
             best, highest, worse = components, density, 0
             continue
-        # One fit can end in a poor local optimum, as two components of three clusters often do; two rarely.
+        # One fit can end in a poor local optimum, such as two components for three clusters; two in a row
+        # rarely.
         worse += 1
         if worse == 2:
             break
@@ -286,7 +286,7 @@ def _mean_log_density(codes: Array, held_out: Array, components: int, seed: int)
 
 def _expectation_maximisation(codes: Array, components: int, seed: int) -> tuple[Array, Array, Array]:
     """Return weights (K,), means (K, D) and covariances (K, D, D) fitted to whitened codes (N, D)."""
-    if components == 1:  # in closed form, and of a single code too
+    if components == 1:  # in closed form, which needs no second code
         centre = codes.mean(axis=0)
         deviations = codes - centre
         covariance = deviations.T @ deviations / len(codes)
