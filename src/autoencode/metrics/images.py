@@ -23,6 +23,7 @@ VALUES_PER_CHUNK = 2**20  # bounds the working memory of an image metric to some
 SSIM_WINDOW_PX = 11
 
 Reals = NDArray[np.floating[Any]]
+Features = NDArray[np.float64]
 
 
 class KernelDistance(NamedTuple):
@@ -121,57 +122,38 @@ def sharpness_ratio(restored: Tensor, original: Tensor) -> Tensor:
     return _per_image(restored, original, ratio)
 
 
-def kernel_inception_distance(
-    features_a: Reals, features_b: Reals, subset_size: int | None = None, subsets: int = 100, seed: int = 0
-) -> KernelDistance:
+def kernel_inception_distance(features_a: Reals, features_b: Reals) -> KernelDistance:
     """Return the kernel distance between two sets of features of any kind: Bińkowski et al. 2018, section 4.
 
-    The unbiased estimate of MMD² (Gretton et al. 2012, eq. 3) under k(x, y) = (x·y / F + 1)³, averaged
-    over random subsets. Being unbiased it is slightly negative about half the time for equal
-    distributions, and its expectation does not depend on the number of samples. It is comparable only
-    between runs that use the same features.
+    It is the unbiased estimate of MMD² (Gretton et al. 2012, eq. 3) under k(x, y) = (x·y / F + 1)³. For equal
+    distributions it is slightly negative about half the time, and its expectation does not depend on the
+    number of samples. It is comparable only between runs that use the same features.
 
-    The spread between subsets, which other programs print, measures the luck of the subsets and not that
-    of the samples: it is 0 when a subset is the whole set. The standard error here adds a jackknife over
-    the samples (Arvesen 1969), scaled from the subset's size to that of the set.
+    All samples are used at once. Other programs average over random subsets and print the spread between
+    these, which measures the luck of the subsets and not that of the samples. The standard error here is a
+    jackknife over the samples (Arvesen 1969).
 
     Args:
-        features_a: (N, F) features of one set of images.
-        features_b: (M, F) features of the other; the order of the two does not matter.
-        subset_size: how many of each set a subset holds; min(1000, N, M) if None.
-        subsets: how many subsets; one is enough, and is what is used, where a subset is the whole of both.
-        seed: the same seed and features give the same result.
+        features_a: (N, F) features of one set of images, N at least 2.
+        features_b: (M, F) features of the other, M at least 2; the order of the two does not matter.
 
     Returns:
-        The distance, its standard error and the interval at 95 %, in units of the kernel.
+        The distance, its standard error (infinite for two samples) and the interval at 95 %, in units of the
+        kernel.
 
     Raises:
-        ConfigError: the features do not fit together or are not finite, fewer than two samples a subset, a
-            subset larger than a set, or no subset.
+        ConfigError: the features do not fit together or are not finite, or a set has fewer than two samples.
     """
     a, b = _checked_features(features_a), _checked_features(features_b)
-    smaller = min(len(a), len(b))
-    size = min(1000, smaller) if subset_size is None else subset_size
-    if a.shape[1] != b.shape[1] or not 2 <= size <= smaller or subsets < 1:
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ConfigError(
-            f"A kernel distance needs features of one length and 2 <= subset size <= {smaller}, the smaller "
-            f"set, and a subset; got {a.shape} and {b.shape}, subset size {size}, {subsets} subsets."
+            "A kernel distance needs two or more samples in each set, and features of one length; "
+            f"got {a.shape} and {b.shape}."
         )
-    if size == len(a) == len(b):
-        subsets = 1  # every further one would be the same
-    generator = np.random.default_rng(seed)
-    estimates = np.array(
-        [
-            _squared_mmd(
-                a[generator.choice(len(a), size, replace=False)],
-                b[generator.choice(len(b), size, replace=False)],
-            )
-            for _ in range(subsets)
-        ]
-    )
-    value, variance_a, variance_b = estimates.mean(axis=0)
-    spread = estimates[:, 0].var(ddof=1) / subsets if subsets > 1 else 0.0
-    error = math.sqrt(variance_a * size / len(a) + variance_b * size / len(b) + spread)
+    between = _kernel(a, b)
+    terms = (_within(a, between.sum(axis=1), len(b)), _within(b, between.sum(axis=0), len(a)))
+    value = sum(mean for mean, _ in terms) - 2 * between.mean()
+    error = math.sqrt(sum(variance for _, variance in terms))
     margin = NormalDist().inv_cdf(0.975) * error
     return KernelDistance(float(value), error, Interval(float(value - margin), float(value + margin)))
 
@@ -226,33 +208,28 @@ def _laplacian_variance(x: Tensor) -> Tensor:
     return (neighbours - 4 * centre).var(dim=(1, 2), correction=0)
 
 
-def _squared_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return the unbiased MMD² of two (m, F) samples and its jackknife variance due to x and due to y."""
-    m = len(x)
-    within_x, within_y, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    rows_x = within_x.sum(axis=1) - within_x.diagonal()
-    rows_y = within_y.sum(axis=1) - within_y.diagonal()
-    total_x, total_y, total_between = rows_x.sum(), rows_y.sum(), between.sum()
-    value = (total_x + total_y) / (m * (m - 1)) - 2 * total_between / m**2
+def _within(x: Features, across: Features, others: int) -> tuple[float, float]:
+    """Return the mean kernel between two samples of (N, F), and the variance of MMD² due to these samples.
 
-    def jackknife_variance(total: float, rows: NDArray[np.float64], across: NDArray[np.float64]) -> float:
-        if m < 3:  # without one of two samples there is no pair left
-            return math.inf
-        without = (total - 2 * rows) / ((m - 1) * (m - 2)) - 2 * (total_between - across) / ((m - 1) * m)
-        return float((m - 1) * without.var())
-
-    return (
-        float(value),
-        jackknife_variance(total_x, rows_x, between.sum(axis=1)),
-        jackknife_variance(total_y, rows_y, between.sum(axis=0)),
-    )
+    Args:
+        x: the samples.
+        across: (N,) sum of the kernel between each of them and all of the other set.
+        others: number of samples in the other set.
+    """
+    n, kernel = len(x), _kernel(x, x)
+    rows = kernel.sum(axis=1) - kernel.diagonal()
+    mean = float(rows.sum() / (n * (n - 1)))
+    if n < 3:  # without one of two samples there is no pair left
+        return mean, math.inf
+    without = (rows.sum() - 2 * rows) / ((n - 1) * (n - 2)) - 2 * (across.sum() - across) / ((n - 1) * others)
+    return mean, float((n - 1) * without.var())
 
 
-def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _kernel(x: Features, y: Features) -> Features:
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
 
 
-def _checked_features(features: Reals) -> NDArray[np.float64]:
+def _checked_features(features: Reals) -> Features:
     checked = np.asarray(features, dtype=np.float64)
     if checked.ndim != 2 or checked.shape[1] == 0 or not np.isfinite(checked).all():
         raise ConfigError(f"Features must be finite numbers of shape (N, F); got shape {checked.shape}.")
