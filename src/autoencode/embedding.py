@@ -71,8 +71,8 @@ class EmbeddingKind:
         needs_model: whether the vectors depend on the weights of a model. Otherwise the model says no more
             than the size of its images.
         distance: by which vectors are compared unless another one is asked for.
-        encoder: preprocessing, and the model where there is one, to the encoder. Raises MissingExtraError
-            where an optional part is not installed.
+        encoder: preprocessing and a model, or None for no model, to the encoder. Raises MissingExtraError
+            if an optional part is not installed.
     """
 
     summary: str
@@ -322,6 +322,6 @@ def _ours(err: BaseException) -> AutoencodeError:
     """Return the error that ended the work, where it is one of ours as itself."""
     # Ray sends the traceback of an error on a node as text, not the error.
     if ours := _OURS.findall(str(err)):
-        return restored(*ours[-1])  # the last is what the others led to
+        return restored(*ours[-1])  # the last was caused by the others
     first = _ANY.search(str(err))
     return RunError(f"The cluster could not do the work: {first[0] if first else brief(err)}")

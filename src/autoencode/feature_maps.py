@@ -237,7 +237,7 @@ def features(
     """
     model = as_model(model)
     if out is not None and Path(image).is_file() and Path(out).resolve() == Path(image).resolve().parent:
-        raise ConfigError(f"{image} lies in {out}, where pictures are replaced. Choose another --out.")
+        raise ConfigError(f"{image} lies in {out}, where images are replaced. Choose another --out.")
     found = feature_maps(model, model.read(image, limits))
     if out is not None:
         _write(Path(out), found)

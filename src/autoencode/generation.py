@@ -75,7 +75,7 @@ def generate(
         out: a folder for a grid of the first 256, for each image as a PNG file and for the settings; made
             here. None writes nothing.
         prior: "normal" is N(0, I), which a VAE is trained towards; "mixture" the one in the model file. The
-            default is the mixture where there is one.
+            default is the mixture if the file has one.
         temperature: factor on the standard deviation of the prior, at least 0 (Kingma & Dhariwal 2018,
             section 6). Below 1, images are more alike and have fewer flaws.
         seed: the same seed gives the same images.

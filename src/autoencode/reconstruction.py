@@ -95,7 +95,7 @@ def reconstruct(
             an earlier call wrote there is replaced, going by its table. None writes nothing.
         corruptions: damage to the images before the model is given them, such as ("gaussian:0.3",).
         seed: of the corruptions.
-        limits: the largest files and pictures to accept.
+        limits: the largest files and images to accept.
         progress: called with (images done, images in all).
 
     Raises:
@@ -175,7 +175,7 @@ def restore(
     Args:
         model: from `load_model`.
         pixels: (B, H, W, 3) of the model's size.
-        clean: what they should have looked like, of the same shape; the default is `pixels` itself.
+        clean: the images without damage, of the same shape, to compare with; the default is `pixels` itself.
         corruptions: as for `reconstruct`.
         seed: of the corruptions.
         first: position of the first image among those of the same seed, so that chunks differ.

@@ -70,7 +70,7 @@ class CorruptionKind(NamedTuple):
         parameter: name of its amount, as errors show it.
         allowed: amounts that can be used, in words that follow the parameter.
         allows: whether an amount can be used; never called with a NaN.
-        meaning: what it does, in words that follow its name and an amount.
+        meaning: its effect, in words that follow its name and an amount.
         offers: amounts that the web page offers, with a few words each; the last one is the example.
         apply: images (B, 3, H, W), amount and random numbers to corrupted images, a new tensor.
         in_training_only: whether it is left out when a model is evaluated.
@@ -127,7 +127,8 @@ def _mask(images: Tensor, share: float, draws: Draws) -> Tensor:
 
     height, width = images.shape[-2:]
     shape, down, across = draws.uniform(), draws.uniform(), draws.uniform()
-    # Of the shape of the image to within a factor of 2, and of a height that leaves the width in the image.
+    # Its shape differs from that of the image by a factor of 2 at most; its height is such that it is not
+    # wider than the image.
     tall = (height * (share * 4 ** (shape - 0.5)).sqrt()).round().clamp(math.ceil(share * height), height)
     wide = (share * height * width / tall).round().clamp(1, width)
     top, left = (down * (height - tall + 1)).floor()[:, None], (across * (width - wide + 1)).floor()[:, None]
@@ -287,7 +288,7 @@ def corrupt(
 
     Args:
         images: (B, 3, H, W) in [0, 1]; not changed.
-        corruptions: what to do; an empty sequence returns the images themselves.
+        corruptions: none returns the images themselves.
         generator: the source of randomness, on the device of the images.
         training: False leaves dropout out, as a dropout layer does at evaluation.
         local: which part of a batch the images are; None for all of it.

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
     from autoencode.data.pack import Pack
 
-STEPS_BETWEEN_FETCHES = 16  # asking for the next shards of a remote pack costs a look at the disk
+STEPS_BETWEEN_FETCHES = (
+    16  # not every step: asking for the next shards of a remote pack costs a look at the disk
+)
 
 
 class LocalBatch(NamedTuple):
-    """What one process computes of a batch.
+    """The part of a batch that one process computes.
 
     Attributes:
         first: position of its first image in the batch.
@@ -62,7 +64,7 @@ class LocalBatch(NamedTuple):
 
 
 def local_batch(batch_size: int, rank: int, world_size: int) -> LocalBatch:
-    """Return what process `rank` of `world_size` computes of a batch; sizes differ by one image at most."""
+    """Return the local batch of process `rank` of `world_size`; sizes differ by one image at most."""
     first, end = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
     if first == end:
         return LocalBatch(0, 1, batch_size, 0)
@@ -71,6 +73,8 @@ def local_batch(batch_size: int, rank: int, world_size: int) -> LocalBatch:
 
 def random_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on every part, and on nothing else."""
+    # By a hash: sums of small numbers, as seeds, would give correlated streams, and equal ones for (1, 2),
+    # (2, 1).
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -103,7 +107,7 @@ def epoch_order(
 
     Args:
         rows: (N,).
-        seed, epoch: what the order follows from.
+        seed, epoch: the order is a function of both.
         rows_per_shard: rows that lie together on disk or in storage.
         window: rows that may be in use at once, a whole number of shards; 0 for all. Shards of a window are
             drawn without replacement and their rows mixed, until no shard is left.
@@ -116,6 +120,7 @@ def epoch_order(
     turn = np.empty(int(drawn.max(initial=-1)) + 1, np.int64)
     turn[drawn] = np.arange(len(drawn)) // (window // rows_per_shard)
     mixed = generator.permutation(len(rows))
+    # A stable sort by window keeps the order of the permutation within each window.
     return rows[mixed[np.argsort(turn[shards[mixed]], kind="stable")]]
 
 
@@ -144,10 +149,10 @@ def local_batches(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[tuple[Tensor, LocalBatch]]:
-    """Yield what process `rank` of `world_size` computes of each batch, and its positions in the batch.
+    """Yield the images of process `rank` of `world_size` for each batch, with their positions in the batch.
 
-    Other arguments are those of `batches`. The local batches of all processes together are what one process
-    would see at the same step.
+    Other arguments are those of `batches`. The local batches of all processes together are the batch of one
+    process at the same step.
     """
     steps = steps_per_epoch(len(rows), batch_size)
     stop = steps if stop is None else stop

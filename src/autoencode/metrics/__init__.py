@@ -1,1 +1,1 @@
-"""What a model is worth, in numbers: pure functions of tensors and arrays."""
+"""Measures of images, codes, scores and rankings: pure functions of tensors and arrays."""

@@ -1,4 +1,4 @@
-"""What the codes of a VAE carry: the two parts of its evidence lower bound, its unit, and active dimensions.
+"""Measures of codes: the two parts of a VAE's evidence lower bound, its unit, and active dimensions.
 
 Equations are those of Kovenko & Bogach 2020. Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1];
 N = 3 * H * W is the number of their values.

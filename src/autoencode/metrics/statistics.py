@@ -73,8 +73,8 @@ def auroc(negative_scores: Reals, positive_scores: Reals) -> float:
     This is the Mann-Whitney U statistic over the number of pairs (Hanley and McNeil 1982).
 
     Args:
-        negative_scores: (N,) scores of what should score low, any unit; may be infinite.
-        positive_scores: (M,) scores of what should score high.
+        negative_scores: (N,) scores that should be low, any unit; may be infinite.
+        positive_scores: (M,) scores that should be high.
 
     Returns:
         A number in [0, 1]; 0.5 is chance.
@@ -130,7 +130,7 @@ def confidence_interval_bootstrap(
         values: (N,) independent measurements, finite.
         seed: the same seed and values give the same interval.
         level: coverage, in (0, 1).
-        statistic: what the interval is of: `numpy.mean`, or another reduction that takes an `axis`, such as
+        statistic: measured on each resample: `numpy.mean`, or another reduction that takes an `axis`, such as
             `numpy.median`.
 
     Raises:

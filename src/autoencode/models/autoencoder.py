@@ -108,7 +108,7 @@ class Autoencoder(nn.Module):
 
     @property
     def starting_loss(self) -> float:
-        """Size of the objective that training starts from: what PCA leaves of an image, or about 1 (VAE)."""
+        """Size of the objective where training starts: the error of PCA, or about 1 (VAE)."""
         return 1.0 if self.is_vae else self.decoder.starting_mse
 
     @property

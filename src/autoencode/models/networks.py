@@ -1,7 +1,7 @@
 """Networks a model can be built with, and the settings that choose one.
 
-A network is one entry of `NETWORKS`: command line, errors, training and the page of a run ask the entry, or
-the halves it builds, and never for a name.
+A network is one entry of `NETWORKS`. The command line, errors, training and the page of a run ask the entry,
+or the halves it builds; no other module compares names of networks.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Halves(NamedTuple):
     Attributes:
         encoder: images (B, 3, H, W) to flat features (B, channels * h * w) of the deepest grid (h, w).
         decoder: codes (B, D) to images (B, 3, H, W).
-        linear: images to what is added to the mean of the code, (B, D); None for nothing.
+        linear: images to a term of the mean of the code, (B, D); None for no such term.
     """
 
     encoder: nn.Module
@@ -93,8 +93,8 @@ class Network:
             a channel. Otherwise the last halving comes after it.
         linear_rate: factor on the learning rate of the linear path; such weights do not decay either.
         build: settings, height and width in pixels to the halves, drawn from torch's random numbers.
-        start: what training does to a new model on the CPU first, given batches of training images; None
-            leaves the random weights.
+        start: sets the weights of a new model on the CPU from batches of training images, before the first
+            step; None leaves the random weights.
     """
 
     summary: str
