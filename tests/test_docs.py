@@ -1,9 +1,13 @@
-"""The documentation against the product: its commands run, its pages are in step."""
+"""The documentation against the product: its commands run, its pages name all there is, its links hold.
+
+`make docs` builds the site itself, with every warning an error.
+"""
 
 import importlib.util
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +17,8 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import autoencode
+from autoencode import ModelConfig, TrainConfig
 from autoencode.cli.main import app
 from autoencode.transfer_learning import methods
 
@@ -62,29 +68,70 @@ def test_the_python_of_the_readme_runs(photos: Path) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_the_readme_and_the_reference_name_every_command() -> None:
+def test_the_readme_and_the_reference_name_every_command(pages: ModuleType) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    for page in (README, ROOT / "docs" / "reference.md"):
-        missing = [name for name in commands if f"autoencode {name}" not in page.read_text()]
-        assert not missing, f"{page} does not name {missing}"
+    readme, reference = README.read_text(), pages.commands_page()
+    for name in commands:
+        assert f"autoencode {name}" in readme, f"README.md does not name {name}"
+        assert f"\n## {name}\n" in reference, f"the reference does not name {name}"
 
 
-def test_the_reference_is_what_the_code_says() -> None:
-    script = load(ROOT / "docs" / "reference.py")
-    assert script.PAGE.read_text() == script.page(), "run: python docs/reference.py"
+def test_the_reference_has_every_option_and_every_setting(pages: ModuleType) -> None:
+    reference, settings = pages.commands_page(), pages.settings_page()
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in command.params:
+            for spelled in option.opts if option.param_type_name == "option" else []:
+                assert f"`{spelled}`" in reference or spelled == "--help", spelled
+    for field in [*fields(ModelConfig), *fields(TrainConfig)]:
+        assert re.search(rf"^{field.name} = ", settings, re.MULTILINE), field.name
+    for preset in autoencode.PRESETS:
+        assert f"`{preset}`" in settings
 
 
-def test_the_tree_of_the_design_names_every_module() -> None:
-    tree = (ROOT / "docs" / "design.md").read_text()
-    modules = [path for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"]
-    missing = [str(path) for path in modules if not re.search(rf"\b{path.name}\b", tree)]
-    assert not missing, f"the tree of docs/design.md does not name {missing}"
+def test_the_reference_has_every_public_name(pages: ModuleType) -> None:
+    reference = pages.python_page()
+    for name in autoencode.__all__:
+        assert name == "__version__" or re.search(rf":: autoencode\.{name}$", reference, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=str)
+def test_the_page_on_the_design_names_every_folder_and_registry(pages: ModuleType) -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    for folder in sorted(path.parent for path in pages.SOURCE.glob("*/__init__.py")):
+        assert f"`{folder.name}/`" in design, folder.name
+    for path, name in re.findall(r"`(\w+)` in `([\w/.]+\.py)`", design):
+        assert re.search(rf"^(?:class )?{path}\b", (pages.SOURCE / name).read_text(), re.MULTILINE), (
+            f"{path} in {name}"
+        )
+    for name in re.findall(r"`(tests/[\w/.]+)`", design):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_tree_names_every_module_and_says_what_it_is(pages: ModuleType) -> None:
+    tree = pages.tree_page()
+    for path in (ROOT / "src").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert re.search(rf"^ +{path.name} +\S", tree, re.MULTILINE), path
+
+
+def test_the_picture_of_the_layers_is_what_the_linter_checks(pages: ModuleType) -> None:
+    picture = pages.layers_picture()
+    assert pages.LAYERS.read_text() == picture, "run: make docs"
+    for layer in pages.layers():
+        assert all(f">{name}</text>" in picture for name in layer)
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/guides/*.md")]), ids=str
+)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    """The script that makes pages of the site from the product."""
+    return load(ROOT / "docs" / "pages.py")
 
 
 def load(path: Path) -> ModuleType:
