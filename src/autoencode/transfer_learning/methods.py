@@ -248,12 +248,7 @@ class Task:
             self._report("encoding", done, len(self.data.rows))
         return {name: torch.cat(part).numpy() for name, part in parts.items()}
 
-    @cached_property
-    def codes(self) -> Features:
-        """Codes, (N, D)."""
-        return {CODE: self.encoder_features[CODE]}
-
-    @cached_property
+    @property
     def layers(self) -> Features:
         """Pooled maps of each layer, shallow to deep."""
         return {name: part for name, part in self.encoder_features.items() if name != CODE}
@@ -338,7 +333,7 @@ class Method:
 
         Args:
             task: the images and the model.
-            rows: (M,) indices of the images that may be learned from.
+            rows: (M,) indices of the images to learn from.
             seed: of all random choices.
             report: called with (images done, images in all) where an encoder is trained.
 
@@ -367,7 +362,7 @@ class Method:
 
 
 def _fine_tuned(task: Task, rows: Rows, seed: int, report: Report) -> tuple[Autoencoder, LinearProbe]:
-    codes, labels = task.codes[CODE][rows], task.data.labels[rows]
+    codes, labels = task.encoder_features[CODE][rows], task.data.labels[rows]
     start = fit_probe(codes, labels, choose_strength(codes, labels, seed).strength)
     return fine_tune(task.model, start, task.images_of(rows), labels, seed=seed, progress=report)
 
@@ -382,7 +377,7 @@ def _from_scratch(task: Task, rows: Rows, seed: int, report: Report) -> tuple[Au
 METHODS = {
     method.name: method
     for method in (
-        Method(CODE, "linear probe on the code", lambda task: task.codes),
+        Method(CODE, "linear probe on the code", lambda task: {CODE: task.encoder_features[CODE]}),
         Method("layer", "linear probe on the best layer of the encoder, pooled", lambda task: task.layers),
         Method("fine-tuned", "the encoder, trained on with the labels", trains=_fine_tuned),
         Method(
