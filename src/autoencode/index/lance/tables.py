@@ -48,7 +48,7 @@ from autoencode.storage import first_line
 
 SETTINGS, SOURCES, IMAGES, PACKS = "settings", "sources", "images", "packs"
 SETTINGS_TABLE = f"{SETTINGS}.lance"
-# LanceDB 0.32 to 0.34 keep a list of the tables beside them, too.
+# LanceDB 0.34 keeps a list of the tables beside them, too.
 CONTENTS = (SETTINGS_TABLE, f"{SOURCES}.lance", f"{IMAGES}.lance", PACKS, "__manifest")
 UPDATING = "updating"
 
