@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from autoencode.web import tabs
 from autoencode.web.uploads import Allowance
 from autoencode.web.workspace import open_workspace
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
 DESK, PHONE = (1280, 860), (390, 844)
-TABS = ("overview", "search", "morph", "generate", "restore", "outliers", "map")
+TABS = [tab.name for tab in tabs.TABS]
 
 axe_core = pytest.importorskip("axe_playwright_python.base")
 playwright = pytest.importorskip("playwright.sync_api")

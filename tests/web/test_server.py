@@ -35,6 +35,7 @@ from autoencode.web import morph
 from autoencode.web.jobs import Report
 from autoencode.web.security import JSON_BYTES
 from autoencode.web.server import STATIC
+from autoencode.web.tabs import TABS, Tab
 from autoencode.web.workspace import Collection, Workspace
 
 from .conftest import Served, client_of, finished, wait_for
@@ -484,7 +485,9 @@ def test_the_page_goes_on_while_the_model_works(served: Served) -> None:
 def test_every_file_of_the_page_is_named_by_another_and_asks_for_nothing_elsewhere() -> None:
     names = {path.name for path in STATIC.iterdir()}
     texts = {name: (STATIC / name).read_text() for name in names}
-    for name in names - {"index.html"}:
+    scripts = {f"{tab.name}.js" for tab in TABS}
+    assert scripts < names
+    for name in names - {"index.html"} - scripts:
         assert any(f"/static/{name}" in text for other, text in texts.items() if other != name), name
     for name, text in texts.items():
         assert "https://" not in text, name
@@ -534,3 +537,13 @@ def test_a_command_holds_paths_as_a_shell_reads_them(
     shutil.copytree(run_folder, folder)
     commands = open_page(folder).get("/api/search?picture=none").json()["commands"]
     assert [shlex.split(command)[2] for command in commands] == [str(folder), str(folder)]
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_a_tab_is_a_line_a_module_and_a_script(tab: Tab, client: TestClient) -> None:
+    """Nothing else lists the tabs: the page takes them from the server."""
+    assert tab.module.router.routes
+    assert "export function mount(" in (STATIC / f"{tab.name}.js").read_text()
+    assert tab._asdict() in client.get("/api/workspace").json()["tabs"]
+    listing = [path for path in STATIC.iterdir() if f"/static/{tab.name}.js" in path.read_text()]
+    assert not listing, f"{listing} names a tab"

@@ -17,7 +17,7 @@ from autoencode.figures.animation import write_animation
 from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, mixed
 from autoencode.pixels import to_pixels
 from autoencode.web.jobs import Report
-from autoencode.web.replies import Space, download, png, unfinished
+from autoencode.web.tabs import OpenWorkspace, download, png, unfinished
 from autoencode.web.workspace import Pixels, Workspace
 
 LEG_FRAMES = 24  # from one picture to the next
@@ -32,7 +32,7 @@ router = APIRouter()
 @router.get("/api/morph/frame")
 async def frame(
     request: Request,
-    space: Space,
+    workspace: OpenWorkspace,
     pictures: str,
     x: Share = 0.0,
     y: Share = 0.0,
@@ -46,18 +46,18 @@ async def frame(
 
     if not await is_wanted():
         return Response(status_code=499)
-    return png(await space.on_model(_mixture, space, names, x, y, interpolation))
+    return png(await workspace.on_model(_mixture, workspace, names, x, y, interpolation))
 
 
 @router.get("/api/morph/animation")
 async def animation(
-    space: Space, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
+    workspace: OpenWorkspace, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
 ) -> Response:
     """Return the way through all pictures and back to the first, without a cut, or how far that is."""
     names = _names(pictures)
-    codes = await space.on_model(space.codes, names)
-    job = space.animation(
-        (*names, interpolation, kind), lambda report: _animated(space, codes, interpolation, kind, report)
+    codes = await workspace.on_model(workspace.codes, names)
+    job = workspace.animation(
+        (*names, interpolation, kind), lambda report: _animated(workspace, codes, interpolation, kind, report)
     )
     found = job.result()
     return unfinished(job) if found is None else download(found, f"morph.{kind}", f"image/{kind}")
@@ -65,10 +65,10 @@ async def animation(
 
 @router.post("/api/morph/animation/cancel")
 async def cancel(
-    space: Space, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
+    workspace: OpenWorkspace, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
 ) -> None:
     """Make an animation no further."""
-    space.forget_animation((*_names(pictures), interpolation, kind))
+    workspace.forget_animation((*_names(pictures), interpolation, kind))
 
 
 def _names(pictures: str) -> list[str]:
@@ -78,21 +78,23 @@ def _names(pictures: str) -> list[str]:
     return names
 
 
-def _mixture(space: Workspace, names: list[str], x: float, y: float, interpolation: Interpolation) -> Pixels:
-    codes = space.codes(names)
+def _mixture(
+    workspace: Workspace, names: list[str], x: float, y: float, interpolation: Interpolation
+) -> Pixels:
+    codes = workspace.codes(names)
     code = (
         in_square(codes, x, y, interpolation)
         if len(codes) == 4
         else between(codes, x * (len(codes) - 1), interpolation)
     )
-    pixels: Pixels = to_pixels(space.model.decode(code[None]))[0]
+    pixels: Pixels = to_pixels(workspace.model.decode(code[None]))[0]
     return pixels
 
 
 def _animated(
-    space: Workspace, codes: Tensor, interpolation: Interpolation, kind: Kind, report: Report
+    workspace: Workspace, codes: Tensor, interpolation: Interpolation, kind: Kind, report: Report
 ) -> bytes:
-    frames, file = _loop(space, codes, interpolation, report), io.BytesIO()
+    frames, file = _loop(workspace, codes, interpolation, report), io.BytesIO()
     write_animation(
         file,
         frames,
@@ -103,10 +105,10 @@ def _animated(
     return file.getvalue()
 
 
-def _loop(space: Workspace, codes: Tensor, interpolation: Interpolation, report: Report) -> Pixels:
+def _loop(workspace: Workspace, codes: Tensor, interpolation: Interpolation, report: Report) -> Pixels:
     way, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, interpolation)
     pieces: list[Pixels] = []
     for part in torch.split(way[:-1], PIECE):
         report("decoding frames", PIECE * len(pieces), len(way) - 1)
-        pieces.append(to_pixels(space.model.decode(part)))
+        pieces.append(to_pixels(workspace.model.decode(part)))
     return np.concatenate(pieces)

@@ -15,16 +15,12 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
-from autoencode.data.corruptions import CORRUPTIONS
-from autoencode.data.workers import UPLOAD_LIMITS
 from autoencode.evaluation.quality import CheckUp, gap_in_words
-from autoencode.generation import priors
 from autoencode.metrics.statistics import Estimate
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.training.repeat import command, in_words
 from autoencode.training.run import METRICS_NAME, Record, read_metrics
-from autoencode.web import generate, map, outliers, search
-from autoencode.web.replies import Missing, Space, unfinished
+from autoencode.web.tabs import Missing, OpenWorkspace, unfinished
 from autoencode.web.workspace import Workspace, readable
 
 SHOWN = 8
@@ -32,43 +28,20 @@ SHOWN = 8
 router = APIRouter()
 
 
-@router.get("/api/workspace")
-async def workspace(space: Space) -> dict[str, Any]:
-    """Return what there is, so that the page knows what it can offer."""
-    preprocessing, index = space.model.preprocessing, space.index
-    return {
-        "name": space.name,
-        "launch": space.launch,
-        "kind": "variational autoencoder" if space.model.is_vae else "autoencoder",
-        "height": preprocessing.height,
-        "width": preprocessing.width,
-        "code_size": space.model.config.code_size,
-        "priors": priors(space.model),
-        "corrupt": _trained_on(space.model).get("corrupt", []),
-        "corruptions": [
-            (f"{name}:{amount:g}", words)
-            for name, kind in CORRUPTIONS.items()
-            for amount, words in kind.offers
-        ],
-        "images": 0 if space.review is None else len(space.review),
-        "index": None if index is None else {"images": len(index), "distance": index.distance},
-        "upload_bytes": UPLOAD_LIMITS.max_bytes,
-        "needs": {name: lacking._asdict() for name, lacking in _needs(space).items() if lacking},
-    }
-
-
 @router.get("/api/overview")
-async def overview(space: Space) -> dict[str, Any]:
+async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the settings of the run in words, its images and some held-out ones to look at."""
-    pack, review = space.training, space.review
+    pack, review = workspace.training, workspace.review
     shown: list[dict[str, Any]] = []
     if review is not None:
         # Held-out ones where there are any; entries are in the order of their digests, so by chance.
         order = np.argsort(-await asyncio.to_thread(lambda: review.splits), kind="stable")
-        shown = [space.describe(f"{review.letter}{position}") for position in order[:SHOWN]]
+        shown = [workspace.describe(f"{review.letter}{position}") for position in order[:SHOWN]]
     return {
-        "settings": _settings(space),
-        "command": None if space.run is None or pack is None else readable(command(space.folder, pack)),
+        "settings": _settings(workspace),
+        "command": None
+        if workspace.run is None or pack is None
+        else readable(command(workspace.folder, pack)),
         "folder": None if pack is None else readable(str(pack.folder)),
         "splits": {}
         if pack is None
@@ -79,47 +52,38 @@ async def overview(space: Space) -> dict[str, Any]:
 
 
 @router.get("/api/health")
-async def health(space: Space) -> Response:
+async def health(workspace: OpenWorkspace) -> Response:
     """Return how good the model is on held-out images, or how far measuring that is."""
-    if lacking := needs(space):
+    if lacking := needs(workspace):
         return lacking.answer()
-    found = space.check_up.result()
-    return unfinished(space.check_up) if found is None else JSONResponse(_findings(space.model, found))
+    found = workspace.check_up.result()
+    return (
+        unfinished(workspace.check_up) if found is None else JSONResponse(_findings(workspace.model, found))
+    )
 
 
 @router.get("/api/run/state")
-async def state(space: Space, known: str = "") -> Response:
+async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     """Return the lines of metrics of the run, and whether it trains; 204 where that is what is known.
 
     Asked for again and again: a stream of events would hold one of the six connections that a browser opens
     to a program, for each of its windows.
     """
-    epochs = 0 if space.run is None else space.run.train.total_epochs
-    found = await asyncio.to_thread(_state, space.folder, epochs)
+    epochs = 0 if workspace.run is None else workspace.run.train.total_epochs
+    found = await asyncio.to_thread(_state, workspace.folder, epochs)
     tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
 
 
-def needs(space: Workspace) -> Missing | None:
+def needs(workspace: Workspace) -> Missing | None:
     """What has to be there before the model can be measured; None where it can."""
-    if space.training is not None:
+    if workspace.training is not None:
         return None
     return Missing(
         "How good it is, is measured on images held out of its training. Open the run folder, with its "
         "pack where the training left it.",
         ("autoencode app RUN",),
     )
-
-
-def _needs(space: Workspace) -> dict[str, Missing | None]:
-    return {
-        "health": needs(space),
-        "search": search.needs(space),
-        "generate": generate.needs(space),
-        "outliers": outliers.needs(space),
-        "map": map.needs(space),
-        "umap": map.needs_umap(),
-    }
 
 
 def _state(folder: Path, epochs: int) -> dict[str, Any]:
@@ -146,21 +110,16 @@ def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | N
     return max(0.0, math.ceil((left - since) / 5) * 5.0)
 
 
-def _settings(space: Workspace) -> list[tuple[str, str]]:
-    if space.run is not None:
-        return in_words(space.run)
-    config, preprocessing = space.model.config, space.model.preprocessing
+def _settings(workspace: Workspace) -> list[tuple[str, str]]:
+    if workspace.run is not None:
+        return in_words(workspace.run)
+    config, preprocessing = workspace.model.config, workspace.model.preprocessing
     return [
-        ("model", "variational autoencoder" if space.model.is_vae else "autoencoder"),
+        ("model", "variational autoencoder" if workspace.model.is_vae else "autoencoder"),
         ("code", f"{config.code_size} dimensions"),
         ("images", f"{preprocessing.height}x{preprocessing.width}, {preprocessing.resize_mode}"),
-        ("epochs", str(space.model.provenance.get("epoch", "unknown"))),
+        ("epochs", str(workspace.model.provenance.get("epoch", "unknown"))),
     ]
-
-
-def _trained_on(model: Autoencoder) -> dict[str, Any]:
-    train: dict[str, Any] = model.provenance.get("train", {})
-    return train
 
 
 def _findings(model: Autoencoder, found: CheckUp) -> dict[str, Any]:
@@ -196,3 +155,6 @@ def _finding(name: str, found: Estimate | None, digits: int, unit: str, means: s
         "value": "–" if found is None else f"{found.value:.{digits}f}{unit}",
         "means": means,
     }
+
+
+NEEDS = {"health": needs}

@@ -16,7 +16,7 @@ from autoencode.data.loader import random_seed
 from autoencode.errors import ConfigError
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
-from autoencode.web.replies import Space, png
+from autoencode.web.tabs import OpenWorkspace, png
 from autoencode.web.uploads import Held
 from autoencode.web.workspace import Pixels, Workspace
 
@@ -26,82 +26,84 @@ router = APIRouter()
 
 
 @router.post("/api/uploads")
-async def upload(request: Request, space: Space) -> Response:
+async def upload(request: Request, workspace: OpenWorkspace) -> Response:
     """Take in one image file, the body of the request."""
-    wait = math.ceil(space.allowance.take())
+    wait = math.ceil(workspace.allowance.take())
     if wait:
         text = f"Too many images at once. Try again in {wait} s."
         return JSONResponse({"error": text}, 429, {"Retry-After": f"{wait}"})
     content = await request.body()
-    pixels = await asyncio.to_thread(space.decoder.decode, content)
-    code = (await space.on_model(space.model.encode, to_float(pixels[None])))[0]
+    pixels = await asyncio.to_thread(workspace.decoder.decode, content)
+    code = (await workspace.on_model(workspace.model.encode, to_float(pixels[None])))[0]
     name = "".join(filter(str.isprintable, unquote(request.headers.get("x-name", ""))))[:200]
-    return JSONResponse(space.describe(space.uploads.put(Held(pixels, code, name or "upload", "upload"))))
+    return JSONResponse(
+        workspace.describe(workspace.uploads.put(Held(pixels, code, name or "upload", "upload")))
+    )
 
 
 @router.get("/api/pictures")
 async def some(
-    space: Space, seed: int = 0, count: Annotated[int, Query(ge=1, le=200)] = 24
+    workspace: OpenWorkspace, seed: int = 0, count: Annotated[int, Query(ge=1, le=200)] = 24
 ) -> list[dict[str, Any]]:
     """Return some of the images, chosen by chance."""
-    if space.review is None:
+    if workspace.review is None:
         return []
     generator = np.random.default_rng(random_seed("page", seed))
-    chosen = generator.permutation(len(space.review))[:count]
-    return [space.describe(f"{space.review.letter}{position}") for position in chosen]
+    chosen = generator.permutation(len(workspace.review))[:count]
+    return [workspace.describe(f"{workspace.review.letter}{position}") for position in chosen]
 
 
 @router.get("/api/pictures/{name}")
-async def one(space: Space, name: str) -> dict[str, Any]:
+async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
     """Return what is known of a picture."""
-    return space.describe(name)
+    return workspace.describe(name)
 
 
 @router.get("/images/{name}")
-async def image(space: Space, name: str) -> Response:
+async def image(workspace: OpenWorkspace, name: str) -> Response:
     """Show a picture."""
-    return await asyncio.to_thread(lambda: png(space.pixels(name), keeps=True))
+    return await asyncio.to_thread(lambda: png(workspace.pixels(name), keeps=True))
 
 
 @router.get("/images/{name}/reconstruction")
-async def reconstruction(space: Space, name: str) -> Response:
+async def reconstruction(workspace: OpenWorkspace, name: str) -> Response:
     """Show what the model makes of it."""
-    return await space.on_model(lambda: png(_decoded(space, name), keeps=True))
+    return await workspace.on_model(lambda: png(_decoded(workspace, name), keeps=True))
 
 
 @router.get("/images/{name}/difference")
-async def difference(space: Space, name: str) -> Response:
+async def difference(workspace: OpenWorkspace, name: str) -> Response:
     """Show where the two differ, as a heat-map."""
 
     def drawn() -> Response:
-        maps = heat_maps(space.model, to_float(space.pixels(name)[None]))
+        maps = heat_maps(workspace.model, to_float(workspace.pixels(name)[None]))
         return png(coloured(maps)[0], keeps=True)
 
-    return await space.on_model(drawn)
+    return await workspace.on_model(drawn)
 
 
 @router.get("/sheets/{letter}")
 async def sheet(
-    space: Space, letter: str, positions: str, side: Annotated[int, Query(ge=8, le=128)] = 48
+    workspace: OpenWorkspace, letter: str, positions: str, side: Annotated[int, Query(ge=8, le=128)] = 48
 ) -> Response:
     """Show many images of a collection as one sheet of square tiles, 16 a row, in the order given."""
-    chosen = _positions(space, letter, positions)
+    chosen = _positions(workspace, letter, positions)
     return await asyncio.to_thread(
-        lambda: png(_sheet(space.collections[letter].pixels(chosen), side), keeps=True)
+        lambda: png(_sheet(workspace.collections[letter].pixels(chosen), side), keeps=True)
     )
 
 
-def _decoded(space: Workspace, name: str) -> Pixels:
-    pixels: Pixels = to_pixels(space.model.decode(space.code(name)[None]))[0]
+def _decoded(workspace: Workspace, name: str) -> Pixels:
+    pixels: Pixels = to_pixels(workspace.model.decode(workspace.code(name)[None]))[0]
     return pixels
 
 
-def _positions(space: Workspace, letter: str, text: str) -> list[int]:
+def _positions(workspace: Workspace, letter: str, text: str) -> list[int]:
     parts = text.split(",")
-    if letter not in space.collections or len(parts) > MOST_TILES or not all(map(_is_place, parts)):
+    if letter not in workspace.collections or len(parts) > MOST_TILES or not all(map(_is_place, parts)):
         raise ConfigError(f"A sheet shows 1 to {MOST_TILES} images of one collection.")
     chosen = [int(part) for part in parts]
-    if max(chosen) >= len(space.collections[letter]):
+    if max(chosen) >= len(workspace.collections[letter]):
         raise ConfigError("There are not so many images.")
     return chosen
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 
+from autoencode.data.corruptions import CORRUPTIONS
 from autoencode.reconstruction import Restored, restore
-from autoencode.web.replies import Space, png
+from autoencode.web.tabs import OpenWorkspace, png
 from autoencode.web.workspace import Workspace
 
 Text = Annotated[str, Query(max_length=200)]
@@ -18,9 +19,11 @@ router = APIRouter()
 
 
 @router.get("/api/restore")
-async def numbers(space: Space, picture: str, clean: str = "", corrupt: Text = "", seed: int = 0) -> Response:
+async def numbers(
+    workspace: OpenWorkspace, picture: str, clean: str = "", corrupt: Text = "", seed: int = 0
+) -> Response:
     """Return how close the restored picture is to the clean one: PSNR, before and after, and SSIM."""
-    made = await space.on_model(_restored, space, picture, clean, corrupt, seed)
+    made = await workspace.on_model(_restored, workspace, picture, clean, corrupt, seed)
     return JSONResponse(
         {
             "psnr_db": _finite(made.psnr_db[0]),
@@ -31,17 +34,19 @@ async def numbers(space: Space, picture: str, clean: str = "", corrupt: Text = "
 
 
 @router.get("/api/restore/{side}")
-async def shown(space: Space, side: str, picture: str, corrupt: Text = "", seed: int = 0) -> Response:
+async def shown(
+    workspace: OpenWorkspace, side: str, picture: str, corrupt: Text = "", seed: int = 0
+) -> Response:
     """Show one side: "seen" is what the model was given, any other what it made of that."""
-    made = await space.on_model(_restored, space, picture, "", corrupt, seed)
+    made = await workspace.on_model(_restored, workspace, picture, "", corrupt, seed)
     return png((made.seen if side == "seen" else made.restored)[0])
 
 
-def _restored(space: Workspace, picture: str, clean: str, corrupt: str, seed: int) -> Restored:
+def _restored(workspace: Workspace, picture: str, clean: str, corrupt: str, seed: int) -> Restored:
     return restore(
-        space.model,
-        space.pixels(picture)[None],
-        clean=space.pixels(clean)[None] if clean else None,
+        workspace.model,
+        workspace.pixels(picture)[None],
+        clean=workspace.pixels(clean)[None] if clean else None,
         corruptions=[corrupt] if corrupt else [],
         seed=seed,
     )
@@ -49,3 +54,12 @@ def _restored(space: Workspace, picture: str, clean: str, corrupt: str, seed: in
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def facts(workspace: Workspace) -> dict[str, Any]:
+    """Return the corruptions the model was trained on, and those the tab offers."""
+    offers = [
+        (f"{name}:{amount:g}", words) for name, kind in CORRUPTIONS.items() for amount, words in kind.offers
+    ]
+    trained: dict[str, Any] = workspace.model.provenance.get("train", {})
+    return {"corrupt": trained.get("corrupt", []), "corruptions": offers}

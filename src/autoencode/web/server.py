@@ -1,26 +1,55 @@
-"""The page: its files, its tabs, and the rules that every request keeps to."""
+"""The server of the page: its files, its tabs, and replies to errors."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from autoencode.data.workers import UPLOAD_LIMITS
 from autoencode.errors import AutoencodeError
-from autoencode.web import generate, morph, outliers, overview, pictures, restore, search
-from autoencode.web import map as maps
+from autoencode.web import pictures
 from autoencode.web.security import Guard, Trust
+from autoencode.web.tabs import TABS, OpenWorkspace
 from autoencode.web.workspace import GoneError, Workspace
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_TABS = (overview, pictures, search, morph, generate, restore, outliers, maps)
+
+router = APIRouter()
+
+
+@router.get("/api/workspace")
+async def about(workspace: OpenWorkspace) -> dict[str, Any]:
+    """Return the model, the tabs, what each of them offers and what is missing for it."""
+    model, found = workspace.model, dict[str, Any]()
+    needs = {}
+    for tab in TABS:
+        if hasattr(tab.module, "facts"):
+            found |= tab.module.facts(workspace)
+        for name, missing in getattr(tab.module, "NEEDS", {}).items():
+            if lacking := missing(workspace):
+                needs[name] = lacking._asdict()
+    return {
+        "name": workspace.name,
+        "launch": workspace.launch,
+        "tabs": [tab._asdict() for tab in TABS],
+        "kind": "variational autoencoder" if model.is_vae else "autoencoder",
+        "height": model.preprocessing.height,
+        "width": model.preprocessing.width,
+        "code_size": model.config.code_size,
+        "images": 0 if workspace.review is None else len(workspace.review),
+        "upload_bytes": UPLOAD_LIMITS.max_bytes,
+        "needs": needs,
+        **found,
+    }
 
 
 def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
@@ -41,8 +70,9 @@ def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
     app.state.workspace = workspace
     _add_static(app)
-    for tab in _TABS:
-        app.include_router(tab.router)
+    app.include_router(router)
+    for module in (pictures, *(tab.module for tab in TABS)):
+        app.include_router(module.router)
     app.add_exception_handler(GoneError, _gone)
     app.add_exception_handler(AutoencodeError, _rejected)
     app.add_exception_handler(RequestValidationError, _not_understood)

@@ -5,8 +5,6 @@ import { field, h, keepingFocus, notice, select, showFailure, tell } from "/stat
 import { describe, image, openPicture, pictureButton, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
-export const title = "Generate";
-
 const MOST_SEED = 999999;
 const PRIORS = { mixture: "mixture of the training codes", normal: "standard normal" };
 

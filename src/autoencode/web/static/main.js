@@ -4,15 +4,7 @@ import { get, setLaunch } from "/static/api.js";
 import { h, notice, say } from "/static/dom.js";
 import { takePictures } from "/static/pictures.js";
 import { lacks, setShared } from "/static/shared.js";
-import * as generate from "/static/generate.js";
-import * as map from "/static/map.js";
-import * as morph from "/static/morph.js";
-import * as outliers from "/static/outliers.js";
-import * as overview from "/static/overview.js";
-import * as restore from "/static/restore.js";
-import * as search from "/static/search.js";
-
-const TABS = { overview, search, morph, generate, restore, outliers, map };
+const TABS = {}; // by name, as the server lists them: the title, and what the tab's script exports
 const shown = {};
 let current = null;
 
@@ -87,6 +79,8 @@ async function start() {
     const workspace = await get("/api/workspace");
     setLaunch(workspace.launch);
     setShared(workspace);
+    const scripts = await Promise.all(workspace.tabs.map(({ name }) => import(`/static/${name}.js`)));
+    workspace.tabs.forEach(({ name, title }, at) => (TABS[name] = { ...scripts[at], title }));
     document.getElementById("name").textContent = workspace.name;
     document.documentElement.classList.toggle("tiny-images", Math.max(workspace.height, workspace.width) <= 48);
   } catch (err) {

@@ -7,8 +7,6 @@ import { Points, drawPoints } from "/static/points.js";
 import { legend, paint } from "/static/colours.js";
 import { lacks } from "/static/shared.js";
 
-export const title = "Map";
-
 const TILE = 48; // pixels of a thumbnail
 const SHEET = 128; // thumbnails asked for at once
 const KEPT_TILES = 6000;

@@ -5,8 +5,6 @@ import { field, h, keepingFocus, progressBar, say, save, select, showFailure, te
 import { addToMorph, dropzone, image, openPicture, shortName } from "/static/pictures.js";
 import { canGenerate, hasImages, morphing } from "/static/shared.js";
 
-export const title = "Morph";
-
 const WAYS = [
   ["linear", "straight"],
   ["spherical", "turning"],

@@ -5,8 +5,6 @@ import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar,
 import { heatLegend, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
-export const title = "Outliers";
-
 const PAGE = 50;
 const MOST_ROWS = 200; // that one answer holds
 

@@ -6,8 +6,6 @@ import { commandLine, h, notice, number, progressBar, showFailure } from "/stati
 import { image, openPicture, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
-export const title = "Overview";
-
 const LOOK_MS = 1000; // between two looks at a run
 
 export function mount(root) {

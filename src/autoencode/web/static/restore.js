@@ -5,8 +5,6 @@ import { field, h, keepingFocus, select, showFailure, tell } from "/static/dom.j
 import { choosing, dropzone, image, shortName } from "/static/pictures.js";
 import { hasImages, workspace } from "/static/shared.js";
 
-export const title = "Restore";
-
 export function mount(root) {
   const trained = workspace.corrupt[0] ?? "";
   const damages = [["", "nothing: take it as it is"], ...workspace.corruptions];

@@ -5,8 +5,6 @@ import { field, h, keepingFocus, notice, number, select, showFailure, tell } fro
 import { choosing, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
-export const title = "Search";
-
 const DISTANCES = [
   ["whitened", "whitened angle"],
   ["cosine", "angle"],
