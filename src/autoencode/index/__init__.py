@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,6 @@ from autoencode.cluster import joined_cluster
 from autoencode.data.pack import local_folder
 from autoencode.embedding import image_encoder
 from autoencode.errors import ConfigError, ImageFolderError, OutputError
-from autoencode.index.lance import LanceStore
 from autoencode.index.memory import FileStore, in_memory
 from autoencode.index.store import BuildRequest, IndexStore
 from autoencode.metrics.retrieval import MOST_QUERIES, RetrievalQuality, retrieval_quality
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
 
 # The one place that knows every store. The first is the default, and stores do not know of each other.
+# LanceDB is optional: named by its path, it is removed by deleting its folder and its line.
 STORES: dict[Store, IndexStore] = {
     "file": FileStore(),
-    "lance": LanceStore(),
+    "lance": resolve_name("autoencode.index.lance:LanceStore")(),
 }
 
 
