@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Judgement:
         """Judge images."""
-        level, features = 2 * images - 1, []
+        level, features = 2 * images - 1, []  # centred: spectral norms bound slopes, not offsets
         for convolution in self.levels:
             level = F.leaky_relu(convolution(level), 0.2)
             features.append(level)
@@ -190,6 +190,7 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         measures.discriminator_loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        # Weighted by images, as the last batch of an epoch may be smaller.
         sums = [term.detach() * len(clean) for term in measures]
         self.sums += torch.stack([*sums, torch.full_like(sums[0], len(clean))]).cpu()
 

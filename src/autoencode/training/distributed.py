@@ -177,6 +177,7 @@ def joined(ranks: Ranks) -> Iterator[Processes]:
     try:
         address = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         store = PrefixStore(join_id, _common_store(ranks, *address))
+        # NCCL cannot sum CPU tensors, and gloo is slow on GPUs.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=WAITING

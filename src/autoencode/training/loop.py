@@ -103,6 +103,7 @@ class Loop:
         elif processes.first:
             self._start_from_images()
         self._start_together()
+        # A kill may have come between the metrics and the checkpoint of an epoch.
         if processes.first:
             keep_metrics_up_to(out, self.state.step)
         self.records, self.warned = read_metrics(out), False
@@ -165,6 +166,7 @@ class Loop:
                     self._end_epoch(epoch)
                 elif self.processes.first:
                     self.progress(self._progress(epoch, in_epoch))
+                # One process may get the signal before the others: all stop after the same step.
                 stop = self.processes.any(interrupted.is_set())
                 due = stop or (checkpoint_every and in_epoch % checkpoint_every == 0)
                 if due and in_epoch < self.steps and self.processes.first:
@@ -185,6 +187,7 @@ class Loop:
             started = time.perf_counter()
             self._step(images, local)
             times.append(time.perf_counter() - started)
+        # The least time: other work on the machine can only lengthen a step.
         return self.steps * min(times[1:] or times)
 
     def _step(self, images: Tensor, local: LocalBatch) -> None:
@@ -196,10 +199,12 @@ class Loop:
         state.model.train()
         count_images(state.model, bool(local.counted))
         state.optimizer.zero_grad(set_to_none=True)
+        # In fp64: an epoch adds thousands of batches, and resumed sums must be the same bits.
         sums = torch.zeros(4, dtype=torch.float64)
         for micro in local.micro_batches(config.accumulate):
             images = clean[micro.first - local.first : micro.end - local.first]
             sums += self._backward(images, micro)
+        # Before the gradients are applied: a step that diverged must not reach the weights.
         measured = self.processes.total(sums)
         if not math.isfinite(measured[0]):
             raise self._diverged(state.step)
@@ -235,12 +240,14 @@ class Loop:
         """
         purpose = "train" if training else "validation"
         seed = random_seed(purpose, self.config.seed, draw)
+        # A generator for each step, not one for the run: a resumed run needs no random state.
         generator = torch.Generator(clean.device).manual_seed(seed)
         if training and self.config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
         seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
         noise = None
         if model.is_vae:
+            # Drawn for the whole batch, so that its noise is the same for any number of processes.
             shape = (local.batch_size, model.config.code_size)
             noise = torch.randn(shape, generator=generator, device=clean.device)[local.positions]
         with self.runtime.autocast():
@@ -264,7 +271,7 @@ class Loop:
             if model.is_vae:
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
-                if local.counted:
+                if local.counted:  # an image that stands in for an empty local batch must not count twice
                     means.add(output.posterior.mean)
             # The reconstruction a user gets: the decoded mean, without noise, clipped to the range of pixels.
             squared_error = (decoded.float().clamp(0, 1) - clean).square().mean().cpu().double()

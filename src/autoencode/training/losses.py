@@ -65,6 +65,7 @@ def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float
         beta: weight of the KL.
         sigma2: see `gaussian_log_likelihood`.
     """
+    # MSE is measured for every loss, because sigma2 and the metrics need it.
     error = mean_absolute_error if loss == "mae" else mean_squared_error
     mean_error = error(images, output.images)
     mse = mean_error if loss != "mae" else mean_squared_error(images, output.images)
@@ -109,6 +110,7 @@ def beta_at(step: int, steps: int, warmup_steps: int, cycles: int, beta: float) 
         beta: the weight after the warm-up.
     """
     if cycles:
+        # At the last step a cycle is complete, not at its start again, where beta would be 0.
         position = (step * cycles / steps) % 1 if step < steps else 1.0
         return beta * min(1.0, 2 * position)
     return beta * min(1.0, step / warmup_steps) if warmup_steps else beta

@@ -123,6 +123,7 @@ def _runtime(content: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("bf16 and channels_last must be true or false")
     if not isinstance(content["device"], str) or not re.fullmatch("[a-z]{1,16}", content["device"]):
         raise ValueError("device must be the name of one")
+    # Bounded to 64 bits, as a forged file could otherwise hold integers that no array index can.
     counts = (content.get("processes", 1), content.get("window", 0))
     if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
         raise ValueError("processes and window must be whole numbers")
@@ -151,7 +152,7 @@ def read_metrics(folder: Path) -> list[Record]:
         try:
             records.append(_record(line))
         except (ValueError, KeyError, TypeError, AttributeError) as err:
-            if number < len(lines):
+            if number < len(lines):  # a crash can only have cut the last line
                 path = folder / METRICS_NAME
                 raise RunError(f"Line {number} of {path} is damaged. Remove it to continue.") from err
     return records
@@ -174,6 +175,7 @@ def append_metrics(folder: Path, record: Mapping[str, float]) -> None:
     Raises:
         OutputError: the line cannot be written.
     """
+    # JSON has no NaN; Python would write one that other readers reject.
     finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
     append_line(folder / METRICS_NAME, json.dumps(finite))
 

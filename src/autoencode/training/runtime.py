@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from autoencode.errors import ConfigError
+from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
+    from autoencode.training.run import RunSettings
 
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 
@@ -82,6 +87,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as err:  # its message lists some thirty kinds of device that torch has names for
         raise ConfigError(f"There is no device {name!r}. Use {DEVICES}.") from err
+    # Only an allocation shows whether this build of torch and this machine have the device.
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as err:
@@ -106,3 +112,25 @@ def multiplies_bf16(device: torch.device) -> bool:
         # Elsewhere bfloat16 is emulated in fp32, slower than fp32 itself.
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+@contextmanager
+def within_memory(out: Path, run: RunSettings) -> Iterator[None]:
+    """Turn any error for lack of memory into a ConfigError that says what to change.
+
+    Args:
+        out: the run folder.
+        run: the settings of the run.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as err:
+        if not is_out_of_memory(err):
+            raise
+        size = f"{run.preprocessing.height}x{run.preprocessing.width}"
+        kept = f" What was trained until then is kept in {out}." if holds_state(out) else ""
+        raise ConfigError(
+            f"The memory is not enough for batches of {run.train.batch_size} images of {size}. "
+            f"{'Go on with --resume' if kept else 'Start again with'} --set accumulate=4, or start again"
+            f"{' in a new folder' if kept else ''} with a smaller batch_size or --size.{kept}"
+        ) from err

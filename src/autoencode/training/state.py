@@ -182,6 +182,7 @@ def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
 
 
 def _like(own: Tensor, saved: Tensor) -> Tensor:
+    # A forged file could otherwise broadcast into every later sum.
     if (saved.shape, saved.dtype) != (own.shape, own.dtype):
         raise ValueError(f"sums of shape {tuple(saved.shape)}")
     return saved.to(own.device)
@@ -220,6 +221,7 @@ def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None
     _check_moments(moments, [p for group in optimizer.param_groups for p in group["params"]])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    # load_state_dict keeps the format of the file, contiguous, and steps would be rounded differently.
     for parameter, own in optimizer.state.items():
         for name, moment in own.items():
             if moment.shape == parameter.shape:

@@ -38,7 +38,7 @@ from autoencode.training.run import (
     read_run,
     write_run,
 )
-from autoencode.training.runtime import Runtime, choose_runtime, is_out_of_memory, multiplies_bf16
+from autoencode.training.runtime import Runtime, choose_runtime, multiplies_bf16, within_memory
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
@@ -137,7 +137,7 @@ def train(
         prepared = _continued if resume else _started
         run, pack, runtime = prepared(request, machine, processes)
         run = _agreed(run, pack, processes)
-        with _opened(out, run, resume, processes), _within_memory(out, run), interrupts() as interrupted:
+        with _opened(out, run, resume, processes), within_memory(out, run), interrupts() as interrupted:
             loop = Loop(out, run, pack, runtime, progress or (lambda _: None), processes)
             with _without_diverged_state(out, processes):
                 loop.run(checkpoint_every, interrupted)
@@ -168,6 +168,7 @@ class _Machine(NamedTuple):
 
 def pack_path_for(source: Path, out: Path, preprocessing: Preprocessing) -> Path:
     """Where `train` keeps the pack of a folder: beside the run, one for each folder and preprocessing."""
+    # Resolved, so that one folder given by two paths is packed once; names may hold bytes that are not UTF-8.
     key = hashlib.sha256(f"{source.resolve()} {preprocessing.to_json()}".encode(errors="surrogateescape"))
     size = f"{preprocessing.height}x{preprocessing.width}"
     return out.absolute().parent / f"{source.resolve().name}-{size}-{key.hexdigest()[:6]}.pack"
@@ -179,7 +180,7 @@ def _check_out(out: Path, resume: bool) -> None:
     if resume:
         return
     if is_run(out):
-        if not holds_state(out):
+        if not holds_state(out):  # it diverged or was stopped early: there is nothing to lose
             return
         raise RunError(f"{out} holds a run already. Add --resume to continue it, or choose another --out.")
     if names_in(out):
@@ -202,6 +203,7 @@ def _packed(request: _Request, processes: Processes) -> Pack:
             f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
             "that all machines share, or give each a copy of the pack."
         )
+    # Process 0 keeps the pack it has just made: opening it again would read its whole list of files.
     pack = open_pack(source) if pack is None else pack
     if preprocessing not in (None, pack.preprocessing):
         raise ConfigError(
@@ -216,6 +218,7 @@ def _agreed(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
     count = processes.world_size
     if count > 1 and run.train.adversarial:
         raise ConfigError("Adversarial training needs one process. Leave adversarial out, or the others.")
+    # With fewer images than processes some would compute nothing at all, at every step.
     smallest = min(run.train.batch_size, len(pack.training_rows()))
     if count > smallest:
         raise ConfigError(
@@ -229,6 +232,7 @@ def _agreed(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
             raise PackError(
                 f"Process {rank} has other images than process {own}. Give all machines copies of one pack."
             )
+        # Machines may keep the pack at different paths; its fingerprint says whether it is the same.
         for name in (field.name for field in fields(run) if field.name != "pack"):
             if getattr(other, name) != getattr(run, name):
                 raise ConfigError(
@@ -247,7 +251,7 @@ def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes) -> 
         return
     with exclusive(out, f"{out} is being trained by another process.", RunError):
         _check_out(out, resume)  # again: another process may have had the lock while this one was packing
-        remove_temporaries(out)
+        remove_temporaries(out)  # of a process that was killed while it wrote
         write_run(out, run)
         processes.wait()
         yield
@@ -257,6 +261,7 @@ def _started(request: _Request, machine: _Machine, processes: Processes) -> tupl
     """Settings, images and runtime of a new run."""
     runtime = choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
     model, config = settings(request.preset or DEFAULT_PRESET, **request.overrides)
+    # Twice: before packing, which may take hours, and with the size of a pack that was given.
     _check_images(model, config, request.preprocessing or Preprocessing())
     if processes.first:
         # After the settings, whose errors do not depend on the folder.
@@ -314,6 +319,7 @@ def _same_runtime(out: Path, run: RunSettings, machine: _Machine) -> Runtime:
         ),
     }
     _reject(out, {name: pair for name, pair in asked.items() if pair[0] != pair[1]})
+    # Emulated bf16 gives the same result many times slower, which must be asked for.
     if precision == "auto" and runtime.bf16 and not multiplies_bf16(runtime.device):
         raise ConfigError(
             f"The run in {out} was started in bf16, which this machine only emulates, slowly. "
@@ -331,6 +337,7 @@ def _with_overrides(
     out: Path, run: RunSettings, preset: str | None, overrides: dict[str, Any]
 ) -> RunSettings:
     """Check that settings given with --resume are those of the run, but for more epochs and other pieces."""
+    # The way to continue a run that ran out of memory: micro-batches change nothing but rounding.
     accumulate = overrides.get("accumulate", run.train.accumulate)
     run = replace(run, train=replace(run.train, accumulate=accumulate))
     if preset is not None:
@@ -340,7 +347,9 @@ def _with_overrides(
         model, config = changed(run.model, run.train, overrides)
     stored, asked = asdict(run.model) | asdict(run.train), asdict(model) | asdict(config)
     differing = {name: (stored[name], asked[name]) for name in stored if stored[name] != asked[name]}
-    spread = run.train.kl_warmup_cycles or run.train.adversarial  # over all the steps
+    # A cosine schedule, cycles and the discriminator depend on the total number of steps: more epochs would
+    # change the steps already taken.
+    spread = run.train.kl_warmup_cycles or run.train.adversarial
     open_ended = run.train.schedule == "constant" and not spread
     if open_ended and config.epochs > run.train.epochs:
         run = replace(run, train=replace(run.train, epochs=config.epochs))
@@ -380,20 +389,3 @@ def _without_diverged_state(out: Path, processes: Processes) -> Iterator[None]:
         if processes.first and not (out / MODEL_NAME).exists():
             (out / CHECKPOINT_NAME).unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _within_memory(out: Path, run: RunSettings) -> Iterator[None]:
-    """Make every way of running out of memory one error that says what to change."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as err:
-        if not is_out_of_memory(err):
-            raise
-        size = f"{run.preprocessing.height}x{run.preprocessing.width}"
-        kept = f" What was trained until then is kept in {out}." if holds_state(out) else ""
-        raise ConfigError(
-            f"The memory is not enough for batches of {run.train.batch_size} images of {size}. "
-            f"{'Go on with --resume' if kept else 'Start again with'} --set accumulate=4, or start again"
-            f"{' in a new folder' if kept else ''} with a smaller batch_size or --size.{kept}"
-        ) from err
