@@ -58,14 +58,21 @@ def test_the_help_of_a_setting_is_what_its_class_says(
 
 
 def test_the_examples_of_every_command_are_calls_it_takes() -> None:
-    commands = get_command(main.app).commands  # type: ignore[attr-defined]
-    assert commands.keys() == {command.__name__ for command in main.COMMANDS}
-    for command, examples in main.COMMANDS.items():
+    for name, command in get_command(main.app).commands.items():  # type: ignore[attr-defined]
+        heading, *examples = command.epilog.split("\n\n")
+        assert heading == "Examples:"
         assert examples
         for example in examples:
             words = shlex.split(example.partition(" > ")[0])
-            assert words[:2] == ["autoencode", command.__name__]
-            commands[command.__name__].make_context(command.__name__, words[2:])
+            assert words[:2] == ["autoencode", name]
+            command.make_context(name, words[2:])
+
+
+def test_every_file_of_the_command_line_is_a_group_named_after_its_commands() -> None:
+    commands = list(get_command(main.app).commands)  # type: ignore[attr-defined]
+    assert "_".join(main.GROUPS) == "_".join(commands)
+    files = {path.stem for path in Path(main.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "main", "options", "progress"} == set(main.GROUPS)
 
 
 def test_no_help_holds_brackets_which_the_terminal_takes_for_styles() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from autoencode.cli import train
+from autoencode.cli import demo_pack_config_train as train
 from autoencode.errors import ConfigError, RunError
 from autoencode.training import process
 

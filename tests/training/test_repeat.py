@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from autoencode import Preprocessing, Run
-from autoencode.cli import main, train
+from autoencode.cli import demo_pack_config_train as train
+from autoencode.cli import main
 from autoencode.training.config import settings
 from autoencode.training.repeat import command, in_words, run_file
 from autoencode.training.run import RunSettings, read_metrics, read_run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model
+from autoencode.cli.options import MaxBytes, MaxPixels, Model, add_command
 from autoencode.cli.progress import say, stages
 
 if TYPE_CHECKING:
@@ -127,13 +127,15 @@ def table(found: Evaluation) -> Iterator[str]:
         yield from _block(held_out, [f"AUROC by {told.score}"], [row])
 
 
-COMMANDS: Commands = {
-    evaluate: [
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(
+        program,
+        evaluate,
         "autoencode evaluate runs/photos --out quality.json",
         "autoencode evaluate runs/photos --ood other-photos",
-    ],
-    export: ["autoencode export runs/photos --onnx onnx"],
-}
+    )
+    add_command(program, export, "autoencode export runs/photos --onnx onnx")
 
 
 def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Commands, Images, MaxBytes, MaxPixels, Model
+from autoencode.cli.options import Images, MaxBytes, MaxPixels, Model, add_command
 from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding
 
@@ -121,11 +121,11 @@ def classify(
     fail_if_named(made.skipped, images)
 
 
-COMMANDS: Commands = {
-    features: ["autoencode features runs/photos photos/a.jpg --out features"],
-    transfer: ["autoencode transfer runs/photos labelled --out classifier"],
-    classify: ["autoencode classify classifier photos --out classes.csv"],
-}
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(program, features, "autoencode features runs/photos photos/a.jpg --out features")
+    add_command(program, transfer, "autoencode transfer runs/photos labelled --out classifier")
+    add_command(program, classify, "autoencode classify classifier photos --out classes.csv")
 
 
 def _print_comparison(made: Transfer) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model, Ray
+from autoencode.cli.options import MaxBytes, MaxPixels, Model, Ray, add_command
 from autoencode.cli.progress import (
     console,
     counted,
@@ -169,16 +169,20 @@ def search(
     fail_if_named(found.skipped, queries or [])
 
 
-COMMANDS: Commands = {
-    index: [
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(
+        program,
+        index,
         "autoencode index runs/photos photos --out photos.index",
         "autoencode index runs/photos s3://bucket/photos.pack --store lance --out s3://bucket/index",
-    ],
-    search: [
+    )
+    add_command(
+        program,
+        search,
         "autoencode search photos.index photos/a.jpg -k 5 --sheet found.png",
         "autoencode search photos.index --near-duplicates --out duplicates.json",
-    ],
-}
+    )
 
 
 def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:

@@ -8,44 +8,30 @@ Every command imports what it needs when it runs, so that --help takes a quarter
 
 from __future__ import annotations
 
-import functools
 import io
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from importlib import import_module
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from autoencode.atomic import reject_url
-from autoencode.cli import (
-    evaluate_export,
-    features_transfer_classify,
-    index_search,
-    outliers,
-    pack_demo,
-    reconstruct_morph_generate,
-    report_paper_app,
-    train,
-)
-from autoencode.cli.options import Commands
 from autoencode.cli.progress import one_line, say
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
 from autoencode.training.process import is_first
 
-# In the order in which one needs them, which is that of --help.
-COMMANDS: Commands = {
-    **pack_demo.COMMANDS,
-    **train.COMMANDS,
-    **reconstruct_morph_generate.COMMANDS,
-    **index_search.COMMANDS,
-    **outliers.COMMANDS,
-    **features_transfer_classify.COMMANDS,
-    **evaluate_export.COMMANDS,
-    **report_paper_app.COMMANDS,
-}
+# A command group is one file, named after its commands, and one line here: the order is that of --help, in
+# which a newcomer needs them. The name is imported by importlib so that nothing imports the whole program.
+GROUPS = (
+    "demo_pack_config_train",
+    "reconstruct_morph_generate",
+    "index_search",
+    "outliers",
+    "features_transfer_classify",
+    "evaluate_export",
+    "report_paper_app",
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,23 +51,8 @@ def _version(
         raise typer.Exit
 
 
-def _without_urls(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command reject a URL in place of a path: as a Path it would be the folder s3:/bucket here."""
-
-    @functools.wraps(command)
-    def checked(**given: Any) -> None:  # noqa: ANN401
-        for value in given.values():
-            for one in value if isinstance(value, list) else (value,):
-                if isinstance(one, Path):
-                    reject_url(one)
-        command(**given)
-
-    return checked
-
-
-for _command, _examples in COMMANDS.items():
-    _epilog = "\n\n".join(["Examples:", *_examples]) if _examples else None
-    app.command(epilog=_epilog)(_without_urls(_command))
+for _group in GROUPS:
+    import_module(f"autoencode.cli.{_group}").add_to(app)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

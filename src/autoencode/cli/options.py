@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoencode.atomic import reject_url
 from autoencode.configuration import ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import ConfigError
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits, Preprocessing
 
-
-Commands = dict[Callable[..., None], list[str]]  # each with the examples that end its help
 
 IMAGES, MACHINE = "Images", "Machine"  # panels of --help
 
@@ -81,6 +81,22 @@ Corrupt = Annotated[
     list[str] | None,
     typer.Option(help=f"Damage what the encoder sees: {', '.join(map(example, CORRUPTIONS))}. Repeatable."),
 ]
+
+
+def add_command(program: typer.Typer, command: Callable[..., None], *examples: str) -> None:
+    """Add a command to the program, with the examples that end its help."""
+
+    @functools.wraps(command)
+    def checked(**given: Any) -> None:  # noqa: ANN401
+        # As a Path a URL would be the folder s3:/bucket of this directory, and be made there.
+        for value in given.values():
+            for one in value if isinstance(value, list) else (value,):
+                if isinstance(one, Path):
+                    reject_url(one)
+        command(**given)
+
+    # Rich joins lines into a paragraph, and keeps paragraphs.
+    program.command(epilog="\n\n".join(["Examples:", *examples]))(checked)
 
 
 def preprocessing(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Commands, Images, MaxBytes, MaxPixels, Model, Ray
+from autoencode.cli.options import Images, MaxBytes, MaxPixels, Model, Ray, add_command
 from autoencode.cli.progress import fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding, Rule
 from autoencode.errors import ConfigError
@@ -106,12 +106,14 @@ def outliers(
     fail_if_named(found.skipped, images)
 
 
-COMMANDS: Commands = {
-    outliers: [
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(
+        program,
+        outliers,
         "autoencode outliers runs/photos new-photos --out outliers.csv",
         "autoencode outliers runs/photos new-photos --embedding pretrained --fpr 0.05",
-    ],
-}
+    )
 
 
 def _print(found: Outliers) -> None:

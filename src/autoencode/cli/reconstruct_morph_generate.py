@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Commands, Corrupt, Images, MaxBytes, MaxPixels, Model
+from autoencode.cli.options import Corrupt, Images, MaxBytes, MaxPixels, Model, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
 from autoencode.configuration import Interpolation, PriorName
 
@@ -130,8 +130,12 @@ def generate(
         say(f"walk:   {walk}")
 
 
-COMMANDS: Commands = {
-    reconstruct: ["autoencode reconstruct runs/photos photos/a.jpg --out restored --corrupt gaussian:0.1"],
-    morph: ["autoencode morph runs/photos photos/a.jpg photos/b.jpg --out morph.gif"],
-    generate: ["autoencode generate runs/photos --out new -n 16 --walk walk.gif"],
-}
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(
+        program,
+        reconstruct,
+        "autoencode reconstruct runs/photos photos/a.jpg --out restored --corrupt gaussian:0.1",
+    )
+    add_command(program, morph, "autoencode morph runs/photos photos/a.jpg photos/b.jpg --out morph.gif")
+    add_command(program, generate, "autoencode generate runs/photos --out new -n 16 --walk walk.gif")

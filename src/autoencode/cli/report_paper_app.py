@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Commands, MaxBytes, MaxPixels, Model, Resize, Size
+from autoencode.cli.options import MaxBytes, MaxPixels, Model, Resize, Size, add_command
 from autoencode.cli.progress import counting, duration, say, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
@@ -193,11 +193,18 @@ def _in_address(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-COMMANDS: Commands = {
-    report: ["autoencode report runs/photos"],
-    paper: [
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(program, report, "autoencode report runs/photos")
+    add_command(
+        program,
+        paper,
         "autoencode paper photos --budget 0.05 --limit 2000 --out paper",
         "autoencode paper photos --only ae --only denoise --out paper",
-    ],
-    app: ["autoencode app runs/photos", "autoencode app runs/photos --index photos.index --port 9000"],
-}
+    )
+    add_command(
+        program,
+        app,
+        "autoencode app runs/photos",
+        "autoencode app runs/photos --index photos.index --port 9000",
+    )
