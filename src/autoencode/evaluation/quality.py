@@ -165,6 +165,7 @@ def image_quality(
     for clean, seen in images.pairs():
         for name, restore in restorers.items():
             restored = restore(seen)
+            # In fp64 from here: sums over thousands of images of small errors.
             values = torch.stack([metric(restored, clean) for metric in metrics], dim=1)
             found[name].append(values.double().numpy())
         advance(len(clean))
@@ -232,6 +233,7 @@ def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
     generator = torch.Generator().manual_seed(random_seed("code health"))
     for images in batches:
         posterior = model.encode_distribution(images)
+        # Sums over all images are kept in fp64: a variance is a small difference of large sums.
         mean, log_variance = (part.double() for part in posterior if part is not None)
         count += len(mean)
         kl += kl_per_dimension(mean, log_variance).sum(0)
@@ -243,6 +245,7 @@ def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
         products += code.T @ code
     if not count:
         raise ConfigError("A code is measured on images, and none were given.")
+    # Rounding can leave a dimension that never varies just below 0.
     variance = (squares / count - (means / count).square()).clamp(min=0)
     centre = codes / count
     covariance = products / count - torch.outer(centre, centre)
@@ -263,7 +266,7 @@ def _gap(mean: Tensor, covariance: Tensor, count: int) -> float | None:
     n - 1 degrees of freedom (Bishop 2006, Pattern Recognition, eq. B.81).
     """
     size = len(mean)
-    if count <= size + 1:
+    if count <= size + 1:  # the covariance is singular, and its log-determinant infinite
         return None
     half_degrees = (count - torch.arange(1, size + 1, dtype=torch.float64)) / 2
     bias = torch.digamma(half_degrees).sum() + size * math.log(2 / count)
@@ -320,6 +323,7 @@ def likelihood_variance(model: Autoencoder) -> float | None:
 def _bits(elbo: Estimate | None, values: int) -> Estimate | None:
     if elbo is None:
         return None
+    # More nats are fewer bits: the ends of the interval change places.
     bits, *ends = (bits_per_dimension(-nats, values) for nats in (elbo.value, *(elbo.interval or ())[::-1]))
     return Estimate(bits, Interval(*ends) if ends else None, elbo.count)
 
@@ -370,6 +374,7 @@ def distances(
     Raises:
         MissingExtraError: the optional part `eval` is not installed.
     """
+    # KID of sets of one size: its estimate has no bias, but its variance depends on the size.
     count = len(images.rows)
     reference = _features((clean for clean, _ in images.pairs()), advance)
     found = {}

@@ -80,6 +80,7 @@ def retrieval_quality(
     chosen = np.sort(np.random.default_rng(seed).permutation(candidates)[:most_queries])
     ranked = []
     step = max(1, _BLOCK_SCORES // len(labels))
+    # In blocks: all distances at once would take Q times M floats.
     for start in range(0, len(chosen), step):
         block = chosen[start : start + step]
         ranked.append(_ranked(_distances(vectors[block], vectors), block, numbers, sizes))
@@ -134,6 +135,7 @@ def _ranked(
     sizes: NDArray[np.int64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64]]:
     """Return hits among the ten nearest (Q, 10), average precision (Q,) and the label voted for (Q,)."""
+    # The query itself comes last, however many images equal it, and is then cut off.
     distances[np.arange(len(queries)), queries] = np.inf
     order = np.argsort(distances, axis=1, kind="stable")[:, :-1]
     near, own = labels[order], labels[queries]

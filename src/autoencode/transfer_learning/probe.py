@@ -80,6 +80,7 @@ def labelled_images(
             )
         yield _labelled(source, pack)
         return
+    # Temporary, as these images are seldom those of a training and are read once.
     with tempfile.TemporaryDirectory(prefix="autoencode-") as temporary:
         pack = pack_folder(source, Path(temporary) / "pack", preprocessing, limits=limits, progress=progress)
         yield _labelled(source, pack)
@@ -92,6 +93,7 @@ def _labelled(source: Path, pack: Pack) -> Labelled:
         copies[entry.sha256 or ""].append(entry)
     kept, contradictory, unlabelled = list[Entry](), 0, 0
     for same in copies.values():
+        # Copies in two classes contradict each other, and nothing says which is right.
         names = {entry.label for entry in same if entry.label is not None}
         contradictory += len(names) > 1
         unlabelled += not names
@@ -152,9 +154,9 @@ Labels = NDArray[np.int64]
 
 # Inverse strengths of the penalty on the weights, strongest first.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-FOLDS = 5
+FOLDS = 5  # fewer where a class has fewer images
 CHOSEN_ON = 1_000  # images at most to choose the strength on: more would not change the choice
-ITERATIONS = 300
+ITERATIONS = 300  # weak penalties converge slowly, and accuracy has settled long before
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def fit_probe(features: Floats, labels: Labels, strength: float) -> LinearProbe:
     mean, scale = _standard(features)
     standard, directions = _narrowed((features - mean) / scale)
     weights, bias = _fit(standard, labels, strength)
+    # Back to the features themselves, so that a probe does not depend on the images it was fitted on.
     return LinearProbe(mean, scale, weights if directions is None else directions @ weights, bias)
 
 
