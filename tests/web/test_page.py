@@ -46,7 +46,7 @@ def watched(page: Page, served: Served) -> Iterator[Page]:
     page.set_default_timeout(20_000)
     complaints: list[str] = []
     elsewhere: list[str] = []
-    # A skipped file is told of by the browser, too; any other complaint is a fault of the page.
+    # The browser reports the status of a skipped file, too; any other error is a fault of the page.
     page.on(
         "console",
         lambda message: (
@@ -139,16 +139,16 @@ def test_search_goes_on_from_image_to_image_and_saves_a_table(page: Page, photos
     until(page, "document.querySelector('.asked h2')?.textContent.endsWith('.png')")
     first = page.locator("#tab-search .grid .picture").first
     until(page, "document.querySelector('#tab-search .caption')?.textContent === '1.000'")
-    before, name = page.url, (first.get_attribute("title") or "").removesuffix(": search on").split("/")[-1]
+    before, name = page.url, (first.get_attribute("title") or "").removesuffix(": search from this image").split("/")[-1]
     first.press("Enter")
     page.wait_for_url(lambda url: url != before)
     until(page, "name => document.activeElement.textContent === name", name)
-    until(page, "name => document.querySelector('#told').textContent === `24 nearest of ${name}.`", name)
+    until(page, "name => document.querySelector('#announced').textContent === `24 nearest of ${name}.`", name)
     assert focused(page) == name
     page.select_option("#tab-search select >> nth=0", "8")
     until(page, "document.querySelectorAll('#tab-search .grid .picture').length === 8")
     page.select_option("#tab-search select >> nth=1", "l2")
-    page.wait_for_selector("text=0 is the same")
+    page.wait_for_selector("text=0 means identical")
     assert saved(page, "text=Save CSV").decode().startswith("path,score,label\n")
 
 
@@ -177,7 +177,7 @@ def test_an_address_that_is_dropped_is_not_fetched_and_says_what_to_do(page: Pag
             dispatchEvent(Object.assign(new Event('drop', {cancelable: true}), {dataTransfer: held}));
         }"""
     )
-    until(page, "document.querySelector('#status').textContent.includes('drop its file here')")
+    until(page, "document.querySelector('#status').textContent.includes('drop the file here')")
 
 
 def test_an_image_dropped_on_the_samples_is_varied(page: Page, photos: Path) -> None:
@@ -251,7 +251,7 @@ def test_four_pictures_make_a_square_and_a_fifth_is_rejected(page: Page) -> None
     names = [image.get_attribute("alt") for image in page.locator(".slots img").all()]
     page.press(".slots .remove >> nth=2", "Enter")
     assert page.evaluate("document.activeElement.ariaLabel") == f"Remove {names[3]}"
-    assert page.inner_text("#told") == f"{names[2]} removed. 3 left."
+    assert page.inner_text("#announced") == f"{names[2]} removed. 3 left."
     page.keyboard.press("Enter")  # the last: the one before it is next
     assert page.evaluate("document.activeElement.ariaLabel") == f"Remove {names[1]}"
     assert page.locator(".between-ends").count() == 1
@@ -261,7 +261,7 @@ def test_a_sample_shows_its_neighbours_is_varied_and_morphed(page: Page) -> None
     go(page, "generate")
     page.wait_for_selector("#tab-generate .grid .picture")
     before = source(page, "#tab-generate .grid .picture img")
-    page.click("text=Draw others")
+    page.click("text=Draw new samples")
     until(
         page, "old => document.querySelector('#tab-generate .grid img').getAttribute('src') !== old", before
     )
@@ -359,7 +359,7 @@ def test_the_buttons_of_the_review_keep_the_keyboard(page: Page) -> None:
             page.keyboard.press("Enter")
             until(page, "old => document.querySelector('.review h2').textContent !== old", before)
             assert focused(page).startswith(text)
-            assert f": {page.inner_text('.review h2')}, score" in page.inner_text("#told")
+            assert f": {page.inner_text('.review h2')}, score" in page.inner_text("#announced")
     until(page, "document.querySelector('.counts').textContent.startsWith('2 kept, 1 dropped')")
     page.locator(".decide button:has-text('Undo')").focus()
     for left in ("2 kept, 0", "1 kept, 0", "0 kept, 0"):
@@ -445,7 +445,7 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.focus(".map-stage canvas")
     for key in ("+", "+", "+", "ArrowLeft", "ArrowRight", "0"):
         page.keyboard.press(key)
-    page.click("text=Choose what is seen")
+    page.click("text=Select what is visible")
     page.wait_for_selector(".chosen .picture")
     page.click(".chosen .picture >> nth=0")
     page.wait_for_selector("dialog .near .picture")
@@ -458,24 +458,24 @@ def test_images_of_the_map_are_chosen_by_keyboard(page: Page) -> None:
     canvas.focus()
     page.keyboard.press("0")
     page.keyboard.press("Shift+ArrowRight")
-    until(page, "document.querySelector('#told').textContent.endsWith('images in the rectangle.')")
-    few = int(page.inner_text("#told").split()[0])
+    until(page, "document.querySelector('#announced').textContent.endsWith('images in the rectangle.')")
+    few = int(page.inner_text("#announced").split()[0])
     for _ in range(60):
         page.keyboard.press("Shift+ArrowRight")
         page.keyboard.press("Shift+ArrowDown")
-    until(page, "document.querySelector('#told').textContent === '48 images in the rectangle.'")
+    until(page, "document.querySelector('#announced').textContent === '48 images in the rectangle.'")
     assert few < 48
     page.keyboard.press("ArrowRight")  # the map moves under it
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".chosen >> text=48 images chosen")
+    page.wait_for_selector(".chosen >> text=48 images selected")
     page.keyboard.press("Shift+ArrowUp")
-    page.keyboard.press("Escape")  # the rectangle, not what is chosen
-    assert page.is_visible(".chosen >> text=48 images chosen")
+    page.keyboard.press("Escape")  # the rectangle, not the selection
+    assert page.is_visible(".chosen >> text=48 images selected")
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('.chosen h2')")
     page.press(".legend button >> text=forest", "Enter")
-    page.wait_for_selector(".chosen >> text=16 images chosen")
+    page.wait_for_selector(".chosen >> text=16 images selected")
     assert focused(page) == "forest"
     page.press("text=Clear", "Enter")
     assert page.evaluate("document.activeElement.matches('.map-stage canvas')")
@@ -520,7 +520,7 @@ def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
     go(page, "map")
     page.get_by_label("Lay out by").select_option("umap")
-    page.wait_for_selector("text=Images that are alike lie together", timeout=120_000)
+    page.wait_for_selector("text=Similar images lie together", timeout=120_000)
     page.get_by_label("Lay out by").select_option("pca")
     page.wait_for_selector("text=of the variance of the codes")
 
@@ -668,7 +668,7 @@ def test_what_is_dropped_and_no_image_is_named_and_the_rest_is_taken(page: Page,
         }""",
         content,
     )
-    until(page, "document.querySelector('#status').textContent === 'notes.txt is no image.'")
+    until(page, "document.querySelector('#status').textContent === 'notes.txt is not an image.'")
     until(page, "document.querySelector('.asked h2')?.textContent === 'untyped.ppm'")
 
 

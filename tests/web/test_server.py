@@ -209,7 +209,7 @@ def test_restoring_says_how_close_it_is(client: TestClient, workspace: Workspace
     assert answer.status_code == 422
 
 
-def test_outliers_come_strangest_first_with_what_a_rate_flags(
+def test_outliers_come_most_anomalous_first_with_the_number_a_rate_flags(
     client: TestClient, workspace: Workspace
 ) -> None:
     found = finished(client, "/api/outliers?limit=200")

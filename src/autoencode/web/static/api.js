@@ -1,13 +1,13 @@
-// Talking to the program behind the page.
+// Requests to the server of the page.
 
 let launch = "";
 
-/** Pictures of another start have other addresses, so that none is taken from the browser's memory. */
+/** Part of the address of every picture, so that the browser's cache serves none of another launch. */
 export function setLaunch(value) {
   launch = value;
 }
 
-/** What went wrong, in words for a person; `commands` are what to run about it. */
+/** An error message for a person; `commands` are shell commands that fix it. */
 export class Failure extends Error {
   constructor(text, status = 0, commands = []) {
     super(text);
@@ -22,7 +22,7 @@ async function ask(path, options = {}) {
     response = await fetch(path, options);
   } catch (err) {
     if (err.name === "AbortError") throw err;
-    throw new Failure("The program behind this page does not answer. Is “autoencode app” still running?");
+    throw new Failure("The server does not answer. Is “autoencode app” still running?");
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
@@ -35,7 +35,7 @@ export async function get(path, signal) {
   return (await ask(path, { signal })).json();
 }
 
-/** Null where the answer is that there is nothing new. */
+/** Null if nothing has changed. */
 export async function getIfNew(path, signal) {
   const response = await ask(path, { signal });
   return response.status === 204 ? null : response.json();
@@ -61,10 +61,10 @@ export async function postBytesForBlob(path, bytes) {
   return (await ask(path, { method: "POST", body: bytes })).blob();
 }
 
-/** Send one file; where there were many before it, wait as long as it takes, telling so. */
+/** Send one file; wait while the server's upload rate is exceeded, calling `onWait` first. */
 export async function upload(file, mostBytes, onWait = () => {}) {
-  // A browser knows no type for some images, so that a file without one is tried.
-  if (file.type && !file.type.startsWith("image/")) throw new Failure(`${file.name} is no image.`);
+  // Browsers know no type for some image formats, so a file without a type is sent.
+  if (file.type && !file.type.startsWith("image/")) throw new Failure(`${file.name} is not an image.`);
   if (file.size > mostBytes) {
     const limit = Math.round(mostBytes / 1024 ** 2);
     throw new Failure(`${file.name} is larger than the limit of ${limit} MB. Make it smaller first.`);
@@ -72,7 +72,7 @@ export async function upload(file, mostBytes, onWait = () => {}) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
-    throw new Failure(`${file.name} cannot be read. A folder is not taken: give the files in it.`);
+    throw new Failure(`${file.name} cannot be read. Choose the files in a folder, not the folder.`);
   }
   const headers = { "X-Name": encodeURIComponent(file.name || "pasted image") };
   for (;;) {
@@ -87,7 +87,7 @@ export async function upload(file, mostBytes, onWait = () => {}) {
   }
 }
 
-/** Ask until work is done, telling how far it is in between. */
+/** Ask until the job behind an address is done, passing its progress on. */
 export async function waitFor(path, onProgress, signal) {
   return (await done(path, onProgress, signal)).json();
 }
@@ -124,8 +124,8 @@ export function query(values) {
 }
 
 /**
- * Work of which only the newest order counts: one at a time, and while it runs the last order is remembered and all
- * before it are forgotten. `cancel` forgets that too and stops what runs.
+ * Run work one call at a time; of the calls made meanwhile only the newest is kept and run next. `cancel` drops it and
+ * stops the running one.
  */
 export function newestWins(work) {
   let waiting = null;
@@ -140,7 +140,7 @@ export function newestWins(work) {
       try {
         await work(running.signal, ...now);
       } catch (err) {
-        // What failed while something newer waits is of no interest.
+        // A failure is not reported while a newer call waits.
         if (err.name !== "AbortError" && !waiting) {
           running = null;
           throw err;
@@ -156,7 +156,7 @@ export function newestWins(work) {
   return order;
 }
 
-/** Work of which only the newest matters, where the older is stopped at once. */
+/** Run work at once; a newer call aborts the older one. */
 export function restarting(work) {
   let running = null;
   return async (...args) => {

@@ -1,4 +1,4 @@
-// Colours of the map: by label and split from a list that the colour-blind can tell apart, by score from a scale.
+// Colours of the map: labels and splits by a list that colour-blind people can distinguish, scores by a scale.
 
 import { h, number, select } from "/static/dom.js";
 
@@ -14,7 +14,7 @@ const LISTS = {
     "#9afdf1", "#b383dc",
   ],
 };
-// Away from the background: what is strange stands out.
+// Contrast with the background grows with the score, so that unusual images stand out.
 const SCALES = {
   light: ["#5b8fd9", "#6f78d2", "#8a5cbc", "#9c3f94", "#a21f5e", "#8f0a20"],
   dark: ["#4f78c8", "#7d7fdc", "#b488dd", "#e296c0", "#f8b48f", "#fde58a"],
@@ -50,17 +50,17 @@ export function paint(points, mode) {
   for (let i = 0; i < points.count; i++) points.colour[i] = values[i] < 0 ? none : list[values[i] % list.length];
 }
 
-/** What the colours mean. A group that is pressed is given to `choose`, by its number. */
+/** The legend. Pressing a group calls `choose` with its number. */
 export function legend(points, mode, about, choose) {
   if (mode === "score") {
     const [low, high] = limits(points.score);
     const steps = colours().scale.map((colour) => swatch(colour));
-    return h("p", { class: "scale" }, `ordinary, ${number(low, 1)}`, h("span", { class: "steps" }, steps), `strange, ${number(high, 1)}`);
+    return h("p", { class: "scale" }, `normal, ${number(low, 1)}`, h("span", { class: "steps" }, steps), `unusual, ${number(high, 1)}`);
   }
   const names = mode === "label" ? about.labels : about.splits;
   const { list } = colours();
   const shown = names.slice(0, LISTED).map((name, place) => {
-    const press = { type: "button", class: "group", title: `Choose all of ${name}`, onclick: () => choose(place) };
+    const press = { type: "button", class: "group", title: `Select all of ${name}`, onclick: () => choose(place) };
     return h("li", {}, h("button", press, swatch(list[place % list.length]), name));
   });
   if (names.length > LISTED) shown.push(h("li", {}, further(names, choose)));
@@ -71,7 +71,7 @@ export function legend(points, mode, about, choose) {
 function further(names, choose) {
   const options = names.slice(LISTED).map((name, place) => [String(LISTED + place), name]);
   const made = select([["", `and ${options.length} more`], ...options], "", (place) => place && choose(Number(place)));
-  made.setAttribute("aria-label", "Choose all of");
+  made.setAttribute("aria-label", "Select all of");
   return made;
 }
 
@@ -81,7 +81,7 @@ function swatch(colour) {
   return made;
 }
 
-/** Scores from the least to where the strangest hundredth begins. */
+/** The range of the scale: from the lowest score to the 99th percentile, as a few scores can be far higher. */
 function limits(scores) {
   const sorted = Float32Array.from(scores.filter((value) => !Number.isNaN(value))).sort();
   if (!sorted.length) return [0, 1];

@@ -1,4 +1,4 @@
-// Curves of a run, drawn from its lines of metrics.
+// Curves of a run, drawn from its log of metrics.
 
 import { h, svg } from "/static/dom.js";
 
@@ -9,10 +9,10 @@ const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 34;
 const PSNR_HINT =
-  "Of the mean squared error over all validation images. The number above is the mean of each image's own PSNR, on " +
-  "other images; a few poor ones lower it less.";
+  "Computed from the mean squared error over all validation images. The PSNR above is the mean over images, measured on " +
+  "others; a few poor reconstructions lower it less.";
 
-/** Charts of the terms of the loss; each has the values it shows as a table for those who cannot see it. */
+/** Charts of the terms of the loss, each with a table of its values for people who cannot see it. */
 export function curves(records, epochs) {
   const charts = [chart("Loss", records, epochs, [["train_loss", "training"], ["val_loss", "validation"]])];
   const measured = records.filter((record) => record.val_mse > 0);
@@ -102,7 +102,7 @@ function short(value) {
     : String(Number(value.toPrecision(4)));
 }
 
-/** About four round numbers that hold a range. */
+/** About four round numbers that cover a range. */
 function niceTicks(low, high) {
   const span = high - low || Math.abs(high) || 1;
   const rough = span / 4;

@@ -1,4 +1,4 @@
-// Making elements, and the few pieces that every tab is made of.
+// Elements, and the few components that all tabs share.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -21,7 +21,7 @@ function filled(element, props, children) {
   return element;
 }
 
-/** Say something to all who watch or listen, for a while. */
+/** Show a message for a few seconds; screen readers read it, too. */
 export function say(text) {
   const status = document.getElementById("status");
   status.textContent = text;
@@ -30,14 +30,14 @@ export function say(text) {
   say.timer = setTimeout(() => status.classList.remove("shown"), 5000);
 }
 
-/** Tell those who listen, and cannot see, what has changed. */
-export function tell(text) {
-  document.getElementById("told").textContent = text;
+/** Announce a change to screen readers alone. */
+export function announce(text) {
+  document.getElementById("announced").textContent = text;
 }
 
 /**
- * Change what is in a place. Where that takes away what has the keyboard, what is now there under the same `data-focus`
- * gets it, or else what `otherwise` returns.
+ * Change the content of a place. If the change removes the focused element, the new one of the same `data-focus` is
+ * focused, or the one that `otherwise` returns.
  */
 export function keepingFocus(place, change, otherwise) {
   const before = place.contains(document.activeElement) ? document.activeElement : null;
@@ -48,7 +48,7 @@ export function keepingFocus(place, change, otherwise) {
   (same || otherwise()).focus();
 }
 
-/** What went wrong or is missing, and what to run about it. */
+/** A failure, or something missing, with the commands that fix it. */
 export function notice(failure) {
   return h(
     "div",
@@ -65,7 +65,7 @@ export function commandLine(line) {
       await navigator.clipboard.writeText(line);
       say("Copied.");
     } catch {
-      // A page from another machine without encryption has no clipboard, and a person can refuse it.
+      // Browsers give no clipboard to a page of another machine without HTTPS, and a person can deny it.
       getSelection().selectAllChildren(code);
       say("Selected. Copy it with Ctrl-C.");
     }
@@ -78,7 +78,7 @@ export function commandLine(line) {
   );
 }
 
-/** Show a failure in a place of the page, with a button to try `again` where that can be, or else at its edge. */
+/** Show a failure in a place of the page, with a button to try `again` if given; without a place, as a message. */
 export function showFailure(err, place, again = null) {
   if (err.name === "AbortError") return;
   const button = again && h("button", { type: "button", onclick: again }, "Try again");
@@ -86,7 +86,7 @@ export function showFailure(err, place, again = null) {
   else say(err.message);
 }
 
-/** A bar that tells how far work is, with a button to give it up where that is possible. */
+/** A progress bar, with a button to cancel if `oncancel` is given. */
 export function progressBar(label, oncancel = null) {
   const bar = h("progress", { "aria-label": label });
   const text = h("span", {}, label);
@@ -131,7 +131,7 @@ export function select(options, value, onchange) {
   return made;
 }
 
-/** Whether letters belong to what is being typed, and not to the tab; a slider takes none. */
+/** Whether a key belongs to a text field or dialog, and not to the tab; sliders take no letters. */
 export function isTyping(event) {
   const target = event.target;
   return (

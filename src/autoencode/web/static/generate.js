@@ -1,7 +1,7 @@
 // Generate: pictures drawn from the prior, and variations of any picture.
 
 import { post, restarting } from "/static/api.js";
-import { field, h, keepingFocus, notice, select, showFailure, tell } from "/static/dom.js";
+import { field, h, keepingFocus, notice, select, showFailure, announce } from "/static/dom.js";
 import { describe, image, openPicture, pictureButton, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
@@ -14,7 +14,7 @@ export function mount(root) {
   const grid = h("div");
   const variations = h("section", { hidden: true, "aria-label": "Variations" });
 
-  root.append(h("p", { class: "lead" }, "New pictures of the kind the model was trained on. Press one to see whether it was only remembered: its nearest real images."));
+  root.append(h("p", { class: "lead" }, "New pictures like those the model was trained on. Press one to compare it with the most similar real images: a copy of one was memorised."));
   const lacking = lacks("generate");
   if (lacking) {
     root.append(notice(lacking));
@@ -27,11 +27,11 @@ export function mount(root) {
     try {
       ({ pictures } = await post("/api/generate", asked, signal));
     } finally {
-      if (!signal.aborted) grid.removeAttribute("aria-busy"); // else the next draw is under way
+      if (!signal.aborted) grid.removeAttribute("aria-busy"); // an aborted draw leaves the mark to the one that replaced it
     }
     const made = h("div", { class: "grid" }, pictures.map((picture) => pictureButton(picture)));
     keepingFocus(grid, () => grid.replaceChildren(made), () => made.firstChild);
-    tell(`${pictures.length} samples.`);
+    announce(`${pictures.length} samples.`);
   });
   const redraw = () => draw().catch((err) => showFailure(err, grid));
 
@@ -44,7 +44,7 @@ export function mount(root) {
     const made = pictures.map((picture) => pictureButton(picture));
     const place = variations.querySelector(".grid");
     keepingFocus(place, () => place.replaceChildren(...made), () => made[0]);
-    tell(`${pictures.length} variations of ${shortName(near.picture)}.`);
+    announce(`${pictures.length} variations of ${shortName(near.picture)}.`);
   });
   const redrawNear = () => drawNear().catch((err) => showFailure(err, variations.querySelector(".grid")));
 
@@ -54,7 +54,7 @@ export function mount(root) {
     max: MOST_SEED,
     value: 0,
     onchange: () => {
-      // What is shown is what is used.
+      // The field shows the seed that is used, also after an entry out of range.
       asked.seed = Math.min(MOST_SEED, Math.max(0, Math.floor(Number(seed.value) || 0)));
       seed.value = String(asked.seed);
       redraw();
@@ -65,7 +65,7 @@ export function mount(root) {
     seed.value = String(asked.seed);
     redraw();
   };
-  const drawOthers = h("button", { type: "button", class: "primary", onclick: others }, "Draw others");
+  const drawOthers = h("button", { type: "button", class: "primary", onclick: others }, "Draw new samples");
   const hideVariations = () => {
     variations.hidden = true;
     drawOthers.focus();
@@ -80,7 +80,7 @@ export function mount(root) {
         redraw();
       }),
       field("Seed", seed),
-      field("How many", select(["12", "24", "48"].map((n) => [n, n]), "24", (value) => {
+      field("Count", select(["12", "24", "48"].map((n) => [n, n]), "24", (value) => {
         asked.count = Number(value);
         redraw();
       })),
@@ -102,7 +102,7 @@ export function mount(root) {
       "div",
       { class: "toolbar" },
       h("button", { type: "button", class: "picture query", onclick: () => openPicture(near.picture) }, image(near.picture)),
-      slider("How far", near.amount, 0, 1, (value) => {
+      slider("Variation", near.amount, 0, 1, (value) => {
         near.amount = value;
         redrawNear();
       }),
@@ -115,7 +115,7 @@ export function mount(root) {
             redrawNear();
           },
         },
-        "Other variations",
+        "New variations",
       ),
       h("button", { type: "button", onclick: hideVariations }, "Done"),
     );

@@ -1,4 +1,4 @@
-// The shell: one tab is shown at a time, named by the part of the address after "#".
+// The shell: shows one tab at a time, the one that the address names after "#".
 
 import { get, setLaunch } from "/static/api.js";
 import { h, notice, say } from "/static/dom.js";
@@ -18,7 +18,7 @@ function open() {
   if (name === "main" && current) return; // the link that skips to the content
   const chosen = Object.hasOwn(TABS, name) ? name : "overview";
   const params = new URLSearchParams(text);
-  // Whoever came by a link of the tabs goes on from there; the keyboard of others goes to the new tab.
+  // Focus stays on a link of the tab bar that was pressed; from anywhere else it moves to the heading of the new tab.
   const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);
   if (current && current !== chosen) {
     shown[current].root.hidden = true;
@@ -38,7 +38,7 @@ function open() {
   for (const link of document.querySelectorAll("#tabs a")) {
     if (link.id === `to-${chosen}`) {
       link.setAttribute("aria-current", "page");
-      // Not scrollIntoView, which would also make the Tab key go on from here.
+      // Not scrollIntoView: browsers would then continue the Tab key from this link, past the link to the content.
       const nav = link.parentElement;
       nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
     } else link.removeAttribute("aria-current");
@@ -49,7 +49,7 @@ function open() {
 }
 
 function listenForImages() {
-  // Wherever an image is dropped or pasted, the tab that is open takes it, or else one that can.
+  // An image dropped or pasted anywhere goes to the open tab, or to Search or Restore if that tab takes none.
   const give = (files) => {
     const given = [...files];
     if (!given.length) return;
@@ -66,14 +66,14 @@ function listenForImages() {
     event.preventDefault();
     document.body.classList.remove("dragging");
     if (event.dataTransfer.files.length) give(event.dataTransfer.files);
-    else say("That is no file. Save the image, then drop its file here: nothing is fetched by address.");
+    else say("That is not a file. Save the image, then drop the file here: the page downloads nothing.");
   });
   addEventListener("paste", (event) => give(event.clipboardData.files));
   addEventListener("keydown", (event) => shown[current]?.key?.(event));
 }
 
 async function start() {
-  // The key came with the address; from here on a cookie has it.
+  // The token came with the address and is in a cookie now; history and bookmarks must not keep it.
   history.replaceState(null, "", location.pathname + location.hash);
   try {
     const workspace = await get("/api/workspace");

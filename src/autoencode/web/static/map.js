@@ -1,7 +1,7 @@
-// Map: every image as a point. Drag to move, wheel or pinch to come nearer, draw around some to list them.
+// Map: every image as a point. Drag to move, wheel or pinch to zoom, draw around some to list them.
 
 import { get, getBuffer, post, postBytesForBlob, restarting, sheetUrl, waitFor } from "/static/api.js";
-import { field, h, isTyping, notice, number, progressBar, save, select, showFailure, tell } from "/static/dom.js";
+import { field, h, isTyping, notice, number, progressBar, save, select, showFailure, announce } from "/static/dom.js";
 import { describe, openPicture, pictureButton } from "/static/pictures.js";
 import { Points, drawPoints } from "/static/points.js";
 import { legend, paint } from "/static/colours.js";
@@ -10,13 +10,13 @@ import { lacks } from "/static/shared.js";
 const TILE = 48; // pixels of a thumbnail
 const SHEET = 128; // thumbnails asked for at once
 const KEPT_TILES = 6000;
-const NEAR_ZOOM = 2.2; // from here on there are thumbnails
-const FEW = 400; // or where so few points are seen
+const NEAR_ZOOM = 2.2; // thumbnails are drawn from this zoom on
+const FEW = 400; // or while so few points are visible
 const LISTED = 60;
-const STEP = 20; // pixels that a key changes the rectangle by
+const STEP = 20; // pixels by which a key resizes the rectangle
 
 export function mount(root) {
-  root.append(h("p", { class: "lead" }, "Every image as a point; what looks alike to the model lies together."));
+  root.append(h("p", { class: "lead" }, "Every image is a point; images that the model finds similar lie close together."));
   const lacking = lacks("map");
   if (lacking) {
     root.append(notice(lacking));
@@ -51,8 +51,8 @@ async function load(bar, layout = "pca", signal = undefined) {
 }
 
 function said(about) {
-  if (about.explained === null) return "Images that are alike lie together; how far groups lie apart says little.";
-  return `The plane holds ${Math.round(100 * about.explained)} % of the variance of the codes.`;
+  if (about.explained === null) return "Similar images lie together; distances between groups mean little.";
+  return `The map shows ${Math.round(100 * about.explained)} % of the variance of the codes.`;
 }
 
 class MapView {
@@ -70,7 +70,7 @@ class MapView {
     this.stage = h("div", { class: "map-stage" }, this.canvas, this.tip);
     this.key_ = h("div", { class: "legend" });
     this.list = h("div", { class: "chosen" });
-    // Beside what was pressed for them: below the map they are out of sight.
+    // Progress appears beside its control: below the map it would be out of sight.
     this.laying = h("div", { class: "waits" });
     this.scoring = h("div", { class: "waits" });
     this.rectangle = null; // [width, height] in pixels of the screen, about the middle
@@ -84,7 +84,7 @@ class MapView {
 
   #toolbar() {
     const modes = [["split", "split"]];
-    if (!lacks("outliers")) modes.push(["score", "strangeness"]);
+    if (!lacks("outliers")) modes.push(["score", "outlier score"]);
     if (this.about.labels.length) modes.unshift(["label", "label"]);
     const button = (text, onclick, more = {}) => h("button", { type: "button", onclick, ...more }, text);
     this.lassoButton = button("Draw around some", () => this.setLasso(!this.isLasso), { "aria-pressed": "false" });
@@ -98,9 +98,9 @@ class MapView {
       field("Lay out by", this.layouts),
       field("Colour by", this.colouring),
       this.lassoButton,
-      button("Choose what is seen", () => this.chooseSeen()),
-      button("+", () => this.zoom(1.6), { "aria-label": "Come nearer" }),
-      button("−", () => this.zoom(1 / 1.6), { "aria-label": "Go farther" }),
+      button("Select what is visible", () => this.chooseSeen()),
+      button("+", () => this.zoom(1.6), { "aria-label": "Zoom in" }),
+      button("−", () => this.zoom(1 / 1.6), { "aria-label": "Zoom out" }),
       button("Show all", () => this.reset(true)),
       this.hint,
     );
@@ -135,7 +135,7 @@ class MapView {
     this.reset();
   });
 
-  /** Give up what is being laid out. */
+  /** Cancel the layout that is being computed. */
   async #keepLayout(layout) {
     this.layouts.value = this.layout;
     this.layouts.focus();
@@ -184,7 +184,7 @@ class MapView {
     else this.reset();
   }
 
-  /** Show nearly all of them, or, when asked for, every one. */
+  /** Show 99 % of the points or, with `every`, all of them. */
   reset(every = false) {
     const { x, y, width, height } = every ? this.points.whole : this.points.view;
     this.fit = 0.92 * Math.min(this.canvas.width / width, this.canvas.height / height);
@@ -192,7 +192,7 @@ class MapView {
     this.draw();
   }
 
-  /** Draw in the next frame; many orders before it are one. */
+  /** Draw in the next frame; calls made before it are one drawing. */
   draw() {
     if (!this.scale || this.frame) return;
     this.frame = requestAnimationFrame(() => {
@@ -223,7 +223,7 @@ class MapView {
     for (const i of seen) {
       if (this.points.chosenCount && !this.points.chosen[i]) continue;
       const [left, top] = this.#toScreen(this.points.x[i], this.points.y[i]);
-      // One in a cell: where they overlap, one is seen.
+      // One thumbnail a cell: where they overlap, only one would be visible.
       const cell = Math.floor(left / size) + columns * Math.floor(top / size);
       if (taken.has(cell)) continue;
       taken.add(cell);
@@ -241,7 +241,7 @@ class MapView {
     this.context.drawImage(sheet, sx, sy, TILE, TILE, left - side / 2, top - side / 2, side, side);
   }
 
-  /** Ask for thumbnails once the map rests; what came is kept. */
+  /** Request thumbnails once the map has stopped moving; they are cached. */
   #wantTiles(missing) {
     clearTimeout(this.wanting);
     this.wanting = setTimeout(async () => {
@@ -251,7 +251,7 @@ class MapView {
       try {
         await sheet.decode();
       } catch {
-        return; // asked for again when the map moves
+        return; // requested again when the map moves
       }
       if (this.tiles.size > KEPT_TILES) this.tiles.clear();
       wanted.forEach((i, place) => this.tiles.set(i, [sheet, (place % 16) * TILE, Math.floor(place / 16) * TILE]));
@@ -381,7 +381,7 @@ class MapView {
     if (near >= 0) describe(`${this.about.letter}${near}`).then(openPicture).catch((err) => showFailure(err));
   }
 
-  /** Say which image is under the pointer, once it rests. */
+  /** Show the image under the pointer, once the pointer rests. */
   #hover(event) {
     const [x, y] = this.#toMap(event);
     const near = this.points.nearest(x, y, (14 * this.ratio) / this.scale);
@@ -429,10 +429,10 @@ class MapView {
     else return;
     event.preventDefault();
     this.draw();
-    if (this.rectangle) this.#tellRectangle();
+    if (this.rectangle) this.#announceRectangle();
   }
 
-  /** Open a rectangle about the middle, or make it wider and higher, or less so. */
+  /** Open a rectangle in the middle of the map, or resize it. */
   #stretch(across, down) {
     const most = [this.canvas.width / this.ratio, this.canvas.height / this.ratio];
     const [width, height] = this.rectangle ?? most.map((side) => Math.round(side / 4));
@@ -445,10 +445,10 @@ class MapView {
     return [...this.points.within(this.x - width, this.y - height, this.x + width, this.y + height)];
   }
 
-  /** Say how many images are in the rectangle, once the keys rest. */
-  #tellRectangle() {
-    clearTimeout(this.telling);
-    this.telling = setTimeout(() => this.rectangle && tell(`${number(this.#inRectangle().length)} images in the rectangle.`), 200);
+  /** Announce how many images are in the rectangle, once no key has been pressed for 0.2 s. */
+  #announceRectangle() {
+    clearTimeout(this.announcing);
+    this.announcing = setTimeout(() => this.rectangle && announce(`${number(this.#inRectangle().length)} images in the rectangle.`), 200);
   }
 
   setLasso(isLasso) {
@@ -461,7 +461,7 @@ class MapView {
     this.#choose(this.#seen());
   }
 
-  /** Choose all of a label or a split, by its number. */
+  /** Select all images of a label or a split, by its number. */
   chooseGroup(group) {
     this.#choose(this.points.ofGroup(this.mode, group));
   }
@@ -470,11 +470,11 @@ class MapView {
     this.rectangle = null;
     this.points.choose(places);
     this.showChosen();
-    tell(`${number(places.length)} images chosen.`);
+    announce(`${number(places.length)} images selected.`);
   }
 
   clear() {
-    // What was pressed is about to go.
+    // The pressed button is about to be removed.
     if (this.list.contains(document.activeElement)) this.canvas.focus();
     this.#choose([]);
   }
@@ -489,15 +489,15 @@ class MapView {
     const pictures = await post("/api/map/chosen", { positions: places.slice(0, LISTED) });
     const bits = this.points.bits();
     const files = async () => save(await postBytesForBlob("/api/map/chosen.txt", bits), "chosen.txt");
-    const more = places.length > pictures.length ? `, the first ${pictures.length} of them here` : "";
+    const more = places.length > pictures.length ? `; the first ${pictures.length} are shown here` : "";
     this.list.replaceChildren(
-      h("div", { class: "row between" }, h("h2", {}, `${number(places.length)} images chosen`), h(
+      h("div", { class: "row between" }, h("h2", {}, `${number(places.length)} images selected`), h(
         "div",
         { class: "actions" },
         h("button", { type: "button", onclick: () => files().catch((err) => showFailure(err)) }, "Save the list of files"),
         h("button", { type: "button", onclick: () => this.clear() }, "Clear"),
       )),
-      more ? h("p", { class: "hint" }, `All are in the list of files${more}.`) : "",
+      more ? h("p", { class: "hint" }, `The list of files has all of them${more}.`) : "",
       h("div", { class: "grid small" }, pictures.map((picture) => pictureButton(picture))),
     );
   }
@@ -508,8 +508,8 @@ function keysHelp() {
     "p",
     { class: "hint", id: "map-keys" },
     "Keys on the map: arrows move it, + and − zoom, 0 shows all, Enter opens the image in the middle. Shift and arrows " +
-      "open a rectangle and size it, Enter chooses what is in it, Escape closes it, and chooses none. A group of the legend " +
-      "is chosen by pressing it.",
+      "open and resize a rectangle, Enter selects the images in it, Escape closes it or deselects all. Pressing a " +
+      "group of the legend selects it.",
   );
 }
 

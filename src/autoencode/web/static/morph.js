@@ -1,13 +1,13 @@
-// Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest place is ever asked for.
+// Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest position is requested.
 
 import { get, getBlob, newestWins, post, query, waitForBlob } from "/static/api.js";
-import { field, h, keepingFocus, progressBar, say, save, select, showFailure, tell } from "/static/dom.js";
+import { field, h, keepingFocus, progressBar, say, save, select, showFailure, announce } from "/static/dom.js";
 import { addToMorph, dropzone, image, openPicture, shortName } from "/static/pictures.js";
 import { canGenerate, hasImages, morphing } from "/static/shared.js";
 
 const WAYS = [
-  ["linear", "straight"],
-  ["spherical", "turning"],
+  ["linear", "linear"],
+  ["spherical", "spherical"],
 ];
 const SECONDS_A_LEG = 2;
 
@@ -108,7 +108,7 @@ export function mount(root) {
     return square;
   }
 
-  /** Make an animation and save it; the one that was being made is given up. */
+  /** Make an animation and save it; a running one is cancelled. */
   async function animate(kind, button) {
     giveUp();
     const asked = query({ pictures: morphing.map(({ id }) => id).join(","), interpolation, kind });
@@ -122,7 +122,7 @@ export function mount(root) {
     const cancel = () => {
       giveUp();
       button.focus();
-      say("No animation was made.");
+      say("Animation cancelled.");
     };
     const bar = progressBar("making the animation", cancel);
     making.replaceChildren(bar);
@@ -153,13 +153,13 @@ export function mount(root) {
       controls.append(pad(), field("Across", slider("x", "Across: from the left pictures to the right ones")), field("Down", slider("y", "Down: from the upper pictures to the lower ones")));
     } else {
       const ends = `from ${shortName(morphing[0])} to ${shortName(morphing.at(-1))}`;
-      controls.append(h("div", { class: "between-ends" }, image(morphing[0], "", ""), slider("x", `Place ${ends}`), image(morphing.at(-1), "", "")));
+      controls.append(h("div", { class: "between-ends" }, image(morphing[0], "", ""), slider("x", `Position ${ends}`), image(morphing.at(-1), "", "")));
     }
     const animation = (kind, name) =>
       h("button", { type: "button", onclick: (event) => animate(kind, event.currentTarget) }, name);
     buttons.append(
       h("button", { type: "button", class: "play", onclick: play }, "Play"),
-      h("button", { type: "button", onclick: () => (blob ? save(blob, "morph.png") : say("Nothing is drawn yet.")) }, "Save PNG"),
+      h("button", { type: "button", onclick: () => (blob ? save(blob, "morph.png") : say("There is no picture to save yet.")) }, "Save PNG"),
       animation("gif", "Save GIF"),
       animation("webp", "Save WebP"),
     );
@@ -185,25 +185,25 @@ export function mount(root) {
       ),
     );
 
-  /** The keyboard goes on from the picture that takes the place, or the last one, or where pictures are added. */
+  /** Focus moves to the picture that takes the position, else to the last one, else to the control that adds pictures. */
   const remove = (index) => {
     const [picture] = morphing.splice(index, 1);
     keepingFocus(slots, build, () => slots.querySelector("li:last-child .remove") ?? root.querySelector(".dropzone input"));
-    tell(`${shortName(picture)} removed. ${morphing.length} left.`);
+    announce(`${shortName(picture)} removed. ${morphing.length} left.`);
   };
 
   const add = (pictures) => {
-    if (addToMorph(pictures)) tell(`In the morph: ${morphing.length}.`);
+    if (addToMorph(pictures)) announce(`In the morph: ${morphing.length}.`);
     build();
   };
 
   root.append(
-    h("p", { class: "lead" }, "Two to four pictures, mixed in the code. With four, the square between them is yours."),
+    h("p", { class: "lead" }, "Two to four pictures, mixed through their codes. Four pictures span a square to move in."),
     h(
       "div",
       { class: "toolbar" },
       dropzone(add, { multiple: true, label: "Add pictures" }),
-      field("Way", select(WAYS, interpolation, (value) => {
+      field("Interpolation", select(WAYS, interpolation, (value) => {
         interpolation = value;
         build();
       })),
@@ -216,7 +216,7 @@ export function mount(root) {
     async show() {
       if (!morphing.length) {
         const first = await firstPictures();
-        // Pictures that were given meanwhile stay.
+        // Pictures that were added while the request ran are kept.
         if (!morphing.length) morphing.push(...first);
       }
       build();
@@ -225,7 +225,7 @@ export function mount(root) {
   };
 }
 
-/** Something to begin with: two of the images, or two samples. */
+/** Two pictures to begin with: images of the workspace, or samples. */
 async function firstPictures() {
   const seed = Math.floor(Math.random() * 1e6);
   if (hasImages()) return get(`/api/pictures?${query({ seed, count: 2 })}`);

@@ -1,7 +1,7 @@
-// Outliers: one image at a time, strangest first, to keep or to drop.
+// Outliers: one image at a time, the most unusual first, to keep or to drop.
 
 import { get, imageUrl, post, query, restarting, waitFor } from "/static/api.js";
-import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, showFailure, tell } from "/static/dom.js";
+import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, showFailure, announce } from "/static/dom.js";
 import { heatLegend, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
@@ -9,15 +9,15 @@ const PAGE = 50;
 const MOST_ROWS = 200; // that one answer holds
 
 export function mount(root) {
-  // Of the queue, the part from `from` to its length is known; places count from the strangest of all.
+  // The queue is loaded from `from` to its length; positions count from the most unusual image of all.
   const state = { queue: [], from: 0, at: 0, total: 0, heat: false, rate: null, smallest: null };
-  const others = new BroadcastChannel(`decisions ${workspace.launch}`); // windows with this page
+  const others = new BroadcastChannel(`decisions ${workspace.launch}`); // to other windows of this page
   const pressed = [];
   let writing = Promise.resolve();
   let loading = null;
   const body = h("div");
   root.append(
-    h("p", { class: "lead" }, "Images unlike those the model was trained on, strangest first. Decide, and take the list with you."),
+    h("p", { class: "lead" }, "Images unlike those the model was trained on, the most unusual first. Keep or drop each, then save the list."),
     body,
   );
 
@@ -32,11 +32,11 @@ export function mount(root) {
       body.replaceChildren(notice(lacking));
       return;
     }
-    const bar = progressBar("learning what is ordinary");
+    const bar = progressBar("learning from normal images");
     body.replaceChildren(bar);
     try {
       const first = await waitFor(`/api/outliers?limit=${PAGE}`, bar.update);
-      // Where all that was decided does not fit into a page, the queue begins shortly before what is left.
+      // If the decided images fill more than a page, the queue starts just before the first undecided one.
       const isFar = first.undecided >= first.queue.length;
       take(isFar ? await get(`/api/outliers?${query({ offset: first.undecided - 2, limit: PAGE })}`) : first);
     } catch (err) {
@@ -50,10 +50,10 @@ export function mount(root) {
     body.replaceChildren(threshold, counts, card, strip, exports(), keysHelp());
     buildThreshold();
     show(state.found.undecided ?? 0);
-    if (state.found.undecided === null) say("All of them are decided.");
+    if (state.found.undecided === null) say("All images are decided.");
   }
 
-  /** Take in a part of the queue that lies before, or behind, what is known. */
+  /** Add a part of the queue that lies before or after the loaded one. */
   function take(found) {
     const isBefore = found.offset < state.from;
     if (isBefore || !state.queue.length) state.from = found.offset;
@@ -75,15 +75,15 @@ export function mount(root) {
   function buildThreshold() {
     const [low, high] = [Math.log(state.smallest), Math.log(0.5)];
     const text = h("p", { role: "status" });
-    const tell = ({ rate, flagged, images, measured, calibration_images }) => {
-      const seen = measured ? ` Of the validation images it flags ${percent(measured.share)} (${percent(measured.low)} to ${percent(measured.high)}).` : "";
+    const report = ({ rate, flagged, images, measured, calibration_images }) => {
+      const seen = measured ? ` It flags ${percent(measured.share)} (${percent(measured.low)} to ${percent(measured.high)}) of the validation images.` : "";
       text.replaceChildren(
         h("strong", {}, `Flags ${number(flagged)} of ${number(images)} images.`),
-        ` At most ${percent(rate)} of ordinary images are flagged by mistake, calibrated on ${number(calibration_images)} test images.${seen}`,
+        ` At most ${percent(rate)} of normal images should be flagged by mistake, calibrated on ${number(calibration_images)} test images.${seen}`,
       );
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
-    const ask = restarting(async (signal, rate) => tell(await get(`/api/outliers?${query({ rate, limit: 1 })}`, signal)));
+    const ask = restarting(async (signal, rate) => report(await get(`/api/outliers?${query({ rate, limit: 1 })}`, signal)));
     const slider = h("input", {
       type: "range",
       min: low,
@@ -97,12 +97,12 @@ export function mount(root) {
       },
       "aria-valuetext": percent(state.rate),
     });
-    threshold.replaceChildren(field("Expected false alarms", slider), text);
-    tell(state.found);
+    threshold.replaceChildren(field("False positive rate", slider), text);
+    report(state.found);
   }
 
   function showCounts({ keep, drop }) {
-    counts.textContent = `${number(keep)} kept, ${number(drop)} dropped. Written down as you decide.`;
+    counts.textContent = `${number(keep)} kept, ${number(drop)} dropped. Saved as you decide.`;
   }
 
   function stripItem(picture, index) {
@@ -123,7 +123,7 @@ export function mount(root) {
   const neighbours = restarting(async (signal, picture, place) => {
     const found = await get(`/api/search?${query({ picture: picture.id, k: 6 })}`, signal);
     place.replaceChildren(
-      h("h3", {}, "Looks most like"),
+      h("h3", {}, "Most similar"),
       h("div", { class: "grid tiny" }, found.neighbours.map((near) => pictureButton(near, { caption: score(near.score, found.similarity) }))),
     );
   });
@@ -134,7 +134,7 @@ export function mount(root) {
     const near = h("div", { class: "near" });
     const parts = [sides(picture), h("div", {}, about(picture), decide(picture), near)];
     keepingFocus(card, () => card.replaceChildren(...parts), () => card.querySelector("h2"));
-    tell(`${state.at + 1} of ${state.total}: ${shortName(picture)}, score ${number(picture.score, 2)}, ${picture.decision ?? "not decided"}.`);
+    announce(`${state.at + 1} of ${state.total}: ${shortName(picture)}, score ${number(picture.score, 2)}, ${picture.decision ?? "not decided"}.`);
     if (workspace.index) neighbours(picture, near).catch((err) => showFailure(err, near));
     for (const item of strip.children) item.removeAttribute("aria-current");
     const current = inStrip(state.at);
@@ -143,7 +143,7 @@ export function mount(root) {
     if (state.at > state.queue.length - 10 && state.queue.length < state.total) more().catch((err) => showFailure(err));
   }
 
-  /** Load the next page of the queue; who asks while it comes waits for the same. */
+  /** Load the next page of the queue; calls made while it loads share the request. */
   function more() {
     loading ??= loadMore().finally(() => (loading = null));
     return loading;
@@ -194,7 +194,7 @@ export function mount(root) {
     );
   }
 
-  /** The next image comes at once; the decisions reach the disk one at a time, in the order they were made. */
+  /** Show the next image at once; decisions are written one at a time, in the order they were made. */
   function write(decision) {
     const index = state.at;
     const picture = state.queue[index];
@@ -226,15 +226,15 @@ export function mount(root) {
         showCounts(now);
         if (undone === null) return say("There is nothing to undo.");
         others.postMessage({ name: undone, counts: now });
-        say(`Taken back: ${undone.split("/").pop()}.`);
+        say(`Undone: ${undone.split("/").pop()}.`);
         const index = await lookAgain(undone);
         return index < 0 ? null : show(index);
       })
       .catch((err) => showFailure(err));
-    return writing; // what is pressed next is about the image that this shows
+    return writing; // the next key applies to the image that this shows
   }
 
-  /** Ask what is decided about an image by now; return its place, or -1 where it is not known here. */
+  /** Reload the decision about an image; return its position, or -1 if it is not loaded here. */
   async function lookAgain(name) {
     const index = state.queue.findIndex((picture) => picture?.name === name);
     if (index < 0) return index;
@@ -254,7 +254,7 @@ export function mount(root) {
     }
   };
 
-  /** Take over what was decided in another browser, once somebody looks here again. */
+  /** Load decisions made in other browsers, when this page is shown again. */
   async function catchUp() {
     for (let offset = state.from; offset < state.queue.length; offset += MOST_ROWS) {
       const part = state.queue.slice(offset, offset + MOST_ROWS);
@@ -286,7 +286,7 @@ export function mount(root) {
     show(state.at - 1);
   }
 
-  /** Do what is pressed in its order: what is about an image that is still to come waits for it. */
+  /** Run actions in the order they were pressed: one about an image that is still loading waits for it. */
   async function press(act) {
     pressed.push(act);
     if (pressed.length > 1) return;
@@ -316,7 +316,7 @@ export function mount(root) {
       const act = keys[event.key.toLowerCase()];
       if (!act || isTyping(event) || !state.total) return;
       event.preventDefault();
-      // A key that is held down goes through the queue, and decides about one image alone.
+      // A held key repeats: it may move through the queue, but decides about one image only.
       if (event.repeat && act !== next && act !== back) return;
       press(act);
     },
@@ -338,7 +338,7 @@ function keysHelp() {
   return h(
     "p",
     { class: "hint" },
-    "Keys: K keep, D drop, U undo, N next, P back, H heat-map. To move what you dropped: ",
-    h("code", {}, "xargs -d '\\n' -a drop.txt mv -t elsewhere/"),
+    "Keys: K keep, D drop, U undo, N next, P back, H heat-map. The lists have one path a line, for a script that moves " +
+      "or copies those files.",
   );
 }

@@ -1,4 +1,4 @@
-// Overview: what the model is, how good it is, how its training went or goes.
+// Overview: the model, its quality, and its training, finished or running.
 
 import { get, getIfNew, pause, query, waitFor } from "/static/api.js";
 import { curves } from "/static/curves.js";
@@ -6,7 +6,7 @@ import { commandLine, h, notice, number, progressBar, showFailure } from "/stati
 import { image, openPicture, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
-const LOOK_MS = 1000; // between two looks at a run
+const LOOK_MS = 1000; // between two requests for the state of a run
 
 export function mount(root) {
   const live = h("p", { class: "live", role: "status", hidden: true });
@@ -17,9 +17,9 @@ export function mount(root) {
   root.append(
     h("p", { class: "lead" }, lead()),
     live,
-    h("h2", {}, "How good it is"),
+    h("h2", {}, "Quality"),
     health,
-    h("h2", {}, "How its training went"),
+    h("h2", {}, "Training"),
     charts,
     shown,
     settings,
@@ -45,8 +45,8 @@ export function mount(root) {
 
 function lead() {
   const { kind, height, width, code_size, images } = workspace;
-  const what = `${kind.startsWith("a") ? "An" : "A"} ${kind}: ${code_size} numbers for an image of ${height}×${width} pixels.`;
-  return images ? `${what} ${number(images)} images are at hand.` : `${what} No images are at hand but those you give.`;
+  const what = `${kind.startsWith("a") ? "An" : "A"} ${kind}: ${code_size} code dimensions for an image of ${height}×${width} pixels.`;
+  return images ? `${what} ${number(images)} images are open.` : `${what} No images are open; add your own.`;
 }
 
 async function showHealth(place) {
@@ -64,7 +64,7 @@ async function showHealth(place) {
   place.replaceChildren(...cards);
   place.after(
     h("p", { class: "hint" }, `Measured on ${number(found.images)} ${found.split} images. `,
-      "“autoencode evaluate” measures all, with intervals and beside PCA."),
+      "“autoencode evaluate” measures all of them, with confidence intervals and PCA for comparison."),
     found.warning ? h("p", { class: "notice warning" }, found.warning) : "",
   );
 }
@@ -73,12 +73,12 @@ async function showRest(shown, settings) {
   const about = await get("/api/overview");
   if (about.shown.length) {
     shown.append(
-      h("h2", {}, "Images, and what the model makes of them"),
+      h("h2", {}, "Images and their reconstructions"),
       h("div", { class: "grid pairs" }, about.shown.map(pair)),
     );
   }
-  settings.append(h("h2", {}, "What was trained"), h("div", { class: "columns" }, table(about.settings), images(about)));
-  if (about.command) settings.append(h("p", {}, "The same run again:"), commandLine(about.command));
+  settings.append(h("h2", {}, "Settings"), h("div", { class: "columns" }, table(about.settings), images(about)));
+  if (about.command) settings.append(h("p", {}, "Command to repeat this run:"), commandLine(about.command));
 }
 
 function pair(picture) {
@@ -100,12 +100,12 @@ function table(rows) {
 
 function images(about) {
   const rows = Object.entries(about.splits).map(([split, count]) => [`${split} images`, number(count)]);
-  if (about.folder) rows.unshift(["from", about.folder]);
-  if (about.skipped) rows.push(["could not be used", number(about.skipped)]);
-  return rows.length ? table(rows) : h("p", { class: "hint" }, "The images it was trained on are not at hand.");
+  if (about.folder) rows.unshift(["folder", about.folder]);
+  if (about.skipped) rows.push(["skipped", number(about.skipped)]);
+  return rows.length ? table(rows) : h("p", { class: "hint" }, "The images it was trained on were not found.");
 }
 
-/** Draw the curves, and again with each line that training writes, until what is returned is aborted. */
+/** Draw the curves, again after each epoch of a running training; abort the returned controller to stop. */
 function follow(live, charts) {
   const following = new AbortController();
   const { signal } = following;
@@ -128,7 +128,7 @@ function follow(live, charts) {
     live.textContent = training ? progress(records, epochs, seconds_left) : "";
     if (records.length) showCurves(charts, curves(records, epochs));
     else {
-      const text = training ? "The first epoch is not done yet." : "This model came without a log of its training.";
+      const text = training ? "The first epoch is not done yet." : "This model has no log of its training.";
       charts.replaceChildren(h("p", { class: "hint" }, text));
     }
   };
@@ -136,7 +136,7 @@ function follow(live, charts) {
   return following;
 }
 
-/** Show charts; those that are there already are changed inside, so that numbers which are open stay so. */
+/** Show charts; existing ones are updated in place, so that an open table of numbers stays open. */
 function showCurves(place, charts) {
   const titles = (list) => [...list].map((chart) => chart.querySelector("figcaption span")?.textContent).join("\n");
   if (titles(place.children) !== titles(charts)) {
@@ -154,7 +154,7 @@ function progress(records, epochs, secondsLeft) {
   if (!last) return "Training now: the first epoch.";
   const rate = `${number(last.images_per_second)} images/s`;
   const left = secondsLeft === null ? "" : `, about ${duration(secondsLeft)} left`;
-  return `Training now: epoch ${Math.min(last.epoch + 1, epochs)} of ${epochs}, ${rate}${left}. The page uses the model as it was when it was opened.`;
+  return `Training now: epoch ${Math.min(last.epoch + 1, epochs)} of ${epochs}, ${rate}${left}. This page uses the model as it was when the page was opened.`;
 }
 
 function duration(seconds) {

@@ -1,10 +1,10 @@
-// Pictures: as buttons, in a window of their own with what can be done with them, and taken in from files.
+// Pictures: as buttons, in a window with their actions, and read from files.
 
 import { get, getBlob, imageUrl, query, restarting, upload } from "/static/api.js";
-import { h, keepingFocus, number, say, save as saveFile, showFailure, tell } from "/static/dom.js";
+import { h, keepingFocus, number, say, save as saveFile, showFailure, announce } from "/static/dom.js";
 import { MORPH_MOST, canGenerate, hasImages, morphing, workspace } from "/static/shared.js";
 
-/** What a picture is called: the end of its path. */
+/** The last part of a picture's path. */
 export function shortName(picture) {
   return picture.name.split("/").pop();
 }
@@ -28,24 +28,24 @@ export function score(value, isSimilarity) {
   return isSimilarity ? value.toFixed(3) : number(value, 2);
 }
 
-/** Put pictures into the morph, as many as there is room for; return whether that was all of them. */
+/** Add pictures to the morph until it is full; return whether all of them were added. */
 export function addToMorph(pictures) {
   const taken = pictures.slice(0, MORPH_MOST - morphing.length);
   morphing.push(...taken);
   if (taken.length === pictures.length) return true;
-  const left = taken.length ? `${taken.length} of ${pictures.length} were taken.` : "Remove one first.";
-  say(`A morph is of ${MORPH_MOST} pictures at most. ${left}`);
+  const left = taken.length ? `${taken.length} of ${pictures.length} were added.` : "Remove one first.";
+  say(`A morph takes ${MORPH_MOST} pictures at most. ${left}`);
   return false;
 }
 
-/** What the colours of a picture of differences mean. */
+/** The legend of a difference heat map. */
 export function heatLegend() {
   return h("span", { class: "heat-legend" }, "least", h("span", { class: "ramp" }), "most, in this image");
 }
 
 const SKIPPED_NAMED = 3;
 
-/** Send files, and give the pictures they became to `take`. Of those that cannot be used, a few are named. */
+/** Send files and pass their pictures to `take`; skipped files are reported. */
 export async function takePictures(files, take) {
   say(files.length > 1 ? `Reading ${files.length} images…` : "Reading the image…");
   const taken = [];
@@ -57,13 +57,13 @@ export async function takePictures(files, take) {
       skipped.push(err.message);
     }
   }
-  if (skipped.length > SKIPPED_NAMED) say(`${skipped.length} of ${files.length} files were not taken. The first: ${skipped[0]}`);
+  if (skipped.length > SKIPPED_NAMED) say(`${skipped.length} of ${files.length} files were skipped. The first: ${skipped[0]}`);
   else if (skipped.length) say(skipped.join(" "));
   else say(taken.length > 1 ? `${taken.length} images read.` : "Image read.");
   if (taken.length) take(taken);
 }
 
-/** A place to drop images on, to choose them, or to pick one of those that are there already. */
+/** Controls to choose image files, or to pick one of the images of the workspace. */
 export function dropzone(take, { multiple = false, label = "Choose an image" } = {}) {
   const input = h("input", {
     type: "file",
@@ -84,7 +84,7 @@ export function dropzone(take, { multiple = false, label = "Choose an image" } =
   );
 }
 
-/** Let the person pick one of the images that stay. */
+/** Let the person pick one of the images of the workspace. */
 export function pick(take) {
   let seed = Math.floor(Math.random() * 1e6);
   const grid = h("div", { class: "grid small" });
@@ -109,7 +109,7 @@ function modal(title, ...content) {
     h("div", { class: "dialog-head" }, heading, close),
     ...content,
   );
-  // A press beside the window closes it.
+  // A click outside the content reaches the dialog itself, and closes it.
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   document.body.append(dialog);
   dialog.showModal();
@@ -122,14 +122,14 @@ const PARTS = [
   ["difference", "Difference"],
 ];
 
-/** Open the window of a picture: large, with its neighbours and what can be done with it. */
+/** Open the window of a picture: large, with its neighbours and its actions. */
 export function openPicture(picture) {
   const body = h("div", { class: "viewer" });
   const dialog = modal(shortName(picture), body);
   const neighbours = restarting(async (signal, of, place) => {
     const found = await get(`/api/search?${query({ picture: of.id, k: 8 })}`, signal);
     place.replaceChildren(
-      h("h3", {}, "Looks most like"),
+      h("h3", {}, "Most similar"),
       h(
         "div",
         { class: "grid tiny" },
@@ -138,7 +138,7 @@ export function openPicture(picture) {
         ),
       ),
     );
-    tell(`${found.neighbours.length} neighbours of ${shortName(of)}.`);
+    announce(`${found.neighbours.length} neighbours of ${shortName(of)}.`);
   });
   const show = (of) => {
     const heading = dialog.querySelector("#dialog-title");
@@ -164,7 +164,7 @@ function largeView(picture) {
   };
   const switches = h(
     "div",
-    { class: "switches", role: "group", "aria-label": "What is shown" },
+    { class: "switches", role: "group", "aria-label": "View" },
     PARTS.map(([part, text]) =>
       h(
         "button",
@@ -178,8 +178,8 @@ function largeView(picture) {
 
 function facts(picture) {
   const known = [picture.label && `label ${picture.label}`, picture.split && `${picture.split} image`];
-  if (picture.kind === "upload") known.push("given by you, kept in memory alone");
-  if (picture.kind === "sample") known.push("made by the model");
+  if (picture.kind === "upload") known.push("added by you, kept in memory only");
+  if (picture.kind === "sample") known.push("generated by the model");
   return h("p", { class: "facts" }, [picture.name, ...known].filter(Boolean).join(" · "));
 }
 
@@ -209,20 +209,20 @@ function actions(picture, dialog) {
   return [buttons, failure];
 }
 
-/** Return a picture by its id, with its name, as far as the page knows it. */
+/** Return the name and facts of a picture by its id. */
 export async function describe(id, signal) {
   return get(`/api/pictures/${id}`, signal);
 }
 
-/** Return one of the images that stay, by chance; undefined where there are none. */
+/** Return a random image of the workspace; undefined if it has none. */
 async function anyPicture(signal) {
   const [first] = await get(`/api/pictures?${query({ seed: Math.floor(Math.random() * 1e6), count: 1 })}`, signal);
   return first;
 }
 
 /**
- * Return what gives `take` the picture of an id or, without one, any where none is there yet. Whatever is chosen later
- * stops what is still asked for, so that a late answer never replaces it.
+ * Return a function that passes the picture of an id to `take`; without an id, a random one unless there is one already.
+ * A later choice cancels a request that is still running, so that a late answer never replaces it.
  */
 export function choosing(take, fail) {
   let wanted = null;

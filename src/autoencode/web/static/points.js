@@ -1,6 +1,6 @@
-// The points of the map: where they are, which is near, what is seen. Typed arrays throughout: 100,000 are few.
+// The points of the map: positions, nearest point, visible points. Typed arrays, as there are 100,000 and more.
 
-const CELLS = 160; // a side of the grid that finds what is near
+const CELLS = 160; // along a side of the grid that finds the nearest point
 
 export class Points {
   /** Read what /api/map/points gives: x, y, score float32, label int16, split int8. */
@@ -19,7 +19,7 @@ export class Points {
     this.#sort();
   }
 
-  /** Centre and extent of nearly all of them: one stray point does not press the others into a corner. */
+  /** Centre and extent of 99 % of the points, so that one far point does not squeeze the others into a corner. */
   #fit() {
     const range = (values) => {
       const sorted = Float32Array.from(values).sort();
@@ -33,7 +33,7 @@ export class Points {
     this.box = { left, top, width: right - left || 1, height: bottom - top || 1 };
   }
 
-  /** Sort into cells by counting. */
+  /** Counting sort into the cells of the grid. */
   #sort() {
     const cell = new Int32Array(this.count);
     this.starts = new Int32Array(CELLS * CELLS + 1);
@@ -68,7 +68,7 @@ export class Points {
     }
   }
 
-  /** The point nearest to a place, no farther than `reach`; -1 where there is none. */
+  /** The point nearest to (x, y), at most `reach` away; -1 if there is none. */
   nearest(x, y, reach) {
     let best = -1;
     let least = reach * reach;
@@ -79,7 +79,7 @@ export class Points {
     return best;
   }
 
-  /** Choose those inside a polygon of [x, y]. */
+  /** Select the points inside a polygon of [x, y]. */
   lasso(polygon) {
     const xs = polygon.map(([x]) => x);
     const ys = polygon.map(([, y]) => y);
@@ -96,7 +96,7 @@ export class Points {
     this.chosenCount = places.length;
   }
 
-  /** All of a label, or of a split. */
+  /** The points of a label, or of a split. */
   ofGroup(mode, group) {
     const values = mode === "label" ? this.label : this.split;
     const found = [];
@@ -104,14 +104,14 @@ export class Points {
     return found;
   }
 
-  /** A bit for each point, set where it is chosen; the first is the lowest of its byte. */
+  /** A bit for each point, set if it is selected; the first point is the lowest bit of the first byte. */
   bits() {
     const bits = new Uint8Array(Math.ceil(this.count / 8));
     for (let i = 0; i < this.count; i++) if (this.chosen[i]) bits[i >> 3] |= 1 << (i & 7);
     return bits;
   }
 
-  /** The chosen ones, in their order. */
+  /** The selected points, in their order. */
   places() {
     const found = [];
     for (let i = 0; i < this.count; i++) if (this.chosen[i]) found.push(i);
@@ -130,7 +130,7 @@ function isInside(polygon, x, y) {
   return inside;
 }
 
-/** Draw points into the pixels of an image as squares of `side`; those not chosen are dim where some are. */
+/** Draw points into the pixels of an image as squares of `side`; while some are selected, the others are dim. */
 export function drawPoints(points, image, scale, centreX, centreY, side) {
   const pixels = new Uint32Array(image.data.buffer);
   pixels.fill(0);

@@ -1,13 +1,13 @@
-// Restore: a picture beside what the model makes of it, with a line between before and after.
+// Restore: a picture and its reconstruction, with a movable line between before and after.
 
 import { get, query, restarting } from "/static/api.js";
-import { field, h, keepingFocus, select, showFailure, tell } from "/static/dom.js";
+import { field, h, keepingFocus, select, showFailure, announce } from "/static/dom.js";
 import { choosing, dropzone, image, shortName } from "/static/pictures.js";
 import { hasImages, workspace } from "/static/shared.js";
 
 export function mount(root) {
   const trained = workspace.corrupt[0] ?? "";
-  const damages = [["", "nothing: take it as it is"], ...workspace.corruptions];
+  const damages = [["", "none"], ...workspace.corruptions];
   if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
   const state = { picture: null, clean: null, corrupt: trained };
   const place = h("div");
@@ -23,7 +23,7 @@ export function mount(root) {
     const heading = h("h2", { tabindex: "-1" }, shortName(state.picture));
     const about = h("div", {}, heading, numbers(found), cleanChoice());
     keepingFocus(place, () => place.replaceChildren(sides, about), () => heading);
-    tell(`${shortName(state.picture)} restored: PSNR ${decibels(found.psnr_db)}.`);
+    announce(`${shortName(state.picture)} restored: PSNR ${decibels(found.psnr_db)}.`);
   });
   const redraw = () => draw().catch((err) => showFailure(err, place));
 
@@ -46,7 +46,7 @@ export function mount(root) {
       "div",
       {},
       h("table", { class: "settings" }, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value)))),
-      h("p", { class: "hint" }, `Compared with ${against}. Higher is closer.`),
+      h("p", { class: "hint" }, `Compared with ${against}. Higher is better.`),
     );
   }
 
@@ -77,12 +77,12 @@ export function mount(root) {
   }
 
   root.append(
-    h("p", { class: "lead" }, "A picture and what the model gives back. A model trained with damage takes that damage away."),
+    h("p", { class: "lead" }, "A picture and its reconstruction. A model trained to remove a kind of damage, such as noise, removes it here."),
     h(
       "div",
       { class: "toolbar" },
       dropzone(use, { label: "Choose an image" }),
-      field("First", select(damages, state.corrupt, (value) => {
+      field("Damage", select(damages, state.corrupt, (value) => {
         state.corrupt = value;
         redraw();
       })),
@@ -95,12 +95,12 @@ export function mount(root) {
     show(params) {
       const id = params.get("picture");
       if (id || state.picture || hasImages()) choose(id);
-      else place.replaceChildren(h("p", { class: "hint" }, "Give an image to begin."));
+      else place.replaceChildren(h("p", { class: "hint" }, "Choose an image to begin."));
     },
   };
 }
 
-/** Two pictures on each other, with a line to move between them. */
+/** Two pictures on top of each other, divided by a movable line. */
 function comparison(before, after) {
   const { width, height } = workspace;
   const upper = h("img", { class: "upper", src: before, alt: "before", width, height });
@@ -115,7 +115,7 @@ function comparison(before, after) {
     min: 0,
     max: 100,
     value: 50,
-    "aria-label": "How much of the picture is shown as before",
+    "aria-label": "Share of the picture shown as before",
     oninput: () => move(Number(slider.value)),
   });
   move(50);

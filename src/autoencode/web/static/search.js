@@ -1,14 +1,14 @@
-// Search: the images that look most like one.
+// Search: the images most similar to one.
 
 import { get, query, restarting } from "/static/api.js";
-import { field, h, keepingFocus, notice, number, select, showFailure, tell } from "/static/dom.js";
+import { field, h, keepingFocus, notice, number, select, showFailure, announce } from "/static/dom.js";
 import { choosing, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
 import { lacks, workspace } from "/static/shared.js";
 
 const DISTANCES = [
-  ["whitened", "whitened angle"],
-  ["cosine", "angle"],
-  ["l2", "straight distance"],
+  ["whitened", "balanced similarity"],
+  ["cosine", "cosine similarity"],
+  ["l2", "Euclidean distance"],
 ];
 
 export function mount(root) {
@@ -37,12 +37,12 @@ export function mount(root) {
         "div",
         { class: "row between" },
         h("p", { class: "hint" }, `${answer.neighbours.length} nearest of ${number(workspace.index.images)} in ${took} ms. `,
-          answer.similarity ? "1 is the same." : "0 is the same."),
+          answer.similarity ? "1 means identical." : "0 means identical."),
         h("a", { class: "button", href: `/api/search.csv?${query(values)}`, download: "neighbours.csv" }, "Save CSV"),
       );
     const grid = h("div", { class: "grid" }, answer.neighbours.map((near) => neighbour(near, answer.similarity)));
     keepingFocus(found, () => found.replaceChildren(head, grid), () => heading);
-    tell(`${answer.neighbours.length} nearest of ${shortName(state.picture)}.`);
+    announce(`${answer.neighbours.length} nearest of ${shortName(state.picture)}.`);
   });
   const run = () => search().catch((err) => showFailure(err, found));
 
@@ -52,7 +52,7 @@ export function mount(root) {
       { class: "cell" },
       pictureButton(near, {
         caption: `${score(near.score, isSimilarity)}${near.gone ? " (gone)" : ""}`,
-        title: `${near.name}: search on`,
+        title: `${near.name}: search from this image`,
         onclick: () => use([near]),
       }),
     );
@@ -61,11 +61,11 @@ export function mount(root) {
     (picture) => {
       state.picture = picture;
       heading.textContent = shortName(picture);
-      // Whoever pressed a neighbour, which is about to go, goes on from what it has become.
+      // The pressed neighbour is about to be removed, so focus moves to the heading of the new query.
       const isPressed = found.contains(document.activeElement) || asked.contains(document.activeElement);
       asked.replaceChildren(
         h("button", { type: "button", class: "picture query", onclick: () => openPicture(picture) }, image(picture)),
-        h("div", {}, heading, h("p", { class: "hint" }, "What looks most like this?")),
+        h("div", {}, heading, h("p", { class: "hint" }, "The most similar images are below.")),
       );
       if (isPressed) heading.focus();
       run();
@@ -73,7 +73,7 @@ export function mount(root) {
     (err) => showFailure(err, found),
   );
 
-  root.append(h("p", { class: "lead" }, "Images that look alike to the model. Press one to search on from it."));
+  root.append(h("p", { class: "lead" }, "Images that the model finds similar. Press one to search from it."));
   const lacking = lacks("search");
   if (lacking) {
     root.append(notice(lacking));

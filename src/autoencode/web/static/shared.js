@@ -1,4 +1,4 @@
-// What several tabs know: the workspace, and pictures on their way from one tab to another.
+// State that several tabs share: the workspace, and the pictures of the morph.
 
 export let workspace = null;
 
@@ -6,7 +6,7 @@ export function setShared(value) {
   workspace = value;
 }
 
-/** What has to be made before something works, and the commands for it; null where it works. */
+/** What is missing for a function of the page, and the commands that make it; null if nothing is. */
 export function lacks(what) {
   const need = workspace.needs[what];
   return need ? { message: need.error, commands: need.commands } : null;
