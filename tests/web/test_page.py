@@ -139,7 +139,10 @@ def test_search_goes_on_from_image_to_image_and_saves_a_table(page: Page, photos
     until(page, "document.querySelector('.asked h2')?.textContent.endsWith('.png')")
     first = page.locator("#tab-search .grid .picture").first
     until(page, "document.querySelector('#tab-search .caption')?.textContent === '1.000'")
-    before, name = page.url, (first.get_attribute("title") or "").removesuffix(": search from this image").split("/")[-1]
+    before, name = (
+        page.url,
+        (first.get_attribute("title") or "").removesuffix(": search from this image").split("/")[-1],
+    )
     first.press("Enter")
     page.wait_for_url(lambda url: url != before)
     until(page, "name => document.activeElement.textContent === name", name)
