@@ -118,11 +118,11 @@ def test_nodes_without_the_package_its_version_or_the_disk_are_named(tmp_path: P
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(RunError, match=r"node 10\.0\.0\.2 of the cluster does not see .*new"):
         Answers(True, False).check_shared(tmp_path / "new")
-    Answers(None, None).check_reads("s3://bucket/pack")
+    Answers(None, None).check_reads("s3://bucket/pack", "pack.json")
     with pytest.raises(
         StorageError, match=r"node 10\.0\.0\.2 .* cannot read s3://bucket/pack\. No cred.* `ray start`"
     ):
-        Answers(None, "No credentials.").check_reads("s3://bucket/pack")
+        Answers(None, "No credentials.").check_reads("s3://bucket/pack", "pack.json")
 
 
 @pytest.mark.scale

@@ -23,15 +23,13 @@ from autoencode import (
     Limits,
     ModelConfig,
     Pack,
-    PackError,
     Preprocessing,
     Run,
-    RunError,
     open_index,
 )
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
-from autoencode.embedding import EMBEDDINGS, _ours, image_encoder, over_files, over_pack
+from autoencode.embedding import EMBEDDINGS, image_encoder, over_files, over_pack
 from autoencode.index.memory import INDEX_NAME
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -114,19 +112,6 @@ def test_files_that_cannot_be_read_are_passed_over_with_the_reason(
         list(over_files(means, [broken], *arguments))
 
 
-def test_an_error_of_ours_is_found_in_the_traceback_that_ray_sends() -> None:
-    traceback = (
-        "ray::MapWorker (pid=1)\n  File x\nautoencode.errors.ConfigError: The first.\n\n"
-        "The above exception was the direct cause\nautoencode.errors.PackError: A node sees: another.\n\n"
-        "ray.exceptions.UserCodeException: UDF failed\n"
-    )
-    found = _ours(Exception(traceback))
-    assert type(found) is PackError and str(found) == "A node sees: another."
-    other = _ours(Exception("ray::MapWorker\n  File x\nValueError: no such thing\nmore"))
-    assert type(other) is RunError
-    assert str(other) == "The cluster could not do the work: ValueError: no such thing"
-
-
 def verb(*arguments: object) -> str:
     """Run a command that must succeed and say nothing on stderr; return what it says."""
     command = [sys.executable, "-m", "autoencode", *map(str, arguments)]
@@ -170,7 +155,7 @@ import numpy as np
 from autoencode import AutoencodeError, open_pack
 from autoencode.embedding import over_pack
 from autoencode.data.loader import batches
-from autoencode.data.cluster import joined_cluster
+from autoencode.cluster import joined_cluster
 
 address, place, marks = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 pack = open_pack(place)
@@ -195,10 +180,11 @@ with joined_cluster(address, "") as cluster:
     (marks / "begun").unlink()
     here = [mean(images)["mean"] for images in batches(pack, rows, 5)]
     assert np.array_equal(np.concatenate(made), np.concatenate(here))
-    try:
-        list(over_pack(mean, Other, rows, 5, cluster))
-    except AutoencodeError as err:
-        print(type(err).__name__, err)
+    for function, images in ((mean, Other), (lambda images: {}["none"], pack)):
+        try:
+            list(over_pack(function, images, rows, 5, cluster))
+        except AutoencodeError as err:
+            print(type(err).__name__, err)
 """
 
 
@@ -211,4 +197,5 @@ def test_what_a_killed_process_had_is_done_again_and_another_pack_is_rejected(
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
     assert ended.stdout == (
         f"PackError A node of the cluster sees other images in {tiny_pack.path}. Give all nodes one pack.\n"
+        "RunError The cluster could not do the work: KeyError: 'none'\n"
     )

@@ -3,40 +3,37 @@
 An embedding is one entry of `EMBEDDINGS`: codes of a model, or features of a pretrained network.
 
 `over_pack` and `over_files` call a function on images, in this process or on the nodes of a Ray cluster. A
-node gets the rows or the paths, reads the images itself, in the same batches, and sends back the results. Ray
-Data divides the work, repeats what was lost, and keeps the order.
+node gets the rows or the paths, reads the images itself, in the same batches, and sends back the results.
 
 Shapes: B batch, N images, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import logging
-import math
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.cluster import Cluster, brief
 from autoencode.data.loader import batch_slices, batches
+from autoencode.data.manifest import SETTINGS_NAME
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
-from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError, PackError, RunError, restored
+from autoencode.errors import ConfigError, ImageFolderError, PackError
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 from autoencode.storage import is_url
 
 if TYPE_CHECKING:
+    from autoencode.cluster import Cluster
     from autoencode.configuration import Distance, Embedding
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
@@ -133,11 +130,6 @@ def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
 Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row for each image
 Made = TypeVar("Made", bound=Columns)
 
-_OURS = re.compile(r"^autoencode\.errors\.(\w+): (.*)$", re.MULTILINE)
-_ANY = re.compile(r"^[\w.]+(?:Error|Exception): .*$", re.MULTILINE)
-# Batches that a process gets at once: few, so that little is lost with it, but handing out takes time, too.
-_CHUNKS_TOGETHER, _MOST_BLOCKS = 4, 10_000
-
 
 def over_pack(
     function: Callable[[Tensor], Made],
@@ -167,10 +159,9 @@ def over_pack(
         yield from map(function, batches(pack, rows, batch_size))
         return
     if is_url(pack.location):
-        cluster.check_reads(pack.location)
-    chunks = [rows[part].tobytes() for part in batch_slices(len(rows), batch_size)]
+        cluster.check_reads(pack.location, SETTINGS_NAME)
     work = _OfPack(function, pack.location, pack.fingerprint)
-    yield from cast("Iterator[Made]", _on_nodes(cluster, work, chunks, len(rows)))
+    yield from cluster.run(work, (rows[part] for part in batch_slices(len(rows), batch_size)))
 
 
 def over_files(
@@ -203,33 +194,26 @@ def over_files(
             yield read, function(to_float(pixels)) if read else np.zeros(0)
         return
     work = _OfFiles(function, preprocessing, limits)
-    names = [os.fsencode(path.absolute()) for path in paths]
-    chunks = [b"\0".join(names[start : start + size]) for start in range(0, len(names), size)]
-    done = usable = 0
-    for made in _on_nodes(cluster, work, chunks, len(paths)):
-        here, readable = paths[done : done + len(made["reason"])], made["reason"] == ""
-        for path, reason in zip(here, made["reason"].tolist(), strict=True):
-            if reason:
-                skipped.append((path, reason))
-        yield (
-            [path for path, is_readable in zip(here, readable, strict=True) if is_readable],
-            made["value"][readable],
-        )
-        done += len(here)
-        usable += int(readable.sum())
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
+    results = cluster.run(work, ([path.absolute() for path in chunk] for chunk in chunks))
+    usable = 0
+    for chunk, (values, reasons) in zip(chunks, results, strict=True):
+        judged = list(zip(chunk, reasons, strict=True))
+        skipped.extend((path, reason) for path, reason in judged if reason)
+        yield [path for path, reason in judged if not reason], values
+        usable += len(values)
     check_usable(usable, paths, skipped)
 
 
 @dataclass(frozen=True)
-class _OfPack:
+class _OfPack(Generic[Made]):
     """Work of a node on rows of a pack."""
 
-    function: Callable[[Tensor], Columns]
+    function: Callable[[Tensor], Made]
     location: str
     fingerprint: str
 
-    def __call__(self, chunk: bytes) -> Columns:
-        rows = np.frombuffer(chunk, np.int64)
+    def __call__(self, rows: NDArray[np.int64]) -> Made:
         [images] = batches(_opened(self.location, self.fingerprint), rows, len(rows))
         return self.function(images)
 
@@ -249,79 +233,18 @@ def _opened(location: str, fingerprint: str) -> Pack:
 
 @dataclass(frozen=True)
 class _OfFiles:
-    """Work of a node on the paths of files: a value for each, or the reason why there is none."""
+    """Work of a node on files: a number for each it could read, (B,), and for each file why not, or ""."""
 
     function: Callable[[Tensor], NDArray[np.float64]]
     preprocessing: Preprocessing
     limits: Limits
 
-    def __call__(self, chunk: bytes) -> Columns:
-        paths = [Path(os.fsdecode(name)) for name in chunk.split(b"\0")]
+    def __call__(self, paths: Sequence[Path]) -> tuple[NDArray[np.float64], list[str]]:
         skipped: list[tuple[Path, str]] = []
-        values = dict.fromkeys(paths, math.nan)
-        try:
+        values = [np.zeros(0)]
+        with contextlib.suppress(ImageFolderError):  # no file of these few; `over_files` judges all together
             for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, skipped):
                 if read:
-                    values |= zip(read, self.function(to_float(pixels)).tolist(), strict=True)
-        except ImageFolderError:
-            pass  # none of these few could be used; `over_files` judges all files together
+                    values.append(self.function(to_float(pixels)))
         reasons = dict(skipped)
-        return {
-            "value": np.array([values[path] for path in paths]),
-            "reason": np.array([reasons.get(path, "") for path in paths]),
-        }
-
-
-def _on_nodes(
-    cluster: Cluster, work: Callable[[bytes], Columns], chunks: list[bytes], count: int
-) -> Iterator[Columns]:
-    """Let processes on the nodes, one a CPU, do the work; yield their results, `count` rows in all."""
-    if not chunks:
-        return
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
-    context = DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
-    cpus = sum(node.cpus for node in cluster.nodes)
-    wanted = min(math.ceil(len(chunks) / _CHUNKS_TOGETHER), _MOST_BLOCKS)
-    blocks = min(len(chunks), max(8 * cpus, wanted))
-    listed = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=blocks)
-    made = listed.map_batches(
-        _Worker,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        num_cpus=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
-    )
-    done = 0
-    try:
-        for block in made.iter_batches(batch_size=None):
-            done += len(next(iter(block.values())))
-            yield block
-    except ray.exceptions.RayError as err:
-        raise _ours(err) from err
-    if done != count:
-        raise RunError(f"The cluster sent back {done} results for {count} images. Try again.")
-
-
-class _Worker:
-    """One of the processes; it keeps its function, and with that a model."""
-
-    def __init__(self, work: Callable[[bytes], Columns]) -> None:
-        self.work = work
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> Columns:
-        [chunk] = batch["chunk"]
-        return self.work(chunk)
-
-
-def _ours(err: BaseException) -> AutoencodeError:
-    """Return the error that ended the work, where it is one of ours as itself."""
-    # Ray sends the traceback of an error on a node as text, not the error.
-    if ours := _OURS.findall(str(err)):
-        return restored(*ours[-1])  # the last was caused by the others
-    first = _ANY.search(str(err))
-    return RunError(f"The cluster could not do the work: {first[0] if first else brief(err)}")
+        return np.concatenate(values), [reasons.get(path, "") for path in paths]

@@ -20,7 +20,7 @@ from autoencode.training.ray import Desk, Room, room_for, train_on_ray
 
 # A denoising VAE whose steps depend on the state, the batch and the seed: nothing lost goes unnoticed.
 SETTINGS = ["--preset", "paper-vae", "--epochs", "30", "--seed", "3"]
-for setting in ("code_size=8", "widths=4,8", "batch_size=6", "checkpoint_every=1", "precision=fp32"):
+for setting in ("code_size=8", "widths=4,8", "checkpoint_every=1", "precision=fp32"):
     SETTINGS += ["--set", setting]
 PATIENCE_S = 300
 
@@ -61,6 +61,8 @@ def test_a_process_among_others_does_not_ask_ray_for_more(
 
 
 def command(pack: Path | str, out: Path, *options: str) -> list[str]:
+    if not any("batch_size" in option for option in options):
+        options = ("--set", "batch_size=6", *options)
     return [sys.executable, "-m", "autoencode", "train", str(pack), "--out", str(out), *SETTINGS, *options]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from autoencode.cluster import Cluster, Node, brief, joined_cluster
+from autoencode.data.manifest import SETTINGS_NAME
 from autoencode.data.pack import local_folder
 from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
 from autoencode.models.model_file import MODEL_NAME
@@ -88,7 +89,7 @@ def train_on_ray(
         room = room_for(workers, cluster.nodes, device)
         cluster.check_shared(out.parent)
         if is_url(source):
-            cluster.check_reads(str(source))
+            cluster.check_reads(str(source), SETTINGS_NAME)
         asked = settings | {"source": str(source), "out": str(out), "device": device}
         told = {"progress": progress, "packing": packing_progress, "restarts": restarting}
         _fit(cluster, room, asked, {kind: show for kind, show in told.items() if show is not None})
