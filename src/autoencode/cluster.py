@@ -1,7 +1,7 @@
 """A Ray cluster: joined, given work, left again. The user starts and stops it; this package never does.
 
-Work goes to the nodes as tasks of Ray Core. Ray Data took 2 s longer for an index of 2,000 images, and sends an
-error of a node back as the text of a traceback.
+Work goes to the nodes as tasks of Ray Core. Ray Data took 2 s longer for an index of 2,000 images, and sends
+an error of a node back as the text of a traceback.
 
 Ray runs what it is sent and unpickles what it gets: whoever reaches a cluster may run anything on it.
 """

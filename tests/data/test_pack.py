@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from autoencode.atomic import exclusive
-from autoencode.data import manifest, packing, workers
+from autoencode.data import decoders, manifest, workers
 from autoencode.data.manifest import is_pack, split_of
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
@@ -376,7 +376,7 @@ def test_a_file_that_ends_its_worker_is_skipped(
 def test_a_file_too_large_for_the_memory_is_skipped_alone(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    function = getattr(packing, step)
+    function = getattr(decoders, step)
     calls: list[object] = []
 
     def fail_first(*arguments: Any) -> Any:  # noqa: ANN401
@@ -385,7 +385,7 @@ def test_a_file_too_large_for_the_memory_is_skipped_alone(
             raise MemoryError
         return function(*arguments)
 
-    monkeypatch.setattr(packing, step, fail_first)
+    monkeypatch.setattr(decoders, step, fail_first)
     packed = pack(photos, tmp_path / "p")
     (skipped,) = packed.skipped
     assert (skipped.path, skipped.reason) == ("11.png", "too large for the memory of this machine")
@@ -397,7 +397,7 @@ def test_a_copy_of_a_skipped_file_does_not_take_its_row(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(photos / "2.png", photos / "1 copy.png")
-    read_image, calls = packing.read_image, list[object]()
+    read_image, calls = decoders.read_image, list[object]()
 
     def fail_first(*arguments: Any) -> Any:  # noqa: ANN401
         calls.append(arguments)
@@ -405,7 +405,7 @@ def test_a_copy_of_a_skipped_file_does_not_take_its_row(
             raise MemoryError
         return read_image(*arguments)
 
-    monkeypatch.setattr(packing, "read_image", fail_first)
+    monkeypatch.setattr(decoders, "read_image", fail_first)
     packed = pack(photos, tmp_path / "p")
     assert [entry.path for entry in packed.skipped] == ["1 copy.png"]
     assert_holds_what_is_in(packed, photos)

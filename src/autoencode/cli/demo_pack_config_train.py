@@ -84,6 +84,7 @@ def pack(
     workers: Annotated[
         int | None, typer.Option(help="Processes. Default: all cores.", min=1, rich_help_panel=MACHINE)
     ] = None,
+    ray: Ray = None,
 ) -> None:
     """Decode every image of a folder once, for fast training."""
     from autoencode.data.pack import pack_folder, preprocessing_of
@@ -95,7 +96,7 @@ def pack(
         asked = preprocessing_of(out) or Preprocessing()
     limits = options.limits(max_pixels, max_bytes)
     with counting("packing") as progress:
-        made = pack_folder(folder, out, asked, limits=limits, workers=workers, progress=progress)
+        made = pack_folder(folder, out, asked, limits=limits, workers=workers, ray=ray, progress=progress)
     print_pack(made)
 
 

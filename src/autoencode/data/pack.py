@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from autoencode.cluster import joined_cluster
 from autoencode.data import manifest, packing
+from autoencode.data.decoders import decode_here, decode_on
 from autoencode.data.manifest import is_pack
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
-from autoencode.errors import PackError
+from autoencode.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
@@ -161,6 +163,7 @@ def pack_folder(
     size: Size | None = None,
     limits: Limits | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
     """Decode every image under `folder` once into the pack `out`, or update that pack to the folder.
@@ -178,10 +181,16 @@ def pack_folder(
         limits: what a single file may cost. Changing them does not change what is already packed; files
             that were skipped are tried again every time.
         workers: processes; as many as there are cores.
+        ray: instead, the address of a Ray cluster that decodes, on all its CPUs; this machine must be one of
+            its nodes, and every node must see the folder. The pack is written by this process, and is the
+            same. See `joined_cluster`.
         progress: called with (files done, files to read), from this thread.
 
     Raises:
-        ConfigError: `size` cannot be used, or was given beside `preprocessing`.
+        ConfigError: `size` cannot be used, or was given beside `preprocessing`; `workers` were given beside
+            `ray`, or are fewer than 1.
+        MissingExtraError: a cluster needs the optional part `ray`.
+        RunError: no cluster answers at the address, a node does not see the folder, or the cluster failed.
         ImageFolderError: the folder is missing, has no images, or none that can be used.
         StorageError: the storage cannot be reached.
         PackError: `out` is not ours, is a pack of another folder or with other preprocessing, is damaged, or
@@ -190,7 +199,11 @@ def pack_folder(
     """
     files = files_at(out, must_exist=False)
     preprocessing = sized(size, preprocessing) or Preprocessing()
-    packing.update(Path(folder), files, preprocessing, limits or Limits(), workers, progress)
+    if ray is not None and workers is not None:
+        raise ConfigError("A Ray cluster decodes on all its CPUs. Leave workers out.")
+    with joined_cluster(ray, "Packing on a cluster") as cluster:
+        decode = decode_on(cluster) if cluster else decode_here(workers)
+        packing.update(Path(folder), files, preprocessing, limits or Limits(), decode, progress)
     return open_pack(out)
 
 

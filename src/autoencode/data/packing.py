@@ -1,8 +1,8 @@
 """Update a pack: decode the new files of its folder, forget those that are gone, commit in one rename.
 
 1. List the folder. A file of the same path, size and time as in the manifest is not opened.
-2. Give each other file a row, and let workers read, hash, decode and write it there. Content that is already
-   packed, under another name or time, is not decoded; it keeps its row.
+2. Give each other file a row, and let processes here or on a cluster read, hash and decode it (`decoders`).
+   Content that is already packed, under another name or time, keeps its row.
 3. Rename the new shards, then replace the manifest. Until then the old pack is whole, from then on the new.
 4. Delete the shards that no entry needs.
 
@@ -13,25 +13,21 @@ the number of files.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import exclusive, make_folder, remove_temporaries, write_bytes
-from autoencode.data import manifest, workers
-from autoencode.data.decoding import read_bytes
+from autoencode.atomic import exclusive, make_folder, remove_temporaries
+from autoencode.data import manifest
+from autoencode.data.decoders import Decode, Decoder
 from autoencode.data.manifest import Entries, Entry, Settings, skipped
-from autoencode.data.preprocessing import read_image
 from autoencode.data.shards import PackFiles, ShardReader, Shards
 from autoencode.data.sources import image_names
-from autoencode.errors import ConfigError, ImageError, ImageFolderError, PackError, StorageError
+from autoencode.errors import ImageFolderError, PackError, StorageError
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
@@ -48,16 +44,16 @@ def update(
     files: PackFiles,
     preprocessing: Preprocessing,
     limits: Limits,
-    worker_count: int | None,
+    decode: Decode,
     progress: Report | None,
 ) -> None:
     """Make the pack in `files`, or update it to what is in `folder`.
 
-    Arguments and errors: see `pack.pack_folder`.
+    Args:
+        folder, preprocessing, limits, progress: see `pack.pack_folder`, for errors, too.
+        files: of the pack.
+        decode: the processes in which files are read.
     """
-    worker_count = workers.available_cores() if worker_count is None else worker_count
-    if worker_count < 1:
-        raise ConfigError(f"The number of workers must be 1 or more, not {worker_count}.")
     _reject_what_is_not_ours(files)
     listed = Entries(_survey(folder))
     wanted = Settings.of(folder, preprocessing)
@@ -80,7 +76,7 @@ def update(
             remove_temporaries(files.folder)
             shards.keep_only(shards.shards_of(_rows(entries)))
             decoder = Decoder(settings.folder, preprocessing, limits, shards)
-            _read_new(listed, entries, decoder, worker_count, progress)
+            _read_new(listed, entries, decoder, decode, progress)
             if files.is_local:
                 _compact(listed, shards)
             # An unchanged manifest is not written again: caches of a pack in storage go by its version.
@@ -142,7 +138,7 @@ def _survey(folder: Path) -> Iterator[Entry]:
 
 
 def _read_new(
-    listed: Entries, entries: Entries, decoder: Decoder, worker_count: int, progress: Report | None
+    listed: Entries, entries: Entries, decoder: Decoder, decode: Decode, progress: Report | None
 ) -> None:
     """Complete `listed` with what is in the files, with every row it names in a finished shard."""
     shards = decoder.shards
@@ -152,7 +148,7 @@ def _read_new(
     # New rows are beyond those in use, so that no shard of the old pack changes.
     first = (max(shards.shards_of(_rows(entries)), default=-1) + 1) * shards.rows_per_shard
     fresh = np.arange(first, first + len(chosen), dtype=np.int64)
-    _read_all(listed, chosen, fresh, decoder, entries.packed.digests, worker_count, progress)
+    _read_all(listed, chosen, fresh, decoder, entries.packed.digests, decode, progress)
     _share_rows(listed, chosen, fresh, entries.packed)
     if not len(_rows(listed)):
         raise ImageFolderError(_all_skipped(decoder.folder, listed))
@@ -214,75 +210,6 @@ def _compact(entries: Entries, shards: Shards) -> None:
     entries.set_rows(moved)
 
 
-class Outcome(NamedTuple):
-    """What a worker found: the digest of what it could read, and a reason if the file is unusable."""
-
-    digest: bytes | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What a worker does with (path, row): read and hash; decode and write what is not yet packed.
-
-    Attributes:
-        folder: the images.
-        preprocessing, limits: see `read_image`.
-        shards: where the pixels go.
-        known: a file of sorted digests, 32 bytes each, of what is packed already; None for nothing.
-    """
-
-    folder: Path
-    preprocessing: Preprocessing
-    limits: Limits
-    shards: Shards
-    known: Path | None = None
-
-    def knowing(self, digests: NDArray[np.bytes_]) -> Decoder:
-        """Return a decoder to which contents of these digests (K,), 32 bytes each, are known.
-
-        Raises:
-            OutputError: the file of digests could not be written.
-        """
-        if not len(digests):
-            return self
-        write_bytes(self.shards.known, np.unique(digests).tobytes())
-        return replace(self, known=self.shards.known)
-
-    def __call__(self, task: tuple[str, int]) -> Outcome:
-        """Do one task.
-
-        Raises:
-            OutputError: the row could not be written.
-        """
-        path, row = task
-        digest = None
-        try:
-            content = read_bytes(f"{self.folder}/{path}", self.limits.max_bytes)
-            digest = hashlib.sha256(content).digest()
-            if not self.is_packed(digest):
-                workers.allow(self.limits.seconds_for(len(content)))
-                self.shards.write(row, read_image(content, self.preprocessing, self.limits))
-        except ImageError as err:
-            return Outcome(digest, str(err))
-        except MemoryError:
-            return Outcome(digest, "too large for the memory of this machine")
-        return Outcome(digest)
-
-    def is_packed(self, digest: bytes) -> bool:
-        """Whether the content of a digest of 32 bytes is known."""
-        if self.known is None:
-            return False
-        position = int(np.searchsorted(self._digests, np.array(digest, "S32")))
-        return self._digests[position : position + 1].tobytes() == digest
-
-    @functools.cached_property
-    def _digests(self) -> NDArray[np.bytes_]:
-        # A map, which all workers share: as a set, 60,000 digests take 10 MB in each instead of 2 MB once.
-        assert self.known is not None
-        return np.memmap(self.known, "S32", "r")
-
-
 class _Tasks:
     """(path, row) of the files to read, each made when it is asked for, as is the shard it goes to."""
 
@@ -322,23 +249,23 @@ def _read_all(
     rows: NDArray[np.int64],
     decoder: Decoder,
     known: NDArray[np.bytes_],
-    worker_count: int,
+    decode: Decode,
     progress: Report | None,
 ) -> None:
-    """Let workers read files, and set in `listed` what they find. Each shard is finished once it is full.
+    """Read files, and set in `listed` what is in them. Each shard is finished once it is full.
 
     Args:
         listed: entries, in which those to read are unread.
         chosen: which (T,) to read.
         rows: where the pixels of each go (T,), ascending, from the first row of a shard.
-        decoder: what the workers do.
+        decoder: what is done with each file.
         known: digests (K,), 32 bytes each, of what is in the pack.
-        worker_count: processes.
+        decode: the processes that do it.
         progress: called with (files read, files to read).
 
     Raises:
         OutputError: a row could not be written.
-        AutoencodeError: no worker could be started.
+        AutoencodeError: no process could be started.
     """
     report = progress or (lambda done, total: None)
     report(0, len(chosen))
@@ -347,10 +274,8 @@ def _read_all(
     make_folder(decoder.shards.folder)
     decoder = decoder.knowing(known)
     tasks = _Tasks(listed, chosen, rows, decoder.shards)
-    results = workers.run(decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=worker_count)
-    with contextlib.closing(results):  # which ends the workers when this loop fails
-        for done, (index, result) in enumerate(results, 1):
-            outcome = Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
+    with contextlib.closing(decode(decoder, tasks)) as outcomes:  # closed, it ends its processes
+        for done, (index, outcome) in enumerate(outcomes, 1):
             listed.set_content(int(chosen[index]), outcome.digest, outcome.reason)
             tasks.done(index, is_usable=outcome.reason is None)
             report(done, len(chosen))

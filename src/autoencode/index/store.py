@@ -327,7 +327,10 @@ class BuildRequest:
         source, wanted = self.source, encoder.preprocessing
         # A pack is never changed: it may be that of a training, which has to stay as the training saw it.
         if not is_pack(source):
-            return pack_folder(source, out, wanted, limits=self.limits, progress=self.packing_progress)
+            ray = self.cluster.address if self.cluster else None
+            return pack_folder(
+                source, out, wanted, limits=self.limits, ray=ray, progress=self.packing_progress
+            )
         pack = open_pack(source)
         have, want = pack.preprocessing.to_json(), wanted.to_json()
         different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]

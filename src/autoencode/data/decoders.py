@@ -1,0 +1,204 @@
+"""How files become rows of pixels: in processes of this machine, or on the nodes of a Ray cluster.
+
+A process of this machine writes its rows into the shards itself. A node sends them back and the caller writes
+them: the pack may lie on a disk that the node does not see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoencode.atomic import write_bytes
+from autoencode.data import workers
+from autoencode.data.decoding import read_bytes
+from autoencode.data.preprocessing import read_image
+from autoencode.errors import ConfigError, ImageError, RunError
+
+if TYPE_CHECKING:
+    from autoencode.cluster import Cluster
+    from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.data.shards import Shards
+
+# Files that a node gets at once, and bytes of pixels that it sends back at once: four of these for each CPU
+# may be on their way, in memory.
+_MOST_FILES, _MOST_BYTES = 32, 8 * 1024**2
+
+
+class Outcome(NamedTuple):
+    """What was found in a file: the digest of what could be read, and a reason if the file is unusable."""
+
+    digest: bytes | None
+    reason: str | None = None
+
+
+Read = tuple[Outcome, NDArray[np.uint8] | None]  # with the pixels (H, W, 3) of what is not packed yet
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What is done with (path, row): read and hash; decode and write what is not yet packed.
+
+    Attributes:
+        folder: the images.
+        preprocessing, limits: see `read_image`.
+        shards: where the pixels go.
+        known: a file of sorted digests, 32 bytes each, of what is packed already; None for nothing.
+    """
+
+    folder: Path
+    preprocessing: Preprocessing
+    limits: Limits
+    shards: Shards
+    known: Path | None = None
+
+    def knowing(self, digests: NDArray[np.bytes_]) -> Decoder:
+        """Return a decoder to which contents of these digests (K,), 32 bytes each, are known.
+
+        Raises:
+            OutputError: the file of digests could not be written.
+        """
+        if not len(digests):
+            return self
+        write_bytes(self.shards.known, np.unique(digests).tobytes())
+        return replace(self, known=self.shards.known)
+
+    def __call__(self, task: tuple[str, int]) -> Outcome:
+        """Do one task.
+
+        Raises:
+            OutputError: the row could not be written.
+        """
+        path, row = task
+        outcome, pixels = self.read(path)
+        if pixels is not None:
+            self.shards.write(row, pixels)
+        return outcome
+
+    def read(self, path: str) -> Read:
+        """Return what is in a file, and its pixels (H, W, 3); None if it is unusable or packed already."""
+        digest = None
+        try:
+            content = read_bytes(f"{self.folder}/{path}", self.limits.max_bytes)
+            digest = hashlib.sha256(content).digest()
+            if self.is_packed(digest):
+                return Outcome(digest), None
+            workers.allow(self.limits.seconds_for(len(content)))
+            return Outcome(digest), read_image(content, self.preprocessing, self.limits)
+        except ImageError as err:
+            return Outcome(digest, str(err)), None
+        except MemoryError:
+            return Outcome(digest, "too large for the memory of this machine"), None
+
+    def is_packed(self, digest: bytes) -> bool:
+        """Whether the content of a digest of 32 bytes is known."""
+        if self.known is None:
+            return False
+        position = int(np.searchsorted(self._digests, np.array(digest, "S32")))
+        return self._digests[position : position + 1].tobytes() == digest
+
+    @functools.cached_property
+    def _digests(self) -> NDArray[np.bytes_]:
+        # A map, which all workers share: as a set, 60,000 digests take 10 MB in each instead of 2 MB once.
+        assert self.known is not None
+        return np.memmap(self.known, "S32", "r")
+
+
+Task = tuple[str, int]  # the path of a file in the folder, and the row for its pixels
+# Does the tasks, and yields (index of the task, outcome) in any order, once its row is written.
+Decode = Callable[[Decoder, workers.Items[Task]], Generator[tuple[int, Outcome]]]
+
+
+def decode_here(worker_count: int | None) -> Decode:
+    """Return how to decode in processes of this machine, by default as many as there are cores.
+
+    Raises:
+        ConfigError: `worker_count` is less than 1.
+    """
+    count = workers.available_cores() if worker_count is None else worker_count
+    if count < 1:
+        raise ConfigError(f"The number of workers must be 1 or more, not {count}.")
+
+    def decode(decoder: Decoder, tasks: workers.Items[Task]) -> Generator[tuple[int, Outcome]]:
+        for index, result in workers.run(
+            decoder, tasks, seconds=decoder.limits.seconds_per_file, workers=count
+        ):
+            yield index, _outcome(result)
+
+    return decode
+
+
+def decode_on(cluster: Cluster) -> Decode:
+    """Return how to decode on the nodes of a cluster, in a process for each CPU.
+
+    The pack gets the same bytes as from `decode_here`. The folder must be on a disk that all nodes see.
+    Content that is packed already is decoded again, because its digests are here; it is not written again.
+
+    Raises:
+        RunError: in the generator: a node does not see the folder, or the cluster failed.
+    """
+
+    def decode(decoder: Decoder, tasks: workers.Items[Task]) -> Generator[tuple[int, Outcome]]:
+        folder = decoder.folder.absolute()
+        cluster.check_sees(folder, folder)
+        on_node = _OnNode(replace(decoder, folder=folder, known=None))
+        size = max(1, min(_MOST_FILES, _MOST_BYTES // decoder.shards.row_bytes))
+        chunks = (
+            [tasks[index][0] for index in range(start, min(start + size, len(tasks)))]
+            for start in range(0, len(tasks), size)
+        )
+        for index, result in enumerate(itertools.chain.from_iterable(cluster.run(on_node, chunks))):
+            yield index, _written(decoder, tasks[index], result)
+
+    return decode
+
+
+@dataclass(frozen=True)
+class _OnNode:
+    """Work of a node on the paths of files; a file that hangs or crashes its decoder costs itself alone."""
+
+    decoder: Decoder
+
+    def __call__(self, paths: list[str]) -> list[Read | workers.Lost]:
+        return [self._helper.call(path) for path in paths]
+
+    @functools.cached_property
+    def _helper(self) -> workers.Helper[str, Read]:
+        return workers.Helper(self.decoder.read, seconds=self.decoder.limits.seconds_per_file)
+
+
+def _written(decoder: Decoder, task: Task, result: Read | workers.Lost) -> Outcome:
+    """Write the pixels that a node sent back for a task; return the outcome.
+
+    Raises:
+        RunError: the node could not read a file that is readable here.
+        OutputError: the row could not be written.
+    """
+    if isinstance(result, workers.Lost):
+        return _outcome(result)
+    path, row = task
+    outcome, pixels = result
+    if outcome.digest is None:
+        # A node that lost the disk must not make a pack in which all its files are skipped.
+        with contextlib.suppress(ImageError):
+            read_bytes(f"{decoder.folder}/{path}", decoder.limits.max_bytes)
+            raise RunError(
+                f"A node of the cluster could not read {path} ({outcome.reason}), and this machine can. "
+                f"Put {decoder.folder} on a disk that all nodes share."
+            )
+    elif pixels is not None and not decoder.is_packed(outcome.digest):
+        decoder.shards.write(row, pixels)
+    return outcome
+
+
+def _outcome(result: Outcome | workers.Lost) -> Outcome:
+    return Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
