@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import inspect
 import json
+import math
 import numbers
 import re
 import reprlib
@@ -37,8 +38,9 @@ Rule = Literal["conformal", "paper"]
 Interpolation = Literal["linear", "spherical"]
 PriorName = Literal["mixture", "normal"]
 
-# Larger numbers overflow in torch and in JSON readers of other languages, each with an error of its own.
-LARGEST = 2**63 - 1
+# Larger numbers overflow in torch, which computes in fp32, and in JSON readers of other languages, each with
+# an error of its own.
+_LARGEST: dict[Any, int | float] = {int: 2**63 - 1, float: 3.4e38}
 
 FILE_BYTES = 1 << 20  # a file of settings has 3 KB; /dev/zero has no end
 COMMENT_WIDTH = 100
@@ -69,14 +71,15 @@ def typed(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     number, and True is not 1.
 
     Raises:
-        ConfigError: the value has another type, is none of the choices, or is a number beyond 64 bits.
+        ConfigError: the value has another type, is none of the choices, or is too large: a whole
+            number beyond 64 bits, another beyond 3.4e38, the range of fp32.
     """
     try:
         return _as(value, hint)
     except TypeError as err:
         raise ConfigError(f"{name} is {reprlib.repr(value)}; it must be {_described(hint)}.") from err
     except OverflowError as err:
-        raise ConfigError(f"{name} is too large; the largest number is {LARGEST:,}.") from err
+        raise ConfigError(f"{name} is too large; the largest number is {err}.") from err
 
 
 def _as(value: Any, hint: Any) -> Any:  # noqa: ANN401
@@ -100,8 +103,9 @@ def _as(value: Any, hint: Any) -> Any:  # noqa: ANN401
     accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
     if not isinstance(value, accepted):
         raise TypeError
-    if isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST:
-        raise OverflowError
+    # Before the conversion, as that of a whole number of 400 digits has an OverflowError of its own.
+    if (limit := _LARGEST.get(hint)) and limit < abs(value) < math.inf:
+        raise OverflowError(f"{limit:,}")
     return hint(value)
 
 

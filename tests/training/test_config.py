@@ -85,9 +85,12 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 0}, "accumulate is 0"),
-        ({"learning_rate": 0}, "learning_rate is 0; it must be above 0, and finite"),
+        ({"learning_rate": 0}, "learning_rate is 0; it must be above 0, and at most 1e+30"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"learning_rate": 2e30}, "learning_rate is 2e+30"),
+        ({"learning_rate": 1e300}, "learning_rate is too large; the largest number is 3.4e+38"),
+        ({"sigma2": 1e300}, "sigma2 is too large; the largest number is 3.4e+38"),
         ({"ema": 1.0}, "below 1"),
         ({"kl_warmup": -1}, "kl_warmup is -1"),
         ({"beta": float("nan")}, "beta is nan"),
@@ -240,6 +243,11 @@ def test_options_override_a_file_and_nothing_is_given_twice(tmp_path: Path) -> N
     file.write_text('preset = "best"\nepochs = 3\nseed = 4\nheight = 64\n')
     asked = train_arguments(file, ["epochs=5", "width=32"], {"seed": 6})
     assert asked == {"preset": "best", "epochs": 5, "seed": 6, "preprocessing": Preprocessing(64, 32)}
-    for assignments, given in ((["epochs=5", "epochs=6"], {}), (["epochs=5"], {"epochs": 5})):
-        with pytest.raises(ConfigError, match="epochs is given twice"):
+    for assignments, given, message in (
+        (["epochs=5", "epochs=6"], {}, "epochs is given twice. Leave one of the two out."),
+        (["epochs=5"], {"epochs": 5}, "epochs is given twice, by --set and --epochs. Leave"),
+        (["height=32"], {"height": 64, "width": 64}, "height is given twice, by --set and --size. Leave"),
+        (["resize_mode=pad"], {"resize_mode": "crop"}, "by --set and --resize-mode. Leave"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             train_arguments(file, assignments, given)

@@ -565,6 +565,22 @@ def test_a_size_that_does_not_fit_is_rejected_before_packing(photos: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("network", ["paper", "residual"])
+@pytest.mark.parametrize(
+    "huge",
+    [{"code_size": 10**18}, {"code_size": 10**13}, {"widths": (10**18,)}, {"widths": (10**9, 10**9)}],
+    ids=str,
+)
+def test_a_network_that_no_memory_holds_is_rejected_before_packing(
+    network: str, huge: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"code_size \d+ and widths [\d,]+ make a network of more than 1 TiB"
+    ):
+        train(photos, tmp_path / "run", size=32, network=network, **huge)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_very_few_images_train_too(
     photos: Path, tiny: dict[str, Any], tiny_size: Preprocessing, tmp_path: Path
 ) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Optimizer = Literal["adamax", "adamw"]
 Schedule = Literal["constant", "cosine"]
 
+_FASTEST = 1e30
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -88,8 +90,12 @@ class TrainConfig:
             _check_at_least(name, getattr(self, name), 1)
         for name in ("kl_warmup", "kl_warmup_cycles", "beta", "grad_clip"):
             _check_at_least(name, getattr(self, name), 0)
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate is {self.learning_rate:g}; it must be above 0, and finite.")
+        # An optimiser divides it by 0.1 in its first step, and torch has no one-line error for a step beyond
+        # fp32; a rate below the limit ends as a diverged run, which says what to try.
+        if not 0 < self.learning_rate <= _FASTEST:
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate:g}; it must be above 0, and at most {_FASTEST:g}."
+            )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema:g}; it must be at least 0 and below 1.")
         if self.sigma2 != "auto" and not SIGMA2_FLOOR <= self.sigma2 < math.inf:
@@ -277,7 +283,10 @@ def train_arguments(
     assigned: dict[str, Any] = {}
     for name, value in (read_assignment(text, known) for text in assignments):
         if name in assigned or name in given:
-            raise ConfigError(f"{name} is given twice. Leave one of the two out.")
+            # --size is two settings: somebody who typed it may not know their names.
+            option = "--size" if name in ("height", "width") else f"--{name.replace('_', '-')}"
+            other = f", by --set and {option}" if name in given else ""
+            raise ConfigError(f"{name} is given twice{other}. Leave one of the two out.")
         assigned[name] = value
     values |= {**assigned, **given}
     RuntimeConfig(**{name: values[name] for name in types_of(RuntimeConfig) if name in values})  # checks them

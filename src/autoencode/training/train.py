@@ -42,10 +42,10 @@ from autoencode.training.runtime import Runtime, choose_runtime, multiplies_bf16
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
+    from autoencode.models.networks import ModelConfig
     from autoencode.training.progress import Progress
 
-if TYPE_CHECKING:
-    from autoencode.models.networks import ModelConfig
+_MOST_WEIGHTS = 2**40  # bytes
 
 
 @dataclass(frozen=True)
@@ -369,10 +369,19 @@ def _reject(out: Path, differing: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
-    """Reject images of a size the settings cannot have; built without memory or random numbers."""
+    """Reject images or a network of a size that cannot be; built without memory or random numbers."""
     check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
-    with torch.device("meta"):
-        built = Autoencoder(model, preprocessing)
+    try:
+        with torch.device("meta"):
+            built = Autoencoder(model, preprocessing)
+        size = sum(weight.nbytes for weight in built.state_dict().values())
+    except (RuntimeError, TypeError):  # a number of weights beyond 64 bits, of which torch has either error
+        size = None
+    if size is None or size > _MOST_WEIGHTS:
+        raise ConfigError(
+            f"code_size {model.code_size} and widths {','.join(map(str, model.widths))} make a network of "
+            "more than 1 TiB of weights. Use smaller ones."
+        )
     if config.batch_size < built.least_batch:
         raise ConfigError(
             "Batch normalisation has nothing to average over with a batch_size of 1 and one value a channel "
