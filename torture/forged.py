@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from autoencode.data.pack import open_pack, pack_folder
 from autoencode.errors import AutoencodeError
@@ -286,8 +287,9 @@ def _forge(kind: Kind, path: Path, case: int, generator: Generator) -> str:
 
 
 def _forge_signed(kind: Kind, path: Path, generator: Generator) -> str:
-    tensors, content, _ = read_tensors(path, kind.signed, 99, AutoencodeError)
-    version = content["version"]
+    with safe_open(path, framework="pt") as file:
+        version = json.loads(file.metadata()["autoencode"])["version"]
+    tensors, content, _ = read_tensors(path, kind.signed, version, AutoencodeError)
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
     if generator.random() < 0.5:
         what = _change_json(content, generator)

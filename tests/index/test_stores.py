@@ -256,6 +256,7 @@ def test_an_index_of_an_earlier_format_is_rejected_by_its_number(
         lambda: build_index(trained.folder, folder, tmp_path / "i"),
     ):
         with pytest.raises(
-            ImageIndexError, match=r"of format 1.* this one reads format 2\. .*delete the index"
+            ImageIndexError,
+            match=r"format 1; this one reads format 2\)\. .*delete the index",
         ):
             use()

@@ -20,7 +20,7 @@ from autoencode import (
     load_model,
     save_model,
 )
-from autoencode.models.model_file import as_model, read_tensors, write_tensors
+from autoencode.models.model_file import FORMAT_VERSION, as_model, read_tensors, write_tensors
 
 
 def build(kind: str = "vae") -> Autoencoder:
@@ -93,11 +93,23 @@ def test_a_safetensors_file_of_somebody_else_is_rejected(tmp_path: Path) -> None
         load_model(tmp_path / "theirs")
 
 
-def test_a_newer_format_says_to_upgrade(path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (FORMAT_VERSION + 1, "a newer version of autoencode .*Upgrade: pip install --upgrade autoencode$"),
+        (
+            1,
+            r"an earlier version of autoencode \(format 1; this one reads format \d\)\. Train again\.$",
+        ),
+    ],
+)
+def test_a_file_of_another_version_is_rejected_with_what_to_do(
+    version: int, message: str, path: Path
+) -> None:
+    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(path, "model", 2, tensors, rest)
-    with pytest.raises(ModelFileError, match="newer autoencode"):
+    write_tensors(path, "model", version, tensors, rest)
+    with pytest.raises(ModelFileError, match=f"^{path} was written by {message}"):
         load_model(path)
 
 
@@ -108,19 +120,19 @@ def test_a_checkpoint_is_not_a_model(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_names_a_huge_network_is_rejected_before_it_takes_memory(path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
     content["config"]["code_size"] = 10**9
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(path, "model", 1, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
     with pytest.raises(ModelFileError, match="usable model"):
         load_model(path)
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
     tensors["to_mean.bias"][0] = float("nan")
-    write_tensors(path, "model", 1, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
     with pytest.raises(ModelFileError, match="not finite"):
         load_model(path)
     before, model = path.read_bytes(), build()
@@ -149,10 +161,10 @@ def test_a_prior_with_a_part_missing_is_rejected(tmp_path: Path) -> None:
     model, path = build(), tmp_path / "model.safetensors"
     model.prior = GaussianMixture(torch.ones(1), torch.zeros(1, 6), torch.eye(6)[None])
     save_model(path, model, {})
-    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
     del tensors["prior/means"]
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    write_tensors(path, "model", 1, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
     with pytest.raises(ModelFileError, match="usable model"):
         load_model(path)
 
@@ -165,10 +177,10 @@ def test_the_metadata_is_readable_with_safetensors_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool])
 def test_weights_of_another_type_are_rejected(kind: torch.dtype, path: Path) -> None:
-    tensors, content, _ = read_tensors(path, "model", 1, ModelFileError)
+    tensors, content, _ = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
     rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
     tensors["to_mean.bias"] = tensors["to_mean.bias"].to(kind)
-    write_tensors(path, "model", 1, tensors, rest)
+    write_tensors(path, "model", FORMAT_VERSION, tensors, rest)
     with pytest.raises(ModelFileError, match=r"to_mean\.bias is of type"):
         load_model(path)
 

@@ -48,17 +48,27 @@ def test_a_file_in_place_of_a_run_folder_is_told(tmp_path: Path) -> None:
         read_run(model)
 
 
-def test_a_newer_run_says_to_upgrade(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (3, "a newer version .*Upgrade: "),
+        (1, "an earlier version .*format 1.* Start again in another"),
+    ],
+)
+def test_a_run_of_another_version_is_rejected_with_what_to_do(
+    version: int, message: str, tmp_path: Path
+) -> None:
     write_run(tmp_path, SETTINGS)
     content = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(RunError, match="newer autoencode"):
+    (tmp_path / "run.json").write_text(json.dumps(content | {"format": version}))
+    with pytest.raises(RunError, match=message) as caught:
         read_run(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", '{"format": 1}', '{"format": "x"}', '{"format": 1, "model": {"code_size": 0}}'],
+    ["", "{", "[]", "{}", '{"format": 2}', '{"format": "x"}', '{"format": 2, "model": {"code_size": 0}}'],
 )
 def test_a_damaged_run_is_rejected_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)

@@ -84,12 +84,19 @@ def test_a_checkpoint_of_another_network_is_rejected_in_one_line(tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_rejected_in_one_line(tmp_path: Path) -> None:
+    write_tensors(tmp_path / CHECKPOINT_NAME, "checkpoint", 1, {"sums": torch.zeros(4)}, {"step": 1})
+    with pytest.raises(RunError, match=r"an earlier version .*format 1.* Start again in another") as caught:
+        load_checkpoint(tmp_path, build(1, 0))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_checkpoint_that_lacks_a_part_is_rejected(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, build(1, 1))
     path = tmp_path / CHECKPOINT_NAME
-    tensors, _, _ = read_tensors(path, "checkpoint", 1, RunError)
+    tensors, _, _ = read_tensors(path, "checkpoint", 2, RunError)
     del tensors["sums"]
-    write_tensors(path, "checkpoint", 1, tensors, {"step": 1, "seconds": 1.0, "waited": 0.0})
+    write_tensors(path, "checkpoint", 2, tensors, {"step": 1, "seconds": 1.0, "waited": 0.0})
     with pytest.raises(RunError, match="not of this run's network"):
         load_checkpoint(tmp_path, build(1, 0))
 
@@ -116,12 +123,12 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_rejected(
 ) -> None:
     save_checkpoint(tmp_path, build(1, 1))
     path = tmp_path / CHECKPOINT_NAME
-    tensors, _, _ = read_tensors(path, "checkpoint", 1, RunError)
+    tensors, _, _ = read_tensors(path, "checkpoint", 2, RunError)
     content: dict[str, Any] = {"step": 1, "seconds": 1.0, "waited": 0.0}
-    write_tensors(path, "checkpoint", 1, tensors, content)
+    write_tensors(path, "checkpoint", 2, tensors, content)
     load_checkpoint(tmp_path, build(1, 0))
     spoil(tensors, content)
-    write_tensors(path, "checkpoint", 1, tensors, content)
+    write_tensors(path, "checkpoint", 2, tensors, content)
     with pytest.raises(RunError, match="not of this run's network") as caught:
         load_checkpoint(tmp_path, build(1, 0))
     assert "\n" not in str(caught.value)

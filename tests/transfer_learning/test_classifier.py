@@ -127,10 +127,18 @@ def test_what_is_no_classifier_is_told(
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_classifier_of_an_earlier_version_is_rejected_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "classifier.safetensors"
+    write_tensors(path, "classifier", 1, {"probe/bias": torch.zeros(2)}, {"classes": ["a", "b"]})
+    with pytest.raises(ModelFileError, match=r"earlier version .*format 1.* anew with autoencode") as caught:
+        load_classifier(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_parts_that_do_not_fit_together_are_rejected(classifier: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, classifier)
-    tensors, content, _ = read_tensors(path, "classifier", 1, ModelFileError)
+    tensors, content, _ = read_tensors(path, "classifier", 2, ModelFileError)
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
     for spoiled in (
         {**content, "classes": ["one"]},
@@ -139,11 +147,11 @@ def test_parts_that_do_not_fit_together_are_rejected(classifier: Classifier, tmp
         {**content, "features": "decoder.layers.1"},
         {**content, "model": {}},
     ):
-        write_tensors(path, "classifier", 1, tensors, spoiled)
+        write_tensors(path, "classifier", 2, tensors, spoiled)
         with pytest.raises(ModelFileError, match="does not hold a usable"):
             load_classifier(path)
     tensors["probe/bias"] = tensors["probe/bias"] * float("nan")
-    write_tensors(path, "classifier", 1, tensors, content)
+    write_tensors(path, "classifier", 2, tensors, content)
     with pytest.raises(ModelFileError, match="not finite"):
         load_classifier(path)
 

@@ -230,12 +230,9 @@ def read_parts(path: Path, kind: str) -> tuple[dict[str, Array], dict[str, Any]]
     Raises:
         ImageIndexError: the file is missing, damaged, or of another version.
     """
-    tensors, content, _ = read_tensors(path, kind, FORMAT_VERSION, ImageIndexError, advice=REBUILD)
-    if content["version"] != FORMAT_VERSION:
-        raise ImageIndexError(
-            f"{path} is of format {content['version']}, of an earlier autoencode; this one reads format "
-            f"{FORMAT_VERSION}. {CHOOSE_ANOTHER}"
-        )
+    tensors, content, _ = read_tensors(
+        path, kind, FORMAT_VERSION, ImageIndexError, advice=REBUILD, remake=CHOOSE_ANOTHER
+    )
     return {name: tensor.numpy() for name, tensor in tensors.items()}, content
 
 

@@ -63,23 +63,29 @@ def write_tensors(
 
 
 def read_tensors(
-    path: Path, kind: str, version: int, error: type[AutoencodeError], advice: str = "Restore it from a copy."
+    path: Path,
+    kind: str,
+    version: int,
+    error: type[AutoencodeError],
+    advice: str = "Restore it from a copy.",
+    remake: str = "Train again.",
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read a file that `write_tensors` wrote.
 
     Args:
         path: the file.
         kind: the kind it must have.
-        version: the newest version that can be read.
+        version: the version it must have.
         error: the class of error to raise.
         advice: a sentence on what to do about a damaged file.
+        remake: a sentence on what to do about a file of an earlier version.
 
     Returns:
         The tensors, the content, and the digest.
 
     Raises:
-        AutoencodeError: of class `error`: there is no such file, or it is of another kind, damaged, or newer
-            than `version`.
+        AutoencodeError: of class `error`: there is no such file, or it is of another kind, damaged, or of
+            another version.
     """
     if not path.is_file():
         raise error(f"No {kind} file at {path}.")
@@ -92,11 +98,9 @@ def read_tensors(
     except (safetensors.SafetensorError, OSError, ValueError) as err:
         raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}). {advice}") from err
     content = _content(path, kind, metadata, error)
-    if content["version"] > version:
-        raise error(
-            f"{path} was written by a newer autoencode (format {content['version']}, this one reads up to "
-            f"{version}). Upgrade: pip install --upgrade autoencode"
-        )
+    # Before anything else is read: the names and types below are those of this version.
+    if content["version"] != version:
+        raise error(other_version(path, content["version"], version, remake))
     if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]:
         raise error(f"{path} is not a {kind} file: {odd[0]} is of type {tensors[odd[0]].dtype}.")
     stated = content.pop("sha256", None)
@@ -104,6 +108,17 @@ def read_tensors(
     if digest != stated:
         raise error(f"{path} is damaged: its content does not match its sha256. {advice}")
     return tensors, content, digest
+
+
+def other_version(path: Path, found: int, version: int, remake: str) -> str:
+    """Return the error about a file of format `found`, not `version`; `remake` is advice on an old one."""
+    age, advice = "an earlier", remake
+    if found > version:
+        age, advice = "a newer", "Upgrade: pip install --upgrade autoencode"
+    return (
+        f"{path} was written by {age} version of autoencode (format {found}; this one reads format "
+        f"{version}). {advice}"
+    )
 
 
 def _content(
@@ -133,7 +148,7 @@ def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 MODEL_NAME = "model.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had other names for settings, such as fit for resize_mode
 PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
 
 
@@ -179,7 +194,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
         device: for its weights: "cpu", "cuda", ...
 
     Raises:
-        ModelFileError: there is no such file, or it is no model, damaged, or of a newer version.
+        ModelFileError: there is no such file, or it is no model, damaged, or of another version.
     """
     path = Path(path)
     if path.is_dir():

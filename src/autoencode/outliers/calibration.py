@@ -331,7 +331,7 @@ def _read(path: Path, scores: list[Score], encoder: str, pack: str) -> OutlierRe
     try:
         tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, PackError)
         arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-        if (content["version"], content["encoder"], content["pack"]) != (FORMAT_VERSION, encoder, pack):
+        if (content["encoder"], content["pack"]) != (encoder, pack):
             return None
         detectors = {score.name: _detector(score, arrays) for score in scores}
     except (PackError, KeyError):

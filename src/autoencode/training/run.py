@@ -13,7 +13,7 @@ from typing import Any
 from autoencode.atomic import append_line, parse_json, write_bytes, write_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, RunError
-from autoencode.models.model_file import MODEL_NAME
+from autoencode.models.model_file import MODEL_NAME, other_version
 from autoencode.models.networks import ModelConfig
 from autoencode.training.config import TrainConfig
 from autoencode.training.repeat import CONFIG_NAME, run_file
@@ -21,7 +21,8 @@ from autoencode.training.repeat import CONFIG_NAME, run_file
 RUN_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINT_NAME = "checkpoint.safetensors"
-_RUN_VERSION = 1
+_RUN_VERSION = 2  # 1 had other names for settings, such as warmup for kl_warmup
+START_AGAIN = "Start again in another folder."
 
 Record = dict[str, float]
 
@@ -91,13 +92,13 @@ def read_run(folder: Path) -> RunSettings:
     """Read run.json.
 
     Raises:
-        RunError: `folder` has no run.json, or it is damaged or of a newer version.
+        RunError: `folder` has no run.json, or it is damaged or of another version.
     """
     path = folder / RUN_NAME
     try:
         content = parse_json(path.read_bytes())
-        if content["format"] > _RUN_VERSION:
-            raise RunError(f"{path} was written by a newer autoencode. Upgrade to continue this run.")
+        if (found := content["format"]) != _RUN_VERSION:
+            raise RunError(other_version(path, found, _RUN_VERSION, START_AGAIN))
         return RunSettings(
             ModelConfig.from_json(content["model"]),
             TrainConfig.from_json(content["train"]),
@@ -114,7 +115,7 @@ def read_run(folder: Path) -> RunSettings:
             f"No run in {folder}. Give the folder of a run; to start one there, train without --resume."
         ) from err
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
-        raise RunError(f"{path} is damaged ({err}). Start again in another folder.") from err
+        raise RunError(f"{path} is damaged ({err}). {START_AGAIN}") from err
 
 
 def _runtime(content: dict[str, Any]) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
-from autoencode.training.run import CHECKPOINT_NAME
+from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
 
 if TYPE_CHECKING:
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import RunSettings
     from autoencode.training.runtime import Runtime
 
-_CHECKPOINT_VERSION = 1
+_CHECKPOINT_VERSION = 2  # raised with that of run.json, without which a checkpoint is of no use
 
 # A cosine schedule rises over this share of the steps before it falls.
 RISING_SHARE = 0.05
@@ -146,10 +146,10 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     """Load the checkpoint into `state`, whose model and optimiser are of the same settings.
 
     Raises:
-        RunError: the file is damaged, of a newer version, or of another network.
+        RunError: the file is damaged, of another version, or of another network.
     """
     path = folder / CHECKPOINT_NAME
-    tensors, content, _ = read_tensors(path, "checkpoint", _CHECKPOINT_VERSION, RunError)
+    tensors, content, _ = read_tensors(path, "checkpoint", _CHECKPOINT_VERSION, RunError, remake=START_AGAIN)
     try:
         state.model.load_state_dict(_under("model/", tensors))
         if state.averaged is not state.model:

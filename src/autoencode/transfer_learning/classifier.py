@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
 
 CLASSIFIER_NAME = "classifier.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 held a model of format 1
 MODEL, PROBE = "model/", "probe/"  # prefixes of the names of their tensors
 
 CODE, PRETRAINED = "code", "pretrained"
@@ -252,7 +252,9 @@ def load_classifier(path: str | Path) -> Classifier:
     path = Path(path)
     if path.is_dir():
         path = path / CLASSIFIER_NAME
-    tensors, content, digest = read_tensors(path, "classifier", FORMAT_VERSION, ModelFileError)
+    tensors, content, digest = read_tensors(
+        path, "classifier", FORMAT_VERSION, ModelFileError, remake="Learn it anew with autoencode transfer."
+    )
     check_finite(path, tensors)
     try:
         model = model_of_parts(path, _without(MODEL, tensors), content["model"])
