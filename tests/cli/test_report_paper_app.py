@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from autoencode import evaluation as application
 from autoencode.cli.main import app
 from autoencode.models.backbones import BACKBONE
-from autoencode.paper import experiments
+from autoencode.paper import study as paper_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -46,8 +46,8 @@ def fast() -> Iterator[None]:
         )
         monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
         tiny = {"widths": (4, 8), "code_size": 8}
-        small = (replace(one, overrides={**one.overrides, **tiny}) for one in experiments.EXPERIMENTS)
-        monkeypatch.setattr(experiments, "EXPERIMENTS", tuple(small))
+        small = (replace(one, overrides={**one.overrides, **tiny}) for one in paper_study.EXPERIMENTS)
+        monkeypatch.setattr(paper_study, "EXPERIMENTS", tuple(small))
         yield
 
 
@@ -71,7 +71,7 @@ def test_the_whole_paper_comes_out_of_one_command(whole: tuple[Path, Result], ph
     assert drawn == [f"figure-{number:02}.png" for number in range(1, 17)]
     written = json.loads((out / "results.json").read_text())
     assert len(written["experiments"]) == 13
-    assert {claim["verdict"] for claim in written["claims"]} <= {"holds", "does not hold", "cannot be told"}
+    assert {claim["verdict"] for claim in written["claims"]} <= {"holds", "does not hold", "is undecided"}
     page = (out / "index.html").read_text(encoding="utf-8")
     for number in range(1, 17):
         assert f"<b>Figure {number}.</b>" in page

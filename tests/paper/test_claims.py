@@ -8,7 +8,7 @@ import pytest
 
 from autoencode.outliers.calibration import OutlierReference
 from autoencode.outliers.scores import Value
-from autoencode.paper.claims import Claim, claims
+from autoencode.paper.claims import Claim, judge_claims
 
 CLAIMS = {
     "overfit": "does not overfit",
@@ -65,11 +65,11 @@ def results(models: dict[str, dict[str, Any]], val_loss: float = 1.0) -> Any:  #
 
 
 def judged(models: dict[str, dict[str, Any]], which: str, val_loss: float = 1.0) -> Claim:
-    return next(claim for claim in claims(results(models, val_loss)) if CLAIMS[which] in claim.text)
+    return next(claim for claim in judge_claims(results(models, val_loss)) if CLAIMS[which] in claim.text)
 
 
 @pytest.mark.parametrize(
-    ("mse", "verdict"), [(0.5, "does not hold"), (0.1, "holds"), (0.305, "cannot be told")]
+    ("mse", "verdict"), [(0.5, "does not hold"), (0.1, "holds"), (0.305, "is undecided")]
 )
 def test_better_than_pca_is_what_the_intervals_say(mse: float, verdict: str) -> None:
     claim = judged({"ae": measured(mse=mse, pca=0.3)}, "pca")
@@ -89,7 +89,7 @@ def test_noise_is_removed_when_the_signal_to_noise_ratio_rises() -> None:
 
 @pytest.mark.parametrize(
     ("distances", "verdict"),
-    [((1.0, 0.5, 0.9), "holds"), ((1.0, 0.5, 0.2), "does not hold"), ((1.0, 0.5, 0.505), "cannot be told")],
+    [((1.0, 0.5, 0.9), "holds"), ((1.0, 0.5, 0.2), "does not hold"), ((1.0, 0.5, 0.505), "is undecided")],
 )
 def test_the_best_sigma2_is_below_both_others(distances: tuple[float, ...], verdict: str) -> None:
     names = ("vae-0.1", "vae-0.01", "vae-0.001")
@@ -104,9 +104,7 @@ def test_a_code_with_few_active_values_has_collapsed() -> None:
     assert judged({"vae-0.1": measured(active=3)}, "collapse").verdict == "was not run"
 
 
-@pytest.mark.parametrize(
-    ("gap", "verdict"), [(9.0, "holds"), (0.5, "does not hold"), (None, "cannot be told")]
-)
+@pytest.mark.parametrize(("gap", "verdict"), [(9.0, "holds"), (0.5, "does not hold"), (None, "is undecided")])
 def test_a_weak_kl_leaves_codes_far_from_the_prior(gap: float | None, verdict: str) -> None:
     models = {"vae-0.1": measured(), "vae-0.01": measured(), "vae-0.001": measured(gap=gap)}
     assert judged(models, "weak").verdict == verdict
@@ -129,12 +127,12 @@ def test_the_median_rule_flags_half_and_the_calibrated_one_what_it_promises() ->
 
 
 def test_what_was_not_run_is_not_judged() -> None:
-    assert {claim.verdict for claim in claims(results({}))} == {"was not run"}
+    assert {claim.verdict for claim in judge_claims(results({}))} == {"was not run"}
 
 
 def test_without_kernel_distances_nothing_is_said_of_samples() -> None:
     models = {name: {**measured(), "kid": None} for name in ("vae-0.1", "vae-0.01", "vae-0.001")}
-    assert judged(models, "sigma").verdict == "cannot be told"
+    assert judged(models, "sigma").verdict == "is undecided"
 
 
 @pytest.mark.parametrize("which", ["overfit", "noise", "sigma", "weak", "warmup", "collapse"])
@@ -143,7 +141,7 @@ def test_of_models_that_learned_nothing_nothing_can_be_told(which: str, error: f
     names = ("ae", "denoise", "vae-0.1", "vae-0.01", "vae-0.001")
     names += ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup")
     claim = judged({name: measured(mse=error, active=0) for name in names}, which)
-    assert claim.verdict == "cannot be told"
+    assert claim.verdict == "is undecided"
     assert "no better than the mean image (0.90000 (0.89000 to 0.91000)): " in claim.measured
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from autoencode import Pack, Preprocessing, RunError, load_model
-from autoencode.paper.experiments import Experiment
-from autoencode.paper.study import Plan, open_study, seconds_needed, train_all, writing
+from autoencode.paper.study import Experiment, Plan, open_study, seconds_needed, train_all, writing
 from autoencode.training.progress import Progress
 from autoencode.training.run import read_run
 
@@ -183,7 +182,7 @@ def test_a_study_has_one_writer_that_clears_what_a_killed_one_left(photos: Path,
         path.touch()
     with writing(tmp_path):
         assert not any(path.exists() for path in left)
-        with pytest.raises(RunError, match="Another process is at work on"), writing(tmp_path):
+        with pytest.raises(RunError, match="Another process is writing"), writing(tmp_path):
             pytest.fail("two writers")
 
 

@@ -315,12 +315,11 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
     """Say what a VAE's code carries, and which likelihood its loss amounts to where the name does not."""
     from autoencode.data.loader import batches
     from autoencode.evaluation.quality import code_health, gap_in_words
-    from autoencode.training.repeat import in_words
-    from autoencode.training.run import read_run
+    from autoencode.training.run import read_run, settings_in_words
 
     settings = read_run(run.folder)
     if settings.train.loss != "gaussian":
-        say(f"loss:   {dict(in_words(settings))['loss']}")
+        say(f"loss:   {dict(settings_in_words(settings))['loss']}")
     rows = packed.held_out("validation").rows
     health = code_health(model, batches(packed, rows, 128))
     gap = gap_in_words(health.prior_gap_nats)

@@ -18,7 +18,7 @@ from autoencode.cli.progress import counting, duration, say, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
 if TYPE_CHECKING:
-    from autoencode.paper.experiments import Experiment
+    from autoencode.paper.study import Experiment
     from autoencode.training.progress import Progress
 
 
@@ -73,13 +73,20 @@ def paper(
     """Run every experiment of the paper on a folder of images, and show the results as its figures."""
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.paper.claims import measure_all
-    from autoencode.paper.experiments import chosen, parse_budget
     from autoencode.paper.page import write_paper
-    from autoencode.paper.study import Plan, open_study, seconds_needed, train_all, writing
+    from autoencode.paper.study import (
+        Plan,
+        chosen_experiments,
+        open_study,
+        parse_budget,
+        seconds_needed,
+        train_all,
+        writing,
+    )
     from autoencode.training.process import keep_freed_memory, stopped_by_sigterm
 
     keep_freed_memory()
-    experiments, share = chosen(only or ()), parse_budget(budget)
+    experiments, share = chosen_experiments(only or ()), parse_budget(budget)
     preprocessing = options.preprocessing(size, resize_mode, None) or Preprocessing()
     with stopped_by_sigterm(), writing(out):
         with counting("packing") as progress:

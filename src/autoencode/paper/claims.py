@@ -1,11 +1,9 @@
-"""What a study of the paper found, measured once for each model and kept.
+"""The claims of the paper, the measurements of a study beside them, and whether each claim holds.
 
-DIR/measured/NAME.json     `evaluate` of a model, and the digest of the model it is of
+DIR/measured/NAME.json     `evaluate` of a model, and the digest of that model
 
-What the paper claims, what a study measured of it, and whether it holds: a row a claim.
-
-Some claims are about models that have learned something. Of one that is no better than the mean of the
-training images, drawn whatever it is shown, such a claim cannot be told.
+A claim about models that have learned something cannot be judged from a model that is no better than the mean
+of the training images.
 """
 
 from __future__ import annotations
@@ -44,15 +42,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Results:
-    """The models of a study and what was measured of them; of those that did not diverge.
+    """The models of a study that did not diverge, and their measurements.
 
     Attributes:
-        plan: what was asked for.
-        trained: every experiment, those that failed included.
-        models: by experiment.
+        plan: the plan of the study.
+        trained: every experiment, also those that failed.
+        models: the models, by experiment.
         records: the lines of metrics.jsonl, by experiment.
         measured: `Evaluation.to_json`, by experiment.
-        mean_image: the error on held-out images of the mean of training images, as `measured` has errors.
+        mean_image: the error of the mean training image on held-out images, in the form of `measured`.
     """
 
     plan: Plan
@@ -69,11 +67,11 @@ class Results:
         return self.plan.pack
 
     def has(self, *names: str) -> bool:
-        """Whether all these experiments were run and have a model."""
+        """Whether all these experiments have a model."""
         return all(name in self.models for name in names)
 
     def reference(self, name: str) -> OutlierReference:
-        """Return the outlier reference of a model; kept beside it."""
+        """Return the outlier reference of a model, which is kept in a file."""
         if name not in self._kept:
             cache = self.plan.out / MEASURED_NAME / f"{name}-outliers.safetensors"
             self._kept[name] = fit_reference(self.models[name], self.pack, cache)
@@ -81,11 +79,11 @@ class Results:
 
 
 def measure_all(plan: Plan, trained: Sequence[Trained], progress: Progress | None = None) -> Results:
-    """Measure each model, or take what was measured of the same model before.
+    """Measure each model, or read the earlier measurement of the same model.
 
     Args:
-        plan: of the study.
-        trained: what `train_all` returned.
+        plan: the plan of the study.
+        trained: the result of `train_all`.
         progress: called with (stage, images done, images in all).
 
     Raises:
@@ -121,7 +119,7 @@ def _measured(plan: Plan, name: str, model: Autoencoder, progress: Progress) -> 
         return found
     evaluation = evaluate(model, plan.pack, progress=progress).to_json()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Through text, so that a measurement that was just made and one that was kept are the same.
+    # Through text, so that a new measurement and one read from a file are the same to the bit.
     content = json.loads(json.dumps({"of": key, "evaluation": evaluation}))
     write_json(path, content)
     result: Mapping[str, Any] = content["evaluation"]
@@ -136,25 +134,26 @@ def _read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-Verdict = Literal["holds", "does not hold", "cannot be told", "was not run"]
+Verdict = Literal["holds", "does not hold", "is undecided", "was not run"]
 
-# A validation loss up to so much above the training loss is no overfitting.
+# A validation loss up to a tenth above the training loss is no overfitting: it is measured without noise and
+# with other images.
 OVERFITTED = 1.1
-# Below this share of active values a code has collapsed.
+# A code with a smaller share of active dimensions has collapsed.
 COLLAPSED = 0.1
-# An outlier rule that flags more of ordinary images than this is of no use.
-USABLE_RATE = 0.1
+# An outlier rule with a higher false positive rate is of no use.
+USABLE_FPR = 0.1
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and how it fared.
+    """A claim of the paper and its verdict.
 
     Attributes:
         text: the claim.
-        where: in the paper.
-        measured: what this study found, with intervals.
-        verdict: whether it holds.
+        where: its place in the paper.
+        measured: the measurement of this study, with intervals.
+        verdict: whether the claim holds.
     """
 
     text: str
@@ -163,15 +162,15 @@ class Claim:
     verdict: Verdict
 
 
-def claims(results: Results) -> list[Claim]:
-    """Return every claim with what this study says of it."""
-    return [_judged(results, *row) for row in _CLAIMS]
+def judge_claims(results: Results) -> list[Claim]:
+    """Return every claim with its measurement and verdict."""
+    return [_judge_claim(results, *row) for row in _CLAIMS]
 
 
 _Judge = Callable[[Results], tuple[str, Verdict]]
 
 
-def _judged(
+def _judge_claim(
     results: Results,
     text: str,
     where: str,
@@ -184,7 +183,7 @@ def _judged(
     measured, verdict = judge(results)
     if names := [name for name in learned if not _has_learned(results, name)]:
         measured += f"; no better than the mean image ({number(results.mean_image, 5)}): {', '.join(names)}"
-        verdict = "cannot be told"
+        verdict = "is undecided"
     return Claim(text, where, measured, verdict)
 
 
@@ -218,7 +217,7 @@ def _restores(name: str) -> _Judge:
         clean = results.measured.get("ae")
         if clean:
             plain = number(clean["reconstruction"]["psnr_db"], 2)
-            text += f"; of clean images the plain autoencoder makes {plain} dB"
+            text += f"; the plain autoencoder reaches {plain} dB on clean images"
         return text, _lower(before, after)
 
     return judge
@@ -236,9 +235,8 @@ def _middle_sigma2_is_best(results: Results) -> tuple[str, Verdict]:
 def _wide_sigma2_collapses(results: Results) -> tuple[str, Verdict]:
     found = results.measured["vae-0.1"]
     active, size = found["code"]["active_units"], found["code_size"]
-    text = (
-        f"{active} of {size} code values are active, KL {number(found['code']['kl_nats'], 1)} nats an image"
-    )
+    kl = number(found["code"]["kl_nats"], 1)
+    text = f"{active} of {size} code dimensions are active, KL {kl} nats an image"
     return text, "holds" if active < COLLAPSED * size else "does not hold"
 
 
@@ -249,7 +247,7 @@ def _narrow_sigma2_leaves_kl_weak(results: Results) -> tuple[str, Verdict]:
     )
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     if len(known) < len(gaps):
-        return text, "cannot be told"
+        return text, "is undecided"
     return text, "holds" if known["vae-0.001"] > max(known["vae-0.01"], known["vae-0.1"]) else "does not hold"
 
 
@@ -269,7 +267,7 @@ def _warmup_with_batch_norm(results: Results) -> tuple[str, Verdict]:
 def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
     reference = results.reference("vae-0.01")
     if not reference.validation or reference.median_kl_nats is None:
-        return "there are no validation images to measure the rule on", "cannot be told"
+        return "there are no validation images to measure the rule on", "is undecided"
     flagged = reference.validation_fpr("kl", None)
     assert flagged is not None
     low, high = flagged.interval
@@ -282,44 +280,50 @@ def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
         text += f" ({ours.interval.low:.1%} to {ours.interval.high:.1%})"
     except ConfigError:
         text += "; too few test images for a calibrated threshold"
-    return text, "does not hold" if low > USABLE_RATE else "holds" if high < USABLE_RATE else "cannot be told"
+    return text, "does not hold" if low > USABLE_FPR else "holds" if high < USABLE_FPR else "is undecided"
 
 
 def _lower(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Verdict:
-    """Whether a is lower than b, as far as their intervals tell."""
+    """Whether a is lower than b; undecided where their 95 % intervals overlap."""
     if a is None or b is None or a["interval"] is None or b["interval"] is None:
-        return "cannot be told"
+        return "is undecided"
     if a["interval"][1] < b["interval"][0]:
         return "holds"
-    return "does not hold" if a["interval"][0] > b["interval"][1] else "cannot be told"
+    return "does not hold" if a["interval"][0] > b["interval"][1] else "is undecided"
 
 
 def _all(verdicts: list[Verdict]) -> Verdict:
     if "does not hold" in verdicts:
         return "does not hold"
-    return "holds" if all(verdict == "holds" for verdict in verdicts) else "cannot be told"
+    return "holds" if all(verdict == "holds" for verdict in verdicts) else "is undecided"
 
 
 _SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001")
 _WARMUPS = ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup")
-# The claim, where it is made, the experiments it needs, those that must have learned, and how it is judged.
+# Claim, place in the paper, experiments needed, experiments that must have learned something, and judge.
 _CLAIMS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], _Judge], ...] = (
     ("The autoencoder does not overfit.", "Fig. 4", ("ae",), ("ae",), _no_overfitting),
     ("It is better than PCA of the same size.", "section 3", ("ae",), (), _beats_pca),
     ("It removes Gaussian noise of 0.3.", "Fig. 9", ("denoise",), ("denoise",), _restores("denoise")),
-    ("It fills in what dropout of 0.3 took.", "Fig. 10", ("dropout",), ("dropout",), _restores("dropout")),
+    (
+        "It fills in what dropout of 0.3 removed.",
+        "Fig. 10",
+        ("dropout",),
+        ("dropout",),
+        _restores("dropout"),
+    ),
     (
         "Of three sigma2, 0.01 gives the best samples.",
         "Fig. 12",
         _SIGMAS,
-        ("vae-0.01", "vae-0.001"),  # 0.1 may have collapsed
+        ("vae-0.01", "vae-0.001"),  # 0.1 may have collapsed, as another claim says
         _middle_sigma2_is_best,
     ),
     (
         "sigma2 of 0.1 collapses to the average image.",
         "Fig. 12",
         ("vae-0.1", "vae-0.01"),
-        ("vae-0.01",),  # with which it would not
+        ("vae-0.01",),  # a network that learns nothing collapses at any sigma2
         _wide_sigma2_collapses,
     ),
     (
@@ -336,5 +340,5 @@ _CLAIMS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], _Judge], ...] =
         ("vae-long", "vae-warmup"),
         _warmup_with_batch_norm,
     ),
-    ("KL above the median tells outliers.", "Fig. 16", ("vae-0.01",), (), _kl_finds_outliers),
+    ("KL above the median distinguishes outliers.", "Fig. 16", ("vae-0.01",), (), _kl_finds_outliers),
 )

@@ -1,4 +1,4 @@
-"""The sixteen figures of the paper, from the models of a study; one whose model is missing is left out.
+"""The sixteen figures of the paper, drawn from the models of a study; a figure without its model is left out.
 
 Images are (N, 3, H, W) in [0, 1], pixels (N, H, W, 3) in 0..255.
 """
@@ -6,33 +6,58 @@ Images are (N, 3, H, W) in [0, 1], pixels (N, H, W, 3) in 0..255.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from autoencode.feature_maps import feature_maps
-from autoencode.figures import image_grid, strip
-from autoencode.figures.plots import comparison_figure, histogram_figure, png_of
+from autoencode.figures import image_grid, plots, strip
 from autoencode.generation import generate
+from autoencode.models.convolutions import Bias
 from autoencode.morphing import mixed
-from autoencode.paper.architecture import architecture_figure
 from autoencode.pixels import to_float, to_pixels
 from autoencode.report import pictures
 from autoencode.report.page import Figure, figure_of
 
 if TYPE_CHECKING:
+    from matplotlib import figure as matplotlib_figure
+    from matplotlib.axes import Axes
+
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.paper.claims import Results
 
-SAMPLES = 16
+SAMPLES = 16  # as many as fit beside each other for four models
 SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001", "vae-auto")
-WARMUPS = ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup")
+WARMUPS = {
+    "vae-long": "neither",
+    "vae-only-batch-norm": "batch norm",
+    "vae-only-warmup": "warm-up",
+    "vae-warmup": "both",
+}
+
+BLOCKS_PER_ROW = 7
+_KINDS: dict[type[nn.Module], tuple[str, str]] = {
+    nn.Conv2d: ("convolution", plots.BLUE),
+    nn.ConvTranspose2d: ("transposed\nconvolution", plots.VERMILION),
+    nn.Linear: ("linear", plots.GREEN),
+}
+_ROLES = {"to_mean": "linear: the code", "to_log_variance": "linear: its log-variance"}
+_FOLLOWERS: dict[type[nn.Module], str] = {
+    Bias: "bias",
+    nn.BatchNorm2d: "batch norm",
+    nn.MaxPool2d: "max-pool",
+    nn.ReLU: "ReLU",
+    nn.SiLU: "SiLU",
+}
 
 
-def figures(results: Results) -> list[Figure]:
+def draw_figures(results: Results) -> list[Figure]:
     """Return the figures for which there are models, in the paper's order."""
     return [draw(results) for needs, draw in _FIGURES if results.has(*needs)]
 
@@ -47,10 +72,12 @@ def _data(results: Results) -> Figure:
 
 def _architecture(results: Results) -> Figure:
     caption = (
-        "The autoencoder, read off the network itself: each block is a layer, as tall as its maps and as "
-        "wide as it has channels (both logarithmic), with what leaves it and how many weights it has."
+        "The autoencoder, drawn from the network itself: each block is a layer, as tall as its maps and as "
+        "wide as it has channels (both logarithmic), with the shape of its output and its number of weights."
     )
-    return Figure(png_of(architecture_figure(results.models["ae"], "The autoencoder")), caption, "Figure 2")
+    return Figure(
+        plots.png_of(architecture_figure(results.models["ae"], "The autoencoder")), caption, "Figure 2"
+    )
 
 
 def _transposed(results: Results) -> Figure:
@@ -66,15 +93,13 @@ def _transposed(results: Results) -> Figure:
     kernel = module.weight[channel, best][None, None]
     maps = [before[:, channel : channel + 1], spread, kernel, after[:, best : best + 1]]
     names = ("map that enters", "spread by its stride", "the kernel", "map that leaves")
-    tiles = [_grey(one) for one in maps]
-    side = 144
-    enlarged = [np.asarray(_resized(tile, side)) for tile in tiles]
+    side = 144  # the kernel is 4 pixels wide: enlarged, it can be seen
+    nearest = Image.Resampling.NEAREST
+    enlarged = [np.asarray(Image.fromarray(tile).resize((side, side), nearest)) for tile in map(_grey, maps)]
     caption = (
-        "A transposed convolution at work on a real image. Values of a map are set apart by the stride, "
-        "zeros "
-        f"between them, and every one paints the kernel. Map {channel} of {before.shape[1]} enters, map "
-        f"{best} of "
-        f"{after.shape[1]} leaves; what leaves is the sum over all maps that enter."
+        "A transposed convolution of a real image. It sets the values of a map apart by its stride, with "
+        "zeros between them, and each value adds the kernel, scaled. Shown are input map "
+        f"{channel} of {before.shape[1]} and output map {best} of {after.shape[1]}, the sum over all inputs."
     )
     return figure_of(image_grid(np.stack(enlarged), captions=names, columns=4, scale=1), "Figure 3", caption)
 
@@ -87,9 +112,7 @@ def _losses(results: Results) -> Figure:
 def _reconstructions(results: Results) -> Figure:
     shown = {name: results.models[name] for name in ("ae", "best") if results.has(name)}
     names = {"ae": "autoencoder", "best": "starts as PCA"}
-    caption = (
-        "Held-out images and what is made of the numbers each was squeezed into. Look at edges and details."
-    )
+    caption = "Held-out images and their reconstructions. Look at edges and details."
     models = {names[name]: model for name, model in shown.items()}
     return pictures.reconstructions(models, results.pack, _shown(results, 12), "Figure 5", caption)
 
@@ -97,7 +120,7 @@ def _reconstructions(results: Results) -> Figure:
 def _morph(results: Results) -> Figure:
     model = results.models["ae"]
     codes = model.encode(to_float(results.pack.pixels(_shown(results, 2))))
-    if len(codes) < 2:
+    if len(codes) < 2:  # a study of one image
         codes = codes.repeat(2, 1)
     along, _ = mixed(codes, 9, "linear")
     caption = "From one held-out image to another along the line between their codes (equation 3)."
@@ -107,9 +130,8 @@ def _morph(results: Results) -> Figure:
 def _features(results: Results) -> Figure:
     found = feature_maps(results.models["ae"], to_float(results.pack.pixels(_shown(results, 1))))
     caption = (
-        "What the convolutions see of one image, shallow to deep: the most active maps of each layer, on "
-        "one scale "
-        "within a layer. Shallow maps keep edges, deep ones say where something is."
+        "Feature maps of one image, shallow to deep: the most active maps of each layer, on one scale within "
+        "a layer. Shallow maps keep edges; deep maps show where something is."
     )
     return figure_of(found.sheet, "Figure 7", caption)
 
@@ -142,15 +164,12 @@ def _restored(name: str, corruption: str, title: str, caption: str) -> Callable[
 def _vae_architecture(results: Results) -> Figure:
     model = results.models["vae-0.01"]
     caption = "The VAE: the same two halves, and a code of means and log-variances."
-    return Figure(png_of(architecture_figure(model, "The VAE")), caption, "Figure 11")
+    return _plot(architecture_figure(model, "The VAE"), caption, "Figure 11")
 
 
 def _sigma_samples(results: Results) -> Figure:
-    grids = {
-        name.replace("vae-", "sigma2 "): _normal_samples(results, name)
-        for name in SIGMAS
-        if results.has(name)
-    }
+    shown = [name for name in SIGMAS if results.has(name)]
+    grids = {name.replace("vae-", "sigma2 "): _normal_samples(results, name) for name in shown}
     caption = (
         "Samples from N(0, I) for each sigma2. A wide likelihood gives one average image; a narrow one gives "
         "images of codes the decoder never saw."
@@ -162,7 +181,7 @@ def _warmup(results: Results) -> Figure:
     runs = {name: results.records[name] for name in ("vae-warmup", "vae-long")}
     quantities = {"train_kl": "KL (nats an image)", "beta": "weight of the KL, β"}
     caption = "The KL while its weight rises, against a run where it is 1 from the start."
-    return Figure(png_of(comparison_figure(runs, quantities, "KL and its weight")), caption, "Figure 13")
+    return _plot(plots.comparison_figure(runs, quantities, "KL and its weight"), caption, "Figure 13")
 
 
 def _losses_of_warmup(results: Results) -> Figure:
@@ -173,22 +192,15 @@ def _losses_of_warmup(results: Results) -> Figure:
         "val_bits_per_dimension": "bits a dimension, at most",
     }
     caption = (
-        "The paper compares the first with the last, and changes two things at once; here each is also seen "
-        "alone, "
-        "for as many epochs."
+        "The paper compares the first with the last and changes two things at once; here each change is also "
+        "seen alone, for as many epochs."
     )
     title = "Warm-up and batch normalisation"
-    return Figure(png_of(comparison_figure(runs, quantities, title)), caption, "Figure 14")
+    return _plot(plots.comparison_figure(runs, quantities, title), caption, "Figure 14")
 
 
 def _samples_of_warmup(results: Results) -> Figure:
-    names = {
-        "vae-long": "neither",
-        "vae-only-batch-norm": "batch norm",
-        "vae-only-warmup": "warm-up",
-        "vae-warmup": "both",
-    }
-    grids = {names[name]: _normal_samples(results, name) for name in WARMUPS if results.has(name)}
+    grids = {shown: _normal_samples(results, name) for name, shown in WARMUPS.items() if results.has(name)}
     caption = "Samples from N(0, I) with and without warm-up and batch normalisation, for as many epochs."
     return pictures.side_by_side(grids, "Figure 15", caption)
 
@@ -196,17 +208,18 @@ def _samples_of_warmup(results: Results) -> Figure:
 def _outliers(results: Results) -> Figure:
     reference = results.reference("vae-0.01")
     assert reference.median_kl_nats is not None
-    groups = {
-        split: scores["kl"]
-        for split, scores in (("test", reference.calibration), ("validation", reference.validation))
-        if len(scores.get("kl", ()))
-    }
-    figure = histogram_figure(groups, reference.median_kl_nats, "The paper's outlier score", "KL, nats")
+    measured = {"test": reference.calibration, "validation": reference.validation}
+    groups = {split: scores["kl"] for split, scores in measured.items() if len(scores.get("kl", ()))}
+    figure = plots.histogram_figure(groups, reference.median_kl_nats, "The paper's outlier score", "KL, nats")
     caption = (
         "KL of held-out images, all of them normal, and the paper's threshold, the median KL of training "
-        "images: what lies to its right is called an outlier."
+        "images: images to its right are called outliers."
     )
-    return Figure(png_of(figure), caption, "Figure 16")
+    return _plot(figure, caption, "Figure 16")
+
+
+def _plot(drawn: matplotlib_figure.Figure, caption: str, title: str) -> Figure:
+    return Figure(plots.png_of(drawn), caption, title)
 
 
 def _normal_samples(results: Results, name: str) -> pictures.Pixels:
@@ -214,7 +227,7 @@ def _normal_samples(results: Results, name: str) -> pictures.Pixels:
 
 
 def _first_transposed(model: Autoencoder, image: Tensor) -> tuple[nn.ConvTranspose2d, Tensor]:
-    """Return the first transposed convolution and what enters it."""
+    """Return the first transposed convolution and its input."""
     module = next(one for one in model.decoder.modules() if isinstance(one, nn.ConvTranspose2d))
     entered: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -226,17 +239,11 @@ def _first_transposed(model: Autoencoder, image: Tensor) -> tuple[nn.ConvTranspo
 
 
 def _grey(one: Tensor) -> pictures.Pixels:
-    """(1, 1, H, W) to pixels (H, W, 3): darkest the smallest value, brightest the largest."""
+    """Return (1, 1, H, W) as pixels (H, W, 3) from black, the smallest value, to white, the largest."""
     low, high = float(one.min()), float(one.max())
     scaled = (one - low) / (high - low) if high > low else torch.zeros_like(one)
     pixels: pictures.Pixels = to_pixels(scaled.detach().expand(1, 3, -1, -1))[0]
     return pixels
-
-
-def _resized(pixels: pictures.Pixels, side: int) -> pictures.Pixels:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST))
 
 
 def _small(pixels: pictures.Pixels) -> pictures.Vectors:
@@ -250,7 +257,7 @@ def _small(pixels: pictures.Pixels) -> pictures.Vectors:
 
 _NOISE = "Clean, with Gaussian noise of standard deviation 0.3, and restored."
 _DROPPED = (
-    "Clean, after a dropout layer of rate 0.3 (what is left is brighter, as in training), and restored."
+    "Clean, after a dropout layer of rate 0.3 (kept values are brighter, as in training), and restored."
 )
 _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     ((), _data),
@@ -270,3 +277,124 @@ _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     (("vae-warmup", "vae-long"), _samples_of_warmup),
     (("vae-0.01",), _outliers),
 )
+
+
+@dataclass
+class Block:
+    """A layer with weights and the layers without weights that follow it.
+
+    Attributes:
+        name: name of the module, such as "encoder.layers.0".
+        kind: such as "3x3 convolution".
+        shape: shape of its output, after the followers: (C, H, W) or (C,).
+        parameters: its number of weights, with those of a following batch normalisation.
+        followers: such as ["max-pool", "ReLU"].
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    colour: str
+    followers: list[str] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def blocks_of(model: Autoencoder) -> list[Block]:
+    """Return the layers in the order in which an image passes through them."""
+    blocks: list[Block] = []
+
+    def seen(name: str, module: nn.Module) -> Any:  # noqa: ANN401 - a hook
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:  # noqa: ANN401
+            count = sum(parameter.numel() for parameter in module.parameters())
+            shape = tuple(output.shape[1:])
+            if type(module) in _KINDS:
+                kind, colour = _KINDS[type(module)]
+                sides = getattr(module, "kernel_size", None)
+                kind = f"{sides[0]}x{sides[1]} {kind}" if sides else f"{_ROLES.get(name, kind)}"
+                blocks.append(Block(name, kind, shape, count, colour))
+            elif blocks:
+                blocks[-1].followers.append(_FOLLOWERS.get(type(module), type(module).__name__))
+                blocks[-1].shape, blocks[-1].parameters = shape, blocks[-1].parameters + count
+
+        return module.register_forward_hook(hook)
+
+    handles = [seen(name, leaf) for name, leaf in model.named_modules() if not list(leaf.children())]
+    training = model.training
+    try:
+        size = (model.preprocessing.height, model.preprocessing.width)
+        model.eval()(torch.zeros(1, 3, *size, device=model.to_mean.weight.device))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return blocks
+
+
+def architecture_figure(model: Autoencoder, title: str) -> matplotlib_figure.Figure:
+    """Draw the layers as blocks, as tall as their maps and as wide as their channels, both logarithmic.
+
+    Args:
+        model: any.
+        title: a line above the drawing.
+    """
+    blocks = blocks_of(model)
+    rows = _rows(blocks)
+    drawn = plots.new_figure(
+        1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5, f"{title}: {_count(blocks):,} parameters"
+    )
+    for index, row in enumerate(rows):
+        axes = drawn.add_subplot(len(rows), 1, index + 1)
+        axes.set_xlim(-0.6, max(map(len, rows)) - 0.4)
+        axes.set_ylim(-1.35, 1.1)
+        axes.axis("off")
+        _draw_row(axes, row)
+    return drawn
+
+
+def _rows(blocks: Sequence[Block]) -> list[Sequence[Block]]:
+    """Return the rows of the drawing; the decoder starts a new one."""
+    split = next(index for index, block in enumerate(blocks) if block.name.startswith("decoder."))
+    halves = blocks[:split], blocks[split:]
+    return [
+        half[start : start + BLOCKS_PER_ROW]
+        for half in halves
+        for start in range(0, len(half), BLOCKS_PER_ROW)
+    ]
+
+
+def _count(blocks: Sequence[Block]) -> int:
+    return sum(block.parameters for block in blocks)
+
+
+def _draw_row(axes: Axes, row: Sequence[Block]) -> None:
+    from matplotlib.patches import FancyArrowPatch, Rectangle
+
+    for position, block in enumerate(row):
+        side = block.shape[1] if len(block.shape) == 3 else 1
+        height, width = 0.3 + 0.17 * math.log2(side + 1), 0.06 + 0.045 * math.log2(block.shape[0])
+        axes.add_patch(
+            Rectangle(
+                (position - width / 2, 0.3 - height / 2),
+                width,
+                height,
+                facecolor=block.colour,
+                edgecolor=plots.INK,
+                linewidth=0.6,
+                alpha=0.75,
+            )
+        )
+        if position:
+            axes.add_patch(
+                FancyArrowPatch(
+                    (position - 0.78, 0.3),
+                    (position - 0.26, 0.3),
+                    arrowstyle="-|>",
+                    mutation_scale=7,
+                    color=plots.ORANGE,
+                )
+            )
+        shape = " × ".join(map(str, block.shape))
+        lines = [block.kind, *([", ".join(block.followers)] if block.followers else []), shape]
+        lines.append(f"{block.parameters:,} weights")
+        axes.text(position, -0.5, "\n".join(lines), ha="center", va="top", fontsize=7.5, color=plots.INK)

@@ -1,9 +1,9 @@
-"""The whole paper from one folder of images: trained, measured, drawn, and judged claim by claim.
+"""The page of the paper, from one folder of images: figures, verdicts claim by claim, and numbers.
 
 DIR/index.html         the page, one file that needs no other
 DIR/figures/*.png      its figures
 DIR/results.json       its numbers
-DIR/runs/, measured/   what they were made from; kept, and used again
+DIR/runs/, measured/   the models and measurements behind them, kept and used again
 """
 
 from __future__ import annotations
@@ -15,32 +15,28 @@ from typing import Any
 
 from autoencode.atomic import make_folder, write_bytes, write_json
 from autoencode.errors import VERSION, install_command
-from autoencode.paper.claims import Claim, Results, claims
-from autoencode.paper.figures import figures
-from autoencode.report import page as numbers
-from autoencode.report.page import Block, Figure, Section, Table, Text, write_page
+from autoencode.paper.claims import Claim, Results, judge_claims
+from autoencode.paper.figures import draw_figures
+from autoencode.report.page import Block, Figure, Section, Table, Text, kid, number, write_page
 
 PAGE_NAME, RESULTS_NAME, FIGURES_NAME = "index.html", "results.json", "figures"
 FORMAT_VERSION = 1
 
 
 def write_paper(results: Results) -> Path:
-    """Draw, judge, and write it all.
-
-    Returns:
-        The page.
+    """Write the figures, the numbers and the page of a study; return the path of the page.
 
     Raises:
-        OutputError: something cannot be written; what was there before is unchanged.
+        OutputError: a file cannot be written; the file before it is unchanged.
     """
     out = results.plan.out
-    drawn, judged = figures(results), claims(results)
+    drawn, judged = draw_figures(results), judge_claims(results)
     make_folder(out / FIGURES_NAME)
     files = {f"figure-{int(figure.title.removeprefix('Figure ')):02}.png": figure.png for figure in drawn}
     for name, png in files.items():
         write_bytes(out / FIGURES_NAME / name, png)
     for path in (out / FIGURES_NAME).glob("figure-??.png"):
-        if path.name not in files:  # of other images or settings
+        if path.name not in files:  # left by a study of other experiments
             path.unlink()
     write_json(out / RESULTS_NAME, _as_json(results, judged))
     page = out / PAGE_NAME
@@ -60,8 +56,7 @@ def _lead(results: Results) -> str:
     return (
         f"The experiments of Kovenko and Bogach (2020) on {len(pack):,} images of {size} ({splits}), with "
         f"{plan.budget:g} of the paper's epochs and seed {plan.seed}. One seed each: intervals are over "
-        "images, "
-        "not over trainings."
+        "images, not over trainings."
     )
 
 
@@ -69,7 +64,7 @@ def _sections(results: Results, drawn: Sequence[Figure], judged: Sequence[Claim]
     verdicts = Table(
         ("claim of the paper", "where", "this run measured", "verdict"),
         [(claim.text, claim.where, claim.measured, claim.verdict) for claim in judged],
-        "A claim holds, or does not, where 95 % intervals tell; otherwise it cannot be told from this run.",
+        "A claim is undecided where the 95 % intervals overlap or a model has not learned enough.",
     )
     sections = [
         Section("What holds", [verdicts]),
@@ -92,7 +87,7 @@ def _tables(results: Results) -> list[Block]:
         blocks.append(Text(f"KID was not measured. Install it: {install_command('eval')}, and run again."))
     failed = [(one.experiment.name, one.failure) for one in results.trained if one.failure]
     if failed:
-        blocks.append(Table(("experiment", "why it has no model"), failed))
+        blocks.append(Table(("experiment", "reason for no model"), failed))
     return blocks
 
 
@@ -101,9 +96,9 @@ def _experiments(results: Results) -> Table:
     for one in results.trained:
         config = results.plan.settings(one.experiment).train
         warmup = f"{config.kl_warmup} + " if config.kl_warmup else ""
-        whose = "the paper's" if one.experiment.paper else "added"
+        whose = "paper" if one.experiment.paper else "added"
         rows.append((one.experiment.name, whose, one.experiment.shows, f"{warmup}{config.epochs}"))
-    return Table(("experiment", "whose", "what it is there for", "epochs"), rows)
+    return Table(("experiment", "source", "purpose", "epochs"), rows)
 
 
 def _quality(results: Results) -> Table:
@@ -123,13 +118,13 @@ def _quality(results: Results) -> Table:
         rows.append(
             (
                 name,
-                numbers.number(found["reconstruction"]["mse"], 5),
-                numbers.number(found["pca"]["mse"], 5),
-                numbers.number(code.get("bits_per_dimension"), 3),
-                numbers.number(code.get("kl_nats"), 1),
+                number(found["reconstruction"]["mse"], 5),
+                number(found["pca"]["mse"], 5),
+                number(code.get("bits_per_dimension"), 3),
+                number(code.get("kl_nats"), 1),
                 f"{code['active_units']} of {found['code_size']}" if code else "–",
-                numbers.number(numbers.kid(found, "samples_normal"), 3),
-                numbers.number(numbers.kid(found, "samples_mixture"), 3),
+                number(kid(found, "samples_normal"), 3),
+                number(kid(found, "samples_mixture"), 3),
             )
         )
     caption = (

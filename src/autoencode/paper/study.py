@@ -1,23 +1,24 @@
-"""The models of a study: trained one after another on one pack, each kept and picked up where it was left.
+"""The experiments of Kovenko & Bogach 2020, those it leaves open, and a study that trains them all.
 
     DIR/images.pack        the images, decoded once
-    DIR/limited/           links to the images taken, where only some are
+    DIR/limited/           links to the images taken, if --limit takes some of them
     DIR/runs/NAME/         a run folder for each experiment
 
-A run whose settings or images are still the ones asked for is kept, or continued; another is trained anew. A
-study can be moved and continued where it is.
+A run with the settings and images asked for is kept, or continued; any other is trained anew. A study can be
+moved and continued where it is. All experiments share one pack, one split and one seed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +27,10 @@ from autoencode.data.loader import random_seed
 from autoencode.data.manifest import Settings, is_pack, read_settings, write_settings
 from autoencode.data.pack import Pack, pack_folder
 from autoencode.data.sources import find_images
-from autoencode.errors import DivergedError, RunError
+from autoencode.errors import ConfigError, DivergedError, RunError
 from autoencode.generation import fit_prior
 from autoencode.models.model_file import MODEL_NAME, load_model, save_model
-from autoencode.paper.experiments import Experiment, changes, chosen, scaled
+from autoencode.training.config import TrainConfig, settings
 from autoencode.training.loop import Loop
 from autoencode.training.run import RunSettings, is_run, read_metrics, read_run, write_run
 from autoencode.training.runtime import choose_runtime
@@ -37,20 +38,125 @@ from autoencode.training.train import train
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.models.networks import ModelConfig
     from autoencode.training.progress import Progress
 
 PACK_NAME, LIMITED_NAME, RUNS_NAME = "images.pack", "limited", "runs"
 TIMED_STEPS = 4
+LEAST_EPOCHS = 2  # a curve of one point shows nothing
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One model to train.
+
+    Attributes:
+        name: name of its run folder.
+        preset: the preset it starts from.
+        shows: its purpose, in a few words.
+        overrides: settings that differ from the preset.
+        paper: whether the paper has it, or leaves it open.
+    """
+
+    name: str
+    preset: str
+    shows: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    paper: bool = True
+
+
+_BN = {"batch_norm": True}
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment("ae", "paper-ae", "reconstruction, morphing, features, neighbours"),
+    Experiment("denoise", "paper-denoise", "removing Gaussian noise of standard deviation 0.3"),
+    Experiment("dropout", "paper-dropout", "filling in after a dropout layer of rate 0.3"),
+    Experiment("vae-0.1", "paper-vae", "a likelihood too wide", {"sigma2": 0.1}),
+    Experiment("vae-0.01", "paper-vae", "the paper's choice of sigma2; outliers"),
+    Experiment("vae-0.001", "paper-vae", "a likelihood too narrow", {"sigma2": 0.001}),
+    Experiment("vae-warmup", "paper-vae-warmup", "warm-up and batch normalisation together"),
+    Experiment("vae-long", "paper-vae", "neither, for as many epochs", {"epochs": 240}, paper=False),
+    Experiment("vae-only-warmup", "paper-vae", "warm-up alone", {"kl_warmup": 40}, paper=False),
+    Experiment(
+        "vae-only-batch-norm", "paper-vae", "batch normalisation alone", {**_BN, "epochs": 240}, paper=False
+    ),
+    Experiment("vae-auto", "paper-vae", "sigma2 learned", {"sigma2": "auto"}, paper=False),
+    Experiment("best", "best", "a network that starts as PCA", paper=False),
+    Experiment("best-vae", "best-vae", "the same as a VAE", paper=False),
+)
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "ae": ("ae", "best"),
+    "denoise": ("ae", "denoise", "dropout"),
+    "vae-sigma": ("vae-0.1", "vae-0.01", "vae-0.001", "vae-auto"),
+    "vae-warmup": ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup"),
+    "best": ("ae", "best", "best-vae"),
+}
+
+
+def chosen_experiments(only: Sequence[str]) -> tuple[Experiment, ...]:
+    """Return the experiments of the groups or names given; all if none is given.
+
+    Raises:
+        ConfigError: a name is that of no group and no experiment.
+    """
+    names = {experiment.name for experiment in EXPERIMENTS}
+    wanted: set[str] = set()
+    for name in only:
+        if name not in GROUPS and name not in names:
+            listed = ", ".join(sorted({*GROUPS, *names}))
+            raise ConfigError(f"There is no experiment {name!r}. There are: {listed}.")
+        wanted |= set(GROUPS.get(name, (name,)))
+    return tuple(experiment for experiment in EXPERIMENTS if not only or experiment.name in wanted)
+
+
+def parse_budget(text: str) -> float:
+    """Read "full" or a share of the paper's epochs.
+
+    Raises:
+        ConfigError: the text is neither "full" nor a number.
+    """
+    try:
+        return 1.0 if text == "full" else float(text)
+    except ValueError as err:
+        raise ConfigError(f"The budget is {text!r}; it must be full, or a number such as 0.05.") from err
+
+
+def changes(experiment: Experiment, budget: float, seed: int) -> dict[str, Any]:
+    """Return the settings that differ from the preset, with the epochs, warm-up included, scaled by a budget.
+
+    Args:
+        experiment: one of `EXPERIMENTS`.
+        budget: 1 for the paper's own epochs. No experiment gets fewer than two.
+        seed: seed of every random choice.
+
+    Raises:
+        ConfigError: the budget is not above 0.
+    """
+    if not 0 < budget < math.inf:
+        raise ConfigError(f"The budget is {budget:g}; it must be above 0, and is 1 for the paper's epochs.")
+    _, config = settings(experiment.preset, **experiment.overrides)
+    total = max(LEAST_EPOCHS, round(config.total_epochs * budget))
+    changed: dict[str, Any] = {**experiment.overrides, "epochs": total, "seed": seed}
+    if config.kl_warmup:
+        # The warm-up keeps its share and the total stays, so that compared runs are equally long.
+        warmup = max(1, round(total * config.kl_warmup / config.total_epochs))
+        changed |= {"kl_warmup": warmup, "epochs": total - warmup}
+    return changed
+
+
+def scaled_settings(experiment: Experiment, budget: float, seed: int) -> tuple[ModelConfig, TrainConfig]:
+    """Return the settings of an experiment; see `changes`."""
+    return settings(experiment.preset, **changes(experiment, budget, seed))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An experiment that is done.
+    """A finished experiment.
 
     Attributes:
-        experiment: which.
+        experiment: the experiment.
         folder: its run folder.
-        failure: why there is no model, or None.
+        failure: the reason why it has no model, or None.
     """
 
     experiment: Experiment
@@ -60,14 +166,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do.
+    """The experiments of a study, and how long each is trained.
 
     Attributes:
         out: the folder of the study.
         pack: the images.
-        experiments: in order.
-        budget: scales the epochs; 1 is the paper's.
-        seed: of every random choice.
+        experiments: the experiments to train, in order.
+        budget: factor of the paper's epochs.
+        seed: seed of every random choice.
     """
 
     out: Path
@@ -81,31 +187,24 @@ class Plan:
         return self.out / RUNS_NAME / experiment.name
 
     def settings(self, experiment: Experiment) -> RunSettings:
-        """Return what the run of an experiment is to be started with."""
-        model, config = scaled(experiment, self.budget, self.seed)
+        """Return the settings that the run of an experiment is started with."""
+        model, config = scaled_settings(experiment, self.budget, self.seed)
         runtime = choose_runtime()
-        return RunSettings(
-            model,
-            config,
-            self.pack.preprocessing,
-            pack=str(self.pack.path.resolve()),
-            fingerprint=self.pack.fingerprint,
-            device=runtime.device.type,
-            bf16=runtime.bf16,
-            channels_last=runtime.channels_last,
-        )
+        images = self.pack.preprocessing, str(self.pack.path.resolve()), self.pack.fingerprint
+        computed = runtime.device.type, runtime.bf16, runtime.channels_last
+        return RunSettings(model, config, *images, *computed)
 
     def with_finished(self) -> Plan:
-        """Return this plan with the experiments that are done already, so that none leaves the page."""
+        """Return this plan with all finished experiments, so that none disappears from the page."""
         kept = [
             one
-            for one in chosen(())
+            for one in chosen_experiments(())
             if one in self.experiments or self.epochs_done(one) == self.settings(one).train.total_epochs
         ]
         return replace(self, experiments=kept)
 
     def epochs_done(self, experiment: Experiment) -> int:
-        """Return how many epochs the run of an experiment has behind it."""
+        """Return the number of finished epochs of an experiment; 0 if its run has other settings."""
         folder = self.folder(experiment)
         if not is_run(folder) or not _as_asked(read_run(folder), self.settings(experiment)):
             return 0
@@ -114,22 +213,26 @@ class Plan:
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Hold the study in `out`, made if missing, from packing to page, and clear what a kill left there.
+    """Lock the study in `out`, made if missing, and remove temporary files that a kill left there.
 
     Raises:
-        RunError: `out` is something else, or another process is at work on it.
-        OutputError: it cannot be written.
+        RunError: `out` is not a study, or another process is writing it.
+        OutputError: `out` cannot be written.
     """
-    _reject_what_is_not_ours(out)
-    busy = f"Another process is at work on {out}. Wait until it is done, or choose another --out."
+    _reject_other_contents(out)
+    busy = f"Another process is writing {out}. Wait until it is done, or choose another --out."
     with exclusive(out, busy, RunError):
         for folder in (out, *out.iterdir()):
-            if folder.name not in (PACK_NAME, LIMITED_NAME, RUNS_NAME):  # these look after themselves
+            if folder.name not in (
+                PACK_NAME,
+                LIMITED_NAME,
+                RUNS_NAME,
+            ):  # packing and training lock and clear their own folders
                 remove_temporaries(folder)
         yield
 
 
-def _reject_what_is_not_ours(out: Path) -> None:
+def _reject_other_contents(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file. Choose another --out.")
     names = names_in(out)
@@ -147,25 +250,25 @@ def open_study(
     limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
-    """Pack the images of a study, or bring its pack in step with the folder.
+    """Pack the images of a study, or update its pack.
 
     Args:
-        folder: of images.
-        out: the folder of the study; made here.
-        preprocessing: the size of the images and how they come to it.
-        limit: take so many images at most, chosen by chance but the same for the same seed; None for all.
-        seed: of that choice.
-        limits: what a single file may cost.
+        folder: the folder of images.
+        out: the folder of the study, made here.
+        preprocessing: size and resize mode of the images.
+        limit: the most images to take, drawn at random by `seed`; None for all.
+        seed: seed of that draw.
+        limits: the largest files and images to accept.
         progress: called with (files done, files to read).
 
     Raises:
-        RunError: `out` is something else, or a study of some images of another folder, or of all images
-            where `limit` asks for some, or the other way round.
+        RunError: `out` is not a study, is one of some images of another folder, or was made with `limit` and
+            is continued without it, or the other way round.
         ImageFolderError: `folder` holds no usable image.
         PackError: `out` holds a study of another folder, or with other preprocessing.
-        OutputError: it cannot be written.
+        OutputError: `out` cannot be written.
     """
-    _reject_what_is_not_ours(out)
+    _reject_other_contents(out)
     make_folder(out)
     packed, links = out / PACK_NAME, out / LIMITED_NAME
     if is_pack(packed):
@@ -173,31 +276,24 @@ def open_study(
     source = folder
     if limit is not None:
         source = _limited(folder, links, limit, seed)
-        if is_pack(packed):  # whose links may have been made where the study was before
+        if is_pack(packed):  # the study may have been moved since its links were made
             write_settings(packed, replace(read_settings(packed), folder=links.resolve()))
     return pack_folder(source, packed, preprocessing, limits=limits, progress=progress)
 
 
 def _reject_another_choice(pack: Settings, links: Path, limit: int | None) -> None:
-    """Reject all images where the study has some, and some where it has all.
-
-    Raises:
-        RunError: so it is.
-    """
+    """Reject a study that was made with a limit and is continued without one, and the reverse."""
     has_some = pack.folder.name == LIMITED_NAME and links.is_dir()
     if has_some and limit is None:
-        raise RunError(
-            f"{links.parent} is a study of some images of a folder. Add --limit, or choose another --out."
-        )
+        some = f"{links.parent} is a study of some images of a folder."
+        raise RunError(f"{some} Add --limit, or choose another --out.")
     if limit is not None and not has_some:
-        raise RunError(
-            f"{links.parent} is a study of all images of {pack.folder}. Leave --limit out, or choose another "
-            "--out."
-        )
+        every = f"{links.parent} is a study of all images of {pack.folder}."
+        raise RunError(f"{every} Leave --limit out, or choose another --out.")
 
 
 def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
-    """Return a folder of links to some of the images, sub-folders kept: they are the labels."""
+    """Return a folder of links to some of the images, with their sub-folders, which are the labels."""
     paths = find_images(folder)
     _reject_links_to_another(folder, links)
     order = np.random.default_rng(random_seed("limit", seed)).permutation(len(paths))[:limit]
@@ -215,21 +311,15 @@ def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
 
 
 def _reject_links_to_another(folder: Path, links: Path) -> None:
-    """Reject links of which none is to an image of this folder: all of them were made for another.
-
-    Raises:
-        RunError: they were.
-    """
+    """Reject the links of a study of another folder: none of them leads to an image of this one."""
     made = [path for path in links.rglob("*") if path.is_symlink()] if links.is_dir() else []
     if made and not any(path.readlink() == (folder / path.relative_to(links)).resolve() for path in made):
-        raise RunError(
-            f"{links.parent} is a study of other images, such as {made[0].readlink()}, not of {folder}. "
-            "Choose another --out."
-        )
+        other = f"{links.parent} is a study of other images, such as {made[0].readlink()}, not of {folder}."
+        raise RunError(f"{other} Choose another --out.")
 
 
 def seconds_needed(plan: Plan) -> float:
-    """Estimate the time to train what is missing, from a few real steps of each kind of network."""
+    """Estimate the seconds to train the missing epochs, from a few real steps of each kind of network."""
     an_epoch: dict[str, float] = {}
     total = 0.0
     for experiment in plan.experiments:
@@ -249,16 +339,16 @@ def train_all(
     progress: Callable[[Experiment, Progress], None] | None = None,
     started: Callable[[Experiment], None] | None = None,
 ) -> list[Trained]:
-    """Train what is missing; a model that diverges is noted and does not stop the others.
+    """Train the missing epochs; a model that diverges is noted and does not stop the others.
 
     Args:
-        plan: what to train.
+        plan: the experiments to train.
         progress: called after each step and epoch.
-        started: called before each experiment that is not done.
+        started: called before each unfinished experiment.
 
     Raises:
         OutputError: the disk is full or not writable.
-        KeyboardInterrupt: on Ctrl-C; what was trained is kept.
+        KeyboardInterrupt: on Ctrl-C; finished epochs are kept.
     """
     done = []
     for experiment in plan.experiments:
@@ -284,9 +374,10 @@ def _train(
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if resume:
-        write_run(folder, replace(read_run(folder), pack=plan.pack.location))  # it may have been moved
+        write_run(folder, replace(read_run(folder), pack=plan.pack.location))  # the study may have been moved
         train(plan.pack.path, folder, resume=True, progress=progress)
         return
+    # By the preset, so that the run folder names it and its command can be given again.
     changed = changes(experiment, plan.budget, plan.seed)
     train(plan.pack.path, folder, preset=experiment.preset, progress=progress, **changed)
 
@@ -303,7 +394,7 @@ def _keep_prior(folder: Path, pack: Pack) -> None:
 
 
 def _seconds_an_epoch(run: RunSettings, pack: Pack) -> float:
-    """Seconds of an epoch, from the time of a few steps; the first, which warms up, is not counted."""
+    """Estimate the seconds of an epoch from a few steps, without the first, which warms up."""
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(Path(folder), run, pack, choose_runtime(), lambda _: None)
         return loop.seconds_an_epoch(TIMED_STEPS)

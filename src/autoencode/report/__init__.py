@@ -31,8 +31,7 @@ from autoencode.report.page import (
     figure_of,
     write_page,
 )
-from autoencode.training.repeat import command, in_words
-from autoencode.training.run import RunSettings, read_metrics, read_run
+from autoencode.training.run import RunSettings, read_metrics, read_run, repeating_command, settings_in_words
 
 REPORT_NAME = "report.html"
 SKIPPED_SHOWN = 20
@@ -111,8 +110,8 @@ def _lead(of: _Run) -> str:
 
 
 def _settings(of: _Run) -> list[Block]:
-    table = Table(("setting", "value"), in_words(of.settings))
-    return [table, Text("The same run again:"), Command(command(of.folder, of.pack))]
+    table = Table(("setting", "value"), settings_in_words(of.settings))
+    return [table, Text("The same run again:"), Command(repeating_command(of.folder, of.pack))]
 
 
 def _images(of: _Run) -> list[Block]:

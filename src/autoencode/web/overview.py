@@ -18,8 +18,7 @@ from autoencode.atomic import is_locked
 from autoencode.evaluation.quality import CheckUp, gap_in_words
 from autoencode.metrics.statistics import Estimate
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.training.repeat import command, in_words
-from autoencode.training.run import METRICS_NAME, Record, read_metrics
+from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
 from autoencode.web.tabs import Missing, OpenWorkspace, unfinished
 from autoencode.web.workspace import Workspace, readable
 
@@ -41,7 +40,7 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         "settings": _settings(workspace),
         "command": None
         if workspace.run is None or pack is None
-        else readable(command(workspace.folder, pack)),
+        else readable(repeating_command(workspace.folder, pack)),
         "folder": None if pack is None else readable(str(pack.folder)),
         "splits": {}
         if pack is None
@@ -112,7 +111,7 @@ def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | N
 
 def _settings(workspace: Workspace) -> list[tuple[str, str]]:
     if workspace.run is not None:
-        return in_words(workspace.run)
+        return settings_in_words(workspace.run)
     config, preprocessing = workspace.model.config, workspace.model.preprocessing
     return [
         ("model", "variational autoencoder" if workspace.model.is_vae else "autoencoder"),

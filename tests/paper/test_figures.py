@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing
-from autoencode.paper.architecture import architecture_figure, blocks_of
+from autoencode.paper.figures import architecture_figure, blocks_of
 
 
 def build(**settings: object) -> Autoencoder:

@@ -12,8 +12,14 @@ from autoencode import Preprocessing, Run
 from autoencode.cli import demo_pack_config_train as train
 from autoencode.cli import main
 from autoencode.training.config import settings
-from autoencode.training.repeat import command, in_words, run_file
-from autoencode.training.run import RunSettings, read_metrics, read_run
+from autoencode.training.run import (
+    RunSettings,
+    read_metrics,
+    read_run,
+    repeating_command,
+    run_file,
+    settings_in_words,
+)
 
 
 def run_of(preset: str, preprocessing: Preprocessing, **overrides: object) -> RunSettings:
@@ -45,7 +51,7 @@ def test_the_command_asks_for_the_same_settings(
     (tmp_path / "run.toml").write_text(run_file(run))
     asked = {}
     monkeypatch.setattr(train, "train_and_show", lambda source, out, **given: asked.update(given))
-    words = shlex.split(command(tmp_path, SimpleNamespace(folder=Path("my photos"))))
+    words = shlex.split(repeating_command(tmp_path, SimpleNamespace(folder=Path("my photos"))))
     assert words[:3] == ["autoencode", "train", "my photos"]
     result = CliRunner().invoke(main.app, words[1:])
     assert result.exit_code == 0, result.output
@@ -69,7 +75,7 @@ def test_the_file_of_a_run_trains_the_same_weights_again(trained: Run, tmp_path:
 
 
 def test_words_say_what_matters() -> None:
-    said = dict(in_words(run_of("paper-vae-warmup", Preprocessing())))
+    said = dict(settings_in_words(run_of("paper-vae-warmup", Preprocessing())))
     assert said["epochs"] == "40 of warm-up and 200"
     assert "sigma2 0.01" in said["loss"]
     assert said["batch normalisation"] == "after each convolution"
@@ -79,4 +85,4 @@ def test_words_say_what_matters() -> None:
 def test_words_say_which_likelihood_a_summed_error_is(loss: str, likelihood: str) -> None:
     run = run_of("paper-vae", Preprocessing())
     run = replace(run, train=replace(run.train, loss=loss))
-    assert likelihood in dict(in_words(run))["loss"]
+    assert likelihood in dict(settings_in_words(run))["loss"]
