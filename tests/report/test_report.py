@@ -28,7 +28,7 @@ def test_a_plain_autoencoder_has_every_section(trained: Run, tmp_path: Path) -> 
     page = write_report(folder, quick=True, progress=lambda stage, done, total: stages.add(stage))
     assert page == folder / "report.html"
     html = page.read_text(encoding="utf-8")
-    for title in ("What was trained", "Images", "How it went", "Reconstructions", "Neighbours", "In numbers"):
+    for title in ("Settings", "Images", "Training", "Reconstructions", "Neighbours", "Measurements"):
         assert f">{title}</h2>" in html
     assert "autoencode train" in html
     assert "mean squared error" in html
@@ -39,7 +39,7 @@ def test_a_plain_autoencoder_has_every_section(trained: Run, tmp_path: Path) -> 
 def test_a_vae_also_has_samples_and_what_its_code_carries(trained_vae: Run, tmp_path: Path) -> None:
     html = write_report(copied(trained_vae, tmp_path), quick=True).read_text(encoding="utf-8")
     assert "From N(0, I)" in html
-    assert "active code values" in html
+    assert "active code dimensions" in html
 
 
 def test_the_same_run_gives_the_same_page(trained: Run, tmp_path: Path) -> None:

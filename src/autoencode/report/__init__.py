@@ -1,4 +1,4 @@
-"""The page of one run: what was trained on what, how it went, what it can do, and how good it is."""
+"""The page of a run: settings, images, curves, reconstructions, samples, outliers and measurements."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from autoencode.report.page import (
 from autoencode.training.run import RunSettings, read_metrics, read_run, repeating_command, settings_in_words
 
 REPORT_NAME = "report.html"
-SKIPPED_SHOWN = 20
-QUICK_IMAGES = 1_000  # of each kind that a quick page looks at; PCA is fitted to more
+SKIPPED_SHOWN = 20  # a folder may hold thousands of other files; all are in the manifest of the pack
+QUICK_IMAGES = 1_000  # of each kind: the page at the end of training then takes seconds on a CPU
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,24 +50,24 @@ class _Run:
     progress: Progress
 
     def at_most(self, images: int) -> int:
-        """How many images to look at where a page that is not quick looks at so many."""
+        """Return the number of images to use for a full page's `images`: fewer for a quick page."""
         return min(images, QUICK_IMAGES) if self.quick else images
 
 
 def write_report(run: str | Path, *, quick: bool = False, progress: Progress | None = None) -> Path:
-    """Write the page of a run into its folder, one file that needs no other.
+    """Write the page of a run into its folder, as one file.
 
     Args:
         run: a run folder with a model in it.
-        quick: measure on samples of images, and leave out the kernel distance: seconds instead of minutes on
-            a CPU. The page says so.
+        quick: measure on samples of images and leave out KID: seconds instead of minutes on a CPU. The page
+            says so.
         progress: called with (stage, images done, images in all).
 
     Returns:
         The page.
 
     Raises:
-        RunError: it is no run folder, or its images have changed since.
+        RunError: `run` is not a run folder, or its images have changed since.
         ModelFileError: there is no model yet, or it is damaged.
         PackError: the pack of its images is missing or damaged.
         OutputError: the page cannot be written.
@@ -76,19 +76,19 @@ def write_report(run: str | Path, *, quick: bool = False, progress: Progress | N
     settings = read_run(folder)
     pack = open_pack(settings.pack)
     if pack.fingerprint != settings.fingerprint:
-        raise RunError(f"The images of {pack.location} are not those {folder} was trained on.")
+        raise RunError(f"The images of {pack.location} are not those that {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
     of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
     sections = [
-        Section("What was trained", _settings(of)),
+        Section("Settings", _settings(of)),
         Section("Images", _images(of)),
-        Section("How it went", _curves(of)),
+        Section("Training", _curves(of)),
         Section("Reconstructions", _reconstructions(of)),
         Section("New images", _samples(of)),
         Section("Neighbours", _neighbours(of)),
         Section("Map of the codes", [_code_map(of)]),
-        Section("Most and least ordinary", _outliers(of)),
-        Section("In numbers", _numbers(of)),
+        Section("Most and least anomalous", _outliers(of)),
+        Section("Measurements", _numbers(of)),
     ]
     path = folder / REPORT_NAME
     write_page(path, f"Run {folder.resolve().name}", _lead(of), sections)
@@ -99,7 +99,7 @@ def _lead(of: _Run) -> str:
     kind = "A variational autoencoder" if of.model.is_vae else "An autoencoder"
     lead = (
         f"{kind} of {len(of.pack):,} images from {of.pack.folder}, "
-        f"{of.model.config.code_size} numbers an image."
+        f"with a code of {of.model.config.code_size} dimensions an image."
     )
     if not of.quick:
         return lead
@@ -111,7 +111,7 @@ def _lead(of: _Run) -> str:
 
 def _settings(of: _Run) -> list[Block]:
     table = Table(("setting", "value"), settings_in_words(of.settings))
-    return [table, Text("The same run again:"), Command(repeating_command(of.folder, of.pack))]
+    return [table, Text("To train the same run again:"), Command(repeating_command(of.folder, of.pack))]
 
 
 def _images(of: _Run) -> list[Block]:
@@ -131,7 +131,8 @@ def _images(of: _Run) -> list[Block]:
 
 def _curves(of: _Run) -> list[Block]:
     caption = (
-        "Every term of the loss by epoch, on training and validation images; training should not run ahead."
+        "Every term of the loss by epoch, on training and validation images. A training loss far below the "
+        "validation loss shows overfitting."
     )
     return [pictures.curves(read_metrics(of.folder), "Curves", of.folder.resolve().name, caption)]
 
@@ -140,7 +141,7 @@ def _reconstructions(of: _Run) -> list[Block]:
     rows = _held_out(of, 1_000)
     blocks: list[Block] = [pictures.best_median_worst(of.model, of.pack, rows, "Reconstructions")]
     for corruption in of.settings.train.corrupt:
-        caption = "Clean images, what the model is given, and what it gives back."
+        caption = "Clean images, the corrupted input of the model, and its output."
         blocks.append(
             pictures.restored(of.model, of.pack, rows[:8], corruption, f"Restored from {corruption}", caption)
         )
@@ -156,7 +157,7 @@ def _samples(of: _Run) -> list[Block]:
         caption = "Decoded from the standard normal prior, as the paper does."
         blocks.append(pictures.samples(of.model, "normal", "From N(0, I)", caption))
     return blocks or [
-        Text(f"This model has no prior yet. Give it one: autoencode generate {of.folder} --out new")
+        Text(f"This model has no prior yet. Fit one: autoencode generate {of.folder} --out new")
     ]
 
 
@@ -167,7 +168,7 @@ def _code_map(of: _Run) -> Block:
 def _neighbours(of: _Run) -> list[Block]:
     queries = pictures.some(of.pack.held_out().rows, 4, 0)
     searched = pictures.some(of.pack.rows(), of.at_most(pictures.MOST_SEARCHED), 1)
-    searched = np.setdiff1d(searched, queries)
+    searched = np.setdiff1d(searched, queries)  # a query would find itself first
     if not len(searched):
         return [Text("There are too few images to search among.")]
     encoders = {"codes": functools.partial(pictures.codes_of, of.model, of.pack)}
@@ -179,6 +180,7 @@ def _outliers(of: _Run) -> list[Block]:
     most = QUICK_IMAGES if of.quick else None
     looked_at = reference_rows(of.pack, most)
     rows = looked_at["test"]
+    # Fewer would be ranked among hardly any others, and the outlier score needs two images to fit.
     if len(rows) < 8 or len(looked_at["train"]) < 2:
         return [Text("There are too few held-out images to rank.")]
     reference = fit_reference(
@@ -193,11 +195,11 @@ def _outliers(of: _Run) -> list[Block]:
     blocks: list[Block] = []
     for title, picked, caption in (
         (
-            "Least ordinary",
+            "Most anomalous",
             order[:12],
-            "Held-out images with the highest outlier score: look here for bad files.",
+            "Held-out images with the highest outlier scores: look here for bad files.",
         ),
-        ("Most ordinary", order[::-1][:12], "Held-out images with the lowest."),
+        ("Least anomalous", order[::-1][:12], "Held-out images with the lowest outlier scores."),
     ):
         captions = [f"{scores[index]:.2f}" for index in picked]
         grid = image_grid(of.pack.pixels(rows[picked]), captions=captions, columns=6)

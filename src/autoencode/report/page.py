@@ -1,8 +1,7 @@
-"""One HTML page that holds everything it shows: figures, tables, text. Opens from disk, without a network.
+"""One HTML page with its figures, tables and texts inside, which opens from disk without a network.
 
-Measurements as text: with their intervals, in words a reader of a page knows.
-
-They are taken as `Evaluation.to_json` gives them, so that kept ones read like new ones.
+Measurements are formatted from the form of `Evaluation.to_json`, so that those read from a file look like new
+ones.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with what to see in it.
+    """A picture with a caption.
 
     Attributes:
-        png: the file's content.
-        caption: what it shows and what to look at, in sentences.
+        png: content of the PNG file.
+        caption: what the picture shows and what to look at, in sentences.
         title: a few words before the caption, such as "Figure 4"; also what a screen reader says first.
     """
 
@@ -47,12 +46,12 @@ class Figure:
 
     @property
     def width_px(self) -> int:
-        """Its width."""
+        """Width of the picture."""
         return self._size[0]
 
     @property
     def height_px(self) -> int:
-        """Its height."""
+        """Height of the picture."""
         return self._size[1]
 
     @functools.cached_property
@@ -66,9 +65,9 @@ class Table:
     """Rows of text under headings; the first column names the row.
 
     Attributes:
-        headings: of the columns.
-        rows: as many cells each.
-        caption: what it says, in a sentence.
+        headings: headings of the columns.
+        rows: as many cells each as there are headings.
+        caption: a sentence under the table.
     """
 
     headings: Sequence[str]
@@ -89,7 +88,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Command:
-    """A line to type into a terminal."""
+    """A command line to copy into a terminal."""
 
     text: str
 
@@ -99,14 +98,14 @@ Block = Figure | Table | Text | Command
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading with its blocks."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
-        """Name to link to it by."""
+        """Name of the link target."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower()).strip("-")
 
 
@@ -136,12 +135,12 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
-        OutputError: it cannot be written; what was there before is unchanged.
+        OutputError: the page cannot be written; an earlier page is unchanged.
     """
-    # A file's name may be any bytes; in a page, what is no text is shown as a question mark.
+    # A file name may hold any bytes; those that are not text become question marks.
     write_bytes(path, render(title, lead, sections).encode("utf-8", "replace"))
 
 
@@ -159,12 +158,12 @@ def number(found: Measured | None, digits: int) -> str:
 
 
 def kid(found: Measured, of: str) -> Measured | None:
-    """Return a kernel distance of an evaluation, or None where it has none."""
+    """Return the KID of a set of images in an evaluation, or None if it was not measured."""
     return (found["kid"] or {}).get(of)
 
 
 def evaluation_table(found: Measured) -> Table:
-    """Everything `evaluate` found, PCA of the same size beside the model."""
+    """Return the measurements of `evaluate` as a table, with PCA of the same size beside the model."""
     model, pca = found["reconstruction"], found["pca"]
     rows = [
         (name, number(model[key], digits), number(pca[key], digits))
@@ -179,8 +178,8 @@ def evaluation_table(found: Measured) -> Table:
         rows += [
             ("bits a dimension, at most", number(code["bits_per_dimension"], 3), "–"),
             ("KL, nats an image", number(code["kl_nats"], 1), "–"),
-            ("active code values", f"{code['active_units']} of {found['code_size']}", "–"),
-            ("distance of all codes from the prior", gap_in_words(code["prior_gap_nats"]), "–"),
+            ("active code dimensions", f"{code['active_units']} of {found['code_size']}", "–"),
+            ("prior gap", gap_in_words(code["prior_gap_nats"]), "–"),
         ]
     rows += [
         (f"KID of {KID_SETS.get(name, name)}", number(value, 3), "–")
@@ -190,4 +189,4 @@ def evaluation_table(found: Measured) -> Table:
         f"On {found['images']:,} {found['split']} images, with 95 % intervals. PCA was fitted to "
         f"{found['pca_images']:,} training images."
     )
-    return Table(("measure", "model", f"PCA, {found['pca_components']} values"), rows, caption)
+    return Table(("measure", "model", f"PCA, {found['pca_components']} components"), rows, caption)

@@ -1,4 +1,4 @@
-"""Figures that the page of a run and the page of the paper share; each says what to see in it.
+"""Figures shared by the page of a run and the page of the paper, each with a caption.
 
 Pixels are (N, H, W, 3) in 0..255, codes (N, D). Rows are rows of a pack.
 """
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack
 
-MOST_SEARCHED = 20_000  # images among which neighbours are looked for
+MOST_SEARCHED = 20_000  # images searched for neighbours: the codes of more would take minutes on a CPU
+# A map has room for 576 tiles; of 2,000 images most cells have one, and the pixels of more are not needed.
 MAP_SIDE_PX, MAP_TILE_PX, MAP_IMAGES = 960, 40, 2_000
 
 Pixels = NDArray[np.uint8]
@@ -36,7 +37,7 @@ Vectors = NDArray[np.float32]
 
 
 def some(rows: Rows, count: int, seed: int) -> Rows:
-    """Return `count` of the rows, the same for the same seed; all where there are fewer."""
+    """Return a random choice of `count` distinct rows, or all if there are fewer."""
     generator = np.random.default_rng(random_seed("pictures", seed))
     return generator.permutation(np.unique(rows))[:count]
 
@@ -48,25 +49,25 @@ def codes_of(model: Autoencoder, pack: Pack, rows: Rows) -> Vectors:
 
 
 def data_sheet(pack: Pack, title: str, seed: int = 0) -> Figure:
-    """Some of the images."""
+    """Draw a random choice of the images."""
     rows = some(pack.rows(), 48, seed)
     size = f"{pack.preprocessing.height}x{pack.preprocessing.width}"
     return figure_of(
         image_grid(pack.pixels(rows), columns=12, scale=1),
         title,
-        f"{len(rows)} of {len(pack):,} images, chosen by chance, at {size} as the model sees them.",
+        f"{len(rows)} of {len(pack):,} images, drawn at random, at {size}, the size the model takes.",
     )
 
 
 def curves(records: Sequence[Mapping[str, Any]], title: str, name: str, caption: str) -> Figure:
-    """How a run went."""
+    """Draw the curves of a run."""
     return Figure(png_of(curves_figure(records, name)), caption, title)
 
 
 def reconstructions(
     models: Mapping[str, Autoencoder], pack: Pack, rows: Rows, title: str, caption: str
 ) -> Figure:
-    """Held-out images beside what each of some models makes of them."""
+    """Draw images beside their reconstructions by several models."""
     images = to_float(pack.pixels(rows))
     columns = [("original", to_pixels(images))]
     columns += [(name, to_pixels(model.reconstruct(images))) for name, model in models.items()]
@@ -74,7 +75,7 @@ def reconstructions(
 
 
 def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
-    """Those of some images that are reconstructed best, as half of them are, and worst, four each."""
+    """Draw the four images with the best, the median and the worst reconstructions."""
     images = to_float(pack.pixels(rows))
     restored = model.reconstruct(images)
     errors = mean_squared_error(restored, images)
@@ -87,14 +88,13 @@ def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) ->
     return figure_of(
         contact_sheet(columns, captions=captions, rows_per_block=4),
         title,
-        f"The best, the middle and the worst of {len(rows):,} held-out images by mean squared error. What "
-        "the "
-        "worst have in common is what the model has not learned.",
+        f"The best, median and worst of {len(rows):,} held-out images by mean squared error. A feature that "
+        "the worst have in common is one the model has not learned.",
     )
 
 
 def restored(model: Autoencoder, pack: Pack, rows: Rows, corruption: str, title: str, caption: str) -> Figure:
-    """Images clean, corrupted, and what a denoising model gives back."""
+    """Draw images clean, corrupted, and restored by a denoising model."""
     clean = to_float(pack.pixels(rows))
     generator = torch.Generator().manual_seed(random_seed("pictures", corruption))
     seen = corrupt(clean, parse_corruptions([corruption]), generator, training=True)
@@ -109,13 +109,13 @@ def restored(model: Autoencoder, pack: Pack, rows: Rows, corruption: str, title:
 def samples(
     model: Autoencoder, prior: PriorName, title: str, caption: str, *, count: int = 24, seed: int = 0
 ) -> Figure:
-    """Images decoded from draws of a prior."""
+    """Draw images decoded from samples of a prior."""
     made = generate(model, count, prior=prior, seed=seed)
     return figure_of(image_grid(made.pixels, columns=12, scale=1), title, caption)
 
 
 def side_by_side(grids: Mapping[str, Pixels], title: str, caption: str) -> Figure:
-    """Sets of as many images each, a column of the sheet a set."""
+    """Draw sets of images of equal number, one a column."""
     return figure_of(contact_sheet(list(grids.items()), rows_per_block=8), title, caption)
 
 
@@ -127,15 +127,15 @@ def neighbours(
     title: str,
     caption: str,
 ) -> Figure:
-    """A few images, each followed by its nearest by each kind of vectors.
+    """Draw a few images, each followed by its nearest neighbours by several kinds of vectors.
 
     Args:
-        encoders: by name, what turns rows (N,) into vectors (N, F), which are compared by their angle.
-        pack: where the images are.
+        encoders: functions from rows (N,) to vectors (N, F), by name; vectors are compared by their angle.
+        pack: the pack of the images.
         queries: (Q,) rows.
         searched: (S,) rows.
-        title: of the figure.
-        caption: of the figure.
+        title: title of the figure.
+        caption: caption of the figure.
     """
     count = min(6, len(searched))
     tiles: dict[tuple[int, str], Pixels] = {}
@@ -150,7 +150,7 @@ def neighbours(
 
 
 def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
-    """Images laid out by the two directions in which their codes vary most."""
+    """Draw images at the first two principal components of their codes."""
     rows = rows[:MAP_IMAGES]
     plane, explained = projection.code_map(model, codes_of(model, pack, rows))
     canvas = _scattered(plane, pack.pixels(rows))
@@ -158,9 +158,8 @@ def code_map(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
         canvas,
         title,
         f"{len(rows):,} images by the first two principal components of their codes, which hold "
-        f"{explained:.0%} "
-        "of their variance. Images that lie together look alike to the model; where they overlap, one is "
-        "shown.",
+        f"{explained:.0%} of the variance. Images with similar codes lie near each other; of images that "
+        "overlap, one is shown.",
     )
 
 
@@ -168,14 +167,14 @@ def _scattered(plane: NDArray[np.float64], pixels: Pixels) -> Pixels:
     from PIL import Image
 
     spread = np.abs(plane).max(axis=0)
-    # Limits at a percentile: one stray code does not press the others into a corner.
+    # Limits at a percentile: one stray code must not press the others into a corner.
     limit = np.maximum(np.percentile(np.abs(plane), 99, axis=0), 1e-9 + 0 * spread)
     at = (np.clip(plane / limit, -1, 1) + 1) / 2 * (MAP_SIDE_PX - MAP_TILE_PX)
     canvas = Image.new("RGB", (MAP_SIDE_PX, MAP_SIDE_PX), "white")
     taken: set[tuple[int, int]] = set()
     for (x, y), image in zip(at, pixels, strict=True):
         cell = (int(x) // MAP_TILE_PX, int(y) // MAP_TILE_PX)
-        if cell in taken:
+        if cell in taken:  # a pile of overlapping tiles would show only the last
             continue
         taken.add(cell)
         tile = Image.fromarray(image)

@@ -199,7 +199,7 @@ def run_file(run: RunSettings) -> str:
 
 
 def repeating_command(folder: Path, pack: Pack) -> str:
-    """Return the command line that trains the run in a folder again, on the images of its pack."""
+    """Return the command that trains the run in a folder again, on the images of its pack."""
     config = str(folder / CONFIG_NAME)
     return shlex.join(["autoencode", "train", str(pack.folder), "--config", config, "--out", "again"])
 
