@@ -27,7 +27,7 @@ def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
 
 def test_no_option_means_no_opinion() -> None:
     assert options.preprocessing(None, None, None) is None
-    assert options.limits(None, None) == Limits()
+    assert options.limits(None) == Limits()
     assert options.sides(None) == {}
 
 
@@ -57,12 +57,12 @@ def test_an_unknown_colour_is_rejected_with_how_to_write_one(background: str) ->
         options.preprocessing(None, None, background)
 
 
-def test_limits_given_replace_the_usual_ones_one_by_one() -> None:
-    assert options.limits(10, None) == Limits(max_pixels=10)
-    assert options.limits(None, 20) == Limits(max_bytes=20)
+def test_a_smaller_limit_on_pixels_keeps_that_on_bytes_and_a_larger_one_raises_it() -> None:
+    usual = Limits()
+    assert options.limits(10) == Limits(max_pixels=10)
+    assert options.limits(3 * usual.max_pixels) == Limits(3 * usual.max_pixels, 3 * usual.max_bytes)
 
 
-def test_the_limits_are_stated_in_the_help() -> None:
-    for option, limit in ((options.MaxPixels, Limits().max_pixels), (options.MaxBytes, Limits().max_bytes)):
-        _, declared = typing.get_args(option)
-        assert f"Default: {limit:,}." in declared.help
+def test_the_limit_is_stated_in_the_help() -> None:
+    _, declared = typing.get_args(options.MaxPixels)
+    assert f"Default: {Limits().max_pixels:,}." in declared.help

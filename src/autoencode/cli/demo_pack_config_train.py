@@ -15,7 +15,6 @@ from autoencode.cli import options
 from autoencode.cli.options import (
     MACHINE,
     Background,
-    MaxBytes,
     MaxPixels,
     Ray,
     Resize,
@@ -80,7 +79,6 @@ def pack(
     resize_mode: Resize = None,
     background: Background = None,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes. Default: all cores.", min=1, rich_help_panel=MACHINE)
     ] = None,
@@ -94,7 +92,7 @@ def pack(
     if asked is None:
         # Without options a pack that is there is updated as it was made, not made anew as by default.
         asked = preprocessing_of(out) or Preprocessing()
-    limits = options.limits(max_pixels, max_bytes)
+    limits = options.limits(max_pixels)
     with counting("packing") as progress:
         made = pack_folder(folder, out, asked, limits=limits, workers=workers, ray=ray, progress=progress)
     print_pack(made)

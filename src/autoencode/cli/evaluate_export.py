@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxBytes, MaxPixels, Model, add_command
+from autoencode.cli.options import MaxPixels, Model, add_command
 from autoencode.cli.progress import say, stages
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Measure a model on held-out images, beside PCA of the same code size."""
     from autoencode.training.process import keep_freed_memory
@@ -52,7 +51,7 @@ def evaluate(
     if out is not None:
         check_output(out, (".json",), options.settings_files(model, packed))
     with stages() as progress:
-        limits = options.limits(max_pixels, max_bytes)
+        limits = options.limits(max_pixels)
         found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
     for line in table(found):
         say(line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Images, MaxBytes, MaxPixels, Model, add_command
+from autoencode.cli.options import Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding
 
@@ -27,13 +27,12 @@ def features(
         typer.Option(help="Folder for a grid of maps of each layer, a sheet of all layers, and a table."),
     ],
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Show what each convolution layer of the encoder sees in an image."""
     from autoencode import feature_maps as application
     from autoencode.models.model_file import load_model
 
-    made = application.features(load_model(model), image, out, limits=options.limits(max_pixels, max_bytes))
+    made = application.features(load_model(model), image, out, limits=options.limits(max_pixels))
     for number, layer in enumerate(made.layers, 1):
         channels, height, width = layer.maps.shape
         field = "x".join(map(str, layer.receptive_field_px))
@@ -61,7 +60,6 @@ def transfer(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the choice of labels and of training.")] = 0,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Learn a classifier from a few labelled images, and compare it with others on the same labels."""
     from autoencode.training.process import keep_freed_memory
@@ -79,7 +77,7 @@ def transfer(
             embedding=embedding,
             finetune=finetune,
             seed=seed,
-            limits=options.limits(max_pixels, max_bytes),
+            limits=options.limits(max_pixels),
             progress=progress,
         )
     _print_comparison(made)
@@ -95,7 +93,6 @@ def classify(
         Path | None, typer.Option(help="A table, .csv or .json; a sheet of the images goes beside it.")
     ] = None,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Predict the class of each image."""
     from collections import Counter
@@ -104,9 +101,7 @@ def classify(
 
     loaded = application.load_classifier(classifier)
     with counting("classifying") as progress:
-        made = application.classify(
-            loaded, images, out, limits=options.limits(max_pixels, max_bytes), progress=progress
-        )
+        made = application.classify(loaded, images, out, limits=options.limits(max_pixels), progress=progress)
     show_skipped(made.skipped)
     for result in made.results[:SHOWN]:
         line = f"{result.probability:6.1%}  {result.label}  {result.path}"

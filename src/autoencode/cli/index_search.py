@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxBytes, MaxPixels, Model, Ray, add_command
+from autoencode.cli.options import MaxPixels, Model, Ray, add_command
 from autoencode.cli.progress import (
     console,
     counted,
@@ -74,12 +74,11 @@ def index(
         ),
     ] = False,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
     ray: Ray = None,
 ) -> None:
     """Encode the images of a folder once, to search among them."""
     if remove:
-        if any(given is not None for given in (store, embedding, distance, max_pixels, max_bytes, ray)):
+        if any(given is not None for given in (store, embedding, distance, max_pixels, ray)):
             raise ConfigError("--remove goes with no other option than --out.")
         from autoencode.index import remove_source
 
@@ -98,7 +97,7 @@ def index(
             embedding=embedding,
             distance=distance,
             store=store,
-            limits=options.limits(max_pixels, max_bytes),
+            limits=options.limits(max_pixels),
             ray=ray,
             progress=progress,
             packing_progress=packing_progress,
@@ -135,7 +134,6 @@ def search(
         Path | None, typer.Option(help="The model that the index was made with, if the model was moved.")
     ] = None,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Find the images of an index that look most like others, or like each other."""
     if bool(queries) == near_duplicates:
@@ -151,7 +149,7 @@ def search(
     opened = open_index(index, model)
     for source in opened.unfinished:
         say(f"Not all images of {source} are in the index yet: {opened.update_command}", err=True)
-    limits = options.limits(max_pixels, max_bytes)
+    limits = options.limits(max_pixels)
     # Before the work, which may take minutes.
     for result, endings in ((out, (".json",)), (sheet, WRITABLE)):
         if result is not None:

@@ -55,15 +55,7 @@ Background = Annotated[
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        help="Skip images of more pixels than this. Default: 200,000,000.",
-        rich_help_panel=IMAGES,
-        min=1,
-    ),
-]
-MaxBytes = Annotated[
-    int | None,
-    typer.Option(
-        help="Skip files of more bytes than this. Default: 268,435,456.",
+        help="Skip larger images: width times height. Default: 200,000,000.",
         rich_help_panel=IMAGES,
         min=1,
     ),
@@ -135,12 +127,16 @@ def sides(size: str | None) -> dict[str, Any]:
     return {} if size is None else dict(zip(("height", "width"), parse_size(size), strict=True))
 
 
-def limits(max_pixels: int | None, max_bytes: int | None) -> Limits:
-    """Return the limits on image files, the usual ones where an option was not given."""
+def limits(max_pixels: int | None) -> Limits:
+    """Return the limits on image files: the usual ones, or those for images of so many pixels."""
     from autoencode.data.preprocessing import Limits
 
-    given = {"max_pixels": max_pixels, "max_bytes": max_bytes}
-    return Limits(**{name: value for name, value in given.items() if value is not None})
+    usual = Limits()
+    if max_pixels is None:
+        return usual
+    # One option, not two: the files of larger images are larger, and were skipped for their bytes instead.
+    scale = max(1, max_pixels / usual.max_pixels)
+    return Limits(max_pixels, round(usual.max_bytes * scale))
 
 
 def pack_of(model: Path, named: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Images, MaxBytes, MaxPixels, Model, Ray, add_command
+from autoencode.cli.options import Images, MaxPixels, Model, Ray, add_command
 from autoencode.cli.progress import fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding, Rule
 from autoencode.errors import ConfigError
@@ -66,7 +66,6 @@ def outliers(
         typer.Option(help="The pack the model was trained on, or its URL. Default: that of the run."),
     ] = None,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
     ray: Ray = None,
 ) -> None:
     """Find images unlike those the model was trained on."""
@@ -95,7 +94,7 @@ def outliers(
             rule=rule,
             heatmaps=heatmaps,
             cache=run / reference_name(embedding),
-            limits=options.limits(max_pixels, max_bytes),
+            limits=options.limits(max_pixels),
             ray=ray,
             progress=progress,
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Corrupt, Images, MaxBytes, MaxPixels, Model, add_command
+from autoencode.cli.options import Corrupt, Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
 from autoencode.configuration import Interpolation, PriorName
 
@@ -20,7 +20,6 @@ def reconstruct(
     corrupt: Corrupt = None,
     seed: Annotated[int, typer.Option(help="Seed of the random damage.")] = 0,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Pass images through a model: each original beside its reconstruction, with PSNR and SSIM."""
     from statistics import median
@@ -39,7 +38,7 @@ def reconstruct(
             out,
             corruptions=corrupt or (),
             seed=seed,
-            limits=options.limits(max_pixels, max_bytes),
+            limits=options.limits(max_pixels),
             progress=progress,
         )
     show_skipped(made.skipped)
@@ -73,7 +72,6 @@ def morph(
     ] = "linear",
     ping_pong: Annotated[bool, typer.Option("--ping-pong", help="Go back to the first image.")] = False,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Turn one image into another, through codes between theirs."""
     from autoencode import morphing as application
@@ -86,7 +84,7 @@ def morph(
         frames=frames,
         interpolation=interpolation,
         ping_pong=ping_pong,
-        limits=options.limits(max_pixels, max_bytes),
+        limits=options.limits(max_pixels),
     )
     say(f"morph: {out} ({len(made.pixels)} frames)")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxBytes, MaxPixels, Model, Resize, Size, add_command
+from autoencode.cli.options import MaxPixels, Model, Resize, Size, add_command
 from autoencode.cli.progress import counting, duration, say, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
@@ -68,7 +68,6 @@ def paper(
     size: Size = None,
     resize_mode: Resize = None,
     max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
 ) -> None:
     """Run every experiment of the paper on a folder of images, and show the results as its figures."""
     from autoencode.data.preprocessing import Preprocessing
@@ -96,7 +95,7 @@ def paper(
                 preprocessing,
                 limit,
                 seed,
-                limits=options.limits(max_pixels, max_bytes),
+                limits=options.limits(max_pixels),
                 progress=progress,
             )
         plan = Plan(out, pack, experiments, share, seed).with_finished()
