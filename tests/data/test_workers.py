@@ -17,8 +17,9 @@ from PIL import Image
 
 from autoencode import ImageError, Limits, Preprocessing
 from autoencode.data import workers
+from autoencode.data.decoders import UntrustedDecoder
 from autoencode.data.preprocessing import read_image
-from autoencode.data.workers import Lost, UntrustedDecoder, run
+from autoencode.data.workers import Lost, run
 from autoencode.errors import AutoencodeError
 
 Item = TypeVar("Item")

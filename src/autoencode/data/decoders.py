@@ -21,17 +21,22 @@ from numpy.typing import NDArray
 from autoencode.atomic import write_bytes
 from autoencode.data import workers
 from autoencode.data.decoding import read_bytes
-from autoencode.data.preprocessing import read_image
+from autoencode.data.preprocessing import Limits, read_image
 from autoencode.errors import ConfigError, ImageError, RunError
 
 if TYPE_CHECKING:
     from autoencode.cluster import Cluster
-    from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.data.preprocessing import Preprocessing
     from autoencode.data.shards import Shards
 
 # Files that a node gets at once, and bytes of pixels that it sends back at once: four of these for each CPU
 # may be on their way, in memory.
 _MOST_FILES, _MOST_BYTES = 32, 8 * 1024**2
+
+# The photographs of phones and cameras fit, with room; anything larger is no photograph.
+UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2)
+# Of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds some three copies.
+_UPLOAD_MEMORY_BYTES = 2 * 1024**3
 
 
 class Outcome(NamedTuple):
@@ -202,3 +207,54 @@ def _written(decoder: Decoder, task: Task, result: Read | workers.Lost) -> Outco
 
 def _outcome(result: Outcome | workers.Lost) -> Outcome:
     return Outcome(None, result.reason) if isinstance(result, workers.Lost) else result
+
+
+class UntrustedDecoder:
+    """Decodes one file at a time in another process, which may hang, crash or run out of memory alone.
+
+    Args:
+        preprocessing: the size of the pixels, and how files come to it.
+        limits: what a file may cost.
+        memory_bytes: address space of the process; macOS and Windows do not limit it.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        limits: Limits = UPLOAD_LIMITS,
+        memory_bytes: int = _UPLOAD_MEMORY_BYTES,
+    ) -> None:
+        self.limits = limits
+        function = functools.partial(_decode, preprocessing, limits, memory_bytes)
+        self._helper: workers.Helper[bytes, NDArray[np.uint8]] = workers.Helper(
+            function, seconds=limits.seconds_per_file
+        )
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """Return the image in `content` as pixels (H, W, 3) in 0..255, sRGB.
+
+        Raises:
+            ImageError: the file cannot be used; the message is the plain reason.
+        """
+        if len(content) > self.limits.max_bytes:
+            raise ImageError(f"more bytes than the limit of {self.limits.max_bytes:,}")
+        decoded = self._helper.call(content)
+        if isinstance(decoded, workers.Lost):
+            raise ImageError(f"cannot be decoded: {decoded.reason}")
+        return decoded
+
+    def close(self) -> None:
+        """End the process."""
+        self._helper.close()
+
+
+def _decode(
+    preprocessing: Preprocessing, limits: Limits, memory_bytes: int, content: bytes
+) -> NDArray[np.uint8]:
+    if workers.is_worker():  # the memory of any other process is not for a picture to limit
+        import resource
+
+        with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    workers.allow(limits.seconds_for(len(content)))
+    return read_image(content, preprocessing, limits)

@@ -13,7 +13,6 @@ process, one after the other, and a warning says what is lost.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pickle
 import signal
@@ -28,23 +27,14 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from autoencode.data.preprocessing import Limits, Preprocessing, read_image
-from autoencode.errors import AutoencodeError, ImageError
+from autoencode.errors import AutoencodeError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Item_co = TypeVar("Item_co", covariant=True)
 
-# What a phone or a camera makes fits, with room; a larger upload is no picture that somebody took.
-UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2)
-
 _MAX_CHUNK = 32  # items sent at once; after a crash, those of a chunk are tried again one by one
 _CLOCK_PER_PROCESSOR = 6  # a slow disk, or a machine that does other things too
-# Of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds some three copies.
-_UPLOAD_MEMORY_BYTES = 2 * 1024**3
 _HAS_WORKERS = hasattr(signal, "setitimer") and os.name == "posix"
 _NO_WORKERS = (
     "This system cannot end a decoder alone: files are decoded in this process, one after the other, and one "
@@ -184,55 +174,6 @@ class Helper(Generic[Item, Result]):
         return worker
 
 
-class UntrustedDecoder:
-    """Decodes one file at a time in another process, which may hang, crash or run out of memory alone.
-
-    Args:
-        preprocessing: the size of the pixels, and how files come to it.
-        limits: what a file may cost.
-        memory_bytes: address space of the process; macOS and Windows do not limit it.
-    """
-
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        limits: Limits = UPLOAD_LIMITS,
-        memory_bytes: int = _UPLOAD_MEMORY_BYTES,
-    ) -> None:
-        self.limits = limits
-        function = functools.partial(_decode, preprocessing, limits, memory_bytes)
-        self._helper: Helper[bytes, NDArray[np.uint8]] = Helper(function, seconds=limits.seconds_per_file)
-
-    def decode(self, content: bytes) -> NDArray[np.uint8]:
-        """Return the image in `content` as pixels (H, W, 3) in 0..255, sRGB.
-
-        Raises:
-            ImageError: the file cannot be used; the message is the plain reason.
-        """
-        if len(content) > self.limits.max_bytes:
-            raise ImageError(f"more bytes than the limit of {self.limits.max_bytes:,}")
-        decoded = self._helper.call(content)
-        if isinstance(decoded, Lost):
-            raise ImageError(f"cannot be decoded: {decoded.reason}")
-        return decoded
-
-    def close(self) -> None:
-        """End the process."""
-        self._helper.close()
-
-
-def _decode(
-    preprocessing: Preprocessing, limits: Limits, memory_bytes: int, content: bytes
-) -> NDArray[np.uint8]:
-    if _serving:  # the memory of any other process is not for a picture to limit
-        import resource
-
-        with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    allow(limits.seconds_for(len(content)))
-    return read_image(content, preprocessing, limits)
-
-
 @dataclass
 class _Worker(Generic[Item, Result]):
     """A process, our end of its socket, and the items it has."""
@@ -360,3 +301,8 @@ def _picklable(err: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(err).__name__}: {err}")
     return err
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker."""
+    return _serving

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from autoencode.data.workers import UPLOAD_LIMITS
+from autoencode.data.decoders import UPLOAD_LIMITS
 from autoencode.errors import AutoencodeError
 from autoencode.web import pictures
 from autoencode.web.security import Guard, Trust

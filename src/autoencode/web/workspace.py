@@ -22,10 +22,10 @@ from torch import Tensor
 
 from autoencode.atomic import is_locked
 from autoencode.configuration import Distance, Split
+from autoencode.data.decoders import UntrustedDecoder
 from autoencode.data.loader import batches
 from autoencode.data.manifest import Entry
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.data.workers import UntrustedDecoder
 from autoencode.errors import AutoencodeError, ModelFileError, PackError
 from autoencode.evaluation.quality import CheckUp, check_up
 from autoencode.index import open_index
