@@ -311,8 +311,10 @@ def _join(address: str) -> None:
         except BaseException as err:
             failures.append(err)
 
-    # What the nodes report of a lost process comes whatever is asked for, and not by way of their logs.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    # Reports of lost processes are printed among our lines even with log_to_driver=False. Ray 2.60 has no
+    # public option against that: its driver always starts the listener that prints them with this function.
+    with contextlib.suppress(AttributeError):
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     thread = threading.Thread(target=join, daemon=True)
     # The processes of Ray import from this working directory before all else, so it is not the user's.
     with contextlib.chdir("/"), _silenced_stderr():

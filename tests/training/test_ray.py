@@ -16,7 +16,7 @@ from tests.clusters import LocalCluster, local_cluster
 
 from autoencode import ConfigError, Pack, Preprocessing, pack_folder
 from autoencode.cluster import Node
-from autoencode.training.ray import Desk, Room, room_for, train_on_ray
+from autoencode.training.ray import Mailbox, Resources, resources_for, train_on_ray
 
 # A denoising VAE whose steps depend on the state, the batch and the seed: nothing lost goes unnoticed.
 SETTINGS = ["--preset", "paper-vae", "--epochs", "30", "--seed", "3"]
@@ -27,34 +27,34 @@ PATIENCE_S = 300
 
 def test_the_gpus_of_a_cluster_or_else_its_cpus_are_divided_among_the_processes() -> None:
     small, large, gpus = Node("a", "a", 4, 0), Node("b", "b", 16, 0), Node("c", "c", 8, 2)
-    assert room_for(None, [small, small]) == Room(2, 4, gpu=False)
-    assert room_for(None, [small, large]) == Room(2, 8, gpu=False)
-    assert room_for(20, [small, large]) == Room(20, 1, gpu=False)
-    assert room_for(3, [small, small]) == Room(3, 2, gpu=False)
-    assert room_for(None, [small, gpus]) == Room(2, 1, gpu=True)
-    assert room_for(None, [small, gpus], "cpu") == Room(2, 4, gpu=False)
+    assert resources_for(None, [small, small]) == Resources(2, 4, gpu=False)
+    assert resources_for(None, [small, large]) == Resources(2, 8, gpu=False)
+    assert resources_for(20, [small, large]) == Resources(20, 1, gpu=False)
+    assert resources_for(3, [small, small]) == Resources(3, 2, gpu=False)
+    assert resources_for(None, [small, gpus]) == Resources(2, 1, gpu=True)
+    assert resources_for(None, [small, gpus], "cpu") == Resources(2, 4, gpu=False)
     with pytest.raises(ConfigError, match="21 processes need a CPU each, and the cluster has 20"):
-        room_for(21, [small, large])
+        resources_for(21, [small, large])
     with pytest.raises(ConfigError, match="3 processes need a GPU each, and the cluster has 2"):
-        room_for(3, [small, gpus])
+        resources_for(3, [small, gpus])
 
 
-def test_the_desk_keeps_messages_in_order_and_says_when_to_stop() -> None:
-    desk = Desk()
-    assert desk.start() == 0
-    assert not desk.tell("packing", 1, 2)
-    assert desk.start() == 1
-    desk.stop()
-    assert desk.tell("packing", 2, 2)
-    assert desk.take() == [("packing", 1, 2), ("restarts", 1), ("packing", 2, 2)]
-    assert desk.take() == []
+def test_the_mailbox_keeps_messages_in_order_and_says_when_to_stop() -> None:
+    mailbox = Mailbox()
+    assert mailbox.start() == 0
+    assert not mailbox.put("packing", 1, 2)
+    assert mailbox.start() == 1
+    mailbox.stop()
+    assert mailbox.put("packing", 2, 2)
+    assert mailbox.take() == [("packing", 1, 2), ("restarts", 1), ("packing", 2, 2)]
+    assert mailbox.take() == []
 
 
 def test_a_process_among_others_does_not_ask_ray_for_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for name, value in place.items():
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="without torchrun"):
         train_on_ray("auto", tmp_path / "photos", tmp_path / "run")

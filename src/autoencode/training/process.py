@@ -1,12 +1,14 @@
-"""Processes that train on this machine: their ranks, their signals, their memory, and how they are started.
+"""Processes that train on this machine: ranks, signals, memory, and the launcher of `--workers`.
 
-This module imports nothing heavy: `--help` needs it, and `keep_freed_memory` has its full effect only before
-torch is imported.
+This module imports neither torch nor NumPy: `--help` needs it, and `keep_freed_memory` has its full effect
+only before torch is imported.
 
 `run_workers` starts processes with the environment variables that torchrun sets, so that a process need not
-know who started it. torchrun's own agent does not serve: it restarts the processes after every failure, also
-after an error that would come back each time, and when it is killed its processes go on. Here an error that
-ends a process by itself is final, a process killed by a signal is replaced, and all end with their launcher.
+know who started it. torchrun's own agent (`elastic_launch`) was tried in its place and fails four tests of
+launching: it starts all processes again after an error that would come back each time; it terminates process
+0 as soon as another one fails, before process 0 can report that error; its processes go on when it is killed;
+and a signal that comes while it starts them is lost. With restarts in a loop of ours around the agent, the
+last three remain.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from types import FrameType
 
 from autoencode.errors import ConfigError, RunError
 
-# Parameters of mallopt(3), by their numbers in malloc.h.
+# Parameters of mallopt(3), by their numbers in malloc.h, which Python cannot read.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
@@ -64,7 +66,7 @@ def interrupts() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into an event; a second one stops at once.
 
     Raises:
-        KeyboardInterrupt: at the end, if the event was set and the work ended without checking it.
+        KeyboardInterrupt: the event was set; raised when the work ends, or at once by a second signal.
     """
     interrupted = threading.Event()
 
@@ -74,7 +76,8 @@ def interrupts() -> Iterator[threading.Event]:
         interrupted.set()
 
     numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+    # Only the main thread may set handlers; work in another one is stopped by `interrupt`.
+    if threading.current_thread() is not threading.main_thread():
         numbers = ()
     previous = {number: signal.signal(number, handle) for number in numbers}
     _active.add(interrupted)
@@ -110,10 +113,10 @@ class Ranks:
     """The ranks of this process among those that train one model.
 
     Attributes:
-        rank: its number, from 0; process 0 writes and reports.
+        rank: number of this process, from 0; process 0 writes and reports.
         world_size: number of processes on all machines.
-        local_rank: its number among those of this machine, from 0.
-        restarts: how often all processes were restarted after one was lost.
+        local_rank: number of this process among those on its machine, from 0.
+        restarts: number of times that all processes were restarted because one was lost.
     """
 
     rank: int = 0
@@ -128,12 +131,12 @@ class Ranks:
 
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process reports: it is process 0, or the only one."""
+    """Whether this process reports: process 0, or a process without others."""
     return "WORLD_SIZE" not in environment or environment.get("RANK", "0") == "0"
 
 
 def own_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """Read the ranks of this process from the environment; without WORLD_SIZE it is alone.
+    """Read the ranks of this process from the environment; without WORLD_SIZE there are no others.
 
     Raises:
         ConfigError: a variable is missing, is not a number, or contradicts another.
@@ -146,7 +149,7 @@ def own_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
         return Ranks(restarts=restarts)
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
         raise ConfigError(
-            f"WORLD_SIZE is {world_size}, and {' and '.join(missing)} not set. Start the processes with "
+            f"WORLD_SIZE is {world_size}, but {' and '.join(missing)} not set. Start the processes with "
             "torchrun or train --workers, which set them all; or unset WORLD_SIZE to train in one process."
         )
     rank = _number(environment, "RANK", least=0)
@@ -165,10 +168,11 @@ def _number(environment: Mapping[str, str], name: str, least: int, default: str 
 
 RESTARTS = 3
 HOST = "127.0.0.1"
-LAUNCHER = "AUTOENCODE_LAUNCHER"  # the descriptor of the pipe, in the environment
+LAUNCHER = "AUTOENCODE_LAUNCHER"  # environment variable with the descriptor of the pipe, see `_pipe`
 POLL_S = 0.1
-NOTICING_S = 5  # how long the others may take to notice that one has ended, until they are told to stop
-PATIENCE_S = 30  # how long they may then take to do so
+# Time for process 0 to learn of the error of another process and to report it, before it is terminated.
+NOTICING_S = 5
+PATIENCE_S = 30  # time to save the state after that
 
 
 def run_workers(
@@ -176,23 +180,23 @@ def run_workers(
 ) -> int:
     """Run a training command in `count` processes of one process group.
 
-    Ctrl-C and SIGTERM are passed on to all of them. The processes are restarted, all of them, at most
+    Ctrl-C and SIGTERM are passed on to all of them. If a signal kills a process, all are restarted, at most
     `RESTARTS` times; `warn` is called with a sentence about each restart.
 
     Returns:
         0, or the exit code of the first process that failed.
 
     Raises:
-        ConfigError: this system is Windows, where processes do not inherit what stops and watches them here.
-        RunError: processes were killed more than `RESTARTS` times; or one ended with an exit code of its
-            own before process 0 could report its error.
+        ConfigError: this system is Windows, which has neither the signals nor the inherited pipe needed here.
+        RunError: processes were killed more than `RESTARTS` times; or a process other than 0 failed, and
+            process 0 did not report it within `NOTICING_S`.
     """
     if os.name != "posix":
         raise ConfigError("Several processes need Linux or macOS. Train in one, or start them with torchrun.")
     for restart in range(RESTARTS + 1):
         codes, stopped = _run_once(count, command, restart)
         if not stopped and codes[0] is None and any(code and code > 0 for code in codes):
-            raise RunError(_unheard(codes))
+            raise RunError(_unreported(codes))
         lost = [rank for rank, code in enumerate(codes) if code and code < 0]
         if stopped or not lost:
             return next((code for code in codes if code and code > 0), 130 if stopped and lost else 0)
@@ -212,18 +216,18 @@ def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _watch(launcher: int) -> None:
-    os.read(launcher, 1)  # nothing is ever written: it returns when the other end is closed
+    os.read(launcher, 1)  # nothing is ever written: this returns when the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE_S)
     os._exit(1)
 
 
 def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[int | None], bool]:
-    """Run the processes to their end.
+    """Start the processes and wait until they end.
 
     Returns:
-        Their exit codes, None for those stopped from here because another had ended; and whether a signal
-        asked to stop.
+        The exit codes, with None for processes that were stopped here because another one had failed; and
+        whether a signal asked all of them to stop.
     """
     shared = {
         "WORLD_SIZE": str(count),
@@ -231,14 +235,15 @@ def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[in
         "MASTER_PORT": str(_free_port()),
         "TORCHELASTIC_RESTART_COUNT": str(restart),
     }
-    from autoencode.data.workers import available_cores  # imports numpy, and --help imports this module
+    from autoencode.data.workers import available_cores  # here, as it imports NumPy
 
+    # Every process would otherwise start a thread for each core, and they would wait for each other.
     threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // count))}
     processes: list[subprocess.Popen[bytes]] = []
     with _pipe() as watched, _passing_signals_to(processes) as signals:
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), LAUNCHER: str(watched)}
-            # A session of its own: Ctrl-C in a terminal reaches this process alone, and is passed on once.
+            # In its own session, so that Ctrl-C in a terminal does not reach it twice.
             processes.append(
                 subprocess.Popen(
                     command,
@@ -260,17 +265,17 @@ def _run_once(count: int, command: Sequence[str], restart: int) -> tuple[list[in
 
 
 def _wait_for(processes: Sequence[subprocess.Popen[bytes]], signals: Sized) -> list[int | None]:
-    """Wait until all have ended, or one has failed and the others had time to end; return the exit codes."""
+    """Return the exit codes once all have ended, or once one has failed and the others had time to end."""
     failed = float("inf")
     while None in (codes := [process.poll() for process in processes]):
         time.sleep(POLL_S)
         if any(codes):
             failed = min(failed, time.monotonic())
-        # A second signal would cut short what they save on the first.
+        # A second signal would interrupt a process that is still saving its state after the first.
         if time.monotonic() > failed + (PATIENCE_S if signals else NOTICING_S):
             _stop([process for process in processes if process.returncode is None])
             break
-    # A process stopped here was waiting for the failed one, so its own exit code says nothing.
+    # A process that was stopped here waited for the failed one, so that its exit code says nothing.
     return codes
 
 
@@ -284,17 +289,20 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(max(0, deadline - time.monotonic()))
 
 
-def _unheard(codes: Sequence[int | None]) -> str:
+def _unreported(codes: Sequence[int | None]) -> str:
     rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
     return (
-        f"Process {rank} ended with exit code {code}, and the others were stopped: process 0 had not heard "
-        "of it. What it wrote is above."
+        f"Process {rank} ended with exit code {code}, and the others were stopped: process 0 did not learn "
+        "its error. Its own message is above."
     )
 
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[int]:
-    """Yield the read end of a pipe whose write end stays open as long as this process needs its workers."""
+    """Yield the read end of a pipe, by whose end of file a worker learns that this process has ended.
+
+    macOS has no signal for that, and a process ID may belong to another process by the time it is checked.
+    """
     theirs, ours = os.pipe()
     try:
         yield theirs
@@ -321,6 +329,7 @@ class _Signals:
 
     def pass_on(self) -> None:
         """Pass signals on from now on; if one came before, terminate the processes."""
+        # Not before all have been started: those that follow would not get it.
         self._pass = True
         if self._came:
             for process in self._processes:

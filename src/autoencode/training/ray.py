@@ -1,7 +1,12 @@
-"""Training on a Ray cluster: Ray Train starts the processes that torchrun starts elsewhere, again if lost.
+"""Training on a Ray cluster: Ray Train starts the processes, and starts them again when one is lost.
 
-Each of its workers sets what torchrun sets and calls `train`; nothing about training is here. The state of a
-run is in its folder, on a disk that all nodes share, and Ray Train keeps none of its own.
+Each process sets the environment variables of torchrun and calls `train`; nothing about training is here. The
+state of a run is in its folder, on a disk that all nodes share. Two parts are ours:
+
+- Ray Train's trainer without a backend, not TorchTrainer: that one makes a process group of its own, without
+  the store through which the error of a lost process reaches the others (`distributed`).
+- Progress goes through an actor, the `Mailbox`: `ray.train.report` waits for all processes at every step, and
+  has no way to ask the processes to stop after the current step.
 """
 
 from __future__ import annotations
@@ -30,15 +35,15 @@ if TYPE_CHECKING:
     from autoencode.training.progress import Progress
 
 RESTARTS = 3
-TELLING_S = 0.2  # between two messages about steps
+REPORTING_S = 0.2  # between two messages about steps: a step may take less time than a message
 POLL_S = 0.2
-STARTING_S = 20  # how long the cluster may take to make room for the processes, each of so many times:
-STARTS = 3
+# One start was not enough: a process killed at the wrong moment makes the next start fail, too.
+STARTS, STARTING_S = 3, 20  # seconds that the cluster may take at each to make room for the processes
 _STOPPED = "stopped"
 
 
-class Room(NamedTuple):
-    """What a run takes of a cluster: `workers` processes, each with `cpus`, and a GPU or none."""
+class Resources(NamedTuple):
+    """Resources of a cluster that a run takes: `workers` processes, each with `cpus`, and a GPU or none."""
 
     workers: int
     cpus: int
@@ -59,25 +64,25 @@ def train_on_ray(
 ) -> Run:
     """Train as `train` does, in processes on the nodes of a Ray cluster.
 
-    The package, `source` and `out` must be the same on every node: a disk that all share, or for a pack also
-    storage. Where a process is lost, all of them go on from the last checkpoint, at most three times.
+    The package, `source` and `out` must be the same on every node: on a shared disk, or for a pack also in
+    storage. When a process is lost, all of them continue from the last checkpoint, at most three times.
 
     Args:
-        address: of the cluster; this machine must be a node of it. See `joined_cluster`.
+        address: the cluster's address; this machine must be one of its nodes. See `joined_cluster`.
         source, out: see `train`.
-        workers: processes. By default one for each GPU or, in a cluster without, for each node. The CPUs are
-            divided among them.
-        device: "auto" takes GPUs where the cluster has some, "cuda" insists on them, "cpu" takes none.
+        workers: number of processes. By default one for each GPU or, in a cluster without GPUs, for each
+            node. The CPUs are divided among them.
+        device: "auto" takes GPUs if the cluster has some, "cuda" requires them, "cpu" takes none.
         progress, packing_progress: see `train`; called in this process.
         restarting: called with the number of restarts so far, when all begin again.
-        **settings: all else that `train` takes.
+        **settings: the other arguments of `train`.
 
     Raises:
-        RunError: no cluster answers, a node does not see what it must, or too many processes were lost.
-        ConfigError: the cluster has no room for so many.
+        RunError: no cluster answers, a node does not see `source` or `out`, or too many processes were lost.
+        ConfigError: the cluster has too few GPUs or CPUs for that many processes.
         MissingExtraError: the optional part `ray` is not installed.
         KeyboardInterrupt: on Ctrl-C, after the state was saved; on a second one, at once.
-        AutoencodeError: what `train` raises.
+        AutoencodeError: `train` raised it.
     """
     if own_ranks().world_size > 1:
         raise ConfigError("Ray starts the processes itself: start this one alone, without torchrun.")
@@ -86,17 +91,18 @@ def train_on_ray(
         source = Path(source).absolute()
     with joined_cluster(address, "Training on a cluster") as cluster:
         assert cluster is not None
-        room = room_for(workers, cluster.nodes, device)
+        resources = resources_for(workers, cluster.nodes, device)
         cluster.check_shared(out.parent)
         if is_url(source):
             cluster.check_reads(str(source), SETTINGS_NAME)
-        asked = settings | {"source": str(source), "out": str(out), "device": device}
-        told = {"progress": progress, "packing": packing_progress, "restarts": restarting}
-        _fit(cluster, room, asked, {kind: show for kind, show in told.items() if show is not None})
+        arguments = settings | {"source": str(source), "out": str(out), "device": device}
+        callbacks = {"progress": progress, "packing": packing_progress, "restarts": restarting}
+        given = {kind: callback for kind, callback in callbacks.items() if callback is not None}
+        _fit(cluster, resources, arguments, given)
         return Run(out, out / MODEL_NAME, local_folder(read_run(out).pack), read_metrics(out))
 
 
-def room_for(workers: int | None, nodes: list[Node], device: str = "auto") -> Room:
+def resources_for(workers: int | None, nodes: list[Node], device: str = "auto") -> Resources:
     """Divide the nodes of a cluster among processes.
 
     Raises:
@@ -104,44 +110,53 @@ def room_for(workers: int | None, nodes: list[Node], device: str = "auto") -> Ro
     """
     gpus = sum(node.gpus for node in nodes)
     if device != "cpu" and gpus:
-        room, kind, has = Room(workers or gpus, 1, gpu=True), "GPU", gpus
+        resources, kind, available = Resources(workers or gpus, 1, gpu=True), "GPU", gpus
     else:
         count = workers or len(nodes)
         most = max((node.cpus for node in nodes), default=0)
-        # As many each as still leave room for all of them: a process does not span nodes.
+        # The most CPUs for each that leave room for all of them: a process does not span nodes.
         fitting = [cpus for cpus in range(1, most + 1) if sum(n.cpus // cpus for n in nodes) >= count]
-        room, kind, has = Room(count, max(fitting, default=1), gpu=False), "CPU", sum(n.cpus for n in nodes)
-    if room.workers > has:
+        resources = Resources(count, max(fitting, default=1), gpu=False)
+        kind, available = "CPU", sum(n.cpus for n in nodes)
+    if resources.workers > available:
         raise ConfigError(
-            f"{room.workers} processes need a {kind} each, and the cluster has {has}. Ask for fewer."
+            f"{resources.workers} processes need a {kind} each, and the cluster has {available}. "
+            "Ask for fewer."
         )
-    return room
+    return resources
 
 
-def _fit(cluster: Cluster, room: Room, asked: dict[str, Any], told: dict[str, Callable[..., None]]) -> None:
-    """Train, and pass on what the first process tells meanwhile."""
+def _fit(
+    cluster: Cluster,
+    resources: Resources,
+    arguments: dict[str, Any],
+    callbacks: dict[str, Callable[..., None]],
+) -> None:
+    """Train, and call the callbacks with the messages of the first process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # On this node: messages of a mailbox on another one would be lost with that node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
-    with _fitting(room, {"desk": desk, "settings": asked}) as (thread, results), interrupts() as interrupted:
+    mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+    config = {"mailbox": mailbox, "arguments": arguments}
+    with _fitting(resources, config) as (thread, results), interrupts() as interrupted:
         is_last = False
         while not is_last:
             thread.join(POLL_S)
             is_last = not thread.is_alive()
             try:
                 if interrupted.is_set():
-                    ray.get(desk.stop.remote())
-                messages = ray.get(desk.take.remote())
+                    ray.get(mailbox.stop.remote())
+                messages = ray.get(mailbox.take.remote())
             except ray.exceptions.RayError as err:
                 raise RunError(f"The cluster at {cluster.address} is gone: {brief(err)}") from err
-            for kind, *what in messages:
-                if kind in told:
-                    told[kind](*what)
+            for kind, *content in messages:
+                if kind in callbacks:
+                    callbacks[kind](*content)
     [result] = results
     if isinstance(result, BaseException):
-        raise _explained(result, room, cluster) from result
+        raise _explained(result, resources, cluster) from result
     if result == _STOPPED:
         raise KeyboardInterrupt
     if result is not None:
@@ -149,29 +164,29 @@ def _fit(cluster: Cluster, room: Room, asked: dict[str, Any], told: dict[str, Ca
 
 
 @contextlib.contextmanager
-def _fitting(room: Room, asked: dict[str, Any]) -> Iterator[tuple[threading.Thread, list[Any]]]:
-    """Let Ray Train do it in a thread; gives it, and the list that will hold what came of it."""
+def _fitting(resources: Resources, config: dict[str, Any]) -> Iterator[tuple[threading.Thread, list[Any]]]:
+    """Run Ray Train in a thread; yield the thread, and a list that holds its result or error at the end."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(STARTING_S)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process that would announce what we notice
+    # The watcher is another process, and would announce only what the health check finds as well.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     results: list[Any] = []
 
-    with tempfile.TemporaryDirectory(
-        prefix="autoencode-ray-", ignore_cleanup_errors=True
-    ) as notes:  # Ray Train's own, read by nobody
+    # Ray Train insists on a folder for its own notes, which nobody reads.
+    with tempfile.TemporaryDirectory(prefix="autoencode-ray-", ignore_cleanup_errors=True) as notes:
 
         def fit() -> None:
             try:
                 trainer = DataParallelTrainer(
                     work,
-                    train_loop_config=asked,
+                    train_loop_config=config,
                     scaling_config=ScalingConfig(
-                        num_workers=room.workers,
-                        use_gpu=room.gpu,
-                        resources_per_worker={"CPU": room.cpus} | ({"GPU": 1} if room.gpu else {}),
+                        num_workers=resources.workers,
+                        use_gpu=resources.gpu,
+                        resources_per_worker={"CPU": resources.cpus} | ({"GPU": 1} if resources.gpu else {}),
                     ),
                     run_config=RunConfig(
                         name="run",
@@ -186,13 +201,14 @@ def _fitting(room: Room, asked: dict[str, Any]) -> Iterator[tuple[threading.Thre
             except BaseException as err:
                 results.append(err)
 
+        # In a thread, because `fit` returns only at the end, and this thread has to pass messages on.
         thread = threading.Thread(target=fit, daemon=True)
         thread.start()
         yield thread, results
 
 
-def _explained(err: BaseException, room: Room, cluster: Cluster) -> AutoencodeError:
-    """What ended Ray Train, in our words."""
+def _explained(err: BaseException, resources: Resources, cluster: Cluster) -> AutoencodeError:
+    """Return the error that ended Ray Train as one of ours, with advice."""
     from ray.train import WorkerGroupError
 
     kept = "The state of the last checkpoint is kept: run it again with --resume"
@@ -205,59 +221,60 @@ def _explained(err: BaseException, room: Room, cluster: Cluster) -> AutoencodeEr
     offers = f"nodes: {len(nodes)}, CPUs: {sum(n.cpus for n in nodes)}, GPUs: {sum(n.gpus for n in nodes)}"
     cause = getattr(err, "controller_failure", err)
     if "Timeout" not in type(cause).__name__:
-        return RunError(f"Ray Train could not start {room.workers} processes: {brief(cause)} {kept}.")
-    needs = f"{room.cpus} CPUs{' and a GPU' if room.gpu else ''}"
+        return RunError(f"Ray Train could not start {resources.workers} processes: {brief(cause)} {kept}.")
+    needs = f"{resources.cpus} CPUs{' and a GPU' if resources.gpu else ''}"
     return RunError(
-        f"The cluster had no room within {STARTS * STARTING_S} s for {room.workers} processes with {needs} "
-        f"each. It has now {offers}; a node may have left, or others use it. {kept}, or with other --workers."
+        f"The cluster had no room within {STARTS * STARTING_S} s for {resources.workers} processes with "
+        f"{needs} each. It has now {offers}; a node may have left, or others use it. {kept}, or with other "
+        "--workers."
     )
 
 
-class Desk:
-    """Where the first process leaves what it has to tell, and hears whether it is to stop; a Ray actor."""
+class Mailbox:
+    """Messages from the first process to the driver, and the driver's request to stop; a Ray actor."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Any, ...]] = []
         self.starts, self.stopping = 0, False
 
     def start(self) -> int:
-        """Note that the processes start; return how often they did before."""
+        """Count a start of all processes; return the number of starts before it."""
         if self.starts:
             self.messages.append(("restarts", self.starts))
         self.starts += 1
         return self.starts - 1
 
-    def tell(self, *message: Any) -> bool:  # noqa: ANN401
-        """Leave a message; return whether to stop."""
+    def put(self, *message: Any) -> bool:  # noqa: ANN401
+        """Add a message; return whether the processes are to stop."""
         self.messages.append(message)
         return self.stopping
 
     def take(self) -> list[tuple[Any, ...]]:
-        """Return what was left since the last time."""
+        """Return the messages since the last call."""
         taken, self.messages = self.messages, []
         return taken
 
     def stop(self) -> None:
-        """Let the processes stop with their state saved."""
+        """Ask the processes to save their state and stop."""
         self.stopping = True
 
 
-class Teller:
-    """Tells the desk how far the first process is, without waiting for it."""
+class Reporter:
+    """Sends the progress of the first process to the mailbox, without waiting for it."""
 
-    def __init__(self, desk: Any) -> None:  # noqa: ANN401
-        self.desk, self.reply, self.next = desk, None, 0.0
+    def __init__(self, mailbox: Any) -> None:  # noqa: ANN401
+        self.mailbox, self.reply, self.next = mailbox, None, 0.0
 
-    def tell(self, *message: Any, due: bool) -> bool:  # noqa: ANN401
-        """Leave a message if it is `due` or some time has passed; return whether to stop, as last heard."""
-        import ray
+    def progress(self, at: Progress) -> None:
+        """Report a step; if the driver asks for it, stop after the current step."""
+        is_due = at.record is not None or at.warning is not None
+        if self._send("progress", at, is_due=is_due):
+            interrupt()
 
-        if not due and time.monotonic() < self.next:
-            return False
-        self.next = time.monotonic() + TELLING_S
-        stop = bool(self.reply and ray.wait([self.reply], timeout=0)[0] and ray.get(self.reply))
-        self.reply = self.desk.tell.remote(*message)
-        return stop
+    def packing(self, done: int, total: int) -> None:
+        """Report packed files; stop at once if the driver asks for it."""
+        if self._send("packing", done, total, is_due=done == total):
+            raise KeyboardInterrupt
 
     def wait(self) -> None:
         """Return once the last message has arrived."""
@@ -266,44 +283,46 @@ class Teller:
         if self.reply:
             ray.get(self.reply)
 
-    def progress(self, at: Progress) -> None:
-        """Tell of a step; stop after the one at work where that is asked for."""
-        due = at.record is not None or at.warning is not None
-        if self.tell("progress", at, due=due):
-            interrupt()
+    def _send(self, *message: Any, is_due: bool) -> bool:  # noqa: ANN401
+        """Send a message if it is due or some time has passed; return whether to stop, by the last reply."""
+        import ray
 
-    def packing(self, done: int, total: int) -> None:
-        """Tell of files packed; stop at once where that is asked for."""
-        if self.tell("packing", done, total, due=done == total):
-            raise KeyboardInterrupt
+        if not is_due and time.monotonic() < self.next:
+            return False
+        self.next = time.monotonic() + REPORTING_S
+        stop = bool(self.reply and ray.wait([self.reply], timeout=0)[0] and ray.get(self.reply))
+        self.reply = self.mailbox.put.remote(*message)
+        return stop
 
 
-def work(asked: dict[str, Any]) -> tuple[str, str] | str | None:
+def work(config: dict[str, Any]) -> tuple[str, str] | str | None:
     """Train in this process of Ray Train.
 
-    An error of ours would only come back, and is not for Ray Train to try again; it is returned in parts.
-
     Args:
-        asked: the "desk", and the "settings" of `train`.
+        config: the "mailbox", and the "arguments" of `train`.
+
+    Returns:
+        None; `_STOPPED` after Ctrl-C; or the name and message of an AutoencodeError. It is returned and not
+        raised, because Ray Train would start the processes again, and the error would come again.
     """
     import ray
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
-    context, meeting = get_context(), None
+    context, variables = get_context(), None
     if context.get_world_rank() == 0:
-        restarts: int = ray.get(asked["desk"].start.remote())
+        restarts: int = ray.get(config["mailbox"].start.remote())
         host = ray.util.get_node_ip_address()
-        meeting = {"MASTER_ADDR": host, "MASTER_PORT": _free_port(host)}
-        meeting["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
-    os.environ.update(cast("dict[str, str]", broadcast_from_rank_zero(meeting)))
+        variables = {"MASTER_ADDR": host, "MASTER_PORT": _free_port(host)}
+        variables["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
+    os.environ.update(cast("dict[str, str]", broadcast_from_rank_zero(variables)))
     os.environ["WORLD_SIZE"] = str(context.get_world_size())
     os.environ["RANK"] = str(context.get_world_rank())
-    os.environ["LOCAL_RANK"] = "0"  # of several GPUs, Ray lets each process see its own alone
-    teller = Teller(asked["desk"])
+    os.environ["LOCAL_RANK"] = "0"  # on a node with several GPUs, Ray shows each process only its own
+    reporter = Reporter(config["mailbox"])
     try:
-        train(**asked["settings"], progress=teller.progress, packing_progress=teller.packing)
-        teller.wait()
+        train(**config["arguments"], progress=reporter.progress, packing_progress=reporter.packing)
+        reporter.wait()
     except AutoencodeError as err:
         return type(err).__name__, str(err)
     except KeyboardInterrupt:
