@@ -20,8 +20,7 @@ from autoencode.atomic import check_output, make_folder, write_json
 from autoencode.data.loader import batches, random_seed
 from autoencode.data.preprocessing import WRITABLE, save_image
 from autoencode.errors import ConfigError, OutputError
-from autoencode.figures import image_grid
-from autoencode.figures.animation import check_frames, save_frames
+from autoencode.figures import check_frames, image_grid, save_frames
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import as_model
 from autoencode.models.priors import GaussianMixture, Prior, StandardNormal

@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.atomic import check_output
 from autoencode.data.preprocessing import WRITABLE
 from autoencode.errors import ConfigError
-from autoencode.figures.animation import check_frames, is_animation, save_frames
+from autoencode.figures import check_frames, is_animation, save_frames
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
 

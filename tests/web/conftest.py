@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from autoencode import Run, build_index, fit_prior, load_model, open_pack, save_model
@@ -24,11 +25,12 @@ ADDRESS = "http://127.0.0.1:8765"
 
 
 class Served(NamedTuple):
-    """A page that listens: its port, and what it holds to."""
+    """A page that listens at a port."""
 
     port: int
     trust: Trust
     workspace: Workspace
+    app: FastAPI
 
     @property
     def entrance(self) -> str:
@@ -96,11 +98,12 @@ def serving(workspace: Workspace) -> Iterator[Served]:
     """Let a page listen at a free port."""
     trust = Trust()
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(workspace, trust), log_level="warning", timeout_graceful_shutdown=1)
+    app = make_app(workspace, trust)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    yield Served(listening.getsockname()[1], trust, workspace)
+    yield Served(listening.getsockname()[1], trust, workspace, app)
     server.should_exit = True
     thread.join()
     listening.close()
@@ -111,7 +114,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         if condition():
             return
         time.sleep(0.005)
-    raise AssertionError("it does not come")
+    raise AssertionError("the condition did not become true")
 
 
 def finished(client: TestClient, address: str) -> dict[str, object]:

@@ -1,16 +1,18 @@
-"""Work with progress: done once, seen from outside, and no reason to wait when leaving."""
+"""Jobs are done once, report progress and can be left; functions in a process of their own can be ended."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from autoencode import ConfigError
-from autoencode.web.jobs import Job, Report
+from autoencode import AutoencodeError, ConfigError
+from autoencode.web.jobs import Job, Report, run_apart
 
 from .conftest import wait_for as wait
 
@@ -21,7 +23,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-def test_work_is_done_once_and_tells_how_far_it_is(threads: ThreadPoolExecutor) -> None:
+def test_work_is_done_once_and_reports_progress(threads: ThreadPoolExecutor) -> None:
     calls, go_on = [], threading.Event()
 
     def work(report: Report) -> int:
@@ -95,3 +97,72 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
     wait(lambda: job.result() == 42)
     job.stop()
     assert (job.state, job.result()) == ("done", 42)
+
+
+Progress = Callable[[int, int], None]
+
+
+def squares(count: int, progress: Progress) -> tuple[int, list[int]]:
+    for done in range(count):
+        progress(done + 1, count)
+    return os.getpid(), [value**2 for value in range(count)]
+
+
+def deaf(file: Path, progress: Progress) -> None:
+    """Write its process id, and then report nothing for a minute."""
+    file.with_suffix(".part").write_text(str(os.getpid()))
+    file.with_suffix(".part").rename(file)
+    time.sleep(60)
+
+
+def rejected(_: Progress) -> None:
+    raise ConfigError("Choose another.")
+
+
+def broken(_: Progress) -> None:
+    raise ZeroDivisionError("by zero")
+
+
+def gone(_: Progress) -> None:
+    os._exit(9)
+
+
+def test_the_result_and_the_progress_come_from_another_process() -> None:
+    seen: list[tuple[int, int]] = []
+    process, found = run_apart(squares, 5, report=lambda *at: seen.append(at))
+    assert found == [0, 1, 4, 9, 16]
+    assert process != os.getpid()
+    assert seen[0] == (0, 0)
+    assert seen[-1] == (5, 5)
+
+
+class Left(Exception):
+    """Nobody waits any more."""
+
+
+def test_what_says_nothing_is_ended_at_once(tmp_path: Path) -> None:
+    started = tmp_path / "process"
+
+    def report(done: int, total: int) -> None:
+        if started.exists():
+            raise Left
+
+    with pytest.raises(Left):
+        run_apart(deaf, started, report=report)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "text"),
+    [
+        (rejected, AutoencodeError, "Choose another."),
+        (broken, RuntimeError, "ZeroDivisionError"),
+        (gone, AutoencodeError, "ended unexpectedly"),
+    ],
+)
+def test_what_goes_wrong_there_is_said_here(
+    function: Callable[[Progress], None], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        run_apart(function, report=lambda *_: None)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from autoencode.web.security import JSON_BYTES, Trust
+from autoencode.web import security
+from autoencode.web.security import JSON_BYTES, Allowance, Trust
 from autoencode.web.server import make_app
 from autoencode.web.workspace import Workspace
 
@@ -111,7 +112,7 @@ def test_two_launches_have_two_tokens_and_two_cookies() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/static/main.js", "/images/i0", "/nothing"])
-def test_browsers_are_told_to_keep_everything_here(guest: TestClient, path: str) -> None:
+def test_headers_keep_everything_on_this_page(guest: TestClient, path: str) -> None:
     headers = guest.get(path).headers
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'"
@@ -218,3 +219,12 @@ def test_a_real_server_keeps_to_the_rules_too(served: Served) -> None:
     assert request(served, "POST", "/api/generate", {"Origin": "http://evil.example"})[0] == 403
     assert request(served, "POST", "/api/uploads", {"Content-Length": str(50 * 1024**2)})[0] == 413
     assert request(served, "GET", "/api/workspace")[0] == 200
+
+
+def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(security.time, "monotonic", lambda: now)
+    allowance = Allowance(2, 0.5)
+    assert [allowance.take() for _ in range(3)] == [0, 0, 2.0]
+    now = 102.0
+    assert [allowance.take(), allowance.take()] == [0, 2.0]

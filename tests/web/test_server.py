@@ -31,7 +31,7 @@ from autoencode.projection import code_map
 from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
 from autoencode.web import map as maps
-from autoencode.web import morph
+from autoencode.web import morph, outliers
 from autoencode.web.jobs import Report
 from autoencode.web.security import JSON_BYTES
 from autoencode.web.server import STATIC
@@ -139,7 +139,7 @@ def test_an_animation_goes_through_all_pictures(client: TestClient, workspace: W
     seen: list[tuple[str, int, int]] = []
     codes = workspace.codes(["i1", "i2", "i3"])
     frames = morph._loop(workspace, codes, "linear", lambda *at: seen.append(at))
-    assert seen[:2] == [("decoding frames", 0, len(frames)), ("decoding frames", morph.PIECE, len(frames))]
+    assert seen[:2] == [("decoding frames", done, len(frames)) for done in (0, morph.CHUNK_FRAMES)]
     ends = to_pixels(workspace.model.decode(codes))
     leg = morph.LEG_FRAMES - 1
     np.testing.assert_array_equal(frames[[0, leg, 2 * leg]], ends)
@@ -147,6 +147,7 @@ def test_an_animation_goes_through_all_pictures(client: TestClient, workspace: W
 
 
 def test_an_animation_is_given_up_and_the_oldest_are_forgotten(workspace: Workspace) -> None:
+    animations = workspace.animations
     begun, go_on = threading.Event(), threading.Event()
 
     def endless(report: Report) -> bytes:
@@ -155,21 +156,21 @@ def test_an_animation_is_given_up_and_the_oldest_are_forgotten(workspace: Worksp
             report("writing frames", 1, 2)
             go_on.wait(0.01)
 
-    job = workspace.animation("one", endless)
+    job = animations.job("one", endless)
     assert job.result() is None
     begun.wait(5)
-    workspace.forget_animation("one")
-    others = [workspace.animation(name, lambda _: b"made") for name in range(5)]
+    animations.forget("one")
+    others = [animations.job(name, lambda _: b"made") for name in range(5)]
     for other in others[-4:]:
         wait_for(other.result)
-    assert workspace.animation(4, endless) is others[4]
-    assert workspace.animation(0, endless) is not others[0]
+    assert animations.job(4, endless) is others[4]
+    assert animations.job(0, endless) is not others[0]
 
 
 @pytest.mark.parametrize("pictures", ["i1", "i1,i2,i3,i4,i5", ""])
 def test_a_morph_is_of_two_to_four(client: TestClient, pictures: str) -> None:
     answer = client.get(f"/api/morph/frame?pictures={pictures}")
-    assert (answer.status_code, answer.json()["error"]) == (422, "A morph is of two to four pictures.")
+    assert (answer.status_code, answer.json()["error"]) == (422, "A morph needs two to four pictures.")
 
 
 def test_samples_are_those_of_generate_and_can_be_searched_for_varied_and_morphed(
@@ -284,11 +285,12 @@ def test_the_map_waits_for_no_scoring(
     client: TestClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(workspace.ranking, "_work", lambda report: go_on.wait(30))
+    ranking = outliers.ranking_job(workspace)
+    monkeypatch.setattr(ranking, "_work", lambda report: go_on.wait(30))
     assert client.get("/api/outliers").status_code == 202
-    wait_for(lambda: workspace.ranking.state == "running")
+    wait_for(lambda: ranking.state == "running")
     finished(client, "/api/map")
-    assert workspace.ranking.state == "running"
+    assert ranking.state == "running"
     go_on.set()
 
 
@@ -306,7 +308,7 @@ def test_laying_out_by_neighbours_holds_up_no_other_work_and_is_given_up_at_once
     client: TestClient, workspace: Workspace
 ) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
-    job = workspace.maps["umap"]
+    job = maps.map_job(workspace, "umap")
     while client.get("/api/map?layout=umap").json()["stage"] != "finding neighbours":
         time.sleep(0.01)
     finished(client, "/api/outliers")
@@ -334,7 +336,7 @@ def test_chosen_images_become_a_list_of_files(client: TestClient, workspace: Wor
     bits = bytes([0b1010, 0, 0b10000000, 0, 0, 0])  # 1, 3 and 23 of 48
     listed = client.post("/api/map/chosen.txt", content=bits).text
     assert listed == "".join(f"{photos / workspace.review.entry(place).path}\n" for place in (1, 3, 23))
-    assert "48 bits" in client.post("/api/map/chosen.txt", content=bits[1:]).json()["error"]
+    assert "48 images has a bit each" in client.post("/api/map/chosen.txt", content=bits[1:]).json()["error"]
     names = client.post("/api/map/chosen", json={"positions": [3, 1]}).json()
     assert [picture["id"] for picture in names] == ["i3", "i1"]
     assert client.post("/api/map/chosen", json={"positions": [48]}).status_code == 404
@@ -360,7 +362,7 @@ def test_the_health_is_measured_on_held_out_images(client: TestClient) -> None:
     found = finished(client, "/api/health")
     assert found["split"] == "test"
     names = [row["name"] for row in found["findings"]]
-    assert names == ["PSNR", "SSIM", "Sharpness", "Active values", "Prior gap"]
+    assert names == ["PSNR", "SSIM", "Sharpness", "Active dimensions", "Prior gap"]
 
 
 def test_a_model_alone_morphs_generates_and_restores_and_says_what_the_rest_needs(
@@ -437,7 +439,7 @@ def test_a_model_without_a_prior_says_what_gives_it_one(
     with exclusive(folder, "busy", RuntimeError):
         answer = client.post("/api/generate", json={})
         assert (answer.status_code, answer.json()["commands"]) == (409, [f"autoencode app {folder}"])
-        assert "training, which goes on" in answer.json()["error"]
+        assert "Training is still running" in answer.json()["error"]
     after = client.post("/api/generate", json={}).json()
     assert after["commands"] == [f"autoencode train {photos} --out {folder} --resume"]
 
@@ -518,10 +520,10 @@ def test_a_folder_whose_name_is_not_utf_8_is_shown_like_any_other(
 def test_a_folder_without_a_model_says_what_to_do(
     trained_vae: Run, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelFileError, match="is no run folder"):
+    with pytest.raises(ModelFileError, match="is not a run folder"):
         open_page(tmp_path)
     shutil.copy(trained_vae.folder / RUN_NAME, tmp_path)
-    with pytest.raises(ModelFileError, match="stopped before its first epoch"):
+    with pytest.raises(ModelFileError, match="stopped before the end of its first epoch"):
         open_page(tmp_path)
     with (
         exclusive(tmp_path, "busy", OSError),

@@ -1,20 +1,23 @@
-"""Every picture the product draws: sheets of images here, curves and histograms in `plots`.
+"""Pictures made of images: sheets, strips and animations. Curves and histograms are in `plots`.
 
-Images are uint8 RGB (N, H, W, 3), and so is a sheet (height, width, 3). A sheet shows pixels as they are,
-or enlarged by a whole factor without smoothing.
+Images and frames are uint8 RGB (N, H, W, 3), and so is a sheet (height, width, 3). Pixels are shown as they
+are, or enlarged by a whole factor without smoothing.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from autoencode.atomic import atomic_file
+from autoencode.data.preprocessing import save_image
 from autoencode.errors import ConfigError
 from autoencode.figures.plots import BLUE, INK
 
@@ -24,7 +27,12 @@ PAPER, FAINT = "#ffffff", "#d9d9d9"
 TEXT_PX, TITLE_PX = 14, 18
 NARROWEST_TITLE_PX = 480
 GAP_PX, BLOCK_GAP_PX, MARGIN_PX = 6, 28, 18
+# A digit of 28 px is too small to judge on today's screens; above 512 px few images fit beside each other.
 COMFORTABLE_TILE_PX, LARGEST_TILE_PX = 112, 512
+
+ANIMATED = (".gif", ".webp")
+WIDEST_STRIP_PX = 65_500  # the limit of a JPEG
+MOST_FRAMES = 2_400  # two minutes at 20 a second; they are all in memory at once
 
 
 def contact_sheet(
@@ -138,6 +146,86 @@ def strip(frames: Pixels, *, scale: int | None = None) -> Pixels:
     return np.concatenate(list(_tiles(frames, scale)), axis=1)
 
 
+def is_animation(path: Path) -> bool:
+    """Whether `save_frames` plays the frames one after the other under this name."""
+    return path.suffix.lower() in ANIMATED
+
+
+def check_frames(path: Path, count: int, height: int, width: int) -> None:
+    """Reject more frames than fit, before they are made.
+
+    Args:
+        path: the file that `save_frames` will write.
+        count: F, frames in all.
+        height, width: of a frame.
+
+    Raises:
+        ConfigError: there are more frames than fit; the message names the limit.
+    """
+    if is_animation(path):
+        most = MOST_FRAMES
+    else:
+        most = WIDEST_STRIP_PX // strip(np.zeros((1, height, width, 3), np.uint8)).shape[1]
+    if count > most:
+        kind = "an animation" if is_animation(path) else "a strip"
+        raise ConfigError(
+            f"{count:,} frames do not fit into {kind} of this size; {most:,} do. Ask for fewer."
+        )
+
+
+def save_frames(path: Path, frames: Pixels, frames_per_second: float) -> None:
+    """Write frames: .gif and .webp play them without end, any other image shows them side by side.
+
+    Small frames are enlarged by a whole factor. A GIF has 256 colours, chosen for each frame.
+
+    Args:
+        path: the file to write.
+        frames: (F, H, W, 3), at least one.
+        frames_per_second: speed of an animation; a GIF keeps time in steps of 10 ms.
+
+    Raises:
+        ConfigError: no frame, or no image format goes by that extension.
+        OutputError: the file cannot be written; an earlier one is unchanged.
+    """
+    if not is_animation(path):
+        save_image(path, strip(frames))
+        return
+    with atomic_file(path) as file:
+        write_animation(file, frames, frames_per_second, "GIF" if path.suffix.lower() == ".gif" else "WEBP")
+
+
+def write_animation(
+    file: IO[bytes],
+    frames: Pixels,
+    frames_per_second: float,
+    file_format: Literal["GIF", "WEBP"],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write frames that play without end into an open file; see `save_frames`.
+
+    `progress` is called with the number of frames taken so far, before each.
+
+    Raises:
+        ConfigError: no frame.
+    """
+    if not len(frames):
+        raise ConfigError("An animation needs at least one frame.")
+
+    def images() -> Iterator[Image.Image]:
+        for done, frame in enumerate(frames):
+            if progress:
+                progress(done)
+            # A strip of one frame is that frame at a comfortable size. One by one: enlarged all at once,
+            # frames of 28 px would take 16 times their memory.
+            yield Image.fromarray(strip(frame[None]))
+
+    made = images()
+    # GIF counts in 10 ms, and browsers take 0 for a default of a tenth of a second.
+    timing = {"duration": max(10, round(1000 / frames_per_second)), "loop": 0}
+    quality = {"quality": 90} if file_format == "WEBP" else {}
+    next(made).save(file, file_format, save_all=True, append_images=made, **timing, **quality)
+
+
 class _Sheet:
     """A white page with a margin and a title; coordinates count from the corner below the title."""
 
@@ -163,7 +251,7 @@ class _Sheet:
         self._write(_cut(text, width, TEXT_PX), x + MARGIN_PX + width / 2, y + self._top, TEXT_PX, "mt")
 
     def _write(self, text: str, x: float, y: float, size_px: int, anchor: str) -> None:
-        # Anchored by a full-height letter's top, so that lines with and without descenders align.
+        # By the top of a capital letter, so that lines with and without descenders align.
         ascent = _font(size_px).getbbox("H", anchor="ls")[1]
         self._draw.text((x, y - ascent), text, fill=INK, font=_font(size_px), anchor=f"{anchor[0]}s")
 
@@ -173,7 +261,7 @@ class _Sheet:
 
 @functools.cache
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has no é, σ, × or dash; matplotlib's has. Imported late: it takes a while.
+    # Pillow's own font has no é, σ, × or dash; Matplotlib's has. Imported late, as it takes a while.
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size_px)
@@ -185,6 +273,7 @@ def _text_width(text: str, size_px: int = TEXT_PX) -> int:
 
 def _cut(text: str, width: int, size_px: int) -> str:
     """Return `text` as one line of at most `width` px, its middle left out if it is longer."""
+    # The middle, as file names differ at their ends. A line break in a name would leave the line.
     text = "".join(character if character.isprintable() else " " for character in text)
     shown = text
     kept = len(text)
@@ -206,6 +295,7 @@ def _tiles(images: Pixels, scale: int | None) -> Pixels:
     if scale is None:
         scale = max(1, min(round(COMFORTABLE_TILE_PX / shorter), 2 * COMFORTABLE_TILE_PX // longer))
         if longer > LARGEST_TILE_PX:
+            # A whole factor and the mean of its squares: no pixel counts more than another.
             factor = math.ceil(longer / LARGEST_TILE_PX)
             return np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in images])
     return images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -228,6 +318,7 @@ def _caption_height(captions: Sequence[str] | None) -> int:
 def _squarest(count: int, block_width: int, row_height: int) -> int:
     """Return how many rows a block needs for `count` rows in blocks side by side to be about square."""
 
+    # In logarithms, so that twice as wide is as bad as twice as high; and no last block that is nearly empty.
     def unevenness(rows: int) -> float:
         blocks = math.ceil(count / rows)
         empty = (blocks * rows - count) / count

@@ -1,7 +1,7 @@
-"""How a run went, how scores are distributed and what is taken for what, as PNG files.
+"""Curves of a run, histograms of scores and confusion matrices, as PNG files.
 
-matplotlib is imported where it draws, since that takes a while, and never through pyplot, whose global
-state a caller's own figures live in.
+Matplotlib is imported where it draws, since that takes a while, and never through pyplot, whose global state
+holds a caller's own figures.
 """
 
 from __future__ import annotations
@@ -26,24 +26,22 @@ if TYPE_CHECKING:
 
 
 INK = "#1a1a1a"
-# The palette of Okabe and Ito 2008: told apart with every common colour blindness.
+# The palette of Okabe and Ito 2008, distinguishable with every common colour blindness.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 DOTS_PER_INCH = 160
-MOST_MARKERS = 25
+MOST_MARKERS = 25  # more would cover the line
 FEWEST_BINS, MOST_BINS = 12, 60
-LONGEST_NAME, MOST_COUNTED = 24, 30  # letters of a class; classes whose counts can still be read
+LONGEST_NAME, MOST_COUNTED = 24, 30  # letters of a class; classes whose counts are still legible
 
 
 class _Panel(NamedTuple):
-    """One set of axes: what its vertical axis shows, and the record's keys for each stage of a run.
-
-    Errors may use a logarithmic axis. Schedules and counts never do: it would bend a straight warm-up.
-    """
+    """One set of axes: the quantity of its vertical axis, and the keys of its curves in the records."""
 
     quantity: str
     training: str | None
     validation: str | None
+    # Of errors only: on a logarithmic axis, a linear warm-up of a schedule is bent.
     may_be_logarithmic: bool = False
 
 
@@ -65,7 +63,7 @@ PANELS = (
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw how a run went, a panel for each quantity its records hold, as a PNG.
+    """Draw the curves of a run as a PNG, a panel for each quantity in its records.
 
     Args:
         records: one mapping an epoch, in order, with `epoch` and any of the keys in `PANELS`; a value that
@@ -88,7 +86,7 @@ def histogram(
     title: str,
     score_name: str,
 ) -> None:
-    """Draw how scores are distributed in each of some groups, and a threshold, as a PNG.
+    """Draw the distribution of scores in each group, and a threshold, as a PNG.
 
     The bars of a group add up to 100 %, so that groups of different sizes compare.
 
@@ -109,17 +107,17 @@ def histogram(
 def confusion_matrix(
     counts: NDArray[np.integer[Any]], classes: Sequence[str], path: Path, *, title: str
 ) -> None:
-    """Draw how many images of each class were taken for which, as a PNG.
+    """Draw a confusion matrix as a PNG.
 
     Args:
-        counts: (K, K), a row a true class, a column a class they were taken for. Colours show the share of
-            the row, so that rare classes read as well as common ones.
+        counts: (K, K) images, a row a true class, a column a predicted one. Colours show the share of the
+            row, so that rare classes are as legible as common ones.
         classes: K names.
         path: the PNG to write.
         title: a line above the figure.
 
     Raises:
-        ConfigError: the counts are not of so many classes.
+        ConfigError: the shape of the counts does not match the number of classes.
         OutputError: `path` cannot be written.
     """
     if counts.shape != (len(classes), len(classes)) or not len(classes):
@@ -134,7 +132,7 @@ def curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
         raise ConfigError(
             "There is nothing to draw: no epoch has a finite loss. Train for at least one epoch."
         )
-    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)  # four as a square, not three and one
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(
         5.6 if columns == 1 else 3.6 * columns, (3.6 if columns == 1 else 2.7 * rows) + 0.4, title
@@ -145,10 +143,11 @@ def curves_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 
 def _has_news(panel: _Panel, records: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the panel has a point to show, other than the loss drawn a second time."""
+    """Return whether the panel has a point to show that the panel of the loss does not."""
     drawn = _curve(records, panel.training), _curve(records, panel.validation)
     if not np.isfinite(drawn).any():
         return False
+    # The validation loss of a plain autoencoder is its mean squared error, up to the order of the sums.
     loss = _curve(records, LOSS.validation)
     return panel is LOSS or not np.allclose(drawn[1], loss, rtol=1e-3, atol=0, equal_nan=True)
 
@@ -166,7 +165,7 @@ def _draw_panel(axes: Axes, panel: _Panel, records: Sequence[Mapping[str, Any]])
     epochs = np.array([record["epoch"] for record in records])
     training, validation = _curve(records, panel.training), _curve(records, panel.validation)
     marker = "o" if len(epochs) <= MOST_MARKERS else ""
-    # Dashes as well as colours: the two stay apart in print without colour.
+    # Dashes as well as colours: the curves are distinguishable in print without colour.
     dashes = "--" if panel.validation else "-"
     if np.isfinite(training).any():
         axes.plot(epochs, training, dashes, color=BLUE, marker=marker, markersize=3.5, label="training")
@@ -174,6 +173,7 @@ def _draw_panel(axes: Axes, panel: _Panel, records: Sequence[Mapping[str, Any]])
         axes.plot(epochs, validation, "-", color=VERMILION, marker=marker, markersize=3.5, label="validation")
         if panel is LOSS:
             best = int(np.nanargmin(validation))
+            # A minus sign as on the axes: Matplotlib writes those with U+2212.
             label = f"best: {validation[best]:.4g}, epoch {epochs[best]}".replace("-", "−")
             axes.plot(
                 epochs[best], validation[best], "o", color=INK, fillstyle="none", markersize=8, label=label
@@ -189,7 +189,7 @@ def _draw_panel(axes: Axes, panel: _Panel, records: Sequence[Mapping[str, Any]])
         axes.set_yscale("log")
         _label_plainly(axes.yaxis, lowest, highest)
     elif lowest == highest > 0:
-        axes.set_ylim(0, 2 * highest)
+        axes.set_ylim(0, 2 * highest)  # of a constant Matplotlib shows a range of a millionth, with an offset
     tidy(axes)
 
 
@@ -213,7 +213,7 @@ def histogram_figure(
             label += f", {(values > threshold).mean():.1%} above"
         colour = PALETTE[position % len(PALETTE)]
         percent = 100 * np.histogram(values, edges)[0] / values.size
-        # An outline on a tint: groups that overlap both stay visible.
+        # An outline on a tint, so that overlapping groups are both visible.
         axes.stairs(percent, edges, fill=True, color=colour, alpha=0.25)
         axes.stairs(
             percent, edges, color=colour, linewidth=1.5, linestyle=("-", "--")[position % 2], label=label
@@ -227,7 +227,7 @@ def histogram_figure(
     axes.set_ylabel("share of the group (%)", fontsize=9)
     legend = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     for text in legend.get_texts():
-        text.set_parse_math(False)
+        text.set_parse_math(False)  # names of groups and runs are a user's, and may hold a $
     tidy(axes)
     return figure
 
@@ -279,7 +279,7 @@ def comparison_figure(
 
 def confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str], title: str) -> Figure:
     """Return what `confusion_matrix` draws."""
-    side = min(max(3.6, 1.6 + 0.42 * len(classes)), 16)
+    side = min(max(3.6, 1.6 + 0.42 * len(classes)), 16)  # at most 2,560 px: as much as a screen shows
     figure = new_figure(side + 0.6, side + 0.4, title)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -305,11 +305,13 @@ def _bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the edges of bins even on the scale that the axis will have, (bins + 1,)."""
     logarithmic = _spans_a_decade(values.min(), values.max())
     positions = np.log10(values) if logarithmic else values
+    # Rice's rule, within bounds: few scores still show a shape, and many no comb of noise.
     bins = min(max(math.ceil(2 * len(values) ** (1 / 3)), FEWEST_BINS), MOST_BINS)
     edges = np.histogram_bin_edges(positions, bins)
     if not logarithmic:
         return edges
-    # The outer edges are the extremes themselves, which a power of a logarithm may miss by a rounding.
+    # The outer edges are the extremes themselves: a power of a logarithm may miss them by a rounding, and
+    # np.histogram drops values outside.
     return np.concatenate([[values.min()], 10 ** edges[1:-1], [values.max()]])
 
 
@@ -338,7 +340,7 @@ def new_figure(width_inches: float, height_inches: float, title: str) -> Figure:
         facecolor="white",
         layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08),
     )
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # attaches itself; pyplot would otherwise choose a canvas by the display
     figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
     return figure
 
@@ -366,7 +368,7 @@ def png_of(figure: Figure) -> bytes:
     """Return a figure as the content of a PNG file."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        # A title in a script that the font lacks is drawn as boxes; nothing the reader could do.
+        # Letters that the font lacks are drawn as boxes, and the reader of a warning could do nothing.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(stream, format="png")
     return stream.getvalue()

@@ -1,27 +1,25 @@
-"""Generate: new pictures from a prior, and variations of any picture."""
+"""Generate: new pictures drawn from a prior, and variations of any picture."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from autoencode.atomic import is_locked
 from autoencode.configuration import PriorName
 from autoencode.generation import Samples, generate, priors, vary
-from autoencode.web.tabs import Missing, OpenWorkspace, in_shell
-from autoencode.web.uploads import Held
-from autoencode.web.workspace import Workspace
+from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, require
+from autoencode.web.workspace import Held, Workspace
 
 Count = Annotated[int, Field(ge=1, le=128)]
-Seed = Annotated[int, Field(ge=0, le=2**53)]
+Seed = Annotated[int, Field(ge=0, le=2**53)]  # the whole numbers that JavaScript holds exactly
 
 router = APIRouter()
 
 
-class Asked(BaseModel):
+class SampleRequest(BaseModel):
     """A grid of samples."""
 
     count: Count = 24
@@ -30,7 +28,7 @@ class Asked(BaseModel):
     prior: PriorName | None = None
 
 
-class AskedNear(BaseModel):
+class VariationRequest(BaseModel):
     """Variations of a picture."""
 
     picture: str
@@ -41,24 +39,24 @@ class AskedNear(BaseModel):
 
 
 @router.post("/api/generate")
-async def new(workspace: OpenWorkspace, asked: Asked) -> Response:
+async def new(workspace: OpenWorkspace, asked: SampleRequest) -> dict[str, Any]:
     """Draw samples."""
-    if lacking := needs(workspace):
-        return lacking.answer()
-
-    def drawn() -> Samples:
-        return generate(
-            workspace.model, asked.count, prior=asked.prior, temperature=asked.temperature, seed=asked.seed
-        )
-
-    return JSONResponse(_held(workspace, await workspace.on_model(drawn), f"sample {asked.seed}"))
+    require(needs(workspace))
+    made = await workspace.on_model(
+        generate,
+        workspace.model,
+        asked.count,
+        prior=asked.prior,
+        temperature=asked.temperature,
+        seed=asked.seed,
+    )
+    return _held(workspace, made, f"sample {asked.seed}")
 
 
 @router.post("/api/vary")
-async def near(workspace: OpenWorkspace, asked: AskedNear) -> Response:
+async def near(workspace: OpenWorkspace, asked: VariationRequest) -> dict[str, Any]:
     """Draw variations of a picture."""
-    if lacking := needs(workspace):
-        return lacking.answer()
+    require(needs(workspace))
 
     def drawn() -> Samples:
         return vary(
@@ -70,32 +68,33 @@ async def near(workspace: OpenWorkspace, asked: AskedNear) -> Response:
             seed=asked.seed,
         )
 
-    return JSONResponse(_held(workspace, await workspace.on_model(drawn), "variation"))
+    return _held(workspace, await workspace.on_model(drawn), "variation")
 
 
 def _held(workspace: Workspace, made: Samples, name: str) -> dict[str, Any]:
     """Hold samples, so that each can be searched for, varied and morphed like any other picture."""
+    # With their codes: encoding a decoded picture gives another code, and a variation of it would drift.
     pictures = [
-        workspace.describe(workspace.uploads.put(Held(pixels, code, f"{name}-{number}", "sample")))
+        workspace.hold(Held(pixels, code, f"{name}-{number}", "sample"))
         for number, (pixels, code) in enumerate(zip(made.pixels, made.codes, strict=True), start=1)
     ]
     return {"pictures": pictures, "prior": made.prior}
 
 
 def needs(workspace: Workspace) -> Missing | None:
-    """What has to be made before samples can be drawn; None where they can."""
+    """Return what is missing for samples; None if nothing is."""
     if priors(workspace.model):
         return None
     if workspace.run is not None and is_locked(workspace.folder):
         return Missing(
-            "This model carries no prior to draw from. Its training, which goes on, fits one at its end. "
-            "Start the page again then.",
+            "This model has no prior to draw samples from yet. Training is still running and fits one at its "
+            "end. Start the page again then.",
             (f"autoencode app {in_shell(workspace.folder)}",),
         )
     source = "PHOTOS" if workspace.training is None else in_shell(workspace.training.folder)
     run = "RUN" if workspace.run is None else in_shell(workspace.folder)
     return Missing(
-        "This model carries no prior to draw from. Give its training command again, to the end: it fits one.",
+        "This model has no prior to draw samples from. Run its training to the end, which fits one.",
         (f"autoencode train {source} --out {run} --resume",),
     )
 

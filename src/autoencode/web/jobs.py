@@ -1,9 +1,4 @@
-"""A function in a process of its own: it tells how far it is, and can be ended at any moment.
-
-For work that cannot be asked to stop, such as that of a library which says nothing for half a minute.
-
-Work that takes longer than a request: done once, in a thread of its own, with its progress to be seen.
-"""
+"""Work that takes longer than a request: jobs in threads, with progress, and functions in other processes."""
 
 from __future__ import annotations
 
@@ -12,82 +7,17 @@ import logging
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Literal, TypeVar
 
 from autoencode.errors import AutoencodeError
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1  # the longest that a cancelled process goes on
 
 Result = TypeVar("Result")
-
-
-def run_apart(function: Callable[..., Result], *args: object, report: Callable[[int, int], None]) -> Result:
-    """Return the result of a function.
-
-    Args:
-        function: picklable, as are its arguments and its result; called with `args` and what takes
-            (steps done, steps in all).
-        args: of the function.
-        report: called with the same ten times a second at least; what it raises ends the process.
-
-    Raises:
-        AutoencodeError: the process ended by itself.
-        Exception: whatever the function raised.
-    """
-    context = multiprocessing.get_context("spawn")  # a fork of threads that hold locks can stand still
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    # Apart from this thread, as the process takes it only once it has loaded what it needs.
-    threading.Thread(target=_send, args=(ours, (function, args)), daemon=True).start()
-    at = (0, 0)
-    try:
-        while True:
-            report(*at)
-            if not ours.poll(LOOK_SECONDS):
-                continue
-            try:
-                kind, value = ours.recv()
-            except (EOFError, OSError):
-                raise AutoencodeError("The process that did this ended by itself. Is memory short?") from None
-            if kind == "done":
-                result: Result = value
-                return result
-            if kind == "failed":
-                raise value
-            at = value
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
-
-
-def _send(connection: Connection[Any, Any], message: object) -> None:
-    with contextlib.suppress(OSError):  # the process was ended before it took it
-        connection.send(message)
-
-
-def _sendable(err: Exception) -> Exception:
-    """The same in words: not every exception can be made again from what it was made of."""
-    return AutoencodeError(str(err)) if isinstance(err, AutoencodeError) else RuntimeError(repr(err))
-
-
-def _serve(connection: Connection[Any, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
-    function, args = connection.recv()
-    try:
-        result = function(*args, lambda done, total: connection.send(("at", (done, total))))
-    except Exception as err:
-        connection.send(("failed", _sendable(err)))
-        return
-    connection.send(("done", result))
-
-
 Report = Callable[[str, int, int], None]
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -95,28 +25,30 @@ _WAITING = ("waiting for other work", 0, 0)
 
 
 class _StoppedError(Exception):
-    """Nobody wants the result any more."""
+    """The attempt was stopped."""
 
 
 class Job(Generic[Result]):
     """One piece of work, started when its result is first asked for.
 
     Args:
-        work: what to do; called with what takes (stage, done, total).
-        threads: where it runs; jobs in one wait for each other.
+        work: called with a function to report (stage, steps done, steps in all) to.
+        threads: where the work runs; jobs in one executor wait for each other.
     """
 
     def __init__(self, work: Callable[[Report], Result], threads: ThreadPoolExecutor) -> None:
         self._work, self._threads = work, threads
         self._lock = threading.Lock()
-        self._stopped: threading.Event | None = None  # of the attempt that counts
+        # An event an attempt, not a flag: a stopped attempt goes on until its next report, and must not write
+        # its progress or result over those of the attempt that replaced it.
+        self._stopped: threading.Event | None = None
         self.state: State = "waiting"
         self.error = ""
-        self._at = _WAITING
+        self._progress = _WAITING
         self._result: Result | None = None
 
     def result(self) -> Result | None:
-        """Return the result, or None while there is none; starts the work where nobody has."""
+        """Return the result, or None before it is there; the first call starts the work."""
         with self._lock:
             if self._stopped is None:
                 self._stopped = threading.Event()
@@ -124,50 +56,159 @@ class Job(Generic[Result]):
         return self._result
 
     def progress(self) -> dict[str, Any]:
-        """Return how far it is, as JSON can hold it."""
-        stage, done, total = self._at
+        """Return state, stage, steps done and in all, and the error, as JSON can hold them."""
+        stage, done, total = self._progress
         return {"state": self.state, "stage": stage, "done": done, "total": total, "error": self.error}
 
     def stop(self) -> None:
-        """End the work at the next step it tells of; who asks for its result then starts it anew."""
+        """End the work at its next report; the next call of `result` starts it anew."""
         with self._lock:
+            # A finished job keeps its result: people leave a tab and come back.
             if self._stopped is not None and self.state in ("waiting", "running"):
                 self._stopped.set()
-                self._stopped, self.state, self._at = None, "waiting", _WAITING
+                self._stopped, self.state, self._progress = None, "waiting", _WAITING
 
     def _run(self, stopped: threading.Event) -> None:
         def report(stage: str, done: int, total: int) -> None:
-            self._tell(stopped, at=(stage, done, total))
+            self._update(stopped, progress=(stage, done, total))
 
         try:
-            self._tell(stopped, state="running")
+            self._update(stopped, state="running")
             result = self._work(report)
-            self._tell(stopped, result=result, state="done")
+            self._update(stopped, result=result, state="done")
         except _StoppedError:
             return
         except AutoencodeError as err:
             self._fail(stopped, str(err))
         except Exception as err:
+            # The executor would keep the exception to itself, and the page would wait for ever.
             logging.getLogger(__name__).exception("a job failed")
             self._fail(stopped, f"Unexpected: {type(err).__name__}: {err}")
 
     def _fail(self, stopped: threading.Event, text: str) -> None:
         if not stopped.is_set():
-            self._tell(stopped, error=text, state="failed")
+            self._update(stopped, error=text, state="failed")
 
-    def _tell(
+    def _update(
         self,
         stopped: threading.Event,
         *,
         state: State | None = None,
-        at: tuple[str, int, int] | None = None,
+        progress: tuple[str, int, int] | None = None,
         result: Result | None = None,
         error: str = "",
     ) -> None:
-        """Let others see how far an attempt is, unless it was stopped."""
+        """Publish the progress of an attempt.
+
+        Raises:
+            _StoppedError: the attempt was stopped.
+        """
         with self._lock:
             if stopped.is_set():
                 raise _StoppedError
-            self._at = at or self._at
+            self._progress = progress or self._progress
             self._result = self._result if result is None else result
             self.error, self.state = error, state or self.state
+
+
+class JobQueue:
+    """Jobs by key that run one after another, in a thread of the queue.
+
+    Args:
+        name: of the thread.
+        most: jobs kept; the longest unused beyond it are stopped and forgotten. None keeps all.
+    """
+
+    def __init__(self, name: str, most: int | None = None) -> None:
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._most = most
+        self._jobs: OrderedDict[Hashable, Job[Any]] = OrderedDict()
+
+    def job(self, key: Hashable, work: Callable[[Report], Result]) -> Job[Result]:
+        """Return the job of a key; the first call for the key makes it of `work`."""
+        job: Job[Result] = self._jobs.setdefault(key, Job(work, self._threads))
+        self._jobs.move_to_end(key)
+        while self._most is not None and len(self._jobs) > self._most:
+            self.forget(next(iter(self._jobs)))
+        return job
+
+    def forget(self, key: Hashable) -> None:
+        """Stop the job of a key, if there is one, and drop its result."""
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            job.stop()
+
+    def close(self) -> None:
+        """Stop all jobs and end the thread, without waiting for it."""
+        for key in list(self._jobs):
+            self.forget(key)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def run_apart(function: Callable[..., Result], *args: object, report: Callable[[int, int], None]) -> Result:
+    """Return the result of a function that runs in a process of its own, which can be ended at any moment.
+
+    For work that reports nothing for a while and cannot be asked to stop, such as that of a library.
+
+    Args:
+        function: picklable, as its arguments and its result; called with `args` and a function to report
+            (steps done, steps in all) to.
+        args: of the function.
+        report: called with the same, ten times a second at least; an exception it raises ends the process.
+
+    Raises:
+        AutoencodeError: the function raised one, or its process ended before it returned.
+        RuntimeError: the function raised another exception.
+    """
+    # Not forked: a lock that another thread holds at the fork is never released in the child.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()  # ours then reads an end of file when the process ends, however it does
+    # Sent from another thread: the process reads only once its libraries are loaded, seconds later, and a
+    # pipe takes 64 KB before it blocks. This thread has to notice a cancellation meanwhile.
+    threading.Thread(target=_send, args=(ours, (function, args)), daemon=True).start()
+    at = (0, 0)
+    try:
+        while True:
+            report(*at)
+            if not ours.poll(POLL_SECONDS):
+                continue
+            try:
+                kind, value = ours.recv()
+            except (EOFError, OSError):
+                raise AutoencodeError(
+                    "The process of this work ended unexpectedly, perhaps for lack of memory."
+                ) from None
+            if kind == "done":
+                result: Result = value
+                return result
+            if kind == "failed":
+                raise value
+            at = value
+    finally:
+        process.kill()  # SIGTERM would wait for a handler of Python, which compiled code does not return to
+        process.join()
+        process.close()
+        ours.close()
+
+
+def _send(connection: Connection[Any, Any], message: object) -> None:
+    with contextlib.suppress(OSError):  # the process was ended before it read the message
+        connection.send(message)
+
+
+def _serve(connection: Connection[Any, Any]) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, too, which then ends this process
+    function, args = connection.recv()
+    try:
+        result = function(*args, lambda done, total: connection.send(("at", (done, total))))
+    except Exception as err:
+        # In words: an exception whose arguments are not those of its constructor cannot be unpickled.
+        failure = AutoencodeError(str(err)) if isinstance(err, AutoencodeError) else RuntimeError(repr(err))
+        connection.send(("failed", failure))
+        return
+    connection.send(("done", result))

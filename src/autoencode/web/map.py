@@ -1,52 +1,50 @@
-"""Map: every image as a point, images that look alike to the model near each other."""
+"""Map: every image as a point, images that the model finds similar near each other."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from autoencode.data.loader import batches
 from autoencode.errors import ConfigError, MissingExtraError
-from autoencode.outliers.review import chosen_entries, file_list
-from autoencode.projection import CodeMap, Layout
-from autoencode.web.tabs import Missing, OpenWorkspace, download, unfinished
-from autoencode.web.workspace import SPLITS, Collection, Workspace, readable
+from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.outliers.review import Ranking, chosen_entries, file_list
+from autoencode.projection import CodeMap, Layout, code_map, in_effects, neighbour_map
+from autoencode.web.jobs import Job, Report, run_apart
+from autoencode.web.outliers import known_ranking
+from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
+from autoencode.web.workspace import SPLITS, Collection, Vectors, Workspace, readable
 
 MOST_NAMED = 500
 
 router = APIRouter()
 
 
-class Chosen(BaseModel):
-    """Places of images."""
+class Selected(BaseModel):
+    """Positions of images."""
 
     positions: Annotated[list[int], Field(max_length=MOST_NAMED)]
 
 
 @router.get("/api/map")
-async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> Response:
-    """Return what the map shows; `/api/map/points` has where."""
-    if lacking := needs(workspace) or _lacks(layout):
-        return lacking.answer()
-    assert workspace.review is not None
-    found = workspace.maps[layout].result()
-    if found is None:
-        return unfinished(workspace.maps[layout])
-    return JSONResponse(
-        {
-            "letter": workspace.review.letter,
-            "images": len(workspace.review),
-            "explained": found.explained,
-            "labels": [readable(label) for label in workspace.review.pack.labels],
-            "splits": SPLITS,
-            "scored": workspace.ranking.state == "done",
-        }
-    )
+async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, Any]:
+    """Return the facts of the map; `/api/map/points` has the positions."""
+    review = _review(workspace)
+    return {
+        "letter": review.letter,
+        "images": len(review),
+        "explained": finished(map_job(workspace, layout)).explained,
+        "labels": [readable(label) for label in review.pack.labels],
+        "splits": SPLITS,
+        "scored": known_ranking(workspace) is not None,
+    }
 
 
 @router.get("/api/map/points")
@@ -55,56 +53,88 @@ async def points(workspace: OpenWorkspace, layout: Layout = "pca") -> Response:
 
     x and y float32 (N,), score float32 (N,) or NaN, label int16 (N,) or -1, split int8 (N,).
     """
-    if lacking := needs(workspace) or _lacks(layout):
-        return lacking.answer()
-    assert workspace.review is not None
-    found = workspace.maps[layout].result()
-    if found is None:
-        return unfinished(workspace.maps[layout])
-    content = await asyncio.to_thread(_bytes, workspace, workspace.review, found)
+    # Not JSON: 100,000 points are 1.5 MB, which the browser uses as arrays without reading them.
+    review, found = _review(workspace), finished(map_job(workspace, layout))
+    content = await asyncio.to_thread(_bytes, review, found, known_ranking(workspace))
     return Response(content, media_type="application/octet-stream")
 
 
 @router.post("/api/map/cancel")
 async def cancel(workspace: OpenWorkspace, layout: Layout) -> None:
-    """Lay out no further."""
-    workspace.maps[layout].stop()
+    """Stop computing a layout."""
+    map_job(workspace, layout).stop()
 
 
 @router.post("/api/map/chosen")
-async def chosen(workspace: OpenWorkspace, asked: Chosen) -> Response:
-    """Return what is known of chosen images, to show them."""
-    if lacking := needs(workspace):
-        return lacking.answer()
-    assert workspace.review is not None
-    return JSONResponse(
-        [workspace.describe(f"{workspace.review.letter}{place}") for place in asked.positions]
-    )
+async def selected(workspace: OpenWorkspace, asked: Selected) -> list[dict[str, Any]]:
+    """Return the facts about selected images."""
+    review = _review(workspace)
+    return [workspace.describe(f"{review.letter}{position}") for position in asked.positions]
 
 
 @router.post("/api/map/chosen.txt")
 async def files(workspace: OpenWorkspace, request: Request) -> Response:
-    """Return the files of chosen images, one a line.
+    """Return the files of selected images, one a line; the body has a bit an image, lowest bit first."""
+    # As numbers, 140,000 positions filled the 1 MB of a request; as bits, eight million images fit. Ranges
+    # would not help: neighbours on the map are anywhere in the pack.
+    review, content = _review(workspace), await request.body()
+    if len(content) != -(-len(review) // 8):
+        raise ConfigError(
+            f"A selection of {len(review):,} images has a bit each, not {len(content):,} bytes."
+        )
+    positions = np.flatnonzero(np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little"))
+    entries = await asyncio.to_thread(chosen_entries, review.pack, positions)
+    return download(await asyncio.to_thread(file_list, review.pack, entries), "chosen.txt", "text/plain")
 
-    The body has a bit for each image, the first the lowest of its byte: however many are chosen, eight
-    million images fit into what a request may carry.
+
+def map_job(workspace: Workspace, layout: Layout) -> Job[CodeMap]:
+    """Return the job that lays out the images under review.
+
+    Raises:
+        ReplyError: there are no images, or UMAP is not installed.
     """
-    if lacking := needs(workspace):
-        return lacking.answer()
-    assert workspace.review is not None
-    pack, content = workspace.review.pack, await request.body()
-    if len(content) != -(-len(workspace.review) // 8):
-        raise ConfigError(f"Chosen images are {len(workspace.review):,} bits, not {len(content):,} bytes.")
-    places = np.flatnonzero(np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little"))
-    entries = await asyncio.to_thread(chosen_entries, pack, places)
-    return download(await asyncio.to_thread(file_list, pack, entries), "chosen.txt", "text/plain")
+    review = _review(workspace)
+    if layout == "umap":
+        require(needs_umap())
+    work = _by_neighbours if layout == "umap" else _by_components
+    return workspace.layouts.job(layout, functools.partial(work, workspace.model, review))
 
 
-def _bytes(workspace: Workspace, review: Collection, found: CodeMap) -> bytes:
-    pack, ranking = review.pack, workspace.ranking.result() if workspace.ranking.state == "done" else None
+def _by_components(model: Autoencoder, review: Collection, report: Report) -> CodeMap:
+    return code_map(model, _codes(model, review, report))
+
+
+def _by_neighbours(model: Autoencoder, review: Collection, report: Report) -> CodeMap:
+    # Apart: UMAP reports nothing while it finds neighbours, for half a minute in which no thread could be
+    # stopped. Loading its libraries anew costs 15 s.
+    centred = in_effects(model, _codes(model, review, report))
+
+    def rounds(done: int, total: int) -> None:
+        report("laying out images, rounds" if total else "finding neighbours", done, total)
+
+    return run_apart(neighbour_map, centred, report=rounds)
+
+
+def _codes(model: Autoencoder, review: Collection, report: Report) -> Vectors:
+    """Return the codes (N, D) of the images, computed once: both layouts run in one thread."""
+    if review.codes is None:
+        # Copies of a file share a row of pixels, and one encoding.
+        rows, positions = np.unique(review.rows, return_inverse=True)
+        codes = np.empty((len(rows), model.config.code_size), np.float32)
+        done = 0
+        for images in batches(review.pack, rows, INFERENCE_BATCH):
+            codes[done : done + len(images)] = model.encode(images).numpy()
+            done += len(images)
+            report("encoding images", done, len(rows))
+        review.codes = codes[positions]
+    return review.codes
+
+
+def _bytes(review: Collection, found: CodeMap, ranking: Ranking | None) -> bytes:
     scores: Any = np.full(len(review), np.nan) if ranking is None else ranking.scores
-    number = {label: place for place, label in enumerate(pack.labels)}
-    labels = [number.get(entry.label or "", -1) for entry in pack.entries]
+    number = {label: place for place, label in enumerate(review.pack.labels)}
+    labels = [number.get(entry.label or "", -1) for entry in review.pack.entries]
+    # The widest types first, as an array in the browser has to begin at a multiple of its type's size.
     parts = [
         found.plane[:, 0].astype("<f4"),
         found.plane[:, 1].astype("<f4"),
@@ -115,8 +145,14 @@ def _bytes(workspace: Workspace, review: Collection, found: CodeMap) -> bytes:
     return b"".join(part.tobytes() for part in parts)
 
 
+def _review(workspace: Workspace) -> Collection:
+    require(needs(workspace))
+    assert workspace.review is not None
+    return workspace.review
+
+
 def needs(workspace: Workspace) -> Missing | None:
-    """What has to be there before there is a map; None where there is one."""
+    """Return what is missing for a map; None if nothing is."""
     if workspace.review is not None:
         return None
     return Missing(
@@ -125,12 +161,9 @@ def needs(workspace: Workspace) -> Missing | None:
     )
 
 
-def _lacks(layout: Layout) -> Missing | None:
-    return needs_umap() if layout == "umap" else None
-
-
 def needs_umap() -> Missing | None:
-    """What has to be installed before UMAP can lay out a map; None where it is."""
+    """Return what is missing for a map by UMAP; None if nothing is."""
+    # Not imported, which takes seconds, and every opening of the page asks.
     if importlib.util.find_spec("umap") is not None:
         return None
     return Missing(str(MissingExtraError("map", "A map by UMAP")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Annotated, Literal
 
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from autoencode.configuration import Interpolation
 from autoencode.errors import ConfigError
-from autoencode.figures.animation import write_animation
+from autoencode.figures import write_animation
 from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, mixed
 from autoencode.pixels import to_pixels
 from autoencode.web.jobs import Report
-from autoencode.web.tabs import OpenWorkspace, download, png, unfinished
+from autoencode.web.tabs import OpenWorkspace, download, finished, png
 from autoencode.web.workspace import Pixels, Workspace
 
-LEG_FRAMES = 24  # from one picture to the next
-PIECE = 8  # frames decoded between two words on how far it is
+LEG_FRAMES = 24  # from one picture to the next: 1.2 s at the 20 frames a second of `autoencode morph`
+CHUNK_FRAMES = 8  # decoded between two reports, so that a cancelled animation ends within a moment
 
 Kind = Literal["gif", "webp"]
 Share = Annotated[float, Query(ge=0, le=1)]
@@ -38,13 +39,10 @@ async def frame(
     y: Share = 0.0,
     interpolation: Interpolation = "linear",
 ) -> Response:
-    """Return one mixture: of two or three pictures at x along the way, of four at (x, y) in their square."""
+    """Return a mixture: of two or three pictures at x along the way, of four at (x, y) in their square."""
     names = _names(pictures)
-
-    async def is_wanted() -> bool:
-        return not await request.is_disconnected()
-
-    if not await is_wanted():
+    # A slider aborts the request for the position it has left; decoding that would delay the next.
+    if await request.is_disconnected():
         return Response(status_code=499)
     return png(await workspace.on_model(_mixture, workspace, names, x, y, interpolation))
 
@@ -53,28 +51,27 @@ async def frame(
 async def animation(
     workspace: OpenWorkspace, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
 ) -> Response:
-    """Return the way through all pictures and back to the first, without a cut, or how far that is."""
+    """Return a loop through all pictures and back to the first, or the progress of making it."""
     names = _names(pictures)
+    # Now, not in the job: a sample that is pushed out of memory meanwhile is in the animation all the same.
     codes = await workspace.on_model(workspace.codes, names)
-    job = workspace.animation(
-        (*names, interpolation, kind), lambda report: _animated(workspace, codes, interpolation, kind, report)
-    )
-    found = job.result()
-    return unfinished(job) if found is None else download(found, f"morph.{kind}", f"image/{kind}")
+    work = functools.partial(_animated, workspace, codes, interpolation, kind)
+    job = workspace.animations.job((*names, interpolation, kind), work)
+    return download(finished(job), f"morph.{kind}", f"image/{kind}")
 
 
 @router.post("/api/morph/animation/cancel")
 async def cancel(
     workspace: OpenWorkspace, pictures: str, interpolation: Interpolation = "linear", kind: Kind = "gif"
 ) -> None:
-    """Make an animation no further."""
-    workspace.forget_animation((*_names(pictures), interpolation, kind))
+    """Stop making an animation."""
+    workspace.animations.forget((*_names(pictures), interpolation, kind))
 
 
 def _names(pictures: str) -> list[str]:
     names = pictures.split(",")
     if not 2 <= len(names) <= 4:
-        raise ConfigError("A morph is of two to four pictures.")
+        raise ConfigError("A morph needs two to four pictures.")
     return names
 
 
@@ -106,9 +103,10 @@ def _animated(
 
 
 def _loop(workspace: Workspace, codes: Tensor, interpolation: Interpolation, report: Report) -> Pixels:
-    way, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, interpolation)
-    pieces: list[Pixels] = []
-    for part in torch.split(way[:-1], PIECE):
-        report("decoding frames", PIECE * len(pieces), len(way) - 1)
-        pieces.append(to_pixels(workspace.model.decode(part)))
-    return np.concatenate(pieces)
+    path, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, interpolation)
+    path = path[:-1]  # the first picture again, which the repetition shows
+    chunks: list[Pixels] = []
+    for part in torch.split(path, CHUNK_FRAMES):
+        report("decoding frames", CHUNK_FRAMES * len(chunks), len(path))
+        chunks.append(to_pixels(workspace.model.decode(part)))
+    return np.concatenate(chunks)

@@ -1,8 +1,9 @@
-"""The overview: what the model is, how good it is, how its training goes."""
+"""The overview: the model, its quality, and the progress of its training."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import math
@@ -15,25 +16,28 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
-from autoencode.evaluation.quality import CheckUp, gap_in_words
+from autoencode.evaluation.quality import CheckUp, check_up, gap_in_words
 from autoencode.metrics.statistics import Estimate
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
-from autoencode.web.tabs import Missing, OpenWorkspace, unfinished
+from autoencode.web.jobs import Report
+from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace, readable
 
 SHOWN = 8
+CHECKED_IMAGES = 512  # enough for a first impression; `evaluate` measures all, with intervals
 
 router = APIRouter()
 
 
 @router.get("/api/overview")
 async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
-    """Return the settings of the run in words, its images and some held-out ones to look at."""
+    """Return the settings of the run in words, its images, and a few held-out ones to show."""
     pack, review = workspace.training, workspace.review
     shown: list[dict[str, Any]] = []
     if review is not None:
-        # Held-out ones where there are any; entries are in the order of their digests, so by chance.
+        # Held-out images first, as the model has learned the others. Entries are in the order of their
+        # digests, so that the first few are a random choice.
         order = np.argsort(-await asyncio.to_thread(lambda: review.splits), kind="stable")
         shown = [workspace.describe(f"{review.letter}{position}") for position in order[:SHOWN]]
     return {
@@ -51,42 +55,50 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
 
 
 @router.get("/api/health")
-async def health(workspace: OpenWorkspace) -> Response:
-    """Return how good the model is on held-out images, or how far measuring that is."""
-    if lacking := needs(workspace):
-        return lacking.answer()
-    found = workspace.check_up.result()
-    return (
-        unfinished(workspace.check_up) if found is None else JSONResponse(_findings(workspace.model, found))
-    )
+async def health(workspace: OpenWorkspace) -> dict[str, Any]:
+    """Return the quality of the model on held-out images, or the progress of measuring it."""
+    require(needs(workspace))
+    job = workspace.measuring.job("check-up", functools.partial(_check_up, workspace))
+    return _findings(workspace.model, finished(job))
 
 
 @router.get("/api/run/state")
 async def state(workspace: OpenWorkspace, known: str = "") -> Response:
-    """Return the lines of metrics of the run, and whether it trains; 204 where that is what is known.
-
-    Asked for again and again: a stream of events would hold one of the six connections that a browser opens
-    to a program, for each of its windows.
-    """
+    """Return the metrics of the run, and whether it is training; 204 if `known` is the tag of the same."""
+    # Polled: a stream of events holds one of the six connections that a browser opens to a host, and with
+    # streams the seventh window never loaded. An unchanged state is an empty reply.
     epochs = 0 if workspace.run is None else workspace.run.train.total_epochs
     found = await asyncio.to_thread(_state, workspace.folder, epochs)
     tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
 
 
+def _check_up(workspace: Workspace, report: Report) -> CheckUp:
+    assert workspace.training is not None
+    done, total = 0, min(CHECKED_IMAGES, len(workspace.training.held_out().rows))
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report("measuring held-out images", done, total)
+
+    return check_up(workspace.model, workspace.training, CHECKED_IMAGES, advance)
+
+
 def needs(workspace: Workspace) -> Missing | None:
-    """What has to be there before the model can be measured; None where it can."""
+    """Return what is missing for a measurement of the model; None if nothing is."""
     if workspace.training is not None:
         return None
     return Missing(
-        "How good it is, is measured on images held out of its training. Open the run folder, with its "
-        "pack where the training left it.",
+        "Quality is measured on images held out of training, and those were not found. Open the run folder, "
+        "with its pack where training left it.",
         ("autoencode app RUN",),
     )
 
 
 def _state(folder: Path, epochs: int) -> dict[str, Any]:
     records = read_metrics(folder)
+    # The lock, not the age of the log: an epoch of a large data set can take hours.
     is_training = bool(epochs) and is_locked(folder)
     return {
         "records": records,
@@ -97,7 +109,7 @@ def _state(folder: Path, epochs: int) -> dict[str, Any]:
 
 
 def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | None:
-    """Seconds that the epochs left will take at the pace of the last one, as of its end; None before that."""
+    """Return the seconds that the remaining epochs will take at the pace of the last; None before it."""
     if not records or (pace := records[-1].get("seconds")) is None:
         return None
     left = pace * (epochs - records[-1]["epoch"])
@@ -105,7 +117,7 @@ def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | N
         since = time.time() - (folder / METRICS_NAME).stat().st_mtime
     except OSError:
         return None
-    # In steps, so that not every look is news.
+    # In steps of 5 s, or every poll would be a change, and be sent with all records.
     return max(0.0, math.ceil((left - since) / 5) * 5.0)
 
 
@@ -122,11 +134,11 @@ def _settings(workspace: Workspace) -> list[tuple[str, str]]:
 
 
 def _findings(model: Autoencoder, found: CheckUp) -> dict[str, Any]:
-    """Numbers with what they mean; `fair` is False where one of them asks for something to be done."""
+    """Return the numbers with their meaning in words, and a warning if the code has collapsed."""
     quality = found.quality
     rows = [
-        _finding("PSNR", quality.psnr_db, 1, " dB", "how close reconstructions are; higher is closer"),
-        _finding("SSIM", quality.ssim, 3, "", "how alike in structure; 1 is equal"),
+        _finding("PSNR", quality.psnr_db, 1, " dB", "how close reconstructions are; higher is better"),
+        _finding("SSIM", quality.ssim, 3, "", "similarity in structure; 1 is identical"),
         _finding("Sharpness", quality.sharpness, 2, "", "detail of a reconstruction; below 1 it is blurred"),
     ]
     warning = None
@@ -135,9 +147,9 @@ def _findings(model: Autoencoder, found: CheckUp) -> dict[str, Any]:
         warning = code.warning
         rows += [
             {
-                "name": "Active values",
+                "name": "Active dimensions",
                 "value": f"{code.active_units} of {size}",
-                "means": "how much of the code carries information",
+                "means": "dimensions of the code that carry information",
             },
             {
                 "name": "Prior gap",

@@ -1,4 +1,4 @@
-"""Restore: a picture beside what the model makes of it, corrupted first if asked for."""
+"""Restore: a picture and its reconstruction, corrupted first if asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from autoencode.data.corruptions import CORRUPTIONS
 from autoencode.reconstruction import Restored, restore
@@ -21,28 +21,27 @@ router = APIRouter()
 @router.get("/api/restore")
 async def numbers(
     workspace: OpenWorkspace, picture: str, clean: str = "", corrupt: Text = "", seed: int = 0
-) -> Response:
-    """Return how close the restored picture is to the clean one: PSNR, before and after, and SSIM."""
+) -> dict[str, Any]:
+    """Return PSNR before and after, and SSIM, against the clean picture."""
     made = await workspace.on_model(_restored, workspace, picture, clean, corrupt, seed)
-    return JSONResponse(
-        {
-            "psnr_db": _finite(made.psnr_db[0]),
-            "ssim": _finite(made.ssim[0]),
-            "seen_psnr_db": None if made.seen_psnr_db is None else _finite(made.seen_psnr_db[0]),
-        }
-    )
+    return {
+        "psnr_db": _finite(made.psnr_db[0]),
+        "ssim": _finite(made.ssim[0]),
+        "seen_psnr_db": None if made.seen_psnr_db is None else _finite(made.seen_psnr_db[0]),
+    }
 
 
 @router.get("/api/restore/{side}")
 async def shown(
     workspace: OpenWorkspace, side: str, picture: str, corrupt: Text = "", seed: int = 0
 ) -> Response:
-    """Show one side: "seen" is what the model was given, any other what it made of that."""
+    """Show one side: for "seen" the input of the model, else its output."""
     made = await workspace.on_model(_restored, workspace, picture, "", corrupt, seed)
     return png((made.seen if side == "seen" else made.restored)[0])
 
 
 def _restored(workspace: Workspace, picture: str, clean: str, corrupt: str, seed: int) -> Restored:
+    # Computed anew for each reply instead of held: with the same seed the damage is the same.
     return restore(
         workspace.model,
         workspace.pixels(picture)[None],
@@ -53,11 +52,12 @@ def _restored(workspace: Workspace, picture: str, clean: str, corrupt: str, seed
 
 
 def _finite(value: float) -> float | None:
+    # The PSNR of equal pictures is infinite, which JSON cannot hold.
     return value if math.isfinite(value) else None
 
 
 def facts(workspace: Workspace) -> dict[str, Any]:
-    """Return the corruptions the model was trained on, and those the tab offers."""
+    """Return the corruptions the model was trained against, and those the tab offers."""
     offers = [
         (f"{name}:{amount:g}", words) for name, kind in CORRUPTIONS.items() for amount, words in kind.offers
     ]

@@ -1,19 +1,18 @@
-"""Search: the images of the index that look most like a picture."""
+"""Search: the images of the index most similar to a picture."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from autoencode.atomic import csv_bytes
 from autoencode.configuration import Distance
 from autoencode.index.base import Neighbour
 from autoencode.pixels import to_float
-from autoencode.web.tabs import Missing, OpenWorkspace, download, in_shell
-from autoencode.web.uploads import Held
-from autoencode.web.workspace import Workspace
+from autoencode.web.tabs import Missing, OpenWorkspace, download, in_shell, require
+from autoencode.web.workspace import Held, Workspace
 
 Count = Annotated[int, Query(ge=1, le=200)]
 
@@ -23,57 +22,55 @@ router = APIRouter()
 @router.get("/api/search")
 async def search(
     workspace: OpenWorkspace, picture: str, k: Count = 24, distance: Distance | None = None
-) -> Response:
+) -> dict[str, Any]:
     """Return the nearest images, nearest first, with their scores."""
-    if lacking := needs(workspace):
-        return lacking.answer()
-    assert workspace.index is not None
-    found = await workspace.on_model(_nearest, workspace, picture, k, distance or workspace.index.distance)
+    found = await workspace.on_model(_nearest, workspace, picture, k, distance)
     neighbours = [
-        workspace.describe(f"i{near.position}", score=near.score, gone=near.is_gone) for near in found
+        workspace.describe(f"i{near.position}", score=near.score, gone=near.is_gone)
+        for near in found.neighbours
     ]
-    return JSONResponse(
-        {
-            "query": workspace.describe(picture),
-            "neighbours": neighbours,
-            "similarity": (distance or workspace.index.distance) != "l2",
-        }
-    )
+    return {
+        "query": workspace.describe(picture),
+        "neighbours": neighbours,
+        "similarity": found.distance != "l2",
+    }
 
 
 @router.get("/api/search.csv")
 async def table(
     workspace: OpenWorkspace, picture: str, k: Count = 24, distance: Distance | None = None
 ) -> Response:
-    """Return the same as a table."""
-    if lacking := needs(workspace):
-        return lacking.answer()
-    assert workspace.index is not None
-    found = await workspace.on_model(_nearest, workspace, picture, k, distance or workspace.index.distance)
-    rows = ([near.path, f"{near.score:.6g}", near.label or ""] for near in found)
+    """Return the nearest images as a table."""
+    found = await workspace.on_model(_nearest, workspace, picture, k, distance)
+    rows = ([near.path, f"{near.score:.6g}", near.label or ""] for near in found.neighbours)
     return download(csv_bytes([["path", "score", "label"], *rows]), "neighbours.csv", "text/csv")
 
 
-def _nearest(workspace: Workspace, picture: str, k: int, distance: Distance) -> list[Neighbour]:
-    """The nearest images, without the picture itself; the code of one that stays is known already."""
-    index = workspace.compared_by(distance)
-    found = workspace.find(picture)
-    own = -1
-    if not isinstance(found, Held) and found.collection.letter == "i":
-        own = found.position
+class _Nearest(NamedTuple):
+    distance: Distance
+    neighbours: list[Neighbour]
+
+
+def _nearest(workspace: Workspace, picture: str, k: int, distance: Distance | None) -> _Nearest:
+    """Return the nearest images, without the picture itself."""
+    require(needs(workspace))
+    index, found, own = workspace.compared_by(distance), workspace.find(picture), -1
     query: Any
-    if own >= 0:
+    if not isinstance(found, Held) and found.collection.letter == "i":
+        # Its code is in the index: no image is read and encoded when a person goes from image to image.
+        own = found.position
         query = index.codes[index.entries[own].row][None]
     elif index.embedding == "code":
         query = workspace.code(picture)[None]
     else:
         query = to_float(workspace.pixels(picture)[None])
+    # One more than asked for, as the picture is its own nearest. By position: copies of it stay.
     [result] = index.search(query, k + 1).results
-    return [near for near in result.found if near.position != own][:k]
+    return _Nearest(index.distance, [near for near in result.found if near.position != own][:k])
 
 
 def needs(workspace: Workspace) -> Missing | None:
-    """What has to be made before images can be searched; None where they can."""
+    """Return what is missing for a search; None if nothing is."""
     if workspace.index is not None:
         return None
     source = "PHOTOS" if workspace.training is None else in_shell(workspace.training.folder)

@@ -1,12 +1,13 @@
-"""Who may talk to the page, and what a browser may do with it. Every request passes here first.
+"""Who may use the page, and what a browser may do with it. Every request passes here first.
 
-rule                                         answer to what breaks it
+rule                                         reply to a request that breaks it, or means
 -------------------------------------------  --------------------------------------------------------------
-Host names this machine                      400: a foreign name that resolves to it (DNS rebinding) is out
+Host names this machine                      400; keeps out a foreign name that resolves to it (DNS rebinding)
 the token of this launch, as a cookie or as  401, for reads and writes, static files included
 a bearer
-Origin of a write is this page               403; a cookie alone proves nothing, as browsers send it along
-a body has a stated length, within its cap   411, 413
+Origin of a write is this page               403; the cookie proves nothing, as browsers attach it anyway
+a body has a stated length, within its limit 411, 413
+uploads keep to a rate                       429, see `Allowance`
 pictures and data stay with this page        Content-Security-Policy, nosniff, no-referrer, same-origin
 """
 
@@ -16,6 +17,7 @@ import hashlib
 import ipaddress
 import secrets
 import socket
+import time
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -26,58 +28,67 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 JSON_BYTES = 1024**2  # a bit for each of eight million images fits
 
+# A person who drops a folder of photographs stays below the first; an upload takes 24 ms, so that the second
+# leaves nine tenths of a core to other work.
+UPLOADS_AT_ONCE, UPLOADS_PER_SECOND = 60, 4.0
+
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _READS = frozenset({"GET", "HEAD"})
+# A label or file name that slipped into the page as markup could neither run a script nor send a picture
+# elsewhere.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' blob:",
+        "img-src 'self' blob:",  # frames of a morph are drawn from memory
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
-        "frame-ancestors 'none'",
+        "frame-ancestors 'none'",  # a page that framed this one could lead clicks to "Drop"
     )
 )
 HEADERS = {
     "Content-Security-Policy": _POLICY,
+    # A list of file names, which others chose, is never taken for a script.
     "X-Content-Type-Options": "nosniff",
+    # The first address holds the token.
     "Referrer-Policy": "no-referrer",
+    # A page that opened this one gets no handle to its window.
     "Cross-Origin-Opener-Policy": "same-origin",
+    # Another program on a port of this machine is the same site, so that SameSite lets its pages send the
+    # cookie along with an <img>.
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 _NO_TOKEN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>autoencode</title>
-<h1>This page needs its key</h1>
-<p>Open the whole address that <code>autoencode app</code> printed when it started, with what follows
-<code>?token=</code>. Each start has a new one.</p></html>"""
+<h1>This page needs its token</h1>
+<p>Open the whole address that <code>autoencode app</code> printed when it started, including the part after
+<code>?token=</code>. Each start has a new token.</p></html>"""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What one launch holds to.
+    """Who may use one launch of the page.
 
     Attributes:
         is_remote: whether other machines may connect; Host may then be any IP address or this machine's name.
-        upload_bytes: the largest file to take.
         token: the secret of this launch.
     """
 
     is_remote: bool = False
-    upload_bytes: int = 32 * 1024**2
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie; browsers share cookies among ports, and each launch has its own."""
+        """Name of the cookie."""
+        # Browsers share cookies among the ports of a host: with one name, a second page would sign out the
+        # first.
         return f"autoencode-{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
 
     def knows_host(self, host: str) -> bool:
-        """Whether a Host header names this machine.
-
-        An address cannot be rebound to another machine, as a name can.
-        """
+        """Whether a Host header names this machine."""
+        # Any address will do for a remote page: only a name can be rebound to another machine.
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         name = name.removeprefix("[").removesuffix("]").lower()
         if name in _LOOPBACK_NAMES:
@@ -85,28 +96,50 @@ class Trust:
         return self.is_remote and (_is_address(name) or name == socket.gethostname().lower())
 
     def has_token(self, given: str | None) -> bool:
-        """Whether this is the token, in time that does not depend on how near it is."""
+        """Whether this is the token."""
+        # In constant time: `==` takes longer the more characters are right, which gives the token away.
         return given is not None and secrets.compare_digest(given.encode(), self.token.encode())
 
-    def body_limit(self, path: str) -> int:
-        """Bytes that a request to a path may carry."""
-        return self.upload_bytes if path == "/api/uploads" else JSON_BYTES
+
+class Allowance:
+    """So many requests at once, and so many a second after that (a token bucket).
+
+    Args:
+        most: requests at once.
+        per_second: further requests a second.
+    """
+
+    def __init__(self, most: int = UPLOADS_AT_ONCE, per_second: float = UPLOADS_PER_SECOND) -> None:
+        self.most, self.per_second = most, per_second
+        # Monotonic: a clock that is set back would grant nothing until it has caught up.
+        self._left, self._at = float(most), time.monotonic()
+
+    def take(self) -> float:
+        """Take one request; return 0, or the seconds to wait if none is left."""
+        now = time.monotonic()
+        self._left = min(self.most, self._left + (now - self._at) * self.per_second)
+        self._at = now
+        if self._left < 1:
+            return (1 - self._left) / self.per_second
+        self._left -= 1
+        return 0.0
 
 
 class Guard:
     """The application behind the rules.
 
     Args:
-        app: what answers a request that keeps to them.
-        trust: what they are.
+        app: answers the requests that keep to the rules.
+        trust: who may use it.
+        upload_bytes: the largest file to take.
     """
 
-    def __init__(self, app: ASGIApp, trust: Trust) -> None:
-        self.app, self.trust = app, trust
+    def __init__(self, app: ASGIApp, trust: Trust, upload_bytes: int) -> None:
+        self.app, self.trust, self.upload_bytes = app, trust, upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":  # the life of the server; there are no web sockets
+        if scope["type"] != "http":  # start and end of the server; it has no web sockets
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -116,8 +149,8 @@ class Guard:
         async def protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 out = MutableHeaders(scope=message)
-                out.update(HEADERS)
-                out.setdefault("Cache-Control", "no-store")
+                out.update(HEADERS)  # here, so that errors and rejections have them, too
+                out.setdefault("Cache-Control", "no-store")  # a browser's cache outlives the page
                 if entering:
                     value = f"{self.trust.cookie}={self.trust.token}; Path=/; HttpOnly; SameSite=Strict"
                     out.append("Set-Cookie", value)
@@ -127,26 +160,28 @@ class Guard:
 
     def _rejection(self, scope: Scope, headers: Headers, entering: bool) -> Response | None:
         host = headers.get("host", "")
+        # One only: a proxy may check the first of two and the server use the second.
         if len(headers.getlist("host")) != 1 or not self.trust.knows_host(host):
-            return _error(400, "This page answers under the name of its own machine alone.")
+            return _error(400, "The Host of the request is not the name of this machine.")
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         is_bearer = self.trust.has_token(bearer)
         if not (entering or is_bearer or self.trust.has_token(self._cookie(headers))):
             if scope["path"] == "/":
                 return HTMLResponse(_NO_TOKEN, 401)
-            return _error(401, "The key of this page is missing. Open the address printed at its start.")
+            return _error(401, "The token is missing. Open the address that autoencode app printed.")
         if scope["method"] in _READS:
             return None
+        # Without an Origin only a bearer will do: no browser attaches that by itself, as it does the cookie.
         origin = headers.get("origin")
         if origin != f"{scope['scheme']}://{host}" and not (origin is None and is_bearer):
-            return _error(403, "Only this page itself may change anything.")
+            return _error(403, "Only this page may change anything.")
         length = headers.get("content-length", "")
-        # A body in chunks is as long as it likes, whatever length is stated beside.
+        # A body in chunks has no end that is known before, whatever length is stated beside.
         if not length.isdecimal() or "transfer-encoding" in headers:
-            return _error(411, "The length of what is sent must be stated.")
-        limit = self.trust.body_limit(scope["path"])
+            return _error(411, "The request states no Content-Length, or is sent in chunks.")
+        limit = self.upload_bytes if scope["path"] == "/api/uploads" else JSON_BYTES
         if int(length) > limit:
-            return _error(413, f"That is larger than the limit of {limit / 1024**2:.0f} MB.")
+            return _error(413, f"The request is larger than the limit of {limit / 1024**2:.0f} MB.")
         return None
 
     def _cookie(self, headers: Headers) -> str | None:
@@ -162,6 +197,7 @@ def _error(status: int, text: str) -> Response:
 
 
 def _query_token(scope: Scope) -> str | None:
+    # Latin-1 decodes any bytes; a token is ASCII.
     values = parse_qs(scope["query_string"].decode("latin-1")).get("token")
     return values[0] if values else None
 

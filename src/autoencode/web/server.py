@@ -1,39 +1,79 @@
-"""The server of the page: its files, its tabs, and replies to errors."""
+"""The server of the page: its files, its tabs, the pictures, and replies to errors.
+
+Every picture is shown by its id, never by a path, and encoded anew: neither a place in the file system nor
+what else a file holds leaves the server.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import unquote
 
-from fastapi import APIRouter, FastAPI, Request
+import numpy as np
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from autoencode.data.decoders import UPLOAD_LIMITS
-from autoencode.errors import AutoencodeError
-from autoencode.web import pictures
-from autoencode.web.security import Guard, Trust
-from autoencode.web.tabs import TABS, OpenWorkspace
-from autoencode.web.workspace import GoneError, Workspace
+from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.outliers.measurements import coloured, heat_maps
+from autoencode.pixels import to_float, to_pixels
+from autoencode.web.security import Allowance, Guard, Trust
+from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, png
+from autoencode.web.workspace import GoneError, Held, Pixels, Workspace, is_position
 
 STATIC = Path(__file__).parent / "static"
+MOST_TILES, SHEET_COLUMNS = 256, 16  # of a sheet of thumbnails; static/map.js cuts it by the same 16
+
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 router = APIRouter()
 
 
+def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
+    """Return the page as an ASGI application.
+
+    Args:
+        workspace: its model and images; closed with the application.
+        trust: who may use it; the default is this machine, with a new token.
+    """
+
+    @contextlib.asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        workspace.close()
+
+    # No pages about the interface: they load scripts from elsewhere.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
+    app.state.workspace, app.state.allowance = workspace, Allowance()
+    _add_static(app)
+    app.include_router(router)
+    for tab in TABS:
+        app.include_router(tab.module.router)
+    app.add_exception_handler(ReplyError, _reply)
+    app.add_exception_handler(GoneError, _gone)
+    app.add_exception_handler(AutoencodeError, _rejected)
+    app.add_exception_handler(RequestValidationError, _not_understood)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _left)
+    app.add_middleware(Guard, trust=trust or Trust(), upload_bytes=workspace.decoder.limits.max_bytes)
+    return app
+
+
 @router.get("/api/workspace")
 async def about(workspace: OpenWorkspace) -> dict[str, Any]:
-    """Return the model, the tabs, what each of them offers and what is missing for it."""
-    model, found = workspace.model, dict[str, Any]()
-    needs = {}
+    """Return the model, the tabs, their facts, and what is missing for each function of the page."""
+    model, facts, needs = workspace.model, dict[str, Any](), dict[str, Any]()
     for tab in TABS:
         if hasattr(tab.module, "facts"):
-            found |= tab.module.facts(workspace)
+            facts |= tab.module.facts(workspace)
         for name, missing in getattr(tab.module, "NEEDS", {}).items():
             if lacking := missing(workspace):
                 needs[name] = lacking._asdict()
@@ -46,47 +86,110 @@ async def about(workspace: OpenWorkspace) -> dict[str, Any]:
         "width": model.preprocessing.width,
         "code_size": model.config.code_size,
         "images": 0 if workspace.review is None else len(workspace.review),
-        "upload_bytes": UPLOAD_LIMITS.max_bytes,
+        "upload_bytes": workspace.decoder.limits.max_bytes,
         "needs": needs,
-        **found,
+        **facts,
     }
 
 
-def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
-    """Return the page as an ASGI application.
+@router.post("/api/uploads")
+async def upload(request: Request, workspace: OpenWorkspace) -> Response:
+    """Take in one image file, the body of the request."""
+    # Before the body is read: a rejected upload costs nothing.
+    wait = math.ceil(request.app.state.allowance.take())
+    if wait:
+        text = f"Too many images at once. Try again in {wait} s."
+        return JSONResponse({"error": text}, 429, {"Retry-After": f"{wait}"})
+    content = await request.body()
+    # In a process with bounds, which the thread waits for: the file may be made to crash or fill a decoder.
+    pixels = await asyncio.to_thread(workspace.decoder.decode, content)
+    code = (await workspace.on_model(workspace.model.encode, to_float(pixels[None])))[0]
+    # A name is shown beside messages: control characters and a megabyte of text are not.
+    name = "".join(filter(str.isprintable, unquote(request.headers.get("x-name", ""))))[:200]
+    return JSONResponse(workspace.hold(Held(pixels, code, name or "upload", "upload")))
 
-    Args:
-        workspace: what it works on; closed with the application.
-        trust: who may talk to it; the default is this machine, with a new token.
-    """
-    trust = trust or Trust()
 
-    @contextlib.asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        workspace.close()
+@router.get("/api/pictures")
+async def some(
+    workspace: OpenWorkspace,
+    seed: Annotated[int, Query(ge=0)] = 0,
+    count: Annotated[int, Query(ge=1, le=200)] = 24,
+) -> list[dict[str, Any]]:
+    """Return a random choice of the images."""
+    if workspace.review is None:
+        return []
+    chosen = np.random.default_rng(seed).permutation(len(workspace.review))[:count]
+    return [workspace.describe(f"{workspace.review.letter}{position}") for position in chosen]
 
-    # No pages about the interface: they load scripts from elsewhere.
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
-    app.state.workspace = workspace
-    _add_static(app)
-    app.include_router(router)
-    for module in (pictures, *(tab.module for tab in TABS)):
-        app.include_router(module.router)
-    app.add_exception_handler(GoneError, _gone)
-    app.add_exception_handler(AutoencodeError, _rejected)
-    app.add_exception_handler(RequestValidationError, _not_understood)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_middleware(Guard, trust=trust)
-    return app
+
+@router.get("/api/pictures/{name}")
+async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
+    """Return the facts about a picture."""
+    return workspace.describe(name)
+
+
+# Pictures are read and encoded in threads of their own: the first touch of a page of the pack waits for the
+# disk, and the event loop would wait with it.
+
+
+@router.get("/images/{name}")
+async def image(workspace: OpenWorkspace, name: str) -> Response:
+    """Show a picture."""
+    return await asyncio.to_thread(lambda: png(workspace.pixels(name), is_constant=True))
+
+
+@router.get("/images/{name}/reconstruction")
+async def reconstruction(workspace: OpenWorkspace, name: str) -> Response:
+    """Show the reconstruction of a picture."""
+
+    def drawn() -> Response:
+        # From the code: that of a sample was drawn, and is not the one its picture would be encoded to.
+        return png(to_pixels(workspace.model.decode(workspace.code(name)[None]))[0], is_constant=True)
+
+    return await workspace.on_model(drawn)
+
+
+@router.get("/images/{name}/difference")
+async def difference(workspace: OpenWorkspace, name: str) -> Response:
+    """Show where a picture and its reconstruction differ, as a heat map."""
+
+    def drawn() -> Response:
+        maps = heat_maps(workspace.model, to_float(workspace.pixels(name)[None]))
+        return png(coloured(maps)[0], is_constant=True)
+
+    return await workspace.on_model(drawn)
+
+
+@router.get("/sheets/{letter}")
+async def sheet(
+    workspace: OpenWorkspace, letter: str, positions: str, side: Annotated[int, Query(ge=8, le=128)] = 48
+) -> Response:
+    """Show images of a collection as one sheet of square tiles, 16 a row, in the order given."""
+    # One request for up to 256 thumbnails of the map, as a browser makes six at a time.
+    parts = positions.split(",")
+    if letter not in workspace.collections or len(parts) > MOST_TILES or not all(map(is_position, parts)):
+        raise ConfigError(f"A sheet shows 1 to {MOST_TILES} images of one collection.")
+    collection, chosen = workspace.collections[letter], [int(part) for part in parts]
+    if max(chosen) >= len(collection):
+        raise ConfigError(f"The collection has {len(collection):,} images.")
+    return await asyncio.to_thread(lambda: png(_sheet(collection.pixels(chosen), side), is_constant=True))
+
+
+def _sheet(pixels: Pixels, side: int) -> Pixels:
+    rows = -(-len(pixels) // SHEET_COLUMNS)
+    canvas = Image.new("RGB", (side * min(len(pixels), SHEET_COLUMNS), side * rows))
+    for number, one_image in enumerate(pixels):
+        tile = Image.fromarray(one_image).resize((side, side), Image.Resampling.BOX)
+        canvas.paste(tile, (number % SHEET_COLUMNS * side, number // SHEET_COLUMNS * side))
+    return np.asarray(canvas)
 
 
 def _add_static(app: FastAPI) -> None:
-    # Read once, by name: there is no path in a request that could lead elsewhere.
+    # Read once, by name: no path in a request can lead to another file.
     files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in _TYPES}
     page = (STATIC / "index.html").read_text()
 
+    # no-cache: a browser asks each time, or it would run the scripts of the version before an update.
     @app.get("/")
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
@@ -95,8 +198,14 @@ def _add_static(app: FastAPI) -> None:
     async def static(name: str) -> Response:
         if name not in files:
             raise HTTPException(404)
+        # Named here: what a system knows as the type of .js varies, and with nosniff a wrong one is not run.
         media_type = _TYPES[Path(name).suffix]
         return Response(files[name], media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+
+async def _reply(_: Request, err: Exception) -> Response:
+    assert isinstance(err, ReplyError)
+    return JSONResponse(err.content, err.status)
 
 
 async def _gone(_: Request, err: Exception) -> Response:
@@ -110,14 +219,16 @@ async def _rejected(_: Request, err: Exception) -> Response:
 
 async def _not_understood(_: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
+    # Without the input, which FastAPI's own reply repeats.
     problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in err.errors()[:3])
     return JSONResponse({"error": f"The request cannot be used. {problems}."}, 422)
 
 
-async def _left(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; a window closed while it sent a picture is no fault
-
-
 async def _http(_: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
-    return JSONResponse({"error": "There is nothing here."}, err.status_code)
+    return JSONResponse({"error": "There is nothing at this address."}, err.status_code)
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    # A window that closes while it sends a picture is no fault of the server, and no traceback in its log.
+    return Response(status_code=499)

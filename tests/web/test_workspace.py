@@ -1,4 +1,4 @@
-"""Pictures given to the page: taken in within bounds, held in memory, shown encoded anew."""
+"""Pictures added to the page: accepted within limits, held in memory, shown encoded anew."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
-from autoencode.web import uploads
-from autoencode.web.uploads import NAMED_BYTES, Allowance, Held, Kind, Uploads
-from autoencode.web.workspace import Workspace
+from autoencode.web.security import Allowance
+from autoencode.web.workspace import NAMED_BYTES, GoneError, Held, Kind, Shelf, Workspace
 
 
 def png(image: Image.Image, **options: object) -> bytes:
@@ -105,28 +104,20 @@ def test_a_decompression_bomb_is_rejected_and_the_page_goes_on(client: TestClien
     assert client.post("/api/uploads", content=whole).status_code == 200
 
 
-def test_uploads_have_a_rate(client: TestClient, workspace: Workspace) -> None:
-    workspace.allowance = Allowance(2, 0.001)
+def test_uploads_have_a_rate(client: TestClient) -> None:
+    state = client.app.state  # type: ignore[attr-defined]
+    state.allowance = Allowance(2, 0.001)
     content = png(Image.new("RGB", (8, 8)))
     assert [client.post("/api/uploads", content=content).status_code for _ in range(3)] == [200, 200, 429]
     assert int(client.post("/api/uploads", content=content).headers["retry-after"]) > 0
-    workspace.allowance = Allowance(1, 100)
-    workspace.allowance.take()
+    state.allowance = Allowance(1, 100)
+    state.allowance.take()
     rejected = client.post("/api/uploads", content=content)
     assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "1")
 
 
-def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(uploads.time, "monotonic", lambda: now)
-    allowance = Allowance(2, 0.5)
-    assert [allowance.take() for _ in range(3)] == [0, 0, 2.0]
-    now = 102.0
-    assert [allowance.take(), allowance.take()] == [0, 2.0]
-
-
-def room_for(count: int) -> Uploads:
-    return Uploads(4, 4, 2, count * (4 * 4 * 3 + 2 * 4 + NAMED_BYTES))
+def room_for(count: int) -> Shelf:
+    return Shelf(4, 4, 2, count * (4 * 4 * 3 + 2 * 4 + NAMED_BYTES))
 
 
 def test_the_longest_unused_picture_goes_first() -> None:
@@ -142,25 +133,28 @@ def test_the_longest_unused_picture_goes_first() -> None:
         assert found.code.tolist() == [value, -value]
 
 
-def test_no_number_of_samples_pushes_out_an_upload_or_a_sample_in_use() -> None:
-    store = room_for(3)
-    upload, used, unused = store.put(held(1)), store.put(held(2, "sample")), store.put(held(3, "sample"))
-    store.use(used)
+def test_no_number_of_samples_pushes_out_an_upload_or_a_sample_in_use(workspace: Workspace) -> None:
+    workspace.uploads, workspace.samples = room_for(3), room_for(3)
+    upload, used, unused = (
+        workspace.hold(held(value, kind))["id"]
+        for value, kind in ((1, "upload"), (2, "sample"), (3, "sample"))  # type: ignore[arg-type]
+    )
+    assert workspace.code(used).tolist() == [2, -2]
     for value in range(10):
-        store.put(held(value, "sample"))
-    assert store.get(unused) is None
-    kept = store.get(upload), store.get(used)
-    assert [found and found.pixels[0, 0, 0] for found in kept] == [1, 2]
-    assert kept[1] is not None
-    assert kept[1].kind == "sample"
+        workspace.hold(held(value, "sample"))
+    with pytest.raises(GoneError):
+        workspace.find(unused)
+    assert [workspace.pixels(name)[0, 0, 0] for name in (upload, used)] == [1, 2]
+    assert workspace.describe(used)["kind"] == "sample"
+    assert workspace.samples.get(used) is None
 
 
 def test_a_sample_that_is_worked_with_is_in_use(client: TestClient, workspace: Workspace) -> None:
     [sample, other] = client.post("/api/generate", json={"count": 2}).json()["pictures"]
     assert client.get(f"/images/{sample['id']}").status_code == 200
     assert client.get(f"/api/morph/frame?pictures={other['id']},i0").status_code == 200
-    assert sample["id"] in workspace.uploads._drawn._places
-    assert other["id"] in workspace.uploads._used._places
+    assert sample["id"] in workspace.samples._slots
+    assert other["id"] in workspace.uploads._slots
 
 
 def test_what_is_held_is_a_copy() -> None:
@@ -174,10 +168,10 @@ def test_what_is_held_is_a_copy() -> None:
     assert (found.pixels == 7).all()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no resident memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reports no resident memory")
 def test_memory_is_taken_for_what_is_held_and_not_for_what_could_be() -> None:
     before = resident_mb()
-    store = Uploads(64, 64, 128, 400 * 1024**2)
+    store = Shelf(64, 64, 128, 400 * 1024**2)
     assert resident_mb() - before < 20
     pixels, code = np.ones((64, 64, 3), np.uint8), torch.ones(128)
     for _ in range(4000):  # 51 MB, between arrays that come and go
@@ -201,7 +195,7 @@ def test_ids_say_nothing_and_are_not_guessed() -> None:
 def test_a_picture_that_is_gone_says_so(client: TestClient) -> None:
     answer = client.get("/images/unever-was")
     assert answer.status_code == 404
-    assert "Give it again" in answer.json()["error"]
+    assert "Add it again" in answer.json()["error"]
 
 
 def test_no_upload_touches_the_disk(client: TestClient, run_folder: Path, index_folder: Path) -> None:
