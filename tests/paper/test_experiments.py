@@ -3,7 +3,8 @@
 import pytest
 
 from autoencode import ConfigError
-from autoencode.paper.study import EXPERIMENTS, GROUPS, chosen_experiments, parse_budget, scaled_settings
+from autoencode.cli.report_paper_app import parse_budget
+from autoencode.paper.study import EXPERIMENTS, GROUPS, chosen_experiments, scaled_settings
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 

@@ -77,7 +77,6 @@ def paper(
         Plan,
         chosen_experiments,
         open_study,
-        parse_budget,
         seconds_needed,
         train_all,
         writing,
@@ -214,3 +213,15 @@ def add_to(program: typer.Typer) -> None:
         "autoencode app runs/photos",
         "autoencode app runs/photos --index photos.index --port 9000",
     )
+
+
+def parse_budget(text: str) -> float:
+    """Read "full" or a share of the paper's epochs.
+
+    Raises:
+        ConfigError: the text is neither "full" nor a number.
+    """
+    try:
+        return 1.0 if text == "full" else float(text)
+    except ValueError as err:
+        raise ConfigError(f"The budget is {text!r}; it must be full, or a number such as 0.05.") from err

@@ -291,13 +291,8 @@ def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) ->
         advance(len(clean))
     elbo = estimate(torch.cat(elbos).numpy()) if elbos else None
     health = code_health(model, (seen for _, seen in images.pairs()))
-    return CodeQuality(
-        elbo,
-        _bits(elbo, model.values_per_image),
-        estimate(torch.cat(divergences).numpy()),
-        health.active_units,
-        health.prior_gap_nats,
-    )
+    bits, divergence = _bits(elbo, model.values_per_image), estimate(torch.cat(divergences).numpy())
+    return CodeQuality(elbo, bits, divergence, health.active_units, health.prior_gap_nats)
 
 
 def check_up(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> CheckUp:

@@ -100,6 +100,7 @@ def measure_all(plan: Plan, trained: Sequence[Trained], progress: Progress | Non
 
 
 def _mean_image(pack: Pack) -> Mapping[str, Any]:
+    # Each distinct image once: copies are not further observations.
     errors = constant_image_errors(pack, pack.training_rows(), np.unique(pack.held_out().rows))
     found = estimate(errors)
     assert found is not None
@@ -113,6 +114,7 @@ def _named(progress: Progress | None, name: str, stage: str, done: int, total: i
 
 def _measured(plan: Plan, name: str, model: Autoencoder, progress: Progress) -> Mapping[str, Any]:
     path = plan.out / MEASURED_NAME / f"{name}.json"
+    # A new version may measure differently, and other weights or images certainly do.
     key = [VERSION, model.digest, plan.pack.fingerprint]
     if (kept := _read(path)) is not None and kept.get("of") == key:
         found: Mapping[str, Any] = kept["evaluation"]
@@ -129,7 +131,7 @@ def _measured(plan: Plan, name: str, model: Autoencoder, progress: Progress) -> 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         value = parse_json(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # missing or cut short by a crash: it is measured again
         return None
     return value if isinstance(value, dict) else None
 
@@ -228,6 +230,7 @@ def _middle_sigma2_is_best(results: Results) -> tuple[str, Verdict]:
     if results.has("vae-auto"):
         distances["vae-auto"] = kid(results.measured["vae-auto"], "samples_normal")
     text = "KID of samples: " + "; ".join(f"{name} {number(value, 3)}" for name, value in distances.items())
+    # The paper compares three; the learned sigma2 is shown beside them and not judged.
     verdicts = [_lower(distances["vae-0.01"], distances[other]) for other in ("vae-0.1", "vae-0.001")]
     return text, _all(verdicts)
 
@@ -246,6 +249,7 @@ def _narrow_sigma2_leaves_kl_weak(results: Results) -> tuple[str, Verdict]:
         f"{name} {gap_in_words(gap)}" for name, gap in gaps.items()
     )
     known = {name: gap for name, gap in gaps.items() if gap is not None}
+    # With fewer images than code dimensions a gap cannot be estimated.
     if len(known) < len(gaps):
         return text, "is undecided"
     return text, "holds" if known["vae-0.001"] > max(known["vae-0.01"], known["vae-0.1"]) else "does not hold"
@@ -271,7 +275,9 @@ def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
     flagged = reference.validation_fpr("kl", None)
     assert flagged is not None
     low, high = flagged.interval
+    # The rule of the paper flags half of the training images by construction, so it is measured on others.
     text = f"the rule flags {flagged.value:.0%} ({low:.0%} to {high:.0%}) of normal validation images"
+    # Beside it a threshold with a promise, which needs a number of calibration images.
     try:
         rate = attainable_fpr(reference.calibration_images)
         ours = reference.validation_fpr(default_score("code"), rate)
@@ -293,6 +299,7 @@ def _lower(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Verdict:
 
 
 def _all(verdicts: list[Verdict]) -> Verdict:
+    # One part that fails decides; one part that is undecided leaves the rest undecided.
     if "does not hold" in verdicts:
         return "does not hold"
     return "holds" if all(verdict == "holds" for verdict in verdicts) else "is undecided"

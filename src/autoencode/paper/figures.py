@@ -41,7 +41,7 @@ WARMUPS = {
     "vae-warmup": "both",
 }
 
-BLOCKS_PER_ROW = 7
+BLOCKS_PER_ROW = 7  # the paper's encoder in one row, and captions still readable on a page
 _KINDS: dict[type[nn.Module], tuple[str, str]] = {
     nn.Conv2d: ("convolution", plots.BLUE),
     nn.ConvTranspose2d: ("transposed\nconvolution", plots.VERMILION),
@@ -70,21 +70,17 @@ def _data(results: Results) -> Figure:
     return pictures.data_sheet(results.pack, "Figure 1", results.plan.seed)
 
 
-def _architecture(results: Results) -> Figure:
-    caption = (
-        "The autoencoder, drawn from the network itself: each block is a layer, as tall as its maps and as "
-        "wide as it has channels (both logarithmic), with the shape of its output and its number of weights."
-    )
-    return Figure(
-        plots.png_of(architecture_figure(results.models["ae"], "The autoencoder")), caption, "Figure 2"
-    )
+def _architecture(name: str, label: str, title: str, caption: str) -> Callable[[Results], Figure]:
+    return lambda results: _plot(architecture_figure(results.models[name], label), caption, title)
 
 
 def _transposed(results: Results) -> Figure:
     model = results.models["ae"]
     image = to_float(results.pack.pixels(_shown(results, 1)))
     module, before = _first_transposed(model, image)
+    # The most active channel: most others are nearly black and would show nothing.
     channel = int(before[0].flatten(1).norm(dim=1).argmax())
+    # A transposed convolution of stride 2 is a convolution of the map with zeros set between its values.
     spread = torch.zeros(1, 1, 2 * before.shape[2] - 1, 2 * before.shape[3] - 1)
     spread[0, 0, ::2, ::2] = before[0, channel]
     with torch.inference_mode():
@@ -138,6 +134,7 @@ def _features(results: Results) -> Figure:
 
 def _neighbours(results: Results) -> Figure:
     pack, queries = results.pack, _shown(results, 3)
+    # Without the queries, each of which would be its own nearest neighbour.
     searched = np.setdiff1d(pictures.some(pack.rows(), pictures.MOST_SEARCHED, 1), queries)
     names = {"ae": "codes", "best": "codes of best"}
     encoders: dict[str, Callable[[pictures.Rows], pictures.Vectors]] = {
@@ -159,12 +156,6 @@ def _restored(name: str, corruption: str, title: str, caption: str) -> Callable[
         return pictures.restored(model, results.pack, rows, corruption, title, caption)
 
     return draw
-
-
-def _vae_architecture(results: Results) -> Figure:
-    model = results.models["vae-0.01"]
-    caption = "The VAE: the same two halves, and a code of means and log-variances."
-    return _plot(architecture_figure(model, "The VAE"), caption, "Figure 11")
 
 
 def _sigma_samples(results: Results) -> Figure:
@@ -241,6 +232,7 @@ def _first_transposed(model: Autoencoder, image: Tensor) -> tuple[nn.ConvTranspo
 def _grey(one: Tensor) -> pictures.Pixels:
     """Return (1, 1, H, W) as pixels (H, W, 3) from black, the smallest value, to white, the largest."""
     low, high = float(one.min()), float(one.max())
+    # A map of one value has no range to spread.
     scaled = (one - low) / (high - low) if high > low else torch.zeros_like(one)
     pixels: pictures.Pixels = to_pixels(scaled.detach().expand(1, 3, -1, -1))[0]
     return pixels
@@ -248,6 +240,7 @@ def _grey(one: Tensor) -> pictures.Pixels:
 
 def _small(pixels: pictures.Pixels) -> pictures.Vectors:
     """Return pixels as vectors, averaged down to a side of about 16; mid-grey is 0."""
+    # Averaged: at full size, neighbours by pixels need the same pixel in the same place.
     step = max(1, min(pixels.shape[1:3]) // 16)
     height, width = pixels.shape[1] // step * step, pixels.shape[2] // step * step
     blocks = pixels[:, :height, :width].reshape(len(pixels), height // step, step, width // step, step, 3)
@@ -255,13 +248,18 @@ def _small(pixels: pictures.Pixels) -> pictures.Vectors:
     return vectors
 
 
+_LAYERS = (
+    "The autoencoder, drawn from the network itself: each block is a layer, as tall as its maps and as wide "
+    "as it has channels (both logarithmic), with the shape of its output and its number of weights."
+)
+_HALVES = "The VAE: the same two halves, and a code of means and log-variances."
 _NOISE = "Clean, with Gaussian noise of standard deviation 0.3, and restored."
 _DROPPED = (
     "Clean, after a dropout layer of rate 0.3 (kept values are brighter, as in training), and restored."
 )
 _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     ((), _data),
-    (("ae",), _architecture),
+    (("ae",), _architecture("ae", "The autoencoder", "Figure 2", _LAYERS)),
     (("ae",), _transposed),
     (("ae",), _losses),
     (("ae",), _reconstructions),
@@ -270,7 +268,7 @@ _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     (("ae",), _neighbours),
     (("denoise",), _restored("denoise", "gaussian:0.3", "Figure 9", _NOISE)),
     (("dropout",), _restored("dropout", "dropout:0.3", "Figure 10", _DROPPED)),
-    (("vae-0.01",), _vae_architecture),
+    (("vae-0.01",), _architecture("vae-0.01", "The VAE", "Figure 11", _HALVES)),
     (("vae-0.1", "vae-0.01", "vae-0.001"), _sigma_samples),
     (("vae-warmup", "vae-long"), _warmup),
     (("vae-warmup", "vae-long"), _losses_of_warmup),
@@ -324,7 +322,7 @@ def blocks_of(model: Autoencoder) -> list[Block]:
     try:
         size = (model.preprocessing.height, model.preprocessing.width)
         model.eval()(torch.zeros(1, 3, *size, device=model.to_mean.weight.device))
-    finally:
+    finally:  # the model is the caller's, and may be in training
         model.train(training)
         for handle in handles:
             handle.remove()
@@ -354,6 +352,7 @@ def architecture_figure(model: Autoencoder, title: str) -> matplotlib_figure.Fig
 
 def _rows(blocks: Sequence[Block]) -> list[Sequence[Block]]:
     """Return the rows of the drawing; the decoder starts a new one."""
+    # A decoder below its encoder shows the symmetry of the two.
     split = next(index for index, block in enumerate(blocks) if block.name.startswith("decoder."))
     halves = blocks[:split], blocks[split:]
     return [
@@ -371,6 +370,7 @@ def _draw_row(axes: Axes, row: Sequence[Block]) -> None:
     from matplotlib.patches import FancyArrowPatch, Rectangle
 
     for position, block in enumerate(row):
+        # Logarithmic: 128 pixels beside 4 would leave nothing to see of the small maps.
         side = block.shape[1] if len(block.shape) == 3 else 1
         height, width = 0.3 + 0.17 * math.log2(side + 1), 0.06 + 0.045 * math.log2(block.shape[0])
         axes.add_patch(

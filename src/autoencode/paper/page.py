@@ -38,6 +38,7 @@ def write_paper(results: Results) -> Path:
     for path in (out / FIGURES_NAME).glob("figure-??.png"):
         if path.name not in files:  # left by a study of other experiments
             path.unlink()
+    # The page comes last: whoever sees it finds the figures and numbers it speaks of.
     write_json(out / RESULTS_NAME, _as_json(results, judged))
     page = out / PAGE_NAME
     write_page(
@@ -74,6 +75,7 @@ def _sections(results: Results, drawn: Sequence[Figure], judged: Sequence[Claim]
         Section("Outliers", _numbered(drawn, range(16, 17))),
         Section("Every model in numbers", _tables(results)),
     ]
+    # With --only most figures have no models.
     return [section for section in sections if section.blocks]
 
 
@@ -85,6 +87,7 @@ def _tables(results: Results) -> list[Block]:
     blocks: list[Block] = [_experiments(results), _quality(results)]
     if results.measured and all(found["kid"] is None for found in results.measured.values()):
         blocks.append(Text(f"KID was not measured. Install it: {install_command('eval')}, and run again."))
+    # A model that diverged is a result, and must not be missing without a word.
     failed = [(one.experiment.name, one.failure) for one in results.trained if one.failure]
     if failed:
         blocks.append(Table(("experiment", "reason for no model"), failed))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from autoencode.training.progress import Progress
 
 PACK_NAME, LIMITED_NAME, RUNS_NAME = "images.pack", "limited", "runs"
-TIMED_STEPS = 4
+TIMED_STEPS = 4  # the announced time is right to a tenth, and measured in seconds
 LEAST_EPOCHS = 2  # a curve of one point shows nothing
 
 
@@ -74,16 +74,19 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("vae-0.01", "paper-vae", "the paper's choice of sigma2; outliers"),
     Experiment("vae-0.001", "paper-vae", "a likelihood too narrow", {"sigma2": 0.001}),
     Experiment("vae-warmup", "paper-vae-warmup", "warm-up and batch normalisation together"),
+    # The paper changes warm-up and batch normalisation together. These separate the two, for as many epochs.
     Experiment("vae-long", "paper-vae", "neither, for as many epochs", {"epochs": 240}, paper=False),
     Experiment("vae-only-warmup", "paper-vae", "warm-up alone", {"kl_warmup": 40}, paper=False),
     Experiment(
         "vae-only-batch-norm", "paper-vae", "batch normalisation alone", {**_BN, "epochs": 240}, paper=False
     ),
+    # The paper chooses sigma2 by hand; its maximum-likelihood value can be learned.
     Experiment("vae-auto", "paper-vae", "sigma2 learned", {"sigma2": "auto"}, paper=False),
     Experiment("best", "best", "a network that starts as PCA", paper=False),
     Experiment("best-vae", "best-vae", "the same as a VAE", paper=False),
 )
 
+# Experiments that one figure or claim compares, by the name for `--only`.
 GROUPS: dict[str, tuple[str, ...]] = {
     "ae": ("ae", "best"),
     "denoise": ("ae", "denoise", "dropout"),
@@ -107,18 +110,6 @@ def chosen_experiments(only: Sequence[str]) -> tuple[Experiment, ...]:
             raise ConfigError(f"There is no experiment {name!r}. There are: {listed}.")
         wanted |= set(GROUPS.get(name, (name,)))
     return tuple(experiment for experiment in EXPERIMENTS if not only or experiment.name in wanted)
-
-
-def parse_budget(text: str) -> float:
-    """Read "full" or a share of the paper's epochs.
-
-    Raises:
-        ConfigError: the text is neither "full" nor a number.
-    """
-    try:
-        return 1.0 if text == "full" else float(text)
-    except ValueError as err:
-        raise ConfigError(f"The budget is {text!r}; it must be full, or a number such as 0.05.") from err
 
 
 def changes(experiment: Experiment, budget: float, seed: int) -> dict[str, Any]:
@@ -271,6 +262,7 @@ def open_study(
     _reject_other_contents(out)
     make_folder(out)
     packed, links = out / PACK_NAME, out / LIMITED_NAME
+    # Before packing: a pack of other images would take their place, and all runs would be trained anew.
     if is_pack(packed):
         _reject_another_choice(read_settings(packed), links, limit)
     source = folder
@@ -296,6 +288,7 @@ def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
     """Return a folder of links to some of the images, with their sub-folders, which are the labels."""
     paths = find_images(folder)
     _reject_links_to_another(folder, links)
+    # By the seed and the sorted paths, so that the same call takes the same images again.
     order = np.random.default_rng(random_seed("limit", seed)).permutation(len(paths))[:limit]
     wanted = {paths[index].relative_to(folder): paths[index] for index in order}
     if links.is_dir():
@@ -327,6 +320,7 @@ def seconds_needed(plan: Plan) -> float:
         missing = run.train.total_epochs - plan.epochs_done(experiment)
         if missing <= 0:
             continue
+        # Experiments that differ in neither take as long a step, whatever their losses.
         kind = f"{run.model} {run.train.batch_size} {run.train.optimizer} {run.train.corrupt}"
         if kind not in an_epoch:
             an_epoch[kind] = _seconds_an_epoch(run, plan.pack)
@@ -359,7 +353,7 @@ def train_all(
         try:
             _train(plan, experiment, run, functools.partial(progress, experiment) if progress else None)
             _keep_prior(folder, plan.pack)
-        except DivergedError as err:
+        except DivergedError as err:  # a finding about its settings, which the page reports
             failure = str(err)
         done.append(Trained(experiment, folder, failure))
     return done
@@ -370,7 +364,7 @@ def _train(
 ) -> None:
     folder = plan.folder(experiment)
     resume = is_run(folder) and _as_asked(read_run(folder), run)
-    if folder.exists() and not resume:
+    if folder.exists() and not resume:  # a run with other settings, which could not be continued
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if resume:
@@ -388,6 +382,7 @@ def _as_asked(found: RunSettings, asked: RunSettings) -> bool:
 
 def _keep_prior(folder: Path, pack: Pack) -> None:
     model = load_model(folder)
+    # Samples of an autoencoder need a mixture, and those of a VAE are compared with one.
     if model.prior is None:
         fit_prior(model, pack)
         save_model(folder / MODEL_NAME, model, model.provenance)
@@ -395,6 +390,7 @@ def _keep_prior(folder: Path, pack: Pack) -> None:
 
 def _seconds_an_epoch(run: RunSettings, pack: Pack) -> float:
     """Estimate the seconds of an epoch from a few steps, without the first, which warms up."""
+    # In a folder of its own: the timed steps change weights that no run may keep.
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(Path(folder), run, pack, choose_runtime(), lambda _: None)
         return loop.seconds_an_epoch(TIMED_STEPS)

@@ -75,6 +75,7 @@ def write_report(run: str | Path, *, quick: bool = False, progress: Progress | N
     folder = Path(run)
     settings = read_run(folder)
     pack = open_pack(settings.pack)
+    # Held-out images of another pack may have been trained on.
     if pack.fingerprint != settings.fingerprint:
         raise RunError(f"The images of {pack.location} are not those that {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
@@ -138,7 +139,7 @@ def _curves(of: _Run) -> list[Block]:
 
 
 def _reconstructions(of: _Run) -> list[Block]:
-    rows = _held_out(of, 1_000)
+    rows = _held_out(of, 1_000)  # the worst of fewer would not be typical of the worst
     blocks: list[Block] = [pictures.best_median_worst(of.model, of.pack, rows, "Reconstructions")]
     for corruption in of.settings.train.corrupt:
         caption = "Clean images, the corrupted input of the model, and its output."
@@ -150,6 +151,7 @@ def _reconstructions(of: _Run) -> list[Block]:
 
 def _samples(of: _Run) -> list[Block]:
     blocks: list[Block] = []
+    # The mixture first: its samples are the better ones, the normal ones are those of the paper.
     if of.model.prior is not None:
         caption = "Decoded from a Gaussian mixture fitted to the codes of the training images."
         blocks.append(pictures.samples(of.model, "mixture", "From the mixture", caption))
@@ -183,6 +185,7 @@ def _outliers(of: _Run) -> list[Block]:
     # Fewer would be ranked among hardly any others, and the outlier score needs two images to fit.
     if len(rows) < 8 or len(looked_at["train"]) < 2:
         return [Text("There are too few held-out images to rank.")]
+    # Kept beside the model, where `autoencode outliers` finds it.
     reference = fit_reference(
         of.model,
         of.pack,

@@ -54,6 +54,7 @@ class Figure:
         """Height of the picture."""
         return self._size[1]
 
+    # The page states sizes, so that it does not jump as pictures are decoded.
     @functools.cached_property
     def _size(self) -> tuple[int, int]:
         with Image.open(io.BytesIO(self.png)) as image:
@@ -126,6 +127,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
+    # Captions and file names are a stranger's text: all of it is escaped, and a missing value is an error.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

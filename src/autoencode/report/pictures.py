@@ -96,6 +96,7 @@ def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) ->
 def restored(model: Autoencoder, pack: Pack, rows: Rows, corruption: str, title: str, caption: str) -> Figure:
     """Draw images clean, corrupted, and restored by a denoising model."""
     clean = to_float(pack.pixels(rows))
+    # Seeded by the corruption: a page written again shows the same noise.
     generator = torch.Generator().manual_seed(random_seed("pictures", corruption))
     seen = corrupt(clean, parse_corruptions([corruption]), generator, training=True)
     columns = [
@@ -137,7 +138,7 @@ def neighbours(
         title: title of the figure.
         caption: caption of the figure.
     """
-    count = min(6, len(searched))
+    count = min(6, len(searched))  # seven tiles a row can still be seen on a phone
     tiles: dict[tuple[int, str], Pixels] = {}
     for name, encode in encoders.items():
         similarity = _unit(encode(queries)) @ _unit(encode(searched)).T
