@@ -1,4 +1,4 @@
-"""What is no Ray cluster, or cannot be one for this machine, is rejected in a moment."""
+"""Addresses without a Ray cluster, and clusters that this machine cannot use, are rejected at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_without_an_address_nothing_is_joined() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "here", "host:", "host:0", "host:70000", "ray://host:10001", ":1"])
-def test_what_is_no_address_is_rejected(address: str) -> None:
+def test_text_that_is_no_address_is_rejected(address: str) -> None:
     with pytest.raises(ConfigError, match="no address of a Ray cluster"), joined_cluster(address, "Nothing"):
         pass
 
@@ -85,13 +85,13 @@ def test_every_error_of_ours_crosses_to_another_process_as_itself(kind: type[Exc
     assert str(pickle.loads(pickle.dumps(kind("a", "b")))) == str(kind("a", "b"))
 
 
-def test_of_a_long_message_the_first_line_that_says_something_is_kept() -> None:
+def test_the_first_line_with_text_of_a_long_message_is_kept() -> None:
     assert brief(ValueError("\n\n  It broke:\n  and more")) == "It broke."
     assert brief(ValueError()) == "ValueError."
 
 
 class Answers(Cluster):
-    """A cluster of two nodes that answer as told."""
+    """A cluster of two nodes with the answers given."""
 
     def __init__(self, *answers: object) -> None:
         super().__init__("there:1")
@@ -126,7 +126,7 @@ def test_nodes_without_the_package_its_version_or_the_disk_are_named(tmp_path: P
 
 
 @pytest.mark.scale
-def test_what_listens_and_is_no_ray_is_rejected_within_a_minute_and_in_one_line(
+def test_a_server_that_is_not_ray_is_rejected_within_a_minute_and_in_one_line(
     listening: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray.train", reason="the optional part `ray` is not installed")

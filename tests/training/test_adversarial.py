@@ -25,7 +25,7 @@ from autoencode import (
 )
 from autoencode.figures.plots import PANELS
 from autoencode.training.adversarial import (
-    ADVERSARIAL_SHARE,
+    ADVERSARIAL_RATIO,
     FEATURE_WEIGHT,
     Adversary,
     Discriminator,
@@ -33,7 +33,7 @@ from autoencode.training.adversarial import (
     adversarial_loss,
     discriminator_loss,
     feature_loss,
-    share_at,
+    ratio_at,
 )
 from autoencode.training.losses import terms
 from autoencode.training.runtime import choose_runtime
@@ -98,11 +98,11 @@ def test_every_convolution_of_the_discriminator_has_spectral_norm_one() -> None:
 
 
 def test_the_adversarial_term_joins_at_half_time_and_rises_in_a_straight_line() -> None:
-    shares = [share_at(step, 100) for step in range(100)]
-    assert shares[:50] == [0] * 50
-    assert shares[50:60] == pytest.approx([ADVERSARIAL_SHARE * (step + 1) / 10 for step in range(10)])
-    assert shares[60:] == [ADVERSARIAL_SHARE] * 40
-    assert [share_at(step, 2) for step in range(2)] == [0, ADVERSARIAL_SHARE]
+    ratios = [ratio_at(step, 100) for step in range(100)]
+    assert ratios[:50] == [0] * 50
+    assert ratios[50:60] == pytest.approx([ADVERSARIAL_RATIO * (step + 1) / 10 for step in range(10)])
+    assert ratios[60:] == [ADVERSARIAL_RATIO] * 40
+    assert [ratio_at(step, 2) for step in range(2)] == [0, ADVERSARIAL_RATIO]
 
 
 def small_vae(network: str) -> Autoencoder:
@@ -119,7 +119,7 @@ def step(model: Autoencoder, adversary: Adversary, images: Tensor, seed: int) ->
     noise = torch.randn(len(images), 6, generator=torch.Generator().manual_seed(9))
     output = model(images, noise)
     loss = terms("gaussian", images, output, 1.0, 0.05).loss
-    adversary.step(model, images, output.images, loss, seed, ADVERSARIAL_SHARE)
+    adversary.step(model, images, output.images, loss, seed, ADVERSARIAL_RATIO)
     return Measures(*(torch.tensor(value) for value in adversary.take_measures().values()))
 
 
@@ -139,7 +139,7 @@ def test_the_gradients_are_those_of_algorithm_1(network: str) -> None:
     last = model.decoder.last_weight
     (rest_last,) = torch.autograd.grad(rest, last, retain_graph=True)
     (pull_last,) = torch.autograd.grad(pull, last, retain_graph=True)
-    weight = ADVERSARIAL_SHARE * rest_last.norm() / pull_last.norm()
+    weight = ADVERSARIAL_RATIO * rest_last.norm() / pull_last.norm()
     for name, parameter in model.named_parameters():
         (expected,) = torch.autograd.grad(rest, parameter, retain_graph=True)
         if name.startswith("decoder."):

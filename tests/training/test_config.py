@@ -178,7 +178,7 @@ def test_unknown_presets_and_settings_are_named_with_what_there_is() -> None:
         ({"preset": "best-vae", "adversarial": True}, "Adversarial training needs the whole batch"),
     ],
 )
-def test_what_needs_the_whole_batch_is_not_computed_in_pieces(needs: dict[str, Any], message: str) -> None:
+def test_settings_that_need_the_whole_batch_reject_micro_batches(needs: dict[str, Any], message: str) -> None:
     settings(**needs)
     with pytest.raises(ConfigError, match=message):
         settings(accumulate=2, **needs)

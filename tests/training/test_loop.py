@@ -258,21 +258,21 @@ def test_the_memory_format_changes_nothing_but_the_speed(tiny_pack: Pack, tmp_pa
         {"preset": "best", "widths": (4, 8)},
     ],
 )
-@pytest.mark.parametrize("pieces", [3, 100])
-def test_a_step_in_pieces_is_the_step_of_the_whole_batch(
-    settings: dict[str, Any], pieces: int, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+@pytest.mark.parametrize("accumulate", [3, 100])
+def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(
+    settings: dict[str, Any], accumulate: int, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
     whole, divided = (
         make_loop(
             tiny_pack, tmp_path / str(count), **(tiny | {"epochs": 2} | settings | {"accumulate": count})
         )
-        for count in (1, pieces)
+        for count in (1, accumulate)
     )
     seen: list[int] = []
     divided.state.model.encoder.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
     run_to_the_end(whole)
     run_to_the_end(divided)
-    assert max(seen[:3]) == (3 if pieces == 3 else 1)
+    assert max(seen[:3]) == (3 if accumulate == 3 else 1)
     expected, records = (read_metrics(loop.out) for loop in (whole, divided))
     assert len(records) == whole.config.total_epochs
     for one, other in zip(expected, records, strict=True):
@@ -281,14 +281,14 @@ def test_a_step_in_pieces_is_the_step_of_the_whole_batch(
             assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-7), name
 
 
-@pytest.mark.parametrize("pieces", [2, 3, 100])
-def test_the_gradients_of_pieces_sum_to_that_of_the_whole(
-    pieces: int, tiny_pack: Pack, tmp_path: Path
+@pytest.mark.parametrize("accumulate", [2, 3, 100])
+def test_the_gradients_of_micro_batches_sum_to_that_of_the_batch(
+    accumulate: int, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     _, expected = gradient(tiny_pack, tmp_path, FP32)
     loop = make_loop(tiny_pack, tmp_path, kind="vae", widths=(8, 16), code_size=8)
     images = FP32.place(validation_images(tiny_pack))
-    for micro in local_batch(len(images), 0, 1).micro_batches(pieces):
+    for micro in local_batch(len(images), 0, 1).micro_batches(accumulate):
         loop._backward(images[micro.positions], micro)
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     assert (torch.cat(parts) - expected).norm() < 1e-5 * expected.norm()

@@ -25,7 +25,7 @@ for setting in ("code_size=8", "widths=4,8", "checkpoint_every=1", "precision=fp
 PATIENCE_S = 300
 
 
-def test_the_gpus_of_a_cluster_or_else_its_cpus_are_divided_among_the_processes() -> None:
+def test_the_gpus_or_without_gpus_the_cpus_of_a_cluster_are_divided_among_the_processes() -> None:
     small, large, gpus = Node("a", "a", 4, 0), Node("b", "b", 16, 0), Node("c", "c", 8, 2)
     assert resources_for(None, [small, small]) == Resources(2, 4, gpu=False)
     assert resources_for(None, [small, large]) == Resources(2, 8, gpu=False)

@@ -52,7 +52,7 @@ def test_a_device_that_is_not_here_is_rejected_in_one_line(device: str) -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_running_out_of_memory_is_distinguished_from_other_errors(error: Exception, expected: bool) -> None:
     assert runtime.is_out_of_memory(error) is expected
 
 

@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "epochs": 3,
     },
 }
-MEASURED = ("images_per_second", "seconds", "input_wait")  # what no two runs share
+MEASURED = ("images_per_second", "seconds", "input_wait")  # differs between any two runs
 
 
 class Death(BaseException):
@@ -248,7 +248,9 @@ def test_more_epochs_later_equal_more_epochs_at_once(
     assert_same(run, plain)
 
 
-def test_a_run_goes_on_in_pieces(plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_micro_batches(
+    plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
     train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
     run = train(tiny_pack.path, tmp_path / "run", resume=True, epochs=3, accumulate=2)
     assert read_run(run.folder).train.accumulate == 2
@@ -417,7 +419,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_file_in_the_place_of_the_run_is_left_alone(tiny_pack: Pack, tmp_path: Path, resume: bool) -> None:
+def test_a_file_of_the_name_of_the_run_is_left_alone(tiny_pack: Pack, tmp_path: Path, resume: bool) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(RunError, match="out is a file"):
         train(tiny_pack.path, tmp_path / "out", resume=resume)

@@ -33,7 +33,7 @@ DEEPEST_SIDE, FIRST_WIDTH, LAST_WIDTH = 4, 24, 192
 RATE, DECAYS = 5e-4, (0.5, 0.99)
 
 FEATURE_WEIGHT = 1.0  # of the features' likelihood beside the pixels', both nats a value
-ADVERSARIAL_SHARE = 0.5  # size of the adversarial gradient as a share of the reconstruction's
+ADVERSARIAL_RATIO = 0.5  # norm of the adversarial gradient relative to that of the reconstruction's
 SMALLEST_NORM = 1e-8
 
 # Start of the discriminator, and the rise of its weight from 0, as fractions of the steps: earlier, it would
@@ -121,15 +121,15 @@ def feature_loss(real: list[Tensor], restored: list[Tensor]) -> Tensor:
     return torch.stack([0.5 * torch.log(error + SMALLEST_NORM) for error in errors]).mean()
 
 
-def share_at(step: int, steps: int) -> float:
-    """Size of the adversarial gradient at a step, as a share of the reconstruction's; 0 before it joins.
+def ratio_at(step: int, steps: int) -> float:
+    """Norm of the adversarial gradient at a step, relative to the reconstruction's; 0 before it joins.
 
     Args:
         step: steps taken before this one, from 0.
         steps: all the steps of the run.
     """
     joined = step + 1 - round(START * steps)
-    return ADVERSARIAL_SHARE * min(1.0, max(0.0, joined / max(1, round(RISE * steps))))
+    return ADVERSARIAL_RATIO * min(1.0, max(0.0, joined / max(1, round(RISE * steps))))
 
 
 class Adversary:
@@ -157,7 +157,7 @@ class Adversary:
         self.sums = torch.zeros(len(Measures._fields) + 1, dtype=torch.float64)
 
     def step(
-        self, model: Autoencoder, clean: Tensor, restored: Tensor, loss: Tensor, seed: int, share: float
+        self, model: Autoencoder, clean: Tensor, restored: Tensor, loss: Tensor, seed: int, ratio: float
     ) -> None:
         """Add the gradients of one step to the model, and take one step of the discriminator.
 
@@ -167,7 +167,7 @@ class Adversary:
             restored: their reconstructions, with graph.
             loss: the objective of the model, with graph.
             seed: seed of the codes drawn from N(0, I), whose images the discriminator sees as well.
-            share: see `share_at`.
+            ratio: see `ratio_at`.
         """
         generator = torch.Generator(clean.device).manual_seed(seed)
         shape = (len(clean), model.config.code_size)
@@ -185,7 +185,7 @@ class Adversary:
         (by_feature,) = torch.autograd.grad(measures.feature_loss, decoded, retain_graph=True)
         (by_adversary,) = torch.autograd.grad(measures.adversarial_loss, decoded, retain_graph=True)
         _add_gradients(
-            model, loss, (restored, samples), FEATURE_WEIGHT * by_feature[: len(clean)], by_adversary, share
+            model, loss, (restored, samples), FEATURE_WEIGHT * by_feature[: len(clean)], by_adversary, ratio
         )
         self.optimizer.zero_grad(set_to_none=True)
         measures.discriminator_loss.backward()  # type: ignore[no-untyped-call]
@@ -207,12 +207,12 @@ def _add_gradients(
     images: tuple[Tensor, Tensor],
     by_feature: Tensor,
     by_adversary: Tensor,
-    share: float,
+    ratio: float,
 ) -> None:
     """Add the gradients of the weights of a model, as in Algorithm 1 of Larsen et al. 2016.
 
     The encoder follows the objective and the features alone; the adversarial term reaches the decoder only.
-    Its weight is that of Esser et al. 2021, equation (7), times `share`: the ratio of the gradients' norms at
+    Its weight is that of Esser et al. 2021, equation (7), times `ratio`: the ratio of the gradients' norms at
     the last layer.
 
     Args:
@@ -221,12 +221,12 @@ def _add_gradients(
         images: reconstructions and samples, with graph, (B, 3, H, W) each.
         by_feature: gradient of the feature loss by the restored images.
         by_adversary: gradient of the adversarial loss by both, (2B, 3, H, W).
-        share: size of the adversarial gradient, as a share of the rest's.
+        ratio: norm of the adversarial gradient, relative to that of the other terms.
     """
     restored, last = images[0], model.decoder.last_weight
     (by_objective,) = torch.autograd.grad(loss, restored, retain_graph=True)
     (rest,) = torch.autograd.grad(restored, last, by_objective + by_feature, retain_graph=True)
     (adversarial,) = torch.autograd.grad(images, last, by_adversary.chunk(2), retain_graph=True)
-    weight = share * rest.norm() / (adversarial.norm() + SMALLEST_NORM)
+    weight = ratio * rest.norm() / (adversarial.norm() + SMALLEST_NORM)
     torch.autograd.backward([loss, restored], [None, by_feature], retain_graph=True)
     torch.autograd.backward(images, (weight * by_adversary).chunk(2), inputs=list(model.decoder.parameters()))

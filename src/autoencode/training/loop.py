@@ -23,7 +23,6 @@ from torch import Tensor
 from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions
 from autoencode.data.loader import (
     LocalBatch,
-    batches,
     epoch_order,
     local_batches,
     random_seed,
@@ -32,7 +31,7 @@ from autoencode.data.loader import (
 from autoencode.errors import VERSION, DivergedError, RunError
 from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
 from autoencode.models.model_file import MODEL_NAME, save_model
-from autoencode.training.adversarial import share_at
+from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, count_images
 from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
 from autoencode.training.progress import Progress, advice, constant_image_mse
@@ -46,12 +45,12 @@ from autoencode.training.run import (
 )
 from autoencode.training.state import (
     all_finite,
-    fix_sigma2,
     initial_state,
     learning_rate_at,
     limit_gradient,
     load_checkpoint,
     save_checkpoint,
+    start_from_images,
     update_average,
 )
 
@@ -59,10 +58,6 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder, Output
     from autoencode.training.runtime import Runtime
-
-# Images that the PCA of a residual network is fitted on; more do not change 256 components of 3,072 values.
-PCA_IMAGES, PCA_BATCH = 20_000, 1_000
-PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
 
 
 class Loop:
@@ -101,25 +96,12 @@ class Loop:
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
         elif processes.first:
-            self._start_from_images()
+            start_from_images(self.state, self.runtime, self.config, pack, self._order(0))
         self._start_together()
         # A kill may have come between the metrics and the checkpoint of an epoch.
         if processes.first:
             keep_metrics_up_to(out, self.state.step)
         self.records, self.warned = read_metrics(out), False
-
-    def _start_from_images(self) -> None:
-        start = self.state.model.network.start
-        if start is None:
-            return
-        order = self._order(0)[:PCA_IMAGES]
-        size = max(1, min(PCA_BATCH, PCA_VALUES // self.state.model.values_per_image))
-        self.state.model.to("cpu")  # in place: the optimiser keeps its parameters
-        start(self.state.model, batches(self.pack, order, size))
-        fix_sigma2(self.state.model, self.config)
-        self.runtime.place_model(self.state.model)
-        if self.state.averaged is not self.state.model:
-            self.state.averaged.load_state_dict(self.state.model.state_dict())
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         rows_per_shard, window = self.pack.rows_per_shard, self.settings.window
@@ -223,10 +205,10 @@ class Loop:
         """Add the gradient of a micro-batch, weighted as in the whole batch; return its `_measured` sums."""
         state = self.state
         result, output, clean = self._forward(state.model, clean, local, training=True, draw=state.step)
-        joined = share_at(state.step, self.total_steps) if state.adversary else 0.0
-        if state.adversary and joined:
+        ratio = ratio_at(state.step, self.total_steps) if state.adversary else 0.0
+        if state.adversary and ratio:
             seed = random_seed("samples", self.config.seed, state.step)
-            state.adversary.step(state.model, clean, output.images, result.loss, seed, joined)
+            state.adversary.step(state.model, clean, output.images, result.loss, seed, ratio)
         else:
             (local.weight * result.loss).backward()  # type: ignore[no-untyped-call]
         return _measured(result) * local.counted

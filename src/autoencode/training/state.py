@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.loader import random_seed
+from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import read_tensors, write_tensors
@@ -26,14 +28,19 @@ from autoencode.training.distributed import Processes, share_batch_norms
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import RunSettings
     from autoencode.training.runtime import Runtime
 
 _CHECKPOINT_VERSION = 2  # raised with that of run.json, without which a checkpoint is of no use
 
-# A cosine schedule rises over this share of the steps before it falls.
-RISING_SHARE = 0.05
+# A cosine schedule rises over this fraction of the steps before it falls.
+RISING_FRACTION = 0.05
+
+# Images that the PCA of a residual network is fitted on; more do not change 256 components of 3,072 values.
+PCA_IMAGES, PCA_BATCH = 20_000, 1_000
+PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
 
 
 @dataclass
@@ -80,6 +87,30 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     return state
 
 
+def start_from_images(
+    state: TrainState, runtime: Runtime, config: TrainConfig, pack: Pack, rows: NDArray[np.int64]
+) -> None:
+    """Replace random first weights by those of a PCA of training images, if the network has such a start.
+
+    Args:
+        state: at step 0; changed in place.
+        runtime, config: of the run.
+        pack: the images.
+        rows: (N,) of the pack, in a random order.
+    """
+    start = state.model.network.start
+    if start is None:
+        return
+    size = max(1, min(PCA_BATCH, PCA_VALUES // state.model.values_per_image))
+    # In fp64, which not every device has; in place, because the optimiser keeps its parameters.
+    state.model.to("cpu")
+    start(state.model, batches(pack, rows[:PCA_IMAGES], size))
+    fix_sigma2(state.model, config)
+    runtime.place_model(state.model)
+    if state.averaged is not state.model:
+        state.averaged.load_state_dict(state.model.state_dict())
+
+
 def fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
     """Set the variance of the likelihood where the settings fix it; "auto" is learned."""
     if config.sigma2 != "auto" and model.is_vae:
@@ -98,7 +129,7 @@ def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
     """Learning rate of step `step`, counted from 0, of `steps` steps, by the schedule."""
     if config.schedule == "constant":
         return config.learning_rate
-    rising = max(1, round(RISING_SHARE * steps))
+    rising = max(1, round(RISING_FRACTION * steps))
     if step < rising:
         return config.learning_rate * (step + 1) / rising
     fallen = (step - rising) / max(1, steps - rising - 1)

@@ -336,7 +336,7 @@ def _in_words(names: tuple[str, str], *choices: bool) -> tuple[str, str]:
 def _with_overrides(
     out: Path, run: RunSettings, preset: str | None, overrides: dict[str, Any]
 ) -> RunSettings:
-    """Check that settings given with --resume are those of the run, but for more epochs and other pieces."""
+    """Check settings given with --resume: only more epochs and another number of micro-batches may differ."""
     # The way to continue a run that ran out of memory: micro-batches change nothing but rounding.
     accumulate = overrides.get("accumulate", run.train.accumulate)
     run = replace(run, train=replace(run.train, accumulate=accumulate))

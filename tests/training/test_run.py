@@ -38,7 +38,7 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
     assert read_run(tmp_path) == SETTINGS
 
 
-def test_a_file_in_place_of_a_run_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_run_folder_is_named_in_the_error(tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     model.touch()
     with pytest.raises(RunError, match=r"is a file\. Give the folder of the run\."):

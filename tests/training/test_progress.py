@@ -1,0 +1,132 @@
+"""Advice on a run that learns nothing, and events for TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoencode import MissingExtraError, Pack, Progress, TrainConfig, train
+from autoencode.training.progress import advice, constant_image_mse, logging_to
+
+
+def lines(
+    val_losses: list[float], train_losses: list[float] | None = None, **more: float
+) -> list[dict[str, float]]:
+    train_losses = train_losses or val_losses
+    return [
+        {"epoch": epoch, "val_loss": loss, "val_mse": loss, "train_loss": trained, **more}
+        for epoch, (loss, trained) in enumerate(zip(val_losses, train_losses, strict=True), start=1)
+    ]
+
+
+def advice_on(records: list[dict[str, float]], constant: float = 1.0, **settings: Any) -> str:  # noqa: ANN401
+    return advice(records, TrainConfig(**settings), lambda: constant) or ""
+
+
+def test_a_run_that_gets_better_is_left_alone() -> None:
+    for epochs in range(1, 11):
+        assert advice_on(lines([0.9**epoch for epoch in range(epochs)]), constant=2.0) == ""
+
+
+def test_a_third_of_the_epochs_without_progress_is_too_long() -> None:
+    losses = [0.5, 0.4, 0.41, 0.42, 0.4, 0.43]
+    assert advice_on(lines(losses[:5]), epochs=12) == ""
+    message = advice_on(lines(losses), epochs=12, learning_rate=0.5)
+    assert "not got better for 4 epochs, since epoch 2" in message
+    assert "lower learning rate (it is 0.5)" in message
+    assert advice_on(lines(losses), epochs=30) == ""
+
+
+def test_three_epochs_are_waited_for_in_the_shortest_run() -> None:
+    assert advice_on(lines([0.5, 0.6, 0.6]), epochs=4) == ""
+    assert "for 3 epochs" in advice_on(lines([0.5, 0.6, 0.6, 0.6]), epochs=4)
+
+
+def test_learning_by_heart_asks_for_other_things_than_a_lower_rate() -> None:
+    message = advice_on(lines([0.5, 0.6, 0.6, 0.6], [0.5, 0.4, 0.3, 0.2]), epochs=4)
+    assert "fewer epochs, or more images" in message
+    assert "learning rate" not in message
+
+
+def test_a_model_no_better_than_a_constant_image_is_named_with_both_numbers() -> None:
+    falling = [0.9, 0.8, 0.7]
+    assert advice_on(lines(falling[:2]), constant=0.1) == ""
+    message = advice_on(lines(falling), constant=0.1, epochs=3)
+    assert "no better than one constant image" in message
+    assert "0.70000, of the mean image 0.10000" in message
+    assert "sigma2" not in message
+    vae = lines(falling, val_kl=0.0)
+    assert "a smaller sigma2" in advice_on(vae, constant=0.1, epochs=3, loss="gaussian")
+    assert "a smaller beta" in advice_on(vae, constant=0.1, epochs=3, loss="mae")
+
+
+def test_losses_under_another_weight_of_the_kl_are_not_compared() -> None:
+    records = lines([0.1, 0.2, 0.3, 0.4], val_kl=1.0)
+    for index, record in enumerate(records):
+        record["beta"] = index / 4
+    assert advice_on(records, epochs=4) == ""
+
+
+def test_the_constant_image_is_the_mean_of_the_training_images(tiny_pack: Pack) -> None:
+    training, validation = (tiny_pack.pixels(tiny_pack.rows(s)) / 255 for s in ("train", "validation"))
+    expected = ((validation - training.mean(axis=0)) ** 2).mean()
+    found = constant_image_mse(tiny_pack, tiny_pack.rows("train"), tiny_pack.rows("validation"))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert np.isfinite(found)
+
+
+def test_a_far_too_high_learning_rate_is_said_once_and_the_run_goes_on(
+    tiny: dict[str, Any],
+    tiny_pack: Pack,
+    tmp_path: Any,  # noqa: ANN401
+) -> None:
+    seen: list[Progress] = []
+    train(tiny_pack.path, tmp_path / "run", epochs=4, learning_rate=1e6, progress=seen.append, **tiny)
+    warnings = [(at.epoch, at.warning) for at in seen if at.warning]
+    assert [epoch for epoch, _ in warnings] == [3]
+    assert "lower learning rate (it is 1e+06)" in str(warnings[0][1])
+
+
+def test_a_learned_variance_far_below_the_validation_error_is_reported_at_once() -> None:
+    vae = lines([0.01], val_kl=9.0, sigma2=0.002)
+    message = advice_on(vae, loss="gaussian", sigma2="auto")
+    assert "Validation mse 0.01000 is far above sigma2 0.00200" in message
+    assert "smaller code_size" in message
+    assert advice_on(lines([0.01], val_kl=9.0, sigma2=0.003), loss="gaussian", sigma2="auto") == ""
+    assert advice_on(vae, loss="gaussian", sigma2=0.002) == ""
+    assert advice_on(lines([0.01], sigma2=0.002)) == ""
+
+
+def test_the_event_file_holds_the_metrics(tiny_pack: Pack, tiny: dict[str, Any], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    seen: list[Progress] = []
+    run = train(
+        tiny_pack.path, tmp_path / "run", epochs=2, progress=logging_to(tmp_path / "run", seen.append), **tiny
+    )
+    assert [at.record for at in seen if at.record] == run.metrics
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == run.metrics[0].keys() - {"step"}
+    for name in ("train_loss", "val_mse"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in run.metrics]
+        assert found == expected
+
+
+def test_nothing_is_written_before_an_epoch_is_done(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    log = logging_to(tmp_path / "run", lambda _: None)
+    log(Progress(1, 2, 1, 5, 0.1, 10.0, 1.0))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_the_extra_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[tensorboard\]'"):
+        logging_to(tmp_path, lambda _: None)
