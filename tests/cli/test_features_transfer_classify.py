@@ -21,7 +21,7 @@ def test_features_are_written_and_each_layer_is_named(trained: Run, photos: Path
     image = next(photos.rglob("*.png"))
     result = autoencode("features", trained.folder, image, "--out", tmp_path / "features")
     assert result.exit_code == 0, result.output
-    assert "layer 2: 8 channels of 8x8, a value sees 10x10 pixels" in result.output
+    assert "layer 2: 8 channels of 8x8, receptive field 10x10 pixels" in result.output
     assert (tmp_path / "features" / "layer-02.png").exists()
 
 
@@ -43,7 +43,7 @@ def test_a_classifier_is_learned_and_used(
     result = autoencode("classify", out, photos, photos_again, "--out", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
     assert f"skipped {photos_again / 'broken.png'}: " in result.output
-    assert "and 28 more; in all" in result.output
+    assert "and 28 more; in total" in result.output
     assert (tmp_path / "found-sheet.png").exists()
 
 

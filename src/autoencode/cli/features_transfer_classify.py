@@ -1,4 +1,4 @@
-"""The commands that use what an encoder has learned: features, transfer and classify."""
+"""The commands that use the features of an encoder: features, transfer and classify."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autoencode.transfer_learning import Accuracy, Transfer
 
 
-SHOWN = 20
+SHOWN = 20  # a screen; the table has all
 
 
 def features(
@@ -28,7 +28,7 @@ def features(
     ],
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Show what each convolution layer of the encoder sees in an image."""
+    """Draw the feature maps of an image in each convolution layer of the encoder."""
     from autoencode import feature_maps as application
     from autoencode.models.model_file import load_model
 
@@ -37,7 +37,7 @@ def features(
         channels, height, width = layer.maps.shape
         field = "x".join(map(str, layer.receptive_field_px))
         say(
-            f"layer {number}: {channels} channels of {height}x{width}, a value sees {field} pixels "
+            f"layer {number}: {channels} channels of {height}x{width}, receptive field {field} pixels "
             f"({layer.name})"
         )
     say(f"sheet: {out / application.SHEET_NAME}")
@@ -51,12 +51,11 @@ def transfer(
     embedding: Annotated[
         Embedding,
         typer.Option(
-            help="Classify by what the encoder has learned, or by features of a network trained on "
-            "ImageNet (extra eval)."
+            help="Classify features of this encoder, or of a network pretrained on ImageNet (extra eval)."
         ),
     ] = "code",
     finetune: Annotated[
-        bool, typer.Option("--finetune", help="Also train the encoder on the labels.")
+        bool, typer.Option("--finetune", help="Also train the encoder itself on the labels.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the choice of labels and of training.")] = 0,
     max_pixels: MaxPixels = None,
@@ -90,7 +89,7 @@ def classify(
     classifier: Annotated[Path, typer.Argument(help="The folder that `autoencode transfer` wrote.")],
     images: Images,
     out: Annotated[
-        Path | None, typer.Option(help="A table, .csv or .json; a sheet of the images goes beside it.")
+        Path | None, typer.Option(help="Write a table, .csv or .json, and a sheet of the images beside it.")
     ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
@@ -104,15 +103,17 @@ def classify(
         made = application.classify(loaded, images, out, limits=options.limits(max_pixels), progress=progress)
     show_skipped(made.skipped)
     for result in made.results[:SHOWN]:
+        # The label may be any text: it is the name of a folder.
         line = f"{result.probability:6.1%}  {result.label}  {result.path}"
         say(one_line(line))
     if len(made.results) > SHOWN:
         counts = Counter(result.label for result in made.results)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        say(f"and {len(made.results) - SHOWN} more; in all {listed}")
+        say(f"and {len(made.results) - SHOWN} more; in total {listed}")
     if out is not None:
         say(f"table: {out}")
         say(f"sheet: {application.sheet_path(out)}")
+    # Last: the images that can be used are classified before the command fails for the others.
     fail_if_named(made.skipped, images)
 
 
@@ -128,7 +129,7 @@ def _print_comparison(made: Transfer) -> None:
     for note in made.notes:
         say(f"note: {note}")
     say(
-        f"accuracy on {made.held_out_images} held-out images, %, with its 95 % interval; "
+        f"accuracy on {made.held_out_images} held-out images in %, with 95 % intervals; "
         f"learned from at most {made.learned_images}:"
     )
     levels = list(dict.fromkeys(one.labels_per_class for one in made.comparison))

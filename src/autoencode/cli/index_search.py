@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from autoencode.index.duplicates import NearDuplicates
 
 
-LINES_SHOWN = 50
-NEIGHBOURS = 10
+LINES_SHOWN = 50  # the groups and pairs one looks through on a screen; --out has more
+NEIGHBOURS = 10  # not the default of -k, which has to tell whether it was given
 
 
 def index(
     model: Model,
-    folder: Annotated[str, typer.Argument(help="Images, also in sub-folders; or a pack, also by its URL.")],
+    folder: Annotated[str, typer.Argument(help="A folder of images, or a pack: a folder or a URL.")],
     out: Annotated[
         str,
         typer.Option(
@@ -49,37 +49,38 @@ def index(
         Store | None,
         typer.Option(
             help="file is searched in memory; lance (LanceDB, extra lance) may be larger than memory, hold "
-            "several folders, and lie in object storage. Default: file, or as before."
+            "several folders, and lie in object storage. Default: file; an index keeps its store."
         ),
     ] = None,
     embedding: Annotated[
         Embedding | None,
         typer.Option(
             help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
-            "Default: code, or as before."
+            "Default: code; an index keeps its embedding."
         ),
     ] = None,
     distance: Annotated[
         Distance | None,
         typer.Option(
-            help="whitened (angle, all directions of the codes weighted alike), cosine (angle), or l2. "
-            "Default: whitened, cosine for pretrained features, or as before."
+            help="whitened (angle, with all directions of the codes weighted alike), cosine (angle) or l2. "
+            "Default: whitened, or cosine for pretrained features; an index keeps its distance."
         ),
     ] = None,
     remove: Annotated[
         bool,
         typer.Option(
             "--remove",
-            help="Remove the images of FOLDER from an index that LanceDB keeps, instead of adding.",
+            help="Remove the images of FOLDER from a LanceDB index instead of adding them.",
         ),
     ] = False,
     max_pixels: MaxPixels = None,
     ray: Ray = None,
 ) -> None:
-    """Encode the images of a folder once, to search among them."""
+    """Encode the images of a folder, to search among them."""
     if remove:
+        # An option without effect would look as if it chose what is removed.
         if any(given is not None for given in (store, embedding, distance, max_pixels, ray)):
-            raise ConfigError("--remove goes with no other option than --out.")
+            raise ConfigError("--remove takes no other option than --out.")
         from autoencode.index import remove_source
 
         say(f"{counted(remove_source(out, folder), 'image')} removed from {out}")
@@ -106,7 +107,7 @@ def index(
 
 
 def search(
-    index: Annotated[str, typer.Argument(help="An index, as `autoencode index` writes it, also by its URL.")],
+    index: Annotated[str, typer.Argument(help="An index from `autoencode index`: a path or a URL.")],
     queries: Annotated[
         list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
     ] = None,
@@ -121,32 +122,34 @@ def search(
     ] = None,
     near_duplicates: Annotated[
         bool,
-        typer.Option("--near-duplicates", help="List copies, and pairs that look the same, in the index."),
+        typer.Option("--near-duplicates", help="List copies and pairs that look the same, in the index."),
     ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(
             help="Score from which a pair is a near-duplicate. Default: the score that 95 % of images reach "
-            "with a copy of theirs that is slightly cropped, smaller, and a JPEG."
+            "with a copy of themselves that is slightly cropped, smaller and saved as JPEG."
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The model that the index was made with, if the model was moved.")
+        Path | None, typer.Option(help="The model that the index was made with, if it was moved.")
     ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Find the images of an index that look most like others, or like each other."""
+    """Find the images of an index that look most like given images, or like each other."""
+    # BadParameter prints the usage too: without either there is nothing that the command could do.
     if bool(queries) == near_duplicates:
         raise typer.BadParameter("give images to look for, or --near-duplicates", param_hint="QUERIES")
     if threshold is not None and not near_duplicates:
         raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
     if near_duplicates and (k, label, split) != (None, None, None):
-        raise ConfigError("-k, --label and --split are for images to look for, not for --near-duplicates.")
+        raise ConfigError("-k, --label and --split belong to a search for images, not to --near-duplicates.")
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE
     from autoencode.index import open_index
 
     opened = open_index(index, model)
+    # Here and below, notes go to stderr: a program reads the results on stdout.
     for source in opened.unfinished:
         say(f"Not all images of {source} are in the index yet: {opened.update_command}", err=True)
     limits = options.limits(max_pixels)
@@ -164,6 +167,7 @@ def search(
         noun = "image" if label is None and split is None else "such image"
         say(f"The index holds {counted(count, noun)}; all of them are listed.", err=True)
     _show_neighbours(opened, found, out, sheet, limits)
+    # Last: the queries that can be used are answered before the command fails for the others.
     fail_if_named(found.skipped, queries or [])
 
 
@@ -193,7 +197,7 @@ def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
 
 def _print_index(made: Index) -> None:
     update = made.update
-    assert update is not None
+    assert update is not None  # only an index that was opened, not made, has none
     show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
     say(f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed")
@@ -224,7 +228,7 @@ def _show_neighbours(
 def _note_gone(opened: Index, gone: Collection[Path]) -> None:
     if gone:
         say(
-            f"{len(gone):,} of the images found are gone. Update the index: {opened.update_command}",
+            f"{len(gone):,} of the images found no longer exist. Update the index: {opened.update_command}",
             err=True,
         )
 
@@ -298,6 +302,7 @@ def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
 
 
 def _group_json(paths: Sequence[Path], found: NearDuplicates) -> dict[str, Any]:
+    # "gone", so that a program that deletes copies keeps one that is there.
     return {"paths": list(map(str, paths)), "gone": [str(path) for path in paths if path in found.gone]}
 
 

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 else:
     ScoreName = Literal[tuple(SCORES)]  # typer makes choices of a Literal; mypy wants it spelled out
 
-SHOWN = 10
+SHOWN = 10  # the worst; the table has all
 SCORE_HELP = (
     "; ".join(
         f"{score.name}: {score.description}{' (VAE only)' if score.needs_vae else ''}"
         for score in SCORES.values()
     )
-    + f". Default: {default_score('code')}; of pretrained features {default_score('pretrained')}."
+    + f". Default: {default_score('code')}; for pretrained features {default_score('pretrained')}."
 )
 
 
@@ -35,7 +35,10 @@ def outliers(
     model: Model,
     images: Images,
     out: Annotated[
-        Path | None, typer.Option(help="A table, .csv or .json; a sheet of the worst goes beside it.")
+        Path | None,
+        typer.Option(
+            help="Write a table, .csv or .json, and a sheet of the most anomalous images beside it."
+        ),
     ] = None,
     score: Annotated[
         ScoreName | None,
@@ -44,8 +47,7 @@ def outliers(
     embedding: Annotated[
         Embedding,
         typer.Option(
-            help="Score what the model makes of an image, or features of a network trained on ImageNet "
-            "(extra eval)."
+            help="Score by this model, or by features of a network pretrained on ImageNet (extra eval)."
         ),
     ] = "code",
     fpr: Annotated[
@@ -59,11 +61,11 @@ def outliers(
         Rule, typer.Option(help="conformal keeps to --fpr; paper flags a KL above the median.")
     ] = "conformal",
     heatmaps: Annotated[
-        bool, typer.Option("--heatmaps", help="Add to the sheet where image and reconstruction differ.")
+        bool, typer.Option("--heatmaps", help="Add maps of the reconstruction error to the sheet.")
     ] = False,
     pack: Annotated[
         str | None,
-        typer.Option(help="The pack the model was trained on, or its URL. Default: that of the run."),
+        typer.Option(help="The pack the model was trained on: a folder or a URL. Default: the run's."),
     ] = None,
     max_pixels: MaxPixels = None,
     ray: Ray = None,
@@ -80,7 +82,7 @@ def outliers(
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
     packed = open_pack(pack or options.pack_of(model, "--pack PACK"))
-    if out is not None:
+    if out is not None:  # before the work, which may take minutes
         check_output(out, TABLES, options.settings_files(model, packed))
     with stages() as progress:
         found = find_outliers(
@@ -93,6 +95,7 @@ def outliers(
             fpr=fpr,
             rule=rule,
             heatmaps=heatmaps,
+            # Kept beside the model: the reference is the same for all images, and may take longer than they.
             cache=run / reference_name(embedding),
             limits=options.limits(max_pixels),
             ray=ray,
@@ -102,6 +105,7 @@ def outliers(
     if out is not None:
         say(f"table: {out}")
         say(f"sheet: {sheet_path(out)}")
+    # Last: the images that can be used are judged before the command fails for the others.
     fail_if_named(found.skipped, images)
 
 
@@ -127,6 +131,7 @@ def _print(found: Outliers) -> None:
         say(f"and {len(flagged) - SHOWN} more")
     say(f"outliers: {len(flagged)} of {len(found.images)} images, by {found.score} of {found.embedding}")
     say(f"rule:     {_rule(found)}")
+    # Measured on images that calibrated nothing, so that one need not believe the rule.
     if found.validation_fpr is not None:
         rate, (low, high), images = found.validation_fpr
         say(
@@ -143,6 +148,7 @@ def _rule(found: Outliers) -> str:
         return PAPER_NOTE
     images = found.reference.calibration_images
     text = f"at most {found.fpr:.2%} of normal images, calibrated on {images} test images"
+    # Somebody who expects the default has to see that the pack is too small for it, and by how much.
     if found.fpr == 1 / (images + 1) > DEFAULT_FPR:
         text += f"; {DEFAULT_FPR:.0%} needs {images_needed(DEFAULT_FPR)}"
     return text

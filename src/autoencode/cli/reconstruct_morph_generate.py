@@ -18,10 +18,10 @@ def reconstruct(
     images: Images,
     out: Annotated[Path, typer.Option(help="Folder for the sheet, the table and the images.")],
     corrupt: Corrupt = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random damage.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Pass images through a model: each original beside its reconstruction, with PSNR and SSIM."""
+    """Reconstruct images, each beside its original, with PSNR and SSIM."""
     from statistics import median
 
     from autoencode.training.process import keep_freed_memory
@@ -42,6 +42,7 @@ def reconstruct(
             progress=progress,
         )
     show_skipped(made.skipped)
+    # Medians: the PSNR of a single flat image is so high that it would decide a mean.
     before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
     if before:
         say(f"corrupted:      median PSNR {median(before):.2f} dB")
@@ -54,6 +55,7 @@ def reconstruct(
     )
     say(f"sheet: {out / application.SHEET_NAME}")
     say(f"table: {out / application.TABLE_NAME}")
+    # Last: the images that can be used are reconstructed before the command fails for the others.
     fail_if_named(made.skipped, images)
 
 
@@ -73,7 +75,7 @@ def morph(
     ping_pong: Annotated[bool, typer.Option("--ping-pong", help="Go back to the first image.")] = False,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Turn one image into another, through codes between theirs."""
+    """Turn one image into another, by decoding the codes between theirs."""
     from autoencode import morphing as application
     from autoencode.models.model_file import load_model
 
@@ -111,7 +113,7 @@ def generate(
         ),
     ] = None,
 ) -> None:
-    """Make new images of the kind the model was trained on."""
+    """Generate new images like those the model was trained on."""
     from autoencode import generation as application
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE

@@ -6,9 +6,8 @@ import contextlib
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,16 +16,11 @@ from autoencode.cli.options import MaxPixels, Model, Resize, Size, add_command
 from autoencode.cli.progress import counting, duration, say, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
-if TYPE_CHECKING:
-    from autoencode.paper.study import Experiment
-    from autoencode.training.progress import Progress
-
-
 DEFAULT_PORT, PORTS_TRIED = 8765, 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REMOTE_NOTE = (
     "Anyone who can reach this machine and has the address with its key can use the page and see your "
-    "images. What is sent is not encrypted: use it on a network you trust, or through ssh -L instead."
+    "images. The connection is not encrypted: use it on a network you trust, or through ssh -L instead."
 )
 
 # A log line of each request would hold the key. A long answer must not delay the end by more than a second.
@@ -41,7 +35,7 @@ _SERVER: dict[str, Any] = {
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
-    """Write the page of a run: settings, curves, reconstructions, samples, outliers, numbers."""
+    """Write the report of a run: settings, curves, reconstructions, samples, outliers, numbers."""
     from autoencode.report import write_report
     from autoencode.training.process import keep_freed_memory
 
@@ -58,7 +52,7 @@ def paper(
         str, typer.Option(help="full for the paper's own epochs, or a fraction of them, such as 0.05.")
     ] = "full",
     limit: Annotated[
-        int | None, typer.Option(help="Take only so many images, chosen at random.", min=2)
+        int | None, typer.Option(help="Use at most this many images, chosen at random.", min=2)
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -69,7 +63,7 @@ def paper(
     resize_mode: Resize = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Run every experiment of the paper on a folder of images, and show the results as its figures."""
+    """Run the experiments of the paper on a folder of images, and draw its figures from the results."""
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.paper.claims import measure_all
     from autoencode.paper.page import write_paper
@@ -103,23 +97,16 @@ def paper(
             f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train; "
             "measuring the models comes on top"
         )
-        with _training_each() as (started, show):
-            trained = train_all(plan, show, started)
+        with training() as show:
+            trained = train_all(
+                plan,
+                progress=lambda _, at: show(at),
+                started=lambda experiment: say(f"{experiment.name}: {experiment.shows}"),
+            )
         with stages() as progress_of_stage:
             results = measure_all(plan, trained, progress_of_stage)
             page = write_paper(results)
     say(f"page: {page}")
-
-
-@contextlib.contextmanager
-def _training_each() -> Iterator[tuple[Callable[[Experiment], None], Callable[[Experiment, Progress], None]]]:
-    """Say which experiment begins, and show the progress of the one that is running."""
-    with training() as show:
-
-        def started(experiment: Experiment) -> None:
-            say(f"{experiment.name}: {experiment.shows}")
-
-        yield started, lambda _, at: show(at)
 
 
 def app(
@@ -132,7 +119,7 @@ def app(
         Path | None, typer.Option(help="A folder of images to review. Default: the index's, or the run's.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Default: 8765, or the next that is free.", min=0, max=65535)
+        int | None, typer.Option(help="Default: 8765, or the next free port.", min=0, max=65535)
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     allow_remote: Annotated[
@@ -161,7 +148,7 @@ def app(
     if allow_remote:
         say(REMOTE_NOTE)
     say(f"page: {address}")
-    say("Stop with Ctrl-C; pictures given to the page are then deleted.")
+    say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
     if not no_browser:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), **_SERVER))
