@@ -12,6 +12,7 @@ import typer
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Model, add_command
 from autoencode.cli.progress import say, stages
+from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
@@ -42,9 +43,7 @@ def evaluate(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Measure a model on held-out images, in comparison with PCA of the same code size."""
-    from autoencode.training.process import keep_freed_memory
-
-    keep_freed_memory()
+    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode import evaluation as application
     from autoencode.atomic import check_output, write_json
     from autoencode.data.pack import open_pack
@@ -75,6 +74,7 @@ def export(
     from autoencode.export import CHECKED_BATCHES, export_onnx
     from autoencode.models.model_file import load_model
 
+    # Named, as a graph that was traced with one batch size may be wrong for another.
     batches = " and ".join(map(str, CHECKED_BATCHES))
     for file in export_onnx(load_model(model), onnx):
         say(

@@ -11,6 +11,7 @@ from autoencode.cli import options
 from autoencode.cli.options import Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding
+from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.transfer_learning import Accuracy, Transfer
@@ -61,9 +62,7 @@ def transfer(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Learn a classifier from a few labelled images, and compare it with others on the same labels."""
-    from autoencode.training.process import keep_freed_memory
-
-    keep_freed_memory()
+    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode import transfer_learning as application
     from autoencode.models.model_file import load_model
     from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
@@ -107,6 +106,7 @@ def classify(
         line = f"{result.probability:6.1%}  {result.label}  {result.path}"
         say(one_line(line))
     if len(made.results) > SHOWN:
+        # With more images than a screen holds, the size of each class says more than its images.
         counts = Counter(result.label for result in made.results)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         say(f"and {len(made.results) - SHOWN} more; in total {listed}")

@@ -22,6 +22,7 @@ from autoencode.cli.progress import (
 )
 from autoencode.configuration import Distance, Embedding, Split, Store
 from autoencode.errors import ConfigError
+from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,11 +86,10 @@ def index(
 
         say(f"{counted(remove_source(out, folder), 'image')} removed from {out}")
         return
-    from autoencode.training.process import keep_freed_memory
-
-    keep_freed_memory()
+    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode.index import build_index
 
+    # Two bars: a folder is packed before it is encoded, and a pack only encoded.
     with counting("packing") as packing_progress, counting("encoding") as progress:
         made = build_index(
             model,
@@ -163,6 +163,7 @@ def search(
     k = NEIGHBOURS if k is None else k
     with counting("searching") as progress:
         found = opened.search(queries or [], k, label=label, split=split, limits=limits, progress=progress)
+    # Fewer results than -k asks for would look like an error.
     if k > (count := opened.count(label, split)):
         noun = "image" if label is None and split is None else "such image"
         say(f"The index holds {counted(count, noun)}; all of them are listed.", err=True)
@@ -201,6 +202,7 @@ def _print_index(made: Index) -> None:
     show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
     say(f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed")
+    # Nobody should take an approximate index for an exact one: its recall was measured when it was made.
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
     kind = f"{made.embedding} embedding, {made.distance}"
     say(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}")
@@ -276,6 +278,7 @@ def _show_duplicates(
         )
     if out is not None:
         _write(out, _duplicates_json(opened, found))
+    # Without an error: a folder without duplicates is the good result, and a script goes on.
     if sheet is not None and not rows:
         say("There is no pair to draw: no sheet is written.", err=True)
     elif sheet is not None:

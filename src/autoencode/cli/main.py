@@ -1,9 +1,10 @@
 """The program: its commands, its version, and how an error ends it.
 
-Exit codes: 0 done; 2 a wrong call, which is a usage that no command has or a setting that cannot be used
-(every ConfigError); 1 anything else that went wrong; 130 Ctrl-C. An error is one line on stderr.
+Exit codes: 0 success; 2 a wrong call, which is wrong usage or a setting that cannot be used (ConfigError); 1
+any other error; 130 Ctrl-C. An error is one line on stderr. By 2, which the parser of arguments uses too, a
+script can distinguish its own mistake from a failure that may pass.
 
-Every command imports what it needs when it runs, so that --help takes a quarter of a second and not two.
+A command imports torch and NumPy when it runs: --help takes a quarter of a second and not two.
 """
 
 from __future__ import annotations
@@ -74,4 +75,4 @@ def main() -> None:
     except OSError as err:  # the system refused a path before any of our code could say more
         _fail(f"{err.filename or 'The system'}: {err.strerror or err}.")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # 128 and the number of the signal, as shells report it

@@ -24,6 +24,7 @@ IMAGES, MACHINE = "Images", "Machine"  # panels of --help
 
 def about(settings: type, name: str, default: str) -> str:
     """Return the help of an option that is a field of settings: what its class says of it."""
+    # A meaning is written once, in the class: help that was written again would differ some day.
     text = documentation(settings)[name]
     return f"{text[0].upper()}{text[1:]} Default: {default}."
 
@@ -40,8 +41,8 @@ Resize = Annotated[
     ResizeMode | None,
     typer.Option(
         "--resize-mode",
-        help="crop keeps the centre of the right shape, pad the whole image with a background around it, "
-        "stretch changes the shape. Default: crop.",
+        help="crop cuts the image to the shape of --size, pad adds a background around it, stretch distorts "
+        "it. Default: crop.",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -71,7 +72,9 @@ Ray = Annotated[
 ]
 Corrupt = Annotated[
     list[str] | None,
-    typer.Option(help=f"Damage what the encoder sees: {', '.join(map(example, CORRUPTIONS))}. Repeatable."),
+    typer.Option(
+        help=f"Corruption of the images the encoder sees: {', '.join(map(example, CORRUPTIONS))}. Repeatable."
+    ),
 ]
 
 
@@ -94,7 +97,7 @@ def add_command(program: typer.Typer, command: Callable[..., None], *examples: s
 def preprocessing(
     size: str | None, resize_mode: ResizeMode | None, background: str | None
 ) -> Preprocessing | None:
-    """Return what the options ask for, or None where none was given.
+    """Return the preprocessing that the options ask for, or None where none was given.
 
     Raises:
         ConfigError: the size or the colour cannot be used.
@@ -159,7 +162,7 @@ def pack_of(model: Path, named: str) -> str:
 
 
 def settings_files(model: Path, pack: Pack) -> list[Path]:
-    """Return the files named like a result, .json, without which a run or its pack could not be used."""
+    """Return the .json files of a run and its pack, which no result may overwrite."""
     from autoencode.data.manifest import SETTINGS_NAME
     from autoencode.training.run import RUN_NAME
 

@@ -125,6 +125,7 @@ def _print(found: Outliers) -> None:
         say(f"note: {note}")
     flagged = [image for image in found.images if image.outlier]
     for image in flagged[:SHOWN]:
+        # The p-value too, as the scores have no unit that could be compared.
         line = f"{image.score:12.5g}  p {image.p_value:.3g}  {image.path}"
         say(one_line(line))
     if len(flagged) > SHOWN:

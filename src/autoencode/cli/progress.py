@@ -1,6 +1,6 @@
-"""Progress of long work: bars on a terminal; elsewhere a line an epoch, or a line now and then.
+"""The output of commands: lines, errors, skipped files, and the progress of long work.
 
-Files that could not be used: a line each for the first few, and an error for those given by name.
+Progress is a bar on a terminal; elsewhere it is a line an epoch, or a line every half a minute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Paths are printed as they are: brackets and colons in them mean nothing.
 console = Console(highlight=False, markup=False, emoji=False)
-# What is said beside results, so that a program that reads those need not tell them apart.
+# For notes beside results, so that a program that reads the results need not distinguish them.
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -36,12 +36,13 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line that stands out, about work that goes on."""
+    """Print a line that stands out, about work that continues."""
     console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def one_line(text: object) -> str:
     """Return text, such as a path, on one line: tabs, line breaks and bytes that are no text as escapes."""
+    # A line break in the name of a file would forge a second line of output.
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text)
     )
@@ -86,6 +87,7 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
                 lines.show(done, total)
             bars.start()
             bars.update(task, completed=done, total=total)
+            # Bars of two stages would overwrite each other: the next begins where this one is gone.
             if done == total:
                 bars.stop()
 
@@ -93,17 +95,18 @@ def counting(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Lines:
-    """Says now and then, a line each, how far some work is."""
+    """Prints the progress of some work, a line every half a minute."""
 
     def __init__(self, description: str) -> None:
         self.description = description
         self.started = self.said = 0.0
-        self.first = 0
+        self.first = 0  # a resumed work reports images that were done before: they are no part of its rate
 
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
         if not self.started:
             self.started, self.said, self.first = now, now, done
+        # Work that was over before its first line needs no last one.
         is_long = self.said > self.started
         if now - self.said < LINE_EVERY and not (done == total and is_long):
             return
@@ -145,6 +148,7 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
         def show(at: TrainProgress) -> None:
             bars.start()
             done = at.epoch - (at.record is None)
+            # An epoch counts when its validation is done, which is when there is a record of it.
             left = f"{duration(at.seconds_left)} left"
             bars.update(epochs, completed=done, total=at.epochs, note=left)
             rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
@@ -176,7 +180,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-SHOWN = 5
+SHOWN = 5  # a folder of videos would otherwise push the results off the screen
 
 Skipped = Sequence[tuple[Path, str]]
 

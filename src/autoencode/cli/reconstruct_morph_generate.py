@@ -11,6 +11,7 @@ from autoencode.cli import options
 from autoencode.cli.options import Corrupt, Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
 from autoencode.configuration import Interpolation, PriorName
+from autoencode.training.process import keep_freed_memory
 
 
 def reconstruct(
@@ -24,9 +25,7 @@ def reconstruct(
     """Reconstruct images, each beside its original, with PSNR and SSIM."""
     from statistics import median
 
-    from autoencode.training.process import keep_freed_memory
-
-    keep_freed_memory()
+    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode import reconstruction as application
     from autoencode.models.model_file import load_model
 
@@ -44,7 +43,7 @@ def reconstruct(
     show_skipped(made.skipped)
     # Medians: the PSNR of a single flat image is so high that it would decide a mean.
     before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
-    if before:
+    if before:  # what a denoiser gains is the difference of this line and the next
         say(f"corrupted:      median PSNR {median(before):.2f} dB")
     psnr_db, ssim = (
         median(values) for values in zip(*((r.psnr_db, r.ssim) for r in made.results), strict=True)
@@ -125,6 +124,7 @@ def generate(
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")
+    # With the same seed, but after the images: asking for a walk must not change them.
     if walk is not None:
         application.walk(loaded, walk, prior=prior, temperature=temperature, seed=seed)
         say(f"walk:   {walk}")

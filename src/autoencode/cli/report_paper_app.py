@@ -16,6 +16,7 @@ from autoencode.cli.options import MaxPixels, Model, Resize, Size, add_command
 from autoencode.cli.progress import counting, duration, say, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
+# Pages of several runs may be open at once: each takes the next port.
 DEFAULT_PORT, PORTS_TRIED = 8765, 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REMOTE_NOTE = (
@@ -78,8 +79,10 @@ def paper(
     from autoencode.training.process import keep_freed_memory, stopped_by_sigterm
 
     keep_freed_memory()
+    # Both are checked before the images are packed.
     experiments, share = chosen_experiments(only or ()), parse_budget(budget)
     preprocessing = options.preprocessing(size, resize_mode, None) or Preprocessing()
+    # A cluster stops a job by SIGTERM: the state is kept, as with Ctrl-C.
     with stopped_by_sigterm(), writing(out):
         with counting("packing") as progress:
             pack = open_study(
@@ -128,6 +131,7 @@ def app(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:
     """Use a model in the browser: search, morph, generate, restore, review outliers, see the map."""
+    # A second option, as an address copied from somewhere must not be enough to open the page to others.
     if host not in _LOOPBACK and not allow_remote:
         raise ConfigError(f"--host {host} lets other machines connect. Add --allow-remote. {REMOTE_NOTE}")
     try:
@@ -137,10 +141,11 @@ def app(
         from autoencode.web.server import make_app
         from autoencode.web.workspace import open_workspace
     except ModuleNotFoundError as err:
+        # Any other module that is missing is a mistake of ours, and no extra would help.
         if err.name not in ("fastapi", "uvicorn", "starlette"):
             raise
         raise MissingExtraError("web", "The page") from err
-    listening = listen(host, port)
+    listening = listen(host, port)  # before packing, which may take minutes
     with counting("packing") as progress:
         workspace = open_workspace(run, index, images, progress)
     trust = Trust(is_remote=allow_remote)
@@ -150,6 +155,7 @@ def app(
     say(f"page: {address}")
     say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
     if not no_browser:
+        # A moment later, when the server below answers.
         threading.Timer(0.5, webbrowser.open, [address]).start()
     server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), **_SERVER))
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error

@@ -156,8 +156,8 @@ class Preset(NamedTuple):
     """Settings with a name.
 
     Attributes:
-        summary: what it is for, in a line.
-        changes: what differs from `ModelConfig()` and `TrainConfig()`, the autoencoder of the paper.
+        summary: its purpose, in a line.
+        changes: the settings that differ from `ModelConfig()` and `TrainConfig()`, the paper's.
     """
 
     summary: str
@@ -187,6 +187,7 @@ PRESETS = {
     "paper-vae": Preset("the paper's VAE, 200 epochs", _PAPER_VAE),
     "paper-vae-warmup": Preset("with KL warm-up and batch normalisation, 240 epochs", _PAPER_VAE_WARMUP),
 }
+# The paper's, so that a run without a preset repeats the paper; the help recommends the best one.
 DEFAULT_PRESET = "paper-ae"
 
 
@@ -204,6 +205,7 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
     if preset not in PRESETS:
         raise ConfigError(f"Unknown preset {preset!r}. Choose {any_of(PRESETS)}.")
     values = PRESETS[preset].changes | overrides
+    # --kind vae alone has to work, and only the Gaussian loss is the likelihood that a VAE needs.
     if values.get("kind") == "vae":
         values = {"loss": "gaussian"} | values
     model, config = changed(ModelConfig(), TrainConfig(), values)
@@ -220,6 +222,7 @@ def changed(
         ConfigError: neither has such a field, or a value that cannot be used.
     """
     of_model, of_train = ({field.name for field in fields(one)} for one in (model, config))
+    # Sorted, as the first is named: the error must not depend on the hash of a set.
     for name in sorted(values.keys() - of_model - of_train):
         raise unknown_setting(name, of_model | of_train)
     return (
@@ -244,6 +247,7 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()
     if config.accumulate > 1 and (model.batch_norm or config.adversarial):
         needs = "Batch normalisation" if model.batch_norm else "Adversarial training"
         raise ConfigError(f"{needs} needs the whole batch at once. Leave accumulate at 1.")
+    # Only what was asked for: a preset of a VAE may set what another setting then makes useless.
     default = TrainConfig()
     asked = {name for name in given if getattr(config, name, None) != getattr(default, name, None)}
     if model.kind == "vae":
@@ -289,16 +293,17 @@ def train_arguments(
             raise ConfigError(f"{name} is given twice{other}. Leave one of the two out.")
         assigned[name] = value
     values |= {**assigned, **given}
-    RuntimeConfig(**{name: values[name] for name in types_of(RuntimeConfig) if name in values})  # checks them
+    # `train` takes these one by one, so that their types are checked here.
+    RuntimeConfig(**{name: values[name] for name in types_of(RuntimeConfig) if name in values})
     for argument, kind in (("preprocessing", Preprocessing), ("limits", Limits)):
         own = {name: values.pop(name) for name in types_of(kind) if name in values}
-        if own:
+        if own:  # otherwise the pack, or the run that is continued, decides
             values[argument] = kind(**own)
     return values
 
 
 def preset_file(name: str) -> str:
-    """Return a preset as a file of settings; what no preset decides is in comments, with its default.
+    """Return a preset as a file of settings; those that no preset decides are comments with their defaults.
 
     Raises:
         ConfigError: no such preset.
@@ -312,7 +317,7 @@ def settings_file(title: str, chosen: Iterable[Any]) -> str:
 
     Args:
         title: its first line.
-        chosen: what it sets: instances of the classes of settings. Those of other classes are in comments,
+        chosen: the settings to write, instances of their classes. The settings of other classes are comments
             with their defaults.
     """
     by_kind = {type(one): one for one in chosen}
@@ -325,6 +330,7 @@ def settings_file(title: str, chosen: Iterable[Any]) -> str:
 
 def _sections() -> dict[str, Any]:
     """Return all settings with their defaults, by the heading of each class in a file."""
+    # Imported here, as it imports NumPy, which --help has no time for.
     from autoencode.data.preprocessing import Limits, Preprocessing
 
     return {
