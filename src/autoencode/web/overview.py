@@ -9,7 +9,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter
@@ -17,12 +17,14 @@ from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
 from autoencode.evaluation.quality import CheckUp, check_up, gap_in_words
-from autoencode.metrics.statistics import Estimate
-from autoencode.models.autoencoder import Autoencoder
 from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
 from autoencode.web.jobs import Report
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace, readable
+
+if TYPE_CHECKING:
+    from autoencode.metrics.statistics import Estimate
+    from autoencode.models.autoencoder import Autoencoder
 
 SHOWN = 8
 CHECKED_IMAGES = 512  # enough for a first impression; `evaluate` measures all, with intervals

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from autoencode.atomic import csv_bytes
 from autoencode.configuration import Distance
-from autoencode.index.base import Neighbour
 from autoencode.pixels import to_float
 from autoencode.web.tabs import Missing, OpenWorkspace, download, in_shell, require
 from autoencode.web.workspace import Held, Workspace
+
+if TYPE_CHECKING:
+    from autoencode.index.base import Neighbour
 
 Count = Annotated[int, Query(ge=1, le=200)]
 

@@ -16,15 +16,17 @@ import io
 import shlex
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from autoencode.web.jobs import Job
 from autoencode.web.workspace import Pixels, Workspace, readable
+
+if TYPE_CHECKING:
+    from autoencode.web.jobs import Job
 
 Result = TypeVar("Result")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor
 from autoencode.atomic import is_locked
 from autoencode.configuration import Distance, Split
 from autoencode.data.decoders import UntrustedDecoder
-from autoencode.data.manifest import Entry
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.errors import AutoencodeError, ModelFileError, PackError
 from autoencode.index import open_index
@@ -35,6 +34,9 @@ from autoencode.pixels import to_float
 from autoencode.training.run import RunSettings, is_run, read_run
 from autoencode.training.train import pack_path_for
 from autoencode.web.jobs import JobQueue
+
+if TYPE_CHECKING:
+    from autoencode.data.manifest import Entry
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHELF_BYTES = 128 * 1024**2  # two full shelves about double the 190 MB of a server without pictures
