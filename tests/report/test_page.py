@@ -5,13 +5,23 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from autoencode import ConfigError
-from autoencode.report.page import Command, Section, Table, Text, figure_of, render, write_page
+from autoencode.report.page import (
+    Command,
+    Section,
+    Table,
+    Text,
+    evaluation_blocks,
+    figure_of,
+    render,
+    write_page,
+)
 
 
 class Outline(HTMLParser):
@@ -93,3 +103,28 @@ def test_rows_that_do_not_fit_their_headings_are_rejected() -> None:
 def test_a_name_of_any_bytes_can_be_shown(tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", "run \udcff", "lead", [])
     assert "run ?" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def measured(active: int) -> dict[str, Any]:
+    quality = {name: {"value": 0.5, "interval": None} for name in ("mse", "psnr_db", "ssim", "sharpness")}
+    code = {"bits_per_dimension": None, "kl_nats": None, "active_units": active, "prior_gap_nats": None}
+    counts = {"images": 1, "split": "test", "pca_images": 4, "pca_components": 3, "code_size": 256}
+    return {
+        **counts,
+        "reconstruction": quality,
+        "pca": quality,
+        "code": code,
+        "kid": None,
+        "notes": ("A.", "B."),
+    }
+
+
+def test_measurements_come_with_their_notes_and_a_warning_only_if_the_code_has_collapsed() -> None:
+    table, *texts = evaluation_blocks(measured(active=3))
+    assert isinstance(table, Table)
+    assert ("active code dimensions", "3 of 256", "–") in table.rows
+    assert texts[:2] == [Text("A."), Text("B.")]
+    assert isinstance(texts[2], Text)
+    assert texts[2].text.startswith("Warning: 3 of 256 code dimensions carry information")
+    assert evaluation_blocks(measured(active=256))[1:] == [Text("A."), Text("B.")]
+    assert evaluation_blocks({**measured(active=3), "code": None})[1:] == [Text("A."), Text("B.")]

@@ -205,13 +205,17 @@ class CodeHealth:
     @property
     def warning(self) -> str | None:
         """One sentence if most of the code has collapsed onto the prior, else None."""
-        size = len(self.mean_variance)
-        if self.active_units >= FEW_ACTIVE * size:
-            return None
-        return (
-            f"{self.active_units} of {size} code dimensions carry information; "
-            "try a smaller sigma2 (or auto), or a KL warm-up."
-        )
+        return collapse_warning(self.active_units, len(self.mean_variance))
+
+
+def collapse_warning(active: int, size: int) -> str | None:
+    """Return one sentence if most of `size` code dimensions are not active, else None."""
+    if active >= FEW_ACTIVE * size:
+        return None
+    return (
+        f"{active} of {size} code dimensions carry information; "
+        "try a smaller sigma2 (or auto), or a KL warm-up."
+    )
 
 
 def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:

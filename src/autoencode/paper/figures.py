@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoencode.feature_maps import feature_maps
-from autoencode.figures import image_grid, plots, strip
+from autoencode.figures import contact_sheet, image_grid, plots, strip
 from autoencode.generation import generate
 from autoencode.models.convolutions import Bias
 from autoencode.morphing import mixed
@@ -109,8 +109,10 @@ def _reconstructions(results: Results) -> Figure:
     shown = {name: results.models[name] for name in ("ae", "best") if results.has(name)}
     names = {"ae": "autoencoder", "best": "starts as PCA"}
     caption = "Held-out images and their reconstructions. Look at edges and details."
-    models = {names[name]: model for name, model in shown.items()}
-    return pictures.reconstructions(models, results.pack, _shown(results, 12), "Figure 5", caption)
+    images = to_float(results.pack.pixels(_shown(results, 12)))
+    columns = [("original", to_pixels(images))]
+    columns += [(names[name], to_pixels(model.reconstruct(images))) for name, model in shown.items()]
+    return figure_of(contact_sheet(columns), "Figure 5", caption)
 
 
 def _morph(results: Results) -> Figure:
@@ -118,7 +120,7 @@ def _morph(results: Results) -> Figure:
     codes = model.encode(to_float(results.pack.pixels(_shown(results, 2))))
     if len(codes) < 2:  # a study of one image
         codes = codes.repeat(2, 1)
-    along, _ = mixed(codes, 9, "linear")
+    along, _ = mixed(codes, 9, "linear")  # equation 3 is linear; `morph` itself offers other paths
     caption = "From one held-out image to another along the line between their codes (equation 3)."
     return figure_of(strip(to_pixels(model.decode(along))), "Figure 6", caption)
 
@@ -165,7 +167,7 @@ def _sigma_samples(results: Results) -> Figure:
         "Samples from N(0, I) for each sigma2. A wide likelihood gives one average image; a narrow one gives "
         "images of codes the decoder never saw."
     )
-    return pictures.side_by_side(grids, "Figure 12", caption)
+    return _side_by_side(grids, "Figure 12", caption)
 
 
 def _warmup(results: Results) -> Figure:
@@ -193,7 +195,7 @@ def _losses_of_warmup(results: Results) -> Figure:
 def _samples_of_warmup(results: Results) -> Figure:
     grids = {shown: _normal_samples(results, name) for name, shown in WARMUPS.items() if results.has(name)}
     caption = "Samples from N(0, I) with and without warm-up and batch normalisation, for as many epochs."
-    return pictures.side_by_side(grids, "Figure 15", caption)
+    return _side_by_side(grids, "Figure 15", caption)
 
 
 def _outliers(results: Results) -> Figure:
@@ -207,6 +209,11 @@ def _outliers(results: Results) -> Figure:
         "images: images to its right are called outliers."
     )
     return _plot(figure, caption, "Figure 16")
+
+
+def _side_by_side(grids: Mapping[str, pictures.Pixels], title: str, caption: str) -> Figure:
+    # Blocks of eight: with four models the sheet stays as wide as a page.
+    return figure_of(contact_sheet(list(grids.items()), rows_per_block=8), title, caption)
 
 
 def _plot(drawn: matplotlib_figure.Figure, caption: str, title: str) -> Figure:
@@ -338,9 +345,9 @@ def architecture_figure(model: Autoencoder, title: str) -> matplotlib_figure.Fig
     """
     blocks = blocks_of(model)
     rows = _rows(blocks)
-    drawn = plots.new_figure(
-        1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5, f"{title}: {_count(blocks):,} parameters"
-    )
+    count = sum(block.parameters for block in blocks)
+    size_inches = 1.65 * max(map(len, rows)), 2.6 * len(rows) + 0.5
+    drawn = plots.new_figure(*size_inches, f"{title}: {count:,} parameters")
     for index, row in enumerate(rows):
         axes = drawn.add_subplot(len(rows), 1, index + 1)
         axes.set_xlim(-0.6, max(map(len, rows)) - 0.4)
@@ -362,38 +369,16 @@ def _rows(blocks: Sequence[Block]) -> list[Sequence[Block]]:
     ]
 
 
-def _count(blocks: Sequence[Block]) -> int:
-    return sum(block.parameters for block in blocks)
-
-
 def _draw_row(axes: Axes, row: Sequence[Block]) -> None:
-    from matplotlib.patches import FancyArrowPatch, Rectangle
-
     for position, block in enumerate(row):
         # Logarithmic: 128 pixels beside 4 would leave nothing to see of the small maps.
         side = block.shape[1] if len(block.shape) == 3 else 1
         height, width = 0.3 + 0.17 * math.log2(side + 1), 0.06 + 0.045 * math.log2(block.shape[0])
-        axes.add_patch(
-            Rectangle(
-                (position - width / 2, 0.3 - height / 2),
-                width,
-                height,
-                facecolor=block.colour,
-                edgecolor=plots.INK,
-                linewidth=0.6,
-                alpha=0.75,
-            )
-        )
+        outline: dict[str, Any] = {"edgecolor": plots.INK, "linewidth": 0.6, "alpha": 0.75}
+        axes.bar(position, height, width, bottom=0.3 - height / 2, color=block.colour, **outline)
         if position:
-            axes.add_patch(
-                FancyArrowPatch(
-                    (position - 0.78, 0.3),
-                    (position - 0.26, 0.3),
-                    arrowstyle="-|>",
-                    mutation_scale=7,
-                    color=plots.ORANGE,
-                )
-            )
+            arrow = {"arrowstyle": "-|>", "mutation_scale": 7, "color": plots.ORANGE}
+            axes.annotate("", (position - 0.26, 0.3), (position - 0.78, 0.3), arrowprops=arrow)
         shape = " × ".join(map(str, block.shape))
         lines = [block.kind, *([", ".join(block.followers)] if block.followers else []), shape]
         lines.append(f"{block.parameters:,} weights")

@@ -7,16 +7,13 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoencode.data.loader import batches
 from autoencode.data.pack import Pack, open_pack
 from autoencode.errors import RunError
 from autoencode.evaluation import evaluate
-from autoencode.evaluation.quality import code_health
-from autoencode.figures import image_grid
-from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.outliers.calibration import fit_reference, reference_name, reference_rows
 from autoencode.outliers.scores import default_score
@@ -27,11 +24,13 @@ from autoencode.report.page import (
     Section,
     Table,
     Text,
-    evaluation_table,
-    figure_of,
+    evaluation_blocks,
     write_page,
 )
 from autoencode.training.run import RunSettings, read_metrics, read_run, repeating_command, settings_in_words
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
 
 REPORT_NAME = "report.html"
 SKIPPED_SHOWN = 20  # a folder may hold thousands of other files; all are in the manifest of the pack
@@ -126,7 +125,9 @@ def _images(of: _Run) -> list[Block]:
         shown = [(entry.path, entry.reason or "") for entry in pack.skipped[:SKIPPED_SHOWN]]
         rest = len(pack.skipped) - len(shown)
         more = f", {rest} more in manifest.jsonl of the pack" if rest else ""
-        blocks.append(Table(("file", "reason"), shown, f"{len(pack.skipped)} files could not be used{more}."))
+        blocks.append(
+            Table(("file", "reason"), shown, f"Files that could not be used: {len(pack.skipped):,}{more}.")
+        )
     return blocks
 
 
@@ -195,31 +196,21 @@ def _outliers(of: _Run) -> list[Block]:
     )
     scores = reference.calibration[default_score("code")]
     order = np.argsort(-scores, kind="stable")
-    blocks: list[Block] = []
-    for title, picked, caption in (
-        (
-            "Most anomalous",
-            order[:12],
-            "Held-out images with the highest outlier scores: look here for bad files.",
-        ),
-        ("Least anomalous", order[::-1][:12], "Held-out images with the lowest outlier scores."),
-    ):
-        captions = [f"{scores[index]:.2f}" for index in picked]
-        grid = image_grid(of.pack.pixels(rows[picked]), captions=captions, columns=6)
-        blocks.append(figure_of(grid, title, caption))
-    return blocks
+    highest = "Held-out images with the highest outlier scores: look here for bad files."
+    lowest = "Held-out images with the lowest outlier scores."
+    return [
+        pictures.scored(of.pack, rows[picked], scores[picked], title, caption)
+        for title, picked, caption in (
+            ("Most anomalous", order[:12], highest),
+            ("Least anomalous", order[::-1][:12], lowest),
+        )
+    ]
 
 
 def _numbers(of: _Run) -> list[Block]:
     most = QUICK_IMAGES if of.quick else None
     found = evaluate(of.model, of.pack, kid=not of.quick, most_images=most, progress=of.progress)
-    blocks: list[Block] = [evaluation_table(found.to_json()), *(Text(note) for note in found.notes)]
-    if of.model.is_vae:
-        rows = _held_out(of, len(of.pack))
-        health = code_health(of.model, batches(of.pack, rows, INFERENCE_BATCH))
-        if health.warning:
-            blocks.append(Text(f"Warning: {health.warning}"))
-    return blocks
+    return evaluation_blocks(found.to_json())
 
 
 def _held_out(of: _Run, most: int) -> pictures.Rows:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from autoencode.atomic import write_bytes
 from autoencode.errors import ConfigError
-from autoencode.evaluation.quality import KID_SETS, gap_in_words
+from autoencode.evaluation.quality import KID_SETS, collapse_warning, gap_in_words
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -154,7 +154,7 @@ def number(found: Measured | None, digits: int) -> str:
     if found is None:
         return "–"
     if found["interval"] is None:
-        return f"{found['value']:.{digits}f}"
+        return f"{found['value']:.{digits}f}"  # one image has no spread, and so no interval
     low, high = found["interval"]
     return f"{found['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -164,8 +164,15 @@ def kid(found: Measured, of: str) -> Measured | None:
     return (found["kid"] or {}).get(of)
 
 
-def evaluation_table(found: Measured) -> Table:
-    """Return the measurements of `evaluate` as a table, with PCA of the same size beside the model."""
+def evaluation_blocks(found: Measured) -> list[Block]:
+    """Return the measurements of `evaluate`, with PCA of the same size beside the model, and the notes."""
+    blocks: list[Block] = [_evaluation_table(found), *(Text(note) for note in found["notes"])]
+    if (code := found["code"]) and (warning := collapse_warning(code["active_units"], found["code_size"])):
+        blocks.append(Text(f"Warning: {warning}"))
+    return blocks
+
+
+def _evaluation_table(found: Measured) -> Table:
     model, pca = found["reconstruction"], found["pca"]
     rows = [
         (name, number(model[key], digits), number(pca[key], digits))
@@ -176,13 +183,14 @@ def evaluation_table(found: Measured) -> Table:
             ("sharpness ratio", "sharpness", 3),
         )
     ]
-    if (code := found["code"]) is not None:
+    if (code := found["code"]) is not None:  # a plain autoencoder has no KL, and no bound
         rows += [
             ("bits a dimension, at most", number(code["bits_per_dimension"], 3), "–"),
             ("KL, nats an image", number(code["kl_nats"], 1), "–"),
             ("active code dimensions", f"{code['active_units']} of {found['code_size']}", "–"),
             ("prior gap", gap_in_words(code["prior_gap_nats"]), "–"),
         ]
+    # PCA's KID has a row of its own: it is measured as a set of images like the others.
     rows += [
         (f"KID of {KID_SETS.get(name, name)}", number(value, 3), "–")
         for name, value in (found["kid"] or {}).items()

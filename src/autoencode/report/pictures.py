@@ -38,6 +38,7 @@ Vectors = NDArray[np.float32]
 
 def some(rows: Rows, count: int, seed: int) -> Rows:
     """Return a random choice of `count` distinct rows, or all if there are fewer."""
+    # Distinct rows: of copies only one is drawn.
     generator = np.random.default_rng(random_seed("pictures", seed))
     return generator.permutation(np.unique(rows))[:count]
 
@@ -50,7 +51,7 @@ def codes_of(model: Autoencoder, pack: Pack, rows: Rows) -> Vectors:
 
 def data_sheet(pack: Pack, title: str, seed: int = 0) -> Figure:
     """Draw a random choice of the images."""
-    rows = some(pack.rows(), 48, seed)
+    rows = some(pack.rows(), 48, seed)  # four rows of twelve: the whole sheet fits on a screen
     size = f"{pack.preprocessing.height}x{pack.preprocessing.width}"
     return figure_of(
         image_grid(pack.pixels(rows), columns=12, scale=1),
@@ -64,16 +65,6 @@ def curves(records: Sequence[Mapping[str, Any]], title: str, name: str, caption:
     return Figure(png_of(curves_figure(records, name)), caption, title)
 
 
-def reconstructions(
-    models: Mapping[str, Autoencoder], pack: Pack, rows: Rows, title: str, caption: str
-) -> Figure:
-    """Draw images beside their reconstructions by several models."""
-    images = to_float(pack.pixels(rows))
-    columns = [("original", to_pixels(images))]
-    columns += [(name, to_pixels(model.reconstruct(images))) for name, model in models.items()]
-    return figure_of(contact_sheet(columns), title, caption)
-
-
 def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) -> Figure:
     """Draw the four images with the best, the median and the worst reconstructions."""
     images = to_float(pack.pixels(rows))
@@ -81,6 +72,7 @@ def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) ->
     errors = mean_squared_error(restored, images)
     order = errors.argsort()
     middle = len(order) // 2
+    # A set: with fewer than twelve images the three groups overlap.
     places = sorted({*range(4), *range(middle - 2, middle + 2), *range(len(order) - 4, len(order))})
     picked = order[[place for place in places if 0 <= place < len(order)]]
     columns = [("original", to_pixels(images[picked])), ("reconstruction", to_pixels(restored[picked]))]
@@ -115,9 +107,10 @@ def samples(
     return figure_of(image_grid(made.pixels, columns=12, scale=1), title, caption)
 
 
-def side_by_side(grids: Mapping[str, Pixels], title: str, caption: str) -> Figure:
-    """Draw sets of images of equal number, one a column."""
-    return figure_of(contact_sheet(list(grids.items()), rows_per_block=8), title, caption)
+def scored(pack: Pack, rows: Rows, scores: NDArray[np.float64], title: str, caption: str) -> Figure:
+    """Draw images with their scores (N,)."""
+    captions = [f"{score:.2f}" for score in scores]
+    return figure_of(image_grid(pack.pixels(rows), captions=captions, columns=6), title, caption)
 
 
 def neighbours(
