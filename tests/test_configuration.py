@@ -81,7 +81,7 @@ def test_a_field_lists_the_entries_of_its_registry() -> None:
 
         one: str = field(default="a", metadata={"entries": lambda: iter(["a", "b"])})
 
-    assert documentation(Registered)["one"] == "a name. Known are a, b."
+    assert documentation(Registered)["one"] == "a name. Choices: a, b."
 
 
 def test_lines_stand_under_what_they_mean() -> None:

@@ -146,7 +146,7 @@ def documentation(settings: type) -> dict[str, str]:
     lists = {f.name: f.metadata.get("entries") for f in fields(settings)} if is_dataclass(settings) else {}
     meaning = {name: " ".join(text.split()) for name, text in entries}
     return {
-        name: f"{text} Known are {', '.join(entries_of())}." if (entries_of := lists.get(name)) else text
+        name: f"{text} Choices: {', '.join(entries_of())}." if (entries_of := lists.get(name)) else text
         for name, text in meaning.items()
     }
 

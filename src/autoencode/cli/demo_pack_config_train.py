@@ -101,7 +101,7 @@ def pack(
 
 
 def train(
-    source: Annotated[str, typer.Argument(help="A folder of images, or a pack: a folder or a URL.")],
+    source: Annotated[str, typer.Argument(help="A folder of images, or a pack by its folder or URL.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     preset: Annotated[
         str | None,

@@ -39,7 +39,7 @@ NEIGHBOURS = 10  # not the default of -k, which has to tell whether it was given
 
 def index(
     model: Model,
-    folder: Annotated[str, typer.Argument(help="A folder of images, or a pack: a folder or a URL.")],
+    folder: Annotated[str, typer.Argument(help="A folder of images, or a pack by its folder or URL.")],
     out: Annotated[
         str,
         typer.Option(
@@ -50,7 +50,7 @@ def index(
         Store | None,
         typer.Option(
             help="file is searched in memory; lance (LanceDB, extra lance) may be larger than memory, hold "
-            "several folders, and lie in object storage. Default: file; an index keeps its store."
+            "several folders, and be in object storage. Default: file; an index keeps its store."
         ),
     ] = None,
     embedding: Annotated[
@@ -122,7 +122,9 @@ def search(
     ] = None,
     near_duplicates: Annotated[
         bool,
-        typer.Option("--near-duplicates", help="List copies and pairs that look the same, in the index."),
+        typer.Option(
+            "--near-duplicates", help="List copies and pairs that look the same instead of searching."
+        ),
     ] = False,
     threshold: Annotated[
         float | None,

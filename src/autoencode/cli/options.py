@@ -66,7 +66,7 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Work on a Ray cluster, HOST:PORT or auto, that this machine is a node of (extra ray).",
+        help="Work on the Ray cluster at HOST:PORT, or auto; this machine must be a node of it (extra ray).",
         rich_help_panel=MACHINE,
     ),
 ]

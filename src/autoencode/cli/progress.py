@@ -147,8 +147,8 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
 
         def show(at: TrainProgress) -> None:
             bars.start()
-            done = at.epoch - (at.record is None)
             # An epoch counts when its validation is done, which is when there is a record of it.
+            done = at.epoch - (at.record is None)
             left = f"{duration(at.seconds_left)} left"
             bars.update(epochs, completed=done, total=at.epochs, note=left)
             rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
