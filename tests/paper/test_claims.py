@@ -14,7 +14,7 @@ CLAIMS = {
     "overfit": "does not overfit",
     "pca": "better than PCA",
     "noise": "Gaussian noise",
-    "sigma": "Of three sigma2",
+    "sigma": "best samples of three",
     "collapse": "collapses",
     "weak": "too weak",
     "warmup": "Warm-up",
@@ -71,7 +71,7 @@ def judged(models: dict[str, dict[str, Any]], which: str, val_loss: float = 1.0)
 @pytest.mark.parametrize(
     ("mse", "verdict"), [(0.5, "does not hold"), (0.1, "holds"), (0.305, "is undecided")]
 )
-def test_better_than_pca_is_what_the_intervals_say(mse: float, verdict: str) -> None:
+def test_better_than_pca_follows_from_the_intervals(mse: float, verdict: str) -> None:
     claim = judged({"ae": measured(mse=mse, pca=0.3)}, "pca")
     assert claim.verdict == verdict
     assert f"{mse:.5f} ({mse - 0.01:.5f} to {mse + 0.01:.5f})" in claim.measured
@@ -97,7 +97,7 @@ def test_the_best_sigma2_is_below_both_others(distances: tuple[float, ...], verd
     assert judged(models, "sigma").verdict == verdict
 
 
-def test_a_code_with_few_active_values_has_collapsed() -> None:
+def test_a_code_with_few_active_dimensions_has_collapsed() -> None:
     other = {"vae-0.01": measured()}
     assert judged({"vae-0.1": measured(active=3), **other}, "collapse").verdict == "holds"
     assert judged({"vae-0.1": measured(active=90), **other}, "collapse").verdict == "does not hold"
@@ -126,18 +126,18 @@ def test_the_median_rule_flags_half_and_the_calibrated_one_what_it_promises() ->
     assert "calibrated threshold for 1.0%" in claim.measured
 
 
-def test_what_was_not_run_is_not_judged() -> None:
+def test_a_claim_without_its_models_is_not_judged() -> None:
     assert {claim.verdict for claim in judge_claims(results({}))} == {"was not run"}
 
 
-def test_without_kernel_distances_nothing_is_said_of_samples() -> None:
+def test_without_kid_a_claim_about_samples_is_undecided() -> None:
     models = {name: {**measured(), "kid": None} for name in ("vae-0.1", "vae-0.01", "vae-0.001")}
     assert judged(models, "sigma").verdict == "is undecided"
 
 
 @pytest.mark.parametrize("which", ["overfit", "noise", "sigma", "weak", "warmup", "collapse"])
 @pytest.mark.parametrize("error", [0.9, 1.5])
-def test_of_models_that_learned_nothing_nothing_can_be_told(which: str, error: float) -> None:
+def test_a_claim_about_models_that_learned_nothing_is_undecided(which: str, error: float) -> None:
     names = ("ae", "denoise", "vae-0.1", "vae-0.01", "vae-0.001")
     names += ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup")
     claim = judged({name: measured(mse=error, active=0) for name in names}, which)
@@ -150,7 +150,7 @@ def test_a_collapse_shows_where_a_narrower_likelihood_learns() -> None:
     assert judged(models, "collapse").verdict == "holds"
 
 
-def test_what_the_verdict_does_not_rest_on_need_not_have_learned() -> None:
+def test_models_that_do_not_decide_a_verdict_need_not_have_learned() -> None:
     collapsed = measured(mse=0.9, active=0, kid=1.0)
     models = {"vae-0.1": collapsed, "vae-0.01": measured(kid=0.5), "vae-0.001": measured(kid=0.9)}
     assert judged(models, "sigma").verdict == "holds"

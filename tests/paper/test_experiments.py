@@ -1,4 +1,4 @@
-"""The experiments of the paper as data: scaled_settings, chosen_experiments, comparable."""
+"""The experiments of the paper as data: scaled, chosen, comparable."""
 
 import pytest
 
@@ -50,6 +50,6 @@ def test_groups_and_names_are_chosen_in_the_papers_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "some"])
-def test_a_budget_that_is_none_is_rejected(text: str) -> None:
+def test_a_budget_that_is_not_a_positive_number_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="budget"):
         scaled_settings(BY_NAME["ae"], parse_budget(text), 0)

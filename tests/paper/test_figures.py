@@ -1,4 +1,4 @@
-"""What a network is said to be made of, against the network itself."""
+"""The drawing of a network, checked against the network itself."""
 
 import pytest
 import torch

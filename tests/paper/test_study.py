@@ -62,7 +62,7 @@ def test_killed_in_the_second_experiment_only_the_rest_is_computed_and_the_model
     assert digests(tmp_path) == digests(uninterrupted)
 
 
-def test_what_is_done_is_not_done_again(tiny_pack: Pack, uninterrupted: Path) -> None:
+def test_finished_experiments_are_not_trained_again(tiny_pack: Pack, uninterrupted: Path) -> None:
     before = digests(uninterrupted)
     begun: list[Experiment] = []
     assert seconds_needed(plan(uninterrupted, tiny_pack)) == 0
@@ -72,7 +72,7 @@ def test_what_is_done_is_not_done_again(tiny_pack: Pack, uninterrupted: Path) ->
     assert digests(uninterrupted) == before
 
 
-def test_only_what_a_changed_setting_touches_is_trained_again(tiny_pack: Pack, tmp_path: Path) -> None:
+def test_only_an_experiment_with_changed_settings_is_trained_again(tiny_pack: Pack, tmp_path: Path) -> None:
     train_all(plan(tmp_path, tiny_pack))
     before = digests(tmp_path)
     changed = (*EXPERIMENTS[:2], Experiment("last", "paper-ae", "", {**TINY, "corrupt": ("rotate:15",)}))
@@ -156,7 +156,7 @@ def test_a_study_that_was_moved_is_continued_where_it_is(
     assert {read_run(new / "runs" / one.name).pack for one in EXPERIMENTS} == {str(new / "images.pack")}
 
 
-def test_another_limit_trains_anew_what_depends_on_it(photos: Path, tmp_path: Path) -> None:
+def test_another_limit_trains_the_models_again(photos: Path, tmp_path: Path) -> None:
     size = Preprocessing(32, 32)
     one = (EXPERIMENTS[0],)
     train_all(plan(tmp_path, open_study(photos, tmp_path, size, 16, 0), experiments=one))

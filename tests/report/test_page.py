@@ -25,7 +25,7 @@ from autoencode.report.page import (
 
 
 class Outline(HTMLParser):
-    """What a page loads, links to and shows."""
+    """The images, links, targets and scripts of a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ def test_a_plain_autoencoder_has_every_section(trained: Run, tmp_path: Path) -> 
     assert "comparing reconstructions" in stages
 
 
-def test_a_vae_also_has_samples_and_what_its_code_carries(trained_vae: Run, tmp_path: Path) -> None:
+def test_a_vae_also_has_samples_and_measurements_of_its_code(trained_vae: Run, tmp_path: Path) -> None:
     html = write_report(copied(trained_vae, tmp_path), quick=True).read_text(encoding="utf-8")
     assert "From N(0, I)" in html
     assert "active code dimensions" in html
@@ -60,7 +60,7 @@ def test_a_quick_page_takes_samples_says_so_and_keeps_no_reference(
     assert not list(folder.glob("outliers-*"))
 
 
-def test_what_is_no_run_or_has_no_model_is_rejected(trained: Run, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_or_a_model_is_rejected(trained: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError):
         write_report(tmp_path)
     folder = copied(trained, tmp_path)

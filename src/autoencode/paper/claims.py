@@ -203,7 +203,7 @@ def _no_overfitting(results: Results) -> tuple[str, Verdict]:
 def _beats_pca(results: Results) -> tuple[str, Verdict]:
     found = results.measured["ae"]
     ours, pca = found["reconstruction"]["mse"], found["pca"]["mse"]
-    text = f"test error {number(ours, 5)}; PCA of {found['pca_components']} values {number(pca, 5)}"
+    text = f"test error {number(ours, 5)}; PCA of {found['pca_components']} components {number(pca, 5)}"
     if results.has("best"):
         text += (
             f"; a network that starts as PCA {number(results.measured['best']['reconstruction']['mse'], 5)}"
@@ -313,14 +313,14 @@ _CLAIMS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], _Judge], ...] =
     ("It is better than PCA of the same size.", "section 3", ("ae",), (), _beats_pca),
     ("It removes Gaussian noise of 0.3.", "Fig. 9", ("denoise",), ("denoise",), _restores("denoise")),
     (
-        "It fills in what dropout of 0.3 removed.",
+        "It restores pixels removed by dropout of 0.3.",
         "Fig. 10",
         ("dropout",),
         ("dropout",),
         _restores("dropout"),
     ),
     (
-        "Of three sigma2, 0.01 gives the best samples.",
+        "A sigma2 of 0.01 gives the best samples of three.",
         "Fig. 12",
         _SIGMAS,
         ("vae-0.01", "vae-0.001"),  # 0.1 may have collapsed, as another claim says

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from autoencode.paper.claims import Results
 
 SAMPLES = 16  # as many as fit beside each other for four models
-SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001", "vae-auto")
+SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001", "vae-auto")  # the paper's from wide to narrow, then the learned
 WARMUPS = {
     "vae-long": "neither",
     "vae-only-batch-norm": "batch norm",
@@ -202,6 +202,7 @@ def _outliers(results: Results) -> Figure:
     reference = results.reference("vae-0.01")
     assert reference.median_kl_nats is not None
     measured = {"test": reference.calibration, "validation": reference.validation}
+    # Both splits: the threshold was fitted to neither, so about half of each lies to its right.
     groups = {split: scores["kl"] for split, scores in measured.items() if len(scores.get("kl", ()))}
     figure = plots.histogram_figure(groups, reference.median_kl_nats, "The paper's outlier score", "KL, nats")
     caption = (

@@ -79,6 +79,7 @@ def write_report(run: str | Path, *, quick: bool = False, progress: Progress | N
         raise RunError(f"The images of {pack.location} are not those that {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
     of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
+    # Pictures before numbers: an error such as 0.02 says little to a reader who has not seen the images.
     sections = [
         Section("Settings", _settings(of)),
         Section("Images", _images(of)),
@@ -103,6 +104,7 @@ def _lead(of: _Run) -> str:
     )
     if not of.quick:
         return lead
+    # A reader must not take the numbers of a sample for those of all images.
     return (
         f"{lead} This page was written at the end of training: it measures on samples of {QUICK_IMAGES:,} "
         f"images at most, without KID. For all of them: autoencode report {shlex.quote(str(of.folder))}"
@@ -118,7 +120,9 @@ def _images(of: _Run) -> list[Block]:
     pack = of.pack
     counts = [(split, f"{len(pack.rows(split)):,}") for split in ("train", "validation", "test")]
     blocks: list[Block] = [
-        Table(("split", "images"), counts, "Split by content: copies of one image are never on two sides."),
+        Table(
+            ("split", "images"), counts, "Images are split by content: copies of one image are in one split."
+        ),
         pictures.data_sheet(pack, "Data sheet"),
     ]
     if pack.skipped:
