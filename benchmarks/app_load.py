@@ -3,8 +3,8 @@
     python benchmarks/app_load.py RUN INDEX --clients 50 --seconds 60 --pause 0.5
 
 Each client asks, waits for the answer, pauses as a person does, and asks again: in turn for the neighbours of
-an image, for a frame of a morph and for a picture. Memory is that of the server alone, each second;
-the pages of the pack that it maps are the system's to take back, and not counted.
+an image, for a frame of a morph and for a picture. Memory is that of the server alone, each second, without
+the pages of the pack that it maps, as the system can take them back.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
     memory: list[float] = []
     clients = Clients(port, token, images, asked.pause)
     try:
-        Clients(port, token, images, 0).run(2, 2)  # what is made at its first use is made
+        Clients(port, token, images, 0).run(2, 2)  # so that everything made at its first use exists
         watched = threading.Event()
 
         def watch() -> None:

@@ -1,9 +1,9 @@
-"""What held samples cost the server of the local page, `autoencode app`.
+"""Memory of the server of the local page, `autoencode app`, by the number of samples drawn.
 
     python benchmarks/app_memory.py RUN INDEX --samples 24000
 
-Draws samples by the hundred, as a person does who moves the temperature, and tells the memory of the server
-by how many have been drawn; pages of the pack that it maps are the system's to take back, and not counted.
+Draws samples by the hundred, as a person does who moves the temperature, and prints the memory of the server
+now and then. Pages of the pack that it maps are not counted, as the system can take them back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 
 from app_load import own_mb, started
 
-AT_ONCE, TOLD = 128, 10
+AT_ONCE, REPORTS = 128, 10
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     turns = -(-asked.samples // AT_ONCE)
     try:
         for turn in range(turns + 1):
-            if turn % (turns // TOLD) == 0:
+            if turn % (turns // REPORTS) == 0:
                 print(f"{turn * AT_ONCE:7,} samples: {own_mb(process.pid):6.0f} MB", flush=True)
             body = json.dumps({"count": AT_ONCE, "seed": turn, "temperature": 0.5 + turn / turns})
             connection.request("POST", "/api/generate", body, headers)

@@ -1,4 +1,4 @@
-"""Someone at the local page: a server of its own, what a browser asks of it, and what that server holds."""
+"""A visitor of the local page: starts a server, asks what a browser would, and bounds the memory it holds."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Visitor:
     Args:
         run: a run folder.
         index: an index by its model.
-        seed: of what is looked at.
+        seed: of the choice of images.
 
     Attributes:
         epochs_seen: lines of metrics that the overview has shown.
-        held_mb: what the server may hold of the pictures given and drawn so far.
+        held_mb: memory that the server may hold for the pictures added and drawn so far.
     """
 
     def __init__(self, run: Path, index: Path, seed: int) -> None:
@@ -50,7 +50,7 @@ class Visitor:
         self._known, self.epochs_seen, self.held_mb = "", 0, 0.0
 
     def look_around(self, image: Path) -> None:
-        """Do what each tab does, once: with images that are there, one that is given, and samples."""
+        """Do what each tab does, once: with images of the index, an upload, and samples."""
         self._overview()
         one, other = (f"i{self._random.randrange(self._images)}" for _ in range(2))
         given = json.loads(self._ask("POST", "/api/uploads", image.read_bytes()))["id"]
@@ -98,7 +98,7 @@ class Visitor:
         return json.loads(self._ask("POST", address, json.dumps(value).encode()))
 
     def _ask(self, method: str, address: str, body: bytes | None = None) -> bytes:
-        """Ask, and ask again while work behind the answer is not done."""
+        """Send a request, again while the job behind it is not done."""
         kind = {} if address == "/api/uploads" else {"Content-Type": "application/json"}
         while True:
             self._connection.request(method, address, body, {**self._headers, **kind})

@@ -42,7 +42,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, served: Served) -> It
 
 @contextlib.contextmanager
 def watched(page: Page, served: Served) -> Iterator[Page]:
-    """Let nothing be complained of in the console, and nothing be asked for elsewhere."""
+    """Require that the console shows no error, and that nothing is requested from elsewhere."""
     page.set_default_timeout(20_000)
     complaints: list[str] = []
     elsewhere: list[str] = []
@@ -90,7 +90,7 @@ def saved(page: Page, selector: str) -> bytes:
 
 
 def focused(page: Page) -> str:
-    """The text of what has the keyboard."""
+    """The text of the focused element."""
     return str(page.evaluate("document.activeElement.textContent"))
 
 
@@ -223,7 +223,7 @@ def test_the_morph_redraws_as_it_moves_and_only_for_the_newest_place(page: Page)
     assert saved(page, "#tab-morph >> text=Save GIF").startswith(b"GIF8")
 
 
-def test_an_animation_tells_how_far_it_is_and_can_be_given_up(page: Page) -> None:
+def test_an_animation_reports_progress_and_can_be_cancelled(page: Page) -> None:
     go(page, "morph")
     at = {"state": "running", "stage": "writing frames", "done": 3, "total": 46, "error": ""}
     page.route("**/api/morph/animation?*", lambda route: route.fulfill(status=202, json=at))
