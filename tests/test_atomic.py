@@ -315,3 +315,17 @@ def test_a_url_that_became_a_path_is_rejected_before_anything_is_made(
     assert not list(tmp_path.iterdir())
     (tmp_path / url.partition("/")[0]).mkdir()  # somebody does call a folder that
     make_folder(Path(url))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock is POSIX's")
+def test_a_disk_without_locks_is_an_error_and_not_a_stale_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(OutputError, match="Could not write"), exclusive(tmp_path / "run", "busy", RunError):
+        pytest.fail("locked")

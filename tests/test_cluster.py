@@ -85,6 +85,14 @@ def test_every_error_of_ours_crosses_to_another_process_as_itself(kind: type[Exc
     assert str(pickle.loads(pickle.dumps(kind("a", "b")))) == str(kind("a", "b"))
 
 
+@pytest.mark.parametrize("name", ["NoSuchError", "restored", "Path", "ValueError"])
+def test_a_name_that_is_no_error_of_ours_becomes_the_base_of_all(name: str) -> None:
+    """It came over a socket."""
+    error = restored(name, "what happened")
+    assert type(error) is AutoencodeError
+    assert str(error) == "what happened"
+
+
 def test_the_first_line_with_text_of_a_long_message_is_kept() -> None:
     assert brief(ValueError("\n\n  It broke:\n  and more")) == "It broke."
     assert brief(ValueError()) == "ValueError."

@@ -67,7 +67,7 @@ def test_a_model_is_a_model_or_its_path_and_nothing_else(
 
 
 def test_unknown_names_raise_as_those_of_any_module_do() -> None:
-    with pytest.raises(AttributeError, match="trian"):
+    with pytest.raises(AttributeError, match="module 'autoencode' has no attribute 'trian'"):
         _ = autoencode.trian  # type: ignore[attr-defined]
 
 

@@ -16,8 +16,14 @@ import lazy_loader
 
 from autoencode.errors import VERSION as __version__
 
-__getattr__, _, _names = lazy_loader.attach_stub(__name__, __file__)
+_load, _, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted([*_names, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'autoencode' has no attribute {name!r}")
+    return _load(name)
 
 
 def __dir__() -> list[str]:

@@ -293,7 +293,8 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
     from filelock import FileLock, Timeout  # 30 ms, which commands that write nothing need not spend
 
     try:
-        return FileLock(path).acquire(timeout=timeout)
+        # Where a disk has no locks, filelock would use marker files, which a killed process leaves behind.
+        return FileLock(path, fallback_to_soft=False).acquire(timeout=timeout)
     except Timeout:
         raise
     except OSError as err:

@@ -59,7 +59,10 @@ class AutoencodeError(Exception):
 
 def restored(name: str, message: str) -> AutoencodeError:
     """Return an error of another process from the name of its class and its message."""
-    kind: type[AutoencodeError] = globals()[name]
+    # The name may come from another process, and be that of a class which is not ours.
+    kind = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, AutoencodeError)):
+        kind = AutoencodeError
     return kind.__new__(kind, message)
 
 

@@ -205,7 +205,7 @@ def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
     The images are of the validation split; where that is empty, of the split that stands in for it.
     """
     pixels = pack.pixels(pack.held_out("validation").rows[:SHEET_IMAGES])
-    made = restore(model, pixels, corruptions=model.provenance["train"]["corrupt"])
+    made = restore(model, pixels, corruptions=model.training_corruptions)
     return _sheet([made], [made.result(index, Path(), "") for index in range(len(pixels))])
 
 

@@ -765,3 +765,10 @@ def test_a_huge_learning_rate_ends_with_what_to_try(
     settings = tiny | {"kind": "vae", "sigma2": 0.001, "learning_rate": 1e12}
     with pytest.raises(DivergedError, match=r"there is no model yet\. .*larger sigma2"):
         train(tiny_pack.path, tmp_path / "run", **settings)
+
+
+def test_settings_are_judged_by_the_size_of_a_pack_that_is_given(photos: Path, tmp_path: Path) -> None:
+    """Eight levels need images of 256x256, twice the size a folder is packed at unless asked."""
+    pack = pack_folder(photos, tmp_path / "pack", size=256)
+    settings = {"widths": (2,) * 8, "code_size": 4, "batch_size": 16, "epochs": 1}
+    assert train(pack.path, tmp_path / "run", **settings).model_path.exists()

@@ -173,7 +173,7 @@ def evaluate(
         split=held_out.split,
         images=count,
         code_size=model.config.code_size,
-        corruptions=tuple(model.provenance.get("train", {}).get("corrupt", ())),
+        corruptions=model.training_corruptions,
         reconstruction=close["reconstructions"],
         pca=close["pca"],
         pca_components=len(pca.directions),

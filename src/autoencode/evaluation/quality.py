@@ -73,7 +73,7 @@ class ImageQuality:
     """How close restored images are to the originals; None if no image has a finite value.
 
     Attributes:
-        psnr_db: mean peak signal-to-noise ratio, dB, without identical images, whose ratio is infinite.
+        psnr_db: mean peak signal-to-noise ratio, dB, without identical images (infinite).
         ssim: mean structural similarity.
         mse: mean squared error of values in [0, 1].
         mae: mean absolute error of values in [0, 1].
@@ -142,7 +142,7 @@ class HeldOutImages:
     @classmethod
     def for_model(cls, model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> HeldOutImages:
         """Return images with the corruptions of a model's training."""
-        return cls(pack, rows, parse_corruptions(model.provenance.get("train", {}).get("corrupt", ())))
+        return cls(pack, rows, parse_corruptions(model.training_corruptions))
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (clean, seen) batches."""
@@ -174,9 +174,8 @@ def image_quality(
 
 def _quality(values: NDArray[np.float64]) -> ImageQuality:
     psnr_db, similarity, mse, mae, sharpness = values.T
-    return ImageQuality(
-        estimate(psnr_db), estimate(similarity), estimate(mse), estimate(mae), estimate(sharpness, np.median)
-    )
+    median = estimate(sharpness, np.median)
+    return ImageQuality(estimate(psnr_db), estimate(similarity), estimate(mse), estimate(mae), median)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class Autoencoder(nn.Module):
         """Whether a code is a Gaussian with mean and variance."""
         return self.config.kind == "vae"
 
+    @property
+    def training_corruptions(self) -> tuple[str, ...]:
+        """The corruptions it was trained to undo; none for a model that was never trained here."""
+        return tuple(self.provenance.get("train", {}).get("corrupt", ()))
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return all parameters as groups of a torch optimiser, by how it should treat them.
 

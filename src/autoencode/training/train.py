@@ -19,7 +19,7 @@ import torch
 from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.manifest import is_pack
-from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder
+from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, preprocessing_of
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.autoencoder import Autoencoder
@@ -261,11 +261,11 @@ def _started(request: _Request, machine: _Machine, processes: Processes) -> tupl
     """Settings, images and runtime of a new run."""
     runtime = choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
     model, config = settings(request.preset or DEFAULT_PRESET, **request.overrides)
-    # Twice: before packing, which may take hours, and with the size of a pack that was given.
-    _check_images(model, config, request.preprocessing or Preprocessing())
+    # Before packing, which may take hours, and again with the pack's own preprocessing.
+    known = request.preprocessing or preprocessing_of(request.source)
+    _check_images(model, config, known or Preprocessing())
     if processes.first:
-        # After the settings, whose errors do not depend on the folder.
-        _check_out(request.out, resume=False)
+        _check_out(request.out, resume=False)  # after the settings, whose errors do not depend on it
     pack = _packed(request, processes)
     _check_images(model, config, pack.preprocessing)
     images = pack.preprocessing, pack.location, pack.fingerprint

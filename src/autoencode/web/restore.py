@@ -61,5 +61,4 @@ def facts(workspace: Workspace) -> dict[str, Any]:
     offers = [
         (f"{name}:{amount:g}", words) for name, kind in CORRUPTIONS.items() for amount, words in kind.offers
     ]
-    trained: dict[str, Any] = workspace.model.provenance.get("train", {})
-    return {"corrupt": trained.get("corrupt", []), "corruptions": offers}
+    return {"corrupt": workspace.model.training_corruptions, "corruptions": offers}
