@@ -116,6 +116,12 @@ def test_the_reference_has_every_option_and_every_setting(pages: ModuleType) -> 
         assert f"`{preset}`" in settings
 
 
+def test_the_guide_says_what_every_preset_is() -> None:
+    guide = (ROOT / "docs" / "guides" / "train.md").read_text()
+    table = guide[guide.index("| preset ") :].split("\n\n")[0]
+    assert re.findall(r"`([\w-]+)`", table) == list(autoencode.PRESETS)
+
+
 def test_the_reference_has_every_public_name(pages: ModuleType) -> None:
     reference = pages.python_page()
     for name in autoencode.__all__:
