@@ -34,12 +34,12 @@ K, ADDED, WRITTEN = 10, 1000, 65_536
 
 
 def entries_of(start: int, stop: int) -> list[Any]:
-    from autoencode.data.manifest import packed
+    from autoencode.data.manifest import packed_entry
 
     digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(start, stop)]
     names = [f"{number % 10}/{number:09}.jpg" for number in range(start, stop)]
     return [
-        packed(name, 0, 0, digest, row)
+        packed_entry(name, 0, 0, digest, row)
         for name, digest, row in zip(names, digests, range(start, stop), strict=True)
     ]
 

@@ -19,7 +19,7 @@ from autoencode.atomic import atomic_file
 from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
-_OF_THE_DISK = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
 # By name, as the libraries that raise them need not be installed.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING_CREDENTIALS = (
@@ -95,9 +95,9 @@ class RemoteFolder:
             try:
                 storage.get_file(f"{root}/{name}", file.name)
             except OSError as err:
-                if err.errno in _OF_THE_DISK:
+                if err.errno in _DISK_ERRORS:
                     raise
-                raise self._ours(err) from err
+                raise self._translated(err) from err
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a file from the disk; it replaces one of that name as a whole."""
@@ -143,9 +143,9 @@ class RemoteFolder:
         except AutoencodeError:
             raise
         except Exception as err:
-            raise self._ours(err) from err
+            raise self._translated(err) from err
 
-    def _ours(self, err: Exception) -> AutoencodeError:
+    def _translated(self, err: Exception) -> AutoencodeError:
         """Translate an error of a kind of storage into one of this package."""
         said = first_line(err)
         if isinstance(err, ImportError) and self.url.startswith(("s3://", "s3a://")):

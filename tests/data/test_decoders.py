@@ -35,7 +35,7 @@ def digest(number: int) -> bytes:
 
 def decoder_knowing(digests: list[bytes], folder: Path) -> Decoder:
     decoder = Decoder(folder, Preprocessing(32, 32), Limits(), Shards(folder, 32, 32, 10))
-    return decoder.knowing(np.array(digests, "S32"))
+    return decoder.with_known_digests(np.array(digests, "S32"))
 
 
 def test_exactly_the_digests_given_are_known(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ class OneNode:
         function = pickle.loads(pickle.dumps(function))
         if self.visible:
             object.__setattr__(function.decoder, "folder", self.visible)
-        with contextlib.closing(function._helper):  # on a cluster, it ends with the process
+        with contextlib.closing(function._worker):  # on a cluster, it ends with the process
             for chunk in items:
                 self.chunks.append(chunk)
                 yield pickle.loads(pickle.dumps(function(chunk)))

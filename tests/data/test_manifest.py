@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoencode.data import manifest
-from autoencode.data.manifest import Entries, Entry, packed, skipped
+from autoencode.data.manifest import Entries, Entry, packed_entry, skipped_entry
 
 WHOLE = st.integers(0, 2**63 - 1)
 PATHS = st.binary(min_size=1, max_size=20).map(os.fsdecode)
 DIGESTS = st.binary(min_size=32, max_size=32).filter(any)
 SHA256 = st.one_of(DIGESTS, DIGESTS.map(lambda digest: digest[:-2] + b"\0\0").filter(any)).map(bytes.hex)
-PACKED = st.builds(packed, PATHS, WHOLE, st.integers(-(2**63), 2**63 - 1), SHA256, WHOLE)
-SKIPPED = st.builds(skipped, PATHS, WHOLE, WHOLE, st.none() | SHA256, st.text())
+PACKED = st.builds(packed_entry, PATHS, WHOLE, st.integers(-(2**63), 2**63 - 1), SHA256, WHOLE)
+SKIPPED = st.builds(skipped_entry, PATHS, WHOLE, WHOLE, st.none() | SHA256, st.text())
 
 
 def test_what_is_skipped_keeps_what_is_known_of_it() -> None:
-    entry = skipped("a/b.png", 7, 8, "ab" * 32, "too large")
+    entry = skipped_entry("a/b.png", 7, 8, "ab" * 32, "too large")
     assert (entry.path, entry.size, entry.mtime, entry.sha256) == ("a/b.png", 7, 8, "ab" * 32)
     assert (entry.status, entry.reason, entry.label) == ("skipped", "too large", "a")
     assert entry.row is entry.split is None
@@ -54,7 +54,7 @@ def test_a_selection_in_any_order_is_that_of_a_list(listed: list[Entry], random:
 
 @given(st.lists(PACKED | SKIPPED, min_size=1, max_size=12))
 def test_unread_entries_become_what_is_found_in_their_files(listed: list[Entry]) -> None:
-    entries = Entries(skipped(entry.path, entry.size, entry.mtime) for entry in listed)
+    entries = Entries(skipped_entry(entry.path, entry.size, entry.mtime) for entry in listed)
     assert not len(entries.packed)
     half = np.arange(0, len(listed), 2)
     for index in range(1, len(listed), 2):
@@ -76,14 +76,16 @@ def test_an_index_too_large_ends_the_sequence() -> None:
 
 def test_a_value_that_fits_no_column_is_rejected() -> None:
     with pytest.raises(ValueError, match="out of range"):
-        Entries([packed("a", 2**70, 0, "0" * 64, 0)])
+        Entries([packed_entry("a", 2**70, 0, "0" * 64, 0)])
     with pytest.raises(ValueError, match="has 2 bytes"):
-        Entries([packed("a", 0, 0, "00ff" + " " * 60, 0)])
+        Entries([packed_entry("a", 0, 0, "00ff" + " " * 60, 0)])
 
 
 def test_an_entry_takes_less_than_150_bytes() -> None:
     tracemalloc.start()
-    entries = Entries(packed(f"class/{i:06}.jpg", i, i << 32, f"{i + 1:064x}", i) for i in range(10_000))
+    entries = Entries(
+        packed_entry(f"class/{i:06}.jpg", i, i << 32, f"{i + 1:064x}", i) for i in range(10_000)
+    )
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(entries) == 10_000
@@ -92,7 +94,7 @@ def test_an_entry_takes_less_than_150_bytes() -> None:
 
 @pytest.mark.parametrize("path", ["/etc/passwd.png", "../up.png", "a/../../up.png", "a\0b.png"])
 def test_a_path_that_leaves_the_folder_is_rejected(path: str) -> None:
-    value = packed("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
+    value = packed_entry("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
     assert Entry.from_json(value).path == "a..b/c.png"
     with pytest.raises(ValueError, match="inside the folder"):
         Entry.from_json({**value, "path": path})
@@ -104,7 +106,7 @@ def test_a_path_that_leaves_the_folder_is_rejected(path: str) -> None:
 def test_a_path_that_leaves_the_folder_on_windows_is_rejected_there(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = packed("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
+    value = packed_entry("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
     monkeypatch.setattr(manifest, "_ON_WINDOWS", True)
     assert Entry.from_json(value).path == "a..b/c.png"
     with pytest.raises(ValueError, match="inside the folder"):

@@ -23,7 +23,7 @@ from PIL import Image
 from autoencode.atomic import exclusive
 from autoencode.data import decoders, manifest, workers
 from autoencode.data.manifest import is_pack, split_of
-from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.data.pack import Pack, Progress, open_pack, pack_folder
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.shards import Shards
 from autoencode.data.workers import Lost
@@ -60,7 +60,7 @@ def pack(
     out: Path,
     processes: int = 0,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pack:
     """Pack in worker processes, or with none of them in this one."""
     with pytest.MonkeyPatch.context() as patch:

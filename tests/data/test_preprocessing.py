@@ -18,9 +18,9 @@ from autoencode.data.preprocessing import (
     Preprocessing,
     ResizeMode,
     parse_size,
+    preprocessing_for,
     read_image,
     save_image,
-    sized,
 )
 from autoencode.errors import ConfigError, ImageError, OutputError
 
@@ -175,7 +175,7 @@ def test_sizes_are_height_by_width() -> None:
 )
 def test_a_wrong_size_names_the_nearest(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        sized(text, None)
+        preprocessing_for(text, None)
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,12 @@ def test_waiting_costs_no_processor_time() -> None:
 
 
 def test_a_process_that_is_no_worker_is_never_ended() -> None:
-    workers.allow(0.01)
+    workers.set_time_limit(0.01)
     assert signal.getitimer(signal.ITIMER_PROF) == signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def _allowed(seconds: float) -> int:
-    workers.allow(seconds)
+    workers.set_time_limit(seconds)
     return sum(range(10**15))
 
 
@@ -139,36 +139,36 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     pytest.fail("the worker is still there")
 
 
-def test_a_helper_stays_for_items_one_at_a_time() -> None:
-    helper = workers.Helper(abs, seconds=5)
+def test_a_persistent_worker_stays_for_items_one_at_a_time() -> None:
+    worker = workers.PersistentWorker(abs, seconds=5)
     try:
-        assert helper.call(-1) == 1
-        assert helper._worker is not None
-        process = helper._worker.process.pid
-        assert helper.call(-2) == 2
-        assert helper._worker.process.pid == process
+        assert worker.call(-1) == 1
+        assert worker._worker is not None
+        process = worker._worker.process.pid
+        assert worker.call(-2) == 2
+        assert worker._worker.process.pid == process
     finally:
-        helper.close()
-    assert helper._worker is None
+        worker.close()
+    assert worker._worker is None
 
 
-def test_a_helper_is_replaced_after_an_item_that_hangs() -> None:
-    helper = workers.Helper(time.sleep, seconds=0.05)
+def test_a_persistent_worker_is_replaced_after_an_item_that_hangs() -> None:
+    worker = workers.PersistentWorker(time.sleep, seconds=0.05)
     try:
-        assert helper.call(60) == Lost("took longer than 0.3 s")
-        assert helper.call(0) is None
+        assert worker.call(60) == Lost("took longer than 0.3 s")
+        assert worker.call(0) is None
     finally:
-        helper.close()
+        worker.close()
 
 
-def test_a_helper_raises_what_the_function_raises_and_goes_on() -> None:
-    helper = workers.Helper(int, seconds=5)
+def test_a_persistent_worker_raises_what_the_function_raises_and_goes_on() -> None:
+    worker = workers.PersistentWorker(int, seconds=5)
     try:
         with pytest.raises(ValueError, match="no number"):
-            helper.call("no number")
-        assert helper.call("3") == 3
+            worker.call("no number")
+        assert worker.call("3") == 3
     finally:
-        helper.close()
+        worker.close()
 
 
 SIZE = Preprocessing(32, 32)
@@ -220,7 +220,7 @@ def test_a_process_that_ends_is_replaced() -> None:
     decoder = UntrustedDecoder(SIZE)
     try:
         decoder.decode(content())
-        worker = decoder._helper._worker
+        worker = decoder._worker._worker
         assert worker is not None
         os.kill(worker.process.pid, signal.SIGKILL)
         with pytest.raises(ImageError, match="killed"):

@@ -26,7 +26,7 @@ from autoencode import (
     open_index,
     remove_source,
 )
-from autoencode.data.manifest import packed
+from autoencode.data.manifest import packed_entry
 from autoencode.index.lance import LanceIndex, LanceStore, find_tables, update
 from autoencode.index.lance.tables import Tables
 from autoencode.index.lance.update import maintain_vector_index
@@ -83,7 +83,9 @@ def filled(tables: Tables, count: int, seed: int, source: str = "/many") -> np.n
     """Add `count` images with random vectors of unit length, which are returned."""
     vectors = np.random.default_rng(seed).normal(size=(count, tables.size)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    entries = [packed(f"{seed}/{number}.png", 0, 0, f"{number:064x}", number) for number in range(count)]
+    entries = [
+        packed_entry(f"{seed}/{number}.png", 0, 0, f"{number:064x}", number) for number in range(count)
+    ]
     tables.add([f"{seed:016x}{number:016x}" for number in range(count)], source, entries, vectors)
     return vectors
 

@@ -76,12 +76,12 @@ import sys
 from pathlib import Path
 import numpy as np
 from autoencode.index.lance import find_tables
-from autoencode.data.manifest import packed
+from autoencode.data.manifest import packed_entry
 location, number = sys.argv[1], int(sys.argv[2])
 tables = find_tables(location if "://" in location else Path(location))
 for commit in range(10):
     rows = [number * 1000 + commit * 10 + row for row in range(5)]
-    entries = [packed(f"{row}.png", 0, 0, f"{row:064x}", row) for row in rows]
+    entries = [packed_entry(f"{row}.png", 0, 0, f"{row:064x}", row) for row in rows]
     vectors = np.full((5, tables.size), number + 1, np.float32)
     tables.add([f"{row:032x}" for row in rows], f"/{number}", entries, vectors)
     tables.delete([f"{rows[0]:032x}"])

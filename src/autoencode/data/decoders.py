@@ -57,16 +57,16 @@ class Decoder:
         folder: the images.
         preprocessing, limits: see `read_image`.
         shards: where the pixels go.
-        known: a file of sorted digests, 32 bytes each, of what is packed already; None for nothing.
+        known_digests: a file of sorted digests, 32 bytes each, of what is packed already; None for nothing.
     """
 
     folder: Path
     preprocessing: Preprocessing
     limits: Limits
     shards: Shards
-    known: Path | None = None
+    known_digests: Path | None = None
 
-    def knowing(self, digests: NDArray[np.bytes_]) -> Decoder:
+    def with_known_digests(self, digests: NDArray[np.bytes_]) -> Decoder:
         """Return a decoder to which contents of these digests (K,), 32 bytes each, are known.
 
         Raises:
@@ -74,8 +74,8 @@ class Decoder:
         """
         if not len(digests):
             return self
-        write_bytes(self.shards.known, np.unique(digests).tobytes())
-        return replace(self, known=self.shards.known)
+        write_bytes(self.shards.known_digests, np.unique(digests).tobytes())
+        return replace(self, known_digests=self.shards.known_digests)
 
     def __call__(self, task: tuple[str, int]) -> Outcome:
         """Do one task.
@@ -97,7 +97,7 @@ class Decoder:
             digest = hashlib.sha256(content).digest()
             if self.is_packed(digest):
                 return Outcome(digest), None
-            workers.allow(self.limits.seconds_for(len(content)))
+            workers.set_time_limit(self.limits.seconds_for(len(content)))
             return Outcome(digest), read_image(content, self.preprocessing, self.limits)
         except ImageError as err:
             return Outcome(digest, str(err)), None
@@ -106,7 +106,7 @@ class Decoder:
 
     def is_packed(self, digest: bytes) -> bool:
         """Whether the content of a digest of 32 bytes is known."""
-        if self.known is None:
+        if self.known_digests is None:
             return False
         position = int(np.searchsorted(self._digests, np.array(digest, "S32")))
         return self._digests[position : position + 1].tobytes() == digest
@@ -114,8 +114,8 @@ class Decoder:
     @functools.cached_property
     def _digests(self) -> NDArray[np.bytes_]:
         # A map, which all workers share: as a set, 60,000 digests take 10 MB in each instead of 2 MB once.
-        assert self.known is not None
-        return np.memmap(self.known, "S32", "r")
+        assert self.known_digests is not None
+        return np.memmap(self.known_digests, "S32", "r")
 
 
 Task = tuple[str, int]  # the path of a file in the folder, and the row for its pixels
@@ -155,7 +155,7 @@ def decode_on(cluster: Cluster) -> Decode:
     def decode(decoder: Decoder, tasks: workers.Items[Task]) -> Generator[tuple[int, Outcome]]:
         folder = decoder.folder.absolute()
         cluster.check_sees(folder, folder)
-        on_node = _OnNode(replace(decoder, folder=folder, known=None))
+        on_node = _OnNode(replace(decoder, folder=folder, known_digests=None))
         size = max(1, min(_MOST_FILES, _MOST_BYTES // decoder.shards.row_bytes))
         chunks = (
             [tasks[index][0] for index in range(start, min(start + size, len(tasks)))]
@@ -174,11 +174,11 @@ class _OnNode:
     decoder: Decoder
 
     def __call__(self, paths: list[str]) -> list[Read | workers.Lost]:
-        return [self._helper.call(path) for path in paths]
+        return [self._worker.call(path) for path in paths]
 
     @functools.cached_property
-    def _helper(self) -> workers.Helper[str, Read]:
-        return workers.Helper(self.decoder.read, seconds=self.decoder.limits.seconds_per_file)
+    def _worker(self) -> workers.PersistentWorker[str, Read]:
+        return workers.PersistentWorker(self.decoder.read, seconds=self.decoder.limits.seconds_per_file)
 
 
 def _written(decoder: Decoder, task: Task, result: Read | workers.Lost) -> Outcome:
@@ -226,7 +226,7 @@ class UntrustedDecoder:
     ) -> None:
         self.limits = limits
         function = functools.partial(_decode, preprocessing, limits, memory_bytes)
-        self._helper: workers.Helper[bytes, NDArray[np.uint8]] = workers.Helper(
+        self._worker: workers.PersistentWorker[bytes, NDArray[np.uint8]] = workers.PersistentWorker(
             function, seconds=limits.seconds_per_file
         )
 
@@ -238,14 +238,14 @@ class UntrustedDecoder:
         """
         if len(content) > self.limits.max_bytes:
             raise ImageError(f"more bytes than the limit of {self.limits.max_bytes:,}")
-        decoded = self._helper.call(content)
+        decoded = self._worker.call(content)
         if isinstance(decoded, workers.Lost):
             raise ImageError(f"cannot be decoded: {decoded.reason}")
         return decoded
 
     def close(self) -> None:
         """End the process."""
-        self._helper.close()
+        self._worker.close()
 
 
 def _decode(
@@ -256,5 +256,5 @@ def _decode(
 
         with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    workers.allow(limits.seconds_for(len(content)))
+    workers.set_time_limit(limits.seconds_for(len(content)))
     return read_image(content, preprocessing, limits)

@@ -160,7 +160,7 @@ def local_batches(
     def read(step: int) -> tuple[Tensor, LocalBatch]:
         batch = rows[batch_slice(step, len(rows), batch_size)]
         if pack.window and (step - start) % STEPS_BETWEEN_FETCHES == 0:
-            pack.expect(rows[step * batch_size :][: 2 * pack.window])
+            pack.prefetch(rows[step * batch_size :][: 2 * pack.window])
         local = local_batch(len(batch), rank, world_size)
         return to_float(pack.pixels(batch[local.positions])), local
 

@@ -109,12 +109,14 @@ def check_inside(path: str) -> None:
 _ENTRY_FIELDS = tuple(field.name for field in fields(Entry))
 
 
-def packed(path: str, size: int, mtime: int, sha256: str, row: int) -> Entry:
+def packed_entry(path: str, size: int, mtime: int, sha256: str, row: int) -> Entry:
     """Return the entry of a file whose pixels are in `row`."""
     return Entry(path, size, mtime, sha256, "packed", None, row, _label(path), split_of(sha256))
 
 
-def skipped(path: str, size: int, mtime: int, sha256: str | None = None, reason: str | None = None) -> Entry:
+def skipped_entry(
+    path: str, size: int, mtime: int, sha256: str | None = None, reason: str | None = None
+) -> Entry:
     """Return the entry of a file that cannot be used; without a reason, of one that is still to be read."""
     return Entry(path, size, mtime, sha256, "skipped", reason, None, _label(path), None)
 
@@ -200,8 +202,10 @@ class Entries(Sequence[Entry]):
     def with_label(self, label: str) -> NDArray[np.bool_]:
         """Return whether each (N,) has that label."""
         start = f"{label}/".encode("utf-8", "surrogateescape")
-        places = zip(self._records["start"].tolist(), self._records["length"].tolist(), strict=True)
-        return np.array([self._paths.startswith(start, at, at + length) for at, length in places], np.bool_)
+        positions = zip(self._records["start"].tolist(), self._records["length"].tolist(), strict=True)
+        return np.array(
+            [self._paths.startswith(start, at, at + length) for at, length in positions], np.bool_
+        )
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Entries:
         """Return the entries of these indices, in that order, or those for which a mask (N,) is true."""
@@ -245,8 +249,8 @@ class Entries(Sequence[Entry]):
         start, _, size, mtime, row, _ = self._records[index].item()
         path, sha256 = self.path(index), self._sha256(index)
         if row >= 0 and sha256 is not None:
-            return packed(path, size, mtime, sha256, row)
-        return skipped(path, size, mtime, sha256, self._reasons.get(start))
+            return packed_entry(path, size, mtime, sha256, row)
+        return skipped_entry(path, size, mtime, sha256, self._reasons.get(start))
 
     def _sha256(self, index: int) -> str | None:
         digest = self._records["sha256"][index : index + 1 or None].tobytes()
@@ -272,7 +276,7 @@ _MOST = 2**40  # rows a shard: a forged number must not overflow the bytes compu
 
 
 @dataclass(frozen=True)
-class Settings:
+class PackSettings:
     """The settings that stay the same for the life of a pack.
 
     Attributes:
@@ -286,7 +290,7 @@ class Settings:
     rows_per_shard: int
 
     @classmethod
-    def of(cls, folder: Path, preprocessing: Preprocessing) -> Settings:
+    def for_folder(cls, folder: Path, preprocessing: Preprocessing) -> PackSettings:
         """Return the settings of a new pack: shards of about 256 MiB."""
         row_bytes = preprocessing.height * preprocessing.width * 3
         return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes))
@@ -297,7 +301,7 @@ class Settings:
         return self.preprocessing.height, self.preprocessing.width, self.rows_per_shard
 
 
-def write_settings(pack: Path, settings: Settings) -> None:
+def write_settings(pack: Path, settings: PackSettings) -> None:
     """Write `pack.json`."""
     write_json(
         pack / SETTINGS_NAME,
@@ -320,7 +324,7 @@ def is_pack(path: Path) -> bool:
     return isinstance(value, dict) and value.get("format") == _FORMAT
 
 
-def read_settings(pack: Path) -> Settings:
+def read_settings(pack: Path) -> PackSettings:
     """Return the settings in `pack.json`.
 
     Raises:
@@ -334,12 +338,12 @@ def read_settings(pack: Path) -> Settings:
             f"{pack} is not a pack: it has no {SETTINGS_NAME}. Make one: autoencode pack FOLDER --out PACK."
         ) from err
     except (OSError, ValueError) as err:
-        raise PackError(f"Could not read {path}: {err}. {_REPACK}") from err
+        raise PackError(f"Could not read {path}: {err}. {_REPACK_ADVICE}") from err
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise PackError(f"{pack} is not a pack: its {SETTINGS_NAME} is of something else.")
     version = value.get("version")
     if isinstance(version, int) and version != _VERSION:
-        age, advice = "an older", _REPACK
+        age, advice = "an older", _REPACK_ADVICE
         if version > _VERSION:
             age, advice = "a newer", "Upgrade: pip install --upgrade autoencode."
         raise PackError(
@@ -348,11 +352,11 @@ def read_settings(pack: Path) -> Settings:
         )
     try:
         preprocessing = Preprocessing.from_json(value["preprocessing"])
-        settings = Settings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))
+        settings = PackSettings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))
         if not 1 <= settings.rows_per_shard <= _MOST:
             raise ValueError("rows_per_shard out of range")
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as err:
-        raise PackError(f"{path} is damaged ({err}). {_REPACK}") from err
+        raise PackError(f"{path} is damaged ({err}). {_REPACK_ADVICE}") from err
     return settings
 
 
@@ -378,7 +382,7 @@ def read_manifest(pack: Path) -> Entries | None:
     except OSError as err:
         raise PackError(f"Could not read {path}: {err.strerror or err}.") from err
     except ValueError as err:
-        raise PackError(f"{path} is damaged: {err}. {_REPACK}") from err
+        raise PackError(f"{path} is damaged: {err}. {_REPACK_ADVICE}") from err
 
 
 def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
@@ -386,7 +390,7 @@ def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
         try:
             yield Entry.from_json(parse_json(line))
         except (TypeError, ValueError) as err:
-            raise PackError(f"{path} is damaged in line {number}. {_REPACK}") from err
+            raise PackError(f"{path} is damaged in line {number}. {_REPACK_ADVICE}") from err
 
 
-_REPACK = "Delete the pack and make it again."
+_REPACK_ADVICE = "Delete the pack and make it again."

@@ -24,13 +24,16 @@ from autoencode.cluster import joined_cluster
 from autoencode.data import manifest, packing
 from autoencode.data.decoders import decode_here, decode_on
 from autoencode.data.manifest import is_pack
-from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
+from autoencode.data.preprocessing import Limits, Preprocessing, Size, preprocessing_for
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
 from autoencode.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
+
+Progress = Callable[[int, int], None]  # called with (done, in all)
+StageProgress = Callable[[str, int, int], None]  # called with (stage, done, in all)
 
 
 class HeldOut(NamedTuple):
@@ -113,9 +116,9 @@ class Pack:
         """
         return np.sort(rows) if (self.window if window is None else window) else rows
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Begin to fetch the shards of `rows`, in that order, from storage."""
-        self._reader.expect(rows)
+        self._reader.prefetch(rows)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) in 0..255, sRGB, of rows (B,) that `rows` gave.
@@ -164,7 +167,7 @@ def pack_folder(
     limits: Limits | None = None,
     workers: int | None = None,
     ray: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pack:
     """Decode every image under `folder` once into the pack `out`, or update that pack to the folder.
 
@@ -198,7 +201,7 @@ def pack_folder(
         OutputError: the pack could not be written, for instance because the disk is full.
     """
     files = files_at(out, must_exist=False)
-    preprocessing = sized(size, preprocessing) or Preprocessing()
+    preprocessing = preprocessing_for(size, preprocessing) or Preprocessing()
     if ray is not None and workers is not None:
         raise ConfigError("A Ray cluster decodes on all its CPUs. Leave workers out.")
     with joined_cluster(ray, "Packing on a cluster") as cluster:

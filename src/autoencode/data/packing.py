@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +24,14 @@ from numpy.typing import NDArray
 from autoencode.atomic import exclusive, make_folder, remove_temporaries
 from autoencode.data import manifest
 from autoencode.data.decoders import Decode, Decoder
-from autoencode.data.manifest import Entries, Entry, Settings, skipped
+from autoencode.data.manifest import Entries, Entry, PackSettings, skipped_entry
 from autoencode.data.shards import PackFiles, ShardReader, Shards
 from autoencode.data.sources import image_names
 from autoencode.errors import ImageFolderError, PackError, StorageError
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
-
-Report = Callable[[int, int], None]
 
 _SPARE_SHARDS = 32  # small shards of updates: joining them copies pixels, keeping them keeps files open
 _REASONS_SHOWN = 3
@@ -45,7 +44,7 @@ def update(
     preprocessing: Preprocessing,
     limits: Limits,
     decode: Decode,
-    progress: Report | None,
+    progress: Progress | None,
 ) -> None:
     """Make the pack in `files`, or update it to what is in `folder`.
 
@@ -56,7 +55,7 @@ def update(
     """
     _reject_what_is_not_ours(files)
     listed = Entries(_survey(folder))
-    wanted = Settings.of(folder, preprocessing)
+    wanted = PackSettings.for_folder(folder, preprocessing)
     busy = f"Another process is packing into {files}. Wait until it is done, or choose another output."
     with exclusive(files.folder, busy, PackError):
         files.refresh()
@@ -113,7 +112,7 @@ def _reject_what_is_not_ours(files: PackFiles) -> None:
         raise PackError(f"{files} is not a pack, and not empty. Choose another output.")
 
 
-def _reject_other_settings(files: PackFiles, settings: Settings, wanted: Settings) -> None:
+def _reject_other_settings(files: PackFiles, settings: PackSettings, wanted: PackSettings) -> None:
     advice = "Choose another output, or delete the pack to make it anew."
     if settings.folder != wanted.folder:
         raise PackError(f"{files} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
@@ -134,11 +133,11 @@ def _survey(folder: Path) -> Iterator[Entry]:
         with contextlib.suppress(OSError):  # the worker that reads the file gives the reason
             status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call
             size, mtime = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
-        yield skipped(name, size, mtime)
+        yield skipped_entry(name, size, mtime)
 
 
 def _read_new(
-    listed: Entries, entries: Entries, decoder: Decoder, decode: Decode, progress: Report | None
+    listed: Entries, entries: Entries, decoder: Decoder, decode: Decode, progress: Progress | None
 ) -> None:
     """Complete `listed` with what is in the files, with every row it names in a finished shard."""
     shards = decoder.shards
@@ -250,12 +249,12 @@ def _read_all(
     decoder: Decoder,
     known: NDArray[np.bytes_],
     decode: Decode,
-    progress: Report | None,
+    progress: Progress | None,
 ) -> None:
     """Read files, and set in `listed` what is in them. Each shard is finished once it is full.
 
     Args:
-        listed: entries, in which those to read are unread.
+        listed: entries, in which those to read have neither digest nor reason.
         chosen: which (T,) to read.
         rows: where the pixels of each go (T,), ascending, from the first row of a shard.
         decoder: what is done with each file.
@@ -272,7 +271,7 @@ def _read_all(
     if not len(chosen):
         return
     make_folder(decoder.shards.folder)
-    decoder = decoder.knowing(known)
+    decoder = decoder.with_known_digests(known)
     tasks = _Tasks(listed, chosen, rows, decoder.shards)
     with contextlib.closing(decode(decoder, tasks)) as outcomes:  # closed, it ends its processes
         for done, (index, outcome) in enumerate(outcomes, 1):

@@ -145,7 +145,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def sized(size: Size | None, preprocessing: Preprocessing | None) -> Preprocessing | None:
+def preprocessing_for(size: Size | None, preprocessing: Preprocessing | None) -> Preprocessing | None:
     """Return the preprocessing asked for by `size` or by `preprocessing`, or None if both are None.
 
     Args:

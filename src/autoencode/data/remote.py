@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.atomic import make_folder, one_at_a_time, parse_json, write_json
-from autoencode.data.manifest import MANIFEST_NAME, SETTINGS_NAME, Settings, is_pack
+from autoencode.data.manifest import MANIFEST_NAME, SETTINGS_NAME, PackSettings, is_pack
 from autoencode.data.shards import SHARDS_NAME, PackFiles, Rows, Shards, number_of
 from autoencode.errors import ConfigError, PackError
 from autoencode.storage import RemoteFolder, Stamp, is_url
@@ -159,7 +159,7 @@ class CachedPackFiles(PackFiles):
             else:
                 self.remote.delete(name)
 
-    def shards(self, settings: Settings) -> Shards:
+    def shards(self, settings: PackSettings) -> Shards:
         """Return the shards in storage."""
         return RemoteShards(self.folder / SHARDS_NAME, *settings.shape, remote=self.remote)
 
@@ -212,7 +212,7 @@ class RemoteShards(Shards):
                 return path.open("rb")
         raise PackError(f"The cache {self.folder.parent.parent} has no room: set {SIZE_VARIABLE} higher.")
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Begin to fetch the shards of the rows that come next, in the order in which they are needed."""
         numbers, first = np.unique(
             rows[: self.most_maps * self.rows_per_shard] // self.rows_per_shard, return_index=True

@@ -23,7 +23,7 @@ from autoencode.atomic import TEMPORARY_SUFFIX, make_folder, names_in, sync_fold
 from autoencode.errors import OutputError, PackError
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Settings
+    from autoencode.data.manifest import PackSettings
 
 Rows = NDArray[np.int64] | Sequence[int]
 
@@ -31,7 +31,7 @@ SHARDS_NAME = "shards"
 _SUFFIX = ".u8"
 _OPEN_MAPS = 256  # a map keeps its file open, and 1,024 open files is a common limit
 _COPY_BYTES = 64 * 1024**2
-_REPACK = "The pack is damaged: delete it and make it again."
+_REPACK_ADVICE = "The pack is damaged: delete it and make it again."
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PackFiles:
         """Let a list of that name be written or deleted in `folder` inside the context."""
         yield
 
-    def shards(self, settings: Settings) -> Shards:
+    def shards(self, settings: PackSettings) -> Shards:
         """Return the shards of a pack with these settings."""
         return Shards(self.folder / SHARDS_NAME, *settings.shape)
 
@@ -100,7 +100,7 @@ class Shards:
         return self.height * self.width * 3
 
     @property
-    def known(self) -> Path:
+    def known_digests(self) -> Path:
         """A file for the digests of what is packed already, while packing."""
         return self.folder / f"known{TEMPORARY_SUFFIX}"
 
@@ -184,7 +184,7 @@ class Shards:
         for path in self.folder.glob("*"):
             number = number_of(path.name)
             is_needed = number in shards and not path.name.endswith(TEMPORARY_SUFFIX)
-            if path.name.startswith(self.known.name) or (number is not None and not is_needed):
+            if path.name.startswith(self.known_digests.name) or (number is not None and not is_needed):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -210,7 +210,7 @@ class Shards:
             raise PackError(f"{self.path(shard)} has changed since the pack was opened. Open it again.")
         return file
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Take note of the rows that come next; those on this disk need no preparation."""
 
     def location(self, shard: int) -> str:
@@ -251,15 +251,15 @@ class ShardReader:
             try:
                 size, identities[shard] = shards.status(shard)
             except OSError as err:
-                raise PackError(f"{shards.location(shard)} is missing. {_REPACK}") from err
+                raise PackError(f"{shards.location(shard)} is missing. {_REPACK_ADVICE}") from err
             if size < needed:
                 raise PackError(
-                    f"{shards.location(shard)} is too short ({size:,} bytes of {needed:,}). {_REPACK}"
+                    f"{shards.location(shard)} is too short ({size:,} bytes of {needed:,}). {_REPACK_ADVICE}"
                 )
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Prepare to read `rows`, in that order, where this takes time."""
-        self._shards.expect(rows)
+        self._shards.prefetch(rows)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) of `rows` (B,), a copy.

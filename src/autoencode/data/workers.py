@@ -129,7 +129,7 @@ def _busy(pool: dict[Connection, _Worker[Any, Any]]) -> int:
     return sum(bool(worker.chunk) for worker in pool.values())
 
 
-class Helper(Generic[Item, Result]):
+class PersistentWorker(Generic[Item, Result]):
     """One worker that stays ready for items that come one at a time. Any thread may call it.
 
     Args:
@@ -277,14 +277,14 @@ def serve(descriptor: int) -> None:
 
 
 def _timed(function: Callable[[Item], Result], item: Item, seconds: float) -> Result:
-    allow(seconds)
+    set_time_limit(seconds)
     try:
         return function(item)
     finally:
-        allow(0)
+        set_time_limit(0)
 
 
-def allow(seconds: float) -> None:
+def set_time_limit(seconds: float) -> None:
     """Let the item at hand take so many seconds of the processor from now on; 0: any number.
 
     Outside a worker nothing is limited: a timer would end the caller's process.
