@@ -106,9 +106,9 @@ def ours(images: Images, weights: Weights, precision: str = "auto") -> Run:
     with torch.no_grad():
         for parameter, value in zip(ordered, weights.values(), strict=True):
             parameter.copy_(torch.from_numpy(value))
-    runtime.place_model(model)
+    runtime.model_to_device(model)
     optimizer = torch.optim.Adamax(model.parameters(), lr=train_config.learning_rate)
-    batch = runtime.place(torch.from_numpy(images))
+    batch = runtime.to_device(torch.from_numpy(images))
 
     def run(steps: int) -> list[float]:
         losses = []

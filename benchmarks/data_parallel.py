@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from autoencode import Autoencoder, Preprocessing
 from autoencode.data.loader import local_batch
 from autoencode.training.config import settings
-from autoencode.training.distributed import ALONE, Processes, joined
+from autoencode.training.distributed import ALONE, Processes, process_group
 from autoencode.training.process import own_ranks
 
 LINKS = {"1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
@@ -56,7 +56,7 @@ def measure(side: int, batch: int, rounds: int) -> None:
     names = ("one process", "two processes", "sum of gradients alone")
     wall: dict[str, list[float]] = {name: [] for name in names}
     processor: dict[str, list[float]] = {name: [] for name in names}
-    with joined(own_ranks()) as processes:
+    with process_group(own_ranks()) as processes:
         for _ in range(rounds + 1):  # the first warms up
             for name in names:
                 processes.wait()
@@ -67,12 +67,12 @@ def measure(side: int, batch: int, rounds: int) -> None:
                     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                         parameter.grad = gradient
                     processes.sum_gradients(model.parameters())
-                elif processes.first:
+                elif processes.is_first:
                     step(model, images, ALONE)
                 wall[name].append(time.perf_counter() - started)
                 spent = torch.tensor(time.process_time() - used, dtype=torch.float64)
                 processor[name].append(float(processes.total(spent)))
-    if processes.first:
+    if processes.is_first:
         print("| | processor ms | spread | wall ms | spread |\n| --- | --- | --- | --- | --- |")
         for name in names:
             print(f"| {name} | {in_ms(processor[name][1:])} | {in_ms(wall[name][1:])} |")

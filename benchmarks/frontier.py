@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the allocator, as in the v
 import torch  # noqa: E402
 from sklearn.decomposition import PCA  # noqa: E402
 
-from autoencode import Pack, Progress, open_pack, train  # noqa: E402
+from autoencode import Pack, TrainProgress, open_pack, train  # noqa: E402
 from autoencode.pixels import to_float  # noqa: E402
 from machine import machine  # noqa: E402
 
@@ -37,7 +37,7 @@ def points(source: Path, **settings: object) -> list[Point]:
     found: list[Point] = []
     started = time.process_time()
 
-    def note(progress: Progress) -> None:
+    def note(progress: TrainProgress) -> None:
         if progress.record is not None:
             found.append((progress.epoch, time.process_time() - started, progress.record["val_mse"]))
 

@@ -46,21 +46,21 @@ def measure(size: int) -> None:
 
     from autoencode import ModelConfig, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
-    from autoencode.training.distributed import joined
+    from autoencode.training.distributed import process_group
     from autoencode.training.process import own_ranks
 
     model = Autoencoder(ModelConfig(), Preprocessing(size, size))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     times = []
-    with joined(own_ranks()) as processes:
+    with process_group(own_ranks()) as processes:
         for _ in range(6):
             processes.wait()
             started = time.perf_counter()
             processes.sum_gradients(model.parameters())
             times.append(time.perf_counter() - started)
     moved = sum(parameter.numel() * 4 for parameter in model.parameters())
-    if processes.first:
+    if processes.is_first:
         print(moved, statistics.median(times[1:]))
 
 

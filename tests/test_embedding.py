@@ -29,7 +29,7 @@ from autoencode import (
 )
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
-from autoencode.embedding import EMBEDDINGS, image_encoder, over_files, over_pack
+from autoencode.embedding import EMBEDDINGS, image_encoder, map_files, map_pack
 from autoencode.index.memory import INDEX_NAME
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -90,7 +90,7 @@ def test_slices_are_the_batches_that_a_pack_is_read_in(images: int, tiny_pack: P
 
 def test_rows_of_a_pack_go_through_in_the_order_given(tiny_pack: Pack) -> None:
     rows = tiny_pack.rows()[::-1].copy()
-    made = [part["mean"] for part in over_pack(lambda x: {"mean": means(x)}, tiny_pack, rows, 5)]
+    made = [part["mean"] for part in map_pack(lambda x: {"mean": means(x)}, tiny_pack, rows, 5)]
     assert len(made) > 1
     assert np.array_equal(np.concatenate(made), means(to_float(tiny_pack.pixels(rows))))
 
@@ -104,12 +104,12 @@ def test_files_that_cannot_be_read_are_passed_over_with_the_reason(
     mixed = [paths[0], broken, *paths[1:]]
     skipped: list[tuple[Path, str]] = []
     arguments = (2, tiny_pack.preprocessing, Limits(), skipped)
-    read, values = zip(*over_files(means, mixed, *arguments), strict=True)
+    read, values = zip(*map_files(means, mixed, *arguments), strict=True)
     assert [path for part in read for path in part] == paths
     assert len(np.concatenate(values)) == len(paths)
     assert [path for path, _ in skipped] == [broken]
     with pytest.raises(ImageFolderError, match="No image could be used, of 1 given"):
-        list(over_files(means, [broken], *arguments))
+        list(map_files(means, [broken], *arguments))
 
 
 def verb(*arguments: object) -> str:
@@ -153,7 +153,7 @@ import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from autoencode import AutoencodeError, open_pack
-from autoencode.embedding import over_pack
+from autoencode.embedding import map_pack
 from autoencode.data.loader import batches
 from autoencode.cluster import joined_cluster
 
@@ -173,7 +173,7 @@ class Other:
 
 with joined_cluster(address, "") as cluster:
     made = []
-    for part in over_pack(mean, pack, rows, 5, cluster):
+    for part in map_pack(mean, pack, rows, 5, cluster):
         made.append(part["mean"])
         (marks / "begun").touch()
     assert (marks / "killed").exists()
@@ -182,7 +182,7 @@ with joined_cluster(address, "") as cluster:
     assert np.array_equal(np.concatenate(made), np.concatenate(here))
     for function, images in ((mean, Other), (lambda images: {}["none"], pack)):
         try:
-            list(over_pack(function, images, rows, 5, cluster))
+            list(map_pack(function, images, rows, 5, cluster))
         except AutoencodeError as err:
             print(type(err).__name__, err)
 """

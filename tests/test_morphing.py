@@ -10,7 +10,7 @@ from PIL import Image
 
 from autoencode import Autoencoder, ConfigError, ImageError, ModelConfig, Preprocessing, morph
 from autoencode.configuration import Interpolation
-from autoencode.morphing import INTERPOLATIONS, between, in_square, mixed
+from autoencode.morphing import INTERPOLATIONS, between, in_square, interpolated
 from autoencode.pixels import to_pixels
 
 
@@ -50,7 +50,7 @@ def test_the_ends_are_the_reconstructions(model: Autoencoder, images: list[Path]
 
 def test_spherical_mixing_turns_at_constant_speed_and_keeps_the_length() -> None:
     codes = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    found, _ = mixed(codes, 7, "spherical")
+    found, _ = interpolated(codes, 7, "spherical")
     torch.testing.assert_close(found.norm(dim=1), torch.full((7,), 2.0))
     angles = torch.atan2(found[:, 1], found[:, 0])
     torch.testing.assert_close(angles, torch.linspace(0, torch.pi / 2, 7))
@@ -59,7 +59,7 @@ def test_spherical_mixing_turns_at_constant_speed_and_keeps_the_length() -> None
 @pytest.mark.parametrize("second", [[4.0, 0.0], [-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
 def test_codes_that_span_no_plane_are_mixed_linearly(second: list[float]) -> None:
     codes = torch.tensor([[2.0, 0.0], second])
-    assert torch.equal(mixed(codes, 5, "spherical")[0], mixed(codes, 5, "linear")[0])
+    assert torch.equal(interpolated(codes, 5, "spherical")[0], interpolated(codes, 5, "linear")[0])
 
 
 def test_ping_pong_returns_to_the_first_image(model: Autoencoder, images: list[Path]) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_morphed_is_rejected(model: Autoencoder, images: list[Pat
 @pytest.mark.parametrize("interpolation", ["linear", "spherical"])
 def test_a_place_on_the_way_is_the_frame_there(interpolation: str) -> None:
     codes = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    frames, alphas = mixed(codes, 5, interpolation)  # type: ignore[arg-type]
+    frames, alphas = interpolated(codes, 5, interpolation)  # type: ignore[arg-type]
     for frame, alpha in zip(frames, alphas, strict=True):
         torch.testing.assert_close(between(codes, float(alpha), interpolation), frame)  # type: ignore[arg-type]
 

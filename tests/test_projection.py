@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 from autoencode import MissingExtraError, Run, load_model
-from autoencode.projection import FEWEST, code_map, effects, in_effects, neighbour_map
+from autoencode.projection import FEWEST, code_map, effect_sizes, neighbour_map, scaled_by_effect
 
 
 def test_it_is_pca_of_codes_in_units_of_their_effect(trained: Run) -> None:
@@ -20,8 +20,8 @@ def test_it_is_pca_of_codes_in_units_of_their_effect(trained: Run) -> None:
         1, 9, dtype=np.float32
     )
     made = code_map(model, codes)
-    pca = PCA(2).fit(codes * effects(model, codes))
-    expected = pca.transform(codes * effects(model, codes))
+    pca = PCA(2).fit(codes * effect_sizes(model, codes))
+    expected = pca.transform(codes * effect_sizes(model, codes))
     for column in range(2):
         sign = np.sign(made.plane[:, column] @ expected[:, column])
         np.testing.assert_allclose(made.plane[:, column], sign * expected[:, column], atol=1e-5)
@@ -35,7 +35,7 @@ def test_an_effect_is_how_far_the_image_moves_for_a_unit_of_the_value(trained: R
     moved = mean.copy()
     moved[3] += spread[3]
     before, after = model.decode(torch.from_numpy(np.stack([mean, moved])))
-    np.testing.assert_allclose(effects(model, codes)[3], (after - before).norm() / spread[3], rtol=1e-3)
+    np.testing.assert_allclose(effect_sizes(model, codes)[3], (after - before).norm() / spread[3], rtol=1e-3)
 
 
 def test_one_image_has_a_place(trained: Run) -> None:
@@ -52,13 +52,13 @@ def test_neighbours_stay_neighbours_under_umap_where_a_plane_tears_them_apart(tr
     codes = (groups + generator.normal(size=(120, 8)) * 0.5).astype(np.float32)
     seen: list[tuple[int, int]] = []
     threads = torch.get_num_threads()
-    made = neighbour_map(in_effects(model, codes), lambda done, total: seen.append((done, total)))
+    made = neighbour_map(scaled_by_effect(model, codes), lambda done, total: seen.append((done, total)))
     assert torch.get_num_threads() == threads
-    scaled = codes * effects(model, codes)
+    scaled = codes * effect_sizes(model, codes)
     assert trustworthiness(scaled, made.plane) > trustworthiness(scaled, code_map(model, codes).plane) + 0.02
     assert made.explained is None
     assert seen[-1][0] == seen[-1][1] > 100
-    np.testing.assert_array_equal(made.plane, neighbour_map(in_effects(model, codes)).plane)
+    np.testing.assert_array_equal(made.plane, neighbour_map(scaled_by_effect(model, codes)).plane)
 
 
 @pytest.mark.parametrize("count", [1, FEWEST, 20])

@@ -66,7 +66,7 @@ from .reconstruction import reconstruct as reconstruct
 from .training.config import PRESETS as PRESETS
 from .training.config import TrainConfig as TrainConfig
 from .training.config import settings as settings
-from .training.progress import Progress as Progress
+from .training.progress import TrainProgress as TrainProgress
 from .training.ray import train_on_ray as train_on_ray
 from .training.train import Run as Run
 from .training.train import train as train

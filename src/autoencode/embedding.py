@@ -2,7 +2,7 @@
 
 An embedding is one entry of `EMBEDDINGS`: codes of a model, or features of a pretrained network.
 
-`over_pack` and `over_files` call a function on images, in this process or on the nodes of a Ray cluster. A
+`map_pack` and `map_files` call a function on images, in this process or on the nodes of a Ray cluster. A
 node gets the rows or the paths, reads the images itself, in the same batches, and sends back the results.
 
 Shapes: B batch, N images, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
@@ -131,7 +131,7 @@ Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with
 Made = TypeVar("Made", bound=Columns)
 
 
-def over_pack(
+def map_pack(
     function: Callable[[Tensor], Made],
     pack: Pack,
     rows: NDArray[np.int64],
@@ -164,7 +164,7 @@ def over_pack(
     yield from cluster.run(work, (rows[part] for part in batch_slices(len(rows), batch_size)))
 
 
-def over_files(
+def map_files(
     function: Callable[[Tensor], NDArray[np.float64]],
     paths: Sequence[Path],
     size: int,
@@ -242,7 +242,7 @@ class _OfFiles:
     def __call__(self, paths: Sequence[Path]) -> tuple[NDArray[np.float64], list[str]]:
         skipped: list[tuple[Path, str]] = []
         values = [np.zeros(0)]
-        with contextlib.suppress(ImageFolderError):  # no file of these few; `over_files` judges all together
+        with contextlib.suppress(ImageFolderError):  # no file of these few; `map_files` judges all together
             for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, skipped):
                 if read:
                     values.append(self.function(to_float(pixels)))

@@ -6,7 +6,6 @@ Shapes: N images, D code size, F frames. Codes are (N, D), pixels (N, H, W, 3) i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
     from autoencode.configuration import PriorName
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress
 
 
 GRID_NAME, SETTINGS_NAME, IMAGES_NAME = "grid.png", "samples.json", "images"
@@ -176,7 +175,7 @@ def walk(
 
 
 def fit_prior(
-    model: Autoencoder, pack: Pack, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    model: Autoencoder, pack: Pack, *, seed: int = 0, progress: Progress | None = None
 ) -> GaussianMixture:
     """Fit a mixture to the codes of training images, and make it the prior of the model.
 

@@ -101,7 +101,7 @@ def morph(
     if path is not None:
         count = (len(images) - 1) * (frames - 1) * (2 if ping_pong else 1) + 1
         check_frames(path, count, model.preprocessing.height, model.preprocessing.width)
-    codes, alphas = mixed(model.encode(model.read(images, limits)), frames, interpolation)
+    codes, alphas = interpolated(model.encode(model.read(images, limits)), frames, interpolation)
     if ping_pong:
         codes, alphas = (torch.cat([part, part[:-1].flip(0)]) for part in (codes, alphas))
     made = Morph(to_pixels(model.decode(codes)), codes, alphas)
@@ -131,7 +131,7 @@ def in_square(codes: Tensor, x: float, y: float, interpolation: Interpolation) -
     return between(edges, y, interpolation)
 
 
-def mixed(codes: Tensor, frames: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
+def interpolated(codes: Tensor, frames: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
     """Return codes from each of (N, D) to the next, (F, D), and their alphas (F,) from 0 to N - 1."""
     between = torch.linspace(0, 1, frames)
     mix = INTERPOLATIONS[interpolation]

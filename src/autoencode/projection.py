@@ -9,7 +9,7 @@ Shapes: N images, D code size. Codes are (N, D).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from autoencode.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
     from autoencode.models.autoencoder import Autoencoder
 
 Layout = Literal["pca", "umap"]
@@ -45,17 +46,17 @@ class CodeMap(NamedTuple):
 
 def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
     """Lay out codes (N, D), N at least 1, by principal component analysis."""
-    return _principal(in_effects(model, codes))
+    return _principal(scaled_by_effect(model, codes))
 
 
-def neighbour_map(centred: Array, progress: Callable[[int, int], None] | None = None) -> CodeMap:
+def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
     """Lay out codes by UMAP (McInnes, Healy & Melville 2018), starting at their principal plane.
 
     Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. No model is needed,
     so that another process can do it.
 
     Args:
-        centred: (N, D), N at least 1, from `in_effects`.
+        centred: (N, D), N at least 1, from `scaled_by_effect`.
         progress: called with (rounds done, rounds in all) once the neighbours are known.
 
     Raises:
@@ -92,7 +93,7 @@ def _same_threads() -> Iterator[None]:
 class _Rounds:
     """The file UMAP writes its progress to. An exception raised by `progress` ends the work."""
 
-    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
 
     def write(self, text: str) -> None:
@@ -114,9 +115,9 @@ def _umap() -> Any:  # noqa: ANN401 - it has no types
     return umap
 
 
-def in_effects(model: Autoencoder, codes: Vectors) -> Array:
+def scaled_by_effect(model: Autoencoder, codes: Vectors) -> Array:
     """Return codes (N, D) about their mean, each dimension in units of its effect on an image."""
-    centred: Array = (codes - codes.mean(0, np.float64)) * effects(model, codes)
+    centred: Array = (codes - codes.mean(0, np.float64)) * effect_sizes(model, codes)
     return centred
 
 
@@ -131,7 +132,7 @@ def _principal(centred: Array) -> CodeMap:
     return CodeMap(plane, float(variances[:2].sum() / max(variances.sum(), 1e-12)))
 
 
-def effects(model: Autoencoder, codes: Vectors) -> Array:
+def effect_sizes(model: Autoencoder, codes: Vectors) -> Array:
     """Return how much a unit of each code dimension (D,) changes the image, at the mean of codes (N, D).
 
     Codes can be scaled without changing the function of a model (those of `best` all have variance 1), so

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +29,7 @@ from autoencode.models.model_file import as_model
 from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
 
 TABLE_NAME = "reconstructions.csv"
@@ -84,7 +84,7 @@ def reconstruct(
     corruptions: Sequence[str] = (),
     seed: int = 0,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Reconstructions:
     """Pass images through a model: decode their codes, and measure how close that is.
 
@@ -116,9 +116,9 @@ def reconstruct(
     for number, (usable, pixels) in enumerate(chunks):
         start = number * CHUNK
         if usable:
-            restored = restore(model, pixels, corruptions=corruptions, seed=seed, first=start)
+            restored = restore(model, pixels, corruptions=corruptions, seed=seed, position=start)
             if len(results) < SHEET_IMAGES:
-                shown.append(restored.first(SHEET_IMAGES - len(results)))
+                shown.append(restored.head(SHEET_IMAGES - len(results)))
             for index, path in enumerate(usable):
                 if folder is not None:
                     save_image(folder / IMAGES_NAME / names[path], restored.restored[index])
@@ -151,7 +151,7 @@ class Restored(NamedTuple):
     ssim: list[float]
     seen_psnr_db: list[float] | None
 
-    def first(self, count: int) -> Restored:
+    def head(self, count: int) -> Restored:
         """Return the first `count` images."""
         return Restored(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
 
@@ -168,7 +168,7 @@ def restore(
     clean: Pixels | None = None,
     corruptions: Sequence[str] = (),
     seed: int = 0,
-    first: int = 0,
+    position: int = 0,
 ) -> Restored:
     """Pass images that were read already through a model, corrupted first if asked for.
 
@@ -178,14 +178,14 @@ def restore(
         clean: the images without damage, of the same shape, to compare with; the default is `pixels` itself.
         corruptions: as for `reconstruct`.
         seed: of the corruptions.
-        first: position of the first image among those of the same seed, so that chunks differ.
+        position: that of the first image among those of the same seed, so that chunks differ.
 
     Raises:
         ConfigError: a corruption cannot be used, or not on images of this size.
     """
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
-    generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, first))
+    generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, position))
     seen = corrupt(to_float(pixels), chain, generator, training=True)
     restored = model.reconstruct(seen)
     target = to_float(pixels if clean is None else clean)

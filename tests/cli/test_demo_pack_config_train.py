@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from autoencode import (
 )
 from autoencode.cli import demo_pack_config_train
 from autoencode.cli.demo_pack_config_train import digits_folder
+from autoencode.data.pack import Progress
 from autoencode.training.run import read_run
 
 TINY = ("--set", "widths=4,8", "--set", "code_size=8", "--set", "batch_size=8")
@@ -272,7 +272,7 @@ def test_the_demo_trains_on_digits_shows_them_and_says_what_to_try_next(
 ) -> None:
     from autoencode.training import train as module
 
-    def few_digits(folder: Path, progress: Callable[[int, int], None]) -> Path:
+    def few_digits(folder: Path, progress: Progress) -> Path:
         folder.mkdir(parents=True)
         for number in range(30):
             pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from autoencode import Progress
+from autoencode import TrainProgress
 from autoencode.cli import progress
 from autoencode.cli.progress import fail_if_named, show_skipped
 from autoencode.errors import ImageError
@@ -22,8 +22,8 @@ RECORD = {
 }
 
 
-def report(step: int, record: dict[str, float] | None = None, seconds_left: float = 65.0) -> Progress:
-    return Progress(1, 2, step, 5, 0.12, 12345.6, seconds_left, record)
+def report(step: int, record: dict[str, float] | None = None, seconds_left: float = 65.0) -> TrainProgress:
+    return TrainProgress(1, 2, step, 5, 0.12, 12345.6, seconds_left, record)
 
 
 @pytest.fixture

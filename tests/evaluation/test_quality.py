@@ -28,12 +28,12 @@ from autoencode.evaluation import quality
 from autoencode.evaluation.quality import (
     CodeHealth,
     HeldOutImages,
-    check_up,
     code_health,
     code_quality,
     distances,
     gap_in_words,
     image_quality,
+    quick_evaluation,
 )
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -113,7 +113,7 @@ def test_bits_a_dimension_of_an_image_known_but_for_rounding_meet_their_closed_f
     trained_vae: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The decoder is exact, the code is its prior: what is left is the density of a normal at its mean.
-    model, images = load_model(trained_vae.model_path), held_out(tiny_pack).first(1)
+    model, images = load_model(trained_vae.model_path), held_out(tiny_pack).head(1)
     clean = to_float(tiny_pack.pixels(images.rows))
     zero = torch.zeros(1, model.config.code_size)
     monkeypatch.setattr(model, "decode", lambda codes: clean)
@@ -160,7 +160,7 @@ def test_distances_are_those_between_the_sets_they_name(
     with_mixture: Autoencoder, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BACKBONE, "pooled", brightness)
-    model, images = with_mixture, held_out(tiny_pack).first(12)
+    model, images = with_mixture, held_out(tiny_pack).head(12)
     done: list[int] = []
     others = tiny_pack.rows("train")[12:24]
     found = distances(
@@ -189,7 +189,7 @@ def test_distances_are_those_between_the_sets_they_name(
 def test_the_features_of_a_distance_are_those_of_the_pretrained_network(
     trained: Run, tiny_pack: Pack
 ) -> None:
-    model, images = load_model(trained.model_path), held_out(tiny_pack).first(4)
+    model, images = load_model(trained.model_path), held_out(tiny_pack).head(4)
     found = distances(model, images, None, {"model": model.reconstruct}, (), NOTHING)["model"]
     clean = tiny_pack.pixels(images.rows)
     restored = to_pixels(model.reconstruct(to_float(clean)))
@@ -207,15 +207,15 @@ def test_batches_change_no_number(trained: Run, tiny_pack: Pack, monkeypatch: py
     assert parts.mse.value == pytest.approx(whole.mse.value, rel=1e-5)
 
 
-def test_a_check_up_is_the_quality_of_some_held_out_images(
+def test_a_quick_evaluation_is_the_quality_of_some_held_out_images(
     trained: Run, trained_vae: Run, tiny_pack: Pack
 ) -> None:
     model = load_model(trained.model_path)
-    found = check_up(model, tiny_pack, 3, lambda count: None)
+    found = quick_evaluation(model, tiny_pack, 3, lambda count: None)
     images = HeldOutImages(tiny_pack, np.unique(tiny_pack.held_out().rows)[:3], ())
     expected = image_quality(images, {"model": model.reconstruct}, lambda count: None)["model"]
     assert (found.images, found.split, found.quality, found.code) == (3, "test", expected, None)
-    code = check_up(load_model(trained_vae.model_path), tiny_pack, 3, lambda count: None).code
+    code = quick_evaluation(load_model(trained_vae.model_path), tiny_pack, 3, lambda count: None).code
     assert code is not None
     assert len(code.mean_variance) == 8
 

@@ -95,7 +95,7 @@ def test_a_threshold_that_no_score_can_have_is_rejected(reduced: Run, photos: Pa
 def test_both_kinds_are_among_the_first(groups: int, pairs: int, shown: tuple[int, int]) -> None:
     pair = NearPair(Path("a"), Path("b"), 0.9)
     found = NearDuplicates([[Path("a"), Path("c")]] * groups, [pair] * pairs, 0, 0.9)
-    assert tuple(map(len, found.first(6))) == shown
+    assert tuple(map(len, found.head(6))) == shown
 
 
 def test_a_sheet_of_pairs_shows_copies_and_near_ones(trained: Run, photos: Path, tmp_path: Path) -> None:

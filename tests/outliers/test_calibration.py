@@ -38,7 +38,7 @@ from autoencode.outliers.calibration import (
     reference_rows,
 )
 from autoencode.outliers.measurements import measurer
-from autoencode.outliers.scores import NearestNeighbours, apply_detectors, fit_detectors, scores_for
+from autoencode.outliers.scores import KthNeighbour, apply_detectors, fit_detectors, scores_for
 from autoencode.pixels import to_float
 
 
@@ -141,7 +141,7 @@ def vae(trained_vae: Run) -> Autoencoder:
 
 def neighbours(reference: OutlierReference) -> np.ndarray:  # type: ignore[type-arg]
     detector = reference.detectors["knn"]
-    assert isinstance(detector, NearestNeighbours)
+    assert isinstance(detector, KthNeighbour)
     return detector.neighbours
 
 

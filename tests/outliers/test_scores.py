@@ -25,7 +25,7 @@ from autoencode.outliers.scores import (
     Detector,
     Mahalanobis,
     Score,
-    WhitenedNeighbours,
+    WhitenedKthNeighbour,
     apply_detectors,
     check_score,
     fit_detectors,
@@ -99,7 +99,7 @@ def test_what_lies_between_two_kinds_of_normal_images_is_anomalous_by_spectrum()
     assert auroc(normal["path"], between["path"]) < 0.6
     assert auroc(normal["spectrum"], between["spectrum"]) > 0.95
     detector, one = detectors["spectrum"], at(0, 1)["spectrum"]
-    assert isinstance(detector, WhitenedNeighbours)
+    assert isinstance(detector, WhitenedKthNeighbour)
     fifth = np.sort(np.linalg.norm(detector.neighbours - detector.whitened(one), axis=1))[4]
     assert detector.score(one)[0] == pytest.approx(fifth)
 

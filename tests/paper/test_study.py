@@ -22,7 +22,7 @@ from autoencode.paper.study import (
     train_all,
     writing,
 )
-from autoencode.training.progress import Progress
+from autoencode.training.progress import TrainProgress
 from autoencode.training.run import read_run
 
 TINY = {"widths": (4, 8), "code_size": 8, "batch_size": 8}
@@ -47,7 +47,7 @@ def digests(out: Path) -> list[str]:
     return [load_model(out / "runs" / experiment.name).digest for experiment in EXPERIMENTS]
 
 
-def die_in_the_second(experiment: Experiment, at: Progress) -> None:
+def die_in_the_second(experiment: Experiment, at: TrainProgress) -> None:
     if experiment.name == "gaussian" and at.epoch == 2:
         raise Death
 

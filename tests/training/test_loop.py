@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from autoencode import Pack, Progress, Run, load_model, settings, train
+from autoencode import Pack, Run, TrainProgress, load_model, settings, train
 from autoencode.data.loader import local_batch, steps_per_epoch
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.pixels import to_float
@@ -226,7 +226,7 @@ def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
 def gradient(pack: Pack, out: Path, runtime: Runtime) -> tuple[float, torch.Tensor]:
     """Loss and flat gradient of the first step of a small VAE."""
     loop = make_loop(pack, out, runtime, kind="vae", widths=(8, 16), code_size=8)
-    images = runtime.place(validation_images(pack))
+    images = runtime.to_device(validation_images(pack))
     local = local_batch(len(images), 0, 1)
     result, _, _ = loop._forward(loop.state.model, images, local, training=True, draw=0)
     result.loss.backward()
@@ -287,7 +287,7 @@ def test_the_gradients_of_micro_batches_sum_to_that_of_the_batch(
 ) -> None:
     _, expected = gradient(tiny_pack, tmp_path, FP32)
     loop = make_loop(tiny_pack, tmp_path, kind="vae", widths=(8, 16), code_size=8)
-    images = FP32.place(validation_images(tiny_pack))
+    images = FP32.to_device(validation_images(tiny_pack))
     for micro in local_batch(len(images), 0, 1).micro_batches(accumulate):
         loop._backward(images[micro.positions], micro)
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
@@ -297,7 +297,7 @@ def test_the_gradients_of_micro_batches_sum_to_that_of_the_batch(
 def test_progress_counts_every_step_and_ends_each_epoch_with_its_record(
     tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    seen: list[Progress] = []
+    seen: list[TrainProgress] = []
     run = train(tiny_pack.path, tmp_path / "run", epochs=2, progress=seen.append, **tiny)
     steps = steps_per_epoch(len(tiny_pack.rows("train")), 8)
     assert [(at.epoch, at.step) for at in seen] == [(e, s) for e in (1, 2) for s in range(1, steps + 1)]
@@ -326,7 +326,7 @@ def test_the_speed_is_what_one_waits_for_and_the_wait_for_images_is_named(
 
 def test_an_epoch_that_ends_with_one_image_more_counts_them_all(tiny_pack: Pack, tmp_path: Path) -> None:
     size = len(tiny_pack.rows("train")) - 1
-    seen: list[Progress] = []
+    seen: list[TrainProgress] = []
     overrides: dict[str, Any] = {"widths": (4, 8), "code_size": 8, "epochs": 1, "batch_size": size}
     run = train(tiny_pack.path, tmp_path / "run", progress=seen.append, **overrides)
     assert [(at.step, at.steps) for at in seen] == [(1, 1)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoencode import MissingExtraError, Pack, Progress, TrainConfig, train
+from autoencode import MissingExtraError, Pack, TrainConfig, TrainProgress, train
 from autoencode.training.progress import advice, constant_image_mse, logging_to
 
 
@@ -84,7 +84,7 @@ def test_a_far_too_high_learning_rate_is_said_once_and_the_run_goes_on(
     tiny_pack: Pack,
     tmp_path: Any,  # noqa: ANN401
 ) -> None:
-    seen: list[Progress] = []
+    seen: list[TrainProgress] = []
     train(tiny_pack.path, tmp_path / "run", epochs=4, learning_rate=1e6, progress=seen.append, **tiny)
     warnings = [(at.epoch, at.warning) for at in seen if at.warning]
     assert [epoch for epoch, _ in warnings] == [3]
@@ -103,7 +103,7 @@ def test_a_learned_variance_far_below_the_validation_error_is_reported_at_once()
 
 def test_the_event_file_holds_the_metrics(tiny_pack: Pack, tiny: dict[str, Any], tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    seen: list[Progress] = []
+    seen: list[TrainProgress] = []
     run = train(
         tiny_pack.path, tmp_path / "run", epochs=2, progress=logging_to(tmp_path / "run", seen.append), **tiny
     )
@@ -120,7 +120,7 @@ def test_the_event_file_holds_the_metrics(tiny_pack: Pack, tiny: dict[str, Any],
 def test_nothing_is_written_before_an_epoch_is_done(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     log = logging_to(tmp_path / "run", lambda _: None)
-    log(Progress(1, 2, 1, 5, 0.1, 10.0, 1.0))
+    log(TrainProgress(1, 2, 1, 5, 0.1, 10.0, 1.0))
     assert not (tmp_path / "run").exists()
 
 

@@ -72,9 +72,9 @@ def test_models_and_images_are_placed_in_the_memory_format(channels_last: bool) 
     chosen = choose_runtime("cpu", "fp32", channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = nn.Conv2d(3, 4, 3)
-    chosen.place_model(model)
+    chosen.model_to_device(model)
     assert model.weight.is_contiguous(memory_format=layout)
-    assert chosen.place(torch.rand(2, 3, 8, 8)).is_contiguous(memory_format=layout)
+    assert chosen.to_device(torch.rand(2, 3, 8, 8)).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("bf16", [True, False])

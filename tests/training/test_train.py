@@ -26,9 +26,9 @@ from autoencode import (
     Pack,
     PackError,
     Preprocessing,
-    Progress,
     Run,
     RunError,
+    TrainProgress,
     atomic,
     load_model,
     pack_folder,
@@ -77,10 +77,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in r.items() if name not in MEASURED} for r in records]
 
 
-def at_step(number: int, action: Callable[[], None]) -> Callable[[Progress], None]:
+def at_step(number: int, action: Callable[[], None]) -> Callable[[TrainProgress], None]:
     """A progress function that acts when so many steps were taken, the first counted as 1."""
 
-    def progress(at: Progress) -> None:
+    def progress(at: TrainProgress) -> None:
         if (at.epoch - 1) * at.steps + at.step == number:
             action()
 
@@ -225,7 +225,7 @@ def test_a_line_cut_short_by_a_crash_is_written_again(
 
 def test_resuming_a_finished_run_changes_nothing(plain: Run, tiny_pack: Pack, tmp_path: Path) -> None:
     copy = shutil.copytree(plain.folder, tmp_path / "run")
-    steps: list[Progress] = []
+    steps: list[TrainProgress] = []
     assert_same(train(tiny_pack.path, copy, resume=True, progress=steps.append), plain)
     assert not steps
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from autoencode import AutoencodeError, ConfigError
-from autoencode.web.jobs import Job, Report, run_apart
+from autoencode.data.pack import Progress, StageProgress
+from autoencode.web.jobs import Job, run_apart
 
 from .conftest import wait_for as wait
 
@@ -26,7 +27,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def test_work_is_done_once_and_reports_progress(threads: ThreadPoolExecutor) -> None:
     calls, go_on = [], threading.Event()
 
-    def work(report: Report) -> int:
+    def work(report: StageProgress) -> int:
         calls.append(1)
         report("counting", 3, 7)
         go_on.wait(5)
@@ -45,10 +46,10 @@ def test_work_is_done_once_and_reports_progress(threads: ThreadPoolExecutor) -> 
 
 
 def test_what_went_wrong_is_said(threads: ThreadPoolExecutor) -> None:
-    def rejected(_: Report) -> int:
+    def rejected(_: StageProgress) -> int:
         raise ConfigError("Choose another.")
 
-    def broken(_: Report) -> int:
+    def broken(_: StageProgress) -> int:
         raise ZeroDivisionError("by zero")
 
     for work, text in ((rejected, "Choose another."), (broken, "Unexpected: ZeroDivisionError: by zero")):
@@ -59,7 +60,7 @@ def test_what_went_wrong_is_said(threads: ThreadPoolExecutor) -> None:
 
 
 def test_who_leaves_does_not_wait_for_it(threads: ThreadPoolExecutor) -> None:
-    def endless(report: Report) -> int:
+    def endless(report: StageProgress) -> int:
         while True:
             report("going on", 1, 2)
             time.sleep(0.001)
@@ -74,7 +75,7 @@ def test_who_leaves_does_not_wait_for_it(threads: ThreadPoolExecutor) -> None:
 def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPoolExecutor) -> None:
     begun, last = threading.Semaphore(0), False
 
-    def work(report: Report) -> int:
+    def work(report: StageProgress) -> int:
         begun.release()
         while not last:
             report("going on", 1, 2)
@@ -97,9 +98,6 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
     wait(lambda: job.result() == 42)
     job.stop()
     assert (job.state, job.result()) == ("done", 42)
-
-
-Progress = Callable[[int, int], None]
 
 
 def squares(count: int, progress: Progress) -> tuple[int, list[int]]:

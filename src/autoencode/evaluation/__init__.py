@@ -37,7 +37,7 @@ from autoencode.outliers.find import find_outliers
 
 if TYPE_CHECKING:
     from autoencode.configuration import PriorName, Split
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, StageProgress
     from autoencode.data.preprocessing import Limits
     from autoencode.metrics.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 # differences between models.
 PCA_IMAGES, KID_IMAGES = 20_000, 1_000
 LEAST_KID_IMAGES = 10  # the interval of a distance of fewer says nothing
-PCA_SHARE = 4  # images PCA is fitted to for each image of a sample that is measured on
-
-Progress = Callable[[str, int, int], None]
+PCA_IMAGES_PER_IMAGE = 4  # for each image measured, where a sample is measured: images to fit PCA to
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def evaluate(
     limits: Limits | None = None,
     kid: bool = True,
     most_images: int | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Evaluation:
     """Measure a model on the held-out images of a pack. The same model and pack give the same numbers.
 
@@ -155,7 +153,8 @@ def evaluate(
     notes = _notes(model, pack, held_out.split)
     # Before the long work, as the folder is the one argument that may turn out to be unusable.
     detection = None if ood is None else _detect(model, pack, Path(ood), limits, notes, report)
-    pca_rows = pack.reading_order(training[: PCA_SHARE * most_images if most_images else PCA_IMAGES])
+    pca_images = PCA_IMAGES_PER_IMAGE * most_images if most_images else PCA_IMAGES
+    pca_rows = pack.reading_order(training[:pca_images])
     pca = _fit_pca(model, pack, pca_rows, report)
     count = len(images.rows)
     restorers: dict[str, Restore] = {"reconstructions": model.reconstruct, "pca": partial(_restore, pca)}
@@ -193,7 +192,7 @@ def _detect(
     folder: Path,
     limits: Limits | None,
     notes: list[str],
-    report: Progress,
+    report: StageProgress,
 ) -> Detection | None:
     paths = find_images(folder)
     if not len(pack.rows("test")):
@@ -213,7 +212,7 @@ def _distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
 
-def _counter(report: Progress, stage: str, total: int) -> Callable[[int], None]:
+def _counter(report: StageProgress, stage: str, total: int) -> Callable[[int], None]:
     done = 0
 
     def advance(images: int) -> None:
@@ -225,7 +224,7 @@ def _counter(report: Progress, stage: str, total: int) -> Callable[[int], None]:
 
 
 def _fit_pca(
-    model: Autoencoder, pack: Pack, rows: NDArray[np.int64], report: Progress
+    model: Autoencoder, pack: Pack, rows: NDArray[np.int64], report: StageProgress
 ) -> PrincipalComponents:
     advance = _counter(report, "fitting PCA", PASSES * len(rows))
 
@@ -249,7 +248,7 @@ def _distances(
     training: NDArray[np.int64] | None,
     pca: PrincipalComponents,
     notes: list[str],
-    report: Progress,
+    report: StageProgress,
 ) -> dict[str, Estimate] | None:
     count = min(KID_IMAGES, len(images.rows), *([] if training is None else [len(training)]))
     if count < LEAST_KID_IMAGES:
@@ -262,7 +261,7 @@ def _distances(
     try:
         return distances(
             model,
-            images.first(count),
+            images.head(count),
             None if training is None else training[:count],
             {"reconstructions": model.reconstruct, "pca_reconstructions": partial(_restore, pca)},
             tuple(priors),

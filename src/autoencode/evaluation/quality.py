@@ -109,7 +109,7 @@ class CodeQuality:
 
 
 @dataclass(frozen=True)
-class CheckUp:
+class QuickEvaluation:
     """A first look at how good a model is.
 
     Attributes:
@@ -151,7 +151,7 @@ class HeldOutImages:
             generator = torch.Generator().manual_seed(random_seed("evaluate", index))
             yield clean, corrupt(clean, self.corruptions, generator, training=True)
 
-    def first(self, count: int) -> HeldOutImages:
+    def head(self, count: int) -> HeldOutImages:
         """Return the first `count`: a random sample, as rows are in the order of content digests."""
         return HeldOutImages(self.pack, self.rows[:count], self.corruptions)
 
@@ -298,7 +298,7 @@ def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) ->
     return CodeQuality(elbo, bits, divergence, health.active_units, health.prior_gap_nats)
 
 
-def check_up(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> CheckUp:
+def quick_evaluation(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> QuickEvaluation:
     """Measure a model on some held-out images of its training: seconds, where `evaluate` takes minutes.
 
     Raises:
@@ -309,7 +309,7 @@ def check_up(model: Autoencoder, pack: Pack, most: int, advance: Advance) -> Che
     images = HeldOutImages.for_model(model, pack, np.unique(rows)[:most])
     quality = image_quality(images, {"model": model.reconstruct}, advance)["model"]
     code = code_health(model, (seen for _, seen in images.pairs())) if model.is_vae else None
-    return CheckUp(len(images.rows), split, quality, code)
+    return QuickEvaluation(len(images.rows), split, quality, code)
 
 
 def likelihood_variance(model: Autoencoder) -> float | None:

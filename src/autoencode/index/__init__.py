@@ -5,7 +5,6 @@ Shapes: R distinct contents, D code dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from autoencode.storage import folder_or_url
 if TYPE_CHECKING:
     from autoencode.configuration import Distance, Embedding, Split, Store
     from autoencode.data.manifest import Entry
+    from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
     from autoencode.models.autoencoder import Autoencoder
@@ -47,8 +47,8 @@ def build_index(
     store: Store | None = None,
     limits: Limits | None = None,
     ray: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    packing_progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    packing_progress: Progress | None = None,
 ) -> Index:
     """Index the images of a folder, or update an index of it: only new images are encoded.
 

@@ -6,7 +6,7 @@ Shapes: Q queries, D code dimensions. Images are (Q, 3, H, W) in [0, 1], codes (
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,6 +25,7 @@ from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Entry
+    from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.embedding import ImageEncoder
     from autoencode.index.duplicates import NearDuplicates
@@ -219,7 +220,7 @@ class Index(ABC):
         label: str | None = None,
         split: Split | None = None,
         limits: Limits | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> SearchResults:
         """Find the images nearest to each query; an indexed file is not its own neighbour.
 
@@ -269,7 +270,7 @@ class Index(ABC):
         k: int,
         only: ImageFilter,
         limits: Limits | None,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> SearchResults:
         paths = expanded(queries)
         results: list[Neighbours] = []

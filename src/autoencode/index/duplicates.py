@@ -68,7 +68,7 @@ class NearDuplicates:
     threshold: float
     gone: frozenset[Path] = frozenset()
 
-    def first(self, count: int) -> tuple[list[list[Path]], list[NearPair]]:
+    def head(self, count: int) -> tuple[list[list[Path]], list[NearPair]]:
         """Return up to `count` groups and pairs in all, half of each kind unless there are fewer of one."""
         groups = self.exact[: max(count // 2, count - len(self.near))]
         return groups, self.near[: count - len(groups)]
@@ -128,7 +128,7 @@ def find_near_duplicates(
 
     def file_of(row: int) -> Path:
         """Return the first file of a content that is still there, or the first of all."""
-        paths = [folder / entries[place].path for place in range(starts[row], starts[row + 1])]
+        paths = [folder / entries[index].path for index in range(starts[row], starts[row + 1])]
         return next((path for path in paths if path.is_file()), paths[0])
 
     pairs, more = nearest_pairs(nearest, threshold, limit)
@@ -183,7 +183,7 @@ def duplicates_sheet(
     """
     from autoencode.figures import contact_sheet  # loads Matplotlib, which a search without a sheet is spared
 
-    groups, near = found.first(_MOST_PAIRS_DRAWN)
+    groups, near = found.head(_MOST_PAIRS_DRAWN)
     # Of a group, files that are there rather than files that are gone.
     exact = [sorted(group, key=lambda path: path in found.gone)[:2] for group in groups]
     pairs = [((first, second), "same bytes") for first, second in exact]

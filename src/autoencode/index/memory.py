@@ -353,13 +353,13 @@ def _updated(
     update = Update(len(missing), len(kept), len(known) - len(kept), 0.0, pack.skipped)
 
     before = old.settings if old else None
-    distance, model = request.distance_for(encoder, before), request.stored_model(out, before)
+    distance, model = request.distance_for(encoder, before), request.stored_model_path(out, before)
     folder = StoredPath.of(pack.folder, out)
     # A new path of the model or the images is noted without encoding or fitting anything.
     if old and old.fingerprint == pack.fingerprint and old.settings.vector_space.distance == distance:
-        if (old.settings.model, old.folder) == (model, folder):
+        if (old.settings.model_path, old.folder) == (model, folder):
             return old, update
-        settings = dataclasses.replace(old.settings, model=model)
+        settings = dataclasses.replace(old.settings, model_path=model)
         return dataclasses.replace(old, settings=settings, folder=folder), update
 
     codes = np.empty((len(contents), encoder.size), np.float32)

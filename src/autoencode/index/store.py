@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -22,7 +22,7 @@ from autoencode.configuration import Distance, Embedding, Store
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.embedding import EMBEDDINGS, Columns, ImageEncoder, image_encoder, over_pack
+from autoencode.embedding import EMBEDDINGS, Columns, ImageEncoder, image_encoder, map_pack
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, ModelFileError, OutputError
 from autoencode.index.neighbours import Floats, VectorSpace
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
@@ -30,6 +30,7 @@ from autoencode.models.model_file import load_model, read_tensors
 
 if TYPE_CHECKING:
     from autoencode.cluster import Cluster
+    from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
 
@@ -137,14 +138,14 @@ class IndexSettings:
         embedding: what the codes are, see `ImageEncoder.kind`.
         encoder_digest: of the encoder that made the codes, see `ImageEncoder.digest`.
         preprocessing: how files became the images that were encoded.
-        model: where the model file was; None where the model was not given by a path.
+        model_path: where the model file was; None where the model was not given by a path.
         vector_space: how the codes are compared.
     """
 
     embedding: Embedding
     encoder_digest: str
     preprocessing: Preprocessing
-    model: StoredPath | None
+    model_path: StoredPath | None
     vector_space: VectorSpace
 
     def to_content(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -154,7 +155,7 @@ class IndexSettings:
             "embedding": self.embedding,
             "encoder_digest": self.encoder_digest,
             "preprocessing": self.preprocessing.to_json(),
-            "model": None if self.model is None else asdict(self.model),
+            "model": None if self.model_path is None else asdict(self.model_path),
             "distance": self.vector_space.distance,
         }
         return {name: array for name, array in arrays.items() if array is not None}, content
@@ -211,7 +212,7 @@ class IndexSettings:
                 )
             return encoder
         advice = "Give the model it was made with (--model), or make the index again."
-        candidates = self.model.candidates(index) if self.model else []
+        candidates = self.model_path.candidates(index) if self.model_path else []
         files = [path for path in candidates if path.is_file()]
         # A model at the old path may be another one by now, and the one beside the index still the right one.
         for path in files:
@@ -220,7 +221,7 @@ class IndexSettings:
                 return encoder
         if files:
             raise ModelFileError(f"The model {files[0]} has changed since {index} was made with it. {advice}")
-        where = self.model.absolute if self.model else "a path that was not stored"
+        where = self.model_path.absolute if self.model_path else "a path that was not stored"
         raise ModelFileError(f"The model of {index} is not at {where}. {advice}")
 
 
@@ -282,8 +283,8 @@ class BuildRequest:
     embedding: Embedding | None
     distance: Distance | None
     limits: Limits | None
-    progress: Callable[[int, int], None] | None
-    packing_progress: Callable[[int, int], None] | None
+    progress: Progress | None
+    packing_progress: Progress | None
     cluster: Cluster | None
 
     def encoder(self, index: Path | str, old: IndexSettings | None) -> ImageEncoder:
@@ -304,10 +305,10 @@ class BuildRequest:
             old.check_encoder(index, encoder, CHOOSE_ANOTHER)
         return encoder
 
-    def stored_model(self, index: Path | str, old: IndexSettings | None) -> StoredPath | None:
+    def stored_model_path(self, index: Path | str, old: IndexSettings | None) -> StoredPath | None:
         """Return where the model is, or where the index says that it was if no path was given."""
         if self.model_path is None:
-            return old.model if old else None
+            return old.model_path if old else None
         return StoredPath.of(self.model_path, index)
 
     def distance_for(self, encoder: ImageEncoder, old: IndexSettings | None) -> Distance:
@@ -351,7 +352,7 @@ class BuildRequest:
             return {"codes": encoder.encode(images)}
 
         done = 0
-        for columns in over_pack(codes_of, pack, rows, INFERENCE_BATCH, self.cluster):
+        for columns in map_pack(codes_of, pack, rows, INFERENCE_BATCH, self.cluster):
             codes = columns["codes"]
             # FAISS and LanceDB would take such codes, and find nothing or anything with them.
             if not np.isfinite(codes).all():

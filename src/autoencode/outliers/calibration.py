@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.cluster import Cluster, joined_cluster
-from autoencode.embedding import image_encoder, over_pack
+from autoencode.embedding import image_encoder, map_pack
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.metrics.statistics import Interval, wilson_interval
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
@@ -28,7 +28,7 @@ from autoencode.outliers.scores import Detector, Score, Value, apply_detectors, 
 
 if TYPE_CHECKING:
     from autoencode.configuration import Embedding, Rule, Split
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
 
     Array = NDArray[np.float64]
@@ -182,7 +182,7 @@ def fit_reference(
     embedding: Embedding = "code",
     most: int | None = None,
     ray: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> OutlierReference:
     """Fit detectors to the images a model was trained on, and score held-out images of the same pack.
 
@@ -269,7 +269,7 @@ def _fit(
     scores: list[Score],
     pack: Pack,
     rows: dict[Split, NDArray[np.int64]],
-    progress: Callable[[int, int], None],
+    progress: Progress,
     cluster: Cluster | None,
 ) -> tuple[dict[str, Detector], dict[str, Array], dict[str, Array]]:
     """Return the detectors, and the scores of the test and of the validation images."""
@@ -277,12 +277,12 @@ def _fit(
 
     def measured(split: Split) -> Iterator[Measured]:
         nonlocal done
-        for batch in over_pack(measure, pack, rows[split], BATCH, cluster):
+        for batch in map_pack(measure, pack, rows[split], BATCH, cluster):
             yield batch
             done += len(next(iter(batch.values())))
             progress(done, total)
 
-    train = _joined(measured("train"))
+    train = _concatenated(measured("train"))
     if not train:
         raise ConfigError(
             f"{pack.location} has no training images to fit scores to. Use more images; three in four become "
@@ -291,13 +291,13 @@ def _fit(
     detectors = fit_detectors(train, scores)
     # Held-out images are scored a batch at a time: there may be many, and their quantities need not be kept.
     calibration, validation = (
-        _joined(apply_detectors(detectors, batch) for batch in measured(split))
+        _concatenated(apply_detectors(detectors, batch) for batch in measured(split))
         for split in ("test", "validation")
     )
     return detectors, calibration, validation
 
 
-def _joined(batches: Iterable[Measured]) -> Measured:
+def _concatenated(batches: Iterable[Measured]) -> Measured:
     parts: dict[str, list[Array]] = {}
     for batch in batches:
         for name, values in batch.items():

@@ -20,7 +20,7 @@ from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import Paths, expanded, read_beside
-from autoencode.embedding import image_encoder, over_files
+from autoencode.embedding import image_encoder, map_files
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model
 from autoencode.outliers.calibration import (
@@ -35,7 +35,7 @@ from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
     from autoencode.configuration import Embedding, Rule
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress, StageProgress
     from autoencode.models.autoencoder import Autoencoder
 
 COLUMNS = ("path", "score", "p_value", "outlier")
@@ -46,7 +46,6 @@ PAPER_NOTE = (
 )
 
 Pixels = NDArray[np.uint8]
-Report = Callable[[str, int, int], None]  # called with (stage, images done, images in all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ def find_outliers(
     cache: str | Path | None = None,
     limits: Limits | None = None,
     ray: str | None = None,
-    progress: Report | None = None,
+    progress: StageProgress | None = None,
 ) -> Outliers:
     """Score images, and call those outliers that few normal images score as high as.
 
@@ -228,14 +227,14 @@ def _scored(
     model: Autoencoder,
     paths: Sequence[Path],
     limits: Limits,
-    report: Callable[[int, int], None],
+    report: Progress,
     cluster: Cluster | None,
 ) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     """Return the files that could be used and their scores (N,), and the others with the reason."""
     usable: list[str] = []
     skipped: list[tuple[Path, str]] = []
     scores: list[NDArray[np.float64]] = []
-    for read, found in over_files(scoring, paths, CHUNK, model.preprocessing, limits, skipped, cluster):
+    for read, found in map_files(scoring, paths, CHUNK, model.preprocessing, limits, skipped, cluster):
         usable += map(str, read)
         scores.append(found)
         report(len(usable) + len(skipped), len(paths))

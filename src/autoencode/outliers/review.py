@@ -10,7 +10,7 @@ Lengths: N entries of the pack.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Entry
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
 
 BATCH = 64
@@ -88,7 +88,7 @@ def rank_pack(
     model: Autoencoder,
     pack: Pack,
     reference: OutlierReference,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Ranking:
     """Score every image of a pack with the default score of codes.
 

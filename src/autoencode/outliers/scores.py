@@ -95,7 +95,7 @@ class Mahalanobis(Detector):
 
 
 @dataclass(frozen=True)
-class NearestNeighbours(Detector):
+class KthNeighbour(Detector):
     """Euclidean distance to the fifth nearest training image (Ramaswamy, Rastogi & Shim 2000).
 
     Attributes:
@@ -115,7 +115,7 @@ class NearestNeighbours(Detector):
 
 
 @dataclass(frozen=True)
-class WhitenedNeighbours(Mahalanobis):
+class WhitenedKthNeighbour(Mahalanobis):
     """Distance to the fifth nearest training image after whitening.
 
     Normal images may be of several kinds: one Gaussian around all of them calls what lies between the kinds
@@ -187,7 +187,7 @@ SCORES = {
             "spectrum",
             "scales and colours of the error, and the code: distance to training images",
             "spectrum",
-            WhitenedNeighbours,
+            WhitenedKthNeighbour,
         ),
         Score(
             "path",
@@ -196,7 +196,7 @@ SCORES = {
             Mahalanobis,
         ),
         Score("mahalanobis", "Mahalanobis distance of the embedding", "vectors", Mahalanobis),
-        Score("knn", "distance to the fifth nearest training embedding", "vectors", NearestNeighbours),
+        Score("knn", "distance to the fifth nearest training embedding", "vectors", KthNeighbour),
         Score("reconstruction", "mean squared error of the reconstruction", "mse", Value),
         Score("kl", "KL of the code, the paper's score", "kl_nats", Value, needs_vae=True),
         Score("elbo", "negative ELBO", "negative_elbo_nats", Value, needs_vae=True),

@@ -31,13 +31,11 @@ from autoencode.training.progress import constant_image_errors
 from autoencode.training.run import Record, read_metrics
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, StageProgress
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.paper.study import Plan, Trained
 
 MEASURED_NAME = "measured"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Results:
         return self._kept[name]
 
 
-def measure_all(plan: Plan, trained: Sequence[Trained], progress: Progress | None = None) -> Results:
+def measure_all(plan: Plan, trained: Sequence[Trained], progress: StageProgress | None = None) -> Results:
     """Measure each model, or read the earlier measurement of the same model.
 
     Args:
@@ -107,12 +105,12 @@ def _mean_image(pack: Pack) -> Mapping[str, Any]:
     return dataclasses.asdict(found)
 
 
-def _named(progress: Progress | None, name: str, stage: str, done: int, total: int) -> None:
+def _named(progress: StageProgress | None, name: str, stage: str, done: int, total: int) -> None:
     if progress:
         progress(f"{name}: {stage}", done, total)
 
 
-def _measured(plan: Plan, name: str, model: Autoencoder, progress: Progress) -> Mapping[str, Any]:
+def _measured(plan: Plan, name: str, model: Autoencoder, progress: StageProgress) -> Mapping[str, Any]:
     path = plan.out / MEASURED_NAME / f"{name}.json"
     # A new version may measure differently, and other weights or images certainly do.
     key = [VERSION, model.digest, plan.pack.fingerprint]

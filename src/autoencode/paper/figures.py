@@ -20,7 +20,7 @@ from autoencode.feature_maps import feature_maps
 from autoencode.figures import contact_sheet, image_grid, plots, strip
 from autoencode.generation import generate
 from autoencode.models.convolutions import Bias
-from autoencode.morphing import mixed
+from autoencode.morphing import interpolated
 from autoencode.pixels import to_float, to_pixels
 from autoencode.report import pictures
 from autoencode.report.page import Figure, figure_of
@@ -120,7 +120,7 @@ def _morph(results: Results) -> Figure:
     codes = model.encode(to_float(results.pack.pixels(_shown(results, 2))))
     if len(codes) < 2:  # a study of one image
         codes = codes.repeat(2, 1)
-    along, _ = mixed(codes, 9, "linear")  # equation 3 is linear; `morph` itself offers other paths
+    along, _ = interpolated(codes, 9, "linear")  # equation 3 is linear; `morph` itself offers other paths
     caption = "From one held-out image to another along the line between their codes (equation 3)."
     return figure_of(strip(to_pixels(model.decode(along))), "Figure 6", caption)
 

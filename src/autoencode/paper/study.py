@@ -24,7 +24,7 @@ import numpy as np
 
 from autoencode.atomic import exclusive, make_folder, names_in, remove_temporaries
 from autoencode.data.loader import random_seed
-from autoencode.data.manifest import Settings, is_pack, read_settings, write_settings
+from autoencode.data.manifest import PackSettings, is_pack, read_settings, write_settings
 from autoencode.data.pack import Pack, pack_folder
 from autoencode.data.sources import find_images
 from autoencode.errors import ConfigError, DivergedError, RunError
@@ -37,9 +37,10 @@ from autoencode.training.runtime import choose_runtime
 from autoencode.training.train import train
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.networks import ModelConfig
-    from autoencode.training.progress import Progress
+    from autoencode.training.progress import TrainProgress
 
 PACK_NAME, LIMITED_NAME, RUNS_NAME = "images.pack", "limited", "runs"
 TIMED_STEPS = 4  # the announced time is right to a tenth, and measured in seconds
@@ -239,7 +240,7 @@ def open_study(
     seed: int,
     *,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pack:
     """Pack the images of a study, or update its pack.
 
@@ -273,7 +274,7 @@ def open_study(
     return pack_folder(source, packed, preprocessing, limits=limits, progress=progress)
 
 
-def _reject_another_choice(pack: Settings, links: Path, limit: int | None) -> None:
+def _reject_another_choice(pack: PackSettings, links: Path, limit: int | None) -> None:
     """Reject a study that was made with a limit and is continued without one, and the reverse."""
     has_some = pack.folder.name == LIMITED_NAME and links.is_dir()
     if has_some and limit is None:
@@ -330,7 +331,7 @@ def seconds_needed(plan: Plan) -> float:
 
 def train_all(
     plan: Plan,
-    progress: Callable[[Experiment, Progress], None] | None = None,
+    progress: Callable[[Experiment, TrainProgress], None] | None = None,
     started: Callable[[Experiment], None] | None = None,
 ) -> list[Trained]:
     """Train the missing epochs; a model that diverges is noted and does not stop the others.
@@ -360,7 +361,7 @@ def train_all(
 
 
 def _train(
-    plan: Plan, experiment: Experiment, run: RunSettings, progress: Callable[[Progress], None] | None
+    plan: Plan, experiment: Experiment, run: RunSettings, progress: Callable[[TrainProgress], None] | None
 ) -> None:
     folder = plan.folder(experiment)
     resume = is_run(folder) and _as_asked(read_run(folder), run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,13 +29,12 @@ from autoencode.report.page import (
 from autoencode.training.run import RunSettings, read_metrics, read_run, repeating_command, settings_in_words
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
     from autoencode.models.autoencoder import Autoencoder
 
 REPORT_NAME = "report.html"
 SKIPPED_SHOWN = 20  # a folder may hold thousands of other files; all are in the manifest of the pack
 QUICK_IMAGES = 1_000  # of each kind: the page at the end of training then takes seconds on a CPU
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,14 @@ class _Run:
     model: Autoencoder
     pack: Pack
     quick: bool
-    progress: Progress
+    progress: StageProgress
 
     def at_most(self, images: int) -> int:
         """Return the number of images to use for a full page's `images`: fewer for a quick page."""
         return min(images, QUICK_IMAGES) if self.quick else images
 
 
-def write_report(run: str | Path, *, quick: bool = False, progress: Progress | None = None) -> Path:
+def write_report(run: str | Path, *, quick: bool = False, progress: StageProgress | None = None) -> Path:
     """Write the page of a run into its folder, as one file.
 
     Args:

@@ -152,7 +152,7 @@ class Adversary:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.discriminator = Discriminator(height, width)
-        runtime.place_model(self.discriminator)
+        runtime.model_to_device(self.discriminator)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=RATE, betas=DECAYS)
         self.sums = torch.zeros(len(Measures._fields) + 1, dtype=torch.float64)
 

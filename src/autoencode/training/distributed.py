@@ -78,9 +78,9 @@ class Processes:
         return self.ranks.world_size
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is process 0, which writes and reports."""
-        return self.ranks.first
+        return self.ranks.is_first
 
     def device(self, name: str) -> str:
         """Return the device of this process: with CUDA, the GPU of its local rank.
@@ -102,7 +102,7 @@ class Processes:
             self._together(lambda: dist.all_reduce(values))
         return values
 
-    def any(self, decision: bool) -> bool:
+    def any_true(self, decision: bool) -> bool:
         """Whether `decision` is true in any process."""
         return bool(self.total(torch.tensor(int(decision))))
 
@@ -162,7 +162,7 @@ class _Sum(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks) -> Iterator[Processes]:
+def process_group(ranks: Ranks) -> Iterator[Processes]:
     """Join the process group of a run, if there are several processes, and leave it at the end.
 
     An AutoencodeError that ends one process is raised in the others as well.
@@ -211,7 +211,7 @@ def _leave(store: Any, ranks: Ranks, patience_s: float) -> None:  # noqa: ANN401
     """Sign off; process 0, whose end may close the store, waits until the others have signed off."""
     with contextlib.suppress(RuntimeError):
         store.set(f"left/{ranks.rank}", "")
-        if ranks.first:
+        if ranks.is_first:
             _has(store, [f"left/{rank}" for rank in range(ranks.world_size)], patience_s)
 
 
@@ -291,7 +291,7 @@ def share_batch_norms(module: nn.Module, processes: Processes) -> None:
             share_batch_norms(child, processes)
 
 
-def count_images(module: nn.Module, counted: bool) -> None:
+def set_counted(module: nn.Module, counted: bool) -> None:
     """Set whether the next images count in the batch or stand in for an empty local batch."""
     for child in module.modules():
         if isinstance(child, SharedBatchNorm):

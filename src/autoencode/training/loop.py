@@ -32,9 +32,9 @@ from autoencode.errors import VERSION, DivergedError, RunError
 from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import ratio_at
-from autoencode.training.distributed import ALONE, Processes, count_images
+from autoencode.training.distributed import ALONE, Processes, set_counted
 from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
-from autoencode.training.progress import Progress, advice, constant_image_mse
+from autoencode.training.progress import TrainProgress, advice, constant_image_mse
 from autoencode.training.run import (
     CHECKPOINT_NAME,
     Record,
@@ -45,9 +45,9 @@ from autoencode.training.run import (
 )
 from autoencode.training.state import (
     all_finite,
+    clip_gradient,
     initial_state,
     learning_rate_at,
-    limit_gradient,
     load_checkpoint,
     save_checkpoint,
     start_from_images,
@@ -81,7 +81,7 @@ class Loop:
         run: RunSettings,
         pack: Pack,
         runtime: Runtime,
-        progress: Callable[[Progress], None],
+        progress: Callable[[TrainProgress], None],
         processes: Processes = ALONE,
     ) -> None:
         self.out, self.settings, self.pack, self.runtime, self.progress = out, run, pack, runtime, progress
@@ -95,11 +95,11 @@ class Loop:
         self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
-        elif processes.first:
+        elif processes.is_first:
             start_from_images(self.state, self.runtime, self.config, pack, self._order(0))
         self._start_together()
         # A kill may have come between the metrics and the checkpoint of an epoch.
-        if processes.first:
+        if processes.is_first:
             keep_metrics_up_to(out, self.state.step)
         self.records, self.warned = read_metrics(out), False
 
@@ -146,12 +146,12 @@ class Loop:
                 in_epoch = state.step - epoch * self.steps
                 if in_epoch == self.steps:
                     self._end_epoch(epoch)
-                elif self.processes.first:
+                elif self.processes.is_first:
                     self.progress(self._progress(epoch, in_epoch))
                 # One process may get the signal before the others: all stop after the same step.
-                stop = self.processes.any(interrupted.is_set())
+                stop = self.processes.any_true(interrupted.is_set())
                 due = stop or (checkpoint_every and in_epoch % checkpoint_every == 0)
-                if due and in_epoch < self.steps and self.processes.first:
+                if due and in_epoch < self.steps and self.processes.is_first:
                     self._save()
                 if stop and state.step < self.total_steps:
                     raise KeyboardInterrupt
@@ -177,9 +177,9 @@ class Loop:
         state, config = self.state, self.config
         for group in state.optimizer.param_groups:
             group["lr"] = group["scale"] * learning_rate_at(config, state.step, self.total_steps)
-        clean = self.runtime.place(images)
+        clean = self.runtime.to_device(images)
         state.model.train()
-        count_images(state.model, bool(local.counted))
+        set_counted(state.model, bool(local.counted))
         state.optimizer.zero_grad(set_to_none=True)
         # In fp64: an epoch adds thousands of batches, and resumed sums must be the same bits.
         sums = torch.zeros(4, dtype=torch.float64)
@@ -191,7 +191,7 @@ class Loop:
         if not math.isfinite(measured[0]):
             raise self._diverged(state.step)
         self.processes.sum_gradients(state.model.parameters())
-        limit_gradient(state.model, config.grad_clip)
+        clip_gradient(state.model, config.grad_clip)
         state.optimizer.step()
         if config.sigma2 == "auto" and state.model.is_vae:
             mse = (measured[3] / local.batch_size).to(state.model.sigma2)
@@ -247,7 +247,7 @@ class Loop:
         model.eval()
         sums, means = torch.zeros(5, dtype=torch.float64), RunningVariance()
         for index, (images, local) in enumerate(self._local_batches(self.validation_rows)):
-            clean = self.runtime.place(images)
+            clean = self.runtime.to_device(images)
             result, output, _ = self._forward(model, clean, local, training=False, draw=index)
             decoded = output.images
             if model.is_vae:
@@ -295,10 +295,10 @@ class Loop:
         record["input_wait"] = state.waited / max(state.seconds, 1e-9)
         record["learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
         self.records.append(record)
-        last = self._progress(epoch, self.steps, record, self._warning() if self.processes.first else None)
+        last = self._progress(epoch, self.steps, record, self._warning() if self.processes.is_first else None)
         state.sums.zero_()
         state.seconds = state.waited = 0.0
-        if self.processes.first:
+        if self.processes.is_first:
             self._keep(record)
             self.progress(last)
 
@@ -343,11 +343,11 @@ class Loop:
 
     def _progress(
         self, epoch: int, in_epoch: int, record: Record | None = None, warning: str | None = None
-    ) -> Progress:
+    ) -> TrainProgress:
         state = self.state
         seen = len(self.train_rows) if in_epoch == self.steps else in_epoch * self.config.batch_size
         seconds_left = state.seconds / in_epoch * (self.total_steps - state.step)
-        return Progress(
+        return TrainProgress(
             epoch=epoch + 1,
             epochs=self.config.total_epochs,
             step=in_epoch,

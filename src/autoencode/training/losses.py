@@ -40,12 +40,12 @@ class Terms(NamedTuple):
     mse: Tensor
 
 
-def mean_squared_error(images: Tensor, restored: Tensor) -> Tensor:
+def mse_loss(images: Tensor, restored: Tensor) -> Tensor:
     """Mean of (x - G(E(x)))^2 over every value of the batch; equation (1)."""
     return F.mse_loss(restored.float(), images)
 
 
-def mean_absolute_error(images: Tensor, restored: Tensor) -> Tensor:
+def l1_loss(images: Tensor, restored: Tensor) -> Tensor:
     """Mean of |x - G(E(x))| over every value of the batch; equation (2)."""
     return F.l1_loss(restored.float(), images)
 
@@ -66,9 +66,9 @@ def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float
         sigma2: see `gaussian_log_likelihood`.
     """
     # MSE is measured for every loss, because sigma2 and the metrics need it.
-    error = mean_absolute_error if loss == "mae" else mean_squared_error
+    error = l1_loss if loss == "mae" else mse_loss
     mean_error = error(images, output.images)
-    mse = mean_error if loss != "mae" else mean_squared_error(images, output.images)
+    mse = mean_error if loss != "mae" else mse_loss(images, output.images)
     mean, log_variance = output.posterior
     if log_variance is None:
         return Terms(mean_error, mean_error.detach(), torch.zeros_like(mse), mse.detach())

@@ -125,7 +125,7 @@ class Ranks:
     restarts: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is process 0."""
         return self.rank == 0
 

@@ -31,7 +31,7 @@ MEAN_IMAGES, MEAN_BATCH = 5_000, 64
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainProgress:
     """The progress of a run, given to the `progress` argument of `train` after each step and each epoch.
 
     Attributes:
@@ -115,7 +115,7 @@ def constant_image_errors(
     return torch.cat(errors).double().numpy()
 
 
-def logging_to(folder: Path, progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
+def logging_to(folder: Path, progress: Callable[[TrainProgress], None]) -> Callable[[TrainProgress], None]:
     """Return a `progress` that also writes the metrics of each epoch to event files in `folder`/tensorboard.
 
     Raises:
@@ -127,7 +127,7 @@ def logging_to(folder: Path, progress: Callable[[Progress], None]) -> Callable[[
         raise MissingExtraError("tensorboard", "--tensorboard") from err
     writer: SummaryWriter | None = None
 
-    def log(at: Progress) -> None:
+    def log(at: TrainProgress) -> None:
         nonlocal writer
         progress(at)
         if at.record is None:

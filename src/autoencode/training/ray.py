@@ -32,7 +32,8 @@ from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import Run, train
 
 if TYPE_CHECKING:
-    from autoencode.training.progress import Progress
+    from autoencode.data.pack import Progress
+    from autoencode.training.progress import TrainProgress
 
 RESTARTS = 3
 REPORTING_S = 0.2  # between two messages about steps: a step may take less time than a message
@@ -57,8 +58,8 @@ def train_on_ray(
     *,
     workers: int | None = None,
     device: str = "auto",
-    progress: Callable[[Progress], None] | None = None,
-    packing_progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+    packing_progress: Progress | None = None,
     restarting: Callable[[int], None] | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Run:
@@ -265,7 +266,7 @@ class Reporter:
     def __init__(self, mailbox: Any) -> None:  # noqa: ANN401
         self.mailbox, self.reply, self.next = mailbox, None, 0.0
 
-    def progress(self, at: Progress) -> None:
+    def progress(self, at: TrainProgress) -> None:
         """Report a step; if the driver asks for it, stop after the current step."""
         is_due = at.record is not None or at.warning is not None
         if self._send("progress", at, is_due=is_due):

@@ -39,12 +39,12 @@ class Runtime:
         """Context in which the forward pass runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def place_model(self, model: nn.Module) -> None:
+    def model_to_device(self, model: nn.Module) -> None:
         """Move a model to the device, in place."""
         model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         model.to(self.device)
 
-    def place(self, images: Tensor) -> Tensor:
+    def to_device(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W) on the device."""
         return images.to(self.device, non_blocking=True, memory_format=self._memory_format)
 

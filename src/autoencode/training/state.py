@@ -77,7 +77,7 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     if processes.world_size > 1:
         share_batch_norms(model, processes)
     fix_sigma2(model, run.train)
-    runtime.place_model(model)
+    runtime.model_to_device(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
     sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
     state = TrainState(model, averaged, make_optimizer(model, run.train), step=0, sums=sums)
@@ -106,7 +106,7 @@ def start_from_images(
     state.model.to("cpu")
     start(state.model, batches(pack, rows[:PCA_IMAGES], size))
     fix_sigma2(state.model, config)
-    runtime.place_model(state.model)
+    runtime.model_to_device(state.model)
     if state.averaged is not state.model:
         state.averaged.load_state_dict(state.model.state_dict())
 
@@ -136,7 +136,7 @@ def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-def limit_gradient(model: Autoencoder, clip: float) -> None:
+def clip_gradient(model: Autoencoder, clip: float) -> None:
     """Clip the gradient norm to `clip` times the loss the run starts from; 0 for no limit.
 
     The unit makes one setting fit every loss: errors a value and likelihoods an image differ by thousands.

@@ -20,12 +20,12 @@ from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, preprocessing_of
-from autoencode.data.preprocessing import Limits, Preprocessing, Size, sized
+from autoencode.data.preprocessing import Limits, Preprocessing, Size, preprocessing_for
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, changed, check_fit, settings
-from autoencode.training.distributed import Processes, joined
+from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
 from autoencode.training.process import interrupts, keep_freed_memory, own_ranks
 from autoencode.training.run import (
@@ -42,8 +42,9 @@ from autoencode.training.runtime import Runtime, choose_runtime, multiplies_bf16
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
+    from autoencode.data.pack import Progress
     from autoencode.models.networks import ModelConfig
-    from autoencode.training.progress import Progress
+    from autoencode.training.progress import TrainProgress
 
 _MOST_WEIGHTS = 2**40  # bytes
 
@@ -79,8 +80,8 @@ def train(
     precision: Precision = "auto",
     channels_last: bool | None = None,
     keep_memory: bool = True,
-    progress: Callable[[Progress], None] | None = None,
-    packing_progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+    packing_progress: Progress | None = None,
     **overrides: Any,  # noqa: ANN401
 ) -> Run:
     """Train a model and leave it in a run folder.
@@ -126,10 +127,9 @@ def train(
     if keep_memory:
         keep_freed_memory()
     out = Path(out)
-    with joined(own_ranks()) as processes:
-        request = _Request(
-            local_folder(source), out, preset, sized(size, preprocessing), limits, overrides, packing_progress
-        )
+    wanted = preprocessing_for(size, preprocessing)
+    with process_group(own_ranks()) as processes:
+        request = _Request(local_folder(source), out, preset, wanted, limits, overrides, packing_progress)
         machine = _Machine(processes.device(device), precision, channels_last)
         if processes.ranks.restarts and is_run(out):
             # A process was lost: all of them continue from the checkpoint, by the settings first given.
@@ -155,7 +155,7 @@ class _Request:
     preprocessing: Preprocessing | None
     limits: Limits | None
     overrides: dict[str, Any]
-    packing_progress: Callable[[int, int], None] | None
+    packing_progress: Progress | None
 
 
 class _Machine(NamedTuple):
@@ -194,11 +194,11 @@ def _packed(request: _Request, processes: Processes) -> Pack:
     if not is_pack(source):
         preprocessing = preprocessing or Preprocessing()
         folder, source = source, pack_path_for(source, request.out, preprocessing)
-        if processes.first:
+        if processes.is_first:
             limits, progress = request.limits, request.packing_progress
             pack = pack_folder(folder, source, preprocessing, limits=limits, progress=progress)
     processes.wait()  # for the first, which may have packed
-    if not processes.first and not is_pack(source):
+    if not processes.is_first and not is_pack(source):
         raise PackError(
             f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
             "that all machines share, or give each a copy of the pack."
@@ -245,7 +245,7 @@ def _agreed(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
 @contextmanager
 def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes) -> Iterator[None]:
     """Hold the run folder, made ready by the first process."""
-    if not processes.first:
+    if not processes.is_first:
         processes.wait()
         yield
         return
@@ -264,7 +264,7 @@ def _started(request: _Request, machine: _Machine, processes: Processes) -> tupl
     # Before packing, which may take hours, and again with the pack's own preprocessing.
     known = request.preprocessing or preprocessing_of(request.source)
     _check_images(model, config, known or Preprocessing())
-    if processes.first:
+    if processes.is_first:
         _check_out(request.out, resume=False)  # after the settings, whose errors do not depend on it
     pack = _packed(request, processes)
     _check_images(model, config, pack.preprocessing)
@@ -395,6 +395,6 @@ def _without_diverged_state(out: Path, processes: Processes) -> Iterator[None]:
     try:
         yield
     except DivergedError:
-        if processes.first and not (out / MODEL_NAME).exists():
+        if processes.is_first and not (out / MODEL_NAME).exists():
             (out / CHECKPOINT_NAME).unlink(missing_ok=True)
         raise

@@ -5,7 +5,6 @@ Shapes: N images, F features, K classes. Pixels are (N, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from autoencode.transfer_learning.probe import Labelled, labelled_images, some_o
 
 if TYPE_CHECKING:
     from autoencode.configuration import Embedding
+    from autoencode.data.pack import StageProgress
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
@@ -93,9 +93,6 @@ class Transfer:
 
 
 # Called with (stage, images done, images in all).
-Report = Callable[[str, int, int], None]
-
-
 def transfer(
     model: Autoencoder | str | Path,
     labelled: str | Path,
@@ -105,7 +102,7 @@ def transfer(
     finetune: bool = False,
     seed: int = 0,
     limits: Limits | None = None,
-    progress: Report | None = None,
+    progress: StageProgress | None = None,
 ) -> Transfer:
     """Learn a classifier from labelled images, and compare it with others that do without the encoder.
 
@@ -179,7 +176,7 @@ def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
 
 
 def _measure(
-    method: Method, task: Task, level: int | None, seed: int, report: Report
+    method: Method, task: Task, level: int | None, seed: int, report: StageProgress
 ) -> tuple[Accuracy, Learned]:
     """Measure a method with so many labels a class, over the same draws of labels as any other method."""
     data = task.data

@@ -6,7 +6,7 @@ Shapes: B batch, F features, K classes. Images are (B, 3, H, W) in [0, 1].
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from autoencode.pixels import to_float
 from autoencode.transfer_learning.probe import Floats, LinearProbe
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
     from autoencode.models.autoencoder import Autoencoder
 
 CLASSIFIER_NAME = "classifier.safetensors"
@@ -154,7 +155,7 @@ def classify(
     out: str | Path | None = None,
     *,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Predictions:
     """Predict the class of images.
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from autoencode.transfer_learning.probe import (
     fit_probe,
 )
 
+if TYPE_CHECKING:
+    from autoencode.data.pack import Progress, StageProgress
+
 BATCH = 32
 EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 200, 4_000  # the same budget for either start
 CHECK_STEPS, PATIENCE = 20, 5  # least steps between checks; checks without a better one before it stops
@@ -48,7 +51,6 @@ WEIGHT_DECAY, GRAD_CLIP = 0.01, 1.0
 VALIDATION_SHARE = 0.2
 
 ImagesOf = Callable[[NDArray[np.int64]], Tensor]
-Report = Callable[[int, int], None]
 
 
 def fine_tune(
@@ -58,7 +60,7 @@ def fine_tune(
     labels: Labels,
     *,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Autoencoder, LinearProbe]:
     """Train the encoder and a linear layer on its codes, starting at a probe fitted on those codes.
 
@@ -98,7 +100,7 @@ def train_from_scratch(
     labels: Labels,
     *,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Autoencoder, LinearProbe]:
     """Train the same network from random weights on the labels alone, for comparison.
 
@@ -147,7 +149,7 @@ def _trained(
     images_of: ImagesOf,
     labels: Labels,
     seed: int,
-    progress: Report | None,
+    progress: Progress | None,
     *,
     from_scratch: bool,
 ) -> tuple[Autoencoder, LinearProbe]:
@@ -231,7 +233,7 @@ class Task:
         notes: limits of what was computed, a sentence each.
     """
 
-    def __init__(self, data: Labelled, model: Autoencoder, report: Callable[[str, int, int], None]) -> None:
+    def __init__(self, data: Labelled, model: Autoencoder, report: StageProgress) -> None:
         """Keep these; `report` is called with (stage, images done, images in all)."""
         self.data, self.model, self.notes = data, model, list[str]()
         self._report = report
@@ -325,10 +327,10 @@ class Method:
     name: str
     description: str
     features: Callable[[Task], Features] | None = None
-    trains: Callable[[Task, Rows, int, Report], tuple[Autoencoder, LinearProbe]] | None = None
+    trains: Callable[[Task, Rows, int, Progress], tuple[Autoencoder, LinearProbe]] | None = None
     uses_model: bool = True
 
-    def learn(self, task: Task, rows: Rows, seed: int, report: Report) -> Learned:
+    def learn(self, task: Task, rows: Rows, seed: int, report: Progress) -> Learned:
         """Learn from the labels of some images.
 
         Args:
@@ -361,13 +363,13 @@ class Method:
         return Learned(classifier, choices[best].accuracy, lambda wanted: probe.predict(features[wanted]))
 
 
-def _fine_tuned(task: Task, rows: Rows, seed: int, report: Report) -> tuple[Autoencoder, LinearProbe]:
+def _fine_tuned(task: Task, rows: Rows, seed: int, report: Progress) -> tuple[Autoencoder, LinearProbe]:
     codes, labels = task.encoder_features[CODE][rows], task.data.labels[rows]
     start = fit_probe(codes, labels, choose_strength(codes, labels, seed).strength)
     return fine_tune(task.model, start, task.images_of(rows), labels, seed=seed, progress=report)
 
 
-def _from_scratch(task: Task, rows: Rows, seed: int, report: Report) -> tuple[Autoencoder, LinearProbe]:
+def _from_scratch(task: Task, rows: Rows, seed: int, report: Progress) -> tuple[Autoencoder, LinearProbe]:
     images_of, labels = task.images_of(rows), task.data.labels[rows]
     return train_from_scratch(
         task.model, len(task.data.classes), images_of, labels, seed=seed, progress=report

@@ -25,6 +25,7 @@ from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, ImageFolderError
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
 
 LEAST_LEARNED = 2  # images of a class: one to learn from and one to choose settings by
@@ -63,7 +64,7 @@ def labelled_images(
     source: Path,
     preprocessing: Preprocessing,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Labelled]:
     """Open a folder with a sub-folder a class, or a pack of one; a folder is decoded into a temporary pack.
 

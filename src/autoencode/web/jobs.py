@@ -11,14 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from autoencode.errors import AutoencodeError
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Progress, StageProgress
 
 POLL_SECONDS = 0.1  # the longest that a cancelled process goes on
 
 Result = TypeVar("Result")
-Report = Callable[[str, int, int], None]
 State = Literal["waiting", "running", "done", "failed"]
 
 _WAITING = ("waiting for other work", 0, 0)
@@ -36,7 +38,7 @@ class Job(Generic[Result]):
         threads: where the work runs; jobs in one executor wait for each other.
     """
 
-    def __init__(self, work: Callable[[Report], Result], threads: ThreadPoolExecutor) -> None:
+    def __init__(self, work: Callable[[StageProgress], Result], threads: ThreadPoolExecutor) -> None:
         self._work, self._threads = work, threads
         self._lock = threading.Lock()
         # An event an attempt, not a flag: a stopped attempt goes on until its next report, and must not write
@@ -124,7 +126,7 @@ class JobQueue:
         self._most = most
         self._jobs: OrderedDict[Hashable, Job[Any]] = OrderedDict()
 
-    def job(self, key: Hashable, work: Callable[[Report], Result]) -> Job[Result]:
+    def job(self, key: Hashable, work: Callable[[StageProgress], Result]) -> Job[Result]:
         """Return the job of a key; the first call for the key makes it of `work`."""
         job: Job[Result] = self._jobs.setdefault(key, Job(work, self._threads))
         self._jobs.move_to_end(key)
@@ -145,7 +147,7 @@ class JobQueue:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def run_apart(function: Callable[..., Result], *args: object, report: Callable[[int, int], None]) -> Result:
+def run_apart(function: Callable[..., Result], *args: object, report: Progress) -> Result:
     """Return the result of a function that runs in a process of its own, which can be ended at any moment.
 
     For work that reports nothing for a while and cannot be asked to stop, such as that of a library.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -16,11 +16,14 @@ from autoencode.data.loader import batches
 from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.outliers.review import Ranking, chosen_entries, file_list
-from autoencode.projection import CodeMap, Layout, code_map, in_effects, neighbour_map
-from autoencode.web.jobs import Job, Report, run_apart
+from autoencode.projection import CodeMap, Layout, code_map, neighbour_map, scaled_by_effect
+from autoencode.web.jobs import Job, run_apart
 from autoencode.web.outliers import known_ranking
 from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
 from autoencode.web.workspace import SPLITS, Collection, Vectors, Workspace, readable
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
 
 MOST_NAMED = 500
 
@@ -100,14 +103,14 @@ def map_job(workspace: Workspace, layout: Layout) -> Job[CodeMap]:
     return workspace.layouts.job(layout, functools.partial(work, workspace.model, review))
 
 
-def _by_components(model: Autoencoder, review: Collection, report: Report) -> CodeMap:
+def _by_components(model: Autoencoder, review: Collection, report: StageProgress) -> CodeMap:
     return code_map(model, _codes(model, review, report))
 
 
-def _by_neighbours(model: Autoencoder, review: Collection, report: Report) -> CodeMap:
+def _by_neighbours(model: Autoencoder, review: Collection, report: StageProgress) -> CodeMap:
     # Apart: UMAP reports nothing while it finds neighbours, for half a minute in which no thread could be
     # stopped. Loading its libraries anew costs 15 s.
-    centred = in_effects(model, _codes(model, review, report))
+    centred = scaled_by_effect(model, _codes(model, review, report))
 
     def rounds(done: int, total: int) -> None:
         report("laying out images, rounds" if total else "finding neighbours", done, total)
@@ -115,7 +118,7 @@ def _by_neighbours(model: Autoencoder, review: Collection, report: Report) -> Co
     return run_apart(neighbour_map, centred, report=rounds)
 
 
-def _codes(model: Autoencoder, review: Collection, report: Report) -> Vectors:
+def _codes(model: Autoencoder, review: Collection, report: StageProgress) -> Vectors:
     """Return the codes (N, D) of the images, computed once: both layouts run in one thread."""
     if review.codes is None:
         # Copies of a file share a row of pixels, and one encoding.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 from autoencode.configuration import Interpolation
 from autoencode.errors import ConfigError
 from autoencode.figures import write_animation
-from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, mixed
+from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, interpolated
 from autoencode.pixels import to_pixels
-from autoencode.web.jobs import Report
 from autoencode.web.tabs import OpenWorkspace, download, finished, png
 from autoencode.web.workspace import Pixels, Workspace
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
 
 LEG_FRAMES = 24  # from one picture to the next: 1.2 s at the 20 frames a second of `autoencode morph`
 CHUNK_FRAMES = 8  # decoded between two reports, so that a cancelled animation ends within a moment
@@ -89,7 +91,7 @@ def _mixture(
 
 
 def _animated(
-    workspace: Workspace, codes: Tensor, interpolation: Interpolation, kind: Kind, report: Report
+    workspace: Workspace, codes: Tensor, interpolation: Interpolation, kind: Kind, report: StageProgress
 ) -> bytes:
     frames, file = _loop(workspace, codes, interpolation, report), io.BytesIO()
     write_animation(
@@ -102,8 +104,8 @@ def _animated(
     return file.getvalue()
 
 
-def _loop(workspace: Workspace, codes: Tensor, interpolation: Interpolation, report: Report) -> Pixels:
-    path, _ = mixed(torch.cat([codes, codes[:1]]), LEG_FRAMES, interpolation)
+def _loop(workspace: Workspace, codes: Tensor, interpolation: Interpolation, report: StageProgress) -> Pixels:
+    path, _ = interpolated(torch.cat([codes, codes[:1]]), LEG_FRAMES, interpolation)
     path = path[:-1]  # the first picture again, which the repetition shows
     chunks: list[Pixels] = []
     for part in torch.split(path, CHUNK_FRAMES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
@@ -13,9 +13,12 @@ from pydantic import BaseModel
 
 from autoencode.outliers.calibration import DEFAULT_FPR, fit_reference, reference_name
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
-from autoencode.web.jobs import Job, Report
+from autoencode.web.jobs import Job
 from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
 from autoencode.web.workspace import Found, GoneError, Workspace, readable
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
 
 router = APIRouter()
 
@@ -103,7 +106,7 @@ def _counts(workspace: Workspace) -> Mapping[Decision, int]:
 
 def ranking_job(workspace: Workspace) -> Job[Ranking]:
     """Return the job that scores the images under review."""
-    # In the queue of the check-up of the overview, which is open first: each alone uses all cores.
+    # In the queue of the quick evaluation of the overview, which is open first: each alone uses all cores.
     return workspace.measuring.job("ranking", functools.partial(_rank, workspace))
 
 
@@ -118,7 +121,7 @@ def _ranking(workspace: Workspace) -> Ranking:
     return finished(ranking_job(workspace))
 
 
-def _rank(workspace: Workspace, report: Report) -> Ranking:
+def _rank(workspace: Workspace, report: StageProgress) -> Ranking:
     assert workspace.training is not None
     assert workspace.review is not None
     # The file that `autoencode outliers` keeps beside the model, too: whichever runs second finds it fitted.

@@ -16,13 +16,13 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
-from autoencode.evaluation.quality import CheckUp, check_up, gap_in_words
+from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
-from autoencode.web.jobs import Report
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace, readable
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
     from autoencode.metrics.statistics import Estimate
     from autoencode.models.autoencoder import Autoencoder
 
@@ -60,7 +60,7 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
 async def health(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the quality of the model on held-out images, or the progress of measuring it."""
     require(needs(workspace))
-    job = workspace.measuring.job("check-up", functools.partial(_check_up, workspace))
+    job = workspace.measuring.job("quick evaluation", functools.partial(_evaluate_quickly, workspace))
     return _findings(workspace.model, finished(job))
 
 
@@ -75,7 +75,7 @@ async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
 
 
-def _check_up(workspace: Workspace, report: Report) -> CheckUp:
+def _evaluate_quickly(workspace: Workspace, report: StageProgress) -> QuickEvaluation:
     assert workspace.training is not None
     done, total = 0, min(CHECKED_IMAGES, len(workspace.training.held_out().rows))
 
@@ -84,7 +84,7 @@ def _check_up(workspace: Workspace, report: Report) -> CheckUp:
         done += count
         report("measuring held-out images", done, total)
 
-    return check_up(workspace.model, workspace.training, CHECKED_IMAGES, advance)
+    return quick_evaluation(workspace.model, workspace.training, CHECKED_IMAGES, advance)
 
 
 def needs(workspace: Workspace) -> Missing | None:
@@ -135,7 +135,7 @@ def _settings(workspace: Workspace) -> list[tuple[str, str]]:
     ]
 
 
-def _findings(model: Autoencoder, found: CheckUp) -> dict[str, Any]:
+def _findings(model: Autoencoder, found: QuickEvaluation) -> dict[str, Any]:
     """Return the numbers with their meaning in words, and a warning if the code has collapsed."""
     quality = found.quality
     rows = [

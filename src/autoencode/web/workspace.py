@@ -37,6 +37,7 @@ from autoencode.web.jobs import JobQueue
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import Entry
+    from autoencode.data.pack import Progress
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHELF_BYTES = 128 * 1024**2  # two full shelves about double the 190 MB of a server without pictures
@@ -366,7 +367,7 @@ def open_workspace(
     model: Path,
     index: Path | None = None,
     images: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Workspace:
     """Open a model and the images around it; a folder of images is packed first, beside the run.
 

@@ -89,9 +89,9 @@ class LanceIndex(Index):
     def _nearest(self, vector: Floats, k: int, where: str | None, nprobe: int | None) -> list[Neighbour]:
         rows, vectors = self._tables.nearest(vector, k, where, nprobe)
         # Images of equal scores come in an order of their own, as in an index in memory.
-        order = sorted(range(len(rows)), key=lambda place: (rows[place].sha256, rows[place].path))
+        order = sorted(range(len(rows)), key=lambda index: (rows[index].sha256, rows[index].path))
         found = rank(self.vector_space, vector, vectors[order], np.arange(len(order)), k)
-        near = [rows[order[place]] for place in found.rows.tolist()]
+        near = [rows[order[index]] for index in found.rows.tolist()]
         return [
             Neighbour(self._folder(row.source) / row.path, score, row.label, None)
             for row, score in zip(near, found.scores.tolist(), strict=True)
@@ -142,10 +142,10 @@ class LanceStore(IndexStore):
                     f"{location} compares codes by {old.vector_space.distance}, which cannot be changed, as "
                     f"the codes themselves are not kept. {CHOOSE_ANOTHER}"
                 )
-            model = request.stored_model(location, old)
+            model = request.stored_model_path(location, old)
             # In storage the path is left alone: each machine that updates the index has its model elsewhere.
-            if tables is not None and isinstance(location, Path) and model != tables.settings.model:
-                tables.set_settings(dataclasses.replace(tables.settings, model=model))
+            if tables is not None and isinstance(location, Path) and model != tables.settings.model_path:
+                tables.set_settings(dataclasses.replace(tables.settings, model_path=model))
             name = location_of(request.source)
             pack = request.pack(encoder, _pack_location(location, name))
             whole = Source(name, StoredPath.of(pack.folder, location), pack.fingerprint)

@@ -41,7 +41,7 @@ SAMPLE = 20_000  # distinct contents that the vector space is fitted to
 _VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
 
 _NEW_SHARE = 0.1  # of images outside the vector index, which every query compares one by one
-_MORE_LISTS = 2  # the vector index is built anew when so many times as many lists are wanted
+_REBUILD_FACTOR = 2  # the vector index is built anew when so many times as many lists are wanted
 _BLOCK_ROWS = 65_536
 # Measuring recall sends each vector of the sample to the store for every nprobe tried: few, from 8 on.
 _RECALL_SAMPLE, _FIRST_NPROBE = 100, 8
@@ -126,7 +126,7 @@ class SourceUpdate:
         fresh, most = self.fresh[is_known], max(1, _VALUES_WRITTEN // self.size)
         for start in range(0, len(fresh), most):
             part = fresh[start : start + most]
-            contents = [str(self.pack.entries[place].sha256) for place in part.tolist()]
+            contents = [str(self.pack.entries[index].sha256) for index in part.tolist()]
             found = tables.vectors_of(self.whole.name, sorted(set(contents)))
             if not found.keys() >= set(contents):
                 raise self._disturbed()
@@ -138,9 +138,9 @@ class SourceUpdate:
             "Give the command again."
         )
 
-    def _add(self, tables: Tables, places: Rows, vectors: Floats) -> None:
-        entries = [self.pack.entries[place] for place in places.tolist()]
-        ids = [one.decode("ascii") for one in self.ids[places].tolist()]
+    def _add(self, tables: Tables, indices: Rows, vectors: Floats) -> None:
+        entries = [self.pack.entries[index] for index in indices.tolist()]
+        ids = [one.decode("ascii") for one in self.ids[indices].tolist()]
         tables.add(ids, self.whole.name, entries, vectors)
 
 
@@ -173,7 +173,7 @@ def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> Non
         tables.tidy()
         return
     nlist, wanted = tables.vector_index.nlist, round(math.sqrt(count))
-    if not nlist or wanted > _MORE_LISTS * nlist:
+    if not nlist or wanted > _REBUILD_FACTOR * nlist:
         nlist = wanted
         tables.create_vector_index(nlist)
     elif count - tables.indexed() > _NEW_SHARE * count:
