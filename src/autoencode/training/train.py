@@ -127,8 +127,8 @@ def train(
     if keep_memory:
         keep_freed_memory()
     out = Path(out)
-    wanted = preprocessing_for(size, preprocessing)
     with process_group(own_ranks()) as processes:
+        wanted = preprocessing_for(size, preprocessing)
         request = _Request(local_folder(source), out, preset, wanted, limits, overrides, packing_progress)
         machine = _Machine(processes.device(device), precision, channels_last)
         if processes.ranks.restarts and is_run(out):
