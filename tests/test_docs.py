@@ -25,6 +25,8 @@ from autoencode.transfer_learning import methods
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+# Commands that serve until they are stopped, or need an object storage, are shown and not run.
+WITHOUT_COMMANDS = {"page", "storage"}
 
 
 def blocks(page: Path, language: str) -> str:
@@ -78,6 +80,7 @@ def test_every_command_of_the_page_runs(
     page: Path, photos: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = commands_of(page)
+    assert commands or page.stem in WITHOUT_COMMANDS, f"{page} shows no command"
     if not makes_its_own_model(page):
         monkeypatch.chdir(request.getfixturevalue("trained"))
     for line in commands:

@@ -104,7 +104,7 @@ def test_without_the_optional_part_the_command_that_installs_it_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_name_and_a_network_too_large_for_onnx_are_skipped(
+def test_a_file_name_and_a_network_too_large_for_onnx_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build("autoencoder", "paper", False)

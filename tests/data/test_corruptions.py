@@ -71,7 +71,7 @@ def test_what_is_offered_can_be_used_and_reads_as_it_is_written(name: str) -> No
         assert words
 
 
-@pytest.mark.parametrize("name", ["gaussian", "dropout", "rotate"])
+@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name not in ("downscale", "jpeg")])
 def test_another_seed_gives_another_corruption(name: str) -> None:
     assert not torch.equal(apply(example(name), seed=3), apply(example(name), seed=4))
 

@@ -237,7 +237,7 @@ def with_space(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN4
     return with_settings(index, vector_space=replace(index.settings.vector_space, **changes))
 
 
-def test_codes_that_are_not_finite_are_skipped(trained: Run, folder: Path, tmp_path: Path) -> None:
+def test_codes_that_are_not_finite_are_rejected(trained: Run, folder: Path, tmp_path: Path) -> None:
     model = load_model(trained.model_path)
     model.to_mean.bias.fill_(float("nan"))
     with pytest.raises(ImageIndexError, match="not finite"):

@@ -26,16 +26,19 @@ def test_quality_is_what_scikit_learn_says() -> None:
     nearest = cross_val_score(KNeighborsClassifier(1), vectors, labels, cv=LeaveOneOut()).mean()
     assert found.recall_at_1.value == pytest.approx(nearest)
     distances = np.linalg.norm(vectors[:, None].astype(np.float64) - vectors, axis=2)
-    precisions, recalled, voted = [], [], []
+    precisions, voted = [], []
+    recalled: dict[int, list[bool]] = {1: [], 5: [], 10: []}
     for query, line in enumerate(distances):
         others = np.arange(len(line)) != query
         precisions.append(average_precision_score(labels[others] == labels[query], -line[others]))
         near = labels[np.argsort(line)[1:11]]
-        recalled.append(labels[query] in near[:5])
+        for k, hits in recalled.items():
+            hits.append(labels[query] in near[:k])
         counts = [(near == label).sum() for label in near]
         voted.append(near[int(np.argmax(counts))] == labels[query])
     assert found.mean_average_precision.value == pytest.approx(np.mean(precisions))
-    assert found.recall_at_5.value == pytest.approx(np.mean(recalled))
+    for k, hits in recalled.items():
+        assert getattr(found, f"recall_at_{k}").value == pytest.approx(np.mean(hits))
     assert found.knn_accuracy.value == pytest.approx(np.mean(voted))
     assert found.chance == pytest.approx(max(np.unique(labels, return_counts=True)[1]) / 120)
     low, high = found.mean_average_precision.interval

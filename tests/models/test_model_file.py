@@ -73,7 +73,7 @@ def test_any_flipped_byte_is_noticed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 100, -1])
-def test_a_file_cut_short_is_skipped(path: Path, length: int) -> None:
+def test_a_file_cut_short_is_rejected(path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ModelFileError, match="cut short or damaged"):
         load_model(path)

@@ -91,7 +91,7 @@ def test_training_that_only_does_harm_is_stopped_and_undone(monkeypatch: pytest.
     torch.testing.assert_close(tuned.encode(images), model.encode(images), rtol=0, atol=0)
 
 
-def test_a_fifth_of_each_class_is_kept_held_back() -> None:
+def test_a_fifth_of_each_class_is_held_back() -> None:
     labels = np.array([0] * 50 + [1] * 10 + [2] * 2)
     learn, check = _held_back(labels, np.random.default_rng(0))
     assert np.bincount(labels[check]).tolist() == [10, 2, 1]
