@@ -27,11 +27,11 @@ from autoencode.models.convolutions import pooling_of
 from autoencode.models.pca import principal_components
 from autoencode.pixels import to_float
 from autoencode.transfer_learning.classifier import CODE, PRETRAINED, Classifier, encoder_features
-from autoencode.transfer_learning.probe import LinearProbe, choose_strength, fit_probe
+from autoencode.transfer_learning.probe import Floats, LinearProbe, choose_strength, fit_probe
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress, StageProgress
-    from autoencode.transfer_learning.probe import Floats, Labelled, Labels
+    from autoencode.transfer_learning.probe import Labelled, Labels
 
 BATCH = 32
 EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 200, 4_000  # the same budget for either start
