@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/ablation.py PACK [--epochs 4] [--seeds 2]
 
 Prints a Markdown table: error on validation images, the mean of the seeds and how far they lie apart, and of
-VAEs bits a dimension. Processor time is that of training and validation; the least of the seeds.
+VAEs bits per dimension. Processor time is that of training and validation; the least of the seeds.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     chosen = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"{machine()}; threads {threads}, epochs {chosen.epochs}, code {chosen.code_size}\n")
-    print("| | validation MSE | seeds apart | bits a dimension | processor seconds |\n|" + " --- |" * 5)
+    print("| | validation MSE | seeds apart | bits per dimension | processor seconds |\n|" + " --- |" * 5)
     for name in chosen.only:
         settings = {"code_size": chosen.code_size, **VARIANTS[name]}
         epochs = chosen.epochs

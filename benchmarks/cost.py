@@ -89,8 +89,8 @@ def drawn(found: dict[str, dict[str, list[float]]], out: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.2), constrained_layout=True)
     labels = {
         "images": (COUNTS, "number of images", "seconds"),
-        "side": (SIDES, f"side of an image, pixels (batch {BATCH})", "ms an image"),
-        "batch": (BATCHES, f"batch ({SIDE}x{SIDE} pixels)", "ms an image"),
+        "side": (SIDES, f"side of an image, pixels (batch {BATCH})", "ms per image"),
+        "batch": (BATCHES, f"batch ({SIDE}x{SIDE} pixels)", "ms per image"),
     }
     for axes, (name, lines) in zip(panels, found.items(), strict=True):
         places, label, unit = labels[name]

@@ -82,7 +82,7 @@ def tiny_pack(photos: Path, tiny_size: Preprocessing, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
-    """Settings of a network that trains in a moment: about five steps an epoch."""
+    """Settings of a network that trains in a moment: about five steps per epoch."""
     return {"widths": (4, 8), "code_size": 8, "batch_size": 8}
 
 

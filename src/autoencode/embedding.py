@@ -1,6 +1,7 @@
 """Images as vectors that search, outliers and classifiers compare, and functions over many images.
 
-An embedding is one entry of `EMBEDDINGS`: codes of a model, or features of a pretrained network.
+An embedding is an entry of `EMBEDDINGS`: codes of a model, or features of a pretrained network. A new one is
+also a choice of `Embedding` in configuration.py.
 
 `map_pack` and `map_files` call a function on images, in this process or on the nodes of a Ray cluster. A
 node gets the rows or the paths, reads the images itself, in the same batches, and sends back the results.
@@ -46,7 +47,7 @@ class ImageEncoder:
     Attributes:
         kind: name of the embedding in `EMBEDDINGS`.
         preprocessing: the size of its images, and how a file becomes one.
-        size: F, features of an image.
+        size: F, features per image.
         digest: of everything the vectors depend on but the images; equal digests, comparable vectors. ""
             for a model that was never saved.
         encode: images (B, 3, H, W) in [0, 1], any device, to (B, F) float32.

@@ -201,7 +201,7 @@ def fit_prior(
         mean, log_variance = model.encode_distribution(images)
         if log_variance is not None:
             # Drawn from the posterior: those codes are what the decoder was trained on, and a mixture of them
-            # describes held-out codes better than one of the means (0.8 nats a code, 9,000 faces).
+            # describes held-out codes better than one of the means (0.8 nats per code, 9,000 faces).
             mean = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
         codes.append(mean)
         done += len(images)

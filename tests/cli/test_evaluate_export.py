@@ -37,7 +37,7 @@ def test_evaluate_prints_a_table_and_writes_what_it_shows(
     assert written["pack"] == tiny_pack.fingerprint
     lines = result.output.splitlines()
     assert lines[0].split("  ")[0] == f"{written['images']} test images"
-    for row in ("PSNR dB", "SSIM", "MSE", "MAE", "sharpness ratio", "bits a dimension", "active units"):
+    for row in ("PSNR dB", "SSIM", "MSE", "MAE", "sharpness ratio", "bits per dimension", "active units"):
         assert any(line.startswith(row) for line in lines), row
     psnr = next(line for line in lines if line.startswith("PSNR dB"))
     assert float(psnr.split()[2]) == pytest.approx(written["reconstruction"]["psnr_db"]["value"], abs=0.1)

@@ -205,7 +205,7 @@ def test_limits_hold_and_say_why() -> None:
 
 def test_too_little_memory_costs_the_file_alone() -> None:
     file = io.BytesIO()
-    # A byte a pixel in the file, four once its transparency is looked up.
+    # One byte per pixel in the file, four once its transparency is looked up.
     Image.new("P", (7900, 7900)).save(file, "PNG", transparency=0, compress_level=1)
     decoder = UntrustedDecoder(SIZE, memory_bytes=450 * 1024**2)
     try:

@@ -263,7 +263,7 @@ def flip(out: Path) -> None:
         (lambda out: truncate(out / "images.lance" / "data"), "could not be read"),
         (lambda out: truncate(out / "images.lance" / "_versions"), "could not be read"),
         (lambda out: spoil(out / "settings.lance" / "_versions"), "could not be read"),
-        (lambda out: table(out, "images").update(values={"sha256": None}), "a name is no text"),
+        (lambda out: table(out, "images").update(values={"sha256": None}), "a name is not text"),
         (lambda out: shutil.rmtree(out / "settings.lance"), "No index at"),
     ],
 )

@@ -40,7 +40,7 @@ def probabilistic_pca(images: Tensor) -> tuple[float, float]:
 
 
 def fit_linear_vae(images: Tensor, beta: float = 1.0) -> tuple[float, float, float]:
-    """Maximise the objective; return the bound in nats an image, sigma2 and the mean squared error there.
+    """Maximise the objective; return the bound in nats per image, sigma2 and the mean squared error there.
 
     What is decoded is linear in the noise, so the mean over the 2 D points +-sqrt(D) e_j equals the mean over
     the normal distribution, and the objective has no noise of its own.

@@ -76,7 +76,7 @@ def test_a_classifier_that_stands_alone_is_left_with_what_it_was_compared_with(
     assert made.kept in ("code", "layer")
     assert {one.method for one in made.comparison} == {"code", "layer", "from scratch", "pixels", "pca"}
     assert {one.labels_per_class for one in made.comparison} == {10, None}
-    assert any("50 labels a class" in note for note in made.notes)
+    assert any("50 labels per class" in note for note in made.notes)
     assert any("[eval]'" in note for note in made.notes)
     assert sorted(path.name for path in out.iterdir()) == [
         "classifier.safetensors",

@@ -332,7 +332,7 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
     gap = gap_in_words(health.prior_gap_nats)
     say(
         f"code:   {health.active_units} of {model.config.code_size} dimensions active, "
-        f"KL {health.kl_nats.sum():.1f} nats an image, distance from its prior {gap}"
+        f"KL {health.kl_nats.sum():.1f} nats per image, distance from its prior {gap}"
     )
     if health.warning:
         warn(health.warning)

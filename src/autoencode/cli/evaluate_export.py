@@ -88,7 +88,7 @@ def table(found: Evaluation) -> Iterator[str]:
     from autoencode.evaluation.quality import KID_SETS, gap_in_words
 
     held_out = f"{found.images} {found.split} images"
-    columns = {"model": found.reconstruction, f"PCA, {found.pca_components} values": found.pca}
+    columns = {"model": found.reconstruction, f"PCA, {found.pca_components} components": found.pca}
     if found.corrupted is not None:
         columns["corrupted"] = found.corrupted
     yield from _block(
@@ -107,9 +107,9 @@ def table(found: Evaluation) -> Iterator[str]:
     if code := found.code:
         yield ""
         rows = [
-            ("ELBO, nats an image", _cell(code.elbo_nats)),
-            ("bits a dimension", _cell(code.bits_per_dimension)),
-            ("KL, nats an image", _cell(code.kl_nats)),
+            ("ELBO, nats per image", _cell(code.elbo_nats)),
+            ("bits per dimension", _cell(code.bits_per_dimension)),
+            ("KL, nats per image", _cell(code.kl_nats)),
             ("active units", f"{code.active_units} of {found.code_size}"),
             ("prior gap", gap_in_words(code.prior_gap_nats)),
         ]

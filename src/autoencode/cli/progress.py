@@ -1,6 +1,6 @@
 """The output of commands: lines, errors, skipped files, and the progress of long work.
 
-Progress is a bar on a terminal; elsewhere it is a line an epoch, or a line every half a minute.
+Progress is a bar on a terminal; elsewhere it is one line per epoch or per half minute.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Images a second, over the last moments."""
+    """Images per second, over the last moments."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

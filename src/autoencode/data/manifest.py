@@ -1,4 +1,4 @@
-"""What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line a file.
+"""What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line per file.
 
 Only the manifest makes rows of a shard count: replacing it, in one rename, is the moment at which a pack
 changes. In memory its entries are columns: 60,000 take 5 MB, and would take 40 MB as objects.

@@ -1,7 +1,7 @@
 """An image folder decoded once: pixels of one size, splits, labels, and what was skipped and why.
 
     P/pack.json          constant settings: the folder, the preprocessing, rows per shard
-    P/manifest.jsonl     one line a file of the folder; replacing it is what changes the pack
+    P/manifest.jsonl     one line per file of the folder; replacing it is what changes the pack
     P/shards/00000.u8    rows of raw pixels, (H, W, 3) uint8; written once, never changed
 
 Raw shards beside a text manifest need no library to read, are mapped rather than loaded, and let an update

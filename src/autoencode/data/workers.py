@@ -96,7 +96,7 @@ def run(
     pool: dict[Connection, _Worker[Item, Result]] = {}
     try:
         while todo or pool:
-            # As many as have something to do: a small folder does not start a process a core.
+            # As many as have something to do: a small folder does not start a process per core.
             while todo and len(pool) < workers and len(pool) < len(todo) + _busy(pool):
                 worker = _Worker[Item, Result](function, seconds)
                 pool[worker.connection] = worker
@@ -186,7 +186,7 @@ class _Worker(Generic[Item, Result]):
     def __post_init__(self) -> None:
         self.connection, theirs = Pipe()
         paths = (path or os.getcwd() for path in sys.path)  # noqa: PTH109 - sys.path has strings
-        # Each worker has a core to itself; libraries that start a thread a core would fight for it.
+        # Each worker has a core to itself; libraries that start a thread per core would fight for it.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = "import sys; from autoencode.data.workers import serve; serve(int(sys.argv[1]))"
         with theirs:

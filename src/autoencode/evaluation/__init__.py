@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from autoencode.metrics.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
 
-# More images would not change PCA. A kernel distance of so many takes 100 MB, and its noise is far below the
-# differences between models.
+# More images would not change PCA. A kernel distance of 1,000 images takes 100 MB, and its noise is far below
+# the differences between models.
 PCA_IMAGES, KID_IMAGES = 20_000, 1_000
-LEAST_KID_IMAGES = 10  # the interval of a distance of fewer says nothing
-PCA_IMAGES_PER_IMAGE = 4  # for each image measured, where a sample is measured: images to fit PCA to
+LEAST_KID_IMAGES = 10  # with fewer, the interval of the distance is too wide to mean anything
+PCA_IMAGES_PER_IMAGE = 4  # PCA is fitted to this many images per image of the measured sample
 
 
 @dataclass(frozen=True)
@@ -302,5 +302,5 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
             "Give its `autoencode train` command again with --resume."
         )
     if model.is_vae and likelihood_variance(model) is None:
-        notes.append("ELBO and bits a dimension are left out: the model was trained with absolute errors.")
+        notes.append("ELBO and bits per dimension are left out: the model was trained with absolute errors.")
     return notes

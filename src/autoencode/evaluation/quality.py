@@ -95,7 +95,7 @@ class CodeQuality:
     Attributes:
         elbo_nats: evidence lower bound of an image, nats; one draw from each posterior, and images decoded
             into [0, 1]. None if the model was not trained with a Gaussian likelihood.
-        bits_per_dimension: the same as bits a value of the 8-bit image.
+        bits_per_dimension: the same as bits per value of the 8-bit image.
         kl_nats: KL of the posterior of an image from N(0, I), nats.
         active_units: code dimensions whose mean varies over the images (Burda et al. 2016).
         prior_gap_nats: KL of the aggregate posterior from N(0, I), nats, or None; see `CodeHealth`.
@@ -364,10 +364,11 @@ def distances(
     Args:
         model: draws the samples.
         images: the held-out images.
-        training_rows: as many others of the pack, whose distance is the floor; None leaves it out.
-        restorers: functions that reconstruct, by name.
-        priors: those of the model to draw samples from.
-        advance: called with the number of images done, of `len(images.rows)` for each set and the held-out.
+        training_rows: as many training images of the pack, whose distance is the floor; None leaves it out.
+        restorers: functions that reconstruct images, by name.
+        priors: the priors of the model to draw samples from.
+        advance: called with the number of images done; in total `len(images.rows)` for each set and for the
+            held-out images.
 
     Raises:
         MissingExtraError: the optional part `eval` is not installed.

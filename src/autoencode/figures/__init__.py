@@ -32,7 +32,7 @@ COMFORTABLE_TILE_PX, LARGEST_TILE_PX = 112, 512
 
 ANIMATED = (".gif", ".webp")
 WIDEST_STRIP_PX = 65_500  # the limit of a JPEG
-MOST_FRAMES = 2_400  # two minutes at 20 a second; they are all in memory at once
+MOST_FRAMES = 2_400  # two minutes at 20 per second; they are all in memory at once
 
 
 def contact_sheet(
@@ -43,7 +43,7 @@ def contact_sheet(
     rows_per_block: int | None = None,
     scale: int | None = None,
 ) -> Pixels:
-    """Lay versions of the same images side by side, a row an image, wrapped into blocks.
+    """Lay versions of the same images side by side, one row per image, wrapped into blocks.
 
     Args:
         columns: heading and images (N, H, W, 3) of each version, such as "original" and "reconstruction".

@@ -66,7 +66,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     """Draw the curves of a run as a PNG, a panel for each quantity in its records.
 
     Args:
-        records: one mapping an epoch, in order, with `epoch` and any of the keys in `PANELS`; a value that
+        records: one mapping per epoch, in order, with `epoch` and any of the keys in `PANELS`; a value that
             is missing, None or not finite leaves a gap. The epoch of least validation loss is marked.
         path: the PNG to write.
         title: a line above the panels.

@@ -184,7 +184,7 @@ def duplicates_sheet(
     from autoencode.figures import contact_sheet  # loads Matplotlib, which a search without a sheet is spared
 
     groups, near = found.head(_MOST_PAIRS_DRAWN)
-    # Of a group, files that are there rather than files that are gone.
+    # Prefer files that still exist.
     exact = [sorted(group, key=lambda path: path in found.gone)[:2] for group in groups]
     pairs = [((first, second), "same bytes") for first, second in exact]
     pairs += [((pair.first, pair.second), f"{pair.score:.4f}") for pair in near]

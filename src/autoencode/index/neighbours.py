@@ -3,7 +3,7 @@
 Up to `EXACT_LIMIT` codes, a query is compared with every one. Beyond, the codes are divided among inverted
 lists, one a k-means centroid, and a query scans the `nprobe` lists with the nearest centroids (Jégou et al.
 2011, section IV); `nprobe` is the smallest number that reaches `RECALL_SOUGHT` on a sample. FAISS then keeps
-one byte a dimension: half the time and a quarter of the memory of fp32. The candidates it finds are scored
+one byte per dimension: half the time and a quarter of the memory of fp32. The candidates it finds are scored
 again in fp64 from the codes themselves: distances between bytes are rough, and FAISS's L2 distances between
 nearly equal codes are mostly rounding error.
 

@@ -87,10 +87,10 @@ class IndexStore(ABC):
 
     @contextlib.contextmanager
     def lock(self, folder: Path) -> Iterator[None]:
-        """Let one process write the index in a folder, which may be empty but not be anything else.
+        """Let one process write the index in a folder; the folder may be empty, but hold nothing else.
 
         Raises:
-            OutputError: the path is a file, or a folder with other contents than an index.
+            OutputError: the path is a file, or a folder that holds something other than an index.
             ImageIndexError: another process is writing the index.
         """
         if folder.exists() and not folder.is_dir():
@@ -132,10 +132,10 @@ class StoredPath:
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What the codes of an index are.
+    """How the codes of an index were made, and how they are compared.
 
     Attributes:
-        embedding: what the codes are, see `ImageEncoder.kind`.
+        embedding: the kind of code, see `ImageEncoder.kind`.
         encoder_digest: of the encoder that made the codes, see `ImageEncoder.digest`.
         preprocessing: how files became the images that were encoded.
         model_path: where the model file was; None where the model was not given by a path.
@@ -251,13 +251,13 @@ def checked(location: Path | str) -> Iterator[None]:
 
 
 def check_texts(texts: Collection[Any]) -> None:
-    """Reject what cannot be a name.
+    """Reject values that are not usable names.
 
     Raises:
-        ValueError: an item is no text, or has a zero byte.
+        ValueError: an item is not text, or has a zero byte.
     """
     if not all(isinstance(text, str) and "\0" not in text for text in texts):
-        raise ValueError("a name is no text")
+        raise ValueError("a name is not text")
 
 
 def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:

@@ -48,7 +48,7 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def bits_per_dimension(nats_per_image: float, values_per_image: int) -> float:
     """Return the negative log-likelihood (or its bound) in bits per value of the 8-bit image.
 
-    The model's density lives on [0, 1]; an image of 256 levels has 8 bits a value more (Theis et al. 2016).
+    The model's density lives on [0, 1]; an image of 256 levels has 8 bits per value more (Theis et al. 2016).
     """
     return nats_per_image / (values_per_image * math.log(2)) + 8
 

@@ -37,7 +37,7 @@ SHRINKAGE = 0.05
 NARROWEST, LEAST_VARIANCE = 1e-7, 1e-12
 
 # A pass over 20,000 codes of 256 dimensions and 5 components takes a second or two; after this many passes,
-# or one that gains less than this many nats a code, further ones change nothing that can be seen.
+# or one that gains less than this many nats per code, further ones change nothing that can be seen.
 PASSES, LEAST_GAIN_NATS = 20, 0.05
 
 DENSITY_BATCH = 4096

@@ -189,11 +189,11 @@ def fit_reference(
     Args:
         model: from `load_model`, or its path.
         pack: of its training.
-        cache: a file that keeps the result. If it is there and belongs to this model, pack and embedding,
-            is used instead of computing; otherwise it is replaced. A file that cannot be written is ignored.
-        embedding: "code" for all that the model makes of images; "pretrained" for features of a network
-            trained on ImageNet instead.
-        most: images of each split to look at; see `reference_rows`. A result from fewer than usual is not
+        cache: a file that keeps the result. If it exists and belongs to this model, pack and embedding, it
+            is used; otherwise it is replaced. A file that cannot be written is ignored.
+        embedding: "code" for codes and reconstructions of the model; "pretrained" for features of a network
+            trained on ImageNet.
+        most: images of each split to measure; see `reference_rows`. A result from fewer than usual is not
             kept in the cache.
         ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
             the pack. See `joined_cluster`.
@@ -349,8 +349,8 @@ def _detector(score: Score, arrays: Mapping[str, Array]) -> Detector:
 
 
 def _fits(kept: OutlierReference, measured: Measured) -> bool:
-    """Whether a reference that was kept can score an image, given its quantities; a forged one need not."""
-    # Arrays of wrong shapes must lead to a new fit, not to an error in the middle of scoring.
+    """Whether a kept reference can score an image, given its quantities; one in a forged file may not."""
+    # Otherwise it is fitted again, before scoring and not with an error in the middle of it.
     try:
         found = apply_detectors(kept.detectors, measured)
         medians = [float(one.median) for one in kept.detectors.values() if isinstance(one, Value)]

@@ -1,4 +1,4 @@
-"""What scores judge: the quantities that a model makes of images, and maps of where it fails.
+"""The quantities that scores are computed from, and maps of reconstruction errors.
 
 Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H, W) in [0, 1].
 """
@@ -32,14 +32,14 @@ COARSEST_SIDE = 4  # pixels; fewer are too few to measure a scale by
 _COLOURS = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]]), dim=1)
 # Far below the distance of two codes that differ in anything.
 _CODE_FLOOR = 1e-6
-# Of the shorter side: wide enough to join the specks of one defect, narrow enough to show where it is.
+# Relative to the shorter side: wide enough to join the specks of one defect, narrow enough to locate it.
 SMOOTHING = 1 / 32
 
 
 class Measurements:
     """The quantities of a batch of images, each computed once, when it is first asked for.
 
-    Scores name these attributes. One that needs a VAE is None of a plain autoencoder.
+    Scores name these attributes. Those that need a VAE are None for a plain autoencoder.
     """
 
     def __init__(self, model: Autoencoder, images: Tensor) -> None:

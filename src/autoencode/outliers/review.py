@@ -250,12 +250,12 @@ def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes
 
 
 def decided_files(decisions: Decisions, pack: Pack, decision: Decision) -> bytes:
-    """Return the files of a pack about which this decision was made, one a line."""
+    """Return the files of a pack about which this decision was made, one per line."""
     return file_list(pack, (entry for entry in pack.entries if decisions.of(pack, entry) == decision))
 
 
 def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
-    """Return the paths of entries, one a line, as programs such as xargs take them.
+    """Return the paths of entries, one per line, as programs such as xargs take them.
 
     A path with a line break is left out: it would read as two paths, perhaps of other files.
     """

@@ -1,4 +1,4 @@
-"""SCORES: the ways to say how anomalous an image is. One entry is all that a new one takes.
+"""SCORES: the ways to measure how anomalous an image is, one entry each.
 
 A score names a quantity of images (an attribute of `measurements.Measurements`) and a detector, which is
 fitted to that quantity of training images. A larger score is more anomalous. A likelihood alone calls images
@@ -118,8 +118,8 @@ class KthNeighbour(Detector):
 class WhitenedKthNeighbour(Mahalanobis):
     """Distance to the fifth nearest training image after whitening.
 
-    Normal images may be of several kinds: one Gaussian around all of them calls what lies between the kinds
-    normal, neighbours do not.
+    Normal images may be of several kinds. One Gaussian around all of them would call images between the kinds
+    normal; neighbours do not.
 
     Attributes:
         neighbours: (M, F) the training images, whitened.
@@ -140,7 +140,7 @@ class WhitenedKthNeighbour(Mahalanobis):
 
 @dataclass(frozen=True)
 class Value(Detector):
-    """The quantity itself, one number an image.
+    """The quantity itself, one number per image.
 
     Attributes:
         median: () of the training images: the threshold of the paper's rule.
@@ -162,7 +162,7 @@ class Value(Detector):
 
 @dataclass(frozen=True)
 class Score:
-    """A way to say how anomalous an image is.
+    """A way to measure how anomalous an image is.
 
     Attributes:
         name: what it is called on the command line and in files.

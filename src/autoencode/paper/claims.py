@@ -237,7 +237,7 @@ def _wide_sigma2_collapses(results: Results) -> tuple[str, Verdict]:
     found = results.measured["vae-0.1"]
     active, size = found["code"]["active_units"], found["code_size"]
     kl = number(found["code"]["kl_nats"], 1)
-    text = f"{active} of {size} code dimensions are active, KL {kl} nats an image"
+    text = f"{active} of {size} code dimensions are active, KL {kl} nats per image"
     return text, "holds" if active < COLLAPSED * size else "does not hold"
 
 

@@ -172,7 +172,7 @@ def _sigma_samples(results: Results) -> Figure:
 
 def _warmup(results: Results) -> Figure:
     runs = {name: results.records[name] for name in ("vae-warmup", "vae-long")}
-    quantities = {"train_kl": "KL (nats an image)", "beta": "weight of the KL, β"}
+    quantities = {"train_kl": "KL (nats per image)", "beta": "weight of the KL, β"}
     caption = "The KL while its weight rises, against a run where it is 1 from the start."
     return _plot(plots.comparison_figure(runs, quantities, "KL and its weight"), caption, "Figure 13")
 
@@ -181,8 +181,8 @@ def _losses_of_warmup(results: Results) -> Figure:
     runs = {name: results.records[name] for name in WARMUPS if results.has(name)}
     quantities = {
         "val_mse": "validation mean squared error",
-        "val_kl": "validation KL (nats an image)",
-        "val_bits_per_dimension": "bits a dimension, at most",
+        "val_kl": "validation KL (nats per image)",
+        "val_bits_per_dimension": "bits per dimension, at most",
     }
     caption = (
         "The paper compares the first with the last and changes two things at once; here each change is also "

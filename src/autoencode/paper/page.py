@@ -110,7 +110,7 @@ def _quality(results: Results) -> Table:
         "model",
         "test MSE",
         "PCA's",
-        "bits a dimension",
+        "bits per dimension",
         "KL",
         "active",
         "KID, N(0, I)",

@@ -321,7 +321,7 @@ def seconds_needed(plan: Plan) -> float:
         missing = run.train.total_epochs - plan.epochs_done(experiment)
         if missing <= 0:
             continue
-        # Experiments that differ in neither take as long a step, whatever their losses.
+        # Experiments that differ in neither take as long per step, whatever their losses.
         kind = f"{run.model} {run.train.batch_size} {run.train.optimizer} {run.train.corrupt}"
         if kind not in an_epoch:
             an_epoch[kind] = _seconds_an_epoch(run, plan.pack)

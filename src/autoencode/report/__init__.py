@@ -98,7 +98,7 @@ def _lead(of: _Run) -> str:
     kind = "A variational autoencoder" if of.model.is_vae else "An autoencoder"
     lead = (
         f"{kind} of {len(of.pack):,} images from {of.pack.folder}, "
-        f"with a code of {of.model.config.code_size} dimensions an image."
+        f"with a code of {of.model.config.code_size} dimensions per image."
     )
     if not of.quick:
         return lead

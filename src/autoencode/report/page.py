@@ -185,8 +185,8 @@ def _evaluation_table(found: Measured) -> Table:
     ]
     if (code := found["code"]) is not None:  # a plain autoencoder has no KL, and no bound
         rows += [
-            ("bits a dimension, at most", number(code["bits_per_dimension"], 3), "–"),
-            ("KL, nats an image", number(code["kl_nats"], 1), "–"),
+            ("bits per dimension, at most", number(code["bits_per_dimension"], 3), "–"),
+            ("KL, nats per image", number(code["kl_nats"], 1), "–"),
             ("active code dimensions", f"{code['active_units']} of {found['code_size']}", "–"),
             ("prior gap", gap_in_words(code["prior_gap_nats"]), "–"),
         ]

@@ -32,7 +32,7 @@ DEEPEST_SIDE, FIRST_WIDTH, LAST_WIDTH = 4, 24, 192
 # Adam's step size and decays (docs/log.md has others).
 RATE, DECAYS = 5e-4, (0.5, 0.99)
 
-FEATURE_WEIGHT = 1.0  # of the features' likelihood beside the pixels', both nats a value
+FEATURE_WEIGHT = 1.0  # of the features' likelihood beside the pixels', both nats per value
 ADVERSARIAL_RATIO = 0.5  # norm of the adversarial gradient relative to that of the reconstruction's
 SMALLEST_NORM = 1e-8
 
@@ -45,7 +45,7 @@ class Judgement(NamedTuple):
     """The output of the discriminator.
 
     Attributes:
-        logits: (B, 1, h, w), one a patch, above 0 for "real".
+        logits: (B, 1, h, w), one per patch, above 0 for "real".
         features: of each level, shallow to deep, each (B, C, h, w).
     """
 
@@ -113,7 +113,7 @@ def feature_loss(real: list[Tensor], restored: list[Tensor]) -> Tensor:
         restored: the same of the restored images.
 
     Returns:
-        The mean over the levels, nats a value.
+        The mean over the levels, nats per value.
     """
     errors = [
         F.mse_loss(ours.float(), theirs.detach().float()) for theirs, ours in zip(real, restored, strict=True)

@@ -42,7 +42,7 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training images, after those of `kl_warmup`.
-        batch_size: images a step, of all processes together.
+        batch_size: images per step, of all processes together.
         accumulate: micro-batches that a step is computed in, one after the other, which takes less memory.
             Gradients are summed, so that nothing changes but rounding. Not with batch normalisation.
         loss: "mse" or "mae" is the mean error of a pixel value; "gaussian" is the likelihood that a VAE
@@ -57,7 +57,7 @@ class TrainConfig:
         grad_clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
         horizontal_flip: show each image mirrored left to right half of the time, which is as good as more
             images.
-        ema: decay a step of the average of the weights that becomes the model; 0 keeps the last weights.
+        ema: decay per step of the average of the weights that becomes the model; 0 keeps the last weights.
         corrupt: damage to the images the encoder sees, which the model learns to undo.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: every random choice follows from it.

@@ -56,7 +56,7 @@ class Processes:
     Every process must call every method, in the same order.
 
     Raises:
-        AutoencodeError: in any method: another process has failed; the message is that of its error.
+        AutoencodeError: another process failed (raised by any method); the message is that of its error.
     """
 
     ranks: Ranks = field(default_factory=Ranks)

@@ -29,8 +29,8 @@ class Terms(NamedTuple):
     Attributes:
         loss: the value the optimiser minimises.
         reconstruction: for an autoencoder the mean squared or absolute error a value; for a VAE the negative
-            log-likelihood, nats an image.
-        kl: nats an image; 0 for an autoencoder.
+            log-likelihood, nats per image.
+        kl: nats per image; 0 for an autoencoder.
         mse: mean squared error a value.
     """
 
@@ -83,7 +83,7 @@ def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float
 
 
 def update_sigma2(sigma2: Tensor, mse: Tensor, step: int) -> None:
-    """Update the running sigma2, in place, by this batch's maximum-likelihood value, its mean squared error.
+    """Update sigma2 in place with the maximum-likelihood value of this batch, its mean squared error.
 
     Setting the derivative of (5) by sigma2 to zero gives the mean squared error: the optimal sigma-VAE of
     Rybkin, Daniilidis & Levine 2021, equation (7). The average starts at the first batch and later covers
@@ -91,7 +91,7 @@ def update_sigma2(sigma2: Tensor, mse: Tensor, step: int) -> None:
 
     Args:
         sigma2: the running value, a scalar.
-        mse: mean squared error a value of this batch.
+        mse: mean squared error of this batch, per value.
         step: steps taken before this one, from 0.
     """
     momentum = min(SIGMA2_MOMENTUM, step / (step + 1))

@@ -275,7 +275,7 @@ def _wait_for(processes: Sequence[subprocess.Popen[bytes]], signals: Sized) -> l
         if time.monotonic() > failed + (PATIENCE_S if signals else NOTICING_S):
             _stop([process for process in processes if process.returncode is None])
             break
-    # A process that was stopped here waited for the failed one, so that its exit code says nothing.
+    # Processes stopped here waited for the failed one; their exit codes mean nothing, so they stay None.
     return codes
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Epochs without progress before a warning: a third of all, and at least 3, since a run may start slowly.
 PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
 
-# A validation error of so many times the training error means an overconfident likelihood.
+# Ratio of validation to training error above which the likelihood is overconfident.
 OVERCONFIDENT = 4
 
 # Images that the mean image is computed from; more would move it by less than a level of 255.

@@ -1,4 +1,4 @@
-"""A run folder: its settings (run.json; run.toml for people) and its metrics, a line an epoch."""
+"""A run folder: its settings (run.json; run.toml for people) and its metrics, one line per epoch."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def read_metrics(folder: Path) -> list[Record]:
     """Return the lines of metrics.jsonl, oldest first, without a last line that a crash cut short.
 
     Raises:
-        RunError: a line other than the last is damaged.
+        RunError: a line before the last is damaged.
     """
     try:
         text = (folder / METRICS_NAME).read_text(errors="replace")
@@ -219,7 +219,7 @@ def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
         ("batch", f"{config.batch_size} images"),
     ]
     if config.corrupt:
-        found.append(("what the encoder sees", ", ".join(config.corrupt)))
+        found.append(("corruptions", ", ".join(config.corrupt)))
     if config.horizontal_flip:
         found.append(("horizontal flip", "half of the time"))
     found.append(("seed", str(config.seed)))

@@ -121,6 +121,9 @@ def within_memory(out: Path, run: RunSettings) -> Iterator[None]:
     Args:
         out: the run folder.
         run: the settings of the run.
+
+    Raises:
+        ConfigError: torch or Python ran out of memory.
     """
     try:
         yield
@@ -128,9 +131,9 @@ def within_memory(out: Path, run: RunSettings) -> Iterator[None]:
         if not is_out_of_memory(err):
             raise
         size = f"{run.preprocessing.height}x{run.preprocessing.width}"
-        kept = f" What was trained until then is kept in {out}." if holds_state(out) else ""
+        kept = f" The last checkpoint is kept in {out}." if holds_state(out) else ""
         raise ConfigError(
-            f"The memory is not enough for batches of {run.train.batch_size} images of {size}. "
-            f"{'Go on with --resume' if kept else 'Start again with'} --set accumulate=4, or start again"
+            f"There is not enough memory for batches of {run.train.batch_size} images of {size}. "
+            f"{'Continue with --resume' if kept else 'Start again with'} --set accumulate=4, or start again"
             f"{' in a new folder' if kept else ''} with a smaller batch_size or --size.{kept}"
         ) from err

@@ -139,7 +139,7 @@ def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
 def clip_gradient(model: Autoencoder, clip: float) -> None:
     """Clip the gradient norm to `clip` times the loss the run starts from; 0 for no limit.
 
-    The unit makes one setting fit every loss: errors a value and likelihoods an image differ by thousands.
+    The unit makes one setting fit every loss: errors per value and likelihoods per image differ by thousands.
     """
     if clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip * model.starting_loss)
@@ -200,7 +200,7 @@ def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
     """Return step, seconds and waited.
 
     Raises:
-        ValueError: they are not what a run can be at; training would continue from anywhere.
+        ValueError: step, seconds or waited is not a number a run can have.
     """
     step, seconds, waited = content["step"], content["seconds"], content["waited"]
     if (

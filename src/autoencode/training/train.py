@@ -57,7 +57,7 @@ class Run:
         folder: the run folder.
         model_path: the trained model in it.
         pack_path: the pack of its images.
-        metrics: the lines of metrics.jsonl, one an epoch.
+        metrics: the lines of metrics.jsonl, one per epoch.
     """
 
     folder: Path
@@ -147,7 +147,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Request:
-    """Arguments of `train` that say what to train on what."""
+    """Arguments of `train` that choose the settings and the images."""
 
     source: Path
     out: Path
@@ -261,7 +261,7 @@ def _started(request: _Request, machine: _Machine, processes: Processes) -> tupl
     """Settings, images and runtime of a new run."""
     runtime = choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
     model, config = settings(request.preset or DEFAULT_PRESET, **request.overrides)
-    # Before packing, which may take hours, and again with the pack's own preprocessing.
+    # Checked before packing, which may take hours, and again with the preprocessing of the pack.
     known = request.preprocessing or preprocessing_of(request.source)
     _check_images(model, config, known or Preprocessing())
     if processes.is_first:

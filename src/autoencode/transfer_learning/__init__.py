@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 COMPARISON_NAME, CONFUSION_NAME, PICTURE_NAME = "comparison.csv", "confusion.csv", "confusion.png"
 
-LEVELS = (10, 50)  # labels a class to compare at, besides all that there are
+LEVELS = (10, 50)  # labels per class to compare at, besides all that there are
 DRAWS = 3  # random choices of the labels that an accuracy is averaged over: one alone says little
 
 
@@ -160,7 +160,7 @@ def _kept(model: Autoencoder, embedding: Embedding, finetune: bool) -> tuple[str
 
 
 def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
-    """Return the numbers of labels a class to compare at, the last None for all, and notes on them."""
+    """Return the numbers of labels per class to compare at, the last None for all, and notes on them."""
     counts = np.bincount(data.labels[data.learned])
     levels: list[int | None] = [level for level in LEVELS if level < counts.max()]
     notes = []
@@ -168,7 +168,7 @@ def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
         short = [name for name, count in zip(data.classes, counts, strict=True) if count < level]
         if level not in levels:
             notes.append(
-                f"Not compared at {level} labels a class: at most {counts.max()} can be learned from."
+                f"Not compared at {level} labels per class: at most {counts.max()} can be learned from."
             )
         elif short:
             notes.append(f"There are fewer than {level} labels of {', '.join(short)}: all of them are used.")
@@ -178,7 +178,7 @@ def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
 def _measure(
     method: Method, task: Task, level: int | None, seed: int, report: StageProgress
 ) -> tuple[Accuracy, Learned]:
-    """Measure a method with so many labels a class, over the same draws of labels as any other method."""
+    """Measure a method with so many labels per class, over the same draws of labels as any other method."""
     data = task.data
     pool, held_out = np.flatnonzero(data.learned), np.flatnonzero(~data.learned)
     draws = 1 if level is None else DRAWS

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 BATCH = 32
 EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 200, 4_000  # the same budget for either start
-CHECK_STEPS, PATIENCE = 20, 5  # least steps between checks; checks without a better one before it stops
+CHECK_STEPS, PATIENCE = 20, 5  # least steps between checks; checks without improvement before training stops
 
 # For the encoder and the layer on its codes alike. 1e-4 and 1e-3 for the two did as well, within chance.
 SCRATCH_RATE, TUNING_RATE = 1e-3, 3e-4
 WEIGHT_DECAY, GRAD_CLIP = 0.01, 1.0
 
-# Of the labels given: to stop training takes labels, too, and a fair comparison counts them.
+# Fraction of the given labels used for early stopping; they count as labels, for a fair comparison.
 VALIDATION_SHARE = 0.2
 
 ImagesOf = Callable[[NDArray[np.int64]], Tensor]

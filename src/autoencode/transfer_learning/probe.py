@@ -66,7 +66,7 @@ def labelled_images(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Labelled]:
-    """Open a folder with a sub-folder a class, or a pack of one; a folder is decoded into a temporary pack.
+    """Open a folder with one sub-folder per class, or a pack of one; a folder is decoded into a temporary pack.
 
     Raises:
         ImageFolderError: no image can be used, there are fewer than two classes, or one has too few images.

@@ -156,7 +156,7 @@ def run_apart(function: Callable[..., Result], *args: object, report: Progress) 
         function: picklable, as its arguments and its result; called with `args` and a function to report
             (steps done, steps in all) to.
         args: of the function.
-        report: called with the same, ten times a second at least; an exception it raises ends the process.
+        report: called with the same, at least ten times per second; an exception it raises ends the process.
 
     Raises:
         AutoencodeError: the function raised one, or its process ended before it returned.

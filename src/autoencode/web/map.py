@@ -77,7 +77,7 @@ async def selected(workspace: OpenWorkspace, asked: Selected) -> list[dict[str, 
 
 @router.post("/api/map/chosen.txt")
 async def files(workspace: OpenWorkspace, request: Request) -> Response:
-    """Return the files of selected images, one a line; the body has a bit an image, lowest bit first."""
+    """Return the files of selected images, one per line; the body has one bit per image, lowest bit first."""
     # As numbers, 140,000 positions filled the 1 MB of a request; as bits, eight million images fit. Ranges
     # would not help: neighbours on the map are anywhere in the pack.
     review, content = _review(workspace), await request.body()

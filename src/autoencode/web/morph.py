@@ -23,7 +23,7 @@ from autoencode.web.workspace import Pixels, Workspace
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
 
-LEG_FRAMES = 24  # from one picture to the next: 1.2 s at the 20 frames a second of `autoencode morph`
+LEG_FRAMES = 24  # from one picture to the next: 1.2 s at the 20 frames per second of `autoencode morph`
 CHUNK_FRAMES = 8  # decoded between two reports, so that a cancelled animation ends within a moment
 
 Kind = Literal["gif", "webp"]

@@ -93,7 +93,7 @@ async def table(workspace: OpenWorkspace) -> Response:
 
 @router.get("/api/decisions/{decision}.txt")
 async def files(workspace: OpenWorkspace, decision: Literal["keep", "drop"]) -> Response:
-    """Return the files with this decision, one a line, to move or copy them."""
+    """Return the files with this decision, one per line, to move or copy them."""
     if workspace.review is None:
         raise GoneError("No images are under review.")
     content = await asyncio.to_thread(decided_files, workspace.decisions, workspace.review.pack, decision)

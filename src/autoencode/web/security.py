@@ -102,11 +102,11 @@ class Trust:
 
 
 class Allowance:
-    """So many requests at once, and so many a second after that (a token bucket).
+    """So many requests at once, and so many per second after that (a token bucket).
 
     Args:
         most: requests at once.
-        per_second: further requests a second.
+        per_second: further requests per second.
     """
 
     def __init__(self, most: int = UPLOADS_AT_ONCE, per_second: float = UPLOADS_PER_SECOND) -> None:

@@ -75,7 +75,7 @@ class Collection:
     @functools.cached_property
     def splits(self) -> NDArray[np.int8]:
         """The split of each image, (N,), as its position in `SPLITS`."""
-        # At its first use: a digest an image, too slow for the start of a page on a large pack.
+        # At its first use: one digest per image, too slow for the start of a page on a large pack.
         splits = np.zeros(len(self), np.int8)
         for number, split in enumerate(SPLITS):
             splits[self.pack.entries.in_split(split)] = number

@@ -6,7 +6,7 @@
     I/packs/            the images of folders, decoded
 
 The Euclidean distance between vectors orders them as the scores of their codes do, see `VectorSpace.vectors`.
-Each change is one commit. Of two commits at once, the later is repeated on top of the earlier.
+Each change is one commit. If two commits collide, the later one is repeated on top of the earlier.
 
 Shapes: N rows, D code dimensions.
 """
@@ -103,7 +103,10 @@ class Row(NamedTuple):
 
 
 def condition(**columns: str | None) -> str | None:
-    """Return the SQL condition that columns have these texts; None leaves a column out, or all images in."""
+    """Return the SQL condition that columns have these texts.
+
+    None leaves a column out; without any, returns None, which selects all images.
+    """
     wanted = [f"{column} = {quoted(text)}" for column, text in columns.items() if text is not None]
     return " AND ".join(wanted) or None
 
@@ -367,7 +370,7 @@ class Tables:
             return int(statistics.num_indexed_rows) if statistics else 0
 
     def create_vector_index(self, nlist: int) -> None:
-        """Build the vector index anew, with one byte a dimension, and index the columns of conditions."""
+        """Build the vector index anew, with one byte per dimension, and index the columns of conditions."""
         from lancedb.index import Bitmap, BTree, IvfSq
 
         # Without indexes of their own, a merge by id and a filter would read their whole columns.

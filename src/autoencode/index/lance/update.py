@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 SAMPLE = 20_000  # distinct contents that the vector space is fitted to
 _VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
 
-_NEW_SHARE = 0.1  # of images outside the vector index, which every query compares one by one
-_REBUILD_FACTOR = 2  # the vector index is built anew when so many times as many lists are wanted
+_NEW_SHARE = 0.1  # fraction of images outside the vector index, which every query compares one by one
+_REBUILD_FACTOR = 2  # the vector index is rebuilt when it should have this many times as many lists
 _BLOCK_ROWS = 65_536
 # Measuring recall sends each vector of the sample to the store for every nprobe tried: few, from 8 on.
 _RECALL_SAMPLE, _FIRST_NPROBE = 100, 8
-_NEAREST = RECALL_NEIGHBOURS + 1  # each vector of the sample finds itself, too
+_NEAREST = RECALL_NEIGHBOURS + 1  # one more, because each vector of the sample finds itself
 
 
 class SourceUpdate:

@@ -23,7 +23,7 @@ export function curves(records, epochs) {
     charts.push(drawn);
   }
   if (records.some((record) => record.val_kl !== undefined)) {
-    charts.push(chart("KL, nats an image", records, epochs, [["train_kl", "training"], ["val_kl", "validation"]]));
+    charts.push(chart("KL, nats per image", records, epochs, [["train_kl", "training"], ["val_kl", "validation"]]));
   }
   return charts;
 }

@@ -338,7 +338,7 @@ function keysHelp() {
   return h(
     "p",
     { class: "hint" },
-    "Keys: K keep, D drop, U undo, N next, P back, H heat-map. The lists have one path a line, for a script that moves " +
+    "Keys: K keep, D drop, U undo, N next, P back, H heat-map. The lists have one path per line, for a script that moves " +
       "or copies those files.",
   );
 }
