@@ -81,7 +81,8 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def table(times: dict[str, list[tuple[float, float]]], images: int) -> str:
     first = next(iter(times))
-    lines = ["| | images per CPU second | of the bare loop | images per second |", "| --- | --- | --- | --- |"]
+    header = "| | images per CPU second | of the bare loop | images per second |"
+    lines = [header, "| --- | --- | --- | --- |"]
     for name, rounds in times.items():
         cpu, waited = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(a[0] / b[0] for a, b in zip(times[first], rounds, strict=True))

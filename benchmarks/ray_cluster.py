@@ -2,8 +2,8 @@
 
     python benchmarks/ray_cluster.py PHOTOS [--images 2000] [--epochs 2]
 
-The paper's network at 64x64, batch 32, one thread per process. Each command runs as a user runs it. The rate is
-what it says of itself: images per second of the last epoch, or of encoding, which on a cluster includes the
+The paper's network at 64x64, batch 32, one thread per process. Each command runs as a user runs it. The rate
+is the one it prints: images per second of the last epoch, or of encoding, which on a cluster includes the
 start of its processes. Wall and processor seconds are of the whole command, start-up and report included;
 processor seconds are of all processes, the driver's and those on the nodes. Wall seconds and rates say
 something only on a machine that does nothing else. Start and end alone: `--resume` of a run that is finished.

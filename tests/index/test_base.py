@@ -171,7 +171,7 @@ def test_a_pack_that_has_changed_is_not_that_of_the_index(trained: Run, photos: 
     build_index(trained.folder, pack.path, tmp_path / "i")
     next(folder.iterdir()).unlink()
     pack_folder(folder, tmp_path / "coast.pack", size=32)
-    with pytest.raises(PackError, match=r"are not those that .* was made of"):
+    with pytest.raises(PackError, match=r"are not those that .* was made from"):
         _ = open_index(tmp_path / "i").pack
 
 

@@ -36,7 +36,7 @@ def test_a_third_of_the_epochs_without_progress_is_too_long() -> None:
     losses = [0.5, 0.4, 0.41, 0.42, 0.4, 0.43]
     assert advice_on(lines(losses[:5]), epochs=12) == ""
     message = advice_on(lines(losses), epochs=12, learning_rate=0.5)
-    assert "not got better for 4 epochs, since epoch 2" in message
+    assert "not improved for 4 epochs, since epoch 2" in message
     assert "lower learning rate (it is 0.5)" in message
     assert advice_on(lines(losses), epochs=30) == ""
 

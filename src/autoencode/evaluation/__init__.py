@@ -77,7 +77,7 @@ class Evaluation:
         split: of the images: "test", or the split that stood in for it; see `Pack.held_out`.
         images: number of images; copies of one count once.
         code_size: number of code dimensions.
-        corruptions: those of the model's training; the model and PCA see the images with them.
+        corruptions: those of the training, which the inputs of the model and of PCA get, too.
         reconstruction: how close the model's reconstructions are to the clean images.
         pca: the same of PCA with as many components, fitted to the training images.
         pca_components: its components; fewer than the code dimensions if there are fewer images.
@@ -88,9 +88,9 @@ class Evaluation:
             model and the pack have them. None if it was not measured.
         code: of a VAE; None for a plain autoencoder.
         detection: of images of another folder as outliers; None if no folder was given.
-        labels: for a folder with a sub-folder a label: how well the nearest of the other held-out images
+        labels: for a folder with one sub-folder per label: how well the nearest of the other held-out images
             share the label of an image, by "codes" and by raw "pixels". None without labels.
-        notes: what was left out or replaced, and why, a sentence each.
+        notes: what was left out or replaced, and why, one sentence each.
     """
 
     model: str
@@ -129,7 +129,7 @@ def evaluate(
 
     Args:
         model: from `load_model`, or its path.
-        pack: of its training, for images it has not seen.
+        pack: the pack it was trained on, whose held-out images it has not seen.
         ood: a folder of out-of-distribution images, to be distinguished from the held-out ones.
         limits: the largest files and pictures of it to accept.
         kid: whether to measure kernel distances, which takes minutes on a CPU.
@@ -139,7 +139,7 @@ def evaluate(
 
     Raises:
         ModelFileError: the path given leads to no model.
-        ConfigError: the pack's images are not read the way the model's are.
+        ConfigError: the pack has other preprocessing than the model.
         ImageFolderError: `ood` is missing, or none of its images can be used.
         PackError: the pack has changed on the disk meanwhile.
     """
@@ -298,7 +298,7 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
         notes.append(f"{pack.location} has no training images: the model was trained on all, also on these.")
     if model.prior is None:
         notes.append(
-            "No samples from a mixture: the model carries none. "
+            "No samples from a mixture: the model file has none. "
             "Give its `autoencode train` command again with --resume."
         )
     if model.is_vae and likelihood_variance(model) is None:

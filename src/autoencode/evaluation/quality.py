@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 BATCH = 64
 
 # A sum of squared errors is the negative log-likelihood of a Gaussian of this variance; a sum of absolute
-# errors is none of any Gaussian.
+# errors is not that of any Gaussian.
 SQUARED_ERROR_SIGMA2 = 0.5
 
 LABELLED_VALUES = 25_000_000  # pixel values compared at most: 100 MB, 2,000 images of 64x64
-# Fewer active dimensions than this share, and most of the code is wasted.
+# Below this share of active dimensions, most of the code is wasted.
 FEW_ACTIVE = 0.1
 
 # The sets of images whose KID is measured, by their name in an evaluation.
@@ -114,7 +114,7 @@ class QuickEvaluation:
 
     Attributes:
         images: number of images it was measured on.
-        split: of the pack, that they are from.
+        split: the split of the pack that they are from.
         quality: how close its reconstructions are.
         code: whether its code carries information; None for a plain autoencoder.
     """
@@ -159,7 +159,7 @@ class HeldOutImages:
 def image_quality(
     images: HeldOutImages, restorers: Mapping[str, Restore], advance: Advance
 ) -> dict[str, ImageQuality]:
-    """Compare clean images with what each of `restorers` makes of the images as the model sees them."""
+    """Compare clean images with the results of each of `restorers` on the images as the model sees them."""
     metrics = (psnr, ssim, mean_squared_error, mean_absolute_error, sharpness_ratio)
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in restorers}
     for clean, seen in images.pairs():
@@ -264,7 +264,7 @@ def _gap(mean: Tensor, covariance: Tensor, count: int) -> float | None:
     """KL(N(m, S) || N(0, I)) without bias, given the mean and the covariance (divisor n) of n codes.
 
     For the true moments it is (tr S + m'm - D - log det S) / 2. With the moments of n draws the sum of the
-    trace and m'm has no bias, as what the covariance lacks the mean has in excess. The log-determinant has
+    trace and m'm has no bias: the mean has in excess what the covariance lacks. The log-determinant has
     the bias sum_{i=1..D} digamma((n - i) / 2) + D log(2 / n), by the expectation for a Wishart matrix of
     n - 1 degrees of freedom (Bishop 2006, Pattern Recognition, eq. B.81).
     """

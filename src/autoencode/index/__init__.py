@@ -1,4 +1,4 @@
-"""Images that look alike: an index of vectors, the stores that can keep it, and search.
+"""Similar images: an index of vectors, the stores that can keep it, and search.
 
 Shapes: R distinct contents, D code dimensions.
 """
@@ -52,9 +52,9 @@ def build_index(
 ) -> Index:
     """Index the images of a folder, or update an index of it: only new images are encoded.
 
-    A kill, a crash or a full disk at any moment leaves the old index whole, or the new one. LanceDB takes
-    images in as they are encoded: a new index is not opened before it is whole, and an index under update
-    names the folders that are not whole (`Index.unfinished`).
+    A kill, a crash or a full disk at any moment leaves the old index whole, or the new one. LanceDB adds
+    images as they are encoded: a new index cannot be opened before it is complete, and an index under update
+    names the folders that are incomplete (`Index.unfinished`).
 
     Args:
         model: a model file, the run folder that holds one, or a model from `load_model`; one given by its
@@ -62,15 +62,15 @@ def build_index(
         source: a folder of images, in sub-folders or not, or a pack, which is used as it is; a pack also by
             its URL in storage (see `open_pack`).
         out: the folder of the index, made if missing. For LanceDB also a URL, such as s3://bucket/index.
-        embedding: "code" (the default of a new index) compares what the model was trained to keep,
+        embedding: "code" (the default of a new index) compares codes of the model,
             "pretrained" features of EfficientNet-Lite0 of images of the model's size (extra `eval`).
         distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
             principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
-            the angle between the codes themselves, "l2" their Euclidean distance. A change of distance
-            encodes nothing anew; LanceDB rejects it.
+            the angle between the codes themselves, "l2" their Euclidean distance. Changing it encodes
+            nothing again; LanceDB rejects a change.
         store: "file" (the default of a new index) is held in memory as a whole; "lance" is kept by LanceDB
             (extra `lance`), which reads what a query needs: for more images than fit in memory, of one folder
-            or several, and for several machines that index a folder each at once.
+            or several, and for several machines that each index a folder at once.
         limits: the largest files and pictures to accept.
         ray: the address of a Ray cluster to encode on; this machine must be one of its nodes, and every node
             must see the pack: the one in `out`, or the one given. See `joined_cluster`.
@@ -89,7 +89,7 @@ def build_index(
         MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a cluster
             `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
-        OutputError: `out` is something else, or cannot be written; what was there before is unchanged.
+        OutputError: `out` is not an index, or cannot be written; what was there before is unchanged.
     """
     if store is not None and store not in STORES:
         raise ConfigError(f"Unknown store {store!r}. Choose one of: {', '.join(STORES)}.")
@@ -146,7 +146,7 @@ def remove_source(index: str | Path, source: str | Path) -> int:
         source: as it was given to `build_index`; a relative path is taken from the current folder.
 
     Raises:
-        ImageIndexError: there is no index, its store keeps one source alone, it is damaged or being written.
+        ImageIndexError: there is no index, its store keeps only one source, it is damaged or being written.
         ConfigError: the index has no images of the source.
         StorageError: the storage cannot be reached.
         OutputError: the index cannot be written.
@@ -165,12 +165,12 @@ def evaluate_search(
 ) -> RetrievalQuality:
     """Measure how well an index finds images of the same label, leaving each query out.
 
-    A query is compared with every image, however the index is searched, as this measures the codes. One of
-    the files with the same bytes takes part; images whose label no other image has are no queries.
+    A query is compared with every image, however the index is searched, as this measures the codes. Only
+    one of several files with the same bytes takes part; images whose label no other has are not queries.
 
     Args:
-        index: from `build_index` or `open_index`, of a folder with a sub-folder for each label.
-        split: take queries from this split alone, such as "test": images the model was not trained on. They
+        index: from `build_index` or `open_index`, of a folder with one sub-folder per label.
+        split: take queries only from this split, such as "test": images the model was not trained on. They
             are compared with all images.
         most_queries: the most queries to use, drawn at random where there are more images.
         seed: for that draw and the bootstrap intervals.

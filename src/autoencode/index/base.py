@@ -142,14 +142,14 @@ class Index(ABC):
 
     Attributes:
         path: the folder of the index, or its URL.
-        embedding: what its codes are, "code" or "pretrained".
+        embedding: the kind of its codes, "code" or "pretrained".
         distance: how codes are compared.
         vector_space: the same, with what was fitted to the codes.
         preprocessing: how files become the images that are encoded.
         recall: share of the true ten nearest neighbours that are found, measured when the index was built; 1
             where a query is compared with every code.
         update: what `build_index` changed; None for an index that was only opened.
-        unfinished: folders whose images are not all in the index yet: an update is running, or was killed.
+        unfinished: folders with images not yet in the index, as an update is running or was killed.
         update_command: the command that updates the index.
     """
 
@@ -227,8 +227,8 @@ class Index(ABC):
         Args:
             queries: image files and folders of them; or images (Q, 3, H, W) in [0, 1]; or codes (Q, D).
             k: neighbours of each query; where there are fewer images, all of them.
-            label: search the images of this first sub-folder alone.
-            split: search the images of this split alone, such as "test".
+            label: search only images in this first sub-folder.
+            split: search only images of this split, such as "test".
             limits: the largest files and pictures to accept.
             progress: called with (queries done, queries in all), for files.
 

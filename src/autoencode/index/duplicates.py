@@ -91,7 +91,7 @@ def near_duplicate_threshold(
         encoder: what the codes were made with.
         space: how codes are compared.
         codes: (R, D).
-        rows: (R,), the row of the pack that each code is of.
+        rows: (R,), the row of each code in the pack.
         pack: the images.
     """
     # Codes are in the order of a hash of their images: the first ones are a random sample.

@@ -70,7 +70,7 @@ class StoredIndex:
     """The content of an index file.
 
     Attributes:
-        settings: what the codes are.
+        settings: how the codes were made and are compared.
         source: the folder or pack that was indexed: an absolute path, or a URL.
         folder: the image folder that the paths of the entries are relative to.
         fingerprint: of the images, see `Pack.fingerprint`.
@@ -216,7 +216,7 @@ class FileIndex(Index):
         pack = open_pack(own if own.is_dir() else self.source)
         if pack.fingerprint != self._stored.fingerprint:
             raise PackError(
-                f"The images of {pack.location} are not those that {self.path} was made of. "
+                f"The images of {pack.location} are not those that {self.path} was made from. "
                 f"Update it: {self.update_command}"
             )
         return pack

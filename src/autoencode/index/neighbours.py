@@ -1,7 +1,7 @@
 """Nearest neighbours among codes: how two codes are compared, and the search with FAISS.
 
 Up to `EXACT_LIMIT` codes, a query is compared with every one. Beyond, the codes are divided among inverted
-lists, one a k-means centroid, and a query scans the `nprobe` lists with the nearest centroids (Jégou et al.
+lists, one per k-means centroid, and a query scans the `nprobe` lists with the nearest centroids (Jégou et al.
 2011, section IV); `nprobe` is the smallest number that reaches `RECALL_SOUGHT` on a sample. FAISS then keeps
 one byte per dimension: half the time and a quarter of the memory of fp32. The candidates it finds are scored
 again in fp64 from the codes themselves: distances between bytes are rough, and FAISS's L2 distances between
@@ -34,7 +34,7 @@ CANDIDATES_PER_NEIGHBOUR = 3
 
 # Lists for the square root of the number of codes: 4 took twice as long and found no more.
 _LISTS_PER_ROOT = 2
-# Codes a list and iterations of k-means: twice as many of both took four times as long and found no more.
+# Codes per list and iterations of k-means: twice as many of both took four times as long and found no more.
 _TRAINED_PER_LIST, _ITERATIONS = 40, 5
 # Query values from which FAISS multiplies matrices: its own default of 128,000 took up to 8 times as long.
 _MATRIX_THRESHOLD = 1000

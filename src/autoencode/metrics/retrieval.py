@@ -74,8 +74,8 @@ def retrieval_quality(
     candidates = candidates[sizes[numbers[candidates]] > 1] if len(labels) else candidates
     if len(names) < 2 or not len(candidates):
         raise ConfigError(
-            f"Search is measured with images in two or more sub-folders, one per label; there are {len(names)} "
-            f"labels and {len(candidates)} queries that share theirs with another image."
+            "Search is measured with images in two or more sub-folders, one per label; there are "
+            f"{len(names)} labels and {len(candidates)} queries that share theirs with another image."
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(candidates)[:most_queries])
     ranked = []

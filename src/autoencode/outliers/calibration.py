@@ -1,7 +1,7 @@
 """From scores to outliers at a stated false positive rate: split conformal p-values.
 
-The calibration set is held-out normal images, which neither training nor the detectors have seen. It says how
-often a normal image scores as high (Vovk, Gammerman & Shafer 2005; for outliers Bates et al. 2023).
+The calibration set is held-out normal images, which neither training nor the detectors have seen. Its scores
+show how often a normal image scores as high (Vovk, Gammerman & Shafer 2005; for outliers Bates et al. 2023).
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def images_needed(fpr: float) -> int:
 
 
 def attainable_fpr(images: int, fpr: float | None = None) -> float:
-    """Return the false positive rate to keep to with so many calibration images.
+    """Return the false positive rate to keep to with this many calibration images.
 
     Args:
-        images: in the calibration set.
+        images: number of images in the calibration set.
         fpr: the rate asked for; None for 0.01 or, with too few images for that, the smallest there is.
 
     Raises:
@@ -125,7 +125,7 @@ class OutlierReference:
         detectors: fitted to up to 10,000 training images, by score.
         calibration: scores of all test images, by score; they set thresholds. Empty without such images.
         validation: scores of up to 10,000 validation images, by score; they show what the thresholds do.
-        encoder: digest of what measured the images, see `ImageEncoder`.
+        encoder: digest of the encoder that measured the images, see `ImageEncoder`.
         pack: fingerprint of the pack.
     """
 
@@ -147,7 +147,7 @@ class OutlierReference:
         return float(detector.median) if isinstance(detector, Value) else None
 
     def check_encoder(self, digest: str) -> None:
-        """Reject a reference that something else measured.
+        """Reject a reference that another encoder measured.
 
         Raises:
             ConfigError: the digest is not that of its encoder.
@@ -188,7 +188,7 @@ def fit_reference(
 
     Args:
         model: from `load_model`, or its path.
-        pack: of its training.
+        pack: the pack the model was trained on.
         cache: a file that keeps the result. If it exists and belongs to this model, pack and embedding, it
             is used; otherwise it is replaced. A file that cannot be written is ignored.
         embedding: "code" for codes and reconstructions of the model; "pretrained" for features of a network
@@ -223,7 +223,7 @@ def fit_reference(
         )
     reference = OutlierReference(detectors, calibration, validation, encoder, pack.fingerprint)
     # A model that was never saved has no digest, by which the file could be known to be its own. The cache
-    # saves time alone: in a run folder that cannot be written the result is used all the same.
+    # only saves time, so a run folder that cannot be written is not an error.
     if cache is not None and encoder and most is None:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
@@ -319,7 +319,7 @@ def _write(path: Path, reference: OutlierReference) -> None:
     }
     for split in ("calibration", "validation"):
         arrays |= {f"{split}.{score}": values for score, values in getattr(reference, split).items()}
-    # Codes and features are float32, widened to be measured by: as float32 nothing of them is lost.
+    # Codes and features are float32 widened for the detectors, so float32 loses nothing.
     narrow = {name: values.astype(np.float32) for name, values in arrays.items()}
     kept = {name: narrow[name] if (narrow[name] == arrays[name]).all() else arrays[name] for name in arrays}
     tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in kept.items()}

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
 
 COLUMNS = ("path", "score", "p_value", "outlier")
-SHEET_IMAGES = 24  # a sheet of more is looked at by nobody
+SHEET_IMAGES = 24  # nobody looks through a longer sheet
 CHUNK = 64  # images in memory at once
 PAPER_NOTE = (
-    "The paper's threshold is the median KL of data-set images: it calls half of normal images outliers."
+    "The paper's threshold is the median KL of training images: it calls half of normal images outliers."
 )
 
 Pixels = NDArray[np.uint8]
@@ -104,11 +104,11 @@ class Outliers:
         images: the images that could be used, most anomalous first.
         skipped: the other files, with the reason.
         score: name of the score.
-        embedding: what the score is of.
+        embedding: the embedding that was scored.
         rule: which images are outliers: "conformal" or "paper".
         fpr: the false positive rate that the conformal rule keeps to, in (0, 1); None under the paper's rule.
         reference: the fitted detectors, and the calibration and validation scores.
-        notes: why the numbers may not hold, a sentence each.
+        notes: reasons why the numbers may not hold, one sentence each.
         sheet: pixels (H, W, 3) of the most anomalous images beside their reconstructions.
     """
 
@@ -152,8 +152,8 @@ def find_outliers(
         reference: the pack of the model's training, or the result of `fit_reference` on it.
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
         score: a name in `scores.SCORES`; see `default_score`.
-        embedding: "code" for all that the model makes of images; "pretrained" for features of a network
-            trained on ImageNet instead.
+        embedding: "code" for codes and reconstructions of the model; "pretrained" for features of a network
+            trained on ImageNet.
         fpr: the false positive rate, in (0, 1): at most this share of normal images is called an outlier. The
             default is 0.01 or, with few calibration images, the smallest rate that they allow.
         rule: "conformal" keeps to `fpr`; "paper" calls an image with a KL above the median an outlier.
@@ -203,7 +203,7 @@ def sheet_path(table: Path) -> Path:
 
 
 def _inputs(images: str | Path | Iterable[str | Path], out: Path | None) -> Paths:
-    """Return the files to score, once it is sure that neither the table nor the sheet overwrites one."""
+    """Return the files to score, after a check that neither the table nor the sheet overwrites one."""
     if out is None:
         return expanded(images)
     sheet = sheet_path(out)

@@ -68,7 +68,7 @@ class Measurements:
 
     @cached_property
     def kl_nats(self) -> Tensor | None:
-        """KL(q(t | x) || N(0, I)), (B,): the paper's score. It sees the code alone."""
+        """KL(q(t | x) || N(0, I)), (B,): the paper's score. It depends only on the code."""
         return None if self.log_variance is None else kl(self.vectors, self.log_variance)
 
     @cached_property
@@ -94,7 +94,7 @@ def path_descriptors(mse: Tensor, values: int, mean: Tensor, log_variance: Tenso
 
     Args:
         mse: (B,) mean squared errors.
-        values: of an image: 3 H W.
+        values: number of values of an image, 3 H W.
         mean: (B, D) codes.
         log_variance: (B, D) of the posterior; None for a plain autoencoder.
 
@@ -138,8 +138,8 @@ def spectrum_descriptors(residuals: Tensor, mean: Tensor, mean_again: Tensor) ->
         mean_again: (B, D), codes of the reconstructions.
 
     Returns:
-        (B, F): `residual_spectrum`; the norm of the mean; the log distance between the two codes, which says
-        how far the image is from those that the model maps to themselves.
+        (B, F): `residual_spectrum`; the norm of the mean; the log distance between the two codes, which
+        measures how far the image is from those that the model maps to themselves.
     """
     # Without the norm of the standard deviation: it varies too much over normal images to distinguish others.
     returned = ((mean - mean_again).norm(dim=1) + _CODE_FLOOR).log()
@@ -154,7 +154,7 @@ def measurer(
     Args:
         model: from `load_model`.
         embedding: "code", or features that take the place of the model; then the vectors alone are measured.
-        scores: whose quantities to measure; by default of all that the model and the features allow.
+        scores: the scores whose quantities are measured; by default all that the model and features allow.
 
     Raises:
         ConfigError: there are no such features.

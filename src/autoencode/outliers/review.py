@@ -1,6 +1,6 @@
-"""The images of a pack, most anomalous first, and what a person decides about each of them.
+"""The images of a pack, most anomalous first, and the decisions of a person about them.
 
-Decisions are a log of JSON lines; the state is what reading it from the first line to the last gives. A crash
+Decisions are a log of JSON lines; reading them from first to last gives the state. A crash
 can cost the decision that was being written, and none before it. Several processes may write one log: each
 first takes in what the others wrote.
 
@@ -179,7 +179,7 @@ class Decisions:
             if last is None:
                 return None
             key, before = last
-            # A line more instead of one less: what is written is never changed.
+            # One more line, because a written line is never changed.
             self._append(key, {"decision": before, "undo": True})
         return key.path
 

@@ -35,16 +35,16 @@ _SCALE_FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Detector(ABC):
-    """What was learned of a quantity from training images. Its fields are arrays, which a file can keep."""
+    """A fit to a quantity of training images. Its fields are arrays, which a file can keep."""
 
     @classmethod
     @abstractmethod
     def fit(cls, values: Array) -> Self:
-        """Learn from the quantity of training images, (M, F) with M at least 2, or (M,)."""
+        """Fit to the quantity of training images, (M, F) with M at least 2, or (M,)."""
 
     @abstractmethod
     def score(self, values: Array) -> Array:
-        """Return how anomalous images are, (N,), from the same quantity of theirs, (N, F) or (N,)."""
+        """Return how anomalous images are, (N,), from their values of the same quantity, (N, F) or (N,)."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Mahalanobis(Detector):
 
         mean, scale = values.mean(0), values.std(0)
         scale = np.maximum(scale, _SCALE_FLOOR * scale.max()) if scale.max() > 0 else np.ones_like(scale)
-        # In place: of 10,000 images with 1,280 pretrained features this array takes 100 MB, and scikit-learn
-        # makes as much again twice; the fit peaks at 390 MB there, and at 21 MB with a code of 128.
+        # In place: this array takes 100 MB for 10,000 images with 1,280 pretrained features, and scikit-learn
+        # makes two more of its size; the fit peaks at 390 MB there, and at 21 MB with a code of 128.
         standard = values - mean
         standard /= scale
         count, size = standard.shape
@@ -165,11 +165,11 @@ class Score:
     """A way to measure how anomalous an image is.
 
     Attributes:
-        name: what it is called on the command line and in files.
+        name: its name on the command line and in files.
         description: one line for the help and the error messages.
-        quantity: what it judges, the name of an attribute of `Measurements`. Scores of "vectors" judge every
-            embedding; the others need what a model reconstructs, or its posterior.
-        detector: what is fitted to that quantity of the training images, and judges others by it.
+        quantity: the name of an attribute of `Measurements`. Scores of "vectors" take every embedding; the
+            others need the reconstruction of a model, or its posterior.
+        detector: the class that is fitted to that quantity of the training images, and scores others.
         needs_vae: whether a plain autoencoder lacks the quantity.
     """
 
@@ -205,7 +205,7 @@ SCORES = {
 
 
 def default_score(embedding: str, rule: Rule = "conformal") -> str:
-    """Return the name of the score that is used where none is asked for."""
+    """Return the name of the default score."""
     if rule == "paper":
         return "kl"
     return "spectrum" if embedding == "code" else "mahalanobis"
@@ -225,7 +225,7 @@ def check_score(name: str | None, embedding: str = "code", *, is_vae: bool, rule
 
     Raises:
         ConfigError: there is no such rule or score, the rule needs another score, or the model or the
-            embedding does not have what the score judges; names the scores that can be computed.
+            embedding lacks the quantity of the score; names the scores that can be computed.
     """
     if rule not in get_args(Rule):
         raise ConfigError(f"Unknown rule {rule!r}. Choose one of: {', '.join(get_args(Rule))}.")

@@ -102,7 +102,7 @@ def adversarial_loss(decoded: Tensor) -> Tensor:
 
 
 def feature_loss(real: list[Tensor], restored: list[Tensor]) -> Tensor:
-    """Negative log-likelihood of real images' features around restored ones', a value, up to a constant.
+    """Negative log-likelihood of real images' features around restored ones', per value, up to a constant.
 
     Larsen et al. 2016, equations (7) and (8), with the maximum-likelihood variance instead of 1, as sigma2
     "auto" for pixels: then it is half the log of the mean squared error (Rybkin et al. 2021, equation (8)),

@@ -47,7 +47,7 @@ class TrainConfig:
             Gradients are summed, so that nothing changes but rounding. Not with batch normalisation.
         loss: "mse" or "mae" is the mean error of a pixel value; "gaussian" is the likelihood that a VAE
             needs, with variance `sigma2`.
-        sigma2: variance of the Gaussian likelihood, or "auto" for the maximum-likelihood one, learned.
+        sigma2: variance of the Gaussian likelihood, or "auto" to learn the maximum-likelihood one.
         beta: weight of the KL divergence in the objective of a VAE.
         kl_warmup: epochs over which `beta` rises linearly from 0, before `epochs` begins.
         kl_warmup_cycles: how often `beta` rises from 0 within `epochs`, instead of `kl_warmup`.
@@ -55,12 +55,11 @@ class TrainConfig:
         learning_rate: step size of the optimizer.
         schedule: learning rate: "constant", or "cosine", a short rise and then down to 0 at the last step.
         grad_clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
-        horizontal_flip: show each image mirrored left to right half of the time, which is as good as more
-            images.
+        horizontal_flip: mirror each image left to right half of the time, which acts like more images.
         ema: decay per step of the average of the weights that becomes the model; 0 keeps the last weights.
-        corrupt: damage to the images the encoder sees, which the model learns to undo.
+        corrupt: corruptions of the images that the encoder sees, which the model learns to undo.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
-        seed: every random choice follows from it.
+        seed: seed of every random choice.
 
     Raises:
         ConfigError: a value that cannot be used.
@@ -134,7 +133,7 @@ class RuntimeConfig:
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
         precision: of convolutions: "auto" (bf16 where the hardware multiplies it), "fp32" or "bf16".
         channels_last: images lie in memory with their channels innermost, which is faster.
-        keep_memory: memory that a step frees is kept for the next: faster, and up to 1 GB more of it.
+        keep_memory: keep the memory that a step frees for the next step: faster, for up to 1 GB more.
         checkpoint_every: steps between checkpoints, besides the one at the end of each epoch; 0 for none.
 
     Raises:
@@ -156,7 +155,7 @@ class Preset(NamedTuple):
     """Settings with a name.
 
     Attributes:
-        summary: its purpose, in a line.
+        summary: its purpose, in one line.
         changes: the settings that differ from `ModelConfig()` and `TrainConfig()`, the paper's.
     """
 

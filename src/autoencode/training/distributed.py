@@ -9,7 +9,7 @@ values that steer the loop (sums of losses, whether to stop) through gloo. Three
 - Batch normalisation over the images of all processes: torch's SyncBatchNorm has no CPU version, and its
   mean over processes assumes that each has images.
 - The processes part only after the last has read what it needs, and an error that ends one of them is raised
-  in the others in its own words: torch reports a lost connection only.
+  in the others with its message: torch only reports a lost connection.
 
 Shapes: B images of this process, C channels, H height, W width.
 """
@@ -227,7 +227,7 @@ def _has(store: Any, keys: list[str], patience_s: float) -> bool:  # noqa: ANN40
 
 
 def _failure(store: Any) -> AutoencodeError:  # noqa: ANN401 - see Processes.store
-    """The error that ended another process, in its own words where it left any."""
+    """The error that ended another process, with its message if it left one."""
     with contextlib.suppress(RuntimeError, ValueError):
         if _has(store, [_FAILURE], REPORTING_S):
             name, message = json.loads(store.get(_FAILURE))

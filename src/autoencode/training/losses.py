@@ -28,10 +28,10 @@ class Terms(NamedTuple):
 
     Attributes:
         loss: the value the optimiser minimises.
-        reconstruction: for an autoencoder the mean squared or absolute error a value; for a VAE the negative
-            log-likelihood, nats per image.
+        reconstruction: for an autoencoder the mean squared or absolute error per value; for a VAE the
+            negative log-likelihood, nats per image.
         kl: nats per image; 0 for an autoencoder.
-        mse: mean squared error a value.
+        mse: mean squared error per value.
     """
 
     loss: Tensor

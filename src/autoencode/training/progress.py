@@ -1,4 +1,4 @@
-"""Reports of a run while it trains: progress, a warning where it learns nothing, events for TensorBoard."""
+"""Reports of a run while it trains: progress, a warning where it does not learn, events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
     if (waited := len(alike) - 1 - alike.index(best)) < patience:
         return None
     learning = last["train_loss"] < best["train_loss"]
-    return f"Validation has not got better for {waited} epochs, since epoch {best['epoch']:.0f}. " + (
-        "The model still gets better on its training images alone: use fewer epochs, or more images."
+    return f"Validation has not improved for {waited} epochs, since epoch {best['epoch']:.0f}. " + (
+        "The model improves only on its training images: use fewer epochs, or more images."
         if learning
         else f"{slower}."
     )
@@ -99,14 +99,14 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
 def constant_image_mse(
     pack: Pack, train_rows: NDArray[np.int64], validation_rows: NDArray[np.int64]
 ) -> float:
-    """Mean squared error a value, on validation images, of the mean training image."""
+    """Mean squared error per value, on validation images, of the mean training image."""
     return float(constant_image_errors(pack, train_rows, validation_rows[:MEAN_IMAGES]).mean())
 
 
 def constant_image_errors(
     pack: Pack, train_rows: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Mean squared error a value (N,) of the mean training image, for each image of `rows` (N,)."""
+    """Mean squared error per value (N,) of the mean training image, for each image of `rows` (N,)."""
     total, count = torch.zeros(1), 0
     for images in batches(pack, train_rows[:MEAN_IMAGES], MEAN_BATCH):
         total, count = total + images.double().sum(0), count + len(images)

@@ -115,7 +115,7 @@ def train(
             `epochs=20`, `code_size=128`, `kind="vae"`.
 
     Raises:
-        ConfigError: a setting is invalid or not possible on this machine, or the memory does not suffice.
+        ConfigError: a setting is invalid or not possible on this machine, or there is not enough memory.
         ImageFolderError: `source` holds no usable image.
         RunError: `out` is not a run folder, holds a run while `resume` is False, or is being written by
             another process; or `resume` was given with other settings or images.
@@ -384,8 +384,8 @@ def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Prepro
         )
     if config.batch_size < built.least_batch:
         raise ConfigError(
-            "Batch normalisation has nothing to average over with a batch_size of 1 and one value a channel "
-            "in the deepest level. Use larger batches, larger images or fewer widths."
+            "Batch normalisation has nothing to average over with a batch_size of 1 and one value per "
+            "channel in the deepest level. Use larger batches, larger images or fewer widths."
         )
 
 

@@ -78,7 +78,7 @@ class Transfer:
         confusion: (K, K) held-out images by true class (rows) and predicted class (columns).
         learned_images: number of images it could learn from.
         held_out_images: number of images it was measured on.
-        notes: what was left out or is limited, and why, a sentence each.
+        notes: what was left out or is limited, and why, one sentence each.
         skipped: files that cannot be used, with the reason.
     """
 
@@ -112,7 +112,7 @@ def transfer(
 
     Args:
         model: from `load_model`, or its path; plain or a VAE.
-        labelled: a folder with a sub-folder for each class, or a pack of one.
+        labelled: a folder with one sub-folder per class, or a pack of one.
         out: a folder for the classifier, the comparison and the confusion matrix, as a table and a picture;
             made here. None writes nothing.
         embedding: which classifier is kept: "code" for that on the code or the layer of the encoder,
@@ -178,7 +178,7 @@ def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:
 def _measure(
     method: Method, task: Task, level: int | None, seed: int, report: StageProgress
 ) -> tuple[Accuracy, Learned]:
-    """Measure a method with so many labels per class, over the same draws of labels as any other method."""
+    """Measure a method with so many labels per class, over the same draws of labels as every method."""
     data = task.data
     pool, held_out = np.flatnonzero(data.learned), np.flatnonzero(~data.learned)
     draws = 1 if level is None else DRAWS
@@ -220,7 +220,7 @@ def _result(
 
 
 def _prepared(out: Path) -> Path:
-    """Make the folder; reject one that holds something else than an earlier classifier."""
+    """Make the folder; reject one that holds anything but an earlier classifier."""
     if out.is_dir() and any(out.iterdir()) and not (out / COMPARISON_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier classifier. Choose another --out.")
     make_folder(out)

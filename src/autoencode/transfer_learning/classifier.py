@@ -45,7 +45,7 @@ MODEL, PROBE = "model/", "probe/"  # prefixes of the names of their tensors
 CODE, PRETRAINED = "code", "pretrained"
 
 CHUNK = 64  # images in memory at once
-SHEET_IMAGES = 64  # a sheet of more is looked at by nobody
+SHEET_IMAGES = 64  # nobody looks through a longer sheet
 
 Pixels = NDArray[np.uint8]
 
@@ -82,7 +82,7 @@ class Classifier:
         """
         parts = [self._features(chunk) for chunk in torch.split(images, CHUNK) if len(chunk)]
         features = np.concatenate(parts) if parts else np.zeros((0, len(self.probe.mean)), np.float32)
-        # A file from elsewhere may hold any numbers; what comes of them is checked below.
+        # A file from elsewhere may hold any numbers; the probabilities are checked below.
         with np.errstate(over="ignore", invalid="ignore"):
             found = self.probe.probabilities(features)
         if not np.isfinite(found).all():
@@ -98,7 +98,7 @@ class Classifier:
 
 
 def encoder_features(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
-    """Return what a probe may look at in an encoder, (B, F) each.
+    """Return the features of an encoder that a probe can be fitted to, (B, F) each.
 
     Args:
         model: from `load_model`.
@@ -137,7 +137,7 @@ class Predictions:
     Attributes:
         results: for each image that could be used, in the order given.
         skipped: the other files, with the reason.
-        probabilities: (N, K), a row for each result.
+        probabilities: (N, K), one row per result.
         classes: the names of the K columns.
         sheet: pixels (H, W, 3): the first images with their classes.
     """

@@ -37,7 +37,7 @@ BATCH = 32
 EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 200, 4_000  # the same budget for either start
 CHECK_STEPS, PATIENCE = 20, 5  # least steps between checks; checks without improvement before training stops
 
-# For the encoder and the layer on its codes alike. 1e-4 and 1e-3 for the two did as well, within chance.
+# For the encoder and the layer on its codes alike. 1e-4 and 1e-3 for the two were as good, within chance.
 SCRATCH_RATE, TUNING_RATE = 1e-3, 3e-4
 WEIGHT_DECAY, GRAD_CLIP = 0.01, 1.0
 
@@ -224,7 +224,7 @@ class Task:
     Attributes:
         data: the images.
         model: the model whose encoder is transferred.
-        notes: limits of what was computed, a sentence each.
+        notes: limits of the computed features, one sentence each.
     """
 
     def __init__(self, data: Labelled, model: Autoencoder, report: StageProgress) -> None:
@@ -251,7 +251,7 @@ class Task:
 
     @cached_property
     def pixels(self) -> Features:
-        """Pixels, averaged down to about 32 a side."""
+        """Pixels, averaged down to about 32 per side."""
         pooling = pooling_of(self.model.preprocessing.height, self.model.preprocessing.width)
         images = batches(self.data.pack, self.data.rows, INFERENCE_BATCH)
         return {"pixels": torch.cat([F.avg_pool2d(one, pooling).flatten(1) for one in images]).numpy()}
@@ -315,7 +315,7 @@ class Method:
             chooses. Raises MissingExtraError if an optional part is not installed.
         trains: the training of an encoder instead of a probe: from a task, the images (M,) to learn from, a
             seed and a report to the trained model and the probe on its codes.
-        uses_model: whether it starts at the model: what it shows is then the worth of the autoencoder.
+        uses_model: whether it starts from the model, so that its accuracy shows the worth of the autoencoder.
     """
 
     name: str

@@ -33,12 +33,12 @@ LEAST_LEARNED = 2  # images of a class: one to learn from and one to choose sett
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of classes; the class of a file is the first sub-folder.
+    """Labelled images; the class of a file is the first sub-folder.
 
     The content of a file decides its split, as in any pack (`split_of`): a classifier learns from the
     training split and is measured on the validation and test splits. An autoencoder trained on a pack of the
     same files, from whatever folder and under whatever names, has therefore not been trained on the images
-    that the classifier is measured on. A file saved anew, for instance at another size, is another file.
+    that the classifier is measured on. A file saved again, for instance at another size, is another file.
 
     Attributes:
         pack: of the pixels.
@@ -46,7 +46,7 @@ class Labelled:
         labels: (N,) the class of each, in 0..K-1.
         classes: the names of the K classes, sorted.
         learned: (N,) whether a classifier may learn from the image; otherwise it is measured on it.
-        notes: what was left out and why, a sentence each.
+        notes: what was left out and why, one sentence each.
         skipped: files that cannot be used.
     """
 
@@ -66,7 +66,7 @@ def labelled_images(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Labelled]:
-    """Open a folder with one sub-folder per class, or a pack of one; a folder is decoded into a temporary pack.
+    """Open a folder with one sub-folder per class, or its pack; a folder is decoded into a temporary pack.
 
     Raises:
         ImageFolderError: no image can be used, there are fewer than two classes, or one has too few images.
@@ -141,7 +141,7 @@ def _check_counts(
             )
     if learned.all():
         raise ImageFolderError(
-            f"None of the {_counted(len(learned))} in {source} is held out to measure on. Add some, 20 a "
+            f"None of the {_counted(len(learned))} in {source} is held out to measure on. Add some, 20 per "
             "class if you can."
         )
 

@@ -1,8 +1,8 @@
 """The tables of an index that LanceDB keeps, in a folder or in object storage; LanceDB's errors become ours.
 
     I/settings.lance    one row: the settings, as a file with its digest, and the numbers of the vector index
-    I/sources.lance     a row for each folder or pack; a fingerprint where all of its images are in the index
-    I/images.lance      a row for each image: which file it is, and its vector
+    I/sources.lance     one row per folder or pack; a fingerprint where all of its images are in the index
+    I/images.lance      one row per image: its file and its vector
     I/packs/            the images of folders, decoded
 
 The Euclidean distance between vectors orders them as the scores of their codes do, see `VectorSpace.vectors`.
@@ -167,7 +167,7 @@ def images_schema(size: int) -> Any:  # noqa: ANN401
 
 @contextlib.contextmanager
 def _reading(location: Path | str) -> Iterator[None]:
-    """Turn what LanceDB says about tables that it cannot read into one line.
+    """Turn an error of LanceDB about unreadable tables into one line.
 
     Raises:
         ImageIndexError: LanceDB raised an error of its own.
@@ -230,12 +230,12 @@ class Tables:
         A process that still searches a version that is older than `older_than` will miss its files.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # LanceDB warns of what is said above
+            warnings.simplefilter("ignore", UserWarning)  # LanceDB warns of the files named above
             for table in (self._settings, self._sources, self._images):
                 self._commit(table, functools.partial(table.optimize, cleanup_older_than=older_than))
 
     def start_update(self, source: Source) -> None:
-        """Add a source, or mark it as not whole, before its images change."""
+        """Add a source, or mark it as incomplete, before its images change."""
         # A new source gets "", as an index of which no source was ever whole is not opened.
         was_whole = any(one.name == source.name and one.fingerprint for one in self.sources())
         self.set_source(dataclasses.replace(source, fingerprint=UPDATING if was_whole else ""))

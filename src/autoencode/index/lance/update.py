@@ -193,7 +193,7 @@ def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> Non
 
 
 def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
-    """Return the squared distance (S,) within which the nearest neighbours of each of a sample (S, D) lie."""
+    """Return the squared distance (S,) of each vector of a sample (S, D) to the farthest neighbour."""
     configure_faiss()
     best = np.full((len(sample), _NEAREST), np.inf)
     for block in tables.blocks(_BLOCK_ROWS):
