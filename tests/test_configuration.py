@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoencode.configuration import (
-    any_of,
     check_fields,
     documentation,
     read_assignment,
@@ -206,7 +205,3 @@ def test_a_file_that_is_not_there_is_named_with_how_to_make_one(tmp_path: Path) 
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match=r"Give a file of settings; `autoencode config best` prints"):
             read_toml(path, KNOWN)
-
-
-def test_a_list_of_choices_reads_as_one_says_it() -> None:
-    assert [any_of("a"), any_of("ab"), any_of("abc")] == ["a", "a or b", "a, b or c"]

@@ -30,6 +30,7 @@ from autoencode import (
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
 from autoencode.embedding import EMBEDDINGS, image_encoder, map_files, map_pack
+from autoencode.errors import any_of
 from autoencode.index.memory import INDEX_NAME
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -67,7 +68,7 @@ def test_pretrained_features_do_not_depend_on_the_model_but_on_the_size_of_its_i
 
 
 def test_another_embedding_is_rejected() -> None:
-    with pytest.raises(ConfigError, match="Choose code or pretrained"):
+    with pytest.raises(ConfigError, match=f"Unknown embedding 'clip'. Choose {any_of(EMBEDDINGS)}."):
         image_encoder(build(0), "clip")  # type: ignore[arg-type]
 
 

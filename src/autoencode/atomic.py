@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
-from autoencode.errors import ConfigError, OutputError
+from autoencode.errors import ConfigError, OutputError, any_of
 
 TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
@@ -114,9 +114,7 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
         OutputError: `path` cannot be written.
     """
     if path.suffix.lower() not in endings:
-        *others, last = endings
-        listed = f"{', '.join(others)} or {last}" if others else last
-        raise ConfigError(f"Cannot write {path}: use a name that ends in {listed}.")
+        raise ConfigError(f"Cannot write {path}: use a name that ends in {any_of(endings)}.")
     try:
         if path.is_dir():
             raise ConfigError(f"Cannot write {path}: it is a folder. Give the name of a file.")

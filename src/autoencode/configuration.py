@@ -22,7 +22,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, any_of
 
 # The choices that settings and options have. They stand here, and not beside what each of them does, because
 # `autoencode --help` lists them and must not wait two seconds for torch; tests hold them to the registries.
@@ -118,12 +118,6 @@ def _described(hint: Any) -> str:  # noqa: ANN401
     if origin is tuple:
         return {int: "a list of whole numbers", str: "a list of texts"}[get_args(hint)[0]]
     return _NAMES[hint]
-
-
-def any_of(names: Iterable[str]) -> str:
-    """Return "a", "a or b", "a, b or c"."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> ConfigError:

@@ -28,7 +28,7 @@ from autoencode.data.loader import batch_slices, batches
 from autoencode.data.manifest import SETTINGS_NAME
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
-from autoencode.errors import ConfigError, ImageFolderError, PackError
+from autoencode.errors import ImageFolderError, PackError, check_choice
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 from autoencode.storage import is_url
@@ -123,8 +123,7 @@ def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
         ConfigError: there is no embedding of that name.
         MissingExtraError: pretrained features need the optional part `eval`.
     """
-    if kind not in EMBEDDINGS:
-        raise ConfigError(f"Unknown embedding {kind!r}. Choose {' or '.join(EMBEDDINGS)}.")
+    check_choice("embedding", kind, EMBEDDINGS)
     return EMBEDDINGS[kind].encoder(model.preprocessing, model)
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 VERSION = "0.2.0"
@@ -111,3 +111,24 @@ class MissingExtraError(AutoencodeError, ImportError):
 
     def __init__(self, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose}: an optional part is missing. Install it: {install_command(extra)}")
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return "a", "a or b", "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Reject a value that is none of the choices, which the message lists.
+
+    Args:
+        name: of what is chosen, for instance "embedding".
+        value: the choice made.
+        choices: all there are.
+
+    Raises:
+        ConfigError: the value is none of them.
+    """
+    if value not in (choices := tuple(choices)):
+        raise ConfigError(f"Unknown {name} {value!r}. Choose {any_of(choices)}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import check_output, make_folder, write_json
+from autoencode.configuration import PriorName
 from autoencode.data.loader import batches, random_seed
 from autoencode.data.preprocessing import WRITABLE, save_image
-from autoencode.errors import ConfigError, OutputError
+from autoencode.errors import ConfigError, OutputError, check_choice
 from autoencode.figures import check_frames, image_grid, save_frames
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.model_file import as_model
@@ -26,7 +27,6 @@ from autoencode.models.priors import GaussianMixture, Prior, StandardNormal
 from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
-    from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack, Progress
 
 
@@ -214,8 +214,8 @@ def fit_prior(
 def _chosen(model: Autoencoder, name: PriorName | None, temperature: float) -> tuple[PriorName, Prior]:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ConfigError(f"The temperature is {temperature}; it must be a number of at least 0.")
-    if name not in (None, "mixture", "normal"):
-        raise ConfigError(f"Unknown prior {name!r}. Choose mixture or normal.")
+    if name is not None:
+        check_choice("prior", name, get_args(PriorName))
     if name == "normal" and not model.is_vae:
         raise ConfigError(
             "Only the codes of a VAE are trained towards N(0, I); this model is a plain autoencoder. "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoencode.atomic import check_output
 from autoencode.data.preprocessing import WRITABLE
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, check_choice
 from autoencode.figures import check_frames, is_animation, save_frames
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
@@ -89,8 +89,7 @@ def morph(
     model = as_model(model)
     if len(images) < 2 or isinstance(images, str):
         raise ConfigError("A morph needs two or more images.")
-    if interpolation not in INTERPOLATIONS:
-        raise ConfigError(f"Unknown interpolation {interpolation!r}. Choose {' or '.join(INTERPOLATIONS)}.")
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     path = None if out is None else Path(out)
     if path is not None:
         check_output(path, WRITABLE, map(Path, images))

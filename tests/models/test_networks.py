@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autoencode import Autoencoder, ConfigError, ModelConfig, Preprocessing
+from autoencode.errors import any_of
 from autoencode.models import networks
 from autoencode.models.convolutions import Decoder, Encoder
 from autoencode.models.networks import NETWORKS, Halves, Network
@@ -120,7 +121,7 @@ def test_another_entry_is_a_network_like_the_others(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(NETWORKS, "bounded", Network("bounded features", 2, 1, False, 1.0, halves))
     model = build("bounded")
     assert model.reconstruct(torch.rand(2, 3, 32, 48)).shape == (2, 3, 32, 48)
-    with pytest.raises(ConfigError, match=r"Unknown network 'other'\. Choose paper or residual or bounded\."):
+    with pytest.raises(ConfigError, match=f"Unknown network 'other'. Choose {any_of(NETWORKS)}."):
         ModelConfig(network="other")
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,6 @@ class Preprocessing:
             )
         if max(sides) > _MOST:
             raise ConfigError(f"The size {size.format(*sides)} is above {_MOST}, the largest side supported.")
-        if self.resize_mode not in get_args(ResizeMode):
-            raise ConfigError(
-                f"Unknown resize_mode {self.resize_mode!r}. Choose one of: {', '.join(get_args(ResizeMode))}."
-            )
         if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
             raise ConfigError(f"The background {self.background!r} is not three whole numbers from 0 to 255.")
 

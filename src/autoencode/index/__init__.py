@@ -14,7 +14,7 @@ import numpy as np
 from autoencode.cluster import joined_cluster
 from autoencode.data.pack import local_folder
 from autoencode.embedding import image_encoder
-from autoencode.errors import ConfigError, ImageFolderError, OutputError
+from autoencode.errors import ConfigError, ImageFolderError, OutputError, check_choice
 from autoencode.index.memory import FileStore, in_memory
 from autoencode.index.store import BuildRequest, IndexStore
 from autoencode.metrics.retrieval import MOST_QUERIES, RetrievalQuality, retrieval_quality
@@ -91,8 +91,8 @@ def build_index(
         RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is not an index, or cannot be written; what was there before is unchanged.
     """
-    if store is not None and store not in STORES:
-        raise ConfigError(f"Unknown store {store!r}. Choose one of: {', '.join(STORES)}.")
+    if store is not None:
+        check_choice("store", store, STORES)
     # Before anything is locked or made, so that a mistyped path leaves nothing behind.
     source, loaded = local_folder(source), as_model(model)
     if not source.is_dir():

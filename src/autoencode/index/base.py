@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.configuration import Split
 from autoencode.data.preprocessing import Limits, read_chunks, read_image
 from autoencode.data.sources import expanded
-from autoencode.errors import ConfigError, ImageError
+from autoencode.errors import ConfigError, ImageError, check_choice
 from autoencode.models.autoencoder import INFERENCE_BATCH
 from autoencode.pixels import to_float
 
@@ -126,8 +126,8 @@ class ImageFilter:
         Raises:
             ConfigError: the split is unknown.
         """
-        if self.split is not None and self.split not in get_args(Split):
-            raise ConfigError(f"Unknown split {self.split!r}. Choose one of: {', '.join(get_args(Split))}.")
+        if self.split is not None:
+            check_choice("split", self.split, get_args(Split))
 
     def __str__(self) -> str:
         conditions = {"label": self.label, "split": self.split}

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.configuration import Distance
-from autoencode.errors import ConfigError
+from autoencode.errors import check_choice
 
 EXACT_LIMIT = 100_000
 # The recall measured on the sample has an error of about 0.002: 0.995 keeps the true recall above 0.99.
@@ -96,8 +96,7 @@ def fit_vector_space(codes: Floats, distance: Distance) -> VectorSpace:
     Raises:
         ConfigError: the distance is unknown.
     """
-    if distance not in get_args(Distance):
-        raise ConfigError(f"Unknown distance {distance!r}. Choose one of: {', '.join(get_args(Distance))}.")
+    check_choice("distance", distance, get_args(Distance))
     if distance != "whitened":
         return VectorSpace(distance)
     count, size = codes.shape

@@ -7,10 +7,10 @@ or the halves it builds; no other module compares names of networks.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoencode.configuration import Kind, check_fields
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,9 +45,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, choices in (("kind", get_args(Kind)), ("network", tuple(NETWORKS))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Choose {' or '.join(choices)}.")
+        check_choice("network", self.network, NETWORKS)
         if self.code_size < 1:
             raise ConfigError(f"The code size is {self.code_size}; it must be at least 1.")
         if not self.widths or min(self.widths) < 1:

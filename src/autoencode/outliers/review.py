@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import append_line, csv_bytes, make_folder, one_at_a_time, parse_json, write_bytes
 from autoencode.data.loader import batches
-from autoencode.errors import ConfigError, OutputError
+from autoencode.errors import ConfigError, OutputError, check_choice
 from autoencode.outliers.calibration import (
     FalsePositiveRate,
     OutlierReference,
@@ -166,8 +166,7 @@ class Decisions:
             OutputError: the log cannot be written; the decision does not count then.
         """
         # Values come from a web page; one that no line may hold would make the log unreadable.
-        if decision not in DECISIONS:
-            raise ConfigError(f"Unknown decision {decision!r}. Choose keep or drop.")
+        check_choice("decision", decision, DECISIONS)
         self._write(_key(pack, entry), {"decision": decision})
 
     def undo(self, pack: Pack) -> str | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from autoencode.configuration import Rule
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, any_of, check_choice
 
 # The command line reads this module for its choices and help, which must be there at once: no torch here,
 # and numpy (.07 s) only inside functions.
@@ -227,13 +227,11 @@ def check_score(name: str | None, embedding: str = "code", *, is_vae: bool, rule
         ConfigError: there is no such rule or score, the rule needs another score, or the model or the
             embedding lacks the quantity of the score; names the scores that can be computed.
     """
-    if rule not in get_args(Rule):
-        raise ConfigError(f"Unknown rule {rule!r}. Choose one of: {', '.join(get_args(Rule))}.")
+    check_choice("rule", rule, get_args(Rule))
     name = name or default_score(embedding, rule)
     if rule == "paper" and name != "kl":
         raise ConfigError(f"The paper's rule is about the score kl, not {name}. Leave the score out.")
-    if name not in SCORES:
-        raise ConfigError(f"Unknown score {name!r}. Choose one of: {', '.join(SCORES)}.")
+    check_choice("score", name, SCORES)
     possible = [score.name for score in scores_for(embedding, is_vae=is_vae)]
     if name not in possible:
         lacks = (
@@ -241,7 +239,7 @@ def check_score(name: str | None, embedding: str = "code", *, is_vae: bool, rule
             if embedding != "code"
             else "needs a VAE, and this model is a plain autoencoder"
         )
-        raise ConfigError(f"The score {name} {lacks}. Choose one of: {', '.join(possible)}.")
+        raise ConfigError(f"The score {name} {lacks}. Choose {any_of(possible)}.")
     return name
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from autoencode.configuration import (
     Loss,
     Precision,
-    any_of,
     check_fields,
     read_assignment,
     read_toml,
@@ -23,7 +22,7 @@ from autoencode.configuration import (
     unknown_setting,
 )
 from autoencode.data.corruptions import CORRUPTIONS, example, parse_corruptions
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, any_of, check_choice
 from autoencode.models.networks import ModelConfig
 from autoencode.pixels import SIGMA2_FLOOR
 
@@ -201,8 +200,7 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
     Raises:
         ConfigError: no such preset or setting, a value that cannot be used, or values that do not fit.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}. Choose {any_of(PRESETS)}.")
+    check_choice("preset", preset, PRESETS)
     values = PRESETS[preset].changes | overrides
     # --kind vae alone has to work, and only the Gaussian loss is the likelihood that a VAE needs.
     if values.get("kind") == "vae":

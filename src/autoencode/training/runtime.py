@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
-from autoencode.errors import ConfigError
+from autoencode.configuration import Precision
+from autoencode.errors import ConfigError, check_choice
 from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
-    from autoencode.configuration import Precision
     from autoencode.training.run import RunSettings
 
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
@@ -71,8 +71,7 @@ def choose_runtime(
     Raises:
         ConfigError: this machine has no such device, or the precision is unknown.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"Unknown precision {precision!r}. Choose auto, fp32 or bf16.")
+    check_choice("precision", precision, get_args(Precision))
     chosen = _device(device)
     bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(chosen))
     return Runtime(chosen, bf16, channels_last)

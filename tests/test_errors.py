@@ -1,4 +1,4 @@
-"""The command that installs more of this package is one that works where it came from."""
+"""Errors list what can be chosen; the command that installs more works where the package came from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoencode.errors import install_command
+from autoencode.errors import ConfigError, any_of, check_choice, install_command
 
 
 class Installed:
@@ -44,3 +44,13 @@ def test_a_package_that_is_not_installed_is_taken_from_the_index(monkeypatch: py
 
     monkeypatch.setattr(metadata, "distribution", missing)
     assert install_command("web") == "pip install 'autoencode[web]'"
+
+
+def test_a_list_of_choices_reads_as_one_says_it() -> None:
+    assert [any_of("a"), any_of("ab"), any_of("abc")] == ["a", "a or b", "a, b or c"]
+
+
+def test_a_choice_that_there_is_not_is_named_with_those_there_are() -> None:
+    check_choice("store", "file", {"file": 1, "lance": 2})
+    with pytest.raises(ConfigError, match=r"^Unknown store 'cloud'\. Choose file or lance\.$"):
+        check_choice("store", "cloud", iter(["file", "lance"]))
