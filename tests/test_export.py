@@ -16,6 +16,7 @@ from autoencode import (
     MissingExtraError,
     ModelConfig,
     ModelFileError,
+    OutputError,
     Preprocessing,
     export,
     export_onnx,
@@ -113,3 +114,11 @@ def test_a_file_name_and_a_network_too_large_for_onnx_are_rejected(
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
     with pytest.raises(ConfigError, match="up to 2 GB"):
         export_onnx(model, tmp_path / "onnx")
+
+
+def test_a_folder_of_other_files_is_rejected(tmp_path: Path, photos: Path) -> None:
+    model = build("autoencoder", "paper", False)
+    with pytest.raises(OutputError, match="holds other files"):
+        export_onnx(model, photos)
+    export_onnx(model, tmp_path / "onnx")
+    export_onnx(model, tmp_path / "onnx")  # over its own files

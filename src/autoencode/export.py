@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.atomic import check_output, make_folder, write_bytes
-from autoencode.errors import VERSION, ConfigError, MissingExtraError, ModelFileError
+from autoencode.atomic import check_output, make_folder, names_in, write_bytes
+from autoencode.errors import VERSION, ConfigError, MissingExtraError, ModelFileError, OutputError
 from autoencode.models.model_file import as_model
 
 if TYPE_CHECKING:
@@ -77,13 +77,15 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
         MissingExtraError: the optional part `onnx` is not installed.
         ConfigError: `folder` is named like a file, or the network does not fit into an ONNX file.
         ModelFileError: a network computes something else in onnxruntime than in torch. Nothing is written.
-        OutputError: the folder cannot be written to.
+        OutputError: the folder holds other files, or cannot be written to.
     """
     model = as_model(model)
     folder = Path(folder)
     if folder.suffix.lower() == ".onnx":
         raise ConfigError(f"{folder} is named like a file, and three are written. Give a folder.")
     check_output(folder / f"{_Both.name}.onnx", (".onnx",))
+    if names_in(folder) - {f"{network.name}.onnx" for network in (_Encoder, _Decoder, _Both)}:
+        raise OutputError(f"{folder} holds other files. Choose another folder for the ONNX files.")
     if not all(_installed(name) for name in ("onnx", "onnxruntime", "onnxscript")):  # torch needs the last
         raise MissingExtraError("onnx", "Export to ONNX")
     # A copy: the caller's model may be on a GPU, or in training.

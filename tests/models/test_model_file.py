@@ -80,7 +80,7 @@ def test_a_file_cut_short_is_rejected(path: Path, length: int) -> None:
 
 
 def test_a_missing_file_a_picture_and_a_pickle_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="No model file"):
+    with pytest.raises(ModelFileError, match=r"No model file at .*none\. Give a model file or a run"):
         load_model(tmp_path / "none")
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickle")
     with pytest.raises(ModelFileError):

@@ -198,7 +198,7 @@ def test_wrong_requests_are_rejected_before_any_work(
     test_images = len(tiny_pack.rows("test"))
     with pytest.raises(ConfigError, match="score kl needs a VAE"):
         find_outliers(plain, mixed, tiny_pack, score="kl")
-    with pytest.raises(ConfigError, match="score kl needs a VAE"):
+    with pytest.raises(ConfigError, match="paper's rule needs a VAE, and this model is a plain autoencoder"):
         find_outliers(plain, mixed, tiny_pack, rule="paper")
     with pytest.raises(ConfigError, match="paper's rule is about the score kl, not knn"):
         find_outliers(vae, mixed, reference, rule="paper", score="knn")

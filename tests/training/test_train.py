@@ -404,7 +404,7 @@ def test_a_damaged_checkpoint_is_rejected(plain: Run, tiny_pack: Pack, tmp_path:
 
 
 def test_nothing_to_resume_is_said(tiny_pack: Pack, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"No run in .*; to start one there, train without --resume"):
+    with pytest.raises(RunError, match=r"No run in .* to continue\. Leave --resume out to start one there"):
         train(tiny_pack.path, tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
 

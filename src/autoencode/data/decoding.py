@@ -109,6 +109,8 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError("a folder, not an image file")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not a regular file")
     if status.st_size > max_bytes:

@@ -229,6 +229,8 @@ def check_score(name: str | None, embedding: str = "code", *, is_vae: bool, rule
     """
     check_choice("rule", rule, get_args(Rule))
     name = name or default_score(embedding, rule)
+    if rule == "paper" and name == "kl" and embedding == "code" and not is_vae:
+        raise ConfigError("The paper's rule needs a VAE, and this model is a plain autoencoder.")
     if rule == "paper" and name != "kl":
         raise ConfigError(f"The paper's rule is about the score kl, not {name}. Leave the score out.")
     check_choice("score", name, SCORES)

@@ -115,9 +115,7 @@ def read_run(folder: Path) -> RunSettings:
         known = f": {folder.parent}" if is_run(folder.parent) else ""
         raise RunError(f"{folder} is a file. Give the folder of the run{known}.") from err
     except FileNotFoundError as err:
-        raise RunError(
-            f"No run in {folder}. Give the folder of a run; to start one there, train without --resume."
-        ) from err
+        raise RunError(f"No run in {folder}. Give the folder that `autoencode train --out` made.") from err
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as err:
         raise RunError(f"{path} is damaged ({err}). {START_AGAIN}") from err
 

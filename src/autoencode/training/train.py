@@ -281,6 +281,8 @@ def _continued(
     # A device that no run could use is an error whatever the run is.
     choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
     _check_out(out, resume=True)
+    if not is_run(out):
+        raise RunError(f"No run in {out} to continue. Leave --resume out to start one there.")
     run = read_run(out)
     pack = open_pack(run.pack)
     if source.resolve() not in (pack.path.resolve(), pack.folder.resolve()):
