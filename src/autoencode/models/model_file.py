@@ -200,9 +200,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
     if path.is_dir():
         path = path / MODEL_NAME
     if not path.is_file():
-        raise ModelFileError(
-            f"No model file at {path}. Give a run folder or a model file; `train` makes one."
-        )
+        raise ModelFileError(f"No model file at {path}. Give a model file or a run folder of `train`.")
     weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
     model = model_of_parts(path, weights, content)
     model.digest = digest
