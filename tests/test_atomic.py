@@ -290,7 +290,7 @@ def test_an_output_that_cannot_be_written_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file is no folder"):
+    with pytest.raises(OutputError, match="file is not a folder"):
         check_output(tmp_path / "file" / "deep" / "a.csv", TABLES)
     with pytest.raises(OutputError, match="name too long"):
         check_output(tmp_path / f"{'a' * 300}.csv", TABLES)
@@ -310,7 +310,7 @@ def test_a_url_that_became_a_path_is_rejected_before_anything_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for write in (make_folder, lambda path: write_bytes(path, b"")):
-        with pytest.raises(ConfigError, match=r"://\w.* is in storage"):
+        with pytest.raises(ConfigError, match=r"://\w.* is in object storage\. Give a path on"):
             write(Path(url))
     assert not list(tmp_path.iterdir())
     (tmp_path / url.partition("/")[0]).mkdir()  # somebody does call a folder that

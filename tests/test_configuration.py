@@ -148,7 +148,7 @@ def test_an_assignment_is_read_as_its_type_has_it(text: str, expected: object) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("count", "--set count sets nothing. Write NAME=VALUE, such as --set learning_rate=3e-4."),
+        ("count", "--set count has no value. Write NAME=VALUE, such as --set learning_rate=3e-4."),
         ("coutn=3", "Unknown setting coutn. Did you mean count?"),
         ("zz=3", f"Unknown setting zz. The settings are {', '.join(sorted(KNOWN))}."),
         ("count=2.5", "count is 2.5; it must be a whole number."),
@@ -188,7 +188,7 @@ def test_an_assignment_that_cannot_be_used_is_named_with_what_can(text: str, mes
         ("coutn = 3", ": Unknown setting coutn. Did you mean count?"),
         ("[train]\ncount = 3", ": [train] is a table. Settings stand in none: write epochs = 10"),
         ("a.count = 3", ": [a] is a table."),
-        ("#" * (1 << 20) + "#", "has more than 1,048,576 bytes and is no file of settings"),
+        ("#" * (1 << 20) + "#", "has more than 1,048,576 bytes and is not a file of settings"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_setting(

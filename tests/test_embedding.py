@@ -197,6 +197,7 @@ def test_what_a_killed_process_had_is_done_again_and_another_pack_is_rejected(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
     assert ended.stdout == (
-        f"PackError A node of the cluster sees other images in {tiny_pack.path}. Give all nodes one pack.\n"
+        f"PackError A node of the cluster sees other images in {tiny_pack.path}. "
+        "Give all nodes the same pack.\n"
         "RunError The cluster could not do the work: KeyError: 'none'\n"
     )

@@ -109,7 +109,7 @@ def test_a_file_name_and_a_network_too_large_for_onnx_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build("autoencoder", "paper", False)
-    with pytest.raises(ConfigError, match="three are written"):
+    with pytest.raises(ConfigError, match="but three files are written"):
         export_onnx(model, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
     with pytest.raises(ConfigError, match="up to 2 GB"):

@@ -90,7 +90,7 @@ def test_a_walk_is_an_animation_of_decoded_codes(tmp_path: Path) -> None:
 def test_what_cannot_be_generated_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="plain autoencoder"):
         generate(build("autoencoder"), prior="normal")
-    with pytest.raises(ConfigError, match="carries no mixture"):
+    with pytest.raises(ConfigError, match="has no mixture"):
         generate(build("autoencoder"))
     with pytest.raises(ConfigError, match="temperature"):
         generate(build(), temperature=-1)

@@ -217,7 +217,7 @@ def test_images_are_not_read_from_where_they_would_be_removed(
     model: Autoencoder, coast: list[Path], tmp_path: Path
 ) -> None:
     reconstruct(model, coast[:2], tmp_path / "out")
-    with pytest.raises(OutputError, match="holds images to read"):
+    with pytest.raises(OutputError, match="holds input images"):
         reconstruct(model, tmp_path / "out" / "images", tmp_path / "out")
     assert len(list((tmp_path / "out" / "images").iterdir())) == 2
 
@@ -293,5 +293,5 @@ def test_the_sheet_of_an_earlier_call_is_not_replaced_while_it_is_read(
     model: Autoencoder, coast: list[Path], tmp_path: Path
 ) -> None:
     reconstruct(model, coast, tmp_path / "out")
-    with pytest.raises(ConfigError, match="would overwrite what is read"):
+    with pytest.raises(ConfigError, match="would overwrite an input"):
         reconstruct(model, [tmp_path / "out" / "reconstructions.png"], tmp_path / "out")

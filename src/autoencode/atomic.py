@@ -1,9 +1,9 @@
 """Files that are either whole or not there, and folders that one process writes at a time.
 
 A file is written beside its destination, fsynced and renamed. A kill, a crash or a full disk at any moment
-leaves the old file or the new one, never a part. Two kinds of files are safe in other ways: the lines of a
-log, of which only the last can be cut short, and the shards of a pack, which count only once its manifest
-names them.
+leaves the old file or the new one, never a part of it. Two kinds of files are safe in other ways: a log, in
+which only the last line can be cut short, and the shards of a pack, which count only once its manifest names
+them.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
 
 _LOCK_NAME = ".lock"
-_LOOK_SECONDS = 0.2  # `is_locked` holds a lock for a moment, which must not stop a writer that comes then
+_LOOK_SECONDS = 0.2  # how long a writer waits: `is_locked` holds the lock for a moment
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
-_HEAD_BYTES = 4096  # every image format that is written has a zero byte in them; text has none
+_HEAD_BYTES = 4096  # every image format that is written has a zero byte in these; text has none
 
 
 def reject_url(path: Path) -> None:
-    """Reject a URL that was made a path, such as s3:/bucket; an existing folder called s3: is accepted.
+    """Reject a path that was made from a URL, such as s3:/bucket; an existing folder s3: is accepted.
 
     Raises:
-        ConfigError: `path` was a URL.
+        ConfigError: `path` was made from a URL.
     """
     scheme = path.parts[0] if path.parts else ""
     if _SCHEME.fullmatch(scheme) and not Path(scheme).exists():
         raise ConfigError(
-            f"{scheme}//{'/'.join(path.parts[1:])} is in storage; here goes a path on this machine."
+            f"{scheme}//{'/'.join(path.parts[1:])} is in object storage. Give a path on this machine."
         )
 
 
@@ -60,9 +60,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("wb") as file:
             mode = os.fstat(file.fileno()).st_mode
             yield file
-        # Some libraries write a file of their own in its place, which only its owner may read.
+        # Some libraries replace the temporary file by one that only its owner may read.
         with temporary.open("rb+") as file:
-            if hasattr(os, "fchmod"):  # Windows has no such rights to restore
+            if hasattr(os, "fchmod"):  # Windows has no such permissions
                 os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -105,12 +105,13 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
 
     Args:
         path: where a result is to go.
-        endings: the extensions allowed, in lower case with the dot; either those of tables or of images.
+        endings: the allowed extensions, in lower case with the dot; either those of tables or of images.
         inputs: files that are read or needed later; looked at only if `path` exists.
 
     Raises:
-        ConfigError: `path` has another ending, is a folder, is one of the inputs (also through a link), or
-            holds an image where text is to go or the other way round.
+        ConfigError: the extension of `path` is not in `endings`; it is a folder; it is one of the inputs,
+            directly or by a link; or it holds an image where text is to be written, or text where an image
+            is to be written.
         OutputError: `path` cannot be written.
     """
     if path.suffix.lower() not in endings:
@@ -120,16 +121,16 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
             raise ConfigError(f"Cannot write {path}: it is a folder. Give the name of a file.")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir():
-            raise OutputError(f"Could not write {path}: {folder} is no folder. Choose another output.")
+            raise OutputError(f"Could not write {path}: {folder} is not a folder. Choose another output.")
         # os.access is not enough: root is allowed to write even where nothing can be written.
         with tempfile.TemporaryFile(dir=folder):
             pass
         if not path.exists():
             return
         if any(given.exists() and path.samefile(given) for given in inputs):
-            raise ConfigError(f"Writing {path} would overwrite what is read. Give the result another name.")
+            raise ConfigError(f"Writing {path} would overwrite an input. Choose another name.")
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)  # a mistyped option must not replace a photograph by a table
+            head = file.read(_HEAD_BYTES)  # a mistyped option must not replace a photo by a table
     except OutputError:
         raise
     except OSError as err:
@@ -137,7 +138,7 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
     is_text = b"\0" not in head
     if head and is_text != (path.suffix.lower() in TABLES):
         kind = "text" if is_text else "an image or other binary data"
-        raise ConfigError(f"{path} is there already and holds {kind}. Give the result another name.")
+        raise ConfigError(f"{path} exists and holds {kind}. Choose another name.")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -153,7 +154,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     """Return rows as CSV in UTF-8; bytes of file names that are not UTF-8 are escaped as in JSON: \\udcff."""
-    content = io.BytesIO()  # not StringIO, which holds four bytes a character
+    content = io.BytesIO()  # not StringIO, which holds four bytes per character
     text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     text.flush()
@@ -176,10 +177,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can hold
-    """Return the value of JSON text, which may come from a stranger.
+    """Return the value of JSON text, which may be forged.
 
     Raises:
-        ValueError: `text` is no JSON, nests too deeply, or has a number that is not finite.
+        ValueError: `text` is not JSON, is nested too deeply, or has a number that is not finite.
     """
     try:
         return json.loads(text, parse_constant=_reject_constant)
@@ -188,14 +189,14 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can ho
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # Python accepts NaN and Infinity, which nothing here writes
+    raise ValueError(f"{name} is not JSON")  # Python accepts NaN and Infinity, which nothing here writes
 
 
 def make_folder(path: Path) -> None:
     """Make `path` and its parents.
 
     Raises:
-        OutputError: the folder cannot be made, for instance because there is a file of that name.
+        OutputError: the folder cannot be made, for instance because a file has that name.
     """
     reject_url(path)
     try:
@@ -215,7 +216,7 @@ def sync_folder(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`. Call it while holding its lock."""
+    """Delete the temporary files that a killed process left in `folder`; the caller holds its lock."""
     for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
             leftover.unlink()
@@ -224,7 +225,7 @@ def remove_temporaries(folder: Path) -> None:
 def names_in(folder: Path) -> set[str]:
     """Return the names in `folder`, without locks and temporary files; none if it is missing.
 
-    A process killed in its first moment leaves those two, and its folder must count as empty.
+    A process killed right after its start leaves only those, and the folder must count as empty.
 
     Raises:
         OSError: the folder cannot be read, or is a file.
@@ -261,7 +262,7 @@ def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]
 
 @contextlib.contextmanager
 def one_at_a_time(lock_path: Path) -> Iterator[None]:
-    """Let one process or thread in at a time, while the others wait; for work that takes moments.
+    """Let one process or thread in at a time while the others wait; for work that takes moments.
 
     Raises:
         OutputError: the lock file cannot be made.
@@ -282,7 +283,7 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OutputError:  # the folder is read-only for this user, who can then not tell
+    except OutputError:  # read-only for this user, who cannot lock it and so cannot ask
         return False
 
 
@@ -301,4 +302,4 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
 
 def _output_error(path: Path, err: OSError) -> OutputError:
     reason = err.strerror or str(err)
-    return OutputError(f"Could not write {path}: {reason}. What was there before is unchanged.")
+    return OutputError(f"Could not write {path}: {reason}. An existing file is unchanged.")

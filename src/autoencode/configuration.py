@@ -1,7 +1,7 @@
-"""Settings: the choices they have, their types, what is written about them, and the TOML they are kept in.
+"""Settings: their choices, types and documentation, and the TOML files that keep them.
 
-A setting is a field of a frozen dataclass. Its type and default stand in the class and its meaning in the
-docstring of the class, nowhere else: help texts, files of settings and the reference are made from those.
+A setting is a field of a frozen dataclass. The class declares its type and default, and the docstring of the
+class its meaning; help texts, files of settings and the reference are derived from them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from autoencode.errors import ConfigError, any_of
 
-# The choices that settings and options have. They stand here, and not beside what each of them does, because
-# `autoencode --help` lists them and must not wait two seconds for torch; tests hold them to the registries.
+# The choices of settings and options. They are here, not in the modules that implement them, because
+# `autoencode --help` lists them and must not wait two seconds for torch; tests compare them with the
+# registries.
 Kind = Literal["autoencoder", "vae"]
 Loss = Literal["mse", "mae", "gaussian"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -52,7 +53,7 @@ def check_fields(settings: Any) -> None:  # noqa: ANN401 - any dataclass
     """Give each field of a frozen dataclass the type it is declared with, or reject its value.
 
     Raises:
-        ConfigError: a value has another type, or is none of the choices of its field; names the field.
+        ConfigError: a value has another type, or is not a choice of its field; the message names the field.
     """
     for name, hint in types_of(type(settings)).items():
         object.__setattr__(settings, name, typed(name, getattr(settings, name), hint))
@@ -67,12 +68,12 @@ def types_of(settings: type) -> dict[str, Any]:
 def typed(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     """Return a value as the declared type has it.
 
-    Numbers of other libraries become Python's, lists become tuples. Nothing else is converted: "3" is no
-    number, and True is not 1.
+    Numbers of other libraries become Python's, lists become tuples. Nothing else is converted: "3" is not
+    a number, and True is not 1.
 
     Raises:
-        ConfigError: the value has another type, is none of the choices, or is too large: a whole
-            number beyond 64 bits, another beyond 3.4e38, the range of fp32.
+        ConfigError: the value has another type, is not a choice, or is too large: a whole number beyond
+            64 bits, or a number beyond 3.4e38, the range of fp32.
     """
     try:
         return _as(value, hint)
@@ -98,12 +99,12 @@ def _as(value: Any, hint: Any) -> Any:  # noqa: ANN401
         if not isinstance(value, str) or value not in get_args(hint):
             raise TypeError
         return value
-    if isinstance(value, bool) != (hint is bool):  # Python counts True among the whole numbers
+    if isinstance(value, bool) != (hint is bool):  # True is an int in Python
         raise TypeError
     accepted = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
     if not isinstance(value, accepted):
         raise TypeError
-    # Before the conversion, as that of a whole number of 400 digits has an OverflowError of its own.
+    # Before the conversion: that of a whole number of 400 digits raises an OverflowError of Python's.
     if (limit := _LARGEST.get(hint)) and limit < abs(value) < math.inf:
         raise OverflowError(f"{limit:,}")
     return hint(value)
@@ -121,14 +122,14 @@ def _described(hint: Any) -> str:  # noqa: ANN401
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a name that is no setting: it suggests the nearest, or lists all."""
+    """Return the error for a name that is not a setting: it suggests the nearest, or lists all."""
     near = difflib.get_close_matches(name, known := sorted(known), n=1)
     advice = f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(known)}."
     return ConfigError(f"Unknown setting {name}. {advice}")
 
 
 def documentation(settings: type) -> dict[str, str]:
-    """Return what the docstring of a dataclass says of each field, in its Args or Attributes section.
+    """Return the description of each field in the Args or Attributes section of a dataclass's docstring.
 
     A field whose choices are the entries of a registry has the metadata "entries", a function to list them.
     """
@@ -136,7 +137,6 @@ def documentation(settings: type) -> dict[str, str]:
         r"^(?:Args|Attributes):\n((?: .*\n|\n)*)", f"{inspect.getdoc(settings)}\n", re.MULTILINE
     )
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
-    # The entries of a registry are known to the registry alone; a field says how to list them.
     lists = {f.name: f.metadata.get("entries") for f in fields(settings)} if is_dataclass(settings) else {}
     meaning = {name: " ".join(text.split()) for name, text in entries}
     return {
@@ -150,11 +150,11 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        known: the type of each setting there is.
+        known: the type of each setting.
 
     Raises:
         ConfigError: the file cannot be read or is not TOML, or a setting is unknown, is a table, or has
-            another type; names the file and the setting.
+            another type; the message names the file and the setting.
     """
     example = "`autoencode config best` prints such a file."
     try:
@@ -162,7 +162,7 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
             content = file.read(FILE_BYTES + 1)
         if len(content) > FILE_BYTES:
             raise ConfigError(
-                f"{path} has more than {FILE_BYTES:,} bytes and is no file of settings. {example}"
+                f"{path} has more than {FILE_BYTES:,} bytes and is not a file of settings. {example}"
             )
         values = tomllib.loads(content.decode())
     except OSError as err:
@@ -170,9 +170,9 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as err:
         if isinstance(err, ConfigError):
             raise
-        # Python refuses to read 4,300 digits or a thousand brackets, and its error is about Python.
-        is_told = isinstance(err, tomllib.TOMLDecodeError | UnicodeDecodeError)
-        reason = err if is_told else "it has a number or a nesting of thousands of characters"
+        # For 4,300 digits or a thousand brackets Python raises an error about its own limits.
+        has_own_reason = isinstance(err, tomllib.TOMLDecodeError | UnicodeDecodeError)
+        reason = err if has_own_reason else "it has a number or a nesting of thousands of characters"
         raise ConfigError(f"{path} is not TOML: {reason}. Write a line NAME = VALUE each; {example}") from err
     try:
         return {name: _of_file(name, value, known) for name, value in values.items()}
@@ -196,11 +196,11 @@ def read_assignment(text: str, known: Mapping[str, Any]) -> tuple[str, Any]:
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
-        raise ConfigError(f"--set {text} sets nothing. Write NAME=VALUE, such as --set learning_rate=3e-4.")
+        raise ConfigError(f"--set {text} has no value. Write NAME=VALUE, such as --set learning_rate=3e-4.")
     if name not in known:
         raise unknown_setting(name, known)
     is_list = get_origin(known[name]) is tuple
-    value = re.sub(r"^([+-]?)\.", r"\g<1>0.", value)  # TOML has no number .001
+    value = re.sub(r"^([+-]?)\.", r"\g<1>0.", value)  # .001 is not a number in TOML
     found = _toml_value(f"[{value}]" if is_list and not value.startswith("[") else value)
     if found is None:
         found = [part.strip() for part in value.split(",")] if is_list else value
@@ -208,7 +208,7 @@ def read_assignment(text: str, known: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _toml_value(text: str) -> Any:  # noqa: ANN401
-    """Return what a text is in TOML, or None where it is nothing."""
+    """Return the value of a text read as TOML, or None if it is not TOML."""
     try:
         values = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -217,11 +217,11 @@ def _toml_value(text: str) -> Any:  # noqa: ANN401
 
 
 def toml_lines(settings: Any, *, active: bool = True) -> str:  # noqa: ANN401 - any dataclass
-    """Return the settings of a dataclass as lines of TOML, each under a comment of what it means.
+    """Return the settings of a dataclass as lines of TOML, each under a comment with its meaning.
 
     Args:
         settings: a dataclass that has a value for every field.
-        active: False makes comments of the lines, so that they say the defaults and set nothing.
+        active: False writes the lines as comments, which show the defaults and set nothing.
     """
     meaning = documentation(type(settings))
     lines = []
@@ -237,5 +237,5 @@ def _toml(value: Any) -> str:  # noqa: ANN401
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, float):
         return repr(value)
-    # True, numbers, and the escapes of a text are in TOML as they are in JSON, but for the character DEL.
+    # TOML writes true, numbers and the escapes of a text as JSON does, except for the character DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

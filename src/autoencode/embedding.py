@@ -4,7 +4,7 @@ An embedding is an entry of `EMBEDDINGS`: codes of a model, or features of a pre
 also a choice of `Embedding` in configuration.py.
 
 `map_pack` and `map_files` call a function on images, in this process or on the nodes of a Ray cluster. A
-node gets the rows or the paths, reads the images itself, in the same batches, and sends back the results.
+node gets the rows or the paths, reads the images itself in the same batches, and returns the results.
 
 Shapes: B batch, N images, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
 """
@@ -48,8 +48,8 @@ class ImageEncoder:
         kind: name of the embedding in `EMBEDDINGS`.
         preprocessing: the size of its images, and how a file becomes one.
         size: F, features per image.
-        digest: of everything the vectors depend on but the images; equal digests, comparable vectors. ""
-            for a model that was never saved.
+        digest: of everything but the images that determines the vectors; vectors of equal digests can be
+            compared. "" for a model that was never saved.
         encode: images (B, 3, H, W) in [0, 1], any device, to (B, F) float32.
     """
 
@@ -66,11 +66,11 @@ class EmbeddingKind:
 
     Attributes:
         summary: a few words for help.
-        needs_model: whether the vectors depend on the weights of a model. Otherwise the model says no more
-            than the size of its images.
-        distance: by which vectors are compared unless another one is asked for.
-        encoder: preprocessing and a model, or None for no model, to the encoder. Raises MissingExtraError
-            if an optional part is not installed.
+        needs_model: whether the weights of the model determine the vectors; if not, only its preprocessing
+            matters.
+        distance: the default for comparing vectors.
+        encoder: makes the encoder from a preprocessing and a model (None if it needs none); raises
+            MissingExtraError if an optional part is missing.
     """
 
     summary: str
@@ -90,20 +90,20 @@ def _codes(preprocessing: Preprocessing, model: Autoencoder | None) -> ImageEnco
 
 
 def _pretrained(preprocessing: Preprocessing, model: Autoencoder | None) -> ImageEncoder:
-    # With the preprocessing: the network is given images of the size that a model of ours would see.
+    # The preprocessing is part of the digest: the network gets images of the model's size.
     text = json.dumps([BACKBONE.digest, preprocessing.to_json()], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return ImageEncoder("pretrained", preprocessing, BACKBONE.size, digest, _pretrained_features)
 
 
 def _pretrained_features(images: Tensor) -> NDArray[np.float32]:
-    # At the top of the module, so that it is sent to nodes of a cluster by its name and not with its network.
+    # A module-level function is pickled by name; a closure would send the network to every node.
     return BACKBONE.pooled(to_pixels(images.cpu()))
 
 
 EMBEDDINGS: dict[str, EmbeddingKind] = {
     "code": EmbeddingKind("codes of the model", True, "whitened", _codes),
-    # Some models' codes share a direction, which whitening takes away; pretrained features lose by it
+    # Codes of some models share a direction, which whitening removes; pretrained features get worse by it
     # (docs/results.md).
     "pretrained": EmbeddingKind(
         f"features of {BACKBONE.name}, trained on ImageNet (extra eval)", False, "cosine", _pretrained
@@ -112,7 +112,7 @@ EMBEDDINGS: dict[str, EmbeddingKind] = {
 
 
 def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
-    """Return an encoder of images of the size that a model takes.
+    """Return an encoder of images of the size of a model.
 
     Args:
         model: from `load_model`.
@@ -127,7 +127,7 @@ def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
     return EMBEDDINGS[kind].encoder(model.preprocessing, model)
 
 
-Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row for each image
+Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row per image
 Made = TypeVar("Made", bound=Columns)
 
 
@@ -141,7 +141,7 @@ def map_pack(
     """Call a function on images of a pack, a batch at a time.
 
     Args:
-        function: of images (B, 3, H, W).
+        function: called with images (B, 3, H, W); returns an array per name, each with a row per image.
         pack: the images; every node must see it.
         rows: (N,) of the pack.
         batch_size: B at most, see `batches`.
@@ -153,7 +153,7 @@ def map_pack(
     Raises:
         PackError: a node sees another pack, or none.
         RunError: the cluster failed.
-        AutoencodeError: the function raised it.
+        AutoencodeError: raised by the function.
     """
     if cluster is None:
         yield from map(function, batches(pack, rows, batch_size))
@@ -173,20 +173,20 @@ def map_files(
     skipped: list[tuple[Path, str]],
     cluster: Cluster | None = None,
 ) -> Iterator[tuple[list[Path], NDArray[np.float64]]]:
-    """Call a function on images in files, a few at a time, without those that cannot be used.
+    """Call a function on images in files, a chunk at a time; unusable files are skipped.
 
     Args:
-        function: of images (B, 3, H, W) to a number each, (B,).
+        function: called with images (B, 3, H, W); returns a number per image, (B,).
         paths: the files; every node must see them.
-        size: files in a chunk.
+        size: files per chunk.
         preprocessing, limits, skipped: see `read_chunks`.
         cluster: the nodes to work on; None for this process.
 
     Yields:
-        Files that could be read, and their numbers (B,); B may be 0.
+        The files of a chunk that could be read, and their numbers (B,); B may be 0.
 
     Raises:
-        ImageFolderError: no file could be used; raised after the last.
+        ImageFolderError: no file could be used; raised after the last one.
         RunError: the cluster failed.
     """
     if cluster is None:
@@ -207,7 +207,7 @@ def map_files(
 
 @dataclass(frozen=True)
 class _OfPack(Generic[Made]):
-    """Work of a node on rows of a pack."""
+    """Runs on a node: calls the function on rows of a pack."""
 
     function: Callable[[Tensor], Made]
     location: str
@@ -227,13 +227,18 @@ def _opened(location: str, fingerprint: str) -> Pack:
             f"A node of the cluster does not see the pack {location}. Put it on a disk that all nodes share."
         ) from err
     if pack.fingerprint != fingerprint:
-        raise PackError(f"A node of the cluster sees other images in {location}. Give all nodes one pack.")
+        raise PackError(
+            f"A node of the cluster sees other images in {location}. Give all nodes the same pack."
+        )
     return pack
 
 
 @dataclass(frozen=True)
 class _OfFiles:
-    """Work of a node on files: a number for each it could read, (B,), and for each file why not, or ""."""
+    """Runs on a node: returns a number for each readable file, (B,), and a reason for each file.
+
+    The reason is "" for a file that was readable.
+    """
 
     function: Callable[[Tensor], NDArray[np.float64]]
     preprocessing: Preprocessing
@@ -242,7 +247,9 @@ class _OfFiles:
     def __call__(self, paths: Sequence[Path]) -> tuple[NDArray[np.float64], list[str]]:
         skipped: list[tuple[Path, str]] = []
         values = [np.zeros(0)]
-        with contextlib.suppress(ImageFolderError):  # no file of these few; `map_files` judges all together
+        with contextlib.suppress(
+            ImageFolderError
+        ):  # an empty chunk is no error; the caller judges all files together
             for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, skipped):
                 if read:
                     values.append(self.function(to_float(pixels)))

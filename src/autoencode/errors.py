@@ -1,6 +1,4 @@
-"""The version of this package, and how more of it is installed; a module of its own, for any layer.
-
-Every error this package raises on purpose.
+"""Every error this package raises on purpose, its version, and the command that installs an extra.
 
 AutoencodeError
 ├── ConfigError          a setting that cannot be used, or settings that do not fit together
@@ -11,8 +9,8 @@ AutoencodeError
 ├── StorageError         object storage that cannot be reached, or that has no such bucket
 ├── RunError             a run folder that is not ours, is in use, or was started with other settings
 ├── DivergedError        training produced a loss that is not finite
-├── ModelFileError       a file that is not a model, is damaged, or is from a newer version
-├── OutputError          a result could not be written; what was there before is untouched
+├── ModelFileError       a file that is not a model, is damaged, or is of another version
+├── OutputError          a result could not be written; an existing file is unchanged
 └── MissingExtraError    an optional dependency is not installed; names the command that installs it
 
 The message says what happened, where, and what to do. The command line prints it in one line and
@@ -33,7 +31,7 @@ VERSION = "0.2.0"
 def install_command(extra: str) -> str:
     """Return the command that adds an optional part to this installation, which may be of a checkout.
 
-    Where a package came from stands in its direct_url.json (PEP 610), unless it came from an index.
+    direct_url.json (PEP 610) names the origin of a package, unless it was installed from an index.
     """
     import json
     from importlib import metadata
@@ -59,7 +57,7 @@ class AutoencodeError(Exception):
 
 def restored(name: str, message: str) -> AutoencodeError:
     """Return an error of another process from the name of its class and its message."""
-    # The name may come from another process, and be that of a class which is not ours.
+    # A subclass of another package has a name that is unknown here, or that of something else.
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, AutoencodeError)):
         kind = AutoencodeError
@@ -99,11 +97,11 @@ class DivergedError(AutoencodeError):
 
 
 class ModelFileError(AutoencodeError):
-    """A file that is not a model, is damaged, or is from a newer version."""
+    """A file that is not a model, is damaged, or is of another version."""
 
 
 class OutputError(AutoencodeError, OSError):
-    """A result could not be written; what was there before is untouched."""
+    """A result could not be written; an existing file is unchanged."""
 
 
 class MissingExtraError(AutoencodeError, ImportError):

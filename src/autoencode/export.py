@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 OPSET = 18  # understood by every runtime since the end of 2022
-CHECKED_BATCHES = (1, 3)  # a size of 1 may be taken for a constant by the export
+CHECKED_BATCHES = (1, 3)  # the exporter may treat a batch of 1 as a constant
 
-# Largest difference allowed, as a share of the largest value where that is above 1: ten times the difference
-# that adding up the same numbers in another order makes, and far below a level of an 8-bit image.
+# Largest difference allowed, relative to the largest value if that is above 1: ten times the effect of
+# summing in another order, and far below one level of an 8-bit image.
 TOLERANCE = 1e-4
 
-MOST_BYTES = 2**31 - 1  # that a protobuf message can have
+MOST_BYTES = 2**31 - 1  # largest size of a protobuf message
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class OnnxFile:
         path: the file.
         inputs: names of its inputs.
         outputs: names of its outputs.
-        largest_difference: between its outputs and torch's, absolute, over the batches checked.
+        largest_difference: largest absolute difference from torch's outputs, over the batches checked.
     """
 
     path: Path
@@ -66,8 +66,8 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
     | decoder.onnx | code (B, D) | images (B, 3, H, W) |
     | autoencoder.onnx | images (B, 3, H, W) | reconstruction (B, 3, H, W); for a VAE that of the mean |
 
-    Images are RGB, float32 in [0, 1]. The metadata of each file say so, and how an image is resized. Each
-    network is run in onnxruntime on 1 and on 3 images, and compared with torch.
+    Images are RGB, float32 in [0, 1]. The metadata of each file describes this, and how an image is resized.
+    Each network is run in onnxruntime on 1 and on 3 images and compared with torch.
 
     Args:
         model: from `load_model`, or its path.
@@ -76,13 +76,14 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
     Raises:
         MissingExtraError: the optional part `onnx` is not installed.
         ConfigError: `folder` is named like a file, or the network does not fit into an ONNX file.
-        ModelFileError: a network computes something else in onnxruntime than in torch. Nothing is written.
+        ModelFileError: the outputs of a network in onnxruntime and in torch differ by more than TOLERANCE.
+            Nothing is written.
         OutputError: the folder holds other files, or cannot be written to.
     """
     model = as_model(model)
     folder = Path(folder)
     if folder.suffix.lower() == ".onnx":
-        raise ConfigError(f"{folder} is named like a file, and three are written. Give a folder.")
+        raise ConfigError(f"{folder} is named like a file, but three files are written. Give a folder.")
     check_output(folder / f"{_Both.name}.onnx", (".onnx",))
     if names_in(folder) - {f"{network.name}.onnx" for network in (_Encoder, _Decoder, _Both)}:
         raise OutputError(f"{folder} holds other files. Choose another folder for the ONNX files.")
@@ -123,7 +124,7 @@ def _installed(name: str) -> bool:
 
 
 class _Network(nn.Module):
-    """One of the networks exported, with the names of its file, its input and its outputs."""
+    """One of the exported networks, with the names of its file, its input and its outputs."""
 
     name: str
     input: str
@@ -221,7 +222,7 @@ def _compared(network: _Network, content: bytes, example: Tensor) -> tuple[float
         tensors: Sequence[Tensor] = [expected] if isinstance(expected, Tensor) else expected
         found = session.run(list(network.outputs), {network.input: batch.numpy()})
         for ours, theirs in zip((tensor.numpy() for tensor in tensors), found, strict=True):
-            # np.maximum keeps a NaN, which no tolerance allows; Python's max may drop it.
+            # np.maximum keeps a NaN, which must fail the check; Python's max may drop it.
             difference = np.maximum(difference, np.abs(ours - theirs).max())
             largest = np.maximum(largest, np.abs(ours).max())
     return float(difference), float(largest)

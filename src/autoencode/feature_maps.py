@@ -1,6 +1,6 @@
 """Feature maps of an encoder, layer by layer: drawn (Kovenko & Bogach 2020, Fig. 7) or pooled.
 
-Layers are found by running the encoder, not by their names, so this holds for every network.
+Layers are found by running the encoder, not by name, so this works for every network.
 
 Shapes: B batch, C channels, H and W of the image, h and w of a map. Images are (B, 3, H, W) in [0, 1], pixels
 (H, W, 3) in 0..255.
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
-# Parts along a side that maps are pooled over. On digits 4x4 distinguishes classes far better than 1x1, and
-# hardly better than 2x2; where things may be anywhere, 1x1 needs fewer labels.
+# Number of parts per side that maps are pooled over. On digits, 4x4 distinguishes classes far better than 1x1
+# and hardly better than 2x2; if objects may be anywhere, 1x1 needs fewer labels.
 SQUARES = (1, 4)
 
 Pair = tuple[int, int]
@@ -59,7 +59,7 @@ class Layer:
         """Describe the maps by the mean and standard deviation of each channel in parts of the image.
 
         Args:
-            squares: S, parts along a side; 1 forgets where in the image something is.
+            squares: S, parts per side; 1 drops the position in the image.
 
         Returns:
             (B, 2 C S^2).
@@ -94,7 +94,7 @@ def trace(model: Autoencoder, images: Tensor) -> Trace:
 
 
 def descriptions(layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """Return the maps of each layer pooled, (B, F), by names such as "encoder.layers.0 4x4".
+    """Return the pooled maps of each layer, (B, F), by names such as "encoder.layers.0 4x4".
 
     Maps are pooled over the image (1x1) and over 4x4 parts of it, if they have more values than that.
     """
@@ -117,8 +117,8 @@ def _watching(model: Autoencoder, image_size: Pair) -> Iterator[list[Layer]]:
         if layers:
             field, stride = layers[-1].receptive_field_px, layers[-1].stride_px
         else:
-            # A network may turn squares of pixels into channels first. Its first convolution is then given a
-            # smaller image, and each value of that depends on one such square.
+            # A network may turn squares of pixels into channels first. Its first convolution then gets a
+            # smaller image, of which each value depends on one such square.
             field = stride = (image_size[0] // given.shape[2], image_size[1] // given.shape[3])
         layers.append(Layer(names[module], given, field, stride))
 
@@ -167,9 +167,9 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
 TABLE_NAME, SHEET_NAME = "layers.csv", "layers.png"
 GRID_CHANNELS, SHEET_CHANNELS = 63, 7  # with the image itself, 8 rows of 8 and rows of 8
 
-# White is reached at this quantile of a layer: a single bright value would leave the rest black.
+# White is this quantile of a layer: relative to a single bright value the rest would be black.
 WHITE_QUANTILE = 0.998
-SHALLOW = 0.25  # negative values smaller than this share of the largest are not worth a colour
+SHALLOW = 0.25  # negative values below this fraction of the largest get no colour of their own
 
 Pixels = NDArray[np.uint8]
 
@@ -203,9 +203,9 @@ class FeatureMaps:
     """The feature maps of one image.
 
     Attributes:
-        image: (H, W, 3) in 0..255, as the model is given it.
+        image: (H, W, 3) in 0..255, as the model sees it.
         layers: shallow to deep.
-        sheet: (height, width, 3) in 0..255, the most active channels of every layer, a row for each layer.
+        sheet: (height, width, 3) in 0..255, the most active channels of every layer, one row per layer.
     """
 
     image: Pixels
@@ -230,14 +230,14 @@ def features(
         limits: the largest file and image to accept.
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ConfigError: the image is one of those in `out`.
         ImageError: the image cannot be used.
-        OutputError: `out` holds something else than earlier features, or cannot be written.
+        OutputError: `out` is not empty and holds no earlier features, or cannot be written.
     """
     model = as_model(model)
     if out is not None and Path(image).is_file() and Path(out).resolve() == Path(image).resolve().parent:
-        raise ConfigError(f"{image} lies in {out}, where images are replaced. Choose another --out.")
+        raise ConfigError(f"{image} is in {out}, where images are replaced. Choose another --out.")
     found = feature_maps(model, model.read(image, limits))
     if out is not None:
         _write(Path(out), found)
@@ -266,14 +266,14 @@ def _most_active_first(layer: Layer) -> LayerMaps:
     maps = layer.maps[0].numpy()
     order = np.argsort(-np.abs(maps).mean(axis=(1, 2)), kind="stable")
     high = float(np.quantile(np.abs(maps), WHITE_QUANTILE)) or 1.0
-    # Where SiLU's shallow dip below 0 is all there is, grey reads better than two colours.
+    # If the only negative values are SiLU's shallow dip, grey reads better than two colours.
     low = -high if np.quantile(maps, 1 - WHITE_QUANTILE) < -SHALLOW * high else 0.0
     field, stride = layer.receptive_field_px, layer.stride_px
     return LayerMaps(layer.name, maps[order], order, field, stride, (low, high))
 
 
 def _tiles(layer: LayerMaps, count: int, size: tuple[int, int]) -> Pixels:
-    """Draw the first channels (N, H, W, 3), each value as the square of pixels it stands for."""
+    """Draw the first channels (N, H, W, 3), each value as the square of pixels that it covers."""
     import matplotlib
 
     low, high = layer.range
@@ -314,7 +314,7 @@ def _write(folder: Path, found: FeatureMaps) -> None:
     names = [f"layer-{index + 1:02}.png" for index in range(len(found.layers))]
     for index, name in enumerate(names):
         save_image(folder / name, layer_grid(found, index))
-    # Those of an earlier call with a deeper model would be taken for layers of this one.
+    # Files of an earlier call with a deeper model would look like layers of this one.
     for earlier in set(folder.glob("layer-*.png")) - {folder / name for name in names}:
         earlier.unlink()
 

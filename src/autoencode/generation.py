@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 GRID_NAME, SETTINGS_NAME, IMAGES_NAME = "grid.png", "samples.json", "images"
-GRID_IMAGES = 256  # nobody looks at a grid of more
+GRID_IMAGES = 256  # more would be too small to look at
 
 WALK_FRAMES, FRAMES_PER_SECOND = 120, 20
 FRAMES_PER_TURN = 40  # a walk then shows another image about every second
 
-# Codes, and their values, that a mixture is fitted to at most: enough for 20 components of 256 dimensions,
-# and 80 MB in fp64.
+# The most codes, and numbers in them, that a mixture is fitted to: enough for 20 components of 256
+# dimensions, and 80 MB in fp64.
 FITTED_CODES, FITTED_VALUES = 20_000, 10_240_000
 
 
@@ -72,16 +72,16 @@ def generate(
         count: N, at least 1.
         out: a folder for a grid of the first 256, for each image as a PNG file and for the settings; made
             here. None writes nothing.
-        prior: "normal" is N(0, I), which a VAE is trained towards; "mixture" the one in the model file. The
-            default is the mixture if the file has one.
+        prior: "normal" is N(0, I), the prior in the training of a VAE; "mixture" is that of the model file.
+            The default is the mixture if the file has one.
         temperature: factor on the standard deviation of the prior, at least 0 (Kingma & Dhariwal 2018,
             section 6). Below 1, images are more alike and have fewer flaws.
         seed: the same seed gives the same images.
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ConfigError: the model has no such prior, or a number is out of range.
-        OutputError: `out` holds something else than earlier samples, or cannot be written.
+        OutputError: `out` is not empty and holds no earlier samples, or cannot be written.
     """
     model = as_model(model)
     if count < 1:
@@ -104,18 +104,18 @@ def vary(
     prior: PriorName | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Draw images around a code, with codes that are as likely under the prior as that code.
+    """Draw images around a code, with codes as likely under the prior as that code.
 
     Args:
         model: from `load_model`, or its path.
         code: (D,), of a sample or of an image.
         count: N, at least 1.
-        amount: distance, from 0 (the same image) to 1 (nothing of it is left).
+        amount: distance, from 0 (the same image) to 1 (unrelated images).
         prior: as for `generate`.
         seed: the same seed gives the same images.
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ConfigError: as for `generate`.
     """
     model = as_model(model)
@@ -129,7 +129,10 @@ def vary(
 
 
 def priors(model: Autoencoder) -> list[PriorName]:
-    """Return the priors that a model can generate from, its default first; none for a bare autoencoder."""
+    """Return the priors that a model can generate from, the default first.
+
+    An autoencoder without a mixture has none.
+    """
     found: list[PriorName] = ["mixture"] if model.prior is not None else []
     return [*found, "normal"] if model.is_vae else found
 
@@ -145,18 +148,19 @@ def walk(
 ) -> Samples:
     """Go through the prior on a smooth closed path; each frame is distributed as a sample of N(0, I).
 
-    In a mixture the path moves from component to component, and frames between two are no such samples.
+    In a mixture the path moves from component to component; frames between two are not samples of it.
 
     Args:
         model: from `load_model`, or its path.
-        out: a .gif or .webp file for an animation without a cut, or another image for a strip.
+        out: a .gif or .webp file for a looping animation, or another image file for a strip.
         frames: F, at least 1.
         prior, temperature: as for `generate`.
         seed: the same seed gives the same path.
 
     Raises:
-        ModelFileError: the path given leads to no model.
-        ConfigError: as for `generate`, or `out` has the extension of no image format or is no image now.
+        ModelFileError: there is no usable model at the path.
+        ConfigError: as for `generate`; or `out` does not end in an image extension, or exists and is not
+            an image.
         OutputError: `out` cannot be written; an earlier file is unchanged.
     """
     model = as_model(model)
@@ -177,7 +181,7 @@ def walk(
 def fit_prior(
     model: Autoencoder, pack: Pack, *, seed: int = 0, progress: Progress | None = None
 ) -> GaussianMixture:
-    """Fit a mixture to the codes of training images, and make it the prior of the model.
+    """Fit a mixture to the codes of training images and make it the prior of the model.
 
     `save_model(path, model, model.provenance)` keeps it. The same model, pack and seed give the same
     mixture.
@@ -185,9 +189,9 @@ def fit_prior(
     Args:
         model: from `load_model`; its `prior` is set.
         pack: the images it was trained on; at most 20,000 of the training split are used, or of the whole
-            pack where the split is empty.
+            pack if that split is empty.
         seed: of the choice of images and of all random numbers.
-        progress: called with (images encoded, images in all).
+        progress: called with (images encoded, images in total).
 
     Raises:
         ConfigError: the images of the pack have another size than the model's, or a code is not finite.
@@ -200,8 +204,8 @@ def fit_prior(
     for images in batches(pack, chosen, INFERENCE_BATCH):
         mean, log_variance = model.encode_distribution(images)
         if log_variance is not None:
-            # Drawn from the posterior: those codes are what the decoder was trained on, and a mixture of them
-            # describes held-out codes better than one of the means (0.8 nats per code, 9,000 faces).
+            # Drawn from the posterior: the decoder was trained on such codes, and a mixture of them describes
+            # held-out codes better than a mixture of the means (by 0.8 nats per code, on 9,000 faces).
             mean = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
         codes.append(mean)
         done += len(images)
@@ -225,7 +229,7 @@ def _chosen(model: Autoencoder, name: PriorName | None, temperature: float) -> t
         return "normal", StandardNormal(model.config.code_size)
     if model.prior is None:
         raise ConfigError(
-            "This model carries no mixture to generate from. Fit it one: give its `autoencode train` command "
+            "This model has no mixture to generate from. To fit one, give its `autoencode train` command "
             "again with --resume, or call autoencode.fit_prior(model, pack) and save the model."
         )
     return "mixture", model.prior
@@ -236,7 +240,7 @@ def _generator(purpose: str, seed: int) -> torch.Generator:
 
 
 def _prepared(out: Path) -> Path:
-    """Make the folder; reject one that holds something else than earlier samples."""
+    """Make the folder; reject one that is not empty and holds no earlier samples."""
     if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier samples. Choose another --out.")
     make_folder(out / IMAGES_NAME)
@@ -244,7 +248,7 @@ def _prepared(out: Path) -> Path:
 
 
 def _write(folder: Path, made: Samples, settings: dict[str, object]) -> None:
-    # First, so that a folder left half-written is known as ours and can be written again.
+    # First: if the command is stopped, the folder is recognised as ours and it can be repeated.
     write_json(folder / SETTINGS_NAME, {"count": len(made.pixels), "prior": made.prior, **settings})
     digits = max(4, len(str(len(made.pixels) - 1)))
     names = [f"sample-{index:0{digits}}.png" for index in range(len(made.pixels))]

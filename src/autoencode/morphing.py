@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
 
 
-# Frames from one image to the next: a strip is looked at image by image, an animation has to move smoothly.
+# From one image to the next. The frames of a strip are seen side by side; those of an animation must move
+# smoothly.
 STRIP_FRAMES, ANIMATION_FRAMES = 9, 30
 FRAMES_PER_SECOND = 20
 
-# Two codes this close to parallel, or to opposite, span no plane to turn in.
+# Sine of the angle below which two codes are so nearly parallel or opposite that they span no plane.
 LEAST_SINE = 1e-4
 
 
@@ -62,7 +63,7 @@ def morph(
     ping_pong: bool = False,
     limits: Limits | None = None,
 ) -> Morph:
-    """Mix the codes of images, in the order given, and decode the mixtures.
+    """Interpolate between the codes of images, in the order given, and decode the results.
 
     The frame at alpha between x1 and x2 is G(E(x1) (1 - alpha) + E(x2) alpha); at an image itself it is the
     image's reconstruction.
@@ -75,14 +76,15 @@ def morph(
             animation.
         interpolation: "linear" as in the equation, or "spherical": the direction of the code turns at
             constant speed and its length changes linearly, so that the middle is no closer to zero than
-            the ends.
-        ping_pong: go back the same way and end with the first image, so that an animation has no cut.
+            the ends are.
+        ping_pong: go back the same way and end with the first image, so that an animation loops.
         limits: the largest files and images to accept.
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ConfigError: there are fewer than two images or frames, or more frames than fit; the interpolation is
-            unknown; or `out` has the extension of no format, is one of the images or is no image now.
+            unknown; or `out` has no known image extension, is one of the images, or exists and is not an
+            image.
         ImageError: an image cannot be used; the message names it and the reason.
         OutputError: `out` cannot be written.
     """

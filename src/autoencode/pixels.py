@@ -20,9 +20,9 @@ SIGMA2_FLOOR = (1 / 255) ** 2 / 12
 def to_float(pixels: NDArray[np.uint8]) -> Tensor:
     """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) float32 in [0, 1].
 
-    The result is channels last in memory, as the pixels are: no copy is made but the conversion itself.
+    The result is channels last in memory, as the pixels are: the only copy is the conversion itself.
     """
-    import torch  # here: settings need the constant above, and help has to be there before torch could be
+    import torch  # imported here: settings need the constant above, and --help must not wait for torch
 
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
@@ -33,9 +33,9 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     Values are rounded to the nearest level, so `to_pixels(to_float(pixels))` equals `pixels`. Values outside
     [0, 1], which the residual network may decode, are clipped.
     """
-    # Rounded before the cast: a cast to uint8 truncates, and wraps round what lies outside 0..255.
     import torch
 
+    # Rounded and clipped before the cast, which truncates, and wraps values outside 0..255 around.
     levels = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
     pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).numpy()
     return pixels

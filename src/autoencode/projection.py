@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["pca", "umap"]
 
-NEIGHBOURS = 15  # of each image, which UMAP keeps near it; its own default
+NEIGHBOURS = 15  # images that UMAP keeps near each; its own default
 FEWEST = 5  # with fewer images UMAP has no neighbourhoods to keep
 
 Vectors = NDArray[np.float32]
@@ -36,8 +36,8 @@ class CodeMap(NamedTuple):
     """A layout of codes.
 
     Attributes:
-        plane: (N, 2) float64. By principal components it is centred, and the first column varies most.
-        explained: share of the variance of the codes in the plane, in [0, 1]; None for UMAP.
+        plane: (N, 2) float64. Principal components are centred, and the first column varies most.
+        explained: fraction of the variance of the codes in the plane, in [0, 1]; None for UMAP.
     """
 
     plane: Array
@@ -53,11 +53,11 @@ def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
     """Lay out codes by UMAP (McInnes, Healy & Melville 2018), starting at their principal plane.
 
     Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. No model is needed,
-    so that another process can do it.
+    so that the work can be done in another process.
 
     Args:
         centred: (N, D), N at least 1, from `scaled_by_effect`.
-        progress: called with (rounds done, rounds in all) once the neighbours are known.
+        progress: called with (rounds done, rounds in total) once the neighbours are known.
 
     Raises:
         MissingExtraError: UMAP needs the optional part `map`.
@@ -102,13 +102,13 @@ class _Rounds:
             self._progress(int(done), int(total))
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: `write` reports at once."""
 
 
 def _umap() -> Any:  # noqa: ANN401 - it has no types
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # about the parts that need TensorFlow
+            warnings.simplefilter("ignore", ImportWarning)  # UMAP warns that TensorFlow is missing
             import umap
     except ImportError as err:
         raise MissingExtraError("map", "A map by UMAP") from err
@@ -122,7 +122,7 @@ def scaled_by_effect(model: Autoencoder, codes: Vectors) -> Array:
 
 
 def _principal(centred: Array) -> CodeMap:
-    # By the covariance, (D, D) whatever the number of images; a decomposition of the codes takes (N, D).
+    # From the covariance, (D, D) for any number of images; decomposing the codes would take (N, D).
     variances, directions = np.linalg.eigh(centred.T @ centred)
     variances, kept = variances[::-1].clip(min=0), directions[:, ::-1][:, :2]
     plane = np.zeros((len(centred), 2))
@@ -136,7 +136,7 @@ def effect_sizes(model: Autoencoder, codes: Vectors) -> Array:
     """Return how much a unit of each code dimension (D,) changes the image, at the mean of codes (N, D).
 
     Codes can be scaled without changing the function of a model (those of `best` all have variance 1), so
-    their own variances say nothing.
+    their own variances mean nothing.
     """
     wide = codes.astype(np.float64)
     mean, spread = wide.mean(0), np.maximum(wide.std(0), 1e-6)

@@ -1,4 +1,4 @@
-"""Originals beside reconstructions, with how close they are; with corruptions, how well a model removes them.
+"""Originals beside their reconstructions, with PSNR and SSIM, and how well a model removes corruptions.
 
 Shapes: B batch, H height, W width. Pixels are (B, H, W, 3) in 0..255.
 """
@@ -36,7 +36,7 @@ TABLE_NAME = "reconstructions.csv"
 SHEET_NAME = "reconstructions.png"
 IMAGES_NAME = "images"
 
-SHEET_IMAGES = 24  # nobody looks at a sheet of more
+SHEET_IMAGES = 24  # nobody looks through a longer sheet
 CHUNK = 64  # images in memory at once: 50 MB each of pixels, floats and codes at 256x256
 
 Pixels = NDArray[np.uint8]
@@ -50,8 +50,8 @@ class Reconstruction:
         path: the image file.
         psnr_db: peak signal-to-noise ratio of the reconstruction against the clean image, dB.
         ssim: structural similarity of the two, at most 1.
-        corrupted_psnr_db: the same ratio for the image that the model was given; None without corruptions.
-        file: name of the reconstruction in the folder of images, "" where none was written.
+        corrupted_psnr_db: the same ratio for the image that the model saw; None without corruptions.
+        file: name of the reconstruction in the folder of images, "" if none was written.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Reconstructions:
     """Results of `reconstruct`.
 
     Attributes:
-        results: one for each image that could be used, in the order given.
+        results: one per usable image, in the order given.
         skipped: the other images, each with the reason.
         sheet: pixels (H, W, 3) of the contact sheet of the first few.
     """
@@ -86,23 +86,23 @@ def reconstruct(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Reconstructions:
-    """Pass images through a model: decode their codes, and measure how close that is.
+    """Encode and decode images, and measure how close the results are to the images.
 
     Args:
         model: from `load_model`, or its path.
         images: image files, and folders of them.
-        out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here. What
-            an earlier call wrote there is replaced, going by its table. None writes nothing.
-        corruptions: damage to the images before the model is given them, such as ("gaussian:0.3",).
+        out: a folder for the contact sheet, the table and the reconstructions as PNG files; made here.
+            Files that an earlier call wrote are replaced, as listed in its table. None writes nothing.
+        corruptions: damage to the images before the model sees them, such as ("gaussian:0.3",).
         seed: of the corruptions.
         limits: the largest files and images to accept.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in total).
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         ConfigError: a corruption cannot be used, or the sheet in `out` is one of the images.
-        OutputError: `out` holds something else than earlier reconstructions, or cannot be written.
+        OutputError: `out` is not empty and holds no earlier reconstructions, or cannot be written.
     """
     model = as_model(model)
     paths = expanded(images)
@@ -137,11 +137,11 @@ class Restored(NamedTuple):
 
     Attributes:
         original: pixels (B, H, W, 3) before any corruption.
-        seen: pixels (B, H, W, 3) that the model was given.
+        seen: pixels (B, H, W, 3) given to the model.
         restored: pixels (B, H, W, 3) that it decoded.
-        psnr_db: of `restored` against the clean images, B numbers in dB; infinite where they are equal.
+        psnr_db: of `restored` against the clean images, B numbers in dB; infinite for equal images.
         ssim: structural similarity of the same two, B numbers.
-        seen_psnr_db: of `seen` against the clean images; None where those are the clean images themselves.
+        seen_psnr_db: of `seen` against the clean images; None if `seen` are the clean images.
     """
 
     original: Pixels
@@ -170,7 +170,7 @@ def restore(
     seed: int = 0,
     position: int = 0,
 ) -> Restored:
-    """Pass images that were read already through a model, corrupted first if asked for.
+    """Pass images that are in memory through a model, corrupted first if corruptions are given.
 
     Args:
         model: from `load_model`.
@@ -178,7 +178,7 @@ def restore(
         clean: the images without damage, of the same shape, to compare with; the default is `pixels` itself.
         corruptions: as for `reconstruct`.
         seed: of the corruptions.
-        position: that of the first image among those of the same seed, so that chunks differ.
+        position: of the first image among those of the same seed, so that chunks get different corruptions.
 
     Raises:
         ConfigError: a corruption cannot be used, or not on images of this size.
@@ -200,9 +200,9 @@ def restore(
 
 
 def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
-    """Draw held-out images of a pack beside their reconstructions: (H, W, 3), for a look after training.
+    """Draw held-out images of a pack beside their reconstructions: (H, W, 3), to look at after training.
 
-    The images are of the validation split; where that is empty, of the split that stands in for it.
+    The images are of the validation split or, if it is empty, of the one that `held_out` returns instead.
     """
     pixels = pack.pixels(pack.held_out("validation").rows[:SHEET_IMAGES])
     made = restore(model, pixels, corruptions=model.training_corruptions)
@@ -212,7 +212,7 @@ def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
 def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
     """Make the folder, clear it of an earlier result, and return the name of the file for each path.
 
-    A folder that holds something else is rejected; a file among the images that no table names is kept.
+    A folder with other content is rejected; files that the earlier table does not name are kept.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
         raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
@@ -220,13 +220,13 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
     make_folder(out / IMAGES_NAME)
     if (out / IMAGES_NAME).resolve() in {folder.resolve() for folder in {path.parent for path in paths}}:
         raise OutputError(
-            f"{out / IMAGES_NAME} holds images to read and would be cleared. Choose another --out."
+            f"{out / IMAGES_NAME} holds input images and would be cleared. Choose another --out."
         )
     earlier = _written_before(out / TABLE_NAME)
     theirs = {path.name.lower() for path in (out / IMAGES_NAME).iterdir()} - {e.lower() for e in earlier}
     names = _file_names(paths, theirs)
-    # Before any file is written or removed: a folder stopped half-way is then known as ours, and the command
-    # can be given again.
+    # Written before any file changes: if the command is stopped, the folder is recognised as ours and it can
+    # be repeated.
     planned = [Reconstruction(path, math.nan, math.nan, None, name) for path, name in names.items()]
     left = [Reconstruction(Path(), math.nan, math.nan, None, e) for e in earlier - set(names.values())]
     _write_table(out / TABLE_NAME, planned + left)
@@ -236,18 +236,18 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _written_before(table: Path) -> set[str]:
-    """Return the names of the files that an earlier call wrote, going by its table."""
+    """Return the names of the files that an earlier call wrote, as listed in its table."""
     try:
         with table.open(newline="", errors="surrogateescape") as file:
             names = {row.get("file") or "" for row in csv.DictReader(file)}
     except FileNotFoundError:
         return set()
-    # A table edited by hand must not lead to files elsewhere: they are about to be deleted.
+    # A table edited by hand must not lead to files elsewhere: the files are about to be deleted.
     return {name for name in names if name.endswith(".png") and Path(name).name == name}
 
 
 def _file_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
-    """Return a file name for each path: its stem, numbered where several share it or it is `taken`.
+    """Return a file name for each path: its stem, numbered if several paths share it or it is `taken`.
 
     Names are compared in lower case, as file systems of other machines do.
     """
@@ -255,7 +255,7 @@ def _file_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path
     taken = set(taken)
     counts: dict[str, int] = {}
     for path in paths:
-        # File systems allow 255 bytes, of which a number and a temporary suffix take some.
+        # File systems allow 255 bytes, including the number and a temporary suffix.
         stem = os.fsencode(path.stem)[:200].decode(errors="ignore") or "image"
         number = counts.get(stem.lower(), 0) + 1
         name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"

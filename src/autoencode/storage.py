@@ -1,6 +1,6 @@
 """Folders in object storage, named by a URL such as s3://bucket/pack and reached through fsspec.
 
-Each kind of storage raises errors of its own, which become one here: what could not be reached, what to do.
+Errors of each kind of storage become one error of ours, which names the URL and the remedy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MISSING_CREDENTIALS = (
 
 
 def is_url(location: object) -> bool:
-    """Whether `location` is the URL of a folder in storage, and no path."""
+    """Whether `location` is a URL of object storage rather than a path."""
     return isinstance(location, str) and _URL.match(location) is not None
 
 
@@ -58,7 +58,7 @@ class RemoteFolder:
     def listing(self) -> dict[str, Stamp]:
         """Return each file in it and its sub-folders, by its path relative to this folder."""
         with self._storage() as (storage, root):
-            storage.invalidate_cache()  # fsspec remembers listings, and others write here, too
+            storage.invalidate_cache()  # fsspec remembers listings, and others write here as well
             found = storage.find(root, detail=True)
             start = len(root.rstrip("/")) + 1
             return {name[start:]: _stamp(info) for name, info in found.items()}
@@ -71,7 +71,7 @@ class RemoteFolder:
                 return _stamp(storage.info(f"{root}/{name}"))
             except FileNotFoundError:
                 pass
-            # A missing bucket is an error of the URL, and would be taken for an empty folder.
+            # A missing bucket means a wrong URL; it must not look like an empty folder.
             try:
                 storage.ls(root)
             except FileNotFoundError as err:
@@ -115,10 +115,10 @@ class RemoteFolder:
             storage.rm_file(f"{root}/{name}")
 
     def lance_options(self) -> dict[str, str]:
-        """Return the options by which LanceDB reaches the same store; for AWS it finds all of them itself.
+        """Return the options with which LanceDB reaches the same storage; for AWS it finds them all itself.
 
-        Credentials are left out, as they may expire: LanceDB finds them where the providers' own tools look
-        for them. Only those that fsspec was configured with are passed on.
+        Only credentials that fsspec was configured with are passed on. Others may expire, and LanceDB finds
+        them where the providers' own tools look for them.
         """
         if not self.url.startswith("s3://"):
             return {}
@@ -155,17 +155,17 @@ class RemoteFolder:
         if isinstance(err, FileNotFoundError):
             return StorageError(f"Could not find {self.url}: {said}. Check the bucket and path.")
         if isinstance(err, PermissionError):
-            return StorageError(f"{self.url} is not open to these credentials: {said}.")
+            return StorageError(f"These credentials may not access {self.url}: {said}.")
         if type(err).__name__ in _NO_CREDENTIALS:
             return StorageError(_MISSING_CREDENTIALS.format(url=self.url))
         return StorageError(f"Could not reach {self.url}: {said}.")
 
 
 def _stamp(info: dict[str, Any]) -> Stamp:
-    # Each kind of storage has another name for it.
+    # Each kind of storage names its version field differently.
     version = next((info[name] for name in ("ETag", "etag", "mtime", "created") if name in info), "")
     if isinstance(version, datetime):
-        version = version.timestamp()  # memory:// gives both types, by turns
+        version = version.timestamp()  # memory:// returns either type
     return Stamp(int(info["size"]), str(version))
 
 

@@ -218,7 +218,7 @@ def test_wrong_requests_are_rejected_before_any_work(
         (mixed / "n.csv", [mixed / "n-worst.png"]),
     ):
         Path(given[-1]).write_bytes(sheet.read_bytes())
-        with pytest.raises(ConfigError, match="would overwrite what is read"):
+        with pytest.raises(ConfigError, match="would overwrite an input"):
             find_outliers(vae, given, reference, out, fpr=0.3)
     with pytest.raises(ConfigError, match="reference is of another model or another embedding"):
         find_outliers(plain, mixed, reference, fpr=0.3)

@@ -138,7 +138,7 @@ def evaluate(
         progress: called with (stage, images done, images in all) of each stage.
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ConfigError: the pack has other preprocessing than the model.
         ImageFolderError: `ood` is missing, or none of its images can be used.
         PackError: the pack has changed on the disk meanwhile.

@@ -200,7 +200,7 @@ def fit_reference(
         progress: called with (images done, images in all).
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ConfigError: the pack's images are of another size, or fewer than two are for training.
         MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
         RunError: no cluster answers at the address, or it could not do the work.

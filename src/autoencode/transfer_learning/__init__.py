@@ -123,7 +123,7 @@ def transfer(
         progress: called with (stage, images done, images in all).
 
     Raises:
-        ModelFileError: the path given leads to no model.
+        ModelFileError: there is no usable model at the path.
         ImageFolderError: no image can be used, or there are too few classes or images of one.
         ConfigError: pretrained features are to be fine-tuned, or a pack was made with other preprocessing.
         MissingExtraError: pretrained features need the optional part `eval`.
