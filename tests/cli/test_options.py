@@ -20,7 +20,7 @@ def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
     copied = tmp_path / "model.safetensors"
     copied.write_bytes(trained.model_path.read_bytes())
     with pytest.raises(
-        ConfigError, match=r"is no run folder, so it does not name the pack\. Give it: --pack PACK\."
+        ConfigError, match=r"is not a run folder, so it does not name the pack\. Give it: --pack PACK\."
     ):
         options.pack_of(copied, "--pack PACK")
 

@@ -66,7 +66,7 @@ def test_the_whole_paper_comes_out_of_one_command(whole: tuple[Path, Result], ph
     out, result = whole
     assert result.exit_code == 0, result.output
     assert "13 experiments, 48 images: about" in result.output
-    assert "to train; measuring the models comes on top" in result.output
+    assert "to train; measuring the models takes additional time" in result.output
     drawn = sorted(path.name for path in (out / "figures").iterdir())
     assert drawn == [f"figure-{number:02}.png" for number in range(1, 17)]
     written = json.loads((out / "results.json").read_text())

@@ -710,7 +710,7 @@ def test_too_little_memory_says_what_to_make_smaller_and_keeps_the_last_state(
             **tiny,
         )
     message = str(caught.value)
-    assert "not enough for batches of 8 images of 32x32" in message
+    assert "There is not enough memory for batches of 8 images of 32x32." in message
     advice = "Continue with --resume --set accumulate=4, or start again in a new folder with a smaller"
     assert advice in message
     assert f"is kept in {out}" in message

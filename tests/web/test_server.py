@@ -336,7 +336,10 @@ def test_chosen_images_become_a_list_of_files(client: TestClient, workspace: Wor
     bits = bytes([0b1010, 0, 0b10000000, 0, 0, 0])  # 1, 3 and 23 of 48
     listed = client.post("/api/map/chosen.txt", content=bits).text
     assert listed == "".join(f"{photos / workspace.review.entry(place).path}\n" for place in (1, 3, 23))
-    assert "48 images has a bit each" in client.post("/api/map/chosen.txt", content=bits[1:]).json()["error"]
+    assert (
+        "A selection of 48 images takes one bit per image"
+        in client.post("/api/map/chosen.txt", content=bits[1:]).json()["error"]
+    )
     names = client.post("/api/map/chosen", json={"positions": [3, 1]}).json()
     assert [picture["id"] for picture in names] == ["i3", "i1"]
     assert client.post("/api/map/chosen", json={"positions": [48]}).status_code == 404

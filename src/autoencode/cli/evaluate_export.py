@@ -125,10 +125,10 @@ def table(found: Evaluation) -> Iterator[str]:
                 for field, name in LABELS.items()
             ],
         )
-    if told := found.detection:
+    if detection := found.detection:
         yield ""
-        row = (f"{told.images} images of {told.folder}", [_cell(told.auroc)])
-        yield from _block(held_out, [f"AUROC by {told.score}"], [row])
+        row = (f"{detection.images} images of {detection.folder}", [_cell(detection.auroc)])
+        yield from _block(held_out, [f"AUROC by {detection.score}"], [row])
 
 
 def add_to(program: typer.Typer) -> None:

@@ -150,14 +150,14 @@ def pack_of(model: Path, named: str) -> str:
         named: how the command takes a pack, for the error.
 
     Raises:
-        ConfigError: the model is in no run folder.
+        ConfigError: the model is not in a run folder.
         RunError: the run folder is damaged.
     """
     from autoencode.training.run import is_run, read_run
 
     run = model if model.is_dir() else model.parent
     if not is_run(run):
-        raise ConfigError(f"{run} is no run folder, so it does not name the pack. Give it: {named}.")
+        raise ConfigError(f"{run} is not a run folder, so it does not name the pack. Give it: {named}.")
     return read_run(run).pack
 
 

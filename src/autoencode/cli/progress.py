@@ -77,7 +77,7 @@ def _bars(*columns: ProgressColumn) -> Iterator[Bars]:
 def counting(description: str) -> Iterator[Progress]:
     """Show a bar, with a rate and the time left, for work that reports (images done, images in all).
 
-    Without a terminal it is a line on stderr every half a minute, and one at the end of such long work.
+    Without a terminal it is a line on stderr every half minute, and one at the end of such long work.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
     with _bars(*columns) as bars:
@@ -97,7 +97,7 @@ def counting(description: str) -> Iterator[Progress]:
 
 
 class _Lines:
-    """Prints the progress of some work, a line every half a minute."""
+    """Prints the progress of some work, one line per half minute."""
 
     def __init__(self, description: str) -> None:
         self.description = description

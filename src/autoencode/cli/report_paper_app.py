@@ -20,11 +20,11 @@ from autoencode.errors import ConfigError, MissingExtraError, OutputError
 DEFAULT_PORT, PORTS_TRIED = 8765, 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REMOTE_NOTE = (
-    "Anyone who can reach this machine and has the address with its key can use the page and see your "
+    "Anyone who can reach this machine and has the address with its token can use the page and see your "
     "images. The connection is not encrypted: use it on a network you trust, or through ssh -L instead."
 )
 
-# A log line of each request would hold the key. A long answer must not delay the end by more than a second.
+# A log line of each request would hold the token. A long answer must not delay the end by more than a second.
 _SERVER: dict[str, Any] = {
     "access_log": False,
     "log_level": "warning",
@@ -59,7 +59,7 @@ def paper(
         list[str] | None,
         typer.Option(help="An experiment, or a group: ae, denoise, vae-sigma, vae-warmup, best. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     size: Size = None,
     resize_mode: Resize = None,
     max_pixels: MaxPixels = None,
@@ -98,7 +98,7 @@ def paper(
         seconds = seconds_needed(plan)
         say(
             f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train; "
-            "measuring the models comes on top"
+            "measuring the models takes additional time"
         )
         with training() as show:
             trained = train_all(

@@ -77,7 +77,7 @@ class Table:
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.headings) for row in self.rows):
-            raise ConfigError(f"Every row of a table needs {len(self.headings)} cells, one a heading.")
+            raise ConfigError(f"Every row of a table needs {len(self.headings)} cells, one per heading.")
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def neighbours(
         title: title of the figure.
         caption: caption of the figure.
     """
-    count = min(6, len(searched))  # seven tiles a row can still be seen on a phone
+    count = min(6, len(searched))  # seven tiles per row can still be seen on a phone
     tiles: dict[tuple[int, str], Pixels] = {}
     for name, encode in encoders.items():
         similarity = _unit(encode(queries)) @ _unit(encode(searched)).T

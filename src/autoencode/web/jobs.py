@@ -41,8 +41,8 @@ class Job(Generic[Result]):
     def __init__(self, work: Callable[[StageProgress], Result], threads: ThreadPoolExecutor) -> None:
         self._work, self._threads = work, threads
         self._lock = threading.Lock()
-        # An event an attempt, not a flag: a stopped attempt goes on until its next report, and must not write
-        # its progress or result over those of the attempt that replaced it.
+        # One event per attempt, not a flag: a stopped attempt goes on until its next report, and must not
+        # write its progress or result over those of the attempt that replaced it.
         self._stopped: threading.Event | None = None
         self.state: State = "waiting"
         self.error = ""

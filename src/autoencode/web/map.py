@@ -83,7 +83,7 @@ async def files(workspace: OpenWorkspace, request: Request) -> Response:
     review, content = _review(workspace), await request.body()
     if len(content) != -(-len(review) // 8):
         raise ConfigError(
-            f"A selection of {len(review):,} images has a bit each, not {len(content):,} bytes."
+            f"A selection of {len(review):,} images takes one bit per image, not {len(content):,} bytes."
         )
     positions = np.flatnonzero(np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little"))
     entries = await asyncio.to_thread(chosen_entries, review.pack, positions)

@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-JSON_BYTES = 1024**2  # a bit for each of eight million images fits
+JSON_BYTES = 1024**2  # one bit per image: eight million images fit
 
 # A person who drops a folder of photographs stays below the first; an upload takes 24 ms, so that the second
 # leaves nine tenths of a core to other work.
@@ -102,7 +102,7 @@ class Trust:
 
 
 class Allowance:
-    """So many requests at once, and so many per second after that (a token bucket).
+    """A number of requests at once, and a rate after that (a token bucket).
 
     Args:
         most: requests at once.

@@ -164,7 +164,7 @@ async def difference(workspace: OpenWorkspace, name: str) -> Response:
 async def sheet(
     workspace: OpenWorkspace, letter: str, positions: str, side: Annotated[int, Query(ge=8, le=128)] = 48
 ) -> Response:
-    """Show images of a collection as one sheet of square tiles, 16 a row, in the order given."""
+    """Show images of a collection as one sheet of square tiles, 16 per row, in the order given."""
     # One request for up to 256 thumbnails of the map, as a browser makes six at a time.
     parts = positions.split(",")
     if letter not in workspace.collections or len(parts) > MOST_TILES or not all(map(is_position, parts)):

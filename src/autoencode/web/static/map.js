@@ -223,7 +223,7 @@ class MapView {
     for (const i of seen) {
       if (this.points.chosenCount && !this.points.chosen[i]) continue;
       const [left, top] = this.#toScreen(this.points.x[i], this.points.y[i]);
-      // One thumbnail a cell: where they overlap, only one would be visible.
+      // One thumbnail per cell: where they overlap, only one would be visible.
       const cell = Math.floor(left / size) + columns * Math.floor(top / size);
       if (taken.has(cell)) continue;
       taken.add(cell);
