@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -35,6 +35,7 @@ from autoencode.configuration import Store
 from autoencode.data.manifest import split_of
 from autoencode.data.pack import open_pack
 from autoencode.index import STORES, store_at
+from autoencode.index.store import IndexStore
 
 
 @pytest.fixture(params=STORES)
@@ -221,9 +222,10 @@ def test_a_store_is_one_entry_and_the_others_work_without_it(
     for store in ("lance", "cloud"):
         with pytest.raises(ConfigError, match=f"Unknown store '{store}'. Choose file.$"):
             build_index(trained.folder, folder, tmp_path / "j", store=store)  # type: ignore[arg-type]
-    for use in (lambda: open_index("s3://b/i"), lambda: build_index(trained.folder, folder, "s3://b/i")):
-        with pytest.raises(ConfigError, match=r"Cannot keep an index at s3://b/i. Give a folder.$"):
-            use()
+    with pytest.raises(ConfigError, match=r"^No index can be at s3://b/i\. Give a folder\.$"):
+        open_index("s3://b/i")
+    with pytest.raises(ConfigError, match=r"^Cannot keep an index at s3://b/i\. Give a folder\.$"):
+        build_index(trained.folder, folder, "s3://b/i")
     with pytest.raises(ImageIndexError, match="is an index of one folder"):
         remove_source(tmp_path / "i", folder)
 
@@ -236,6 +238,27 @@ def test_the_store_of_an_index_is_found_by_what_lies_at_its_path(
     assert store_at(tmp_path / "i") is STORES[store]  # type: ignore[index]
     (tmp_path / "i" / "notes.txt").touch()
     assert len(build_index(trained.folder, folder, tmp_path / "i")) == 48
+
+
+def test_each_store_is_asked_once_for_an_index_that_is_opened(
+    trained: Run, folder: Path, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is a request to storage, for an index that lies there."""
+    build_index(trained.folder, folder, tmp_path / "i", store=store)  # type: ignore[arg-type]
+    asked: list[str] = []
+    for kind in map(type, STORES.values()):
+
+        def holds(self: IndexStore, location: Path | str, ask: Any = kind.holds) -> bool:  # noqa: ANN401
+            asked.append(self.name)
+            return bool(ask(self, location))
+
+        monkeypatch.setattr(kind, "holds", holds)
+    open_index(tmp_path / "i")
+    assert asked == list(STORES)[: list(STORES).index(store) + 1]  # type: ignore[arg-type]
+    asked.clear()
+    with pytest.raises(ImageIndexError, match="No index at"):
+        open_index(tmp_path / "none")
+    assert asked == list(STORES)
 
 
 def test_the_stores_are_the_choices_of_settings_and_of_the_command_line() -> None:

@@ -127,10 +127,7 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
         ConfigError: no store can keep an index at such a URL.
     """
     location = folder_or_url(path)
-    store = store_at(location) or _stores_for(location)[0]
-    if not store.holds(location):
-        raise store.nothing_at(location)
-    opened = store.open(location)
+    opened = _existing(location).open(location)
     if model is not None:
         opened.use(image_encoder(as_model(model), opened.embedding))
     return opened
@@ -153,9 +150,7 @@ def remove_source(index: str | Path, source: str | Path) -> int:
         MissingExtraError: LanceDB is not installed.
     """
     location, given = folder_or_url(index), folder_or_url(source)
-    store = store_at(location)
-    if store is None:
-        raise _stores_for(location)[0].nothing_at(location)
+    store = _existing(location)
     # A folder that is gone cannot be asked whether it is a pack: only its path counts.
     return store.remove_source(location, given if isinstance(given, str) else str(given.resolve()))
 
@@ -205,7 +200,15 @@ def store_at(location: Path | str) -> IndexStore | None:
     return next((store for store in _stores_for(location) if store.holds(location)), None)
 
 
-def _stores_for(location: Path | str) -> list[IndexStore]:
+def _existing(location: Path | str) -> IndexStore:
+    """Return the store of the index at a folder or URL; raise ImageIndexError if there is none."""
+    store = store_at(location)
+    if store is None:
+        raise _stores_for(location)[0].nothing_at(location)
+    return store
+
+
+def _stores_for(location: Path | str, problem: str = "No index can be at") -> list[IndexStore]:
     """Return the stores that can keep an index at a folder or URL, the default first."""
     stores = list(STORES.values())
     if isinstance(location, Path):
@@ -214,13 +217,13 @@ def _stores_for(location: Path | str) -> list[IndexStore]:
     if not able:
         schemes = ", ".join(scheme for store in stores for scheme in store.schemes)
         or_url = f", or a URL of {schemes}" if schemes else ""
-        raise ConfigError(f"Cannot keep an index at {location}. Give a folder{or_url}.")
+        raise ConfigError(f"{problem} {location}. Give a folder{or_url}.")
     return able
 
 
 def _store_for(location: Path | str, name: Store | None) -> IndexStore:
     """Return the store asked for; by default that of the index there is, or the first."""
-    able, default = _stores_for(location), next(iter(STORES.values()))
+    able, default = _stores_for(location, "Cannot keep an index at"), next(iter(STORES.values()))
     # Storage is asked, which needs credentials, only if the store asked for can keep an index there.
     found = store_at(location) if name is None or STORES[name] in able else None
     store = STORES[name] if name else found or default

@@ -100,7 +100,7 @@ def fit_vector_space(codes: Floats, distance: Distance) -> VectorSpace:
     if distance != "whitened":
         return VectorSpace(distance)
     count, size = codes.shape
-    # In blocks: the codes may be a memory map larger than memory, and an fp64 copy would be twice its size.
+    # In blocks: an fp64 copy of the codes would take twice their memory.
     total, products = np.zeros(size), np.zeros((size, size))
     for _, block in _blocks(codes):
         total += block.sum(0, dtype=np.float64)
