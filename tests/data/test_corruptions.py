@@ -147,7 +147,7 @@ def test_jpeg_damages_less_at_a_higher_quality_and_clips_noise() -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "blur:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
-             "dropout:1", "rotate:181", "downscale:1.5", "downscale:1", "mask:0", "mask:1",
+             "gaussian:11", "dropout:1", "rotate:181", "downscale:1.5", "downscale:1", "mask:0", "mask:1",
              "jpeg:0", "jpeg:96", "jpeg:9.5"]
 )  # fmt: skip
 def test_what_cannot_be_used_is_rejected_with_what_can(text: str) -> None:

@@ -155,8 +155,8 @@ def _jpeg(images: Tensor, quality: float, draws: Draws) -> Tensor:
 CORRUPTIONS: dict[str, CorruptionKind] = {
     "gaussian": CorruptionKind(
         "STANDARD_DEVIATION",
-        "above 0",
-        lambda amount: 0 < amount < math.inf,
+        "above 0 and at most 10",  # ten times the range of pixels: an image is lost in noise long before
+        lambda amount: 0 < amount <= 10,
         "adds noise of that standard deviation; the result is not clipped to [0, 1]",
         [(0.1, "add a little noise"), (0.3, "add much noise")],
         _gaussian,

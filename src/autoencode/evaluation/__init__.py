@@ -257,13 +257,17 @@ def _distances(
     priors: list[PriorName] = ["normal"] if model.is_vae else []
     if model.prior is not None:  # a plain autoencoder can have a mixture, but no N(0, I)
         priors.append("mixture")
-    sets = 3 + (training is not None) + len(priors)
+    restorers: dict[str, Restore] = {
+        "reconstructions": model.reconstruct,
+        "pca_reconstructions": partial(_restore, pca),
+    }
+    sets = 1 + len(restorers) + (training is not None) + len(priors)  # 1: the held-out images themselves
     try:
         return distances(
             model,
             images.head(count),
             None if training is None else training[:count],
-            {"reconstructions": model.reconstruct, "pca_reconstructions": partial(_restore, pca)},
+            restorers,
             tuple(priors),
             _counter(report, "measuring KID", sets * count),
         )
