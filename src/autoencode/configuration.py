@@ -122,9 +122,11 @@ def _described(hint: Any) -> str:  # noqa: ANN401
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a name that is not a setting: it suggests the nearest, or lists all."""
-    near = difflib.get_close_matches(name, known := sorted(known), n=1)
-    advice = f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(known)}."
+    """Return the error for a name that is not a setting: it suggests the nearest, or what explains all."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    advice = (
+        f"Did you mean {near[0]}?" if near else "`autoencode config` lists the settings and explains them."
+    )
     return ConfigError(f"Unknown setting {name}. {advice}")
 
 
@@ -170,10 +172,14 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as err:
         if isinstance(err, ConfigError):
             raise
+        if isinstance(err, UnicodeDecodeError):
+            raise ConfigError(f"{path} is not a text file. Give a file of settings; {example}") from err
         # For 4,300 digits or a thousand brackets Python raises an error about its own limits.
-        has_own_reason = isinstance(err, tomllib.TOMLDecodeError | UnicodeDecodeError)
+        has_own_reason = isinstance(err, tomllib.TOMLDecodeError)
         reason = err if has_own_reason else "it has a number or a nesting of thousands of characters"
-        raise ConfigError(f"{path} is not TOML: {reason}. Write a line NAME = VALUE each; {example}") from err
+        raise ConfigError(
+            f"{path} is not TOML: {reason}. Write one NAME = VALUE on each line; {example}"
+        ) from err
     try:
         return {name: _of_file(name, value, known) for name, value in values.items()}
     except ConfigError as err:
@@ -182,7 +188,7 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_file(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # noqa: ANN401
     if isinstance(value, dict):
-        raise ConfigError(f"[{name}] is a table. Settings stand in none: write epochs = 10 above the first.")
+        raise ConfigError(f"Settings are not in tables: remove the line [{name}].")
     if name not in known:
         raise unknown_setting(name, known)
     return typed(name, value, known[name])

@@ -101,7 +101,7 @@ def attainable_fpr(images: int, fpr: float | None = None) -> float:
     if not images:
         raise ConfigError(
             "The pack has no test images to calibrate on, so no image can be called an outlier. Use more "
-            "images; about one in ten becomes a test image."
+            "images (about one in ten becomes a test image), or give another pack of normal images: --pack."
         )
     smallest = 1 / (images + 1)  # p-values are multiples of it
     if fpr is None:
