@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -24,13 +25,16 @@ def autoencode(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
     """Runs a command line in this process."""
 
     def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["autoencode", *map(str, arguments)])
         capfd.readouterr()
-        try:
-            main.main()
-            code: object = 0
-        except SystemExit as err:
-            code = err.code or 0
+        code: object = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["autoencode", *map(str, arguments)])
+            # Its name is that of the program that runs the tests otherwise, as in `python -m pytest`.
+            patch.setattr(main, "app", partial(main.app, prog_name="autoencode"))
+            try:
+                main.main()
+            except SystemExit as err:
+                code = err.code or 0
         captured = capfd.readouterr()
         assert isinstance(code, int)
         return Result(code, captured.out, captured.err)

@@ -134,7 +134,7 @@ def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str
 def test_a_setting_that_cannot_be_used_is_a_wrong_call_and_nothing_else_is(
     autoencode: Command, error: type[AutoencodeError], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error("extra", "purpose") if error is MissingExtraError else error("what happened")
 
     monkeypatch.setattr(main, "app", fail)
