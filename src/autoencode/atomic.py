@@ -205,6 +205,23 @@ def make_folder(path: Path) -> None:
         raise _output_error(path, err) from err
 
 
+def claim_folder(path: Path, mark: str, contents: str) -> None:
+    """Make the folder of a result; one that holds something else than an earlier result is left alone.
+
+    Args:
+        path: the folder.
+        mark: a file in it by which an earlier result is known: written first, so that a folder left
+            half-written is known as ours.
+        contents: what the result is, for the message.
+
+    Raises:
+        OutputError: the folder is not empty and has no such file, or cannot be made.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / mark).exists():
+        raise OutputError(f"{path} is not empty and holds no earlier {contents}. Choose another --out.")
+    make_folder(path)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames inside `path` survive a power cut, where the system supports that."""
     with contextlib.suppress(OSError):

@@ -130,3 +130,14 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """
     if value not in (choices := tuple(choices)):
         raise ConfigError(f"Unknown {name} {value!r}. Choose {any_of(choices)}.")
+
+
+def other_version(path: object, found: int, version: int, remake: str) -> str:
+    """Return the error about a file of format `found`, not `version`; `remake` is advice on an old one."""
+    age, advice = "an earlier", remake
+    if found > version:
+        age, advice = "a newer", "Upgrade: pip install --upgrade autoencode"
+    return (
+        f"{path} was written by {age} version of autoencode (format {found}; this one reads format "
+        f"{version}). {advice}"
+    )

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoencode.atomic import csv_bytes, make_folder, write_bytes
+from autoencode.atomic import claim_folder, csv_bytes, write_bytes
 from autoencode.data.preprocessing import save_image
-from autoencode.errors import ConfigError, OutputError
+from autoencode.errors import ConfigError
 from autoencode.figures import contact_sheet, image_grid
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
@@ -306,9 +306,7 @@ def _description(layer: LayerMaps, size: tuple[int, int]) -> str:
 
 
 def _write(folder: Path, found: FeatureMaps) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE_NAME).exists():
-        raise OutputError(f"{folder} is not empty and holds no earlier features. Choose another --out.")
-    make_folder(folder)
+    claim_folder(folder, TABLE_NAME, "features")
     write_bytes(folder / TABLE_NAME, _table(found))
     save_image(folder / SHEET_NAME, found.sheet)
     names = [f"layer-{index + 1:02}.png" for index in range(len(found.layers))]

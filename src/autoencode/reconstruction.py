@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoencode.atomic import check_output, csv_bytes, make_folder, write_bytes
+from autoencode.atomic import check_output, claim_folder, csv_bytes, make_folder, write_bytes
 from autoencode.data.corruptions import check_size, corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
@@ -214,8 +214,7 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
 
     A folder with other content is rejected; files that the earlier table does not name are kept.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / TABLE_NAME).exists():
-        raise OutputError(f"{out} is not empty and holds no earlier reconstructions. Choose another --out.")
+    claim_folder(out, TABLE_NAME, "reconstructions")
     check_output(out / SHEET_NAME, WRITABLE, paths)
     make_folder(out / IMAGES_NAME)
     if (out / IMAGES_NAME).resolve() in {folder.resolve() for folder in {path.parent for path in paths}}:

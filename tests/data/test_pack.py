@@ -676,7 +676,7 @@ def damage(out: Path, name: str, content: bytes | None) -> None:
         (
             "pack.json",
             b'{"format": "autoencode pack", "version": 1}',
-            "older version.*format 1.*Delete the pack",
+            "earlier version.*format 1.*Delete the pack",
         ),
         ("pack.json", b'{"format": "autoencode pack", "version": 3}', "newer version.*format 3.*Upgrade"),
         ("manifest.jsonl", None, "not finished"),
@@ -730,7 +730,7 @@ def test_a_pack_of_an_older_format_is_named_by_an_update_too(photos: Path, tmp_p
         path = tmp_path / "p" / name
         assert new in path.read_text()
         path.write_text(path.read_text().replace(new, old))
-    with pytest.raises(PackError, match=r"older version of autoencode \(format 1.*Delete the pack"):
+    with pytest.raises(PackError, match=r"earlier version of autoencode \(format 1.*Delete the pack"):
         pack(photos, tmp_path / "p")
 
 

@@ -255,7 +255,7 @@ def test_what_is_learned_from_a_sample_of_each_split_is_not_kept(
 
 def test_a_pack_of_another_size_is_rejected(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:
     other = pack_folder(photos / "coast", tmp_path / "other.pack", Preprocessing(16, 16))
-    with pytest.raises(ConfigError, match=r"16x16 pixels .*Give the pack it was trained on"):
+    with pytest.raises(ConfigError, match=r"height 16, not 32.*Give the pack it was trained on"):
         fit_reference(vae, other)
 
 

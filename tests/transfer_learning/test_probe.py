@@ -138,7 +138,7 @@ def test_a_pack_is_taken_as_it_is_and_one_of_another_size_is_rejected(
         assert data.pack.path == tiny_pack.path
     assert tiny_pack.path.exists()
     with (
-        pytest.raises(ConfigError, match="Give the folder of images itself"),
+        pytest.raises(ConfigError, match=r"height 32, not 16.*Give the folder of images"),
         labelled_images(tiny_pack.path, Preprocessing(16, 16)),
     ):
         pass

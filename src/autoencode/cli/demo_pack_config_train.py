@@ -34,7 +34,7 @@ from autoencode.training.config import (
     preset_file,
     train_arguments,
 )
-from autoencode.training.process import end_with_launcher, is_first, own_ranks, run_workers
+from autoencode.training.process import end_with_launcher, is_first, keep_freed_memory, own_ranks, run_workers
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack, Progress
@@ -226,8 +226,6 @@ def train_and_show(
     Only the first of several processes prints and draws. With `ray`, the address of a Ray cluster, `workers`
     processes of the cluster train, and this one prints and draws.
     """
-    from autoencode.training.process import keep_freed_memory
-
     if arguments.get("keep_memory", True):
         keep_freed_memory()  # it has its full effect only before torch is imported
     from autoencode.training.run import is_run

@@ -12,7 +12,6 @@ import typer
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Model, add_command
 from autoencode.cli.progress import say, stages
-from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
@@ -43,7 +42,6 @@ def evaluate(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Measure a model on held-out images, in comparison with PCA of the same code size."""
-    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode import evaluation as application
     from autoencode.atomic import check_output, write_json
     from autoencode.data.pack import open_pack
@@ -138,6 +136,7 @@ def add_to(program: typer.Typer) -> None:
         evaluate,
         "autoencode evaluate runs/photos --out quality.json",
         "autoencode evaluate runs/photos --ood other-photos",
+        keeps_memory=True,
     )
     add_command(program, export, "autoencode export runs/photos --onnx onnx")
 

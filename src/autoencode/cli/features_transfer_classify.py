@@ -11,7 +11,6 @@ from autoencode.cli import options
 from autoencode.cli.options import Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages
 from autoencode.configuration import Embedding
-from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.transfer_learning import Accuracy, Transfer
@@ -62,7 +61,6 @@ def transfer(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Learn a classifier from a few labelled images, and compare it with others on the same labels."""
-    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode import transfer_learning as application
     from autoencode.models.model_file import load_model
     from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
@@ -120,7 +118,9 @@ def classify(
 def add_to(program: typer.Typer) -> None:
     """Add these commands to the program."""
     add_command(program, features, "autoencode features runs/photos photos/a.jpg --out features")
-    add_command(program, transfer, "autoencode transfer runs/photos labelled --out classifier")
+    add_command(
+        program, transfer, "autoencode transfer runs/photos labelled --out classifier", keeps_memory=True
+    )
     add_command(program, classify, "autoencode classify classifier photos --out classes.csv")
 
 

@@ -22,7 +22,6 @@ from autoencode.cli.progress import (
 )
 from autoencode.configuration import Distance, Embedding, Split, Store
 from autoencode.errors import ConfigError
-from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +85,6 @@ def index(
 
         say(f"{counted(remove_source(out, folder), 'image')} removed from {out}")
         return
-    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode.index import build_index
 
     # Two bars: a folder is packed before it is encoded, and a pack only encoded.
@@ -181,6 +179,7 @@ def add_to(program: typer.Typer) -> None:
         index,
         "autoencode index runs/photos photos --out photos.index",
         "autoencode index runs/photos s3://bucket/photos.pack --store lance --out s3://bucket/index",
+        keeps_memory=True,
     )
     add_command(
         program,

@@ -13,6 +13,7 @@ from autoencode.atomic import reject_url
 from autoencode.configuration import ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import ConfigError
+from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -78,8 +79,17 @@ Corrupt = Annotated[
 ]
 
 
-def add_command(program: typer.Typer, command: Callable[..., None], *examples: str) -> None:
-    """Add a command to the program, with the examples that end its help."""
+def add_command(
+    program: typer.Typer, command: Callable[..., None], *examples: str, keeps_memory: bool = False
+) -> None:
+    """Add a command to the program.
+
+    Args:
+        program: the program.
+        command: the function that does it.
+        examples: command lines that end its help.
+        keeps_memory: whether freed memory is kept for the next batch: for commands that read many images.
+    """
 
     @functools.wraps(command)
     def checked(**given: Any) -> None:  # noqa: ANN401
@@ -88,6 +98,8 @@ def add_command(program: typer.Typer, command: Callable[..., None], *examples: s
             for one in value if isinstance(value, list) else (value,):
                 if isinstance(one, Path):
                     reject_url(one)
+        if keeps_memory:
+            keep_freed_memory()  # here, as it has its full effect only before torch is imported
         command(**given)
 
     # Rich joins lines into a paragraph, and keeps paragraphs.

@@ -11,7 +11,6 @@ from autoencode.cli import options
 from autoencode.cli.options import Corrupt, Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
 from autoencode.configuration import Interpolation, PriorName
-from autoencode.training.process import keep_freed_memory
 
 
 def reconstruct(
@@ -25,7 +24,6 @@ def reconstruct(
     """Reconstruct images, each beside its original, with PSNR and SSIM."""
     from statistics import median
 
-    keep_freed_memory()  # has its full effect only before torch is imported
     from autoencode import reconstruction as application
     from autoencode.models.model_file import load_model
 
@@ -136,6 +134,7 @@ def add_to(program: typer.Typer) -> None:
         program,
         reconstruct,
         "autoencode reconstruct runs/photos photos/a.jpg --out restored --corrupt gaussian:0.1",
+        keeps_memory=True,
     )
     add_command(program, morph, "autoencode morph runs/photos photos/a.jpg photos/b.jpg --out morph.gif")
     add_command(program, generate, "autoencode generate runs/photos --out new -n 16 --walk walk.gif")

@@ -38,9 +38,7 @@ def report(
 ) -> None:
     """Write the report of a run: settings, curves, reconstructions, samples, outliers, numbers."""
     from autoencode.report import write_report
-    from autoencode.training.process import keep_freed_memory
 
-    keep_freed_memory()
     with stages() as progress:
         page = write_report(run, progress=progress)
     say(f"report: {page}")
@@ -76,9 +74,8 @@ def paper(
         train_all,
         writing,
     )
-    from autoencode.training.process import keep_freed_memory, stopped_by_sigterm
+    from autoencode.training.process import stopped_by_sigterm
 
-    keep_freed_memory()
     # Both are checked before the images are packed.
     experiments, share = chosen_experiments(only or ()), parse_budget(budget)
     preprocessing = options.preprocessing(size, resize_mode, None) or Preprocessing()
@@ -193,12 +190,13 @@ def _in_address(host: str) -> str:
 
 def add_to(program: typer.Typer) -> None:
     """Add these commands to the program."""
-    add_command(program, report, "autoencode report runs/photos")
+    add_command(program, report, "autoencode report runs/photos", keeps_memory=True)
     add_command(
         program,
         paper,
         "autoencode paper photos --budget 0.05 --limit 2000 --out paper",
         "autoencode paper photos --only ae --only denoise --out paper",
+        keeps_memory=True,
     )
     add_command(
         program,

@@ -21,7 +21,7 @@ from autoencode.pixels import to_float
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autoencode.data.pack import Pack
+    from autoencode.data.pack import Pack, Progress
 
 STEPS_BETWEEN_FETCHES = (
     16  # not every step: asking for the next shards of a remote pack costs a look at the disk
@@ -125,7 +125,13 @@ def epoch_order(
 
 
 def batches(
-    pack: Pack, rows: NDArray[np.int64], batch_size: int, *, start: int = 0, stop: int | None = None
+    pack: Pack,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Yield images of `rows` in the order given, the next batch read while this one is in use.
 
@@ -135,8 +141,14 @@ def batches(
         batch_size: B; the last batch may be smaller, or one image larger (see `steps_per_epoch`).
         start: first batch to yield, counted from 0.
         stop: the batch to end before; the default is all of them.
+        progress: called with (images done, images in all) when the next batch is asked for.
     """
-    return (images for images, _ in local_batches(pack, rows, batch_size, 0, 1, start=start, stop=stop))
+    done = start * batch_size
+    for images, _ in local_batches(pack, rows, batch_size, 0, 1, start=start, stop=stop):
+        yield images
+        done += len(images)
+        if progress:
+            progress(done, len(rows))
 
 
 def local_batches(

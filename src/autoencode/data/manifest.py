@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import atomic_file, parse_json, write_json
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.errors import ConfigError, PackError
+from autoencode.errors import ConfigError, PackError, other_version
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
@@ -343,13 +343,7 @@ def read_settings(pack: Path) -> PackSettings:
         raise PackError(f"{pack} is not a pack: its {SETTINGS_NAME} is of something else.")
     version = value.get("version")
     if isinstance(version, int) and version != _VERSION:
-        age, advice = "an older", _REPACK_ADVICE
-        if version > _VERSION:
-            age, advice = "a newer", "Upgrade: pip install --upgrade autoencode."
-        raise PackError(
-            f"The pack {pack} was made by {age} version of autoencode (format {version}; this one reads"
-            f" format {_VERSION}). {advice}"
-        )
+        raise PackError(other_version(pack, version, _VERSION, _REPACK_ADVICE))
     try:
         preprocessing = Preprocessing.from_json(value["preprocessing"])
         settings = PackSettings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))

@@ -116,10 +116,8 @@ def _reject_other_settings(files: PackFiles, settings: PackSettings, wanted: Pac
     advice = "Choose another output, or delete the pack to make it anew."
     if settings.folder != wanted.folder:
         raise PackError(f"{files} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
-    have, want = settings.preprocessing.to_json(), wanted.preprocessing.to_json()
-    different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
-    if different:
-        raise PackError(f"{files} was made with {'; '.join(different)}. {advice}")
+    if different := settings.preprocessing.differences(wanted.preprocessing):
+        raise PackError(f"{files} was made with {different}. {advice}")
 
 
 def _rows(entries: Entries) -> NDArray[np.int64]:

@@ -80,6 +80,13 @@ class Preprocessing:
         colour = "#" + bytes(self.background).hex()
         return f"{self.height}x{self.width} pixels (resize mode {self.resize_mode}, background {colour})"
 
+    def differences(self, other: Preprocessing) -> str:
+        """Return "height 32, not 16; ...", its settings that `other` has not; "" if they are equal."""
+        mine, theirs = self.to_json(), other.to_json()
+        return "; ".join(
+            f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes, of plain JSON values."""
         return {**asdict(self), "background": list(self.background)}

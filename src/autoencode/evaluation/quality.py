@@ -29,6 +29,7 @@ from autoencode.metrics.images import (
     ssim,
 )
 from autoencode.metrics.latents import (
+    RunningVariance,
     active_units,
     bits_per_dimension,
     gaussian_log_likelihood,
@@ -230,29 +231,25 @@ def code_health(model: Autoencoder, batches: Iterable[Tensor]) -> CodeHealth:
     if not model.is_vae:
         raise ConfigError("Only the code of a VAE has a KL and a prior; this model is a plain autoencoder.")
     size = model.config.code_size
-    count, kl = 0, torch.zeros(size, dtype=torch.float64)
-    means, squares, codes = torch.zeros_like(kl), torch.zeros_like(kl), torch.zeros_like(kl)
+    kl = torch.zeros(size, dtype=torch.float64)
+    means, codes = RunningVariance(), torch.zeros_like(kl)
     products = torch.zeros(size, size, dtype=torch.float64)
     generator = torch.Generator().manual_seed(random_seed("code health"))
     for images in batches:
         posterior = model.encode_distribution(images)
         # Sums over all images are kept in fp64: a variance is a small difference of large sums.
         mean, log_variance = (part.double() for part in posterior if part is not None)
-        count += len(mean)
         kl += kl_per_dimension(mean, log_variance).sum(0)
-        means += mean.sum(0)
-        squares += mean.square().sum(0)
+        means.add(mean)
         # A draw from each posterior is a draw from the aggregate one; `_gap` knows the bias of draws.
         code = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).double()
         codes += code.sum(0)
         products += code.T @ code
-    if not count:
+    if not (count := means.count):
         raise ConfigError("A code is measured on images, and none were given.")
-    # Rounding can leave a dimension that never varies just below 0.
-    variance = (squares / count - (means / count).square()).clamp(min=0)
     centre = codes / count
     covariance = products / count - torch.outer(centre, centre)
-    return CodeHealth(kl / count, variance, _gap(centre, covariance, count))
+    return CodeHealth(kl / count, means.variance, _gap(centre, covariance, count))
 
 
 def gap_in_words(gap_nats: float | None) -> str:
@@ -283,12 +280,12 @@ def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) ->
     elbos, divergences = [], []
     generator = torch.Generator().manual_seed(random_seed("evaluate", "codes"))
     for clean, seen in images.pairs():
-        mean, log_variance = model.encode_distribution(seen)
+        posterior = model.encode_distribution(seen)
+        mean, log_variance = posterior
         assert log_variance is not None
         divergences.append(kl(mean, log_variance).double())
         if sigma2 is not None:
-            noise = torch.randn(mean.shape, generator=generator)
-            decoded = model.decode(mean + (0.5 * log_variance).exp() * noise)
+            decoded = model.decode(posterior.sample(torch.randn(mean.shape, generator=generator)))
             likelihood = gaussian_log_likelihood(clean, decoded, sigma2).double()
             elbos.append(likelihood - divergences[-1])
         advance(len(clean))

@@ -330,13 +330,9 @@ class BuildRequest:
                 source, out, wanted, limits=self.limits, ray=ray, progress=self.packing_progress
             )
         pack = open_pack(source)
-        have, want = pack.preprocessing.to_json(), wanted.to_json()
-        different = [f"{name} {have[name]}, not {want[name]}" for name in have if have[name] != want[name]]
-        if different:
-            raise ConfigError(
-                f"The pack {source} was made with {'; '.join(different)} as the model needs. "
-                f"Give the folder it was made of: {pack.folder}"
-            )
+        self.model.check_preprocessing(
+            pack.preprocessing, source, f"Give the folder it was made of: {pack.folder}"
+        )
         if not len(pack):
             raise ImageFolderError(f"The pack {source} has no image that can be used.")
         return pack

@@ -37,6 +37,15 @@ class Posterior(NamedTuple):
     mean: Tensor
     log_variance: Tensor | None
 
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return mean + exp(log_variance / 2) * noise, given standard normal noise (B, D): codes (B, D).
+
+        This is the reparameterisation of Kingma & Welling 2014. A plain code is the mean itself.
+        """
+        if self.log_variance is None:
+            return self.mean
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
 
 class Output(NamedTuple):
     """One pass through both halves: `images` (B, 3, H, W), and the posterior of their codes."""
@@ -144,13 +153,10 @@ class Autoencoder(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            noise: (B, D) standard normal, or None to decode the mean. The code is
-                mean + exp(log_variance / 2) * noise (Kingma & Welling 2014, the reparameterisation).
+            noise: (B, D) standard normal to draw the code with, or None to decode the mean.
         """
         posterior = self.posterior(images)
-        codes = posterior.mean
-        if noise is not None and posterior.log_variance is not None:
-            codes = codes + torch.exp(0.5 * posterior.log_variance) * noise
+        codes = posterior.mean if noise is None else posterior.sample(noise)
         return Output(self.decoder(codes), posterior)
 
     @torch.inference_mode()
@@ -240,21 +246,21 @@ class Autoencoder(nn.Module):
         height, width = self.preprocessing.height, self.preprocessing.width
         return to_float(np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8))
 
-    def check_preprocessing(self, preprocessing: Preprocessing, pack: str | Path) -> None:
+    def check_preprocessing(
+        self, preprocessing: Preprocessing, pack: str | Path, advice: str = "Give the pack it was trained on."
+    ) -> None:
         """Reject a pack whose images were not read the way the images of this model are.
 
         Args:
             preprocessing: how the images of the pack were read.
             pack: path of the pack, for the message.
+            advice: a sentence on what to give instead.
 
         Raises:
             ConfigError: the two differ; the message says how.
         """
-        if preprocessing != self.preprocessing:
-            raise ConfigError(
-                f"{pack} holds images as {preprocessing}, and the model takes "
-                f"{self.preprocessing}. Give the pack it was trained on."
-            )
+        if different := preprocessing.differences(self.preprocessing):
+            raise ConfigError(f"The pack {pack} was made with {different} as the model needs. {advice}")
 
     def note_of(self, fingerprint: str) -> str | None:
         """Return a warning about a pack that is not the one of the training, by its fingerprint, or None."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autoencode.atomic import atomic_file, parse_json
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.errors import AutoencodeError, ConfigError, ModelFileError
+from autoencode.errors import AutoencodeError, ConfigError, ModelFileError, other_version
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
@@ -110,17 +110,6 @@ def read_tensors(
     return tensors, content, digest
 
 
-def other_version(path: Path, found: int, version: int, remake: str) -> str:
-    """Return the error about a file of format `found`, not `version`; `remake` is advice on an old one."""
-    age, advice = "an earlier", remake
-    if found > version:
-        age, advice = "a newer", "Upgrade: pip install --upgrade autoencode"
-    return (
-        f"{path} was written by {age} version of autoencode (format {found}; this one reads format "
-        f"{version}). {advice}"
-    )
-
-
 def _content(
     path: Path, kind: str, metadata: Mapping[str, str], error: type[AutoencodeError]
 ) -> dict[str, Any]:
@@ -145,6 +134,16 @@ def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under names with a prefix, by which several sets share a file."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, under their names without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 MODEL_NAME = "model.safetensors"
@@ -176,7 +175,9 @@ def parts_of_model(
     Raises:
         ModelFileError: a weight is not finite.
     """
-    weights = {**model.state_dict(), **_prior_tensors(model.prior)}
+    weights = model.state_dict()
+    if model.prior is not None:
+        weights = {**weights, **with_prefix(PRIOR, model.prior.tensors())}
     check_finite(path, weights)
     content = {
         "config": model.config.to_json(),
@@ -236,13 +237,10 @@ def model_of_parts(
             model = Autoencoder(
                 ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
             )
-        prior = {
-            name.removeprefix(PRIOR): weight for name, weight in weights.items() if name.startswith(PRIOR)
-        }
         own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
         _check_types(own, model.state_dict())
         model.load_state_dict(own, assign=True)
-        model.prior = _prior(prior, model.config.code_size)
+        model.prior = _prior(without_prefix(PRIOR, weights), model.config.code_size)
         model.provenance = dict(content["provenance"])
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
         raise ModelFileError(f"{path} does not hold a usable model: {err}".splitlines()[0]) from err
@@ -256,16 +254,6 @@ def _check_types(weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch
     for name in weights.keys() & wanted.keys():
         if weights[name].dtype != wanted[name].dtype:
             raise ValueError(f"{name} is of type {weights[name].dtype}, not {wanted[name].dtype}")
-
-
-def _prior_tensors(prior: GaussianMixture | None) -> dict[str, torch.Tensor]:
-    if prior is None:
-        return {}
-    return {
-        f"{PRIOR}weights": prior.weights,
-        f"{PRIOR}means": prior.means,
-        f"{PRIOR}factors": prior.factors,
-    }
 
 
 def _prior(tensors: Mapping[str, torch.Tensor], code_size: int) -> GaussianMixture | None:

@@ -129,6 +129,10 @@ class GaussianMixture:
         self.weights, self.means, self.factors = weights, means, factors
         self.code_size = size
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return its arguments by name, as a file keeps them."""
+        return {"weights": self.weights, "means": self.means, "factors": self.factors}
+
     @classmethod
     def fit(cls, codes: Tensor, seed: int = 0) -> GaussianMixture:
         """Fit to codes, with the number of components that describes held-out codes best.

@@ -106,14 +106,9 @@ def rank_pack(
     detector, measure = reference.detectors[score.name], measurer(model, "code", [score])
     # Entries that are copies share a row of pixels.
     rows, positions = np.unique(pack.rows(), return_inverse=True)
-    scores = np.empty(len(rows))
-    done = 0
-    for images in batches(pack, rows, BATCH):
-        scores[done : done + len(images)] = detector.score(measure(images)[score.quantity])
-        done += len(images)
-        if progress:
-            progress(done, len(rows))
-    scores = scores[positions]
+    quantities = (measure(images)[score.quantity] for images in batches(pack, rows, BATCH, progress=progress))
+    parts = [detector.score(values) for values in quantities]
+    scores = np.concatenate([np.zeros(0), *parts])[positions]
     validation = reference.validation.get(score.name, np.zeros(0))
     return Ranking(
         score.name,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from autoencode.atomic import append_line, parse_json, write_bytes, write_json
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.errors import ConfigError, RunError
-from autoencode.models.model_file import MODEL_NAME, other_version
+from autoencode.errors import ConfigError, RunError, other_version
+from autoencode.models.model_file import MODEL_NAME
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig, settings_file
 

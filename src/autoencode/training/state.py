@@ -22,7 +22,7 @@ from torch import Tensor
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.models.model_file import read_tensors, with_prefix, without_prefix, write_tensors
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
@@ -182,15 +182,15 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     path = folder / CHECKPOINT_NAME
     tensors, content, _ = read_tensors(path, "checkpoint", _CHECKPOINT_VERSION, RunError, remake=START_AGAIN)
     try:
-        state.model.load_state_dict(_under("model/", tensors))
+        state.model.load_state_dict(without_prefix("model/", tensors))
         if state.averaged is not state.model:
-            state.averaged.load_state_dict(_under("averaged/", tensors))
-        _restore(state.optimizer, _under("optimizer/", tensors))
+            state.averaged.load_state_dict(without_prefix("averaged/", tensors))
+        _restore(state.optimizer, without_prefix("optimizer/", tensors))
         state.sums = _like(state.sums, tensors["sums"])
         state.step, state.seconds, state.waited = _position(content)
         if adversary := state.adversary:
-            adversary.discriminator.load_state_dict(_under("discriminator/", tensors))
-            _restore(adversary.optimizer, _under("discriminator_optimizer/", tensors))
+            adversary.discriminator.load_state_dict(without_prefix("discriminator/", tensors))
+            _restore(adversary.optimizer, without_prefix("discriminator_optimizer/", tensors))
             adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
@@ -220,13 +220,12 @@ def _like(own: Tensor, saved: Tensor) -> Tensor:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors = with_prefix("model/", state.model.state_dict())
     if state.averaged is not state.model:
-        tensors |= {f"averaged/{name}": tensor for name, tensor in state.averaged.state_dict().items()}
+        tensors |= with_prefix("averaged/", state.averaged.state_dict())
     tensors |= _moments("optimizer", state.optimizer)
     if adversary := state.adversary:
-        weights = adversary.discriminator.state_dict()
-        tensors |= {f"discriminator/{name}": tensor for name, tensor in weights.items()}
+        tensors |= with_prefix("discriminator/", adversary.discriminator.state_dict())
         tensors |= _moments("discriminator_optimizer", adversary.optimizer)
         tensors["discriminator_sums"] = adversary.sums
     return {**tensors, "sums": state.sums}
@@ -270,7 +269,3 @@ def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequ
                     raise ValueError(f"parameter {index} has taken no such number of steps")
             elif moment.shape != parameters[index].shape:
                 raise ValueError(f"{name} of parameter {index} has the shape {tuple(moment.shape)}")
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

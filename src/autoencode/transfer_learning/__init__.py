@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import csv_bytes, make_folder, write_bytes
+from autoencode.atomic import claim_folder, csv_bytes, write_bytes
 from autoencode.data.loader import random_seed
 from autoencode.embedding import image_encoder
-from autoencode.errors import ConfigError, MissingExtraError, OutputError
+from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.figures.plots import confusion_matrix
 from autoencode.metrics.statistics import Interval, wilson_interval
 from autoencode.models.model_file import as_model
@@ -131,7 +131,9 @@ def transfer(
     """
     model = as_model(model)
     kept = _kept(model, embedding, finetune)
-    folder = None if out is None else _prepared(Path(out))  # before the long work, too
+    folder = None if out is None else Path(out)
+    if folder is not None:  # before the long work, too
+        claim_folder(folder, COMPARISON_NAME, "classifier")
     report = progress or (lambda *_: None)
     with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
         task = Task(data, model, report)
@@ -219,16 +221,8 @@ def _result(
     return Transfer(classifier, method, comparison, confusion, learned, len(held_out), notes, skipped)
 
 
-def _prepared(out: Path) -> Path:
-    """Make the folder; reject one that holds anything but an earlier classifier."""
-    if out.is_dir() and any(out.iterdir()) and not (out / COMPARISON_NAME).exists():
-        raise OutputError(f"{out} is not empty and holds no earlier classifier. Choose another --out.")
-    make_folder(out)
-    return out
-
-
 def _write(folder: Path, made: Transfer) -> Transfer:
-    # First, so that a folder left half-written is recognised as ours by the next call.
+    # First: see `claim_folder`.
     write_bytes(folder / COMPARISON_NAME, _comparison_table(made.comparison))
     classes = made.classifier.classes
     write_bytes(folder / CONFUSION_NAME, _confusion_table(made.confusion, classes))

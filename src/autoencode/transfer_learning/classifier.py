@@ -29,6 +29,8 @@ from autoencode.models.model_file import (
     model_of_parts,
     parts_of_model,
     read_tensors,
+    with_prefix,
+    without_prefix,
     write_tensors,
 )
 from autoencode.pixels import to_float
@@ -234,7 +236,7 @@ def save_classifier(path: str | Path, classifier: Classifier) -> str:
         path,
         "classifier",
         FORMAT_VERSION,
-        {**_prefixed(MODEL, weights), **_prefixed(PROBE, probe)},
+        {**with_prefix(MODEL, weights), **with_prefix(PROBE, probe)},
         content,
     )
 
@@ -258,8 +260,8 @@ def load_classifier(path: str | Path) -> Classifier:
     )
     check_finite(path, tensors)
     try:
-        model = model_of_parts(path, _without(MODEL, tensors), content["model"])
-        probe = LinearProbe(**{name: part.numpy() for name, part in _without(PROBE, tensors).items()})
+        model = model_of_parts(path, without_prefix(MODEL, tensors), content["model"])
+        probe = LinearProbe(**{name: part.numpy() for name, part in without_prefix(PROBE, tensors).items()})
         classes, features = tuple(content["classes"]), str(content["features"])
         _check_probe(probe, classes, features, model)
         provenance, learned_on = dict(content["provenance"]), content.get("pretrained")
@@ -286,14 +288,6 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     sizes[PRETRAINED] = BACKBONE.size
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _csv(made: Predictions) -> bytes:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -236,12 +236,9 @@ class Task:
     def encoder_features(self) -> dict[str, Floats]:
         """Codes and pooled maps of each layer, (N, F) each; see `classifier.encoder_features`."""
         parts: dict[str, list[Tensor]] = {}
-        done = 0
-        for images in batches(self.data.pack, self.data.rows, INFERENCE_BATCH):
+        for images in self._batches("encoding", INFERENCE_BATCH):
             for name, part in encoder_features(self.model, images).items():
                 parts.setdefault(name, []).append(part)
-            done += len(images)
-            self._report("encoding", done, len(self.data.rows))
         return {name: torch.cat(part).numpy() for name, part in parts.items()}
 
     @property
@@ -276,13 +273,14 @@ class Task:
             MissingExtraError: the optional part `eval` is not installed.
         """
         encoder = image_encoder(self.model, "pretrained")
-        parts, done = [], 0
         # A quarter of the usual batch: the network enlarges each image to 224x224.
-        for images in batches(self.data.pack, self.data.rows, INFERENCE_BATCH // 4):
-            parts.append(encoder.encode(images))
-            done += len(images)
-            self._report("pretrained features", done, len(self.data.rows))
+        images = self._batches("pretrained features", INFERENCE_BATCH // 4)
+        parts = [encoder.encode(batch) for batch in images]
         return {PRETRAINED: np.concatenate(parts)}
+
+    def _batches(self, stage: str, batch_size: int) -> Iterator[Tensor]:
+        """Yield all images (B, 3, H, W), reported as a stage."""
+        return batches(self.data.pack, self.data.rows, batch_size, progress=partial(self._report, stage))
 
     def images_of(self, rows: Rows) -> ImagesOf:
         """Return a function from indices into `rows` to images (B, 3, H, W)."""

@@ -74,10 +74,9 @@ def labelled_images(
     """
     if is_pack(source):
         pack = open_pack(source)
-        if pack.preprocessing != preprocessing:
+        if different := pack.preprocessing.differences(preprocessing):
             raise ConfigError(
-                f"{source} was packed as {pack.preprocessing}, the model takes {preprocessing}. "
-                "Give the folder of images itself."
+                f"The pack {source} was made with {different} as the model needs. Give the folder of images."
             )
         yield _labelled(source, pack)
         return
