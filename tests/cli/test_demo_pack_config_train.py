@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from autoencode import (
 )
 from autoencode.cli import demo_pack_config_train
 from autoencode.cli.demo_pack_config_train import digits_folder
+from autoencode.data.manifest import split_of
 from autoencode.data.pack import Progress
 from autoencode.training.run import read_run
 
@@ -136,9 +138,56 @@ def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missin
     (out / "reconstructions.png").unlink()
     result = autoencode(*command, "--resume")
     assert result.code == 0
-    assert result.out.startswith(f"finished: {out} has all its 1 epoch, nothing to do")
+    assert result.out.startswith(
+        f"finished: {out} has all its 1 epoch, nothing to do. To continue it, give more --epochs.\n"
+    )
     assert [((out / name).stat().st_ino, (out / name).read_bytes()) for name in kept[:2]] == before
     assert (out / "reconstructions.png").exists()
+
+
+def test_a_finished_run_that_cannot_have_more_epochs_says_why(
+    autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    command = ("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, "--epochs", 1)
+    assert autoencode(*command, "--set", "schedule=cosine").code == 0
+    result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", "--resume")
+    assert (
+        "nothing to do. More epochs cannot be added: its learning rate follows a cosine. Train anew with "
+        "--epochs.\n"
+    ) in result.out
+
+
+@pytest.mark.parametrize(
+    ("split", "note"),
+    [
+        (
+            "validation",
+            "too few images for a training split; a model learns all of them, the validation images",
+        ),
+        (
+            "train",
+            "too few images for a validation split; the validation numbers are those of the training im",
+        ),
+        (
+            "test",
+            "too few images for a validation split; the validation numbers are those of the training im",
+        ),
+    ],
+)
+def test_a_single_image_is_trained_on_and_judged_by_which_is_said(
+    autoencode: Command, split: str, note: str, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    (tmp_path / "one").mkdir()
+    path = tmp_path / "one" / "a.bmp"
+    for value in range(256):  # a file's split is that of its digest
+        pixels[0, 0] = value
+        Image.fromarray(pixels).save(path)
+        if split_of(hashlib.sha256(path.read_bytes()).hexdigest()) == split:
+            break
+    result = autoencode("pack", tmp_path / "one", "--out", tmp_path / "pack", "--size", 32)
+    (line,) = [line for line in result.out.splitlines() if line.startswith("note:")]
+    assert note in line
 
 
 def test_a_run_that_learns_nothing_is_warned_of_once(

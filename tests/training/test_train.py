@@ -718,6 +718,20 @@ def test_too_little_memory_says_what_to_make_smaller_and_keeps_the_last_state(
     assert_same(train(tiny_pack.path, out, resume=True), plain)
 
 
+def test_too_little_memory_for_the_weights_is_not_blamed_on_the_batch(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "initial_state", fail)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny_pack.path, tmp_path / "run", **{**tiny, "code_size": 1_000_000})
+    assert "memory to train" in str(caught.value)
+    assert "Start again with a smaller code_size (it was 1000000) or smaller widths." in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+
+
 def test_too_little_memory_from_the_start_does_not_block_the_folder(
     tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,12 +268,15 @@ def _show(run: Run, trained: bool) -> None:
     from autoencode.data.pack import open_pack
     from autoencode.models.model_file import load_model
     from autoencode.report import REPORT_NAME, write_report
+    from autoencode.training.run import read_run
 
     if not trained:
-        say(
-            f"finished: {run.folder} has all its {counted(len(run.metrics), 'epoch')}, nothing to do. "
-            "With a constant learning rate it can be continued: give more --epochs."
+        fixed = read_run(run.folder).train.fixes_epochs
+        advice = (
+            f"More epochs cannot be added: {fixed}. Train anew with" if fixed else "To continue it, give more"
         )
+        epochs = counted(len(run.metrics), "epoch")
+        say(f"finished: {run.folder} has all its {epochs}, nothing to do. {advice} --epochs.")
     model, packed = load_model(run.model_path), open_pack(run.pack_path)
     _fit_prior(run, model, packed)
     print_pack(packed)
@@ -347,6 +350,11 @@ def print_pack(packed: Pack) -> None:
         say(
             "note:   too few images for a validation split; the validation numbers are those of "
             f"{'the test images' if held_out else 'the training images themselves'}"
+        )
+    elif not len(packed.rows("train")):
+        say(
+            "note:   too few images for a training split; a model learns all of them, the validation images "
+            "too, whose numbers then say nothing about new images"
         )
     if packed.skipped:
         listed = packed.path / "manifest.jsonl"

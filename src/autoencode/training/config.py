@@ -110,6 +110,15 @@ class TrainConfig:
         """Epochs of the warm-up and those after it."""
         return self.kl_warmup + self.epochs
 
+    @property
+    def fixes_epochs(self) -> str | None:
+        """What spans all epochs, so that more would change the steps already taken; None for nothing."""
+        if self.schedule == "cosine":
+            return "its learning rate follows a cosine"
+        if self.kl_warmup_cycles:
+            return "the cycles of its beta span all epochs"
+        return "its discriminator joins at half of them" if self.adversarial else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
         return asdict(self)

@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 from autoencode.configuration import Precision
 from autoencode.errors import ConfigError, check_choice
+from autoencode.models.autoencoder import Autoencoder
 from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Preprocessing
+    from autoencode.models.networks import ModelConfig
     from autoencode.training.run import RunSettings
 
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
+_MOST_WEIGHTS = 2**40  # bytes
+# Bytes from which memory runs out for the weights, their gradients and moments rather than for the images.
+_MANY_WEIGHTS = 2**30
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,30 @@ def multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
+def without_memory(model: ModelConfig, preprocessing: Preprocessing) -> Autoencoder:
+    """Build a network without memory or random numbers, to ask how large it is.
+
+    Raises:
+        ConfigError: the network has more than 1 TiB of weights, or cannot have images of that size.
+    """
+    try:
+        with torch.device("meta"):
+            built = Autoencoder(model, preprocessing)
+        size = _weight_bytes(built)
+    except (RuntimeError, TypeError):  # a number of weights beyond 64 bits, of which torch has either error
+        size = None
+    if size is None or size > _MOST_WEIGHTS:
+        raise ConfigError(
+            f"code_size {model.code_size} and widths {','.join(map(str, model.widths))} make a network of "
+            "more than 1 TiB of weights. Use smaller ones."
+        )
+    return built
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(weight.nbytes for weight in model.state_dict().values())
+
+
 @contextmanager
 def within_memory(out: Path, run: RunSettings) -> Iterator[None]:
     """Turn any error for lack of memory into a ConfigError that says what to change.
@@ -129,8 +159,15 @@ def within_memory(out: Path, run: RunSettings) -> Iterator[None]:
     except (MemoryError, RuntimeError) as err:
         if not is_out_of_memory(err):
             raise
+        weights = _weight_bytes(without_memory(run.model, run.preprocessing))
         size = f"{run.preprocessing.height}x{run.preprocessing.width}"
         kept = f" The last checkpoint is kept in {out}." if holds_state(out) else ""
+        if weights > _MANY_WEIGHTS:
+            raise ConfigError(
+                f"There is not enough memory to train {weights / 2**30:,.1f} GiB of weights. Start again"
+                f"{' in a new folder' if kept else ''} with a smaller code_size (it was "
+                f"{run.model.code_size}) or smaller widths.{kept}"
+            ) from err
         raise ConfigError(
             f"There is not enough memory for batches of {run.train.batch_size} images of {size}. "
             f"{'Continue with --resume' if kept else 'Start again with'} --set accumulate=4, or start again"

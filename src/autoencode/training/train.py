@@ -14,15 +14,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from autoencode.atomic import exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, preprocessing_of
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, preprocessing_for
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
-from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, changed, check_fit, settings
 from autoencode.training.distributed import Processes, process_group
@@ -38,15 +35,19 @@ from autoencode.training.run import (
     read_run,
     write_run,
 )
-from autoencode.training.runtime import Runtime, choose_runtime, multiplies_bf16, within_memory
+from autoencode.training.runtime import (
+    Runtime,
+    choose_runtime,
+    multiplies_bf16,
+    within_memory,
+    without_memory,
+)
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision
     from autoencode.data.pack import Progress
     from autoencode.models.networks import ModelConfig
     from autoencode.training.progress import TrainProgress
-
-_MOST_WEIGHTS = 2**40  # bytes
 
 
 @dataclass(frozen=True)
@@ -349,11 +350,7 @@ def _with_overrides(
         model, config = changed(run.model, run.train, overrides)
     stored, asked = asdict(run.model) | asdict(run.train), asdict(model) | asdict(config)
     differing = {name: (stored[name], asked[name]) for name in stored if stored[name] != asked[name]}
-    # A cosine schedule, cycles and the discriminator depend on the total number of steps: more epochs would
-    # change the steps already taken.
-    spread = run.train.kl_warmup_cycles or run.train.adversarial
-    open_ended = run.train.schedule == "constant" and not spread
-    if open_ended and config.epochs > run.train.epochs:
+    if run.train.fixes_epochs is None and config.epochs > run.train.epochs:
         run = replace(run, train=replace(run.train, epochs=config.epochs))
         del differing["epochs"]
     _reject(out, differing)
@@ -371,20 +368,9 @@ def _reject(out: Path, differing: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
-    """Reject images or a network of a size that cannot be; built without memory or random numbers."""
+    """Reject images or a network of a size that cannot be."""
     check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
-    try:
-        with torch.device("meta"):
-            built = Autoencoder(model, preprocessing)
-        size = sum(weight.nbytes for weight in built.state_dict().values())
-    except (RuntimeError, TypeError):  # a number of weights beyond 64 bits, of which torch has either error
-        size = None
-    if size is None or size > _MOST_WEIGHTS:
-        raise ConfigError(
-            f"code_size {model.code_size} and widths {','.join(map(str, model.widths))} make a network of "
-            "more than 1 TiB of weights. Use smaller ones."
-        )
-    if config.batch_size < built.least_batch:
+    if config.batch_size < without_memory(model, preprocessing).least_batch:
         raise ConfigError(
             "Batch normalisation has nothing to average over with a batch_size of 1 and one value per "
             "channel in the deepest level. Use larger batches, larger images or fewer widths."
