@@ -57,7 +57,6 @@ def test_codes_are_those_of_the_model(images: torch.Tensor) -> None:
 def test_pretrained_features_do_not_depend_on_the_model_but_on_the_size_of_its_images(
     images: torch.Tensor,
 ) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
     first, second = image_encoder(build(0), "pretrained"), image_encoder(build(1), "pretrained")
     assert first.digest == second.digest
     assert first.digest != image_encoder(build(0, side=16), "pretrained").digest

@@ -107,7 +107,6 @@ def test_an_index_of_an_index_folder_finds_only_the_users_images(
 
 
 def test_pretrained_features_need_no_model_when_searching(folder: Path, trained: Run, tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
     model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
     for path in sorted(folder.rglob("*.png"))[6:]:
         path.unlink()

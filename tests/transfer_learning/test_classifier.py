@@ -169,7 +169,6 @@ def test_numbers_too_large_for_probabilities_are_rejected(
 def test_pretrained_features_are_those_they_were_learned_on(
     trained: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
     model = load_model(trained.model_path)
     save_classifier(tmp_path / "c", Classifier(model, "pretrained", CLASSES, probe(1280), {}))
     assert len(classify(load_classifier(tmp_path / "c"), next(photos.rglob("*.png"))).results) == 1

@@ -178,7 +178,6 @@ def test_pretrained_features_are_compared_where_they_are_installed_and_kept_when
     model: Autoencoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the optional part `eval` is not installed")
     monkeypatch.setattr(finetune, "LEAST_STEPS", 5)
     monkeypatch.setattr(finetune, "EPOCHS", 1)
     made = transfer(model, colours, embedding="pretrained")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoencode.configuration import Precision
 from autoencode.errors import ConfigError, check_choice
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.backbones import multiplies_bf16
 from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
@@ -107,16 +108,6 @@ def is_out_of_memory(err: BaseException) -> bool:
     # On a CPU torch reports it only in the message: "DefaultCPUAllocator: can't allocate memory".
     text = str(err).lower()
     return isinstance(err, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 in hardware; others emulate it."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        # Elsewhere bfloat16 is emulated in fp32, slower than fp32 itself.
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
 
 
 def without_memory(model: ModelConfig, preprocessing: Preprocessing) -> Autoencoder:

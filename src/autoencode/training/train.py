@@ -20,6 +20,7 @@ from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, preprocessing_of
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, preprocessing_for
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
+from autoencode.models.backbones import multiplies_bf16
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, changed, check_fit, settings
 from autoencode.training.distributed import Processes, process_group
@@ -38,7 +39,6 @@ from autoencode.training.run import (
 from autoencode.training.runtime import (
     Runtime,
     choose_runtime,
-    multiplies_bf16,
     within_memory,
     without_memory,
 )

