@@ -1,9 +1,12 @@
 """Corruptions against their own definition, and against torch's dropout and Pillow's rotation."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
+import scipy.stats
 import skimage.data
 import torch
 import torch.nn.functional as F
@@ -13,10 +16,12 @@ from autoencode import Pack
 from autoencode.data.corruptions import (
     CORRUPTIONS,
     Corruption,
+    check_size,
     corrupt,
     example,
     horizontal_flip,
     parse_corruptions,
+    random_patch,
 )
 from autoencode.data.loader import LocalBatch, batches, local_batch
 from autoencode.errors import ConfigError
@@ -71,7 +76,7 @@ def test_what_is_offered_can_be_used_and_reads_as_it_is_written(name: str) -> No
         assert words
 
 
-@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name not in ("downscale", "jpeg")])
+@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name not in ("blur", "downscale", "jpeg")])
 def test_another_seed_gives_another_corruption(name: str) -> None:
     assert not torch.equal(apply(example(name), seed=3), apply(example(name), seed=4))
 
@@ -146,9 +151,10 @@ def test_jpeg_damages_less_at_a_higher_quality_and_clips_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "blur:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
+    "text", ["", "haze:2", "gaussian", "gaussian:x", "gaussian:-1", "gaussian:nan", "gaussian:inf",
              "gaussian:11", "dropout:1", "rotate:181", "downscale:1.5", "downscale:1", "mask:0", "mask:1",
-             "jpeg:0", "jpeg:96", "jpeg:9.5"]
+             "jpeg:0", "jpeg:96", "jpeg:9.5",
+             "gaussian:0.3-", "gaussian:0-11", "poisson:0-10", "jpeg:0-10", "blur:1-nan", "blur:21", "mask:0"]
 )  # fmt: skip
 def test_what_cannot_be_used_is_rejected_with_what_can(text: str) -> None:
     with pytest.raises(ConfigError, match="Use "):
@@ -160,6 +166,111 @@ def test_a_corruption_reads_as_it_is_written() -> None:
         "gaussian:0.3",
         "downscale:4",
     ]
+    chain = ["gaussian:0.001-0.5/jpeg:5-50/downscale:1-4", "blur:1e-1-2"]
+    assert list(map(str, parse_corruptions(chain))) == [chain[0], "blur:0.1-2"]
+
+
+def test_a_range_is_written_from_its_least_to_its_greatest() -> None:
+    with pytest.raises(ConfigError, match=r"Cannot corrupt by gaussian:0\.5-0\.3: the least"):
+        parse_corruptions(["gaussian:0.5-0.3"])
+
+
+def test_each_image_draws_its_amount_uniformly_from_a_range() -> None:
+    noise = apply("gaussian:0-0.6", images=torch.full((400, 3, 16, 16), 0.5)) - 0.5
+    deviations = noise.flatten(1).std(1) / 0.6
+    assert scipy.stats.kstest(deviations.numpy(), "uniform").pvalue > 0.01
+    lost = (apply("dropout:0-0.8", images=torch.ones(400, 3, 16, 16)) == 0).float().flatten(1).mean(1) / 0.8
+    assert scipy.stats.kstest(lost.numpy(), "uniform").pvalue > 0.01
+
+
+def test_a_range_of_whole_numbers_draws_both_ends_and_what_is_between_them_equally_often() -> None:
+    images = torch.rand(300, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    found = apply("downscale:1-4", images=images)
+    every = [images, *(apply(f"downscale:{factor}", images=images) for factor in (2, 3, 4))]
+    same = torch.stack([(found - one).abs().amax((1, 2, 3)) < 1e-6 for one in every], 1)
+    assert torch.equal(same.sum(1), torch.ones(300, dtype=torch.int64))
+    assert scipy.stats.chisquare(same.sum(0).numpy()).pvalue > 0.01
+
+
+def test_each_image_draws_one_of_the_alternatives() -> None:
+    images = torch.full((300, 3, 16, 16), 0.25)
+    found = apply("mask:0.2/gaussian:0.1/downscale:2", images=images)
+    masked = (found == 0.5).any(1).any(1).any(1)
+    unchanged = (found - images).abs().amax((1, 2, 3)) < 1e-6
+    kinds = torch.stack([masked, unchanged, ~masked & ~unchanged]).sum(1)
+    assert scipy.stats.chisquare(kinds.numpy()).pvalue > 0.01
+    assert not unchanged[masked].any()
+
+
+def test_poisson_noise_has_the_variance_of_counted_photons() -> None:
+    images = torch.full((64, 3, 32, 32), 0.5)
+    counts = apply("poisson:20", images=images) * 20
+    assert torch.equal(counts, counts.round())
+    assert counts.mean().item() == pytest.approx(10, rel=0.01)
+    assert counts.var().item() == pytest.approx(10, rel=0.02)
+
+
+def test_salt_and_pepper_sets_that_share_to_black_and_white_in_equal_numbers() -> None:
+    images = torch.full((64, 3, 32, 32), 0.5)
+    found = apply("salt-and-pepper:0.1", images=images)
+    assert set(found.unique().tolist()) == {0, 0.5, 1}
+    for value in (0, 1):
+        assert (found == value).float().mean().item() == pytest.approx(0.05, rel=0.1)
+    whole = ((found != 0.5).sum(1) % 3 == 0).flatten(1).all(1)  # of these images no pixel is lost in part
+    assert 20 <= whole.sum() <= 44
+
+
+def test_a_blur_is_the_gaussian_filter_of_scipy() -> None:
+    for sigma in (0.4, 1.0, 2.5):
+        expected = scipy.ndimage.gaussian_filter(
+            IMAGES.numpy(),
+            (0, 0, sigma, sigma),
+            mode="mirror",
+            radius=(0, 0, math.ceil(4 * sigma), math.ceil(4 * sigma)),
+        )
+        np.testing.assert_allclose(apply(f"blur:{sigma}").numpy(), expected, atol=1e-5)
+
+
+def test_a_blur_can_be_wider_than_the_image() -> None:
+    assert apply("blur:20").std(dim=(2, 3)).max() < 0.1
+
+
+def test_the_size_is_checked_for_every_alternative_and_the_end_of_a_range() -> None:
+    check_size(parse_corruptions(["gaussian:0.1/downscale:2-8"]), 8, 16)
+    with pytest.raises(ConfigError, match="at most 8"):
+        check_size(parse_corruptions(["gaussian:0.1/downscale:2-9"]), 8, 16)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["gaussian:0-0.5", "jpeg:5-50", "mask:0-0.5", "rotate:0-30", "blur:0-2/downscale:1-4/poisson:5-90"],
+)
+def test_an_image_draws_the_same_in_a_local_batch_as_in_the_batch(text: str) -> None:
+    chain = parse_corruptions([text, "gaussian:0-0.1"])
+
+    def part(local: LocalBatch) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return corrupt(IMAGES[local.positions], chain, generator, training=True, local=local)
+
+    parts = [part(local_batch(len(IMAGES), rank, 3)) for rank in range(3)]
+    torch.testing.assert_close(torch.cat(parts), apply(text, "gaussian:0-0.1"))
+
+
+def test_a_patch_is_cut_from_a_random_place_and_is_the_same_in_a_local_batch() -> None:
+    rows, columns = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
+    images = torch.stack([rows, columns, torch.zeros_like(rows)]).float().expand(300, 3, 20, 30)
+    patches = random_patch(images, 16, torch.Generator().manual_seed(0))
+    tops, lefts = patches[:, 0, 0, 0], patches[:, 1, 0, 0]
+    assert torch.equal(patches[:, 0] - tops[:, None, None], images[:, 0, :16, :16])
+    assert torch.equal(patches[:, 1] - lefts[:, None, None], images[:, 1, :16, :16])
+    assert (tops.unique().tolist(), lefts.unique().tolist()) == (list(range(5)), list(range(15)))
+    local = local_batch(300, 1, 3)
+    part = random_patch(images[local.positions], 16, torch.Generator().manual_seed(0), local)
+    assert torch.equal(part, patches[local.positions])
+
+
+def test_a_patch_larger_than_the_image_is_the_image() -> None:
+    assert torch.equal(random_patch(IMAGES, 64, torch.Generator()), IMAGES)
 
 
 def test_an_image_meets_the_same_chance_in_a_local_batch_as_in_the_batch(tiny_pack: Pack) -> None:
@@ -191,8 +302,8 @@ def test_an_image_meets_the_same_corruption_in_a_local_batch_as_in_the_batch(nam
 
 
 def test_an_unknown_corruption_is_rejected_with_all_there_are() -> None:
-    with pytest.raises(ConfigError, match="Cannot corrupt by blur:2") as error:
-        Corruption("blur", 2)
+    with pytest.raises(ConfigError, match="Cannot corrupt by haze:2") as error:
+        Corruption("haze", 2)
     assert all(f"{name}:{kind.parameter}" in str(error.value) for name, kind in CORRUPTIONS.items())
 
 

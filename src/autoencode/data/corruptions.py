@@ -1,21 +1,25 @@
-"""Clean images -> corrupted images, for denoising autoencoders (the loss is always against the clean ones).
+"""Clean images -> corrupted images, which a model learns to undo (the loss is always against the clean ones).
 
 A corruption is one entry of `CORRUPTIONS`: the command line, errors, the reference and the web page are made
 from it. It is a function of the images, an amount and random numbers; `loader.random_seed` makes the seed of
 those of (seed, step), so that a corruption can be repeated.
+
+An amount can be a range, from which each image draws its own: "gaussian:0-0.5". Corruptions with "/" between
+them are alternatives, of which each image draws one: "gaussian:0-0.5/jpeg:5-50".
 
 Shapes: B batch, H height, W width. Images are (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
-import io
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from autoencode.data import damage
+from autoencode.data.damage import Draws
 from autoencode.errors import ConfigError
-from autoencode.pixels import to_float, to_pixels
 
 # Help lists the corruptions and must not wait for torch: functions that need more of it than the methods of a
 # tensor import it themselves.
@@ -25,42 +29,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from autoencode.data.damage import Amount
     from autoencode.data.loader import LocalBatch
-
-
-class Draws:
-    """Random numbers for the images of one process.
-
-    They are drawn for the whole batch, of which the process keeps its local batch: an image meets the same
-    chance whatever the world size.
-
-    Args:
-        images: (B, 3, H, W), for their number, type and device.
-        generator: the source, on the device of the images.
-        local: which part of a batch the images are; None for all of it.
-    """
-
-    def __init__(self, images: Tensor, generator: torch.Generator, local: LocalBatch | None) -> None:
-        self._images, self._generator = images, generator
-        self._count, self._part = (
-            (len(images), slice(None)) if local is None else (local.batch_size, local.positions)
-        )
-
-    def uniform(self) -> Tensor:
-        """Return a number in [0, 1) for each image: (B,)."""
-        return self._images.new_empty(self._count).uniform_(generator=self._generator)[self._part]
-
-    def normal(self) -> Tensor:
-        """Return standard normal noise for each image value: (B, 3, H, W)."""
-        return self._whole_batch().normal_(generator=self._generator)[self._part]
-
-    def bernoulli(self, probability: float) -> Tensor:
-        """Return 1 with this probability for each image value, and 0 otherwise: (B, 3, H, W)."""
-        return self._whole_batch().bernoulli_(probability, generator=self._generator)[self._part]
-
-    def _whole_batch(self) -> Tensor:
-        # Not empty_like: numbers would be drawn in the order of the images' memory format.
-        return self._images.new_empty((self._count, *self._images.shape[1:]))
 
 
 class CorruptionKind(NamedTuple):
@@ -72,7 +42,10 @@ class CorruptionKind(NamedTuple):
         allows: whether an amount can be used; never called with a NaN.
         meaning: its effect, in words that follow its name and an amount.
         offers: amounts that the web page offers, with a few words each; the last one is the example.
-        apply: images (B, 3, H, W), amount and random numbers to corrupted images, a new tensor.
+        apply: images (B, 3, H, W), amount or amounts (B,), and random numbers to corrupted images, a new
+            tensor.
+        harmless: the amount that changes nothing, with which a range may begin; None for none.
+        in_whole_numbers: whether amounts are whole numbers.
         in_training_only: whether it is left out when a model is evaluated.
         largest: greatest amount for images of (height, width) pixels, where that depends on them.
     """
@@ -82,74 +55,11 @@ class CorruptionKind(NamedTuple):
     allows: Callable[[float], bool]
     meaning: str
     offers: Sequence[tuple[float, str]]
-    apply: Callable[[Tensor, float, Draws], Tensor]
+    apply: Callable[[Tensor, Amount, Draws], Tensor]
+    harmless: float | None = 0
+    in_whole_numbers: bool = False
     in_training_only: bool = False
     largest: Callable[[int, int], float] = lambda height, width: math.inf
-
-
-def _gaussian(images: Tensor, deviation: float, draws: Draws) -> Tensor:
-    return images + deviation * draws.normal()
-
-
-def _dropout(images: Tensor, rate: float, draws: Draws) -> Tensor:
-    """Drop each value with this probability and divide the rest by 1 - rate (Srivastava et al. 2014)."""
-    return images * draws.bernoulli(1 - rate).div_(1 - rate)
-
-
-def _rotate(images: Tensor, degrees: float, draws: Draws) -> Tensor:
-    """Turn each image about its centre by an angle uniform in +-degrees; borders are reflected."""
-    import torch
-    import torch.nn.functional as F
-
-    height, width = images.shape[-2:]
-    angles = (2 * draws.uniform() - 1) * torch.deg2rad(torch.tensor(degrees))
-    cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    # affine_grid works in coordinates of [-1, 1] along each side, so a turn scales by the aspect ratio.
-    first = torch.stack([cosine, -sine * height / width, zero], dim=1)
-    second = torch.stack([sine * width / height, cosine, zero], dim=1)
-    grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def _downscale(images: Tensor, factor: float, draws: Draws) -> Tensor:
-    import torch.nn.functional as F
-
-    height, width = images.shape[-2:]
-    size = (max(1, height // int(factor)), max(1, width // int(factor)))
-    small = F.interpolate(images, size=size, mode="area")
-    # Bicubic overshoots at edges; an image never does.
-    return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
-
-
-def _mask(images: Tensor, share: float, draws: Draws) -> Tensor:
-    """Fill a random rectangle of each image with grey, 0.5, like the random erasing of Zhong et al. 2020."""
-    import torch
-
-    height, width = images.shape[-2:]
-    shape, down, across = draws.uniform(), draws.uniform(), draws.uniform()
-    # Its shape differs from that of the image by a factor of 2 at most; its height is such that it is not
-    # wider than the image.
-    tall = (height * (share * 4 ** (shape - 0.5)).sqrt()).round().clamp(math.ceil(share * height), height)
-    wide = (share * height * width / tall).round().clamp(1, width)
-    top, left = (down * (height - tall + 1)).floor()[:, None], (across * (width - wide + 1)).floor()[:, None]
-    rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
-    in_rows = (rows >= top) & (rows < top + tall[:, None])
-    in_columns = (columns >= left) & (columns < left + wide[:, None])
-    return images.masked_fill(in_rows[:, None, :, None] & in_columns[:, None, None, :], 0.5)
-
-
-def _jpeg(images: Tensor, quality: float, draws: Draws) -> Tensor:
-    """Write each image as a JPEG file and read it again; values outside [0, 1] are clipped."""
-    import numpy as np
-    from PIL import Image
-
-    pixels = to_pixels(images.cpu())
-    for index in range(len(pixels)):
-        file = io.BytesIO()
-        # With 4:2:0, which is Pillow's default so far: damage is to be the same with every version of it.
-        Image.fromarray(pixels[index]).save(file, "JPEG", quality=int(quality), subsampling="4:2:0")
-        pixels[index] = np.asarray(Image.open(file))
-    return to_float(pixels).to(images.device)
 
 
 CORRUPTIONS: dict[str, CorruptionKind] = {
@@ -159,7 +69,32 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         lambda amount: 0 < amount <= 10,
         "adds noise of that standard deviation; the result is not clipped to [0, 1]",
         [(0.1, "add a little noise"), (0.3, "add much noise")],
-        _gaussian,
+        damage.gaussian,
+    ),
+    "poisson": CorruptionKind(
+        "PHOTONS",
+        "at least 1 and at most 1e6",
+        lambda amount: 1 <= amount <= 1e6,
+        "draws the photons of each value, so many for white: shot noise, the stronger the fewer they are",
+        [(100, "take it in dim light"), (20, "take it in the dark")],
+        damage.poisson,
+        harmless=None,
+    ),
+    "salt-and-pepper": CorruptionKind(
+        "SHARE",
+        "above 0 and below 1",
+        lambda amount: 0 < amount < 1,
+        "sets that share of the values, or in every other image of the pixels, to 0 or 1",
+        [(0.1, "lose 10 % of its pixels")],
+        damage.salt_and_pepper,
+    ),
+    "blur": CorruptionKind(
+        "STANDARD_DEVIATION",
+        "above 0 and at most 20",
+        lambda amount: 0 < amount <= 20,
+        "convolves with a Gaussian of that standard deviation in pixels",
+        [(1, "blur it a little"), (2, "blur it")],
+        damage.blur,
     ),
     "dropout": CorruptionKind(
         "RATE",
@@ -167,7 +102,7 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         lambda amount: 0 < amount < 1,
         "sets that share of the values to 0 and rescales the rest, in training only",
         [(0.3, "lose 30 % of its values")],
-        _dropout,
+        damage.dropout,
         in_training_only=True,
     ),
     "rotate": CorruptionKind(
@@ -176,7 +111,7 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         lambda amount: 0 < amount <= 180,
         "turns by a random angle of up to that many degrees either way; borders are reflected",
         [(15, "turn it by up to 15°")],
-        _rotate,
+        damage.rotate,
     ),
     "downscale": CorruptionKind(
         "FACTOR",
@@ -184,7 +119,9 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         lambda amount: amount >= 2 and amount % 1 == 0,
         "averages squares of that side in pixels and enlarges again, for super-resolution",
         [(2, "make it half as large"), (4, "make it a quarter as large")],
-        _downscale,
+        damage.downscale,
+        harmless=1,
+        in_whole_numbers=True,
         largest=min,
     ),
     "mask": CorruptionKind(
@@ -193,7 +130,7 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         lambda amount: 0 < amount < 1,
         "fills a random rectangle of that share of the image's area with grey (0.5), for inpainting",
         [(0.25, "hide a quarter of it")],
-        _mask,
+        damage.mask,
     ),
     "jpeg": CorruptionKind(
         "QUALITY",
@@ -201,33 +138,68 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         lambda amount: 1 <= amount <= 95 and amount % 1 == 0,
         "compresses as a JPEG file of that quality does, which shows in blocks of 8x8 pixels",
         [(10, "compress it hard")],
-        _jpeg,
+        damage.jpeg,
+        harmless=None,
+        in_whole_numbers=True,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to corrupt images, with an amount.
+    """One way to corrupt images, with an amount or a range of them.
 
     Args:
         name: a name in `CORRUPTIONS`.
-        amount: its number, such as a standard deviation.
+        amount: its number, such as a standard deviation; the least of a range.
+        most: the greatest of a range, from which each image draws its amount uniformly; None for no range.
 
     Raises:
-        ConfigError: there is no corruption of that name, or its amount is out of range.
+        ConfigError: there is no corruption of that name, or an amount is out of range.
     """
 
     name: str
     amount: float
+    most: float | None = None
 
     def __post_init__(self) -> None:
         kind = CORRUPTIONS.get(self.name)
-        if kind is None or math.isnan(self.amount) or not kind.allows(self.amount):
+        amounts = [self.amount] if self.most is None else [self.most, self.amount]
+        # The least of a range is a limit that is not drawn, except of whole numbers.
+        if kind is not None and self.most is not None and self.amount == kind.harmless:
+            amounts.pop()
+        if kind is None or any(math.isnan(one) or not kind.allows(one) for one in amounts):
             raise _unusable(str(self), self.name)
+        if self.most is not None and not self.amount < self.most:
+            raise ConfigError(f"Cannot corrupt by {self}: the least of a range comes first.")
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.amount:g}"
+        return f"{self.name}:{self.amount:g}" + ("" if self.most is None else f"-{self.most:g}")
+
+    def drawn(self, draws: Draws) -> Amount:
+        """Return its amount, or (B,) amounts drawn from its range."""
+        if self.most is None:
+            return self.amount
+        if CORRUPTIONS[self.name].in_whole_numbers:
+            return self.amount + (draws.uniform() * (self.most - self.amount + 1)).floor()
+        return self.most - draws.uniform() * (self.most - self.amount)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Corruptions of which each image draws one.
+
+    Args:
+        alternatives: equally likely; at least one.
+    """
+
+    alternatives: tuple[Corruption, ...]
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self.alternatives))
+
+
+Step = Corruption | OneOf
 
 
 def example(name: str) -> str:
@@ -235,32 +207,50 @@ def example(name: str) -> str:
     return f"{name}:{CORRUPTIONS[name].offers[-1][0]:g}"
 
 
-def parse_corruptions(texts: Iterable[str]) -> tuple[Corruption, ...]:
-    """Read corruptions as the command line gives them: `["gaussian:0.3", "rotate:15"]`.
+# Amounts are positive, so that a minus is that of a range or of an exponent.
+_NUMBER = r"[0-9.]+(?:[eE][+-]?[0-9]+)?"
+_AMOUNT = re.compile(rf"({_NUMBER})(?:-({_NUMBER}))?")
+
+
+def parse_corruptions(texts: Iterable[str]) -> tuple[Step, ...]:
+    """Read corruptions as the command line gives them: `["gaussian:0-0.3/poisson:10-100", "rotate:15"]`.
 
     Raises:
-        ConfigError: a text is not NAME:AMOUNT, there is no such corruption, or its amount is out of range.
+        ConfigError: a text is not NAME:AMOUNT or NAME:LEAST-MOST, there is no such corruption, or an amount
+            is out of range.
     """
-    corruptions = []
+    steps: list[Step] = []
     for text in texts:
-        name, _, amount = text.partition(":")
-        try:
-            value = float(amount)
-        except ValueError as err:
-            raise _unusable(text, name) from err
-        corruptions.append(Corruption(name, value))
-    return tuple(corruptions)
+        alternatives = tuple(_parsed(one) for one in text.split("/"))
+        steps.append(alternatives[0] if len(alternatives) == 1 else OneOf(alternatives))
+    return tuple(steps)
 
 
-def check_size(corruptions: Iterable[Corruption], height: int, width: int) -> None:
+def _parsed(text: str) -> Corruption:
+    name, _, amount = text.partition(":")
+    try:
+        if (match := _AMOUNT.fullmatch(amount.strip())) is None:
+            raise ValueError(amount)
+        least, most = float(match[1]), None if match[2] is None else float(match[2])
+    except ValueError as err:
+        raise _unusable(text, name) from err
+    return Corruption(name, least, most)
+
+
+def _alternatives(step: Step) -> tuple[Corruption, ...]:
+    return step.alternatives if isinstance(step, OneOf) else (step,)
+
+
+def check_size(corruptions: Iterable[Step], height: int, width: int) -> None:
     """Reject corruptions that images of (height, width) pixels cannot have.
 
     Raises:
         ConfigError: an amount is too large for the images, such as a factor that leaves less than a pixel.
     """
-    for corruption in corruptions:
+    for corruption in (one for step in corruptions for one in _alternatives(step)):
         kind = CORRUPTIONS[corruption.name]
-        if corruption.amount > (largest := kind.largest(height, width)):
+        largest = kind.largest(height, width)
+        if (corruption.amount if corruption.most is None else corruption.most) > largest:
             raise ConfigError(
                 f"Cannot corrupt by {corruption}: for images of {height}x{width} the {kind.parameter} is at "
                 f"most {largest:g}."
@@ -278,7 +268,7 @@ def _unusable(text: str, name: str) -> ConfigError:
 
 def corrupt(
     images: Tensor,
-    corruptions: Sequence[Corruption],
+    corruptions: Sequence[Step],
     generator: torch.Generator,
     *,
     training: bool,
@@ -297,11 +287,55 @@ def corrupt(
         (B, 3, H, W); noise is not clipped to [0, 1].
     """
     draws = Draws(images, generator, local)
-    for corruption in corruptions:
-        kind = CORRUPTIONS[corruption.name]
-        if training or not kind.in_training_only:
-            images = kind.apply(images, corruption.amount, draws)
+    for step in corruptions:
+        if isinstance(step, OneOf):
+            images = _one_each(images, step.alternatives, draws, training=training)
+        else:
+            images = _applied(images, step, draws, training=training)
     return images
+
+
+def _applied(images: Tensor, corruption: Corruption, draws: Draws, *, training: bool) -> Tensor:
+    kind = CORRUPTIONS[corruption.name]
+    if kind.in_training_only and not training:
+        return images
+    return kind.apply(images, corruption.drawn(draws), draws)
+
+
+def _one_each(images: Tensor, alternatives: Sequence[Corruption], draws: Draws, *, training: bool) -> Tensor:
+    import torch
+
+    found = torch.empty_like(images)
+    choice = (draws.uniform() * len(alternatives)).floor()
+    for index, corruption in enumerate(alternatives):
+        # Each has random numbers of its own: a process none of whose images drew it need not draw them.
+        own = draws.apart()
+        if len(chosen := (choice == index).nonzero()[:, 0]):
+            found[chosen] = _applied(images[chosen], corruption, own.only(chosen), training=training)
+    return found
+
+
+def random_patch(
+    images: Tensor, side: int, generator: torch.Generator, local: LocalBatch | None = None
+) -> Tensor:
+    """Return a square of `side` pixels at a random place of each of the images (B, 3, H, W).
+
+    Args:
+        images: not changed; one that is smaller keeps that side whole.
+        side: in pixels.
+        generator: as for `corrupt`.
+        local: as for `corrupt`.
+    """
+    import torch
+
+    height, width = images.shape[-2:]
+    tall, wide = min(side, height), min(side, width)
+    draws = Draws(images, generator, local)
+    tops = (draws.uniform() * (height - tall + 1)).int().tolist()
+    lefts = (draws.uniform() * (width - wide + 1)).int().tolist()
+    places = zip(images, tops, lefts, strict=True)
+    patches = torch.stack([one[:, top : top + tall, left : left + wide] for one, top, left in places])
+    return patches.contiguous(memory_format=torch.channels_last)
 
 
 def horizontal_flip(images: Tensor, generator: torch.Generator, local: LocalBatch | None = None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
+from autoencode.data.corruptions import Step, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
 from autoencode.generation import generate
@@ -138,7 +138,7 @@ class HeldOutImages:
 
     pack: Pack
     rows: NDArray[np.int64]
-    corruptions: tuple[Corruption, ...]
+    corruptions: tuple[Step, ...]
 
     @classmethod
     def for_model(cls, model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> HeldOutImages:
