@@ -101,7 +101,7 @@ def test_a_vae_has_the_gaussian_loss_unless_another_is_asked_for() -> None:
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be 'adamax' or 'adamw'"),
         ({"loss": "huber"}, "loss is 'huber'; it must be 'mse', 'mae' or 'gaussian'"),
         ({"schedule": "step"}, "schedule is 'step'; it must be 'constant' or 'cosine'"),
-        ({"corrupt": ("blur:2",)}, "Cannot corrupt by blur:2"),
+        ({"corrupt": ("haze:2",)}, "Cannot corrupt by haze:2"),
         ({"corrupt": ("gaussian",)}, "gaussian:STANDARD_DEVIATION"),
     ],
 )
