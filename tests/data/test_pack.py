@@ -716,7 +716,7 @@ def test_a_pack_of_skipped_files_alone_has_nothing_held_out(photos: Path, tmp_pa
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     gone = [line | {"status": "skipped", "reason": "cut short", "row": None, "split": None} for line in lines]
     (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in gone))
-    with pytest.raises(PackError, match="no image that can be used"):
+    with pytest.raises(PackError, match="has no usable image"):
         open_pack(out).held_out()
 
 

@@ -1,8 +1,8 @@
 """Clean images -> corrupted images, which a model learns to undo (the loss is always against the clean ones).
 
-A corruption is one entry of `CORRUPTIONS`: the command line, errors, the reference and the web page are made
-from it. It is a function of the images, an amount and random numbers; `loader.random_seed` makes the seed of
-those of (seed, step), so that a corruption can be repeated.
+A corruption is an entry of `CORRUPTIONS`, from which the command line, errors, the reference and the web page
+are made. It is a function of the images, an amount and random numbers. The random numbers follow from a seed
+that `loader.random_seed` derives from (seed, step), so that a corruption can be repeated.
 
 An amount can be a range, from which each image draws its own: "gaussian:0-0.5". Corruptions with "/" between
 them are alternatives, of which each image draws one: "gaussian:0-0.5/jpeg:5-50".
@@ -37,17 +37,17 @@ class CorruptionKind(NamedTuple):
     """One way to corrupt images.
 
     Attributes:
-        parameter: name of its amount, as errors show it.
-        allowed: amounts that can be used, in words that follow the parameter.
+        parameter: name of its amount in errors.
+        allowed: the amounts that can be used, as words that follow the parameter.
         allows: whether an amount can be used; never called with a NaN.
-        meaning: its effect, in words that follow its name and an amount.
-        offers: amounts that the web page offers, with a few words each; the last one is the example.
-        apply: images (B, 3, H, W), amount or amounts (B,), and random numbers to corrupted images, a new
-            tensor.
+        meaning: its effect, as words that follow its name and an amount.
+        offers: amounts that the web page offers, each with a few words; the last one is the example.
+        apply: makes corrupted images, a new tensor, from images (B, 3, H, W), an amount or amounts (B,), and
+            random numbers.
         harmless: the amount that changes nothing, with which a range may begin; None for none.
         in_whole_numbers: whether amounts are whole numbers.
         in_training_only: whether it is left out when a model is evaluated.
-        largest: greatest amount for images of (height, width) pixels, where that depends on them.
+        largest: greatest amount for images of (height, width) pixels, if it depends on them.
     """
 
     parameter: str
@@ -100,7 +100,7 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         "RATE",
         "above 0 and below 1",
         lambda amount: 0 < amount < 1,
-        "sets that share of the values to 0 and rescales the rest, in training only",
+        "sets that fraction of the values to 0 and rescales the rest, in training only",
         [(0.3, "lose 30 % of its values")],
         damage.dropout,
         in_training_only=True,
@@ -203,7 +203,7 @@ Step = Corruption | OneOf
 
 
 def example(name: str) -> str:
-    """Return how a corruption is written, with an amount of some effect: "gaussian:0.3"."""
+    """Return a corruption as it is written, with an amount of visible effect: "gaussian:0.3"."""
     return f"{name}:{CORRUPTIONS[name].offers[-1][0]:g}"
 
 
@@ -242,10 +242,10 @@ def _alternatives(step: Step) -> tuple[Corruption, ...]:
 
 
 def check_size(corruptions: Iterable[Step], height: int, width: int) -> None:
-    """Reject corruptions that images of (height, width) pixels cannot have.
+    """Reject corruptions too strong for images of (height, width) pixels.
 
     Raises:
-        ConfigError: an amount is too large for the images, such as a factor that leaves less than a pixel.
+        ConfigError: an amount is too large for the images, such as a factor that leaves less than one pixel.
     """
     for corruption in (one for step in corruptions for one in _alternatives(step)):
         kind = CORRUPTIONS[corruption.name]
@@ -280,8 +280,8 @@ def corrupt(
         images: (B, 3, H, W) in [0, 1]; not changed.
         corruptions: none returns the images themselves.
         generator: the source of randomness, on the device of the images.
-        training: False leaves dropout out, as a dropout layer does at evaluation.
-        local: which part of a batch the images are; None for all of it.
+        training: False leaves out dropout, as a dropout layer does at evaluation.
+        local: the part of a batch that the images are; None for all of it.
 
     Returns:
         (B, 3, H, W); noise is not clipped to [0, 1].
@@ -339,7 +339,7 @@ def random_patch(
 
 
 def horizontal_flip(images: Tensor, generator: torch.Generator, local: LocalBatch | None = None) -> Tensor:
-    """Turn each of the images (B, 3, H, W) left to right with probability one half.
+    """Flip each of the images (B, 3, H, W) left to right with probability one half.
 
     Args:
         images: not changed.

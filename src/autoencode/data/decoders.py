@@ -1,7 +1,7 @@
 """How files become rows of pixels: in processes of this machine, or on the nodes of a Ray cluster.
 
-A process of this machine writes its rows into the shards itself. A node sends them back and the caller writes
-them: the pack may lie on a disk that the node does not see.
+A process of this machine writes its rows into the shards itself. A node returns them and the caller writes
+them: the pack may be on a disk that the node does not see.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.data.shards import Shards
 
-# Files that a node gets at once, and bytes of pixels that it sends back at once: four of these for each CPU
-# may be on their way, in memory.
+# Files sent to a node at once, and bytes of pixels it returns at once; up to four such chunks per CPU are in
+# memory.
 _MOST_FILES, _MOST_BYTES = 32, 8 * 1024**2
 
-# The photographs of phones and cameras fit, with room; anything larger is no photograph.
+# Photos of phones and cameras fit easily; a larger file is not a photo.
 UPLOAD_LIMITS = Limits(max_pixels=64_000_000, max_bytes=32 * 1024**2)
-# Of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds some three copies.
+# Memory of the whole process: 64 million pixels with alpha are 256 MB, and decoding holds about 3 copies.
 _UPLOAD_MEMORY_BYTES = 2 * 1024**3
 
 
 class Outcome(NamedTuple):
-    """What was found in a file: the digest of what could be read, and a reason if the file is unusable."""
+    """The result for a file: the digest of its content, None if unreadable, and the reason if unusable."""
 
     digest: bytes | None
     reason: str | None = None
 
 
-Read = tuple[Outcome, NDArray[np.uint8] | None]  # with the pixels (H, W, 3) of what is not packed yet
+Read = tuple[Outcome, NDArray[np.uint8] | None]  # with the pixels (H, W, 3) of content that is not packed yet
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What is done with (path, row): read and hash; decode and write what is not yet packed.
+    """Does tasks (path, row): reads and hashes a file; decodes and writes it if its content is new.
 
     Attributes:
         folder: the images.
         preprocessing, limits: see `read_image`.
         shards: where the pixels go.
-        known_digests: a file of sorted digests, 32 bytes each, of what is packed already; None for nothing.
+        known_digests: a file of the sorted digests, 32 bytes each, of content that is packed; None for none.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class Decoder:
     known_digests: Path | None = None
 
     def with_known_digests(self, digests: NDArray[np.bytes_]) -> Decoder:
-        """Return a decoder to which contents of these digests (K,), 32 bytes each, are known.
+        """Return a decoder that knows the contents of these digests (K,), 32 bytes each.
 
         Raises:
             OutputError: the file of digests could not be written.
@@ -90,7 +90,7 @@ class Decoder:
         return outcome
 
     def read(self, path: str) -> Read:
-        """Return what is in a file, and its pixels (H, W, 3); None if it is unusable or packed already."""
+        """Return the outcome for a file, and its pixels (H, W, 3) unless it is unusable or packed already."""
         digest = None
         try:
             content = read_bytes(f"{self.folder}/{path}", self.limits.max_bytes)
@@ -113,18 +113,18 @@ class Decoder:
 
     @functools.cached_property
     def _digests(self) -> NDArray[np.bytes_]:
-        # A map, which all workers share: as a set, 60,000 digests take 10 MB in each instead of 2 MB once.
+        # A memory map, shared by all workers: as a set, 60,000 digests take 10 MB per worker, not 2 MB once.
         assert self.known_digests is not None
         return np.memmap(self.known_digests, "S32", "r")
 
 
 Task = tuple[str, int]  # the path of a file in the folder, and the row for its pixels
-# Does the tasks, and yields (index of the task, outcome) in any order, once its row is written.
+# Runs the tasks and yields (index, outcome) in any order, after the row was written.
 Decode = Callable[[Decoder, workers.Items[Task]], Generator[tuple[int, Outcome]]]
 
 
 def decode_here(worker_count: int | None) -> Decode:
-    """Return how to decode in processes of this machine, by default as many as there are cores.
+    """Return a `Decode` with processes of this machine, by default as many as there are cores.
 
     Raises:
         ConfigError: `worker_count` is less than 1.
@@ -143,10 +143,11 @@ def decode_here(worker_count: int | None) -> Decode:
 
 
 def decode_on(cluster: Cluster) -> Decode:
-    """Return how to decode on the nodes of a cluster, in a process for each CPU.
+    """Return a `Decode` on the nodes of a cluster, with a process per CPU.
 
     The pack gets the same bytes as from `decode_here`. The folder must be on a disk that all nodes see.
-    Content that is packed already is decoded again, because its digests are here; it is not written again.
+    Content that is packed already is decoded again, because its digests are on this machine; it is not
+    written again.
 
     Raises:
         RunError: in the generator: a node does not see the folder, or the cluster failed.
@@ -169,7 +170,7 @@ def decode_on(cluster: Cluster) -> Decode:
 
 @dataclass(frozen=True)
 class _OnNode:
-    """Work of a node on the paths of files; a file that hangs or crashes its decoder costs itself alone."""
+    """Runs on a node: decodes files, given by path; a hang or crash loses only that file."""
 
     decoder: Decoder
 
@@ -182,7 +183,7 @@ class _OnNode:
 
 
 def _written(decoder: Decoder, task: Task, result: Read | workers.Lost) -> Outcome:
-    """Write the pixels that a node sent back for a task; return the outcome.
+    """Write the pixels that a node returned for a task; return the outcome.
 
     Raises:
         RunError: the node could not read a file that is readable here.
@@ -193,11 +194,11 @@ def _written(decoder: Decoder, task: Task, result: Read | workers.Lost) -> Outco
     path, row = task
     outcome, pixels = result
     if outcome.digest is None:
-        # A node that lost the disk must not make a pack in which all its files are skipped.
+        # If a node lost the disk, its files would all be recorded as skipped.
         with contextlib.suppress(ImageError):
             read_bytes(f"{decoder.folder}/{path}", decoder.limits.max_bytes)
             raise RunError(
-                f"A node of the cluster could not read {path} ({outcome.reason}), and this machine can. "
+                f"A node of the cluster could not read {path} ({outcome.reason}), but this machine can. "
                 f"Put {decoder.folder} on a disk that all nodes share."
             )
     elif pixels is not None and not decoder.is_packed(outcome.digest):
@@ -210,11 +211,11 @@ def _outcome(result: Outcome | workers.Lost) -> Outcome:
 
 
 class UntrustedDecoder:
-    """Decodes one file at a time in another process, which may hang, crash or run out of memory alone.
+    """Decodes one file at a time in another process: a hang or a crash loses only that file.
 
     Args:
-        preprocessing: the size of the pixels, and how files come to it.
-        limits: what a file may cost.
+        preprocessing: the size of the pixels, and how files are resized to it.
+        limits: the largest file, image and time to accept.
         memory_bytes: address space of the process; macOS and Windows do not limit it.
     """
 
@@ -251,7 +252,7 @@ class UntrustedDecoder:
 def _decode(
     preprocessing: Preprocessing, limits: Limits, memory_bytes: int, content: bytes
 ) -> NDArray[np.uint8]:
-    if workers.is_worker():  # the memory of any other process is not for a picture to limit
+    if workers.is_worker():  # in this process, a limit would hold for the caller as well
         import resource
 
         with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call

@@ -3,19 +3,19 @@
 content of the file                  result
 -----------------------------------  ----------------------------------------------------------------------
 several frames or pages              the first
-EXIF or XMP orientation              applied; ignored where the block itself is damaged
+EXIF or XMP orientation              applied; ignored if the block itself is damaged
 8-bit grey, 1-bit                    grey repeated in three channels; 1-bit is 0 and 255
 palette                              looked up
 16-bit grey                          divided by 257, rounded: 0..65535 becomes 0..255, nothing is clipped
 16-bit colour                        the high byte of each channel, as Pillow reads it
 32-bit integers                      0..255 kept; 0..65535 divided by 257; any other range stretched
-floating point                       0..1 times 255; 0..255 kept; any other range stretched, from its least
+floating point                       0..1 times 255; 0..255 kept; any other range stretched from its least
                                      to its greatest value; skipped if a value is not finite
 CMYK (and Adobe's inverted), YCbCr,  converted by Pillow
 HSV, LAB
 alpha, premultiplied alpha, a        resized with its alpha, then laid over the background
 transparent palette entry or colour
-an ICC profile other than sRGB       converted to sRGB; ignored where damaged or for other kinds of pixel
+an ICC profile other than sRGB       converted to sRGB; ignored if damaged or for other kinds of pixel
 PNG gAMA and cHRM                    ignored
 """
 
@@ -85,12 +85,12 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        ImageError: the file cannot be read, is larger than the limit, or is no regular file.
+        ImageError: the file cannot be read, is larger than the limit, or is not a regular file.
     """
     try:
-        # A pipe or device must not even be opened: that alone can wait for ever or act on the device.
+        # A pipe or device must not even be opened: that can already block for ever or act on the device.
         _check_regular(os.stat(path), max_bytes)  # noqa: PTH116
-        # By now it may be another file, or a longer one.
+        # By now the path may lead to another file, or a longer one.
         with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             _check_regular(status, max_bytes)
@@ -105,7 +105,7 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no files to wait for
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such files
 
 
 def _check_regular(status: os.stat_result, max_bytes: int) -> None:
@@ -119,14 +119,14 @@ def _check_regular(status: os.stat_result, max_bytes: int) -> None:
 
 @contextlib.contextmanager
 def pillow_limited_to(max_pixels: int) -> Iterator[None]:
-    """Let Pillow open images of so many pixels, without its warnings about odd files.
+    """Let Pillow open images of up to `max_pixels` pixels, without its warnings about odd files.
 
     Both are settings of the process: they are restored at the end, and one thread at a time decodes.
     """
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses above twice this, and warns below
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow rejects above twice this, and warns below
         try:
             yield
         finally:
@@ -134,9 +134,9 @@ def pillow_limited_to(max_pixels: int) -> Iterator[None]:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Return the image in `content`, of which only the header is read.
+    """Return the image in `content`; only its header is read.
 
-    Image.open would also try formats that run other programs, and gives no plain reasons.
+    `Image.open` would also try formats that run other programs, and gives no plain reasons.
 
     Raises:
         ImageError: `content` is empty or in no known format.
@@ -166,7 +166,7 @@ def _has_too_many_scans(content: bytes) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation 1..8 still to be applied; 1, upright, where it cannot be read."""
+    """Return the EXIF orientation 1..8 still to be applied; 1, upright, if it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block raises almost anything, and says nothing about the pixels
@@ -194,7 +194,7 @@ def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
-    # The file does not say which range its values have, so that each range that is common is recognised.
+    # The file does not state the range of its values, so the common ranges are recognised by their extremes.
     values = np.asarray(image)
     least, greatest = float(values.min()), float(values.max())
     if not np.isfinite((least, greatest)).all():
@@ -225,7 +225,7 @@ def over_background(image: Image.Image, background: tuple[int, int, int]) -> Ima
     """Convert an image of a resizable mode to sRGB, and lay it over `background` if it has alpha."""
     if image.mode not in ("LA", "RGBA"):
         return _to_srgb(image)
-    # The profile is of the colours in the file, and not of what they look like over the background.
+    # The profile describes the colours in the file, not those blended with the background.
     colour = _to_srgb(image.convert(image.mode.removesuffix("A")))
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(colour, mask=image.getchannel("A"))
@@ -237,7 +237,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     transform = _profile_transform(profile, image.mode) if isinstance(profile, bytes) and profile else None
     if transform is not None:
         return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # even of RGB, convert makes a copy
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image as well
 
 
 # The images of one camera share a profile, and building a transform takes as long as decoding a small image.

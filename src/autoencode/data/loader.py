@@ -1,6 +1,6 @@
-"""Batches of a pack, a function of (seed, epoch, step, rank) alone: nothing is left behind to restore.
+"""Batches of a pack, a function of (seed, epoch, step, rank) alone: there is no state to restore.
 
-Several processes compute a batch together: each its local batch, which is a run of the images of the batch.
+Several processes compute a batch together, each its local batch, which is a run of images of the batch.
 
 Shapes: B batch, H height, W width. Batches are (B, 3, H, W) float32 in [0, 1], channels last in memory.
 """
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from autoencode.data.pack import Pack, Progress
 
-STEPS_BETWEEN_FETCHES = (
-    16  # not every step: asking for the next shards of a remote pack costs a look at the disk
-)
+# Asking for the next shards of a remote pack looks at the disk; not at every step.
+STEPS_BETWEEN_FETCHES = 16
 
 
 class LocalBatch(NamedTuple):
@@ -35,7 +34,7 @@ class LocalBatch(NamedTuple):
         first: position of its first image in the batch.
         end: one past the position of its last image.
         batch_size: images in the whole batch.
-        counted: images that count: all of its own, or 0 where a small batch left it none. It then computes
+        counted: images that count: all of its own, or 0 if a small batch left it none. It then computes
             the first image of the batch with weight 0, so that every process takes every step.
     """
 
@@ -55,7 +54,7 @@ class LocalBatch(NamedTuple):
         return self.counted / self.batch_size
 
     def micro_batches(self, count: int) -> list[LocalBatch]:
-        """Divide it into at most `count` parts, evenly but for one image, to be computed one by one."""
+        """Divide it into at most `count` parts whose sizes differ by one image at most."""
         if not self.counted:
             return [self]
         count = min(count, self.counted)
@@ -73,7 +72,7 @@ def local_batch(batch_size: int, rank: int, world_size: int) -> LocalBatch:
 
 def random_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on every part, and on nothing else."""
-    # By a hash: sums of small numbers, as seeds, would give correlated streams, and equal ones for (1, 2),
+    # By a hash: sums of small numbers as seeds would give correlated streams, and equal ones for (1, 2) and
     # (2, 1).
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -82,15 +81,15 @@ def random_seed(*parts: int | str) -> int:
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the number of batches that show each of `images` once; the last may be smaller.
 
-    A last batch of a single image is joined to the one before: batch normalisation has no variance of one
-    value, and a step on one image would weigh as much as one on a batch.
+    A last batch of a single image is joined to the one before: batch normalisation needs two values for a
+    variance, and a step on one image would count as much as one on a whole batch.
     """
     whole, left = divmod(images, batch_size)
     return whole + (left > 1 or (left == 1 and whole == 0))
 
 
 def batch_slice(step: int, images: int, batch_size: int) -> slice:
-    """Return which of `images` the batch of a step holds: the last one all that are left."""
+    """Return the slice of `images` in the batch of a step; the last batch has all that are left."""
     is_last = step == steps_per_epoch(images, batch_size) - 1
     return slice(step * batch_size, images if is_last else (step + 1) * batch_size)
 
@@ -108,9 +107,9 @@ def epoch_order(
     Args:
         rows: (N,).
         seed, epoch: the order is a function of both.
-        rows_per_shard: rows that lie together on disk or in storage.
+        rows_per_shard: rows stored together on disk or in object storage.
         window: rows that may be in use at once, a whole number of shards; 0 for all. Shards of a window are
-            drawn without replacement and their rows mixed, until no shard is left.
+            drawn without replacement and their rows shuffled, until no shard is left.
     """
     generator = np.random.Generator(np.random.Philox(random_seed("order", seed, epoch)))
     if not window:
@@ -133,14 +132,14 @@ def batches(
     stop: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
-    """Yield images of `rows` in the order given, the next batch read while this one is in use.
+    """Yield images of `rows` in the order given; the next batch is read while this one is in use.
 
     Args:
         pack: where the pixels are.
         rows: rows of the pack.
         batch_size: B; the last batch may be smaller, or one image larger (see `steps_per_epoch`).
         start: first batch to yield, counted from 0.
-        stop: the batch to end before; the default is all of them.
+        stop: the batch to end before; by default none is left out.
         progress: called with (images done, images in all) when the next batch is asked for.
     """
     done = start * batch_size
@@ -176,7 +175,7 @@ def local_batches(
         local = local_batch(len(batch), rank, world_size)
         return to_float(pack.pixels(batch[local.positions])), local
 
-    # One thread and one batch ahead: reading then hides behind computing, in memory of two batches.
+    # One thread, one batch ahead: reading overlaps with computing, in the memory of two batches.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
         upcoming = reader.submit(read, start) if start < stop else None
         for step in range(start, stop):

@@ -1,7 +1,7 @@
-"""What a pack says about itself: `pack.json`, its constant settings, and `manifest.jsonl`, one line per file.
+"""The description of a pack: `pack.json`, its constant settings, and `manifest.jsonl`, one line per file.
 
-Only the manifest makes rows of a shard count: replacing it, in one rename, is the moment at which a pack
-changes. In memory its entries are columns: 60,000 take 5 MB, and would take 40 MB as objects.
+Rows of a shard count only if the manifest names them: a pack changes at the moment its manifest is replaced,
+in one rename. In memory its entries are columns: 60,000 take 5 MB, and would take 40 MB as objects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ON_WINDOWS = os.name == "nt"
 
 
 def split_of(sha256: str) -> Split:
-    """Return the split of a file by its content alone, so that copies share one and no file ever moves.
+    """Return the split of a file, by its content alone: copies share one, and no file ever moves.
 
     Args:
         sha256: digest of the file's content, 64 hexadecimal digits. Read as a fraction, below .75 is train,
@@ -74,7 +74,7 @@ class Entry:
         """Return the entry saved by `to_json`.
 
         Raises:
-            ValueError, TypeError: `value` is no entry, or not one that `to_json` gives.
+            ValueError, TypeError: `value` was not saved by `to_json`.
         """
         entry = cls(**value)
         if not isinstance(entry.path, str) or entry.status not in get_args(Status):
@@ -85,7 +85,7 @@ class Entry:
                 raise ValueError("no row")
             if not isinstance(entry.sha256, str) or len(entry.sha256) != 64:
                 raise ValueError("no sha256")
-            # A forged split would let a model be measured on what it was trained on.
+            # With a forged split, a model could be evaluated on its training images.
             if entry.split != split_of(entry.sha256):
                 raise ValueError("not the split of its sha256")
         elif not isinstance(entry.reason, str):
@@ -94,7 +94,7 @@ class Entry:
 
 
 def check_inside(path: str) -> None:
-    """Reject a path that would lead out of the folder it is relative to.
+    """Reject a path that leads out of the folder it is relative to.
 
     Raises:
         ValueError: the path is absolute, or has a part "..".
@@ -126,7 +126,8 @@ def _label(path: str) -> str | None:
     return first if separator else None
 
 
-# Where the path starts in all paths joined, its length in bytes, and the entry; -1 and zeros for None.
+# start: offset of the path in all paths joined. length: its bytes. None is stored as -1, or as zeros for a
+# digest.
 _RECORD = np.dtype(
     [
         ("start", "<i8"),
@@ -137,12 +138,12 @@ _RECORD = np.dtype(
         ("sha256", "S32"),
     ]
 )
-_pack_record = struct.Struct("<qIqqq32s").pack  # takes a third of the time of setting a NumPy record
+_pack_record = struct.Struct("<qIqqq32s").pack  # takes a third of the time of writing a NumPy record
 _NO_DIGEST = bytes(32)
 
 
 class Entries(Sequence[Entry]):
-    """N entries in columns, each made an object when it is asked for."""
+    """N entries in columns; an entry becomes an object when it is asked for."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         """Copy `entries` into columns.
@@ -150,7 +151,7 @@ class Entries(Sequence[Entry]):
         Raises:
             ValueError: a value does not fit its column, for instance a digest of another length.
         """
-        # Bytes that grow: the number of entries is not known, and a list of them would be objects again.
+        # Bytes that grow: the number of entries is unknown, and a list of entries would hold objects again.
         paths, records = bytearray(), bytearray()
         reasons: dict[int, str] = {}
         for entry in entries:
@@ -179,7 +180,7 @@ class Entries(Sequence[Entry]):
 
     @property
     def digests(self) -> NDArray[np.bytes_]:
-        """The SHA-256 (N,) of each: 32 bytes, less the zeros that NumPy drops at the end; or empty."""
+        """The SHA-256 (N,) of each: 32 bytes, without the zeros that NumPy drops at the end; or empty."""
         digests: NDArray[np.bytes_] = self._records["sha256"]
         return digests
 
@@ -191,11 +192,11 @@ class Entries(Sequence[Entry]):
 
     @property
     def has_reason(self) -> NDArray[np.bool_]:
-        """Whether each (N,) is known to be skipped."""
+        """Whether each (N,) has a reason to be skipped."""
         return np.isin(self._records["start"], list(self._reasons))
 
     def in_split(self, split: Split) -> NDArray[np.bool_]:
-        """Return whether each (N,) is of that split."""
+        """Return whether each (N,) is in that split."""
         digests = map(self._sha256, range(len(self)))
         return np.array([sha256 is not None and split_of(sha256) == split for sha256 in digests], np.bool_)
 
@@ -208,7 +209,7 @@ class Entries(Sequence[Entry]):
         )
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Entries:
-        """Return the entries of these indices, in that order, or those for which a mask (N,) is true."""
+        """Return the entries at these indices, in that order, or those for which a mask (N,) is true."""
         # Paths are shared, not copied, so that the entries of a split cost 68 bytes each.
         taken = Entries()
         taken._fill(self._paths, self._records[chosen], self._reasons)
@@ -220,17 +221,17 @@ class Entries(Sequence[Entry]):
         return self._paths[start : start + length].decode("utf-8", "surrogateescape")
 
     def set_content(self, index: int, digest: bytes | None, reason: str | None) -> None:
-        """Set what was found in an unread file: its digest of 32 bytes, and the reason if it is skipped."""
+        """Record the result of reading a file: its digest of 32 bytes, and a reason if it is skipped."""
         self._records["sha256"][index] = digest or b""
         if reason is not None:
             self._reasons[int(self._records["start"][index])] = reason
 
     def set_rows(self, rows: NDArray[np.int64]) -> None:
-        """Set where the pixels of each (N,) are; see `rows`."""
+        """Set the row (N,) of each; see `rows`."""
         self._records["row"] = rows
 
     def copy_content(self, chosen: NDArray[np.int64], others: Entries) -> None:
-        """Take digests and rows of the entries `chosen` (M,) from `others`, which are M entries."""
+        """Copy digests and rows of M entries `others` to the entries at the indices `chosen` (M,)."""
         for column in ("sha256", "row"):
             self._records[column][chosen] = others._records[column]
 
@@ -272,12 +273,12 @@ MANIFEST_NAME = "manifest.jsonl"
 _FORMAT = "autoencode pack"
 _VERSION = 2
 _SHARD_BYTES = 256 * 1024**2  # a shard in storage is fetched whole, in seconds, while others are in use
-_MOST = 2**40  # rows a shard: a forged number must not overflow the bytes computed from it
+_MOST = 2**40  # rows per shard: a forged number must not overflow the bytes computed from it
 
 
 @dataclass(frozen=True)
 class PackSettings:
-    """The settings that stay the same for the life of a pack.
+    """The settings that stay the same for the lifetime of a pack.
 
     Attributes:
         folder: the image folder, absolute.

@@ -1,11 +1,11 @@
 """An image folder decoded once: pixels of one size, splits, labels, and what was skipped and why.
 
     P/pack.json          constant settings: the folder, the preprocessing, rows per shard
-    P/manifest.jsonl     one line per file of the folder; replacing it is what changes the pack
+    P/manifest.jsonl     one line per file of the folder; replacing it changes the pack
     P/shards/00000.u8    rows of raw pixels, (H, W, 3) uint8; written once, never changed
 
-Raw shards beside a text manifest need no library to read, are mapped rather than loaded, and let an update
-add files without touching old ones. A pack shows its folder as of the last `pack_folder`.
+Raw shards beside a text manifest need no library to read, are mapped rather than loaded, and an update adds
+files without touching old ones. A pack shows its folder as of the last `pack_folder`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from autoencode.errors import ConfigError, PackError
 if TYPE_CHECKING:
     from autoencode.configuration import Split
 
-Progress = Callable[[int, int], None]  # called with (done, in all)
-StageProgress = Callable[[str, int, int], None]  # called with (stage, done, in all)
+Progress = Callable[[int, int], None]  # called with (done, total)
+StageProgress = Callable[[str, int, int], None]  # called with (stage, done, total)
 
 
 class HeldOut(NamedTuple):
@@ -47,15 +47,15 @@ class Pack:
     """The images of a pack. Any thread may read from it.
 
     Attributes:
-        path: the folder of the pack; of a pack in storage, that of its lists in the cache.
+        path: the folder of the pack; for a pack in storage, the folder of its lists in the cache.
         location: the text that opens this pack again: its URL, or its absolute path.
-        folder: the image folder it was made from; it need no longer exist.
+        folder: the image folder it was made from, which may no longer exist.
         preprocessing: how its images became pixels.
         entries: the usable images, a sequence of `Entry` ordered by (sha256, path): the order depends on the
-            content alone, not on when which image was added.
+            content alone, not on the order in which images were added.
         skipped: the files that could not be used, ordered by path, with the reason.
-        rows_per_shard: rows that lie together, in the order of their numbers.
-        window: rows that can be read in any order at once, as a number of whole shards; 0 for all of them.
+        rows_per_shard: rows stored together, in the order of their numbers.
+        window: rows that can be in use at once, a whole number of shards; 0 for all of them.
     """
 
     def __init__(self, files: PackFiles) -> None:
@@ -68,14 +68,14 @@ class Pack:
         self.path, self.location = files.folder, files.location
         self.folder = settings.folder
         self.preprocessing = settings.preprocessing
-        # The manifest is ordered by path, which a stable sort keeps among copies.
+        # The manifest is ordered by path, and a stable sort keeps that order among copies.
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
         self.skipped = list(entries.take(entries.rows < 0))
         self._rows = self.entries.rows.copy()  # contiguous: in the entries, rows are 68 bytes apart
         shards = files.shards(settings)
         self.window = shards.window * shards.rows_per_shard
         self.rows_per_shard = shards.rows_per_shard
-        # A window over all rows would only bind the order of training to the size of the cache.
+        # A window over all rows would only make the order of training depend on the size of the cache.
         if self.window >= self._rows.max(initial=-1) + 1:
             self.window = 0
         self._reader = ShardReader(shards, self._rows)
@@ -87,32 +87,32 @@ class Pack:
     def rows(self, split: Split | None = None) -> NDArray[np.int64]:
         """Return the rows (N,) of a split, or of all, in the order of `entries`; copies share a row."""
         if split is None:
-            return self._rows.copy()  # which a caller may shuffle in place
+            return self._rows.copy()  # a copy, because callers may shuffle it in place
         return self._rows[self.entries.in_split(split)]
 
     def training_rows(self) -> NDArray[np.int64]:
-        """Return the rows (N,) to learn from: of the training split, or of all images where it is empty."""
+        """Return the rows (N,) to learn from: of the training split, or of all images if it is empty."""
         rows = self.rows("train")
         return rows if len(rows) else self.rows()
 
     def held_out(self, wanted: Literal["validation", "test"] = "test") -> HeldOut:
         """Return the images to measure on.
 
-        A pack of few images may have none in the split that is wanted. The other held-out split stands in
-        for it, and where that is empty too the training images.
+        A pack of few images may have none in the split that is wanted. Then the other held-out split is
+        returned or, if it is empty as well, the training images.
         """
         order: tuple[Split, ...] = (wanted, "validation", "test", "train")
         split = next((split for split in order if len(self.rows(split))), None)
         if split is None:
-            raise PackError(f"The pack {self.location} has no image that can be used.")
+            raise PackError(f"The pack {self.location} has no usable image.")
         return HeldOut(self.rows(split), split)
 
     def reading_order(self, rows: NDArray[np.int64], window: int | None = None) -> NDArray[np.int64]:
-        """Return `rows` as they are; or sorted, so that each shard is fetched once, if not all fit the cache.
+        """Return `rows` as given, or sorted if the cache cannot hold all shards: each is then fetched once.
 
         Args:
             rows: (N,).
-            window: the window to go by, such as that of a run; that of this pack by default.
+            window: the window to assume, such as that of a run; by default that of this pack.
         """
         return np.sort(rows) if (self.window if window is None else window) else rows
 
@@ -121,7 +121,7 @@ class Pack:
         self._reader.prefetch(rows)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the pixels (B, H, W, 3) in 0..255, sRGB, of rows (B,) that `rows` gave.
+        """Return the pixels (B, H, W, 3) in 0..255, sRGB, of some of the `rows` (B,).
 
         Raises:
             PackError: another process has changed the pack meanwhile, and it no longer has these rows.
@@ -135,10 +135,10 @@ class Pack:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of the preprocessing and of every image's content and path, whatever the pack's history."""
+        """Digest of the preprocessing and of the content and path of every image, whatever the history."""
         digest = hashlib.sha256(json.dumps(self.preprocessing.to_json(), sort_keys=True).encode())
         for entry in self.entries:
-            # The path counts, too: labels come from it.
+            # The path counts as well: labels come from it.
             digest.update(f"\n{entry.sha256} {entry.path}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -171,7 +171,7 @@ def pack_folder(
 ) -> Pack:
     """Decode every image under `folder` once into the pack `out`, or update that pack to the folder.
 
-    Only what is new or changed is decoded. A kill, a crash or a full disk at any moment leaves the old pack
+    Only new and changed files are decoded. A kill, a crash or a full disk at any moment leaves the old pack
     whole. The result is the same whatever the number of workers and the order in which files were added.
 
     Args:
@@ -179,11 +179,11 @@ def pack_folder(
         out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
             `storage`), to which each shard goes when it is full. Storage has no locks: only one process may
             pack to a URL at a time.
-        preprocessing: the size of the images and how they come to it; 128x128, cropped.
+        preprocessing: the size of the images and how they are resized to it; by default 128x128, cropped.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
-        limits: what a single file may cost. Changing them does not change what is already packed; files
-            that were skipped are tried again every time.
-        workers: processes; as many as there are cores.
+        limits: the largest file, image and time to accept. A change does not affect images that are packed;
+            files that were skipped are tried again every time.
+        workers: number of processes; by default as many as there are cores.
         ray: instead, the address of a Ray cluster that decodes, on all its CPUs; this machine must be one of
             its nodes, and every node must see the folder. The pack is written by this process, and is the
             same. See `joined_cluster`.
@@ -194,10 +194,10 @@ def pack_folder(
             `ray`, or are fewer than 1.
         MissingExtraError: a cluster needs the optional part `ray`.
         RunError: no cluster answers at the address, a node does not see the folder, or the cluster failed.
-        ImageFolderError: the folder is missing, has no images, or none that can be used.
+        ImageFolderError: the folder is missing, or has no usable image.
         StorageError: the storage cannot be reached.
-        PackError: `out` is not ours, is a pack of another folder or with other preprocessing, is damaged, or
-            is being written by another process.
+        PackError: `out` is neither empty nor a pack; or it is a pack of another folder or with other
+            preprocessing, is damaged, or is being written by another process.
         OutputError: the pack could not be written, for instance because the disk is full.
     """
     files = files_at(out, must_exist=False)
@@ -211,7 +211,7 @@ def pack_folder(
 
 
 def preprocessing_of(location: str | Path) -> Preprocessing | None:
-    """Return how the images of a pack, finished or not, are read; None if there is no pack at `location`.
+    """Return the preprocessing of a pack, finished or not; None if there is no pack at `location`.
 
     Raises:
         PackError: the pack is damaged, or made by another version.
@@ -222,7 +222,7 @@ def preprocessing_of(location: str | Path) -> Preprocessing | None:
 
 
 def local_folder(location: str | Path) -> Path:
-    """Return the folder of a pack or of images on this disk; of a pack at a URL, that which opens it, too.
+    """Return the local folder of a pack or of images; for a URL, the cache folder that opens it.
 
     Raises:
         PackError: there is no pack at the URL.
@@ -232,5 +232,5 @@ def local_folder(location: str | Path) -> Path:
 
 
 def location_of(folder: Path) -> str:
-    """Return the location of a folder that `local_folder` gave: its URL, or its absolute path."""
+    """Return the location of a folder that `local_folder` returned: its URL, or its absolute path."""
     return files_at(folder).location

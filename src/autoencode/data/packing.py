@@ -2,12 +2,11 @@
 
 1. List the folder. A file of the same path, size and time as in the manifest is not opened.
 2. Give each other file a row, and let processes here or on a cluster read, hash and decode it (`decoders`).
-   Content that is already packed, under another name or time, keeps its row.
-3. Rename the new shards, then replace the manifest. Until then the old pack is whole, from then on the new.
+   Content that is packed already, under another name or time, keeps its row.
+3. Rename the new shards, then replace the manifest. Until then the old pack is valid, then the new.
 4. Delete the shards that no entry needs.
 
-Neither the files to read nor what was found in them are kept as objects, so that memory hardly grows with
-the number of files.
+Files to read and results are not kept as objects; memory hardly grows with the number of files.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
 
-_SPARE_SHARDS = 32  # small shards of updates: joining them copies pixels, keeping them keeps files open
+_SPARE_SHARDS = 32  # small shards of updates: joining them copies pixels, keeping them costs open files
 _REASONS_SHOWN = 3
 _LATEST = 2**63 - 1  # nanoseconds, the year 2262
 
@@ -46,10 +45,10 @@ def update(
     decode: Decode,
     progress: Progress | None,
 ) -> None:
-    """Make the pack in `files`, or update it to what is in `folder`.
+    """Make the pack in `files`, or update it to the content of `folder`.
 
     Args:
-        folder, preprocessing, limits, progress: see `pack.pack_folder`, for errors, too.
+        folder, preprocessing, limits, progress: see `pack.pack_folder`, also for the errors.
         files: of the pack.
         decode: the processes in which files are read.
     """
@@ -65,12 +64,13 @@ def update(
             _reject_other_settings(files, settings, wanted)
             entries = manifest.read_manifest(files.folder) or Entries()
         else:
-            # The settings of a run that was killed before its first manifest bind nobody.
+            # The settings of a run killed before its first manifest do not count.
             settings, entries = wanted, Entries()
             with files.changing(manifest.SETTINGS_NAME):
                 manifest.write_settings(files.folder, settings)
         shards = files.shards(settings)
-        ShardReader(shards, _rows(entries))  # raises if shards are missing: an update would keep the damage
+        # Raises if shards are missing, which an update must not hide.
+        ShardReader(shards, _rows(entries))
         try:
             remove_temporaries(files.folder)
             shards.keep_only(shards.shards_of(_rows(entries)))
@@ -78,7 +78,7 @@ def update(
             _read_new(listed, entries, decoder, decode, progress)
             if files.is_local:
                 _compact(listed, shards)
-            # An unchanged manifest is not written again: caches of a pack in storage go by its version.
+            # An unchanged manifest is not written again: caches of a pack in storage compare its version.
             if listed != entries or not has_manifest:
                 with files.changing(manifest.MANIFEST_NAME):
                     manifest.write_manifest(files.folder, listed)
@@ -86,12 +86,12 @@ def update(
             with contextlib.suppress(OSError, PackError, StorageError):
                 _tidy(files, shards)
             raise
-        # Only now: until the manifest was replaced, the pack was the old one.
+        # Only now: the old pack was valid until the manifest was replaced.
         shards.keep_only(shards.shards_of(_rows(listed)))
 
 
 def _tidy(files: PackFiles, shards: Shards) -> None:
-    """Delete what a failed run leaves, going by the manifest as it is now, old or new."""
+    """Delete the leftovers of a failed run, according to the current manifest, old or new."""
     files.refresh()
     entries = manifest.read_manifest(files.folder)
     shards.keep_only(shards.shards_of(_rows(entries or Entries())))
@@ -113,7 +113,7 @@ def _reject_what_is_not_ours(files: PackFiles) -> None:
 
 
 def _reject_other_settings(files: PackFiles, settings: PackSettings, wanted: PackSettings) -> None:
-    advice = "Choose another output, or delete the pack to make it anew."
+    advice = "Choose another output, or delete the pack and make it again."
     if settings.folder != wanted.folder:
         raise PackError(f"{files} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
     if different := settings.preprocessing.differences(wanted.preprocessing):
@@ -125,7 +125,7 @@ def _rows(entries: Entries) -> NDArray[np.int64]:
 
 
 def _survey(folder: Path) -> Iterator[Entry]:
-    """Yield each file with its size and time before anything is read of it."""
+    """Yield each file with its size and time, unread."""
     for name in image_names(folder):
         size, mtime = 0, 0
         with contextlib.suppress(OSError):  # the worker that reads the file gives the reason
@@ -137,12 +137,12 @@ def _survey(folder: Path) -> Iterator[Entry]:
 def _read_new(
     listed: Entries, entries: Entries, decoder: Decoder, decode: Decode, progress: Progress | None
 ) -> None:
-    """Complete `listed` with what is in the files, with every row it names in a finished shard."""
+    """Read the new files and complete `listed`; every row it names is then in a finished shard."""
     shards = decoder.shards
     kept = _unchanged(listed, entries)
     chosen = np.flatnonzero(kept < 0)
     listed.copy_content(np.flatnonzero(kept >= 0), entries.take(kept[kept >= 0]))
-    # New rows are beyond those in use, so that no shard of the old pack changes.
+    # New rows come after those in use, so that no shard of the old pack changes.
     first = (max(shards.shards_of(_rows(entries)), default=-1) + 1) * shards.rows_per_shard
     fresh = np.arange(first, first + len(chosen), dtype=np.int64)
     _read_all(listed, chosen, fresh, decoder, entries.packed.digests, decode, progress)
@@ -152,10 +152,10 @@ def _read_new(
 
 
 def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
-    """Return for each file (N,) the index of the entry that still holds, or -1.
+    """Return for each file (N,) the index of its entry if that is still valid, or -1.
 
-    Both are ordered by path. A skipped file is tried again each time: permissions, limits and decoders change
-    without its time.
+    Both are ordered by path. A skipped file is tried again every time: permissions, limits and decoders
+    may have changed, which does not show in its time.
     """
     kept = np.full(len(listed), -1, np.int64)
     old = enumerate(entries)
@@ -172,8 +172,8 @@ def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
 
 
 def _share_rows(listed: Entries, chosen: NDArray[np.int64], fresh: NDArray[np.int64], have: Entries) -> None:
-    """Set the row of each file that was read (T,): copies share that of the first, or that in the pack."""
-    # Stable sorting puts what is in the pack first, then the files in their order: the first keeps its row.
+    """Set the row of each file that was read (T,): copies share that of the first or of the pack."""
+    # A stable sort puts entries of the pack first, then the files in their order: the first keeps its row.
     usable = ~listed.has_reason[chosen]
     digests = np.concatenate([have.digests, listed.digests[chosen[usable]]])
     rows = np.concatenate([have.rows, fresh[usable]])
@@ -208,7 +208,7 @@ def _compact(entries: Entries, shards: Shards) -> None:
 
 
 class _Tasks:
-    """(path, row) of the files to read, each made when it is asked for, as is the shard it goes to."""
+    """The files to read, as (path, row), made on demand; each reserves its shard when first asked for."""
 
     def __init__(
         self, listed: Entries, chosen: NDArray[np.int64], rows: NDArray[np.int64], shards: Shards
@@ -224,18 +224,18 @@ class _Tasks:
     def __getitem__(self, index: int, /) -> tuple[str, int]:
         row = int(self._rows[index])
         shard = row // self._shards.rows_per_shard
-        # Not all shards at once: those of a pack in storage leave this disk as soon as they are full.
+        # Not all shards at once: those of a pack in storage leave this disk once they are full.
         if count := self._to_reserve.pop(shard, 0):
             self._shards.reserve(shard * self._shards.rows_per_shard, count)
         return self._listed.path(int(self._chosen[index])), row
 
     def done(self, index: int, *, is_usable: bool) -> None:
-        """Count a file as read; a shard all of whose files were read is finished, if any can be used."""
+        """Count a file as read; the last file of a shard finishes it, if any of its files is usable."""
         shard = int(self._rows[index]) // self._shards.rows_per_shard
         self._left[shard] -= 1
         if is_usable:
             self._used.add(shard)
-        # A shard without any image is left behind, for `keep_only` to delete.
+        # A shard without any image stays temporary; `keep_only` deletes it.
         if not self._left[shard] and shard in self._used:
             self._shards.finish([shard * self._shards.rows_per_shard])
 
@@ -249,15 +249,15 @@ def _read_all(
     decode: Decode,
     progress: Progress | None,
 ) -> None:
-    """Read files, and set in `listed` what is in them. Each shard is finished once it is full.
+    """Read files and record the results in `listed`. Each shard is finished once it is full.
 
     Args:
         listed: entries, in which those to read have neither digest nor reason.
-        chosen: which (T,) to read.
-        rows: where the pixels of each go (T,), ascending, from the first row of a shard.
-        decoder: what is done with each file.
-        known: digests (K,), 32 bytes each, of what is in the pack.
-        decode: the processes that do it.
+        chosen: indices (T,) of the entries to read.
+        rows: the row for the pixels of each (T,), ascending from the first row of a shard.
+        decoder: reads and decodes a file.
+        known: digests (K,), 32 bytes each, of the content of the pack.
+        decode: the processes that run the decoder.
         progress: called with (files read, files to read).
 
     Raises:

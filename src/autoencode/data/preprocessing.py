@@ -4,9 +4,9 @@
 1.4 times as long and rings more at edges; the cheaper filters blur when enlarging. Large images other than
 JPEGs are averaged down first, never below three times the target size.
 
-JPEGs are decoded at 1/8, 1/4 or 1/2 of their size where that gives twice the target size, and also at 1/2
-where it gives the target size: that halves the time. Either may be short by 1/32. docs/performance.md has
-how little that changes.
+JPEGs are decoded at 1/8, 1/4 or 1/2 of their size if that gives twice the target size, and also at 1/2 if
+that gives the target size, which halves the time. Either may be short by 1/32; docs/performance.md shows how
+little that changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WRITABLE = {
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
 }
 _MULTIPLE = 16  # the default network halves each side four times
-_MOST = 16_384  # pixels a side: a forged size must not ask for terabytes
+_MOST = 16_384  # pixels per side: a forged size must not ask for terabytes
 # 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower.
 _BYTES_PER_LIMIT = 100_000_000
 _SHORT_BY = 33 / 32  # how much smaller than wanted a JPEG may be decoded: 250 pixels at 1/2 for 128
@@ -45,9 +45,9 @@ class Preprocessing:
     Attributes:
         height: rows of the result in pixels, a positive multiple of 16.
         width: columns of the result in pixels, a positive multiple of 16.
-        resize_mode: "crop" keeps the centre of the right shape, "pad" keeps the whole image with
-            `background` around it, "stretch" changes the shape.
-        background: red, green, blue in 0..255, seen through transparency and beside padded images.
+        resize_mode: "crop" keeps the centre in the right aspect ratio, "pad" keeps the whole image with
+            `background` around it, "stretch" changes the aspect ratio.
+        background: red, green, blue in 0..255, shown through transparency and beside padded images.
 
     Raises:
         ConfigError: a value is out of range.
@@ -76,7 +76,7 @@ class Preprocessing:
             raise ConfigError(f"The background {self.background!r} is not three whole numbers from 0 to 255.")
 
     def __str__(self) -> str:
-        """Return it in words, for people."""
+        """Return the settings in words, for messages."""
         colour = "#" + bytes(self.background).hex()
         return f"{self.height}x{self.width} pixels (resize mode {self.resize_mode}, background {colour})"
 
@@ -88,7 +88,7 @@ class Preprocessing:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` takes, of plain JSON values."""
+        """Return the settings as plain JSON values, for `from_json`."""
         return {**asdict(self), "background": list(self.background)}
 
     @classmethod
@@ -108,13 +108,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a single file may cost before it is skipped.
+    """Limits beyond which a file is skipped.
 
     Attributes:
         max_pixels: width times height of the image as stored.
         max_bytes: size of the file.
-        seconds_per_file: longest processor time that reading, and then decoding, may take when packing or in
-            the page, and as much again for each 100 MB of the file; by the clock six times as long.
+        seconds_per_file: longest processor time for reading, and again for decoding, when packing or in the
+            page, plus as much for each 100 MB of the file; by the clock six times as long.
 
     Raises:
         ConfigError: a limit is not positive.
@@ -153,7 +153,7 @@ def preprocessing_for(size: Size | None, preprocessing: Preprocessing | None) ->
 
     Args:
         size: 128, "128", "96x160" or (96, 160): a side, or height and width, in pixels.
-        preprocessing: everything at once.
+        preprocessing: the whole preprocessing, instead.
 
     Raises:
         ConfigError: both were given, or the size cannot be used.
@@ -178,21 +178,21 @@ def read_chunks(
     limits: Limits,
     skipped: list[tuple[Path, str]],
 ) -> Iterator[tuple[list[Path], NDArray[np.uint8]]]:
-    """Read many files a few at a time, skipping those that cannot be used.
+    """Read many files, a chunk at a time; unusable files are skipped.
 
     Args:
         paths: the files.
-        size: files in a chunk, which bounds the memory.
+        size: files per chunk, which bounds the memory.
         preprocessing: as for `read_image`.
         limits: as for `read_image`.
-        skipped: takes the files that cannot be used, with the reason.
+        skipped: unusable files are appended to it, with the reason.
 
     Yields:
-        For each chunk the files that could be read, and their pixels (B, H, W, 3); B may be 0.
+        Per chunk, the files that could be read and their pixels (B, H, W, 3); B may be 0.
 
     Raises:
-        ImageFolderError: no file at all could be used; raised after the last chunk.
-        ConfigError: the memory is not enough for a chunk.
+        ImageFolderError: no file could be used; raised after the last chunk.
+        ConfigError: the memory does not suffice for a chunk.
     """
     usable = 0
     for start in range(0, len(paths), size):
@@ -225,11 +225,11 @@ def check_usable(usable: int, paths: Sequence[Path], skipped: Sequence[tuple[Pat
 def read_image(
     source: Path | bytes | Image.Image, preprocessing: Preprocessing, limits: Limits | None = None
 ) -> NDArray[np.uint8]:
-    """Return one image as pixels (H, W, 3) in 0..255, sRGB, of the size that `preprocessing` asks for.
+    """Return one image as pixels (H, W, 3) in 0..255, sRGB, of the size in `preprocessing`.
 
     Args:
-        source: a file, its content, or a Pillow image, which is left as it is.
-        preprocessing: the size, and how to come to it.
+        source: a file, its content, or a Pillow image, which is not changed.
+        preprocessing: the size, and how to resize to it.
         limits: larger images and files are rejected unread; time is not limited here.
 
     Raises:
@@ -258,14 +258,14 @@ def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Lim
     if pixels == 0:
         raise ImageError("has no pixels")
     is_ppm = image.format == "PPM"
-    # A caller's image may be loaded already, and must stay as it is; only a file can be decoded smaller.
+    # A caller's image may be loaded already and must not change; only a file can be decoded smaller.
     if image is source:
         image = image.copy()
         extent: tuple[float, float] = image.size
     else:
         extent = _decode_smaller(image, preprocessing)
         image.load()
-    # Resized before colours are converted and alpha is removed: both take time for each pixel.
+    # Resized before colours are converted and alpha is removed: both take time per pixel.
     turn = decoding.orientation(image)
     image = decoding.upright(decoding.resizable(image, is_ppm), turn)
     size, box = _region(_turned(extent, turn), preprocessing)
@@ -275,7 +275,7 @@ def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Lim
 
 
 def _decode_smaller(image: Image.Image, preprocessing: Preprocessing) -> tuple[float, float]:
-    """Ask the JPEG decoder for no more than is needed; return (width, height) that is left of the image."""
+    """Ask the JPEG decoder for no more pixels than needed; return the (width, height) it then has."""
     if image.format not in ("JPEG", "MPO"):
         return image.size
     turn = decoding.orientation(image)
@@ -299,7 +299,7 @@ def _region(
 
     Args:
         extent: (width, height) of the upright image in pixels.
-        preprocessing: the size asked for. With "pad" the result can be smaller than that, in one direction.
+        preprocessing: the size asked for. With "pad" one side of the result can be smaller.
     """
     width, height = extent
     target = (preprocessing.width, preprocessing.height)
@@ -310,7 +310,7 @@ def _region(
         return target, (left, top, width - left, height - top)
     if preprocessing.resize_mode == "pad":
         scale = max(width / target[0], height / target[1])
-        # Of an image a thousand times as wide as high, a row is left.
+        # An image a thousand times as wide as high keeps one row.
         target = (max(1, round(width / scale)), max(1, round(height / scale)))
     return target, (0.0, 0.0, width, height)
 
@@ -328,19 +328,19 @@ def _on_canvas(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
 
 
 def save_image(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write pixels (H, W, 3) in 0..255 to `path`, whole or not at all, in the format its name asks for.
+    """Write pixels (H, W, 3) in 0..255 to `path`, whole or not at all, in the format of its extension.
 
     Raises:
-        ConfigError: no image format goes by the extension of `path`.
+        ConfigError: the extension of `path` is not that of a writable image format.
         ImageError: `pixels` has another shape or type.
-        OutputError: the file cannot be written; what was there before is unchanged.
+        OutputError: the file cannot be written; an existing file is unchanged.
     """
     file_format = WRITABLE.get(path.suffix.lower())
     if file_format is None:
         raise ConfigError(f"Cannot write {path.name}: use one of {', '.join(WRITABLE)}.")
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ImageError(f"Not pixels (H, W, 3) uint8: {pixels.shape} {pixels.dtype}.")
-    # The default of 75 leaves blocks, which would be taken for faults of a model.
+    # The default of 75 leaves blocks, which would look like faults of a model.
     options: dict[str, Any] = {"quality": 95} if file_format in ("JPEG", "WEBP", "AVIF") else {}
     with atomic_file(path) as file:
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, file_format, **options)

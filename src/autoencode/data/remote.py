@@ -1,11 +1,12 @@
-"""Packs in object storage, read through a cache of bounded size. Without this module packs are folders alone.
+"""Packs in object storage, read through a cache of bounded size; without this module packs are folders.
 
-A pack at a URL is used through a folder of the cache. Its lists are copied there; its shards come and go.
+A pack at a URL is used through a folder of the cache. Its lists are copied there; its shards are fetched when
+needed and deleted when others need the room.
 
-    C/remote.json          the URL, and which versions of the lists are here
+    C/remote.json          the URL, and the versions of the lists in this folder
     C/pack.json, C/manifest.jsonl, C/shards/00000.VERSION.cached
 
-The shards of all packs in the cache are held to a number of bytes; those used longest ago are deleted first.
+The shards of all packs in the cache take a bounded number of bytes; those used longest ago are deleted first.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
 _DEFAULT_GB = 20.0
 _CACHED = ".cached"
 _LOCK = ".lists.lock"
-_READ_AHEAD = 2  # shards on their way at once
-_FEWEST = 3  # shards that the cache has room for, whatever is set: one in use, two on their way
+_READ_AHEAD = 2  # shards fetched at once
+_FEWEST = 3  # shards that the cache holds at least, whatever is set: one in use, two being fetched
 _ATTEMPTS = 10
 
 
 def cache_folder() -> Path:
-    """Return the folder of the cache: AUTOENCODE_CACHE, or autoencode in the user's folder of caches."""
+    """Return the folder of the cache: AUTOENCODE_CACHE, or autoencode in the user's cache folder."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoencode"
 
 
 def cache_bytes() -> int:
-    """Return how much of the disk cached shards may take: AUTOENCODE_CACHE_GB, or 20 GB.
+    """Return the most bytes of cached shards: AUTOENCODE_CACHE_GB, or 20 GB.
 
     Raises:
-        ConfigError: the variable is no positive number.
+        ConfigError: the variable is not a positive number.
     """
     text = os.environ.get(SIZE_VARIABLE, str(_DEFAULT_GB))
     try:
@@ -63,11 +64,11 @@ def cache_bytes() -> int:
 
 
 def files_at(location: str | Path, *, must_exist: bool = True) -> PackFiles:
-    """Return where the files of a pack are, with the lists of a pack at a URL up to date.
+    """Return the files of a pack; for a pack at a URL, with its lists up to date.
 
     Args:
         location: the folder or the URL of the pack.
-        must_exist: whether a URL without a pack is an error; a folder is not looked at.
+        must_exist: whether a URL without a pack is an error; a folder is not checked.
 
     Raises:
         PackError: there is no pack at the URL.
@@ -77,7 +78,7 @@ def files_at(location: str | Path, *, must_exist: bool = True) -> PackFiles:
     if not is_url(location):
         return _files_in(Path(location))
     url = str(location).rstrip("/")
-    # A digest, as a URL has characters that the name of a folder may not have.
+    # A digest: a URL has characters that a folder's name may not have.
     files = CachedPackFiles(cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16], RemoteFolder(url))
     files.refresh()
     if must_exist and not is_pack(files.folder):
@@ -86,7 +87,7 @@ def files_at(location: str | Path, *, must_exist: bool = True) -> PackFiles:
 
 
 def _files_in(folder: Path) -> PackFiles:
-    # Only in the cache: a folder from a stranger, with a remote.json of its own, must reach no network.
+    # Only inside the cache: a remote.json in a folder from elsewhere must not cause network access.
     if folder.absolute().parent != cache_folder().absolute():
         return PackFiles(folder)
     url = _known(folder).get("url")
@@ -143,14 +144,14 @@ class CachedPackFiles(PackFiles):
 
     @contextlib.contextmanager
     def changing(self, name: str) -> Iterator[None]:
-        """Let a list be written or deleted here, then in storage.
+        """Let a list be written or deleted in the cache, then do the same in storage.
 
-        Another process that opens the pack on this machine meanwhile waits: it would download the list that
+        Another process on this machine that opens the pack meanwhile waits: it would download the list that
         is about to be replaced.
         """
         with one_at_a_time(self.folder / _LOCK):
             known = _known(self.folder)
-            # If this is cut short, the list here is not taken for that in storage.
+            # If the process ends here, the list in the cache must not count as the one in storage.
             if known.pop(name, None) is not None:
                 write_json(self.folder / REMOTE_NAME, known)
             yield
@@ -166,7 +167,7 @@ class CachedPackFiles(PackFiles):
 
 @dataclass(frozen=True)
 class RemoteShards(Shards):
-    """Shards in storage, fetched whole when they are needed; new ones are sent there and leave this disk.
+    """Shards in storage, fetched whole when needed; new ones are uploaded and deleted from this disk.
 
     Attributes:
         remote: the pack in storage.
@@ -176,15 +177,15 @@ class RemoteShards(Shards):
 
     @property
     def window(self) -> int:
-        """Shards in use at once: `most_maps`, or 0 where the cache holds all of them."""
+        """Shards in use at once: `most_maps`, or 0 if the cache holds all of them."""
         total = sum(stamp.size for name, stamp in self._listed.items() if name.startswith(f"{SHARDS_NAME}/"))
         return 0 if total <= cache_bytes() else self.most_maps
 
     @property
     def most_maps(self) -> int:
-        """Shards mapped at once: a third of the cache; the next are on their way, the last not yet let go.
+        """Shards mapped at once, a third of the cache: one third is in use, one is being fetched.
 
-        A map keeps a file on the disk that the cache has deleted.
+        The last third is not yet released: a map keeps a file on the disk that the cache has deleted.
         """
         return max(1, cache_bytes() // (_FEWEST * self.row_bytes * self.rows_per_shard))
 
@@ -199,7 +200,7 @@ class RemoteShards(Shards):
         return stamp
 
     def open(self, shard: int, identity: object) -> BinaryIO:
-        """Open a finished shard, fetched if it is not here.
+        """Open a finished shard, fetched first if it is not in the cache.
 
         Raises:
             PackError: it has changed, or the cache has no room for it.
@@ -207,13 +208,13 @@ class RemoteShards(Shards):
         """
         for _ in range(_ATTEMPTS):
             path = self._fetched(shard)
-            # Another process may make room for a shard of its own before this one is open.
+            # Another process may delete this shard, to make room for its own, before it is opened.
             with contextlib.suppress(FileNotFoundError):
                 return path.open("rb")
         raise PackError(f"The cache {self.folder.parent.parent} has no room: set {SIZE_VARIABLE} higher.")
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
-        """Begin to fetch the shards of the rows that come next, in the order in which they are needed."""
+        """Begin to fetch the shards of the rows needed next, in their order."""
         numbers, first = np.unique(
             rows[: self.most_maps * self.rows_per_shard] // self.rows_per_shard, return_index=True
         )
@@ -223,7 +224,7 @@ class RemoteShards(Shards):
                 self._coming[shard] = self._fetchers.submit(self._fetched, shard)
 
     def finish(self, rows: Rows) -> None:
-        """Send the shards of `rows` to the storage.
+        """Upload the shards of `rows`.
 
         Raises:
             OutputError, StorageError: they cannot be written.
@@ -235,7 +236,7 @@ class RemoteShards(Shards):
         self.__dict__.pop("_listed", None)  # the listing lacks the new shards
 
     def keep_only(self, shards: Collection[int]) -> None:
-        """Delete every other shard in storage, and all that was begun here."""
+        """Delete every other shard in storage, and all unfinished ones on this disk."""
         super().keep_only(())
         start = f"{SHARDS_NAME}/"
         for name in self.remote.listing():
@@ -253,27 +254,27 @@ class RemoteShards(Shards):
     def _fetched(self, shard: int) -> Path:
         path, stamp = self._cached(shard), self.status(shard)
         make_folder(self.folder)
-        # Processes that train together on one machine need the same shard at once: one of them fetches it.
+        # Processes that train together on one machine need the same shard at once; one of them fetches it.
         with one_at_a_time(self.folder / f"{shard:05d}.lock"):
             if not path.exists() or path.stat().st_size != stamp.size:
                 size = max(cache_bytes(), _FEWEST * self.row_bytes * self.rows_per_shard)
                 _make_room(self.folder.parent.parent, size - stamp.size)
                 self.remote.download(self._name(shard), path)
-                # The listing may be older than the file that was just fetched.
+                # The listing may be older than the fetched file.
                 if self.remote.stamp(self._name(shard)) != stamp:
                     path.unlink(missing_ok=True)
                     raise PackError(
                         f"{self.location(shard)} has changed since the pack was opened. Open it again."
                     )
             with contextlib.suppress(OSError):
-                os.utime(path)  # the time of use, by which `_make_room` goes
+                os.utime(path)  # the time of use, for `_make_room`
         return path
 
     @functools.cached_property
     def _listed(self) -> dict[str, Stamp]:
         return self.remote.listing()
 
-    # Both are made when they are needed: shards are sent to workers, and threads cannot be.
+    # Both are made when first needed: shards are pickled for workers, and threads cannot be pickled.
     @functools.cached_property
     def _coming(self) -> dict[int, Future[Path]]:
         return {}

@@ -1,7 +1,7 @@
 """Pixels on disk: rows of raw uint8 in numbered files that never change once a manifest names their rows.
 
 A row is one image, (H, W, 3) uint8. Row r is in shard r // rows_per_shard, at position r % rows_per_shard.
-Shards are written under a temporary name; the position of a file that was skipped stays unused, a hole.
+Shards are written under a temporary name; the position of a skipped file stays unused, a hole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REPACK_ADVICE = "The pack is damaged: delete it and make it again."
 
 @dataclass(frozen=True)
 class PackFiles:
-    """The files of a pack in a folder on this disk; a subclass may have them elsewhere.
+    """The files of a pack in a folder on this disk; a subclass may keep them elsewhere.
 
     Attributes:
         folder: the folder, where `pack.json` and `manifest.jsonl` are up to date after `refresh`.
@@ -55,7 +55,7 @@ class PackFiles:
         return str(self.folder)
 
     def names(self) -> set[str]:
-        """Return the names of what is in the pack, without locks and temporary files.
+        """Return the names of the files in the pack, without locks and temporary files.
 
         Raises:
             OSError: the folder cannot be read, or is a file.
@@ -63,11 +63,11 @@ class PackFiles:
         return names_in(self.folder)
 
     def refresh(self) -> None:
-        """Bring the lists in `folder` up to date with changes made elsewhere."""
+        """Update the lists in `folder` to changes made elsewhere."""
 
     @contextlib.contextmanager
     def changing(self, name: str) -> Iterator[None]:
-        """Let a list of that name be written or deleted in `folder` inside the context."""
+        """Allow a list of that name to be written or deleted in `folder` inside the context."""
         yield
 
     def shards(self, settings: PackSettings) -> Shards:
@@ -80,12 +80,12 @@ class Shards:
     """The shard files of one pack.
 
     Attributes:
-        folder: where they are.
+        folder: the folder of the files.
         height: H, pixels.
         width: W, pixels.
         rows_per_shard: rows in a full shard.
-        token: part of the temporary names, so that workers left over from a killed run write nothing to the
-            files of the next.
+        token: part of the temporary names, so that a worker of a killed run cannot write into the files of
+            the next.
     """
 
     folder: Path
@@ -101,7 +101,7 @@ class Shards:
 
     @property
     def known_digests(self) -> Path:
-        """A file for the digests of what is packed already, while packing."""
+        """A file for the digests of packed content, while packing."""
         return self.folder / f"known{TEMPORARY_SUFFIX}"
 
     def path(self, shard: int) -> Path:
@@ -117,7 +117,7 @@ class Shards:
         """Make temporary files with room for `count` rows from `first_row`, which starts a shard.
 
         Raises:
-            OutputError: they cannot be made.
+            OutputError: the files cannot be made.
         """
         make_folder(self.folder)
         for start in range(0, count, self.rows_per_shard):
@@ -125,15 +125,15 @@ class Shards:
             path = self._temporary((first_row + start) // self.rows_per_shard)
             try:
                 with path.open("wb") as file:
-                    # A sparse file: the holes of skipped files take no room on most file systems.
+                    # A sparse file: holes of skipped files take no room on most file systems.
                     file.truncate(rows * self.row_bytes)
             except OSError as err:
                 raise _not_written(path, err) from err
 
     def write(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        """Write one row, or several that follow each other in one shard, to reserved room.
+        """Write one row, or consecutive rows of one shard, to reserved room.
 
-        Safe from many processes at once: each opens the file itself, so that they share no position.
+        Many processes may do so at once: each opens the file itself, so that they share no position.
 
         Raises:
             OutputError: the disk is full, or another error of writing.
@@ -148,7 +148,7 @@ class Shards:
             raise _not_written(path, err) from err
 
     def finish(self, rows: Rows) -> None:
-        """Give the shards of `rows` their final names, once they are safely on the disk.
+        """Give the shards of `rows` their final names, once their pixels are on the disk.
 
         Raises:
             OutputError: the disk is full, or another error of writing.
@@ -156,7 +156,7 @@ class Shards:
         for shard in self.shards_of(rows):
             temporary = self._temporary(shard)
             try:
-                # The pixels must be on the disk before the name that vouches for them.
+                # The pixels must be on disk before the final name appears.
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
                 temporary.replace(self.path(shard))
@@ -180,7 +180,7 @@ class Shards:
         self.finish(range(first_row, first_row + len(rows), self.rows_per_shard))
 
     def keep_only(self, shards: Collection[int]) -> None:
-        """Delete every other shard, finished or not; one that cannot be deleted only takes space."""
+        """Delete every other shard, finished or not; a shard that cannot be deleted only takes space."""
         for path in self.folder.glob("*"):
             number = number_of(path.name)
             is_needed = number in shards and not path.name.endswith(TEMPORARY_SUFFIX)
@@ -192,7 +192,7 @@ class Shards:
         """Return the size of a finished shard in bytes, and its identity, which a replacement does not have.
 
         Raises:
-            OSError: it is not there.
+            OSError: there is no such shard.
         """
         status = self.path(shard).stat()
         return status.st_size, _identity(status)
@@ -201,8 +201,8 @@ class Shards:
         """Open a finished shard.
 
         Raises:
-            OSError: it is not there.
-            PackError: it was replaced since `status` gave this identity.
+            OSError: there is no such shard.
+            PackError: the shard was replaced since `status` returned this identity.
         """
         file = self.path(shard).open("rb")
         if _identity(os.fstat(file.fileno())) != identity:
@@ -211,15 +211,15 @@ class Shards:
         return file
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
-        """Take note of the rows that come next; those on this disk need no preparation."""
+        """Prefetch rows; does nothing for shards on this disk."""
 
     def location(self, shard: int) -> str:
-        """Return where a shard is, for messages."""
+        """Return the location of a shard, for messages."""
         return str(self.path(shard))
 
     @property
     def window(self) -> int:
-        """Shards in use at once; 0 where all of them can be."""
+        """Shards that can be in use at once; 0 for all of them."""
         return 0
 
     @property
@@ -243,7 +243,7 @@ class ShardReader:
         """
         self._shards = shards
         identities: dict[int, object] = {}
-        # Not of a bound method: in a cycle, files would stay open until the collector comes.
+        # A partial, not a bound method: a reference cycle would keep files open until a garbage collection.
         self._map = functools.lru_cache(shards.most_maps)(functools.partial(_open_map, shards, identities))
         numbers, positions = np.divmod(np.sort(rows), shards.rows_per_shard)
         for last in np.flatnonzero(np.diff(numbers, append=-1)):
@@ -258,14 +258,14 @@ class ShardReader:
                 )
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
-        """Prepare to read `rows`, in that order, where this takes time."""
+        """Prepare to read `rows`, in that order, if that takes time."""
         self._shards.prefetch(rows)
 
     def pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pixels (B, H, W, 3) of `rows` (B,), a copy.
 
         Raises:
-            PackError: the pack was changed by another process and no longer has them.
+            PackError: the pack was changed by another process and no longer has these rows.
         """
         shards = self._shards
         numbers, positions = np.divmod(rows, shards.rows_per_shard)
@@ -285,19 +285,19 @@ def _open_map(shards: Shards, identities: Mapping[int, object], shard: int) -> N
     try:
         with shards.open(shard, identities.get(shard)) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OutputError:  # an OSError, too: the cache of a remote pack has no room
+    except OutputError:  # also an OSError: the cache of a remote pack has no room
         raise
     except OSError as err:
         raise PackError(
-            f"{shards.location(shard)} is gone since the pack was opened. Open it again."
+            f"{shards.location(shard)} was deleted since the pack was opened. Open it again."
         ) from err
     rows = len(mapped) // shards.row_bytes
-    # The array keeps the map, and the map its file, even if an update deletes the shard meanwhile.
+    # The array keeps the map open, and the map its file, even if an update deletes the shard meanwhile.
     return np.frombuffer(mapped, np.uint8, rows * shards.row_bytes).reshape(rows, -1)
 
 
 def number_of(name: str) -> int | None:
-    """Return the number of the shard that a file of that name is, or is to become; None if it is neither."""
+    """Return the number of the shard that a file of that name is or will be; None if it is neither."""
     number, separator, rest = name.partition(".")
     is_shard = separator and number.isdecimal() and f".{rest}".startswith(_SUFFIX)
     return int(number) if is_shard else None

@@ -1,6 +1,6 @@
-"""The image files that a folder holds, or that files and folders together name.
+"""The image files in a folder, or in several files and folders.
 
-A file is taken for an image by its name; its content is looked at when it is read.
+Files are recognised as images by their name; their content is checked when they are read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import overload
 from autoencode.data import decoding
 from autoencode.errors import ImageFolderError
 
-# What a pack, a run and our other results hold: pictures in them are ours, not the user's.
+# Names that mark our own results, whose images must not be listed.
 _OURS = (
     {"pack.json", "shards"},
     {"run.json", "metrics.jsonl"},
@@ -26,13 +26,13 @@ _MARKS = frozenset(name for marks in _OURS for name in marks)
 
 
 class Paths(Sequence[Path]):
-    """Paths that become objects when they are asked for: a fifth of the memory of a list of them."""
+    """Paths that become objects on demand, in a fifth of the memory of a list of them."""
 
     def __init__(self, paths: Iterable[str | Path] = ()) -> None:
         self._names = [os.fspath(path) for path in paths]
 
     def take(self, chosen: Iterable[int]) -> Paths:
-        """Return the paths of these indices, in that order."""
+        """Return the paths at these indices, in that order."""
         return Paths(map(self._names.__getitem__, chosen))
 
     def __len__(self) -> int:
@@ -57,16 +57,16 @@ def image_names(folder: Path) -> list[str]:
     """Return every file under `folder` whose name says it is an image, sorted.
 
     Hidden files and folders, and folders of our own results, are left out. A folder reached twice, through
-    a link, is listed once, under its own name rather than the link's.
+    a link, is listed once, under its own name and not the link's.
 
     Returns:
         Paths relative to `folder`, with "/"; bytes that are not UTF-8 as surrogates, as in `os.fsdecode`.
 
     Raises:
-        ImageFolderError: `folder` is missing, is no folder, cannot be read, or has no image.
+        ImageFolderError: `folder` is missing, is not a folder, cannot be read, or has no image.
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
-    # On Windows os.sep is a backslash, which other systems take for a part of a name.
+    # On Windows os.sep is a backslash, which is part of a name on other systems.
     found = sorted(path.removeprefix(prefix).replace(os.sep, "/") for path in _walk(os.fspath(folder)))
     if not found:
         looked_for = ", ".join(decoding.EXTENSIONS)
@@ -78,7 +78,7 @@ def image_names(folder: Path) -> list[str]:
 
 def _walk(root: str) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
-    # Links come last, sorted: which name a folder gets must not depend on the order of the file system.
+    # Links come last, sorted: the name under which a folder is listed must not depend on the file system.
     folders, links = [root], list[str]()
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
@@ -103,7 +103,7 @@ def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
     """Return the image files in the files and folders given, each once, in the order given.
 
     Raises:
-        ImageFolderError: a folder cannot be read or has no image. Files are not looked at.
+        ImageFolderError: a folder cannot be read or has no image. Files are not checked.
     """
     found: dict[str, None] = {}
     for path in map(Path, [images] if isinstance(images, str | Path) else images):
@@ -112,7 +112,7 @@ def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
 
 
 def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> Paths:
-    """Return what `expanded` does, without the `sheet` that an earlier call left in one of the folders.
+    """Return `expanded(images)` without the `sheet` that an earlier call left in one of the folders.
 
     A sheet that was given by name stays.
     """
@@ -121,7 +121,7 @@ def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> Paths
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    # The name first: a large folder is not looked at twice.
+    # The name first, to avoid a stat call per file.
     return path.name == other.name and (path == other or (other.exists() and path.samefile(other)))
 
 
@@ -147,5 +147,5 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # such as a link to itself: reading it will give the reason
+    except OSError:  # such as a link to itself; reading it gives the reason
         return False

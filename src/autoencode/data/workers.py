@@ -1,13 +1,13 @@
-"""Run a function over many items in other processes: an item that hangs or crashes costs itself alone.
+"""Run a function over many items in other processes: a hang or crash loses only that item.
 
 Each worker is a fresh interpreter that speaks over a socket. Unlike those of `multiprocessing` it does not
 import the caller's main script, so packing works from a script without a `__main__` guard, and it outlives
 its parent by no more than the items it has. The time limits are kernel timers whose signals kill the worker:
-nothing that runs inside, in Python or in C, can hold that up. Processor time is limited, so that a busy
-machine costs no item; a limit by the clock, six times as long, ends an item that waits for ever.
+nothing inside the worker can delay them. Processor time is limited, so that a busy machine loses no item; a
+limit by the clock, six times as long, ends an item that waits for ever.
 
-Windows has neither such timers nor sockets that a process inherits. There items are worked on in this
-process, one after the other, and a warning says what is lost.
+Windows has neither such timers nor sockets that a process inherits. There items are processed in this
+process, one after the other, and a warning says so.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Item_co = TypeVar("Item_co", covariant=True)
 
-_MAX_CHUNK = 32  # items sent at once; after a crash, those of a chunk are tried again one by one
-_CLOCK_PER_PROCESSOR = 6  # a slow disk, or a machine that does other things too
+_MAX_CHUNK = 32  # items sent at once; after a crash, the items of a chunk are tried again one by one
+_CLOCK_PER_PROCESSOR = 6  # for a slow disk, or a machine that is busy with other work
 _HAS_WORKERS = hasattr(signal, "setitimer") and os.name == "posix"
 _NO_WORKERS = (
     "This system cannot end a decoder alone: files are decoded in this process, one after the other, and one "
@@ -44,7 +44,7 @@ _serving = False  # whether this process is a worker
 
 
 class Items(Protocol[Item_co]):
-    """A list, or a sequence that makes each item when it is asked for."""
+    """A list, or a sequence that makes each item on demand."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -55,10 +55,10 @@ class Items(Protocol[Item_co]):
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for a result that never came.
+    """Takes the place of a result that never came.
 
     Attributes:
-        reason: what became of the item, for instance "took longer than 5 s".
+        reason: why there is no result, for instance "took longer than 5 s".
     """
 
     reason: str
@@ -80,7 +80,7 @@ def run(
         function: picklable, importable by name; sent to each worker once. An exception it raises ends the
             run and is raised here.
         items: picklable.
-        seconds: most processor time for one item; it may take six times as long by the clock.
+        seconds: most processor time per item; by the clock it may take six times as long.
         workers: most processes at once.
 
     Raises:
@@ -90,13 +90,13 @@ def run(
         warnings.warn(_NO_WORKERS, stacklevel=2)
         yield from ((index, function(items[index])) for index in range(len(items)))
         return
-    # Four chunks a worker or more, so that the others do not wait long for the last.
+    # At least four chunks per worker, so that the others do not wait long for the last.
     size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
     todo = deque(range(start, min(start + size, len(items))) for start in range(0, len(items), size))
     pool: dict[Connection, _Worker[Item, Result]] = {}
     try:
         while todo or pool:
-            # As many as have something to do: a small folder does not start a process per core.
+            # Only as many as there is work for: a small folder must not start a process per core.
             while todo and len(pool) < workers and len(pool) < len(todo) + _busy(pool):
                 worker = _Worker[Item, Result](function, seconds)
                 pool[worker.connection] = worker
@@ -110,7 +110,7 @@ def run(
                     reason = worker.cause_of_death()
                     if len(chunk) == 1:
                         yield chunk[0], Lost(reason)
-                    # Which of several items it was is not known: each is tried again on its own.
+                    # The item at fault is unknown if there were several: each is tried again on its own.
                     todo.extend(range(index, index + 1) for index in chunk if len(chunk) > 1)
                     continue
                 yield from zip(chunk, results, strict=True)
@@ -142,11 +142,11 @@ class PersistentWorker(Generic[Item, Result]):
         self._lock = threading.Lock()
 
     def call(self, item: Item) -> Result | Lost:
-        """Return the result of one item; an item that ends the worker costs itself alone.
+        """Return the result of one item, or `Lost` if the item ended the worker.
 
         Raises:
             AutoencodeError: no worker could be started.
-            Exception: whatever the function raised.
+            Exception: raised by the function.
         """
         with self._lock:
             if not _HAS_WORKERS:
@@ -206,15 +206,15 @@ class _Worker(Generic[Item, Result]):
         self.send((self.function, self.seconds))
 
     def send(self, message: object) -> None:
-        """Send a message; a dead worker shows when its answer is awaited."""
+        """Send a message; that a worker is dead shows only when its answer is read."""
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
     def receive(self) -> list[Result] | None:
-        """Return the results of the chunk (of no items, when it becomes ready), or None if it is dead.
+        """Return the results of the chunk, an empty list once the worker is ready, or None if it is dead.
 
         Raises:
-            Exception: whatever the function raised.
+            Exception: raised by the function.
         """
         try:
             answer = self.connection.recv()
@@ -230,7 +230,7 @@ class _Worker(Generic[Item, Result]):
         """Return why the worker ended by itself.
 
         Raises:
-            AutoencodeError: it ended before it was ready, as every other worker would.
+            AutoencodeError: the worker ended before it was ready, as every other would.
         """
         self.connection.close()
         _, complaint = self.process.communicate()
@@ -247,7 +247,7 @@ class _Worker(Generic[Item, Result]):
         return f"the decoder crashed ({signal.strsignal(-code) if code < 0 else f'exit code {code}'})"
 
     def stop(self) -> None:
-        """End the worker at once, whatever it is doing."""
+        """End the worker at once."""
         self.process.kill()
         self.process.communicate()
         self.connection.close()
@@ -257,13 +257,13 @@ def serve(descriptor: int) -> None:
     """Answer requests on a socket until its other end closes: the main function of a worker process."""
     global _serving
     _serving = True
-    # The parent may have ignored them, which a child inherits.
+    # A child inherits signals that its parent ignores.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError), Connection(descriptor) as connection:
         function, seconds = connection.recv()
         connection.send([])
-        # Decoders write warnings there, which would fill the pipe: nobody reads it any more.
+        # Nobody reads stderr any more, and warnings of decoders would fill its pipe.
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a file must be open to be copied
             os.dup2(nowhere.fileno(), 2)
         while True:
@@ -285,9 +285,9 @@ def _timed(function: Callable[[Item], Result], item: Item, seconds: float) -> Re
 
 
 def set_time_limit(seconds: float) -> None:
-    """Let the item at hand take so many seconds of the processor from now on; 0: any number.
+    """Limit the current item to `seconds` of processor time from now; 0 removes the limit.
 
-    Outside a worker nothing is limited: a timer would end the caller's process.
+    Outside a worker this does nothing: a timer would end the caller's process.
     """
     if not _serving:
         return

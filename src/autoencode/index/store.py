@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2  # 1 had other names for the parts of the vector space and of the inverted lists
 REBUILD = "Delete the index and make it again, or restore it from a copy."
-CHOOSE_ANOTHER = "Choose another output, or delete the index to make it anew."
+CHOOSE_ANOTHER = "Choose another output, or delete the index and make it again."
 
 Array = NDArray[Any]
 
@@ -334,7 +334,7 @@ class BuildRequest:
             pack.preprocessing, source, f"Give the folder it was made of: {pack.folder}"
         )
         if not len(pack):
-            raise ImageFolderError(f"The pack {source} has no image that can be used.")
+            raise ImageFolderError(f"The pack {source} has no usable image.")
         return pack
 
     def encode(self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> Iterator[Floats]:
