@@ -112,6 +112,30 @@ def test_wrong_usage_exits_with_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("outliers x y --score nope", "Invalid value for '--score': 'nope' is not one of 'spectrum', "),
+        ("search x y -k 0", "Invalid value for '-k': it must be at least 1. "),
+        ("search x y -k many", "Invalid value for '-k': it must be a whole number. "),
+        ("outliers x y --fpr low", "Invalid value for '--fpr': it must be a number. "),
+        ("my-photos", "No such command 'my-photos'. "),
+        ("trian", "No such command 'trian'. Did you mean 'train'"),
+        ("'my photos'", "No such command 'my photos'. To train on a folder: autoencode train 'my photos' "
+         "--out 'runs/my photos' "),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_named_in_the_words_of_the_user(
+    autoencode: Command, arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").mkdir()
+    result = autoencode(*shlex.split(arguments))
+    assert result.code == 2
+    assert f"│ {message}" in result.err
+
+
 @pytest.mark.parametrize("command", ["pack", "train"])
 def test_a_source_that_cannot_be_used_is_named(autoencode: Command, command: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

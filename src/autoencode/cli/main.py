@@ -10,13 +10,17 @@ A command imports torch and NumPy when it runs: --help takes a quarter of a seco
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import sys
 from importlib import import_module
-from typing import Annotated, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from autoencode.cli.progress import one_line, say
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
@@ -34,7 +38,37 @@ GROUPS = (
     "report_paper_app",
 )
 
+# Typer checks values with Pydantic, whose messages are about its own types.
+_PLAIN = (
+    (r"^Value error, ", ""),
+    (r"^Input should be greater than or equal to (\S+)$", r"it must be at least \1."),
+    (r"^Input should be a valid integer\b.*", "it must be a whole number."),
+    (r"^Input should be a valid number\b.*", "it must be a number."),
+)
+
+
+class _Program(TyperGroup):
+    """The commands; errors of usage are worded for a user."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own class of contexts is private
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as err:
+            for theirs, plain in _PLAIN:
+                err.message = re.sub(theirs, plain, err.message)
+            raise
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        # The folder alone is the first call that a newcomer tries.
+        if self.get_command(ctx, args[0]) is None and (folder := Path(args[0])).is_dir():
+            out = Path("runs", folder.resolve().name)
+            command = f"autoencode train {shlex.quote(args[0])} --out {shlex.quote(str(out))}"
+            ctx.fail(f"No such command {args[0]!r}. To train on a folder: {command}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
