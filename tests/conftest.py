@@ -83,7 +83,7 @@ def tiny_pack(photos: Path, tiny_size: Preprocessing, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
     """Settings of a network that trains in a moment: about five steps per epoch."""
-    return {"widths": (4, 8), "code_size": 8, "batch_size": 8}
+    return {"preset": "paper-ae", "widths": (4, 8), "code_size": 8, "batch_size": 8}
 
 
 @pytest.fixture(scope="session")

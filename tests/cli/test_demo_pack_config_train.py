@@ -30,7 +30,7 @@ from autoencode.data.manifest import split_of
 from autoencode.data.pack import Progress
 from autoencode.training.run import read_run
 
-TINY = ("--set", "widths=4,8", "--set", "code_size=8", "--set", "batch_size=8")
+TINY = ("--preset", "paper-ae", "--set", "widths=4,8", "--set", "code_size=8", "--set", "batch_size=8")
 
 
 def test_train_ends_with_a_model_its_curves_and_a_sheet(
@@ -148,11 +148,12 @@ def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missin
 def test_a_finished_run_that_cannot_have_more_epochs_says_why(
     autoencode: Command, tiny_pack: Pack, tmp_path: Path
 ) -> None:
+    vae = ("--kind", "vae", "--set", "kl_warmup_cycles=1")
     command = ("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, "--epochs", 1)
-    assert autoencode(*command, "--set", "schedule=cosine").code == 0
+    assert autoencode(*command, *vae).code == 0
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", "--resume")
     assert (
-        "nothing to do. More epochs cannot be added: its learning rate follows a cosine. Train anew with "
+        "nothing to do. More epochs cannot be added: the cycles of its beta span all epochs. Train anew with "
         "--epochs.\n"
     ) in result.out
 
@@ -235,7 +236,7 @@ def test_tensorboard_is_logged_where_it_is_asked_for(
         (("--corrupt", "downscale:64"), "for images of 32x32 the FACTOR is at most 32"),
         (("--device", "tpu"), "There is no device 'tpu'. Use auto, cpu, cuda, cuda:1 or mps"),
         (("--set", "widths=4,x"), "widths is ['4', 'x']; it must be a list of whole numbers"),
-        (("--set", "widths=4,4,4,4,4,4"), "multiple of 64"),
+        (("--set", "widths=4,4,4,4,4,4"), "multiple of 128"),
         (("--set", "sigma2=tiny", "--kind", "vae"), "sigma2 is 'tiny'; it must be a number or 'auto'"),
         (("--set", "kl_warmup=cyclic", "--kind", "vae"), "kl_warmup is 'cyclic'; it must be a whole number"),
         (("--set", "beta=2"), "Use --kind vae"),
@@ -248,7 +249,7 @@ def test_tensorboard_is_logged_where_it_is_asked_for(
         (("--set", "learning_rate=1e300"), "learning_rate is too large; the largest number is 3.4e+38"),
         (("--set", "learning_rate=1e38"), "learning_rate is 1e+38; it must be above 0, and at most 1e+30"),
         (("--set", "sigma2=1e300", "--kind", "vae"), "sigma2 is too large; the largest number is 3.4e+38"),
-        (("--set", f"code_size={10**18}"), f"code_size {10**18} and widths 32,64,128,256 make a network"),
+        (("--set", f"code_size={10**18}"), f"code_size {10**18} and widths 32,64,128 make a network"),
         (("--set", f"widths=[{10**18}]"), f"widths {10**18} make a network of more than 1 TiB"),
         (("--config", "none.toml"), "none.toml: No such file or directory. Give a file of settings"),
         (("--epochs", "0"), "epochs is 0; it must be at least 1"),

@@ -90,7 +90,6 @@ def test_the_version_is_printed(autoencode: Command) -> None:
     [
         ("trian",),
         ("train",),
-        ("train", "x"),
         ("pack", "x"),
         ("reconstruct", "model", "--out", "x"),
         ("train", "x", "--out", "y", "--epochs", "many"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autoencode import ConfigError, Limits, Pack, Preprocessing, Run
+from autoencode import ConfigError, Limits, Pack, Run
 from autoencode.cli import options
 from autoencode.configuration import ResizeMode
 
@@ -26,27 +27,25 @@ def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
 
 
 def test_no_option_means_no_opinion() -> None:
-    assert options.preprocessing(None, None, None) is None
-    assert options.limits(None) == Limits()
-    assert options.sides(None) == {}
+    assert options.preprocessing(None, None, None) == {}
 
 
 @pytest.mark.parametrize(
     ("size", "resize_mode", "background", "expected"),
     [
-        ("64", None, None, Preprocessing(64, 64)),
-        ("32x48", "pad", "black", Preprocessing(32, 48, "pad", (0, 0, 0))),
+        ("64", None, None, {"height": 64, "width": 64}),
         (
-            None,
-            "stretch",
-            "#0a0b0c",
-            Preprocessing(resize_mode="stretch", background=(10, 11, 12)),
+            "32x48",
+            "pad",
+            "black",
+            {"height": 32, "width": 48, "resize_mode": "pad", "background": (0, 0, 0)},
         ),
-        (None, None, "#0a0b0cff", Preprocessing(background=(10, 11, 12))),
+        (None, "stretch", "#0a0b0c", {"resize_mode": "stretch", "background": (10, 11, 12)}),
+        (None, None, "#0a0b0cff", {"background": (10, 11, 12)}),
     ],
 )
 def test_sizes_resize_modes_and_colours_are_read(
-    size: str | None, resize_mode: ResizeMode | None, background: str | None, expected: Preprocessing
+    size: str | None, resize_mode: ResizeMode | None, background: str | None, expected: dict[str, Any]
 ) -> None:
     assert options.preprocessing(size, resize_mode, background) == expected
 

@@ -17,8 +17,8 @@ from autoencode.data.preprocessing import (
     Limits,
     Preprocessing,
     ResizeMode,
+    fields_asked_for,
     parse_size,
-    preprocessing_for,
     read_image,
     save_image,
 )
@@ -175,7 +175,7 @@ def test_sizes_are_height_by_width() -> None:
 )
 def test_a_wrong_size_names_the_nearest(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        preprocessing_for(text, None)
+        fields_asked_for(text, None)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,13 @@ from autoencode.training.config import RuntimeConfig, preset_file, settings_file
 CLASSES = (ModelConfig, TrainConfig, Preprocessing, Limits, RuntimeConfig)
 
 
-def test_the_defaults_are_the_autoencoder_of_the_paper() -> None:
-    model, config = settings()
+def test_the_default_is_the_best_preset() -> None:
+    assert settings() == settings("best")
+    assert settings()[0].network == "residual"
+
+
+def test_the_first_preset_of_the_paper_is_its_autoencoder() -> None:
+    model, config = settings("paper-ae")
     assert (model.kind, model.code_size, model.widths) == ("autoencoder", 256, (32, 64, 128, 256))
     assert not model.batch_norm
     assert (config.epochs, config.batch_size, config.optimizer) == (10, 128, "adamax")
@@ -142,7 +147,7 @@ def test_a_value_of_another_type_is_rejected_by_name(name: str, value: object, k
 
 def test_lists_and_numbers_of_numpy_become_what_is_declared() -> None:
     given: dict[str, Any] = {"widths": [4, np.int64(8)], "corrupt": ["rotate:5"], "epochs": np.int32(3)}
-    model, config = settings(**given, learning_rate=1, seed=np.uint8(7))
+    model, config = settings("paper-ae", **given, learning_rate=1, seed=np.uint8(7))
     assert model == ModelConfig(widths=(4, 8))
     assert config == TrainConfig(epochs=3, corrupt=("rotate:5",), learning_rate=1.0, seed=7)
     json.dumps([model.to_json(), config.to_json()])
@@ -233,7 +238,7 @@ def test_files_hold_whatever_settings_can_be(tmp_path: Path) -> None:
     )
     (tmp_path / "all.toml").write_text(settings_file("All.", chosen))
     asked = train_arguments(tmp_path / "all.toml", (), {})
-    assert (asked.pop("preprocessing"), asked.pop("limits")) == (chosen[2], chosen[3])
+    assert (Preprocessing(**asked.pop("preprocessing")), asked.pop("limits")) == (chosen[2], chosen[3])
     runtime = {name: asked.pop(name) for name in dataclasses.asdict(chosen[4])}
     assert RuntimeConfig(**runtime) == chosen[4]
     assert settings(**asked) == chosen[:2]
@@ -243,7 +248,7 @@ def test_options_override_a_file_and_nothing_is_given_twice(tmp_path: Path) -> N
     file = tmp_path / "mine.toml"
     file.write_text('preset = "best"\nepochs = 3\nseed = 4\nheight = 64\n')
     asked = train_arguments(file, ["epochs=5", "width=32"], {"seed": 6})
-    assert asked == {"preset": "best", "epochs": 5, "seed": 6, "preprocessing": Preprocessing(64, 32)}
+    assert asked == {"preset": "best", "epochs": 5, "seed": 6, "preprocessing": {"height": 64, "width": 32}}
     for assignments, given, message in (
         (["epochs=5", "epochs=6"], {}, "epochs is given twice. Leave one of the two out."),
         (["epochs=5"], {"epochs": 5}, "epochs is given twice, by --set and --epochs. Leave"),

@@ -86,10 +86,10 @@ def test_the_validation_numbers_of_a_vae_are_those_of_the_saved_model(
 
 
 def test_the_training_loss_is_the_mean_over_the_images_not_over_the_batches(
-    tiny_pack: Pack, tmp_path: Path
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path
 ) -> None:
     # A step so small that the weights stay where they start.
-    overrides = {"widths": (4, 8), "code_size": 8, "learning_rate": 1e-12, "epochs": 1, "batch_size": 25}
+    overrides = tiny | {"learning_rate": 1e-12, "epochs": 1, "batch_size": 25}
     start = make_loop(tiny_pack, tmp_path, **overrides).state.model
     images = to_float(tiny_pack.pixels(tiny_pack.rows("train")))
     assert len(images) % 25
@@ -165,7 +165,7 @@ def test_a_cosine_schedule_rises_and_ends_near_zero(
 
 
 def test_the_paper_optimiser_takes_the_steps_that_torch_takes(tiny_pack: Pack, tmp_path: Path) -> None:
-    loop = make_loop(tiny_pack, tmp_path, widths=(4, 8), code_size=8)
+    loop = make_loop(tiny_pack, tmp_path, preset="paper-ae", widths=(4, 8), code_size=8)
     model = Autoencoder(loop.settings.model, tiny_pack.preprocessing)
     model.load_state_dict(loop.state.model.state_dict())
     optimizer = torch.optim.Adamax(model.parameters(), lr=2e-3)

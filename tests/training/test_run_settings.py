@@ -58,7 +58,7 @@ def test_the_command_asks_for_the_same_settings(
     names = {*run.model.to_json(), *run.train.to_json()}
     again = settings(**{name: value for name, value in asked.items() if name in names})
     assert again == (run.model, run.train)
-    assert asked["preprocessing"] == preprocessing
+    assert Preprocessing(**asked["preprocessing"]) == preprocessing
     assert (asked["device"], asked["precision"], asked["channels_last"]) == ("cpu", "fp32", True)
 
 

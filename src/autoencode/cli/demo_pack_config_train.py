@@ -68,8 +68,8 @@ def demo(
     digits = shlex.quote(str(folder))
     for command in (
         f"autoencode reconstruct {shlex.quote(str(run))} {shlex.quote(str(folder / '7'))} --out {sevens}",
-        f"autoencode train {digits} --size 32 --preset best-vae --out {vae}",
-        "autoencode train YOUR-PHOTOS --preset best --out runs/photos",
+        f"autoencode train {digits} --preset best-vae --out {vae}",
+        "autoencode train YOUR-PHOTOS",
     ):
         say(f"  {command}")
 
@@ -87,22 +87,19 @@ def pack(
     ray: Ray = None,
 ) -> None:
     """Decode every image of a folder once, for fast training."""
-    from autoencode.data.pack import pack_folder, preprocessing_of
-    from autoencode.data.preprocessing import Preprocessing
+    from autoencode.data.pack import pack_folder
 
     asked = options.preprocessing(size, resize_mode, background)
-    if asked is None:
-        # Without options a pack that is there is updated as it was made, not made anew as by default.
-        asked = preprocessing_of(out) or Preprocessing()
     limits = options.limits(max_pixels)
     with counting("packing") as progress:
         made = pack_folder(folder, out, asked, limits=limits, workers=workers, ray=ray, progress=progress)
+    say(f"size:   {made.preprocessing}")
     print_pack(made)
 
 
 def train(
     source: Annotated[str, typer.Argument(help="A folder of images, or a pack by its folder or URL.")],
-    out: Annotated[Path, typer.Option(help="The run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")] = None,
     preset: Annotated[
         str | None,
         typer.Option(help=f"Settings to start from: {PRESET_LIST}. Default: {DEFAULT_PRESET}."),
@@ -127,6 +124,16 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help=about(TrainConfig, "seed", "0"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many epochs without a lower validation loss; keep the best. Default: never.",
+            min=1,
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the weights of this model, a file or a run folder.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     size: Size = None,
     resize_mode: Resize = None,
@@ -144,7 +151,7 @@ def train(
     ] = None,
     ray: Ray = None,
 ) -> None:
-    """Train a model. The default is the paper's autoencoder; --preset best is recommended."""
+    """Train a model. The images decide the settings that are not given."""
     # Before the settings are read: each process that is started reads them again.
     if workers is not None and ray is None and _start(workers):
         return
@@ -154,11 +161,13 @@ def train(
         "epochs": epochs,
         "corrupt": tuple(corrupt) if corrupt else None,
         "seed": seed,
+        "early_stopping": early_stopping,
+        "init": init,
         **options.sides(size),
         "resize_mode": resize_mode,
         "device": device,
     }
-    # None is an option that was not given: a file, a preset or the run that is continued decides then.
+    # None is an option that was not given: a file, a preset, the images or the run that is continued decide.
     asked = {name: value for name, value in given.items() if value is not None}
     arguments = train_arguments(config, assignments or (), asked)
     train_and_show(source, out, ray=ray, workers=workers, tensorboard=tensorboard, resume=resume, **arguments)
@@ -185,9 +194,10 @@ def add_to(program: typer.Typer) -> None:
     add_command(
         program,
         train,
-        "autoencode train photos --preset best --size 64 --out runs/photos",
+        "autoencode train photos",
+        "autoencode train photos --preset best-vae --size 64 --out runs/vae",
         "autoencode train photos --config run.toml --set learning_rate=3e-4 --out runs/slower",
-        "autoencode train photos --epochs 20 --resume --out runs/photos",
+        "autoencode train photos --epochs 20 --resume",
     )
 
 
@@ -214,7 +224,7 @@ def _start(workers: int) -> bool:
 
 def train_and_show(
     source: str | Path,
-    out: Path,
+    out: Path | None = None,
     *,
     ray: str | None = None,
     workers: int | None = None,
@@ -229,8 +239,9 @@ def train_and_show(
     if arguments.get("keep_memory", True):
         keep_freed_memory()  # it has its full effect only before torch is imported
     from autoencode.training.run import is_run
-    from autoencode.training.train import train
+    from autoencode.training.train import run_folder_for, train
 
+    out = run_folder_for(source) if out is None else out
     start: Callable[..., Run] = train
     if ray is not None:
         from autoencode.training.ray import train_on_ray
@@ -249,6 +260,8 @@ def train_and_show(
             show(at)
 
         try:
+            if ray is None:
+                arguments["chosen"] = lambda text: say(f"chosen: {text}")
             run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
             # Stopped while packing, there is no run yet that could be continued.

@@ -17,7 +17,7 @@ from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.data.preprocessing import Limits
 
 
 IMAGES, MACHINE = "Images", "Machine"  # panels of --help
@@ -35,7 +35,8 @@ Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of 
 Size = Annotated[
     str | None,
     typer.Option(
-        help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. Default: 128.", rich_help_panel=IMAGES
+        help="Side, or HEIGHTxWIDTH, in pixels: multiples of 16. Default: as the images are, up to 128x128.",
+        rich_help_panel=IMAGES,
     ),
 ]
 Resize = Annotated[
@@ -43,7 +44,7 @@ Resize = Annotated[
     typer.Option(
         "--resize-mode",
         help="crop cuts the image to the shape of --size, pad adds a background around it, stretch distorts "
-        "it. Default: crop.",
+        "it. Default: whichever suits their shapes.",
         rich_help_panel=IMAGES,
     ),
 ]
@@ -106,16 +107,12 @@ def add_command(
     program.command(epilog="\n\n".join(["Examples:", *examples]))(checked)
 
 
-def preprocessing(
-    size: str | None, resize_mode: ResizeMode | None, background: str | None
-) -> Preprocessing | None:
-    """Return the preprocessing that the options ask for, or None where none was given.
+def preprocessing(size: str | None, resize_mode: ResizeMode | None, background: str | None) -> dict[str, Any]:
+    """Return the fields of `Preprocessing` that the options ask for.
 
     Raises:
         ConfigError: the size or the colour cannot be used.
     """
-    from autoencode.data.preprocessing import Preprocessing
-
     chosen = sides(size)
     if resize_mode is not None:
         chosen["resize_mode"] = resize_mode
@@ -128,7 +125,7 @@ def preprocessing(
             raise ConfigError(
                 f"Unknown colour {background!r}. Use a name such as white, or #rrggbb."
             ) from err
-    return Preprocessing(**chosen) if chosen else None
+    return chosen
 
 
 def sides(size: str | None) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def paper(
 
     # Both are checked before the images are packed.
     experiments, share = chosen_experiments(only or ()), parse_budget(budget)
-    preprocessing = options.preprocessing(size, resize_mode, None) or Preprocessing()
+    preprocessing = Preprocessing(**options.preprocessing(size, resize_mode, None))
     # A cluster stops a job by SIGTERM: the state is kept, as with Ctrl-C.
     with stopped_by_sigterm(), writing(out):
         with counting("packing") as progress:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,11 @@ from autoencode.cluster import joined_cluster
 from autoencode.data import manifest, packing
 from autoencode.data.decoders import decode_here, decode_on
 from autoencode.data.manifest import is_pack
-from autoencode.data.preprocessing import Limits, Preprocessing, Size, preprocessing_for
+from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
+from autoencode.data.sources import find_images
+from autoencode.data.survey import survey
 from autoencode.errors import ConfigError, PackError
 
 if TYPE_CHECKING:
@@ -161,7 +164,7 @@ def open_pack(path: str | Path) -> Pack:
 def pack_folder(
     folder: str | Path,
     out: str | Path,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     *,
     size: Size | None = None,
     limits: Limits | None = None,
@@ -179,7 +182,8 @@ def pack_folder(
         out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
             `storage`), to which each shard goes when it is full. Storage has no locks: only one process may
             pack to a URL at a time.
-        preprocessing: the size of the images and how they are resized to it; by default 128x128, cropped.
+        preprocessing: the size of the images and how they are resized to it, or some of its fields by name.
+            What is not given is that of the pack that is there, or is chosen by the images, see `suited`.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
         limits: the largest file, image and time to accept. A change does not affect images that are packed;
             files that were skipped are tried again every time.
@@ -201,13 +205,34 @@ def pack_folder(
         OutputError: the pack could not be written, for instance because the disk is full.
     """
     files = files_at(out, must_exist=False)
-    preprocessing = preprocessing_for(size, preprocessing) or Preprocessing()
+    asked = fields_asked_for(size, preprocessing)
     if ray is not None and workers is not None:
         raise ConfigError("A Ray cluster decodes on all its CPUs. Leave workers out.")
     with joined_cluster(ray, "Packing on a cluster") as cluster:
         decode = decode_on(cluster) if cluster else decode_here(workers)
-        packing.update(Path(folder), files, preprocessing, limits or Limits(), decode, progress)
+        before = preprocessing_of(out)
+        chosen = suited(Path(folder), asked, limits)[0] if before is None else replace(before, **asked)
+        packing.update(Path(folder), files, chosen, limits or Limits(), decode, progress)
     return open_pack(out)
+
+
+def suited(
+    folder: Path, asked: Mapping[str, Any] | None = None, limits: Limits | None = None
+) -> tuple[Preprocessing, str]:
+    """Return the preprocessing that suits the images of a folder, and the reason in a few words.
+
+    Args:
+        folder: the images.
+        asked: fields of `Preprocessing` that are not to be chosen.
+        limits: the largest files and images to look at.
+
+    Raises:
+        ConfigError: what was asked for cannot be used.
+        ImageFolderError: the folder is missing or has no images.
+    """
+    if asked and len(asked) == len(fields(Preprocessing)):
+        return Preprocessing(**asked), "asked for"
+    return survey(find_images(folder), limits).preprocessing(asked)
 
 
 def preprocessing_of(location: str | Path) -> Preprocessing | None:

@@ -12,7 +12,7 @@ little that changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -148,27 +148,32 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def preprocessing_for(size: Size | None, preprocessing: Preprocessing | None) -> Preprocessing | None:
-    """Return the preprocessing asked for by `size` or by `preprocessing`, or None if both are None.
+def fields_asked_for(
+    size: Size | None, preprocessing: Preprocessing | Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the fields of `Preprocessing` that a caller decides; the images decide the others.
 
     Args:
         size: 128, "128", "96x160" or (96, 160): a side, or height and width, in pixels.
-        preprocessing: the whole preprocessing, instead.
+        preprocessing: everything at once, or some fields by name.
 
     Raises:
         ConfigError: both were given, or the size cannot be used.
     """
-    if size is None:
-        return preprocessing
-    if preprocessing is not None:
+    if size is not None and preprocessing is not None:
         raise ConfigError(f"Give either size={size!r} or preprocessing, not both.")
-    if isinstance(size, str):
-        return Preprocessing(*parse_size(size))
-    if isinstance(size, tuple | list):
-        if len(size) != 2:
-            raise ConfigError(f"The size {size!r} is not understood. Give a side, or (height, width).")
-        return Preprocessing(*size)
-    return Preprocessing(size, size)
+    if isinstance(preprocessing, Preprocessing):
+        return {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+    asked = dict(preprocessing or {})
+    if isinstance(size, tuple | list) and len(size) != 2:
+        raise ConfigError(f"The size {size!r} is not understood. Give a side, or (height, width).")
+    if size is not None:
+        pair = parse_size(size) if isinstance(size, str) else size
+        asked["height"], asked["width"] = pair if isinstance(pair, tuple | list) else (pair, pair)
+    checked = Preprocessing(**asked)
+    if {"height", "width"} & set(asked):  # one side alone would leave a shape that nobody asked for
+        asked["height"], asked["width"] = checked.height, checked.width
+    return asked
 
 
 def read_chunks(

@@ -29,6 +29,8 @@ from autoencode.pixels import SIGMA2_FLOOR
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from autoencode.data.pack import Pack
+
 Optimizer = Literal["adamax", "adamw"]
 Schedule = Literal["constant", "cosine"]
 
@@ -57,6 +59,8 @@ class TrainConfig:
         horizontal_flip: mirror each image left to right half of the time, which acts like more images.
         ema: decay per step of the average of the weights that becomes the model; 0 keeps the last weights.
         corrupt: corruptions of the images that the encoder sees, which the model learns to undo.
+        early_stopping: epochs without a lower validation loss after which training ends; the model is that of
+            the epoch with the lowest. 0 trains to the last epoch, which is then the model.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: seed of every random choice.
 
@@ -79,6 +83,7 @@ class TrainConfig:
     horizontal_flip: bool = False
     ema: float = 0.0
     corrupt: tuple[str, ...] = field(default=(), metadata={"entries": lambda: map(example, CORRUPTIONS)})
+    early_stopping: int = 0
     adversarial: bool = False
     seed: int = 0
 
@@ -86,7 +91,7 @@ class TrainConfig:
         check_fields(self)
         for name in ("epochs", "batch_size", "accumulate"):
             _check_at_least(name, getattr(self, name), 1)
-        for name in ("kl_warmup", "kl_warmup_cycles", "beta", "grad_clip"):
+        for name in ("kl_warmup", "kl_warmup_cycles", "beta", "grad_clip", "early_stopping"):
             _check_at_least(name, getattr(self, name), 0)
         # An optimiser divides it by 0.1 in its first step, and torch has no one-line error for a step beyond
         # fp32; a rate below the limit ends as a diverged run, which says what to try.
@@ -113,8 +118,6 @@ class TrainConfig:
     @property
     def fixes_epochs(self) -> str | None:
         """What spans all epochs, so that more would change the steps already taken; None for nothing."""
-        if self.schedule == "cosine":
-            return "its learning rate follows a cosine"
         if self.kl_warmup_cycles:
             return "the cycles of its beta span all epochs"
         return "its discriminator joins at half of them" if self.adversarial else None
@@ -165,10 +168,12 @@ class Preset(NamedTuple):
     Attributes:
         summary: its purpose, in one line.
         changes: the settings that differ from `ModelConfig()` and `TrainConfig()`, the paper's.
+        adapts: whether the images decide `code_size` and `epochs` where nobody else does; see `adapted`.
     """
 
     summary: str
     changes: dict[str, Any]
+    adapts: bool = False
 
 
 _BEST = {
@@ -186,16 +191,20 @@ _PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
 _PAPER_VAE_WARMUP = {**_PAPER_VAE, "batch_norm": True, "kl_warmup": 40}
 
 PRESETS = {
-    "best": Preset("the lowest error; start here", _BEST),
-    "best-vae": Preset("the same as a VAE, which can generate", _BEST_VAE),
+    "best": Preset("the lowest error; the default", _BEST, adapts=True),
+    "best-vae": Preset("the same as a VAE, which can generate", _BEST_VAE, adapts=True),
     "paper-ae": Preset("the paper's autoencoder", {}),
     "paper-denoise": Preset("the paper's, trained to remove noise", {"corrupt": ("gaussian:0.3",)}),
     "paper-dropout": Preset("the paper's, trained to fill in lost values", {"corrupt": ("dropout:0.3",)}),
     "paper-vae": Preset("the paper's VAE, 200 epochs", _PAPER_VAE),
     "paper-vae-warmup": Preset("with KL warm-up and batch normalisation, 240 epochs", _PAPER_VAE_WARMUP),
 }
-# The paper's, so that a run without a preset repeats the paper; the help recommends the best one.
-DEFAULT_PRESET = "paper-ae"
+DEFAULT_PRESET = "best"
+
+# Steps that a folder of any size gets. On 150 photographs of flowers the error on new images was .0161 after
+# 40 steps, .0149 after 200 and .0186 after 600; on 150 parts .00538, .00536 and no less. The most are hours.
+LEAST_STEPS, MOST_STEPS = 250, 40_000
+_MOST_EPOCHS = 200  # each is validated and saved
 
 
 def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfig, TrainConfig]:  # noqa: ANN401
@@ -217,6 +226,39 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
     model, config = changed(ModelConfig(), TrainConfig(), values)
     check_fit(model, config, given=overrides.keys())
     return model, config
+
+
+def adapted(
+    preset: str, model: ModelConfig, config: TrainConfig, pack: Pack, given: Iterable[str]
+) -> tuple[ModelConfig, TrainConfig, list[str]]:
+    """Return the settings with the code size and the number of epochs that suit the images.
+
+    Args:
+        preset: the name of the preset that they come from; most keep their numbers whatever the images.
+        model, config: the settings.
+        pack: the images.
+        given: names of the settings that were asked for, which are kept.
+
+    Returns:
+        Both, and a few words on each choice.
+    """
+    chosen: list[str] = []
+    if not PRESETS[preset].adapts:
+        return model, config, chosen
+    images = len(pack.training_rows())
+    counted = f"{images:,} training image{'' if images == 1 else 's'}"
+    if "code_size" not in given:
+        # A linear code has no more dimensions than images. On 117 photographs of flowers the error on new
+        # ones is .0153 with 48 dimensions, .0107 with 112 and .0105 with 256.
+        most = min(images, 3 * pack.preprocessing.height * pack.preprocessing.width // 12)
+        model = replace(model, code_size=min(model.code_size, max(16, most // 16 * 16)))
+        chosen.append(f"code {model.code_size}")
+    if "epochs" not in given:
+        steps = -(-images // config.batch_size)
+        fewest = max(1, min(config.epochs, MOST_STEPS // steps))
+        config = replace(config, epochs=max(fewest, min(_MOST_EPOCHS, -(-LEAST_STEPS // steps))))
+        chosen.append(f"{config.epochs} epochs")
+    return model, config, [f"{' and '.join(chosen)}: {counted}"] if chosen else []
 
 
 def changed(
@@ -303,8 +345,9 @@ def train_arguments(
     RuntimeConfig(**{name: values[name] for name in types_of(RuntimeConfig) if name in values})
     for argument, kind in (("preprocessing", Preprocessing), ("limits", Limits)):
         own = {name: values.pop(name) for name in types_of(kind) if name in values}
-        if own:  # otherwise the pack, or the run that is continued, decides
-            values[argument] = kind(**own)
+        if own:  # otherwise the images, the pack or the run that is continued decide
+            checked = kind(**own)
+            values[argument] = checked if kind is Limits else own
     return values
 
 

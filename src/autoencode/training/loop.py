@@ -34,7 +34,7 @@ from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, set_counted
 from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
-from autoencode.training.progress import TrainProgress, advice, constant_image_mse
+from autoencode.training.progress import TrainProgress, advice, constant_image_mse, epochs_since_best
 from autoencode.training.run import (
     CHECKPOINT_NAME,
     Record,
@@ -51,6 +51,7 @@ from autoencode.training.state import (
     load_checkpoint,
     save_checkpoint,
     start_from_images,
+    start_from_model,
     update_average,
 )
 
@@ -95,6 +96,8 @@ class Loop:
         self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
+        elif processes.is_first and run.init:
+            start_from_model(self.state, self.runtime, self.config, Path(run.init))
         elif processes.is_first:
             start_from_images(self.state, self.runtime, self.config, pack, self._order(0))
         self._start_together()
@@ -124,7 +127,7 @@ class Loop:
         return local_batches(self.pack, rows, self.config.batch_size, rank, count, start=start, stop=stop)
 
     def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch, or until the patience of `early_stopping` ends.
 
         Args:
             checkpoint_every: steps between checkpoints, in addition to the one at the end of each epoch.
@@ -135,7 +138,7 @@ class Loop:
             KeyboardInterrupt: `interrupted` was set.
         """
         state = self.state
-        while state.step < self.total_steps:
+        while state.step < self.total_steps and not self._has_stopped():
             epoch, first = divmod(state.step, self.steps)
             order = self._order(epoch)
             started = time.perf_counter()
@@ -174,9 +177,10 @@ class Loop:
 
     def _step(self, images: Tensor, local: LocalBatch) -> None:
         """One optimiser step: a function of the state, the images of the batch and the seed."""
-        state, config = self.state, self.config
+        state, config, begun = self.state, self.config, self.settings.extended_at
+        rate = learning_rate_at(config, state.step - begun, self.total_steps - begun)
         for group in state.optimizer.param_groups:
-            group["lr"] = group["scale"] * learning_rate_at(config, state.step, self.total_steps)
+            group["lr"] = group["scale"] * rate
         clean = self.runtime.to_device(images)
         state.model.train()
         set_counted(state.model, bool(local.counted))
@@ -306,9 +310,18 @@ class Loop:
         """Save the model, the metrics and the checkpoint of an epoch."""
         # In this order a kill between two of them only repeats work: a resumed run drops the lines of steps
         # after its checkpoint and writes the model again.
-        save_model(self.out / MODEL_NAME, self.state.averaged, self._provenance(record))
+        if not self.config.early_stopping or not epochs_since_best(self.records):
+            save_model(self.out / MODEL_NAME, self.state.averaged, self._provenance(record))
         append_metrics(self.out, record)
         save_checkpoint(self.out, self.state)
+
+    def _has_stopped(self) -> bool:
+        """Whether as many epochs as `early_stopping` allows have brought no lower validation loss."""
+        patience = self.config.early_stopping
+        since = sum(record["step"] > self.settings.extended_at for record in self.records)
+        # Only the first process is sure to have read the records that it kept.
+        waited = min(since, epochs_since_best(self.records)) if patience else 0
+        return self.processes.any_true(self.processes.is_first and 0 < patience <= waited)
 
     def _save(self) -> None:
         try:

@@ -83,17 +83,25 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
             f"After {len(records)} epochs the model is no better than one constant image: validation mse "
             f"{last['val_mse']:.5f}, of the mean image {constant:.5f}. {slower}{narrower}."
         )
-    # While the weight of the KL changes, the losses of two epochs belong to different objectives.
-    alike = [record for record in records if record.get("beta") == last.get("beta")]
-    best = min(alike, key=lambda record: record["val_loss"])
-    if (waited := len(alike) - 1 - alike.index(best)) < patience:
+    if (waited := epochs_since_best(records)) < patience:
         return None
+    best = records[len(records) - 1 - waited]
     learning = last["train_loss"] < best["train_loss"]
     return f"Validation has not improved for {waited} epochs, since epoch {best['epoch']:.0f}. " + (
         "The model improves only on its training images: use fewer epochs, or more images."
         if learning
         else f"{slower}."
     )
+
+
+def epochs_since_best(records: Sequence[Record]) -> int:
+    """Number of epochs since the one with the least validation loss; 0 if it is the last, or none was."""
+    if not records:
+        return 0
+    # While the weight of the KL changes, the losses of two epochs belong to different objectives.
+    beta = records[-1].get("beta")
+    losses = [record["val_loss"] if record.get("beta") == beta else math.inf for record in records]
+    return len(losses) - 1 - losses.index(min(losses))
 
 
 def constant_image_mse(

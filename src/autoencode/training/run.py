@@ -47,6 +47,10 @@ class RunSettings:
         processes: number of processes that trained it last. Another number rounds sums in another order and
             changes nothing else.
         window: rows of the pack that are shuffled together; 0 for all of them.
+        chosen: which settings the images decided, and why; "" for none.
+        init: path of the model that the first weights are from; "" for none.
+        extended_at: steps that were taken when more epochs were last asked for; the schedule of the learning
+            rate and the patience of early stopping begin anew there.
     """
 
     model: ModelConfig
@@ -59,6 +63,9 @@ class RunSettings:
     channels_last: bool
     processes: int = 1
     window: int = 0
+    chosen: str = ""
+    init: str = ""
+    extended_at: int = 0
 
 
 def is_run(folder: Path) -> bool:
@@ -80,6 +87,9 @@ def write_run(folder: Path, run: RunSettings) -> None:
         "preprocessing": run.preprocessing.to_json(),
         "pack": run.pack,
         "fingerprint": run.fingerprint,
+        "chosen": run.chosen,
+        "init": run.init,
+        "extended_at": run.extended_at,
         "runtime": {
             "device": run.device,
             "bf16": run.bf16,
@@ -110,6 +120,9 @@ def read_run(folder: Path) -> RunSettings:
             _text(content["pack"]),
             _text(content["fingerprint"]),
             **_runtime(content["runtime"]),
+            chosen=_text(content.get("chosen", "")),
+            init=_text(content.get("init", "")),
+            extended_at=_count(content.get("extended_at", 0)),
         )
     except NotADirectoryError as err:
         known = f": {folder.parent}" if is_run(folder.parent) else ""
@@ -127,15 +140,20 @@ def _runtime(content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content["device"], str) or not re.fullmatch("[a-z]{1,16}", content["device"]):
         raise ValueError("device must be the name of one")
     # Bounded to 64 bits, as a forged file could otherwise hold integers that no array index can.
-    counts = (content.get("processes", 1), content.get("window", 0))
-    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
-        raise ValueError("processes and window must be whole numbers")
+    for name in ("processes", "window"):
+        _count(content.get(name, 0))
     return content
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError("processes, window and extended_at must be whole numbers")
+    return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("pack and fingerprint must be text")
+        raise ValueError("pack, fingerprint, chosen and init must be text")
     return value
 
 

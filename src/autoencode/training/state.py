@@ -22,7 +22,7 @@ from torch import Tensor
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.model_file import read_tensors, with_prefix, without_prefix, write_tensors
+from autoencode.models.model_file import load_model, read_tensors, with_prefix, without_prefix, write_tensors
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
@@ -85,6 +85,19 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
         seed = random_seed("discriminator", run.train.seed)
         state.adversary = Adversary(run.preprocessing.height, run.preprocessing.width, runtime, seed)
     return state
+
+
+def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, init: Path) -> None:
+    """Replace the first weights by those of a model of the same network.
+
+    Raises:
+        ModelFileError: the model cannot be loaded.
+    """
+    state.model.load_state_dict(load_model(init).state_dict())
+    fix_sigma2(state.model, config)
+    runtime.model_to_device(state.model)
+    if state.averaged is not state.model:
+        state.averaged.load_state_dict(state.model.state_dict())
 
 
 def start_from_images(
@@ -171,6 +184,22 @@ def save_checkpoint(folder: Path, state: TrainState) -> None:
         raise DivergedError(f"The weights are no longer finite after {state.step} steps.")
     content = {"step": state.step, "seconds": state.seconds, "waited": state.waited}
     write_tensors(folder / CHECKPOINT_NAME, "checkpoint", _CHECKPOINT_VERSION, _tensors(state), content)
+
+
+def steps_taken(folder: Path) -> int:
+    """Return the steps of the checkpoint in a run folder; 0 if there is none.
+
+    Raises:
+        RunError: it is damaged, or of another version.
+    """
+    path = folder / CHECKPOINT_NAME
+    if not path.exists():
+        return 0
+    _, content, _ = read_tensors(path, "checkpoint", _CHECKPOINT_VERSION, RunError, remake=START_AGAIN)
+    try:
+        return _position(content)[0]
+    except (KeyError, ValueError) as err:
+        raise RunError(f"{path} is damaged ({err}). {START_AGAIN}") from err
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:

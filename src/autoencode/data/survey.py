@@ -1,0 +1,132 @@
+"""What the images of a folder are like, from a sample of them, and the preprocessing that suits them.
+
+Only the headers of the sample are read, in a worker: a hostile file costs itself alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autoencode.data import decoding, workers
+from autoencode.data.preprocessing import Limits, Preprocessing
+from autoencode.errors import ImageError
+
+SAMPLE = 100  # files: the median of their sizes is then known to a few per cent
+_USUAL = 128 * 128  # pixels: more make training on a CPU slow, and a code of 256 numbers keeps no more detail
+_MULTIPLE = 16  # see `Preprocessing`
+# A photograph of 3:2 loses a third to a square, at its edges; with more, the subject itself is cut.
+_MOST_CUT = 0.4
+# Shapes that differ by less than this factor are one shape: nobody sees that they were stretched to it.
+_SAME_SHAPE = 1.15
+
+
+class Extent(NamedTuple):
+    """Height and width of an image in pixels, upright."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The sample.
+
+    Attributes:
+        extents: of the files that could be read.
+    """
+
+    extents: tuple[Extent, ...]
+
+    def preprocessing(self, given: Mapping[str, Any] | None = None) -> tuple[Preprocessing, str]:
+        """Return the preprocessing that suits these images, and the reason in a few words.
+
+        Args:
+            given: fields of `Preprocessing` that were asked for; only the others are chosen.
+
+        Raises:
+            ConfigError: what was asked for cannot be used.
+        """
+        given = dict(given or {})
+        if not self.extents:
+            return Preprocessing(**given), "no image could be read"
+        sides = np.array(self.extents, np.float64)
+        shapes = sides[:, 1] / sides[:, 0]
+        shape = float(np.median(shapes))
+        low, high = np.quantile(shapes, (0.05, 0.95))
+        is_one_shape = high / low <= _SAME_SHAPE
+        if "height" not in given:
+            kept = shape if is_one_shape and _differs(shape, 1) else 1.0
+            height, width = np.median(sides, 0)
+            area = min(_USUAL, height * width)
+            given["height"] = _multiple(math.sqrt(area / kept))
+            given["width"] = _multiple(math.sqrt(area * kept))
+        target = given["width"] / given["height"]
+        found = f"images of {_range(sides[:, 1])}x{_range(sides[:, 0])} pixels, width by height"
+        if "resize_mode" in given:
+            return Preprocessing(**given), found
+        cut = 1 - np.minimum(shapes / target, target / shapes)  # the part of each image that a crop loses
+        usual, most = float(np.median(cut)), float(np.quantile(cut, 0.75))
+        if most >= 0.01 and is_one_shape and not _differs(shape, target):
+            given["resize_mode"], found = "stretch", f"{found}, of one shape, which is kept"
+        elif most <= _MOST_CUT:
+            given["resize_mode"] = "crop"
+            found += f", of which it loses {usual:.0%}" if usual >= 0.01 else ""
+        else:
+            given["resize_mode"], found = "pad", f"{found}, of which a crop would lose {usual:.0%}"
+        return Preprocessing(**given), found
+
+
+def survey(paths: Sequence[Path], limits: Limits | None = None) -> Survey:
+    """Look at a sample of the files, spread evenly over them.
+
+    Raises:
+        AutoencodeError: no worker could be started.
+    """
+    limits = limits or Limits()
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).round().astype(np.int64))
+    sample = [paths[int(index)] for index in chosen]
+    seen = dict(workers.run(_Look(limits), sample, seconds=limits.seconds_per_file, workers=1))
+    # In the order of the files: which come first must not change what is chosen.
+    found = [seen[index] for index in sorted(seen)]
+    return Survey(tuple(one for one in found if isinstance(one, Extent)))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Runs in a worker: returns what is in the header of a file; None if it cannot be used."""
+
+    limits: Limits
+
+    def __call__(self, path: Path) -> Extent | None:
+        try:
+            content = decoding.read_bytes(path, self.limits.max_bytes)
+            with decoding.pillow_limited_to(self.limits.max_pixels):
+                image = decoding.open_image(content)
+                turned = decoding.orientation(image) >= 5
+        except ImageError:
+            return None
+        except Exception:  # Pillow raises almost anything at a damaged file; packing gives the reason
+            return None
+        if not (image.width and image.height):
+            return None
+        return Extent(image.width, image.height) if turned else Extent(image.height, image.width)
+
+
+def _differs(shape: float, other: float) -> bool:
+    return max(shape / other, other / shape) > _SAME_SHAPE
+
+
+def _multiple(side: float) -> int:
+    # Up, so that small images keep all their pixels; a little down, so that 129 is not 144.
+    return max(_MULTIPLE, math.ceil((side - 4) / _MULTIPLE) * _MULTIPLE)
+
+
+def _range(sides: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    low, high = int(sides.min()), int(sides.max())
+    return f"{low}" if low == high else f"{low}-{high}"
