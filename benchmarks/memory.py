@@ -46,7 +46,7 @@ def command(verb: str, folder: Path) -> list[str]:
     return {
         "pack": ["pack", images, "--out", pack, "--size", str(SIDE)],
         "train": ["train", pack, "--out", run, "--preset", "best", "--epochs", "1"],
-        "index": ["index", run, pack, "--out", str(folder / "index")],
+        "index": ["index", pack, "--model", run, "--out", str(folder / "index")],
         "outliers": ["outliers", run, images, "--out", str(folder / "outliers.csv")],
         "evaluate": ["evaluate", run],
     }[verb]

@@ -71,7 +71,7 @@ def measure(
     print(f"| start and end alone, {name} | | {wall:.0f} | {processor:.0f} |", flush=True)
     if "--workers" in how:
         return
-    wall, processor, said = run(cluster, "index", out, pack, "--out", index, *how[:2])
+    wall, processor, said = run(cluster, "index", pack, "--model", out, "--out", index, *how[:2])
     [rate] = re.findall(r"at ([\d,]+) images/s", said)
     print(f"| index, {name} | {rate} | {wall:.0f} | {processor:.0f} |", flush=True)
 

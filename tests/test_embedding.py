@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from tests.clusters import LocalCluster
 from torch import Tensor
 
@@ -29,8 +30,15 @@ from autoencode import (
 )
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
-from autoencode.embedding import EMBEDDINGS, image_encoder, map_files, map_pack
-from autoencode.errors import any_of
+from autoencode.embedding import (
+    EMBEDDINGS,
+    REDUCED_SIZE,
+    find_encoder,
+    fit_reduction,
+    image_encoder,
+    map_files,
+    map_pack,
+)
 from autoencode.index.memory import INDEX_NAME
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
@@ -49,30 +57,71 @@ def images() -> torch.Tensor:
 def test_codes_are_those_of_the_model(images: torch.Tensor) -> None:
     model = build(0)
     model.digest = "abc"
-    encoder = image_encoder(model)
+    encoder = find_encoder("code", model)
     assert (encoder.kind, encoder.size, encoder.digest) == ("code", 6, "abc")
     np.testing.assert_array_equal(encoder.encode(images), model.encode(images).numpy())
 
 
-def test_pretrained_features_do_not_depend_on_the_model_but_on_the_size_of_its_images(
-    images: torch.Tensor,
-) -> None:
+def test_auto_is_the_code_of_a_model_that_is_given_and_otherwise_pretrained() -> None:
+    assert find_encoder("auto", build(0)).kind == "code"
+    assert find_encoder("auto").kind == find_encoder().kind == "pretrained"
+
+
+def test_pretrained_vectors_are_the_descriptors_of_the_backbone(images: torch.Tensor) -> None:
+    encoder = find_encoder("pretrained")
+    assert (encoder.size, encoder.digest) == (BACKBONE.size, BACKBONE.digest)
+    np.testing.assert_array_equal(encoder.encode(images), BACKBONE.descriptors(images))
+
+
+def test_features_for_probes_are_pooled(images: torch.Tensor) -> None:
     first, second = image_encoder(build(0), "pretrained"), image_encoder(build(1), "pretrained")
     assert first.digest == second.digest
     assert first.digest != image_encoder(build(0, side=16), "pretrained").digest
-    vectors = first.encode(images)
-    assert vectors.shape == (3, first.size)
-    np.testing.assert_array_equal(vectors, BACKBONE.pooled(to_pixels(images)))
-    np.testing.assert_array_equal(vectors, second.encode(images))
+    np.testing.assert_array_equal(first.encode(images), BACKBONE.pooled(to_pixels(images)))
 
 
 def test_another_embedding_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=f"Unknown embedding 'clip'. Choose {any_of(EMBEDDINGS)}."):
-        image_encoder(build(0), "clip")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Unknown embedding 'clip'. Choose pretrained, code or FILE.onnx."):
+        find_encoder("clip")
 
 
 def test_every_embedding_can_be_chosen() -> None:
-    assert get_args(Embedding) == tuple(EMBEDDINGS)
+    assert sorted(get_args(Embedding)) == sorted(EMBEDDINGS)
+
+
+def test_a_reduction_is_a_partly_whitened_principal_component_analysis() -> None:
+    generator = np.random.default_rng(0)
+    scales = np.geomspace(1, 0.01, 20)
+    vectors = (generator.standard_normal((500, 20)) * scales + 3).astype(np.float32)
+    reduction = fit_reduction(vectors)
+    expected = PCA(whiten=False).fit(vectors)
+    variances = expected.singular_values_**2 / len(vectors)
+    scores = expected.transform(vectors) / np.sqrt(variances + variances.mean() / 2)
+    scores /= np.linalg.norm(scores, axis=1, keepdims=True)
+    found = reduction(vectors)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found @ found.T, scores @ scores.T, atol=1e-3)  # directions have no sign
+
+
+def test_many_dimensions_are_reduced_to_those_that_matter() -> None:
+    generator = np.random.default_rng(1)
+    hidden = generator.standard_normal((400, 5)).astype(np.float32)
+    vectors = hidden @ generator.standard_normal((5, 600)).astype(np.float32)
+    vectors += 0.01 * generator.standard_normal(vectors.shape).astype(np.float32)
+    reduction = fit_reduction(vectors)
+    assert reduction.matrix.shape == (600, REDUCED_SIZE)
+    assert (reduction.images, reduction.is_outgrown(799), reduction.is_outgrown(800)) == (400, False, True)
+
+
+@pytest.mark.parametrize("vectors", [np.eye(8, 600), np.ones((300, 600))])
+def test_few_or_equal_images_are_rotated_at_random_which_keeps_angles(vectors: np.ndarray) -> None:
+    reduction = fit_reduction(vectors.astype(np.float32))
+    assert reduction.matrix.shape == (600, REDUCED_SIZE)
+    pairs = np.random.default_rng(2).standard_normal((40, 600)).astype(np.float32)
+    pairs /= np.linalg.norm(pairs, axis=1, keepdims=True)
+    found = reduction(pairs)
+    np.testing.assert_allclose(found @ found.T, pairs @ pairs.T, atol=0.35)
+    assert not reduction(np.zeros((1, 600), np.float32)).any()
 
 
 def means(images: Tensor) -> NDArray[np.float64]:
@@ -124,9 +173,18 @@ def verb(*arguments: object) -> str:
 def test_an_index_made_on_a_cluster_is_that_made_here(
     ray_cluster: LocalCluster, trained: Run, photos: Path, tmp_path: Path
 ) -> None:
-    said = verb("index", trained.folder, photos, "--out", tmp_path / "there", "--ray", ray_cluster.address)
+    said = verb(
+        "index",
+        photos,
+        "--model",
+        trained.folder,
+        "--out",
+        tmp_path / "there",
+        "--ray",
+        ray_cluster.address,
+    )
     assert "ray" not in said.lower() and "48" in said
-    verb("index", trained.folder, photos, "--out", tmp_path / "here")
+    verb("index", photos, "--model", trained.folder, "--out", tmp_path / "here")
     assert len(open_index(tmp_path / "there")) == 48
     assert (tmp_path / "there" / INDEX_NAME).read_bytes() == (tmp_path / "here" / INDEX_NAME).read_bytes()
 
@@ -153,7 +211,7 @@ import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from autoencode import AutoencodeError, open_pack
-from autoencode.embedding import map_pack
+from autoencode.embedding import REDUCED_SIZE, find_encoder, fit_reduction, map_pack
 from autoencode.data.loader import batches
 from autoencode.cluster import joined_cluster
 

@@ -50,9 +50,27 @@ Arguments = Callable[[Path, Path], Sequence[str | Path]]
 COMMANDS: dict[str, Arguments] = {
     "pack": lambda had, out: ("pack", had / "images", "--size", "16", "--out", out / "pack"),
     "train": lambda had, out: ("train", had / "images", *TINY, "--out", out / "run"),
-    "index": lambda had, out: ("index", had / "run", had / "images", "--out", out / "index"),
+    "index": lambda had, out: (
+        "index",
+        had / "images",
+        "--model",
+        had / "run",
+        "--out",
+        out / "index",
+    ),
     "lance": lambda had, out: (
-        *("index", had / "run", had / "images", "--store", "lance", "--out", out / "tables"),
+        *(
+            "index",
+            had / "images",
+            "--embedding",
+            "code",
+            "--model",
+            had / "run",
+            "--store",
+            "lance",
+            "--out",
+            out / "tables",
+        ),
     ),
     "reconstruct": lambda had, out: ("reconstruct", had / "run", had / "images", "--out", out / "restored"),
     "morph": lambda had, out: ("morph", had / "run", *_two(had), "--out", out / "morph.gif"),
@@ -112,7 +130,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         if only_images
         else (
             ("train", had / "images", *TINY, "--out", had / "run"),
-            ("index", had / "run", had / "images", "--out", had / "index"),
+            ("index", had / "images", "--model", had / "run", "--out", had / "index"),
             ("transfer", had / "run", had / "images", "--out", had / "classifier"),
         )
     ):

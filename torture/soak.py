@@ -48,7 +48,7 @@ def attack(cases: int, seed: int, folder: Path) -> Outcome:
     images = make_images(folder / "images", 24)
     watched, index = folder / "watched", folder / "watched-index"
     _train_on(images, watched, seed, epochs=1)
-    build_index(watched, images, index)
+    build_index(images, index, watched)
     visitor = Visitor(watched, index, seed)
     try:
         _soak(outcome, cases, seed, folder, visitor)
@@ -116,7 +116,7 @@ def _round(images: Path, folder: Path, seed: int) -> None:
     fit_prior(model, pack)
     generate(model, 4, folder / "new")
     model.decode(model.encode(torch.from_numpy(pack.pixels(pack.rows())).permute(0, 3, 1, 2).float() / 255))
-    build_index(folder / "run", images, folder / "index")
+    build_index(images, folder / "index", folder / "run")
     open_index(folder / "index", model=folder / "run").search(images / "class 0", 3)
     for name in ("run", "new", "index"):
         shutil.rmtree(folder / name)

@@ -1,12 +1,14 @@
 """Images as vectors that search, outliers and classifiers compare, and functions over many images.
 
-An embedding is an entry of `EMBEDDINGS`: codes of a model, or features of a pretrained network. A new one is
-also a choice of `Embedding` in configuration.py.
+An embedding is an entry of `EMBEDDINGS`, or an ONNX file. Vectors of a pretrained network are long, and most
+of their dimensions are alike on the images of one folder: a `Reduction` fitted to the folder keeps those
+that differ.
 
 `map_pack` and `map_files` call a function on images, in this process or on the nodes of a Ray cluster. A
 node gets the rows or the paths, reads the images itself in the same batches, and returns the results.
 
-Shapes: B batch, N images, H height, W width, F features. Images are (B, 3, H, W) in [0, 1].
+Shapes: B batch, N images, H height, W width, F dimensions of a vector, K of a reduced one. Images are
+(B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,8 +30,8 @@ from autoencode.data.loader import batch_slices, batches
 from autoencode.data.manifest import SETTINGS_NAME
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
-from autoencode.errors import ImageFolderError, PackError, check_choice
-from autoencode.models.backbones import BACKBONE
+from autoencode.errors import ConfigError, ImageFolderError, PackError, check_choice
+from autoencode.models.backbones import BACKBONE, Backbone, OnnxBackbone
 from autoencode.pixels import to_float, to_pixels
 from autoencode.storage import is_url
 
@@ -39,25 +41,103 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
 
+AUTO = "auto"
+ONNX_SUFFIX = ".onnx"
+REDUCED_SIZE = 256  # 128 dimensions lost up to 0.01 of accuracy, 384 gained none (docs/results.md)
+MOST_FITTED = 4000  # images that a reduction is fitted to; more take longer and change nothing measurable
+FEWEST_FITTED = 64  # of fewer images the principal directions are not those of further ones
+_GROWTH = 2  # how many times as many images a folder has when its reduction is fitted anew
+
+# Of the mean variance, added to each before scaling: between none, which raises noise, and all, which leaves
+# the largest directions in charge. From 0.3 to 1 accuracies differ by less than their intervals.
+_SHRINKAGE = 0.5
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The principal directions in which the images of a folder differ, of nearly equal weight.
+
+    Attributes:
+        mean: (F,) subtracted from a vector.
+        matrix: (F, K) the centred vector is multiplied by; the result is brought to length 1.
+        images: N, how many it was fitted to.
+    """
+
+    mean: NDArray[np.float32]
+    matrix: NDArray[np.float32]
+    images: int
+
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return vectors (B, F) as reduced ones (B, K)."""
+        reduced = ((vectors - self.mean) @ self.matrix).astype(np.float32, copy=False)
+        lengths = np.linalg.norm(reduced, axis=1, keepdims=True)
+        # The mean itself has no direction: it stays zero, and scores 0 with every other.
+        reduced /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        return reduced
+
+    def is_outgrown(self, images: int) -> bool:
+        """Whether a folder of so many images deserves a reduction fitted anew."""
+        return self.images < MOST_FITTED and images >= max(_GROWTH * self.images, FEWEST_FITTED)
+
+
+def fit_reduction(vectors: NDArray[np.float32]) -> Reduction:
+    """Fit a reduction to vectors (N, F), of a random sample of a folder's images.
+
+    Directions are whitened only in part (cf. Jégou & Chum 2012): their variances are shrunk towards the mean
+    variance, so that the last of them, which are mostly noise, do not count like the first.
+
+    Too few or equal images have no principal directions worth keeping. Their reduction is a random rotation
+    onto fewer dimensions, which keeps angles nearly as they are (Johnson & Lindenstrauss 1984).
+    """
+    from sklearn.utils.extmath import randomized_svd  # half a second that other uses are spared
+
+    count, size = vectors.shape
+    mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
+    most = min(REDUCED_SIZE, size, max(count - 1, 1))
+    _, singular, directions = randomized_svd(vectors - mean, most, n_iter=4, random_state=0)
+    variances = np.square(singular.astype(np.float64)) / count
+    if count < FEWEST_FITTED or variances.mean() <= np.square(1e-6 * mean).mean():
+        random = np.random.default_rng(0).standard_normal((size, min(REDUCED_SIZE, size)))
+        return Reduction(np.zeros(size, np.float32), np.linalg.qr(random)[0].astype(np.float32), count)
+    scales = np.sqrt(variances + _SHRINKAGE * variances.mean())
+    return Reduction(mean, np.ascontiguousarray((directions.T / scales).astype(np.float32)), count)
+
 
 @dataclass(frozen=True)
 class ImageEncoder:
     """Images to vectors.
 
     Attributes:
-        kind: name of the embedding in `EMBEDDINGS`.
+        kind: name of the embedding: an entry of `EMBEDDINGS`, or the path of an ONNX file.
+        name: what made the vectors, for people.
         preprocessing: the size of its images, and how a file becomes one.
-        size: F, features per image.
-        digest: of everything but the images that determines the vectors; vectors of equal digests can be
-            compared. "" for a model that was never saved.
+        size: F, dimensions of a vector.
+        digest: of everything but the images and the reduction that determines the vectors; vectors of equal
+            digests and one reduction can be compared. "" for a model that was never saved.
+        distance: the default for comparing vectors.
+        is_backbone: whether images of any size are taken, and vectors reduced.
         encode: images (B, 3, H, W) in [0, 1], any device, to (B, F) float32.
     """
 
-    kind: Embedding
+    kind: str
+    name: str
     preprocessing: Preprocessing
     size: int
     digest: str
+    distance: Distance
+    is_backbone: bool
     encode: Callable[[Tensor], NDArray[np.float32]]
+
+    def reduced(self, reduction: Reduction) -> ImageEncoder:
+        """Return this encoder followed by a reduction."""
+        encode = functools.partial(_reduced, self.encode, reduction)
+        return replace(self, size=reduction.matrix.shape[1], encode=encode)
+
+
+def _reduced(
+    encode: Callable[[Tensor], NDArray[np.float32]], reduction: Reduction, images: Tensor
+) -> NDArray[np.float32]:
+    return reduction(encode(images))
 
 
 @dataclass(frozen=True)
@@ -66,65 +146,97 @@ class EmbeddingKind:
 
     Attributes:
         summary: a few words for help.
-        needs_model: whether the weights of the model determine the vectors; if not, only its preprocessing
-            matters.
-        distance: the default for comparing vectors.
-        encoder: makes the encoder from a preprocessing and a model (None if it needs none); raises
-            MissingExtraError if an optional part is missing.
+        encoder: makes the encoder from a model, None where none was given; raises ConfigError if it needs
+            one, and MissingExtraError if an optional part is missing.
     """
 
     summary: str
-    needs_model: bool
-    distance: Distance
-    encoder: Callable[[Preprocessing, Autoencoder | None], ImageEncoder]
+    encoder: Callable[[Autoencoder | None], ImageEncoder]
 
 
-def _codes(preprocessing: Preprocessing, model: Autoencoder | None) -> ImageEncoder:
+def _codes(model: Autoencoder | None) -> ImageEncoder:
     if model is None:
-        raise TypeError("codes need a model")
+        raise ConfigError("Codes need the model that makes them: add --model, or use another embedding.")
 
     def encode(images: Tensor) -> NDArray[np.float32]:
         return model.encode(images).numpy()
 
-    return ImageEncoder("code", preprocessing, model.config.code_size, model.digest, encode)
+    # Codes of some models share a direction, which whitening removes.
+    return ImageEncoder(
+        "code", "codes", model.preprocessing, model.config.code_size, model.digest, "whitened", False, encode
+    )
 
 
-def _pretrained(preprocessing: Preprocessing, model: Autoencoder | None) -> ImageEncoder:
-    # The preprocessing is part of the digest: the network gets images of the model's size.
-    text = json.dumps([BACKBONE.digest, preprocessing.to_json()], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return ImageEncoder("pretrained", preprocessing, BACKBONE.size, digest, _pretrained_features)
+def _described(
+    kind: str, backbone: Backbone, encode: Callable[[Tensor], NDArray[np.float32]]
+) -> ImageEncoder:
+    return ImageEncoder(
+        kind,
+        backbone.name,
+        backbone.preprocessing,
+        backbone.size,
+        backbone.digest,
+        "cosine",
+        True,
+        encode,
+    )
 
 
-def _pretrained_features(images: Tensor) -> NDArray[np.float32]:
-    # A module-level function is pickled by name; a closure would send the network to every node.
-    return BACKBONE.pooled(to_pixels(images.cpu()))
+def _pretrained(images: Tensor) -> NDArray[np.float32]:
+    # A module-level function is pickled by name; a bound method would send the network to every node.
+    return BACKBONE.descriptors(images)
 
 
 EMBEDDINGS: dict[str, EmbeddingKind] = {
-    "code": EmbeddingKind("codes of the model", True, "whitened", _codes),
-    # Codes of some models share a direction, which whitening removes; pretrained features get worse by it
-    # (docs/results.md).
     "pretrained": EmbeddingKind(
-        f"features of {BACKBONE.name}, trained on ImageNet (extra eval)", False, "cosine", _pretrained
+        f"what {BACKBONE.name}, trained on ImageNet, sees in an image, and where",
+        lambda _: _described("pretrained", BACKBONE, _pretrained),
     ),
+    "code": EmbeddingKind("the codes of a model", _codes),
 }
 
 
-def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
-    """Return an encoder of images of the size of a model.
+def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> ImageEncoder:
+    """Return the encoder of an embedding.
 
     Args:
-        model: from `load_model`.
-        kind: a name in `EMBEDDINGS`: "code" for the model's codes, "pretrained" for features that do not
-            depend on its weights.
+        embedding: a name in `EMBEDDINGS`; the path of an ONNX file, whose network takes images and returns
+            vectors; or "auto": codes if a model is given, and otherwise pretrained features, which were ahead
+            of codes and of pixels on every kind of images measured (docs/results.md).
+        model: from `load_model`; needed for codes.
+
+    Raises:
+        ConfigError: there is no embedding of that name, or codes are asked for without a model.
+        ModelFileError: the ONNX file is missing or is no image encoder.
+        MissingExtraError: an optional part is missing.
+    """
+    if embedding.endswith(ONNX_SUFFIX):
+        network = OnnxBackbone(Path(embedding))
+        return _described(embedding, network, network.descriptors)
+    if embedding == AUTO:
+        embedding = "pretrained" if model is None else "code"
+    check_choice("embedding", embedding, (*EMBEDDINGS, f"FILE{ONNX_SUFFIX}"))
+    return EMBEDDINGS[embedding].encoder(model)
+
+
+def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
+    """Return an encoder of images of the size of a model: its codes, or pooled pretrained features.
 
     Raises:
         ConfigError: there is no embedding of that name.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: the pretrained weights are not installed.
     """
     check_choice("embedding", kind, EMBEDDINGS)
-    return EMBEDDINGS[kind].encoder(model.preprocessing, model)
+    if kind == "code":
+        return _codes(model)
+    text = json.dumps([BACKBONE.weights, model.preprocessing.to_json()], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    size = BACKBONE.block_channels[-1]
+    return ImageEncoder(kind, BACKBONE.name, model.preprocessing, size, digest, "cosine", False, _pooled)
+
+
+def _pooled(images: Tensor) -> NDArray[np.float32]:
+    return BACKBONE.pooled(to_pixels(images.cpu()))
 
 
 Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row per image

@@ -27,17 +27,17 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(trained: Run, folder: Path, tmp_path: Path) -> Path:
-    result = autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    result = autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
     assert result.exit_code == 0, result.output
     return tmp_path / "i"
 
 
 def test_index_says_what_it_did_and_what_it_rejected(trained: Run, folder: Path, tmp_path: Path) -> None:
-    command = ("index", trained.folder, folder, "--out", tmp_path / "i")
+    command = ("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
     first = autoencode(*command)
     assert "skipped broken.png: not an image" in first.stdout
     assert "codes: 48 encoded at" in first.stdout
-    assert "48 images, code embedding, whitened, every code is compared" in first.stdout
+    assert "48 images, compared by codes of a model, whitened, every code is compared" in first.stdout
     next(folder.rglob("0*.png")).unlink()
     assert "codes: 0 encoded, 47 kept, 1 removed" in autoencode(*command, "--distance", "cosine").stdout
     assert "cosine" in autoencode(*command).stdout
@@ -70,14 +70,14 @@ def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, 
     result = autoencode("search", index, query, "-k", 100)
     assert result.exit_code == 0
     assert "The index holds 48 images; all of them are listed" in result.stderr
-    assert f"autoencode index MODEL {folder} --out {index}" in result.stderr
+    assert f"autoencode index {folder} --out {index}" in result.stderr
     assert f"{gone} (gone)" in result.stdout
 
 
 def test_near_duplicates_are_listed_in_groups_and_pairs(trained: Run, folder: Path, tmp_path: Path) -> None:
     path = sorted(folder.rglob("0*.png"))[0]
     shutil.copy(path, folder / "zz.png")
-    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
     out, sheet = tmp_path / "pairs.json", tmp_path / "pairs.png"
     result = autoencode(
         "search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out, "--sheet", sheet
@@ -95,7 +95,7 @@ def test_near_duplicates_are_listed_in_groups_and_pairs(trained: Run, folder: Pa
 def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: Path) -> None:
     path, other = sorted(folder.rglob("0*.png"))[:2]
     copy, out = Path(shutil.copy(path, folder / "zz.png")), tmp_path / "pairs.json"
-    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
     path.unlink()
     other.unlink()
     command = ("search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out)
@@ -115,12 +115,19 @@ def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: P
 def test_copies_and_pairs_share_the_lines(trained: Run, folder: Path, tmp_path: Path) -> None:
     for path in sorted(folder.rglob("0*.png")):
         shutil.copy(path, folder / f"copy-{path.name}")
-    autoencode("index", trained.folder, folder, "--out", tmp_path / "i")
+    autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
     result = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", -1)
     lines = result.stdout.splitlines()[1:]
     assert [line.startswith("same bytes") for line in lines] == [True] * 25 + [False] * 25
     assert "23 more groups of copies and 1,103 more pairs are not shown" in result.stderr
-    autoencode("index", trained.folder, folder / "coast", "--out", tmp_path / "none")
+    autoencode(
+        "index",
+        folder / "coast",
+        "--model",
+        trained.folder,
+        "--out",
+        tmp_path / "none",
+    )
     sheet = tmp_path / "none.png"
     none = autoencode("search", tmp_path / "none", "--near-duplicates", "--threshold", 1, "--sheet", sheet)
     assert "no sheet is written" in none.stderr
@@ -175,10 +182,10 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
 ) -> None:
     pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
     other = tmp_path / "j"
-    made = autoencode("index", trained.folder, folder, "--out", other, "--store", "lance")
+    made = autoencode("index", folder, "--model", trained.folder, "--out", other, "--store", "lance")
     assert made.exit_code == 0, made.output
     assert "codes: 48 encoded at" in made.stdout
-    assert "48 images, code embedding, whitened, every code is compared" in made.stdout
+    assert "48 images, compared by codes of a model, whitened, every code is compared" in made.stdout
     query, gone = sorted(folder.rglob("0*.png"))[:2]
     gone.unlink()
     out, sheet = tmp_path / "found.json", tmp_path / "found.png"
@@ -189,28 +196,46 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
     assert sheet.is_file()
     every = autoencode("search", other, query, "-k", 99)
     assert f"{gone} (gone)" in every.stdout
-    assert f"autoencode index MODEL FOLDER --out {other}" in every.stderr
+    assert f"autoencode index FOLDER --out {other}" in every.stderr
     assert (
         "codes: 0 encoded, 47 kept, 1 removed"
-        in autoencode("index", trained.folder, folder, "--out", other).stdout
+        in autoencode("index", folder, "--model", trained.folder, "--out", other).stdout
     )
     for path in (query, sorted(folder.rglob("0*.png"))[3]):
         rejected = autoencode("search", other, query, "--sheet", path)
         assert isinstance(rejected.exception, ConfigError)
         assert "would overwrite" in str(rejected.exception)
     assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
-    wrong = autoencode("index", trained.folder, folder, "--out", other, "--remove", "--store", "lance")
+    wrong = autoencode("index", folder, "--out", other, "--remove", "--store", "lance")
     assert "--remove takes no other option than --out" in str(wrong.exception)
     with pytest.raises(ConfigError, match="The page needs an index that is held in memory"):
         open_workspace(trained.folder, other)
-    removed = autoencode("index", trained.folder, folder, "--out", other, "--remove")
+    removed = autoencode("index", folder, "--out", other, "--remove")
     assert f"47 images removed from {other}" in removed.stdout
 
 
 def test_an_index_in_storage_is_asked_for_by_its_store(trained: Run, folder: Path) -> None:
-    file = autoencode("index", trained.folder, folder, "--out", "s3://bucket/i", "--store", "file")
+    file = autoencode(
+        "index",
+        folder,
+        "--model",
+        trained.folder,
+        "--out",
+        "s3://bucket/i",
+        "--store",
+        "file",
+    )
     assert isinstance(file.exception, ConfigError)
     assert "Add --store lance" in str(file.exception)
-    other = autoencode("index", trained.folder, folder, "--out", "ftp://host/i", "--store", "lance")
+    other = autoencode(
+        "index",
+        folder,
+        "--model",
+        trained.folder,
+        "--out",
+        "ftp://host/i",
+        "--store",
+        "lance",
+    )
     assert isinstance(other.exception, ConfigError)
     assert "Give a folder, or a URL of s3://, gs://, az://." in str(other.exception)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.cli.conftest import Command, Result, assert_one_line
@@ -23,21 +24,19 @@ from autoencode import (
     __version__,
 )
 from autoencode.cli import main
-from autoencode.configuration import documentation
+from autoencode.configuration import Embedding, documentation
 
 
 def test_the_help_lists_the_choices_that_the_library_has(
     autoencode: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoencode.embedding import EMBEDDINGS
     from autoencode.outliers.scores import SCORES
 
     monkeypatch.setenv("COLUMNS", "300")
     for command, option, choices in (
         ("outliers", "--score", SCORES),
-        ("outliers", "--embedding", EMBEDDINGS),
-        ("index", "--embedding", EMBEDDINGS),
-        ("transfer", "--embedding", EMBEDDINGS),
+        ("outliers", "--embedding", get_args(Embedding)),
+        ("transfer", "--embedding", get_args(Embedding)),
     ):
         lines = autoencode(command, "--help").out.splitlines()
         (line,) = [line for line in lines if line.lstrip("│ *").startswith(f"{option} ")]

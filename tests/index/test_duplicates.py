@@ -48,7 +48,7 @@ def test_pictures_saved_again_smaller_or_cropped_are_found_and_others_are_not(
             picture.resize((width, height), Image.Resampling.BICUBIC, box).save(copy)
         wanted.add(frozenset((path, copy)))
     assert len(wanted) >= 6
-    found = build_index(reduced.folder, folder, tmp_path / "i").near_duplicates()
+    found = build_index(folder, tmp_path / "i", reduced.folder).near_duplicates()
     assert {frozenset((pair.first, pair.second)) for pair in found.near} == wanted
     assert found.exact == []
     assert [pair.score for pair in found.near] == sorted((pair.score for pair in found.near), reverse=True)
@@ -60,7 +60,7 @@ def test_files_of_the_same_bytes_are_groups_and_one_of_them_takes_part(
     folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
     path = sorted(folder.iterdir())[0]
     copies = [Path(shutil.copy(path, path.with_name(f"zz{number}.png"))) for number in range(2)]
-    index = build_index(reduced.folder, folder, tmp_path / "i")
+    index = build_index(folder, tmp_path / "i", reduced.folder)
     assert exact_duplicates(index.entries, folder) == [[path, *copies]]
     everything = index.near_duplicates(threshold=-1)
     assert len(everything.near) == 16 * 15 // 2
@@ -77,12 +77,12 @@ def test_the_nearest_pairs_are_kept_and_the_others_counted() -> None:
 
 
 def test_a_threshold_that_no_score_can_have_is_rejected(reduced: Run, photos: Path, tmp_path: Path) -> None:
-    index = build_index(reduced.folder, photos, tmp_path / "i")
+    index = build_index(photos, tmp_path / "i", reduced.folder)
     with pytest.raises(ConfigError, match=r"threshold is 2.*from -1 to 1"):
         index.near_duplicates(2)
     with pytest.raises(ConfigError, match="limit of pairs is 0"):
         index.near_duplicates(limit=0)
-    distances = build_index(reduced.folder, photos, tmp_path / "i", distance="l2")
+    distances = build_index(photos, tmp_path / "i", reduced.folder, distance="l2")
     assert distances.near_duplicate_threshold > 0
     with pytest.raises(ConfigError, match="from 0"):
         distances.near_duplicates(-0.5)
@@ -102,7 +102,7 @@ def test_a_sheet_of_pairs_shows_copies_and_near_ones(trained: Run, photos: Path,
     folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
     first = sorted(folder.iterdir())[0]
     shutil.copy(first, folder / "zz.png")
-    index = build_index(trained.folder, folder, tmp_path / "i")
+    index = build_index(folder, tmp_path / "i", trained.folder)
     found = index.near_duplicates(threshold=-1, limit=2)
     sheet = duplicates_sheet(found, index.preprocessing)
     for path in (first, found.near[1].first, found.near[1].second):

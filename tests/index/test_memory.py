@@ -32,12 +32,15 @@ from autoencode import (
     build_index,
     load_model,
     open_index,
+    pack_folder,
     save_model,
 )
-from autoencode.embedding import image_encoder
+from autoencode.data.preprocessing import read_image
 from autoencode.index.memory import INDEX_NAME, StoredIndex, read_index, write_index
 from autoencode.index.neighbours import InvertedLists, VectorSpace
 from autoencode.index.store import StoredPath
+from autoencode.models.backbones import BACKBONE
+from autoencode.pixels import to_float
 
 
 def listed(index: Index) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
@@ -51,7 +54,7 @@ def assert_same(one: Index, other: Index) -> None:
 
 
 def test_an_index_holds_the_code_of_every_image(trained: Run, folder: Path, tmp_path: Path) -> None:
-    index = build_index(trained.folder, folder, tmp_path / "i")
+    index = build_index(folder, tmp_path / "i", trained.folder)
     model = load_model(trained.model_path)
     codes = listed(index)
     assert len(index) == len(codes) == 48
@@ -64,20 +67,20 @@ def test_an_index_holds_the_code_of_every_image(trained: Run, folder: Path, tmp_
 def test_an_update_encodes_only_what_is_new_and_equals_an_index_made_anew(
     trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_index(trained.folder, folder, tmp_path / "i")
+    build_index(folder, tmp_path / "i", trained.folder)
     change_some(folder)
 
-    updated = build_index(trained.folder, folder, tmp_path / "i")
+    updated = build_index(folder, tmp_path / "i", trained.folder)
     assert updated.update is not None
     assert (updated.update.encoded, updated.update.kept, updated.update.removed) == (2, 46, 2)
     assert {"new.png", "moved.png", "copy.png"} <= listed(updated).keys()
-    assert_same(updated, build_index(trained.folder, folder, tmp_path / "anew"))
+    assert_same(updated, build_index(folder, tmp_path / "anew", trained.folder))
 
 
 def test_nothing_is_written_where_nothing_changed(trained: Run, folder: Path, tmp_path: Path) -> None:
-    build_index(trained.folder, folder, tmp_path / "i")
+    build_index(folder, tmp_path / "i", trained.folder)
     before = (tmp_path / "i" / INDEX_NAME).stat()
-    again = build_index(trained.folder, folder, tmp_path / "i")
+    again = build_index(folder, tmp_path / "i", trained.folder)
     assert again.update is not None
     assert again.update.encoded == 0
     after = (tmp_path / "i" / INDEX_NAME).stat()
@@ -85,41 +88,81 @@ def test_nothing_is_written_where_nothing_changed(trained: Run, folder: Path, tm
 
 
 def test_another_distance_encodes_nothing_anew_and_stays(trained: Run, folder: Path, tmp_path: Path) -> None:
-    first = build_index(trained.folder, folder, tmp_path / "i")
-    other = build_index(trained.folder, folder, tmp_path / "i", distance="l2")
+    first = build_index(folder, tmp_path / "i", trained.folder)
+    other = build_index(folder, tmp_path / "i", trained.folder, distance="l2")
     assert other.update is not None
     assert (first.distance, other.distance, other.update.encoded) == ("whitened", "l2", 0)
-    assert build_index(trained.folder, folder, tmp_path / "i").distance == "l2"
+    assert build_index(folder, tmp_path / "i", trained.folder).distance == "l2"
 
 
 def test_a_pack_is_taken_as_it_is(trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path) -> None:
-    packed = build_index(trained.folder, tiny_pack.path, tmp_path / "i")
+    packed = build_index(tiny_pack.path, tmp_path / "i", trained.folder)
     assert packed.folder == photos
     assert not (tmp_path / "i" / "pack").exists()
-    assert_same(packed, build_index(trained.folder, photos, tmp_path / "j"))
+    assert_same(packed, build_index(photos, tmp_path / "j", trained.folder))
 
 
 def test_an_index_of_an_index_folder_finds_only_the_users_images(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
-    build_index(trained.folder, folder, folder / "index")
-    assert len(build_index(trained.folder, folder, folder / "index")) == 48
+    build_index(folder, folder / "index", trained.folder)
+    assert len(build_index(folder, folder / "index", trained.folder)) == 48
 
 
-def test_pretrained_features_need_no_model_when_searching(folder: Path, trained: Run, tmp_path: Path) -> None:
-    model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
+def test_a_folder_is_indexed_by_pretrained_features_without_a_model(folder: Path, tmp_path: Path) -> None:
     for path in sorted(folder.rglob("*.png"))[6:]:
         path.unlink()
-    index = build_index(model, folder, tmp_path / "i", embedding="pretrained")
-    assert index.codes.shape == (6, 1280)
-    assert index.distance == "cosine"
-    assert index.encoder.digest == image_encoder(load_model(model), "pretrained").digest
-    model.unlink()
+    index = build_index(folder, tmp_path / "i")
+    assert (index.embedding, index.distance, index.codes.shape) == ("pretrained", "cosine", (6, 256))
+    assert index.preprocessing == BACKBONE.preprocessing
     query = next(folder.rglob("*.png"))
     (found,) = open_index(tmp_path / "i").search(query, k=9).results
     assert len(found.found) == 5
+    pixels = to_float(read_image(query, BACKBONE.preprocessing)[None])
+    (near,) = open_index(tmp_path / "i").search(pixels, k=1).results
+    assert near.found[0].path == query
+    assert near.found[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_an_index_of_pretrained_features_keeps_its_embedding(
+    folder: Path, trained: Run, tmp_path: Path
+) -> None:
+    build_index(folder, tmp_path / "i")
     with pytest.raises(ImageIndexError, match="holds the embedding pretrained, not code"):
-        build_index(trained.model_path, folder, tmp_path / "i", embedding="code")
+        build_index(folder, tmp_path / "i", trained.model_path, embedding="code")
+    with pytest.raises(ConfigError, match="Codes need the model that makes them: add --model"):
+        build_index(folder, tmp_path / "j", embedding="code")
+
+
+def test_an_update_keeps_the_reduction_until_the_folder_has_outgrown_it(folder: Path, tmp_path: Path) -> None:
+    files = sorted(folder.rglob("*.png"))
+    for path in files[12:]:
+        path.rename(path.with_suffix(".kept"))
+    first = build_index(folder, tmp_path / "i")
+    for path in files[12:20]:
+        path.with_suffix(".kept").rename(path)
+    second = build_index(folder, tmp_path / "i")
+    assert second.update is not None
+    assert (second.update.encoded, second.update.kept) == (8, 12)
+    codes = listed(second)
+    assert all(np.array_equal(codes[path], code) for path, code in listed(first).items())
+    for number in range(48):  # 68 in all: enough for principal directions
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"noise-{number}.png")
+    third = build_index(folder, tmp_path / "i")
+    assert third.update is not None
+    assert (third.update.encoded, third.update.kept) == (68, 0)
+    assert_same(third, build_index(folder, tmp_path / "anew"))
+
+
+def test_a_pack_of_another_size_is_read_from_the_files_it_was_made_of(
+    folder: Path, tiny_size: Preprocessing, tmp_path: Path
+) -> None:
+    pack = pack_folder(folder, tmp_path / "small.pack", tiny_size)
+    sharp = build_index(pack.path, tmp_path / "i")
+    assert_same(sharp, build_index(folder, tmp_path / "j"))
+    shutil.rmtree(folder)
+    assert len(build_index(pack.path, tmp_path / "k")) == len(sharp)  # enlarged from the pixels of the pack
 
 
 def another_model(path: Path, side: int = 32) -> Path:
@@ -132,31 +175,57 @@ def test_what_does_not_fit_is_rejected_in_one_line(
     trained: Run, tiny_pack: Pack, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "i"
-    build_index(trained.folder, folder, out)
+    build_index(folder, out, trained.folder)
     other, larger = another_model(tmp_path / "other"), another_model(tmp_path / "larger", 64)
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     before = (out / INDEX_NAME).read_bytes()
     cases: list[tuple[Callable[[], object], type[AutoencodeError], str]] = [
-        (lambda: build_index(other, folder, out), ImageIndexError, "made with another model"),
-        (lambda: open_index(out, larger), ImageIndexError, "made with another model"),
-        (lambda: build_index(trained.folder, tmp_path / "full", out), ImageIndexError, "is an index of"),
         (
-            lambda: build_index(larger, tiny_pack.path, tmp_path / "j"),
+            lambda: build_index(folder, out, other),
+            ImageIndexError,
+            "made with another model",
+        ),
+        (lambda: open_index(out, larger), ImageIndexError, "made with another model"),
+        (
+            lambda: build_index(tmp_path / "full", out, trained.folder),
+            ImageIndexError,
+            "is an index of",
+        ),
+        (
+            lambda: build_index(tiny_pack.path, tmp_path / "j", larger),
             ConfigError,
             "made with height 32, not 64; width 32, not 64",
         ),
-        (lambda: build_index(other, tmp_path / "empty", tmp_path / "j"), ImageFolderError, "No images in"),
-        (lambda: build_index(other, tmp_path / "none", tmp_path / "j"), ImageFolderError, "No folder of"),
-        (lambda: build_index(other, folder, tmp_path / "full"), OutputError, "is not an index, and not"),
-        (lambda: build_index(other, folder, tmp_path / "full" / "mine.txt"), OutputError, "is a file"),
         (
-            lambda: build_index(Autoencoder(ModelConfig(), Preprocessing(32, 32)), folder, tmp_path / "j"),
+            lambda: build_index(tmp_path / "empty", tmp_path / "j", other),
+            ImageFolderError,
+            "No images in",
+        ),
+        (
+            lambda: build_index(tmp_path / "none", tmp_path / "j", other),
+            ImageFolderError,
+            "No folder of",
+        ),
+        (
+            lambda: build_index(folder, tmp_path / "full", other),
+            OutputError,
+            "is not an index, and not",
+        ),
+        (
+            lambda: build_index(folder, tmp_path / "full" / "mine.txt", other),
+            OutputError,
+            "is a file",
+        ),
+        (
+            lambda: build_index(
+                folder, tmp_path / "j", Autoencoder(ModelConfig(), Preprocessing(32, 32)), embedding="code"
+            ),
             ConfigError,
             "has no file yet",
         ),
-        (lambda: build_index(other, folder, out, distance="l1"), AutoencodeError, "model"),  # type: ignore[arg-type]
+        (lambda: build_index(folder, out, other, distance="l1"), AutoencodeError, "model"),  # type: ignore[arg-type]
         (lambda: open_index(tmp_path / "none"), ImageIndexError, "No index at .* autoencode index"),
     ]
     for case, error, message in cases:
@@ -167,7 +236,7 @@ def test_what_does_not_fit_is_rejected_in_one_line(
 
 
 def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, tmp_path: Path) -> None:
-    build_index(trained.folder, folder, tmp_path / "i")
+    build_index(folder, tmp_path / "i", trained.folder)
     path = tmp_path / "i" / INDEX_NAME
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -177,7 +246,7 @@ def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, 
         with pytest.raises(ImageIndexError, match="damaged"):
             open_index(tmp_path / "i")
         with pytest.raises(ImageIndexError, match="damaged"):
-            build_index(trained.folder, folder, tmp_path / "i")
+            build_index(folder, tmp_path / "i", trained.folder)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +289,7 @@ def test_an_index_whose_parts_do_not_fit_together_is_rejected(
 
 @pytest.fixture(scope="module")
 def index_of_photos(trained: Run, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_index(trained.folder, photos, tmp_path_factory.mktemp("index") / "i").path
+    return build_index(photos, tmp_path_factory.mktemp("index") / "i", trained.folder).path
 
 
 def with_lists(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN401
@@ -240,7 +309,7 @@ def test_codes_that_are_not_finite_are_rejected(trained: Run, folder: Path, tmp_
     model = load_model(trained.model_path)
     model.to_mean.bias.fill_(float("nan"))
     with pytest.raises(ImageIndexError, match="not finite"):
-        build_index(model, folder, tmp_path / "i")
+        build_index(folder, tmp_path / "i", model)
     assert not (tmp_path / "i" / INDEX_NAME).exists()
 
 
@@ -277,7 +346,7 @@ def update(moment):
     reading, writing = os.pipe()
     if os.fork() == 0:
         try:
-            build_index(model, folder, copy)
+            build_index(folder, copy, model)
         finally:
             os.write(writing, b"%d" % calls)
             os._exit(0)
@@ -296,11 +365,11 @@ for moment in sorted({1, total // 2, total - 5, total - 3, total - 2, total}):
 def test_a_kill_at_any_moment_leaves_the_old_index_or_the_new_one(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
-    old = build_index(trained.folder, folder, tmp_path / "old")
+    old = build_index(folder, tmp_path / "old", trained.folder)
     for path in sorted(folder.rglob("*.png"))[:5]:
         path.unlink()
     Image.new("RGB", (40, 40), "blue").save(folder / "new.png")
-    new = build_index(trained.folder, folder, tmp_path / "anew")
+    new = build_index(folder, tmp_path / "anew", trained.folder)
     places = [str(trained.folder), str(folder), str(tmp_path / "old"), str(tmp_path / "i")]
     script = subprocess.run(
         [sys.executable, "-c", SCRIPT, *places], capture_output=True, text=True, check=False
@@ -315,7 +384,7 @@ def test_a_kill_at_any_moment_leaves_the_old_index_or_the_new_one(
     assert [left[moment] == set(listed(old)) for moment in before] == [True] * 4
     assert left[after] == left[end] == set(listed(new))
     for moment in (before[-1], after):
-        assert_same(build_index(trained.folder, folder, tmp_path / f"i{moment}"), new)
+        assert_same(build_index(folder, tmp_path / f"i{moment}", trained.folder), new)
         assert not list((tmp_path / f"i{moment}").rglob("*.partial"))
 
 
@@ -328,8 +397,8 @@ def test_two_processes_do_not_write_one_index(trained: Run, folder: Path, tmp_pa
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(ImageIndexError, match="Another process is writing"):
-            build_index(trained.folder, folder, tmp_path / "i")
+            build_index(folder, tmp_path / "i", trained.folder)
         os.kill(process.pid, signal.SIGKILL)
     started = time.monotonic()
-    build_index(trained.folder, folder, tmp_path / "i")
+    build_index(folder, tmp_path / "i", trained.folder)
     assert time.monotonic() - started < 50

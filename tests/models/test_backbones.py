@@ -1,6 +1,10 @@
 """Pretrained features: that they know a cat, do not depend on the batch, and tell kinds of images apart."""
 
+import json
+import pickle
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +12,10 @@ import skimage.data
 import torch
 from PIL import Image, ImageFilter
 
-from autoencode import ConfigError, MissingExtraError
+from autoencode import ConfigError, MissingExtraError, ModelFileError, Preprocessing
 from autoencode.metrics.images import kernel_inception_distance
 from autoencode.models import backbones
-from autoencode.models.backbones import BACKBONE, EfficientNetLite0
+from autoencode.models.backbones import BACKBONE, EfficientNetLite0, OnnxBackbone
 from autoencode.models.efficientnet import pretrained_weights
 from autoencode.pixels import to_float
 
@@ -62,7 +66,7 @@ def test_features_leave_the_random_numbers_of_the_caller_alone() -> None:
 def test_features_are_finite_and_do_not_depend_on_the_batch() -> None:
     pixels = patches(3, 0)
     together = BACKBONE.pooled(pixels)
-    assert together.shape == (3, BACKBONE.size)
+    assert together.shape == (3, 1280)
     alone = np.concatenate([BACKBONE.pooled(image[None]) for image in pixels])
     np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
 
@@ -95,13 +99,20 @@ def test_the_same_images_go_through_the_network_once_and_others_of_the_same_byte
     assert len(backbone._kept) == 1  # the longest unused are out
 
 
-def test_fast_vectors_are_close_to_those_in_fp32() -> None:
+def test_descriptors_are_three_parts_of_equal_weight_and_near_those_in_fp32() -> None:
     images = to_float(patches(6, 300)[:, :, :40])
-    exact = BACKBONE.network(images).mean(dim=(2, 3)).numpy()
-    fast = BACKBONE.vectors(images)
-    assert fast.dtype == np.float32
-    cosines = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
-    assert cosines.min() > 0.99
+    enlarged = torch.nn.functional.interpolate(images, (128, 128), mode="bicubic", antialias=True).clamp(0, 1)
+    maps = BACKBONE.network.feature_maps(enlarged, (10, 14, 16))
+    parts = []
+    for features, side in zip(maps, (4, 4, 1), strict=True):
+        cells = features.unfold(2, features.shape[2] // side, features.shape[2] // side)
+        cells = cells.unfold(3, features.shape[3] // side, features.shape[3] // side).mean((4, 5))
+        parts.append(cells.flatten(1) / cells.flatten(1).norm(dim=1, keepdim=True))
+    expected = torch.cat(parts, 1).numpy() / np.sqrt(3)
+    found = BACKBONE.descriptors(images)
+    assert found.dtype == np.float32
+    assert found.shape == (6, BACKBONE.size)
+    assert (expected * found).sum(1).min() > 0.99  # bf16 where the hardware multiplies it
 
 
 def test_feature_maps_are_the_outputs_of_the_blocks_asked_for_and_gradients_reach_the_images() -> None:
@@ -113,3 +124,103 @@ def test_feature_maps_are_the_outputs_of_the_blocks_asked_for_and_gradients_reac
     assert images.grad is not None
     assert images.grad.abs().sum() > 0
     assert not any(weight.requires_grad for weight in BACKBONE.fast(CPU).parameters())
+
+
+class Encoder(torch.nn.Module):
+    """A network that gives, for each image, the means of its channels."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.form == "map":
+            return torch.nn.functional.avg_pool2d(images, 2)
+        means = images.mean((2, 3))
+        return torch.stack([means, -means], 1) if self.form == "tokens" else means
+
+
+def onnx_file(path: Path, form: str = "vector", *, side: int | None = 8, name: str = "image_embeds") -> Path:
+    pytest.importorskip("onnxruntime", reason="the optional part `onnx` is not installed")
+    pytest.importorskip("onnxscript", reason="the optional part `onnx` is not installed")
+    free = {0: "batch"} if side else {0: "batch", 2: "height", 3: "width"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        torch.onnx.export(
+            Encoder(form),
+            (torch.rand(2, 3, side or 8, side or 8),),
+            path,
+            input_names=["pixels"],
+            output_names=[name],
+            dynamic_axes={"pixels": free},
+            dynamo=False,
+        )
+    return path
+
+
+@pytest.mark.parametrize("form", ["vector", "tokens", "map"])
+def test_an_onnx_file_gives_a_vector_of_length_1_for_each_image(form: str, tmp_path: Path) -> None:
+    backbone = OnnxBackbone(onnx_file(tmp_path / "network.onnx", form))
+    assert (backbone.name, backbone.size) == ("network", 3)
+    assert backbone.preprocessing == Preprocessing(16, 16, resize_mode="stretch")
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (images.mean((2, 3)) - mean) / spread
+    expected /= expected.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(backbone.descriptors(images), expected.numpy(), rtol=1e-4, atol=1e-5)
+    restored = pickle.loads(pickle.dumps(backbone))
+    np.testing.assert_array_equal(restored.descriptors(images), backbone.descriptors(images))
+
+
+def test_settings_beside_an_onnx_file_are_used_and_are_part_of_its_digest(tmp_path: Path) -> None:
+    path = onnx_file(tmp_path / "network.onnx", side=None)
+    plain = OnnxBackbone(path)
+    assert plain.preprocessing.height == 224
+    settings = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [1, 1, 1],
+        "crop_size": {"height": 20, "width": 20},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    stated = OnnxBackbone(path)
+    assert stated.preprocessing == Preprocessing(32, 32, resize_mode="stretch")
+    assert stated.digest != plain.digest
+    images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    expected = images.mean((2, 3)) - 0.5
+    expected /= expected.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(stated.descriptors(images), expected.numpy(), rtol=1e-4, atol=1e-5)
+    for wrong in ("[]", '{"crop_size": "large"}', '{"image_std": [1, 1, 0]}', "{", '{"crop_size": 10000000}'):
+        (tmp_path / "preprocessor_config.json").write_text(wrong)
+        with pytest.raises(ModelFileError, match="does not state size, mean and spread"):
+            OnnxBackbone(path)
+
+
+def text_network(path: Path) -> Path:
+    """A network whose input is a row of tokens."""
+    onnx = pytest.importorskip("onnx", reason="the optional part `onnx` is not installed")
+    make = onnx.helper
+    tensors = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 7]) for name in ("a", "b")]
+    graph = make.make_graph([make.make_node("Identity", ["a"], ["b"])], "g", tensors[:1], tensors[1:])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_what_is_no_image_encoder_gets_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"No file at .*none.onnx. Give an ONNX file of an image enc"):
+        OnnxBackbone(tmp_path / "none.onnx")
+    with pytest.raises(ModelFileError, match=r"as an embedding: its inputs are a \[.*, 7\], not"):
+        OnnxBackbone(text_network(tmp_path / "text.onnx"))
+    sound = onnx_file(tmp_path / "network.onnx").read_bytes()
+    (tmp_path / "short.onnx").write_bytes(sound[: len(sound) // 2])
+    with pytest.raises(ModelFileError, match=r"cannot be run by onnxruntime .*") as caught:
+        OnnxBackbone(tmp_path / "short.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_onnxruntime_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = onnx_file(tmp_path / "network.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[onnx\]'"):
+        OnnxBackbone(path)

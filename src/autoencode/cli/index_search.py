@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, Model, Ray, add_command
+from autoencode.cli.options import MaxPixels, Ray, add_command
 from autoencode.cli.progress import (
     console,
     counted,
@@ -20,7 +20,7 @@ from autoencode.cli.progress import (
     say,
     show_skipped,
 )
-from autoencode.configuration import Distance, Embedding, Split, Store
+from autoencode.configuration import Distance, Split, Store
 from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ NEIGHBOURS = 10  # not the default of -k, which has to tell whether it was given
 
 
 def index(
-    model: Model,
     folder: Annotated[str, typer.Argument(help="A folder of images, or a pack by its folder or URL.")],
     out: Annotated[
         str,
@@ -53,11 +52,16 @@ def index(
         ),
     ] = None,
     embedding: Annotated[
-        Embedding | None,
+        str | None,
         typer.Option(
-            help="Compare codes of the model, or pretrained ImageNet features (extra eval). "
-            "Default: code; an index keeps its embedding."
+            metavar="NAME|FILE.onnx",
+            help="What images are compared by: pretrained (EfficientNet-Lite0), code (of --model), or an "
+            "image encoder in an ONNX file (extra onnx). Default: code with --model, else pretrained; an "
+            "index keeps its embedding.",
         ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The model whose codes are compared: a model file or a run folder.")
     ] = None,
     distance: Annotated[
         Distance | None,
@@ -79,7 +83,7 @@ def index(
     """Encode the images of a folder, to search among them."""
     if remove:
         # An option without effect would look as if it chose what is removed.
-        if any(given is not None for given in (store, embedding, distance, max_pixels, ray)):
+        if any(given is not None for given in (store, embedding, model, distance, max_pixels, ray)):
             raise ConfigError("--remove takes no other option than --out.")
         from autoencode.index import remove_source
 
@@ -90,9 +94,9 @@ def index(
     # Two bars: a folder is packed before it is encoded, and a pack only encoded.
     with counting("packing") as packing_progress, counting("encoding") as progress:
         made = build_index(
-            model,
             folder,
             out,
+            model,
             embedding=embedding,
             distance=distance,
             store=store,
@@ -177,8 +181,8 @@ def add_to(program: typer.Typer) -> None:
     add_command(
         program,
         index,
-        "autoencode index runs/photos photos --out photos.index",
-        "autoencode index runs/photos s3://bucket/photos.pack --store lance --out s3://bucket/index",
+        "autoencode index photos --out photos.index",
+        "autoencode index s3://bucket/photos.pack --store lance --out s3://bucket/index",
         keeps_memory=True,
     )
     add_command(
@@ -205,8 +209,7 @@ def _print_index(made: Index) -> None:
     say(f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed")
     # Nobody should take an approximate index for an exact one: its recall was measured when it was made.
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
-    kind = f"{made.embedding} embedding, {made.distance}"
-    say(f"index: {made.path}: {counted(len(made), 'image')}, {kind}, {how}")
+    say(f"index: {made.path}: {counted(len(made), 'image')}, {made.encoder_name}, {made.distance}, {how}")
 
 
 def _show_neighbours(

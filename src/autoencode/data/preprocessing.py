@@ -31,7 +31,7 @@ WRITABLE = {
     **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"},
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
 }
-_MULTIPLE = 16  # the default network halves each side four times
+SIZE_MULTIPLE = 16  # the default network halves each side four times
 _MOST = 16_384  # pixels per side: a forged size must not ask for terabytes
 # 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower.
 _BYTES_PER_LIMIT = 100_000_000
@@ -62,12 +62,12 @@ class Preprocessing:
         check_fields(self)
         sides = (self.height, self.width)
         size = "{}" if self.height == self.width else "{}x{}"
-        if not all(side > 0 and side % _MULTIPLE == 0 for side in sides):
-            below = [max(_MULTIPLE, side // _MULTIPLE * _MULTIPLE) for side in sides]
-            above = [max(_MULTIPLE, -(-side // _MULTIPLE) * _MULTIPLE) for side in sides]
+        if not all(side > 0 and side % SIZE_MULTIPLE == 0 for side in sides):
+            below = [max(SIZE_MULTIPLE, side // SIZE_MULTIPLE * SIZE_MULTIPLE) for side in sides]
+            above = [max(SIZE_MULTIPLE, -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in sides]
             nearest = " or ".join(dict.fromkeys((size.format(*below), size.format(*above))))
             raise ConfigError(
-                f"The size {size.format(*sides)} is not a positive multiple of {_MULTIPLE}. "
+                f"The size {size.format(*sides)} is not a positive multiple of {SIZE_MULTIPLE}. "
                 f"Nearest: {nearest}."
             )
         if max(sides) > _MOST:

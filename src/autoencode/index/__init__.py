@@ -13,7 +13,7 @@ import numpy as np
 
 from autoencode.cluster import joined_cluster
 from autoencode.data.pack import local_folder
-from autoencode.embedding import image_encoder
+from autoencode.embedding import ONNX_SUFFIX, find_encoder
 from autoencode.errors import ConfigError, ImageFolderError, OutputError, check_choice
 from autoencode.index.memory import FileStore, in_memory
 from autoencode.index.store import BuildRequest, IndexStore
@@ -22,7 +22,7 @@ from autoencode.models.model_file import MODEL_NAME, as_model
 from autoencode.storage import folder_or_url
 
 if TYPE_CHECKING:
-    from autoencode.configuration import Distance, Embedding, Split, Store
+    from autoencode.configuration import Distance, Split, Store
     from autoencode.data.manifest import Entry
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
@@ -38,11 +38,11 @@ STORES: dict[Store, IndexStore] = {
 
 
 def build_index(
-    model: Autoencoder | str | Path,
     source: str | Path,
     out: str | Path,
+    model: Autoencoder | str | Path | None = None,
     *,
-    embedding: Embedding | None = None,
+    embedding: str | None = None,
     distance: Distance | None = None,
     store: Store | None = None,
     limits: Limits | None = None,
@@ -57,15 +57,15 @@ def build_index(
     names the folders that are incomplete (`Index.unfinished`).
 
     Args:
-        model: a model file, the run folder that holds one, or a model from `load_model`; one given by its
-            path is found again when the index is searched.
         source: a folder of images, in sub-folders or not, or a pack, which is used as it is; a pack also by
             its URL in storage (see `open_pack`).
         out: the folder of the index, made if missing. For LanceDB also a URL, such as s3://bucket/index.
-        embedding: "code" (the default of a new index) compares codes of the model,
-            "pretrained" features of EfficientNet-Lite0 of images of the model's size (extra `eval`).
+        model: for the embedding "code": a model file, the run folder that holds one, or a model from
+            `load_model`; one given by its path is found again when the index is searched.
+        embedding: what images are compared by, see `find_encoder`: "pretrained" (the default of a new index),
+            "code" (its default with a model), or an ONNX file.
         distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
-            principal directions are scaled to unit variance, "cosine" (the default of pretrained features)
+            principal directions are scaled to unit variance, "cosine" (the default of pretrained networks)
             the angle between the codes themselves, "l2" their Euclidean distance. Changing it encodes
             nothing again; LanceDB rejects a change.
         store: "file" (the default of a new index) is held in memory as a whole; "lance" is kept by LanceDB
@@ -94,7 +94,7 @@ def build_index(
     if store is not None:
         check_choice("store", store, STORES)
     # Before anything is locked or made, so that a mistyped path leaves nothing behind.
-    source, loaded = local_folder(source), as_model(model)
+    source, loaded = local_folder(source), None if model is None else as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
     location = folder_or_url(out)
@@ -115,8 +115,8 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
 
     Args:
         path: what `build_index` made: a folder, or the URL of an index in storage (extra `lance`).
-        model: the model it was made with, if its file was moved. None is needed to search with codes, or by
-            pretrained features.
+        model: the model or ONNX file it was made with, if it was moved. None is needed to search with codes,
+            or by pretrained features.
 
     Raises:
         ImageIndexError: there is no index, or it is damaged, not finished, of another version, or made with
@@ -129,7 +129,9 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
     location = folder_or_url(path)
     opened = _existing(location).open(location)
     if model is not None:
-        opened.use(image_encoder(as_model(model), opened.embedding))
+        embedding = opened.embedding
+        is_network = embedding.endswith(ONNX_SUFFIX)
+        opened.use(find_encoder(str(model)) if is_network else find_encoder(embedding, as_model(model)))
     return opened
 
 

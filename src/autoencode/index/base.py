@@ -21,6 +21,7 @@ from autoencode.data.preprocessing import Limits, read_chunks, read_image
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError, ImageError, check_choice
 from autoencode.models.autoencoder import INFERENCE_BATCH
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Index(ABC):
 
     Attributes:
         path: the folder of the index, or its URL.
-        embedding: the kind of its codes, "code" or "pretrained".
+        embedding: the kind of its codes, see `ImageEncoder.kind`.
         distance: how codes are compared.
         vector_space: the same, with what was fitted to the codes.
         preprocessing: how files become the images that are encoded.
@@ -181,6 +182,12 @@ class Index(ABC):
         """Whether a query is compared with every code."""
 
     @property
+    def encoder_name(self) -> str:
+        """What the images are compared by, for people."""
+        name = {"pretrained": BACKBONE.name, "code": "codes of a model"}.get(self.embedding)
+        return f"compared by {name or Path(self.embedding).stem}"
+
+    @property
     def encoder(self) -> ImageEncoder:
         """The encoder that made the codes.
 
@@ -191,7 +198,7 @@ class Index(ABC):
         """
         # Looked for at its first use, as a search with codes needs no model.
         if self._encoder is None:
-            self._encoder = self._settings.find_encoder(self.path)
+            self._encoder = self._settings.fitted(self._settings.find_encoder(self.path))
         return self._encoder
 
     def use(self, encoder: ImageEncoder) -> None:
@@ -202,7 +209,7 @@ class Index(ABC):
         """
         advice = "Index the folder with this model, into another output."
         self._settings.check_encoder(self.path, encoder, advice)
-        self._encoder = encoder
+        self._encoder = self._settings.fitted(encoder)
 
     def count(self, label: str | None = None, split: Split | None = None) -> int:
         """Return the number of images, of a label, of a split, or of both.
@@ -301,7 +308,7 @@ class Index(ABC):
     def _needs_memory(self, purpose: str) -> ConfigError:
         return ConfigError(
             f"{purpose} needs an index that is held in memory, and {self.path} is not. "
-            "Make another: autoencode index MODEL FOLDER --store file --out OTHER"
+            "Make another: autoencode index FOLDER --store file --out OTHER"
         )
 
     @abstractmethod

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from autoencode.atomic import parse_json, remove_temporaries
 from autoencode.data.manifest import Entries, Entry
 from autoencode.data.pack import Pack, location_of, open_pack
+from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError
 from autoencode.index import duplicates
 from autoencode.index.base import EVERY_IMAGE, MOST_PAIRS, ImageFilter, Index, Neighbour, Update
@@ -195,7 +196,7 @@ class FileIndex(Index):
         self.entries, self.codes = stored.entries, stored.codes
         self.recall = 1.0 if stored.lists is None else stored.lists.recall
         self.near_duplicate_threshold = stored.near_duplicate_threshold
-        self.update_command = f"autoencode index MODEL {self.source} --out {path}"
+        self.update_command = f"autoencode index {self.source} --out {path}"
         self._stored = stored
         self._starts = _starts(self.entries.rows, len(self.codes))
         self._part: tuple[ImageFilter, _Part] | None = None
@@ -334,7 +335,7 @@ class FileStore(IndexStore):
             encoder = request.encoder(out, old.settings if old else None)
             pack = request.pack(encoder, out / PACK_NAME)
             remove_temporaries(out)  # under the lock, as those of a process that is writing look the same
-            stored, update = _updated(old, encoder, pack, request, out)
+            stored, encoder, update = _updated(old, encoder, pack, request, out)
             if stored is not old:
                 write_index(out, stored)
         return FileIndex(out, stored, encoder, update)
@@ -342,8 +343,8 @@ class FileStore(IndexStore):
 
 def _updated(
     old: StoredIndex | None, encoder: ImageEncoder, pack: Pack, request: BuildRequest, out: Path
-) -> tuple[StoredIndex, Update]:
-    """Return the index of the images of `pack`; the old one itself where nothing differs."""
+) -> tuple[StoredIndex, ImageEncoder, Update]:
+    """Return the index of the images of `pack`, the old one itself where nothing differs, and its encoder."""
     # Sorted, so that the order of the codes does not depend on that in which images came.
     contents, first, code_rows = np.unique(pack.entries.digests, return_index=True, return_inverse=True)
     pack_rows = pack.entries.rows[first]
@@ -353,22 +354,31 @@ def _updated(
     update = Update(len(missing), len(kept), len(known) - len(kept), 0.0, pack.skipped)
 
     before = old.settings if old else None
-    distance, model = request.distance_for(encoder, before), request.stored_model_path(out, before)
+    distance, model = request.distance_for(encoder, before), request.stored_model_path(out, encoder, before)
     folder = StoredPath.of(pack.folder, out)
     # A new path of the model or the images is noted without encoding or fitting anything.
     if old and old.fingerprint == pack.fingerprint and old.settings.vector_space.distance == distance:
         if (old.settings.model_path, old.folder) == (model, folder):
-            return old, update
+            return old, before.fitted(encoder), update  # type: ignore[union-attr]
         settings = dataclasses.replace(old.settings, model_path=model)
-        return dataclasses.replace(old, settings=settings, folder=folder), update
+        return dataclasses.replace(old, settings=settings, folder=folder), settings.fitted(encoder), update
+    reduction = before.reduction if before else None
+    if reduction is not None and reduction.is_outgrown(len(contents)):
+        # Vectors of two reductions cannot be compared: all images are encoded again.
+        reduction, kept, old_rows, missing = None, kept[:0], old_rows[:0], np.arange(len(contents))
+        update = dataclasses.replace(update, encoded=len(missing), kept=0)
 
+    # A random sample first, as contents are ordered by their digest; each part in the order of the shards.
+    order = np.concatenate(
+        [part[np.argsort(pack_rows[part])] for part in np.split(missing, [min(MOST_FITTED, len(missing))])]
+    )
+    started, done = time.perf_counter(), 0
+    encoder, reduction, batches = request.encoding(encoder, reduction, pack, pack_rows[order])
     codes = np.empty((len(contents), encoder.size), np.float32)
     # One by one, as all at once would copy the old codes in memory.
     for row, old_row in zip(kept.tolist(), old_rows.tolist(), strict=True):
         codes[row] = old.codes[old_row]  # type: ignore[union-attr]
-    order = missing[np.argsort(pack_rows[missing])]  # so that each shard is read once, from start to end
-    done, started = 0, time.perf_counter()
-    for batch in request.encode(encoder, pack, pack_rows[order]):
+    for batch in batches:
         codes[order[done : done + len(batch)]] = batch
         done += len(batch)
     update = dataclasses.replace(update, seconds=time.perf_counter() - started)
@@ -376,7 +386,7 @@ def _updated(
     entries = pack.entries.take(np.arange(len(pack.entries)))  # a copy, as the pack keeps its own rows
     entries.set_rows(code_rows)
     stored = StoredIndex(
-        settings=IndexSettings(encoder.kind, encoder.digest, pack.preprocessing, model, space),
+        settings=IndexSettings(encoder.kind, encoder.digest, encoder.preprocessing, model, space, reduction),
         source=location_of(request.source),
         folder=folder,
         fingerprint=pack.fingerprint,
@@ -385,4 +395,4 @@ def _updated(
         lists=fit_inverted_lists(space, codes),
         near_duplicate_threshold=duplicates.near_duplicate_threshold(encoder, space, codes, pack_rows, pack),
     )
-    return stored, update
+    return stored, encoder, update

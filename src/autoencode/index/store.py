@@ -6,6 +6,7 @@ Shapes: N rows of a pack, B batch, D code dimensions.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -18,11 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import exclusive, names_in
-from autoencode.configuration import Distance, Embedding, Store
+from autoencode.configuration import Distance, Store
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.embedding import EMBEDDINGS, Columns, ImageEncoder, image_encoder, map_pack
+from autoencode.embedding import (
+    AUTO,
+    EMBEDDINGS,
+    MOST_FITTED,
+    ONNX_SUFFIX,
+    Columns,
+    ImageEncoder,
+    Reduction,
+    find_encoder,
+    fit_reduction,
+    map_pack,
+)
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, ModelFileError, OutputError
 from autoencode.index.neighbours import Floats, VectorSpace
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
@@ -34,7 +46,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
 
-FORMAT_VERSION = 2  # 1 had other names for the parts of the vector space and of the inverted lists
+FORMAT_VERSION = 3  # 2 had no reduction; 1 other names for the parts of the vector space and the lists
 REBUILD = "Delete the index and make it again, or restore it from a copy."
 CHOOSE_ANOTHER = "Choose another output, or delete the index and make it again."
 
@@ -82,7 +94,7 @@ class IndexStore(ABC):
         """Return the error that there is no index at a folder or URL."""
         option = "" if isinstance(location, Path) else f"--store {self.name} "
         return ImageIndexError(
-            f"No index at {location}. Make one: autoencode index MODEL FOLDER {option}--out {location}"
+            f"No index at {location}. Make one: autoencode index FOLDER {option}--out {location}"
         )
 
     @contextlib.contextmanager
@@ -138,25 +150,30 @@ class IndexSettings:
         embedding: the kind of code, see `ImageEncoder.kind`.
         encoder_digest: of the encoder that made the codes, see `ImageEncoder.digest`.
         preprocessing: how files became the images that were encoded.
-        model_path: where the model file was; None where the model was not given by a path.
+        model_path: where the file of the model or of the ONNX network was; None where there was none.
         vector_space: how the codes are compared.
+        reduction: of the vectors of a pretrained network; None for codes of a model.
     """
 
-    embedding: Embedding
+    embedding: str
     encoder_digest: str
     preprocessing: Preprocessing
     model_path: StoredPath | None
     vector_space: VectorSpace
+    reduction: Reduction | None = None
 
     def to_content(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the settings as arrays and JSON."""
         arrays = {"mean": self.vector_space.mean, "whitening": self.vector_space.whitening}
+        if self.reduction is not None:
+            arrays |= {"reduction_mean": self.reduction.mean, "reduction_matrix": self.reduction.matrix}
         content = {
             "embedding": self.embedding,
             "encoder_digest": self.encoder_digest,
             "preprocessing": self.preprocessing.to_json(),
             "model": None if self.model_path is None else asdict(self.model_path),
             "distance": self.vector_space.distance,
+            "reduced_from": None if self.reduction is None else self.reduction.images,
         }
         return {name: array for name, array in arrays.items() if array is not None}, content
 
@@ -171,13 +188,21 @@ class IndexSettings:
         """
         model = None if content["model"] is None else StoredPath(**content["model"])
         space = VectorSpace(content["distance"], arrays.get("mean"), arrays.get("whitening"))
-        check_texts([content["encoder_digest"], *(vars(model).values() if model else ())])
-        if content["embedding"] not in get_args(Embedding) or space.distance not in get_args(Distance):
+        named = [content["embedding"], content["encoder_digest"]]
+        check_texts([*named, *(vars(model).values() if model else ())])
+        is_known = content["embedding"] in EMBEDDINGS or content["embedding"].endswith(ONNX_SUFFIX)
+        if not is_known or space.distance not in get_args(Distance):
             raise ValueError("unknown embedding or distance")
         check_array("mean", space.mean, (size,))
         check_array("whitening", space.whitening, (size, size))
+        reduction = None
+        if content["reduced_from"] is not None:
+            mean, matrix = arrays["reduction_mean"], arrays["reduction_matrix"]
+            check_array("reduction_mean", mean, (mean.size,))
+            check_array("reduction_matrix", matrix, (mean.size, size))
+            reduction = Reduction(mean, matrix, int(content["reduced_from"]))
         preprocessing = Preprocessing.from_json(content["preprocessing"])
-        return cls(content["embedding"], content["encoder_digest"], preprocessing, model, space)
+        return cls(content["embedding"], content["encoder_digest"], preprocessing, model, space, reduction)
 
     def check_encoder(self, index: Path | str, encoder: ImageEncoder, advice: str) -> None:
         """Reject an encoder that did not make the codes of `index`.
@@ -185,44 +210,52 @@ class IndexSettings:
         Raises:
             ImageIndexError: the kinds or the digests differ; the message names both.
         """
+        if self.encoder_digest == encoder.digest:
+            return
         if self.embedding != encoder.kind:
             raise ImageIndexError(
                 f"{index} holds the embedding {self.embedding}, not {encoder.kind}. {advice}"
             )
-        if self.encoder_digest != encoder.digest:
-            raise ImageIndexError(
-                f"{index} was made with another model ({self.encoder_digest[:12]}, not "
-                f"{encoder.digest[:12]}): its codes cannot be compared. {advice}"
-            )
+        raise ImageIndexError(
+            f"{index} was made with another {'network' if encoder.is_backbone else 'model'} "
+            f"({self.encoder_digest[:12]}, not {encoder.digest[:12]}): its codes cannot be compared. {advice}"
+        )
+
+    def fitted(self, encoder: ImageEncoder) -> ImageEncoder:
+        """Return the encoder with the reduction of the index."""
+        return encoder if self.reduction is None else encoder.reduced(self.reduction)
 
     def find_encoder(self, index: Path | str) -> ImageEncoder:
-        """Return the encoder that made the codes of `index`: the stored model, or pretrained features.
+        """Return what made the codes of `index`, without the reduction: a model or a pretrained network.
 
         Raises:
-            ModelFileError: the model file is missing, or holds another model.
+            ModelFileError: the file is missing, or holds another model or network.
             ImageIndexError: the pretrained features installed are of another version.
-            MissingExtraError: pretrained features need the optional part `eval`.
+            MissingExtraError: an optional part is not installed.
         """
-        embedding = EMBEDDINGS[self.embedding]
-        if not embedding.needs_model:
-            encoder = embedding.encoder(self.preprocessing, None)
+        if self.embedding == "pretrained":
+            encoder = find_encoder(self.embedding)
             if encoder.digest != self.encoder_digest:
                 raise ImageIndexError(
-                    f"{index} was made with another version of the {self.embedding} features. {REBUILD}"
+                    f"{index} was made with another version of the pretrained features. {REBUILD}"
                 )
             return encoder
-        advice = "Give the model it was made with (--model), or make the index again."
+        is_network = self.embedding.endswith(ONNX_SUFFIX)
+        what = "network" if is_network else "model"
+        advice = f"Give the {what} it was made with (--model), or make the index again."
         candidates = self.model_path.candidates(index) if self.model_path else []
         files = [path for path in candidates if path.is_file()]
         # A model at the old path may be another one by now, and the one beside the index still the right one.
         for path in files:
-            encoder = image_encoder(load_model(path))
+            encoder = find_encoder(str(path)) if is_network else find_encoder("code", load_model(path))
             if encoder.digest == self.encoder_digest:
                 return encoder
         if files:
-            raise ModelFileError(f"The model {files[0]} has changed since {index} was made with it. {advice}")
+            raise ModelFileError(
+                f"The {what} {files[0]} has changed since {index} was made with it. {advice}"
+            )
         where = self.model_path.absolute if self.model_path else "a path that was not stored"
-        raise ModelFileError(f"The model of {index} is not at {where}. {advice}")
+        raise ModelFileError(f"The {what} of {index} is not at {where}. {advice}")
 
 
 def read_parts(path: Path, kind: str) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -277,10 +310,10 @@ def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
 class BuildRequest:
     """The arguments of `build_index`, with the model loaded, for any store."""
 
-    model: Autoencoder
+    model: Autoencoder | None
     model_path: Path | None
     source: Path
-    embedding: Embedding | None
+    embedding: str | None
     distance: Distance | None
     limits: Limits | None
     progress: Progress | None
@@ -288,14 +321,18 @@ class BuildRequest:
     cluster: Cluster | None
 
     def encoder(self, index: Path | str, old: IndexSettings | None) -> ImageEncoder:
-        """Return the encoder asked for; by default that of the index there is, or the model's codes.
+        """Return the encoder asked for; by default that of the index there is, or see `find_encoder`.
 
         Raises:
-            ConfigError: the model was never saved, or the embedding is unknown.
+            ConfigError: the model was never saved, or the embedding is unknown or needs a model.
             ImageIndexError: the codes of the index were made with another encoder.
-            MissingExtraError: pretrained features need the optional part `eval`.
+            ModelFileError: an ONNX file cannot be used.
+            MissingExtraError: an optional part is not installed.
         """
-        encoder = image_encoder(self.model, self.embedding or (old.embedding if old else "code"))
+        if self.embedding is None and self.model is None and old is not None:
+            return old.find_encoder(index)
+        kind = self.embedding or (old.embedding if old else AUTO)
+        encoder = find_encoder(kind, self.model)
         # Without a digest nobody could tell later whether a query is encoded by the same model.
         if not encoder.digest:
             raise ConfigError(
@@ -305,40 +342,71 @@ class BuildRequest:
             old.check_encoder(index, encoder, CHOOSE_ANOTHER)
         return encoder
 
-    def stored_model_path(self, index: Path | str, old: IndexSettings | None) -> StoredPath | None:
-        """Return where the model is, or where the index says that it was if no path was given."""
-        if self.model_path is None:
+    def stored_model_path(
+        self, index: Path | str, encoder: ImageEncoder, old: IndexSettings | None
+    ) -> StoredPath | None:
+        """Return where the model or network is, or where the index says that it was if no path was given."""
+        if encoder.kind.endswith(ONNX_SUFFIX):
+            return StoredPath.of(Path(encoder.kind), index)
+        if self.model_path is None or encoder.is_backbone:
             return old.model_path if old else None
         return StoredPath.of(self.model_path, index)
 
     def distance_for(self, encoder: ImageEncoder, old: IndexSettings | None) -> Distance:
         """Return the distance asked for; by default that of the index there is, or the encoder's own."""
-        return self.distance or (old.vector_space.distance if old else EMBEDDINGS[encoder.kind].distance)
+        return self.distance or (old.vector_space.distance if old else encoder.distance)
 
     def pack(self, encoder: ImageEncoder, out: Path | str) -> Pack:
         """Return the source if it is a pack, or else a pack of the folder, made or updated at `out`.
 
+        A pretrained network reads the folder that a pack of another size was made of, if it is still there,
+        as pixels that were reduced once are not sharp at its own size.
+
         Raises:
-            ConfigError: the pack has another preprocessing than the encoder needs.
+            ConfigError: the pack has another preprocessing than a model needs.
             ImageFolderError: no image can be used; see also `pack_folder`.
         """
         source, wanted = self.source, encoder.preprocessing
         # A pack is never changed: it may be that of a training, which has to stay as the training saw it.
-        if not is_pack(source):
-            ray = self.cluster.address if self.cluster else None
-            return pack_folder(
-                source, out, wanted, limits=self.limits, ray=ray, progress=self.packing_progress
-            )
-        pack = open_pack(source)
-        self.model.check_preprocessing(
-            pack.preprocessing, source, f"Give the folder it was made of: {pack.folder}"
-        )
-        if not len(pack):
-            raise ImageFolderError(f"The pack {source} has no usable image.")
-        return pack
+        if is_pack(source):
+            pack = open_pack(source)
+            is_usable = pack.preprocessing == wanted or (encoder.is_backbone and not pack.folder.is_dir())
+            if not is_usable and not encoder.is_backbone and self.model is not None:
+                self.model.check_preprocessing(
+                    pack.preprocessing, source, f"Give the folder it was made of: {pack.folder}"
+                )
+            if not len(pack):
+                raise ImageFolderError(f"The pack {source} has no image that can be used.")
+            if is_usable:
+                return pack
+            source = pack.folder
+        ray = self.cluster.address if self.cluster else None
+        return pack_folder(source, out, wanted, limits=self.limits, ray=ray, progress=self.packing_progress)
 
-    def encode(self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> Iterator[Floats]:
-        """Yield the codes (B, D) of rows (N,) of a pack, in their order.
+    def encoding(
+        self, encoder: ImageEncoder, old: Reduction | None, pack: Pack, rows: NDArray[np.int64]
+    ) -> tuple[ImageEncoder, Reduction | None, Iterator[Floats]]:
+        """Return the encoder to use, its reduction, and the codes (B, D) of rows (N,) of a pack, in order.
+
+        Args:
+            encoder: without a reduction.
+            old: the reduction to use; None fits one to the first rows, if the encoder needs one.
+            pack: the images.
+            rows: what to encode; the first `MOST_FITTED` are a random sample.
+        """
+        if not encoder.is_backbone or old is not None:
+            chosen = encoder if old is None else encoder.reduced(old)
+            return chosen, old, self.encode(chosen, pack, rows)
+        sample = np.concatenate(list(self.encode(encoder, pack, rows[:MOST_FITTED])))
+        reduction = fit_reduction(sample)
+        chosen = encoder.reduced(reduction)
+        rest = self.encode(chosen, pack, rows[MOST_FITTED:], done=len(sample))
+        return chosen, reduction, itertools.chain([reduction(sample)], rest)
+
+    def encode(
+        self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], done: int = 0
+    ) -> Iterator[Floats]:
+        """Yield the codes (B, D) of rows (N,) of a pack, in their order, after `done` others.
 
         Raises:
             ImageIndexError: the encoder gave codes that are not finite.
@@ -347,7 +415,7 @@ class BuildRequest:
         def codes_of(images: Tensor) -> Columns:
             return {"codes": encoder.encode(images)}
 
-        done = 0
+        total = done + len(rows)
         for columns in map_pack(codes_of, pack, rows, INFERENCE_BATCH, self.cluster):
             codes = columns["codes"]
             # FAISS and LanceDB would take such codes, and find nothing or anything with them.
@@ -356,4 +424,4 @@ class BuildRequest:
             yield codes
             done += len(codes)
             if self.progress:
-                self.progress(done, len(rows))
+                self.progress(done, total)

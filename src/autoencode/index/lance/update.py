@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.data.loader import epoch_order
+from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError
 from autoencode.index.base import Update
 from autoencode.index.neighbours import (
@@ -52,6 +53,8 @@ class SourceUpdate:
     """The update of one source: contents without a vector are encoded, a random sample of them first.
 
     Attributes:
+        encoder: with the reduction of the index.
+        reduction: that reduction, fitted to the sample if the index is new; None for codes of a model.
         kept: distinct contents whose vectors are in the index.
         removed: distinct contents in the index that the source no longer has.
     """
@@ -60,7 +63,7 @@ class SourceUpdate:
         self, encoder: ImageEncoder, pack: Pack, whole: Source, tables: Tables | None, request: BuildRequest
     ) -> None:
         """Compare the images of the source with those in the index; nothing is written yet."""
-        self.size, self.pack, self.whole = encoder.size, pack, whole
+        self.pack, self.whole = pack, whole
         digests = pack.entries.digests
         self.ids = _ids(whole.name, pack)
         self.stored, there = (self.ids[:0], digests[:0]) if tables is None else tables.ids_of(whole.name)
@@ -70,7 +73,8 @@ class SourceUpdate:
         self.kept, self.removed = int((~is_missing).sum()), int((~np.isin(self.there, contents)).sum())
         self.order = _order(pack, np.isin(digests, contents[is_missing]))
         self.seconds = 0.0  # spent encoding
-        self._codes = request.encode(encoder, pack, self.order)
+        reduction = None if tables is None else tables.settings.reduction
+        self.encoder, self.reduction, self._codes = request.encoding(encoder, reduction, pack, self.order)
         self._first: list[Floats] = []
 
     def sample(self) -> Floats:
@@ -108,7 +112,7 @@ class SourceUpdate:
         rows = self.pack.entries.rows[self.fresh]
         by_row = np.argsort(rows, kind="stable")
         rows, fresh = rows[by_row], self.fresh[by_row]
-        most, start = max(1, _VALUES_WRITTEN // self.size), 0
+        most, start = max(1, _VALUES_WRITTEN // self.encoder.size), 0
         while part := self._first or self._encoded(most):
             self._first = []
             vectors = tables.settings.vector_space.vectors(np.concatenate(part))
@@ -123,7 +127,7 @@ class SourceUpdate:
     def _write_known(self, tables: Tables) -> None:
         """Write images whose contents have vectors already: duplicates, and files that were moved."""
         is_known = np.isin(self.pack.entries.digests[self.fresh], self.there)
-        fresh, most = self.fresh[is_known], max(1, _VALUES_WRITTEN // self.size)
+        fresh, most = self.fresh[is_known], max(1, _VALUES_WRITTEN // self.encoder.size)
         for start in range(0, len(fresh), most):
             part = fresh[start : start + most]
             contents = [str(self.pack.entries[index].sha256) for index in part.tolist()]
@@ -158,8 +162,9 @@ def _order(pack: Pack, is_missing: NDArray[np.bool_]) -> Rows:
     """Return the row (R,) of each content to encode: a random sample first, then the others as stored."""
     rows = np.unique(pack.entries.rows[is_missing])
     mixed = epoch_order(rows, 0, 0, pack.rows_per_shard, pack.window)
-    sample = np.sort(mixed[:SAMPLE])
-    return np.concatenate([sample, np.setdiff1d(rows, sample)])
+    # Each part is in the order of the shards; a reduction is fitted to the first.
+    parts = np.split(mixed, [min(MOST_FITTED, len(mixed)), min(SAMPLE, len(mixed))])
+    return np.concatenate([np.sort(part) for part in parts])
 
 
 def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> None:
