@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.atomic import check_output, claim_folder, make_folder, write_json
-from autoencode.configuration import PriorName
 from autoencode.data.loader import batches, random_seed
 from autoencode.data.preprocessing import WRITABLE, save_image
 from autoencode.errors import ConfigError, check_choice
@@ -27,6 +26,9 @@ from autoencode.models.priors import GaussianMixture, Prior, StandardNormal
 from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack, Progress
 
 
@@ -130,13 +132,40 @@ def vary(
     return Samples(to_pixels(model.decode(codes)), codes, name)
 
 
-def priors(model: Autoencoder) -> list[PriorName]:
-    """Return the priors that a model can generate from, the default first.
+class PriorKind(NamedTuple):
+    """A prior that models can have.
 
-    An autoencoder without a mixture has none.
+    Attributes:
+        label: its name in tables of results.
+        of: returns the prior of a model; None if the model has none of this kind.
+        missing: the error in that case: the reason, and what to do.
     """
-    found: list[PriorName] = ["mixture"] if model.prior is not None else []
-    return [*found, "normal"] if model.is_vae else found
+
+    label: str
+    of: Callable[[Autoencoder], Prior | None]
+    missing: str
+
+
+# The first that a model has is its default.
+PRIORS: dict[PriorName, PriorKind] = {
+    "mixture": PriorKind(
+        "the mixture",
+        lambda model: model.prior,
+        "This model has no mixture to generate from. To fit one, give its `autoencode train` command "
+        "again with --resume, or call autoencode.fit_prior(model, pack) and save the model.",
+    ),
+    "normal": PriorKind(
+        "N(0, I)",
+        lambda model: StandardNormal(model.config.code_size) if model.is_vae else None,
+        "Only the codes of a VAE are trained towards N(0, I); this model is a plain autoencoder. "
+        "Generate from its mixture: --prior mixture.",
+    ),
+}
+
+
+def priors(model: Autoencoder) -> list[PriorName]:
+    """Return the priors that a model can generate from, its default first; none for a bare autoencoder."""
+    return [name for name, kind in PRIORS.items() if kind.of(model) is not None]
 
 
 def walk(
@@ -214,21 +243,12 @@ def fit_prior(
 def _chosen(model: Autoencoder, name: PriorName | None, temperature: float) -> tuple[PriorName, Prior]:
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ConfigError(f"The temperature is {temperature}; it must be a number of at least 0.")
-    if name is not None:
-        check_choice("prior", name, get_args(PriorName))
-    if name == "normal" and not model.is_vae:
-        raise ConfigError(
-            "Only the codes of a VAE are trained towards N(0, I); this model is a plain autoencoder. "
-            "Generate from its mixture: --prior mixture."
-        )
-    if name == "normal" or (name is None and model.prior is None and model.is_vae):
-        return "normal", StandardNormal(model.config.code_size)
-    if model.prior is None:
-        raise ConfigError(
-            "This model has no mixture to generate from. To fit one, give its `autoencode train` command "
-            "again with --resume, or call autoencode.fit_prior(model, pack) and save the model."
-        )
-    return "mixture", model.prior
+    wanted = next(iter(priors(model) or PRIORS)) if name is None else name
+    check_choice("prior", wanted, PRIORS)
+    prior = PRIORS[wanted].of(model)
+    if prior is None:
+        raise ConfigError(PRIORS[wanted].missing)
+    return wanted, prior
 
 
 def _generator(purpose: str, seed: int) -> torch.Generator:

@@ -120,4 +120,4 @@ def test_the_command_offers_every_score(outliers: Command) -> None:
     code, said, _ = outliers("--help")
     assert code == 0
     assert all(f"{score}:" in said for score in SCORES)
-    assert all(f"{score.name}: {score.description}" in SCORE_HELP for score in SCORES.values())
+    assert all(f"{score.name}: {score.summary}" in SCORE_HELP for score in SCORES.values())

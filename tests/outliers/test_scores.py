@@ -204,7 +204,7 @@ def test_each_score_judges_a_quantity_that_there_is_and_says_what_it_is() -> Non
         assert score.name == name
         assert score.quantity == "vectors" or hasattr(Measurements, score.quantity)
         assert fields(score.detector)
-        assert 10 < len(score.description) < 80
+        assert 10 < len(score.summary) < 80
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "outliers.md").read_text()
     table = guide[guide.index("| `--score`") :].split("\n\n")[0]
     assert set(re.findall(r"`([\w-]+)`", table.replace("--score", ""))) == set(SCORES)

@@ -26,6 +26,7 @@ from autoencode import (
     transfer,
 )
 from autoencode.data.manifest import split_of
+from autoencode.embedding import EMBEDDINGS
 from autoencode.errors import ImageFolderError
 from autoencode.metrics.statistics import wilson_interval
 from autoencode.models.backbones import BACKBONE
@@ -154,11 +155,11 @@ def test_a_new_method_takes_one_entry(
 
 
 def test_every_method_has_features_or_a_training_and_says_what_it_is() -> None:
-    assert list(METHODS) == ["code", "layer", "fine-tuned", "from scratch", "pixels", "pca", "pretrained"]
+    assert {method.kept_for for method in METHODS.values()} == {None, *EMBEDDINGS}
     for name, method in METHODS.items():
         assert method.name == name
         assert (method.features is None) != (method.trains is None)
-        assert 10 < len(method.description) < 90
+        assert 10 < len(method.summary) < 90
 
 
 def test_a_fine_tuned_encoder_is_kept_whole(model: Autoencoder, colours: Path, tmp_path: Path) -> None:

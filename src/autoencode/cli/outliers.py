@@ -24,7 +24,7 @@ else:
 SHOWN = 10  # the worst; the table has all
 SCORE_HELP = (
     "; ".join(
-        f"{score.name}: {score.description}{' (VAE only)' if score.needs_vae else ''}"
+        f"{score.name}: {score.summary}{' (VAE only)' if score.needs_vae else ''}"
         for score in SCORES.values()
     )
     + f". Default: {default_score('code')}; for pretrained features {default_score('pretrained')}."

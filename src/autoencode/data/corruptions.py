@@ -40,7 +40,7 @@ class CorruptionKind(NamedTuple):
         parameter: name of its amount in errors.
         allowed: the amounts that can be used, as words that follow the parameter.
         allows: whether an amount can be used; never called with a NaN.
-        meaning: its effect, as words that follow its name and an amount.
+        summary: its effect, as words that follow its name and an amount.
         offers: amounts that the web page offers, each with a few words; the last one is the example.
         apply: makes corrupted images, a new tensor, from images (B, 3, H, W), an amount or amounts (B,), and
             random numbers.
@@ -53,7 +53,7 @@ class CorruptionKind(NamedTuple):
     parameter: str
     allowed: str
     allows: Callable[[float], bool]
-    meaning: str
+    summary: str
     offers: Sequence[tuple[float, str]]
     apply: Callable[[Tensor, Amount, Draws], Tensor]
     harmless: float | None = 0

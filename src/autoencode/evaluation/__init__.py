@@ -30,13 +30,14 @@ from autoencode.evaluation.quality import (
     label_quality,
     likelihood_variance,
 )
+from autoencode.generation import priors
 from autoencode.metrics.statistics import Estimate, auroc_estimate
 from autoencode.models.model_file import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
 from autoencode.outliers.find import find_outliers
 
 if TYPE_CHECKING:
-    from autoencode.configuration import PriorName, Split
+    from autoencode.configuration import Split
     from autoencode.data.pack import Pack, StageProgress
     from autoencode.data.preprocessing import Limits
     from autoencode.metrics.retrieval import RetrievalQuality
@@ -254,21 +255,20 @@ def _distances(
     if count < LEAST_KID_IMAGES:
         notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")
         return None
-    priors: list[PriorName] = ["normal"] if model.is_vae else []
-    if model.prior is not None:  # a plain autoencoder can have a mixture, but no N(0, I)
-        priors.append("mixture")
     restorers: dict[str, Restore] = {
         "reconstructions": model.reconstruct,
         "pca_reconstructions": partial(_restore, pca),
     }
-    sets = 1 + len(restorers) + (training is not None) + len(priors)  # 1: the held-out images themselves
+    generators = priors(model)
+    # One more for the held-out images themselves.
+    sets = 1 + len(restorers) + (training is not None) + len(generators)
     try:
         return distances(
             model,
             images.head(count),
             None if training is None else training[:count],
             restorers,
-            tuple(priors),
+            generators,
             _counter(report, "measuring KID", sets * count),
         )
     except MissingExtraError as err:

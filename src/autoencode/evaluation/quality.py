@@ -6,7 +6,7 @@ Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from autoencode.data.corruptions import Step, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
-from autoencode.generation import generate
+from autoencode.generation import PRIORS, generate
 from autoencode.index.neighbours import fit_vector_space
 from autoencode.metrics.images import (
     kernel_inception_distance,
@@ -61,8 +61,7 @@ KID_SETS = {
     "training_images": "training images (floor)",
     "reconstructions": "reconstructions",
     "pca_reconstructions": "reconstructions of PCA",
-    "samples_normal": "samples from N(0, I)",
-    "samples_mixture": "samples from the mixture",
+    **{f"samples_{name}": f"samples from {kind.label}" for name, kind in PRIORS.items()},
 }
 
 Restore = Callable[[Tensor], Tensor]
@@ -353,7 +352,7 @@ def distances(
     images: HeldOutImages,
     training_rows: NDArray[np.int64] | None,
     restorers: Mapping[str, Restore],
-    priors: tuple[PriorName, ...],
+    priors: Sequence[PriorName],
     advance: Advance,
 ) -> dict[str, Estimate]:
     """KID (EfficientNet-Lite0) of several sets of images from the held-out ones, all of one size.

@@ -166,7 +166,7 @@ class Score:
 
     Attributes:
         name: its name on the command line and in files.
-        description: one line for the help and the error messages.
+        summary: one line for the help and the error messages.
         quantity: the name of an attribute of `Measurements`. Scores of "vectors" take every embedding; the
             others need the reconstruction of a model, or its posterior.
         detector: the class that is fitted to that quantity of the training images, and scores others.
@@ -174,7 +174,7 @@ class Score:
     """
 
     name: str
-    description: str
+    summary: str
     quantity: str
     detector: type[Detector]
     needs_vae: bool = False

@@ -23,7 +23,6 @@ from autoencode.models.model_file import as_model
 from autoencode.transfer_learning.classifier import (
     CLASSIFIER_NAME,
     CODE,
-    PRETRAINED,
     Classifier,
     load_classifier,
     save_classifier,
@@ -137,7 +136,7 @@ def transfer(
     report = progress or (lambda *_: None)
     with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
         task = Task(data, model, report)
-        methods = [method for method in METHODS.values() if method.name != "fine-tuned" or finetune]
+        methods = [method for method in METHODS.values() if finetune or not method.is_fine_tuning]
         levels, notes = _levels(data)
         comparison, best = list[Accuracy](), dict[str, Learned]()
         for level in levels:
@@ -153,12 +152,16 @@ def transfer(
     return made if folder is None else _write(folder, made)
 
 
-def _kept(model: Autoencoder, embedding: Embedding, finetune: bool) -> tuple[str, ...]:
+def _kept(model: Autoencoder, embedding: Embedding, finetune: bool) -> list[str]:
     """Return the methods of which the best is kept."""
-    if finetune and embedding == PRETRAINED:
+    if finetune and embedding != CODE:
         raise ConfigError("Only the model's own encoder can be fine-tuned: leave out one of the two.")
     image_encoder(model, embedding)  # before the long work: rejects an embedding that is not installed
-    return ("fine-tuned",) if finetune else (CODE, "layer") if embedding == CODE else (embedding,)
+    return [
+        name
+        for name, method in METHODS.items()
+        if (method.is_fine_tuning if finetune else method.kept_for == embedding)
+    ]
 
 
 def _levels(data: Labelled) -> tuple[list[int | None], list[str]]:

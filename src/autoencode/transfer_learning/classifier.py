@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, read_beside
-from autoencode.embedding import image_encoder
+from autoencode.embedding import EMBEDDINGS
 from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.figures import image_grid
@@ -92,10 +92,8 @@ class Classifier:
         return found
 
     def _features(self, images: Tensor) -> Floats:
-        if self.features == CODE:
-            return image_encoder(self.model, "code").encode(images)
-        if self.features == PRETRAINED:
-            return image_encoder(self.model, "pretrained").encode(images)
+        if self.features in EMBEDDINGS:
+            return EMBEDDINGS[self.features].encoder(self.model).encode(images)
         return encoder_features(self.model, images)[self.features].numpy()
 
 

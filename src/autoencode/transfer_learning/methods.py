@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autoencode.configuration import Embedding
 from autoencode.data.loader import batches, random_seed
-from autoencode.embedding import image_encoder
+from autoencode.embedding import EMBEDDINGS, image_encoder
 from autoencode.errors import DivergedError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.convolutions import pooling_of
 from autoencode.models.pca import principal_components
 from autoencode.pixels import to_float
-from autoencode.transfer_learning.classifier import CODE, PRETRAINED, Classifier, encoder_features
+from autoencode.transfer_learning.classifier import CODE, Classifier, encoder_features
 from autoencode.transfer_learning.probe import Floats, LinearProbe, choose_strength, fit_probe
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class Task:
     def __init__(self, data: Labelled, model: Autoencoder, report: StageProgress) -> None:
         """Keep these; `report` is called with (stage, images done, images in all)."""
         self.data, self.model, self.notes = data, model, list[str]()
-        self._report = report
+        self._report, self._embedded = report, dict[Embedding, Floats]()
 
     @cached_property
     def encoder_features(self) -> dict[str, Floats]:
@@ -265,18 +266,18 @@ class Task:
             )
         return {"pca": ((pixels - pca.mean) @ pca.directions.T).numpy()}
 
-    @cached_property
-    def pretrained(self) -> Features:
-        """Features of a network trained on ImageNet.
+    def embedded(self, embedding: Embedding) -> Features:
+        """Return an embedding of all images, computed once.
 
         Raises:
-            MissingExtraError: the optional part `eval` is not installed.
+            MissingExtraError: an optional part that it needs is not installed.
         """
-        encoder = image_encoder(self.model, "pretrained")
-        # A quarter of the usual batch: the network enlarges each image to 224x224.
-        images = self._batches("pretrained features", INFERENCE_BATCH // 4)
-        parts = [encoder.encode(batch) for batch in images]
-        return {PRETRAINED: np.concatenate(parts)}
+        if embedding not in self._embedded:
+            encoder = image_encoder(self.model, embedding)
+            # A quarter of the usual batch: a network may enlarge each image to 224x224.
+            images = self._batches(f"{embedding} features", INFERENCE_BATCH // 4)
+            self._embedded[embedding] = np.concatenate([encoder.encode(batch) for batch in images])
+        return {embedding: self._embedded[embedding]}
 
     def _batches(self, stage: str, batch_size: int) -> Iterator[Tensor]:
         """Yield all images (B, 3, H, W), reported as a stage."""
@@ -308,19 +309,24 @@ class Method:
 
     Attributes:
         name: in the comparison.
-        description: one line for the documentation.
+        summary: one line for the documentation.
         features: those of a task that a linear probe is fitted to. If there are several, cross-validation
             chooses. Raises MissingExtraError if an optional part is not installed.
         trains: the training of an encoder instead of a probe: from a task, the images (M,) to learn from, a
             seed and a report to the trained model and the probe on its codes.
         uses_model: whether it starts from the model, so that its accuracy shows the worth of the autoencoder.
+        kept_for: the embedding asked for. The best of its methods becomes the classifier; None for a method
+            that is only compared.
+        is_fine_tuning: whether it is compared, and kept, only if fine-tuning is asked for.
     """
 
     name: str
-    description: str
+    summary: str
     features: Callable[[Task], Features] | None = None
     trains: Callable[[Task, Rows, int, Progress], tuple[Autoencoder, LinearProbe]] | None = None
     uses_model: bool = True
+    kept_for: Embedding | None = None
+    is_fine_tuning: bool = False
 
     def learn(self, task: Task, rows: Rows, seed: int, report: Progress) -> Learned:
         """Learn from the labels of some images.
@@ -368,12 +374,35 @@ def _from_scratch(task: Task, rows: Rows, seed: int, report: Progress) -> tuple[
     )
 
 
+def _probe_of(embedding: Embedding) -> Method:
+    """Return the method of an embedding other than the code."""
+    return Method(
+        embedding,
+        f"linear probe on {EMBEDDINGS[embedding].summary}",
+        lambda task: task.embedded(embedding),
+        uses_model=False,
+        kept_for=embedding,
+    )
+
+
 METHODS = {
     method.name: method
     for method in (
-        Method(CODE, "linear probe on the code", lambda task: {CODE: task.encoder_features[CODE]}),
-        Method("layer", "linear probe on the best layer of the encoder, pooled", lambda task: task.layers),
-        Method("fine-tuned", "the encoder, trained on with the labels", trains=_fine_tuned),
+        Method(
+            CODE,
+            "linear probe on the code",
+            lambda task: {CODE: task.encoder_features[CODE]},
+            kept_for="code",
+        ),
+        Method(
+            "layer",
+            "linear probe on the best layer of the encoder, pooled",
+            lambda task: task.layers,
+            kept_for="code",
+        ),
+        Method(
+            "fine-tuned", "the encoder, trained on with the labels", trains=_fine_tuned, is_fine_tuning=True
+        ),
         Method(
             "from scratch", "the same network on the labels alone", trains=_from_scratch, uses_model=False
         ),
@@ -384,11 +413,6 @@ METHODS = {
             lambda task: task.components,
             uses_model=False,
         ),
-        Method(
-            PRETRAINED,
-            "linear probe on features of a network trained on ImageNet",
-            lambda task: task.pretrained,
-            uses_model=False,
-        ),
+        *map(_probe_of, (name for name in get_args(Embedding) if name != CODE)),
     )
 }
