@@ -48,10 +48,12 @@ from .metrics.statistics import Estimate as Estimate
 from .metrics.statistics import Interval as Interval
 from .models.autoencoder import Autoencoder as Autoencoder
 from .models.model_file import load_model as load_model
+from .models.model_file import load_restorer as load_restorer
 from .models.model_file import save_model as save_model
 from .models.networks import ModelConfig as ModelConfig
 from .models.priors import GaussianMixture as GaussianMixture
 from .models.priors import StandardNormal as StandardNormal
+from .models.restorer import Restorer as Restorer
 from .morphing import Morph as Morph
 from .morphing import morph as morph
 from .outliers.calibration import OutlierReference as OutlierReference
@@ -63,6 +65,9 @@ from .outliers.measurements import heat_maps as heat_maps
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import Reconstructions as Reconstructions
 from .reconstruction import reconstruct as reconstruct
+from .restoration import Restoration as Restoration
+from .restoration import Restorations as Restorations
+from .restoration import restore as restore
 from .training.config import PRESETS as PRESETS
 from .training.config import TrainConfig as TrainConfig
 from .training.config import settings as settings

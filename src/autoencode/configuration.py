@@ -27,13 +27,13 @@ from autoencode.errors import ConfigError, any_of
 # The choices of settings and options. They are here, not in the modules that implement them, because
 # `autoencode --help` lists them and must not wait two seconds for torch; tests compare them with the
 # registries.
-Kind = Literal["autoencoder", "vae"]
-Loss = Literal["mse", "mae", "gaussian"]
+Kind = Literal["autoencoder", "vae", "restorer"]
+Loss = Literal["mse", "mae", "gaussian", "log_mse"]
 Precision = Literal["auto", "fp32", "bf16"]
 Split = Literal["train", "validation", "test"]
 Embedding = Literal["code", "pretrained"]
 Store = Literal["file", "lance"]
-ResizeMode = Literal["crop", "pad", "stretch"]
+ResizeMode = Literal["crop", "pad", "stretch", "window"]
 Distance = Literal["whitened", "cosine", "l2"]
 Rule = Literal["conformal", "paper"]
 Interpolation = Literal["linear", "spherical"]

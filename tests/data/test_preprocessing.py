@@ -108,6 +108,24 @@ def test_pad_keeps_the_whole_image_and_centres_it() -> None:
     assert (read[32:] == (1, 2, 3)).all()
 
 
+def test_a_window_is_the_middle_of_the_image_pixel_by_pixel() -> None:
+    image = picture(61, 90)
+    read = read_image(encoded(Image.fromarray(image), "PNG"), Preprocessing(32, 48, "window"))
+    assert np.array_equal(read, image[14:46, 21:69])
+    content = encoded(Image.fromarray(picture(600, 800)), "JPEG", quality=95)
+    with Image.open(io.BytesIO(content)) as whole:
+        assert np.array_equal(
+            read_image(content, Preprocessing(64, 64, "window")), np.asarray(whole)[268:332, 368:432]
+        )
+
+
+def test_a_window_continues_a_smaller_image_by_its_mirror_image() -> None:
+    image = picture(10, 40)
+    read = read_image(encoded(Image.fromarray(image), "PNG"), Preprocessing(32, 32, "window"))
+    middle = image[:, 4:36]
+    assert np.array_equal(read, np.concatenate([middle, middle[::-1], middle, middle[:-9:-1]])[:32])
+
+
 def test_stretch_resizes_both_sides() -> None:
     image = Image.fromarray(picture(50, 90))
     read = read_image(image, Preprocessing(32, 48, "stretch"))
@@ -118,7 +136,7 @@ def test_stretch_resizes_both_sides() -> None:
     height=st.integers(1, 300),
     width=st.integers(1, 300),
     size=st.sampled_from([(16, 16), (32, 16), (16, 48)]),
-    resize_mode=st.sampled_from(["crop", "pad", "stretch"]),
+    resize_mode=st.sampled_from(["crop", "pad", "stretch", "window"]),
 )
 def test_any_shape_comes_out_in_the_size_asked_for(
     height: int, width: int, size: tuple[int, int], resize_mode: ResizeMode

@@ -56,6 +56,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "horizontal_flip": True,
         "epochs": 3,
     },
+    # An epoch of four patches of each image, and moments of Muon.
+    "restorer": {"preset": "restore", "epochs": 2, "patch": 16, "code_size": 256, "ema": 0.9},
 }
 MEASURED = ("images_per_second", "seconds", "input_wait")  # differs between any two runs
 

@@ -23,6 +23,7 @@ from autoencode.cli.options import (
     add_command,
 )
 from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, stages, training, warn
+from autoencode.cli.restore import show_restorer
 from autoencode.configuration import Kind
 from autoencode.errors import ConfigError
 from autoencode.models.networks import ModelConfig
@@ -290,9 +291,13 @@ def _show(run: Run, trained: bool) -> None:
         )
         epochs = counted(len(run.metrics), "epoch")
         say(f"finished: {run.folder} has all its {epochs}, nothing to do. {advice} --epochs.")
-    model, packed = load_model(run.model_path), open_pack(run.pack_path)
-    _fit_prior(run, model, packed)
+    packed = open_pack(run.pack_path)
     print_pack(packed)
+    if read_run(run.folder).model.kind == "restorer":
+        show_restorer(run, packed, anew=trained)
+        return
+    model = load_model(run.model_path)
+    _fit_prior(run, model, packed)
     _draw(run, model, packed, anew=trained)
     if model.is_vae:
         _print_health(run, model, packed)

@@ -30,6 +30,7 @@ from autoencode.training.process import is_first
 # which a newcomer needs them. The name is imported by importlib so that nothing imports the whole program.
 GROUPS = (
     "demo_pack_config_train",
+    "restore",
     "reconstruct_morph_generate",
     "index_search",
     "outliers",

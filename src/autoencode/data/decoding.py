@@ -64,7 +64,7 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 )
 
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -133,6 +133,38 @@ def pillow_limited_to(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
+@contextlib.contextmanager
+def reading(max_pixels: int) -> Iterator[None]:
+    """Decode inside the context: with Pillow limited to so many pixels, and its errors made plain.
+
+    Raises:
+        ImageError: Pillow raised anything; the message is the plain reason.
+    """
+    try:
+        with pillow_limited_to(max_pixels):
+            yield
+    except ImageError:
+        raise
+    except MemoryError as err:
+        raise ImageError("too large for the memory of this machine") from err
+    except Exception as err:  # Pillow raises almost anything at a damaged file
+        text = " ".join(str(err).split())[:200].rstrip(".") or type(err).__name__
+        raise ImageError(f"cannot be decoded: {text}") from err
+
+
+def check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Reject an image of no pixels, or of more than `max_pixels`.
+
+    Raises:
+        ImageError: it is one of these.
+    """
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ImageError(f"{image.width:,}x{image.height:,} pixels are more than the limit of {max_pixels:,}")
+    if pixels == 0:
+        raise ImageError("has no pixels")
+
+
 def open_image(content: bytes) -> Image.Image:
     """Return the image in `content`; only its header is read.
 
@@ -168,7 +200,7 @@ def _has_too_many_scans(content: bytes) -> bool:
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation 1..8 still to be applied; 1, upright, if it cannot be read."""
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block raises almost anything, and says nothing about the pixels
         return 1
     return value if value in _UPRIGHT else 1

@@ -46,7 +46,8 @@ class Preprocessing:
         height: rows of the result in pixels, a positive multiple of 16.
         width: columns of the result in pixels, a positive multiple of 16.
         resize_mode: "crop" keeps the centre in the right aspect ratio, "pad" keeps the whole image with
-            `background` around it, "stretch" changes the aspect ratio.
+            `background` around it, "stretch" changes the aspect ratio; "window" cuts the centre out
+            of the image as large as it is, and mirrors what a smaller image lacks.
         background: red, green, blue in 0..255, shown through transparency and beside padded images.
 
     Raises:
@@ -242,26 +243,13 @@ def read_image(
     """
     limits = limits or Limits()
     content = decoding.read_bytes(source, limits.max_bytes) if isinstance(source, Path) else source
-    try:
-        with decoding.pillow_limited_to(limits.max_pixels):
-            return _read(content, preprocessing, limits)
-    except ImageError:
-        raise
-    except MemoryError as err:
-        raise ImageError("too large for the memory of this machine") from err
-    except Exception as err:  # Pillow raises almost anything at a damaged file
-        raise ImageError(f"cannot be decoded: {_one_line(err)}") from err
+    with decoding.reading(limits.max_pixels):
+        return _read(content, preprocessing, limits)
 
 
 def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Limits) -> NDArray[np.uint8]:
     image = decoding.open_image(source) if isinstance(source, bytes) else source
-    pixels = image.width * image.height
-    if pixels > limits.max_pixels:
-        raise ImageError(
-            f"{image.width:,}x{image.height:,} pixels are more than the limit of {limits.max_pixels:,}"
-        )
-    if pixels == 0:
-        raise ImageError("has no pixels")
+    decoding.check_pixels(image, limits.max_pixels)
     is_ppm = image.format == "PPM"
     # A caller's image may be loaded already and must not change; only a file can be decoded smaller.
     if image is source:
@@ -281,7 +269,7 @@ def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Lim
 
 def _decode_smaller(image: Image.Image, preprocessing: Preprocessing) -> tuple[float, float]:
     """Ask the JPEG decoder for no more pixels than needed; return the (width, height) it then has."""
-    if image.format not in ("JPEG", "MPO"):
+    if image.format not in ("JPEG", "MPO") or preprocessing.resize_mode == "window":
         return image.size
     turn = decoding.orientation(image)
     target, (left, top, right, bottom) = _region(_turned(image.size, turn), preprocessing)
@@ -304,10 +292,15 @@ def _region(
 
     Args:
         extent: (width, height) of the upright image in pixels.
-        preprocessing: the size asked for. With "pad" one side of the result can be smaller.
+        preprocessing: the size asked for. With "pad" one side of the result can be smaller, with
+            "window" both.
     """
     width, height = extent
     target = (preprocessing.width, preprocessing.height)
+    if preprocessing.resize_mode == "window":
+        target = (min(target[0], int(width)), min(target[1], int(height)))
+        corner = ((int(width) - target[0]) // 2, (int(height) - target[1]) // 2)
+        return target, (*corner, corner[0] + target[0], corner[1] + target[1])
     if preprocessing.resize_mode == "crop":
         scale = min(width / target[0], height / target[1])
         # Rounding may take a corner below 0, which Pillow rejects.
@@ -325,6 +318,9 @@ def _on_canvas(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
     height, width = pixels.shape[:2]
     if (height, width) == (preprocessing.height, preprocessing.width):
         return pixels
+    if preprocessing.resize_mode == "window":
+        missing = ((0, preprocessing.height - height), (0, preprocessing.width - width), (0, 0))
+        return np.pad(pixels, missing, mode="symmetric")
     canvas = np.empty((preprocessing.height, preprocessing.width, 3), np.uint8)
     canvas[:] = preprocessing.background
     top, left = (preprocessing.height - height) // 2, (preprocessing.width - width) // 2
@@ -349,8 +345,3 @@ def save_image(path: Path, pixels: NDArray[np.uint8]) -> None:
     options: dict[str, Any] = {"quality": 95} if file_format in ("JPEG", "WEBP", "AVIF") else {}
     with atomic_file(path) as file:
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, file_format, **options)
-
-
-def _one_line(err: Exception) -> str:
-    text = " ".join(str(err).split())[:200]
-    return text.rstrip(".") or type(err).__name__

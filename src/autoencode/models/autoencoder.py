@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.errors import ConfigError, ImageError
-from autoencode.models.networks import NETWORKS, ModelConfig
+from autoencode.models.image_model import ImageModel, Output, Posterior
+from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
@@ -31,30 +32,7 @@ CPU_LAYER_VALUES = 2**22
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
 
-class Posterior(NamedTuple):
-    """q(code | image): `mean` (B, D), and `log_variance` (B, D) or None for a plain code."""
-
-    mean: Tensor
-    log_variance: Tensor | None
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """Return mean + exp(log_variance / 2) * noise, given standard normal noise (B, D): codes (B, D).
-
-        This is the reparameterisation of Kingma & Welling 2014. A plain code is the mean itself.
-        """
-        if self.log_variance is None:
-            return self.mean
-        return self.mean + torch.exp(0.5 * self.log_variance) * noise
-
-
-class Output(NamedTuple):
-    """One pass through both halves: `images` (B, 3, H, W), and the posterior of their codes."""
-
-    images: Tensor
-    posterior: Posterior
-
-
-class Autoencoder(nn.Module):
+class Autoencoder(ImageModel):
     """Encoder and decoder with the preprocessing their images need.
 
     Args:
@@ -65,27 +43,17 @@ class Autoencoder(nn.Module):
         ConfigError: the image size cannot be halved once for each level.
 
     Attributes:
-        network: the entry of `NETWORKS` it was built from.
-        sigma2: variance of the Gaussian likelihood around a decoded value, a scalar buffer (VAE only).
         prior: the mixture fitted to the codes of its training images, or None; see `fit_prior`.
-        provenance: origin of the weights, as saved in the model file; empty before that.
-        digest: sha256 of the model file it was loaded from; "" for none.
     """
 
-    sigma2: Tensor
-
     def __init__(self, config: ModelConfig, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.config = config
-        self.preprocessing = preprocessing
+        super().__init__(config, preprocessing)
         self.prior: GaussianMixture | None = None
-        self.provenance: dict[str, Any] = {}
-        self.digest = ""
-        self.network = NETWORKS[config.network]
         self._grid = self.network.grid(config.widths, preprocessing.height, preprocessing.width)
         features = config.widths[-1] * self._grid[0] * self._grid[1]
         self.to_mean = nn.Linear(features, config.code_size)
         halves = self.network.build(config, preprocessing.height, preprocessing.width)
+        assert isinstance(halves, Halves)  # `ModelConfig` rejects a network of another kind of model
         self.encoder, self.decoder, self.linear = halves
         if self.linear is not None:
             # The mean of the code starts as the linear map alone.
@@ -94,16 +62,6 @@ class Autoencoder(nn.Module):
         if config.kind == "vae":
             self.to_log_variance = nn.Linear(features, config.code_size)
             self.register_buffer("sigma2", torch.tensor(1.0))
-
-    @property
-    def is_vae(self) -> bool:
-        """Whether a code is a Gaussian with mean and variance."""
-        return self.config.kind == "vae"
-
-    @property
-    def training_corruptions(self) -> tuple[str, ...]:
-        """The corruptions it was trained to undo; none for a model that was never trained here."""
-        return tuple(self.provenance.get("train", {}).get("corrupt", ()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return all parameters as groups of a torch optimiser, by how it should treat them.
@@ -130,11 +88,6 @@ class Autoencoder(nn.Module):
         """Images a step needs at least: batch normalisation has no variance over a single value."""
         single = self.network.normalises_deepest and self._grid == (1, 1)
         return 2 if self.config.batch_norm and single else 1
-
-    @property
-    def values_per_image(self) -> int:
-        """Number of values of an image, over which its likelihood is summed: 3 * H * W."""
-        return 3 * self.preprocessing.height * self.preprocessing.width
 
     def posterior(self, images: Tensor) -> Posterior:
         """Return the distribution of the code given images (B, 3, H, W) in [0, 1]; differentiable."""

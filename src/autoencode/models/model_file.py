@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,10 @@ from autoencode.errors import AutoencodeError, ConfigError, ModelFileError, othe
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
+from autoencode.models.restorer import Restorer
+
+if TYPE_CHECKING:
+    from autoencode.models.image_model import ImageModel
 
 # Types that are written. Others are rejected: torch lacks operations for some of them.
 _TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
@@ -151,7 +155,16 @@ FORMAT_VERSION = 2  # 1 had other names for settings, such as fit for resize_mod
 PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
 
 
-def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) -> str:
+def build_model(config: ModelConfig, preprocessing: Preprocessing) -> ImageModel:
+    """Return a new model of the kind that its settings ask for, with weights of torch's random numbers.
+
+    Raises:
+        ConfigError: the images cannot have that size.
+    """
+    return (Restorer if config.kind == "restorer" else Autoencoder)(config, preprocessing)
+
+
+def save_model(path: Path, model: ImageModel, provenance: Mapping[str, Any]) -> str:
     """Write a model to one file, whole or not at all, and return its sha256.
 
     Args:
@@ -168,7 +181,7 @@ def save_model(path: Path, model: Autoencoder, provenance: Mapping[str, Any]) ->
 
 
 def parts_of_model(
-    path: Path, model: Autoencoder, provenance: Mapping[str, Any]
+    path: Path, model: ImageModel, provenance: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors and the content of a model for a file at `path`; `model_of_parts` is the inverse.
 
@@ -176,7 +189,7 @@ def parts_of_model(
         ModelFileError: a weight is not finite.
     """
     weights = model.state_dict()
-    if model.prior is not None:
+    if isinstance(model, Autoencoder) and model.prior is not None:
         weights = {**weights, **with_prefix(PRIOR, model.prior.tensors())}
     check_finite(path, weights)
     content = {
@@ -188,15 +201,45 @@ def parts_of_model(
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
-    """Load a model, ready to encode and decode.
+    """Load an autoencoder, ready to encode and decode.
 
     Args:
         path: a model file, or the run folder that holds one.
         device: for its weights: "cpu", "cuda", ...
 
     Raises:
-        ModelFileError: there is no such file, or it is no model, damaged, or of another version.
+        ModelFileError: there is no such file, or it is no autoencoder, damaged, or of another version.
     """
+    model = load_any(path, device)
+    if not isinstance(model, Autoencoder):
+        raise ModelFileError(
+            f"{path} is a restorer: it repairs images with `autoencode restore`, and has no codes. Give a "
+            "model trained by another preset, such as best."
+        )
+    return model
+
+
+def load_restorer(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
+    """Load a restorer, ready to restore images.
+
+    Args:
+        path: a model file, or the run folder that holds one.
+        device: for its weights: "cpu", "cuda", ...
+
+    Raises:
+        ModelFileError: there is no such file, or it is no restorer, damaged, or of another version.
+    """
+    model = load_any(path, device)
+    if not isinstance(model, Restorer):
+        raise ModelFileError(
+            f"{path} is no restorer. Train one with `autoencode train IMAGES --preset restore`; the results "
+            "of an autoencoder are written by `autoencode reconstruct`."
+        )
+    return model
+
+
+def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel:
+    """Load a model of any kind; arguments and errors are those of `load_model`."""
     path = Path(path)
     if path.is_dir():
         path = path / MODEL_NAME
@@ -222,10 +265,8 @@ def as_model(model: Autoencoder | str | Path) -> Autoencoder:
     return load_model(model)
 
 
-def model_of_parts(
-    path: Path, weights: Mapping[str, torch.Tensor], content: Mapping[str, Any]
-) -> Autoencoder:
-    """Return the model of parts read from `path`, on the CPU, ready to encode and decode.
+def model_of_parts(path: Path, weights: Mapping[str, torch.Tensor], content: Mapping[str, Any]) -> ImageModel:
+    """Return the model of parts read from `path`, on the CPU, ready to be used.
 
     Raises:
         ModelFileError: the parts do not fit together, or a value is not finite.
@@ -234,13 +275,14 @@ def model_of_parts(
     try:
         # Built without memory first: a file that claims a huge network is rejected by its shapes.
         with torch.device("meta"):
-            model = Autoencoder(
+            model = build_model(
                 ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
             )
         own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
         _check_types(own, model.state_dict())
         model.load_state_dict(own, assign=True)
-        model.prior = _prior(without_prefix(PRIOR, weights), model.config.code_size)
+        if isinstance(model, Autoencoder):
+            model.prior = _prior(without_prefix(PRIOR, weights), model.config.code_size)
         model.provenance = dict(content["provenance"])
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as err:
         raise ModelFileError(f"{path} does not hold a usable model: {err}".splitlines()[0]) from err

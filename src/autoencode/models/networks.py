@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.models.convolutions import ImageDecoder, LinearEncoder
+    from autoencode.models.restorer import RestorationNet
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class ModelConfig:
     """Settings of a network, apart from the image size (see `Preprocessing`).
 
     Args:
-        kind: "autoencoder" (a plain code) or "vae" (a Gaussian code with mean and variance).
+        kind: "autoencoder" (a plain code), "vae" (a Gaussian code with mean and variance) or "restorer" (no
+            code: images in, better images of the same size out).
         code_size: D, dimensions of a code; at least 1.
         network: the encoder and the decoder, by name.
         widths: channels of each level, shallow to deep. Each level halves the image; the first of a
@@ -50,6 +52,15 @@ class ModelConfig:
             raise ConfigError(f"The code size is {self.code_size}; it must be at least 1.")
         if not self.widths or min(self.widths) < 1:
             raise ConfigError(f"Widths {self.widths} cannot be used: give one or more positive numbers.")
+        if NETWORKS[self.network].restores != (self.kind == "restorer"):
+            raise ConfigError(
+                f"The network {self.network} is not for kind {self.kind}. A restorer is trained by --preset "
+                "restore, and an autoencoder or a VAE has another network."
+            )
+        if self.kind == "restorer" and self.batch_norm:
+            raise ConfigError(
+                "A restorer has no batch normalisation: it would tie its result to other images."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -90,7 +101,9 @@ class Network:
         normalises_deepest: whether batch normalisation works on the deepest grid, which may be a single value
             a channel. Otherwise the last halving comes after it.
         linear_rate: factor on the learning rate of the linear path; such weights do not decay either.
-        build: settings, height and width in pixels to the halves, drawn from torch's random numbers.
+        build: settings, height and width in pixels to the halves of an autoencoder, or to the whole network
+            of a restorer, drawn from torch's random numbers.
+        restores: whether it is the network of a restorer.
         start: sets the weights of a new model on the CPU from batches of training images, before the first
             step; None leaves the random weights.
     """
@@ -100,7 +113,8 @@ class Network:
     patch_px: int
     normalises_deepest: bool
     linear_rate: float
-    build: Callable[[ModelConfig, int, int], Halves]
+    build: Callable[[ModelConfig, int, int], Halves | RestorationNet]
+    restores: bool = False
     start: Callable[[Autoencoder, Iterable[Tensor]], None] | None = None
 
     def grid(self, widths: tuple[int, ...], height: int, width: int) -> tuple[int, int]:
@@ -138,6 +152,12 @@ def _residual(config: ModelConfig, height: int, width: int) -> Halves:
     return Halves(encoder, decoder, LinearEncoder(config.code_size, height, width))
 
 
+def _restore(config: ModelConfig, height: int, width: int) -> RestorationNet:
+    from autoencode.models.restorer import RestorationNet
+
+    return RestorationNet(config.widths)
+
+
 def _start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:
     from autoencode.models.pca import start_at_pca
 
@@ -162,6 +182,15 @@ NETWORKS: dict[str, Network] = {
         linear_rate=0.03,
         build=_residual,
         start=_start_at_pca,
+    ),
+    "restore": Network(
+        summary="a U-Net of residual blocks, for images of any size",
+        first_level=2,
+        patch_px=2,
+        normalises_deepest=False,
+        linear_rate=1.0,
+        build=_restore,
+        restores=True,
     ),
 }
 

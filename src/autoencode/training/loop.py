@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions
+from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions, random_patch
 from autoencode.data.loader import (
     LocalBatch,
     epoch_order,
@@ -30,6 +30,7 @@ from autoencode.data.loader import (
 )
 from autoencode.errors import VERSION, DivergedError, RunError
 from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
+from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, set_counted
@@ -57,7 +58,7 @@ from autoencode.training.state import (
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.models.autoencoder import Autoencoder, Output
+    from autoencode.models.image_model import ImageModel, Output
     from autoencode.training.runtime import Runtime
 
 
@@ -89,7 +90,9 @@ class Loop:
         self.processes = processes
         self.config = run.train
         self.corruptions = parse_corruptions(self.config.corrupt)
-        self.train_rows = pack.training_rows()
+        self.images = pack.training_rows()
+        # As many patches of each image as cover it make an epoch.
+        self.train_rows = np.repeat(self.images, run.train.patches_of(run.preprocessing))
         self.validation_rows = pack.reading_order(pack.held_out("validation").rows, run.window)
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
@@ -211,6 +214,7 @@ class Loop:
         result, output, clean = self._forward(state.model, clean, local, training=True, draw=state.step)
         ratio = ratio_at(state.step, self.total_steps) if state.adversary else 0.0
         if state.adversary and ratio:
+            assert isinstance(state.model, Autoencoder)
             seed = random_seed("samples", self.config.seed, state.step)
             state.adversary.step(state.model, clean, output.images, result.loss, seed, ratio)
         else:
@@ -218,7 +222,7 @@ class Loop:
         return _measured(result) * local.counted
 
     def _forward(
-        self, model: Autoencoder, clean: Tensor, local: LocalBatch, *, training: bool, draw: int
+        self, model: ImageModel, clean: Tensor, local: LocalBatch, *, training: bool, draw: int
     ) -> tuple[Terms, Output, Tensor]:
         """The objective of a local or micro-batch, the output, and the images it should have been.
 
@@ -228,6 +232,8 @@ class Loop:
         seed = random_seed(purpose, self.config.seed, draw)
         # A generator for each step, not one for the run: a resumed run needs no random state.
         generator = torch.Generator(clean.device).manual_seed(seed)
+        if training and self.config.patch:
+            clean = random_patch(clean, self.config.patch, generator, local)
         if training and self.config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
         seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
@@ -254,7 +260,7 @@ class Loop:
             clean = self.runtime.to_device(images)
             result, output, _ = self._forward(model, clean, local, training=False, draw=index)
             decoded = output.images
-            if model.is_vae:
+            if isinstance(model, Autoencoder) and output.posterior and model.is_vae:
                 with self.runtime.autocast():
                     decoded = model.decoder(output.posterior.mean)
                 if local.counted:  # an image that stands in for an empty local batch must not count twice
@@ -335,7 +341,7 @@ class Loop:
             return None
 
         def constant_mse() -> float:
-            return constant_image_mse(self.pack, self.train_rows, self.validation_rows)
+            return constant_image_mse(self.pack, self.images, self.validation_rows)
 
         found = advice(self.records, self.config, constant_mse)
         self.warned = found is not None
@@ -348,7 +354,7 @@ class Loop:
             "autoencode": VERSION,
             "torch": str(torch.__version__),
             "data": self.pack.fingerprint,
-            "images": {"train": len(self.train_rows), "validation": len(self.validation_rows)},
+            "images": {"train": len(self.images), "validation": len(self.validation_rows)},
             "train": self.config.to_json(),
             "epoch": record["epoch"],
             "metrics": metrics,

@@ -16,11 +16,16 @@ from autoencode.pixels import SIGMA2_FLOOR
 
 if TYPE_CHECKING:
     from autoencode.configuration import Loss
-    from autoencode.models.autoencoder import Output
+    from autoencode.models.image_model import Output
 
 # Momentum of the running estimate of sigma2: an average of about 50 batches, enough to follow a falling error
 # without the noise of one batch.
 SIGMA2_MOMENTUM = 0.98
+
+
+# Added to the mean squared error of an image before its logarithm: that of a PSNR of 55 dB, better than which
+# nothing is to be gained. Rounding to 8 bits is 59 dB.
+LOG_FLOOR = 3e-6
 
 
 class Terms(NamedTuple):
@@ -50,6 +55,16 @@ def l1_loss(images: Tensor, restored: Tensor) -> Tensor:
     return F.l1_loss(restored.float(), images)
 
 
+def log_mse_loss(images: Tensor, restored: Tensor) -> Tensor:
+    """Mean over the images of ln(MSE of an image + LOG_FLOOR), the PSNR in other units.
+
+    The mean squared error of a batch is decided by its most damaged images; here a decibel counts the same
+    for all of them.
+    """
+    mse = (restored.float() - images).square().flatten(1).mean(1)
+    return (mse + LOG_FLOOR).log().mean()
+
+
 def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float | Tensor) -> Terms:
     """Return the objective of a batch; for a VAE the negative of equation (4) with beta times the KL (8).
 
@@ -57,21 +72,22 @@ def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float
     constant changes no optimum.
 
     Args:
-        loss: "mse" or "mae"; "gaussian" for a VAE's likelihood of variance `sigma2`. A VAE with "mse" sums
-            squared errors, which is "gaussian" with sigma2 = 0.5 apart from a constant; with "mae" it sums
-            absolute errors, a Laplace likelihood of scale 1.
+        loss: "mse", "mae" or "log_mse"; "gaussian" for a VAE's likelihood of variance `sigma2`. A VAE with
+            "mse" sums squared errors, which is "gaussian" with sigma2 = 0.5 apart from a constant; with "mae"
+            it sums absolute errors, a Laplace likelihood of scale 1.
         images: the clean images, (B, 3, H, W) in [0, 1].
         output: the output of the model for them, or for corrupted versions of them.
         beta: weight of the KL.
         sigma2: see `gaussian_log_likelihood`.
     """
     # MSE is measured for every loss, because sigma2 and the metrics need it.
-    error = l1_loss if loss == "mae" else mse_loss
+    error = {"mae": l1_loss, "log_mse": log_mse_loss}.get(loss, mse_loss)
     mean_error = error(images, output.images)
-    mse = mean_error if loss != "mae" else mse_loss(images, output.images)
-    mean, log_variance = output.posterior
-    if log_variance is None:
+    mse = mean_error if error is mse_loss else mse_loss(images, output.images)
+    if output.posterior is None or output.posterior.log_variance is None:
         return Terms(mean_error, mean_error.detach(), torch.zeros_like(mse), mse.detach())
+    mean, log_variance = output.posterior
+    assert log_variance is not None
     values = images[0].numel()
     if loss == "gaussian":
         reconstruction = -gaussian_log_likelihood(images, output.images, sigma2).mean()

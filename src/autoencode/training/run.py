@@ -220,13 +220,16 @@ def repeating_command(folder: Path, pack: Pack) -> str:
     return shlex.join(["autoencode", "train", str(pack.folder), "--config", config, "--out", "again"])
 
 
+_KINDS = {"vae": "variational autoencoder"}
+
+
 def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
     """Return (setting, value) pairs that a reader of the page understands without the code."""
     model, config = run.model, run.train
     found = [
-        ("model", "variational autoencoder" if model.kind == "vae" else "autoencoder"),
+        ("model", _KINDS.get(model.kind, model.kind)),
         ("network", f"{NETWORKS[model.network].summary}; channels {', '.join(map(str, model.widths))}"),
-        ("code", f"{model.code_size} dimensions"),
+        ("code", "none" if model.kind == "restorer" else f"{model.code_size} dimensions"),
         ("batch normalisation", "after each convolution" if model.batch_norm else "none"),
         ("images", f"{run.preprocessing.height}x{run.preprocessing.width}, {run.preprocessing.resize_mode}"),
         ("loss", _loss(run)),
@@ -245,7 +248,9 @@ def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
 def _loss(run: RunSettings) -> str:
     config = run.train
     if run.model.kind != "vae":
-        return {"mse": "mean squared error", "mae": "mean absolute error"}.get(config.loss, config.loss)
+        words = {"mse": "mean squared error", "mae": "mean absolute error", "log_mse": "logarithm of the "}
+        words["log_mse"] += "mean squared error of an image"
+        return words.get(config.loss, config.loss)
     likelihood = {
         "mse": "squared errors summed over an image, a Gaussian likelihood with sigma2 0.5",
         "mae": "absolute errors summed over an image, a Laplace likelihood of scale 1",

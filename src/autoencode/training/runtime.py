@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from autoencode.configuration import Precision
 from autoencode.errors import ConfigError, check_choice
-from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.backbones import multiplies_bf16
+from autoencode.models.model_file import build_model
 from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Preprocessing
+    from autoencode.models.image_model import ImageModel
     from autoencode.models.networks import ModelConfig
     from autoencode.training.run import RunSettings
 
@@ -110,7 +111,7 @@ def is_out_of_memory(err: BaseException) -> bool:
     return isinstance(err, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
 
 
-def without_memory(model: ModelConfig, preprocessing: Preprocessing) -> Autoencoder:
+def without_memory(model: ModelConfig, preprocessing: Preprocessing) -> ImageModel:
     """Build a network without memory or random numbers, to ask how large it is.
 
     Raises:
@@ -118,7 +119,7 @@ def without_memory(model: ModelConfig, preprocessing: Preprocessing) -> Autoenco
     """
     try:
         with torch.device("meta"):
-            built = Autoencoder(model, preprocessing)
+            built = build_model(model, preprocessing)
         size = _weight_bytes(built)
     except (RuntimeError, TypeError):  # a number of weights beyond 64 bits, of which torch has either error
         size = None

@@ -22,13 +22,22 @@ from torch import Tensor
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.model_file import load_model, read_tensors, with_prefix, without_prefix, write_tensors
+from autoencode.models.model_file import (
+    build_model,
+    load_any,
+    read_tensors,
+    with_prefix,
+    without_prefix,
+    write_tensors,
+)
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
+from autoencode.training.muon import Muon
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
+    from autoencode.models.image_model import ImageModel
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import RunSettings
     from autoencode.training.runtime import Runtime
@@ -58,8 +67,8 @@ class TrainState:
         adversary: the discriminator with its optimiser and sums, where there is one.
     """
 
-    model: Autoencoder
-    averaged: Autoencoder
+    model: ImageModel
+    averaged: ImageModel
     optimizer: torch.optim.Optimizer
     step: int
     sums: Tensor
@@ -73,7 +82,7 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     # The random state of the caller is left as it was: a library must not reseed its user.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed("weights", run.train.seed))
-        model = Autoencoder(run.model, run.preprocessing)
+        model = build_model(run.model, run.preprocessing)
     if processes.world_size > 1:
         share_batch_norms(model, processes)
     fix_sigma2(model, run.train)
@@ -93,7 +102,7 @@ def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, i
     Raises:
         ModelFileError: the model cannot be loaded.
     """
-    state.model.load_state_dict(load_model(init).state_dict())
+    state.model.load_state_dict(load_any(init).state_dict())
     fix_sigma2(state.model, config)
     runtime.model_to_device(state.model)
     if state.averaged is not state.model:
@@ -112,7 +121,7 @@ def start_from_images(
         rows: (N,) of the pack, in a random order.
     """
     start = state.model.network.start
-    if start is None:
+    if start is None or not isinstance(state.model, Autoencoder):
         return
     size = max(1, min(PCA_BATCH, PCA_VALUES // state.model.values_per_image))
     # In fp64, which not every device has; in place, because the optimiser keeps its parameters.
@@ -124,17 +133,19 @@ def start_from_images(
         state.averaged.load_state_dict(state.model.state_dict())
 
 
-def fix_sigma2(model: Autoencoder, config: TrainConfig) -> None:
+def fix_sigma2(model: ImageModel, config: TrainConfig) -> None:
     """Set the variance of the likelihood where the settings fix it; "auto" is learned."""
     if config.sigma2 != "auto" and model.is_vae:
         model.sigma2.fill_(config.sigma2)
 
 
-def make_optimizer(model: Autoencoder, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: ImageModel, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser of all parameters; each group scales the learning rate by its "scale"."""
     groups = model.parameter_groups()
     if config.optimizer == "adamax":
         return torch.optim.Adamax(groups, lr=config.learning_rate)
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
@@ -149,7 +160,7 @@ def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-def clip_gradient(model: Autoencoder, clip: float) -> None:
+def clip_gradient(model: ImageModel, clip: float) -> None:
     """Clip the gradient norm to `clip` times the loss the run starts from; 0 for no limit.
 
     The unit makes one setting fit every loss: errors per value and likelihoods per image differ by thousands.
@@ -159,7 +170,7 @@ def clip_gradient(model: Autoencoder, clip: float) -> None:
 
 
 @torch.no_grad()
-def update_average(averaged: Autoencoder, model: Autoencoder, ema: float, step: int) -> None:
+def update_average(averaged: ImageModel, model: ImageModel, ema: float, step: int) -> None:
     """Update the average of the weights; running statistics and counters are copied."""
     # The decay grows with the steps: the full one would keep the random first weights for too long.
     decay = min(ema, (1 + step) / (10 + step))
@@ -289,7 +300,11 @@ def _restore(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None
 
 def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
     """Reject moments of an unknown parameter, shape or name, and a step count that is not finite."""
-    if not moments.keys() <= set(range(len(parameters))) or len(set(map(frozenset, moments.values()))) > 1:
+    if not moments.keys() <= set(range(len(parameters))):
+        raise ValueError("not every parameter has its moments")
+    # Muon has other moments for matrices than for vectors, and other optimisers the same for both.
+    kinds = {(parameters[index].ndim > 1, frozenset(own)) for index, own in moments.items()}
+    if len(kinds) > len({is_matrix for is_matrix, _ in kinds}):
         raise ValueError("not every parameter has its moments")
     for index, own in moments.items():
         for name, moment in own.items():

@@ -18,7 +18,7 @@ from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, preprocessing_of, suited
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
-from autoencode.models.model_file import MODEL_NAME, load_model
+from autoencode.models.model_file import MODEL_NAME, load_any
 from autoencode.storage import is_url
 from autoencode.training.config import DEFAULT_PRESET, TrainConfig, adapted, settings
 from autoencode.training.distributed import Processes, process_group
@@ -242,7 +242,9 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
     # Checked before packing, which may take hours, and again with the preprocessing of the pack.
     packed, reason = preprocessing_of(request.source), ""
     if packed is None:
-        preprocessing, reason = suited(request.source, request.asked, request.limits)
+        # A restorer is for images as they are: scaled down they are sharper, and have less noise.
+        usual = {"resize_mode": "window"} if model.kind == "restorer" else {}
+        preprocessing, reason = suited(request.source, usual | dict(request.asked), request.limits)
     else:
         preprocessing = packed
     _check_images(model, config, preprocessing)
@@ -275,7 +277,7 @@ def _like_its_model(request: Request, init: Path) -> Request:
         ConfigError: something else was asked for.
         ModelFileError: the model cannot be loaded.
     """
-    model = load_model(init)
+    model = load_any(init)
     network, images = model.config.to_json(), fields_asked_for(None, model.preprocessing)
     for own, asked in ((network, request.overrides), (images, request.asked)):
         for name in sorted(own.keys() & asked.keys()):
@@ -288,7 +290,8 @@ def _like_its_model(request: Request, init: Path) -> Request:
 
 def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
     """Reject images or a network of a size that cannot be."""
-    check_size(parse_corruptions(config.corrupt), preprocessing.height, preprocessing.width)
+    sides = [min(side, config.patch or side) for side in (preprocessing.height, preprocessing.width)]
+    check_size(parse_corruptions(config.corrupt), *sides)
     if config.batch_size < without_memory(model, preprocessing).least_batch:
         raise ConfigError(
             "Batch normalisation has nothing to average over with a batch_size of 1 and one value per "

@@ -23,6 +23,7 @@ from autoencode.embedding import EMBEDDINGS
 from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.figures import image_grid
+from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import (
     check_finite,
@@ -38,7 +39,6 @@ from autoencode.transfer_learning.probe import Floats, LinearProbe
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
-    from autoencode.models.autoencoder import Autoencoder
 
 CLASSIFIER_NAME = "classifier.safetensors"
 FORMAT_VERSION = 2  # 1 held a model of format 1
@@ -259,6 +259,8 @@ def load_classifier(path: str | Path) -> Classifier:
     check_finite(path, tensors)
     try:
         model = model_of_parts(path, without_prefix(MODEL, tensors), content["model"])
+        if not isinstance(model, Autoencoder):
+            raise ValueError("its model has no codes")
         probe = LinearProbe(**{name: part.numpy() for name, part in without_prefix(PROBE, tensors).items()})
         classes, features = tuple(content["classes"]), str(content["features"])
         _check_probe(probe, classes, features, model)

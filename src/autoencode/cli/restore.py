@@ -1,0 +1,115 @@
+"""The command restore, and what training shows of a model that restores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoencode.cli import options
+from autoencode.cli.options import Images, MaxPixels, Model, add_command
+from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from autoencode.data.pack import Pack
+    from autoencode.restoration import Restoration
+    from autoencode.training.train import Run
+
+
+def restore(
+    model: Model,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the results. Run again to go on after a stop.")],
+    scale: Annotated[
+        int,
+        typer.Option(help="Enlarge each side by this factor; needs a model trained with downscale.", min=1),
+    ] = 1,
+    amount: Annotated[
+        float, typer.Option(help="How much of the damage is removed, from 0 to 1.", min=0, max=1)
+    ] = 1.0,
+    clean: Annotated[
+        Path | None, typer.Option(help="The image, or a folder of them, without damage, to measure against.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also draw each image before and after, with a part at 1:1.")
+    ] = False,
+    max_pixels: MaxPixels = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=options.MACHINE)
+    ] = "auto",
+) -> None:
+    """Remove noise and other damage from images, each at its full size into a file of its kind."""
+    from autoencode import restoration as application
+
+    with counting("restoring") as progress:
+        made = application.restore(
+            model,
+            images,
+            out,
+            scale=scale,
+            amount=amount,
+            clean=clean,
+            compare=compare,
+            limits=options.limits(max_pixels),
+            device=device,
+            progress=progress,
+        )
+    show_skipped(made.skipped)
+    _print_results(made.results, made.kept)
+    say(f"images: {out}")
+    if compare:
+        say(f"before and after: {out / application.COMPARISONS_NAME}")
+    # Last: the images that can be used are restored before the command fails for the others.
+    fail_if_named(made.skipped, images)
+
+
+def _print_results(results: Sequence[Restoration], kept: int) -> None:
+    from statistics import median
+
+    done = f", {kept:,} of them by an earlier call" if kept else ""
+    noise = median(one.noise for one in results)
+    say(
+        f"restored: {counted(len(results), 'image')}{done}. Removed in the median image: {noise:.4f} "
+        f"({noise * 255:.1f} of 255 levels, root mean square; for noise its standard deviation)"
+    )
+    # Medians: the PSNR of a single flat image is so high that it would decide a mean.
+    pairs = [
+        (one.damaged_psnr_db, one.psnr_db)
+        for one in results
+        if one.damaged_psnr_db is not None and one.psnr_db is not None
+    ]
+    if pairs:
+        before, after = (median(values) for values in zip(*pairs, strict=True))
+        similar = [one.ssim for one in results if one.ssim is not None]
+        told = f", SSIM {median(similar):.3f}" if similar else ""
+        say(f"against the clean images: median PSNR {before:.2f} dB before, {after:.2f} dB after{told}")
+
+
+def show_restorer(run: Run, packed: Pack, *, anew: bool) -> None:
+    """Draw the curves, and validation images clean, damaged and restored; print where they are."""
+    from autoencode.data.preprocessing import save_image
+    from autoencode.figures.plots import loss_curves
+    from autoencode.models.model_file import load_restorer
+    from autoencode.restoration import SHEET_NAME, sheet_of_rows
+
+    curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
+    if anew or not curves.exists():
+        loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
+    say(f"curves: {curves}")
+    if anew or not sheet.exists():
+        save_image(sheet, sheet_of_rows(load_restorer(run.model_path), packed))
+    say(f"sheet:  {sheet}")
+    say(f"model:  {run.model_path}")
+
+
+def add_to(program: typer.Typer) -> None:
+    """Add the command to the program."""
+    add_command(
+        program,
+        restore,
+        "autoencode restore runs/restore scans --out restored",
+        "autoencode restore runs/restore night.jpg --out restored --amount 0.7 --compare",
+    )

@@ -1,0 +1,186 @@
+"""Image files at their full size: pixels out of a file, and other pixels into a file of the same kind.
+
+Training needs images of one size and three channels. What is written back to a user must be the file that was
+given, with other pixels: the same size, bit depth, colour mode, transparency, colour profile and EXIF block,
+and so the same orientation. Nothing is converted that need not be:
+
+mode of the file                     channels
+-----------------------------------  ----------------------------------------------------------------------
+8-bit or 16-bit grey, grey and alpha the grey; alpha is kept
+RGB, RGB and alpha                   red, green, blue; alpha is kept
+CMYK                                 the four inks, as the file has them
+1-bit, palette                       looked up, and written as 8-bit grey or RGB
+16-bit colour                        the high byte of each channel, which is what Pillow reads
+YCbCr, LAB, HSV                      converted to RGB
+floating point, 32-bit integers      rejected
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from autoencode.atomic import atomic_file
+from autoencode.data import decoding
+from autoencode.data.preprocessing import Limits
+from autoencode.errors import ImageError
+
+Levels = NDArray[np.uint8] | NDArray[np.uint16]
+
+# The first extension of each format that can be written; a file of another one is written as PNG.
+_ENDINGS = {
+    **{"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "PNG": (".png", ".apng"), "WEBP": (".webp",)},
+    **{"BMP": (".bmp", ".dib"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif", ".avifs")},
+    "PPM": (".ppm", ".pgm", ".pnm"),
+}
+_HOLDS = {"JPEG": "L RGB CMYK", "BMP": "L RGB", "PPM": "L RGB I;16", "WEBP": "RGB RGBA", "AVIF": "RGB RGBA",
+          "TIFF": "L LA RGB RGBA CMYK I;16", "PNG": "L LA RGB RGBA I;16"}  # fmt: skip
+# Without subsampled colours, and well above the 40 dB that an unchanged image is to come back with. WebP
+# subsamples unless it is lossless; its quality is then the effort, and more of it takes many times as long.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 96, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True, "quality": 20, "method": 0},
+    "AVIF": {"quality": 94, "subsampling": "4:4:4"},
+    "TIFF": {"compression": "tiff_lzw"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image file at its full size.
+
+    Attributes:
+        levels: (H, W, C), uint8 or uint16; C is 1 (grey), 3 (RGB) or 4 (CMYK).
+        alpha: (H, W) of the same type, or None.
+        format: name of the file's format in Pillow.
+        info: what is written back beside the pixels, by the names of Pillow's `save`.
+    """
+
+    levels: Levels
+    alpha: Levels | None = None
+    format: str = "PNG"
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mode(self) -> str:
+        """The mode of Pillow that it is written in."""
+        if self.levels.dtype == np.uint16:
+            return "I;16"
+        colours = {1: "L", 3: "RGB", 4: "CMYK"}[self.levels.shape[2]]
+        return colours if self.alpha is None else f"{colours}A"
+
+    @property
+    def ending(self) -> str:
+        """Extension of the file that it can be written to."""
+        return _ENDINGS[self._written_format][0]
+
+    @property
+    def _written_format(self) -> str:
+        found = "JPEG" if self.format == "MPO" else self.format
+        mode = "RGB" if found in ("WEBP", "AVIF") and self.mode == "L" else self.mode
+        return found if mode in _HOLDS.get(found, "").split() else "PNG" if mode != "CMYK" else "TIFF"
+
+    def name_of(self, path: Path) -> str:
+        """Return the name of its file, for a result of the file `path`: the same, unless it cannot be."""
+        if path.suffix.lower() in _ENDINGS[self._written_format]:
+            return path.name
+        return f"{path.stem}{self.ending}"
+
+    def with_levels(self, levels: Levels) -> Picture:
+        """Return a picture with other pixels, of any height and width; alpha is enlarged to it."""
+        alpha = self.alpha
+        if alpha is not None and alpha.shape != levels.shape[:2]:
+            size = (levels.shape[1], levels.shape[0])
+            alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
+        return replace(self, levels=levels, alpha=alpha)
+
+    def image(self) -> Image.Image:
+        """Return it as people see it on white: 8-bit RGB."""
+        shown = (
+            self
+            if self.levels.dtype == np.uint8
+            else replace(self, levels=(self.levels >> 8).astype(np.uint8))
+        )
+        image = shown._image()
+        if self.alpha is None:
+            return image.convert("RGB")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        return canvas
+
+    def _image(self) -> Image.Image:
+        channels = self.levels if self.alpha is None else np.dstack([self.levels, self.alpha])
+        if self.mode in ("CMYK", "LA"):  # which an array of that many channels does not say
+            return Image.frombytes(self.mode, (channels.shape[1], channels.shape[0]), channels.tobytes())
+        return Image.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels)
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all.
+
+        Raises:
+            OutputError: the file cannot be written; what was there before is unchanged.
+        """
+        written = self._written_format
+        with atomic_file(path) as file:
+            self._image().save(file, written, **_OPTIONS.get(written, {}), **self.info)
+
+
+def read_picture(path: Path, limits: Limits | None = None) -> Picture:
+    """Read an image file at its full size.
+
+    Args:
+        path: the file.
+        limits: larger images and files are rejected unread.
+
+    Raises:
+        ImageError: the image cannot be used; the message is the plain reason, without the file's name.
+    """
+    limits = limits or Limits()
+    content = decoding.read_bytes(path, limits.max_bytes)
+    with decoding.reading(limits.max_pixels):
+        image = decoding.open_image(content)
+        decoding.check_pixels(image, limits.max_pixels)
+        kept = {name: image.info[name] for name in ("exif", "icc_profile", "dpi") if image.info.get(name)}
+        if image.format == "TIFF":
+            # Pillow turns its pixels upright, and its other tags say how they lie in the old file.
+            kept.pop("exif", None)
+        file_format = image.format or "PNG"
+        image.load()
+        levels, alpha = _channels(_plain(image))
+        return Picture(levels, alpha, file_format, kept)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit or 16-bit grey, RGB or CMYK, with or without alpha.
+
+    Raises:
+        ImageError: the values of the image have no stated range.
+    """
+    if image.mode.startswith("I;16"):
+        return image
+    if image.mode == "I":
+        values = np.asarray(image)
+        if values.min() >= 0 and values.max() <= 65_535:
+            return Image.fromarray(values.astype(np.uint16))
+    if image.mode in ("I", "F"):
+        raise ImageError("has 32-bit values, of which no file format says what is black and what is white")
+    if image.mode in ("L", "RGB", "CMYK", "LA", "RGBA") and not image.has_transparency_data:
+        return image
+    return decoding.resizable(image, is_ppm=False)
+
+
+def _channels(image: Image.Image) -> tuple[Levels, Levels | None]:
+    """Return the levels (H, W, C) and alpha (H, W) of an image of a plain mode."""
+    levels = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        levels = levels.astype(np.uint16)  # of either byte order
+    if levels.ndim == 2:
+        levels = levels[..., None]
+    if image.mode in ("LA", "RGBA"):
+        return levels[..., :-1], levels[..., -1]
+    return levels, None

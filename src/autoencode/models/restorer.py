@@ -1,0 +1,139 @@
+"""A restorer: damaged images of any size to better images of the same size, in one pass and without a code.
+
+A bottleneck must throw detail away, so that a denoising autoencoder returns less than the noisy image still
+shows. A U-Net (Ronneberger et al. 2015) has skips around its bottleneck and here returns what is to be added
+to the image (Zhang et al. 2017, DnCNN): detail has a way around every halving. Blocks are those of DRUNet
+(Zhang et al. 2021): two convolutions with ReLU between them, and no normalisation, which would make the
+result of a place depend on places far away and leave seams between tiles.
+
+Shapes: B batch, C channels, H height, W width. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoencode.models.image_model import ImageModel, Output
+
+if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Preprocessing
+    from autoencode.models.networks import ModelConfig
+
+PATCH = 2  # pixels along a side that the first convolution takes as channels: a quarter of the work, or less
+# Blocks of a level on the way down and up, and of the deepest: features are mostly made on the way up.
+DOWN_BLOCKS, DEEPEST_BLOCKS, UP_BLOCKS = 1, 2, 2
+
+
+class _Block(nn.Module):
+    """x + two 3x3 convolutions of x with ReLU between them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        # A dozen of blocks in a row would otherwise start with a dozen times the variance.
+        with torch.no_grad():
+            self.second.weight.mul_(0.2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return features + self.second(F.relu(self.first(features), inplace=True))  # type: ignore[no-any-return]
+
+
+class RestorationNet(nn.Module):
+    """(B, 3, H, W) -> (B, 3, H, W), what is to be added to the images; H and W multiples of `factor`.
+
+    Args:
+        widths: channels of each level, shallow to deep.
+
+    Attributes:
+        factor: pixels along a side that become one position of the deepest level.
+        reach: pixels that the value of a pixel depends on, in each direction.
+    """
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.factor = PATCH * 2 ** (len(widths) - 1)
+        convolutions = [2 * (DOWN_BLOCKS + UP_BLOCKS)] * (len(widths) - 1) + [2 * DEEPEST_BLOCKS]
+        steps = [PATCH * 2**level for level in range(len(widths))]
+        # The first and the last convolution work at the first level; a halving takes in a whole square.
+        self.reach = (
+            2 * PATCH + sum(n * step for n, step in zip(convolutions, steps, strict=True)) + self.factor
+        )
+        channels = 3 * PATCH**2
+        self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(_blocks(width, DOWN_BLOCKS) for width in widths[:-1])
+        self.halve = nn.ModuleList(
+            nn.Conv2d(width, deeper, 2, stride=2) for width, deeper in pairwise(widths)
+        )
+        self.deepest = _blocks(widths[-1], DEEPEST_BLOCKS)
+        self.enlarge = nn.ModuleList(nn.Conv2d(deeper, 4 * width, 1) for width, deeper in pairwise(widths))
+        self.up = nn.ModuleList(_blocks(width, UP_BLOCKS) for width in widths[:-1])
+        self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
+        # Training starts near the images as they are.
+        with torch.no_grad():
+            self.last.weight.mul_(0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to what is to be added to them."""
+        patches = F.pixel_unshuffle(images - 0.5, PATCH).contiguous(memory_format=torch.channels_last)
+        features = self.first(patches)
+        passed: list[Tensor] = []
+        for down, halve in zip(self.down, self.halve, strict=True):
+            features = down(features)
+            passed.append(features)
+            features = halve(features)
+        features = self.deepest(features)
+        for level in reversed(range(len(passed))):
+            doubled = F.pixel_shuffle(self.enlarge[level](features), 2)
+            features = self.up[level](doubled + passed[level])
+        return F.pixel_shuffle(self.last(features), PATCH)
+
+
+def _blocks(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(_Block(channels) for _ in range(count)))
+
+
+class Restorer(ImageModel):
+    """A network that restores images of any size, with the settings of its training.
+
+    Args:
+        config: settings of the network, of kind "restorer".
+        preprocessing: how its training images were read. It restores images of any size.
+    """
+
+    def __init__(self, config: ModelConfig, preprocessing: Preprocessing) -> None:
+        super().__init__(config, preprocessing)
+        net = self.network.build(config, preprocessing.height, preprocessing.width)
+        assert isinstance(net, RestorationNet)  # `ModelConfig` rejects a network of another kind of model
+        self.net = net
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Output:
+        """Restore images (B, 3, H, W), differentiable and not clipped; `noise` is not used."""
+        height, width = images.shape[-2:]
+        return Output(images + self.net(self._padded(images)).float()[..., :height, :width], None)
+
+    @torch.inference_mode()
+    def restore(self, images: Tensor) -> Tensor:
+        """Return images with their damage undone.
+
+        Args:
+            images: (B, 3, H, W) float, mostly in [0, 1], any size and device.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1] on the device of the model.
+        """
+        device = next(self.parameters()).device
+        placed = images.to(device, torch.float32, memory_format=torch.channels_last)
+        return self(placed).images.clamp(0, 1)  # type: ignore[no-any-return]
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Repeat the last row and column until each side is a multiple of the network's factor."""
+        height, width = images.shape[-2:]
+        below, beside = -height % self.net.factor, -width % self.net.factor
+        return F.pad(images, (0, beside, 0, below), mode="replicate") if below or beside else images

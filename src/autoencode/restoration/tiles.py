@@ -1,0 +1,125 @@
+"""One image of any size through a restorer, in tiles, so that memory does not depend on its size.
+
+A tile is cut with as much around it as its result depends on, on the grid of the network's halvings: the
+result is that of the whole image, without seams.
+
+Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..65535.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoencode.data.damage import enlarge
+from autoencode.training.runtime import Runtime, choose_runtime
+
+if TYPE_CHECKING:
+    from autoencode.data.pictures import Levels
+    from autoencode.models.restorer import Restorer
+
+# Pixels along a side of a tile's result. Larger ones waste less on what is computed twice, and smaller ones
+# keep a 24-megapixel photograph within 1.5 GB.
+TILE = 1024
+
+
+def restore_levels(
+    model: Restorer,
+    levels: Levels,
+    *,
+    scale: int = 1,
+    amount: float = 1.0,
+    runtime: Runtime | None = None,
+    seen: Callable[[Box, Tensor, Tensor], None] | None = None,
+) -> Levels:
+    """Restore one image that is in memory.
+
+    Args:
+        model: from `load_restorer`.
+        levels: (H, W, C), uint8 or uint16: grey, RGB, or CMYK for C of 1, 3 or 4.
+        scale: as for `restore`.
+        amount: as for `restore`.
+        runtime: where and how to compute; by default the fastest way on this machine. The model is there.
+        seen: called for each tile with its box in the result, and the images (1, 3, h, w) before and after.
+
+    Returns:
+        (H * scale, W * scale, C) of the same type.
+    """
+    runtime = runtime or choose_runtime(next(model.parameters()).device.type)
+    height, width, channels = levels.shape
+    restored = np.empty((height * scale, width * scale, channels), levels.dtype)
+    for columns in _PASSES[channels]:
+        for box, region in _tiles(height, width, scale, model):
+            part = to_images(levels[region.rows, region.columns][..., columns], inverted=channels == 4)
+            before = runtime.to_device(part)
+            if scale > 1:
+                before = enlarge(before, part.shape[2] * scale, part.shape[3] * scale)
+            with torch.inference_mode(), runtime.autocast():
+                after = torch.lerp(before, model.restore(before), amount)
+            inside = (..., box.within(region, scale, "rows"), box.within(region, scale, "columns"))
+            before, after = before[inside].float().cpu(), after[inside].float().cpu()
+            if len(set(columns)) == 1:  # grey goes in as three equal channels
+                after = after.mean(1, keepdim=True).expand_as(after)
+            _put(restored[box.rows, box.columns], after, columns, inverted=channels == 4)
+            if seen:
+                seen(box, before, after)
+    return restored
+
+
+# Which channels of an image make the three of the network, pass by pass. Inks are restored as they are, the
+# black one as grey: a conversion to RGB and back would change every colour.
+_PASSES: dict[int, Sequence[tuple[int, int, int]]] = {
+    1: [(0, 0, 0)],
+    3: [(0, 1, 2)],
+    4: [(0, 1, 2), (3, 3, 3)],
+}
+
+
+class Box(NamedTuple):
+    """A rectangle of an image: its rows and its columns."""
+
+    rows: slice
+    columns: slice
+
+    def within(self, region: Box, scale: int, side: str) -> slice:
+        """Return where its rows or columns are in a region of an image `scale` times smaller."""
+        own, outer = getattr(self, side), getattr(region, side)
+        return slice(own.start - outer.start * scale, own.stop - outer.start * scale)
+
+
+def _tiles(height: int, width: int, scale: int, model: Restorer) -> Iterator[tuple[Box, Box]]:
+    """Yield boxes that cover the result, and the region of the image (H, W) that each depends on."""
+    grid = model.net.factor
+    # On the grid of the halvings: what a position of the deepest level sees is then the same in every tile.
+    # A bicubic enlargement reaches two pixels further.
+    margin = -(-(math.ceil(model.net.reach / scale) + (2 if scale > 1 else 0)) // grid) * grid
+    side = max(grid, TILE // scale // grid * grid)
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            bottom, right = min(top + side, height), min(left + side, width)
+            box = Box(slice(top * scale, bottom * scale), slice(left * scale, right * scale))
+            region = Box(
+                slice(max(0, top - margin), min(bottom + margin, height)),
+                slice(max(0, left - margin), min(right + margin, width)),
+            )
+            yield box, region
+
+
+def to_images(levels: Levels, *, inverted: bool = False) -> Tensor:
+    """Turn levels (h, w, 3) into an image (1, 3, h, w) in [0, 1]; inks are inverted, to be like light."""
+    most = np.iinfo(levels.dtype).max
+    values = torch.from_numpy(levels.astype(np.float32) / np.float32(most)).permute(2, 0, 1)[None]
+    return 1 - values if inverted else values
+
+
+def _put(target: Levels, image: Tensor, columns: tuple[int, int, int], *, inverted: bool) -> None:
+    """Write an image (1, 3, h, w) in [0, 1] into those channels of levels (h, w, C)."""
+    most = int(np.iinfo(target.dtype).max)
+    values = (1 - image if inverted else image).mul(most).round().clamp(0, most)[0].permute(1, 2, 0).numpy()
+    for index, column in enumerate(columns):
+        target[..., column] = values[..., index]

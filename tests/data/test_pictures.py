@@ -1,0 +1,147 @@
+"""A file written back is the file that was read: format, mode, bit depth, alpha, profile, orientation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from tests.data.pictures import picture
+
+from autoencode.data.pictures import Picture, read_picture
+from autoencode.data.preprocessing import Limits
+from autoencode.errors import ImageError, OutputError
+
+COLOURS = picture(30, 44)
+GREY = COLOURS[..., 0]
+DEEP = GREY.astype(np.uint16) * 251
+ALPHA = np.tile(np.arange(44, dtype=np.uint8) * 5, (30, 1))
+FOUR = np.dstack([COLOURS, ALPHA])
+CMYK = Image.frombytes("CMYK", (44, 30), FOUR.tobytes())
+LA = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+
+# name of the file, image, and the mode it has afterwards
+EXACT = [
+    ("grey.png", Image.fromarray(GREY), "L"),
+    ("colour.png", Image.fromarray(COLOURS), "RGB"),
+    ("alpha.png", Image.fromarray(FOUR), "RGBA"),
+    ("grey-alpha.png", LA, "LA"),
+    ("deep.png", Image.fromarray(DEEP), "I;16"),
+    ("deep.tif", Image.fromarray(DEEP), "I;16"),
+    ("deep.ppm", Image.fromarray(DEEP), "I;16"),
+    ("cmyk.tif", CMYK, "CMYK"),
+    ("alpha.tiff", Image.fromarray(FOUR), "RGBA"),
+    ("colour.bmp", Image.fromarray(COLOURS), "RGB"),
+    ("bits.png", Image.fromarray(GREY).convert("1"), "L"),
+    ("palette.png", Image.fromarray(COLOURS).quantize(16), "RGB"),
+]
+
+
+@pytest.mark.parametrize(("name", "image", "mode"), EXACT)
+def test_a_lossless_file_comes_back_as_it_was(
+    name: str, image: Image.Image, mode: str, tmp_path: Path
+) -> None:
+    image.save(tmp_path / name)
+    read = read_picture(tmp_path / name)
+    assert read.name_of(tmp_path / name) == name
+    assert read.mode == mode
+    read.save(tmp_path / "out" / name)
+    with Image.open(tmp_path / name) as before, Image.open(tmp_path / "out" / name) as after:
+        assert after.format == before.format
+        wanted = before if before.mode.startswith("I") else before.convert(mode)
+        assert np.array_equal(np.asarray(after).astype(int), np.asarray(wanted).astype(int))
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("colour.jpg", Image.fromarray(COLOURS)),
+        ("grey.jpeg", Image.fromarray(GREY)),
+        ("cmyk.jpg", CMYK),
+        ("colour.webp", Image.fromarray(COLOURS)),
+        ("alpha.avif", Image.fromarray(FOUR)),
+    ],
+)
+def test_a_lossy_file_comes_back_in_its_format_and_mode_with_more_than_40_db(
+    name: str, image: Image.Image, tmp_path: Path
+) -> None:
+    image.save(tmp_path / name, quality=90)
+    read = read_picture(tmp_path / name)
+    read.save(tmp_path / "out" / name)
+    again = read_picture(tmp_path / "out" / name)
+    assert (again.format, again.mode) == (read.format, read.mode)
+    error = np.square(again.levels.astype(float) - read.levels).mean() / 255**2
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_exif_with_the_orientation_the_resolution_and_the_profile_are_kept(name: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(COLOURS).save(tmp_path / name, exif=exif, icc_profile=profile, dpi=(300, 300))
+    read_picture(tmp_path / name).save(tmp_path / "out" / name)
+    with Image.open(tmp_path / name) as before, Image.open(tmp_path / "out" / name) as after:
+        assert after.size == before.size == (44, 30)
+        assert dict(after.getexif()) == dict(before.getexif()) == {0x0112: 6, 0x010F: "camera"}
+        assert after.info["icc_profile"] == profile
+        assert after.info.get("dpi") == before.info.get("dpi")
+
+
+def test_a_tiff_is_turned_upright_as_it_is_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOURS).save(tmp_path / "a.tif", exif=exif)
+    read_picture(tmp_path / "a.tif").save(tmp_path / "out.tif")
+    with Image.open(tmp_path / "out.tif") as after:
+        assert after.getexif().get(0x0112, 1) == 1
+        assert np.array_equal(np.asarray(after), np.rot90(COLOURS, -1))
+
+
+def test_what_its_format_cannot_hold_is_written_as_png_or_tiff(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.gif")
+    read = read_picture(tmp_path / "a.gif")
+    assert read.name_of(tmp_path / "a.gif") == "a.png"
+    assert Picture(np.zeros((2, 2, 4), np.uint8), format="BMP").name_of(Path("x.bmp")) == "x.tif"
+    # The ending is that of the content, whatever the file was called.
+    Image.fromarray(GREY).save(tmp_path / "wrong.jpg", "PNG")
+    assert read_picture(tmp_path / "wrong.jpg").name_of(tmp_path / "wrong.jpg") == "wrong.png"
+
+
+def test_alpha_grows_with_the_picture() -> None:
+    read = Picture(COLOURS, ALPHA)
+    larger = read.with_levels(np.zeros((60, 88, 3), np.uint8))
+    assert larger.alpha is not None
+    assert larger.alpha.shape == (60, 88)
+    assert np.abs(larger.alpha[::2, ::2].astype(int) - ALPHA).max() <= 4
+
+
+def test_people_see_a_picture_on_white_in_eight_bits() -> None:
+    shown = np.asarray(Picture(COLOURS, np.zeros_like(ALPHA)).image())
+    assert (shown == 255).all()
+    deep = np.asarray(Picture(DEEP[..., None]).image())
+    assert np.array_equal(deep[..., 0], DEEP >> 8)
+
+
+@pytest.mark.parametrize("values", [np.float32(GREY), np.int32(GREY) * 70_000])
+def test_values_without_a_stated_range_are_rejected(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="32-bit values"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_a_file_that_is_no_image_or_too_large_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing else")
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        read_picture(tmp_path / "a.png")
+    Image.fromarray(COLOURS).save(tmp_path / "b.png")
+    with pytest.raises(ImageError, match="44x30 pixels are more than the limit of 100"):
+        read_picture(tmp_path / "b.png", Limits(max_pixels=100))
+
+
+def test_a_picture_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(OutputError):
+        Picture(COLOURS).save(tmp_path / "folder" / "a.png")
+    assert (tmp_path / "folder").read_text() == "a file"

@@ -1,0 +1,99 @@
+"""A restorer by its definition: a result of the same size, from what lies within reach, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from autoencode import (
+    Autoencoder,
+    ConfigError,
+    ModelConfig,
+    Preprocessing,
+    Restorer,
+    load_restorer,
+    save_model,
+)
+from autoencode.errors import ModelFileError
+from autoencode.models.model_file import load_model
+from autoencode.models.restorer import RestorationNet
+
+
+def restorer(widths: tuple[int, ...] = (4, 6, 8), seed: int = 0) -> Restorer:
+    torch.manual_seed(seed)
+    config = ModelConfig(kind="restorer", network="restore", widths=widths)
+    return Restorer(config, Preprocessing(32, 32)).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (8, 8), (33, 64), (64, 17)])
+def test_an_image_of_any_size_comes_back_in_its_size_and_in_range(size: tuple[int, int]) -> None:
+    restored = restorer().restore(torch.randn(2, 3, *size) * 3)
+    assert restored.shape == (2, 3, *size)
+    assert (restored.min(), restored.max()) == (0, 1)
+
+
+def test_the_output_is_the_image_and_what_the_network_adds() -> None:
+    model, images = restorer(), torch.rand(2, 3, 16, 24)
+    torch.testing.assert_close(model(images).images, images + model.net(images))
+    for parameter in model.net.last.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(model(images).images, images)
+
+
+@pytest.mark.parametrize("widths", [(4,), (4, 6), (4, 6, 8)])
+def test_a_pixel_depends_on_what_is_within_reach_and_on_nothing_further(widths: tuple[int, ...]) -> None:
+    net = RestorationNet(widths)
+    side = 2 * (net.reach + net.factor)
+    images = torch.rand(1, 3, side, side, requires_grad=True)
+    # Linear where ReLU would hide a dependence.
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.1)
+    middle = side // 2 // net.factor * net.factor
+    for offset in (0, net.factor - 1):
+        at = middle + offset
+        (gradient,) = torch.autograd.grad(net(images)[0, :, at, at].sum(), images, retain_graph=True)
+        rows = gradient[0].abs().sum((0, 2)).nonzero()[:, 0]
+        reached = max(at - int(rows.min()), int(rows.max()) - at)
+        assert net.reach - 2 * net.factor <= reached <= net.reach
+
+
+def test_the_result_does_not_depend_on_other_images() -> None:
+    model, images = restorer(), torch.rand(4, 3, 24, 24)
+    together = model.restore(images)
+    for index in range(4):
+        torch.testing.assert_close(model.restore(images[index : index + 1])[0], together[index])
+
+
+def test_a_restorer_is_saved_and_loaded_and_is_no_autoencoder(tmp_path: Path) -> None:
+    model = restorer()
+    save_model(tmp_path / "model.safetensors", model, {"train": {"corrupt": ["gaussian:0.1"]}})
+    loaded = load_restorer(tmp_path)
+    images = torch.rand(1, 3, 20, 20)
+    torch.testing.assert_close(loaded.restore(images), model.restore(images))
+    assert loaded.training_corruptions == ("gaussian:0.1",)
+    with pytest.raises(ModelFileError, match="is a restorer: it repairs images with `autoencode restore`"):
+        load_model(tmp_path)
+
+
+def test_an_autoencoder_is_no_restorer(tmp_path: Path) -> None:
+    model = Autoencoder(ModelConfig(code_size=2, widths=(2,)), Preprocessing(16, 16))
+    save_model(tmp_path / "model.safetensors", model, {})
+    with pytest.raises(ModelFileError, match=r"is no restorer. Train one with .* --preset restore"):
+        load_restorer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "restorer"}, "The network paper is not for kind restorer"),
+        ({"network": "restore"}, "The network restore is not for kind autoencoder"),
+        ({"kind": "vae", "network": "restore"}, "The network restore is not for kind vae"),
+        ({"kind": "restorer", "network": "restore", "batch_norm": True}, "has no batch normalisation"),
+    ],
+)
+def test_settings_of_another_kind_of_model_are_rejected(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,295 @@
+"""Images restored at full size: tiles without seams, files of their kind, calls that go on after a stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from tests.data.pictures import picture
+
+from autoencode import (
+    ConfigError,
+    ImageFolderError,
+    ModelConfig,
+    ModelFileError,
+    OutputError,
+    Preprocessing,
+    Restorer,
+    restore,
+    save_model,
+)
+from autoencode.data.preprocessing import Limits
+from autoencode.pixels import to_float
+from autoencode.restoration import COMPARISONS_NAME, TABLE_NAME, tiles
+from autoencode.restoration.tiles import restore_levels
+from autoencode.training.runtime import choose_runtime
+
+FP32 = choose_runtime("cpu", "fp32")
+
+
+def restorer(corrupt: tuple[str, ...] = ("gaussian:0.1",)) -> Restorer:
+    """A network of random weights that changes images by a few levels."""
+    torch.manual_seed(0)
+    config = ModelConfig(kind="restorer", network="restore", widths=(4, 6, 8))
+    model = Restorer(config, Preprocessing(32, 32))
+    with torch.no_grad():
+        for parameter in model.net.last.parameters():
+            parameter.mul_(3)
+    model.provenance = {"train": {"corrupt": corrupt}}
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, restorer(), {"train": {"corrupt": ["gaussian:0.1"]}})
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(picture(40 + number, 52)).save(folder / f"{number}.png")
+    return folder
+
+
+def whole(model: Restorer, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    restored = model.restore(to_float(levels[None]))[0]
+    return restored.mul(255).round().byte().permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shape", [(200, 331), (8, 700), (513, 40), (3, 3)])
+def test_tiles_leave_no_seams(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 64)
+    model, levels = restorer(), picture(*shape)
+    found = restore_levels(model, levels, runtime=FP32)
+    # Sums are rounded in another order, and a value just between two levels may fall either way.
+    assert np.abs(found.astype(int) - whole(model, levels)).max() <= 1
+    assert (found == whole(model, levels)).mean() > 0.999
+
+
+def test_an_enlarged_image_has_no_seams_and_is_the_restored_bicubic_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, levels = restorer(), picture(90, 75)
+    expected = restore_levels(model, levels, scale=3, runtime=FP32)
+    monkeypatch.setattr(tiles, "TILE", 96)
+    found = restore_levels(model, levels, scale=3, runtime=FP32)
+    assert found.shape == (270, 225, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    larger = Image.fromarray(levels).resize((225, 270), Image.Resampling.BICUBIC)
+    assert peak_signal_noise_ratio(np.asarray(larger), restore_levels(model, levels, amount=0, scale=3)) > 30
+
+
+def test_no_amount_changes_nothing_and_half_of_it_half() -> None:
+    model, levels = restorer(), picture(40, 56)
+    assert np.array_equal(restore_levels(model, levels, amount=0), levels)
+    full = restore_levels(model, levels, runtime=FP32).astype(float) - levels
+    half = restore_levels(model, levels, amount=0.5, runtime=FP32).astype(float) - levels
+    inside = (whole(model, levels) > 0) & (whole(model, levels) < 255)
+    assert np.abs(half - full / 2)[inside].max() <= 1
+
+
+def test_grey_is_restored_as_grey_and_inks_one_by_one() -> None:
+    model, levels = restorer(), picture(40, 56)
+    grey = restore_levels(model, levels[..., :1], runtime=FP32)
+    three = whole(model, np.repeat(levels[..., :1], 3, axis=2)).astype(float).mean(2)
+    assert np.abs(grey[..., 0] - three).max() <= 1
+    inks = np.dstack([levels, levels[..., 0]])
+    found = restore_levels(model, inks, runtime=FP32)
+    assert np.abs(255 - found[..., :3].astype(int) - whole(model, 255 - levels)).max() <= 1
+    black = restore_levels(model, 255 - levels[..., :1], runtime=FP32)
+    assert np.abs(255 - found[..., 3:].astype(int) - black).max() <= 1
+
+
+def test_sixteen_bits_are_kept() -> None:
+    model = restorer()
+    deep = picture(40, 56)[..., :1].astype(np.uint16) * 257
+    found = restore_levels(model, deep, runtime=FP32)
+    shallow = restore_levels(model, (deep // 257).astype(np.uint8), runtime=FP32)
+    assert found.dtype == np.uint16
+    assert np.abs(found / 257 - shallow).max() <= 0.51
+    assert len(np.unique(found % 257)) > 100
+
+
+def test_each_file_is_restored_into_one_of_its_name(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    made = restore(model_path, photographs, tmp_path / "out", compare=True, device="cpu")
+    assert [one.file for one in made.results] == ["0.png", "1.png", "2.png", "3.png"]
+    for one in made.results:
+        with Image.open(one.path) as before, Image.open(tmp_path / "out" / one.file) as after:
+            difference = np.asarray(after).astype(float) - np.asarray(before)
+        assert one.noise * 255 == pytest.approx(np.sqrt(np.square(difference).mean()), abs=0.3)
+        with Image.open(tmp_path / "out" / COMPARISONS_NAME / f"{one.file}.png") as sheet:
+            assert sheet.width > 2 * 40
+
+
+def test_a_call_that_was_stopped_goes_on_where_it_was(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    restore(model_path, photographs, expected)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(model_path, photographs, out, progress=stop)
+    (out / "0.png.123.partial").write_bytes(b"left by a kill")
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    made = restore(model_path, photographs, out)
+    assert (made.kept, len(made.results), len(written)) == (2, 4, 2)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    for number in range(4):
+        assert (out / f"{number}.png").read_bytes() == (expected / f"{number}.png").read_bytes()
+    assert not list(out.glob("*.partial"))
+
+
+def test_a_changed_image_other_arguments_and_a_lost_result_are_restored_again(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    restore(model_path, photographs, out)
+    assert restore(model_path, photographs, out).kept == 4
+    assert restore(model_path, photographs, out, amount=0.5).kept == 0
+    assert restore(model_path, photographs, out, amount=0.5).kept == 4
+    Image.fromarray(picture(30, 30)).save(photographs / "1.png")
+    (out / "3.png").unlink()
+    assert restore(model_path, photographs, out, amount=0.5).kept == 2
+    lines = (out / TABLE_NAME).read_text()
+    (out / TABLE_NAME).write_text(lines + lines.splitlines()[-1][:30])  # cut short by a crash
+    assert restore(model_path, photographs, out, amount=0.5).kept == 4
+
+
+def test_results_of_the_same_name_are_numbered(model_path: Path, photographs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(photographs, other)
+    Image.fromarray(picture(20, 20)).save(other / "0.gif")
+    out = tmp_path / "out"
+    made = restore(model_path, [photographs / "0.png", other / "0.png", other / "0.gif"], out)
+    assert [one.file for one in made.results] == ["0.png", "0-2.png", "0-3.png"]
+    assert restore(model_path, [photographs / "0.png", other / "0.png", other / "0.gif"], out).kept == 3
+
+
+def test_a_result_is_measured_against_the_clean_image(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    clean = tmp_path / "clean"
+    shutil.copytree(photographs, clean)
+    rng = np.random.default_rng(0)
+    for path in photographs.iterdir():
+        noisy = np.asarray(Image.open(path)) + rng.normal(0, 20, np.asarray(Image.open(path)).shape)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
+    made = restore(model_path, photographs, tmp_path / "out", clean=clean)
+    for one in made.results:
+        truth = np.asarray(Image.open(clean / one.path.name))
+        for file, found in ((one.path, one.damaged_psnr_db), (tmp_path / "out" / one.file, one.psnr_db)):
+            assert found == pytest.approx(
+                peak_signal_noise_ratio(truth, np.asarray(Image.open(file))), abs=0.05
+            )
+        assert one.ssim is not None
+        assert 0 < one.ssim < 1
+
+
+def test_a_clean_image_of_another_size_or_none_is_a_reason_to_skip(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    clean = tmp_path / "clean"
+    shutil.copytree(photographs, clean)
+    (clean / "0.png").unlink()
+    Image.fromarray(picture(10, 10)).save(clean / "1.png")
+    made = restore(model_path, photographs, tmp_path / "out", clean=clean)
+    assert len(made.results) == 2
+    assert "clean image" in made.skipped[0][1]
+    assert "10x10 of 3 channels" in made.skipped[1][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"amount": 1.5}, "The amount is 1.5; it must be from 0 to 1."),
+        ({"scale": 0}, "The scale is 0; it must be at least 1."),
+        ({"scale": 2}, "This model was not trained to enlarge."),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_rejected(
+    arguments: dict[str, object], message: str, model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        restore(model_path, photographs, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_originals_are_never_overwritten(model_path: Path, photographs: Path) -> None:
+    before = {path: path.read_bytes() for path in photographs.iterdir()}
+    with pytest.raises(OutputError, match="holds images that are to be restored"):
+        restore(model_path, photographs, photographs)
+    assert {path: path.read_bytes() for path in photographs.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "letters.txt").write_text("private")
+    with pytest.raises(OutputError, match="is not empty and holds no earlier restored images"):
+        restore(model_path, photographs, tmp_path)
+    assert not (tmp_path / TABLE_NAME).exists()
+
+
+def test_files_that_cannot_be_used_are_skipped_with_the_reason(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    (photographs / "4.png").write_bytes(b"not an image")
+    made = restore(model_path, photographs, tmp_path / "out", limits=Limits(max_pixels=42 * 52))
+    assert [path.name for path, _ in made.skipped] == ["3.png", "4.png"]
+    assert len(made.results) == 3
+    with pytest.raises(ImageFolderError, match="No image could be used, of 1 given"):
+        restore(model_path, photographs / "4.png", tmp_path / "other")
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(
+    model_path: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    restore(model_path, photographs / "0.png", out)
+    before = (out / "0.png").read_bytes()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            restore(model_path, photographs, out)
+    assert (out / "0.png").read_bytes() == before
+    assert restore(model_path, photographs, out).kept == 1
+
+
+def test_a_model_that_is_no_restorer_is_rejected_before_anything_is_written(
+    photographs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelFileError):
+        restore(tmp_path / "model.safetensors", photographs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_has_a_line_of_json_for_each_image(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    restore(model_path, photographs, tmp_path / "out")
+    lines = [line for line in (tmp_path / "out" / TABLE_NAME).read_text().splitlines() if line]
+    assert [json.loads(line)["restored"]["file"] for line in lines] == [
+        f"{number}.png" for number in range(4)
+    ]

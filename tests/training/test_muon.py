@@ -1,0 +1,52 @@
+"""Muon's steps against the singular value decomposition, and Adam's against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autoencode.training.muon import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (3, 27)])
+def test_a_matrix_becomes_the_nearest_one_of_equal_singular_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.4
+    assert values.max() < 1.3
+    cosine = (found * (left @ right)).sum() / (found.norm() * (left @ right).norm())
+    assert cosine > 0.95
+
+
+def test_the_first_step_of_a_convolution_has_its_gradient_without_the_singular_values() -> None:
+    convolution = nn.Conv2d(4, 6, 3)
+    before = convolution.weight.detach().clone()
+    convolution(torch.randn(2, 4, 8, 8)).square().sum().backward()
+    gradient = convolution.weight.grad
+    assert gradient is not None
+    Muon(convolution.parameters(), lr=0.1).step()
+    step = (convolution.weight.detach() - before).flatten(1)
+    assert torch.linalg.svdvals(step).max() < 0.13
+    left, _, right = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    assert (step * (left @ right)).sum() < -0.9 * step.norm() * (left @ right).norm()
+
+
+def test_vectors_are_trained_as_by_adam() -> None:
+    ours, theirs = (torch.ones(5, requires_grad=True) for _ in range(2))
+    muon = Muon([{"params": [ours]}], lr=0.02)
+    adam = torch.optim.Adam([theirs], lr=0.001, betas=(0.9, 0.99))
+    for step in range(4):
+        for parameter, optimizer in ((ours, muon), (theirs, adam)):
+            optimizer.zero_grad()
+            (parameter * torch.arange(5.0) - step).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    parameter = torch.ones(3, 3, requires_grad=True)
+    Muon([parameter]).step()
+    assert torch.equal(parameter.detach(), torch.ones(3, 3))
