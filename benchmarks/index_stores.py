@@ -51,8 +51,9 @@ class FileStore:
     def write(self, codes: Floats) -> None:
         from autoencode.data.manifest import Entries
         from autoencode.data.preprocessing import Preprocessing
+        from autoencode.index.inverted_lists import fit_inverted_lists
         from autoencode.index.memory import StoredIndex, write_index
-        from autoencode.index.neighbours import fit_inverted_lists, fit_vector_space
+        from autoencode.index.neighbours import fit_vector_space
         from autoencode.index.store import IndexSettings, StoredPath
 
         space = fit_vector_space(codes, "cosine")

@@ -56,7 +56,8 @@ def unit(codes: Floats) -> Floats:
 
 
 def ours(codes: Floats, folder: Path) -> tuple[Query, Widen | None]:
-    from autoencode.index.neighbours import NearestNeighbours, fit_inverted_lists, fit_vector_space
+    from autoencode.index.inverted_lists import fit_inverted_lists
+    from autoencode.index.neighbours import NearestNeighbours, fit_vector_space
 
     space = fit_vector_space(codes, "cosine")
     nearest = NearestNeighbours(space, codes, fit_inverted_lists(space, codes))

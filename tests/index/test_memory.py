@@ -36,8 +36,10 @@ from autoencode import (
     save_model,
 )
 from autoencode.data.preprocessing import read_image
+from autoencode.index.inverted_lists import InvertedLists
 from autoencode.index.memory import INDEX_NAME, StoredIndex, read_index, write_index
-from autoencode.index.neighbours import InvertedLists, VectorSpace
+from autoencode.index.neighbours import VectorSpace
+from autoencode.index.rounding import Rounding
 from autoencode.index.store import StoredPath
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float
@@ -274,6 +276,15 @@ def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, 
         lambda index: with_lists(index, assignment=np.zeros(len(index.codes) - 1, np.int64)),
         lambda index: with_lists(index, centroids=index.codes[:2, :3].copy()),
         lambda index: with_lists(index, centroids=index.codes[:0].copy()),
+        lambda index: with_lists(index, packed=np.zeros((len(index.codes), 3), np.uint8)),
+        lambda index: with_lists(index, packed=np.zeros((len(index.codes), 2), np.int64)),
+        lambda index: with_lists(index, lengths=np.full(len(index.codes), np.nan, np.float32)),
+        lambda index: with_lists(index, candidates=0),
+        lambda index: with_lists(index, candidates=10**9),
+        lambda index: with_rounding(index, centre=np.zeros(3, np.float32)),
+        lambda index: with_rounding(index, projection=index.codes[:2].T.copy()),
+        lambda index: with_rounding(index, levels=np.zeros((4, 15), np.float32)),
+        lambda index: with_rounding(index, levels=np.tile(np.arange(16, 0, -1, np.float32), (4, 1))),
     ],
 )
 def test_an_index_whose_parts_do_not_fit_together_is_rejected(
@@ -293,8 +304,25 @@ def index_of_photos(trained: Run, photos: Path, tmp_path_factory: pytest.TempPat
 
 
 def with_lists(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN401
-    lists = InvertedLists(index.codes[:2].copy(), np.zeros(len(index.codes), np.int64), 1, 0.9)
+    count, size = index.codes.shape
+    levels = np.tile(np.arange(16, dtype=np.float32), (4, 1))
+    lists = InvertedLists(
+        Rounding(np.zeros(size, np.float32), np.eye(size, 4, dtype=np.float32), levels),
+        centroids=index.codes[:2, :4].copy(),
+        assignment=np.zeros(count, np.int64),
+        packed=np.zeros((count, 2), np.uint8),
+        lengths=np.ones(count, np.float32),
+        nprobe=1,
+        candidates=60,
+        recall=0.9,
+    )
     return replace(index, lists=replace(lists, **changes))
+
+
+def with_rounding(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN401
+    lists = with_lists(index).lists
+    assert lists is not None
+    return with_lists(index, rounding=replace(lists.rounding, **changes))
 
 
 def with_settings(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN401

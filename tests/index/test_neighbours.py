@@ -1,6 +1,5 @@
 """FAISS against brute force, and the map of each distance against its formula."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from autoencode import ConfigError
 from autoencode.configuration import Distance
 from autoencode.index import neighbours as module
-from autoencode.index.neighbours import Floats, NearestNeighbours, fit_inverted_lists, fit_vector_space
+from autoencode.index.neighbours import Floats, NearestNeighbours, fit_vector_space
 
 DISTANCES: tuple[Distance, ...] = ("whitened", "cosine", "l2")
 
@@ -19,14 +18,6 @@ def codes(count: int, size: int = 6, seed: int = 0) -> Floats:
     generator = np.random.default_rng(seed)
     spread = np.geomspace(0.05, 3, size)
     return (generator.normal(size=(count, size)) * spread + 1).astype(np.float32)
-
-
-def clustered(count: int, size: int) -> Floats:
-    generator = np.random.default_rng(1)
-    centres = generator.normal(size=(200, size))
-    return (centres[generator.integers(200, size=count)] + 0.4 * generator.normal(size=(count, size))).astype(
-        np.float32
-    )
 
 
 def brute_force(queries: Floats, known: Floats, distance: Distance) -> np.ndarray[Any, Any]:
@@ -96,34 +87,6 @@ def test_a_code_of_zeros_is_at_a_right_angle_to_every_other() -> None:
     assert found.rows.tolist() == list(range(10))
 
 
-def test_inverted_lists_of_200000_codes_find_99_percent_of_the_true_neighbours() -> None:
-    known = clustered(200_000, 16)
-    space = fit_vector_space(known, "whitened")
-    lists = fit_inverted_lists(space, known)
-    assert lists is not None
-    assert lists.nprobe < len(lists.centroids) / 4
-    queries = known[:100] + np.float32(0.05)
-    found = NearestNeighbours(space, known, lists).search(queries, 10)
-    exact = NearestNeighbours(space, known, None).search(queries, 10)
-    recall = np.mean([np.isin(e.rows, f.rows).mean() for e, f in zip(exact, found, strict=True)])
-    assert recall >= 0.99
-    assert lists.recall >= 0.99
-
-
-def test_inverted_lists_give_all_neighbours_that_are_asked_for() -> None:
-    known = clustered(3_000, 8)
-    space = fit_vector_space(known, "cosine")
-    lists = fit_inverted_lists(space, known, exact_limit=1_000)
-    assert lists is not None
-    found = NearestNeighbours(space, known, lists).search(known[:2], 5_000)
-    assert [sorted(near.rows) for near in found] == [list(range(3_000))] * 2
-
-
-def test_up_to_the_limit_there_are_no_inverted_lists() -> None:
-    known = codes(50)
-    assert fit_inverted_lists(fit_vector_space(known, "l2"), known, exact_limit=50) is None
-
-
 @pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.98), ("l2", 0.8)])
 def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) -> None:
     known = codes(250)
@@ -135,31 +98,6 @@ def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) ->
     assert len(wanted) > 10
     assert len(found) == len(set(found))
     assert set(found) == wanted
-
-
-@pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.9), ("l2", 0.9)])
-def test_inverted_lists_lose_no_pair_and_no_neighbour_to_their_bytes(
-    distance: Distance, threshold: float
-) -> None:
-    """With every list scanned, only the bytes can lose a pair or a neighbour."""
-    known = clustered(2_000, 8)
-    space = fit_vector_space(known, distance)
-    lists = fit_inverted_lists(space, known, exact_limit=1_000)
-    rough, exact = NearestNeighbours(space, known, lists), NearestNeighbours(space, known, None)
-    rough.index.nprobe = rough.index.nlist
-    for wanted, found in zip(exact.search(known[:50], 10), rough.search(known[:50], 10), strict=True):
-        assert found.rows.tolist() == wanted.rows.tolist()
-        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
-    pairs = [
-        {
-            (int(i), int(j))
-            for first, second, _ in of.pairs(threshold)
-            for i, j in zip(first, second, strict=True)
-        }
-        for of in (exact, rough)
-    ]
-    assert pairs[0] == pairs[1]
-    assert len(pairs[0]) > 100
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -201,21 +139,6 @@ def test_the_others_of_a_code_are_as_many_as_asked_for_and_never_itself() -> Non
         assert near[0] == row ^ 1  # its copy
 
 
-def test_a_list_that_holds_too_few_codes_sends_a_query_to_every_list() -> None:
-    known = clustered(2_000, 8)
-    space = fit_vector_space(known, "l2")
-    lists = fit_inverted_lists(space, known, exact_limit=1_000)
-    assert lists is not None
-    nearest = NearestNeighbours(space, known, dataclasses.replace(lists, nprobe=1))
-    counts = np.bincount(lists.assignment)
-    exact = NearestNeighbours(space, known, None)
-    for number in np.flatnonzero(counts)[:10]:
-        code = known[np.flatnonzero(lists.assignment == number)[:1]]
-        k = int(counts[number]) + 1
-        [found], [wanted] = nearest.search(code, k), exact.search(code, k)
-        assert found.rows.tolist() == wanted.rows.tolist()
-
-
 def test_an_unknown_distance_is_rejected() -> None:
     with pytest.raises(ConfigError, match="Unknown distance 'l1'"):
         fit_vector_space(codes(5), "l1")  # type: ignore[arg-type]
@@ -227,26 +150,6 @@ def test_a_query_that_is_no_number_finds_nothing() -> None:
     nothing, found = nearest.search(np.stack([np.full(6, np.nan, np.float32), known[3]]), 2)
     assert len(nothing.rows) == 0
     assert found.rows[0] == 3
-
-
-@pytest.mark.parametrize("enough", [1, 2, 7, 37, 100, 500])
-@pytest.mark.parametrize("first", [1, 8])
-def test_the_smallest_nprobe_is_found_to_within_a_sixteenth(enough: int, first: int) -> None:
-    tried: list[int] = []
-
-    def recall_with(nprobe: int) -> float:
-        tried.append(nprobe)
-        return 0.999 if nprobe >= enough else 0.9
-
-    nprobe, recall = module.smallest_nprobe(recall_with, 500, first)
-    least = max(enough, first)
-    assert least <= nprobe <= least * 17 / 16 + 1
-    assert recall == 0.999
-    assert len(tried) == len(set(tried)) < 28
-
-
-def test_every_list_is_scanned_where_fewer_are_not_enough() -> None:
-    assert module.smallest_nprobe(lambda nprobe: 0.9, 50) == (50, 0.9)
 
 
 @pytest.mark.parametrize("distance", ["whitened", "cosine", "l2"])

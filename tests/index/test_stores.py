@@ -282,6 +282,6 @@ def test_an_index_of_an_earlier_format_is_rejected_by_its_number(
     ):
         with pytest.raises(
             ImageIndexError,
-            match=r"format 1; this one reads format 3\)\. .*delete the index",
+            match=r"format 1; this one reads format 4\)\. .*delete the index",
         ):
             use()

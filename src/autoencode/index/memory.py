@@ -33,15 +33,8 @@ from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError
 from autoencode.index import duplicates
 from autoencode.index.base import EVERY_IMAGE, MOST_PAIRS, ImageFilter, Index, Neighbour, Update
-from autoencode.index.neighbours import (
-    EXACT_LIMIT,
-    Floats,
-    InvertedLists,
-    NearestNeighbours,
-    Rows,
-    fit_inverted_lists,
-    fit_vector_space,
-)
+from autoencode.index.inverted_lists import EXACT_LIMIT, InvertedLists, fit_inverted_lists
+from autoencode.index.neighbours import Floats, NearestNeighbours, Rows, fit_vector_space
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     FORMAT_VERSION,
@@ -110,8 +103,8 @@ def write_index(path: Path, index: StoredIndex) -> None:
         "near_duplicate_threshold": index.near_duplicate_threshold,
     }
     if index.lists is not None:
-        arrays |= {"centroids": index.lists.centroids, "assignment": index.lists.assignment}
-        content |= {"nprobe": index.lists.nprobe, "recall": index.lists.recall}
+        parts, numbers = index.lists.to_content()
+        arrays, content = arrays | parts, content | numbers
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     write_tensors(path / INDEX_NAME, _KIND, FORMAT_VERSION, tensors, content)
 
@@ -128,9 +121,7 @@ def read_index(path: Path) -> StoredIndex:
         codes = arrays["codes"]
         count, size = codes.shape if codes.ndim == 2 else (0, 0)
         if "centroids" in arrays:
-            lists = InvertedLists(
-                arrays["centroids"], arrays["assignment"], content["nprobe"], content["recall"]
-            )
+            lists = InvertedLists.from_content(arrays, content)
         stored = StoredIndex(
             settings=IndexSettings.from_content(arrays, content, size),
             source=content["source"],
@@ -276,7 +267,7 @@ class FileIndex(Index):
             # Few images are compared one by one: the lists that a query scans may hold none of them.
             lists = self._stored.lists if len(rows) > EXACT_LIMIT else None
             if lists is not None:
-                lists = dataclasses.replace(lists, assignment=lists.assignment[rows])
+                lists = lists.of(rows)
             nearest = NearestNeighbours(self.vector_space, self.codes[rows], lists)
             # Returned from the local name: another thread may replace the attribute at any moment.
             kept = self._part = only, _Part(nearest, positions, _starts(contents, len(rows)))

@@ -1,21 +1,18 @@
 """Nearest neighbours among codes: how two codes are compared, and the search with FAISS.
 
-Up to `EXACT_LIMIT` codes, a query is compared with every one. Beyond, the codes are divided among inverted
-lists, one per k-means centroid, and a query scans the `nprobe` lists with the nearest centroids (Jégou et al.
-2011, section IV); `nprobe` is the smallest number that reaches `RECALL_SOUGHT` on a sample. FAISS then keeps
-one byte per dimension: half the time and a quarter of the memory of fp32. The candidates it finds are scored
-again in fp64 from the codes themselves: distances between bytes are rough, and FAISS's L2 distances between
-nearly equal codes are mostly rounding error.
+A query is compared with every code, or with those that inverted lists (`inverted_lists`) propose. Candidates
+are scored again in fp64 from the codes themselves: the vectors in the lists are rough, and FAISS's L2
+distances between nearly equal codes are mostly rounding error.
 
-Shapes: R codes, Q queries, D code dimensions, L inverted lists, K neighbours.
+Shapes: R codes, Q queries, D code dimensions, K neighbours.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import faiss
 import numpy as np
@@ -25,22 +22,18 @@ from numpy.typing import NDArray
 from autoencode.configuration import Distance
 from autoencode.errors import check_choice
 
-EXACT_LIMIT = 100_000
-# The recall measured on the sample has an error of about 0.002: 0.995 keeps the true recall above 0.99.
-RECALL_SOUGHT = 0.995
-RECALL_NEIGHBOURS, RECALL_SAMPLE = 10, 500
-# Candidates scored again for each neighbour asked for, as the order of the one-byte distances is rough.
+if TYPE_CHECKING:
+    from autoencode.index.inverted_lists import InvertedLists
+
+# Candidates scored in fp64 for each neighbour asked for, as the order of rounded vectors is rough.
 CANDIDATES_PER_NEIGHBOUR = 3
 
-# Lists for the square root of the number of codes: 4 took twice as long and found no more.
-_LISTS_PER_ROOT = 2
-# Codes per list and iterations of k-means: twice as many of both took four times as long and found no more.
-_TRAINED_PER_LIST, _ITERATIONS = 40, 5
 # Query values from which FAISS multiplies matrices: its own default of 128,000 took up to 8 times as long.
 _MATRIX_THRESHOLD = 1000
 _RELATIVE_ROUNDING = 1e-6  # share of their mean by which equal codes may differ, from fp32 rounding
 _BLOCK_VALUES = 16 * 1024**2  # a block of scores is 64 MB
 _VECTOR_VALUES = 1024**2  # a block of vectors is 4 MB, and 8 in fp64
+_LARGE_BLOCK_VALUES = 8 * _VECTOR_VALUES  # FAISS multiplies large matrices twice as fast
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -69,14 +62,35 @@ class VectorSpace:
 
     def vectors(self, codes: Floats) -> Floats:
         """Map codes (R, D) to vectors (R, D) whose inner product, or whose L2 distance, is the score."""
-        vectors: Floats = np.asarray(codes, np.float32)
-        if self.mean is not None and self.whitening is not None:
-            vectors = ((vectors - self.mean) @ self.whitening).astype(np.float32, copy=False)
+        vectors = self._whitened(codes)
         if self.is_similarity:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             # A code of zero length has no direction. It stays zero, and so scores 0 with every other.
             vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
         return np.ascontiguousarray(vectors)
+
+    def lengths(self, codes: Floats) -> Floats:
+        """Return the length (R,) that the vector of each code (R, D) has before it is scaled to 1."""
+        return np.asarray(np.linalg.norm(self._whitened(codes), axis=1), np.float32)
+
+    def rough_scores(self, query: Floats, codes: Floats, lengths: Floats) -> Floats:
+        """Score codes (N, D) of lengths (N,) against the vector (D,) of a query in fp32; higher is nearer.
+
+        The map is applied to the query instead of to the codes: one product of a matrix and a vector.
+        """
+        if not self.is_similarity:
+            return np.asarray(-np.square(codes - query).sum(1))
+        offset = 0.0
+        if self.mean is not None and self.whitening is not None:
+            query = self.whitening @ query
+            offset = float(self.mean @ query)
+        return np.asarray((codes @ query - offset) / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+    def _whitened(self, codes: Floats) -> Floats:
+        vectors: Floats = np.asarray(codes, np.float32)
+        if self.mean is not None and self.whitening is not None:
+            vectors = ((vectors - self.mean) @ self.whitening).astype(np.float32, copy=False)
+        return vectors
 
     def scores(self, queries: Floats, vectors: Floats) -> NDArray[np.float64]:
         """Score queries (..., D) against vectors (..., D), in fp64."""
@@ -102,10 +116,10 @@ def fit_vector_space(codes: Floats, distance: Distance) -> VectorSpace:
     count, size = codes.shape
     # In blocks: an fp64 copy of the codes would take twice their memory.
     total, products = np.zeros(size), np.zeros((size, size))
-    for _, block in _blocks(codes):
+    for _, block in blocks(codes):
         total += block.sum(0, dtype=np.float64)
     mean = total / count
-    for _, block in _blocks(codes):
+    for _, block in blocks(codes):
         centred = block - mean
         products += centred.T @ centred
     variances, directions = np.linalg.eigh(products / count)
@@ -118,97 +132,6 @@ def fit_vector_space(codes: Floats, distance: Distance) -> VectorSpace:
     shrunk = np.maximum(shrunk, np.finfo(np.float32).tiny)
     whitening = (directions / np.sqrt(shrunk)).astype(np.float32)
     return VectorSpace(distance, mean.astype(np.float32), whitening)
-
-
-@dataclass(frozen=True)
-class InvertedLists:
-    """Codes divided among lists, for approximate search (an inverted file, FAISS's IVF).
-
-    Attributes:
-        centroids: (L, D) float32.
-        assignment: (R,) int64, the list of each code.
-        nprobe: lists that a query scans.
-        recall: share of the true 10 nearest neighbours found, measured on a sample of the codes.
-    """
-
-    centroids: Floats
-    assignment: Rows
-    nprobe: int
-    recall: float
-
-    def check(self, count: int, size: int) -> None:
-        """Reject lists that do not fit codes (count, size): FAISS would read outside of them.
-
-        Raises:
-            ValueError: names the part that does not fit.
-        """
-        nlist = len(self.centroids)
-        is_matrix = self.centroids.shape == (nlist, size) and self.centroids.dtype == np.float32
-        if not nlist or not is_matrix or not np.isfinite(self.centroids).all():
-            raise ValueError(f"centroids of shape {self.centroids.shape} or not finite")
-        if self.assignment.shape != (count,) or self.assignment.dtype != np.int64:
-            raise ValueError("not an inverted list for each code")
-        if not 0 <= self.assignment.min() <= self.assignment.max() < nlist:
-            raise ValueError("codes in an inverted list that is not there")
-        if type(self.nprobe) is not int or not 1 <= self.nprobe <= nlist:
-            raise ValueError("an nprobe that is not from 1 to the number of inverted lists")
-
-
-def fit_inverted_lists(
-    space: VectorSpace, codes: Floats, exact_limit: int = EXACT_LIMIT
-) -> InvertedLists | None:
-    """Divide codes (R, D) among inverted lists; None where there are few enough to compare every one."""
-    count, size = codes.shape
-    if count <= exact_limit:
-        return None
-    configure_faiss()
-    nlist = round(_LISTS_PER_ROOT * math.sqrt(count))
-    order = np.random.Generator(np.random.Philox(0)).permutation(count)
-    sample, rest = np.sort(order[:RECALL_SAMPLE]), order[RECALL_SAMPLE:]
-    training = space.vectors(codes[np.sort(rest[: _TRAINED_PER_LIST * nlist])])
-    kmeans = faiss.Kmeans(
-        size,
-        nlist,
-        niter=_ITERATIONS,
-        seed=1,
-        spherical=space.is_similarity,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(rest),
-    )
-    kmeans.train(training)
-    del training  # as large as a tenth of the codes, and the search below needs room for all of them
-    centroids = np.array(kmeans.centroids)
-    quantizer = _flat(space, size)
-    quantizer.add(centroids)
-    assignment = np.empty(count, np.int64)
-    for start, block in _blocks(codes):
-        assignment[start : start + len(block)] = quantizer.search(space.vectors(block), 1)[1][:, 0]
-    true = NearestNeighbours(space, codes, None).others(sample, RECALL_NEIGHBOURS)
-    approximate = NearestNeighbours(space, codes, InvertedLists(centroids, assignment, 1, 0.0))
-
-    def recall_with(nprobe: int) -> float:
-        approximate.index.nprobe = nprobe
-        found = approximate.others(sample, RECALL_NEIGHBOURS)
-        return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
-
-    return InvertedLists(centroids, assignment, *smallest_nprobe(recall_with, nlist))
-
-
-def smallest_nprobe(recall_with: Callable[[int], float], nlist: int, first: int = 1) -> tuple[int, float]:
-    """Return the smallest nprobe, from `first` on, with a recall of `RECALL_SOUGHT`, and its recall.
-
-    It is raised in steps of a third; then the last step is bisected, to within a sixteenth.
-    """
-    too_few, nprobe = first - 1, min(first, nlist)
-    while (recall := recall_with(nprobe)) < RECALL_SOUGHT and nprobe < nlist:
-        too_few, nprobe = nprobe, min(math.ceil(nprobe * 4 / 3), nlist)
-    while nprobe - too_few > 1 + nprobe // 16:
-        between = (too_few + nprobe) // 2
-        if (found := recall_with(between)) < RECALL_SOUGHT:
-            too_few = between
-        else:
-            nprobe, recall = between, found
-    return nprobe, recall
 
 
 class Ranked(NamedTuple):
@@ -239,36 +162,15 @@ class NearestNeighbours:
         self.space = space
         self.codes = codes
         self.lists = lists
-        size = codes.shape[1]
-        self.index: Any = _flat(space, size)
-        self._error, self._candidates_per_neighbour = 0.0, 1
-        if lists is None:
-            for _, block in _blocks(codes):
-                self.index.add(space.vectors(block))
-            return
-        self._quantizer = self.index  # FAISS keeps a bare pointer to it, which must not dangle
-        self._quantizer.add(lists.centroids)
-        self.index = faiss.IndexIVFScalarQuantizer(
-            *(self._quantizer, size, len(lists.centroids), faiss.ScalarQuantizer.QT_8bit),
-            *(self._quantizer.metric_type, False),
-        )
-        self.index.nprobe, self._candidates_per_neighbour = lists.nprobe, CANDIDATES_PER_NEIGHBOUR
-        extremes = [(block.min(0), block.max(0)) for block in self._vector_blocks()]
-        low, high = np.min([one for one, _ in extremes], 0), np.max([other for _, other in extremes], 0)
-        self.index.train(np.stack([low, high]))
-        # The farthest that a vector can be from its bytes: half a quantization step in every direction.
-        self._error = float(np.linalg.norm(high - low)) / 255 / 2
-        start = 0
-        for vectors in self._vector_blocks():
-            rows = np.arange(start, start + len(vectors))
-            assignment = np.ascontiguousarray(lists.assignment[rows])
-            # add_core() takes the lists that are known; add() would search for the nearest centroids again.
-            pointers = [faiss.swig_ptr(array) for array in (vectors, rows, assignment)]
-            self.index.add_core(len(vectors), *pointers)
-            start += len(vectors)
+        self.scanner = None if lists is None else lists.scanner(space)
 
-    def _vector_blocks(self) -> Iterator[Floats]:
-        return (self.space.vectors(block) for _, block in _blocks(self.codes))
+    @functools.cached_property
+    def index(self) -> Any:  # noqa: ANN401 - FAISS has no types
+        """All vectors, one after the other; made at the first use, as lists are scanned without."""
+        index = flat_index(self.space, self.codes.shape[1])
+        for _, block in blocks(self.codes):
+            index.add(self.space.vectors(block))
+        return index
 
     def search(self, codes: Floats, k: int) -> list[Ranked]:
         """Return the K nearest neighbours of each code (Q, D), nearest first, equal scores by row.
@@ -278,17 +180,19 @@ class NearestNeighbours:
         if not len(codes):
             return []
         vectors, k = self.space.vectors(codes), min(k, len(self.codes))
-        candidates = min(self._candidates_per_neighbour * k, len(self.codes))
-        _, rows = self.index.search(vectors, candidates)
-        short = np.flatnonzero(rows[:, k - 1] < 0)
-        if self.lists and len(short):  # the lists scanned hold fewer than K codes
-            every_list = faiss.SearchParametersIVF()
-            every_list.nprobe = self.index.nlist
-            _, rows[short] = self.index.search(vectors[short], candidates, params=every_list)
+        if self.scanner is None:
+            _, rows = self.index.search(vectors, k)
+        else:
+            rows = self.scanner.candidates(vectors, k)
         return [
-            rank(self.space, vector, self.space.vectors(self.codes[found]), found, k)
-            for vector, found in zip(vectors, (found[found >= 0] for found in rows), strict=True)
+            self._ranked(vector, found[found >= 0], k) for vector, found in zip(vectors, rows, strict=True)
         ]
+
+    def _ranked(self, vector: Floats, rows: Rows, k: int) -> Ranked:
+        if self.lists is not None and len(rows) > (kept := CANDIDATES_PER_NEIGHBOUR * k):
+            scores = self.space.rough_scores(vector, self.codes[rows], self.lists.lengths[rows])
+            rows = rows[np.argpartition(-scores, kept)[:kept]]
+        return rank(self.space, vector, self.space.vectors(self.codes[rows]), rows, k)
 
     def others(self, rows: Rows, k: int) -> list[Rows]:
         """Return the rows of the K nearest neighbours of each of `rows` (Q,), without the row itself."""
@@ -302,20 +206,31 @@ class NearestNeighbours:
         """
         # FAISS finds what is strictly nearer than a radius, and rounds: the radius is a little wider, and
         # exact scores decide below.
-        if self.space.is_similarity:
-            radius = threshold - 1e-5 - self._error
+        if self.scanner is not None:
+            # Reduced vectors are no farther from each other than the vectors: no pair is lost to that.
+            distance = np.sqrt(max(0, 2 - 2 * threshold)) if self.space.is_similarity else threshold
+            search = self.scanner.within(self._reduced_blocks, distance)
         else:
-            radius = (threshold + self._error) ** 2 * (1 + 1e-4) + 1e-9
+            radius = threshold - 1e-5 if self.space.is_similarity else threshold**2 * (1 + 1e-4) + 1e-9
+
+            def search(vectors: Floats) -> tuple[Rows, Rows]:
+                limits, _, second = self.index.range_search(vectors, radius)
+                return limits, second
+
         step = max(1, _BLOCK_VALUES // max(len(self.codes), self.codes.shape[1]))
         for start in range(0, len(self.codes), step):
             vectors = self.space.vectors(self.codes[start : start + step])
-            limits, _, second = self.index.range_search(vectors, radius)
-            first = start + np.repeat(np.arange(len(vectors)), np.diff(limits.astype(np.int64)))
+            limits, second = search(vectors)
+            first = start + np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64))
             once = first < second  # each pair is found from both of its ends
             first, second = first[once], second[once].astype(np.int64)
             scores = self._pair_scores(first, second)
             near = scores >= threshold if self.space.is_similarity else scores <= threshold
             yield first[near], second[near], scores[near]
+
+    def _reduced_blocks(self) -> Iterator[Floats]:
+        assert self.lists is not None
+        return (self.lists.rounding.apply(self.space.vectors(block)) for _, block in blocks(self.codes))
 
     def _pair_scores(self, first: Rows, second: Rows) -> NDArray[np.float64]:
         scores = np.empty(len(first))
@@ -327,12 +242,40 @@ class NearestNeighbours:
         return scores
 
 
-def _flat(space: VectorSpace, size: int) -> Any:  # noqa: ANN401 - FAISS has no types
+def exact_neighbours(space: VectorSpace, codes: Floats, rows: Rows, k: int) -> list[Ranked]:
+    """Return the K nearest of codes (R, D) to each of `rows` (Q,), without the row itself; all are compared.
+
+    The codes are read once, block by block: beside them, memory is needed for the queries alone.
+    """
+    configure_faiss()
+    queries, k = space.vectors(codes[rows]), min(k + 1, len(codes))
+    metric = faiss.METRIC_INNER_PRODUCT if space.is_similarity else faiss.METRIC_L2
+    best = np.zeros((len(rows), 0), np.float32)
+    known = np.zeros((len(rows), 0), np.int64)
+    for start, block in blocks(codes, _LARGE_BLOCK_VALUES):
+        scores, found = faiss.knn(queries, space.vectors(block), min(k, len(block)), metric=metric)
+        best = np.concatenate([best, -scores if space.is_similarity else scores], axis=1)
+        known = np.concatenate([known, found + start], axis=1)
+        nearest = np.argsort(best, axis=1, kind="stable")[:, :k]
+        best, known = np.take_along_axis(best, nearest, 1), np.take_along_axis(known, nearest, 1)
+    ranked = (
+        rank(space, query, space.vectors(codes[found]), found, k)
+        for query, found in zip(queries, known, strict=True)
+    )
+    return [
+        Ranked(*(part[near.rows != row][: k - 1] for part in near))
+        for row, near in zip(rows, ranked, strict=True)
+    ]
+
+
+def flat_index(space: VectorSpace, size: int) -> Any:  # noqa: ANN401 - FAISS has no types
+    """Return an empty index of FAISS that compares vectors of `size` values one by one."""
     return faiss.IndexFlatIP(size) if space.is_similarity else faiss.IndexFlatL2(size)
 
 
-def _blocks(codes: Floats) -> Iterator[tuple[int, Floats]]:
-    step = max(1, _VECTOR_VALUES // codes.shape[1])
+def blocks(codes: Floats, values: int = _VECTOR_VALUES) -> Iterator[tuple[int, Floats]]:
+    """Yield the codes (R, D) in blocks of about so many values, each with the row of its first code."""
+    step = max(1, values // codes.shape[1])
     for start in range(0, len(codes), step):
         yield start, codes[start : start + step]
 

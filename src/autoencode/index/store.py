@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
 
-FORMAT_VERSION = 3  # 2 had no reduction; 1 other names for the parts of the vector space and the lists
+FORMAT_VERSION = 4  # raised with every change of what an index holds
 REBUILD = "Delete the index and make it again, or restore it from a copy."
 CHOOSE_ANOTHER = "Choose another output, or delete the index and make it again."
 

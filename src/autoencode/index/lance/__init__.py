@@ -19,6 +19,7 @@ import numpy as np
 from autoencode.data.pack import location_of
 from autoencode.errors import ConfigError, ImageIndexError, MissingExtraError, OutputError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
+from autoencode.index.inverted_lists import EXACT_LIMIT
 from autoencode.index.lance.tables import (
     CONTENTS,
     IMAGES,
@@ -36,7 +37,7 @@ from autoencode.index.lance.tables import (
     settings_bytes,
 )
 from autoencode.index.lance.update import SourceUpdate
-from autoencode.index.neighbours import EXACT_LIMIT, Floats, fit_vector_space, rank
+from autoencode.index.neighbours import Floats, fit_vector_space, rank
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     REBUILD,

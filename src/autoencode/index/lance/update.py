@@ -23,14 +23,8 @@ from autoencode.data.loader import epoch_order
 from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError
 from autoencode.index.base import Update
-from autoencode.index.neighbours import (
-    EXACT_LIMIT,
-    RECALL_NEIGHBOURS,
-    Floats,
-    Rows,
-    configure_faiss,
-    smallest_nprobe,
-)
+from autoencode.index.inverted_lists import EXACT_LIMIT, RECALL_NEIGHBOURS, smallest_nprobe
+from autoencode.index.neighbours import Floats, Rows, configure_faiss
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
