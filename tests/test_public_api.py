@@ -54,7 +54,7 @@ def test_every_name_can_be_imported_and_says_what_it_is(name: str) -> None:
     [
         *(("generate", ()), ("walk", ()), ("morph", (["a", "b"],)), ("reconstruct", ("a",))),
         *(("find_outliers", ("a", None)), ("fit_reference", (None,)), ("evaluate", (None,))),
-        *(("features", ("a",)), ("transfer", ("a",)), ("export_onnx", ("a",)), ("build_index", ("a", "b"))),
+        *(("features", ("a",)), ("transfer", ("a",)), ("export_onnx", ("a",))),
     ],
 )
 def test_a_model_is_a_model_or_its_path_and_nothing_else(

@@ -27,6 +27,7 @@ from autoencode import (
 from autoencode.feature_maps import trace
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.transfer_learning.classifier import FORMAT_VERSION
 from autoencode.transfer_learning.probe import LinearProbe
 
 CLASSES = ("coast", "forest", "night")
@@ -138,7 +139,7 @@ def test_a_classifier_of_an_earlier_version_is_rejected_in_one_line(tmp_path: Pa
 def test_parts_that_do_not_fit_together_are_rejected(classifier: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, classifier)
-    tensors, content, _ = read_tensors(path, "classifier", 2, ModelFileError)
+    tensors, content, _ = read_tensors(path, "classifier", FORMAT_VERSION, ModelFileError)
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
     for spoiled in (
         {**content, "classes": ["one"]},
@@ -147,11 +148,11 @@ def test_parts_that_do_not_fit_together_are_rejected(classifier: Classifier, tmp
         {**content, "features": "decoder.layers.1"},
         {**content, "model": {}},
     ):
-        write_tensors(path, "classifier", 2, tensors, spoiled)
+        write_tensors(path, "classifier", FORMAT_VERSION, tensors, spoiled)
         with pytest.raises(ModelFileError, match="does not hold a usable"):
             load_classifier(path)
     tensors["probe/bias"] = tensors["probe/bias"] * float("nan")
-    write_tensors(path, "classifier", 2, tensors, content)
+    write_tensors(path, "classifier", FORMAT_VERSION, tensors, content)
     with pytest.raises(ModelFileError, match="not finite"):
         load_classifier(path)
 
@@ -170,8 +171,8 @@ def test_pretrained_features_are_those_they_were_learned_on(
     trained: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(trained.model_path)
-    save_classifier(tmp_path / "c", Classifier(model, "pretrained", CLASSES, probe(1280), {}))
+    save_classifier(tmp_path / "c", Classifier(model, "pretrained", CLASSES, probe(BACKBONE.size), {}))
     assert len(classify(load_classifier(tmp_path / "c"), next(photos.rglob("*.png"))).results) == 1
     monkeypatch.setattr(type(BACKBONE), "digest", property(lambda _: "another 2"))
-    with pytest.raises(ModelFileError, match="another 2 is installed"):
+    with pytest.raises(ModelFileError, match="other pretrained features than those installed"):
         load_classifier(tmp_path / "c")

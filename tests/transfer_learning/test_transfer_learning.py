@@ -208,3 +208,23 @@ def test_wrong_use_is_rejected_before_the_work(
         transfer(model, tmp_path / "nowhere")
     with pytest.raises(ModelFileError, match="No classifier file"):
         load_classifier(tmp_path)
+
+
+def test_the_best_embedding_is_kept_unless_one_is_asked_for(
+    model: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the pretrained features are there
+    monkeypatch.setattr(finetune, "EPOCHS", 1)
+    # Stripes of two directions at random phases: an untrained code cannot tell their equal means apart.
+    for axis, name in enumerate(("across", "down")):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for number in range(24):
+            phase, period = np.random.default_rng([axis, number]).uniform((0, 5), (6.3, 9))
+            wave = 127 * (1 + np.sin(phase + 2 * np.pi * np.indices((64, 64))[axis] / period))
+            pixels = np.repeat(wave[..., None], 3, 2).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "labelled" / name / f"{number}.png")
+    made = transfer(model, tmp_path / "labelled", tmp_path / "out")
+    assert made.kept == "pretrained"
+    again = classify(load_classifier(tmp_path / "out"), tmp_path / "labelled")
+    assert np.mean([result.label == result.path.parent.name for result in again.results]) > 0.9
+    assert transfer(model, tmp_path / "labelled", embedding="code").kept in ("code", "layer")

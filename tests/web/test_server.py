@@ -541,7 +541,9 @@ def test_a_command_holds_paths_as_a_shell_reads_them(
     folder = tmp_path / "my run; $(date)"
     shutil.copytree(run_folder, folder)
     commands = open_page(folder).get("/api/search?picture=none").json()["commands"]
-    assert [shlex.split(command)[2] for command in commands] == [str(folder), str(folder)]
+    index, app = map(shlex.split, commands)
+    assert index[:2] == ["autoencode", "index"]
+    assert app == ["autoencode", "app", str(folder), "--index", "index"]
 
 
 @pytest.mark.parametrize("tab", TABS)

@@ -49,11 +49,12 @@ def transfer(
     labelled: Annotated[Path, typer.Argument(help="A folder with a sub-folder of images for each class.")],
     out: Annotated[Path, typer.Option(help="Folder for the classifier and the comparison.")],
     embedding: Annotated[
-        Embedding,
+        Embedding | None,
         typer.Option(
-            help="Classify features of this encoder, or of a network pretrained on ImageNet (extra eval)."
+            help="Keep the classifier on features of this encoder (code), or of EfficientNet-Lite0 "
+            "(pretrained). Default: the best in cross-validation."
         ),
-    ] = "code",
+    ] = None,
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Also train the encoder itself on the labels.")
     ] = False,

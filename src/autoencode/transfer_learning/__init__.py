@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import claim_folder, csv_bytes, write_bytes
 from autoencode.data.loader import random_seed
-from autoencode.embedding import image_encoder
+from autoencode.embedding import find_encoder
 from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.figures.plots import confusion_matrix
 from autoencode.metrics.statistics import Interval, wilson_interval
@@ -97,7 +97,7 @@ def transfer(
     labelled: str | Path,
     out: str | Path | None = None,
     *,
-    embedding: Embedding = "code",
+    embedding: Embedding | None = None,
     finetune: bool = False,
     seed: int = 0,
     limits: Limits | None = None,
@@ -114,8 +114,8 @@ def transfer(
         labelled: a folder with one sub-folder per class, or a pack of one.
         out: a folder for the classifier, the comparison and the confusion matrix, as a table and a picture;
             made here. None writes nothing.
-        embedding: which classifier is kept: "code" for that on the code or the layer of the encoder,
-            whichever cross-validates better, or "pretrained".
+        embedding: which classifier is kept: "pretrained", or "code" for that on the code or a layer of the
+            encoder; by default the one of all these that cross-validates best.
         finetune: keep a fine-tuned encoder instead (see `fine_tune`).
         seed: of the choice of labels and all else that is random.
         limits: the largest files and pictures to accept.
@@ -147,20 +147,23 @@ def transfer(
                 except MissingExtraError as err:  # at the first level; it is not tried at the others
                     methods.remove(method)
                     notes.append(f"The method {method.name} is not compared. {err}")
-        chosen = max((best[name] for name in kept), key=lambda learned: learned.validated)
+        chosen = max((best[name] for name in kept if name in best), key=lambda learned: learned.validated)
         made = _result(task, chosen, comparison, [*data.notes, *notes, *task.notes], labelled)
     return made if folder is None else _write(folder, made)
 
 
-def _kept(model: Autoencoder, embedding: Embedding, finetune: bool) -> list[str]:
+def _kept(model: Autoencoder, embedding: Embedding | None, finetune: bool) -> list[str]:
     """Return the methods of which the best is kept."""
-    if finetune and embedding != CODE:
+    if finetune and embedding not in (None, CODE):
         raise ConfigError("Only the model's own encoder can be fine-tuned: leave out one of the two.")
-    image_encoder(model, embedding)  # before the long work: rejects an embedding that is not installed
+    if embedding is not None:
+        find_encoder(embedding, model)  # before the long work: rejects an embedding that is not installed
+    if finetune:
+        return [name for name, method in METHODS.items() if method.is_fine_tuning]
     return [
         name
         for name, method in METHODS.items()
-        if (method.is_fine_tuning if finetune else method.kept_for == embedding)
+        if method.kept_for is not None and embedding in (None, method.kept_for)
     ]
 
 

@@ -39,9 +39,10 @@ from autoencode.transfer_learning.probe import Floats, LinearProbe
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
+    from autoencode.data.preprocessing import Preprocessing
 
 CLASSIFIER_NAME = "classifier.safetensors"
-FORMAT_VERSION = 2  # 1 held a model of format 1
+FORMAT_VERSION = 3  # 2 had other pretrained features; 1 held a model of format 1
 MODEL, PROBE = "model/", "probe/"  # prefixes of the names of their tensors
 
 CODE, PRETRAINED = "code", "pretrained"
@@ -57,8 +58,7 @@ class Classifier:
     """From images to probabilities of classes.
 
     Attributes:
-        model: the whole model, as it was or fine-tuned; with pretrained features only its preprocessing
-            matters.
+        model: the whole model, as it was or fine-tuned; pretrained features do not depend on it.
         features: input of the probe: "code", "pretrained", or pooled maps of a layer of the encoder, such as
             "encoder.layers.0 4x4" (see `feature_maps.descriptions`).
         classes: the names of the K classes.
@@ -74,8 +74,13 @@ class Classifier:
     provenance: Mapping[str, Any]
     digest: str = ""
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How files become the images that are classified."""
+        return BACKBONE.preprocessing if self.features == PRETRAINED else self.model.preprocessing
+
     def probabilities(self, images: Tensor) -> NDArray[np.float64]:
-        """Return (B, K) of images (B, 3, H, W) in [0, 1]; `model.read` makes those from files.
+        """Return (B, K) of images (B, 3, H, W) in [0, 1].
 
         Raises:
             ConfigError: the images have another shape or type than the model takes.
@@ -182,9 +187,7 @@ def classify(
     skipped: list[tuple[Path, str]] = []
     results, probabilities, shown = list[Prediction](), list[NDArray[np.float64]](), list[Pixels]()
     done = 0
-    for usable, pixels in read_chunks(
-        paths, CHUNK, classifier.model.preprocessing, limits or Limits(), skipped
-    ):
+    for usable, pixels in read_chunks(paths, CHUNK, classifier.preprocessing, limits or Limits(), skipped):
         found = classifier.probabilities(to_float(pixels))
         best = found.argmax(axis=1)
         for index, path in enumerate(usable):
@@ -229,7 +232,7 @@ def save_classifier(path: str | Path, classifier: Classifier) -> str:
     }
     # The network is not in the file; on another version of it the probe would see other features.
     if classifier.features == PRETRAINED:
-        content["pretrained"] = BACKBONE.weights
+        content["pretrained"] = BACKBONE.digest
     return write_tensors(
         path,
         "classifier",
@@ -267,10 +270,10 @@ def load_classifier(path: str | Path) -> Classifier:
         provenance, learned_on = dict(content["provenance"]), content.get("pretrained")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelFileError(f"{path} does not hold a usable classifier: {err}".splitlines()[0]) from err
-    if features == PRETRAINED and learned_on != BACKBONE.weights:
+    if features == PRETRAINED and learned_on != BACKBONE.digest:
         raise ModelFileError(
-            f"{path} was learned on {learned_on}, and {BACKBONE.weights} is installed: its features "
-            "differ. Learn it anew with autoencode transfer."
+            f"{path} was learned on other pretrained features than those installed. Learn it anew with "
+            "autoencode transfer."
         )
     return Classifier(model, features, classes, probe, provenance, digest)
 
@@ -285,7 +288,7 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
     # Found by running the encoder, as the names and sizes of its layers are nowhere else.
     sizes = {name: part.shape[1] for name, part in encoder_features(model, blank).items()}
-    sizes[PRETRAINED] = BACKBONE.block_channels[-1]
+    sizes[PRETRAINED] = BACKBONE.size
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
 

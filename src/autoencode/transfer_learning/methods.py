@@ -21,17 +21,20 @@ from torch import Tensor, nn
 
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batches, random_seed
-from autoencode.embedding import EMBEDDINGS, image_encoder
-from autoencode.errors import DivergedError
+from autoencode.data.preprocessing import Limits, read_image
+from autoencode.embedding import EMBEDDINGS, find_encoder
+from autoencode.errors import DivergedError, ImageError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.models.backbones import resized
 from autoencode.models.convolutions import pooling_of
 from autoencode.models.pca import principal_components
 from autoencode.pixels import to_float
-from autoencode.transfer_learning.classifier import CODE, Classifier, encoder_features
+from autoencode.transfer_learning.classifier import CHUNK, CODE, Classifier, encoder_features
 from autoencode.transfer_learning.probe import Floats, LinearProbe, choose_strength, fit_probe
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress, StageProgress
+    from autoencode.data.preprocessing import Preprocessing
     from autoencode.transfer_learning.probe import Labelled, Labels
 
 BATCH = 32
@@ -273,11 +276,23 @@ class Task:
             MissingExtraError: an optional part that it needs is not installed.
         """
         if embedding not in self._embedded:
-            encoder = image_encoder(self.model, embedding)
-            # A quarter of the usual batch: a network may enlarge each image to 224x224.
-            images = self._batches(f"{embedding} features", INFERENCE_BATCH // 4)
-            self._embedded[embedding] = np.concatenate([encoder.encode(batch) for batch in images])
+            encoder, parts = find_encoder(embedding, self.model), []
+            for start in range(0, len(self.data.rows), CHUNK):
+                chunk = range(start, min(start + CHUNK, len(self.data.rows)))
+                images = torch.cat([self._image(index, encoder.preprocessing) for index in chunk])
+                parts.append(encoder.encode(images))
+                self._report(f"{embedding} features", chunk.stop, len(self.data.rows))
+            self._embedded[embedding] = np.concatenate(parts)
         return {embedding: self._embedded[embedding]}
+
+    def _image(self, index: int, preprocessing: Preprocessing) -> Tensor:
+        """Return an image (1, 3, H, W) from its file, as pixels of a pack are not sharp when enlarged."""
+        try:
+            pixels = read_image(self.data.paths[index], preprocessing, Limits())
+        except ImageError:  # gone, or of a pack that was made elsewhere
+            size = preprocessing.height, preprocessing.width
+            return resized(to_float(self.data.pack.pixels(self.data.rows[index : index + 1])), size)
+        return to_float(pixels[None])
 
     def _batches(self, stage: str, batch_size: int) -> Iterator[Tensor]:
         """Yield all images (B, 3, H, W), reported as a stage."""
@@ -315,8 +330,8 @@ class Method:
         trains: the training of an encoder instead of a probe: from a task, the images (M,) to learn from, a
             seed and a report to the trained model and the probe on its codes.
         uses_model: whether it starts from the model, so that its accuracy shows the worth of the autoencoder.
-        kept_for: the embedding asked for. The best of its methods becomes the classifier; None for a method
-            that is only compared.
+        kept_for: its embedding. The best method of the embedding asked for, or of all, becomes the
+            classifier; None for a method that is only compared.
         is_fine_tuning: whether it is compared, and kept, only if fine-tuning is asked for.
     """
 

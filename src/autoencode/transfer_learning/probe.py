@@ -43,6 +43,7 @@ class Labelled:
     Attributes:
         pack: of the pixels.
         rows: (N,) of the pack, each content once.
+        paths: the N files.
         labels: (N,) the class of each, in 0..K-1.
         classes: the names of the K classes, sorted.
         learned: (N,) whether a classifier may learn from the image; otherwise it is measured on it.
@@ -52,6 +53,7 @@ class Labelled:
 
     pack: Pack
     rows: NDArray[np.int64]
+    paths: tuple[Path, ...]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     learned: NDArray[np.bool_]
@@ -113,7 +115,8 @@ def _labelled(source: Path, pack: Pack) -> Labelled:
         if not (~learned & (labels == index)).any():
             notes.append(f"No image of {name} is held out, so its accuracy is not measured.")
     rows = np.array([entry.row for entry in kept], np.int64)
-    return Labelled(pack, rows, labels, tuple(classes), learned, tuple(notes), tuple(pack.skipped))
+    paths = tuple(pack.folder / entry.path for entry in kept)
+    return Labelled(pack, rows, paths, labels, tuple(classes), learned, tuple(notes), tuple(pack.skipped))
 
 
 def _check_classes(source: Path, classes: list[str]) -> None:
