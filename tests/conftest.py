@@ -106,6 +106,14 @@ def ray_cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
+@pytest.fixture
+def cluster_to_lose() -> Iterator[LocalCluster]:
+    """Two such nodes of one test, which may kill them."""
+    pytest.importorskip("ray.train", reason="the optional part `ray` is not installed")
+    with local_cluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium, without a window; what needs it is skipped where there is none."""

@@ -14,9 +14,10 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -43,6 +44,9 @@ ANSWERING_S = 10  # how long the address may take to accept a connection
 RETRIES = 3
 JOINING_S = 30  # and to let this process join; without a limit Ray would try for minutes
 LOOKING_S = 120  # how long every node may take to start a first process
+# Ray ends a process that has had no head node for 60 s, without a message and before anything is cleaned up.
+# So many failed connections, of 5 s at most and 5 s apart, come before that; one may be a restart.
+HEAD_TRIES, HEAD_TRY_S = 3, 5
 # Nothing of Ray's is to be sent anywhere, or to be written between the lines of our own.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,6 +56,26 @@ QUIET = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+
+class _Head:
+    """Watches the head node of the cluster that this process has joined."""
+
+    def __init__(self) -> None:
+        self._missed, self._next = 0, 0.0
+
+    def is_gone(self) -> bool:
+        """Return whether the last few connections to the head node failed."""
+        import ray
+
+        if time.monotonic() >= self._next:
+            try:
+                _connect(ray.get_runtime_context().gcs_address, HEAD_TRY_S)
+                self._missed = 0
+            except OSError:
+                self._missed += 1
+            self._next = time.monotonic() + HEAD_TRY_S
+        return self._missed >= HEAD_TRIES
 
 
 class Node(NamedTuple):
@@ -72,6 +96,7 @@ class Cluster:
     """
 
     address: str
+    _head: _Head = field(default_factory=_Head, init=False, repr=False, compare=False)
 
     @property
     def nodes(self) -> list[Node]:
@@ -165,6 +190,27 @@ class Cluster:
                     "same on every node, and start its Ray there."
                 )
 
+    def check_head(self) -> None:
+        """Raise an error if the head node is gone; cheap enough to be called often.
+
+        Raises:
+            RunError: the head node has not accepted a connection for some 15 s.
+        """
+        if self._head.is_gone():
+            raise RunError(f"The head node of the cluster at {self.address} is gone.")
+
+    def result(self, reference: ObjectRef[Any]) -> Any:  # noqa: ANN401
+        """Wait for the result of a task or of a method of an actor, and return it.
+
+        Raises:
+            RunError: the head node is gone.
+        """
+        import ray
+
+        while not ray.wait([reference], timeout=HEAD_TRY_S)[0]:
+            self.check_head()
+        return ray.get(reference)
+
     def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Call a function on items in processes of the nodes, one for each CPU.
 
@@ -191,9 +237,9 @@ class Cluster:
             for item in items:
                 waiting.append(task.remote(held, item))
                 if len(waiting) >= most:
-                    yield ray.get(waiting.popleft())
+                    yield self.result(waiting.popleft())
             while waiting:
-                yield ray.get(waiting.popleft())
+                yield self.result(waiting.popleft())
         except ray.exceptions.RayError as err:
             cause = getattr(err, "cause", None)  # of an error that the function raised
             if isinstance(cause, AutoencodeError):
@@ -291,12 +337,18 @@ def _check_answers(address: str) -> None:
             "on a machine that is a node of it."
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWERING_S).close()
+        _connect(address, ANSWERING_S)
     except OSError as err:
         raise RunError(
             f"No Ray cluster answers at {address}: {err.strerror or err}. Start one with `ray start --head` "
             "and give the address it says."
         ) from err
+
+
+def _connect(address: str, seconds: float) -> None:
+    """Raise OSError unless HOST:PORT accepts a connection within so many seconds."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), seconds).close()
 
 
 def _join(address: str) -> None:

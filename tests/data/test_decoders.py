@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,16 @@ class OneNode:
                 yield pickle.loads(pickle.dumps(function(chunk)))
 
 
-def packed_on(node: OneNode, folder: Path, out: Path, limits: Limits | None = None) -> Pack:
+def packed_on(
+    node: OneNode,
+    folder: Path,
+    out: Path | str,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pack:
     decode = decode_on(node)  # type: ignore[arg-type]
-    packing.update(
-        folder, files_at(out, must_exist=False), Preprocessing(32, 32), limits or Limits(), decode, None
-    )
+    files = files_at(out, must_exist=False)
+    packing.update(folder, files, Preprocessing(32, 32), limits or Limits(), decode, progress)
     return open_pack(out)
 
 
@@ -114,6 +119,22 @@ def test_a_pack_decoded_on_nodes_has_the_bytes_of_one_decoded_here(mixed: Path, 
     assert len(node.chunks) > 1 and max(map(len, node.chunks)) <= 32
     assert [entry.path for entry in there.skipped] == ["broken.png", "dangling.png", "large.png"]
     assert content(here.path) == content(there.path)
+
+
+def test_packing_on_nodes_reports_each_file(photos: Path, tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    packed_on(OneNode(), photos, tmp_path / "there", progress=lambda *report: reports.append(report))
+    assert reports == [(done, 48) for done in range(49)]
+
+
+def test_a_pack_at_a_url_decoded_on_nodes_has_the_bytes_of_one_decoded_here(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
+    pack_folder(photos, tmp_path / "here", Preprocessing(32, 32))
+    packed_on(OneNode(), photos, (tmp_path / "there").as_uri())
+    there = content(tmp_path / "there") | {".lock": b""}  # a pack in storage has its lock in the cache
+    assert content(tmp_path / "here") == there
 
 
 def test_an_update_on_nodes_sends_only_new_files_and_writes_no_content_twice(
@@ -192,20 +213,65 @@ def test_packing_on_a_cluster_that_is_killed_is_made_again_by_the_same_command(
     assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
-@pytest.mark.scale
-def test_what_a_killed_process_of_a_node_had_is_decoded_again(
-    ray_cluster: LocalCluster, tmp_path: Path
-) -> None:
-    folder = tmp_path / "many"
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs enough to do something to the cluster that decodes them."""
+    folder = tmp_path_factory.mktemp("images") / "many"
     folder.mkdir()
     for number in range(600):
         Image.fromarray(blobs(number, 200, 240)).save(folder / f"{number:03}.png")
-    there = command(folder, tmp_path / "there", "--ray", ray_cluster.address)
-    process = subprocess.Popen(there, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not (busy := ray_cluster.processes(title="ray::_called")):
+    return folder
+
+
+def decoding_on(cluster: LocalCluster, folder: Path, out: Path, node: str = "") -> subprocess.Popen[str]:
+    """Start to pack on a cluster; return once a process of it, or of a node, is at it."""
+    there = command(folder, out, "--ray", cluster.address)
+    process = subprocess.Popen(there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not cluster.processes(node, title="ray::_called"):
         assert process.poll() is None, process.communicate()
-    os.kill(busy[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and "warning" not in output.lower(), output
-    pack_folder(folder, tmp_path / "here", Preprocessing(32, 32))
+    return process
+
+
+@pytest.mark.scale
+def test_what_a_killed_process_of_a_node_had_is_decoded_again(
+    ray_cluster: LocalCluster, many: Path, tmp_path: Path
+) -> None:
+    process = decoding_on(ray_cluster, many, tmp_path / "there")
+    os.kill(ray_cluster.processes(title="ray::_called")[0], signal.SIGKILL)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "") and "warning" not in output.lower(), output
+    pack_folder(many, tmp_path / "here", Preprocessing(32, 32))
     assert content(tmp_path / "here") == content(tmp_path / "there")
+
+
+@pytest.mark.scale
+def test_ctrl_c_while_a_cluster_decodes_leaves_no_part_of_a_pack(
+    ray_cluster: LocalCluster, many: Path, tmp_path: Path
+) -> None:
+    process = decoding_on(ray_cluster, many, tmp_path / "there")
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=60), process.returncode) == ("", "", 130)
+    assert set(content(tmp_path / "there")) <= {".lock"}
+
+
+@pytest.mark.scale
+def test_a_node_that_leaves_costs_no_file(cluster_to_lose: LocalCluster, many: Path, tmp_path: Path) -> None:
+    leaving = cluster_to_lose.start_node()
+    process = decoding_on(cluster_to_lose, many, tmp_path / "there", leaving)
+    cluster_to_lose.kill(leaving)
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    pack_folder(many, tmp_path / "here", Preprocessing(32, 32))
+    assert content(tmp_path / "here") == content(tmp_path / "there")
+
+
+@pytest.mark.scale
+def test_packing_without_its_head_node_ends_in_one_line(
+    cluster_to_lose: LocalCluster, many: Path, tmp_path: Path
+) -> None:
+    process = decoding_on(cluster_to_lose, many, tmp_path / "none")
+    cluster_to_lose.kill()
+    output, errors = process.communicate(timeout=60)
+    gone = f"error: The head node of the cluster at {cluster_to_lose.address} is gone.\n"
+    assert (process.returncode, output, errors) == (1, "", gone)
+    assert set(content(tmp_path / "none")) <= {".lock"}

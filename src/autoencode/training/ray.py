@@ -147,9 +147,10 @@ def _fit(
             thread.join(POLL_S)
             is_last = not thread.is_alive()
             try:
+                cluster.check_head()
                 if interrupted.is_set():
-                    ray.get(mailbox.stop.remote())
-                messages = ray.get(mailbox.take.remote())
+                    cluster.result(mailbox.stop.remote())
+                messages = cluster.result(mailbox.take.remote())
             except ray.exceptions.RayError as err:
                 raise RunError(f"The cluster at {cluster.address} is gone: {brief(err)}") from err
             for kind, *content in messages:
