@@ -1,7 +1,9 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from scipy.ndimage import laplace
 from skimage.metrics import mean_squared_error as reference_mse
@@ -15,6 +17,7 @@ from autoencode.metrics.images import (
     kernel_inception_distance,
     mean_absolute_error,
     mean_squared_error,
+    noise_level,
     psnr,
     sharpness_ratio,
     ssim,
@@ -240,3 +243,18 @@ def test_kernel_distance_rejects_features_that_do_not_fit(a: tuple[int, ...], b:
 def test_kernel_distance_rejects_what_is_not_finite() -> None:
     with pytest.raises(ConfigError, match="finite"):
         kernel_inception_distance(np.full((5, 3), np.nan), np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1, 0.3])
+def test_the_level_of_noise_is_found_in_flat_and_in_structured_images(sigma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    photograph = torch.from_numpy(skimage.data.astronaut()[:128, :128].copy()).permute(2, 0, 1) / 255
+    images = torch.stack([torch.full((3, 128, 128), 0.5), photograph])
+    found = noise_level(images + sigma * torch.randn(images.shape, generator=generator))
+    assert found[0] == pytest.approx(sigma, rel=0.03)
+    # A photograph has some noise and texture of its own.
+    assert sigma * 0.97 < found[1] < math.hypot(1.02 * sigma, 0.03)
+
+
+def test_an_image_without_noise_has_none() -> None:
+    assert noise_level(torch.full((1, 3, 16, 16), 0.25)).item() == pytest.approx(0, abs=1e-6)

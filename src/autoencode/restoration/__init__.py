@@ -8,9 +8,10 @@ Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..6553
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -243,7 +244,11 @@ class _Job:
         """
         if self.clean is None:
             return None
-        clean = self.clean / path.name if self.clean.is_dir() else self.clean
+        found = self._clean_files
+        clean = found.get(f"{path.parent.name}/{path.name}") or found.get(path.name)
+        clean = clean if self.clean.is_dir() else self.clean
+        if clean is None:
+            raise ImageError(f"no clean image of its name is in {self.clean}")
         try:
             levels = read_picture(clean, self.limits).levels
         except ImageError as err:
@@ -255,6 +260,15 @@ class _Job:
                 f"its clean image {clean} is {_size(levels.shape)}, and {_size(wanted)} is needed"
             )
         return levels
+
+    @functools.cached_property
+    def _clean_files(self) -> Mapping[str, Path]:
+        """The clean images, by their names and by those with their folders."""
+        assert self.clean is not None
+        files = list(expanded(self.clean))
+        return {path.name: path for path in files} | {
+            f"{path.parent.name}/{path.name}": path for path in files
+        }
 
     def _key(self, path: Path) -> str:
         """Return what decides the result of a file, as text."""
@@ -349,6 +363,8 @@ def sheet_of_rows(model: Restorer, pack: Pack) -> NDArray[np.uint8]:
     clean = to_float(pixels)
     seen = corrupt(clean, parse_corruptions(model.training_corruptions), generator, training=False)
     restored = torch.cat([model.restore(one[None]).cpu() for one in seen])
+    if not model.training_corruptions:  # self-supervised: nobody has the clean images
+        return contact_sheet([("as it is", pixels), ("restored", to_pixels(restored))])
     before, after = psnr(seen.clamp(0, 1), clean).tolist(), psnr(restored, clean).tolist()
     captions = [f"{one:.1f} to {other:.1f} dB" for one, other in zip(before, after, strict=True)]
     columns = [("clean", pixels), ("damaged", to_pixels(seen)), ("restored", to_pixels(restored))]

@@ -65,6 +65,8 @@ class TrainConfig:
         corrupt: corruptions of the images that the model sees, which it learns to undo.
         early_stopping: epochs without a lower validation loss after which training ends; the model is that of
             the epoch with the lowest. 0 trains to the last epoch, which is then the model.
+        self_supervised: learn to remove noise from images that are all noisy themselves, instead of adding
+            damage to clean ones; for white noise, and a restorer only.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: seed of every random choice.
 
@@ -89,6 +91,7 @@ class TrainConfig:
     ema: float = 0.0
     corrupt: tuple[str, ...] = field(default=(), metadata={"entries": lambda: map(example, CORRUPTIONS)})
     early_stopping: int = 0
+    self_supervised: bool = False
     adversarial: bool = False
     seed: int = 0
 
@@ -209,7 +212,8 @@ _RESTORE = {
     "grad_clip": 1.0,
     "patch": 64,
     "horizontal_flip": True,
-    "corrupt": ("gaussian:0-0.2/gaussian:0-0.6",),
+    # More of little noise, which images have more often and which takes longer to learn.
+    "corrupt": ("gaussian:0-0.2/gaussian:0-0.6/camera-noise:0-0.3",),
 }
 _BEST_VAE = {**_BEST, "kind": "vae", "loss": "gaussian", "sigma2": "auto"}
 _PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
@@ -250,6 +254,8 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
     # --kind vae alone has to work, and only the Gaussian loss is the likelihood that a VAE needs.
     if values.get("kind") == "vae":
         values = {"loss": "gaussian"} | values
+    if values.get("self_supervised") and "corrupt" not in overrides:
+        values = values | {"corrupt": ()}
     model, config = changed(ModelConfig(), TrainConfig(), values)
     check_fit(model, config, given=overrides.keys())
     return model, config
@@ -329,6 +335,12 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()
     asked = {name for name in given if getattr(config, name, None) != getattr(default, name, None)}
     if config.patch and model.kind != "restorer":
         raise ConfigError("A code is of a whole image. Leave patch at 0, or use --preset restore.")
+    if config.self_supervised and model.kind != "restorer":
+        raise ConfigError("Only a restorer is trained self-supervised. Use --preset restore.")
+    if config.self_supervised and config.corrupt:
+        raise ConfigError(
+            "Self-supervised training uses images as they are. Leave corrupt out, or self_supervised."
+        )
     if model.kind == "restorer" and model.code_size != ModelConfig.code_size:
         raise ConfigError("A restorer has no code. Leave code_size out.")
     if model.kind == "vae":

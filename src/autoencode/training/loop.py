@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions, random_patch
+from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions, random_patch, recorrupted
 from autoencode.data.loader import (
     LocalBatch,
     epoch_order,
@@ -236,7 +236,10 @@ class Loop:
             clean = random_patch(clean, self.config.patch, generator, local)
         if training and self.config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
-        seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
+        if self.config.self_supervised:
+            seen, clean = recorrupted(clean, generator, local)
+        else:
+            seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
         noise = None
         if model.is_vae:
             # Drawn for the whole batch, so that its noise is the same for any number of processes.

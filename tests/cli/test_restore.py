@@ -1,0 +1,84 @@
+"""The command restore, and train with its preset, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.cli.conftest import Command, assert_one_line
+
+from autoencode import Pack, Run, train
+from autoencode.restoration import SHEET_NAME
+
+
+@pytest.fixture(scope="module")
+def run(tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "restore"
+    return train(tiny_pack.path, out, preset="restore", widths=(4, 6), patch=32, epochs=1)
+
+
+def test_a_restorer_is_trained_shown_and_used(autoencode: Command, photos: Path, tmp_path: Path) -> None:
+    settings = ("--size", "32", "--epochs", "1", "--set", "widths=4,6", "--set", "patch=32")
+    trained = autoencode("train", photos, "--preset", "restore", *settings, "--out", tmp_path / "run")
+    assert (trained.code, trained.err) == (0, "")
+    assert "sheet:  " in trained.out
+    assert (tmp_path / "run" / SHEET_NAME).exists()
+    assert (tmp_path / "run" / "curves.png").exists()
+    restored = autoencode("restore", tmp_path / "run", photos, "--out", tmp_path / "out", "--clean", photos)
+    assert restored.code == 0, restored.err
+    assert "against the clean images: median PSNR " in restored.out
+    for path in photos.rglob("*.png"):
+        with Image.open(path) as before, Image.open(tmp_path / "out" / path.name) as after:
+            assert (after.size, after.mode) == (before.size, before.mode)
+
+
+def test_restore_says_what_it_did_and_what_was_done_before(
+    autoencode: Command, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    once = autoencode("restore", run.folder, photos / "coast", "--out", tmp_path / "out", "--compare")
+    assert once.out.startswith("restored: 16 images. Removed in the median image: 0.")
+    assert "before and after: " in once.out
+    again = autoencode("restore", run.folder, photos / "coast", "--out", tmp_path / "out", "--compare")
+    assert "restored: 16 images, 16 of them by an earlier call." in again.out
+
+
+def test_a_file_asked_for_by_name_that_is_skipped_fails_the_command_after_the_others_are_done(
+    autoencode: Command, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = (photos / "coast" / "000.png", tmp_path / "broken.png")
+    result = autoencode("restore", run.folder, *images, "--out", tmp_path / "out")
+    assert_one_line(result, "1 file asked for by name", tmp_path / "broken.png")
+    assert (tmp_path / "out" / "000.png").exists()
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "evaluate", "outliers", "report"])
+def test_commands_that_need_codes_say_what_a_restorer_is_for(
+    command: str, autoencode: Command, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    arguments = {
+        "reconstruct": (run.folder, photos, "--out", tmp_path / "out"),
+        "evaluate": (run.folder, "--out", tmp_path / "out.json"),
+        "outliers": (run.folder, photos),
+        "report": (run.folder,),
+    }[command]
+    result = autoencode(command, *arguments)
+    assert_one_line(result, "is a restorer: it repairs images with `autoencode restore`")
+
+
+def test_an_autoencoder_cannot_restore(
+    autoencode: Command, trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    result = autoencode("restore", trained.folder, photos, "--out", tmp_path / "out")
+    assert_one_line(result, "is no restorer. Train one with `autoencode train IMAGES --preset restore`")
+
+
+def test_images_smaller_than_the_grid_of_the_network_are_restored(
+    autoencode: Command, run: Run, tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((1, 3, 3), 200, np.uint8)).save(tmp_path / "tiny.png")
+    assert autoencode("restore", run.folder, tmp_path / "tiny.png", "--out", tmp_path / "out").code == 0
+    with Image.open(tmp_path / "out" / "tiny.png") as after:
+        assert after.size == (3, 1)
