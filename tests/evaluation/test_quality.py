@@ -1,7 +1,7 @@
 """The measurements on held-out images, against scikit-image, torch.distributions and formulas written out."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import cast
 
 import numpy as np
@@ -35,6 +35,7 @@ from autoencode.evaluation.quality import (
     image_quality,
     quick_evaluation,
 )
+from autoencode.metrics.images import MEASURES
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 
@@ -323,3 +324,7 @@ def test_a_plain_autoencoder_and_no_images_are_rejected() -> None:
         code_health(plain, [IMAGES])
     with pytest.raises(ConfigError, match="none were given"):
         code_health(vae(), [])
+
+
+def test_every_measure_of_reconstructions_is_shown() -> None:
+    assert set(MEASURES) == {field.name for field in fields(quality.ImageQuality)}

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from autoencode import ConfigError
+from autoencode.metrics.images import MEASURES
 from autoencode.report.page import (
     Command,
     Section,
@@ -106,7 +107,7 @@ def test_a_name_of_any_bytes_can_be_shown(tmp_path: Path) -> None:
 
 
 def measured(active: int) -> dict[str, Any]:
-    quality = {name: {"value": 0.5, "interval": None} for name in ("mse", "psnr_db", "ssim", "sharpness")}
+    quality = {name: {"value": 0.5, "interval": None} for name in MEASURES}
     code = {"bits_per_dimension": None, "kl_nats": None, "active_units": active, "prior_gap_nats": None}
     counts = {"images": 1, "split": "test", "pca_images": 4, "pca_components": 3, "code_size": 256}
     return {

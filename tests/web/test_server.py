@@ -365,7 +365,7 @@ def test_the_health_is_measured_on_held_out_images(client: TestClient) -> None:
     found = finished(client, "/api/health")
     assert found["split"] == "test"
     names = [row["name"] for row in found["findings"]]
-    assert names == ["PSNR", "SSIM", "Sharpness", "Active dimensions", "Prior gap"]
+    assert names == ["PSNR dB", "SSIM", "Sharpness ratio", "Active dimensions", "Prior gap"]
 
 
 def test_a_model_alone_morphs_generates_and_restores_and_says_what_the_rest_needs(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 # Fields of the evaluation by their names in the field, in the order of the rows.
-QUALITY = {"psnr_db": "PSNR dB", "ssim": "SSIM", "mse": "MSE", "mae": "MAE", "sharpness": "sharpness ratio"}
 LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_accuracy": "10-NN accuracy"}
 
 
@@ -84,6 +83,7 @@ def export(
 def table(found: Evaluation) -> Iterator[str]:
     """Yield the measurements as lines of text, in tables."""
     from autoencode.evaluation.quality import KID_SETS, gap_in_words
+    from autoencode.metrics.images import MEASURES
 
     held_out = f"{found.images} {found.split} images"
     columns = {"model": found.reconstruction, f"PCA, {found.pca_components} components": found.pca}
@@ -92,7 +92,10 @@ def table(found: Evaluation) -> Iterator[str]:
     yield from _block(
         held_out,
         list(columns),
-        [(name, [_cell(getattr(c, field)) for c in columns.values()]) for field, name in QUALITY.items()],
+        [
+            (measure.label, [_cell(getattr(c, field)) for c in columns.values()])
+            for field, measure in MEASURES.items()
+        ],
     )
     if found.kid:
         count = next(iter(found.kid.values())).count

@@ -198,7 +198,7 @@ def read_chunks(
 
     Raises:
         ImageFolderError: no file could be used; raised after the last chunk.
-        ConfigError: the memory does not suffice for a chunk.
+        ConfigError: there is not enough memory for a chunk.
     """
     usable = 0
     for start in range(0, len(paths), size):
@@ -207,7 +207,7 @@ def read_chunks(
         try:
             pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
         except MemoryError as err:
-            raise ConfigError(f"The memory is not enough for {size} images of {preprocessing}.") from err
+            raise ConfigError(f"There is not enough memory for {size} images of {preprocessing}.") from err
         for path in paths[start : start + size]:
             try:
                 pixels[len(read)] = read_image(path, preprocessing, limits)

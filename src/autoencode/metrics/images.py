@@ -27,6 +27,24 @@ Reals = NDArray[np.floating[Any]]
 Features = NDArray[np.float64]
 
 
+class Measure(NamedTuple):
+    """How a measure of reconstructions is shown: its label, decimal places, and meaning."""
+
+    label: str
+    digits: int
+    meaning: str
+
+
+# By their field in `evaluation.quality.ImageQuality`. The command line, the report and the page show these.
+MEASURES = {
+    "psnr_db": Measure("PSNR dB", 2, "how close reconstructions are; higher is better"),
+    "ssim": Measure("SSIM", 3, "similarity in structure; 1 is identical"),
+    "mse": Measure("MSE", 5, "mean squared error of values in 0..1"),
+    "mae": Measure("MAE", 5, "mean absolute error of values in 0..1"),
+    "sharpness": Measure("sharpness ratio", 3, "detail of a reconstruction; below 1 it is blurred"),
+}
+
+
 class KernelDistance(NamedTuple):
     """A kernel distance, its standard error, and the 95 % interval that follows from both."""
 

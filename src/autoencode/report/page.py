@@ -21,6 +21,7 @@ from PIL import Image
 from autoencode.atomic import write_bytes
 from autoencode.errors import ConfigError
 from autoencode.evaluation.quality import KID_SETS, collapse_warning, gap_in_words
+from autoencode.metrics.images import MEASURES
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -175,13 +176,12 @@ def evaluation_blocks(found: Measured) -> list[Block]:
 def _evaluation_table(found: Measured) -> Table:
     model, pca = found["reconstruction"], found["pca"]
     rows = [
-        (name, number(model[key], digits), number(pca[key], digits))
-        for name, key, digits in (
-            ("mean squared error", "mse", 5),
-            ("PSNR, dB", "psnr_db", 2),
-            ("SSIM", "ssim", 3),
-            ("sharpness ratio", "sharpness", 3),
+        (
+            f"{measure.label}: {measure.meaning}",
+            number(model[field], measure.digits),
+            number(pca[field], measure.digits),
         )
+        for field, measure in MEASURES.items()
     ]
     if (code := found["code"]) is not None:  # a plain autoencoder has no KL, and no bound
         rows += [

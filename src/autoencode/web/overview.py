@@ -17,12 +17,14 @@ from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
+from autoencode.metrics.images import MEASURES
 from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace, readable
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
+    from autoencode.metrics.images import Measure
     from autoencode.metrics.statistics import Estimate
     from autoencode.models.autoencoder import Autoencoder
 
@@ -138,11 +140,7 @@ def _settings(workspace: Workspace) -> list[tuple[str, str]]:
 def _findings(model: Autoencoder, found: QuickEvaluation) -> dict[str, Any]:
     """Return the numbers with their meaning in words, and a warning if the code has collapsed."""
     quality = found.quality
-    rows = [
-        _finding("PSNR", quality.psnr_db, 1, " dB", "how close reconstructions are; higher is better"),
-        _finding("SSIM", quality.ssim, 3, "", "similarity in structure; 1 is identical"),
-        _finding("Sharpness", quality.sharpness, 2, "", "detail of a reconstruction; below 1 it is blurred"),
-    ]
+    rows = [_finding(MEASURES[field], getattr(quality, field)) for field in ("psnr_db", "ssim", "sharpness")]
     warning = None
     if (code := found.code) is not None:
         size = model.config.code_size
@@ -162,11 +160,11 @@ def _findings(model: Autoencoder, found: QuickEvaluation) -> dict[str, Any]:
     return {"images": found.images, "split": found.split, "findings": rows, "warning": warning}
 
 
-def _finding(name: str, found: Estimate | None, digits: int, unit: str, means: str) -> dict[str, str]:
+def _finding(measure: Measure, found: Estimate | None) -> dict[str, str]:
     return {
-        "name": name,
-        "value": "–" if found is None else f"{found.value:.{digits}f}{unit}",
-        "means": means,
+        "name": measure.label[:1].upper() + measure.label[1:],
+        "value": "–" if found is None else f"{found.value:.{measure.digits}f}",
+        "means": measure.meaning,
     }
 
 
