@@ -29,6 +29,7 @@ TABLES = (".csv", ".json")
 _LOCK_NAME = ".lock"
 _LOOK_SECONDS = 0.2  # how long a writer waits: `is_locked` holds the lock for a moment
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet runs, quoted or not
 _HEAD_BYTES = 4096  # every image format that is written has a zero byte in these; text has none
 
 
@@ -153,12 +154,35 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON 
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
-    """Return rows as CSV in UTF-8; bytes of file names that are not UTF-8 are escaped as in JSON: \\udcff."""
+    """Return rows as CSV in UTF-8; bytes of file names that are not UTF-8 are escaped as in JSON: \\udcff.
+
+    Text that a spreadsheet would run as a formula gets a quote before it; `plain_cell` removes it.
+    """
     content = io.BytesIO()  # not StringIO, which holds four bytes per character
     text = io.TextIOWrapper(content, "utf-8", errors="backslashreplace", newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in rows)
     text.flush()
     return content.getvalue()
+
+
+def _safe_cell(cell: object) -> object:
+    # A spreadsheet runs a cell that begins so as a formula, and a file's name may be anything. Numbers are
+    # numbers: only text can be a formula.
+    text = str(cell) if isinstance(cell, str | Path) else ""
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def plain_cell(cell: Any) -> Any:  # noqa: ANN401 - a reader of CSV gives text, None or a list
+    """Return a cell of a table that `csv_bytes` wrote, without the quote against spreadsheets."""
+    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and _FORMULA.match(cell) else cell
 
 
 def append_line(path: Path, line: str) -> None:

@@ -110,7 +110,7 @@ def reconstruct(
     folder = None if out is None else Path(out)
     names = _file_names(paths) if folder is None else _prepared(folder, paths)
     results: list[Reconstruction] = []
-    skipped: list[tuple[Path, str]] = []
+    skipped = list(paths.skipped)
     shown: list[Restored] = []
     chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), skipped)
     for number, (usable, pixels) in enumerate(chunks):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from tests.conftest import blobs
 
-from autoencode.data.sources import Paths, expanded, find_images
+from autoencode import AutoencodeError, Pack, open_pack, pack_folder, train
+from autoencode.data import decoding
+from autoencode.data.sources import Paths, by_type, expanded, find_images, listed
 from autoencode.errors import ImageFolderError
 
 
@@ -77,3 +84,163 @@ def test_paths_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
     assert paths[-1] == names[-1]
     assert list(paths[1:]) == names[1:]
     assert list(paths.take([2, 0])) == [names[2], names[0]]
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(blobs(seed, 20, 20)).save(path)
+    return path
+
+
+def splits_and_labels(pack: Pack) -> dict[str, tuple[str | None, str | None]]:
+    return {entry.path: (entry.split, entry.label) for entry in pack.entries}
+
+
+def test_files_of_other_types_are_counted_by_type_and_listed_with_the_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    picture(folder / "a.png")
+    for name in ("b.mp4", "c.mp4", "d.CR2", "readme", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    pack = pack_folder(folder, tmp_path / "pack", size=16)
+    assert {entry.path: entry.reason for entry in pack.skipped} == {
+        "b.mp4": ".mp4 files are not read",
+        "c.mp4": ".mp4 files are not read",
+        "d.CR2": ".cr2 files are not read",
+        "readme": "other files are not read",
+    }
+    line, others = by_type((entry.path, str(entry.reason)) for entry in pack.skipped)
+    assert line == "4 files: 2 .mp4, 1 .cr2, 1 other"
+    assert others == []
+    assert [path.name for path, _ in expanded(folder).skipped] == ["b.mp4", "c.mp4", "d.CR2", "readme"]
+    before = (tmp_path / "pack" / "manifest.jsonl").stat().st_ino
+    assert len(pack_folder(folder, tmp_path / "pack", size=16)) == 1  # none of them was tried again
+    assert (tmp_path / "pack" / "manifest.jsonl").stat().st_ino == before
+
+
+def test_heic_without_its_reader_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "EXTENSIONS", (".png",))
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.heic").write_bytes(b"x")
+    line, _ = by_type(expanded(tmp_path).skipped)
+    assert line == "1 file: 1 .heic (install autoencode[heif])"
+
+
+@pytest.mark.parametrize("name", ["a.jp2", "a.tga", "a.dib", "a.ppm", "a.heic"])
+def test_rarer_formats_are_read(name: str, tmp_path: Path) -> None:
+    if name == "a.heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.fromarray(blobs(3, 32, 32)).save(tmp_path / name)
+    pack = pack_folder(tmp_path, tmp_path / "pack", size=32)
+    assert np.abs(pack.pixels(pack.rows())[0].astype(int) - blobs(3, 32, 32)).mean() < 4
+
+
+def test_folders_called_train_and_test_are_splits_and_masks_are_no_images(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "part"
+    for number in range(20):
+        picture(folder / "train" / "good" / f"{number}.png", number)
+    picture(folder / "test" / "good" / "a.png", 100)
+    picture(folder / "test" / "crack" / "b.png", 101)
+    picture(folder / "ground_truth" / "crack" / "b_mask.png", 102)
+    pack = pack_folder(folder, tmp_path / "pack", size=16)
+    found = splits_and_labels(pack)
+    assert found["test/good/a.png"] == ("test", "good")
+    # A crack is not like what is trained on: it calibrates nothing.
+    assert found["test/crack/b.png"] == (None, "crack")
+    assert {split for path, (split, _) in found.items() if path.startswith("train/")} == {
+        "train",
+        "validation",
+    }
+    assert [(entry.path, entry.reason) for entry in pack.skipped] == [
+        ("ground_truth/crack/b_mask.png", "a mask, not an image")
+    ]
+    assert pack.labels == ["crack", "good"]
+    assert "test, train are the splits" in pack.note
+    assert splits_and_labels(open_pack(tmp_path / "pack")) == found
+
+
+def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "plane", "ship")):
+        picture(tmp_path / "images" / name / "a.png", number)
+    pack = pack_folder(tmp_path / "images", tmp_path / "pack", size=16)
+    assert pack.labels == ["plane", "ship", "train"]
+
+
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet", "pandas"])
+def test_a_table_gives_paths_labels_and_splits(kind: str, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [
+        {"path": str(picture(tmp_path / "x" / "=1.png", 1)), "label": "cat", "split": "train"},
+        {"path": "y/2.png", "label": "dog", "split": "valid"},
+        {"path": "y/3.png", "label": None, "split": "test"},
+    ]
+    for number in (2, 3):
+        picture(tmp_path / "y" / f"{number}.png", number)
+    frame, table = pandas.DataFrame(rows), tmp_path / f"table{kind}"
+    given: Any = table
+    if kind == "pandas":
+        given = frame.assign(path=[str(tmp_path / row["path"]) for row in rows])
+    elif kind == ".parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(table)
+    else:
+        frame.to_csv(table, index=False, sep="\t" if kind == ".tsv" else ",")
+    pack = pack_folder(given, tmp_path / "pack", size=16)
+    assert splits_and_labels(pack) == {
+        "x/=1.png": ("train", "cat"),
+        "y/2.png": ("validation", "dog"),
+        "y/3.png": ("test", None),
+    }
+    assert pack.labels == ["cat", "dog"]
+    assert pack_folder(given, tmp_path / "pack", size=16).fingerprint == pack.fingerprint
+
+
+def test_lists_files_of_paths_several_folders_and_patterns_are_taken(tmp_path: Path) -> None:
+    a, b, c = (picture(tmp_path / name, n) for n, name in enumerate(("one/a.png", "one/b.png", "two/c.png")))
+    (tmp_path / "paths.txt").write_text(f"# mine\none/a.png\n{c}\n")
+    for given, names in (
+        ([a, str(c)], ["one/a.png", "two/c.png"]),
+        (tmp_path / "paths.txt", ["one/a.png", "two/c.png"]),
+        ([tmp_path / "one", tmp_path / "two"], ["one/a.png", "one/b.png", "two/c.png"]),
+        ([tmp_path / "one", c], ["one/a.png", "one/b.png", "two/c.png"]),
+    ):
+        assert listed(given).names == names
+    assert listed(b).names == ["b.png"]
+    assert listed(tmp_path, include=["one/*"], exclude=["*a.png"]).names == ["one/b.png"]
+    assert listed([tmp_path / "one", tmp_path / "two"]).labels == ["one", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "A int is no source of images. Give a folder"),
+        ({"path": "a.png"}, "A dict is no source of images"),
+        (["none.png", "there.png"], "none.png: cannot be read: No such file"),
+        ([], "No image was given"),
+    ],
+)
+def test_what_is_no_source_gets_one_line_on_what_is(
+    given: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for action in (lambda: pack_folder(given, tmp_path / "pack"), lambda: train(given, tmp_path / "run")):
+        with pytest.raises(AutoencodeError, match=re.escape(message)) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_table_is_named_with_its_row_and_columns(tmp_path: Path) -> None:
+    for content, message in (
+        (
+            "file,label\na.png,x\n",
+            "Row 1 of .* has no path. Name the columns path .*: file, label",
+        ),
+        ("path,split\na.png,middle\n", "has the split 'middle'. Write train, training, val"),
+        ("path\n", "names no image"),
+    ):
+        (tmp_path / "t.csv").write_text(content)
+        with pytest.raises(AutoencodeError, match=message):
+            listed(tmp_path / "t.csv")
+    with pytest.raises(AutoencodeError, match=r"is left by include=\['\*\.gif'\]"):
+        listed(picture(tmp_path / "f" / "a.png").parent, include=["*.gif"])

@@ -15,12 +15,16 @@ from autoencode.cli import options
 from autoencode.cli.options import (
     MACHINE,
     Background,
+    Exclude,
+    Include,
     MaxPixels,
     Ray,
     Resize,
     Size,
+    Source,
     about,
     add_command,
+    one_or_all,
 )
 from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, stages, training, warn
 from autoencode.cli.restore import show_restorer
@@ -76,11 +80,13 @@ def demo(
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
+    folder: Source,
     out: Annotated[str, typer.Option(help="The pack: a folder or a URL. Run again to update it.")],
     size: Size = None,
     resize_mode: Resize = None,
     background: Background = None,
+    include: Include = None,
+    exclude: Exclude = None,
     max_pixels: MaxPixels = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes. Default: all cores.", min=1, rich_help_panel=MACHINE)
@@ -93,13 +99,23 @@ def pack(
     asked = options.preprocessing(size, resize_mode, background)
     limits = options.limits(max_pixels)
     with counting("packing") as progress:
-        made = pack_folder(folder, out, asked, limits=limits, workers=workers, ray=ray, progress=progress)
+        made = pack_folder(
+            one_or_all(folder),
+            out,
+            asked,
+            include=include or (),
+            exclude=exclude or (),
+            limits=limits,
+            workers=workers,
+            ray=ray,
+            progress=progress,
+        )
     say(f"size:   {made.preprocessing}")
     print_pack(made)
 
 
 def train(
-    source: Annotated[str, typer.Argument(help="A folder of images, or a pack by its folder or URL.")],
+    source: Source,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")] = None,
     preset: Annotated[
         str | None,
@@ -138,6 +154,8 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     size: Size = None,
     resize_mode: Resize = None,
+    include: Include = None,
+    exclude: Exclude = None,
     device: Annotated[
         str | None, typer.Option(help=about(RuntimeConfig, "device", "auto"), rich_help_panel=MACHINE)
     ] = None,
@@ -164,6 +182,8 @@ def train(
         "seed": seed,
         "early_stopping": early_stopping,
         "init": init,
+        "include": include,
+        "exclude": exclude,
         **options.sides(size),
         "resize_mode": resize_mode,
         "device": device,
@@ -171,7 +191,9 @@ def train(
     # None is an option that was not given: a file, a preset, the images or the run that is continued decide.
     asked = {name: value for name, value in given.items() if value is not None}
     arguments = train_arguments(config, assignments or (), asked)
-    train_and_show(source, out, ray=ray, workers=workers, tensorboard=tensorboard, resume=resume, **arguments)
+    train_and_show(
+        one_or_all(source), out, ray=ray, workers=workers, tensorboard=tensorboard, resume=resume, **arguments
+    )
 
 
 def config(
@@ -224,7 +246,7 @@ def _start(workers: int) -> bool:
 
 
 def train_and_show(
-    source: str | Path,
+    source: str | Path | list[str],
     out: Path | None = None,
     *,
     ray: str | None = None,
@@ -359,6 +381,8 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
 
 def print_pack(packed: Pack) -> None:
     """Print the contents of a pack, and the first files that were skipped."""
+    from autoencode.data.sources import by_type
+
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
     say(f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})")
@@ -374,11 +398,15 @@ def print_pack(packed: Pack) -> None:
             "note:   too few images for a training split; a model learns all of them, the validation images "
             "too, whose numbers then say nothing about new images"
         )
-    if packed.skipped:
-        listed = packed.path / "manifest.jsonl"
-        say(f"skipped {counted(len(packed.skipped), 'file')}, with the reason in {listed}:")
-        for entry in packed.skipped[:SHOWN]:
-            say(one_line(f"  {entry.path}: {entry.reason}"))
+    if packed.note:
+        say(f"note:   {packed.note}")
+    types, others = by_type((entry.path, entry.reason or "") for entry in packed.skipped)
+    if types:
+        say(f"skipped {types}")
+    if others:
+        say(f"skipped {counted(len(others), 'file')}, with the reason in {packed.path / 'manifest.jsonl'}:")
+        for path, reason in others[:SHOWN]:
+            say(one_line(f"  {path}: {reason}"))
 
 
 def digits_folder(folder: Path, progress: Progress) -> Path:

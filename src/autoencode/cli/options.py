@@ -32,6 +32,25 @@ def about(settings: type, name: str, default: str) -> str:
 
 Model = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
 Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")]
+Source = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images: a folder, a pack by its folder or URL, a table (CSV, Parquet) with a column path, a "
+        "text file of paths; or several folders and image files."
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only images whose path matches, such as 'good/*'. Repeatable.", rich_help_panel=IMAGES
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="No images whose path matches, such as '*_mask.png'. Repeatable.", rich_help_panel=IMAGES
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(
@@ -137,6 +156,11 @@ def sides(size: str | None) -> dict[str, Any]:
     from autoencode.data.preprocessing import parse_size
 
     return {} if size is None else dict(zip(("height", "width"), parse_size(size), strict=True))
+
+
+def one_or_all(given: list[str]) -> str | list[str]:
+    """Return the one source that was given as it is, several as a list."""
+    return given[0] if len(given) == 1 else given
 
 
 def limits(max_pixels: int | None) -> Limits:

@@ -189,10 +189,15 @@ Skipped = Sequence[tuple[Path, str]]
 
 def show_skipped(skipped: Skipped, *, err: bool = False) -> None:
     """Print the first few files with their reasons, and how many more there are."""
-    for path, reason in skipped[:SHOWN]:
+    from autoencode.data.sources import by_type
+
+    types, others = by_type(skipped)
+    for path, reason in others[:SHOWN]:
         say(one_line(f"skipped {path}: {reason}"), err=err)
-    if len(skipped) > SHOWN:
-        say(f"skipped {len(skipped) - SHOWN:,} more", err=err)
+    if len(others) > SHOWN:
+        say(f"skipped {len(others) - SHOWN:,} more", err=err)
+    if types:
+        say(f"skipped {types}", err=err)
 
 
 def fail_if_named(skipped: Skipped, given: Collection[Path]) -> None:

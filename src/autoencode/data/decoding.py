@@ -30,6 +30,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,11 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageCms,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
+    TgaImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
@@ -58,10 +61,16 @@ _READERS = {
     "TIFF": TiffImagePlugin,
     "AVIF": AvifImagePlugin,
     "PPM": PpmImagePlugin,
+    "DIB": BmpImagePlugin,
+    "JPEG2000": Jpeg2KImagePlugin,
+    "TGA": TgaImagePlugin,  # last: it has no magic number
 }
+HEIF_EXTENSIONS = (".heic", ".heics", ".heif", ".heifs", ".hif")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    *(".jp2", ".j2k", ".jpx", ".jpf", ".tga"),
+    *(HEIF_EXTENSIONS if find_spec("pillow_heif") else ()),
 )
 
 ORIENTATION_TAG = 0x0112
@@ -176,16 +185,40 @@ def open_image(content: bytes) -> Image.Image:
     """
     if not content:
         raise ImageError("the file is empty")
-    for name in _READERS:
+    for name in _formats():
         factory, accept = Image.OPEN[name]
-        accepted = accept(content[:16]) if accept else True
+        accepted = _is_tga(content) if name == "TGA" else accept(content[:16]) if accept else True
         if isinstance(accepted, str):
             raise ImageError(f"{name} is not supported by the Pillow installed here")
         if accepted:
             if name == "JPEG" and _has_too_many_scans(content):
                 raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take long to decode")
             return factory(io.BytesIO(content), "")
-    raise ImageError("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM)")
+    known = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM, JPEG 2000, TGA"
+    raise ImageError(f"not an image of a known format ({known})")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Names of the formats that are read, in the order in which they are tried."""
+    if not find_spec("pillow_heif"):
+        return tuple(_READERS)
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    *first, tga = _READERS
+    return (*first, "HEIF", tga)
+
+
+def _is_tga(content: bytes) -> bool:
+    """Whether a header can be that of a TGA, by its kind, palette, depth and size."""
+    return (
+        len(content) > 18
+        and content[1] in (0, 1)
+        and content[2] in (1, 2, 3, 9, 10, 11)
+        and content[16] in (8, 15, 16, 24, 32)
+        and bytes(content[12:14]) != b"\0\0" != bytes(content[14:16])
+    )
 
 
 def _has_too_many_scans(content: bytes) -> bool:

@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -23,6 +23,7 @@ from autoencode.errors import ConfigError, PackError, other_version
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
+    from autoencode.data.sources import Listing
 
 Status = Literal["packed", "skipped"]
 _ON_WINDOWS = os.name == "nt"
@@ -51,8 +52,8 @@ class Entry:
         status: "packed", or "skipped" for a file that cannot be used.
         reason: why it was skipped.
         row: where its pixels are; files of the same content share a row.
-        label: the first sub-folder, if it is in one.
-        split: see `split_of`.
+        label: the first sub-folder, if it is in one; or the label that was given.
+        split: see `split_of`; or the split that was given. None for an image of no split.
     """
 
     path: str
@@ -70,8 +71,12 @@ class Entry:
         return {name: getattr(self, name) for name in _ENTRY_FIELDS}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Entry:
+    def from_json(cls, value: dict[str, Any], *, has_given_splits: bool = False) -> Entry:
         """Return the entry saved by `to_json`.
+
+        Args:
+            value: what it returned.
+            has_given_splits: whether splits were given; otherwise the content decides them.
 
         Raises:
             ValueError, TypeError: `value` was not saved by `to_json`.
@@ -86,8 +91,10 @@ class Entry:
             if not isinstance(entry.sha256, str) or len(entry.sha256) != 64:
                 raise ValueError("no sha256")
             # With a forged split, a model could be evaluated on its training images.
-            if entry.split != split_of(entry.sha256):
+            if not has_given_splits and entry.split != split_of(entry.sha256):
                 raise ValueError("not the split of its sha256")
+            if entry.split not in (None, *_SPLITS) or not isinstance(entry.label, str | None):
+                raise ValueError("no split or no label")
         elif not isinstance(entry.reason, str):
             raise ValueError("no reason")
         return entry
@@ -136,10 +143,16 @@ _RECORD = np.dtype(
         ("mtime", "<i8"),
         ("row", "<i8"),
         ("sha256", "S32"),
+        ("label", "<i4"),
+        ("split", "i1"),
     ]
 )
-_pack_record = struct.Struct("<qIqqq32s").pack  # takes a third of the time of writing a NumPy record
+_pack_record = struct.Struct("<qIqqq32sib").pack  # takes a third of the time of writing a NumPy record
 _NO_DIGEST = bytes(32)
+# Codes of a label: the first sub-folder, none, and from 0 on an index in the labels given. Of a split: by the
+# content, none, training or validation by the content, and from 0 on an index in _SPLITS.
+_PARTED, _DERIVED, _NONE = -3, -2, -1
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Entries(Sequence[Entry]):
@@ -154,6 +167,7 @@ class Entries(Sequence[Entry]):
         # Bytes that grow: the number of entries is unknown, and a list of entries would hold objects again.
         paths, records = bytearray(), bytearray()
         reasons: dict[int, str] = {}
+        labels: dict[str, int] = {}
         for entry in entries:
             path = entry.path.encode("utf-8", "surrogateescape")
             if entry.reason is not None:
@@ -163,14 +177,39 @@ class Entries(Sequence[Entry]):
             if len(digest) != len(_NO_DIGEST):
                 raise ValueError(f"the sha256 of {entry.path} has {len(digest)} bytes")
             try:
-                records += _pack_record(len(paths), len(path), entry.size, entry.mtime, row, digest)
+                codes = _label_code(entry, labels), _split_code(entry)
+                records += _pack_record(len(paths), len(path), entry.size, entry.mtime, row, digest, *codes)
             except struct.error as err:
                 raise ValueError(f"a value of the entry of {entry.path} is out of range: {err}") from err
             paths += path
-        self._fill(paths, np.frombuffer(records, _RECORD), reasons)
+        self._fill(paths, np.frombuffer(records, _RECORD), reasons, list(labels))
 
-    def _fill(self, paths: bytearray, records: NDArray[np.void], reasons: dict[int, str]) -> None:
-        self._paths, self._records, self._reasons = paths, records, reasons
+    def _fill(
+        self, paths: bytearray, records: NDArray[np.void], reasons: dict[int, str], labels: list[str]
+    ) -> None:
+        self._paths, self._records, self._reasons, self._labels = paths, records, reasons, labels
+
+    def give(
+        self,
+        labels: Sequence[str | None] | None,
+        splits: Sequence[Split | None] | None,
+        *,
+        holds_out_validation: bool = False,
+    ) -> None:
+        """Set the labels (N,) and splits (N,) that were given; None leaves those of the path or the content.
+
+        With `holds_out_validation` the content decides which of the training images are for validation.
+        """
+        if labels is not None:
+            self._labels = sorted({label for label in labels if label is not None})
+            codes = {label: code for code, label in enumerate(self._labels)}
+            self._records["label"] = [_NONE if label is None else codes[label] for label in labels]
+        if splits is not None:
+            codes_of: dict[Split | None, int] = {split: code for code, split in enumerate(_SPLITS)}
+            codes_of[None] = _NONE
+            if holds_out_validation:
+                codes_of["train"] = _PARTED
+            self._records["split"] = [codes_of[split] for split in splits]
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -197,11 +236,12 @@ class Entries(Sequence[Entry]):
 
     def in_split(self, split: Split) -> NDArray[np.bool_]:
         """Return whether each (N,) is in that split."""
-        digests = map(self._sha256, range(len(self)))
-        return np.array([sha256 is not None and split_of(sha256) == split for sha256 in digests], np.bool_)
+        return np.array([self._split(index) == split for index in range(len(self))], np.bool_)
 
     def with_label(self, label: str) -> NDArray[np.bool_]:
         """Return whether each (N,) has that label."""
+        if (self._records["label"] != _DERIVED).any():
+            return np.array([self._label(index) == label for index in range(len(self))], np.bool_)
         start = f"{label}/".encode("utf-8", "surrogateescape")
         positions = zip(self._records["start"].tolist(), self._records["length"].tolist(), strict=True)
         return np.array(
@@ -212,7 +252,7 @@ class Entries(Sequence[Entry]):
         """Return the entries at these indices, in that order, or those for which a mask (N,) is true."""
         # Paths are shared, not copied, so that the entries of a split cost 68 bytes each.
         taken = Entries()
-        taken._fill(self._paths, self._records[chosen], self._reasons)
+        taken._fill(self._paths, self._records[chosen], self._reasons, self._labels)
         return taken
 
     def path(self, index: int) -> str:
@@ -247,11 +287,24 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | Entries:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        start, _, size, mtime, row, _ = self._records[index].item()
+        start, _, size, mtime, row, *_ = self._records[index].item()
         path, sha256 = self.path(index), self._sha256(index)
         if row >= 0 and sha256 is not None:
-            return packed_entry(path, size, mtime, sha256, row)
-        return skipped_entry(path, size, mtime, sha256, self._reasons.get(start))
+            label, split = self._label(index), self._split(index)
+            return Entry(path, size, mtime, sha256, "packed", None, row, label, split)
+        skipped = skipped_entry(path, size, mtime, sha256, self._reasons.get(start))
+        return replace(skipped, label=self._label(index))
+
+    def _label(self, index: int) -> str | None:
+        code = int(self._records["label"][index])
+        return _label(self.path(index)) if code == _DERIVED else None if code == _NONE else self._labels[code]
+
+    def _split(self, index: int) -> Split | None:
+        code, sha256 = int(self._records["split"][index]), self._sha256(index)
+        if code in (_DERIVED, _PARTED):
+            split = None if sha256 is None else split_of(sha256)
+            return "train" if code == _PARTED and split == "test" else split
+        return None if code == _NONE else _SPLITS[code]
 
     def _sha256(self, index: int) -> str | None:
         digest = self._records["sha256"][index : index + 1 or None].tobytes()
@@ -266,6 +319,18 @@ class Entries(Sequence[Entry]):
         return len(self) == len(other) and all(map(Entry.__eq__, self, other))
 
     __hash__ = None  # type: ignore[assignment]  # `set_content` and `set_rows` change them
+
+
+def _label_code(entry: Entry, labels: dict[str, int]) -> int:
+    if entry.label == _label(entry.path):
+        return _DERIVED
+    return _NONE if entry.label is None else labels.setdefault(entry.label, len(labels))
+
+
+def _split_code(entry: Entry) -> int:
+    if entry.status == "skipped" or entry.sha256 is None or entry.split == split_of(entry.sha256):
+        return _DERIVED
+    return _NONE if entry.split is None else _SPLITS.index(entry.split)
 
 
 SETTINGS_NAME = "pack.json"
@@ -284,17 +349,25 @@ class PackSettings:
         folder: the image folder, absolute.
         preprocessing: how its images become pixels.
         rows_per_shard: rows in a full shard file.
+        origin: what its images were listed from, such as the path of a table; "" for the folder.
+        note: what was recognised in it, such as folders that are splits; "" for nothing.
+        has_given_splits: whether splits were given; otherwise the content decides them.
     """
 
     folder: Path
     preprocessing: Preprocessing
     rows_per_shard: int
+    origin: str = ""
+    note: str = ""
+    has_given_splits: bool = False
 
     @classmethod
-    def for_folder(cls, folder: Path, preprocessing: Preprocessing) -> PackSettings:
+    def of(cls, listing: Listing, preprocessing: Preprocessing) -> PackSettings:
         """Return the settings of a new pack: shards of about 256 MiB."""
         row_bytes = preprocessing.height * preprocessing.width * 3
-        return cls(folder.resolve(), preprocessing, max(1, _SHARD_BYTES // row_bytes))
+        folder, given = listing.folder.resolve(), listing.splits is not None
+        origin = "" if listing.origin == str(folder) else listing.origin
+        return cls(folder, preprocessing, max(1, _SHARD_BYTES // row_bytes), origin, listing.note, given)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -312,6 +385,9 @@ def write_settings(pack: Path, settings: PackSettings) -> None:
             "folder": str(settings.folder),
             "preprocessing": settings.preprocessing.to_json(),
             "rows_per_shard": settings.rows_per_shard,
+            "origin": settings.origin,
+            "note": settings.note,
+            "has_given_splits": settings.has_given_splits,
         },
     )
 
@@ -347,7 +423,14 @@ def read_settings(pack: Path) -> PackSettings:
         raise PackError(other_version(pack, version, _VERSION, _REPACK_ADVICE))
     try:
         preprocessing = Preprocessing.from_json(value["preprocessing"])
-        settings = PackSettings(Path(value["folder"]), preprocessing, int(value["rows_per_shard"]))
+        settings = PackSettings(
+            Path(value["folder"]),
+            preprocessing,
+            int(value["rows_per_shard"]),
+            str(value.get("origin", "")),
+            str(value.get("note", "")),
+            value.get("has_given_splits") is True,
+        )
         if not 1 <= settings.rows_per_shard <= _MOST:
             raise ValueError("rows_per_shard out of range")
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as err:
@@ -371,7 +454,7 @@ def read_manifest(pack: Path) -> Entries | None:
     path = pack / MANIFEST_NAME
     try:
         with path.open("rb") as file:
-            return Entries(_parsed(path, file))
+            return Entries(_parsed(path, file, read_settings(pack).has_given_splits))
     except FileNotFoundError:
         return None
     except OSError as err:
@@ -380,10 +463,10 @@ def read_manifest(pack: Path) -> Entries | None:
         raise PackError(f"{path} is damaged: {err}. {_REPACK_ADVICE}") from err
 
 
-def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
+def _parsed(path: Path, lines: Iterable[bytes], has_given_splits: bool) -> Iterator[Entry]:
     for number, line in enumerate(lines, 1):
         try:
-            yield Entry.from_json(parse_json(line))
+            yield Entry.from_json(parse_json(line), has_given_splits=has_given_splits)
         except (TypeError, ValueError) as err:
             raise PackError(f"{path} is damaged in line {number}. {_REPACK_ADVICE}") from err
 

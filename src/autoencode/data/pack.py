@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -28,7 +28,7 @@ from autoencode.data.manifest import is_pack
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
-from autoencode.data.sources import find_images
+from autoencode.data.sources import Listing, listed
 from autoencode.data.survey import survey
 from autoencode.errors import ConfigError, PackError
 
@@ -53,6 +53,8 @@ class Pack:
         path: the folder of the pack; for a pack in storage, the folder of its lists in the cache.
         location: the text that opens this pack again: its URL, or its absolute path.
         folder: the image folder it was made from, which may no longer exist.
+        origin: the table or list it was made from instead; "" for the folder.
+        note: what was recognised there, such as folders that are splits; "" for nothing.
         preprocessing: how its images became pixels.
         entries: the usable images, a sequence of `Entry` ordered by (sha256, path): the order depends on the
             content alone, not on the order in which images were added.
@@ -69,7 +71,8 @@ class Pack:
             again = f"autoencode pack {settings.folder} --out {files}"
             raise PackError(f"The pack {files} is not finished. Run again: {again}")
         self.path, self.location = files.folder, files.location
-        self.folder = settings.folder
+        self._has_given = settings.has_given_splits or bool(settings.origin)
+        self.folder, self.origin, self.note = settings.folder, settings.origin, settings.note
         self.preprocessing = settings.preprocessing
         # The manifest is ordered by path, and a stable sort keeps that order among copies.
         self.entries = entries.packed.take(np.argsort(entries.packed.digests, kind="stable"))
@@ -143,6 +146,8 @@ class Pack:
         for entry in self.entries:
             # The path counts as well: labels come from it.
             digest.update(f"\n{entry.sha256} {entry.path}".encode("utf-8", "surrogateescape"))
+            if self._has_given:
+                digest.update(f"\n{entry.label} {entry.split}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -162,11 +167,13 @@ def open_pack(path: str | Path) -> Pack:
 
 
 def pack_folder(
-    folder: str | Path,
+    folder: Any,  # noqa: ANN401 - see `sources`
     out: str | Path,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     *,
     size: Size | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     limits: Limits | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -178,13 +185,15 @@ def pack_folder(
     whole. The result is the same whatever the number of workers and the order in which files were added.
 
     Args:
-        folder: images, in sub-folders or not; the first sub-folder is the label.
+        folder: images, in sub-folders or not; the first sub-folder is the label. Also several folders and
+            files, or a table, see `listed`. Folders train, val and test are splits.
         out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
             `storage`), to which each shard goes when it is full. Storage has no locks: only one process may
             pack to a URL at a time.
         preprocessing: the size of the images and how they are resized to it, or some of its fields by name.
             What is not given is that of the pack that is there, or is chosen by the images, see `suited`.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
+        include, exclude: patterns of names, see `listed`.
         limits: the largest file, image and time to accept. A change does not affect images that are packed;
             files that were skipped are tried again every time.
         workers: number of processes; by default as many as there are cores.
@@ -211,28 +220,28 @@ def pack_folder(
     with joined_cluster(ray, "Packing on a cluster") as cluster:
         decode = decode_on(cluster) if cluster else decode_here(workers)
         before = preprocessing_of(out)
-        chosen = suited(Path(folder), asked, limits)[0] if before is None else replace(before, **asked)
-        packing.update(Path(folder), files, chosen, limits or Limits(), decode, progress)
+        listing = folder if isinstance(folder, Listing) else listed(folder, include, exclude)
+        chosen = suited(listing, asked, limits)[0] if before is None else replace(before, **asked)
+        packing.update(listing, files, chosen, limits or Limits(), decode, progress)
     return open_pack(out)
 
 
 def suited(
-    folder: Path, asked: Mapping[str, Any] | None = None, limits: Limits | None = None
+    listing: Listing, asked: Mapping[str, Any] | None = None, limits: Limits | None = None
 ) -> tuple[Preprocessing, str]:
-    """Return the preprocessing that suits the images of a folder, and the reason in a few words.
+    """Return the preprocessing that suits the images, and the reason in a few words.
 
     Args:
-        folder: the images.
+        listing: the images.
         asked: fields of `Preprocessing` that are not to be chosen.
         limits: the largest files and images to look at.
 
     Raises:
         ConfigError: what was asked for cannot be used.
-        ImageFolderError: the folder is missing or has no images.
     """
     if asked and len(asked) == len(fields(Preprocessing)):
         return Preprocessing(**asked), "asked for"
-    return survey(find_images(folder), limits).preprocessing(asked)
+    return survey(listing.paths, limits).preprocessing(asked)
 
 
 def preprocessing_of(location: str | Path) -> Preprocessing | None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,12 @@ from autoencode.data import manifest
 from autoencode.data.decoders import Decode, Decoder
 from autoencode.data.manifest import Entries, Entry, PackSettings, skipped_entry
 from autoencode.data.shards import PackFiles, ShardReader, Shards
-from autoencode.data.sources import image_names
 from autoencode.errors import ImageFolderError, PackError, StorageError
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.data.sources import Listing
 
 _SPARE_SHARDS = 32  # small shards of updates: joining them copies pixels, keeping them costs open files
 _REASONS_SHOWN = 3
@@ -38,23 +39,24 @@ _LATEST = 2**63 - 1  # nanoseconds, the year 2262
 
 
 def update(
-    folder: Path,
+    listing: Listing,
     files: PackFiles,
     preprocessing: Preprocessing,
     limits: Limits,
     decode: Decode,
     progress: Progress | None,
 ) -> None:
-    """Make the pack in `files`, or update it to the content of `folder`.
+    """Make the pack in `files`, or update it to the files that are listed.
 
     Args:
-        folder, preprocessing, limits, progress: see `pack.pack_folder`, also for the errors.
+        listing: the images, see `listed`.
+        preprocessing, limits, progress: see `pack.pack_folder`, also for the errors.
         files: of the pack.
         decode: the processes in which files are read.
     """
     _reject_what_is_not_ours(files)
-    listed = Entries(_survey(folder))
-    wanted = PackSettings.for_folder(folder, preprocessing)
+    listed = _unread(listing)
+    wanted = PackSettings.of(listing, preprocessing)
     busy = f"Another process is packing into {files}. Wait until it is done, or choose another output."
     with exclusive(files.folder, busy, PackError):
         files.refresh()
@@ -63,6 +65,12 @@ def update(
             settings = manifest.read_settings(files.folder)
             _reject_other_settings(files, settings, wanted)
             entries = manifest.read_manifest(files.folder) or Entries()
+            given = settings.has_given_splits or wanted.has_given_splits
+            noted = replace(settings, note=wanted.note, has_given_splits=given)
+            if noted != settings:  # before the manifest, which may have given splits from then on
+                settings = noted
+                with files.changing(manifest.SETTINGS_NAME):
+                    manifest.write_settings(files.folder, settings)
         else:
             # The settings of a run killed before its first manifest do not count.
             settings, entries = wanted, Entries()
@@ -114,8 +122,9 @@ def _reject_what_is_not_ours(files: PackFiles) -> None:
 
 def _reject_other_settings(files: PackFiles, settings: PackSettings, wanted: PackSettings) -> None:
     advice = "Choose another output, or delete the pack and make it again."
-    if settings.folder != wanted.folder:
-        raise PackError(f"{files} is a pack of {settings.folder}, not of {wanted.folder}. {advice}")
+    made, asked = (one.origin or one.folder for one in (settings, wanted))
+    if (settings.folder, made) != (wanted.folder, asked):
+        raise PackError(f"{files} is a pack of {made}, not of {asked}. {advice}")
     if different := settings.preprocessing.differences(wanted.preprocessing):
         raise PackError(f"{files} was made with {different}. {advice}")
 
@@ -124,14 +133,27 @@ def _rows(entries: Entries) -> NDArray[np.int64]:
     return np.unique(entries.packed.rows)
 
 
-def _survey(folder: Path) -> Iterator[Entry]:
-    """Yield each file with its size and time, unread."""
-    for name in image_names(folder):
-        size, mtime = 0, 0
-        with contextlib.suppress(OSError):  # the worker that reads the file gives the reason
-            status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call
-            size, mtime = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
-        yield skipped_entry(name, size, mtime)
+def _unread(listing: Listing) -> Entries:
+    """Return an entry for each file with its size and time, unread, ordered by path."""
+    reasons = dict(listing.skipped)
+    labels = dict(zip(listing.names, listing.labels or (), strict=listing.labels is not None))
+    splits = dict(zip(listing.names, listing.splits or (), strict=listing.splits is not None))
+    names = sorted((*listing.names, *reasons)) if reasons else listing.names
+    entries = Entries(_unread_entry(listing.folder, name, reasons.get(name)) for name in names)
+    entries.give(
+        None if listing.labels is None else [labels.get(name) for name in names],
+        None if listing.splits is None else [splits.get(name) for name in names],
+        holds_out_validation="validation" not in (listing.splits or ()),
+    )
+    return entries
+
+
+def _unread_entry(folder: Path, name: str, reason: str | None) -> Entry:
+    size, mtime = 0, 0
+    with contextlib.suppress(OSError):  # the worker that reads the file gives the reason
+        status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path costs more than the call
+        size, mtime = status.st_size, min(max(status.st_mtime_ns, -_LATEST), _LATEST)
+    return skipped_entry(name, size, mtime, reason=reason)
 
 
 def _read_new(
@@ -140,7 +162,8 @@ def _read_new(
     """Read the new files and complete `listed`; every row it names is then in a finished shard."""
     shards = decoder.shards
     kept = _unchanged(listed, entries)
-    chosen = np.flatnonzero(kept < 0)
+    kept[listed.has_reason] = -1
+    chosen = np.flatnonzero((kept < 0) & ~listed.has_reason)
     listed.copy_content(np.flatnonzero(kept >= 0), entries.take(kept[kept >= 0]))
     # New rows come after those in use, so that no shard of the old pack changes.
     first = (max(shards.shards_of(_rows(entries)), default=-1) + 1) * shards.rows_per_shard
@@ -148,7 +171,7 @@ def _read_new(
     _read_all(listed, chosen, fresh, decoder, entries.packed.digests, decode, progress)
     _share_rows(listed, chosen, fresh, entries.packed)
     if not len(_rows(listed)):
-        raise ImageFolderError(_all_skipped(decoder.folder, listed))
+        raise ImageFolderError(_all_skipped(decoder.folder, listed.take(chosen)))
 
 
 def _unchanged(listed: Entries, entries: Entries) -> NDArray[np.int64]:
@@ -187,7 +210,7 @@ def _share_rows(listed: Entries, chosen: NDArray[np.int64], fresh: NDArray[np.in
     listed.set_rows(all_rows)
 
 
-def _all_skipped(folder: Path, entries: Entries) -> str:
+def _all_skipped(folder: Path, entries: Sequence[Entry]) -> str:
     shown = "; ".join(f"{e.path}: {e.reason}" for e in entries[:_REASONS_SHOWN])
     more = f"; and {len(entries) - _REASONS_SHOWN:,} more" if len(entries) > _REASONS_SHOWN else ""
     return f"No image in {folder}/ can be used, of {len(entries):,} found. {shown}{more}."

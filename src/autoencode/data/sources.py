@@ -1,17 +1,31 @@
-"""The image files in a folder, or in several files and folders.
+"""What can be given as images: folders, files, lists of them, tables, and images in memory.
 
-Files are recognised as images by their name; their content is checked when they are read.
+Every command and function takes the same: `listed` turns it into files under one folder for a pack, and
+`expanded` into paths. Files are recognised as images by their name; their content is checked when they are
+read. No file is left out silently: what is not read is listed with the reason.
+
+A table is a CSV or Parquet file, or a data frame, with a column `path` and, if wanted, `label`, `split` and
+`mask`; paths are relative to the folder of the table. A text file has one path a line.
 """
 
 from __future__ import annotations
 
+import csv
+import fnmatch
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
+from autoencode.atomic import plain_cell
 from autoencode.data import decoding
-from autoencode.errors import ImageFolderError
+from autoencode.errors import ConfigError, ImageFolderError, MissingExtraError, any_of
+
+if TYPE_CHECKING:
+    from autoencode.configuration import Split
 
 # Names that mark our own results, whose images must not be listed.
 _OURS = (
@@ -24,12 +38,32 @@ _OURS = (
 )
 _MARKS = frozenset(name for marks in _OURS for name in marks)
 
+_SPLITS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_MASKS = frozenset(("ground_truth", "groundtruth", "masks", "mask"))
+TABLES = (".csv", ".tsv", ".parquet")
+LISTS = (".txt", ".lst")
+_COLUMNS = ("path", "label", "split", "mask")
+# Reasons that are counted by type of file rather than printed one by one.
+_NOT_READ, _IS_MASK = " files are not read", "a mask, not an image"
+_OF_A_TYPE = re.compile(rf"(.*){_NOT_READ}(?: without (autoencode\[\w+\]))?")
+
+Skipped = list[tuple[Path, str]]
+
 
 class Paths(Sequence[Path]):
-    """Paths that become objects on demand, in a fifth of the memory of a list of them."""
+    """Paths that become objects on demand, in a fifth of the memory of a list of them.
 
-    def __init__(self, paths: Iterable[str | Path] = ()) -> None:
+    Attributes:
+        skipped: the files beside them that are not read, with the reason.
+    """
+
+    def __init__(self, paths: Iterable[str | Path] = (), skipped: Iterable[tuple[Path, str]] = ()) -> None:
         self._names = [os.fspath(path) for path in paths]
+        self.skipped = list(skipped)
 
     def take(self, chosen: Iterable[int]) -> Paths:
         """Return the paths at these indices, in that order."""
@@ -48,32 +82,352 @@ class Paths(Sequence[Path]):
         return Paths(self._names[index]) if isinstance(index, slice) else Path(self._names[index])
 
 
+@dataclass(frozen=True)
+class Listing:
+    """Images as files under one folder.
+
+    Attributes:
+        folder: the folder.
+        names: of the images, relative to it, with "/"; bytes that are not UTF-8 as surrogates, as in
+            `os.fsdecode`. Sorted.
+        skipped: names of files that are not read, with the reason. Sorted.
+        labels: the label of each image, or None; None for all of them means the first sub-folder.
+        splits: the split of each image, or None for an image of no split; None for all of them means that
+            the content decides.
+        masks: the file with the mask of an image, by the name of the image, relative to the folder.
+        origin: what was given, in words that recognise it.
+        note: what was recognised in it, for people; "" for nothing.
+    """
+
+    folder: Path
+    names: list[str]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    labels: list[str | None] | None = None
+    splits: list[Split | None] | None = None
+    masks: dict[str, str] = field(default_factory=dict)
+    origin: str = ""
+    note: str = ""
+
+    @property
+    def paths(self) -> Paths:
+        """The paths of the images."""
+        skipped = ((self.folder / name, reason) for name, reason in self.skipped)
+        return Paths((self.folder / name for name in self.names), skipped)
+
+
+def listed(
+    given: Any,  # noqa: ANN401 - see the module
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Listing:
+    """Return the images that were given, as files under one folder.
+
+    Args:
+        given: a folder, a file, a table, a data frame, or several folders and files.
+        include: patterns such as "*.png" or "good/*"; only names that one of them matches are taken.
+        exclude: patterns; names that one of them matches are not taken.
+
+    Raises:
+        ImageFolderError: a folder or table is missing, cannot be read, or has no image.
+        ConfigError: nothing of the kind can be read, or a table lacks its column `path`.
+        MissingExtraError: a Parquet file needs pyarrow.
+    """
+    if isinstance(given, str | Path):
+        path = Path(given)
+        if not path.is_file():
+            return _kept(_with_splits(_of_folder(path)), include, exclude)
+        if path.suffix.lower() in TABLES:
+            return _kept(
+                _of_table(_rows_of(path), path.resolve().parent, str(path.resolve())), include, exclude
+            )
+        if path.suffix.lower() in LISTS:
+            return _kept(_of_several(_lines_of(path), str(path.resolve())), include, exclude)
+        given = [path]
+    if (rows := _rows_of_frame(given)) is not None:
+        return _kept(_of_table(rows, Path.cwd(), "a data frame"), include, exclude)
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise _not_images(given)
+    several = list(given)
+    if wrong := [one for one in several if not isinstance(one, str | Path)]:
+        raise _not_images(wrong[0])
+    return _kept(_of_several(list(map(Path, several)), ""), include, exclude)
+
+
+def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
+    """Return the image files in the files, folders and tables given, each once, in the order given.
+
+    Raises:
+        ImageFolderError: a folder cannot be read or has no image. Files are not checked.
+        AutoencodeError: an error of `listed` about a table.
+    """
+    found: dict[str, None] = {}
+    skipped: Skipped = []
+    for path in map(Path, [images] if isinstance(images, str | Path) else images):
+        if path.is_dir() or path.suffix.lower() in (*TABLES, *LISTS):
+            paths = listed(path).paths
+            found.update(dict.fromkeys(paths._names))
+            skipped += paths.skipped
+        else:
+            found[os.fspath(path)] = None
+    return Paths(found, skipped)
+
+
 def find_images(folder: Path) -> Paths:
-    """Return the path of every image under `folder`; see `image_names`."""
-    return Paths(folder / name for name in image_names(folder))
+    """Return the path of every image under `folder`; see `listed`."""
+    return _of_folder(folder).paths
 
 
-def image_names(folder: Path) -> list[str]:
-    """Return every file under `folder` whose name says it is an image, sorted.
+def by_type(skipped: Iterable[tuple[object, str]]) -> tuple[str, Skipped]:
+    """Return a line that counts files of types that are not read, and the other files with their reasons.
+
+    The line is "" without such files; "9 files: 5 .heic (install autoencode[heif]), 4 .mp4" is one.
+    """
+    counts: Counter[str] = Counter()
+    others: Skipped = []
+    for path, reason in skipped:
+        if match := _OF_A_TYPE.fullmatch(reason):
+            counts[match[1] + (f" (install {match[2]})" if match[2] else "")] += 1
+        elif reason == _IS_MASK:
+            counts["masks"] += 1
+        else:
+            others.append((Path(str(path)), reason))
+    if not counts:
+        return "", others
+    total = sum(counts.values())
+    listed_types = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    return f"{total:,} file{'' if total == 1 else 's'}: {listed_types}", others
+
+
+def _of_folder(folder: Path) -> Listing:
+    """Return every image under a folder, and every other file with the reason why it is not one.
 
     Hidden files and folders, and folders of our own results, are left out. A folder reached twice, through
     a link, is listed once, under its own name and not the link's.
-
-    Returns:
-        Paths relative to `folder`, with "/"; bytes that are not UTF-8 as surrogates, as in `os.fsdecode`.
-
-    Raises:
-        ImageFolderError: `folder` is missing, is not a folder, cannot be read, or has no image.
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
-    # On Windows os.sep is a backslash, which is part of a name on other systems.
-    found = sorted(path.removeprefix(prefix).replace(os.sep, "/") for path in _walk(os.fspath(folder)))
-    if not found:
-        looked_for = ", ".join(decoding.EXTENSIONS)
+    names, others = list[str](), list[str]()
+    for path in _walk(os.fspath(folder)):
+        # On Windows os.sep is a backslash, which is part of a name on other systems.
+        name = path.removeprefix(prefix).replace(os.sep, "/")
+        (names if name.lower().endswith(decoding.EXTENSIONS) else others).append(name)
+    skipped = sorted((name, _not_read(name)) for name in others)
+    if not names:
+        line, _ = by_type(skipped)
+        passed = f"It has {line}. " if line else ""
         raise ImageFolderError(
-            f"No images in {folder}/. Looked for {looked_for}; sub-folders are searched too."
+            f"No images in {folder}/. {passed}Looked for {', '.join(decoding.EXTENSIONS)}; "
+            "sub-folders are searched too."
         )
-    return found
+    return Listing(folder, sorted(names), skipped, origin=str(folder.resolve()))
+
+
+def _not_read(name: str) -> str:
+    suffix = Path(name).suffix.lower()
+    extra = " without autoencode[heif]" if suffix in decoding.HEIF_EXTENSIONS else ""
+    return f"{suffix or 'other'}{_NOT_READ}{extra}"
+
+
+def _with_splits(listing: Listing) -> Listing:
+    """Return a listing whose first sub-folders are called train, val or test with these as splits.
+
+    The label is then the next sub-folder, and masks are no images. A folder `train` beside others, such as
+    `plane` and `ship`, is a label.
+    """
+    tops = {name.partition("/")[0].lower() for name in listing.names if "/" in name}
+    are_splits = "train" in {_SPLITS.get(top) for top in tops} and len(tops) > 1
+    if not are_splits or not tops <= _SPLITS.keys() | _MASKS or not all("/" in n for n in listing.names):
+        return listing
+    held_out = {_SPLITS.get(top) for top in tops}
+    names: list[str] = []
+    labels: list[str | None] = []
+    splits: list[Split | None] = []
+    skipped = list(listing.skipped)
+    for name in listing.names:
+        top, _, rest = name.partition("/")
+        if top.lower() in _MASKS:
+            skipped.append((name, _IS_MASK))
+            continue
+        label, inner, _ = rest.partition("/")
+        names.append(name)
+        labels.append(label if inner else None)
+        splits.append(_SPLITS[top.lower()])
+    # Defects of a test folder, say, are no new images like those of the training.
+    known = {label for label, split in zip(labels, splits, strict=True) if split == "train"}
+    pairs = list(zip(labels, splits, strict=True))
+    splits = [split if label in known else None for label, split in pairs]
+    foreign = sum(split is None for split in splits)
+    note = f"the folders {', '.join(sorted({name.partition('/')[0] for name in names}))} are the splits"
+    note += f", without {foreign:,} images of labels that training lacks" if foreign else ""
+    if "validation" not in held_out:
+        note += "; validation is a part of the training images"
+    order = sorted(skipped)
+    return Listing(listing.folder, names, order, labels, splits, origin=listing.origin, note=note)
+
+
+def _of_several(given: Sequence[Path], origin: str) -> Listing:
+    """Return the images of several folders, and several files."""
+    if not given:
+        raise ImageFolderError("No image was given.")
+    found: dict[Path, str | None] = {}
+    skipped: Skipped = []
+    parents = {path.parent for path in given if not path.is_dir()}
+    for path in given:
+        if path.is_dir():
+            inside = _of_folder(path)
+            for name in inside.names:
+                top, inner, _ = name.partition("/")
+                found[path / name] = top if inner else path.name
+            skipped += inside.paths.skipped
+        elif path.name.lower().endswith(decoding.EXTENSIONS) or path.is_file():
+            found[path] = path.parent.name if len(parents) > 1 else None
+        else:
+            raise ImageFolderError(f"{path} does not exist. Give image files, and folders of them.")
+    return _under_one_folder(found, skipped, origin)
+
+
+def _under_one_folder(
+    found: Mapping[Path, str | None],
+    skipped: Skipped,
+    origin: str,
+    splits: Mapping[Path, Split | None] | None = None,
+) -> Listing:
+    labels = {Path(os.path.abspath(path)): label for path, label in found.items()}  # noqa: PTH100 - links stay
+    root = Path(os.path.commonpath([path.parent for path in labels]))
+    order = sorted(labels, key=lambda path: path.relative_to(root).as_posix())
+    names = [path.relative_to(root).as_posix() for path in order]
+    beside = [
+        (os.path.relpath(path.absolute(), root).replace(os.sep, "/"), reason) for path, reason in skipped
+    ]
+    return Listing(
+        root,
+        names,
+        sorted(one for one in beside if not one[0].startswith("..")),
+        [labels[path] for path in order],
+        None if splits is None else [splits[path] for path in order],
+        origin=origin or f"{len(names):,} files under {root}",
+    )
+
+
+def _of_table(rows: Iterable[Mapping[str, Any]], beside: Path, origin: str) -> Listing:
+    """Return the images of a table; paths are relative to the folder `beside` it."""
+    found: dict[Path, str | None] = {}
+    splits: dict[Path, Split | None] = {}
+    masks: dict[Path, Path] = {}
+    has_splits = False
+    for number, row in enumerate(rows, 1):
+        cells = {str(name).strip().lower(): cell for name, cell in row.items() if name is not None}
+        text = {name: "" if _is_empty(cells.get(name)) else str(cells[name]) for name in _COLUMNS}
+        if not text["path"]:
+            columns = ", ".join(map(str, row)) or "none"
+            raise ConfigError(
+                f"Row {number} of {origin} has no path. Name the columns path and, if wanted, label, split "
+                f"and mask; its columns: {columns}."
+            )
+        path = Path(os.path.abspath(beside / text["path"]))  # noqa: PTH100 - links stay
+        found[path] = text["label"] or None
+        if text["split"]:
+            has_splits = True
+            if text["split"].lower() not in _SPLITS:
+                raise ConfigError(
+                    f"Row {number} of {origin} has the split {text['split']!r}. Write {any_of(_SPLITS)}."
+                )
+        splits[path] = _SPLITS.get(text["split"].lower())
+        if text["mask"]:
+            masks[path] = beside / text["mask"]
+    if not found:
+        raise ImageFolderError(f"{origin} names no image.")
+    listing = _under_one_folder(found, [], origin, splits if has_splits else None)
+    of_image = {
+        path.relative_to(listing.folder).as_posix(): os.path.relpath(mask, listing.folder)
+        for path, mask in masks.items()
+    }
+    return replace(listing, masks=of_image, note="splits are those of the table" if has_splits else "")
+
+
+def _is_empty(cell: object) -> bool:
+    return cell is None or cell == "" or cell != cell
+
+
+def _rows_of(table: Path) -> Iterable[Mapping[str, Any]]:
+    """Return the rows of a CSV or Parquet file."""
+    try:
+        if table.suffix.lower() == ".parquet":
+            try:
+                from pyarrow import parquet
+            except ImportError as err:
+                raise MissingExtraError("tables", f"Reading {table}") from err
+            rows: list[dict[str, Any]] = parquet.read_table(table).to_pylist()
+            return rows
+        with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            read = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
+            return [{name: plain_cell(cell) for name, cell in row.items()} for row in read]
+    except (OSError, csv.Error, ValueError) as err:
+        raise ImageFolderError(f"{table} cannot be read as a table: {err}.") from err
+
+
+def _rows_of_frame(given: object) -> Iterable[Mapping[str, Any]] | None:
+    """Return the rows of a data frame of pandas or polars; None for anything else."""
+    if not hasattr(given, "columns"):
+        return None
+    if hasattr(given, "to_dicts"):
+        return list(given.to_dicts())
+    return list(given.to_dict("records")) if hasattr(given, "to_dict") else None
+
+
+def _lines_of(file: Path) -> list[Path]:
+    """Return the paths in a text file, one a line, relative to its folder; # begins a comment."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as err:
+        raise ImageFolderError(f"Could not read {file}: {err.strerror or err}.") from err
+    return [file.resolve().parent / line.strip() for line in lines if line.strip() and line[0] != "#"]
+
+
+def _kept(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
+    """Return a listing of the names that one of the patterns includes and none excludes."""
+    if not include and not exclude:
+        return listing
+    chosen = [
+        index
+        for index, name in enumerate(listing.names)
+        if (not include or any(fnmatch.fnmatch(name, pattern) for pattern in include))
+        and not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
+    ]
+    if not chosen:
+        raise ImageFolderError(
+            f"None of the {len(listing.names):,} images in {listing.folder} is left by "
+            f"include={list(include)} and exclude={list(exclude)}. The first is {listing.names[0]}."
+        )
+    patterns = "".join([*(f" +{one}" for one in include), *(f" -{one}" for one in exclude)])
+    return replace(
+        listing,
+        names=[listing.names[index] for index in chosen],
+        labels=None if listing.labels is None else [listing.labels[index] for index in chosen],
+        splits=None if listing.splits is None else [listing.splits[index] for index in chosen],
+        origin=f"{listing.origin}{patterns}",
+    )
+
+
+def _not_images(given: object) -> ConfigError:
+    return ConfigError(
+        f"A {type(given).__name__} is no source of images. Give a folder, image files, a table (CSV or "
+        "Parquet) with a column path, arrays, Pillow images, or a dataset of them."
+    )
+
+
+def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> Paths:
+    """Return `expanded(images)` without the `sheet` that an earlier call left in one of the folders.
+
+    A sheet that was given by name stays.
+    """
+    given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+    paths = expanded(given)
+    return Paths((path for path in paths if path in given or not _is_same(path, sheet)), paths.skipped)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    # The name first, to avoid a stat call per file.
+    return path.name == other.name and (path == other or (other.exists() and path.samefile(other)))
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -99,34 +453,8 @@ def _walk(root: str) -> Iterator[str]:
         links = sorted(links + linked)
 
 
-def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
-    """Return the image files in the files and folders given, each once, in the order given.
-
-    Raises:
-        ImageFolderError: a folder cannot be read or has no image. Files are not checked.
-    """
-    found: dict[str, None] = {}
-    for path in map(Path, [images] if isinstance(images, str | Path) else images):
-        found.update(dict.fromkeys(find_images(path)._names if path.is_dir() else [os.fspath(path)]))
-    return Paths(found)
-
-
-def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> Paths:
-    """Return `expanded(images)` without the `sheet` that an earlier call left in one of the folders.
-
-    A sheet that was given by name stays.
-    """
-    given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
-    return Paths(path for path in expanded(given) if path in given or not _is_same(path, sheet))
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    # The name first, to avoid a stat call per file.
-    return path.name == other.name and (path == other or (other.exists() and path.samefile(other)))
-
-
 def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """Return the images, the folders and the links to folders directly in `folder`."""
+    """Return the files, the folders and the links to folders directly in `folder`."""
     files, folders, links = list[str](), list[str](), list[str]()
     marks = set[str]()
     with os.scandir(folder) as entries:
@@ -137,7 +465,7 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
                 marks.add(entry.name)
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.name.lower().endswith(decoding.EXTENSIONS):
+            else:
                 files.append(entry.path)
     if any(of <= marks for of in _OURS):
         return [], [], []

@@ -281,7 +281,7 @@ class Index(ABC):
     ) -> SearchResults:
         paths = expanded(queries)
         results: list[Neighbours] = []
-        skipped: list[tuple[Path, str]] = []
+        skipped = list(paths.skipped)
         chunks = read_chunks(paths, INFERENCE_BATCH, self.preprocessing, limits or Limits(), skipped)
         for number, (usable, pixels) in enumerate(chunks, 1):
             codes = self.encoder.encode(to_float(pixels))

@@ -232,7 +232,7 @@ def _scored(
 ) -> tuple[Paths, NDArray[np.float64], list[tuple[Path, str]]]:
     """Return the files that could be used and their scores (N,), and the others with the reason."""
     usable: list[str] = []
-    skipped: list[tuple[Path, str]] = []
+    skipped = list(paths.skipped) if isinstance(paths, Paths) else []
     scores: list[NDArray[np.float64]] = []
     for read, found in map_files(scoring, paths, CHUNK, model.preprocessing, limits, skipped, cluster):
         usable += map(str, read)

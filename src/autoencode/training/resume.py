@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoencode.atomic import names_in
 from autoencode.data.pack import Pack, open_pack
+from autoencode.data.sources import Listing
 from autoencode.errors import ConfigError, RunError
 from autoencode.models.backbones import multiplies_bf16
 from autoencode.training.config import changed, check_fit, settings
@@ -35,7 +36,7 @@ class Request:
         init: the model to start from.
     """
 
-    source: Path
+    source: Path | Listing
     out: Path
     preset: str | None
     asked: Mapping[str, Any]
@@ -86,8 +87,10 @@ def continued(request: Request, machine: Machine) -> tuple[RunSettings, Pack, Ru
         raise RunError(f"No run in {out} to continue. Leave --resume out to start one there.")
     run = read_run(out)
     pack = open_pack(run.pack)
-    if source.resolve() not in (pack.path.resolve(), pack.folder.resolve()):
-        raise RunError(f"The run in {out} was started on {pack.folder}, not on {source}.")
+    made_of = pack.origin or str(pack.folder.resolve())
+    given = source.origin if isinstance(source, Listing) else str(source.resolve())
+    if given not in (made_of, str(pack.path.resolve())):
+        raise RunError(f"The run in {out} was started on {made_of}, not on {given}.")
     if pack.fingerprint != run.fingerprint:
         raise RunError(
             f"The images of {pack.location} are not those the run in {out} was started on. Start a new run."

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from autoencode.atomic import exclusive, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
-from autoencode.data.manifest import is_pack
-from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, preprocessing_of, suited
+from autoencode.data.manifest import is_pack, read_settings
+from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, suited
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
+from autoencode.data.sources import LISTS, TABLES, Listing, listed
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.model_file import MODEL_NAME, load_any
 from autoencode.storage import is_url
@@ -60,13 +61,15 @@ class Run:
 
 
 def train(
-    source: str | Path,
+    source: Any,  # noqa: ANN401 - see `listed`
     out: str | Path | None = None,
     *,
     preset: str | None = None,
     size: Size | None = None,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     limits: Limits | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     resume: bool = False,
     init: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -86,14 +89,16 @@ def train(
     not packed yet, must be on a disk that all processes see.
 
     Args:
-        source: a folder of images, or a pack of one, by its path or its URL in storage (see `open_pack`). A
-            folder is packed first, into a pack beside the run, which later runs on the same folder reuse.
+        source: a folder of images, several folders and files, or a table (see `listed`); or a pack, by its
+            path or its URL in storage (see `open_pack`). Images are packed first, into a pack beside the run,
+            which later runs on the same images reuse.
         out: the run folder, made here; by default runs/NAME, with the name of `source`. A folder whose run
             diverged or was stopped before the end of its first epoch is reused.
         preset: a name in `PRESETS`; the default is "best".
         size: size of the images, such as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
         preprocessing: size and resize mode of the images, instead of `size`, or some of its fields by name.
             What is not given is that of the pack, or is chosen by the images.
+        include, exclude: patterns of names, see `listed`.
         limits: the largest files and images to accept while packing.
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
@@ -128,9 +133,8 @@ def train(
     with process_group(own_ranks()) as processes:
         asked = fields_asked_for(size, preprocessing)
         start = None if init is None else Path(init)
-        request = Request(
-            local_folder(source), out, preset, asked, limits, overrides, packing_progress, start
-        )
+        images = _source(source, include, exclude, resume=resume)
+        request = Request(images, out, preset, asked, limits, overrides, packing_progress, start)
         machine = Machine(processes.device(device), precision, channels_last)
         if processes.ranks.restarts and is_run(out):
             # A process was lost: all of them continue from the checkpoint, by the settings first given.
@@ -150,28 +154,45 @@ def train(
     return Run(out, out / MODEL_NAME, pack.path, read_metrics(out))
 
 
-def run_folder_for(source: str | Path) -> Path:
-    """Where `train` keeps the run on a folder, a pack or a URL that is given no other place: runs/NAME."""
+def run_folder_for(source: Any) -> Path:  # noqa: ANN401
+    """Where `train` keeps the run on images that are given no other place: runs/NAME."""
+    if not isinstance(source, str | Path):
+        return Path("runs") / "images"
     name = str(source).rstrip("/").rpartition("/")[2] if is_url(source) else Path(source).resolve().name
-    return Path("runs") / (name.removesuffix(".pack") or "images")
+    for ending in (".pack", *TABLES, *LISTS):
+        name = name.removesuffix(ending)
+    return Path("runs") / (name or "images")
 
 
-def pack_path_for(source: Path, out: Path, preprocessing: Preprocessing) -> Path:
-    """Where `train` keeps the pack of a folder: beside the run, one for each folder and preprocessing."""
+def pack_path_for(source: Path | Listing, out: Path, preprocessing: Preprocessing) -> Path:
+    """Where `train` keeps the pack of images: beside the run, one for each source and preprocessing."""
     # Resolved, so that one folder given by two paths is packed once; names may hold bytes that are not UTF-8.
-    key = hashlib.sha256(f"{source.resolve()} {preprocessing.to_json()}".encode(errors="surrogateescape"))
+    folder, origin = (
+        (source.folder, source.origin) if isinstance(source, Listing) else (source, str(source.resolve()))
+    )
+    key = hashlib.sha256(f"{origin} {preprocessing.to_json()}".encode(errors="surrogateescape"))
     size = f"{preprocessing.height}x{preprocessing.width}"
-    return out.absolute().parent / f"{source.resolve().name}-{size}-{key.hexdigest()[:6]}.pack"
+    return out.absolute().parent / f"{folder.resolve().name}-{size}-{key.hexdigest()[:6]}.pack"
+
+
+def _source(source: Any, include: Sequence[str], exclude: Sequence[str], *, resume: bool) -> Path | Listing:  # noqa: ANN401
+    """Return the folder of a pack, or the images to pack; of a run that is continued, the path given."""
+    if isinstance(source, str | Path):
+        path = local_folder(source)
+        if resume or is_pack(path):
+            return path
+        source = path
+    return listed(source, include, exclude)
 
 
 def _packed(request: Request, preprocessing: Preprocessing, processes: Processes) -> Pack:
     """Open the pack given, or pack the folder given, in process 0."""
     source, pack = request.source, None
-    if not is_pack(source):
-        folder, source = source, pack_path_for(source, request.out, preprocessing)
+    if isinstance(source, Listing):
+        listing, source = source, pack_path_for(source, request.out, preprocessing)
         if processes.is_first:
             limits, progress = request.limits, request.packing_progress
-            pack = pack_folder(folder, source, preprocessing, limits=limits, progress=progress)
+            pack = pack_folder(listing, source, preprocessing, limits=limits, progress=progress)
     processes.wait()  # for the first, which may have packed
     if not processes.is_first and not is_pack(source):
         raise PackError(
@@ -240,13 +261,13 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
     preset = request.preset or DEFAULT_PRESET
     model, config = settings(preset, **request.overrides)
     # Checked before packing, which may take hours, and again with the preprocessing of the pack.
-    packed, reason = preprocessing_of(request.source), ""
-    if packed is None:
+    reason = ""
+    if isinstance(request.source, Listing):
         # A restorer is for images as they are: scaled down they are sharper, and have less noise.
         usual = {"resize_mode": "window"} if model.kind == "restorer" else {}
         preprocessing, reason = suited(request.source, usual | dict(request.asked), request.limits)
     else:
-        preprocessing = packed
+        preprocessing = read_settings(request.source).preprocessing
     _check_images(model, config, preprocessing)
     if processes.is_first:
         check_out(request.out, resume=False)  # after the settings, whose errors do not depend on it

@@ -184,7 +184,7 @@ def classify(
     if out is not None:
         check_output(out, TABLES, paths)
         check_output(sheet_path(out), WRITABLE, paths)
-    skipped: list[tuple[Path, str]] = []
+    skipped = list(paths.skipped)
     results, probabilities, shown = list[Prediction](), list[NDArray[np.float64]](), list[Pixels]()
     done = 0
     for usable, pixels in read_chunks(paths, CHUNK, classifier.preprocessing, limits or Limits(), skipped):
