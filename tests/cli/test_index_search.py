@@ -55,7 +55,9 @@ def test_search_prints_a_line_a_neighbour_and_writes_json_and_a_sheet(
     written = json.loads(out.read_text())
     (answer,) = written["queries"]
     assert answer["query"] == str(query)
-    lines = [f"{near['score']:.4f}\t{near['path']}" for near in answer["neighbours"]]
+    lines = [
+        f"{near['score']:.4f}\t{near['percentile']:.1f}%\t{near['path']}" for near in answer["neighbours"]
+    ]
     assert result.stdout.splitlines() == [str(query), *lines]
     assert len(lines) == 3
     assert [skipped["query"] for skipped in written["skipped"]] == [str(folder / "broken.png")]

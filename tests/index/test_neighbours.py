@@ -8,7 +8,7 @@ import pytest
 from autoencode import ConfigError
 from autoencode.configuration import Distance
 from autoencode.index import neighbours as module
-from autoencode.index.neighbours import Floats, NearestNeighbours, fit_vector_space
+from autoencode.index.neighbours import Floats, NearestNeighbours, OwnScores, fit_vector_space
 
 DISTANCES: tuple[Distance, ...] = ("whitened", "cosine", "l2")
 
@@ -161,3 +161,34 @@ def test_many_queries_at_once_find_what_each_finds_alone(distance: Distance) -> 
         alone = found.search(query[None], 5)[0]
         assert together.rows.tolist() == alone.rows.tolist()
         np.testing.assert_allclose(together.scores, alone.scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_percentile_is_the_share_of_images_whose_nearest_is_no_nearer(distance: Distance) -> None:
+    known = codes(300)
+    scores = brute_force(known, known, distance)
+    sign = -1 if distance == "l2" else 1
+    np.fill_diagonal(scores, -sign * np.inf)
+    best = (sign * scores).max(1)
+    own = OwnScores.of(fit_vector_space(known, distance), known)
+    own.check()
+    for score in (best.min() - 0.01, *(np.sort(best)[[3, 50, 150]] + 1e-4), best.max() + 0.01):
+        wanted = 100 * (1 + (best <= score).sum()) / 301
+        assert own.percentile(sign * float(score)) == pytest.approx(wanted)
+
+
+def test_images_like_those_of_the_index_seldom_have_nothing_close_and_others_do() -> None:
+    space = fit_vector_space(known := codes(3_000), "l2")
+    own, nearest = OwnScores.of(space, known), NearestNeighbours(space, known, None)
+
+    def share_far(queries: Floats) -> float:
+        best = [own.percentile(float(near.scores[0])) or 0 for near in nearest.search(queries, 1)]
+        return float(np.mean(np.array(best) <= 1))
+
+    assert 0 < share_far(codes(3_000, seed=8)) <= 0.02
+    assert share_far(codes(200, seed=9) + np.float32(5)) > 0.95
+
+
+def test_one_image_has_no_percentile() -> None:
+    one = codes(1)
+    assert OwnScores.of(fit_vector_space(one, "cosine"), one).percentile(0.5) is None

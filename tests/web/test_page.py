@@ -152,7 +152,7 @@ def test_search_goes_on_from_image_to_image_and_saves_a_table(page: Page, photos
     until(page, "document.querySelectorAll('#tab-search .grid .picture').length === 8")
     page.select_option("#tab-search select >> nth=1", "l2")
     page.wait_for_selector("text=0 means identical")
-    assert saved(page, "text=Save CSV").decode().startswith("path,score,label\n")
+    assert saved(page, "text=Save CSV").decode().startswith("path,score,percentile,label\n")
 
 
 def test_an_image_is_dropped_or_pasted_anywhere(page: Page, photos: Path) -> None:

@@ -215,14 +215,22 @@ def _print_index(made: Index) -> None:
 def _show_neighbours(
     opened: Index, found: SearchResults, out: Path | None, sheet: Path | None, limits: Limits
 ) -> None:
+    from autoencode.index.base import score_text
+
     show_skipped(found.skipped, err=True)
     _note_gone(opened, {near.path for result in found.results for near in result.found if near.is_gone})
     for result in found.results:
         say(one_line(result.query))
         _print_table(
             opened,
-            [(f"{near.score:.4f}", (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
+            [(score_text(near, "\t"), (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
         )
+        if result.nothing_close:
+            say(
+                f"Nothing in the index is close to {one_line(result.query)}: "
+                "99 % of its images are nearer to their own nearest neighbour.",
+                err=True,
+            )
     if out is not None:
         _write(out, _neighbours_json(opened, found))
     if sheet is not None:
@@ -243,8 +251,15 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
     queries = [
         {
             "query": str(result.query),
+            "nothing_close": result.nothing_close,
             "neighbours": [
-                {"path": str(near.path), "score": near.score, "label": near.label, "gone": near.is_gone}
+                {
+                    "path": str(near.path),
+                    "score": near.score,
+                    "percentile": near.percentile,
+                    "label": near.label,
+                    "gone": near.is_gone,
+                }
                 for near in result.found
             ],
         }
@@ -317,9 +332,10 @@ def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None
     lines = [(score, [one_line(path) for path in paths]) for score, paths in rows]
     if console.is_terminal:
         heading = "distance" if opened.distance == "l2" else "similarity"
-        table = Table(heading, "image", box=None, pad_edge=False)
+        columns = ("percentile",) * (bool(lines) and "\t" in lines[0][0])
+        table = Table(heading, *columns, "image", box=None, pad_edge=False)
         for score, paths in lines:
-            table.add_row(score, "\n".join(paths))
+            table.add_row(*score.split("\t"), "\n".join(paths))
         console.print(table)
     else:
         # A program reads these lines: tabs between the fields, and no path wrapped.

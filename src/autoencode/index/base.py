@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_PAIRS = 10_000  # of a million equal images there are 5e11
 _MOST_QUERIES = 24  # nobody looks through a longer sheet
+_FAR_PERCENTILE = 1.0
 _SHEET_COLUMNS = 11  # a query and the ten neighbours that a search gives by default
 _GREY = 224
 
@@ -51,12 +52,15 @@ class Neighbour:
             distance from 0 for "l2", where lower is nearer.
         label: the first sub-folder; None for an image in none.
         position: where the image is in `FileIndex.entries`; None in an index that is not held in memory.
+        percentile: in (0, 100]: the percentage of the indexed images whose own nearest neighbour is no nearer
+            than this one; None in an index that is not held in memory, or of one image.
     """
 
     path: Path
     score: float
     label: str | None
     position: int | None
+    percentile: float | None = None
 
     @property
     def is_gone(self) -> bool:
@@ -75,6 +79,16 @@ class Neighbours:
 
     query: Path | None
     found: tuple[Neighbour, ...]
+
+    @property
+    def nothing_close(self) -> bool:
+        """Whether even the nearest is farther than 99 % of the indexed images are from their own nearest.
+
+        An image of the same kind as the indexed ones has nothing close in 1 % of cases. False where this is
+        not known: with fewer than 99 images, or in an index that is not held in memory.
+        """
+        percentile = self.found[0].percentile if self.found else None
+        return percentile is not None and percentile <= _FAR_PERCENTILE
 
 
 @dataclass(frozen=True)
@@ -348,7 +362,8 @@ def neighbours_sheet(
             continue
         paths = [result.query, *(near.path for near in result.found)]
         pictures = [picture_of(path, preprocessing, limits) for path in paths]
-        captions = [result.query.name, *(f"{near.score:.3f}" for near in result.found)]
+        captions = ["nothing close" if result.nothing_close else result.query.name]
+        captions += [score_text(near, " / ", 3) for near in result.found]
         # A score under a grey square would look like that of a picture that is grey.
         captions = [
             text if is_read else "gone" for text, (_, is_read) in zip(captions, pictures, strict=True)
@@ -363,6 +378,12 @@ def neighbours_sheet(
     return np.concatenate(
         [np.pad(grid, margin, constant_values=white) for grid, margin in zip(grids, margins, strict=True)]
     )
+
+
+def score_text(near: Neighbour, between: str, digits: int = 4) -> str:
+    """Return the score, and if known its percentile after `between`."""
+    rank = "" if near.percentile is None else f"{between}{near.percentile:.1f}%"
+    return f"{near.score:.{digits}f}{rank}"
 
 
 def picture_of(

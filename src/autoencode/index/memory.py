@@ -34,7 +34,7 @@ from autoencode.errors import ImageIndexError, PackError
 from autoencode.index import duplicates
 from autoencode.index.base import EVERY_IMAGE, MOST_PAIRS, ImageFilter, Index, Neighbour, Update
 from autoencode.index.inverted_lists import EXACT_LIMIT, InvertedLists, fit_inverted_lists
-from autoencode.index.neighbours import Floats, NearestNeighbours, Rows, fit_vector_space
+from autoencode.index.neighbours import Floats, NearestNeighbours, OwnScores, Rows, fit_vector_space
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     FORMAT_VERSION,
@@ -71,6 +71,7 @@ class StoredIndex:
         entries: the images, ordered by (sha256, path); `row` of each is its row of `codes`.
         codes: (R, D).
         lists: for approximate search, where there are too many codes to compare every one.
+        own_scores: what the images score with each other.
         near_duplicate_threshold: see `Index.near_duplicates`.
     """
 
@@ -81,6 +82,7 @@ class StoredIndex:
     entries: Entries
     codes: Floats
     lists: InvertedLists | None
+    own_scores: OwnScores
     near_duplicate_threshold: float
 
 
@@ -96,6 +98,7 @@ def write_index(path: Path, index: StoredIndex) -> None:
         lines += json.dumps(entry.to_json()).encode() + b"\n"
     arrays, content = index.settings.to_content()
     arrays |= {"codes": index.codes, "entries": np.frombuffer(lines, np.uint8)}
+    arrays["own_scores"] = index.own_scores.scores
     content |= {
         "source": index.source,
         "folder": asdict(index.folder),
@@ -122,18 +125,21 @@ def read_index(path: Path) -> StoredIndex:
         count, size = codes.shape if codes.ndim == 2 else (0, 0)
         if "centroids" in arrays:
             lists = InvertedLists.from_content(arrays, content)
+        settings = IndexSettings.from_content(arrays, content, size)
         stored = StoredIndex(
-            settings=IndexSettings.from_content(arrays, content, size),
+            settings=settings,
             source=content["source"],
             folder=StoredPath(**content["folder"]),
             fingerprint=content["fingerprint"],
             entries=Entries(Entry.from_json(parse_json(line)) for line in io.BytesIO(arrays["entries"].data)),
             codes=codes,
             lists=lists,
+            own_scores=OwnScores(arrays["own_scores"], settings.vector_space.is_similarity),
             near_duplicate_threshold=float(content["near_duplicate_threshold"]),
         )
         check_texts([stored.source, stored.fingerprint, *vars(stored.folder).values()])
         check_array("codes", codes, (count, size))
+        stored.own_scores.check()
         # Whatever the digest says: whoever forges a file can give it a digest, and FAISS checks no bounds.
         if lists:
             lists.check(count, size)
@@ -224,7 +230,8 @@ class FileIndex(Index):
         space = fit_vector_space(self.codes, distance)
         settings = dataclasses.replace(self._settings, vector_space=space)
         lists = fit_inverted_lists(space, self.codes)
-        stored = dataclasses.replace(self._stored, settings=settings, lists=lists)
+        own = OwnScores.of(space, self.codes)
+        stored = dataclasses.replace(self._stored, settings=settings, lists=lists, own_scores=own)
         return FileIndex(self.path, stored, self._encoder)
 
     @functools.cached_property
@@ -283,7 +290,8 @@ class FileIndex(Index):
 
     def _neighbour(self, position: int, score: float) -> Neighbour:
         entry = self.entries[position]
-        return Neighbour(self.folder / entry.path, score, entry.label, position)
+        percentile = self._stored.own_scores.percentile(score)
+        return Neighbour(self.folder / entry.path, score, entry.label, position, percentile)
 
 
 def _starts(rows: Rows, count: int) -> Rows:
@@ -384,6 +392,7 @@ def _updated(
         entries=entries,
         codes=codes,
         lists=fit_inverted_lists(space, codes),
+        own_scores=OwnScores.of(space, codes),
         near_duplicate_threshold=duplicates.near_duplicate_threshold(encoder, space, codes, pack_rows, pack),
     )
     return stored, encoder, update

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from autoencode.atomic import csv_bytes
 from autoencode.configuration import Distance
+from autoencode.index.base import Neighbours
 from autoencode.pixels import to_float
 from autoencode.web.tabs import Missing, OpenWorkspace, download, in_shell, require
 from autoencode.web.workspace import Held, Workspace
@@ -27,14 +28,15 @@ async def search(
 ) -> dict[str, Any]:
     """Return the nearest images, nearest first, with their scores."""
     found = await workspace.on_model(_nearest, workspace, picture, k, distance)
-    neighbours = [
-        workspace.describe(f"i{near.position}", score=near.score, gone=near.is_gone)
-        for near in found.neighbours
-    ]
+    neighbours = []
+    for near in found.neighbours:
+        more = {"score": near.score, "percentile": near.percentile, "gone": near.is_gone}
+        neighbours.append(workspace.describe(f"i{near.position}", **more))
     return {
         "query": workspace.describe(picture),
         "neighbours": neighbours,
         "similarity": found.distance != "l2",
+        "nothing_close": Neighbours(None, tuple(found.neighbours)).nothing_close,
     }
 
 
@@ -44,8 +46,11 @@ async def table(
 ) -> Response:
     """Return the nearest images as a table."""
     found = await workspace.on_model(_nearest, workspace, picture, k, distance)
-    rows = ([near.path, f"{near.score:.6g}", near.label or ""] for near in found.neighbours)
-    return download(csv_bytes([["path", "score", "label"], *rows]), "neighbours.csv", "text/csv")
+    rows: list[list[Any]] = [["path", "score", "percentile", "label"]]
+    for near in found.neighbours:
+        percentile = "" if near.percentile is None else f"{near.percentile:.4g}"
+        rows.append([near.path, f"{near.score:.6g}", percentile, near.label or ""])
+    return download(csv_bytes(rows), "neighbours.csv", "text/csv")
 
 
 class _Nearest(NamedTuple):

@@ -11,6 +11,9 @@ const DISTANCES = [
   ["l2", "Euclidean distance"],
 ];
 
+const NOTHING_CLOSE =
+  "Nothing in the index is close to this image: 99 % of the indexed images are nearer to their own nearest neighbour.";
+
 export function mount(root) {
   const state = { picture: null, k: "24", distance: workspace.index?.distance };
   const asked = h("div", { class: "asked" });
@@ -37,21 +40,25 @@ export function mount(root) {
         "div",
         { class: "row between" },
         h("p", { class: "hint" }, `${answer.neighbours.length} nearest of ${number(workspace.index.images)} in ${took} ms. `,
-          answer.similarity ? "1 means identical." : "0 means identical."),
+          answer.similarity ? "1 means identical." : "0 means identical.",
+          " After each score: the share of indexed images whose own nearest neighbour is no nearer."),
         h("a", { class: "button", href: `/api/search.csv?${query(values)}`, download: "neighbours.csv" }, "Save CSV"),
       );
     const grid = h("div", { class: "grid" }, answer.neighbours.map((near) => neighbour(near, answer.similarity)));
-    keepingFocus(found, () => found.replaceChildren(head, grid), () => heading);
+    const far = answer.nothing_close ? [notice({ message: NOTHING_CLOSE })] : [];
+    keepingFocus(found, () => found.replaceChildren(...far, head, grid), () => heading);
     announce(`${answer.neighbours.length} nearest of ${shortName(state.picture)}.`);
   });
   const run = () => search().catch((err) => showFailure(err, found));
+
+  const percentile = (near) => (near.percentile === null ? "" : ` · ${near.percentile.toFixed(1)} %`);
 
   const neighbour = (near, isSimilarity) =>
     h(
       "div",
       { class: "cell" },
       pictureButton(near, {
-        caption: `${score(near.score, isSimilarity)}${near.gone ? " (gone)" : ""}`,
+        caption: `${score(near.score, isSimilarity)}${percentile(near)}${near.gone ? " (gone)" : ""}`,
         title: `${near.name}: search from this image`,
         onclick: () => use([near]),
       }),
