@@ -21,7 +21,7 @@ import autoencode
 from autoencode import ModelConfig, TrainConfig
 from autoencode.cli.main import app
 from autoencode.training import config
-from autoencode.transfer_learning import methods
+from autoencode.transfer_learning import fine_tuning
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -38,8 +38,8 @@ def blocks(page: Path, language: str) -> str:
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of soft random images, in the current folder: `photos`, and `labelled` with two classes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods, "LEAST_STEPS", 20)
-    monkeypatch.setattr(methods, "EPOCHS", 1)
+    monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 20)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     monkeypatch.setattr(config, "LEAST_STEPS", 2)
     write_photos(tmp_path)
     return tmp_path

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from autoencode import ImageFolderError, ModelFileError, Run
 from autoencode.cli.main import app
-from autoencode.transfer_learning import methods
+from autoencode.transfer_learning import fine_tuning
 
 
 def autoencode(*arguments: object) -> Result:
@@ -28,8 +28,8 @@ def test_features_are_written_and_each_layer_is_named(trained: Run, photos: Path
 def test_a_classifier_is_learned_and_used(
     trained: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "LEAST_STEPS", 5)
-    monkeypatch.setattr(methods, "EPOCHS", 1)
+    monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 5)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     out = tmp_path / "classifier"
     result = autoencode("transfer", trained.folder, photos, "--out", out, "--finetune")
     assert result.exit_code == 0, result.output

@@ -30,16 +30,15 @@ from autoencode.embedding import EMBEDDINGS
 from autoencode.errors import ImageFolderError
 from autoencode.metrics.statistics import wilson_interval
 from autoencode.models.backbones import BACKBONE
-from autoencode.transfer_learning import methods as finetune
-from autoencode.transfer_learning import probe
+from autoencode.transfer_learning import fine_tuning, probe
 from autoencode.transfer_learning.methods import METHODS, Features, Method, Task
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of a moment, and no pretrained features unless a test asks for them."""
-    monkeypatch.setattr(finetune, "LEAST_STEPS", 10)
-    monkeypatch.setattr(finetune, "EPOCHS", 2)
+    monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 10)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 2)
 
     def missing(_: object) -> str:
         raise MissingExtraError("eval", "Pretrained features")
@@ -179,8 +178,8 @@ def test_pretrained_features_are_compared_where_they_are_installed_and_kept_when
     model: Autoencoder, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(finetune, "LEAST_STEPS", 5)
-    monkeypatch.setattr(finetune, "EPOCHS", 1)
+    monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 5)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     made = transfer(model, colours, embedding="pretrained")
     assert made.kept == made.classifier.features == "pretrained"
     assert made.confusion.trace() > 0.9 * made.held_out_images
@@ -214,7 +213,7 @@ def test_the_best_embedding_is_kept_unless_one_is_asked_for(
     model: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the pretrained features are there
-    monkeypatch.setattr(finetune, "EPOCHS", 1)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     # Stripes of two directions at random phases: an untrained code cannot tell their equal means apart.
     for axis, name in enumerate(("across", "down")):
         (tmp_path / "labelled" / name).mkdir(parents=True)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode import Autoencoder, ModelConfig, Preprocessing
-from autoencode.transfer_learning import methods
-from autoencode.transfer_learning.methods import _held_back, fine_tune, train_from_scratch
+from autoencode.transfer_learning import fine_tuning
+from autoencode.transfer_learning.fine_tuning import _held_back, fine_tune, train_from_scratch
 from autoencode.transfer_learning.probe import fit_probe
 
 SIZE = Preprocessing(16, 16)
@@ -60,8 +60,8 @@ def test_training_learns_what_a_probe_on_random_codes_cannot(network: str) -> No
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numbers_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(methods, "LEAST_STEPS", 20)
-    monkeypatch.setattr(methods, "EPOCHS", 1)
+    monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 20)
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
     images, labels = bars(40, 0)
     model = build(batch_norm=True)
     state = torch.random.get_rng_state()
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numb
 
 def test_training_that_only_does_harm_is_stopped_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """At an absurd rate the loss on what is kept apart only grows."""
-    monkeypatch.setattr(methods, "TUNING_RATE", 30.0)
+    monkeypatch.setattr(fine_tuning, "TUNING_RATE", 30.0)
     images, labels = bars(60, 0)
     model = build()
     start = fit_probe(model.encode(images).numpy(), labels, 1.0)
@@ -85,7 +85,7 @@ def test_training_that_only_does_harm_is_stopped_and_undone(monkeypatch: pytest.
         labels,
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert len(steps) == methods.PATIENCE * methods.CHECK_STEPS
+    assert len(steps) == fine_tuning.PATIENCE * fine_tuning.CHECK_STEPS
     assert steps[-1][0] == steps[-1][1]
     np.testing.assert_array_equal(probe.weights, start.weights)
     torch.testing.assert_close(tuned.encode(images), model.encode(images), rtol=0, atol=0)
