@@ -214,7 +214,7 @@ def test_lists_files_of_paths_several_folders_and_patterns_are_taken(tmp_path: P
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (3, "A int is no source of images. Give a folder"),
+        (3, "An int is no source of images. Give a folder"),
         ({"path": "a.png"}, "A dict is no source of images"),
         (["none.png", "there.png"], "none.png: cannot be read: No such file"),
         ([], "No image was given"),

@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "images",
-    [torch.rand(1, 3, 48, 32), torch.rand(3, 32, 48), torch.zeros(1, 3, 32, 48, dtype=torch.uint8)],
+    [torch.rand(1, 3, 48, 32), torch.rand(1, 1, 32, 48), torch.rand(2, 32, 48, 3)],
 )
 def test_images_of_another_shape_or_type_are_rejected(images: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match=r"float \(B, 3, 32, 48\)"):

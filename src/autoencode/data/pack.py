@@ -31,6 +31,7 @@ from autoencode.data.shards import PackFiles, ShardReader
 from autoencode.data.sources import Listing, listed
 from autoencode.data.survey import survey
 from autoencode.errors import ConfigError, PackError
+from autoencode.storage import is_url
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
@@ -220,10 +221,15 @@ def pack_folder(
     with joined_cluster(ray, "Packing on a cluster") as cluster:
         decode = decode_on(cluster) if cluster else decode_here(workers)
         before = preprocessing_of(out)
-        listing = folder if isinstance(folder, Listing) else listed(folder, include, exclude)
+        listing = folder if isinstance(folder, Listing) else listed(folder, include, exclude, _beside(out))
         chosen = suited(listing, asked, limits)[0] if before is None else replace(before, **asked)
         packing.update(listing, files, chosen, limits or Limits(), decode, progress)
     return open_pack(out)
+
+
+def _beside(out: str | Path) -> Path | None:
+    """Where images that are given in memory are kept: beside their pack, but not in storage."""
+    return None if is_url(out) else Path(out).absolute().parent
 
 
 def suited(

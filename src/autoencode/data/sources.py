@@ -10,33 +10,26 @@ A table is a CSV or Parquet file, or a data frame, with a column `path` and, if 
 
 from __future__ import annotations
 
-import csv
+import atexit
 import fnmatch
 import os
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from autoencode.atomic import plain_cell
 from autoencode.data import decoding
-from autoencode.errors import ConfigError, ImageFolderError, MissingExtraError, any_of
+from autoencode.data.folders import files_under
+from autoencode.data.memory import is_path, write_images
+from autoencode.data.tables import LISTS, TABLES, lines_of, rows_of, rows_of_frame
+from autoencode.errors import ConfigError, ImageFolderError, any_of
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
-
-# Names that mark our own results, whose images must not be listed.
-_OURS = (
-    {"pack.json", "shards"},
-    {"run.json", "metrics.jsonl"},
-    {"reconstructions.csv", "images"},
-    {"layers.csv", "layers.png"},
-    {"classifier.safetensors", "confusion.csv"},
-    {"samples.json", "images"},
-)
-_MARKS = frozenset(name for marks in _OURS for name in marks)
 
 _SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -44,8 +37,6 @@ _SPLITS: dict[str, Split] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _MASKS = frozenset(("ground_truth", "groundtruth", "masks", "mask"))
-TABLES = (".csv", ".tsv", ".parquet")
-LISTS = (".txt", ".lst")
 _COLUMNS = ("path", "label", "split", "mask")
 # Reasons that are counted by type of file rather than printed one by one.
 _NOT_READ, _IS_MASK = " files are not read", "a mask, not an image"
@@ -119,13 +110,17 @@ def listed(
     given: Any,  # noqa: ANN401 - see the module
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    beside: Path | None = None,
 ) -> Listing:
     """Return the images that were given, as files under one folder.
 
     Args:
-        given: a folder, a file, a table, a data frame, or several folders and files.
+        given: a folder, a file, a table, a data frame, several folders and files; or images in memory, see
+            `memory`, which are written to files.
         include: patterns such as "*.png" or "good/*"; only names that one of them matches are taken.
         exclude: patterns; names that one of them matches are not taken.
+        beside: where images in memory are written, in a folder named after their content. By default they
+            are gone at the end of the process.
 
     Raises:
         ImageFolderError: a folder or table is missing, cannot be read, or has no image.
@@ -138,31 +133,45 @@ def listed(
             return _kept(_with_splits(_of_folder(path)), include, exclude)
         if path.suffix.lower() in TABLES:
             return _kept(
-                _of_table(_rows_of(path), path.resolve().parent, str(path.resolve())), include, exclude
+                _of_table(rows_of(path), path.resolve().parent, str(path.resolve())), include, exclude
             )
         if path.suffix.lower() in LISTS:
-            return _kept(_of_several(_lines_of(path), str(path.resolve())), include, exclude)
+            return _kept(_of_several(lines_of(path), str(path.resolve())), include, exclude)
         given = [path]
-    if (rows := _rows_of_frame(given)) is not None:
+    if (rows := rows_of_frame(given)) is not None:
         return _kept(_of_table(rows, Path.cwd(), "a data frame"), include, exclude)
-    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
-        raise _not_images(given)
-    several = list(given)
-    if wrong := [one for one in several if not isinstance(one, str | Path)]:
-        raise _not_images(wrong[0])
-    return _kept(_of_several(list(map(Path, several)), ""), include, exclude)
+    given = list(given) if isinstance(given, Iterator) else given
+    if not isinstance(given, dict) and (several := _paths_given(given)) is not None:
+        return _kept(_of_several(several, ""), include, exclude)
+    return _kept(_written(given, beside), include, exclude)
 
 
-def expanded(images: str | Path | Iterable[str | Path]) -> Paths:
+def _written(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
+    """Write images in memory to files, which all commands can read and show."""
+    if beside is None:
+        beside = Path(tempfile.mkdtemp(prefix="autoencode-"))
+        atexit.register(shutil.rmtree, beside, ignore_errors=True)
+    folder, labels = write_images(given, beside)
+    names = [f"{number:06}.png" for number in range(len(labels))]
+    return Listing(folder, names, labels=labels, origin=str(folder.resolve()), note="images given in memory")
+
+
+def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`
     """Return the image files in the files, folders and tables given, each once, in the order given.
+
+    Images in memory become files that are gone at the end of the process, named by their position.
 
     Raises:
         ImageFolderError: a folder cannot be read or has no image. Files are not checked.
         AutoencodeError: an error of `listed` about a table.
     """
+    images = list(images) if isinstance(images, Iterator) else images
+    given = _paths_given(images)
+    if given is None:
+        return listed(images).paths
     found: dict[str, None] = {}
     skipped: Skipped = []
-    for path in map(Path, [images] if isinstance(images, str | Path) else images):
+    for path in given:
         if path.is_dir() or path.suffix.lower() in (*TABLES, *LISTS):
             paths = listed(path).paths
             found.update(dict.fromkeys(paths._names))
@@ -206,7 +215,7 @@ def _of_folder(folder: Path) -> Listing:
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
     names, others = list[str](), list[str]()
-    for path in _walk(os.fspath(folder)):
+    for path in files_under(os.fspath(folder)):
         # On Windows os.sep is a backslash, which is part of a name on other systems.
         name = path.removeprefix(prefix).replace(os.sep, "/")
         (names if name.lower().endswith(decoding.EXTENSIONS) else others).append(name)
@@ -348,41 +357,6 @@ def _is_empty(cell: object) -> bool:
     return cell is None or cell == "" or cell != cell
 
 
-def _rows_of(table: Path) -> Iterable[Mapping[str, Any]]:
-    """Return the rows of a CSV or Parquet file."""
-    try:
-        if table.suffix.lower() == ".parquet":
-            try:
-                from pyarrow import parquet
-            except ImportError as err:
-                raise MissingExtraError("tables", f"Reading {table}") from err
-            rows: list[dict[str, Any]] = parquet.read_table(table).to_pylist()
-            return rows
-        with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            read = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-            return [{name: plain_cell(cell) for name, cell in row.items()} for row in read]
-    except (OSError, csv.Error, ValueError) as err:
-        raise ImageFolderError(f"{table} cannot be read as a table: {err}.") from err
-
-
-def _rows_of_frame(given: object) -> Iterable[Mapping[str, Any]] | None:
-    """Return the rows of a data frame of pandas or polars; None for anything else."""
-    if not hasattr(given, "columns"):
-        return None
-    if hasattr(given, "to_dicts"):
-        return list(given.to_dicts())
-    return list(given.to_dict("records")) if hasattr(given, "to_dict") else None
-
-
-def _lines_of(file: Path) -> list[Path]:
-    """Return the paths in a text file, one a line, relative to its folder; # begins a comment."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as err:
-        raise ImageFolderError(f"Could not read {file}: {err.strerror or err}.") from err
-    return [file.resolve().parent / line.strip() for line in lines if line.strip() and line[0] != "#"]
-
-
 def _kept(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
     """Return a listing of the names that one of the patterns includes and none excludes."""
     if not include and not exclude:
@@ -408,72 +382,28 @@ def _kept(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> L
     )
 
 
-def _not_images(given: object) -> ConfigError:
-    return ConfigError(
-        f"A {type(given).__name__} is no source of images. Give a folder, image files, a table (CSV or "
-        "Parquet) with a column path, arrays, Pillow images, or a dataset of them."
-    )
-
-
-def read_beside(images: str | Path | Iterable[str | Path], sheet: Path) -> Paths:
+def read_beside(images: Any, sheet: Path) -> Paths:  # noqa: ANN401
     """Return `expanded(images)` without the `sheet` that an earlier call left in one of the folders.
 
     A sheet that was given by name stays.
     """
-    given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+    images = list(images) if isinstance(images, Iterator) else images
+    given = _paths_given(images)
+    if given is None:
+        return expanded(images)
     paths = expanded(given)
     return Paths((path for path in paths if path in given or not _is_same(path, sheet)), paths.skipped)
+
+
+def _paths_given(images: Any) -> list[Path] | None:  # noqa: ANN401
+    """Return the paths that were given, one or several; None for images in memory."""
+    if is_path(images):
+        return [Path(images)]
+    if not isinstance(images, list | tuple | set | dict | Paths) or not all(map(is_path, images)):
+        return None
+    return list(map(Path, images))
 
 
 def _is_same(path: Path, other: Path) -> bool:
     # The name first, to avoid a stat call per file.
     return path.name == other.name and (path == other or (other.exists() and path.samefile(other)))
-
-
-def _walk(root: str) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
-    # Links come last, sorted: the name under which a folder is listed must not depend on the file system.
-    folders, links = [root], list[str]()
-    while folders or links:
-        current = folders.pop() if folders else links.pop(0)
-        try:
-            status = os.stat(current)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            files, inner, linked = _scan(current)
-        except FileNotFoundError as err:
-            raise ImageFolderError(f"The folder {current} does not exist. Give a folder of images.") from err
-        except NotADirectoryError as err:
-            raise ImageFolderError(f"{current} is a file. Give a folder of images.") from err
-        except OSError as err:
-            raise ImageFolderError(f"Could not read the folder {current}: {err.strerror or err}.") from err
-        yield from files
-        folders += inner
-        links = sorted(links + linked)
-
-
-def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """Return the files, the folders and the links to folders directly in `folder`."""
-    files, folders, links = list[str](), list[str](), list[str]()
-    marks = set[str]()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name in _MARKS:
-                marks.add(entry.name)
-            if _is_folder(entry):
-                (links if entry.is_symlink() else folders).append(entry.path)
-            else:
-                files.append(entry.path)
-    if any(of <= marks for of in _OURS):
-        return [], [], []
-    return files, folders, links
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # such as a link to itself; reading it gives the reason
-        return False

@@ -5,16 +5,15 @@ Shapes: B batch, H height, W width, D code size. Images are (B, 3, H, W) in [0, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoencode.data.preprocessing import Limits, Preprocessing, read_image
-from autoencode.errors import ConfigError, ImageError
+from autoencode.data.preprocessing import Limits, Preprocessing, read_images
+from autoencode.errors import ConfigError
 from autoencode.models.image_model import ImageModel, Output, Posterior
 from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float
@@ -113,17 +112,18 @@ class Autoencoder(ImageModel):
         return Output(self.decoder(codes), posterior)
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Any) -> Tensor:  # noqa: ANN401 - whatever `read` takes
         """Return codes of images; for a VAE the posterior means.
 
         Args:
-            images: (B, 3, H, W) float in [0, 1], any device.
+            images: (B, 3, H, W) float in [0, 1], any device; or whatever `read` takes.
 
         Returns:
             (B, D) float32 on the CPU.
 
         Raises:
             ConfigError: the images have another shape or type than those of the training.
+            ImageError: an image that is read cannot be used; the message names it and the reason.
         """
         return self.encode_distribution(images).mean
 
@@ -134,8 +134,12 @@ class Autoencoder(ImageModel):
         return self.posterior(self._placed(images)).mean.float().cpu()
 
     @torch.inference_mode()
-    def encode_distribution(self, images: Tensor) -> Posterior:
+    def encode_distribution(self, images: Any) -> Posterior:  # noqa: ANN401
         """Return means and log-variances of the codes of images; arguments and errors as `encode`."""
+        # Four dimensions of floats are a batch that is ready, and of another size a mistake: a silent resize
+        # would hide it. Anything else is read as the training images were.
+        if not (isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()):
+            images = self.read(images)
         self._check_images(images)
         # Networks need not handle an empty batch: pixel_unshuffle returns it in its old shape.
         parts = [self.posterior(self._placed(part)) for part in self._split(images)]
@@ -170,34 +174,26 @@ class Autoencoder(ImageModel):
         height, width = self.preprocessing.height, self.preprocessing.width
         return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Return `decode(encode(images))`: (B, 3, H, W) in [0, 1] to the same."""
+    def reconstruct(self, images: Any) -> Tensor:  # noqa: ANN401
+        """Return `decode(encode(images))`: (B, 3, H, W) in [0, 1]; arguments and errors as `encode`."""
         return self.decode(self.encode(images))
 
-    def read(self, paths: str | Path | Iterable[str | Path], limits: Limits | None = None) -> Tensor:
-        """Read image files the way the training images were read.
+    def read(self, images: Any, limits: Limits | None = None) -> Tensor:  # noqa: ANN401
+        """Read images the way the training images were read.
 
         Args:
-            paths: one path or several.
+            images: one or several paths, arrays, tensors, Pillow images or contents of files, or a dataset of
+                them: arrays are uint8, or floats in [0, 1], as (H, W), (H, W, C), (C, H, W) or a batch.
             limits: the largest file and image to accept; the default is `Limits()`.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1].
 
         Raises:
-            ImageError: a file cannot be used; the message names it and the reason.
+            ImageError: an image cannot be used; the message names it and the reason.
+            ConfigError: something is given that no image can be made of.
         """
-        if isinstance(paths, str | Path):
-            paths = [paths]
-        limits = limits or Limits()
-        pixels = []
-        for path in paths:
-            try:
-                pixels.append(read_image(Path(path), self.preprocessing, limits))
-            except ImageError as err:
-                raise ImageError(f"{path}: {err}") from err
-        height, width = self.preprocessing.height, self.preprocessing.width
-        return to_float(np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8))
+        return to_float(read_images(images, self.preprocessing, limits))
 
     def check_preprocessing(
         self, preprocessing: Preprocessing, pack: str | Path, advice: str = "Give the pack it was trained on."

@@ -17,7 +17,8 @@ from autoencode.data.corruptions import check_size, parse_corruptions
 from autoencode.data.manifest import is_pack, read_settings
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, suited
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
-from autoencode.data.sources import LISTS, TABLES, Listing, listed
+from autoencode.data.sources import Listing, listed
+from autoencode.data.tables import LISTS, TABLES
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.model_file import MODEL_NAME, load_any
 from autoencode.storage import is_url
@@ -133,7 +134,7 @@ def train(
     with process_group(own_ranks()) as processes:
         asked = fields_asked_for(size, preprocessing)
         start = None if init is None else Path(init)
-        images = _source(source, include, exclude, resume=resume)
+        images = _source(source, out, include, exclude, resume=resume)
         request = Request(images, out, preset, asked, limits, overrides, packing_progress, start)
         machine = Machine(processes.device(device), precision, channels_last)
         if processes.ranks.restarts and is_run(out):
@@ -175,14 +176,21 @@ def pack_path_for(source: Path | Listing, out: Path, preprocessing: Preprocessin
     return out.absolute().parent / f"{folder.resolve().name}-{size}-{key.hexdigest()[:6]}.pack"
 
 
-def _source(source: Any, include: Sequence[str], exclude: Sequence[str], *, resume: bool) -> Path | Listing:  # noqa: ANN401
+def _source(
+    source: Any,  # noqa: ANN401
+    out: Path,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    resume: bool,
+) -> Path | Listing:
     """Return the folder of a pack, or the images to pack; of a run that is continued, the path given."""
     if isinstance(source, str | Path):
         path = local_folder(source)
         if resume or is_pack(path):
             return path
         source = path
-    return listed(source, include, exclude)
+    return listed(source, include, exclude, out.absolute().parent)
 
 
 def _packed(request: Request, preprocessing: Preprocessing, processes: Processes) -> Pack:
