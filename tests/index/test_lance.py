@@ -187,7 +187,7 @@ def ended(trained: Run, folder: Path, out: Path, moment: int) -> None:
         patch.setattr(Tables, "_commit", counted)
         patch.setattr(update, "_VALUES_WRITTEN", 64)
         patch.setattr(update, "SAMPLE", 8)
-        patch.setattr("autoencode.index.store.INFERENCE_BATCH", 8)
+        patch.setattr("autoencode.index.request.INFERENCE_BATCH", 8)
         build_index(folder, out, trained.folder, store="lance")
 
 
@@ -304,7 +304,7 @@ def test_codes_are_written_as_they_are_made(
 ) -> None:
     monkeypatch.setattr(update, "_VALUES_WRITTEN", 8 * 5)
     monkeypatch.setattr(update, "SAMPLE", 7)
-    monkeypatch.setattr("autoencode.index.store.INFERENCE_BATCH", 4)
+    monkeypatch.setattr("autoencode.index.request.INFERENCE_BATCH", 4)
     sizes = []
     add = Tables.add
 

@@ -16,7 +16,7 @@ from autoencode.data.pack import local_folder
 from autoencode.embedding import ONNX_SUFFIX, find_encoder
 from autoencode.errors import ConfigError, ImageFolderError, OutputError, check_choice
 from autoencode.index.memory import FileStore, in_memory
-from autoencode.index.store import BuildRequest, IndexStore
+from autoencode.index.request import BuildRequest
 from autoencode.metrics.retrieval import MOST_QUERIES, RetrievalQuality, retrieval_quality
 from autoencode.models.model_file import MODEL_NAME, as_model
 from autoencode.storage import folder_or_url
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
+    from autoencode.index.store import IndexStore
     from autoencode.models.autoencoder import Autoencoder
 
 # The one place that knows every store. The first is the default, and stores do not know of each other.

@@ -38,7 +38,6 @@ from autoencode.index.neighbours import Floats, NearestNeighbours, OwnScores, Ro
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     FORMAT_VERSION,
-    BuildRequest,
     IndexSettings,
     IndexStore,
     StoredPath,
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from autoencode.configuration import Distance, Store
     from autoencode.embedding import ImageEncoder
     from autoencode.index.duplicates import NearDuplicates
+    from autoencode.index.request import BuildRequest
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND = "search-index"

@@ -1,4 +1,4 @@
-"""What all stores of indexes share: their interface, the settings of an index, and a request to build one.
+"""What all stores of indexes share: their interface, and the settings of an index.
 
 Shapes: N rows of a pack, B batch, D code dimensions.
 """
@@ -6,7 +6,6 @@ Shapes: N rows of a pack, B batch, D code dimensions.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -16,35 +15,24 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from autoencode.atomic import exclusive, names_in
 from autoencode.configuration import Distance, Store
-from autoencode.data.manifest import is_pack
-from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.embedding import (
-    AUTO,
     EMBEDDINGS,
-    MOST_FITTED,
     ONNX_SUFFIX,
-    Columns,
     ImageEncoder,
     Reduction,
     find_encoder,
-    fit_reduction,
-    map_pack,
 )
-from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError, ModelFileError, OutputError
-from autoencode.index.neighbours import Floats, VectorSpace
-from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
+from autoencode.errors import ConfigError, ImageIndexError, ModelFileError, OutputError
+from autoencode.index.neighbours import VectorSpace
 from autoencode.models.model_file import load_model, read_tensors
 
 if TYPE_CHECKING:
-    from autoencode.cluster import Cluster
-    from autoencode.data.pack import Progress
-    from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
+    from autoencode.index.request import BuildRequest
 
 FORMAT_VERSION = 4  # raised with every change of what an index holds
 REBUILD = "Delete the index and make it again, or restore it from a copy."
@@ -304,124 +292,3 @@ def check_array(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
         array.shape != shape or 0 in shape or array.dtype != np.float32 or not np.isfinite(array).all()
     ):
         raise ValueError(f"{name} of shape {array.shape} or not finite")
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """The arguments of `build_index`, with the model loaded, for any store."""
-
-    model: Autoencoder | None
-    model_path: Path | None
-    source: Path
-    embedding: str | None
-    distance: Distance | None
-    limits: Limits | None
-    progress: Progress | None
-    packing_progress: Progress | None
-    cluster: Cluster | None
-
-    def encoder(self, index: Path | str, old: IndexSettings | None) -> ImageEncoder:
-        """Return the encoder asked for; by default that of the index there is, or see `find_encoder`.
-
-        Raises:
-            ConfigError: the model was never saved, or the embedding is unknown or needs a model.
-            ImageIndexError: the codes of the index were made with another encoder.
-            ModelFileError: an ONNX file cannot be used.
-            MissingExtraError: an optional part is not installed.
-        """
-        if self.embedding is None and self.model is None and old is not None:
-            return old.find_encoder(index)
-        kind = self.embedding or (old.embedding if old else AUTO)
-        encoder = find_encoder(kind, self.model)
-        # Without a digest nobody could tell later whether a query is encoded by the same model.
-        if not encoder.digest:
-            raise ConfigError(
-                "The model has no file yet, by which its codes are known. Save and load it first."
-            )
-        if old is not None:
-            old.check_encoder(index, encoder, CHOOSE_ANOTHER)
-        return encoder
-
-    def stored_model_path(
-        self, index: Path | str, encoder: ImageEncoder, old: IndexSettings | None
-    ) -> StoredPath | None:
-        """Return where the model or network is, or where the index says that it was if no path was given."""
-        if encoder.kind.endswith(ONNX_SUFFIX):
-            return StoredPath.of(Path(encoder.kind), index)
-        if self.model_path is None or encoder.is_backbone:
-            return old.model_path if old else None
-        return StoredPath.of(self.model_path, index)
-
-    def distance_for(self, encoder: ImageEncoder, old: IndexSettings | None) -> Distance:
-        """Return the distance asked for; by default that of the index there is, or the encoder's own."""
-        return self.distance or (old.vector_space.distance if old else encoder.distance)
-
-    def pack(self, encoder: ImageEncoder, out: Path | str) -> Pack:
-        """Return the source if it is a pack, or else a pack of the folder, made or updated at `out`.
-
-        A pretrained network reads the folder that a pack of another size was made of, if it is still there,
-        as pixels that were reduced once are not sharp at its own size.
-
-        Raises:
-            ConfigError: the pack has another preprocessing than a model needs.
-            ImageFolderError: no image can be used; see also `pack_folder`.
-        """
-        source, wanted = self.source, encoder.preprocessing
-        # A pack is never changed: it may be that of a training, which has to stay as the training saw it.
-        if is_pack(source):
-            pack = open_pack(source)
-            is_usable = pack.preprocessing == wanted or (encoder.is_backbone and not pack.folder.is_dir())
-            if not is_usable and not encoder.is_backbone and self.model is not None:
-                self.model.check_preprocessing(
-                    pack.preprocessing, source, f"Give the folder it was made of: {pack.folder}"
-                )
-            if not len(pack):
-                raise ImageFolderError(f"The pack {source} has no image that can be used.")
-            if is_usable:
-                return pack
-            source = pack.folder
-        ray = self.cluster.address if self.cluster else None
-        return pack_folder(source, out, wanted, limits=self.limits, ray=ray, progress=self.packing_progress)
-
-    def encoding(
-        self, encoder: ImageEncoder, old: Reduction | None, pack: Pack, rows: NDArray[np.int64]
-    ) -> tuple[ImageEncoder, Reduction | None, Iterator[Floats]]:
-        """Return the encoder to use, its reduction, and the codes (B, D) of rows (N,) of a pack, in order.
-
-        Args:
-            encoder: without a reduction.
-            old: the reduction to use; None fits one to the first rows, if the encoder needs one.
-            pack: the images.
-            rows: what to encode; the first `MOST_FITTED` are a random sample.
-        """
-        if not encoder.is_backbone or old is not None:
-            chosen = encoder if old is None else encoder.reduced(old)
-            return chosen, old, self.encode(chosen, pack, rows)
-        sample = np.concatenate(list(self.encode(encoder, pack, rows[:MOST_FITTED])))
-        reduction = fit_reduction(sample)
-        chosen = encoder.reduced(reduction)
-        rest = self.encode(chosen, pack, rows[MOST_FITTED:], done=len(sample))
-        return chosen, reduction, itertools.chain([reduction(sample)], rest)
-
-    def encode(
-        self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], done: int = 0
-    ) -> Iterator[Floats]:
-        """Yield the codes (B, D) of rows (N,) of a pack, in their order, after `done` others.
-
-        Raises:
-            ImageIndexError: the encoder gave codes that are not finite.
-        """
-
-        def codes_of(images: Tensor) -> Columns:
-            return {"codes": encoder.encode(images)}
-
-        total = done + len(rows)
-        for columns in map_pack(codes_of, pack, rows, INFERENCE_BATCH, self.cluster):
-            codes = columns["codes"]
-            # FAISS and LanceDB would take such codes, and find nothing or anything with them.
-            if not np.isfinite(codes).all():
-                raise ImageIndexError("The model gives codes that are not finite; they cannot be compared.")
-            yield codes
-            done += len(codes)
-            if self.progress:
-                self.progress(done, total)

@@ -41,7 +41,6 @@ from autoencode.index.neighbours import Floats, fit_vector_space, rank
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     REBUILD,
-    BuildRequest,
     IndexSettings,
     IndexStore,
     StoredPath,
@@ -51,6 +50,7 @@ from autoencode.storage import RemoteFolder
 if TYPE_CHECKING:
     from autoencode.configuration import Store
     from autoencode.embedding import ImageEncoder
+    from autoencode.index.request import BuildRequest
 
 
 class LanceIndex(Index):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Pack
     from autoencode.embedding import ImageEncoder
     from autoencode.index.lance.tables import Source, Tables
-    from autoencode.index.store import BuildRequest
+    from autoencode.index.request import BuildRequest
 
 SAMPLE = 20_000  # distinct contents that the vector space is fitted to
 _VALUES_WRITTEN = 8 * 1024**2  # a commit of 32 MB
