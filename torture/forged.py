@@ -27,8 +27,9 @@ from autoencode.errors import AutoencodeError
 from autoencode.generation import fit_prior, generate
 from autoencode.index import build_index, open_index
 from autoencode.index.base import neighbours_sheet
+from autoencode.index.inverted_lists import InvertedLists
 from autoencode.index.memory import read_index, write_index
-from autoencode.index.neighbours import InvertedLists
+from autoencode.index.rounding import Rounding
 from autoencode.models.model_file import load_model, read_tensors, save_model, write_tensors
 from autoencode.outliers.calibration import fit_reference
 from autoencode.outliers.find import find_outliers
@@ -178,8 +179,18 @@ def _make(folder: Path, with_all: bool) -> None:
 def _with_lists(index: Path, out: Path) -> None:
     """Give a small index the inverted lists of a large one."""
     stored = read_index(index)
-    centroids = stored.settings.vector_space.vectors(stored.codes[:3])
-    lists = InvertedLists(centroids, np.arange(len(stored.codes)) % 3, 2, 0.9)
+    count, size = stored.codes.shape
+    levels = np.tile(np.arange(16, dtype=np.float32), (4, 1))
+    lists = InvertedLists(
+        Rounding(np.zeros(size, np.float32), np.eye(size, 4, dtype=np.float32), levels),
+        centroids=stored.codes[:3, :4].copy(),
+        assignment=np.arange(count) % 3,
+        packed=np.zeros((count, 2), np.uint8),
+        lengths=np.ones(count, np.float32),
+        nprobe=2,
+        candidates=60,
+        recall=0.9,
+    )
     out.mkdir()
     write_index(out, replace(stored, lists=lists))
 
