@@ -117,7 +117,8 @@ def _described(hint: Any) -> str:  # noqa: ANN401
     if origin in (Union, UnionType):
         return any_of(map(_described, get_args(hint)))
     if origin is tuple:
-        return {int: "a list of whole numbers", str: "a list of texts"}[get_args(hint)[0]]
+        lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
+        return lists[get_args(hint)[0]]
     return _NAMES[hint]
 
 

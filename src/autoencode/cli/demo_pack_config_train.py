@@ -22,6 +22,7 @@ from autoencode.cli.options import (
     Resize,
     Size,
     Source,
+    ValueRange,
     about,
     add_command,
     one_or_all,
@@ -85,6 +86,7 @@ def pack(
     size: Size = None,
     resize_mode: Resize = None,
     background: Background = None,
+    values: ValueRange = None,
     include: Include = None,
     exclude: Exclude = None,
     max_pixels: MaxPixels = None,
@@ -96,7 +98,7 @@ def pack(
     """Decode every image of a folder once, for fast training."""
     from autoencode.data.pack import pack_folder
 
-    asked = options.preprocessing(size, resize_mode, background)
+    asked = options.preprocessing(size, resize_mode, background) | options.value_range(values)
     limits = options.limits(max_pixels)
     with counting("packing") as progress:
         made = pack_folder(
@@ -154,6 +156,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     size: Size = None,
     resize_mode: Resize = None,
+    values: ValueRange = None,
     include: Include = None,
     exclude: Exclude = None,
     device: Annotated[
@@ -186,6 +189,7 @@ def train(
         "exclude": exclude,
         **options.sides(size),
         "resize_mode": resize_mode,
+        **options.value_range(values),
         "device": device,
     }
     # None is an option that was not given: a file, a preset, the images or the run that is continued decide.

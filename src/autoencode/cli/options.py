@@ -74,6 +74,16 @@ Background = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW:HIGH",
+        help="The values of 16-bit and float images that become black and white, such as 0:4095. Default: "
+        "from the bits that the images use.",
+        rich_help_panel=IMAGES,
+    ),
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
@@ -156,6 +166,21 @@ def sides(size: str | None) -> dict[str, Any]:
     from autoencode.data.preprocessing import parse_size
 
     return {} if size is None else dict(zip(("height", "width"), parse_size(size), strict=True))
+
+
+def value_range(text: str | None) -> dict[str, Any]:
+    """Return the text of --range as the setting value_range; none for None.
+
+    Raises:
+        ConfigError: it is not two numbers.
+    """
+    if text is None:
+        return {}
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError as err:
+        raise ConfigError(f"The range {text!r} is not understood. Write LOW:HIGH, such as 0:4095.") from err
+    return {"value_range": (low, high)}
 
 
 def one_or_all(given: list[str]) -> str | list[str]:

@@ -9,6 +9,8 @@ palette                              looked up
 16-bit grey                          divided by 257, rounded: 0..65535 becomes 0..255, nothing is clipped
 16-bit colour                        the high byte of each channel, as Pillow reads it
 32-bit integers                      0..255 kept; 0..65535 divided by 257; any other range stretched
+more than 8 bits, with a range, as   from that range to 0..255, clipped; without a range as follows
+  every folder that is packed has
 floating point                       0..1 times 255; 0..255 kept; any other range stretched from its least
                                      to its greatest value; skipped if a value is not finite
 CMYK (and Adobe's inverted), YCbCr,  converted by Pillow
@@ -193,7 +195,10 @@ def open_image(content: bytes) -> Image.Image:
         if accepted:
             if name == "JPEG" and _has_too_many_scans(content):
                 raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take long to decode")
-            return factory(io.BytesIO(content), "")
+            image = factory(io.BytesIO(content), "")
+            if name == "TIFF" and _is_planar_of_16_bits(image):
+                raise ImageError("a planar TIFF of 16-bit channels, which Pillow decodes wrongly")
+            return image
     known = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM, JPEG 2000, TGA"
     raise ImageError(f"not an image of a known format ({known})")
 
@@ -208,6 +213,12 @@ def _formats() -> tuple[str, ...]:
     pillow_heif.register_heif_opener()
     *first, tga = _READERS
     return (*first, "HEIF", tga)
+
+
+def _is_planar_of_16_bits(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, ())
+    return tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and len(bits) > 1 and max(bits) > 8
 
 
 def _is_tga(content: bytes) -> bool:
@@ -244,10 +255,21 @@ def upright(image: Image.Image, turn: int) -> Image.Image:
     return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
 
 
-def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
-    """Convert to a mode in which neighbouring pixels can be averaged: L, LA, RGB, RGBA or CMYK."""
-    if image.mode.startswith(("I", "F")):
-        return _eight_bit(image, is_ppm)
+def is_wide(image: Image.Image) -> bool:
+    """Whether the values of an image have more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
+def resizable(image: Image.Image, is_ppm: bool, value_range: tuple[float, ...] = ()) -> Image.Image:
+    """Convert to a mode in which neighbouring pixels can be averaged: L, LA, RGB, RGBA or CMYK.
+
+    Args:
+        image: of any mode.
+        is_ppm: whether it was read from a PPM file.
+        value_range: the values that become black and white, if it has more than 8 bits; see `Preprocessing`.
+    """
+    if is_wide(image):
+        return _eight_bit(image, is_ppm, value_range)
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
@@ -258,13 +280,16 @@ def resizable(image: Image.Image, is_ppm: bool) -> Image.Image:
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 
-def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
+def _eight_bit(image: Image.Image, is_ppm: bool, value_range: tuple[float, ...]) -> Image.Image:
     # The file does not state the range of its values, so the common ranges are recognised by their extremes.
     values = np.asarray(image)
     least, greatest = float(values.min()), float(values.max())
     if not np.isfinite((least, greatest)).all():
         raise ImageError("has values that are not finite")
-    if image.mode.startswith("I;16") or (image.mode == "I" and is_ppm):
+    if value_range:
+        low, high = value_range
+        offset, scale = low, 255 / (high - low)
+    elif image.mode.startswith("I;16") or (image.mode == "I" and is_ppm):
         offset, scale = 0.0, 1 / 257
     elif image.mode == "F" and least >= 0 and greatest <= 1:
         offset, scale = 0.0, 255.0
@@ -277,7 +302,8 @@ def _eight_bit(image: Image.Image, is_ppm: bool) -> Image.Image:
     scaled = np.empty(values.shape, np.uint8)
     rows = max(1, _BAND_VALUES // values.shape[1])
     for start in range(0, len(values), rows):
-        scaled[start : start + rows] = np.rint((values[start : start + rows] - np.float64(offset)) * scale)
+        levels = np.rint((values[start : start + rows] - np.float64(offset)) * scale)
+        scaled[start : start + rows] = levels.clip(0, 255)  # a hot pixel is beyond the range of its folder
     grey = Image.fromarray(scaled)
     grey.info = dict(image.info)
     key = grey.info.pop("transparency", None)

@@ -29,7 +29,7 @@ from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_as
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
 from autoencode.data.sources import Listing, listed
-from autoencode.data.survey import survey
+from autoencode.data.survey import may_be_wide, sampled, survey
 from autoencode.errors import ConfigError, PackError
 from autoencode.storage import is_url
 
@@ -245,9 +245,16 @@ def suited(
     Raises:
         ConfigError: what was asked for cannot be used.
     """
-    if asked and len(asked) == len(fields(Preprocessing)):
-        return Preprocessing(**asked), "asked for"
-    return survey(listing.paths, limits).preprocessing(asked)
+    asked, paths = dict(asked or {}), listing.paths
+    open_fields = {field.name for field in fields(Preprocessing)} - asked.keys()
+    if open_fields == {"value_range"} and not any(map(may_be_wide, sampled(paths))):
+        open_fields = set()
+    if not open_fields:
+        return Preprocessing(**asked), ""
+    found = survey(paths, limits)
+    value_range, said = found.value_range()
+    chosen, reason = found.preprocessing({"value_range": value_range, **asked})
+    return chosen, f"{reason}; {said}" if said and chosen.value_range == value_range else reason
 
 
 def preprocessing_of(location: str | Path) -> Preprocessing | None:

@@ -50,6 +50,8 @@ class Preprocessing:
             `background` around it, "stretch" changes the aspect ratio; "window" cuts the centre out
             of the image as large as it is, and mirrors what a smaller image lacks.
         background: red, green, blue in 0..255, shown through transparency and beside padded images.
+        value_range: the values, low and high, of files of more than 8 bits that become black and white;
+            values beyond are clipped. Empty: each file by its kind, see `decoding`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -59,6 +61,7 @@ class Preprocessing:
     width: int = 128
     resize_mode: ResizeMode = "crop"
     background: tuple[int, int, int] = (255, 255, 255)
+    value_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,22 +79,33 @@ class Preprocessing:
             raise ConfigError(f"The size {size.format(*sides)} is above {_MOST}, the largest side supported.")
         if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
             raise ConfigError(f"The background {self.background!r} is not three whole numbers from 0 to 255.")
+        if self.value_range and not (
+            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
+        ):
+            raise ConfigError(f"The range {self.value_range!r} is not a low and a higher value.")
 
     def __str__(self) -> str:
         """Return the settings in words, for messages."""
         colour = "#" + bytes(self.background).hex()
-        return f"{self.height}x{self.width} pixels (resize mode {self.resize_mode}, background {colour})"
+        values = ", values {:g}:{:g}".format(*self.value_range) if self.value_range else ""
+        return (
+            f"{self.height}x{self.width} pixels (resize mode {self.resize_mode}, background {colour}{values})"
+        )
 
     def differences(self, other: Preprocessing) -> str:
         """Return "height 32, not 16; ...", its settings that `other` has not; "" if they are equal."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
-            f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]
+            f"{name} {mine.get(name)}, not {theirs.get(name)}"
+            for name in {**mine, **theirs}
+            if mine.get(name) != theirs.get(name)
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, for `from_json`."""
-        return {**asdict(self), "background": list(self.background)}
+        values = {**asdict(self), "background": list(self.background)}
+        # Left out where it is empty: the fingerprint of a pack of photographs stays what it was.
+        return values | {"value_range": list(self.value_range)} if values.pop("value_range") else values
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Preprocessing:
@@ -101,7 +115,12 @@ class Preprocessing:
             ConfigError: `value` was not saved by `to_json`, or a setting is out of range.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or set(value) != names or not isinstance(value["background"], list):
+        optional = {"value_range"}
+        if (
+            not isinstance(value, dict)
+            or not names - optional <= set(value) <= names
+            or not isinstance(value["background"], list)
+        ):
             raise ConfigError(
                 f"Not saved preprocessing settings (needs {', '.join(sorted(names))}): {value!r}."
             )
@@ -165,7 +184,11 @@ def fields_asked_for(
     if size is not None and preprocessing is not None:
         raise ConfigError(f"Give either size={size!r} or preprocessing, not both.")
     if isinstance(preprocessing, Preprocessing):
-        return {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+        every = {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+        # Without a range, the images decide it, as they alone show how many bits are used.
+        if not preprocessing.value_range:
+            del every["value_range"]
+        return every
     asked = dict(preprocessing or {})
     if isinstance(size, tuple | list) and len(size) != 2:
         raise ConfigError(f"The size {size!r} is not understood. Give a side, or (height, width).")
@@ -289,7 +312,7 @@ def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Lim
         image.load()
     # Resized before colours are converted and alpha is removed: both take time per pixel.
     turn = decoding.orientation(image)
-    image = decoding.upright(decoding.resizable(image, is_ppm), turn)
+    image = decoding.upright(decoding.resizable(image, is_ppm, preprocessing.value_range), turn)
     size, box = _region(_turned(extent, turn), preprocessing)
     image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     image = decoding.over_background(image, preprocessing.background)

@@ -1,6 +1,7 @@
 """What the images of a folder are like, from a sample of them, and the preprocessing that suits them.
 
-Only the headers of the sample are read, in a worker: a hostile file costs itself alone.
+Only headers are read, and the values of images of more than 8 bits, in a worker: a hostile file costs itself
+alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from autoencode.data import decoding, workers
 from autoencode.data.preprocessing import Limits, Preprocessing
@@ -33,15 +35,45 @@ class Extent(NamedTuple):
     width: int
 
 
+class Values(NamedTuple):
+    """The values of an image of more than 8 bits, but for one in a thousand at each end: hot pixels."""
+
+    low: float
+    high: float
+    is_whole: bool
+
+
 @dataclass(frozen=True)
 class Survey:
     """The sample.
 
     Attributes:
         extents: of the files that could be read.
+        values: of those with more than 8 bits.
     """
 
     extents: tuple[Extent, ...]
+    values: tuple[Values, ...] = ()
+
+    def value_range(self) -> tuple[tuple[float, ...], str]:
+        """Return the range of values of the files of more than 8 bits, and the reason; empty without any.
+
+        It is one for all: a range of its own for each image would make a dark frame look like a bright one.
+        """
+        if not self.values:
+            return (), ""
+        low, high = min(one.low for one in self.values), max(one.high for one in self.values)
+        if all(one.is_whole for one in self.values) and low >= 0:
+            bits = next((bits for bits in (8, 10, 12, 14) if high < 2**bits), 16 if high < 2**16 else 32)
+            full = (0.0, float(2**bits - 1))
+            used = f"{bits}-bit values"
+        else:
+            usual = next((r for r in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)) if _fits(low, high, r)), None)
+            full, used = usual or (low, high), "values"
+        if high - low < (full[1] - full[0]) / 4:  # most of 256 levels would be empty
+            margin = 0.05 * (high - low) or 0.5
+            full = (low - margin, high + margin)
+        return full, f"{used} from {low:g} to {high:g} become {full[0]:g}:{full[1]:g}"
 
     def preprocessing(self, given: Mapping[str, Any] | None = None) -> tuple[Preprocessing, str]:
         """Return the preprocessing that suits these images, and the reason in a few words.
@@ -82,6 +114,12 @@ class Survey:
         return Preprocessing(**given), found
 
 
+def sampled(paths: Sequence[Path]) -> list[Path]:
+    """Return a sample of the files, spread evenly over them."""
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).round().astype(np.int64))
+    return [paths[int(index)] for index in chosen]
+
+
 def survey(paths: Sequence[Path], limits: Limits | None = None) -> Survey:
     """Look at a sample of the files, spread evenly over them.
 
@@ -89,33 +127,63 @@ def survey(paths: Sequence[Path], limits: Limits | None = None) -> Survey:
         AutoencodeError: no worker could be started.
     """
     limits = limits or Limits()
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).round().astype(np.int64))
-    sample = [paths[int(index)] for index in chosen]
+    sample = sampled(paths)
     seen = dict(workers.run(_Look(limits), sample, seconds=limits.seconds_per_file, workers=1))
     # In the order of the files: which come first must not change what is chosen.
     found = [seen[index] for index in sorted(seen)]
-    return Survey(tuple(one for one in found if isinstance(one, Extent)))
+    looks = [one for one in found if isinstance(one, tuple)]
+    return Survey(
+        tuple(extent for extent, _ in looks), tuple(values for _, values in looks if values is not None)
+    )
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Runs in a worker: returns what is in the header of a file; None if it cannot be used."""
+    """Runs in a worker: returns size and values of a file; None if it cannot be used."""
 
     limits: Limits
 
-    def __call__(self, path: Path) -> Extent | None:
+    def __call__(self, path: Path) -> tuple[Extent, Values | None] | None:
         try:
             content = decoding.read_bytes(path, self.limits.max_bytes)
             with decoding.pillow_limited_to(self.limits.max_pixels):
                 image = decoding.open_image(content)
                 turned = decoding.orientation(image) >= 5
+                small = 0 < image.width * image.height <= self.limits.max_pixels
+                values = _values(image) if decoding.is_wide(image) and small else None
         except ImageError:
             return None
         except Exception:  # Pillow raises almost anything at a damaged file; packing gives the reason
             return None
         if not (image.width and image.height):
             return None
-        return Extent(image.width, image.height) if turned else Extent(image.height, image.width)
+        sides = (image.width, image.height) if turned else (image.height, image.width)
+        return Extent(*sides), values
+
+
+def _values(image: Image.Image) -> Values | None:
+    pixels = np.asarray(image)
+    pixels = pixels[np.isfinite(pixels)]
+    if not pixels.size:
+        return None
+    low, high = np.quantile(pixels, (0.001, 0.999), method="nearest")
+    return Values(float(low), float(high), pixels.dtype.kind in "iu")
+
+
+def _fits(low: float, high: float, usual: tuple[float, float]) -> bool:
+    slack = 0.05 * (usual[1] - usual[0])  # what resampling and noise go beyond
+    return usual[0] - slack <= low and high <= usual[1] + slack
+
+
+def may_be_wide(path: Path) -> bool:
+    """Whether a file can have more than 8 bits a value, without decoding it."""
+    if path.suffix.lower() != ".png":
+        return path.suffix.lower() in (".tif", ".tiff", ".pgm", ".pnm", ".pfm", ".jp2", ".j2k")
+    try:
+        with path.open("rb") as file:
+            return file.read(25)[24:] == b"\x10"  # the bit depth in its header
+    except OSError:
+        return False
 
 
 def _differs(shape: float, other: float) -> bool:

@@ -282,7 +282,7 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
     pack = _packed(request, preprocessing, processes)
     _check_images(model, config, pack.preprocessing)
     model, config, chosen = adapted(preset, model, config, pack, request.overrides)
-    if reason and len(request.asked) < len(fields(Preprocessing)):
+    if reason:
         size = f"{preprocessing.height}x{preprocessing.width}"
         chosen = [f"{size} ({preprocessing.resize_mode}): {reason}", *chosen]
     images = pack.preprocessing, pack.location, pack.fingerprint
