@@ -84,5 +84,7 @@ from .transfer_learning.classifier import Predictions as Predictions
 from .transfer_learning.classifier import classify as classify
 from .transfer_learning.classifier import load_classifier as load_classifier
 from .transfer_learning.classifier import save_classifier as save_classifier
+from .vectors import Vectors as Vectors
+from .vectors import embed as embed
 
 __version__: str

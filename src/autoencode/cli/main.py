@@ -35,7 +35,7 @@ GROUPS = (
     "index_search",
     "outliers",
     "features_transfer_classify",
-    "evaluate_export",
+    "evaluate_embed_export",
     "report_paper_app",
 )
 

@@ -200,12 +200,16 @@ def parts_of_model(
     return weights, content
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, trainable: bool = False
+) -> Autoencoder:
     """Load an autoencoder, ready to encode and decode.
 
     Args:
         path: a model file, or the run folder that holds one.
         device: for its weights: "cpu", "cuda", ...
+        trainable: let gradients reach the weights, as for a head on `model.posterior(images).mean` that is
+            trained with them. Otherwise the weights are frozen. Either way the model is in eval mode.
 
     Raises:
         ModelFileError: there is no such file, or it is no autoencoder, damaged, or of another version.
@@ -216,7 +220,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Autoenco
             f"{path} is a restorer: it repairs images with `autoencode restore`, and has no codes. Give a "
             "model trained by another preset, such as best."
         )
-    return model
+    return model.requires_grad_(trainable)
 
 
 def load_restorer(path: str | Path, device: str | torch.device = "cpu") -> Restorer:

@@ -1,4 +1,4 @@
-"""The commands that measure a model and export it: evaluate and export."""
+"""The commands that measure a model and use it elsewhere: evaluate, embed and export."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, Model, add_command
-from autoencode.cli.progress import say, stages
+from autoencode.cli.options import MaxPixels, Model, Source, add_command
+from autoencode.cli.progress import counted, counting, say, show_skipped, stages
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
@@ -61,6 +61,28 @@ def evaluate(
     if out is not None:
         write_json(out, found.to_json())
         say(f"json: {out}")
+
+
+def embed(
+    model: Model,
+    images: Source,
+    out: Annotated[Path, typer.Option(help="The table: .parquet (extra tables), .npz or .csv.")],
+    embedding: Annotated[
+        str, typer.Option(help="code (of the model), pretrained features, or an ONNX file of an encoder.")
+    ] = "code",
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Write the vector of each image, with its path, label and split, for other programs."""
+    from autoencode.vectors import embed as application
+
+    with counting("encoding") as progress:
+        limits = options.limits(max_pixels)
+        found = application(
+            options.one_or_all(images), model, out, embedding=embedding, limits=limits, progress=progress
+        )
+    show_skipped(found.skipped)
+    count, size = found.vectors.shape
+    say(f"vectors: {out} ({counted(count, 'image')}, {size} dimensions)")
 
 
 def export(
@@ -139,6 +161,13 @@ def add_to(program: typer.Typer) -> None:
         evaluate,
         "autoencode evaluate runs/photos --out quality.json",
         "autoencode evaluate runs/photos --ood other-photos",
+        keeps_memory=True,
+    )
+    add_command(
+        program,
+        embed,
+        "autoencode embed runs/photos photos --out codes.csv",
+        "autoencode embed runs/photos photos --out codes.parquet",
         keeps_memory=True,
     )
     add_command(program, export, "autoencode export runs/photos --onnx onnx")
