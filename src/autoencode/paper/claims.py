@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
+from scipy.ndimage import median_filter
 
 from autoencode.atomic import parse_json, write_json
+from autoencode.data.corruptions import corrupt, parse_corruptions
+from autoencode.data.loader import batches, random_seed
 from autoencode.errors import VERSION, ConfigError
 from autoencode.evaluation import evaluate
 from autoencode.evaluation.quality import gap_in_words
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from autoencode.paper.study import Plan, Trained
 
 MEASURED_NAME = "measured"
+FILTERED_IMAGES = 1_000  # more would not change the mean by its interval
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Results:
         records: the lines of metrics.jsonl, by experiment.
         measured: `Evaluation.to_json`, by experiment.
         mean_image: the error of the mean training image on held-out images, in the form of `measured`.
+        median_filter: the PSNR in dB that a median filter reaches on the corrupted images, by experiment, in
+            the same form.
     """
 
     plan: Plan
@@ -57,6 +64,7 @@ class Results:
     records: Mapping[str, list[Record]]
     measured: Mapping[str, Mapping[str, Any]]
     mean_image: Mapping[str, Any]
+    median_filter: Mapping[str, Mapping[str, Any]]
     _kept: dict[str, OutlierReference] = field(default_factory=dict)
 
     @property
@@ -94,7 +102,12 @@ def measure_all(plan: Plan, trained: Sequence[Trained], progress: StageProgress 
         for name, model in models.items()
     }
     records = {one.experiment.name: read_metrics(one.folder) for one in done}
-    return Results(plan, trained, models, records, measured, _mean_image(plan.pack))
+    filtered = {
+        name: _median_filter(plan.pack, model.training_corruptions, plan.seed)
+        for name, model in models.items()
+        if model.training_corruptions
+    }
+    return Results(plan, trained, models, records, measured, _mean_image(plan.pack), filtered)
 
 
 def _mean_image(pack: Pack) -> Mapping[str, Any]:
@@ -103,6 +116,24 @@ def _mean_image(pack: Pack) -> Mapping[str, Any]:
     found = estimate(errors)
     assert found is not None
     return dataclasses.asdict(found)
+
+
+def _median_filter(pack: Pack, corruptions: Sequence[str], seed: int) -> Mapping[str, Any]:
+    """Return the PSNR in dB of a median filter of 3x3 or 5x5 pixels, whichever restores more."""
+    rows = np.unique(pack.held_out().rows)[:FILTERED_IMAGES]
+    clean = next(batches(pack, rows, len(rows)))
+    generator = torch.Generator().manual_seed(random_seed("median filter", seed))
+    seen = corrupt(clean, parse_corruptions(corruptions), generator, training=True).numpy()
+    best: dict[str, Any] | None = None
+    for side in (3, 5):
+        restored = median_filter(seen, size=(1, 1, side, side)).clip(0, 1)
+        errors = np.square(restored - clean.numpy()).mean((1, 2, 3), dtype=np.float64)
+        found = estimate(-10 * np.log10(np.maximum(errors, 1e-10)))
+        assert found is not None
+        if best is None or found.value > best["value"]:
+            best = dataclasses.asdict(found)
+    assert best is not None
+    return best
 
 
 def _named(progress: StageProgress | None, name: str, stage: str, done: int, total: int) -> None:
@@ -213,12 +244,17 @@ def _restores(name: str) -> _Judge:
     def judge(results: Results) -> tuple[str, Verdict]:
         found = results.measured[name]
         before, after = found["corrupted"]["psnr_db"], found["reconstruction"]["psnr_db"]
-        text = f"PSNR {number(before, 2)} dB before, {number(after, 2)} dB after"
+        filtered = results.median_filter[name]
+        text = (
+            f"PSNR {number(before, 2)} dB before, {number(after, 2)} dB after; a median filter reaches "
+            f"{number(filtered, 2)} dB"
+        )
         clean = results.measured.get("ae")
         if clean:
             plain = number(clean["reconstruction"]["psnr_db"], 2)
             text += f"; the plain autoencoder reaches {plain} dB on clean images"
-        return text, _lower(before, after)
+        # Whoever restores less than three lines of code has not restored.
+        return text, _all([_lower(before, after), _lower(filtered, after)])
 
     return judge
 
