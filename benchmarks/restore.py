@@ -160,7 +160,7 @@ def best_of(methods: list[Method]) -> Method:
 
 
 def in_words(values: list[float], digits: int) -> str:
-    low, high = confidence_interval_bootstrap(np.array(values), np.median, seed=0)
+    low, high = confidence_interval_bootstrap(np.array(values), 0, statistic=np.median)
     return f"{np.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 

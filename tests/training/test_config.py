@@ -257,3 +257,40 @@ def test_options_override_a_file_and_nothing_is_given_twice(tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match=message):
             train_arguments(file, assignments, given)
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "message"),
+    [
+        ("best", {"patch": 32}, "A code is of a whole image. Leave patch at 0, or use --preset restore."),
+        ("best", {"self_supervised": True}, "Only a restorer is trained self-supervised."),
+        ("restore", {"code_size": 8}, "A restorer has no code. Leave code_size out."),
+        (
+            "restore",
+            {"self_supervised": True, "corrupt": ("jpeg:10",)},
+            "uses images as they are. Leave corrupt",
+        ),
+        ("restore", {"loss": "gaussian"}, "The gaussian loss is a VAE's likelihood"),
+        ("restore", {"beta": 2}, "Only a VAE has beta"),
+        ("restore", {"patch": -1}, "patch is -1; it must be at least 0"),
+    ],
+)
+def test_settings_that_would_do_nothing_to_a_kind_of_model_are_rejected(
+    preset: str, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(preset, **setting)
+
+
+def test_self_supervised_training_damages_nothing() -> None:
+    assert settings("restore")[1].corrupt
+    assert settings("restore", self_supervised=True)[1].corrupt == ()
+
+
+def test_an_epoch_has_as_many_patches_of_an_image_as_cover_it() -> None:
+    config = TrainConfig(patch=64)
+    counts = [
+        config.patches_of(Preprocessing(*size)) for size in ((64, 64), (128, 128), (128, 192), (32, 32))
+    ]
+    assert counts == [1, 4, 6, 1]
+    assert TrainConfig().patches_of(Preprocessing(512, 512)) == 1

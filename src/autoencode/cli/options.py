@@ -63,7 +63,8 @@ Resize = Annotated[
     typer.Option(
         "--resize-mode",
         help="crop cuts the image to the shape of --size, pad adds a background around it, stretch distorts "
-        "it. Default: whichever suits their shapes.",
+        "it, window cuts out its middle as large as it is. Default: whichever suits their shapes; window for "
+        "--preset restore.",
         rich_help_panel=IMAGES,
     ),
 ]
