@@ -5,6 +5,11 @@ from .data.pack import open_pack as open_pack
 from .data.pack import pack_folder as pack_folder
 from .data.preprocessing import Limits as Limits
 from .data.preprocessing import Preprocessing as Preprocessing
+from .duplicates import DuplicateFile as DuplicateFile
+from .duplicates import DuplicateGroup as DuplicateGroup
+from .duplicates import Duplicates as Duplicates
+from .duplicates import PossiblePair as PossiblePair
+from .duplicates import find_duplicates as find_duplicates
 from .errors import AutoencodeError as AutoencodeError
 from .errors import ConfigError as ConfigError
 from .errors import DivergedError as DivergedError
@@ -39,8 +44,6 @@ from .index.base import Index as Index
 from .index.base import Neighbour as Neighbour
 from .index.base import Neighbours as Neighbours
 from .index.base import SearchResults as SearchResults
-from .index.duplicates import NearDuplicates as NearDuplicates
-from .index.duplicates import NearPair as NearPair
 from .index.memory import FileIndex as FileIndex
 from .metrics.retrieval import RetrievalQuality as RetrievalQuality
 from .metrics.retrieval import retrieval_quality as retrieval_quality

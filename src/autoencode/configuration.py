@@ -37,6 +37,7 @@ ResizeMode = Literal["crop", "pad", "stretch", "window"]
 Distance = Literal["whitened", "cosine", "l2"]
 Rule = Literal["conformal", "paper"]
 Interpolation = Literal["linear", "spherical"]
+Keep = Literal["largest", "oldest", "first"]
 PriorName = Literal["mixture", "normal"]
 
 # Larger numbers overflow in torch, which computes in fp32, and in JSON readers of other languages, each with

@@ -76,75 +76,9 @@ def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, 
     assert f"{gone} (gone)" in result.stdout
 
 
-def test_near_duplicates_are_listed_in_groups_and_pairs(trained: Run, folder: Path, tmp_path: Path) -> None:
-    path = sorted(folder.rglob("0*.png"))[0]
-    shutil.copy(path, folder / "zz.png")
-    autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
-    out, sheet = tmp_path / "pairs.json", tmp_path / "pairs.png"
-    result = autoencode(
-        "search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out, "--sheet", sheet
-    )
-    assert result.exit_code == 0, result.output
-    assert "exact copies: 1; pairs that look the same (-1.0000 or nearer): 1,128" in result.stdout
-    assert f"same bytes\t{path}\t{folder / 'zz.png'}" in result.stdout
-    assert "0 more groups of copies and 1,079 more pairs are not shown" in result.stderr
-    assert "up to 1,128 pairs" in result.stderr
-    written = json.loads(out.read_text())
-    assert (len(written["near"]), written["more"], written["threshold"]) == (1128, 0, -1)
-    assert sheet.is_file()
-
-
-def test_copies_that_are_gone_are_marked(trained: Run, folder: Path, tmp_path: Path) -> None:
-    path, other = sorted(folder.rglob("0*.png"))[:2]
-    copy, out = Path(shutil.copy(path, folder / "zz.png")), tmp_path / "pairs.json"
-    autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
-    path.unlink()
-    other.unlink()
-    command = ("search", tmp_path / "i", "--near-duplicates", "--threshold", -1, "--out", out)
-    result = autoencode(*command)
-    assert "exact copies: 0;" in result.stdout
-    assert f"same bytes\t{path} (gone)\t{copy}\n" in result.stdout
-    assert "2 of the images found no longer exist" in result.stderr
-    written = json.loads(out.read_text())
-    assert written["exact"] == [{"paths": [str(path), str(copy)], "gone": [str(path)]}]
-    # Of copies, one that is there takes part.
-    named = {name for pair in written["near"] for name in pair["paths"]}
-    assert str(copy) in named
-    assert str(path) not in named
-    assert {name for pair in written["near"] for name in pair["gone"]} == {str(other)}
-
-
-def test_copies_and_pairs_share_the_lines(trained: Run, folder: Path, tmp_path: Path) -> None:
-    for path in sorted(folder.rglob("0*.png")):
-        shutil.copy(path, folder / f"copy-{path.name}")
-    autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
-    result = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", -1)
-    lines = result.stdout.splitlines()[1:]
-    assert [line.startswith("same bytes") for line in lines] == [True] * 25 + [False] * 25
-    assert "23 more groups of copies and 1,103 more pairs are not shown" in result.stderr
-    autoencode(
-        "index",
-        folder / "coast",
-        "--model",
-        trained.folder,
-        "--out",
-        tmp_path / "none",
-    )
-    sheet = tmp_path / "none.png"
-    none = autoencode("search", tmp_path / "none", "--near-duplicates", "--threshold", 1, "--sheet", sheet)
-    assert "no sheet is written" in none.stderr
-    assert not sheet.exists()
-    none_near = autoencode("search", tmp_path / "i", "--near-duplicates", "--threshold", 1)
-    assert len(none_near.stdout.splitlines()) == 1 + 48
-
-
 def test_questions_that_are_none_are_rejected(index: Path, folder: Path, tmp_path: Path) -> None:
     query = next(folder.rglob("0*.png"))
-    assert "give images to look for" in autoencode("search", index).stderr
-    assert "give images to look for" in autoencode("search", index, query, "--near-duplicates").stderr
-    assert "goes with --near-duplicates" in autoencode("search", index, query, "--threshold", 0.5).stderr
-    result = autoencode("search", index, "--near-duplicates", "-k", 3)
-    assert isinstance(result.exception, ConfigError)
+    assert "Missing argument" in autoencode("search", index).stderr
     result = autoencode("search", tmp_path / "none", query)
     assert isinstance(result.exception, ImageIndexError)
 
@@ -155,9 +89,6 @@ def test_results_never_overwrite_images(index: Path, folder: Path, tmp_path: Pat
     for option, path in (("--out", query), ("--sheet", query), ("--sheet", other)):
         assert isinstance(autoencode("search", index, query, option, path).exception, ConfigError)
         assert isinstance(autoencode("search", index, folder, option, path).exception, ConfigError)
-    assert isinstance(
-        autoencode("search", index, "--near-duplicates", "--sheet", query).exception, ConfigError
-    )
     assert (query.read_bytes(), other.read_bytes()) == before
 
 
@@ -174,8 +105,6 @@ def test_a_label_and_a_split_choose_among_the_images(index: Path, folder: Path, 
     none = autoencode("search", index, query, "--label", "nigh")
     assert isinstance(none.exception, ConfigError)
     assert str(none.exception) == f"No image of {index} has the label 'nigh'."
-    chosen = autoencode("search", index, "--near-duplicates", "--label", "night")
-    assert isinstance(chosen.exception, ConfigError)
     assert "'tset' is not one of" in autoencode("search", index, query, "--split", "tset").stderr
 
 
@@ -207,7 +136,7 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
         rejected = autoencode("search", other, query, "--sheet", path)
         assert isinstance(rejected.exception, ConfigError)
         assert "would overwrite" in str(rejected.exception)
-    assert isinstance(autoencode("search", other, "--near-duplicates").exception, ConfigError)
+    assert isinstance(autoencode("duplicates", other).exception, ConfigError)
     wrong = autoencode("index", folder, "--out", other, "--remove", "--store", "lance")
     assert "--remove takes no other option than --out" in str(wrong.exception)
     with pytest.raises(ConfigError, match="The page needs an index that is held in memory"):

@@ -55,11 +55,9 @@ def test_up_to_the_limit_there_are_no_inverted_lists() -> None:
     assert fit_inverted_lists(fit_vector_space(known, "l2"), known, exact_limit=50) is None
 
 
-@pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.9), ("l2", 0.9)])
-def test_inverted_lists_lose_no_pair_and_no_neighbour_to_their_bytes(
-    distance: Distance, threshold: float
-) -> None:
-    """With every list scanned, only the bytes can lose a pair or a neighbour."""
+@pytest.mark.parametrize("distance", ["whitened", "cosine", "l2"])
+def test_inverted_lists_lose_no_neighbour_to_their_bytes(distance: Distance) -> None:
+    """With every list scanned, only the bytes can lose a neighbour."""
     known = clustered(2_000, 8)
     space = fit_vector_space(known, distance)
     lists = fit_inverted_lists(space, known, exact_limit=1_000)
@@ -68,16 +66,6 @@ def test_inverted_lists_lose_no_pair_and_no_neighbour_to_their_bytes(
     for wanted, found in zip(exact.search(known[:50], 10), rough.search(known[:50], 10), strict=True):
         assert found.rows.tolist() == wanted.rows.tolist()
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
-    pairs = [
-        {
-            (int(i), int(j))
-            for first, second, _ in of.pairs(threshold)
-            for i, j in zip(first, second, strict=True)
-        }
-        for of in (exact, rough)
-    ]
-    assert pairs[0] == pairs[1]
-    assert len(pairs[0]) > 100
 
 
 def test_a_list_that_holds_too_few_codes_sends_a_query_to_every_list() -> None:

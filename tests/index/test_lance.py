@@ -23,6 +23,7 @@ from autoencode import (
     Run,
     build_index,
     evaluate_search,
+    find_duplicates,
     open_index,
     remove_source,
 )
@@ -61,9 +62,9 @@ def test_an_index_is_of_several_folders_and_each_is_updated_alone(
 
 def test_what_needs_every_code_is_rejected(made: Path) -> None:
     index = open_index(made)
-    for use in (index.near_duplicates, lambda: evaluate_search(index)):
+    for use in (evaluate_search, lambda index: find_duplicates(index.path)):
         with pytest.raises(ConfigError, match=r"needs an index that is held in memory.*--store file"):
-            use()
+            use(index)
 
 
 def test_another_distance_is_rejected(trained: Run, photos: Path, made: Path) -> None:

@@ -52,7 +52,6 @@ def listed(index: Index) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
 def assert_same(one: Index, other: Index) -> None:
     assert [entry.path for entry in one.entries] == [entry.path for entry in other.entries]
     np.testing.assert_allclose(one.codes, other.codes, atol=1e-5)
-    assert one.near_duplicate_threshold == pytest.approx(other.near_duplicate_threshold, abs=1e-4)
 
 
 def test_an_index_holds_the_code_of_every_image(trained: Run, folder: Path, tmp_path: Path) -> None:

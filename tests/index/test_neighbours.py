@@ -87,49 +87,6 @@ def test_a_code_of_zeros_is_at_a_right_angle_to_every_other() -> None:
     assert found.rows.tolist() == list(range(10))
 
 
-@pytest.mark.parametrize(("distance", "threshold"), [("whitened", 0.9), ("cosine", 0.98), ("l2", 0.8)])
-def test_pairs_are_those_of_brute_force(distance: Distance, threshold: float) -> None:
-    known = codes(250)
-    scores = brute_force(known, known, distance)
-    near = scores <= threshold if distance == "l2" else scores >= threshold
-    wanted = {(i, j) for i, j in zip(*np.nonzero(near), strict=True) if i < j}
-    blocks = list(NearestNeighbours(fit_vector_space(known, distance), known, None).pairs(threshold))
-    found = [(int(i), int(j)) for first, second, _ in blocks for i, j in zip(first, second, strict=True)]
-    assert len(wanted) > 10
-    assert len(found) == len(set(found))
-    assert set(found) == wanted
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_pairs_do_not_depend_on_the_blocks_they_are_found_in(
-    distance: Distance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = codes(90)
-    nearest = NearestNeighbours(fit_vector_space(known, distance), known, None)
-
-    def pairs() -> list[tuple[int, int, float]]:
-        blocks = list(nearest.pairs(2.0 if distance == "l2" else 0.0))
-        return sorted(tuple(one) for block in blocks for one in zip(*block, strict=True))  # type: ignore[misc]
-
-    whole = pairs()
-    monkeypatch.setattr(module, "_BLOCK_VALUES", 700)  # 7 codes a block, 29 pairs
-    in_blocks = pairs()
-    assert [one[:2] for one in in_blocks] == [one[:2] for one in whole]
-    np.testing.assert_allclose([one[2] for one in in_blocks], [one[2] for one in whole], atol=1e-6)
-    assert len(whole) > 500
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_a_pair_exactly_at_the_threshold_is_one(distance: Distance) -> None:
-    known = codes(40)
-    nearest = NearestNeighbours(fit_vector_space(known, distance), known, None)
-    scores = np.concatenate([block[2] for block in nearest.pairs(9.0 if distance == "l2" else -2.0)])
-    threshold = float(np.sort(scores)[len(scores) // 2])
-    found = np.concatenate([block[2] for block in nearest.pairs(threshold)])
-    assert threshold in found
-    assert len(found) == ((scores <= threshold) if distance == "l2" else (scores >= threshold)).sum()
-
-
 def test_the_others_of_a_code_are_as_many_as_asked_for_and_never_itself() -> None:
     known = np.repeat(codes(10), 2, axis=0)
     nearest = NearestNeighbours(fit_vector_space(known, "l2"), known, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, Ray, add_command
+from autoencode.cli.options import Images, MaxPixels, Ray, add_command
 from autoencode.cli.progress import (
     console,
     counted,
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index, SearchResults
-    from autoencode.index.duplicates import NearDuplicates
 
 
-LINES_SHOWN = 50  # the groups and pairs one looks through on a screen; --out has more
 NEIGHBOURS = 10  # not the default of -k, which has to tell whether it was given
 
 
@@ -110,9 +108,7 @@ def index(
 
 def search(
     index: Annotated[str, typer.Argument(help="An index from `autoencode index`: a path or a URL.")],
-    queries: Annotated[
-        list[Path] | None, typer.Argument(help="Image files, and folders of them.", show_default=False)
-    ] = None,
+    queries: Images,
     k: Annotated[int | None, typer.Option("-k", help="Neighbours of each query. Default: 10.", min=1)] = None,
     label: Annotated[
         str | None, typer.Option(help="Search only the images whose first sub-folder has this name.")
@@ -122,32 +118,12 @@ def search(
     sheet: Annotated[
         Path | None, typer.Option(help="Draw each query beside its neighbours (.png, .jpg, ...).")
     ] = None,
-    near_duplicates: Annotated[
-        bool,
-        typer.Option(
-            "--near-duplicates", help="List copies and pairs that look the same instead of searching."
-        ),
-    ] = False,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Score from which a pair is a near-duplicate. Default: the score that 95 % of images reach "
-            "with a copy of themselves that is slightly cropped, smaller and saved as JPEG."
-        ),
-    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="The model that the index was made with, if it was moved.")
     ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Find the images of an index that look most like given images, or like each other."""
-    # BadParameter prints the usage too: without either there is nothing that the command could do.
-    if bool(queries) == near_duplicates:
-        raise typer.BadParameter("give images to look for, or --near-duplicates", param_hint="QUERIES")
-    if threshold is not None and not near_duplicates:
-        raise typer.BadParameter("goes with --near-duplicates", param_hint="--threshold")
-    if near_duplicates and (k, label, split) != (None, None, None):
-        raise ConfigError("-k, --label and --split belong to a search for images, not to --near-duplicates.")
+    """Find the images of an index that look most like given images."""
     from autoencode.atomic import check_output
     from autoencode.data.preprocessing import WRITABLE
     from autoencode.index import open_index
@@ -160,20 +136,17 @@ def search(
     # Before the work, which may take minutes.
     for result, endings in ((out, (".json",)), (sheet, WRITABLE)):
         if result is not None:
-            check_output(result, endings, _read(opened, queries or [], result))
-    if near_duplicates:
-        _show_duplicates(opened, opened.near_duplicates(threshold), out, sheet, limits)
-        return
+            check_output(result, endings, _read(opened, queries, result))
     k = NEIGHBOURS if k is None else k
     with counting("searching") as progress:
-        found = opened.search(queries or [], k, label=label, split=split, limits=limits, progress=progress)
+        found = opened.search(queries, k, label=label, split=split, limits=limits, progress=progress)
     # Fewer results than -k asks for would look like an error.
     if k > (count := opened.count(label, split)):
         noun = "image" if label is None and split is None else "such image"
         say(f"The index holds {counted(count, noun)}; all of them are listed.", err=True)
     _show_neighbours(opened, found, out, sheet, limits)
     # Last: the queries that can be used are answered before the command fails for the others.
-    fail_if_named(found.skipped, queries or [])
+    fail_if_named(found.skipped, queries)
 
 
 def add_to(program: typer.Typer) -> None:
@@ -189,7 +162,6 @@ def add_to(program: typer.Typer) -> None:
         program,
         search,
         "autoencode search photos.index photos/a.jpg -k 5 --sheet found.png",
-        "autoencode search photos.index --near-duplicates --out duplicates.json",
     )
 
 
@@ -272,60 +244,6 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
         "queries": queries,
         "skipped": skipped,
     }
-
-
-def _show_duplicates(
-    opened: Index, found: NearDuplicates, out: Path | None, sheet: Path | None, limits: Limits
-) -> None:
-    _note_gone(opened, found.gone)
-    total = len(found.near) + found.more
-    say(
-        f"exact copies: {found.redundant:,}; "
-        f"pairs that look the same ({found.threshold:.4f} or nearer): {total:,}"
-    )
-    groups, pairs = found.head(LINES_SHOWN)
-    rows = [("same bytes", _marked(group, found)) for group in groups]
-    rows += [(f"{pair.score:.4f}", _marked((pair.first, pair.second), found)) for pair in pairs]
-    if rows:
-        _print_table(opened, rows)
-    hidden = len(found.exact) - len(groups), total - len(pairs)
-    if any(hidden):
-        say(
-            f"{hidden[0]:,} more groups of copies and {hidden[1]:,} more pairs are not shown; "
-            f"--out lists every group and up to {len(found.near):,} pairs.",
-            err=True,
-        )
-    if out is not None:
-        _write(out, _duplicates_json(opened, found))
-    # Without an error: a folder without duplicates is the good result, and a script goes on.
-    if sheet is not None and not rows:
-        say("There is no pair to draw: no sheet is written.", err=True)
-    elif sheet is not None:
-        from autoencode.index.duplicates import duplicates_sheet
-
-        _draw(sheet, duplicates_sheet(found, opened.preprocessing, limits))
-
-
-def _marked(paths: Sequence[Path], found: NearDuplicates) -> tuple[str, ...]:
-    return tuple(f"{path}{' (gone)' * (path in found.gone)}" for path in paths)
-
-
-def _duplicates_json(opened: Index, found: NearDuplicates) -> dict[str, Any]:
-    return {
-        "embedding": opened.embedding,
-        "distance": opened.distance,
-        "threshold": found.threshold,
-        "exact": [_group_json(group, found) for group in found.exact],
-        "near": [
-            {**_group_json((pair.first, pair.second), found), "score": pair.score} for pair in found.near
-        ],
-        "more": found.more,
-    }
-
-
-def _group_json(paths: Sequence[Path], found: NearDuplicates) -> dict[str, Any]:
-    # "gone", so that a program that deletes copies keeps one that is there.
-    return {"paths": list(map(str, paths)), "gone": [str(path) for path in paths if path in found.gone]}
 
 
 def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None:

@@ -33,6 +33,7 @@ GROUPS = (
     "restore",
     "reconstruct_morph_generate",
     "index_search",
+    "duplicates",
     "outliers",
     "features_transfer_classify",
     "evaluate_embed_export",

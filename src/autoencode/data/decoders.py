@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import write_bytes
 from autoencode.data import workers
-from autoencode.data.decoding import read_bytes
+from autoencode.data.decoding import read_bytes, upright_size
 from autoencode.data.preprocessing import Limits, read_image
 from autoencode.errors import ConfigError, ImageError, RunError
 
@@ -116,6 +116,42 @@ class Decoder:
         # A memory map, shared by all workers: as a set, 60,000 digests take 10 MB per worker, not 2 MB once.
         assert self.known_digests is not None
         return np.memmap(self.known_digests, "S32", "r")
+
+
+class Whole(NamedTuple):
+    """A file that was read: digest, size of the image in pixels, and its pixels or why there are none."""
+
+    digest: bytes
+    width: int
+    height: int
+    pixels: NDArray[np.uint8] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class WholeReader:
+    """Reads a file given by its path, for what is done with images besides packing.
+
+    Attributes:
+        preprocessing, limits: see `read_image`.
+    """
+
+    preprocessing: Preprocessing
+    limits: Limits
+
+    def __call__(self, path: str) -> Whole:
+        """Return the file; a worker that takes too long is ended from outside."""
+        digest = b"\0" * 32
+        try:
+            content = read_bytes(path, self.limits.max_bytes)
+            digest = hashlib.sha256(content).digest()
+            workers.set_time_limit(self.limits.seconds_for(len(content)))
+            pixels = read_image(content, self.preprocessing, self.limits)
+            return Whole(digest, *upright_size(content), pixels, "")
+        except ImageError as err:
+            return Whole(digest, 0, 0, None, str(err))
+        except MemoryError:
+            return Whole(digest, 0, 0, None, "too large for the memory of this machine")
 
 
 Task = tuple[str, int]  # the path of a file in the folder, and the row for its pixels

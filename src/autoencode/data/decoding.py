@@ -250,6 +250,21 @@ def orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Return the width and height in pixels of the image in `content`, as it is shown, from its header.
+
+    Raises:
+        ImageError: `content` is in no known format, or its header is damaged.
+    """
+    try:
+        image = open_image(content)
+        return image.size if orientation(image) < 5 else (image.height, image.width)
+    except ImageError:
+        raise
+    except Exception as err:  # Pillow raises almost anything at a damaged header
+        raise ImageError(f"has a damaged header: {err}") from err
+
+
 def upright(image: Image.Image, turn: int) -> Image.Image:
     """Apply an EXIF orientation."""
     return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image

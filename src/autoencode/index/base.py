@@ -29,11 +29,9 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.embedding import ImageEncoder
-    from autoencode.index.duplicates import NearDuplicates
     from autoencode.index.neighbours import Floats
     from autoencode.index.store import IndexSettings
 
-MOST_PAIRS = 10_000  # of a million equal images there are 5e11
 _MOST_QUERIES = 24  # nobody looks through a longer sheet
 _FAR_PERCENTILE = 1.0
 _SHEET_COLUMNS = 11  # a query and the ten neighbours that a search gives by default
@@ -269,21 +267,6 @@ class Index(ABC):
             found = self._search_codes(self._codes_of(torch.as_tensor(queries)), k, only)
             return SearchResults([Neighbours(None, tuple(near)) for near in found], [])
         return self._search_files(queries, k, only, limits, progress)
-
-    def near_duplicates(self, threshold: float | None = None, limit: int = MOST_PAIRS) -> NearDuplicates:
-        """Find files with the same bytes, and pairs of different bytes that look the same to the encoder.
-
-        Args:
-            threshold: the score from which a pair is listed. The default is the score that 95 % of a sample
-                of the index's images reach with an altered copy of themselves: cropped by 2 % on every side,
-                and saved at three quarters of the size as a JPEG of quality 50.
-            limit: the most pairs to list, the nearest of all.
-
-        Raises:
-            ConfigError: the threshold is no score of the distance, the limit is below 1, or the index is not
-                held in memory.
-        """
-        raise self._needs_memory("Finding near-duplicates")
 
     def _search_files(
         self,

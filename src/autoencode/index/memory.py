@@ -31,8 +31,7 @@ from autoencode.data.manifest import Entries, Entry
 from autoencode.data.pack import Pack, location_of, open_pack
 from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError
-from autoencode.index import duplicates
-from autoencode.index.base import EVERY_IMAGE, MOST_PAIRS, ImageFilter, Index, Neighbour, Update
+from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
 from autoencode.index.inverted_lists import EXACT_LIMIT, InvertedLists, fit_inverted_lists
 from autoencode.index.neighbours import Floats, NearestNeighbours, OwnScores, Rows, fit_vector_space
 from autoencode.index.store import (
@@ -52,7 +51,6 @@ from autoencode.storage import is_url
 if TYPE_CHECKING:
     from autoencode.configuration import Distance, Store
     from autoencode.embedding import ImageEncoder
-    from autoencode.index.duplicates import NearDuplicates
     from autoencode.index.request import BuildRequest
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
@@ -72,7 +70,6 @@ class StoredIndex:
         codes: (R, D).
         lists: for approximate search, where there are too many codes to compare every one.
         own_scores: what the images score with each other.
-        near_duplicate_threshold: see `Index.near_duplicates`.
     """
 
     settings: IndexSettings
@@ -83,7 +80,6 @@ class StoredIndex:
     codes: Floats
     lists: InvertedLists | None
     own_scores: OwnScores
-    near_duplicate_threshold: float
 
 
 def write_index(path: Path, index: StoredIndex) -> None:
@@ -103,7 +99,6 @@ def write_index(path: Path, index: StoredIndex) -> None:
         "source": index.source,
         "folder": asdict(index.folder),
         "fingerprint": index.fingerprint,
-        "near_duplicate_threshold": index.near_duplicate_threshold,
     }
     if index.lists is not None:
         parts, numbers = index.lists.to_content()
@@ -135,7 +130,6 @@ def read_index(path: Path) -> StoredIndex:
             codes=codes,
             lists=lists,
             own_scores=OwnScores(arrays["own_scores"], settings.vector_space.is_similarity),
-            near_duplicate_threshold=float(content["near_duplicate_threshold"]),
         )
         check_texts([stored.source, stored.fingerprint, *vars(stored.folder).values()])
         check_array("codes", codes, (count, size))
@@ -173,7 +167,6 @@ class FileIndex(Index):
         codes: (R, D) float32.
         folder: the image folder that the paths of the entries are relative to.
         source: what was indexed: that folder, or a pack by its path or URL.
-        near_duplicate_threshold: see `near_duplicates`.
     """
 
     path: Path
@@ -192,7 +185,6 @@ class FileIndex(Index):
         self.folder = stored.folder.folder(path)
         self.entries, self.codes = stored.entries, stored.codes
         self.recall = 1.0 if stored.lists is None else stored.lists.recall
-        self.near_duplicate_threshold = stored.near_duplicate_threshold
         self.update_command = f"autoencode index {self.source} --out {path}"
         self._stored = stored
         self._starts = _starts(self.entries.rows, len(self.codes))
@@ -238,12 +230,6 @@ class FileIndex(Index):
     def nearest(self) -> NearestNeighbours:
         """The codes, ready to be searched."""
         return NearestNeighbours(self.vector_space, self.codes, self._stored.lists)
-
-    def near_duplicates(self, threshold: float | None = None, limit: int = MOST_PAIRS) -> NearDuplicates:
-        """Find files with the same bytes, and pairs that look the same to the encoder; see `Index`."""
-        if threshold is None:
-            threshold = self.near_duplicate_threshold
-        return duplicates.find_near_duplicates(self.nearest, self.entries, self.folder, threshold, limit)
 
     def files(self, like: Path) -> Iterator[Path]:
         """Yield the indexed files."""
@@ -393,6 +379,5 @@ def _updated(
         codes=codes,
         lists=fit_inverted_lists(space, codes),
         own_scores=OwnScores.of(space, codes),
-        near_duplicate_threshold=duplicates.near_duplicate_threshold(encoder, space, codes, pack_rows, pack),
     )
     return stored, encoder, update

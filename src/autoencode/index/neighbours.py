@@ -32,7 +32,6 @@ CANDIDATES_PER_NEIGHBOUR = 3
 _MATRIX_THRESHOLD = 1000
 _OWN_SAMPLE = 1000  # a percentile then has an error of a third of a percent where it is 1
 _RELATIVE_ROUNDING = 1e-6  # share of their mean by which equal codes may differ, from fp32 rounding
-_BLOCK_VALUES = 16 * 1024**2  # a block of scores is 64 MB
 _VECTOR_VALUES = 1024**2  # a block of vectors is 4 MB, and 8 in fp64
 _LARGE_BLOCK_VALUES = 8 * _VECTOR_VALUES  # FAISS multiplies large matrices twice as fast
 
@@ -199,48 +198,6 @@ class NearestNeighbours:
         """Return the rows of the K nearest neighbours of each of `rows` (Q,), without the row itself."""
         found = self.search(self.codes[rows], k + 1)
         return [near.rows[near.rows != row][:k] for row, near in zip(rows, found, strict=True)]
-
-    def pairs(self, threshold: float) -> Iterator[tuple[Rows, Rows, NDArray[np.float64]]]:
-        """Yield blocks (first row, second row, score) of the pairs at least as near as a score.
-
-        Memory does not grow with the square of the number of codes.
-        """
-        # FAISS finds what is strictly nearer than a radius, and rounds: the radius is a little wider, and
-        # exact scores decide below.
-        if self.scanner is not None:
-            # Reduced vectors are no farther from each other than the vectors: no pair is lost to that.
-            distance = np.sqrt(max(0, 2 - 2 * threshold)) if self.space.is_similarity else threshold
-            search = self.scanner.within(self._reduced_blocks, distance)
-        else:
-            radius = threshold - 1e-5 if self.space.is_similarity else threshold**2 * (1 + 1e-4) + 1e-9
-
-            def search(vectors: Floats) -> tuple[Rows, Rows]:
-                limits, _, second = self.index.range_search(vectors, radius)
-                return limits, second
-
-        step = max(1, _BLOCK_VALUES // max(len(self.codes), self.codes.shape[1]))
-        for start in range(0, len(self.codes), step):
-            vectors = self.space.vectors(self.codes[start : start + step])
-            limits, second = search(vectors)
-            first = start + np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64))
-            once = first < second  # each pair is found from both of its ends
-            first, second = first[once], second[once].astype(np.int64)
-            scores = self._pair_scores(first, second)
-            near = scores >= threshold if self.space.is_similarity else scores <= threshold
-            yield first[near], second[near], scores[near]
-
-    def _reduced_blocks(self) -> Iterator[Floats]:
-        assert self.lists is not None
-        return (self.lists.rounding.apply(self.space.vectors(block)) for _, block in blocks(self.codes))
-
-    def _pair_scores(self, first: Rows, second: Rows) -> NDArray[np.float64]:
-        scores = np.empty(len(first))
-        step = max(1, _BLOCK_VALUES // (4 * self.codes.shape[1]))
-        for start in range(0, len(first), step):
-            part = slice(start, start + step)
-            one, other = (self.space.vectors(self.codes[rows[part]]) for rows in (first, second))
-            scores[part] = self.space.scores(one, other)
-        return scores
 
 
 def exact_neighbours(space: VectorSpace, codes: Floats, rows: Rows, k: int) -> list[Ranked]:

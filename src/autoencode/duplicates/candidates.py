@@ -1,0 +1,142 @@
+"""Candidates: pairs of images that may be copies, found without comparing every image with every other.
+
+There are two searches: by thumbnails, where an image asks for itself in eight orientations and for 27 windows
+of itself, so that a mirrored, turned or cropped copy is found; and by features of a pretrained network, for
+crops that are no such window. A thumbnail is compared by its lowest frequencies.
+
+Shapes: N images, D dimensions, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from autoencode.duplicates.sketches import THUMBNAIL, Sketches
+from autoencode.index.neighbours import VectorSpace, configure_faiss, fit_vector_space
+
+FREQUENCIES = 8  # of each direction
+# Similarities below these were not reached by copies of any kind but by chance (docs/results.md).
+LEAST_THUMBNAIL, LEAST_WHITENED, LEAST_FEATURES = 0.85, 0.5, 0.5
+# From here on, a query is compared with the vectors of the nearest lists only: a copy is in the nearest ones.
+_EXACT_LIMIT, _PROBED = 5000, 12
+_PRINCIPAL = 128
+_SAMPLE = 20_000
+_BLOCK = 8192
+_WINDOWS = [
+    (x * (1 - share), y * (1 - share), share)
+    for share in (0.9, 0.8, 0.7)
+    for x in (0.0, 0.5, 1.0)
+    for y in (0.0, 0.5, 1.0)
+]
+
+Floats = NDArray[np.float32]
+Pairs = NDArray[np.int64]
+
+
+def find_candidates(sketches: Sketches) -> Pairs:
+    """Return pairs of rows (P, 2) that may be copies, each once, the lower row first, in order."""
+    count = len(sketches)
+    if count < 2:
+        return np.zeros((0, 2), np.int64)
+    # Few images have few neighbours that only look alike, and each pair costs 10 ms.
+    k = min(count - 1, 16 if count <= 2000 else 8 if count <= 20_000 else 4)
+    codes = np.concatenate([_codes(thumbs, *_full()) for thumbs in _blocks(sketches.thumbnails)])
+    found = [_neighbours(codes, fit_vector_space(codes, "cosine"), _views(sketches), k, LEAST_THUMBNAIL)]
+    # Parts on one background differ in what is left after whitening.
+    turned = ((start, view) for start, view in _views(sketches, windows=False))
+    found.append(_neighbours(codes, fit_vector_space(codes, "whitened"), turned, k // 2, LEAST_WHITENED))
+    features = _principal(sketches.features)
+    own = ((start, features[start : start + _BLOCK]) for start in range(0, count, _BLOCK))
+    found.append(_neighbours(features, fit_vector_space(features, "cosine"), own, k, LEAST_FEATURES))
+    pairs = np.concatenate(found)
+    return np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+
+
+def _neighbours(
+    codes: Floats, space: VectorSpace, queries: Iterator[tuple[int, Floats]], k: int, least: float
+) -> Pairs:
+    index = _index(space.vectors(codes))
+    found = [np.zeros((0, 2), np.int64)]
+    for start, view in queries:
+        scores, rows = index.search(space.vectors(view), k + 1)
+        one, rank = np.nonzero((scores >= least) & (rows >= 0))
+        pairs = np.stack([one + start, rows[one, rank]], 1)
+        found.append(pairs[pairs[:, 0] != pairs[:, 1]])
+    return np.concatenate(found)
+
+
+def _index(vectors: Floats) -> Any:  # noqa: ANN401 - FAISS has no types
+    """Return vectors (N, D) of length 1, ready to be searched by their inner product."""
+    configure_faiss()
+    count, size = vectors.shape
+    index: Any = faiss.IndexFlatIP(size)
+    if count > _EXACT_LIMIT:
+        lists = round(2 * count**0.5)
+        quantizer, index = index, faiss.IndexIVFFlat(index, size, lists, faiss.METRIC_INNER_PRODUCT)
+        index.quantizer_of_python = quantizer  # FAISS keeps a bare pointer to it, which must not dangle
+        index.train(np.ascontiguousarray(vectors[:: max(1, count // (40 * lists))]))
+        index.nprobe = _PROBED
+    index.add(vectors)
+    return index
+
+
+def _blocks(thumbnails: NDArray[np.uint8]) -> Iterator[Floats]:
+    for start in range(0, len(thumbnails), _BLOCK):
+        yield thumbnails[start : start + _BLOCK].astype(np.float32)
+
+
+def _basis(start: float, share: float) -> Floats:
+    """Return the lowest cosines on a window of a side, (FREQUENCIES, THUMBNAIL): weights of the pixels."""
+    edges = np.arange(THUMBNAIL + 1) / THUMBNAIL
+    low, high = np.maximum(edges[:-1], start), np.minimum(edges[1:], start + share)
+    place = ((low + high) / 2 - start) / share
+    weight = np.maximum(high - low, 0) / share
+    basis = weight * np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * place)
+    basis[1:] *= np.sqrt(2)
+    weights: Floats = basis.astype(np.float32)
+    return weights
+
+
+def _full() -> tuple[Floats, Floats]:
+    return _basis(0, 1), _basis(0, 1)
+
+
+def _codes(thumbnails: Floats, rows: Floats, columns: Floats) -> Floats:
+    """Return the frequencies of thumbnails without the mean, (N, D) of length 1."""
+    values = (rows @ thumbnails @ columns.T).reshape(len(thumbnails), -1)[:, 1:]
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    codes: Floats = (values / np.maximum(lengths, 1e-6)).astype(np.float32)
+    return codes
+
+
+def _views(sketches: Sketches, *, windows: bool = True) -> Iterator[tuple[int, Floats]]:
+    """Yield (first row, codes) of blocks of images: in eight orientations, then by windows."""
+    bases = [(_basis(y, share), _basis(x, share)) for x, y, share in _WINDOWS] if windows else []
+    for number, thumbs in enumerate(_blocks(sketches.thumbnails)):
+        start = number * _BLOCK
+        for turned in (thumbs, thumbs.transpose(0, 2, 1)):
+            for seen in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
+                yield start, _codes(seen, *_full())
+        for rows, columns in bases:
+            yield start, _codes(thumbs, rows, columns)
+
+
+def _principal(features: NDArray[np.float16]) -> Floats:
+    """Return features less their mean, in their principal directions, (N, at most 128)."""
+    rows = np.linspace(0, len(features) - 1, min(len(features), _SAMPLE)).astype(int)
+    sample = features[rows].astype(np.float32)
+    mean = sample.mean(0)
+    centred = sample - mean
+    size = features.shape[1]
+    # In fp64: of equal images the covariance is zero but for rounding.
+    covariance = (centred.T @ centred).astype(np.float64)
+    _, directions = eigh(covariance, subset_by_index=(size - _PRINCIPAL, size - 1))
+    kept = directions.astype(np.float32)
+    blocks = (features[start : start + _BLOCK] for start in range(0, len(features), _BLOCK))
+    return np.concatenate([(block.astype(np.float32) - mean) @ kept for block in blocks])

@@ -1,0 +1,162 @@
+"""Verification of candidates: most are rejected by thumbnails; the others are registered and compared."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoencode.duplicates.agreement import Agreement, agreements, grey_of
+from autoencode.duplicates.registration import (
+    coarse_maps,
+    contrast,
+    framed_maps,
+    refined,
+    shifted_maps,
+)
+from autoencode.errors import ImageError
+from autoencode.pixels import to_float
+
+if TYPE_CHECKING:
+    from autoencode.duplicates.sketches import Sketches
+
+Pairs = NDArray[np.int64]
+
+_BATCH = 64  # pairs
+_KEPT_IMAGES = 2000  # decoded images at hand, 100 MB
+# Correlations below these were reached by no copy.
+_LEAST_COARSE, _LEAST_SHIFTED = 0.4, 0.25
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two images that were registered.
+
+    Attributes:
+        first, second: rows of the sketches.
+        map: (2, 3), from points of the first to those of the second, see `registration`.
+        agreement: how far they are one picture.
+    """
+
+    first: int
+    second: int
+    map: NDArray[np.float32]
+    agreement: Agreement
+
+
+class Verifier:
+    """Registers and compares pairs of images.
+
+    Args:
+        sketches: of the images.
+        read: returns the pixels (S, S, 3) of a row; raises ImageError if its file is gone or changed.
+        is_thorough: whether pairs whose outlines do not match are still looked at for a part that was cut
+            out: pages and parts fill their frames alike. It takes 5 ms a pair, too long for large folders.
+    """
+
+    def __init__(
+        self, sketches: Sketches, read: Callable[[int], NDArray[np.uint8]], *, is_thorough: bool
+    ) -> None:
+        self.sketches, self.is_thorough, self._read = sketches, is_thorough, read
+        self._kept: OrderedDict[int, NDArray[np.uint8] | None] = OrderedDict()
+
+    def verify(self, pairs: Pairs) -> list[Match | None]:
+        """Return a match for each of the pairs (P, 2); None where they could not be registered."""
+        found: list[Match | None] = []
+        with torch.inference_mode():
+            for start in range(0, len(pairs), _BATCH):
+                found += self._verify_batch(pairs[start : start + _BATCH])
+        return found
+
+    def _verify_batch(self, pairs: Pairs) -> list[Match | None]:
+        maps, scores = self._coarse(pairs)
+        likely = scores[:, 0] >= _LEAST_COARSE
+        passed = torch.ones_like(likely) if self.is_thorough else likely
+        rows = [
+            row
+            for row in passed.nonzero()[:, 0].tolist()
+            if all(self._pixels(image) is not None for image in pairs[row].tolist())
+        ]
+        results: list[Match | None] = [None] * len(pairs)
+        if rows:
+            for row, match in zip(rows, self._fine(pairs[rows], maps[rows], likely[rows]), strict=True):
+                results[row] = match
+        return results
+
+    def _coarse(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return the two best maps (P, 2, 2, 3) by thumbnails, and their scores (P, 2)."""
+        sketches = self.sketches
+        one, other = (contrast(torch.from_numpy(sketches.thumbnails[rows]).float() / 255) for rows in pairs.T)
+        first_box, second_box = (torch.from_numpy(sketches.boxes[rows]) for rows in pairs.T)
+        first_size, second_size = self._sizes(pairs)
+        stretch = (second_size[:, 0] / second_size[:, 1]) / (first_size[:, 0] / first_size[:, 1])
+        maps, _ = coarse_maps(one, other, stretch)
+        framed = framed_maps(first_box, second_box)
+        _, scores = refined(_each(one, 8), _each(other, 8), framed.flatten(0, 1), 0)
+        best = scores.view(-1, 8).argmax(1)
+        maps = torch.cat([maps, framed[torch.arange(len(best)), best][:, None]], 1)
+        return _best(one, other, maps, 8, 2)
+
+    def _fine(self, pairs: Pairs, maps: Tensor, likely: Tensor) -> list[Match | None]:
+        images = [torch.cat([to_float(self._at_hand(row)) for row in rows.tolist()]) for rows in pairs.T]
+        sizes = self._sizes(pairs)
+        grey = [grey_of(side) for side in images]
+        full = [contrast(side) for side in grey]
+        shifted = shifted_maps(grey[0], grey[1], *sizes)
+        _, shifted_score = refined(full[0], full[1], shifted, 0)
+        chosen = (likely | (shifted_score >= _LEAST_SHIFTED)).nonzero()[:, 0]
+        results: list[Match | None] = [None] * len(pairs)
+        if not len(chosen):
+            return results
+        half = [contrast(F.avg_pool2d(side[chosen, None], 2)[:, 0]) for side in grey]
+        full = [side[chosen] for side in full]
+        every = torch.cat([maps[chosen], shifted[chosen][:, None]], 1)
+        two, _ = _best(half[0], half[1], every, 6, 2)
+        final, _ = _best(full[0], full[1], two, 5, 1)
+        boxes = torch.from_numpy(self.sketches.boxes[pairs[chosen.numpy(), 1]])
+        first, second = (side[chosen] for side in images)
+        found = agreements(first, second, final[:, 0], sizes[0][chosen], sizes[1][chosen], boxes)
+        for row, map_, agreement in zip(chosen.tolist(), final[:, 0], found, strict=True):
+            if agreement.overlap:
+                one, other = pairs[row].tolist()
+                results[row] = Match(one, other, map_.numpy(), agreement)
+        return results
+
+    def _sizes(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        first, second = (torch.from_numpy(self.sketches.sizes[rows]).float() for rows in pairs.T)
+        return first, second
+
+    def _pixels(self, row: int) -> NDArray[np.uint8] | None:
+        if row not in self._kept:
+            try:
+                self._kept[row] = self._read(row)
+            except ImageError:  # gone since it was sketched
+                self._kept[row] = None
+            while len(self._kept) > _KEPT_IMAGES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(row)
+        return self._kept[row]
+
+    def _at_hand(self, row: int) -> NDArray[np.uint8]:
+        pixels = self._pixels(row)
+        assert pixels is not None  # a batch has fewer images than are kept
+        return pixels[None]
+
+
+def _each(images: Tensor, count: int) -> Tensor:
+    return images[:, None].expand(-1, count, -1, -1).flatten(0, 1)
+
+
+def _best(first: Tensor, second: Tensor, maps: Tensor, steps: int, kept: int) -> tuple[Tensor, Tensor]:
+    """Refine maps (P, H, 2, 3); return the best few, (P, kept, 2, 3), and their scores (P, kept)."""
+    count = maps.shape[1]
+    refined_maps, scores = refined(_each(first, count), _each(second, count), maps.flatten(0, 1), steps)
+    best, which = scores.view(-1, count).topk(kept, 1)
+    return refined_maps.view(-1, count, 2, 3).gather(1, which[..., None, None].expand(-1, -1, 2, 3)), best

@@ -1,0 +1,249 @@
+"""Copies made of known images, and images that only look alike."""
+
+import io
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+from autoencode import Duplicates, ImageFolderError, OutputError, build_index, find_duplicates
+from autoencode.duplicates import memory, sketches
+
+Picture = Image.Image
+
+
+def texture(seed: int, height: int = 150, width: int = 200, *, fine: float = 1.0) -> Picture:
+    """Noise of all scales in colour, as a photograph has: no two seeds have a detail in common."""
+    generator = np.random.default_rng(seed)
+    spectrum = np.fft.rfft2(generator.normal(size=(3, height, width)))
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    pixels = np.fft.irfft2(spectrum / (0.01 + np.hypot(y, x)) ** (1.5 / fine), (height, width))
+    pixels -= pixels.mean((1, 2), keepdims=True)
+    return picture_of(127 + 50 * (pixels / pixels.std((1, 2), keepdims=True)).transpose(1, 2, 0))
+
+
+def picture_of(pixels: NDArray[np.float64]) -> Picture:
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def jpeg(picture: Picture, quality: int) -> Picture:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def marked(picture: Picture) -> Picture:
+    copy = picture.copy()
+    ImageDraw.Draw(copy).text((100, 75), "SAMPLE", "white", font_size=30, anchor="mm")
+    return copy
+
+
+def replaced(picture: Picture) -> Picture:
+    copy = picture.copy()
+    copy.paste(texture(999, 50, 60), (20, 80))
+    return copy
+
+
+COPIES: dict[str, tuple[Callable[[Picture], Picture], set[str]]] = {
+    "jpeg": (lambda p: jpeg(p, 30), {"re-encoded"}),
+    "half": (lambda p: p.resize((100, 75), Image.Resampling.LANCZOS), {"resized"}),
+    "quarter": (lambda p: p.resize((50, 38), Image.Resampling.LANCZOS), {"resized"}),
+    "bright": (lambda p: ImageEnhance.Brightness(p).enhance(1.3), {"recoloured"}),
+    "grey": (lambda p: p.convert("L").convert("RGB"), {"recoloured"}),
+    "centre": (lambda p: p.crop((25, 19, 175, 131)), {"cropped"}),
+    "corner": (lambda p: p.crop((40, 30, 200, 150)), {"cropped"}),
+    "framed": (lambda p: ImageOps.expand(p, 12, "black"), {"cropped"}),
+    "mirror": (ImageOps.mirror, {"mirrored"}),
+    "upside": (ImageOps.flip, {"mirrored"}),
+    "quarter turn": (lambda p: p.transpose(Image.Transpose.ROTATE_90), {"rotated"}),
+    "half turn": (lambda p: p.transpose(Image.Transpose.ROTATE_180), {"rotated"}),
+    "three degrees": (lambda p: p.rotate(3, Image.Resampling.BICUBIC), {"rotated"}),
+    "marked": (marked, {"edited"}),
+    "replaced": (replaced, {"edited"}),
+    "small mirrored crop": (
+        lambda p: ImageOps.mirror(p.crop((20, 0, 180, 150))).resize((107, 100), Image.Resampling.LANCZOS),
+        {"mirrored", "cropped", "resized"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighteen images, and of each of the first of them one kind of copy."""
+    folder = tmp_path_factory.mktemp("copied")
+    for number in range(18):
+        texture(number).save(folder / f"{number:02}.png")
+    for number, (name, (copy, _)) in enumerate(COPIES.items()):
+        copy(texture(number)).save(folder / f"{number:02} {name}.jpg", quality=92)
+    shutil.copy(folder / "17.png", folder / "17 same.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(copied: Path) -> Duplicates:
+    return find_duplicates(copied)
+
+
+def test_each_copy_is_with_its_original_and_with_nothing_else(found: Duplicates) -> None:
+    groups = [{file.path.stem.partition(" ")[0] for file in group.files} for group in found.groups]
+    assert sorted(min(numbers) for numbers in groups) == [f"{n:02}" for n in (*range(len(COPIES)), 17)]
+    assert all(len(numbers) == 1 for numbers in groups)
+    assert [len(group.files) for group in found.groups] == [2] * (len(COPIES) + 1)
+    assert (found.images, found.redundant, found.possible, found.skipped) == (35, 17, [], [])
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_is_of_the_kind_that_was_made(found: Duplicates, name: str) -> None:
+    (copy,) = [
+        file for group in found.groups for file in group.files[1:] if file.path.stem.endswith(f" {name}")
+    ]
+    assert set(copy.kinds) == COPIES[name][1]
+    assert copy.like is not None
+    assert copy.like.stem == copy.path.stem[:2]
+
+
+def test_what_was_edited_is_where_it_was_edited(found: Duplicates) -> None:
+    (copy,) = [file for group in found.groups for file in group.files if file.path.stem.endswith("replaced")]
+    wanted = np.array([20 / 200, 80 / 150, 80 / 200, 130 / 150])
+    assert copy.differs is not None
+    np.testing.assert_allclose(copy.differs, wanted, atol=0.05)
+
+
+def test_files_of_the_same_bytes_are_identical_with_their_size(found: Duplicates, copied: Path) -> None:
+    first, second = found.groups[-1].files
+    assert (first.kinds, second.kinds) == ((), ("identical",))
+    assert second.like == first.path
+    assert (second.width, second.height, second.bytes) == (200, 150, second.path.stat().st_size)
+    assert second.time == pytest.approx(second.path.stat().st_mtime, abs=1e-3)
+
+
+def test_shots_of_like_things_are_no_copies(tmp_path: Path) -> None:
+    """Parts in one place: their outlines and their shading are the same, and their surfaces are their own."""
+    y, x = np.mgrid[:160, :160] / 160
+    part = 90 + 90 * ((x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.15) - 40 * (abs(x - 0.5) < 0.1) + 30 * x
+    for number in range(12):
+        surface = np.asarray(texture(100 + number, 160, 160).convert("L"), np.float64) - 127
+        picture_of(part + 0.35 * surface).save(tmp_path / f"{number:02}.png")
+    found = find_duplicates(tmp_path)
+    assert found.groups == []
+    assert found.different < found.threshold
+    # And a copy among them is found all the same.
+    part_7 = Image.open(tmp_path / "07.png")
+    jpeg(part_7.crop((8, 8, 152, 152)), 60).save(tmp_path / "copy.png")
+    (group,) = find_duplicates(tmp_path).groups
+    assert {file.path.name for file in group.files} == {"07.png", "copy.png"}
+
+
+def test_one_drawing_in_other_colours_is_another_image(tmp_path: Path) -> None:
+    for colour in ("red", "blue", "green", "orange", "purple"):
+        image = Image.new("RGB", (96, 96), "white")
+        ImageDraw.Draw(image).regular_polygon((48, 48, 36), 5, fill=colour)
+        image.save(tmp_path / f"{colour}.png")
+    assert find_duplicates(tmp_path).groups == []
+
+
+def test_drawings_that_differ_in_a_detail_are_listed_and_not_called_copies(tmp_path: Path) -> None:
+    """Clocks: nine tenths of two of them are equal. The name keeps a turned one from being another hour."""
+    for hour in range(12):
+        image = Image.new("RGB", (128, 128), "white")
+        draw = ImageDraw.Draw(image)
+        draw.ellipse((8, 8, 120, 120), "#e0f0ff", "#205080", 6)
+        for mark in range(12):
+            y, x = 64 + 44 * np.sin(mark * np.pi / 6), 64 + 44 * np.cos(mark * np.pi / 6)
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), "black")
+        end = (64 + 28 * np.sin(hour * np.pi / 6), 64 - 28 * np.cos(hour * np.pi / 6))
+        draw.line(((64, 64), end), "black", 5)
+        draw.text((64, 44), "Noon", "black", font_size=14, anchor="mm")
+        image.save(tmp_path / f"{hour:02}.png")
+    found = find_duplicates(tmp_path)
+    assert found.redundant <= 1
+    pairs = [pair.agreement for pair in found.possible]
+    assert len(pairs) > 5
+    assert pairs == sorted(pairs, reverse=True)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Five images, and two copies."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for number in range(5):
+        texture(number, 75, 100).save(folder / f"{number}.png")
+    ImageOps.mirror(texture(3, 75, 100)).save(folder / "mirror.jpg")
+    shutil.copy(folder / "4.png", folder / "same.png")
+    return folder
+
+
+def test_a_search_that_was_killed_goes_on_and_gives_the_same(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = find_duplicates(few)
+    monkeypatch.setattr(sketches, "_BLOCK", 4)
+    monkeypatch.setattr(memory, "_BLOCK", 1)
+    cache, calls = tmp_path / "cache", itertools.count()
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage == "comparing" and next(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_duplicates(few, cache=cache, progress=kill)
+    assert len(list(cache.glob("*.npz"))) == 2 + 1
+    seen: list[tuple[str, int, int]] = []
+    assert find_duplicates(few, cache=cache, progress=lambda *report: seen.append(report)) == wanted
+    assert [report for report in seen if report[0] == "reading"] == []
+    assert min(done for stage, done, _ in seen if stage == "comparing") > 1
+
+
+def test_only_new_files_are_read(few: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    find_duplicates(few, cache=cache)
+    ImageOps.flip(texture(1, 75, 100)).save(few / "new.png")
+    (few / "same.png").unlink()
+    seen: list[tuple[str, int, int]] = []
+    changed = find_duplicates(few, cache=cache, progress=lambda *report: seen.append(report))
+    assert [report for report in seen if report[0] == "reading"] == [("reading", 7, 7)]
+    names = [{file.path.name for file in group.files} for group in changed.groups]
+    assert {frozenset(group) for group in names} == {
+        frozenset(("1.png", "new.png")),
+        frozenset(("3.png", "mirror.jpg")),
+    }
+
+
+def test_files_that_cannot_be_used_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    texture(0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    found = find_duplicates(tmp_path)
+    assert [path.name for path, _ in found.skipped] == ["b.png", "c.png"]
+    assert found.skipped[0][1].startswith("not an image of a known format")
+    assert (found.images, found.groups) == (1, [])
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ImageFolderError, match="No image could be used, of 2 given"):
+        find_duplicates(tmp_path)
+
+
+def test_the_files_of_an_index_are_compared(few: Path, tmp_path: Path) -> None:
+    build_index(few, tmp_path / "i")
+    assert find_duplicates(tmp_path / "i").groups == find_duplicates(few).groups
+
+
+def test_a_folder_of_something_else_is_no_cache(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds no earlier search for duplicates"):
+        find_duplicates(few, cache=tmp_path)
+
+
+def test_a_damaged_cache_is_made_again(few: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    wanted = find_duplicates(few, cache=cache)
+    for path in cache.glob("*.npz"):
+        os.truncate(path, path.stat().st_size // 2)
+    assert find_duplicates(few, cache=cache) == wanted
+    assert find_duplicates(few, cache=cache) == wanted
