@@ -13,7 +13,7 @@ Shapes: R codes, Q queries, D code dimensions, d reduced dimensions, L inverted 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -159,46 +159,6 @@ class ListScanner:
         if len(short):  # the lists scanned hold fewer than K codes
             rows[short] = self._scanned(reduced[short], wanted, len(self.lists.centroids))
         return rows
-
-    def within(
-        self, blocks_of: Callable[[], Iterator[Floats]], distance: float
-    ) -> Callable[[Floats], tuple[Rows, Rows]]:
-        """Return a search of the lists for all that is within a distance of vectors (Q, D).
-
-        Args:
-            blocks_of: yields the reduced vectors (N, d) in blocks, in order; called several times.
-            distance: between vectors.
-
-        Returns:
-            A function of vectors (Q, D) that returns where the rows of each start (Q + 1,), and the rows. All
-            that are within the distance are among them, and some that are not.
-        """
-        # One byte per value: with four bits, too much that is not within the distance would have to be found.
-        size = self.lists.centroids.shape[1]
-        bytes_of = faiss.ScalarQuantizer.QT_8bit
-        index: Any = faiss.IndexIVFScalarQuantizer(
-            *(self.quantizer, size, len(self.lists.centroids), bytes_of, faiss.METRIC_L2, False)
-        )
-        extremes = [(block.min(0), block.max(0)) for block in blocks_of()]
-        low, high = np.min([one for one, _ in extremes], 0), np.max([other for _, other in extremes], 0)
-        index.train(np.stack([low, high]))
-        start = 0
-        for vectors in blocks_of():
-            rows = np.arange(start, start + len(vectors))
-            assignment = np.ascontiguousarray(self.lists.assignment[rows])
-            # add_core() takes the lists that are known; add() would search for the nearest centroids again.
-            index.add_core(len(vectors), *(faiss.swig_ptr(one) for one in (vectors, rows, assignment)))
-            start += len(vectors)
-        # The farthest that a vector can be from its bytes: half a quantization step in every direction.
-        error = float(np.linalg.norm(high - low)) / 255 / 2
-        radius = (distance + error) ** 2 * (1 + 1e-4) + 1e-9
-
-        def search(vectors: Floats) -> tuple[Rows, Rows]:
-            index.nprobe = self.nprobe
-            limits, _, rows = index.range_search(self.lists.rounding.apply(vectors), radius)
-            return limits, rows
-
-        return search
 
     def _scanned(self, reduced: Floats, wanted: int, nprobe: int) -> Rows:
         self._index.implem = _SCAN_ONE if len(reduced) == 1 else _SCAN_MANY
