@@ -95,6 +95,10 @@ def build_index(
     if store is not None:
         check_choice("store", store, STORES)
     # Before anything is locked or made, so that a mistyped path leaves nothing behind.
+    if not isinstance(source, str | Path):
+        raise ConfigError(
+            f"An index is of a folder or a pack. Give pack_folder the {type(source).__name__}, and its pack here."
+        )
     source, loaded = local_folder(source), None if model is None else as_model(model)
     if not source.is_dir():
         raise ImageFolderError(f"No folder of images and no pack at {source}.")
