@@ -97,7 +97,7 @@ def build_index(
     # Before anything is locked or made, so that a mistyped path leaves nothing behind.
     if not isinstance(source, str | Path):
         raise ConfigError(
-            f"An index is of a folder or a pack. Give pack_folder the {type(source).__name__}, and its pack here."
+            f"An index is of a folder or a pack. Pack the {type(source).__name__} first: pack_folder."
         )
     source, loaded = local_folder(source), None if model is None else as_model(model)
     if not source.is_dir():
