@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from autoencode import Pack, Run, pack_folder
 from autoencode.cli import main
@@ -121,3 +123,58 @@ def test_the_command_offers_every_score(outliers: Command) -> None:
     assert code == 0
     assert all(f"{score}:" in said for score in SCORES)
     assert all(f"{score.name}: {score.summary}" in SCORE_HELP for score in SCORES.values())
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty grey images with grain: parts that are all alike."""
+    folder = tmp_path_factory.mktemp("parts") / "good"
+    folder.mkdir()
+    for seed in range(20):
+        grain = np.random.default_rng(seed).normal(120, 9, (64, 96)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(grain).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_a_folder_of_normal_images_judges_others_without_training(
+    outliers: Command, good: Path, photos: Path, tmp_path: Path
+) -> None:
+    kept, table = tmp_path / "good.safetensors", tmp_path / "found.csv"
+    code, said, complaint = outliers(
+        good, photos, "--out", table, "--save", kept, "--maps", tmp_path / "maps"
+    )
+    assert code == 0, complaint
+    assert "outliers: 48 of 48 images, by patches of EfficientNet-Lite0" in said
+    assert "on average at most 4.76% of normal images" in said
+    assert "calibrated on 20 normal images" in said
+    assert len(table.read_text().splitlines()) == 49
+    assert len(list((tmp_path / "maps").iterdir())) == 96
+    again = outliers(kept, photos, "--fail-on-outlier")
+    assert again[0] == 1
+    assert "outliers: 48 of 48 images" in again[1]
+    assert outliers(kept, next(good.iterdir()), "--fail-on-outlier")[0] == 0
+
+
+def test_normal_images_alone_are_judged_by_each_other(outliers: Command, good: Path) -> None:
+    code, said, complaint = outliers(good)
+    assert code == 0, complaint
+    assert " of 20 images, by patches" in said
+
+
+def test_options_of_the_other_kind_are_rejected(
+    outliers: Command, good: Path, run_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    for arguments, message in (
+        (
+            (good, photos, "--score", "knn"),
+            "--score goes with a model, not with normal images.",
+        ),
+        ((good, photos, "--heatmaps"), "--heatmaps goes with a model, not with normal images."),
+        ((run_folder, photos, "--maps", tmp_path), "--maps and --save go with a folder of normal images"),
+        ((run_folder,), "Give the images to judge after the model"),
+        ((good, photos, "--fpr", "0.01"), "needs 99 normal images; there are 20"),
+    ):
+        code, _, complaint = outliers(*arguments)
+        assert code == 2
+        assert message in complaint
+        assert complaint.count("\n") == 1

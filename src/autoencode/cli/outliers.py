@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Images, MaxPixels, Model, Ray, add_command
-from autoencode.cli.progress import fail_if_named, one_line, say, show_skipped, stages
+from autoencode.cli.options import MaxPixels, Ray, add_command
+from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages, warn
 from autoencode.configuration import Embedding, Rule
 from autoencode.errors import ConfigError
 from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Limits
     from autoencode.outliers.find import Outliers
+    from autoencode.outliers.inspection import Inspection
 
     ScoreName = str
 else:
@@ -32,24 +34,44 @@ SCORE_HELP = (
 
 
 def outliers(
-    model: Model,
-    images: Images,
+    normal: Annotated[
+        Path,
+        typer.Argument(
+            help="Normal images: a folder of them, a file from --save, or the run folder or file of a model."
+        ),
+    ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Image files, and folders of them. Default: the normal images, each judged by the others.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write a table, .csv or .json, and a sheet of the most anomalous images beside it."
+            help="Write a table, .csv or .json; with a model also a sheet of the most anomalous images."
         ),
     ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="A folder for two pictures of each image: with its heat map over it, and the map."),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Keep what was learned from the normal images in a file, to judge others later."),
+    ] = None,
+    fail_on_outlier: Annotated[
+        bool, typer.Option("--fail-on-outlier", help="Exit with 1 if an image is an outlier.")
+    ] = False,
     score: Annotated[
         ScoreName | None,
         typer.Option(help=SCORE_HELP),
     ] = None,
     embedding: Annotated[
-        Embedding,
-        typer.Option(
-            help="Score by this model, or by features of a network pretrained on ImageNet (extra eval)."
-        ),
-    ] = "code",
+        Embedding | None,
+        typer.Option(help="With a model: score by it (code, the default), or by pretrained features alone."),
+    ] = None,
     fpr: Annotated[
         float | None,
         typer.Option(
@@ -58,10 +80,14 @@ def outliers(
         ),
     ] = None,
     rule: Annotated[
-        Rule, typer.Option(help="conformal keeps to --fpr; paper flags a KL above the median.")
-    ] = "conformal",
+        Rule | None,
+        typer.Option(
+            help="With a model: conformal (the default) keeps to --fpr; paper flags a KL above the median."
+        ),
+    ] = None,
     heatmaps: Annotated[
-        bool, typer.Option("--heatmaps", help="Add maps of the reconstruction error to the sheet.")
+        bool,
+        typer.Option("--heatmaps", help="With a model: add maps of the reconstruction error to the sheet."),
     ] = False,
     pack: Annotated[
         str | None,
@@ -70,36 +96,56 @@ def outliers(
     max_pixels: MaxPixels = None,
     ray: Ray = None,
 ) -> None:
-    """Find images unlike those the model was trained on."""
-    if heatmaps and out is None:
-        raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
+    """Find images, and defects in them, unlike normal images."""
+    from autoencode.outliers.normal import holds_normal
+
+    if holds_normal(normal):
+        of_model = {"--score": score, "--embedding": embedding, "--rule": rule, "--pack": pack, "--ray": ray}
+        given = [name for name, value in of_model.items() if value is not None] + ["--heatmaps"] * heatmaps
+        if given:
+            raise ConfigError(f"{given[0]} goes with a model, not with normal images. Leave it out.")
+        any_outlier = _by_normal_images(
+            normal, images or [], out, maps, save, fpr, options.limits(max_pixels)
+        )
+    else:
+        if maps is not None or save is not None:
+            raise ConfigError("--maps and --save go with a folder of normal images, not with a model.")
+        if heatmaps and out is None:
+            raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
+        settings = {"score": score, "fpr": fpr, "heatmaps": heatmaps, "ray": ray}
+        settings |= {"embedding": embedding or "code", "rule": rule or "conformal"}
+        any_outlier = _by_model(normal, images or [], out, pack, options.limits(max_pixels), settings)
+    if fail_on_outlier and any_outlier:
+        raise typer.Exit(1)
+
+
+def _by_model(
+    model: Path,
+    images: list[Path],
+    out: Path | None,
+    pack: str | None,
+    limits: Limits | None,
+    settings: dict[str, Any],
+) -> bool:
+    """Judge images by a model, and return whether one is an outlier."""
     from autoencode.atomic import TABLES, check_output
     from autoencode.data.pack import open_pack
     from autoencode.models.model_file import load_model
     from autoencode.outliers.calibration import reference_name
     from autoencode.outliers.find import find_outliers, sheet_path
 
+    if not images:
+        raise ConfigError("Give the images to judge after the model: files, or folders of them.")
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
     packed = open_pack(pack or options.pack_of(model, "--pack PACK"))
     if out is not None:  # before the work, which may take minutes
         check_output(out, TABLES, options.settings_files(model, packed))
+    # Kept beside the model: the reference is the same for all images, and may take longer than they.
+    cache = run / reference_name(settings["embedding"])
     with stages() as progress:
         found = find_outliers(
-            loaded,
-            images,
-            packed,
-            out,
-            score=score,
-            embedding=embedding,
-            fpr=fpr,
-            rule=rule,
-            heatmaps=heatmaps,
-            # Kept beside the model: the reference is the same for all images, and may take longer than they.
-            cache=run / reference_name(embedding),
-            limits=options.limits(max_pixels),
-            ray=ray,
-            progress=progress,
+            loaded, images, packed, out, cache=cache, limits=limits, progress=progress, **settings
         )
     _print(found)
     if out is not None:
@@ -107,6 +153,68 @@ def outliers(
         say(f"sheet: {sheet_path(out)}")
     # Last: the images that can be used are judged before the command fails for the others.
     fail_if_named(found.skipped, images)
+    return any(image.outlier for image in found.images)
+
+
+def _by_normal_images(
+    normal: Path,
+    images: list[Path],
+    out: Path | None,
+    maps: Path | None,
+    save: Path | None,
+    fpr: float | None,
+    limits: Limits | None,
+) -> bool:
+    """Judge images by a folder or file of normal ones, and return whether one is an outlier."""
+    from autoencode.atomic import TABLES, check_output
+    from autoencode.outliers.inspection import inspect_images
+    from autoencode.outliers.normal import fit_normal, load_normal
+
+    for path, endings in ((out, TABLES), (save, (".safetensors",))):
+        if path is not None:  # before the work, which may take minutes
+            check_output(path, endings)
+    if normal.is_dir():
+        with counting("learning what is normal") as progress:
+            learned = fit_normal(normal, limits=limits, progress=progress)
+        show_skipped(list(learned.skipped))
+        if save is not None:
+            learned.save(save)
+            say(f"saved: {save}: judges images where {normal} is not")
+    else:
+        learned = load_normal(normal)
+    if not images and save is not None:
+        return False
+    with counting("judging") as progress:
+        found = inspect_images(
+            learned, images or None, out, fpr=fpr, maps=maps, limits=limits, progress=progress
+        )
+    _print_inspection(found)
+    for name, path in (("table", out), ("maps", maps)):
+        if path is not None:
+            say(f"{name}: {path}")
+    fail_if_named(found.skipped, images)
+    return any(verdict.outlier for verdict in found.verdicts)
+
+
+def _print_inspection(found: Inspection) -> None:
+    show_skipped(found.skipped)
+    flagged = [verdict for verdict in found.verdicts if verdict.outlier]
+    for one in flagged[:SHOWN]:
+        where = "" if one.box is None else "  at {},{} {}x{}".format(*one.box)
+        say(one_line(f"{one.score:8.2f}  p {one.p_value:.3g}  {one.path}{where}"))
+    if len(flagged) > SHOWN:
+        say(f"and {len(flagged) - SHOWN} more")
+    say(
+        f"outliers: {len(flagged)} of {len(found.verdicts)} images, by patches of EfficientNet-Lite0 at "
+        "128 and 256 pixels: nothing was trained"
+    )
+    say(
+        f"rule:     on average at most {found.fpr:.2%} of normal images, and with 95 % confidence at most "
+        f"{found.fpr_bound:.2%}; calibrated on {found.calibration_images:,} normal images, each measured "
+        "against others"
+    )
+    for name in found.passing:
+        warn(f"An image that is {name} would be called normal.")
 
 
 def add_to(program: typer.Typer) -> None:
@@ -114,8 +222,10 @@ def add_to(program: typer.Typer) -> None:
     add_command(
         program,
         outliers,
+        "autoencode outliers good-parts new-parts --out outliers.csv --maps maps",
+        "autoencode outliers good-parts --save good.safetensors",
+        "autoencode outliers good.safetensors new-parts --fail-on-outlier",
         "autoencode outliers runs/photos new-photos --out outliers.csv",
-        "autoencode outliers runs/photos new-photos --embedding pretrained --fpr 0.05",
     )
 
 

@@ -114,6 +114,16 @@ def read_tensors(
     return tensors, content, digest
 
 
+def kind_of(path: Path) -> str | None:
+    """Return the kind of a file that `write_tensors` wrote, unchecked; None for any other path."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            kind = parse_json((file.metadata() or {})["autoencode"])["kind"]
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
 def _content(
     path: Path, kind: str, metadata: Mapping[str, str], error: type[AutoencodeError]
 ) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Verdicts on images: the order, the place, the tables and the pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.outliers.test_normal import COLUMNS, ROWS, normal, part, parts  # noqa: F401 - fixtures
+
+from autoencode import ConfigError, ImageFolderError, NormalImages, inspect_images
+
+
+def test_defects_come_first_with_their_place(normal: NormalImages, parts: Path, tmp_path: Path) -> None:  # noqa: F811
+    pixels = np.asarray(part(3001)).copy()
+    pixels[8:40, 20:60] = 250
+    Image.fromarray(pixels).save(tmp_path / "spot.png")
+    found = inspect_images(normal, [parts / "new", tmp_path / "spot.png"], fpr=0.05)
+    first = found.verdicts[0]
+    assert first.path.name == "spot.png"
+    assert first.outlier
+    assert first.ratio >= 1 and first.score > found.threshold
+    assert first.box is not None
+    left, top, width, height = first.box
+    # The region overlaps the spot, and is no larger than its neighbourhood.
+    assert left < 60 and left + width > 20 and top < 40 and top + height > 8
+    assert width < 0.6 * COLUMNS
+    assert 0 < first.area < 0.6
+    assert [one.score for one in found.verdicts] == sorted(
+        (one.score for one in found.verdicts), reverse=True
+    )
+    assert all(one.outlier == (one.score > found.threshold) for one in found.verdicts)
+
+
+def test_without_images_the_normal_ones_are_judged_by_each_other(normal: NormalImages) -> None:  # noqa: F811
+    found = inspect_images(normal, fpr=0.05)
+    assert len(found.verdicts) == 40
+    assert sorted(one.score for one in found.verdicts) == sorted(normal.calibration)
+
+
+def test_tables_and_pictures_of_every_image(normal: NormalImages, parts: Path, tmp_path: Path) -> None:  # noqa: F811
+    table, maps = tmp_path / "found.csv", tmp_path / "deep" / "maps"
+    found = inspect_images(normal, parts / "bad", table, maps=maps)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["path"] for row in rows] == [str(one.path) for one in found.verdicts]
+    assert float(rows[0]["threshold"]) == pytest.approx(found.threshold, rel=1e-4)
+    assert {row["outlier"] for row in rows} <= {"true", "false"}
+    pictures = sorted(path.name for path in maps.iterdir())
+    assert len(pictures) == 2 * len(rows)
+    assert pictures[0] == "00001-2000-map.png"
+    with Image.open(maps / "00001-2000-map.png") as image:
+        assert image.size == (COLUMNS, ROWS)
+        assert image.mode == "I;16"
+        hottest = np.asarray(image).max() / 4096
+    verdict = next(one for one in found.verdicts if one.path.name == "2000.png")
+    assert hottest == pytest.approx(float(verdict.heat.max()), rel=0.2)
+    with Image.open(maps / "00001-2000-overlay.png") as image:
+        assert image.size == (COLUMNS, ROWS)
+    inspect_images(normal, parts / "bad", tmp_path / "found.json")
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["calibration_images"] == 40
+    assert len(content["images"]) == len(rows)
+    assert content["fpr"] < content["fpr_bound"] < 1
+
+
+def test_a_rate_that_so_few_images_cannot_keep_is_rejected(normal: NormalImages, parts: Path) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="needs 99 normal images; there are 40"):
+        inspect_images(normal, parts / "new", fpr=0.01)
+    assert inspect_images(normal, parts / "new").fpr == pytest.approx(1 / 41)
+
+
+def test_a_table_that_is_an_image_and_images_that_are_none_are_rejected(
+    normal: NormalImages,  # noqa: F811
+    parts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError):
+        inspect_images(normal, parts / "new", parts / "new" / "1000.png")
+    (tmp_path / "no.png").write_bytes(b"no image")
+    with pytest.raises(ImageFolderError, match="No image could be used"):
+        inspect_images(normal, tmp_path / "no.png")

@@ -1,0 +1,185 @@
+"""Normal images as a pretrained network sees them: scores, heat maps, rates, and the file that keeps them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binom
+
+from autoencode import ConfigError, ImageFolderError, ModelFileError, fit_normal, load_normal
+from autoencode.data.preprocessing import Limits
+from autoencode.metrics.statistics import auroc
+from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.outliers import normal as module
+from autoencode.outliers.normal import FORMAT_VERSION, KIND, NormalImages, holds_normal
+from autoencode.outliers.patches import PatchBank, read_in_shape
+
+ROWS, COLUMNS = 96, 240  # a long part
+
+
+def part(seed: int, *, scratched: bool = False) -> Image.Image:
+    """A grey part with a dark ring and grain, never twice in the same place; a scratch is a bright line."""
+    generator = np.random.default_rng(seed)
+    down, across = np.indices((ROWS, COLUMNS)).astype(float)
+    centre = generator.uniform((40, 100), (56, 140))
+    ring = np.abs(np.hypot(down - centre[0], across - centre[1]) - 28) < 5
+    pixels = 150 + 8 * generator.standard_normal((ROWS, COLUMNS)) - 70 * ring
+    if scratched:
+        row, column = generator.integers((10, 150), (60, 200))
+        for step in range(26):
+            pixels[row + step, column + step // 2 : column + step // 2 + 3] = 235
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    for name, first, count, scratched in (
+        ("good", 0, 40, False),
+        ("new", 1000, 12, False),
+        ("bad", 2000, 12, True),
+    ):
+        (folder / name).mkdir()
+        for seed in range(first, first + count):
+            part(seed, scratched=scratched).save(folder / name / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def normal(parts: Path) -> NormalImages:
+    return fit_normal(parts / "good")
+
+
+def scores(normal: NormalImages, folder: Path) -> np.ndarray:
+    return np.array([normal.measure(read_in_shape(path, Limits()))[0] for path in sorted(folder.iterdir())])
+
+
+def test_defects_are_distinguished_from_parts_that_were_not_seen(normal: NormalImages, parts: Path) -> None:
+    new, bad = scores(normal, parts / "new"), scores(normal, parts / "bad")
+    assert auroc(new, bad) > 0.95
+    assert (normal.p_values(bad) <= 0.05).mean() > 0.8
+    assert (normal.p_values(new) <= 0.05).mean() < 0.3
+
+
+def test_the_heat_is_where_the_defect_is(normal: NormalImages, tmp_path: Path) -> None:
+    pixels = np.asarray(part(3000)).copy()
+    pixels[60:84, 190:214] = 240
+    Image.fromarray(pixels).save(tmp_path / "spot.png")
+    _, heat = normal.measure(read_in_shape(tmp_path / "spot.png", Limits()))
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert 50 < (row + 0.5) * ROWS / heat.shape[0] < 94
+    assert 180 < (column + 0.5) * COLUMNS / heat.shape[1] < 224
+    assert heat.max() > 1
+
+
+def test_images_keep_their_shape_whatever_their_size(tmp_path: Path) -> None:
+    for size, expected in (((500, 1260), (320, 128)), ((30, 20), (128, 192)), ((8, 8000), (2048, 16))):
+        Image.new("L", size).save(tmp_path / "image.png")
+        picture = read_in_shape(tmp_path / "image.png", Limits())
+        assert (picture.width, picture.height) == size
+        assert picture.pixels[0].shape == (*expected, 3)
+
+
+def test_each_normal_image_is_measured_against_others(normal: NormalImages, parts: Path) -> None:
+    held_out, fitted = normal.calibration, scores(normal, parts / "good")
+    assert len(held_out) == 40
+    assert np.median(fitted) < np.median(held_out)  # a patch of the bank is its own nearest neighbour
+    new = scores(normal, parts / "new")
+    assert abs(np.median(new) - np.median(held_out)) < 1.5  # of images that were not seen, it is not
+
+
+def test_a_few_outliers_among_the_normal_images_come_first(parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts / "good", tmp_path / "mixed")
+    for path in sorted((parts / "bad").iterdir())[:3]:
+        shutil.copy(path, tmp_path / "mixed" / f"bad-{path.name}")
+    mixed = fit_normal(tmp_path / "mixed")
+    first = [mixed.paths[index].name for index in np.argsort(-mixed.calibration)[:5]]
+    assert sum(name.startswith("bad-") for name in first) >= 2
+
+
+def test_more_images_than_fit_a_bank_are_measured_against_it(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FITTED", 20)
+    seen: list[tuple[int, int]] = []
+    found = fit_normal(parts / "good", progress=lambda *at: seen.append(at))
+    assert len(found.calibration) == len(found.paths) == 40
+    assert seen[-1] == (60, 60)
+
+
+def test_the_bound_of_the_rate_is_that_of_the_binomial(normal: NormalImages) -> None:
+    rate = 3 / 41  # the three highest of 40 scores
+    bound = normal.fpr_bound(rate)
+    # With that rate, 40 images have fewer than 3 scores beyond the threshold in one of 20 draws.
+    assert binom.cdf(2, 40, bound) == pytest.approx(0.05, abs=1e-6)
+    assert normal.threshold(rate) == np.sort(normal.calibration)[-3]
+
+
+def test_a_bank_gives_the_mahalanobis_distance_to_the_nearest_patch() -> None:
+    generator = np.random.default_rng(0)
+    mixing = generator.standard_normal((6, 6))
+    patches = (generator.standard_normal((30, 4, 6)) @ mixing).astype(np.float16)
+    bank = PatchBank.fit([patches[:15], patches[15:]])
+    queries = (generator.standard_normal((2, 3, 6)) @ mixing).astype(np.float16)
+    flat = patches.reshape(-1, 6).astype(float)
+    covariance = np.cov(flat.T, bias=True)
+    precision = np.linalg.inv(covariance + 1e-3 * covariance.trace() / 6 * np.eye(6))
+    gaps = queries.reshape(-1, 1, 6).astype(float) - flat
+    expected = np.sqrt(np.einsum("nmi,ij,nmj->nm", gaps, precision, gaps).min(1) / 6).reshape(2, 3)
+    np.testing.assert_allclose(bank.distances(queries), expected, rtol=0.02, atol=0.01)
+    blank = np.ones((3, 3, 6), np.float16)
+    assert np.isfinite(PatchBank.fit([blank]).distances(blank + 1)).all()
+
+
+def test_what_is_learned_is_kept_in_one_file_that_needs_no_image(
+    normal: NormalImages, parts: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "good.safetensors"
+    normal.save(path)
+    assert path.stat().st_size < 30e6
+    loaded = load_normal(path)
+    np.testing.assert_allclose(scores(loaded, parts / "bad"), scores(normal, parts / "bad"), rtol=1e-5)
+    assert loaded.passing == normal.passing
+    assert holds_normal(path)
+    assert holds_normal(parts / "good")
+
+
+def test_a_file_that_is_something_else_is_rejected_in_one_line(normal: NormalImages, tmp_path: Path) -> None:
+    path = tmp_path / "good.safetensors"
+    normal.save(path)
+    tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, ModelFileError)
+    content = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    for changed, stated, message in (
+        (tensors, {**content, "weights": "another 2"}, "was made with another 2, and"),
+        ({**tensors, "pooled": tensors["pooled"][:, :3]}, content, "does not hold usable normal images"),
+        ({**tensors, "spread": tensors["spread"] * float("nan")}, content, "its numbers are not finite"),
+        ({**tensors, "0.mean": torch.zeros(2)}, content, "does not hold usable normal images"),
+        ({k: v for k, v in tensors.items() if k != "centre"}, content, "does not hold usable normal images"),
+    ):
+        write_tensors(path, KIND, FORMAT_VERSION, changed, stated)
+        with pytest.raises(ModelFileError, match=message) as caught:
+            load_normal(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelFileError, match="No normal images file at"):
+        load_normal(tmp_path / "none.safetensors")
+
+
+def test_too_few_images_and_files_that_are_none_are_named(parts: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    with pytest.raises(ImageFolderError):
+        fit_normal(few)
+    for path in sorted((parts / "good").iterdir())[:9]:
+        shutil.copy(path, few)
+    (few / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"Give 10 or more normal images; there are 9. 1 cannot be used"):
+        fit_normal(few)
+    shutil.copy(parts / "good" / "20.png", few)
+    found = fit_normal(few)
+    assert len(found.calibration) == 10
+    assert [path.name for path, _ in found.skipped] == ["broken.png"]
