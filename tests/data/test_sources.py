@@ -244,3 +244,15 @@ def test_a_wrong_table_is_named_with_its_row_and_columns(tmp_path: Path) -> None
             listed(tmp_path / "t.csv")
     with pytest.raises(AutoencodeError, match=r"is left by include=\['\*\.gif'\]"):
         listed(picture(tmp_path / "f" / "a.png").parent, include=["*.gif"])
+
+
+def test_a_pack_is_a_dataset_for_torch(tiny_pack: Pack) -> None:
+    torch = pytest.importorskip("torch")
+    pixels, label, path = tiny_pack[-1]
+    assert np.array_equal(pixels, tiny_pack.pixels(np.array([tiny_pack.entries[-1].row]))[0])
+    assert (label, path) == (tiny_pack.entries[-1].label, tiny_pack.entries[-1].path)
+    batches = list(torch.utils.data.DataLoader(tiny_pack, batch_size=16))
+    assert [len(batch[1]) for batch in batches] == [16, 16, 16]
+    assert batches[0][0].shape == (16, 32, 32, 3)
+    assert len(list(tiny_pack)) == 48
+    assert repr(tiny_pack).startswith("Pack(48 images of 32x32, from /")

@@ -91,6 +91,21 @@ class Pack:
         """Number of usable images."""
         return len(self.entries)
 
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], str, str]:
+        """Return the pixels (H, W, 3), the label, "" for none, and the path of an image: a torch Dataset.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        entry = self.entries[range(len(self))[index]]
+        assert entry.row is not None
+        return self.pixels(np.array([entry.row]))[0], entry.label or "", entry.path
+
+    def __repr__(self) -> str:
+        """Return what it is, of what."""
+        size = f"{self.preprocessing.height}x{self.preprocessing.width}"
+        return f"Pack({len(self):,} images of {size}, from {self.origin or self.folder})"
+
     def rows(self, split: Split | None = None) -> NDArray[np.int64]:
         """Return the rows (N,) of a split, or of all, in the order of `entries`; copies share a row."""
         if split is None:

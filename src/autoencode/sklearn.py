@@ -1,0 +1,94 @@
+"""An autoencoder as a transformer of scikit-learn: images to codes, in a Pipeline or a grid search.
+
+Shapes: N images, D code dimensions, H height, W width. Images are an array (N, H, W), (N, H, W, C) or
+(N, C, H, W), of uint8 or of floats in [0, 1].
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, from_numpy
+
+from autoencode.models.model_file import load_model
+from autoencode.training.train import train
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
+
+
+class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Images to codes and back.
+
+    Args:
+        preset: a name in `PRESETS`.
+        code_size: D; None for what suits the number of images.
+        epochs: passes over the images; None for what suits their number.
+        size: of the images, see `train`; None for what suits them.
+        random_state: the seed.
+        settings: further settings of `train`.
+
+    Attributes:
+        model_: the trained `Autoencoder`.
+    """
+
+    model_: Autoencoder
+
+    def __init__(
+        self,
+        preset: str = "best",
+        code_size: int | None = None,
+        epochs: int | None = None,
+        size: int | str | None = None,
+        random_state: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.preset, self.code_size, self.epochs, self.size = preset, code_size, epochs, size
+        self.random_state, self.settings = random_state, settings
+
+    def fit(self, X: Any, y: object = None) -> AutoencoderTransformer:  # noqa: ANN401
+        """Train on images, whatever `train` takes.
+
+        Raises:
+            AutoencodeError: raised by `train`.
+        """
+        given = {"code_size": self.code_size, "epochs": self.epochs, "size": self.size}
+        asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        with tempfile.TemporaryDirectory(prefix="autoencode-") as folder:
+            run = train(
+                X,
+                Path(folder) / "run",
+                preset=self.preset,
+                seed=self.random_state,
+                **asked,
+                **(self.settings or {}),
+            )
+            self.model_ = load_model(run.model_path)
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """Return the codes (N, D) of images."""
+        check_is_fitted(self)
+        return self.model_.encode(X).numpy()
+
+    def inverse_transform(self, X: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """Return the images (N, H, W, 3) in [0, 1] of codes (N, D)."""
+        check_is_fitted(self)
+        return self.model_.decode(from_numpy(np.asarray(X, np.float32))).permute(0, 2, 3, 1).numpy()
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:  # noqa: ANN401
+        """Return minus the mean squared error (N,) of the reconstruction of each image: higher is better."""
+        check_is_fitted(self)
+        images: Tensor = self.model_.read(X)
+        errors = (self.model_.reconstruct(images) - images).square().flatten(1).mean(1)
+        return -errors.double().numpy()
+
+    def score(self, X: Any, y: object = None) -> float:  # noqa: ANN401
+        """Return the mean of `score_samples`, by which a grid search chooses."""
+        return float(self.score_samples(X).mean())
