@@ -141,7 +141,7 @@ def listed(
     if (rows := rows_of_frame(given)) is not None:
         return _kept(_of_table(rows, Path.cwd(), "a data frame"), include, exclude)
     given = list(given) if isinstance(given, Iterator) else given
-    if not isinstance(given, dict) and (several := _paths_given(given)) is not None:
+    if not isinstance(given, dict) and (several := paths_given(given)) is not None:
         return _kept(_of_several(several, ""), include, exclude)
     return _kept(_written(given, beside), include, exclude)
 
@@ -166,7 +166,7 @@ def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`
         AutoencodeError: an error of `listed` about a table.
     """
     images = list(images) if isinstance(images, Iterator) else images
-    given = _paths_given(images)
+    given = paths_given(images)
     if given is None:
         return listed(images).paths
     found: dict[str, None] = {}
@@ -388,14 +388,14 @@ def read_beside(images: Any, sheet: Path) -> Paths:  # noqa: ANN401
     A sheet that was given by name stays.
     """
     images = list(images) if isinstance(images, Iterator) else images
-    given = _paths_given(images)
+    given = paths_given(images)
     if given is None:
         return expanded(images)
     paths = expanded(given)
     return Paths((path for path in paths if path in given or not _is_same(path, sheet)), paths.skipped)
 
 
-def _paths_given(images: Any) -> list[Path] | None:  # noqa: ANN401
+def paths_given(images: Any) -> list[Path] | None:  # noqa: ANN401
     """Return the paths that were given, one or several; None for images in memory."""
     if is_path(images):
         return [Path(images)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
-from autoencode.data.sources import Paths, expanded, read_beside
+from autoencode.data.sources import Paths, expanded, paths_given, read_beside
 from autoencode.embedding import image_encoder, map_files
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model
@@ -208,6 +208,7 @@ def _inputs(images: str | Path | Iterable[str | Path], out: Path | None) -> Path
         return expanded(images)
     sheet = sheet_path(out)
     # A sheet from an earlier call may lie in a folder of images; it must not be scored as one of them.
+    check_output(out, TABLES, paths_given(images) or ())  # a table that was given is an input, too
     paths = read_beside(images, sheet)
     check_output(out, TABLES, paths)
     check_output(sheet, WRITABLE, paths)

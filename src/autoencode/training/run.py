@@ -217,7 +217,9 @@ def run_file(run: RunSettings) -> str:
 def repeating_command(folder: Path, pack: Pack) -> str:
     """Return the command that trains the run in a folder again, on the images of its pack."""
     config = str(folder / CONFIG_NAME)
-    return shlex.join(["autoencode", "train", str(pack.folder), "--config", config, "--out", "again"])
+    origin = getattr(pack, "origin", "")
+    source = origin if origin and Path(origin).exists() else str(pack.folder)
+    return shlex.join(["autoencode", "train", source, "--config", config, "--out", "again"])
 
 
 _KINDS = {"vae": "variational autoencoder"}

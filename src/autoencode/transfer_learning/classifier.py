@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
-from autoencode.data.sources import expanded, read_beside
+from autoencode.data.sources import expanded, paths_given, read_beside
 from autoencode.embedding import EMBEDDINGS
 from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
@@ -180,6 +180,8 @@ def classify(
         OutputError: `out` cannot be written.
     """
     out = None if out is None else Path(out)
+    if out is not None:
+        check_output(out, TABLES, paths_given(images) or ())  # a table that was given is an input, too
     paths = expanded(images) if out is None else read_beside(images, sheet_path(out))
     if out is not None:
         check_output(out, TABLES, paths)
