@@ -51,9 +51,10 @@ MOST_FITTED = 1000  # images in the banks; the others are measured against them
 FOLDS = 5
 # Share of a heat map, at each scale, that a defect covers: at the first a tenth was ahead of a hundredth.
 _TOP = (0.1, 0.01)
-# Robust standard deviations from the normal images at which a further measure begins to count. At 2 they
-# cost up to .01 of AUROC on parts, and at 4 nothing.
-_GATE = 4.0
+# Robust standard deviations from the normal images at which a further measure begins to count, at least. At
+# 2 they cost up to .01 of AUROC on parts, and at 4 nothing. Of parts photographed in several lights, one in a
+# hundred is beyond 6 in its early statistics: those must not set the threshold.
+_GATE, _GATE_QUANTILE = 4.0, 0.99
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
 _TINY = 1e-6  # added to distances: that of two equal images has no logarithm
 _HEAT_QUANTILE = 0.999  # of the distances of normal patches: 1 in a heat map
@@ -102,12 +103,18 @@ def _direction(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     return vector / max(float(np.linalg.norm(vector)), _TINY)
 
 
+def _further(z: Array) -> Array:
+    """Return what counts beyond the gates (..., 3), from standardised measures (..., 6)."""
+    return np.stack([z[..., 2:4].mean(-1), z[..., 4], z[..., 5]], -1)
+
+
 @dataclass(frozen=True)
 class NormalImages:
     """Normal images, to which others are compared; from `fit_normal` or `load_normal`.
 
     Attributes:
         centre, spread: (6,) median and robust standard deviation of the measures of normal images.
+        gates: (3,) robust standard deviations beyond which the further measures count.
         calibration: (N,) scores of normal images, each measured against others.
         heat_scale: for each scale, the distance that one in a thousand patches of normal images exceeds.
         paths: the N files; empty for normal images from a file.
@@ -118,6 +125,7 @@ class NormalImages:
     _fit: _Fit
     centre: Array
     spread: Array
+    gates: Array
     calibration: Array
     heat_scale: tuple[float, ...]
     paths: tuple[Path, ...] = ()
@@ -136,8 +144,7 @@ class NormalImages:
     def score(self, measures: Array) -> Array:
         """Return the score of measures (..., 6)."""
         z = (measures - self.centre) / self.spread
-        further = (z[..., 2:4].mean(-1), z[..., 4], z[..., 5])
-        combined: Array = z[..., :2].mean(-1) + sum(np.maximum(one - _GATE, 0) for one in further)
+        combined: Array = z[..., :2].mean(-1) + np.maximum(_further(z) - self.gates, 0).sum(-1)
         return combined
 
     def p_values(self, scores: Array) -> Array:
@@ -178,7 +185,7 @@ class NormalImages:
         for scale, bank in enumerate(self._fit.banks):
             arrays |= {f"{scale}.{name}": getattr(bank, name) for name in _BANK}
         arrays |= {f"early.{field.name}": getattr(self._fit.early, field.name) for field in _EARLY_FIELDS}
-        arrays |= {name: getattr(self, name) for name in ("centre", "spread", "calibration")}
+        arrays |= {name: getattr(self, name) for name in ("centre", "spread", "gates", "calibration")}
         content = {
             "weights": BACKBONE.weights,
             "short_sides": list(SHORT_SIDES),
@@ -230,6 +237,7 @@ def load_normal(path: str | Path) -> NormalImages:
             fit,
             arrays["centre"],
             arrays["spread"],
+            arrays["gates"],
             arrays["calibration"],
             tuple(map(float, content["heat_scale"])),
             passing=tuple(map(str, content["passing"])),
@@ -328,7 +336,9 @@ def _calibrated(
         or 1.0
         for scale in range(len(SHORT_SIDES))
     )
-    normal = NormalImages(fit, centre, spread, np.zeros(0), heat_scale, tuple(paths), tuple(skipped))
+    beyond = np.quantile(_further((measures - centre) / spread), _GATE_QUANTILE, axis=0)
+    gates = np.maximum(beyond, _GATE)
+    normal = NormalImages(fit, centre, spread, gates, np.zeros(0), heat_scale, tuple(paths), tuple(skipped))
     normal = dataclasses.replace(normal, calibration=normal.score(measures))
     return dataclasses.replace(normal, passing=_passing(normal, len(seen)))
 
