@@ -54,7 +54,7 @@ _TOP = (0.1, 0.01)
 # Robust standard deviations from the normal images at which a further measure begins to count, at least. At
 # 2 they cost up to .01 of AUROC on parts, and at 4 nothing. Of parts photographed in several lights, one in a
 # hundred is beyond 6 in its early statistics: those must not set the threshold.
-_GATE, _GATE_QUANTILE = 4.0, 0.99
+_GATE, _GATE_QUANTILE, _GATE_MARGIN = 4.0, 0.99, 1.25
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
 _TINY = 1e-6  # added to distances: that of two equal images has no logarithm
 _HEAT_QUANTILE = 0.999  # of the distances of normal patches: 1 in a heat map
@@ -337,7 +337,7 @@ def _calibrated(
         for scale in range(len(SHORT_SIDES))
     )
     beyond = np.quantile(_further((measures - centre) / spread), _GATE_QUANTILE, axis=0)
-    gates = np.maximum(beyond, _GATE)
+    gates = np.maximum(_GATE_MARGIN * beyond, _GATE)
     normal = NormalImages(fit, centre, spread, gates, np.zeros(0), heat_scale, tuple(paths), tuple(skipped))
     normal = dataclasses.replace(normal, calibration=normal.score(measures))
     return dataclasses.replace(normal, passing=_passing(normal, len(seen)))
