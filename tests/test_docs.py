@@ -36,7 +36,7 @@ def blocks(page: Path, language: str) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of soft random images, in the current folder: `photos`, and `labelled` with two classes."""
+    """Folders of soft random images here: `photos`, `good`, `new`, and `labelled` with two classes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 20)
     monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
@@ -53,8 +53,10 @@ def write_photos(folder: Path) -> None:
         image = coarse.resize((48, 40), Image.Resampling.BICUBIC)
         image.save(folder / "photos" / f"{name}.jpg")
         labelled = folder / "labelled" / ("cats" if name < "n" else "dogs")
-        labelled.mkdir(parents=True, exist_ok=True)
-        image.save(labelled / f"{name}.jpg")
+        inspected = folder / ("good" if name < "u" else "new")
+        for other in (labelled, inspected):
+            other.mkdir(parents=True, exist_ok=True)
+            image.save(other / f"{name}.jpg")
 
 
 def commands_of(page: Path) -> list[str]:
