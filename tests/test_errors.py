@@ -36,6 +36,7 @@ def test_it_is_of_where_the_package_came_from(
 ) -> None:
     monkeypatch.setattr(metadata, "distribution", lambda name: Installed(origin))
     assert install_command("web") == command
+    assert install_command("") == command.replace("[web]", "")
 
 
 def test_a_package_that_is_not_installed_is_taken_from_the_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ VERSION = "0.2.0"
 def install_command(extra: str) -> str:
     """Return the command that adds an optional part to this installation, which may be of a checkout.
 
+    "" as the part is the package itself, for a dependency that was removed.
+
     direct_url.json (PEP 610) names the origin of a package, unless it was installed from an index.
     """
     import json
@@ -41,11 +43,12 @@ def install_command(extra: str) -> str:
         origin = json.loads(metadata.distribution("autoencode").read_text("direct_url.json") or "{}")
     except metadata.PackageNotFoundError:
         origin = {}
+    part = f"[{extra}]" if extra else ""
     url = urlsplit(origin.get("url", ""))
     if url.scheme != "file":
-        return f"pip install 'autoencode[{extra}]'"
+        return f"pip install 'autoencode{part}'"
     editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
-    return f"pip install {editable}'{unquote(url.path)}[{extra}]'"
+    return f"pip install {editable}'{unquote(url.path)}{part}'"
 
 
 class AutoencodeError(Exception):
@@ -105,10 +108,11 @@ class OutputError(AutoencodeError, OSError):
 
 
 class MissingExtraError(AutoencodeError, ImportError):
-    """An optional dependency is not installed."""
+    """A dependency is not installed: one of an extra or, where that is "", of the package itself."""
 
     def __init__(self, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose}: an optional part is missing. Install it: {install_command(extra)}")
+        part = "an optional part" if extra else "a part of the package"
+        super().__init__(f"{purpose}: {part} is missing. Install it: {install_command(extra)}")
 
 
 def any_of(names: Iterable[str]) -> str:

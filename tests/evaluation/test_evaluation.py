@@ -170,12 +170,12 @@ def test_without_the_optional_part_kid_is_left_out_and_said(
     trained: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(pixels: object) -> None:
-        raise MissingExtraError("eval", "Pretrained features")
+        raise MissingExtraError("", "Pretrained features")
 
     monkeypatch.setattr(BACKBONE, "pooled", missing)
     found = evaluate(load_model(trained.model_path), tiny_pack)
     assert found.kid is None
-    assert any("KID is left out" in note and "[eval]" in note for note in found.notes)
+    assert any("KID is left out" in note and "Install it: pip install" in note for note in found.notes)
 
 
 def test_images_of_another_size_are_rejected(trained: Run, photos: Path, tmp_path: Path) -> None:

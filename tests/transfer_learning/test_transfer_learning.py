@@ -41,7 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tuning, "EPOCHS", 2)
 
     def missing(_: object) -> str:
-        raise MissingExtraError("eval", "Pretrained features")
+        raise MissingExtraError("", "Pretrained features")
 
     monkeypatch.setattr(type(BACKBONE), "digest", property(missing))
 
@@ -77,7 +77,7 @@ def test_a_classifier_that_stands_alone_is_left_with_what_it_was_compared_with(
     assert {one.method for one in made.comparison} == {"code", "layer", "from scratch", "pixels", "pca"}
     assert {one.labels_per_class for one in made.comparison} == {10, None}
     assert any("50 labels per class" in note for note in made.notes)
-    assert any("[eval]'" in note for note in made.notes)
+    assert any("Install it: pip install" in note for note in made.notes)
     assert sorted(path.name for path in out.iterdir()) == [
         "classifier.safetensors",
         "comparison.csv",

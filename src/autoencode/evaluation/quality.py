@@ -367,7 +367,7 @@ def distances(
             held-out images.
 
     Raises:
-        MissingExtraError: the optional part `eval` is not installed.
+        MissingExtraError: the weights of EfficientNet-Lite0 are not installed.
     """
     # KID of sets of one size: its estimate has no bias, but its variance depends on the size.
     count = len(images.rows)

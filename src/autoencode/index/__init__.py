@@ -87,8 +87,7 @@ def build_index(
         StorageError: the storage cannot be reached.
         ConfigError: the embedding, distance or store is unknown, the model was never saved, or the pack has
             another size.
-        MissingExtraError: pretrained features need the optional part `eval`, LanceDB `lance`, a cluster
-            `ray`.
+        MissingExtraError: an ONNX file needs the optional part `onnx`, LanceDB `lance`, a cluster `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
         OutputError: `out` is not an index, or cannot be written; what was there before is unchanged.
     """

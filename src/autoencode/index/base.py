@@ -206,7 +206,7 @@ class Index(ABC):
         Raises:
             ModelFileError: the model file is missing, or holds another model.
             ImageIndexError: the pretrained features installed are of another version.
-            MissingExtraError: pretrained features need the optional part `eval`.
+            MissingExtraError: the weights of the pretrained network are not installed.
         """
         # Looked for at its first use, as a search with codes needs no model.
         if self._encoder is None:

@@ -110,7 +110,7 @@ class EfficientNetLite0:
         try:
             return f"{self._weights} {version(self._weights)}"
         except PackageNotFoundError as err:
-            raise MissingExtraError("eval", "Features of EfficientNet-Lite0") from err
+            raise MissingExtraError("", "Features of EfficientNet-Lite0") from err
 
     @property
     def digest(self) -> str:

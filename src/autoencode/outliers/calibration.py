@@ -202,7 +202,7 @@ def fit_reference(
     Raises:
         ModelFileError: there is no usable model at the path.
         ConfigError: the pack's images are of another size, or fewer than two are for training.
-        MissingExtraError: pretrained features need the optional part `eval`, a cluster `ray`.
+        MissingExtraError: a cluster needs the optional part `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
         PackError: the pack has changed on the disk meanwhile.
     """

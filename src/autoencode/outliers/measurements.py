@@ -158,7 +158,7 @@ def measurer(
 
     Raises:
         ConfigError: there are no such features.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: the weights of the pretrained network are not installed.
     """
     # Before any image, as an optional part may be missing.
     encoder = image_encoder(model, embedding)

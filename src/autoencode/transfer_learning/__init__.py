@@ -125,7 +125,7 @@ def transfer(
         ModelFileError: there is no usable model at the path.
         ImageFolderError: no image can be used, or there are too few classes or images of one.
         ConfigError: pretrained features are to be fine-tuned, or a pack was made with other preprocessing.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: the weights of the pretrained network are not installed.
         OutputError: `out` is not a folder or not empty, or cannot be written.
     """
     model = as_model(model)

@@ -84,7 +84,7 @@ class Classifier:
 
         Raises:
             ConfigError: the images have another shape or type than the model takes.
-            MissingExtraError: pretrained features need the optional part `eval`.
+            MissingExtraError: the weights of the pretrained network are not installed.
             ModelFileError: its weights are so large that the probabilities are not finite.
         """
         parts = [self._features(chunk) for chunk in torch.split(images, CHUNK) if len(chunk)]
@@ -176,7 +176,7 @@ def classify(
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         ConfigError: `out` is not a table, or `out` or the sheet is one of the images, or holds something of
             another kind.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: the weights of the pretrained network are not installed.
         OutputError: `out` cannot be written.
     """
     out = None if out is None else Path(out)
@@ -253,7 +253,7 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         ModelFileError: there is no such file; it is not a classifier, damaged or of another version; or it
             was learned on other pretrained features than those installed.
-        MissingExtraError: pretrained features need the optional part `eval`.
+        MissingExtraError: the weights of the pretrained network are not installed.
     """
     path = Path(path)
     if path.is_dir():
