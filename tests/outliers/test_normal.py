@@ -183,3 +183,18 @@ def test_too_few_images_and_files_that_are_none_are_named(parts: Path, tmp_path:
     found = fit_normal(few)
     assert len(found.calibration) == 10
     assert [path.name for path, _ in found.skipped] == ["broken.png"]
+
+
+def test_parts_are_alike_and_photographs_vary(normal: NormalImages, tmp_path: Path) -> None:
+    assert normal.are_alike
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        coarse = generator.integers(0, 256, (*generator.integers(2, 9, 2), 3), np.uint8)
+        Image.fromarray(coarse).resize((90, 90), Image.Resampling(seed % 2 * 3)).save(
+            tmp_path / f"{seed}.png"
+        )
+    varied = fit_normal(tmp_path)
+    assert not varied.are_alike
+    measures = np.random.default_rng(0).standard_normal((5, 6))
+    z = (measures - varied.centre) / varied.spread
+    np.testing.assert_allclose(varied.score(measures), z[:, :2].mean(1) + z[:, 4] + z[:, 5])

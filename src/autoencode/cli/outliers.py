@@ -204,10 +204,8 @@ def _print_inspection(found: Inspection) -> None:
         say(one_line(f"{one.score:8.2f}  p {one.p_value:.3g}  {one.path}{where}"))
     if len(flagged) > SHOWN:
         say(f"and {len(flagged) - SHOWN} more")
-    say(
-        f"outliers: {len(flagged)} of {len(found.verdicts)} images, by patches of EfficientNet-Lite0 at "
-        "128 and 256 pixels: nothing was trained"
-    )
+    by = "the normal images are alike" if found.are_alike else "content and style too, as normal images vary"
+    say(f"outliers: {len(flagged)} of {len(found.verdicts)} images, by patches of EfficientNet-Lite0; {by}")
     say(
         f"rule:     on average at most {found.fpr:.2%} of normal images, and with 95 % confidence at most "
         f"{found.fpr_bound:.2%}; calibrated on {found.calibration_images:,} normal images, each measured "

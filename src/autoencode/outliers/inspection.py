@@ -88,6 +88,7 @@ class Inspection:
         fpr_bound: the rate that this calibration keeps to with 95 % confidence.
         threshold: the highest score that is no outlier.
         calibration_images: number of normal images behind the rate.
+        are_alike: whether the normal images are alike, and so judged place by place; see `normal`.
         passing: names of the test pictures that would be called normal.
     """
 
@@ -97,6 +98,7 @@ class Inspection:
     fpr_bound: float
     threshold: float
     calibration_images: int
+    are_alike: bool
     passing: tuple[str, ...]
 
 
@@ -160,7 +162,10 @@ def inspect_images(
     check_usable(len(verdicts), paths, skipped)
     verdicts.sort(key=lambda one: -one.score)
     bound = normal.fpr_bound(rate)
-    found = Inspection(verdicts, skipped, rate, bound, threshold, len(normal.calibration), normal.passing)
+    images_behind = len(normal.calibration)
+    found = Inspection(
+        verdicts, skipped, rate, bound, threshold, images_behind, normal.are_alike, normal.passing
+    )
     if out is not None:
         write_bytes(out, _csv(found) if out.suffix.lower() == ".csv" else _json(found))
     return found
@@ -238,6 +243,7 @@ def _json(found: Inspection) -> bytes:
         "fpr_bound": found.fpr_bound,
         "threshold": found.threshold,
         "calibration_images": found.calibration_images,
+        "are_alike": found.are_alike,
         "passing": list(found.passing),
         "images": images,
         "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
