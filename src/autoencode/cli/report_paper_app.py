@@ -113,7 +113,9 @@ def app(
     run: Model,
     index: Annotated[
         Path | None,
-        typer.Option(help="An index made with this model, to search in; its images are those shown."),
+        typer.Option(
+            help="An index made without a model or with this one, to search in; its images are those shown."
+        ),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images to review. Default: the index's, or the run's.")
