@@ -18,7 +18,14 @@ import pytest
 from autoencode import Pack, RunError, pack_folder, train
 from autoencode.training.process import run_workers
 
-TINY: dict[str, Any] = {"widths": (4, 8), "code_size": 8, "batch_size": 6, "epochs": 2}
+# A constant rate: another number of epochs would be another schedule.
+TINY: dict[str, Any] = {
+    "preset": "paper-ae",
+    "widths": (4, 8),
+    "code_size": 8,
+    "batch_size": 6,
+    "epochs": 2,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
     "denoiser": {"corrupt": ("gaussian:0.3", "rotate:15", "dropout:0.2"), "horizontal_flip": True},

@@ -134,7 +134,7 @@ def train(
     with process_group(own_ranks()) as processes:
         asked = fields_asked_for(size, preprocessing)
         start = None if init is None else Path(init)
-        images = _source(source, out, include, exclude, resume=resume)
+        images = _source(source, out, include, exclude, processes, resume=resume)
         request = Request(images, out, preset, asked, limits, overrides, packing_progress, start)
         machine = Machine(processes.device(device), precision, channels_last)
         if processes.ranks.restarts and is_run(out):
@@ -181,6 +181,7 @@ def _source(
     out: Path,
     include: Sequence[str],
     exclude: Sequence[str],
+    processes: Processes,
     *,
     resume: bool,
 ) -> Path | Listing:
@@ -189,6 +190,8 @@ def _source(
         path = local_folder(source)
         if resume or is_pack(path):
             return path
+        if not processes.is_first and not path.exists():
+            raise _not_seen(path, processes)
         source = path
     return listed(source, include, exclude, out.absolute().parent)
 
@@ -203,10 +206,7 @@ def _packed(request: Request, preprocessing: Preprocessing, processes: Processes
             pack = pack_folder(listing, source, preprocessing, limits=limits, progress=progress)
     processes.wait()  # for the first, which may have packed
     if not processes.is_first and not is_pack(source):
-        raise PackError(
-            f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
-            "that all machines share, or give each a copy of the pack."
-        )
+        raise _not_seen(source, processes)
     # Process 0 keeps the pack it has just made: opening it again would read its whole list of files.
     pack = open_pack(source) if pack is None else pack
     if replace(pack.preprocessing, **request.asked) != pack.preprocessing:
@@ -215,6 +215,13 @@ def _packed(request: Request, preprocessing: Preprocessing, processes: Processes
             "Leave --size and --resize-mode out, or train on the folder itself."
         )
     return pack
+
+
+def _not_seen(source: Path, processes: Processes) -> PackError:
+    return PackError(
+        f"Process {processes.rank} does not see {source}, which process 0 reads. Put it on a disk "
+        "that all machines share, or give each a copy of the pack."
+    )
 
 
 def _agreed(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
