@@ -115,6 +115,18 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
     return content
 
 
+def read_head(path: str | Path, size: int) -> bytes:
+    """Return the first bytes of a regular file; none of one that is no such file or cannot be read."""
+    try:
+        # A pipe or device must not even be opened: that can already block for ever or act on the device.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            return b""
+        with open(path, "rb", opener=_open_at_once) as file:
+            return file.read(size) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
+
+
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such files
 

@@ -179,11 +179,7 @@ def may_be_wide(path: Path) -> bool:
     """Whether a file can have more than 8 bits a value, without decoding it."""
     if path.suffix.lower() != ".png":
         return path.suffix.lower() in (".tif", ".tiff", ".pgm", ".pnm", ".pfm", ".jp2", ".j2k")
-    try:
-        with path.open("rb") as file:
-            return file.read(25)[24:] == b"\x10"  # the bit depth in its header
-    except OSError:
-        return False
+    return decoding.read_head(path, 25)[24:] == b"\x10"  # the bit depth in its header
 
 
 def _differs(shape: float, other: float) -> bool:
