@@ -207,7 +207,6 @@ def _use_index(path: Path, folder: Path) -> None:
 
     index = open_index(path, model=folder / "plain")
     found = index.search(sorted((folder / "images").rglob("*.png"))[:2], 3)
-    index.near_duplicates()
     neighbours_sheet(found.results, SIZE)
 
 

@@ -27,6 +27,7 @@ from autoencode.data.decoders import Decoder, decode_on
 from autoencode.data.pack import open_pack
 from autoencode.data.remote import files_at
 from autoencode.data.shards import Shards
+from autoencode.data.sources import listed
 
 
 def digest(number: int) -> bytes:
@@ -90,7 +91,7 @@ def packed_on(
 ) -> Pack:
     decode = decode_on(node)  # type: ignore[arg-type]
     files = files_at(out, must_exist=False)
-    packing.update(folder, files, Preprocessing(32, 32), limits or Limits(), decode, progress)
+    packing.update(listed(folder), files, Preprocessing(32, 32), limits or Limits(), decode, progress)
     return open_pack(out)
 
 
