@@ -34,7 +34,7 @@ K, ADDED, WRITTEN = 10, 1000, 65_536
 
 
 def entries_of(start: int, stop: int) -> list[Any]:
-    from autoencode.data.manifest import packed_entry
+    from autoencode.data.entries import packed_entry
 
     digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(start, stop)]
     names = [f"{number % 10}/{number:09}.jpg" for number in range(start, stop)]
@@ -49,7 +49,7 @@ class FileStore:
         self.location = Path(location)
 
     def write(self, codes: Floats) -> None:
-        from autoencode.data.manifest import Entries
+        from autoencode.data.entries import Entries
         from autoencode.data.preprocessing import Preprocessing
         from autoencode.index.inverted_lists import fit_inverted_lists
         from autoencode.index.memory import StoredIndex, write_index

@@ -77,9 +77,9 @@ from .reconstruction import reconstruct as reconstruct
 from .restoration import Restoration as Restoration
 from .restoration import Restorations as Restorations
 from .restoration import restore as restore
-from .training.config import PRESETS as PRESETS
 from .training.config import TrainConfig as TrainConfig
 from .training.config import settings as settings
+from .training.presets import PRESETS as PRESETS
 from .training.progress import TrainProgress as TrainProgress
 from .training.ray import train_on_ray as train_on_ray
 from .training.train import Run as Run

@@ -26,7 +26,7 @@ from autoencode import (
 )
 from autoencode.cli import demo_pack_config_train
 from autoencode.cli.demo_pack_config_train import digits_folder
-from autoencode.data.manifest import split_of
+from autoencode.data.entries import split_of
 from autoencode.data.pack import Progress
 from autoencode.training.run import read_run
 

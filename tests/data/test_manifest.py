@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoencode.data import manifest
-from autoencode.data.manifest import Entries, Entry, packed_entry, skipped_entry
+from autoencode.data.entries import Entries, Entry, packed_entry, skipped_entry
 
 WHOLE = st.integers(0, 2**63 - 1)
 PATHS = st.binary(min_size=1, max_size=20).map(os.fsdecode)

@@ -22,7 +22,8 @@ from PIL import Image
 
 from autoencode.atomic import exclusive
 from autoencode.data import decoders, manifest, workers
-from autoencode.data.manifest import is_pack, split_of
+from autoencode.data.entries import split_of
+from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, Progress, open_pack, pack_folder
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.shards import Shards

@@ -27,7 +27,7 @@ from autoencode import (
     open_index,
     remove_source,
 )
-from autoencode.data.manifest import packed_entry
+from autoencode.data.entries import packed_entry
 from autoencode.index.lance import LanceIndex, LanceStore, find_tables, update
 from autoencode.index.lance.tables import Tables
 from autoencode.index.lance.update import maintain_vector_index

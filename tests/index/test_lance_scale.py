@@ -81,7 +81,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from autoencode.index.lance import find_tables
-from autoencode.data.manifest import packed_entry
+from autoencode.data.entries import packed_entry
 location, number = sys.argv[1], int(sys.argv[2])
 tables = find_tables(location if "://" in location else Path(location))
 for commit in range(10):

@@ -32,7 +32,7 @@ from autoencode import (
     save_model,
 )
 from autoencode.configuration import Store
-from autoencode.data.manifest import split_of
+from autoencode.data.entries import split_of
 from autoencode.data.pack import open_pack
 from autoencode.index import STORES, store_at
 from autoencode.index.store import IndexStore

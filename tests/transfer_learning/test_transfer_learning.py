@@ -25,7 +25,7 @@ from autoencode import (
     load_model,
     transfer,
 )
-from autoencode.data.manifest import split_of
+from autoencode.data.entries import split_of
 from autoencode.embedding import EMBEDDINGS
 from autoencode.errors import ImageFolderError
 from autoencode.metrics.statistics import wilson_interval

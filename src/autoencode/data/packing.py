@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from autoencode.atomic import exclusive, make_folder, remove_temporaries
 from autoencode.data import manifest
 from autoencode.data.decoders import Decode, Decoder
-from autoencode.data.manifest import Entries, Entry, PackSettings, skipped_entry
+from autoencode.data.entries import Entries, Entry, skipped_entry
+from autoencode.data.manifest import PackSettings
 from autoencode.data.shards import PackFiles, ShardReader, Shards
 from autoencode.errors import ImageFolderError, PackError, StorageError
 

@@ -23,7 +23,7 @@ from autoencode.storage import folder_or_url
 
 if TYPE_CHECKING:
     from autoencode.configuration import Distance, Split, Store
-    from autoencode.data.manifest import Entry
+    from autoencode.data.entries import Entry
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index

@@ -25,7 +25,7 @@ from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Entry
+    from autoencode.data.entries import Entry
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.embedding import ImageEncoder

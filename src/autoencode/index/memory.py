@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.atomic import parse_json, remove_temporaries
-from autoencode.data.manifest import Entries, Entry
+from autoencode.data.entries import Entries, Entry
 from autoencode.data.pack import Pack, location_of, open_pack
 from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError

@@ -32,7 +32,7 @@ from autoencode.outliers.measurements import measurer
 from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Entry
+    from autoencode.data.entries import Entry
     from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.data.manifest import Entry, is_pack
+from autoencode.data.entries import Entry
+from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_folder
 from autoencode.errors import ConfigError, ImageFolderError
 

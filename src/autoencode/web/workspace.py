@@ -36,7 +36,7 @@ from autoencode.training.train import pack_path_for
 from autoencode.web.jobs import JobQueue
 
 if TYPE_CHECKING:
-    from autoencode.data.manifest import Entry
+    from autoencode.data.entries import Entry
     from autoencode.data.pack import Progress
 
 SPLITS: tuple[Split, ...] = get_args(Split)

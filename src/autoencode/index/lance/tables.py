@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoencode.data.manifest import Entry, check_inside
+from autoencode.data.entries import Entry, check_inside
 from autoencode.errors import AutoencodeError, ImageIndexError, OutputError
 from autoencode.index.neighbours import CANDIDATES_PER_NEIGHBOUR, Floats
 from autoencode.index.store import (
