@@ -95,8 +95,8 @@ def ours(images: Images, weights: Weights, precision: str = "auto") -> Run:
     import torch
 
     from autoencode import Autoencoder, Preprocessing
-    from autoencode.training.config import settings
     from autoencode.training.losses import terms
+    from autoencode.training.presets import settings
     from autoencode.training.runtime import choose_runtime
 
     runtime = choose_runtime("cpu", precision)  # type: ignore[arg-type]

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoencode import Autoencoder, Preprocessing
 from autoencode.data.loader import local_batch
-from autoencode.training.config import settings
 from autoencode.training.distributed import ALONE, Processes, process_group
+from autoencode.training.presets import settings
 from autoencode.training.process import own_ranks
 
 LINKS = {"1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from autoencode import Autoencoder, Preprocessing  # noqa: E402
-from autoencode.training.config import settings  # noqa: E402
+from autoencode.training.presets import settings  # noqa: E402
 
 WARM_UP, ROUNDS = 3, 7
 

@@ -78,8 +78,8 @@ from .restoration import Restoration as Restoration
 from .restoration import Restorations as Restorations
 from .restoration import restore as restore
 from .training.config import TrainConfig as TrainConfig
-from .training.config import settings as settings
 from .training.presets import PRESETS as PRESETS
+from .training.presets import settings as settings
 from .training.progress import TrainProgress as TrainProgress
 from .training.ray import train_on_ray as train_on_ray
 from .training.train import Run as Run

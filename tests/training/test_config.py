@@ -14,7 +14,8 @@ import pytest
 from autoencode import PRESETS, ConfigError, Limits, ModelConfig, Preprocessing, TrainConfig, settings
 from autoencode.configuration import documentation
 from autoencode.errors import any_of
-from autoencode.training.config import RuntimeConfig, preset_file, settings_file, train_arguments
+from autoencode.training.config import RuntimeConfig
+from autoencode.training.presets import preset_file, settings_file, train_arguments
 
 CLASSES = (ModelConfig, TrainConfig, Preprocessing, Limits, RuntimeConfig)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from autoencode import Preprocessing, Run
 from autoencode.cli import demo_pack_config_train as train
 from autoencode.cli import main
-from autoencode.training.config import settings
+from autoencode.training.presets import settings
 from autoencode.training.run import (
     RunSettings,
     read_metrics,

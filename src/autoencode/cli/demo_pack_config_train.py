@@ -32,14 +32,8 @@ from autoencode.cli.restore import show_restorer
 from autoencode.configuration import Kind
 from autoencode.errors import ConfigError
 from autoencode.models.networks import ModelConfig
-from autoencode.training.config import (
-    DEFAULT_PRESET,
-    PRESETS,
-    RuntimeConfig,
-    TrainConfig,
-    preset_file,
-    train_arguments,
-)
+from autoencode.training.config import RuntimeConfig, TrainConfig
+from autoencode.training.presets import DEFAULT_PRESET, PRESETS, preset_file, train_arguments
 from autoencode.training.process import end_with_launcher, is_first, keep_freed_memory, own_ranks, run_workers
 
 if TYPE_CHECKING:

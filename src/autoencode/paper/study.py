@@ -30,8 +30,8 @@ from autoencode.data.sources import find_images
 from autoencode.errors import ConfigError, DivergedError, RunError
 from autoencode.generation import fit_prior
 from autoencode.models.model_file import MODEL_NAME, load_model, save_model
-from autoencode.training.config import TrainConfig, settings
 from autoencode.training.loop import Loop
+from autoencode.training.presets import settings
 from autoencode.training.run import RunSettings, is_run, read_metrics, read_run, write_run
 from autoencode.training.runtime import choose_runtime
 from autoencode.training.train import train
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.networks import ModelConfig
+    from autoencode.training.config import TrainConfig
     from autoencode.training.progress import TrainProgress
 
 PACK_NAME, LIMITED_NAME, RUNS_NAME = "images.pack", "limited", "runs"

@@ -1,4 +1,4 @@
-"""How to train: TrainConfig, RuntimeConfig, the presets, and files of settings.
+"""How to train: TrainConfig and RuntimeConfig, and which of their settings fit together.
 
 Settings have one namespace: a field of `ModelConfig`, `TrainConfig`, `Preprocessing`, `Limits` or
 `RuntimeConfig` has the same name in Python, in a file of settings and after --set.
@@ -9,27 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoencode.configuration import (
     Loss,
     Precision,
     check_fields,
-    read_assignment,
-    read_toml,
-    toml_lines,
-    types_of,
     unknown_setting,
 )
 from autoencode.data.corruptions import CORRUPTIONS, example, parse_corruptions
-from autoencode.errors import ConfigError, any_of, check_choice
+from autoencode.errors import ConfigError, any_of
 from autoencode.models.networks import ModelConfig
 from autoencode.pixels import SIGMA2_FLOOR
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Preprocessing
 
 Optimizer = Literal["adamax", "adamw", "muon"]
@@ -175,127 +168,6 @@ class RuntimeConfig:
         _check_at_least("checkpoint_every", self.checkpoint_every, 0)
 
 
-class Preset(NamedTuple):
-    """Settings with a name.
-
-    Attributes:
-        summary: its purpose, in one line.
-        changes: the settings that differ from `ModelConfig()` and `TrainConfig()`, the paper's.
-        adapts: whether the images decide `code_size` and `epochs` where nobody else does; see `adapted`.
-    """
-
-    summary: str
-    changes: dict[str, Any]
-    adapts: bool = False
-
-
-_BEST = {
-    "network": "residual",
-    "widths": (32, 64, 128),
-    "batch_size": 32,
-    "optimizer": "adamw",
-    "learning_rate": 1e-3,
-    "schedule": "cosine",
-    "grad_clip": 1.0,
-    "horizontal_flip": True,
-}
-_RESTORE = {
-    "kind": "restorer",
-    "network": "restore",
-    "widths": (32, 64, 128),
-    "epochs": 20,
-    "batch_size": 16,
-    "loss": "log_mse",
-    "optimizer": "muon",
-    "learning_rate": 0.02,
-    "schedule": "cosine",
-    "grad_clip": 1.0,
-    "patch": 64,
-    "horizontal_flip": True,
-    # More of little noise, which images have more often and which takes longer to learn.
-    "corrupt": ("gaussian:0-0.2/gaussian:0-0.6/camera-noise:0-0.3",),
-}
-_BEST_VAE = {**_BEST, "kind": "vae", "loss": "gaussian", "sigma2": "auto"}
-_PAPER_VAE = {"kind": "vae", "loss": "gaussian", "sigma2": 0.01, "epochs": 200}
-_PAPER_VAE_WARMUP = {**_PAPER_VAE, "batch_norm": True, "kl_warmup": 40}
-
-PRESETS = {
-    "best": Preset("the lowest error; the default", _BEST, adapts=True),
-    "best-vae": Preset("the same as a VAE, which can generate", _BEST_VAE, adapts=True),
-    "restore": Preset("removes noise and other damage from images of any size", _RESTORE, adapts=True),
-    "paper-ae": Preset("the paper's autoencoder", {}),
-    "paper-denoise": Preset("the paper's, trained to remove noise", {"corrupt": ("gaussian:0.3",)}),
-    "paper-dropout": Preset("the paper's, trained to fill in lost values", {"corrupt": ("dropout:0.3",)}),
-    "paper-vae": Preset("the paper's VAE, 200 epochs", _PAPER_VAE),
-    "paper-vae-warmup": Preset("with KL warm-up and batch normalisation, 240 epochs", _PAPER_VAE_WARMUP),
-}
-DEFAULT_PRESET = "best"
-
-# Steps that a folder of any size gets. On 150 photographs of flowers the error on new images was .0161 after
-# 40 steps, .0149 after 200 and .0186 after 600; on 150 parts .00538, .00536 and no less. The most are hours.
-LEAST_STEPS, MOST_STEPS = 250, 40_000
-_LEAST_RESTORER_STEPS = 3_000
-_MOST_EPOCHS = 200  # each is validated and saved
-
-
-def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfig, TrainConfig]:  # noqa: ANN401
-    """Return a preset with some settings changed.
-
-    Args:
-        preset: a name in `PRESETS`.
-        **overrides: fields of `ModelConfig` and `TrainConfig`. Where a VAE is asked for and no loss, the
-            loss is "gaussian".
-
-    Raises:
-        ConfigError: no such preset or setting, a value that cannot be used, or values that do not fit.
-    """
-    check_choice("preset", preset, PRESETS)
-    values = PRESETS[preset].changes | overrides
-    # --kind vae alone has to work, and only the Gaussian loss is the likelihood that a VAE needs.
-    if values.get("kind") == "vae":
-        values = {"loss": "gaussian"} | values
-    if values.get("self_supervised") and "corrupt" not in overrides:
-        values = values | {"corrupt": ()}
-    model, config = changed(ModelConfig(), TrainConfig(), values)
-    check_fit(model, config, given=overrides.keys())
-    return model, config
-
-
-def adapted(
-    preset: str, model: ModelConfig, config: TrainConfig, pack: Pack, given: Iterable[str]
-) -> tuple[ModelConfig, TrainConfig, list[str]]:
-    """Return the settings with the code size and the number of epochs that suit the images.
-
-    Args:
-        preset: the name of the preset that they come from; most keep their numbers whatever the images.
-        model, config: the settings.
-        pack: the images.
-        given: names of the settings that were asked for, which are kept.
-
-    Returns:
-        Both, and a few words on each choice.
-    """
-    chosen: list[str] = []
-    if not PRESETS[preset].adapts:
-        return model, config, chosen
-    images = len(pack.training_rows())
-    counted = f"{images:,} training image{'' if images == 1 else 's'}"
-    if model.kind != "restorer" and "code_size" not in given:
-        # A linear code has no more dimensions than images. On 117 photographs of flowers the error on new
-        # ones is .0153 with 48 dimensions, .0107 with 112 and .0105 with 256.
-        most = min(images, 3 * pack.preprocessing.height * pack.preprocessing.width // 12)
-        model = replace(model, code_size=min(model.code_size, max(16, most // 16 * 16)))
-        chosen.append(f"code {model.code_size}")
-    if "epochs" not in given:
-        steps = -(-images * config.patches_of(pack.preprocessing) // config.batch_size)
-        fewest = max(1, min(config.epochs, MOST_STEPS // steps))
-        # An image with other damage is another image to a restorer, which few images suffice to train longer.
-        least = _LEAST_RESTORER_STEPS if model.kind == "restorer" else LEAST_STEPS
-        config = replace(config, epochs=max(fewest, min(_MOST_EPOCHS, -(-least // steps))))
-        chosen.append(f"{config.epochs} epochs")
-    return model, config, [f"{' and '.join(chosen)}: {counted}"] if chosen else []
-
-
 def changed(
     model: ModelConfig, config: TrainConfig, values: Mapping[str, Any]
 ) -> tuple[ModelConfig, TrainConfig]:
@@ -355,85 +227,6 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()
         raise ConfigError("Only a VAE is trained adversarially. Use --kind vae, or leave adversarial out.")
     if useless := sorted({"sigma2", "beta", "kl_warmup", "kl_warmup_cycles"} & asked):
         raise ConfigError(f"Only a VAE has {any_of(useless)}. Use --kind vae, or leave it out.")
-
-
-def train_arguments(
-    file: Path | None, assignments: Iterable[str], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of `train` that a command line asks for.
-
-    Args:
-        file: a file of settings; what follows overrides it.
-        assignments: NAME=VALUE each, as given to --set.
-        given: settings that have options of their own, by name.
-
-    Raises:
-        ConfigError: the file or an assignment cannot be read, a setting is unknown or has another type, or
-            one is given twice.
-    """
-    from autoencode.data.preprocessing import Limits, Preprocessing
-
-    known: dict[str, Any] = {"preset": str}
-    for section in _sections().values():
-        known |= types_of(type(section))
-    values = {} if file is None else read_toml(file, known)
-    assigned: dict[str, Any] = {}
-    for name, value in (read_assignment(text, known) for text in assignments):
-        if name in assigned or name in given:
-            # --size is two settings: somebody who typed it may not know their names.
-            option = "--size" if name in ("height", "width") else f"--{name.replace('_', '-')}"
-            other = f", by --set and {option}" if name in given else ""
-            raise ConfigError(f"{name} is given twice{other}. Leave one of the two out.")
-        assigned[name] = value
-    values |= {**assigned, **given}
-    # `train` takes these one by one, so that their types are checked here.
-    RuntimeConfig(**{name: values[name] for name in types_of(RuntimeConfig) if name in values})
-    for argument, kind in (("preprocessing", Preprocessing), ("limits", Limits)):
-        own = {name: values.pop(name) for name in types_of(kind) if name in values}
-        if own:  # otherwise the images, the pack or the run that is continued decide
-            checked = kind(**own)
-            values[argument] = checked if kind is Limits else own
-    return values
-
-
-def preset_file(name: str) -> str:
-    """Return a preset as a file of settings; those that no preset decides are comments with their defaults.
-
-    Raises:
-        ConfigError: no such preset.
-    """
-    chosen = settings(name)
-    return settings_file(f"Preset {name}: {PRESETS[name].summary}.", chosen)
-
-
-def settings_file(title: str, chosen: Iterable[Any]) -> str:
-    """Return a file of settings that --config takes.
-
-    Args:
-        title: its first line.
-        chosen: the settings to write, instances of their classes. The settings of other classes are comments
-            with their defaults.
-    """
-    by_kind = {type(one): one for one in chosen}
-    parts = [f"# {title}\n# autoencode train IMAGES --config THIS-FILE --out RUN\n"]
-    for heading, default in _sections().items():
-        lines = toml_lines(by_kind.get(type(default), default), active=type(default) in by_kind)
-        parts.append(f"\n# ---- {heading} ----\n\n{lines}")
-    return "\n".join(parts)
-
-
-def _sections() -> dict[str, Any]:
-    """Return all settings with their defaults, by the heading of each class in a file."""
-    # Imported here, as it imports NumPy, which --help has no time for.
-    from autoencode.data.preprocessing import Limits, Preprocessing
-
-    return {
-        "Model": ModelConfig(),
-        "Training": TrainConfig(),
-        "Images": Preprocessing(),
-        "Limits on image files": Limits(),
-        "This machine": RuntimeConfig(),
-    }
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:

@@ -16,7 +16,8 @@ from autoencode.data.pack import Pack, open_pack
 from autoencode.data.sources import Listing
 from autoencode.errors import ConfigError, RunError
 from autoencode.models.backbones import multiplies_bf16
-from autoencode.training.config import changed, check_fit, settings
+from autoencode.training.config import changed, check_fit
+from autoencode.training.presets import settings
 from autoencode.training.run import RunSettings, holds_state, is_run, read_run
 from autoencode.training.runtime import Runtime, choose_runtime
 from autoencode.training.state import steps_taken

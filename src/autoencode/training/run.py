@@ -16,7 +16,8 @@ from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, RunError, other_version
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.models.networks import NETWORKS, ModelConfig
-from autoencode.training.config import RuntimeConfig, TrainConfig, settings_file
+from autoencode.training.config import RuntimeConfig, TrainConfig
+from autoencode.training.presets import settings_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

@@ -22,9 +22,9 @@ from autoencode.data.tables import LISTS, TABLES
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.model_file import MODEL_NAME, load_any
 from autoencode.storage import is_url
-from autoencode.training.config import DEFAULT_PRESET, TrainConfig, adapted, settings
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
+from autoencode.training.presets import DEFAULT_PRESET, adapted, settings
 from autoencode.training.process import interrupts, keep_freed_memory, own_ranks
 from autoencode.training.resume import Machine, Request, check_out, continued
 from autoencode.training.run import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from autoencode.configuration import Precision
     from autoencode.data.pack import Progress
     from autoencode.models.networks import ModelConfig
+    from autoencode.training.config import TrainConfig
     from autoencode.training.progress import TrainProgress
 
 
