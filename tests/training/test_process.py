@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from autoencode.cli import demo_pack_config_train as train
+from autoencode.cli import train_config as train
 from autoencode.errors import ConfigError, RunError
 from autoencode.training import process
 from autoencode.training.process import (

