@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoencode.data import manifest
+from autoencode.data import entries
 from autoencode.data.entries import Entries, Entry, packed_entry, skipped_entry
 
 WHOLE = st.integers(0, 2**63 - 1)
@@ -107,7 +107,7 @@ def test_a_path_that_leaves_the_folder_on_windows_is_rejected_there(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = packed_entry("a..b/c.png", 1, 2, "0" * 64, 3).to_json()
-    monkeypatch.setattr(manifest, "_ON_WINDOWS", True)
+    monkeypatch.setattr(entries, "_ON_WINDOWS", True)
     assert Entry.from_json(value).path == "a..b/c.png"
     with pytest.raises(ValueError, match="inside the folder"):
         Entry.from_json({**value, "path": path})

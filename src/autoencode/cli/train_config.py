@@ -326,7 +326,6 @@ def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
 
 def add_to(program: typer.Typer) -> None:
     """Add these commands to the program."""
-    add_command(program, config, "autoencode config best > run.toml")
     add_command(
         program,
         train,
@@ -335,3 +334,4 @@ def add_to(program: typer.Typer) -> None:
         "autoencode train photos --config run.toml --set learning_rate=3e-4 --out runs/slower",
         "autoencode train photos --epochs 20 --resume",
     )
+    add_command(program, config, "autoencode config best > run.toml")
