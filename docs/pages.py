@@ -21,7 +21,8 @@ import autoencode
 from autoencode.cli.main import app
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.models.networks import ModelConfig
-from autoencode.training.config import PRESETS, TrainConfig, preset_file, settings
+from autoencode.training.config import TrainConfig
+from autoencode.training.presets import PRESETS, preset_file, settings
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
