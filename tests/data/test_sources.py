@@ -13,7 +13,8 @@ from tests.conftest import blobs
 
 from autoencode import AutoencodeError, Pack, open_pack, pack_folder, train
 from autoencode.data import decoding
-from autoencode.data.sources import Paths, by_type, expanded, find_images, listed
+from autoencode.data.folders import by_type
+from autoencode.data.sources import Paths, expanded, find_images, listed
 from autoencode.errors import ImageFolderError
 
 

@@ -189,7 +189,7 @@ Skipped = Sequence[tuple[Path, str]]
 
 def show_skipped(skipped: Skipped, *, err: bool = False) -> None:
     """Print the first few files with their reasons, and how many more there are."""
-    from autoencode.data.sources import by_type
+    from autoencode.data.folders import by_type
 
     types, others = by_type(skipped)
     for path, reason in others[:SHOWN]:

@@ -141,7 +141,7 @@ def config(
 
 def print_pack(packed: Pack) -> None:
     """Print the contents of a pack, and the first files that were skipped."""
-    from autoencode.data.sources import by_type
+    from autoencode.data.folders import by_type
 
     splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
     shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"

@@ -1,10 +1,14 @@
-"""The files under a folder, without hidden ones and without our own results."""
+"""The files under a folder, without hidden ones and our own results, and those of types that are not read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from autoencode.data import decoding
 from autoencode.errors import ImageFolderError
 
 # Names that mark our own results, whose images must not be listed.
@@ -17,6 +21,11 @@ _OURS = (
     {"samples.json", "images"},
 )
 _MARKS = frozenset(name for marks in _OURS for name in marks)
+# Reasons that are counted by type of file rather than printed one by one.
+_NOT_READ, IS_MASK = " files are not read", "a mask, not an image"
+_OF_A_TYPE = re.compile(rf"(.*){_NOT_READ}(?: without (autoencode\[\w+\]))?")
+
+Skipped = list[tuple[Path, str]]
 
 
 def files_under(root: str) -> Iterator[str]:
@@ -73,3 +82,31 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # such as a link to itself; reading it gives the reason
         return False
+
+
+def by_type(skipped: Iterable[tuple[object, str]]) -> tuple[str, Skipped]:
+    """Return a line that counts files of types that are not read, and the other files with their reasons.
+
+    The line is "" without such files; "9 files: 5 .heic (install autoencode[heif]), 4 .mp4" is one.
+    """
+    counts: Counter[str] = Counter()
+    others: Skipped = []
+    for path, reason in skipped:
+        if match := _OF_A_TYPE.fullmatch(reason):
+            counts[match[1] + (f" (install {match[2]})" if match[2] else "")] += 1
+        elif reason == IS_MASK:
+            counts["masks"] += 1
+        else:
+            others.append((Path(str(path)), reason))
+    if not counts:
+        return "", others
+    total = sum(counts.values())
+    listed_types = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    return f"{total:,} file{'' if total == 1 else 's'}: {listed_types}", others
+
+
+def not_read(name: str) -> str:
+    """Return the reason why a file of this name is not read, which `by_type` counts."""
+    suffix = Path(name).suffix.lower()
+    extra = " without autoencode[heif]" if suffix in decoding.HEIF_EXTENSIONS else ""
+    return f"{suffix or 'other'}{_NOT_READ}{extra}"

@@ -13,17 +13,15 @@ from __future__ import annotations
 import atexit
 import fnmatch
 import os
-import re
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from autoencode.data import decoding
-from autoencode.data.folders import files_under
+from autoencode.data.folders import IS_MASK, Skipped, by_type, files_under, not_read
 from autoencode.data.memory import is_path, write_images
 from autoencode.data.tables import LISTS, TABLES, lines_of, rows_of, rows_of_frame
 from autoencode.errors import ConfigError, ImageFolderError, any_of
@@ -38,11 +36,6 @@ _SPLITS: dict[str, Split] = {
 }
 _MASKS = frozenset(("ground_truth", "groundtruth", "masks", "mask"))
 _COLUMNS = ("path", "label", "split", "mask")
-# Reasons that are counted by type of file rather than printed one by one.
-_NOT_READ, _IS_MASK = " files are not read", "a mask, not an image"
-_OF_A_TYPE = re.compile(rf"(.*){_NOT_READ}(?: without (autoencode\[\w+\]))?")
-
-Skipped = list[tuple[Path, str]]
 
 
 class Paths(Sequence[Path]):
@@ -186,27 +179,6 @@ def find_images(folder: Path) -> Paths:
     return _of_folder(folder).paths
 
 
-def by_type(skipped: Iterable[tuple[object, str]]) -> tuple[str, Skipped]:
-    """Return a line that counts files of types that are not read, and the other files with their reasons.
-
-    The line is "" without such files; "9 files: 5 .heic (install autoencode[heif]), 4 .mp4" is one.
-    """
-    counts: Counter[str] = Counter()
-    others: Skipped = []
-    for path, reason in skipped:
-        if match := _OF_A_TYPE.fullmatch(reason):
-            counts[match[1] + (f" (install {match[2]})" if match[2] else "")] += 1
-        elif reason == _IS_MASK:
-            counts["masks"] += 1
-        else:
-            others.append((Path(str(path)), reason))
-    if not counts:
-        return "", others
-    total = sum(counts.values())
-    listed_types = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
-    return f"{total:,} file{'' if total == 1 else 's'}: {listed_types}", others
-
-
 def _of_folder(folder: Path) -> Listing:
     """Return every image under a folder, and every other file with the reason why it is not one.
 
@@ -219,7 +191,7 @@ def _of_folder(folder: Path) -> Listing:
         # On Windows os.sep is a backslash, which is part of a name on other systems.
         name = path.removeprefix(prefix).replace(os.sep, "/")
         (names if name.lower().endswith(decoding.EXTENSIONS) else others).append(name)
-    skipped = sorted((name, _not_read(name)) for name in others)
+    skipped = sorted((name, not_read(name)) for name in others)
     if not names:
         line, _ = by_type(skipped)
         passed = f"It has {line}. " if line else ""
@@ -228,12 +200,6 @@ def _of_folder(folder: Path) -> Listing:
             "sub-folders are searched too."
         )
     return Listing(folder, sorted(names), skipped, origin=str(folder.resolve()))
-
-
-def _not_read(name: str) -> str:
-    suffix = Path(name).suffix.lower()
-    extra = " without autoencode[heif]" if suffix in decoding.HEIF_EXTENSIONS else ""
-    return f"{suffix or 'other'}{_NOT_READ}{extra}"
 
 
 def _with_splits(listing: Listing) -> Listing:
@@ -254,7 +220,7 @@ def _with_splits(listing: Listing) -> Listing:
     for name in listing.names:
         top, _, rest = name.partition("/")
         if top.lower() in _MASKS:
-            skipped.append((name, _IS_MASK))
+            skipped.append((name, IS_MASK))
             continue
         label, inner, _ = rest.partition("/")
         names.append(name)

@@ -219,7 +219,7 @@ class Loop:
             state.adversary.step(state.model, clean, output.images, result.loss, seed, ratio)
         else:
             (local.weight * result.loss).backward()  # type: ignore[no-untyped-call]
-        return _measured(result) * local.counted
+        return result.measured() * local.counted
 
     def _forward(
         self, model: ImageModel, clean: Tensor, local: LocalBatch, *, training: bool, draw: int
@@ -270,7 +270,7 @@ class Loop:
                     means.add(output.posterior.mean)
             # The reconstruction a user gets: the decoded mean, without noise, clipped to the range of pixels.
             squared_error = (decoded.float().clamp(0, 1) - clean).square().mean().cpu().double()
-            sums += torch.cat([_measured(result), squared_error[None]]) * local.counted
+            sums += torch.cat([result.measured(), squared_error[None]]) * local.counted
         sums, means = self.processes.total(sums), merged(self.processes.gather(means))
         loss, reconstruction, kl, _, val_mse = (sums / len(self.validation_rows)).tolist()
         measured: Record = {"val_loss": loss, "val_mse": val_mse}
@@ -397,8 +397,3 @@ class Loop:
             f"{', a larger sigma2' if self.config.loss == 'gaussian' else ''}"
             f"{' or --set precision=fp32' if self.runtime.bf16 else ''}."
         )
-
-
-def _measured(result: Terms) -> Tensor:
-    """(4,) float64: the mean terms of a batch, which its epoch sums over images."""
-    return torch.stack([term.detach().float() for term in result]).cpu().double()

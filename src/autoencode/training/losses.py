@@ -44,6 +44,10 @@ class Terms(NamedTuple):
     kl: Tensor
     mse: Tensor
 
+    def measured(self) -> Tensor:
+        """Return the terms as (4,) float64, which an epoch sums over images."""
+        return torch.stack([term.detach().float() for term in self]).cpu().double()
+
 
 def mse_loss(images: Tensor, restored: Tensor) -> Tensor:
     """Mean of (x - G(E(x)))^2 over every value of the batch; equation (1)."""
