@@ -99,22 +99,20 @@ def outliers(
     """Find images, and defects in them, unlike normal images."""
     from autoencode.outliers.normal import holds_normal
 
+    limits, asked = options.limits(max_pixels), {"score": score, "embedding": embedding, "rule": rule}
     if holds_normal(normal):
-        of_model = {"--score": score, "--embedding": embedding, "--rule": rule, "--pack": pack, "--ray": ray}
-        given = [name for name, value in of_model.items() if value is not None] + ["--heatmaps"] * heatmaps
-        if given:
-            raise ConfigError(f"{given[0]} goes with a model, not with normal images. Leave it out.")
-        any_outlier = _by_normal_images(
-            normal, images or [], out, maps, save, fpr, options.limits(max_pixels)
-        )
+        of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
+        if given := [name for name, value in of_model.items() if value is not None]:
+            raise ConfigError(f"--{given[0]} goes with a model, not with normal images. Leave it out.")
+        any_outlier = _by_normal_images(normal, images or [], out, maps, save, fpr, limits)
     else:
         if maps is not None or save is not None:
             raise ConfigError("--maps and --save go with a folder of normal images, not with a model.")
         if heatmaps and out is None:
             raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
-        settings = {"score": score, "fpr": fpr, "heatmaps": heatmaps, "ray": ray}
-        settings |= {"embedding": embedding or "code", "rule": rule or "conformal"}
-        any_outlier = _by_model(normal, images or [], out, pack, options.limits(max_pixels), settings)
+        settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "embedding": "code", "rule": "conformal"}
+        settings |= {name: value for name, value in asked.items() if value is not None}
+        any_outlier = _by_model(normal, images or [], out, pack, limits, settings)
     if fail_on_outlier and any_outlier:
         raise typer.Exit(1)
 
