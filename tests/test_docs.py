@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import autoencode
 from autoencode import ModelConfig, TrainConfig
 from autoencode.cli.main import app
-from autoencode.training import config
+from autoencode.training import presets
 from autoencode.transfer_learning import fine_tuning
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fine_tuning, "LEAST_STEPS", 20)
     monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
-    monkeypatch.setattr(config, "LEAST_STEPS", 2)
+    monkeypatch.setattr(presets, "LEAST_STEPS", 2)
     write_photos(tmp_path)
     return tmp_path
 
