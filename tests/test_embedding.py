@@ -100,7 +100,20 @@ def test_a_reduction_is_a_partly_whitened_principal_component_analysis() -> None
     scores /= np.linalg.norm(scores, axis=1, keepdims=True)
     found = reduction(vectors)
     assert found.dtype == np.float32
+    found /= np.linalg.norm(found, axis=1, keepdims=True)  # shorter where an image is far from the others
     np.testing.assert_allclose(found @ found.T, scores @ scores.T, atol=1e-3)  # directions have no sign
+
+
+def test_what_is_beyond_the_folder_is_short() -> None:
+    generator = np.random.default_rng(3)
+    centre, other = np.linalg.qr(generator.standard_normal((40, 2)))[0].T
+    folder = (centre + 0.02 * generator.standard_normal((300, 40))).astype(np.float32)
+    reduction = fit_reduction(folder)
+    new = (centre + 0.02 * generator.standard_normal((300, 40))).astype(np.float32)
+    lengths = np.linalg.norm(reduction(new), axis=1)
+    assert (lengths > 0.999).mean() > 0.98
+    foreign = (other + 0.02 * generator.standard_normal((5, 40))).astype(np.float32)
+    assert np.linalg.norm(reduction(foreign), axis=1).max() < 0.5 * lengths.min()
 
 
 def test_many_dimensions_are_reduced_to_those_that_matter() -> None:

@@ -53,26 +53,47 @@ _GROWTH = 2  # how many times as many images a folder has when its reduction is 
 _SHRINKAGE = 0.5
 
 
+# Standard deviations from which an image counts as beyond its folder. New faces are up to 2.6 from 800 faces
+# (99 %), cats and flowers 4.9 and more, digits 6.5.
+_BEYOND = 3.0
+
+
+def _cosines(vectors: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(mean)
+    found: NDArray[np.float32] = vectors @ mean / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return found
+
+
 @dataclass(frozen=True)
 class Reduction:
     """The principal directions in which the images of a folder differ, of nearly equal weight.
 
     Attributes:
         mean: (F,) subtracted from a vector.
-        matrix: (F, K) the centred vector is multiplied by; the result is brought to length 1.
+        matrix: (F, K) the centred vector is multiplied by.
+        cosines: (2,) mean and standard deviation of the cosine between a vector of the folder and the mean.
         images: N, how many it was fitted to.
     """
 
     mean: NDArray[np.float32]
     matrix: NDArray[np.float32]
+    cosines: NDArray[np.float32]
     images: int
 
     def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return vectors (B, F) as reduced ones (B, K)."""
+        """Return vectors (B, F) as reduced ones (B, K), of length 1, or less for images beyond the folder.
+
+        The directions kept are those in which the folder's images differ, where anything else looks like one
+        of them: a cat finds its likes among faces. That it is no face shows in the length alone, which a
+        cosine leaves out.
+        """
         reduced = ((vectors - self.mean) @ self.matrix).astype(np.float32, copy=False)
         lengths = np.linalg.norm(reduced, axis=1, keepdims=True)
         # The mean itself has no direction: it stays zero, and scores 0 with every other.
         reduced /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        usual, deviation = self.cosines
+        beyond = np.maximum((usual - _cosines(vectors, self.mean)) / deviation - _BEYOND, 0)
+        reduced /= 1 + beyond[:, None]
         return reduced
 
     def is_outgrown(self, images: int) -> bool:
@@ -98,9 +119,13 @@ def fit_reduction(vectors: NDArray[np.float32]) -> Reduction:
     variances = np.square(singular.astype(np.float64)) / count
     if count < FEWEST_FITTED or variances.mean() <= np.square(1e-6 * mean).mean():
         random = np.random.default_rng(0).standard_normal((size, min(REDUCED_SIZE, size)))
-        return Reduction(np.zeros(size, np.float32), np.linalg.qr(random)[0].astype(np.float32), count)
+        rotation = np.linalg.qr(random)[0].astype(np.float32)
+        anything = np.array([0, 1e6], np.float32)  # nothing is beyond images that are not known
+        return Reduction(np.zeros(size, np.float32), rotation, anything, count)
     scales = np.sqrt(variances + _SHRINKAGE * variances.mean())
-    return Reduction(mean, np.ascontiguousarray((directions.T / scales).astype(np.float32)), count)
+    cosines = _cosines(vectors, mean)
+    usual = np.array([cosines.mean(), max(cosines.std(), 1e-3)], np.float32)
+    return Reduction(mean, np.ascontiguousarray((directions.T / scales).astype(np.float32)), usual, count)
 
 
 @dataclass(frozen=True)

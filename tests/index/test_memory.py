@@ -429,3 +429,26 @@ def test_two_processes_do_not_write_one_index(trained: Run, folder: Path, tmp_pa
     started = time.monotonic()
     build_index(folder, tmp_path / "i", trained.folder)
     assert time.monotonic() - started < 50
+
+
+def test_a_query_of_another_kind_is_close_to_nothing_and_a_copy_of_an_odd_image_is_close_to_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for seed in range(240):
+        grain = np.random.default_rng(seed).normal(120, 9, (48, 48)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(grain).save(folder / f"{seed}.png")
+    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    odd = Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST)
+    odd.save(folder / "odd.png")
+    odd.save(tmp_path / "copy.bmp")
+    other = np.indices((48, 48)).sum(0) // 8 % 2 * 255
+    Image.fromarray(other.astype(np.uint8)).save(tmp_path / "other.png")
+    fresh = np.random.default_rng(999).normal(120, 9, (48, 48)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(fresh).save(tmp_path / "fresh.png")
+    index = build_index(folder, tmp_path / "i")
+    queries = [tmp_path / name for name in ("copy.bmp", "other.png", "fresh.png")]
+    copy, foreign, like = index.search(queries, 3).results
+    assert copy.found[0].path.name == "odd.png"
+    assert [one.nothing_close for one in (copy, foreign, like)] == [False, True, False]

@@ -51,7 +51,8 @@ class Neighbour:
         label: the first sub-folder; None for an image in none.
         position: where the image is in `FileIndex.entries`; None in an index that is not held in memory.
         percentile: in (0, 100]: the percentage of the indexed images whose own nearest neighbour is no nearer
-            than this one; None in an index that is not held in memory, or of one image.
+            than this one, or, with pretrained features, that is as far beyond the folder as the query, if
+            those are fewer; None in an index that is not held in memory, or of one image.
     """
 
     path: Path

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND = "search-index"
+_SCORE_OF_COPIES = 0.9  # of reduced vectors: files saved again as JPEG, or a little smaller, score more
 
 
 @dataclass(frozen=True)
@@ -242,12 +243,25 @@ class FileIndex(Index):
         part = self._part_of(only)
         return [
             [
-                self._neighbour(position, float(score))
+                self._neighbour(position, float(score), most)
                 for score, row in zip(near.scores, near.rows, strict=True)
                 for position in part.positions[part.starts[row] : part.starts[row + 1]].tolist()
             ][:k]
-            for near in part.nearest.search(codes, k)
+            for near, most in zip(part.nearest.search(codes, k), self._at_least_as_far(codes), strict=True)
         ]
+
+    def _at_least_as_far(self, codes: Floats) -> list[float]:
+        """Return which percentage of images is as far beyond the folder as each query; see `Reduction`."""
+        if self._settings.reduction is None:
+            return [100.0] * len(codes)
+        # Equal lengths of nearly all images differ by rounding.
+        lengths = np.linalg.norm(codes, axis=1) * (1 + 1e-5)
+        as_far = np.searchsorted(self._lengths, lengths, side="right")
+        return (100 * (1 + as_far) / (1 + len(self._lengths))).tolist()  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def _lengths(self) -> Floats:
+        return np.sort(np.linalg.norm(self.codes, axis=1))
 
     def _part_of(self, only: ImageFilter) -> _Part:
         """Return the images that match a filter; those of the last filter are kept."""
@@ -274,9 +288,12 @@ class FileIndex(Index):
             mask &= self.entries.in_split(only.split)
         return mask
 
-    def _neighbour(self, position: int, score: float) -> Neighbour:
+    def _neighbour(self, position: int, score: float, most: float) -> Neighbour:
         entry = self.entries[position]
         percentile = self._stored.own_scores.percentile(score)
+        # A copy of an odd image is as odd, and very close to it.
+        if percentile is not None and not (self.vector_space.is_similarity and score > _SCORE_OF_COPIES):
+            percentile = min(percentile, most)
         return Neighbour(self.folder / entry.path, score, entry.label, position, percentile)
 
 

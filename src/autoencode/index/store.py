@@ -39,6 +39,7 @@ REBUILD = "Delete the index and make it again, or restore it from a copy."
 CHOOSE_ANOTHER = "Choose another output, or delete the index and make it again."
 
 Array = NDArray[Any]
+_OF_REDUCTION = ("mean", "matrix", "cosines")  # the arrays of a `Reduction`
 
 
 class IndexStore(ABC):
@@ -154,7 +155,7 @@ class IndexSettings:
         """Return the settings as arrays and JSON."""
         arrays = {"mean": self.vector_space.mean, "whitening": self.vector_space.whitening}
         if self.reduction is not None:
-            arrays |= {"reduction_mean": self.reduction.mean, "reduction_matrix": self.reduction.matrix}
+            arrays |= {f"reduction_{name}": getattr(self.reduction, name) for name in _OF_REDUCTION}
         content = {
             "embedding": self.embedding,
             "encoder_digest": self.encoder_digest,
@@ -185,10 +186,11 @@ class IndexSettings:
         check_array("whitening", space.whitening, (size, size))
         reduction = None
         if content["reduced_from"] is not None:
-            mean, matrix = arrays["reduction_mean"], arrays["reduction_matrix"]
+            mean, matrix, cosines = (arrays[f"reduction_{name}"] for name in _OF_REDUCTION)
             check_array("reduction_mean", mean, (mean.size,))
             check_array("reduction_matrix", matrix, (mean.size, size))
-            reduction = Reduction(mean, matrix, int(content["reduced_from"]))
+            check_array("reduction_cosines", cosines, (2,))
+            reduction = Reduction(mean, matrix, cosines, int(content["reduced_from"]))
         preprocessing = Preprocessing.from_json(content["preprocessing"])
         return cls(content["embedding"], content["encoder_digest"], preprocessing, model, space, reduction)
 
