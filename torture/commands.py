@@ -33,6 +33,11 @@ from torture.seeds import picture
 
 SIZE = Preprocessing(16, 16)
 TINY: dict[str, Any] = {"widths": (4, 8), "code_size": 4, "batch_size": 8}
+# The same, as they are typed.
+TINY_OPTIONS = (
+    *("--set", "widths=4,8", "--set", "code_size=4", "--set", "batch_size=8"),
+    *("--epochs", "2", "--size", "16"),
+)
 EXPERIMENTS = (
     Experiment("ae", "paper-ae", "", TINY),
     Experiment("vae-0.01", "paper-vae", "", {**TINY, "epochs": 10}),

@@ -24,53 +24,23 @@ from safetensors.torch import load_file
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import open_pack
 from autoencode.models.model_file import load_model
-from torture.commands import HAS_LANCE, make_images, whole_lance
+from torture.commands import HAS_LANCE, TINY_OPTIONS, make_images, whole_lance
 from torture.outcome import Outcome
 from torture.processes import Ended, command, run
 
 BLOCK = 4096
 LARGE = "256m"
 IMAGES = 24
-TINY = [
-    "--set",
-    "widths=4,8",
-    "--set",
-    "code_size=4",
-    "--set",
-    "batch_size=8",
-    "--epochs",
-    "2",
-    "--size",
-    "16",
-]
 
 Arguments = Callable[[Path, Path], Sequence[str | Path]]
 
 # What is typed, of (the folder with what was made before, the small file system).
 COMMANDS: dict[str, Arguments] = {
     "pack": lambda had, out: ("pack", had / "images", "--size", "16", "--out", out / "pack"),
-    "train": lambda had, out: ("train", had / "images", *TINY, "--out", out / "run"),
-    "index": lambda had, out: (
-        "index",
-        had / "images",
-        "--model",
-        had / "run",
-        "--out",
-        out / "index",
-    ),
+    "train": lambda had, out: ("train", had / "images", *TINY_OPTIONS, "--out", out / "run"),
+    "index": lambda had, out: (*("index", had / "images", "--model", had / "run", "--out", out / "index"),),
     "lance": lambda had, out: (
-        *(
-            "index",
-            had / "images",
-            "--embedding",
-            "code",
-            "--model",
-            had / "run",
-            "--store",
-            "lance",
-            "--out",
-            out / "tables",
-        ),
+        *("index", had / "images", "--model", had / "run", "--store", "lance", "--out", out / "tables"),
     ),
     "reconstruct": lambda had, out: ("reconstruct", had / "run", had / "images", "--out", out / "restored"),
     "morph": lambda had, out: ("morph", had / "run", *_two(had), "--out", out / "morph.gif"),
@@ -81,28 +51,14 @@ COMMANDS: dict[str, Arguments] = {
     ),
     "features": lambda had, out: ("features", had / "run", _two(had)[0], "--out", out / "features"),
     "classify": lambda had, out: (
-        "classify",
-        had / "classifier",
-        had / "images",
-        "--out",
-        out / "classes.csv",
+        *("classify", had / "classifier", had / "images", "--out", out / "classes.csv"),
     ),
     "transfer": lambda had, out: ("transfer", had / "run", had / "images", "--out", out / "classifier"),
     "evaluate": lambda had, out: ("evaluate", had / "run", "--out", out / "numbers.json"),
     "export": lambda had, out: ("export", had / "run", "--onnx", out / "onnx"),
     "paper": lambda had, out: (
-        *(
-            "paper",
-            had / "images",
-            "--size",
-            "16",
-            "--budget",
-            "0.01",
-            "--only",
-            "ae",
-            "--out",
-            out / "paper",
-        ),
+        *("paper", had / "images", "--size", "16", "--budget", "0.01", "--only", "ae"),
+        *("--out", out / "paper"),
     ),
 }
 
@@ -129,7 +85,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         ()
         if only_images
         else (
-            ("train", had / "images", *TINY, "--out", had / "run"),
+            ("train", had / "images", *TINY_OPTIONS, "--out", had / "run"),
             ("index", had / "images", "--model", had / "run", "--out", had / "index"),
             ("transfer", had / "run", had / "images", "--out", had / "classifier"),
         )

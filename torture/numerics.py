@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from torture.commands import TINY_OPTIONS
 from torture.outcome import Outcome
 from torture.processes import command, run
 from torture.seeds import picture
@@ -38,18 +39,6 @@ FOLDERS: dict[str, Folder] = {
         for n in range(8)
     ),
 }
-TINY = [
-    "--set",
-    "widths=4,8",
-    "--set",
-    "code_size=4",
-    "--set",
-    "batch_size=8",
-    "--epochs",
-    "2",
-    "--size",
-    "16",
-]
 MODELS: dict[str, Sequence[str]] = {
     "autoencoder": (),
     "vae": ("--kind", "vae"),
@@ -94,7 +83,7 @@ def _through_all(what: str, work: Path, settings: Sequence[str], outcome: Outcom
     one = sorted(images.rglob("*.png"))[0]
     typed: tuple[Sequence[str | Path], ...] = (
         ("pack", images, "--size", "16", "--out", work / "pack"),
-        ("train", images, *settings, *TINY, "--out", made),
+        ("train", images, *settings, *TINY_OPTIONS, "--out", made),
         ("reconstruct", made, images, "--out", work / "restored"),
         ("morph", made, one, one, "--frames", "3", "--out", work / "morph.gif"),
         ("generate", made, "-n", "4", "--out", work / "new", "--walk", work / "walk.gif"),
@@ -103,7 +92,7 @@ def _through_all(what: str, work: Path, settings: Sequence[str], outcome: Outcom
         ("outliers", made, images, "--score", "knn", "--rule", "paper"),
         ("index", images, "--model", made, "--out", work / "index"),
         ("search", work / "index", one, "--out", work / "found.json", "--sheet", work / "found.png"),
-        ("search", work / "index", "--near-duplicates", "--out", work / "copies.json"),
+        ("duplicates", images, "--out", work / "copies"),
         ("index", images, "--model", made, "--out", work / "l2", "--distance", "l2"),
         ("search", work / "l2", one, "--out", work / "l2.json"),
         ("evaluate", made, "--out", work / "numbers.json"),

@@ -52,7 +52,6 @@ _GROWTH = 2  # how many times as many images a folder has when its reduction is 
 # the largest directions in charge. From 0.3 to 1 accuracies differ by less than their intervals.
 _SHRINKAGE = 0.5
 
-
 # Standard deviations from which an image counts as beyond its folder. New faces are up to 2.6 from 800 faces
 # (99 %), cats and flowers 4.9 and more, digits 6.5.
 _BEYOND = 3.0

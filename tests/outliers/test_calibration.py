@@ -134,11 +134,6 @@ def test_the_rate_that_the_error_names_can_be_promised_and_none_much_smaller(ima
     assert named - 1 / (images + 1) < 1e-4
 
 
-@pytest.fixture(scope="module")
-def vae(trained_vae: Run) -> Autoencoder:
-    return load_model(trained_vae.model_path)
-
-
 def neighbours(reference: OutlierReference) -> np.ndarray:  # type: ignore[type-arg]
     detector = reference.detectors["knn"]
     assert isinstance(detector, KthNeighbour)

@@ -30,11 +30,6 @@ from autoencode.outliers.measurements import measurer
 
 
 @pytest.fixture(scope="module")
-def vae(trained_vae: Run) -> Autoencoder:
-    return load_model(trained_vae.model_path)
-
-
-@pytest.fixture(scope="module")
 def reference(vae: Autoencoder, tiny_pack: Pack) -> OutlierReference:
     return fit_reference(vae, tiny_pack)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 from tests.outliers.test_normal import COLUMNS, ROWS, normal, part, parts  # noqa: F401 - fixtures
 
-from autoencode import ConfigError, ImageFolderError, NormalImages, inspect_images
+from autoencode import ConfigError, ImageFolderError, NormalImages, fit_normal, inspect_images
+from autoencode.data.preprocessing import Limits
+from autoencode.outliers.patches import read_in_shape
 
 
 def test_defects_come_first_with_their_place(normal: NormalImages, parts: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -39,6 +42,23 @@ def test_without_images_the_normal_ones_are_judged_by_each_other(normal: NormalI
     found = inspect_images(normal, fpr=0.05)
     assert len(found.verdicts) == 40
     assert sorted(one.score for one in found.verdicts) == sorted(normal.calibration)
+
+
+def test_the_heat_of_a_normal_image_is_that_of_banks_without_it(
+    parts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(parts / "good", tmp_path / "mixed")
+    pixels = np.asarray(part(3002)).copy()
+    pixels[8:40, 20:60] = 250
+    Image.fromarray(pixels).save(tmp_path / "mixed" / "spot.png")
+    mixed = fit_normal(tmp_path / "mixed")
+    spot = next(one for one in inspect_images(mixed).verdicts if one.path.name == "spot.png")
+    _, from_own_bank = mixed.measure(read_in_shape(tmp_path / "mixed" / "spot.png", Limits()))
+    assert spot.heat.max() > 2 * from_own_bank.max()
+    assert spot.box is not None
+    assert spot.box.left < 60
+    assert spot.box.top < 40
 
 
 def test_tables_and_pictures_of_every_image(normal: NormalImages, parts: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -8,25 +8,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.distributions import Independent, Normal, kl_divergence
 
-from autoencode import Autoencoder, ModelConfig, Pack, Preprocessing, Run, heat_maps, load_model
+from autoencode import Autoencoder, ModelConfig, Preprocessing, heat_maps
 from autoencode.metrics.statistics import auroc
 from autoencode.outliers.measurements import coloured, measurer, residual_spectrum
-from autoencode.pixels import SIGMA2_FLOOR, to_float
-
-
-@pytest.fixture(scope="module")
-def vae(trained_vae: Run) -> Autoencoder:
-    return load_model(trained_vae.model_path)
-
-
-@pytest.fixture(scope="module")
-def plain(trained: Run) -> Autoencoder:
-    return load_model(trained.model_path)
-
-
-@pytest.fixture(scope="module")
-def images(tiny_pack: Pack) -> torch.Tensor:
-    return to_float(tiny_pack.pixels(tiny_pack.rows()))
+from autoencode.pixels import SIGMA2_FLOOR
 
 
 def test_the_kl_is_that_of_two_distributions(vae: Autoencoder, images: torch.Tensor) -> None:

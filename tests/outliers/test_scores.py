@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from autoencode import Autoencoder, ConfigError, Pack, Run, find_outliers, fit_reference, load_model
+from autoencode import Autoencoder, ConfigError, Pack, find_outliers, fit_reference
 from autoencode.embedding import image_encoder
 from autoencode.errors import any_of
 from autoencode.metrics.statistics import auroc
@@ -38,21 +38,6 @@ from autoencode.pixels import to_float
 PLAIN = [score for score in SCORES.values() if not score.needs_vae]
 Array = NDArray[np.float64]
 Measured = dict[str, Array]
-
-
-@pytest.fixture(scope="module")
-def vae(trained_vae: Run) -> Autoencoder:
-    return load_model(trained_vae.model_path)
-
-
-@pytest.fixture(scope="module")
-def plain(trained: Run) -> Autoencoder:
-    return load_model(trained.model_path)
-
-
-@pytest.fixture(scope="module")
-def images(tiny_pack: Pack) -> torch.Tensor:
-    return to_float(tiny_pack.pixels(tiny_pack.rows()))
 
 
 def joined(parts: list[Measured]) -> Measured:

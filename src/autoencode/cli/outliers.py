@@ -108,8 +108,6 @@ def outliers(
     else:
         if maps is not None or save is not None:
             raise ConfigError("--maps and --save go with a folder of normal images, not with a model.")
-        if heatmaps and out is None:
-            raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
         settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "embedding": "code", "rule": "conformal"}
         settings |= {name: value for name, value in asked.items() if value is not None}
         any_outlier = _by_model(normal, images or [], out, pack, limits, settings)
@@ -134,6 +132,8 @@ def _by_model(
 
     if not images:
         raise ConfigError("Give the images to judge after the model: files, or folders of them.")
+    if settings["heatmaps"] and out is None:
+        raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
     packed = open_pack(pack or options.pack_of(model, "--pack PACK"))

@@ -262,6 +262,11 @@ def orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height in pixels of an image as it is shown, without decoding it."""
+    return image.size if orientation(image) < 5 else (image.height, image.width)
+
+
 def upright_size(content: bytes) -> tuple[int, int]:
     """Return the width and height in pixels of the image in `content`, as it is shown, from its header.
 
@@ -269,8 +274,7 @@ def upright_size(content: bytes) -> tuple[int, int]:
         ImageError: `content` is in no known format, or its header is damaged.
     """
     try:
-        image = open_image(content)
-        return image.size if orientation(image) < 5 else (image.height, image.width)
+        return shown_size(open_image(content))
     except ImageError:
         raise
     except Exception as err:  # Pillow raises almost anything at a damaged header

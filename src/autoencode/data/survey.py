@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image
 
 from autoencode.data import decoding, workers
-from autoencode.data.preprocessing import Limits, Preprocessing
+from autoencode.data.preprocessing import SIZE_MULTIPLE, Limits, Preprocessing
 from autoencode.errors import ImageError
 
 SAMPLE = 100  # files: the median of their sizes is then known to a few per cent
 _USUAL = 128 * 128  # pixels: more make training on a CPU slow, and a code of 256 numbers keeps no more detail
-_MULTIPLE = 16  # see `Preprocessing`
 # A photograph of 3:2 loses a third to a square, at its edges; with more, the subject itself is cut.
 _MOST_CUT = 0.4
 # Shapes that differ by less than this factor are one shape: nobody sees that they were stretched to it.
@@ -148,17 +147,16 @@ class _Look:
             content = decoding.read_bytes(path, self.limits.max_bytes)
             with decoding.pillow_limited_to(self.limits.max_pixels):
                 image = decoding.open_image(content)
-                turned = decoding.orientation(image) >= 5
+                width, height = decoding.shown_size(image)
                 small = 0 < image.width * image.height <= self.limits.max_pixels
                 values = _values(image) if decoding.is_wide(image) and small else None
         except ImageError:
             return None
         except Exception:  # Pillow raises almost anything at a damaged file; packing gives the reason
             return None
-        if not (image.width and image.height):
+        if not (width and height):
             return None
-        sides = (image.width, image.height) if turned else (image.height, image.width)
-        return Extent(*sides), values
+        return Extent(height, width), values
 
 
 def _values(image: Image.Image) -> Values | None:
@@ -188,7 +186,7 @@ def _differs(shape: float, other: float) -> bool:
 
 def _multiple(side: float) -> int:
     # Up, so that small images keep all their pixels; a little down, so that 129 is not 144.
-    return max(_MULTIPLE, math.ceil((side - 4) / _MULTIPLE) * _MULTIPLE)
+    return max(SIZE_MULTIPLE, math.ceil((side - 4) / SIZE_MULTIPLE) * SIZE_MULTIPLE)
 
 
 def _range(sides: np.ndarray[Any, np.dtype[np.float64]]) -> str:

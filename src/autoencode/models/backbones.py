@@ -252,10 +252,8 @@ class OnnxBackbone:
     @functools.cached_property
     def digest(self) -> str:
         """See `Backbone`."""
-        hasher = hashlib.sha256()
         with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                hasher.update(block)
+            hasher = hashlib.file_digest(file, "sha256")
         parts = [self._output, self._mean.tolist(), self._spread.tolist(), self._size]
         hasher.update(json.dumps(parts, sort_keys=True).encode())
         return hasher.hexdigest()

@@ -88,12 +88,20 @@ def images_needed(fpr: float) -> int:
     return fewest - 1 if 1 / fewest <= fpr else fewest  # 1 / fpr may be rounded either way
 
 
-def attainable_fpr(images: int, fpr: float | None = None) -> float:
+def attainable_fpr(
+    images: int,
+    fpr: float | None = None,
+    *,
+    found: str = "test images to calibrate on; the pack has {images:,}",
+    advice: str = "Use more images (one in ten is a test image)",
+) -> float:
     """Return the false positive rate to keep to with this many calibration images.
 
     Args:
         images: number of images in the calibration set.
         fpr: the rate asked for; None for 0.01 or, with too few images for that, the smallest there is.
+        found: for the message, which images there are.
+        advice: for the message, how there can be more.
 
     Raises:
         ConfigError: the calibration set is too small for the rate; the message says how many it takes.
@@ -110,9 +118,8 @@ def attainable_fpr(images: int, fpr: float | None = None) -> float:
     # The rate in the message is rounded up: rounded down it would be rejected, too.
     if images < needed:
         raise ConfigError(
-            f"A false positive rate of {fpr:g} needs {needed:,} test images to calibrate on; the pack has "
-            f"{images:,}. Use more images (one in ten is a test image), or --fpr "
-            f"{math.ceil(1e4 * smallest) / 1e4:g} or more."
+            f"A false positive rate of {fpr:g} needs {needed:,} {found.format(images=images)}. {advice}, or "
+            f"--fpr {math.ceil(1e4 * smallest) / 1e4:g} or more."
         )
     return fpr
 

@@ -20,24 +20,16 @@ from autoencode.atomic import TABLES, atomic_file, check_output, csv_bytes, make
 from autoencode.data.preprocessing import Limits, check_usable, save_image
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError, ImageError
-from autoencode.outliers.calibration import DEFAULT_FPR, images_needed
+from autoencode.outliers.calibration import attainable_fpr
 from autoencode.outliers.patches import Picture, read_in_shape
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.outliers.normal import NormalImages
 
-    Array = NDArray[np.float64]
-
 COLUMNS = (
-    "path",
-    "score",
-    "threshold",
-    "ratio",
-    "p_value",
-    "outlier",
-    *("left", "top", "width", "height"),
-    "area",
+    *("path", "score", "threshold", "ratio", "p_value", "outlier"),
+    *("left", "top", "width", "height", "area"),
 )
 _HEAT_UNIT = 1 / 4096  # of a 16-bit map: 1, the upper end of normal patches, is 4096
 
@@ -131,8 +123,12 @@ def inspect_images(
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` or `maps` cannot be written.
     """
-    rate = _rate(len(normal.calibration), fpr)
-    known = dict(zip(normal.paths, normal.calibration.tolist(), strict=True)) if images is None else {}
+    rate = attainable_fpr(
+        len(normal.calibration), fpr, found="normal images; there are {images:,}", advice="Give more"
+    )
+    # A normal image is in the bank, where its patches would be their own nearest neighbours.
+    own = zip(normal.paths, normal.calibration.tolist(), normal.heats, strict=False)
+    known = {path: (score, heat) for path, score, heat in own} if images is None else {}
     if images is None and not known:
         raise ConfigError("Normal images from a file are not there to be judged: give images to judge.")
     paths = expanded(images) if images is not None else list(known)
@@ -143,16 +139,13 @@ def inspect_images(
     for number, path in enumerate(paths, 1):
         try:
             picture = read_in_shape(path, limits or Limits())
-            score, heat = normal.measure(picture)
+            score, heat = known.get(path) or normal.measure(picture)
         except ImageError as err:
             skipped.append((path, str(err)))
         else:
-            # A normal image is in the bank, where it would be its own nearest neighbour.
-            score = known.get(path, score)
             p_value = float(normal.p_values(np.array([score]))[0])
             box, area = _region(heat, picture)
-            small = heat.astype(np.float16)
-            is_outlier = p_value <= rate
+            is_outlier, small = p_value <= rate, heat.astype(np.float16)
             verdict = Verdict(path, score, rate / p_value, p_value, is_outlier, box, area, small)
             verdicts.append(verdict)
             if maps is not None:
@@ -171,19 +164,7 @@ def inspect_images(
     return found
 
 
-def _rate(images: int, fpr: float | None) -> float:
-    smallest = 1 / (images + 1)  # p-values are multiples of it
-    if fpr is None:
-        return max(DEFAULT_FPR, smallest)
-    if images < (needed := images_needed(fpr)):
-        raise ConfigError(
-            f"A false positive rate of {fpr:g} needs {needed:,} normal images; there are {images:,}. Give "
-            f"more, or --fpr {smallest + 5e-5:.4f} or more."
-        )
-    return fpr
-
-
-def _region(heat: NDArray[np.float32], picture: Picture) -> tuple[Box | None, float]:
+def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | None, float]:
     """Return the box around the region of the most heat, and the share of the image beyond normal."""
     regions, count = label(heat > 1)
     if not count:

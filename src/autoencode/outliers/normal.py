@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ class NormalImages:
         calibration: (N,) scores of normal images, each measured against others.
         heat_scale: for each scale, the distance that one in a thousand patches of normal images exceeds.
         paths: the N files; empty for normal images from a file.
+        heats: their heat maps (h, w), each measured against others; empty for normal images from a file.
         skipped: files that could not be used, with the reason; empty for normal images from a file.
         passing: names of the test pictures, such as an all-black one, that would be called normal.
     """
@@ -139,6 +141,7 @@ class NormalImages:
     calibration: Array
     heat_scale: tuple[float, ...]
     paths: tuple[Path, ...] = ()
+    heats: tuple[NDArray[np.float16], ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
     passing: tuple[str, ...] = ()
 
@@ -165,8 +168,7 @@ class NormalImages:
 
     def threshold(self, fpr: float) -> float:
         """Return the largest score that is not an outlier at a false positive rate."""
-        allowed = int(np.floor(fpr * (len(self.calibration) + 1) + 1e-9)) - 1
-        return float(np.sort(self.calibration)[::-1][max(0, allowed)])
+        return float(np.sort(self.calibration)[-self._rank(fpr)])
 
     def fpr_bound(self, fpr: float, confidence: float = 0.95) -> float:
         """Return what the false positive rate of these very images stays below, with this confidence.
@@ -174,9 +176,13 @@ class NormalImages:
         The rate depends on the calibration images drawn: it follows a beta distribution (Vovk 2012), whose
         mean is at most `fpr`.
         """
-        count = len(self.calibration)
-        rank = max(1, int(np.floor(fpr * (count + 1) + 1e-9)))
-        return float(beta.ppf(confidence, rank, count + 1 - rank))
+        rank = self._rank(fpr)
+        return float(beta.ppf(confidence, rank, len(self.calibration) + 1 - rank))
+
+    def _rank(self, fpr: float) -> int:
+        """Return how many calibration scores, at least one, are at or above the threshold."""
+        # A rate such as 3 / 41 times 41 may come out below 3.
+        return max(1, math.floor(fpr * (len(self.calibration) + 1) + 1e-9))
 
     def _heat(self, maps: tuple[NDArray[np.float32], ...]) -> NDArray[np.float32]:
         """Return the mean of the maps of all scales on the finest grid, relative to normal patches."""
@@ -232,13 +238,7 @@ def load_normal(path: str | Path) -> NormalImages:
             of the pretrained network.
     """
     path = Path(path)
-    tensors, content, _ = read_tensors(
-        path,
-        KIND,
-        FORMAT_VERSION,
-        ModelFileError,
-        remake=_REMAKE,
-    )
+    tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, ModelFileError, remake=_REMAKE)
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         banks = tuple(
@@ -292,9 +292,8 @@ def fit_normal(
         MissingExtraError: the weights of the network are not installed.
     """
     paths, limits, skipped = expanded(images), limits or Limits(), list[tuple[Path, str]]()
-    order = np.random.default_rng(0).permutation(
-        len(paths)
-    )  # which are fitted must not depend on their names
+    # In a random order: names must not decide which are fitted.
+    order = np.random.default_rng(0).permutation(len(paths))
     report = progress or (lambda done, total: None)
     total, done = len(paths) + min(len(paths), MOST_FITTED), 0
     used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
@@ -354,10 +353,14 @@ def _calibrated(
     gates = np.maximum(_GATE_MARGIN * beyond, _GATE)
     cosines = 1 - np.exp(2 * measures[:, 4]) / 2  # of vectors of length 1, from their distance
     are_alike = bool(np.median(cosines) >= _ALIKE)
-    normal = NormalImages(
-        fit, centre, spread, gates, are_alike, np.zeros(0), heat_scale, tuple(paths), tuple(skipped)
+    normal = NormalImages(fit, centre, spread, gates, are_alike, np.zeros(0), heat_scale)
+    normal = dataclasses.replace(
+        normal,
+        calibration=normal.score(measures),
+        paths=tuple(paths),
+        heats=tuple(normal._heat(one.maps).astype(np.float16) for one in measured),
+        skipped=tuple(skipped),
     )
-    normal = dataclasses.replace(normal, calibration=normal.score(measures))
     return dataclasses.replace(normal, passing=_passing(normal, len(seen)))
 
 

@@ -75,7 +75,7 @@ def read_in_shape(path: Path, limits: Limits) -> Picture:
     with decoding.reading(limits.max_pixels):
         image = decoding.open_image(content)
         decoding.check_pixels(image, limits.max_pixels)
-        width, height = image.size[::-1] if decoding.orientation(image) >= 5 else image.size
+        width, height = decoding.shown_size(image)
     pixels = []
     for short_side in SHORT_SIDES:
         scale = min(short_side / min(width, height), LONGEST_SIDE / max(width, height))
