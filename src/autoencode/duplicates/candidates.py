@@ -78,8 +78,7 @@ def _index(vectors: Floats) -> Any:  # noqa: ANN401 - FAISS has no types
     index: Any = faiss.IndexFlatIP(size)
     if count > _EXACT_LIMIT:
         lists = round(2 * count**0.5)
-        quantizer, index = index, faiss.IndexIVFFlat(index, size, lists, faiss.METRIC_INNER_PRODUCT)
-        index.quantizer_of_python = quantizer  # FAISS keeps a bare pointer to it, which must not dangle
+        index = faiss.IndexIVFFlat(index, size, lists, faiss.METRIC_INNER_PRODUCT)
         index.train(np.ascontiguousarray(vectors[:: max(1, count // (40 * lists))]))
         index.nprobe = _PROBED
     index.add(vectors)
