@@ -46,6 +46,8 @@ SECTIONS = {
     "metrics": "Estimates",
     "feature_maps": "Feature maps",
     "export": "Export",
+    "vectors": "Vectors",
+    "description": "What a file is",
     "errors": "Errors",
 }
 

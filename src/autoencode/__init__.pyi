@@ -5,6 +5,8 @@ from .data.pack import open_pack as open_pack
 from .data.pack import pack_folder as pack_folder
 from .data.preprocessing import Limits as Limits
 from .data.preprocessing import Preprocessing as Preprocessing
+from .description import Description as Description
+from .description import describe as describe
 from .duplicates import DuplicateFile as DuplicateFile
 from .duplicates import DuplicateGroup as DuplicateGroup
 from .duplicates import Duplicates as Duplicates

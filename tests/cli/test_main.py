@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 from tests.cli.conftest import Command, Result, assert_one_line
 from typer.main import get_command
@@ -22,9 +25,16 @@ from autoencode import (
     Run,
     TrainConfig,
     __version__,
+    evaluation,
+    fit_prior,
+    load_model,
+    open_pack,
+    save_model,
+    settings,
 )
 from autoencode.cli import main
 from autoencode.configuration import Embedding, documentation
+from autoencode.models.backbones import BACKBONE
 
 
 def test_the_help_lists_the_choices_that_the_library_has(
@@ -119,8 +129,11 @@ def test_wrong_usage_exits_with_2(
         ("outliers x y --fpr low", "Invalid value for '--fpr': it must be a number. "),
         ("my-photos", "No such command 'my-photos'. "),
         ("trian", "No such command 'trian'. Did you mean 'train'"),
-        ("'my photos'", "No such command 'my photos'. To train on a folder: autoencode train 'my photos' "
-         "--out 'runs/my photos' "),
+        ("'my photos'", "No such command 'my photos'. To train on a folder: autoencode train 'my photos'. To "
+         "search in it: autoencode index 'my photos' --out 'my photos.index'. To find copies: autoencode "
+         "duplicates 'my photos' "),
+        ("a.jpg", "No such command 'a.jpg'. To see what a model, a pack or an index is: "),
+        ("info -no.jpg", "No such option or file: -no.jpg "),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_named_in_the_words_of_the_user(
@@ -129,9 +142,113 @@ def test_wrong_usage_is_named_in_the_words_of_the_user(
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my photos").mkdir()
+    (tmp_path / "a.jpg").touch()
     result = autoencode(*shlex.split(arguments))
     assert result.code == 2
     assert f"│ {message}" in result.err
+
+
+def _commands(photos: Path, run: Path, work: Path) -> dict[str, tuple[object, ...]]:
+    """A call of each command that ends in seconds; classify and search need those before them."""
+    image, few = next(photos.rglob("*.png")), photos / "coast"
+    return {
+        "pack": (photos, "--out", work / "pack", "--size", 32),
+        "train": (few, "--out", work / "run", "--epochs", 1, "--size", 16, "--set", "widths=[4]"),
+        "config": ("best",),
+        "reconstruct": (run, few, "--out", work / "reconstructed"),
+        "morph": (run, image, few / "000.png", "--out", work / "morph.png"),
+        "generate": (run, "--out", work / "new", "-n", 2),
+        "index": (few, "--model", run, "--out", work / "index"),
+        "search": (work / "index", image, "-k", 2),
+        "duplicates": (few,),
+        "outliers": (few, image),
+        "features": (run, image, "--out", work / "features"),
+        "transfer": (run, photos, "--out", work / "classifier", "--embedding", "code"),
+        "classify": (work / "classifier", image),
+        "info": (run,),
+        "evaluate": (run,),
+        "embed": (run, few, "--out", work / "codes.csv"),
+    }
+
+
+def test_every_command_prints_its_result_as_json_and_nothing_else(
+    autoencode: Command, photos: Path, trained_vae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(trained_vae.folder, tmp_path / "vae"))
+    monkeypatch.setattr(BACKBONE, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
+    monkeypatch.setattr(evaluation, "LEAST_KID_IMAGES", 1000)  # distances take half of the time
+    model = load_model(run)
+    fit_prior(model, open_pack(trained_vae.pack_path))
+    save_model(run / "model.safetensors", model, model.provenance)
+    found: dict[str, Any] = {}
+    for command, arguments in _commands(photos, run, tmp_path).items():
+        result = autoencode(command, *arguments, "--json")
+        assert result.code == 0, (command, result)
+        found[command] = json.loads(result.out)
+    assert found["pack"]["images"] == len(open_pack(tmp_path / "pack")) == 48
+    assert found["train"]["folder"] == str(tmp_path / "run")
+    assert found["train"]["metrics"][0]["epoch"] == 1
+    assert found["config"]["epochs"] == settings("best")[1].epochs
+    assert [set(one) >= {"path", "psnr_db"} for one in found["reconstruct"]["results"]] == [True] * 16
+    assert found["morph"]["frames"] == len(found["morph"]["alphas"])
+    assert found["index"]["update"]["encoded"] == found["index"]["images"] == 16
+    assert len(found["search"]["queries"][0]["neighbours"]) == 2
+    assert found["outliers"]["verdicts"][0].keys() >= {"path", "p_value", "outlier"}
+    assert "heat" not in found["outliers"]["verdicts"][0]  # maps go to files
+    assert found["classify"]["results"][0]["label"] in found["transfer"]["classes"]
+    assert found["info"]["kind"] == "run"
+    assert found["embed"] == {
+        "path": str(tmp_path / "codes.csv"), "images": 16, "dimensions": 8, "skipped": [],
+    }  # fmt: skip
+    assert found["evaluate"]["reconstruction"]["psnr_db"]["value"] > 0
+    # The others take minutes, another program or a browser.
+    others = {"demo", "restore", "export", "paper", "app", "report"}
+    assert found.keys() | others == set(get_command(main.app).commands)  # type: ignore[attr-defined]
+
+
+def test_quiet_prints_results_alone(autoencode: Command, photos: Path, trained: Run, tmp_path: Path) -> None:
+    image = photos / "coast" / "000.png"
+    (tmp_path / "notes.mp4").touch()
+    for quiet in ("--quiet", "-q"):
+        made = autoencode("pack", photos, "--out", tmp_path / quiet / "pack", "--size", 32, quiet)
+        assert made == Result(0, "", "")
+    assert "48 images" in autoencode("pack", photos, "--out", tmp_path / "-q" / "pack", "--size", 32).out
+    assert autoencode("reconstruct", trained.folder, image, "--out", tmp_path / "r", "-q") == (0, "", "")
+    assert autoencode("config", "best", "-q") == autoencode("config", "best")
+    index = ("index", photos, "--out", tmp_path / "i", "--model", trained.folder)
+    assert autoencode(*index, "-q") == (0, "", "")
+    found = autoencode("search", tmp_path / "i", image, "-k", 2, "-q")
+    assert (len(found.out.splitlines()), found.err) == (3, "")
+    assert_one_line(autoencode("reconstruct", trained.folder, "none.jpg", "--out", tmp_path / "s", "-q"))
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_a_file(
+    autoencode: Command, photos: Path, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("-dash.png", "-n", "--out"):
+        shutil.copy(photos / "coast" / "000.png", name)
+    result = autoencode("reconstruct", trained.folder, "-dash.png", "--out", "r")
+    assert (result.code, "of 1 image" in result.out) == (0, True)
+    assert autoencode("generate", trained.folder, "--help").code == 0
+    assert "-n" not in autoencode("morph", trained.folder, "-n", "-dash.png", "--out", "m.png").err
+
+
+def test_searching_in_a_folder_of_images_says_how_to_index_it(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    found = autoencode("search", photos, "x.jpg")
+    assert_one_line(found, f"{photos} is not an index. ", "autoencode index FOLDER --out photos.index")
+
+
+def test_shells_complete_commands(tmp_path: Path) -> None:
+    environment = {**os.environ, "_AUTOENCODE_COMPLETE": "complete_bash", "COMP_WORDS": "autoencode tr"}
+    code = "import sys; sys.argv[0] = 'autoencode'\nfrom autoencode.cli.main import main\nmain()"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"COMP_CWORD": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stdout.split() == ["train", "transfer"]
 
 
 @pytest.mark.parametrize("command", ["pack", "train"])

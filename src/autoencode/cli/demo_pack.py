@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -23,8 +23,9 @@ from autoencode.cli.options import (
     add_command,
     one_or_all,
 )
-from autoencode.cli.progress import counting, say
+from autoencode.cli.progress import counting, say, show_result
 from autoencode.cli.train_config import print_pack, train_and_show
+from autoencode.configuration import Split
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
@@ -90,6 +91,18 @@ def pack(
         )
     say(f"size:   {made.preprocessing}")
     print_pack(made)
+    show_result(
+        {
+            "path": made.location,
+            "images": len(made),
+            "splits": {split: len(made.rows(split)) for split in get_args(Split)},
+            "labels": made.labels,
+            "preprocessing": made.preprocessing,
+            "fingerprint": made.fingerprint,
+            "note": made.note,
+            "skipped": [(Path(entry.path), entry.reason or "") for entry in made.skipped],
+        }
+    )
 
 
 def add_to(program: typer.Typer) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, add_command
-from autoencode.cli.progress import counted, fail_if_named, one_line, say, show_skipped, stages
+from autoencode.cli.progress import counted, fail_if_named, one_line, say, show_result, show_skipped, stages
 from autoencode.configuration import Keep
 from autoencode.errors import ConfigError
 
@@ -54,6 +54,7 @@ def duplicates(
             progress=progress,
         )
     _print(found)
+    show_result(found)
     for path in write_results(found, out, keep) if out is not None else []:
         say(f"written: {path}", err=True)
     fail_if_named(found.skipped, images)

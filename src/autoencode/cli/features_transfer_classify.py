@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Images, MaxPixels, Model, add_command
-from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages
+from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_result, show_skipped, stages
 from autoencode.configuration import Embedding
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def features(
         )
     say(f"sheet: {out / application.SHEET_NAME}")
     say(f"table: {out / application.TABLE_NAME}")
+    show_result(made)
 
 
 def transfer(
@@ -81,6 +82,8 @@ def transfer(
     say(f"classifier: {out / CLASSIFIER_NAME}")
     say(f"comparison: {out / application.COMPARISON_NAME}")
     say(f"confusion:  {out / application.CONFUSION_NAME}, {out / application.PICTURE_NAME}")
+    found = {name: value for name, value in vars(made).items() if name != "classifier"}
+    show_result({"classifier": out / CLASSIFIER_NAME, "classes": made.classifier.classes, **found})
 
 
 def classify(
@@ -112,6 +115,7 @@ def classify(
     if out is not None:
         say(f"table: {out}")
         say(f"sheet: {application.sheet_path(out)}")
+    show_result(made)
     # Last: the images that can be used are classified before the command fails for the others.
     fail_if_named(made.skipped, images)
 

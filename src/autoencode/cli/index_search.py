@@ -18,6 +18,8 @@ from autoencode.cli.progress import (
     fail_if_named,
     one_line,
     say,
+    show_lines,
+    show_result,
     show_skipped,
 )
 from autoencode.configuration import Distance, Split, Store
@@ -85,7 +87,9 @@ def index(
             raise ConfigError("--remove takes no other option than --out.")
         from autoencode.index import remove_source
 
-        say(f"{counted(remove_source(out, folder), 'image')} removed from {out}")
+        removed = remove_source(out, folder)
+        say(f"{counted(removed, 'image')} removed from {out}")
+        show_result({"path": out, "removed": removed})
         return
     from autoencode.index import build_index
 
@@ -104,6 +108,16 @@ def index(
             packing_progress=packing_progress,
         )
     _print_index(made)
+    show_result(
+        {
+            "path": made.path,
+            "images": len(made),
+            "embedding": made.embedding,
+            "distance": made.distance,
+            "recall": made.recall,
+            "update": made.update,
+        }
+    )
 
 
 def search(
@@ -190,9 +204,10 @@ def _show_neighbours(
     from autoencode.index.base import score_text
 
     show_skipped(found.skipped, err=True)
+    show_result(_neighbours_json(opened, found))
     _note_gone(opened, {near.path for result in found.results for near in result.found if near.is_gone})
     for result in found.results:
-        say(one_line(result.query))
+        show_lines([one_line(result.query)])
         _print_table(
             opened,
             [(score_text(near, "\t"), (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
@@ -248,7 +263,7 @@ def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:
 
 def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None:
     lines = [(score, [one_line(path) for path in paths]) for score, paths in rows]
-    if console.is_terminal:
+    if console.is_terminal and not console.quiet:
         heading = "distance" if opened.distance == "l2" else "similarity"
         columns = ("percentile",) * (bool(lines) and "\t" in lines[0][0])
         table = Table(heading, *columns, "image", box=None, pad_edge=False)
@@ -257,8 +272,7 @@ def _print_table(opened: Index, rows: list[tuple[str, tuple[str, ...]]]) -> None
         console.print(table)
     else:
         # A program reads these lines: tabs between the fields, and no path wrapped.
-        for score, paths in lines:
-            typer.echo("\t".join([score, *paths]))
+        show_lines("\t".join([score, *paths]) for score, paths in lines)
 
 
 def _write(out: Path, value: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ GROUPS = (
     "duplicates",
     "outliers",
     "features_transfer_classify",
-    "evaluate_embed_export",
+    "info_evaluate_embed_export",
     "report_paper_app",
 )
 
@@ -62,18 +62,26 @@ class _Program(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        # The folder alone is the first call that a newcomer tries.
-        if self.get_command(ctx, args[0]) is None and (folder := Path(args[0])).is_dir():
-            out = Path("runs", folder.resolve().name)
-            command = f"autoencode train {shlex.quote(args[0])} --out {shlex.quote(str(out))}"
-            ctx.fail(f"No such command {args[0]!r}. To train on a folder: {command}")
+        # The folder or the file alone is the first call that a newcomer tries.
+        if self.get_command(ctx, args[0]) is None and Path(args[0]).exists():
+            ctx.fail(f"No such command {args[0]!r}. {_first_commands(Path(args[0]))}")
         return super().resolve_command(ctx, args)
+
+
+def _first_commands(path: Path) -> str:
+    given = shlex.quote(str(path))
+    if path.is_file():
+        return f"To see what a model, a pack or an index is: autoencode info {given}"
+    index = shlex.quote(f"{path.resolve().name}.index")
+    return (
+        f"To train on a folder: autoencode train {given}. To search in it: autoencode index {given} --out "
+        f"{index}. To find copies: autoencode duplicates {given}"
+    )
 
 
 app = typer.Typer(
     cls=_Program,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train an autoencoder on your own folder of images, and put it to use. Nothing leaves the machine.",

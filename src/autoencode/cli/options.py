@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from autoencode.atomic import reject_url
+from autoencode.cli.progress import output
 from autoencode.configuration import ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import ConfigError
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
 
 
-IMAGES, MACHINE = "Images", "Machine"  # panels of --help
+IMAGES, MACHINE, OUTPUT = "Images", "Machine", "Output"  # panels of --help
+_DASHED_FILE = re.compile(r"-[^-].*\.\w+")  # such as -dash.jpg
 
 
 def about(settings: type, name: str, default: str) -> str:
@@ -102,6 +107,17 @@ Ray = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+_AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the result as JSON, and nothing else on stdout.", rich_help_panel=OUTPUT
+    ),
+]
+_Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print no progress, notes or warnings.", rich_help_panel=OUTPUT),
+]
+_OF_EVERY_COMMAND: dict[str, Any] = {"as_json": _AsJson, "quiet": _Quiet}
 Corrupt = Annotated[
     list[str] | None,
     typer.Option(
@@ -123,7 +139,7 @@ def add_command(
     """
 
     @functools.wraps(command)
-    def checked(**given: Any) -> None:  # noqa: ANN401
+    def checked(*, as_json: bool, quiet: bool, **given: Any) -> None:  # noqa: ANN401
         # As a Path a URL would be the folder s3:/bucket of this directory, and be made there.
         for value in given.values():
             for one in value if isinstance(value, list) else (value,):
@@ -131,10 +147,38 @@ def add_command(
                     reject_url(one)
         if keeps_memory:
             keep_freed_memory()  # here, as it has its full effect only before torch is imported
-        command(**given)
+        with output(as_json=as_json, quiet=quiet):
+            command(**given)
 
+    # Typer reads the options of a command from its signature.
+    own = inspect.signature(command, eval_str=True)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _OF_EVERY_COMMAND.items()
+    ]
+    checked.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), *shared]
+    )
+    checked.__annotations__ = command.__annotations__ | _OF_EVERY_COMMAND
     # Rich joins lines into a paragraph, and keeps paragraphs.
-    program.command(epilog="\n\n".join(["Examples:", *examples]))(checked)
+    program.command(cls=_Command, epilog="\n\n".join(["Examples:", *examples]))(checked)
+
+
+class _Command(TyperCommand):
+    """A command that takes a file whose name begins with a dash for a file, if no option has its name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's context is private
+        known = {name for parameter in self.params for name in parameter.opts}
+        files = [arg for arg in args if arg.startswith("-") and arg not in known and Path(arg).exists()]
+        args = [f"./{arg}" if arg in files else arg for arg in args]
+        missing = next((arg for arg in args if _DASHED_FILE.fullmatch(arg)), None)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as err:
+            # The parser takes its letters for options, and names the first alone.
+            if missing and hasattr(err, "message") and str(err.message).startswith("No such option"):
+                err.message = f"No such option or file: {missing}"
+            raise
 
 
 def preprocessing(size: str | None, resize_mode: ResizeMode | None, background: str | None) -> dict[str, Any]:

@@ -9,7 +9,16 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Ray, add_command
-from autoencode.cli.progress import counting, fail_if_named, one_line, say, show_skipped, stages, warn
+from autoencode.cli.progress import (
+    counting,
+    fail_if_named,
+    one_line,
+    say,
+    show_result,
+    show_skipped,
+    stages,
+    warn,
+)
 from autoencode.configuration import Embedding, Rule
 from autoencode.errors import ConfigError
 from autoencode.outliers.scores import SCORES, default_score
@@ -146,6 +155,7 @@ def _by_model(
             loaded, images, packed, out, cache=cache, limits=limits, progress=progress, **settings
         )
     _print(found)
+    show_result({name: value for name, value in vars(found).items() if name != "reference"})
     if out is not None:
         say(f"table: {out}")
         say(f"sheet: {sheet_path(out)}")
@@ -181,12 +191,14 @@ def _by_normal_images(
     else:
         learned = load_normal(normal)
     if not images and save is not None:
+        show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
         return False
     with counting("judging") as progress:
         found = inspect_images(
             learned, images or None, out, fpr=fpr, maps=maps, limits=limits, progress=progress
         )
     _print_inspection(found)
+    show_result(found)
     for name, path in (("table", out), ("maps", maps)):
         if path is not None:
             say(f"{name}: {path}")

@@ -1,15 +1,21 @@
-"""The output of commands: lines, errors, skipped files, and the progress of long work.
+"""The output of commands: results, lines, errors, skipped files, and the progress of long work.
 
-Progress is a bar on a terminal; elsewhere it is one line per epoch or per half minute.
+Progress is a bar on a terminal; elsewhere it is one line per epoch or per half minute. With --json the
+result alone is on stdout, as JSON, and everything else on stderr; with --quiet only results and errors are
+printed.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
@@ -30,6 +36,66 @@ console = Console(highlight=False, markup=False, emoji=False)
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+# Whether the result of the command is printed as JSON. A setting of the process, as the consoles are.
+_as_json = False
+
+
+@contextmanager
+def output(*, as_json: bool, quiet: bool) -> Iterator[None]:
+    """Set what a command prints: see the module."""
+    global _as_json
+    before = _as_json, console.stderr, console.quiet, notes.quiet
+    _as_json, console.stderr, console.quiet, notes.quiet = as_json, as_json, quiet, quiet
+    try:
+        yield
+    finally:
+        _as_json, console.stderr, console.quiet, notes.quiet = before
+
+
+def show_result(value: object) -> None:
+    """Print the result of a command with --json: what the library returned, or a mapping; see `plain`."""
+    if _as_json:
+        json.dump(plain(value), sys.stdout, indent=2, allow_nan=False)
+        sys.stdout.write("\n")
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print a result that is text itself: as it is, also with --quiet, but not beside JSON."""
+    if not _as_json:
+        # Not by rich, which wraps lines and expands tabs: a program or a file may be what reads them.
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Return a value as JSON can hold it.
+
+    The fields of a dataclass are those of the mapping that it becomes. Pixels, maps and all other arrays of
+    two or more dimensions are left out, as the commands write them to files. Numbers that are not finite are
+    null.
+    """
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if dataclasses.is_dataclass(value):
+        named: Mapping[str, Any] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return plain(named)
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items() if getattr(one, "ndim", 0) < 2}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str | int | bool | None):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    match value:
+        case (Path() as path, str() as reason):  # a file that was skipped
+            return {"path": str(path), "reason": reason}
+    return [plain(one) for one in value]
 
 
 def say(text: str, *, err: bool = False) -> None:

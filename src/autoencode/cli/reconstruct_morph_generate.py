@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Corrupt, Images, MaxPixels, Model, add_command
-from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
+from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped
 from autoencode.configuration import Interpolation, PriorName
 
 
@@ -52,6 +52,7 @@ def reconstruct(
     )
     say(f"sheet: {out / application.SHEET_NAME}")
     say(f"table: {out / application.TABLE_NAME}")
+    show_result(made)
     # Last: the images that can be used are reconstructed before the command fails for the others.
     fail_if_named(made.skipped, images)
 
@@ -86,6 +87,7 @@ def morph(
         limits=options.limits(max_pixels),
     )
     say(f"morph: {out} ({len(made.pixels)} frames)")
+    show_result({"path": out, "frames": len(made.pixels), "alphas": made.alphas})
 
 
 def generate(
@@ -126,6 +128,7 @@ def generate(
     if walk is not None:
         application.walk(loaded, walk, prior=prior, temperature=temperature, seed=seed)
         say(f"walk:   {walk}")
+    show_result({"folder": out, "images": count, "prior": made.prior, "seed": seed, "walk": walk})
 
 
 def add_to(program: typer.Typer) -> None:

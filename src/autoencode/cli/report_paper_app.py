@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import webbrowser
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Model, Resize, Size, add_command
-from autoencode.cli.progress import counting, duration, say, stages, training
+from autoencode.cli.progress import counting, duration, say, show_result, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
 # Pages of several runs may be open at once: each takes the next port.
@@ -42,6 +43,7 @@ def report(
     with stages() as progress:
         page = write_report(run, progress=progress)
     say(f"report: {page}")
+    show_result({"report": page})
 
 
 def paper(
@@ -107,6 +109,7 @@ def paper(
             results = measure_all(plan, trained, progress_of_stage)
             page = write_paper(results)
     say(f"page: {page}")
+    show_result({"page": page})
 
 
 def app(
@@ -152,6 +155,8 @@ def app(
     if allow_remote:
         say(REMOTE_NOTE)
     say(f"page: {address}")
+    show_result({"page": address})
+    sys.stdout.flush()  # a program that reads it waits for it
     say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
     if not no_browser:
         # A moment later, when the server below answers.

@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Images, MaxPixels, Model, add_command
-from autoencode.cli.progress import counted, counting, fail_if_named, say, show_skipped
+from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +62,7 @@ def restore(
     say(f"images: {out}")
     if compare:
         say(f"before and after: {out / application.COMPARISONS_NAME}")
+    show_result(made)
     # Last: the images that can be used are restored before the command fails for the others.
     fail_if_named(made.skipped, images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,18 @@ from autoencode.cli.options import (
     add_command,
     one_or_all,
 )
-from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, stages, training, warn
+from autoencode.cli.progress import (
+    SHOWN,
+    counted,
+    counting,
+    one_line,
+    say,
+    show_lines,
+    show_result,
+    stages,
+    training,
+    warn,
+)
 from autoencode.cli.restore import show_restorer
 from autoencode.configuration import Kind
 from autoencode.errors import ConfigError
@@ -135,8 +147,9 @@ def config(
     preset: Annotated[str, typer.Argument(help=f"One of {PRESET_LIST}.", metavar="PRESET")] = DEFAULT_PRESET,
 ) -> None:
     """Print the settings of a preset with their meaning: a file to edit and to give to train --config."""
-    # Not by rich, which wraps lines: the output is redirected to a file, and its comments must stay comments.
-    typer.echo(preset_file(preset), nl=False)
+    text = preset_file(preset)
+    show_lines(text.splitlines())
+    show_result(tomllib.loads(text))
 
 
 def print_pack(packed: Pack) -> None:
@@ -238,6 +251,7 @@ def train_and_show(
             raise
     if is_first():
         _show(run, trained)
+        show_result(run)
 
 
 def _warn_of_restart(restarts: int) -> None:

@@ -191,6 +191,11 @@ class Index(ABC):
 
     @property
     @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """The folders and packs it is of."""
+
+    @property
+    @abstractmethod
     def is_exact(self) -> bool:
         """Whether a query is compared with every code."""
 

@@ -192,6 +192,11 @@ class FileIndex(Index):
         self._part: tuple[ImageFilter, _Part] | None = None
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The folder or pack it is of."""
+        return (str(self.source),)
+
+    @property
     def is_exact(self) -> bool:
         """Whether a query is compared with every code."""
         return self._stored.lists is None

@@ -82,6 +82,13 @@ class IndexStore(ABC):
     def nothing_at(self, location: Path | str) -> ImageIndexError:
         """Return the error that there is no index at a folder or URL."""
         option = "" if isinstance(location, Path) else f"--store {self.name} "
+        # A folder of images in its place is the likeliest mistake: the index must not be made inside it.
+        if isinstance(location, Path) and location.exists():
+            index = f"{location.resolve().name}.index"
+            return ImageIndexError(
+                f"{location} is not an index. Index a folder of images first: autoencode index FOLDER "
+                f"--out {index}; then search {index}."
+            )
         return ImageIndexError(
             f"No index at {location}. Make one: autoencode index FOLDER {option}--out {location}"
         )

@@ -70,6 +70,11 @@ class LanceIndex(Index):
         self._folders = {source.name: source.folder.folder(self.path) for source in sources}
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The folders and packs it is of."""
+        return tuple(self._folders)
+
+    @property
     def is_exact(self) -> bool:
         """Whether a query is compared with every code."""
         return not self._vector_index.nlist

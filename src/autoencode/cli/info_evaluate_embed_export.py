@@ -1,4 +1,4 @@
-"""The commands that measure a model and use it elsewhere: evaluate, embed and export."""
+"""The commands that say what a result is, measure a model and use it elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Model, Source, add_command
-from autoencode.cli.progress import counted, counting, say, show_skipped, stages
+from autoencode.cli.progress import (
+    counted,
+    counting,
+    one_line,
+    say,
+    show_lines,
+    show_result,
+    show_skipped,
+    stages,
+)
+from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
@@ -20,6 +30,31 @@ if TYPE_CHECKING:
 
 # Fields of the evaluation by their names in the field, in the order of the rows.
 LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_accuracy": "10-NN accuracy"}
+
+
+def info(
+    path: Annotated[
+        str, typer.Argument(help="A run folder, a model file, a pack, an index, a classifier, normal images.")
+    ],
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="Write the settings of a model or run to a file for train --config (.toml)."),
+    ] = None,
+) -> None:
+    """Say what a file or folder of autoencode is, of which images, how good, and how to make it again."""
+    from autoencode.atomic import check_output, write_bytes
+    from autoencode.description import describe
+
+    if settings is not None:
+        check_output(settings, (".toml",))
+    found = describe(path)
+    show_lines(one_line(line) for line in str(found).splitlines())
+    if settings is not None:
+        if not found.settings:
+            raise ConfigError(f"{path} has no settings of a training. Leave --settings out.")
+        write_bytes(settings, found.settings.encode())
+        say(f"settings: {settings}")
+    show_result(found)
 
 
 def evaluate(
@@ -54,13 +89,13 @@ def evaluate(
         limits = options.limits(max_pixels)
         found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
     # Printed before they are written: on a full disk the numbers are not lost.
-    for line in table(found):
-        say(line)
+    show_lines(table(found))
     for note in found.notes:
         say(f"note: {note}")
     if out is not None:
         write_json(out, found.to_json())
         say(f"json: {out}")
+    show_result(found)
 
 
 def embed(
@@ -83,6 +118,7 @@ def embed(
     show_skipped(found.skipped)
     count, size = found.vectors.shape
     say(f"vectors: {out} ({counted(count, 'image')}, {size} dimensions)")
+    show_result({"path": out, "images": count, "dimensions": size, "skipped": found.skipped})
 
 
 def export(
@@ -95,11 +131,13 @@ def export(
 
     # Named, as a graph that was traced with one batch size may be wrong for another.
     batches = " and ".join(map(str, CHECKED_BATCHES))
-    for file in export_onnx(load_model(model), onnx):
+    files = export_onnx(load_model(model), onnx)
+    for file in files:
         say(
             f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "
             f"most {file.largest_difference:.1e} (batches of {batches})"
         )
+    show_result({"files": files})
 
 
 def table(found: Evaluation) -> Iterator[str]:
@@ -156,6 +194,13 @@ def table(found: Evaluation) -> Iterator[str]:
 
 def add_to(program: typer.Typer) -> None:
     """Add these commands to the program."""
+    add_command(
+        program,
+        info,
+        "autoencode info runs/photos",
+        "autoencode info model.safetensors --settings again.toml",
+        "autoencode info photos.index --json",
+    )
     add_command(
         program,
         evaluate,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from autoencode import ConfigError, Estimate, Interval, OutputError, Pack, Run, export
 from autoencode import evaluation as application
-from autoencode.cli import evaluate_embed_export
+from autoencode.cli import info_evaluate_embed_export
 from autoencode.cli.main import app
 from autoencode.models.backbones import BACKBONE
 
@@ -99,4 +99,4 @@ def test_export_prints_what_it_wrote_and_how_far_it_is_from_torch(
 def test_a_value_has_as_many_decimals_as_its_interval_makes_sense_of(
     estimate: Estimate | None, text: str
 ) -> None:
-    assert evaluate_embed_export._cell(estimate) == text
+    assert info_evaluate_embed_export._cell(estimate) == text

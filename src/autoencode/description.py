@@ -1,0 +1,278 @@
+"""What a file or folder of autoencode is, of which images, how good, and how to make it again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from autoencode.configuration import Split
+from autoencode.data.folders import by_type
+from autoencode.data.manifest import is_pack
+from autoencode.data.pack import open_pack
+from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.index import open_index, store_at
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.model_file import MODEL_NAME, kind_of, load_any
+from autoencode.models.networks import NETWORKS
+from autoencode.outliers.normal import KIND as NORMAL
+from autoencode.outliers.normal import load_normal
+from autoencode.storage import is_url
+from autoencode.training.config import TrainConfig
+from autoencode.training.presets import settings_file
+from autoencode.training.run import is_run, read_metrics, read_run, repeating_command, run_file
+from autoencode.transfer_learning.classifier import CLASSIFIER_NAME, load_classifier
+
+if TYPE_CHECKING:
+    from autoencode.models.image_model import ImageModel
+
+
+@dataclass(frozen=True)
+class Description:
+    """The result of `describe`.
+
+    Attributes:
+        path: what was given.
+        kind: "run", "model", "pack", "index", "normal images" or "classifier".
+        what: what it is, in words.
+        images: the images it is of, in words.
+        quality: how good it is, in words; "" if nothing was measured.
+        repeat: a command that makes it again; capitals stand for what is not known.
+        numbers: the same and more, for programs.
+        settings: of a model or run, a file for `autoencode train --config`; "" of anything else.
+    """
+
+    path: str
+    kind: str
+    what: str
+    images: str
+    quality: str
+    repeat: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    settings: str = ""
+
+    def __str__(self) -> str:
+        """Return it in a few lines."""
+        lines = {"is": self.what, "of": self.images, "quality": self.quality, "again": self.repeat}
+        return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items() if text)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields but for the settings, which are in `numbers`."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "settings"}
+
+
+def describe(path: str | Path) -> Description:
+    """Return what a file or folder is, of which images, how good, and how to make it again.
+
+    Args:
+        path: a run, a model file, a pack, an index, a classifier, or the normal images that `outliers` saved.
+
+    Raises:
+        ConfigError: it is none of these.
+        AutoencodeError: it is one of these, and damaged, unfinished or of another version.
+    """
+    reader = _reader(str(path))
+    if reader is None:
+        there = "is nothing that autoencode made" if Path(path).exists() else "does not exist"
+        raise ConfigError(
+            f"{path} {there}. Give a run folder, a model file, a pack, an index, a classifier, or a file of "
+            "normal images."
+        )
+    return reader(str(path))
+
+
+def _reader(path: str) -> Callable[[str], Description] | None:
+    folder = Path(path)
+    if is_url(path):
+        return _index if store_at(path) is not None else _pack
+    if folder.is_file():
+        readers = {"model": _model, NORMAL: _normal, "classifier": _classifier}
+        return readers.get(kind_of(folder) or "")
+    if not folder.is_dir():
+        return None
+    if is_run(folder):
+        return _run
+    if is_pack(folder):
+        return _pack
+    if (folder / CLASSIFIER_NAME).exists():
+        return _classifier
+    if (folder / MODEL_NAME).exists():
+        return _model
+    return _index if store_at(folder) is not None else None
+
+
+def _model(path: str) -> Description:
+    model = load_any(path)
+    file = Path(path) / MODEL_NAME if Path(path).is_dir() else Path(path)
+    provenance, size = model.provenance, model.preprocessing
+    counts = provenance.get("images", {})
+    read = f"{size.height}x{size.width} ({size.resize_mode})"
+    seen = f"{counts.get('train', 0):,} training and {counts.get('validation', 0):,} validation images"
+    given = shlex.quote(path)
+    return Description(
+        path,
+        "model",
+        f"{_network(model)}; {file.stat().st_size / 1e6:,.1f} MB",
+        f"{seen if counts else 'images'} of {read}",
+        _quality(provenance.get("metrics", {}), provenance.get("epoch")),
+        f"autoencode info {given} --settings again.toml, then autoencode train IMAGES --config again.toml",
+        _numbers(model) | {"bytes": file.stat().st_size, "sha256": model.digest, **provenance},
+        _settings(path, model),
+    )
+
+
+def _network(model: ImageModel) -> str:
+    config = model.config
+    kind = {"vae": "variational autoencoder"}.get(config.kind, config.kind)
+    code = f", {config.code_size} code dimensions" if isinstance(model, Autoencoder) else ""
+    prior = ", with a prior to generate from" if isinstance(model, Autoencoder) and model.prior else ""
+    weights = sum(weight.numel() for weight in model.parameters())
+    return f"{kind}: {NETWORKS[config.network].summary}{code}, {weights:,} weights{prior}"
+
+
+def _numbers(model: ImageModel) -> dict[str, Any]:
+    return {
+        "model": model.config.to_json(),
+        "preprocessing": model.preprocessing.to_json(),
+        "weights": sum(weight.numel() for weight in model.parameters()),
+        "has_prior": isinstance(model, Autoencoder) and model.prior is not None,
+    }
+
+
+def _quality(metrics: Mapping[str, Any], epoch: object) -> str:
+    mse = metrics.get("val_mse")
+    if not isinstance(mse, float) or not mse > 0:
+        return ""
+    return f"validation MSE {mse:.5f}, PSNR {-10 * math.log10(mse):.1f} dB, after epoch {epoch}"
+
+
+def _settings(path: str, model: ImageModel) -> str:
+    try:
+        train = TrainConfig.from_json(model.provenance["train"])
+    except (AutoencodeError, KeyError, TypeError, ValueError):  # a model that was not trained by `train`
+        return ""
+    title = f"Settings of the model {Path(path).name}, {model.digest[:12]}."
+    return settings_file(title, (model.config, train, model.preprocessing))
+
+
+def _run(path: str) -> Description:
+    folder = Path(path)
+    run, records = read_run(folder), read_metrics(folder)
+    done, epochs = len(records), run.train.total_epochs
+    stopped = done < epochs and not run.train.early_stopping
+    state = f"{done} of {epochs} epochs" + (", stopped: --resume continues it" if stopped else "")
+    try:
+        pack = open_pack(run.pack)
+        images, repeat = _in_pack(pack.origin or str(pack.folder), len(pack)), repeating_command(folder, pack)
+    except AutoencodeError:  # it was moved or deleted; the run is still one
+        images = f"images of {run.preprocessing}, whose pack {run.pack} is gone"
+        repeat = f"autoencode train IMAGES --config {shlex.quote(str(folder / 'run.toml'))} --out again"
+    numbers: dict[str, Any] = {
+        "epochs": epochs,
+        "epochs_done": done,
+        "pack": run.pack,
+        "fingerprint": run.fingerprint,
+        "chosen": run.chosen,
+        "train": run.train.to_json(),
+        "metrics": records,
+    }
+    what, quality = f"run, {state}; no model yet", ""
+    if (folder / MODEL_NAME).exists():
+        model = load_any(folder)
+        what = f"run, {state}; {_network(model)}"
+        quality = _quality(model.provenance.get("metrics", {}), model.provenance.get("epoch"))
+        numbers |= _numbers(model) | {"sha256": model.digest}
+    return Description(path, "run", what, images, quality, repeat, numbers, run_file(run))
+
+
+def _in_pack(origin: str, count: int) -> str:
+    return f"{count:,} images of {origin}"
+
+
+def _pack(path: str) -> Description:
+    pack = open_pack(path)
+    size = pack.preprocessing
+    splits = {split: len(pack.rows(split)) for split in get_args(Split)}
+    in_words = ", ".join(f"{count:,} {split}" for split, count in splits.items())
+    types, others = by_type((entry.path, entry.reason or "") for entry in pack.skipped)
+    skipped = "; ".join(filter(None, [types, f"{len(others):,} unusable" if others else ""]))
+    source = pack.origin or str(pack.folder)
+    options = f"--size {size.height}x{size.width} --resize-mode {size.resize_mode}"
+    return Description(
+        path,
+        "pack",
+        f"pack, {len(pack):,} images of {size}: {in_words}; {len(pack.labels):,} labels",
+        _in_pack(source, len(pack)),
+        f"skipped {skipped}" if skipped else "no file was skipped",
+        f"autoencode pack {shlex.quote(source)} --out {shlex.quote(path)} {options}",
+        {
+            "images": len(pack),
+            "splits": splits,
+            "labels": pack.labels,
+            "preprocessing": size.to_json(),
+            "fingerprint": pack.fingerprint,
+            "note": pack.note,
+            "skipped": [{"path": entry.path, "reason": entry.reason} for entry in pack.skipped],
+        },
+    )
+
+
+def _index(path: str) -> Description:
+    index = open_index(path)
+    how = "every code is compared" if index.is_exact else "approximate"
+    return Description(
+        path,
+        "index",
+        f"index, {len(index):,} images {index.encoder_name}, {index.distance}; {how}",
+        ", ".join(index.sources),
+        f"recall {index.recall:.3f} of the ten nearest",
+        index.update_command,
+        {
+            "images": len(index),
+            "embedding": index.embedding,
+            "distance": index.distance,
+            "recall": index.recall,
+            "sources": index.sources,
+            "unfinished": index.unfinished,
+        },
+    )
+
+
+def _normal(path: str) -> Description:
+    normal = load_normal(path)
+    images = len(normal.calibration)
+    alike = "alike, as parts are" if normal.are_alike else "varied, as photographs are"
+    passing = f"; an image that is {' or '.join(normal.passing)} would pass" if normal.passing else ""
+    return Description(
+        path,
+        NORMAL,
+        f"normal images, learned without training, to judge others: {alike}",
+        f"{images:,} images",
+        f"a false positive rate down to {1 / (images + 1):.2%}{passing}",
+        f"autoencode outliers FOLDER --save {shlex.quote(path)}",
+        {"images": images, "are_alike": normal.are_alike, "passing": normal.passing},
+    )
+
+
+def _classifier(path: str) -> Description:
+    classifier = load_classifier(path)
+    folder = path if Path(path).is_dir() else str(Path(path).parent)
+    accuracy, labelled = (classifier.provenance.get(name) for name in ("accuracy", "labelled"))
+    return Description(
+        path,
+        "classifier",
+        f"classifier by {classifier.features}, {len(classifier.classes)} classes: "
+        + ", ".join(classifier.classes),
+        f"{classifier.provenance.get('learned_images', '?')} labelled images of {labelled or 'a folder'}",
+        f"accuracy {accuracy:.3f} on held-out images" if isinstance(accuracy, float) else "",
+        f"autoencode transfer MODEL {shlex.quote(str(labelled or 'LABELLED'))} --out {shlex.quote(folder)}",
+        {
+            "classes": classifier.classes,
+            "features": classifier.features,
+            "sha256": classifier.digest,
+            **classifier.provenance,
+        },
+    )

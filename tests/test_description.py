@@ -1,0 +1,107 @@
+"""What is said of a file or folder is what it is, and how to make it again makes it again."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from autoencode import (
+    ConfigError,
+    Pack,
+    Run,
+    build_index,
+    describe,
+    load_model,
+    pack_folder,
+    save_model,
+    transfer,
+)
+from autoencode.cli.main import app
+from autoencode.outliers.normal import fit_normal
+
+
+def autoencode(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_run_is_described_by_its_numbers(trained_vae: Run, tiny_pack: Pack) -> None:
+    found = describe(trained_vae.folder)
+    assert found.kind == "run"
+    assert "run, 2 of 2 epochs; variational autoencoder" in found.what
+    assert "8 code dimensions" in found.what
+    assert found.images == f"48 images of {tiny_pack.folder}"
+    mse = trained_vae.metrics[-1]["val_mse"]
+    assert f"validation MSE {mse:.5f}" in found.quality
+    assert "after epoch 2" in found.quality
+    assert found.numbers["metrics"] == trained_vae.metrics
+    assert found.numbers["sha256"] == load_model(trained_vae.folder).digest
+
+
+def test_a_model_alone_says_the_same_and_how_to_train_it_again(
+    trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copy(trained.model_path, tmp_path / "m.safetensors")
+    found = describe(tmp_path / "m.safetensors")
+    assert (found.kind, found.quality) == ("model", describe(trained.folder).quality)
+    first, second = found.repeat.split(", then ")
+    known = {"again.toml": str(tmp_path / "again.toml"), "IMAGES": str(photos)}
+    for command, more in ((first, []), (second, ["--out", tmp_path / "again"])):
+        words = [known.get(word, word) for word in shlex.split(command)[1:]]
+        assert autoencode(*words, *more).exit_code == 0
+    again, before = load_model(tmp_path / "again"), load_model(trained.folder)
+    assert again.provenance == before.provenance  # the same images and settings
+    assert all(torch.equal(own, before.state_dict()[name]) for name, own in again.state_dict().items())
+
+
+def test_packs_indexes_normal_images_and_classifiers_are_described(
+    trained: Run, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "a.mp4").touch()
+    pack = pack_folder(tmp_path / "photos", tmp_path / "pack", size=32)
+    found = describe(pack.path)
+    assert found.what.startswith("pack, 48 images of 32x32")
+    assert found.quality == "skipped 1 file: 1 .mp4"
+    assert found.numbers["fingerprint"] == pack.fingerprint
+    build_index(photos / "coast", tmp_path / "index", trained.folder)
+    found = describe(tmp_path / "index")
+    assert (found.kind, found.images) == ("index", str(photos / "coast"))
+    assert found.what.startswith("index, 16 images compared by codes of a model, whitened")
+    normal = fit_normal(sorted((photos / "coast").glob("*.png")))
+    normal.save(tmp_path / "normal.safetensors")
+    found = describe(tmp_path / "normal.safetensors")
+    assert (found.kind, found.images) == ("normal images", "16 images")
+    assert f"down to {1 / 17:.2%}" in found.quality
+    made = transfer(trained.folder, photos, tmp_path / "classifier", embedding="code")
+    found = describe(tmp_path / "classifier")
+    assert found.what.endswith("3 classes: coast, forest, night")
+    assert found.quality == f"accuracy {made.classifier.provenance['accuracy']:.3f} on held-out images"
+
+
+def test_what_cannot_be_described_is_one_line(trained: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    for path, part in ((photos, "is nothing that"), (tmp_path / "text", "is nothing"), ("none", "not exist")):
+        with pytest.raises(ConfigError, match=part) as caught:
+            describe(path)
+        assert str(caught.value).startswith(str(path))
+        assert "Give a run folder, a model file" in str(caught.value)
+    unsigned = tmp_path / "m.safetensors"
+    save_model(unsigned, load_model(trained.folder), {})
+    assert describe(unsigned).quality == describe(unsigned).settings == ""
+    result = autoencode("info", unsigned, "--settings", tmp_path / "s.toml")
+    assert "has no settings of a training" in str(result.exception)
+
+
+def test_a_run_without_its_images_is_still_described(trained: Run, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    run = (moved / "run.json").read_text()
+    (moved / "run.json").write_text(run.replace(str(trained.pack_path), str(tmp_path / "gone")))
+    found = describe(moved)
+    assert f"whose pack {tmp_path / 'gone'} is gone" in found.images
+    assert found.repeat.startswith("autoencode train IMAGES --config ")
