@@ -81,8 +81,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
 def test_a_device_that_is_full_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Path.open
-    monkeypatch.setattr(Path, "open", lambda _path, mode: original(Path("/dev/full"), mode))
+    original = os.open
+    monkeypatch.setattr(os, "open", lambda *_: original("/dev/full", os.O_WRONLY))
     with pytest.raises(OutputError, match="No space left on device"):
         write_bytes(tmp_path / "file", bytes(100_000))
 

@@ -188,7 +188,7 @@ def test_an_assignment_that_cannot_be_used_is_named_with_what_can(text: str, mes
         ("coutn = 3", ": Unknown setting coutn. Did you mean count?"),
         ("[train]\ncount = 3", ": Settings are not in tables: remove the line [train]."),
         ("a.count = 3", ": Settings are not in tables"),
-        ("#" * (1 << 20) + "#", "has more than 1,048,576 bytes and is not a file of settings"),
+        ("#" * (1 << 20) + "#", "bytes, more than the limit of 1,048,576"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_setting(

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from autoencode.errors import ConfigError, OutputError, any_of
+from autoencode.untrusted import allowed_beside, allowed_by, open_log, read_head
 
 TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
@@ -54,11 +56,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         OutputError: the folder cannot be written to or the disk is full. `path` is as it was before.
     """
     reject_url(path)
-    # In the same folder, as only a rename inside one file system is atomic.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = _temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        make_folder(path.parent)
+        with new_file(temporary) as file:
             mode = os.fstat(file.fileno()).st_mode
             yield file
         # Some libraries replace the temporary file by one that only its owner may read.
@@ -76,6 +77,16 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def new_file(path: Path) -> IO[bytes]:
+    """Make a file for writing, with the permissions of `allowed_by` its folder.
+
+    Raises:
+        FileExistsError: there is one, or a link, which somebody may have put there.
+    """
+    mode = 0o666 & allowed_by(path.parent)
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Make a temporary folder beside `path`, to be filled inside the context; then rename it onto `path`.
@@ -86,9 +97,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         OutputError: the folder cannot be written, or `path` exists and is not empty. The temporary folder is
             deleted.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = _temporary_beside(path)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(path.parent)
+        temporary.mkdir(0o777 & allowed_by(path.parent))
         yield temporary
         temporary.rename(path)
         sync_folder(path.parent)
@@ -130,8 +142,7 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
             return
         if any(given.exists() and path.samefile(given) for given in inputs):
             raise ConfigError(f"Writing {path} would overwrite an input. Choose another name.")
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)  # a mistyped option must not replace a photo by a table
+        head = read_head(path, _HEAD_BYTES)  # a mistyped option must not replace a photo by a table
     except OutputError:
         raise
     except OSError as err:
@@ -192,8 +203,8 @@ def append_line(path: Path, line: str) -> None:
         OutputError: the line cannot be written.
     """
     try:
-        with path.open("a") as file:
-            file.write(line + "\n")
+        with open_log(path) as file:
+            file.write((line + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as err:
@@ -216,20 +227,31 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")  # Python accepts NaN and Infinity, which nothing here writes
 
 
-def make_folder(path: Path) -> None:
-    """Make `path` and its parents.
+def make_folder(path: Path, source: Path | None = None, *, is_private: bool = False) -> None:
+    """Make `path` and its parents, none open to users who are kept out of the folder it is made in.
+
+    Args:
+        path: the folder; one that exists keeps its permissions.
+        source: a folder or file whose content goes there: users who cannot read it cannot read the copy.
+        is_private: for this user alone, whatever the source.
 
     Raises:
         OutputError: the folder cannot be made, for instance because a file has that name.
     """
     reject_url(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            return
+        make_folder(path.parent)
+        allowed = 0o700 if is_private else 0o777 & allowed_by(path.parent)
+        path.mkdir(allowed & (0o777 if source is None else allowed_beside(source, path)), exist_ok=True)
+    except OutputError:
+        raise
     except OSError as err:
         raise _output_error(path, err) from err
 
 
-def claim_folder(path: Path, mark: str, contents: str) -> None:
+def claim_folder(path: Path, mark: str, contents: str, source: Path | None = None) -> None:
     """Make the folder of a result; one that holds something else than an earlier result is left alone.
 
     Args:
@@ -237,13 +259,14 @@ def claim_folder(path: Path, mark: str, contents: str) -> None:
         mark: a file in it by which an earlier result is known: written first, so that a folder left
             half-written is known as ours.
         contents: what the result is, for the message.
+        source: see `make_folder`.
 
     Raises:
         OutputError: the folder is not empty and has no such file, or cannot be made.
     """
     if path.is_dir() and any(path.iterdir()) and not (path / mark).exists():
         raise OutputError(f"{path} is not empty and holds no earlier {contents}. Choose another --out.")
-    make_folder(path)
+    make_folder(path, source)
 
 
 def sync_folder(path: Path) -> None:
@@ -276,7 +299,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]:
+def exclusive(folder: Path, busy: str, error: type[Exception], source: Path | None = None) -> Iterator[None]:
     """Hold the lock of `folder` (made if missing), so that two processes never write it at once.
 
     The operating system drops the lock when the process ends, however it ends: no stale lock has to be
@@ -286,13 +309,14 @@ def exclusive(folder: Path, busy: str, error: type[Exception]) -> Iterator[None]
         folder: the folder to lock.
         busy: the message when another process holds the lock.
         error: the class raised with that message.
+        source: see `make_folder`.
 
     Raises:
         OutputError: the folder or its lock file cannot be made.
     """
     from filelock import Timeout
 
-    make_folder(folder)
+    make_folder(folder, source)
     try:
         lock = _acquired(folder / _LOCK_NAME, _LOOK_SECONDS)
     except Timeout as err:
@@ -334,11 +358,18 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
 
     try:
         # Where a disk has no locks, filelock would use marker files, which a killed process leaves behind.
-        return FileLock(path, fallback_to_soft=False).acquire(timeout=timeout)
+        mode = 0o644 & allowed_by(path.parent)
+        return FileLock(path, mode=mode, fallback_to_soft=False).acquire(timeout=timeout)
     except Timeout:
         raise
     except OSError as err:
         raise _output_error(path, err) from err
+
+
+def _temporary_beside(path: Path) -> Path:
+    # In the same folder, as only a rename inside one file system is atomic. Random, so that nobody can put
+    # another file there before.
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
 
 
 def _output_error(path: Path, err: OSError) -> OutputError:

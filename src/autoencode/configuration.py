@@ -23,6 +23,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from autoencode.errors import ConfigError, any_of
+from autoencode.untrusted import read_file
 
 # The choices of settings and options. They are here, not in the modules that implement them, because
 # `autoencode --help` lists them and must not wait two seconds for torch; tests compare them with the
@@ -162,13 +163,7 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """
     example = "`autoencode config best` prints such a file."
     try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES + 1)
-        if len(content) > FILE_BYTES:
-            raise ConfigError(
-                f"{path} has more than {FILE_BYTES:,} bytes and is not a file of settings. {example}"
-            )
-        values = tomllib.loads(content.decode())
+        values = tomllib.loads(read_file(path, FILE_BYTES).decode())
     except OSError as err:
         raise ConfigError(f"{path}: {err.strerror or err}. Give a file of settings; {example}") from err
     except (ValueError, RecursionError) as err:

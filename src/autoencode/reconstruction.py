@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width. Pixels are (B, H, W, 3) in 0..255.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -27,6 +28,7 @@ from autoencode.figures import contact_sheet
 from autoencode.metrics.images import psnr, ssim
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_float, to_pixels
+from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack, Progress
@@ -214,7 +216,7 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
 
     A folder with other content is rejected; files that the earlier table does not name are kept.
     """
-    claim_folder(out, TABLE_NAME, "reconstructions")
+    claim_folder(out, TABLE_NAME, "reconstructions", next(iter(paths), None))
     check_output(out / SHEET_NAME, WRITABLE, paths)
     make_folder(out / IMAGES_NAME)
     if (out / IMAGES_NAME).resolve() in {folder.resolve() for folder in {path.parent for path in paths}}:
@@ -237,10 +239,12 @@ def _prepared(out: Path, paths: Sequence[Path]) -> dict[Path, str]:
 def _written_before(table: Path) -> set[str]:
     """Return the names of the files that an earlier call wrote, as listed in its table."""
     try:
-        with table.open(newline="", errors="surrogateescape") as file:
-            names = {row.get("file") or "" for row in csv.DictReader(file)}
+        text = read_file(table, TEXT_BYTES, inside=table.parent).decode(errors="surrogateescape")
     except FileNotFoundError:
         return set()
+    except OSError as err:
+        raise OutputError(f"{table}: {err.strerror or err}. Choose another --out.") from err
+    names = {row.get("file") or "" for row in csv.DictReader(io.StringIO(text, newline=""))}
     # A table edited by hand must not lead to files elsewhere: the files are about to be deleted.
     return {name for name in names if name.endswith(".png") and Path(name).name == name}
 

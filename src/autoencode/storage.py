@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from autoencode.atomic import atomic_file
 from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
+from autoencode.untrusted import open_file
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
@@ -104,7 +105,7 @@ class RemoteFolder:
         with self._storage() as (storage, root):
             storage.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
             if "file" in storage.protocol:  # fsspec would overwrite the file in place
-                with path.open("rb") as content, atomic_file(Path(root, name)) as file:
+                with open_file(path) as content, atomic_file(Path(root, name)) as file:
                     shutil.copyfileobj(content, file)
             else:
                 storage.put_file(str(path), f"{root}/{name}")

@@ -291,9 +291,9 @@ def test_a_pipe_a_missing_file_and_a_large_file_are_skipped_at_once(tmp_path: Pa
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "large.png").write_bytes(bytes(1001))
     for name, reason in (
-        ("pipe.png", "not a regular file"),
+        ("pipe.png", "is a pipe, not a file"),
         ("none.png", "No such file"),
-        ("large.png", "1,001 bytes are more"),
+        ("large.png", "has 1,001 bytes, more"),
     ):
         with pytest.raises(ImageError, match=reason):
             read_image(tmp_path / name, SAME, Limits(max_bytes=1000))
@@ -305,8 +305,8 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_skipped_at_once(
     (tmp_path / "a.png").write_bytes(b"file")
     os.mkfifo(tmp_path / "b.png")
     before = (tmp_path / "a.png").stat()
-    monkeypatch.setattr("autoencode.data.decoding.os.stat", lambda path: before)
-    with pytest.raises(ImageError, match="not a regular file"):
+    monkeypatch.setattr("autoencode.untrusted.os.stat", lambda path: before)
+    with pytest.raises(ImageError, match="is a pipe, not a file"):
         read_bytes(tmp_path / "b.png", Limits().max_bytes)
 
 
@@ -323,7 +323,7 @@ def test_no_more_than_the_limit_is_read_of_a_file_that_grows(
             file.truncate(10**7)
         return status
 
-    monkeypatch.setattr("autoencode.data.decoding.os.fstat", grow)
+    monkeypatch.setattr("autoencode.untrusted.os.fstat", grow)
     tracemalloc.start()
     with pytest.raises(ImageError, match="more bytes than the limit of 1,000"):
         read_bytes(path, 1000)

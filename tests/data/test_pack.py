@@ -347,9 +347,9 @@ def test_each_kind_of_unusable_file_is_listed_with_its_reason(photos: Path, tmp_
         "empty.png": "empty",
         "text.jpg": "known format",
         "cut.png": "truncated",
-        "pipe.jpg": "not a regular file",
+        "pipe.jpg": "is a pipe, not a file",
         "link.png": "No such file",
-        "large.png": "200,001 bytes are more than the limit",
+        "large.png": "has 200,001 bytes, more than the limit",
         "many pixels.png": "500x500 pixels are more than the limit",
     }
     assert reasons.keys() == expected.keys()
@@ -441,7 +441,7 @@ def test_odd_files_and_folders_do_no_harm(photos: Path, tmp_path: Path) -> None:
     packed = pack(photos, tmp_path / "p", processes=1)
     assert {entry.path: entry.reason for entry in packed.skipped} == {
         "self.png": "cannot be read: Too many levels of symbolic links",
-        "device.png": "not a regular file",
+        "device.png": "is a device, not a file",
     }
     assert {"folder.jpg/inside.png", "new\nline.png"} <= {entry.path for entry in packed.entries}
     assert len(packed) == 14

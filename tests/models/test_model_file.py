@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -186,9 +187,14 @@ def test_weights_of_another_type_are_rejected(kind: torch.dtype, path: Path) -> 
 
 
 def test_a_model_file_is_open_to_those_who_may_read_other_new_files(trained: Run, tmp_path: Path) -> None:
-    (tmp_path / "other").write_bytes(b"")
-    save_model(tmp_path / "model.safetensors", load_model(trained.model_path), {})
-    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    for mode in (0o755, 0o700):
+        folder = tmp_path / f"{mode:o}"
+        folder.mkdir()
+        folder.chmod(mode)
+        (folder / "other").write_bytes(b"")
+        save_model(folder / "model.safetensors", load_model(trained.model_path), {})
+        given = stat.S_IMODE((folder / "model.safetensors").stat().st_mode)
+        assert given == stat.S_IMODE((folder / "other").stat().st_mode) & mode & 0o666 | given & 0o600
 
 
 def test_a_model_file_that_may_not_be_read_is_not_called_damaged(

@@ -82,7 +82,7 @@ def paper(
     experiments, share = chosen_experiments(only or ()), parse_budget(budget)
     preprocessing = Preprocessing(**options.preprocessing(size, resize_mode, None))
     # A cluster stops a job by SIGTERM: the state is kept, as with Ctrl-C.
-    with stopped_by_sigterm(), writing(out):
+    with stopped_by_sigterm(), writing(out, folder):
         with counting("packing") as progress:
             pack = open_study(
                 folder,

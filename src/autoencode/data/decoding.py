@@ -26,9 +26,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -52,6 +50,7 @@ from PIL import (
 )
 
 from autoencode.errors import ImageError
+from autoencode.untrusted import UnsafeFileError, read_file
 
 # Importing a plugin registers its format. Image.init() would import all, some of which run other programs.
 _READERS = {
@@ -99,45 +98,11 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
         ImageError: the file cannot be read, is larger than the limit, or is not a regular file.
     """
     try:
-        # A pipe or device must not even be opened: that can already block for ever or act on the device.
-        _check_regular(os.stat(path), max_bytes)  # noqa: PTH116
-        # By now the path may lead to another file, or a longer one.
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            _check_regular(status, max_bytes)
-            content = file.read(status.st_size + 1)
-            if len(content) > status.st_size:
-                content += file.read(max_bytes + 1 - len(content))
+        return read_file(path, max_bytes)
+    except UnsafeFileError as err:
+        raise ImageError(str(err)) from err
     except OSError as err:
         raise ImageError(f"cannot be read: {err.strerror or err}") from err
-    if len(content) > max_bytes:
-        raise ImageError(f"more bytes than the limit of {max_bytes:,}")
-    return content
-
-
-def read_head(path: str | Path, size: int) -> bytes:
-    """Return the first bytes of a regular file; none of one that is no such file or cannot be read."""
-    try:
-        # A pipe or device must not even be opened: that can already block for ever or act on the device.
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
-            return b""
-        with open(path, "rb", opener=_open_at_once) as file:
-            return file.read(size) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-    except OSError:
-        return b""
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such files
-
-
-def _check_regular(status: os.stat_result, max_bytes: int) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError("a folder, not an image file")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("not a regular file")
-    if status.st_size > max_bytes:
-        raise ImageError(f"{status.st_size:,} bytes are more than the limit of {max_bytes:,}")
 
 
 @contextlib.contextmanager

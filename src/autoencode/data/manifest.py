@@ -16,6 +16,7 @@ from autoencode.atomic import atomic_file, parse_json, write_json
 from autoencode.data.entries import Entries, Entry
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import ConfigError, PackError, other_version
+from autoencode.untrusted import UnsafeFileError, lines_of, open_file, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.sources import Listing
@@ -83,7 +84,7 @@ def write_settings(pack: Path, settings: PackSettings) -> None:
 def is_pack(path: Path) -> bool:
     """Whether `path` is a pack, finished or not. Never raises."""
     try:
-        value = parse_json((path / SETTINGS_NAME).read_bytes())
+        value = parse_json(read_file(path / SETTINGS_NAME, inside=path))
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and value.get("format") == _FORMAT
@@ -97,11 +98,13 @@ def read_settings(pack: Path) -> PackSettings:
     """
     path = pack / SETTINGS_NAME
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(read_file(path, inside=pack))
     except (FileNotFoundError, NotADirectoryError) as err:
         raise PackError(
             f"{pack} is not a pack: it has no {SETTINGS_NAME}. Make one: autoencode pack FOLDER --out PACK."
         ) from err
+    except UnsafeFileError as err:
+        raise PackError(f"{path} {err}. Do not use this pack.") from err
     except (OSError, ValueError) as err:
         raise PackError(f"Could not read {path}: {err}. {_REPACK_ADVICE}") from err
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
@@ -141,10 +144,12 @@ def read_manifest(pack: Path) -> Entries | None:
     """
     path = pack / MANIFEST_NAME
     try:
-        with path.open("rb") as file:
-            return Entries(_parsed(path, file, read_settings(pack).has_given_splits))
+        with open_file(path, inside=pack) as file:
+            return Entries(_parsed(path, lines_of(file), read_settings(pack).has_given_splits))
     except FileNotFoundError:
         return None
+    except UnsafeFileError as err:
+        raise PackError(f"{path} {err}. Do not use this pack.") from err
     except OSError as err:
         raise PackError(f"Could not read {path}: {err.strerror or err}.") from err
     except ValueError as err:
@@ -152,11 +157,17 @@ def read_manifest(pack: Path) -> Entries | None:
 
 
 def _parsed(path: Path, lines: Iterable[bytes], has_given_splits: bool) -> Iterator[Entry]:
+    last = ""
     for number, line in enumerate(lines, 1):
         try:
-            yield Entry.from_json(parse_json(line), has_given_splits=has_given_splits)
+            entry = Entry.from_json(parse_json(line), has_given_splits=has_given_splits)
+            # Written in the order of paths; one line a hundred thousand times would be as many images.
+            if number > 1 and entry.path <= last:
+                raise ValueError("a path twice, or out of order")
         except (TypeError, ValueError) as err:
             raise PackError(f"{path} is damaged in line {number}. {_REPACK_ADVICE}") from err
+        last = entry.path
+        yield entry
 
 
 _REPACK_ADVICE = "Delete the pack and make it again."

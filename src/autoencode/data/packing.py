@@ -59,7 +59,8 @@ def update(
     listed = _unread(listing)
     wanted = PackSettings.of(listing, preprocessing)
     busy = f"Another process is packing into {files}. Wait until it is done, or choose another output."
-    with exclusive(files.folder, busy, PackError):
+    source = listing.folder if files.is_local else None
+    with exclusive(files.folder, busy, PackError, source):
         files.refresh()
         has_manifest = (files.folder / manifest.MANIFEST_NAME).exists()
         if manifest.is_pack(files.folder) and has_manifest:

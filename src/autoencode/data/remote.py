@@ -29,6 +29,7 @@ from autoencode.data.manifest import MANIFEST_NAME, SETTINGS_NAME, PackSettings,
 from autoencode.data.shards import SHARDS_NAME, PackFiles, Rows, Shards, number_of
 from autoencode.errors import ConfigError, PackError
 from autoencode.storage import RemoteFolder, Stamp, is_url
+from autoencode.untrusted import open_file, read_file
 
 REMOTE_NAME = "remote.json"
 FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
@@ -96,7 +97,7 @@ def _files_in(folder: Path) -> PackFiles:
 
 def _known(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        content = parse_json((folder / REMOTE_NAME).read_bytes())
+        content = parse_json(read_file(folder / REMOTE_NAME, inside=folder))
         if isinstance(content, dict):
             return content
     return {}
@@ -127,6 +128,7 @@ class CachedPackFiles(PackFiles):
 
     def refresh(self) -> None:
         """Copy the lists that have changed; delete those that are gone."""
+        make_folder(cache_folder(), is_private=True)  # nobody knows who may read the pack in storage
         make_folder(self.folder)
         with one_at_a_time(self.folder / _LOCK):
             known = _known(self.folder)
@@ -210,7 +212,7 @@ class RemoteShards(Shards):
             path = self._fetched(shard)
             # Another process may delete this shard, to make room for its own, before it is opened.
             with contextlib.suppress(FileNotFoundError):
-                return path.open("rb")
+                return open_file(path, inside=self.folder)
         raise PackError(f"The cache {self.folder.parent.parent} has no room: set {SIZE_VARIABLE} higher.")
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:

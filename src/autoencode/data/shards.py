@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import TEMPORARY_SUFFIX, make_folder, names_in, sync_folder
+from autoencode.atomic import TEMPORARY_SUFFIX, make_folder, names_in, new_file, sync_folder
 from autoencode.errors import OutputError, PackError
+from autoencode.untrusted import open_file
 
 if TYPE_CHECKING:
     from autoencode.data.manifest import PackSettings
@@ -124,7 +125,7 @@ class Shards:
             rows = min(self.rows_per_shard, count - start)
             path = self._temporary((first_row + start) // self.rows_per_shard)
             try:
-                with path.open("wb") as file:
+                with new_file(path) as file:
                     # A sparse file: holes of skipped files take no room on most file systems.
                     file.truncate(rows * self.row_bytes)
             except OSError as err:
@@ -204,7 +205,7 @@ class Shards:
             OSError: there is no such shard.
             PackError: the shard was replaced since `status` returned this identity.
         """
-        file = self.path(shard).open("rb")
+        file = open_file(self.path(shard), inside=self.folder.parent)
         if _identity(os.fstat(file.fileno())) != identity:
             file.close()
             raise PackError(f"{self.path(shard)} has changed since the pack was opened. Open it again.")

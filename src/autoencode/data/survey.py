@@ -18,6 +18,7 @@ from PIL import Image
 from autoencode.data import decoding, workers
 from autoencode.data.preprocessing import SIZE_MULTIPLE, Limits, Preprocessing
 from autoencode.errors import ImageError
+from autoencode.untrusted import read_head
 
 SAMPLE = 100  # files: the median of their sizes is then known to a few per cent
 _USUAL = 128 * 128  # pixels: more make training on a CPU slow, and a code of 256 numbers keeps no more detail
@@ -177,7 +178,7 @@ def may_be_wide(path: Path) -> bool:
     """Whether a file can have more than 8 bits a value, without decoding it."""
     if path.suffix.lower() != ".png":
         return path.suffix.lower() in (".tif", ".tiff", ".pgm", ".pnm", ".pfm", ".jp2", ".j2k")
-    return decoding.read_head(path, 25)[24:] == b"\x10"  # the bit depth in its header
+    return read_head(path, 25)[24:] == b"\x10"  # the bit depth in its header
 
 
 def _differs(shape: float, other: float) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoencode.atomic import claim_folder, exclusive, write_json
+from autoencode.atomic import claim_folder, exclusive, make_folder, write_json
 from autoencode.data.preprocessing import Limits, read_image
 from autoencode.data.sources import expanded
 from autoencode.duplicates.calibration import copies_agreement
@@ -152,6 +152,7 @@ def find_duplicates(
     if cache is None:
         return _found(paths, None, limits, progress)
     folder = Path(cache)
+    make_folder(folder, is_private=True)
     claim_folder(folder, JSON_NAME, "search for duplicates")
     with exclusive(folder, f"Another process is searching for duplicates in {folder}.", OutputError):
         if not (folder / JSON_NAME).exists():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autoencode.atomic import atomic_file
 from autoencode.duplicates.agreement import Agreement
 from autoencode.duplicates.verification import Match, Verifier
+from autoencode.untrusted import open_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
@@ -41,7 +42,7 @@ def verified(
             blocks += 1
             with (
                 contextlib.suppress(OSError, ValueError, KeyError, BadZipFile),
-                path.open("rb") as opened,
+                open_file(path, inside=folder) as opened,
                 np.load(opened, allow_pickle=False) as file,
             ):
                 known.update(zip((key.tobytes() for key in file["digests"]), file["values"], strict=True))

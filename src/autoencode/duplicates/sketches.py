@@ -30,6 +30,7 @@ from autoencode.duplicates.agreement import SIDE, content_box
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.efficientnet import LAST
 from autoencode.pixels import to_float
+from autoencode.untrusted import open_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
@@ -232,7 +233,7 @@ def _kept_blocks(folder: Path | None) -> Iterator[Sketches]:
     for path in sorted(folder.glob("sketches-*.npz")):
         with (
             contextlib.suppress(OSError, ValueError, KeyError, BadZipFile),
-            path.open("rb") as opened,
+            open_file(path, inside=folder) as opened,
             np.load(opened, allow_pickle=False) as file,
         ):
             texts = json.loads(file["texts"].tobytes())

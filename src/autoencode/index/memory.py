@@ -335,7 +335,7 @@ class FileStore(IndexStore):
     def build(self, request: BuildRequest, location: Path | str) -> FileIndex:
         """Build the index in the folder, or update it; see `build_index`."""
         out, source = Path(location), location_of(request.source)
-        with self.lock(out):
+        with self.lock(out, request.source):
             old = read_index(out) if self.holds(out) else None
             if old is not None and old.source != source:
                 raise ImageIndexError(f"{out} is an index of {old.source}, not of {source}. {CHOOSE_ANOTHER}")

@@ -94,8 +94,10 @@ class IndexStore(ABC):
         )
 
     @contextlib.contextmanager
-    def lock(self, folder: Path) -> Iterator[None]:
+    def lock(self, folder: Path, source: Path | None = None) -> Iterator[None]:
         """Let one process write the index in a folder; the folder may be empty, but hold nothing else.
+
+        One that is made is for readers of `source` alone.
 
         Raises:
             OutputError: the path is a file, or a folder that holds something other than an index.
@@ -107,7 +109,7 @@ class IndexStore(ABC):
         if names_in(folder) - set(self.contents) and not self.holds(folder):
             raise OutputError(f"{folder} is not an index, and not empty. Choose another output.")
         busy = f"Another process is writing {folder}. Wait until it is done, or choose another output."
-        with exclusive(folder, busy, ImageIndexError):
+        with exclusive(folder, busy, ImageIndexError, source):
             yield
 
 

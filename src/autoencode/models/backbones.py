@@ -22,12 +22,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from autoencode.atomic import parse_json
 from autoencode.data.preprocessing import SIZE_MULTIPLE, Preprocessing
 from autoencode.errors import ConfigError, MissingExtraError, ModelFileError
 from autoencode.models import efficientnet
 from autoencode.models.efficientnet import LAST
 from autoencode.pixels import to_float
 from autoencode.storage import first_line
+from autoencode.untrusted import check_file, open_file, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -252,7 +254,7 @@ class OnnxBackbone:
     @functools.cached_property
     def digest(self) -> str:
         """See `Backbone`."""
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
             hasher = hashlib.file_digest(file, "sha256")
         parts = [self._output, self._mean.tolist(), self._spread.tolist(), self._size]
         hasher.update(json.dumps(parts, sort_keys=True).encode())
@@ -300,7 +302,7 @@ def _stated_settings(path: Path) -> _Stated:
     if file is None:
         return _Stated(_USUAL_PX, *_IMAGENET)
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(read_file(file))
         size = content.get("crop_size") or content.get("size") or _USUAL_PX
         px = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
         mean, spread = (
@@ -319,6 +321,10 @@ def _session(path: Path) -> Any:  # noqa: ANN401 - onnxruntime has no types
         import onnxruntime
     except ImportError as err:
         raise MissingExtraError("onnx", "An embedding from an ONNX file") from err
+    try:
+        check_file(path)
+    except OSError as err:
+        raise ModelFileError(f"{path}: {err.strerror or err}. Give an ONNX file.") from err
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is in the exception, too

@@ -26,6 +26,7 @@ from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
 from autoencode.models.restorer import Restorer
+from autoencode.untrusted import check_file
 
 if TYPE_CHECKING:
     from autoencode.models.image_model import ImageModel
@@ -96,6 +97,7 @@ def read_tensors(
     if not os.access(path, os.R_OK):
         raise error(f"Could not read {path}: permission denied. Let its owner open it to you.")
     try:
+        check_file(path)
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -117,6 +119,7 @@ def read_tensors(
 def kind_of(path: Path) -> str | None:
     """Return the kind of a file that `write_tensors` wrote, unchecked; None for any other path."""
     try:
+        check_file(path)
         with safetensors.safe_open(path, framework="pt") as file:
             kind = parse_json((file.metadata() or {})["autoencode"])["kind"]
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):

@@ -180,7 +180,7 @@ def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | No
 def _draw(folder: Path, number: int, verdict: Verdict, picture: Picture) -> None:
     from matplotlib import colormaps  # imported late: it takes a while
 
-    make_folder(folder)
+    make_folder(folder, verdict.path)
     name = f"{number:05d}-{verdict.path.stem}"  # images of different folders may have one name
     pixels = picture.pixels[-1]
     size = pixels.shape[1::-1]

@@ -33,6 +33,7 @@ from autoencode.outliers.scores import default_score
 from autoencode.report.page import kid, number
 from autoencode.training.progress import constant_image_errors
 from autoencode.training.run import Record, read_metrics
+from autoencode.untrusted import read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack, StageProgress
@@ -159,7 +160,7 @@ def _measured(plan: Plan, name: str, model: Autoencoder, progress: StageProgress
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(read_file(path))
     except (OSError, ValueError):  # missing or cut short by a crash: it is measured again
         return None
     return value if isinstance(value, dict) else None

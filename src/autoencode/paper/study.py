@@ -205,8 +205,8 @@ class Plan:
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Lock the study in `out`, made if missing, and remove temporary files that a kill left there.
+def writing(out: Path, source: Path | None = None) -> Iterator[None]:
+    """Lock the study in `out`, made if missing for readers of `source`, and remove temporary files of a kill.
 
     Raises:
         RunError: `out` is not a study, or another process is writing it.
@@ -214,7 +214,7 @@ def writing(out: Path) -> Iterator[None]:
     """
     _reject_other_contents(out)
     busy = f"Another process is writing {out}. Wait until it is done, or choose another --out."
-    with exclusive(out, busy, RunError):
+    with exclusive(out, busy, RunError, source):
         for folder in (out, *out.iterdir()):
             if folder.name not in (
                 PACK_NAME,
@@ -262,7 +262,7 @@ def open_study(
         OutputError: `out` cannot be written.
     """
     _reject_other_contents(out)
-    make_folder(out)
+    make_folder(out, folder)
     packed, links = out / PACK_NAME, out / LIMITED_NAME
     # Before packing: a pack of other images would take their place, and all runs would be trained anew.
     if is_pack(packed):

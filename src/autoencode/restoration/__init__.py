@@ -42,6 +42,7 @@ from autoencode.models.restorer import Restorer
 from autoencode.pixels import to_float, to_pixels
 from autoencode.restoration.tiles import Box, restore_levels, to_images
 from autoencode.training.runtime import Runtime, choose_runtime
+from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack, Progress
@@ -137,7 +138,7 @@ def restore(
     runtime.model_to_device(loaded)
     if folder.resolve() in {path.parent.resolve() for path in paths}:
         raise OutputError(f"{folder} holds images that are to be restored. Choose another --out.")
-    claim_folder(folder, TABLE_NAME, "restored images")
+    claim_folder(folder, TABLE_NAME, "restored images", next(iter(paths), None))
     busy = f"{folder} is being written by another process."
     with exclusive(folder, busy, OutputError):
         remove_temporaries(folder)
@@ -286,7 +287,7 @@ class _Job:
         found: dict[str, Restoration] = {}
         table = self.folder / TABLE_NAME
         try:
-            lines = table.read_text(errors="replace").splitlines()
+            lines = read_file(table, TEXT_BYTES).decode(errors="replace").splitlines()
         except FileNotFoundError:
             # At once, so that a folder left by a kill is known as ours.
             append_line(table, "")

@@ -18,6 +18,7 @@ from autoencode.models.model_file import MODEL_NAME
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
 from autoencode.training.presets import settings_file
+from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -111,7 +112,7 @@ def read_run(folder: Path) -> RunSettings:
     """
     path = folder / RUN_NAME
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_file(path))
         if (found := content["format"]) != _RUN_VERSION:
             raise RunError(other_version(path, found, _RUN_VERSION, START_AGAIN))
         return RunSettings(
@@ -165,9 +166,11 @@ def read_metrics(folder: Path) -> list[Record]:
         RunError: a line before the last is damaged.
     """
     try:
-        text = (folder / METRICS_NAME).read_text(errors="replace")
+        text = read_file(folder / METRICS_NAME, TEXT_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return []
+    except OSError as err:
+        raise RunError(f"{folder / METRICS_NAME}: {err.strerror or err}.") from err
     records: list[Record] = []
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):

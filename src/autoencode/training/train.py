@@ -148,7 +148,8 @@ def train(
         run = _agreed(run, pack, processes)
         if chosen and run.chosen and processes.is_first and not resume:
             chosen(run.chosen)
-        with _opened(out, run, resume, processes), within_memory(out, run), interrupts() as interrupted:
+        opened = _opened(out, run, resume, processes, pack.path)
+        with opened, within_memory(out, run), interrupts() as interrupted:
             loop = Loop(out, run, pack, runtime, progress or (lambda _: None), processes)
             with _without_diverged_state(out, processes):
                 loop.run(checkpoint_every, interrupted)
@@ -255,13 +256,13 @@ def _agreed(run: RunSettings, pack: Pack, processes: Processes) -> RunSettings:
 
 
 @contextmanager
-def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes) -> Iterator[None]:
-    """Hold the run folder, made ready by the first process."""
+def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes, source: Path) -> Iterator[None]:
+    """Hold the run folder, made ready by the first process, for readers of the pack `source` alone."""
     if not processes.is_first:
         processes.wait()
         yield
         return
-    with exclusive(out, f"{out} is being trained by another process.", RunError):
+    with exclusive(out, f"{out} is being trained by another process.", RunError, source):
         check_out(out, resume)  # again: another process may have had the lock while this one was packing
         remove_temporaries(out)  # of a process that was killed while it wrote
         write_run(out, run)

@@ -132,7 +132,7 @@ def transfer(
     kept = _kept(model, embedding, finetune)
     folder = None if out is None else Path(out)
     if folder is not None:  # before the long work, too
-        claim_folder(folder, COMPARISON_NAME, "classifier")
+        claim_folder(folder, COMPARISON_NAME, "classifier", Path(labelled))
     report = progress or (lambda *_: None)
     with labelled_images(Path(labelled), model.preprocessing, limits, partial(report, "packing")) as data:
         task = Task(data, model, report)

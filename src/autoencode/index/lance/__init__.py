@@ -137,7 +137,7 @@ class LanceStore(IndexStore):
 
     def build(self, request: BuildRequest, location: Path | str) -> LanceIndex:
         """Build the index, or update the images of one source in it; see `build_index`."""
-        with self._writing(location):
+        with self._writing(location, request.source):
             tables = find_tables(location) if self.holds(location) else None
             old = None if tables is None else tables.settings
             encoder = request.encoder(location, old)
@@ -194,10 +194,10 @@ class LanceStore(IndexStore):
             return count
 
     @contextlib.contextmanager
-    def _writing(self, location: Path | str) -> Iterator[None]:
+    def _writing(self, location: Path | str, source: Path | None = None) -> Iterator[None]:
         """Let one process write an index in a folder; in storage several may, and lose nothing."""
         # Object storage has no locks; there, each commit is tried again on top of those of other writers.
-        with contextlib.nullcontext() if isinstance(location, str) else self.lock(location):
+        with contextlib.nullcontext() if isinstance(location, str) else self.lock(location, source):
             yield
 
 
