@@ -46,7 +46,7 @@ class CodeMap(NamedTuple):
 
 def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
     """Lay out codes (N, D), N at least 1, by principal component analysis."""
-    return _principal(scaled_by_effect(model, codes))
+    return principal_map(scaled_by_effect(model, codes))
 
 
 def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
@@ -56,14 +56,14 @@ def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
     so that the work can be done in another process.
 
     Args:
-        centred: (N, D), N at least 1, from `scaled_by_effect`.
+        centred: (N, D), N at least 1, about their mean; codes from `scaled_by_effect`.
         progress: called with (rounds done, rounds in total) once the neighbours are known.
 
     Raises:
         MissingExtraError: UMAP needs the optional part `map`.
     """
     umap = _umap()
-    start = _principal(centred).plane
+    start = principal_map(centred).plane
     if len(centred) < FEWEST:
         return CodeMap(start, None)
     # With a little noise: a direction in which all codes are equal has no scale.
@@ -121,7 +121,8 @@ def scaled_by_effect(model: Autoencoder, codes: Vectors) -> Array:
     return centred
 
 
-def _principal(centred: Array) -> CodeMap:
+def principal_map(centred: Array) -> CodeMap:
+    """Lay out vectors (N, D) about their mean, N at least 1, by principal component analysis."""
     # From the covariance, (D, D) for any number of images; decomposing the codes would take (N, D).
     variances, directions = np.linalg.eigh(centred.T @ centred)
     variances, kept = variances[::-1].clip(min=0), directions[:, ::-1][:, :2]

@@ -33,10 +33,11 @@ from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
+from autoencode.web.collection import Collection
 from autoencode.web.security import JSON_BYTES
 from autoencode.web.server import STATIC
 from autoencode.web.tabs import TABS, Tab
-from autoencode.web.workspace import Collection, Workspace
+from autoencode.web.workspace import Workspace
 
 from .conftest import Served, client_of, finished, wait_for
 
@@ -493,7 +494,11 @@ def test_every_file_of_the_page_is_named_by_another_and_asks_for_nothing_elsewhe
     scripts = {f"{tab.name}.js" for tab in TABS}
     assert scripts < names
     for name in names - {"index.html"} - scripts:
-        assert any(f"/static/{name}" in text for other, text in texts.items() if other != name), name
+        assert any(
+            f'"/static/{name}"' in text or f'"./{name}"' in text
+            for other, text in texts.items()
+            if other != name
+        ), name
     for name, text in texts.items():
         assert "https://" not in text, name
         assert text.replace("http://www.w3.org/2000/svg", "").count("http://") == 0, name
@@ -552,5 +557,5 @@ def test_a_tab_is_a_line_a_module_and_a_script(tab: Tab, client: TestClient) -> 
     assert tab.module.router.routes
     assert "export function mount(" in (STATIC / f"{tab.name}.js").read_text()
     assert tab._asdict() in client.get("/api/workspace").json()["tabs"]
-    listing = [path for path in STATIC.iterdir() if f"/static/{tab.name}.js" in path.read_text()]
+    listing = [path for path in STATIC.iterdir() if f"/{tab.name}.js" in path.read_text()]
     assert not listing, f"{listing} names a tab"

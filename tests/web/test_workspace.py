@@ -17,7 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from autoencode.web.security import Allowance
-from autoencode.web.workspace import NAMED_BYTES, GoneError, Held, Kind, Shelf, Workspace
+from autoencode.web.shelf import NAMED_BYTES, Held, Kind, Shelf
+from autoencode.web.workspace import GoneError, Workspace
 
 
 def png(image: Image.Image, **options: object) -> bytes:
@@ -177,7 +178,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoencode.web.workspace import Held, Shelf
+from autoencode.web.shelf import Held, Shelf
 
 
 def resident_mb() -> float:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, Model, Resize, Size, add_command
+from autoencode.cli.options import MaxPixels, Resize, Size, add_command
 from autoencode.cli.progress import counting, duration, say, show_result, stages, training
 from autoencode.errors import ConfigError, MissingExtraError, OutputError
 
@@ -113,7 +113,9 @@ def paper(
 
 
 def app(
-    run: Model,
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, a model file, or an index, which needs no model.")
+    ],
     index: Annotated[
         Path | None,
         typer.Option(
@@ -209,6 +211,7 @@ def add_to(program: typer.Typer) -> None:
         program,
         app,
         "autoencode app runs/photos",
+        "autoencode app photos.index",
         "autoencode app runs/photos --index photos.index --port 9000",
     )
 

@@ -261,7 +261,7 @@ class UntrustedDecoder:
         limits: Limits = UPLOAD_LIMITS,
         memory_bytes: int = _UPLOAD_MEMORY_BYTES,
     ) -> None:
-        self.limits = limits
+        self.preprocessing, self.limits = preprocessing, limits
         function = functools.partial(_decode, preprocessing, limits, memory_bytes)
         self._worker: workers.PersistentWorker[bytes, NDArray[np.uint8]] = workers.PersistentWorker(
             function, seconds=limits.seconds_per_file
@@ -288,10 +288,6 @@ class UntrustedDecoder:
 def _decode(
     preprocessing: Preprocessing, limits: Limits, memory_bytes: int, content: bytes
 ) -> NDArray[np.uint8]:
-    if workers.is_worker():  # in this process, a limit would hold for the caller as well
-        import resource
-
-        with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    workers.limit_memory(memory_bytes)
     workers.set_time_limit(limits.seconds_for(len(content)))
     return read_image(content, preprocessing, limits)

@@ -303,6 +303,14 @@ def _picklable(err: Exception) -> Exception:
     return err
 
 
-def is_worker() -> bool:
-    """Whether this process is a worker."""
-    return _serving
+def limit_memory(size: int) -> None:
+    """Limit the address space of this process to `size` bytes; outside a worker this does nothing.
+
+    There it would hold for the caller as well. macOS and Windows have no such limit.
+    """
+    if not _serving:
+        return
+    import resource  # Windows has no such module, and no workers
+
+    with contextlib.suppress(ValueError, OSError):  # not supported here, or set by an earlier call
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 from autoencode.atomic import is_locked
 from autoencode.configuration import PriorName
 from autoencode.generation import Samples, generate, priors, vary
-from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, require
-from autoencode.web.workspace import Held, Workspace
+from autoencode.web.shelf import Held
+from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, needs_model, require
+from autoencode.web.workspace import Workspace
 
 Count = Annotated[int, Field(ge=1, le=128)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # the whole numbers that JavaScript holds exactly
@@ -83,8 +84,8 @@ def _held(workspace: Workspace, made: Samples, name: str) -> dict[str, Any]:
 
 def needs(workspace: Workspace) -> Missing | None:
     """Return what is missing for samples; None if nothing is."""
-    if priors(workspace.model):
-        return None
+    if (missing := needs_model(workspace)) or priors(workspace.model):
+        return missing
     if workspace.run is not None and is_locked(workspace.folder):
         return Missing(
             "This model has no prior to draw samples from yet. Training is still running and fits one at its "
@@ -104,4 +105,4 @@ NEEDS = {"generate": needs}
 
 def facts(workspace: Workspace) -> dict[str, Any]:
     """Return the priors that samples can be drawn from."""
-    return {"priors": priors(workspace.model)}
+    return {"priors": priors(workspace.model) if workspace.has_model else []}

@@ -16,14 +16,16 @@ from autoencode.data.loader import batches
 from autoencode.errors import ConfigError, MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.outliers.review import Ranking, chosen_entries, file_list
-from autoencode.projection import CodeMap, Layout, code_map, neighbour_map, scaled_by_effect
+from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
+from autoencode.web.collection import SPLITS, Collection, Vectors, readable
 from autoencode.web.jobs import Job, run_apart
 from autoencode.web.outliers import known_ranking
 from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
-from autoencode.web.workspace import SPLITS, Collection, Vectors, Workspace, readable
+from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
+    from autoencode.projection import Array
 
 MOST_NAMED = 500
 
@@ -44,6 +46,7 @@ async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, A
         "letter": review.letter,
         "images": len(review),
         "explained": finished(map_job(workspace, layout)).explained,
+        "by": "codes of the model" if workspace.vectors() is None else workspace.index_name,
         "labels": [readable(label) for label in review.pack.labels],
         "splits": SPLITS,
         "scored": known_ranking(workspace) is not None,
@@ -100,22 +103,35 @@ def map_job(workspace: Workspace, layout: Layout) -> Job[CodeMap]:
     if layout == "umap":
         require(needs_umap())
     work = _by_neighbours if layout == "umap" else _by_components
-    return workspace.layouts.job(layout, functools.partial(work, workspace.model, review))
+    return workspace.layouts.job(layout, functools.partial(work, workspace, review))
 
 
-def _by_components(model: Autoencoder, review: Collection, report: StageProgress) -> CodeMap:
-    return code_map(model, _codes(model, review, report))
+def _by_components(workspace: Workspace, review: Collection, report: StageProgress) -> CodeMap:
+    return principal_map(_centred(workspace, review, report))
 
 
-def _by_neighbours(model: Autoencoder, review: Collection, report: StageProgress) -> CodeMap:
+def _by_neighbours(workspace: Workspace, review: Collection, report: StageProgress) -> CodeMap:
     # Apart: UMAP reports nothing while it finds neighbours, for half a minute in which no thread could be
     # stopped. Loading its libraries anew costs 15 s.
-    centred = scaled_by_effect(model, _codes(model, review, report))
+    centred = _centred(workspace, review, report)
 
     def rounds(done: int, total: int) -> None:
         report("laying out images, rounds" if total else "finding neighbours", done, total)
 
     return run_apart(neighbour_map, centred, report=rounds)
+
+
+def _centred(workspace: Workspace, review: Collection, report: StageProgress) -> Array:
+    """Return what images are placed by, (N, D) about its mean: the vectors of the index, else the codes.
+
+    Vectors of the index come first if it was made without the model: they tell kinds of pictures apart, where
+    codes tell colours and shapes.
+    """
+    vectors = workspace.vectors()
+    if vectors is not None:
+        centred: Array = vectors.astype(np.float64) - vectors.mean(0, np.float64)
+        return centred
+    return scaled_by_effect(workspace.model, _codes(workspace.model, review, report))
 
 
 def _codes(model: Autoencoder, review: Collection, report: StageProgress) -> Vectors:
@@ -156,7 +172,7 @@ def _review(workspace: Workspace) -> Collection:
 
 def needs(workspace: Workspace) -> Missing | None:
     """Return what is missing for a map; None if nothing is."""
-    if workspace.review is not None:
+    if workspace.review is not None and (workspace.has_model or workspace.vectors() is not None):
         return None
     return Missing(
         "The map shows your images. Start the page with an index, a run folder, or a folder of images.",

@@ -17,8 +17,9 @@ from autoencode.errors import ConfigError
 from autoencode.figures import write_animation
 from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, interpolated
 from autoencode.pixels import to_pixels
-from autoencode.web.tabs import OpenWorkspace, download, finished, png
-from autoencode.web.workspace import Pixels, Workspace
+from autoencode.web.shelf import Pixels
+from autoencode.web.tabs import OpenWorkspace, download, finished, needs_model, png
+from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
@@ -112,3 +113,6 @@ def _loop(workspace: Workspace, codes: Tensor, interpolation: Interpolation, rep
         report("decoding frames", CHUNK_FRAMES * len(chunks), len(path))
         chunks.append(to_pixels(workspace.model.decode(part)))
     return np.concatenate(chunks)
+
+
+NEEDS = {"morph": needs_model}

@@ -13,9 +13,10 @@ from pydantic import BaseModel
 
 from autoencode.outliers.calibration import DEFAULT_FPR, fit_reference, reference_name
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
+from autoencode.web.collection import Found, readable
 from autoencode.web.jobs import Job
 from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
-from autoencode.web.workspace import Found, GoneError, Workspace, readable
+from autoencode.web.workspace import GoneError, Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress

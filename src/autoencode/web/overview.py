@@ -19,8 +19,9 @@ from autoencode.atomic import is_locked
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
-from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
-from autoencode.web.workspace import Workspace, readable
+from autoencode.web.collection import readable
+from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, require
+from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
@@ -91,6 +92,8 @@ def _evaluate_quickly(workspace: Workspace, report: StageProgress) -> QuickEvalu
 
 def needs(workspace: Workspace) -> Missing | None:
     """Return what is missing for a measurement of the model; None if nothing is."""
+    if missing := needs_model(workspace):
+        return missing
     if workspace.training is not None:
         return None
     return Missing(
@@ -128,6 +131,8 @@ def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | N
 def _settings(workspace: Workspace) -> list[tuple[str, str]]:
     if workspace.run is not None:
         return settings_in_words(workspace.run)
+    if not workspace.has_model:
+        return []
     config, preprocessing = workspace.model.config, workspace.model.preprocessing
     return [
         ("model", "variational autoencoder" if workspace.model.is_vae else "autoencoder"),

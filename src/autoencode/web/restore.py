@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from autoencode.data.corruptions import CORRUPTIONS
 from autoencode.reconstruction import Restored, restore
-from autoencode.web.tabs import OpenWorkspace, png
+from autoencode.web.tabs import OpenWorkspace, needs_model, png
 from autoencode.web.workspace import Workspace
 
 Text = Annotated[str, Query(max_length=200)]
@@ -61,4 +61,8 @@ def facts(workspace: Workspace) -> dict[str, Any]:
     offers = [
         (f"{name}:{amount:g}", words) for name, kind in CORRUPTIONS.items() for amount, words in kind.offers
     ]
-    return {"corrupt": workspace.model.training_corruptions, "corruptions": offers}
+    trained = workspace.model.training_corruptions if workspace.has_model else ()
+    return {"corrupt": trained, "corruptions": offers}
+
+
+NEEDS = {"restore": needs_model}

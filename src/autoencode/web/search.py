@@ -10,9 +10,8 @@ from fastapi.responses import Response
 from autoencode.atomic import csv_bytes
 from autoencode.configuration import Distance
 from autoencode.index.base import Neighbours
-from autoencode.pixels import to_float
 from autoencode.web.tabs import Missing, OpenWorkspace, download, in_shell, require
-from autoencode.web.workspace import Held, Workspace
+from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.index.base import Neighbour
@@ -31,7 +30,8 @@ async def search(
     neighbours = []
     for near in found.neighbours:
         more = {"score": near.score, "percentile": near.percentile, "gone": near.is_gone}
-        neighbours.append(workspace.describe(f"i{near.position}", **more))
+        assert near.position is not None
+        neighbours.append(workspace.describe(workspace.of_index(near.position), **more))
     return {
         "query": workspace.describe(picture),
         "neighbours": neighbours,
@@ -61,18 +61,9 @@ class _Nearest(NamedTuple):
 def _nearest(workspace: Workspace, picture: str, k: int, distance: Distance | None) -> _Nearest:
     """Return the nearest images, without the picture itself."""
     require(needs(workspace))
-    index, found, own = workspace.compared_by(distance), workspace.find(picture), -1
-    query: Any
-    if not isinstance(found, Held) and found.collection.letter == "i":
-        # Its code is in the index: no image is read and encoded when a person goes from image to image.
-        own = found.position
-        query = index.codes[index.entries[own].row][None]
-    elif index.embedding == "code":
-        query = workspace.code(picture)[None]
-    else:
-        query = to_float(workspace.pixels(picture)[None])
+    index, own = workspace.compared_by(distance), workspace.indexed(picture)
     # One more than asked for, as the picture is its own nearest. By position: copies of it stay.
-    [result] = index.search(query, k + 1).results
+    [result] = index.search(workspace.query(picture), k + 1).results
     return _Nearest(index.distance, [near for near in result.found if near.position != own][:k])
 
 
@@ -81,7 +72,7 @@ def needs(workspace: Workspace) -> Missing | None:
     if workspace.index is not None:
         return None
     source = "PHOTOS" if workspace.training is None else in_shell(workspace.training.folder)
-    run = in_shell(workspace.path if workspace.run is None else workspace.folder)
+    run = "RUN" if workspace.path is None else in_shell(workspace.folder if workspace.run else workspace.path)
     return Missing(
         "Search needs an index of your images. Make one, then start the page with it.",
         (f"autoencode index {source} --out index", f"autoencode app {run} --index index"),
@@ -92,6 +83,9 @@ NEEDS = {"search": needs}
 
 
 def facts(workspace: Workspace) -> dict[str, Any]:
-    """Return the size and distance of the index, or None."""
+    """Return the size and distance of the index and what compares its images, or None."""
     index = workspace.index
-    return {"index": None if index is None else {"images": len(index), "distance": index.distance}}
+    if index is None:
+        return {"index": None}
+    about = {"images": len(index), "distance": index.distance, "compared": workspace.index_name}
+    return {"index": about}

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 import numpy as np
+import torch
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -22,12 +23,15 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
+from autoencode.web.collection import readable
+from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.security import Allowance, Guard, Trust
-from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, png
-from autoencode.web.workspace import GoneError, Held, Pixels, Workspace, is_position
+from autoencode.web.shelf import Held, Pixels
+from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png
+from autoencode.web.workspace import GoneError, Workspace, is_position
 
 STATIC = Path(__file__).parent / "static"
 MOST_TILES, SHEET_COLUMNS = 256, 16  # of a sheet of thumbnails; static/map.js cuts it by the same 16
@@ -70,7 +74,7 @@ def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
 @router.get("/api/workspace")
 async def about(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the model, the tabs, their facts, and what is missing for each function of the page."""
-    model, facts, needs = workspace.model, dict[str, Any](), dict[str, Any]()
+    facts, needs = dict[str, Any](), dict[str, Any]()
     for tab in TABS:
         if hasattr(tab.module, "facts"):
             facts |= tab.module.facts(workspace)
@@ -81,15 +85,21 @@ async def about(workspace: OpenWorkspace) -> dict[str, Any]:
         "name": workspace.name,
         "launch": workspace.launch,
         "tabs": [tab._asdict() for tab in TABS],
-        "kind": "variational autoencoder" if model.is_vae else "autoencoder",
-        "height": model.preprocessing.height,
-        "width": model.preprocessing.width,
-        "code_size": model.config.code_size,
+        "kind": _kind(workspace),
+        "height": workspace.preprocessing.height,
+        "width": workspace.preprocessing.width,
+        "code_size": workspace.model.config.code_size if workspace.has_model else 0,
         "images": 0 if workspace.review is None else len(workspace.review),
         "upload_bytes": workspace.decoder.limits.max_bytes,
         "needs": needs,
         **facts,
     }
+
+
+def _kind(workspace: Workspace) -> str | None:
+    if workspace.has_model:
+        return "variational autoencoder" if workspace.model.is_vae else "autoencoder"
+    return "restorer" if workspace.restorer is not None else None
 
 
 @router.post("/api/uploads")
@@ -103,10 +113,13 @@ async def upload(request: Request, workspace: OpenWorkspace) -> Response:
     content = await request.body()
     # In a process with bounds, which the thread waits for: the file may be made to crash or fill a decoder.
     pixels = await asyncio.to_thread(workspace.decoder.decode, content)
-    code = (await workspace.on_model(workspace.model.encode, to_float(pixels[None])))[0]
+    code = torch.zeros(0)
+    if workspace.has_model:
+        code = (await workspace.on_model(workspace.model.encode, to_float(pixels[None])))[0]
+    larger = await workspace.originals.redrawn(content, UPLOAD_SIDE)
     # A name is shown beside messages: control characters and a megabyte of text are not.
     name = "".join(filter(str.isprintable, unquote(request.headers.get("x-name", ""))))[:200]
-    return JSONResponse(workspace.hold(Held(pixels, code, name or "upload", "upload")))
+    return JSONResponse(workspace.hold(Held(pixels, code, name or "upload", "upload", larger.content)))
 
 
 @router.get("/api/pictures")
@@ -128,6 +141,34 @@ async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
     return workspace.describe(name)
 
 
+@router.get("/api/pictures/{name}/file")
+async def file_facts(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
+    """Return the path, size, date and dimensions of the file of a picture, or why it cannot be shown."""
+    path = workspace.file(name)
+    if path is None:
+        return {"path": None, "problem": None}
+    about: dict[str, Any] = {"path": readable(str(path)), "problem": None}
+    try:
+        status = await asyncio.to_thread(path.stat)
+        shown = await workspace.originals.shown(path, SIDES[0])
+    except OSError as err:
+        return {**about, "problem": f"The file is gone ({err.strerror}). You see what was packed."}
+    except ImageError as err:
+        return {**about, "problem": f"The file {err}. You see what was packed."}
+    entry = workspace.entry(name)
+    if (entry.size, entry.mtime) != (status.st_size, status.st_mtime_ns):
+        about["problem"] = (
+            "The file has changed since it was packed. Scores and neighbours are of the old one."
+        )
+    return {
+        **about,
+        "width": shown.width,
+        "height": shown.height,
+        "bytes": status.st_size,
+        "modified": status.st_mtime,
+    }
+
+
 # Pictures are read and encoded in threads of their own: the first touch of a page of the pack waits for the
 # disk, and the event loop would wait with it.
 
@@ -135,6 +176,22 @@ async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
 @router.get("/images/{name}")
 async def image(workspace: OpenWorkspace, name: str) -> Response:
     """Show a picture."""
+    return await asyncio.to_thread(lambda: png(workspace.pixels(name), is_constant=True))
+
+
+@router.get("/images/{name}/original")
+async def original(
+    workspace: OpenWorkspace, name: str, side: Annotated[int, Query(ge=16, le=SIDES[-1])] = SIDES[1]
+) -> Response:
+    """Show a picture as its file has it, at about `side` pixels; without a file, as the model sees it."""
+    path, held = workspace.file(name), workspace.find(name)
+    if isinstance(held, Held) and held.file is not None:
+        return picture_file(held.file, "image/png" if held.file.startswith(b"\x89PNG") else "image/jpeg")
+    # Not an error that a browser would log: the window of the picture says what happened to the file.
+    with contextlib.suppress(ImageError):
+        if path is not None:
+            shown = await workspace.originals.shown(path, side)
+            return picture_file(shown.content, shown.media_type)
     return await asyncio.to_thread(lambda: png(workspace.pixels(name), is_constant=True))
 
 

@@ -23,7 +23,9 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from autoencode.web.workspace import Pixels, Workspace, readable
+from autoencode.web.collection import readable
+from autoencode.web.shelf import Pixels
+from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.web.jobs import Job
@@ -93,6 +95,17 @@ def require(missing: Missing | None) -> None:
         raise ReplyError(409, missing._asdict())
 
 
+def needs_model(workspace: Workspace) -> Missing | None:
+    """Return what is missing on a page without an autoencoder; None if there is one."""
+    if workspace.has_model:
+        return None
+    source = "PHOTOS" if workspace.review is None else in_shell(workspace.review.pack.folder)
+    return Missing(
+        "This needs a model trained on your images. Train one, then start the page with it.",
+        (f"autoencode train {source} --out runs/mine", "autoencode app runs/mine"),
+    )
+
+
 def finished(job: Job[Result]) -> Result:
     """Return the result of a job, or end the request with its progress: 202 while it runs, 409 if it failed.
 
@@ -111,9 +124,16 @@ def png(pixels: Pixels, *, is_constant: bool = False) -> Response:
     # Level 1: a sheet of 256 tiles takes 169 ms instead of 285 at the default 6 and is 13 % larger, which a
     # connection within one machine does not notice.
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    if is_constant:
+        return picture_file(file.getvalue(), "image/png")
+    return Response(file.getvalue(), media_type="image/png")
+
+
+def picture_file(content: bytes, media_type: str) -> Response:
+    """Return a picture whose address always shows the same, for the browser to keep."""
     # Private, and an hour only: no proxy keeps pictures of a person, and the next launch has other addresses.
-    headers = {"Cache-Control": "private, max-age=3600"} if is_constant else {}
-    return Response(file.getvalue(), media_type="image/png", headers=headers)
+    headers = {"Cache-Control": "private, max-age=3600"}
+    return Response(content, media_type=media_type, headers=headers)
 
 
 def download(content: bytes, name: str, media_type: str) -> Response:

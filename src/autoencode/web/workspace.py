@@ -1,4 +1,7 @@
-"""What the page works on: a model, the images around it, the pictures added to it, and its threads.
+"""What the page works on: a model, an index, the images around them, the pictures added, and its threads.
+
+Each of them may be missing: an index of pretrained features is searched and mapped without a model, and a
+page of nothing offers to make both.
 
 Shapes: N images, D code size, H height, W width. Pixels are (H, W, 3) uint8 in 0..255, codes (D,) float32.
 """
@@ -6,48 +9,50 @@ Shapes: N images, D code size, H height, W width. Pixels are (H, W, 3) uint8 in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from autoencode.atomic import is_locked
-from autoencode.configuration import Distance, Split
+from autoencode.configuration import Distance
 from autoencode.data.decoders import UntrustedDecoder
+from autoencode.data.decoding import read_bytes
 from autoencode.data.pack import Pack, open_pack, pack_folder
-from autoencode.errors import AutoencodeError, ModelFileError, PackError
-from autoencode.index import open_index
+from autoencode.data.preprocessing import Preprocessing, read_image
+from autoencode.errors import AutoencodeError, ImageError, ModelFileError, PackError
+from autoencode.index import open_index, store_at
 from autoencode.index.memory import FileIndex, in_memory
-from autoencode.models.model_file import MODEL_NAME, load_model
+from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.model_file import MODEL_NAME, load_any
+from autoencode.models.restorer import Restorer
 from autoencode.outliers.review import Decisions
 from autoencode.pixels import to_float
 from autoencode.training.run import RunSettings, is_run, read_run
 from autoencode.training.train import pack_path_for
+from autoencode.web.collection import Collection, Found, positions_in, readable
 from autoencode.web.jobs import JobQueue
+from autoencode.web.originals import Originals
+from autoencode.web.shelf import Held, Pixels, Shelf
 
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
     from autoencode.data.pack import Progress
+    from autoencode.web.collection import Vectors
 
-SPLITS: tuple[Split, ...] = get_args(Split)
-SHELF_BYTES = 128 * 1024**2  # two full shelves about double the 190 MB of a server without pictures
-NAMED_BYTES = 512  # of the id, the name and the slot of a picture in memory
 MOST_ANIMATIONS = 4  # one for each window that is likely to be open
 DECISIONS_NAME = "decisions.jsonl"
+INDEX_NAME = "search-index"  # in a run folder: the index that the page makes of its images
 
-Pixels = NDArray[np.uint8]
-Vectors = NDArray[np.float32]
-Kind = Literal["upload", "sample"]
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
@@ -56,166 +61,68 @@ class GoneError(AutoencodeError):
     """A picture that does not exist, or is no longer in memory."""
 
 
-class Collection:
-    """The images of a pack, each known by its position in the pack's entries.
+class NoModelError(AutoencodeError):
+    """A model was asked for on a page without one."""
 
-    Args:
-        letter: first letter of the ids of its images.
-        pack: the images.
-        codes: (N, D), the code of each entry; None before they are computed.
-    """
-
-    def __init__(self, letter: str, pack: Pack, codes: Vectors | None = None) -> None:
-        self.letter, self.pack, self.codes = letter, pack, codes
-        self.rows = pack.rows()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @functools.cached_property
-    def splits(self) -> NDArray[np.int8]:
-        """The split of each image, (N,), as its position in `SPLITS`."""
-        # At its first use: one digest per image, too slow for the start of a page on a large pack.
-        splits = np.zeros(len(self), np.int8)
-        for number, split in enumerate(SPLITS):
-            splits[self.pack.entries.in_split(split)] = number
-        return splits
-
-    def entry(self, position: int) -> Entry:
-        """Return the path, label and split of one image."""
-        return self.pack.entries[position]
-
-    def pixels(self, positions: Sequence[int]) -> Pixels:
-        """Return pixels (B, H, W, 3) of the images at these positions."""
-        return self.pack.pixels(self.rows[np.asarray(positions, np.int64)])
-
-
-class Found(NamedTuple):
-    """An image of a pack: its collection and its position there."""
-
-    collection: Collection
-    position: int
-
-
-@dataclass(frozen=True)
-class Held:
-    """A picture in memory.
-
-    Attributes:
-        pixels: (H, W, 3) uint8, of the model's size.
-        code: (D,) float32, encoded from the pixels or decoded to them.
-        name: shown to people.
-        kind: where it comes from.
-    """
-
-    pixels: Pixels
-    code: Tensor
-    name: str
-    kind: Kind
-
-
-class _Slot(NamedTuple):
-    number: int
-    name: str
-    kind: Kind
-
-
-class Shelf:
-    """Pictures held in memory by an id; the longest unused are dropped for new ones.
-
-    None is written to disk, so that a picture of a customer or a patient is gone when the page ends.
-
-    Args:
-        height, width: H, W of every picture.
-        code_size: D.
-        most_bytes: memory that pictures, codes and names may take.
-    """
-
-    def __init__(self, height: int, width: int, code_size: int, most_bytes: int = SHELF_BYTES) -> None:
-        count = max(1, most_bytes // (height * width * 3 + code_size * 4 + NAMED_BYTES))
-        # As an array each, pictures lay between the arrays that the decoder allocates and frees, and kept
-        # those pages from going back to the system: 118 MB of samples took 466 MB. Blocks take 160 MB, and
-        # `empty` takes memory only as it is written to.
-        self._pixels = np.empty((count, height, width, 3), np.uint8)
-        self._codes = np.empty((count, code_size), np.float32)
-        self._free = list(reversed(range(count)))
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._lock = threading.Lock()  # requests read in several threads
-
-    def put(self, held: Held, name: str | None = None) -> str:
-        """Keep a copy of a picture under its id, or under a new one; return the id."""
-        # Random, not counted: an id of another person's upload cannot be guessed.
-        name = name or f"u{secrets.token_urlsafe(12)}"
-        with self._lock:
-            if not self._free:
-                self._remove(next(iter(self._slots)))
-            index = self._free.pop()
-            self._pixels[index], self._codes[index] = held.pixels, held.code.numpy()
-            self._slots[name] = _Slot(index, held.name, held.kind)
-        return name
-
-    def get(self, name: str) -> Held | None:
-        """Return a copy of a picture, or None if it is not held."""
-        with self._lock:
-            slot = self._slots.get(name)
-            if slot is None:
-                return None
-            self._slots.move_to_end(name)
-            # Copies: the slot can be given to another picture while a request still uses this one.
-            code = torch.from_numpy(self._codes[slot.number].copy())
-            return Held(self._pixels[slot.number].copy(), code, slot.name, slot.kind)
-
-    def remove(self, name: str) -> None:
-        """Drop a picture, if it is held."""
-        with self._lock:
-            self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        slot = self._slots.pop(name, None)
-        if slot is not None:
-            self._free.append(slot.number)
+    def __init__(self) -> None:
+        super().__init__("This page has no model for that. Open the run folder of a training.")
 
 
 class Workspace:
-    """One model and the images around it.
+    """A model, an index and the images around them; each may be missing.
 
     Args:
         model: a model file, or the run folder that holds one.
-        index: an index of images by this model.
+        index: an index of images, by this model or by none; the default is the one in the run folder.
         pack: images to review, if not those of the index or of the training.
 
     Attributes:
         launch: part of the addresses of pictures, as a browser may still hold those of another launch.
+        folder: the run, or the index of a page without a model; where decisions are kept.
+        restorer: the model, if it is one without codes.
         run: settings of the run; None for a model file alone.
         uploads, samples: pictures in memory: those given or in use, and samples that nobody has used yet.
         collections: by the letter of their ids.
-        review: the images that the map and the outliers are about; None if there are none.
+        review: the images that the page is about; None if there are none.
         training: the pack that the model was trained on; None if it is not known or has changed.
+        preprocessing: how an image becomes the one that is shown as the model's view.
         measuring, layouts, animations: queues of jobs. Three, so that a map is there at once when the codes
             are known, however long images are scored, and so that an animation waits for neither.
     """
 
-    def __init__(self, model: Path, index: Path | None = None, pack: Pack | None = None) -> None:
+    def __init__(
+        self, model: Path | None = None, index: Path | None = None, pack: Pack | None = None
+    ) -> None:
         self.launch = secrets.token_hex(4)
-        self.path = model_file(model)
-        self.folder = self.path.parent
-        self.model = load_model(self.path)
-        self.run: RunSettings | None = read_run(self.folder) if is_run(self.folder) else None
+        self.path = None if model is None else model_file(model)
+        self.folder = (index or Path()) if self.path is None else self.path.parent
+        loaded = None if self.path is None else load_any(self.path)
+        self._model = loaded if isinstance(loaded, Autoencoder) else None
+        self.restorer = loaded if isinstance(loaded, Restorer) else None
+        is_of_run = self.path is not None and is_run(self.folder)
+        self.run: RunSettings | None = read_run(self.folder) if is_of_run else None
+        if index is None and is_of_run and store_at(self.folder / INDEX_NAME):
+            index = self.folder / INDEX_NAME
         self.index: FileIndex | None = None
         if index is not None:
-            self.index = in_memory(open_index(index, self.model), "The page")
+            self.index = in_memory(open_index(index, self._model), "The page")
         self._compared: dict[Distance, FileIndex] = {}
+        self._index_decoder: UntrustedDecoder | None = None
         self.training = self._training_pack()
         self.collections = self._collections(pack)
         self.review = next(iter(self.collections.values()), None)
-        preprocessing = self.model.preprocessing
-        sizes = preprocessing.height, preprocessing.width, self.model.config.code_size
+        self.preprocessing = Preprocessing() if loaded is None else loaded.preprocessing
+        if loaded is None and self.review is not None:
+            self.preprocessing = self.review.pack.preprocessing
+        code_size = self._model.config.code_size if self._model else 0
+        sizes = self.preprocessing.height, self.preprocessing.width, code_size
         # Samples come by the hundred when a slider moves. On one shelf they pushed out the upload that a
         # person was morphing.
         self.uploads, self.samples = Shelf(*sizes), Shelf(*sizes)
-        self.decoder = UntrustedDecoder(preprocessing)
+        self.decoder, self.originals = UntrustedDecoder(self.preprocessing), Originals(self.preprocessing)
         # Two models in one folder have different outliers, so that each has a log of its own.
-        named = DECISIONS_NAME if self.path.name == MODEL_NAME else f"{self.path.stem}-{DECISIONS_NAME}"
+        is_named = self.path is not None and self.path.name != MODEL_NAME
+        named = f"{self.path.stem}-{DECISIONS_NAME}" if self.path and is_named else DECISIONS_NAME
         self.decisions = Decisions(self.folder / named)
         # One thread for the requests: the model uses all cores already, so that two at once would both be
         # late. The event loop goes on serving pictures and progress meanwhile.
@@ -224,9 +131,27 @@ class Workspace:
         self.animations = JobQueue("animation", MOST_ANIMATIONS)
 
     @property
+    def model(self) -> Autoencoder:
+        """The autoencoder.
+
+        Raises:
+            NoModelError: there is none.
+        """
+        if self._model is None:
+            raise NoModelError
+        return self._model
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is an autoencoder."""
+        return self._model is not None
+
+    @property
     def name(self) -> str:
-        """Name of the run, or of the model file."""
-        return readable(self.folder.resolve().name if self.run else self.path.stem)
+        """Name of the run, the model file or the index."""
+        if self.path is not None and self.run is None:
+            return readable(self.path.stem)
+        return readable(self.folder.resolve().name) if self.review or self.run else "autoencode"
 
     async def on_model(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -255,9 +180,100 @@ class Workspace:
         return held
 
     def pixels(self, name: str) -> Pixels:
-        """Return the pixels (H, W, 3) of a picture."""
+        """Return the pixels (H, W, 3) of a picture as the model sees it."""
         found = self.find(name)
-        return found.pixels if isinstance(found, Held) else found.collection.pixels([found.position])[0]
+        if isinstance(found, Held):
+            return found.pixels
+        pixels = found.collection.pixels([found.position])[0]
+        # Images of an index that was made without this model have another size.
+        return pixels if self._is_of_model(found.collection) else self.resized(name, self.decoder, pixels)
+
+    def resized(self, name: str, decoder: UntrustedDecoder, pixels: Pixels) -> Pixels:
+        """Return a picture with the preprocessing of a decoder: from its file, else from other pixels."""
+        held, path = self.find(name), self.file(name)
+        with contextlib.suppress(ImageError):
+            if isinstance(held, Held) and held.file is not None:
+                return decoder.decode(held.file)
+            if path is not None:
+                return decoder.decode(read_bytes(path, decoder.limits.max_bytes))
+        return read_image(Image.fromarray(pixels), decoder.preprocessing)
+
+    def query(self, name: str) -> Vectors | Tensor:
+        """Return what the index is searched with for a picture: its vector (1, D), or images (1, 3, H, W)."""
+        assert self.index is not None
+        if (position := self.indexed(name)) is not None:
+            # Its vector is there: no image is read and encoded when a person goes from image to image.
+            return self.index.codes[self.index.entries[position].row][None]
+        if self.index.embedding == "code":
+            return self.code(name)[None].numpy()
+        if self._index_decoder is None:
+            self._index_decoder = UntrustedDecoder(self.index.preprocessing)
+        pixels = self.resized(name, self._index_decoder, self.pixels(name))
+        return to_float(pixels[None])
+
+    def indexed(self, name: str) -> int | None:
+        """Return the position in the index of a picture; None if it is not there."""
+        found = self.find(name)
+        if isinstance(found, Held) or self.index is None:
+            return None
+        if found.collection.letter == "i":
+            return found.position
+        position = int(self._twins[found.position]) if found.collection is self.review else -1
+        return position if position >= 0 else None
+
+    def vectors(self) -> Vectors | None:
+        """Return the vectors (N, D) of the images under review in an index without a model.
+
+        None where there is no such index, or it lacks some of the images.
+        """
+        if self.index is None or self.review is None or self.index.embedding == "code":
+            return None
+        rows = self.index.entries.rows
+        if self.review.letter == "i":
+            return self.index.codes[rows]
+        is_complete = bool((self._twins >= 0).all())
+        return self.index.codes[rows[self._twins]] if is_complete else None
+
+    @property
+    def index_name(self) -> str:
+        """What the images of the index are compared by, for people."""
+        return "" if self.index is None else self.index.encoder_name.removeprefix("compared by ")
+
+    def of_index(self, position: int) -> str:
+        """Return the id of an image of the index: that of the images under review, if it is among them."""
+        at = self._own.get(position)
+        return f"i{position}" if at is None or self.review is None else f"{self.review.letter}{at}"
+
+    @functools.cached_property
+    def _twins(self) -> NDArray[np.int64]:
+        """Where each image under review is in the index, (N,), or -1."""
+        assert self.review is not None
+        return positions_in(self.collections["i"], self.review)
+
+    @functools.cached_property
+    def _own(self) -> dict[int, int]:
+        if self.review is None or self.review.letter == "i":
+            return {}
+        return {int(there): at for at, there in enumerate(self._twins) if there >= 0}
+
+    def _is_of_model(self, collection: Collection) -> bool:
+        return collection.pack.preprocessing == self.preprocessing
+
+    def entry(self, name: str) -> Entry:
+        """Return what the pack knows of an image.
+
+        Raises:
+            GoneError: the picture is in memory, and no image of a pack.
+        """
+        found = self.find(name)
+        if isinstance(found, Held):
+            raise GoneError("This picture is in memory only.")
+        return found.collection.entry(found.position)
+
+    def file(self, name: str) -> Path | None:
+        """Return the image file of a picture; None for one in memory, and for images out of storage."""
+        found = self.find(name)
+        return None if isinstance(found, Held) else found.collection.path(found.position)
 
     def code(self, name: str) -> Tensor:
         """Return the code (D,) of a picture; from then on a sample is kept as long as an upload."""
@@ -301,7 +317,9 @@ class Workspace:
 
     def close(self) -> None:
         """End the processes and the threads, without waiting for work; the pictures in memory are gone."""
-        self.decoder.close()
+        for one in (self.decoder, self.originals, self._index_decoder):
+            if one is not None:
+                one.close()
         for queue in (self.measuring, self.layouts, self.animations):
             queue.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -317,16 +335,24 @@ class Workspace:
         return pack if pack.fingerprint == self.run.fingerprint else None
 
     def _collections(self, pack: Pack | None) -> dict[str, Collection]:
-        """Return the collections, the one to review first: the pack given, the index, or the training."""
+        """Return the collections, the one to review first: the pack given, the index, or the training.
+
+        Images of another size than the model's come last: the model has no codes and no scores of them.
+        """
         found: list[Collection] = []
         if pack is not None:
-            self.model.check_preprocessing(pack.preprocessing, pack.path)
+            if self._model is not None:
+                self._model.check_preprocessing(pack.preprocessing, pack.path)
             found.append(Collection("g", pack))
         if self.index is not None:
             # An index of pretrained features holds no codes of the model.
             is_of_codes = self.index.embedding == "code"
             codes = self.index.codes[self.index.entries.rows] if is_of_codes else None
-            found.append(Collection("i", self.index.pack, codes))
+            indexed = Collection("i", self.index.pack, codes)
+            is_alike = self._model is None or indexed.pack.preprocessing == self._model.preprocessing
+            if not is_alike and not found and self.training is not None:
+                found.append(Collection("t", self.training))
+            found.append(indexed)
         if not found and self.training is not None:
             found.append(Collection("t", self.training))
         return {collection.letter: collection for collection in found}
@@ -357,32 +383,30 @@ def model_file(model: Path) -> Path:
     raise ModelFileError(f"Training in {model} stopped before the end of its first epoch. Run it again.")
 
 
-def readable(path: str) -> str:
-    """Return a path, or a part of one, as text; bytes that are not UTF-8 become replacement characters."""
-    # JSON cannot hold the surrogates that Python has for such bytes.
-    return path.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def open_workspace(
-    model: Path,
+    model: Path | None = None,
     index: Path | None = None,
     images: Path | None = None,
     progress: Progress | None = None,
 ) -> Workspace:
-    """Open a model and the images around it; a folder of images is packed first, beside the run.
+    """Open a model, an index, or both, and the images around them.
 
     Args:
-        model: a model file, or the run folder that holds one.
-        index: an index of images by this model.
-        images: a folder of images to review.
+        model: a model file, the run folder that holds one, or an index, to work without a model.
+        index: an index of images, by this model or by none.
+        images: a folder of images to review; it is packed first, beside the run.
         progress: called with (files packed, files to pack).
 
     Raises:
         AutoencodeError: one of them cannot be used.
     """
+    if model is not None and index is None and store_at(model) is not None:
+        model, index = None, model
     if images is None:
         return Workspace(model, index)
-    preprocessing = load_model(model_file(model)).preprocessing
+    if model is None:
+        raise ModelFileError("Images to review need a model that judges them. Give a run folder as well.")
+    preprocessing = load_any(model_file(model)).preprocessing
     # Never the pack of a training on the same folder: that one has to stay as the training saw it.
     named = pack_path_for(images, model, preprocessing)
     out = named.with_name(f"{named.stem}-review{named.suffix}")

@@ -114,6 +114,11 @@ export function imageUrl(id, part = "") {
   return `/images/${id}${part && "/" + part}?v=${launch}`;
 }
 
+/** A picture as its file has it, with a longest side of about `side` pixels. */
+export function originalUrl(id, side) {
+  return `/images/${id}/original?side=${side}&v=${launch}`;
+}
+
 export function sheetUrl(letter, positions, side) {
   return `/sheets/${letter}?positions=${positions.join(",")}&side=${side}&v=${launch}`;
 }

@@ -1,6 +1,6 @@
 // Colours of the map: labels and splits by a list that colour-blind people can distinguish, scores by a scale.
 
-import { h, number, select } from "/static/dom.js";
+import { h, number, select } from "./dom.js";
 
 // From those of Okabe & Ito 2008 and Tol 2021, moved until each had a contrast of 3 with its background and they were as
 // far from each other as possible, also for eyes without red or without green cones (Machado et al. 2009).

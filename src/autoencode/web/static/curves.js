@@ -1,6 +1,6 @@
 // Curves of a run, drawn from its log of metrics.
 
-import { h, svg } from "/static/dom.js";
+import { h, svg } from "./dom.js";
 
 const WIDTH = 520;
 const HEIGHT = 220;

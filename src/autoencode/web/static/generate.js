@@ -1,9 +1,9 @@
 // Generate: pictures drawn from the prior, and variations of any picture.
 
-import { post, restarting } from "/static/api.js";
-import { field, h, keepingFocus, notice, select, showFailure, announce } from "/static/dom.js";
-import { describe, image, openPicture, pictureButton, shortName } from "/static/pictures.js";
-import { lacks, workspace } from "/static/shared.js";
+import { post, restarting } from "./api.js";
+import { field, h, keepingFocus, notice, select, showFailure, announce } from "./dom.js";
+import { describe, image, openPicture, pictureButton, pictureGrid, shortName, tileControls } from "./pictures.js";
+import { lacks, workspace } from "./shared.js";
 
 const MOST_SEED = 999999;
 const PRIORS = { mixture: "mixture of the training codes", normal: "standard normal" };
@@ -29,7 +29,7 @@ export function mount(root) {
     } finally {
       if (!signal.aborted) grid.removeAttribute("aria-busy"); // an aborted draw leaves the mark to the one that replaced it
     }
-    const made = h("div", { class: "grid" }, pictures.map((picture) => pictureButton(picture)));
+    const made = pictureGrid(pictures);
     keepingFocus(grid, () => grid.replaceChildren(made), () => made.firstChild);
     announce(`${pictures.length} samples.`);
   });
@@ -41,7 +41,7 @@ export function mount(root) {
       { picture: near.picture.id, amount: near.amount, seed: near.seed, prior: asked.prior },
       signal,
     );
-    const made = pictures.map((picture) => pictureButton(picture));
+    const made = pictures.map((picture) => pictureButton(picture, { list: pictures }));
     const place = variations.querySelector(".grid");
     keepingFocus(place, () => place.replaceChildren(...made), () => made[0]);
     announce(`${pictures.length} variations of ${shortName(near.picture)}.`);
@@ -89,6 +89,7 @@ export function mount(root) {
           asked.prior = value;
           redraw();
         })),
+      tileControls(),
     ),
     variations,
     grid,
@@ -119,7 +120,7 @@ export function mount(root) {
       ),
       h("button", { type: "button", onclick: hideVariations }, "Done"),
     );
-    variations.replaceChildren(h("h2", {}, `Variations of ${shortName(near.picture)}`), head, h("div", { class: "grid" }), h("h2", {}, "Samples"));
+    variations.replaceChildren(h("h2", {}, `Variations of ${shortName(near.picture)}`), head, h("div", { class: "grid sized" }), h("h2", {}, "Samples"));
     redrawNear();
     variations.scrollIntoView();
   }

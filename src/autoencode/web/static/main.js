@@ -1,9 +1,9 @@
 // The shell: shows one tab at a time, the one that the address names after "#".
 
-import { get, setLaunch } from "/static/api.js";
-import { h, notice, say } from "/static/dom.js";
-import { takePictures } from "/static/pictures.js";
-import { lacks, setShared } from "/static/shared.js";
+import { get, setLaunch } from "./api.js";
+import { h, notice, say } from "./dom.js";
+import { takePictures } from "./pictures.js";
+import { lacks, setShared } from "./shared.js";
 const TABS = {}; // by name, as the server lists them: the title, and what the tab's script exports
 const shown = {};
 let current = null;
@@ -79,7 +79,7 @@ async function start() {
     const workspace = await get("/api/workspace");
     setLaunch(workspace.launch);
     setShared(workspace);
-    const scripts = await Promise.all(workspace.tabs.map(({ name }) => import(`/static/${name}.js`)));
+    const scripts = await Promise.all(workspace.tabs.map(({ name }) => import(`./${name}.js`)));
     workspace.tabs.forEach(({ name, title }, at) => (TABS[name] = { ...scripts[at], title }));
     document.getElementById("name").textContent = workspace.name;
     document.documentElement.classList.toggle("tiny-images", Math.max(workspace.height, workspace.width) <= 48);

@@ -1,11 +1,11 @@
 // Map: every image as a point. Drag to move, wheel or pinch to zoom, draw around some to list them.
 
-import { get, getBuffer, post, postBytesForBlob, restarting, sheetUrl, waitFor } from "/static/api.js";
-import { field, h, isTyping, notice, number, progressBar, save, select, showFailure, announce } from "/static/dom.js";
-import { describe, openPicture, pictureButton } from "/static/pictures.js";
-import { Points, drawPoints } from "/static/points.js";
-import { legend, paint } from "/static/colours.js";
-import { lacks } from "/static/shared.js";
+import { get, getBuffer, post, postBytesForBlob, restarting, sheetUrl, waitFor } from "./api.js";
+import { field, h, isTyping, notice, number, progressBar, save, select, showFailure, announce } from "./dom.js";
+import { describe, openPicture, pictureButton } from "./pictures.js";
+import { Points, drawPoints } from "./points.js";
+import { legend, paint } from "./colours.js";
+import { lacks } from "./shared.js";
 
 const TILE = 48; // pixels of a thumbnail
 const SHEET = 128; // thumbnails asked for at once
@@ -394,7 +394,7 @@ class MapView {
     const mine = (this.hovering = setTimeout(async () => {
       const picture = await get(`/api/pictures/${this.about.letter}${near}`);
       if (this.hovering !== mine) return;
-      this.tip.replaceChildren(pictureButton(picture), h("span", {}, picture.label ?? picture.split));
+      this.tip.replaceChildren(pictureButton(picture, { size: 160 }), h("span", {}, picture.label ?? picture.split));
       const [left, top] = this.#toScreen(this.points.x[near], this.points.y[near]).map((at) => at / this.ratio);
       this.tip.style.left = `${Math.min(left + 12, this.stage.clientWidth - 120)}px`;
       this.tip.style.top = `${Math.min(top + 12, this.stage.clientHeight - 140)}px`;
@@ -498,7 +498,7 @@ class MapView {
         h("button", { type: "button", onclick: () => this.clear() }, "Clear"),
       )),
       more ? h("p", { class: "hint" }, `The list of files has all of them${more}.`) : "",
-      h("div", { class: "grid small" }, pictures.map((picture) => pictureButton(picture))),
+      h("div", { class: "grid small" }, pictures.map((picture) => pictureButton(picture, { list: pictures, size: 80 }))),
     );
   }
 }

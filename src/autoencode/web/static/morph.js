@@ -1,9 +1,9 @@
 // Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest position is requested.
 
-import { get, getBlob, newestWins, post, query, waitForBlob } from "/static/api.js";
-import { field, h, keepingFocus, progressBar, say, save, select, showFailure, announce } from "/static/dom.js";
-import { addToMorph, dropzone, image, openPicture, shortName } from "/static/pictures.js";
-import { canGenerate, hasImages, morphing } from "/static/shared.js";
+import { get, getBlob, newestWins, post, query, waitForBlob } from "./api.js";
+import { field, h, keepingFocus, progressBar, say, save, select, showFailure, announce } from "./dom.js";
+import { addToMorph, dropzone, image, openPicture, shortName } from "./pictures.js";
+import { canGenerate, hasImages, morphing } from "./shared.js";
 
 const WAYS = [
   ["linear", "linear"],

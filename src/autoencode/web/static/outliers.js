@@ -1,9 +1,9 @@
 // Outliers: one image at a time, the most unusual first, to keep or to drop.
 
-import { get, imageUrl, post, query, restarting, waitFor } from "/static/api.js";
-import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, showFailure, announce } from "/static/dom.js";
-import { heatLegend, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
-import { lacks, workspace } from "/static/shared.js";
+import { get, imageUrl, post, query, restarting, waitFor } from "./api.js";
+import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, showFailure, announce } from "./dom.js";
+import { heatLegend, image, openPicture, pictureButton, score, shortName } from "./pictures.js";
+import { lacks, workspace } from "./shared.js";
 
 const PAGE = 50;
 const MOST_ROWS = 200; // that one answer holds

@@ -1,10 +1,10 @@
 // Overview: the model, its quality, and its training, finished or running.
 
-import { get, getIfNew, pause, query, waitFor } from "/static/api.js";
-import { curves } from "/static/curves.js";
-import { commandLine, h, notice, number, progressBar, showFailure } from "/static/dom.js";
-import { image, openPicture, shortName } from "/static/pictures.js";
-import { lacks, workspace } from "/static/shared.js";
+import { get, getIfNew, pause, query, waitFor } from "./api.js";
+import { curves } from "./curves.js";
+import { commandLine, h, notice, number, progressBar, showFailure } from "./dom.js";
+import { image, openPicture, original, shortName } from "./pictures.js";
+import { lacks, workspace } from "./shared.js";
 
 const LOOK_MS = 1000; // between two requests for the state of a run
 
@@ -74,18 +74,18 @@ async function showRest(shown, settings) {
   if (about.shown.length) {
     shown.append(
       h("h2", {}, "Images and their reconstructions"),
-      h("div", { class: "grid pairs" }, about.shown.map(pair)),
+      h("div", { class: "grid pairs" }, about.shown.map((picture) => pair(picture, about.shown))),
     );
   }
   settings.append(h("h2", {}, "Settings"), h("div", { class: "columns" }, table(about.settings), images(about)));
   if (about.command) settings.append(h("p", {}, "Command to repeat this run:"), commandLine(about.command));
 }
 
-function pair(picture) {
+function pair(picture, list) {
   return h(
     "button",
-    { type: "button", class: "picture pair", onclick: () => openPicture(picture), title: picture.name },
-    image(picture),
+    { type: "button", class: "picture pair", onclick: () => openPicture(picture, list), title: picture.name },
+    original(picture, 240),
     image(picture, "reconstruction", `${shortName(picture)}, reconstruction`),
   );
 }

@@ -1,27 +1,95 @@
-// Pictures: as buttons, in a window with their actions, and read from files.
+// Pictures: as they are or as the model sees them, as buttons, in grids, and read from files.
 
-import { get, getBlob, imageUrl, query, restarting, upload } from "/static/api.js";
-import { h, keepingFocus, number, say, save as saveFile, showFailure, announce } from "/static/dom.js";
-import { MORPH_MOST, canGenerate, hasImages, morphing, workspace } from "/static/shared.js";
+import { get, imageUrl, originalUrl, query, restarting, upload } from "./api.js";
+import { h, number, say, showFailure } from "./dom.js";
+import { MORPH_MOST, hasImages, morphing, workspace } from "./shared.js";
+import { openPicture } from "./viewer.js";
+import { neededSide } from "./zoom.js";
+
+export { openPicture };
 
 /** The last part of a picture's path. */
 export function shortName(picture) {
   return picture.name.split("/").pop();
 }
 
+/** A picture as the model sees it, or a part of what the model makes of it. */
 export function image(picture, part = "", alt = null) {
   const { width, height } = workspace;
   return h("img", { src: imageUrl(picture.id, part), alt: alt ?? shortName(picture), width, height, decoding: "async" });
 }
 
-/** A picture to press. By default its window opens. */
-export function pictureButton(picture, { caption = null, onclick = null, title = null } = {}) {
+/** A picture as its file has it, with pixels enough for `size`, its longest side on the page. */
+export function original(picture, size = 160, alt = null) {
+  const side = neededSide(size, devicePixelRatio || 1);
+  const src = tiles.isModelsView ? imageUrl(picture.id) : originalUrl(picture.id, side);
+  return h("img", { src, "data-id": picture.id, alt: alt ?? shortName(picture), decoding: "async", loading: "lazy" });
+}
+
+/** How pictures are shown in grids, on every tab: their size in pixels, and whether as the model sees them. */
+export const tiles = {
+  size: Math.min(480, Math.max(72, Number(localStorage.getItem("tile")) || 168)),
+  isModelsView: false,
+};
+
+function showTiles() {
+  document.documentElement.style.setProperty("--tile", `${tiles.size}px`);
+  const side = neededSide(tiles.size, devicePixelRatio || 1);
+  for (const shown of document.querySelectorAll(".grid.sized img[data-id]")) {
+    const src = tiles.isModelsView ? imageUrl(shown.dataset.id) : originalUrl(shown.dataset.id, side);
+    if (shown.getAttribute("src") !== src) shown.src = src;
+  }
+}
+
+let settling = null;
+
+/** Controls of the grids: a slider for the size of pictures, and a switch to the model's view. */
+export function tileControls() {
+  const slider = h("input", {
+    type: "range",
+    class: "tile-size",
+    min: 72,
+    max: 480,
+    step: 8,
+    value: tiles.size,
+    "aria-label": "Size of the pictures",
+    title: "Size of the pictures",
+    oninput: () => {
+      tiles.size = Number(slider.value);
+      localStorage.setItem("tile", String(tiles.size));
+      document.documentElement.style.setProperty("--tile", `${tiles.size}px`);
+      clearTimeout(settling);
+      settling = setTimeout(showTiles, 250); // larger files once the hand rests
+    },
+  });
+  document.documentElement.style.setProperty("--tile", `${tiles.size}px`);
+  const view = h("button", {
+    type: "button",
+    class: "model-view",
+    "aria-pressed": String(tiles.isModelsView),
+    title: "Show the pictures as the model sees them",
+    onclick: () => {
+      tiles.isModelsView = !tiles.isModelsView;
+      for (const one of document.querySelectorAll(".model-view")) one.setAttribute("aria-pressed", String(tiles.isModelsView));
+      showTiles();
+    },
+  }, "Model's view");
+  return h("div", { class: "tile-controls" }, workspace.kind ? view : null, slider);
+}
+
+/** A picture to press. By default its window opens; its arrows go through `list`. */
+export function pictureButton(picture, { caption = null, onclick = null, title = null, list = null, size = tiles.size } = {}) {
   return h(
     "button",
-    { type: "button", class: "picture", title: title ?? picture.name, onclick: onclick ?? (() => openPicture(picture)) },
-    image(picture),
+    { type: "button", class: "picture", "data-picture": picture.id, title: title ?? picture.name, onclick: onclick ?? (() => openPicture(picture, list)) },
+    original(picture, size),
     caption === null ? null : h("span", { class: "caption" }, caption),
   );
+}
+
+/** A grid of pictures to press, in the size that the slider has. */
+export function pictureGrid(pictures, caption = () => null) {
+  return h("div", { class: "grid sized" }, pictures.map((picture) => pictureButton(picture, { list: pictures, caption: caption(picture) })));
 }
 
 export function score(value, isSimilarity) {
@@ -114,99 +182,6 @@ function modal(title, ...content) {
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
-}
-
-const PARTS = [
-  ["", "Image"],
-  ["reconstruction", "Reconstruction"],
-  ["difference", "Difference"],
-];
-
-/** Open the window of a picture: large, with its neighbours and its actions. */
-export function openPicture(picture) {
-  const body = h("div", { class: "viewer" });
-  const dialog = modal(shortName(picture), body);
-  const neighbours = restarting(async (signal, of, place) => {
-    const found = await get(`/api/search?${query({ picture: of.id, k: 8 })}`, signal);
-    place.replaceChildren(
-      h("h3", {}, "Most similar"),
-      h(
-        "div",
-        { class: "grid tiny" },
-        found.neighbours.map((near) =>
-          pictureButton(near, { caption: score(near.score, found.similarity), onclick: () => show(near) }),
-        ),
-      ),
-    );
-    announce(`${found.neighbours.length} neighbours of ${shortName(of)}.`);
-  });
-  const show = (of) => {
-    const heading = dialog.querySelector("#dialog-title");
-    heading.textContent = shortName(of);
-    const near = h("div", { class: "near" });
-    const about = h("div", { class: "about" }, facts(of), ...actions(of, dialog), near);
-    keepingFocus(body, () => body.replaceChildren(largeView(of), about), () => heading);
-    if (workspace.index) neighbours(of, near).catch((err) => showFailure(err, near));
-    body.scrollTop = 0;
-  };
-  show(picture);
-}
-
-function largeView(picture) {
-  const frame = h("div", { class: "frame" }, image(picture));
-  const legend = h("p", { class: "hint", hidden: true }, heatLegend());
-  const show = (part, text) => {
-    legend.hidden = part !== "difference";
-    frame.replaceChildren(image(picture, part, `${shortName(picture)}, ${text.toLowerCase()}`));
-    for (const button of switches.children) {
-      button.setAttribute("aria-pressed", String(button.dataset.part === part));
-    }
-  };
-  const switches = h(
-    "div",
-    { class: "switches", role: "group", "aria-label": "View" },
-    PARTS.map(([part, text]) =>
-      h(
-        "button",
-        { type: "button", "data-part": part, "aria-pressed": String(part === ""), onclick: () => show(part, text) },
-        text,
-      ),
-    ),
-  );
-  return h("div", { class: "large" }, frame, switches, legend);
-}
-
-function facts(picture) {
-  const known = [picture.label && `label ${picture.label}`, picture.split && `${picture.split} image`];
-  if (picture.kind === "upload") known.push("added by you, kept in memory only");
-  if (picture.kind === "sample") known.push("generated by the model");
-  return h("p", { class: "facts" }, [picture.name, ...known].filter(Boolean).join(" · "));
-}
-
-function actions(picture, dialog) {
-  const go = (hash) => () => {
-    dialog.close();
-    location.hash = hash;
-  };
-  const button = (text, onclick) => h("button", { type: "button", onclick }, text);
-  const failure = h("div", { role: "status" });
-  const save = async () => {
-    saveFile(await getBlob(imageUrl(picture.id)), `${shortName(picture).replace(/\.\w+$/, "")}.png`);
-  };
-  const buttons = h(
-    "div",
-    { class: "actions" },
-    button("Find similar", go(`#search?picture=${picture.id}`)),
-    button("Add to morph", () => {
-      if (!addToMorph([picture])) return;
-      say(`In the morph: ${morphing.length} of ${MORPH_MOST}.`);
-      if (morphing.length > 1) go("#morph")();
-    }),
-    button("Restore", go(`#restore?picture=${picture.id}`)),
-    canGenerate() && button("Vary", go(`#generate?vary=${picture.id}`)),
-    button("Save PNG", () => save().catch((err) => showFailure(err, failure))),
-  );
-  return [buttons, failure];
 }
 
 /** Return the name and facts of a picture by its id. */

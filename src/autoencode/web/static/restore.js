@@ -1,9 +1,9 @@
 // Restore: a picture and its reconstruction, with a movable line between before and after.
 
-import { get, query, restarting } from "/static/api.js";
-import { field, h, keepingFocus, select, showFailure, announce } from "/static/dom.js";
-import { choosing, dropzone, image, shortName } from "/static/pictures.js";
-import { hasImages, workspace } from "/static/shared.js";
+import { get, query, restarting } from "./api.js";
+import { field, h, keepingFocus, select, showFailure, announce } from "./dom.js";
+import { choosing, dropzone, image, shortName } from "./pictures.js";
+import { hasImages, workspace } from "./shared.js";
 
 export function mount(root) {
   const trained = workspace.corrupt[0] ?? "";

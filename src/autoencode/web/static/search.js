@@ -1,9 +1,9 @@
 // Search: the images most similar to one.
 
-import { get, query, restarting } from "/static/api.js";
-import { field, h, keepingFocus, notice, number, select, showFailure, announce } from "/static/dom.js";
-import { choosing, dropzone, image, openPicture, pictureButton, score, shortName } from "/static/pictures.js";
-import { lacks, workspace } from "/static/shared.js";
+import { get, query, restarting } from "./api.js";
+import { field, h, keepingFocus, notice, number, select, showFailure, announce } from "./dom.js";
+import { choosing, dropzone, openPicture, original, pictureButton, score, shortName, tileControls } from "./pictures.js";
+import { lacks, workspace } from "./shared.js";
 
 const DISTANCES = [
   ["whitened", "balanced similarity"],
@@ -35,6 +35,7 @@ export function mount(root) {
     } finally {
       found.removeAttribute("aria-busy");
     }
+    state.found = answer.neighbours;
     const took = Math.round(performance.now() - started);
     const head = h(
         "div",
@@ -44,7 +45,7 @@ export function mount(root) {
           " After each score: the share of indexed images whose own nearest neighbour is no nearer."),
         h("a", { class: "button", href: `/api/search.csv?${query(values)}`, download: "neighbours.csv" }, "Save CSV"),
       );
-    const grid = h("div", { class: "grid" }, answer.neighbours.map((near) => neighbour(near, answer.similarity)));
+    const grid = h("div", { class: "grid sized" }, answer.neighbours.map((near) => neighbour(near, answer.similarity)));
     const far = answer.nothing_close ? [notice({ message: NOTHING_CLOSE })] : [];
     keepingFocus(found, () => found.replaceChildren(...far, head, grid), () => heading);
     announce(`${answer.neighbours.length} nearest of ${shortName(state.picture)}.`);
@@ -62,6 +63,7 @@ export function mount(root) {
         title: `${near.name}: search from this image`,
         onclick: () => use([near]),
       }),
+      h("button", { type: "button", class: "icon open", "aria-label": `Open ${shortName(near)}`, title: "Open", onclick: () => openPicture(near, state.found) }, "⤢"),
     );
 
   const choose = choosing(
@@ -71,7 +73,7 @@ export function mount(root) {
       // The pressed neighbour is about to be removed, so focus moves to the heading of the new query.
       const isPressed = found.contains(document.activeElement) || asked.contains(document.activeElement);
       asked.replaceChildren(
-        h("button", { type: "button", class: "picture query", onclick: () => openPicture(picture) }, image(picture)),
+        h("button", { type: "button", class: "picture query", title: picture.name, onclick: () => openPicture(picture) }, original(picture, 320)),
         h("div", {}, heading, h("p", { class: "hint" }, "The most similar images are below.")),
       );
       if (isPressed) heading.focus();
@@ -99,6 +101,7 @@ export function mount(root) {
         state.distance = distance;
         run();
       })),
+      tileControls(),
     ),
     asked,
     found,

@@ -1,0 +1,127 @@
+"""Pictures held in memory: those a person added, and those a model drew.
+
+None is written to disk, so that a picture of a customer or a patient is gone when the page ends.
+
+Shapes: D code size, H height, W width. Pixels are (H, W, 3) uint8 in 0..255, codes (D,) float32.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SHELF_BYTES = 128 * 1024**2  # two full shelves about double the 190 MB of a server without pictures
+FILE_BYTES = 64 * 1024**2  # of the uploads as they were given, re-encoded; about 200 photographs
+NAMED_BYTES = 512  # of the id, the name and the slot of a picture in memory
+
+Pixels = NDArray[np.uint8]
+Kind = Literal["upload", "sample"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A picture in memory.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, of the model's size.
+        code: (D,) float32, encoded from the pixels or decoded to them.
+        name: shown to people.
+        kind: where it comes from.
+        file: an upload at up to 1280 pixels, re-encoded here; None for a sample, and once memory is needed.
+    """
+
+    pixels: Pixels
+    code: Tensor
+    name: str
+    kind: Kind
+    file: bytes | None = None
+
+
+class _Slot(NamedTuple):
+    number: int
+    name: str
+    kind: Kind
+
+
+class Shelf:
+    """Pictures held in memory by an id; the longest unused are dropped for new ones.
+
+    None is written to disk, so that a picture of a customer or a patient is gone when the page ends.
+
+    Args:
+        height, width: H, W of every picture.
+        code_size: D.
+        most_bytes: memory that pictures, codes and names may take.
+        file_bytes: memory that uploads at their larger size may take; the oldest lose it first.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        code_size: int,
+        most_bytes: int = SHELF_BYTES,
+        file_bytes: int = FILE_BYTES,
+    ) -> None:
+        count = max(1, most_bytes // (height * width * 3 + code_size * 4 + NAMED_BYTES))
+        # As an array each, pictures lay between the arrays that the decoder allocates and frees, and kept
+        # those pages from going back to the system: 118 MB of samples took 466 MB. Blocks take 160 MB, and
+        # `empty` takes memory only as it is written to.
+        self._pixels = np.empty((count, height, width, 3), np.uint8)
+        self._codes = np.empty((count, code_size), np.float32)
+        self._free = list(reversed(range(count)))
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._file_room = file_bytes
+        self._lock = threading.Lock()  # requests read in several threads
+
+    def put(self, held: Held, name: str | None = None) -> str:
+        """Keep a copy of a picture under its id, or under a new one; return the id."""
+        # Random, not counted: an id of another person's upload cannot be guessed.
+        name = name or f"u{secrets.token_urlsafe(12)}"
+        with self._lock:
+            if not self._free:
+                self._remove(next(iter(self._slots)))
+            index = self._free.pop()
+            self._pixels[index], self._codes[index] = held.pixels, held.code.numpy()
+            self._slots[name] = _Slot(index, held.name, held.kind)
+            if held.file is not None:
+                self._files[name] = held.file
+                self._file_room -= len(held.file)
+            while self._file_room < 0:
+                self._forget_file(next(iter(self._files)))
+        return name
+
+    def get(self, name: str) -> Held | None:
+        """Return a copy of a picture, or None if it is not held."""
+        with self._lock:
+            slot = self._slots.get(name)
+            if slot is None:
+                return None
+            self._slots.move_to_end(name)
+            # Copies: the slot can be given to another picture while a request still uses this one.
+            code = torch.from_numpy(self._codes[slot.number].copy())
+            pixels = self._pixels[slot.number].copy()
+            return Held(pixels, code, slot.name, slot.kind, self._files.get(name))
+
+    def remove(self, name: str) -> None:
+        """Drop a picture, if it is held."""
+        with self._lock:
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            self._free.append(slot.number)
+            self._forget_file(name)
+
+    def _forget_file(self, name: str) -> None:
+        self._file_room += len(self._files.pop(name, b""))
