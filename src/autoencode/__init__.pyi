@@ -79,6 +79,8 @@ from .reconstruction import reconstruct as reconstruct
 from .restoration import Restoration as Restoration
 from .restoration import Restorations as Restorations
 from .restoration import restore as restore
+from .restoration.picture import RestoredPicture as RestoredPicture
+from .restoration.picture import restore_picture as restore_picture
 from .training.config import TrainConfig as TrainConfig
 from .training.presets import PRESETS as PRESETS
 from .training.presets import settings as settings

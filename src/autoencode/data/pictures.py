@@ -17,9 +17,10 @@ floating point, 32-bit integers      rejected
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +60,14 @@ class Picture:
         alpha: (H, W) of the same type, or None.
         format: name of the file's format in Pillow.
         info: what is written back beside the pixels, by the names of Pillow's `save`.
+        turn: the EXIF orientation, 1 to 8, which is kept in `info` and not applied to the levels.
     """
 
     levels: Levels
     alpha: Levels | None = None
     format: str = "PNG"
     info: dict[str, Any] = field(default_factory=dict)
+    turn: int = 1
 
     @property
     def mode(self) -> str:
@@ -100,7 +103,10 @@ class Picture:
         return replace(self, levels=levels, alpha=alpha)
 
     def image(self) -> Image.Image:
-        """Return it as people see it on white: 8-bit RGB."""
+        """Return it as people see it on white: 8-bit RGB, upright."""
+        return decoding.upright(self._on_white(), self.turn)
+
+    def _on_white(self) -> Image.Image:
         shown = (
             self
             if self.levels.dtype == np.uint8
@@ -125,23 +131,41 @@ class Picture:
         Raises:
             OutputError: the file cannot be written; what was there before is unchanged.
         """
-        written = self._written_format
         with atomic_file(path) as file:
-            self._image().save(file, written, **_OPTIONS.get(written, {}), **self.info)
+            self._write(file)
+
+    def encoded(self) -> bytes:
+        """Return the file that `save` writes."""
+        file = io.BytesIO()
+        self._write(file)
+        return file.getvalue()
+
+    def shown(self, kind: Literal["jpeg", "png"] = "jpeg") -> bytes:
+        """Return a file that every browser shows, of `image`: JPEG, or PNG, which is exact and slower."""
+        file = io.BytesIO()
+        # The profile describes RGB or grey; of inks only those of a press would be described.
+        profile = self.info.get("icc_profile") if self.levels.shape[2] == 3 else None
+        options = _OPTIONS["JPEG"] if kind == "jpeg" else {"compress_level": 1}
+        self.image().save(file, kind.upper(), icc_profile=profile, **options)
+        return file.getvalue()
+
+    def _write(self, file: IO[bytes]) -> None:
+        written = self._written_format
+        self._image().save(file, written, **_OPTIONS.get(written, {}), **self.info)
 
 
-def read_picture(path: Path, limits: Limits | None = None) -> Picture:
+def read_picture(file: Path | bytes, limits: Limits | None = None) -> Picture:
     """Read an image file at its full size.
 
     Args:
-        path: the file.
+        file: its path, or its content.
         limits: larger images and files are rejected unread.
 
     Raises:
         ImageError: the image cannot be used; the message is the plain reason, without the file's name.
     """
     limits = limits or Limits()
-    content = decoding.read_bytes(path, limits.max_bytes)
+    content = file if isinstance(file, bytes) else decoding.read_bytes(file, limits.max_bytes)
     with decoding.reading(limits.max_pixels):
         image = decoding.open_image(content)
         decoding.check_pixels(image, limits.max_pixels)
@@ -150,9 +174,10 @@ def read_picture(path: Path, limits: Limits | None = None) -> Picture:
             # Pillow turns its pixels upright, and its other tags say how they lie in the old file.
             kept.pop("exif", None)
         file_format = image.format or "PNG"
+        turn = decoding.orientation(image) if file_format != "TIFF" else 1
         image.load()
         levels, alpha = _channels(_plain(image))
-        return Picture(levels, alpha, file_format, kept)
+        return Picture(levels, alpha, file_format, kept, turn)
 
 
 def _plain(image: Image.Image) -> Image.Image:

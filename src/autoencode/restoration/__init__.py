@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from autoencode.atomic import (
     append_line,
@@ -34,13 +33,14 @@ from autoencode.data.loader import random_seed
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits, check_usable, save_image
 from autoencode.data.sources import expanded
-from autoencode.errors import ConfigError, ImageError, OutputError
+from autoencode.errors import ImageError, OutputError
 from autoencode.figures import contact_sheet
-from autoencode.metrics.images import SSIM_WINDOW_PX, psnr, ssim
+from autoencode.metrics.images import psnr
 from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
 from autoencode.pixels import to_float, to_pixels
-from autoencode.restoration.tiles import Box, restore_levels, to_images
+from autoencode.restoration.picture import Measured, check_arguments
+from autoencode.restoration.tiles import restore_levels
 from autoencode.training.runtime import Runtime, choose_runtime
 from autoencode.untrusted import TEXT_BYTES, read_file
 
@@ -133,7 +133,7 @@ def restore(
     """
     loaded = model if isinstance(model, Restorer) else load_restorer(model)
     folder, paths = Path(out), list(expanded(images))
-    _check_arguments(loaded, scale, amount)
+    check_arguments(loaded, scale, amount)
     runtime = choose_runtime(device)
     runtime.model_to_device(loaded)
     if folder.resolve() in {path.parent.resolve() for path in paths}:
@@ -145,42 +145,6 @@ def restore(
         measured = None if clean is None else Path(clean)
         job = _Job(loaded, runtime, folder, scale, amount, measured, compare, limits or Limits())
         return job.run(paths, progress or (lambda done, total: None))
-
-
-class _Measured:
-    """Sums over the tiles of one image: what was removed, and how far it is from the clean image."""
-
-    def __init__(self, clean: Levels | None) -> None:
-        self.clean = clean
-        self.removed = self.before = self.after = self.similarity = 0.0
-        self.values = self.compared = self.windows = 0
-
-    def add(self, box: Box, before: Tensor, after: Tensor) -> None:
-        self.removed += float((after - before).square().double().sum())
-        self.values += before.numel()
-        if self.clean is None:
-            return
-        columns = (0, 0, 0) if self.clean.shape[2] == 1 else (0, 1, 2)
-        target = to_images(self.clean[box.rows, box.columns][..., columns])
-        self.before += float((before.clamp(0, 1) - target).square().double().sum())
-        self.after += float((after - target).square().double().sum())
-        self.compared += target.numel()
-        if min(target.shape[2:]) >= SSIM_WINDOW_PX:
-            windows = math.prod(side - SSIM_WINDOW_PX + 1 for side in target.shape[2:])
-            self.similarity += float(ssim(after, target)) * windows
-            self.windows += windows
-
-    def result(self, path: Path, file: str) -> Restoration:
-        noise = math.sqrt(self.removed / self.values)
-        if not self.compared:
-            return Restoration(path, file, noise)
-        similarity = self.similarity / self.windows if self.windows else None
-        before, after = (_decibels(total / self.compared) for total in (self.before, self.after))
-        return Restoration(path, file, noise, after, similarity, before)
-
-
-def _decibels(mse: float) -> float:
-    return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
 @dataclass(frozen=True)
@@ -220,7 +184,7 @@ class _Job:
 
     def _restored(self, path: Path, names: set[str]) -> Restoration:
         picture = read_picture(path, self.limits)
-        measured = _Measured(self._clean_levels(path, picture))
+        measured = Measured(self._clean_levels(path, picture))
         levels = restore_levels(
             self.model,
             picture.levels,
@@ -235,7 +199,8 @@ class _Job:
             sheet = _comparison(picture, restored)
             save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)
         restored.save(self.folder / name)
-        return measured.result(path, name)
+        before_db, after_db, similarity = measured.against_clean() or (None, None, None)
+        return Restoration(path, name, measured.noise, after_db, similarity, before_db)
 
     def _clean_levels(self, path: Path, picture: Picture) -> Levels | None:
         """Return what the result should be.
@@ -312,18 +277,6 @@ class _Job:
         append_line(self.folder / TABLE_NAME, text)
 
 
-def _check_arguments(model: Restorer, scale: int, amount: float) -> None:
-    if not 0 <= amount <= 1:
-        raise ConfigError(f"The amount is {amount:g}; it must be from 0 to 1.")
-    if scale < 1:
-        raise ConfigError(f"The scale is {scale}; it must be at least 1.")
-    if scale > 1 and "downscale" not in " ".join(model.training_corruptions):
-        raise ConfigError(
-            "This model was not trained to enlarge. Train one with --corrupt downscale:2-4, or leave "
-            "--scale out."
-        )
-
-
 def _free_name(name: str, taken: set[str]) -> str:
     """Return a name that no other result has, in lower case as file systems of other machines compare."""
     path, number = Path(name), 1
@@ -340,12 +293,12 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _comparison(before: Picture, after: Picture) -> NDArray[np.uint8]:
     """Draw a picture before and after: all of it made small, and its middle pixel by pixel."""
-    height, width = after.levels.shape[:2]
+    shown = before.image(), after.image()
+    width, height = shown[1].size
     side = min(_CROP, height, width)
     top, left = (height - side) // 2, (width - side) // 2
     columns = []
-    for heading, picture in (("before", before), ("after", after)):
-        image = picture.image()
+    for heading, image in zip(("before", "after"), shown, strict=True):
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         whole = ImageOps.pad(image, (side, side), color="white")

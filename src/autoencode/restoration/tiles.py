@@ -36,6 +36,7 @@ def restore_levels(
     amount: float = 1.0,
     runtime: Runtime | None = None,
     seen: Callable[[Box, Tensor, Tensor], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Levels:
     """Restore one image that is in memory.
 
@@ -46,6 +47,7 @@ def restore_levels(
         amount: as for `restore`.
         runtime: where and how to compute; by default the fastest way on this machine. The model is there.
         seen: called for each tile with its box in the result, and the images (1, 3, h, w) before and after.
+        progress: called after each tile with (tiles done, tiles in total).
 
     Returns:
         (H * scale, W * scale, C) of the same type.
@@ -53,8 +55,9 @@ def restore_levels(
     runtime = runtime or choose_runtime(next(model.parameters()).device.type)
     height, width, channels = levels.shape
     restored = np.empty((height * scale, width * scale, channels), levels.dtype)
+    tiles, done = list(_tiles(height, width, scale, model)), 0
     for columns in _PASSES[channels]:
-        for box, region in _tiles(height, width, scale, model):
+        for box, region in tiles:
             part = to_images(levels[region.rows, region.columns][..., columns], inverted=channels == 4)
             before = runtime.to_device(part)
             if scale > 1:
@@ -68,6 +71,9 @@ def restore_levels(
             _put(restored[box.rows, box.columns], after, columns, inverted=channels == 4)
             if seen:
                 seen(box, before, after)
+            done += 1
+            if progress:
+                progress(done, len(tiles) * len(_PASSES[channels]))
     return restored
 
 

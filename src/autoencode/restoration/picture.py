@@ -1,0 +1,148 @@
+"""One picture restored in memory, and what is measured while it is.
+
+Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..65535.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from autoencode.data.pictures import Picture, read_picture
+from autoencode.errors import ConfigError
+from autoencode.metrics.images import SSIM_WINDOW_PX, ssim
+from autoencode.models.model_file import load_restorer
+from autoencode.models.restorer import Restorer
+from autoencode.restoration.tiles import Box, restore_levels, to_images
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
+    from autoencode.data.pictures import Levels
+    from autoencode.data.preprocessing import Limits
+    from autoencode.training.runtime import Runtime
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredPicture:
+    """One picture in memory, before and after.
+
+    Both have `encoded()`, the file to keep, and `shown()`, a file for a browser.
+
+    Attributes:
+        before: the picture as it was given.
+        after: as restored, of the same kind; `scale` times as large.
+        noise: as in `Restoration`.
+    """
+
+    before: Picture
+    after: Picture
+    noise: float
+
+
+def restore_picture(
+    model: Restorer | str | Path,
+    picture: str | Path | bytes,
+    *,
+    scale: int = 1,
+    amount: float = 1.0,
+    limits: Limits | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> RestoredPicture:
+    """Restore one picture in memory at its full size; nothing is written.
+
+    Memory is that of the pixels, before and after, and of one tile.
+
+    Args:
+        model: from `load_restorer`, or its path.
+        picture: an image file, or its content.
+        scale: as for `restore`.
+        amount: as for `restore`.
+        limits: as for `restore`.
+        runtime: where and how to compute; by default the fastest way where the model is.
+        progress: called with (tiles done, tiles in total). What it raises stops the work.
+
+    Raises:
+        ModelFileError: there is no usable restorer at the path.
+        ImageError: the picture cannot be used; the message is the plain reason.
+        ConfigError: an argument cannot be used.
+    """
+    loaded = model if isinstance(model, Restorer) else load_restorer(model)
+    check_arguments(loaded, scale, amount)
+    before = read_picture(picture if isinstance(picture, bytes) else Path(picture), limits)
+    measured = Measured()
+    levels = restore_levels(
+        loaded,
+        before.levels,
+        scale=scale,
+        amount=amount,
+        runtime=runtime,
+        seen=measured.add,
+        progress=progress,
+    )
+    return RestoredPicture(before, before.with_levels(levels), measured.noise)
+
+
+class Measured:
+    """Sums over the tiles of one image: what was removed, and how far it is from the clean image."""
+
+    def __init__(self, clean: Levels | None = None) -> None:
+        self.clean = clean
+        self.removed = self.before = self.after = self.similarity = 0.0
+        self.values = self.compared = self.windows = 0
+
+    def add(self, box: Box, before: Tensor, after: Tensor) -> None:
+        """Count a tile: its box in the result, and the images (1, 3, h, w) before and after."""
+        self.removed += float((after - before).square().double().sum())
+        self.values += before.numel()
+        if self.clean is None:
+            return
+        columns = (0, 0, 0) if self.clean.shape[2] == 1 else (0, 1, 2)
+        target = to_images(self.clean[box.rows, box.columns][..., columns])
+        self.before += float((before.clamp(0, 1) - target).square().double().sum())
+        self.after += float((after - target).square().double().sum())
+        self.compared += target.numel()
+        if min(target.shape[2:]) >= SSIM_WINDOW_PX:
+            windows = math.prod(side - SSIM_WINDOW_PX + 1 for side in target.shape[2:])
+            self.similarity += float(ssim(after, target)) * windows
+            self.windows += windows
+
+    @property
+    def noise(self) -> float:
+        """Root mean square of what was removed, in [0, 1]."""
+        return math.sqrt(self.removed / self.values)
+
+    def against_clean(self) -> tuple[float, float, float | None] | None:
+        """Return PSNR before and after in dB, and SSIM.
+
+        SSIM is None of an image smaller than its window; all is None without a clean image.
+        """
+        if not self.compared:
+            return None
+        before, after = (_decibels(total / self.compared) for total in (self.before, self.after))
+        return before, after, self.similarity / self.windows if self.windows else None
+
+
+def _decibels(mse: float) -> float:
+    return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def check_arguments(model: Restorer, scale: int, amount: float) -> None:
+    """Reject what this model cannot do.
+
+    Raises:
+        ConfigError: the amount or the scale is out of range, or the model was not trained to enlarge.
+    """
+    if not 0 <= amount <= 1:
+        raise ConfigError(f"The amount is {amount:g}; it must be from 0 to 1.")
+    if scale < 1:
+        raise ConfigError(f"The scale is {scale}; it must be at least 1.")
+    if scale > 1 and "downscale" not in " ".join(model.training_corruptions):
+        raise ConfigError(
+            "This model was not trained to enlarge. Train one with --corrupt downscale:2-4, or leave "
+            "--scale out."
+        )
