@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from autoencode import Run, build_index, fit_prior, load_model, open_pack, save_model
+from autoencode.web.connections import Connection
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
 from autoencode.web.workspace import Workspace, open_workspace
@@ -99,7 +100,7 @@ def serving(workspace: Workspace) -> Iterator[Served]:
     trust = Trust()
     listening = socket.create_server(("127.0.0.1", 0))
     app = make_app(workspace, trust)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, http=Connection, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

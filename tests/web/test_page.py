@@ -677,13 +677,13 @@ def test_what_is_dropped_and_no_image_is_named_and_the_rest_is_taken(page: Page,
 
 def test_uploads_beyond_the_allowance_wait_their_turn(page: Page, served: Served, photos: Path) -> None:
     go(page, "search")
-    served.app.state.allowance = Allowance(1, 1)
+    served.app.state.uploads.allowance = Allowance(1, 1)
     page.set_input_files("#tab-search input[type=file]", min(photos.rglob("*.png")))
     until(page, "document.querySelector('#status').textContent === 'Image read.'")
     with page.expect_response(lambda answer: answer.status == 429):
         page.set_input_files("#tab-search input[type=file]", min(photos.rglob("*.png")))
     until(page, "document.querySelector('#status').textContent === 'Image read.'")
-    served.app.state.allowance = Allowance()
+    served.app.state.uploads.allowance = Allowance()
 
 
 def test_a_command_is_selected_where_there_is_no_clipboard(page: Page) -> None:

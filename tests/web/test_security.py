@@ -228,3 +228,12 @@ def test_an_allowance_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert [allowance.take() for _ in range(3)] == [0, 0, 2.0]
     now = 102.0
     assert [allowance.take(), allowance.take()] == [0, 2.0]
+
+
+def test_a_body_that_is_not_json_is_called_that_and_an_unknown_address_is_not(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    for body in (b"\xff\xfe", b"{", b"[" * 100_000):
+        answer = client.post("/api/generate", content=body, headers=headers)
+        assert answer.status_code in (400, 422)
+        assert "JSON" in answer.json()["error"]
+    assert client.get("/nowhere").json()["error"] == "There is nothing at this address."

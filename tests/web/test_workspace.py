@@ -108,12 +108,12 @@ def test_a_decompression_bomb_is_rejected_and_the_page_goes_on(client: TestClien
 
 def test_uploads_have_a_rate(client: TestClient) -> None:
     state = client.app.state  # type: ignore[attr-defined]
-    state.allowance = Allowance(2, 0.001)
+    state.uploads.allowance = Allowance(2, 0.001)
     content = png(Image.new("RGB", (8, 8)))
     assert [client.post("/api/uploads", content=content).status_code for _ in range(3)] == [200, 200, 429]
     assert int(client.post("/api/uploads", content=content).headers["retry-after"]) > 0
-    state.allowance = Allowance(1, 1)  # back within a second, which even a slow machine does not take
-    state.allowance.take()
+    state.uploads.allowance = Allowance(1, 1)  # back within a second, which even a slow machine does not take
+    state.uploads.allowance.take()
     rejected = client.post("/api/uploads", content=content)
     assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "1")
 

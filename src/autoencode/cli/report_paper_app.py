@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from autoencode.atomic import write_bytes
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Resize, Size, add_command
 from autoencode.cli.progress import counting, duration, say, show_result, stages, training
@@ -141,6 +145,7 @@ def app(
     try:
         import uvicorn
 
+        from autoencode.web.connections import Connection
         from autoencode.web.security import Trust
         from autoencode.web.server import make_app
         from autoencode.web.workspace import open_workspace
@@ -160,12 +165,27 @@ def app(
     show_result({"page": address})
     sys.stdout.flush()  # a program that reads it waits for it
     say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
-    if not no_browser:
-        # A moment later, when the server below answers.
-        threading.Timer(0.5, webbrowser.open, [address]).start()
-    server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), **_SERVER))
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error
-        server.run(sockets=[listening])
+    server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), http=Connection, **_SERVER))
+    with contextlib.nullcontext() if no_browser else _entrance(address) as entrance:
+        if entrance is not None:
+            # A moment later, when the server below answers.
+            threading.Timer(0.5, webbrowser.open, [entrance.as_uri()]).start()
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error
+            server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _entrance(address: str) -> Iterator[Path]:
+    """Write a page that leads to the address, for this user alone, until the context is left.
+
+    The address holds the token, and every user of the machine can read what a browser is started with.
+    """
+    with tempfile.TemporaryDirectory(prefix="autoencode-page-") as folder:
+        entrance = Path(folder) / "page.html"
+        target = html.escape(address)
+        text = f'<meta http-equiv="refresh" content="0; url={target}"><a href="{target}">the page</a>'
+        write_bytes(entrance, f"<!doctype html><title>autoencode</title>{text}\n".encode())
+        yield entrance
 
 
 def listen(host: str, port: int | None) -> socket.socket:

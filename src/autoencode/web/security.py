@@ -7,17 +7,21 @@ the token of this launch, as a cookie or as  401, for reads and writes, static f
 a bearer
 Origin of a write is this page               403; the cookie proves nothing, as browsers attach it anyway
 a body has a stated length, within its limit 411, 413
-uploads keep to a rate                       429, see `Allowance`
+uploads keep to a rate, and few at once      429, see `Allowance` and `Uploads`
+a body comes in its time                     as if its sender had left
 pictures and data stay with this page        Content-Security-Policy, nosniff, no-referrer, same-origin
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import ipaddress
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -31,6 +35,11 @@ JSON_BYTES = 1024**2  # one bit per image: eight million images fit
 # A person who drops a folder of photographs stays below the first; an upload takes 24 ms, so that the second
 # leaves nine tenths of a core to other work.
 UPLOADS_AT_ONCE, UPLOADS_PER_SECOND = 60, 4.0
+
+# Bodies that are being received or decoded: their bytes are in memory. The longest queue for the decoder is
+# so many times its limit for a file.
+UPLOADS_IN_WORK = 16
+BODY_SECONDS, BODY_BYTES_PER_SECOND = 10.0, 128 * 1024
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _READS = frozenset({"GET", "HEAD"})
@@ -125,6 +134,35 @@ class Allowance:
         return 0.0
 
 
+class Uploads:
+    """Files that are being received or decoded.
+
+    Args:
+        most: files at once.
+
+    Attributes:
+        turn: held while a file is decoded. Several that are slow to decode would take all the threads and
+            processes that pictures need.
+    """
+
+    def __init__(self, most: int = UPLOADS_IN_WORK) -> None:
+        self.allowance, self.turn = Allowance(), asyncio.Lock()
+        self._most, self._count = most, 0
+
+    def wait(self) -> float:
+        """Take one of the allowance; return 0, or the seconds until another may come."""
+        return BODY_SECONDS if self._count >= self._most else self.allowance.take()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Count a file, from its first byte until it is decoded."""
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
 class Guard:
     """The application behind the rules.
 
@@ -156,7 +194,7 @@ class Guard:
                     out.append("Set-Cookie", value)
             await send(message)
 
-        await answer(scope, receive, protected)
+        await answer(scope, _in_time(receive, headers), protected)
 
     def _rejection(self, scope: Scope, headers: Headers, entering: bool) -> Response | None:
         host = headers.get("host", "")
@@ -190,6 +228,28 @@ class Guard:
         except CookieError:
             return None
         return None if found is None else found.value
+
+
+def _in_time(receive: Receive, headers: Headers) -> Receive:
+    """Return `receive` with a limit on the time for a body; who exceeds it is taken for gone."""
+    length = headers.get("content-length", "")
+    seconds = BODY_SECONDS + (int(length) if length.isdecimal() else 0) / BODY_BYTES_PER_SECOND
+    deadline = asyncio.get_running_loop().time() + seconds
+    is_whole = False
+
+    async def timely() -> Message:
+        nonlocal is_whole
+        if is_whole:  # what is waited for now is that the sender leaves
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return timely
 
 
 def _error(status: int, text: str) -> Response:

@@ -28,7 +28,7 @@ from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
 from autoencode.web.collection import readable
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
-from autoencode.web.security import Allowance, Guard, Trust
+from autoencode.web.security import Guard, Trust, Uploads
 from autoencode.web.shelf import Held, Pixels
 from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png
 from autoencode.web.workspace import GoneError, Workspace, is_position
@@ -56,7 +56,7 @@ def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
 
     # No pages about the interface: they load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
-    app.state.workspace, app.state.allowance = workspace, Allowance()
+    app.state.workspace, app.state.uploads = workspace, Uploads()
     _add_static(app)
     app.include_router(router)
     for tab in TABS:
@@ -106,17 +106,22 @@ def _kind(workspace: Workspace) -> str | None:
 async def upload(request: Request, workspace: OpenWorkspace) -> Response:
     """Take in one image file, the body of the request."""
     # Before the body is read: a rejected upload costs nothing.
-    wait = math.ceil(request.app.state.allowance.take())
+    uploads: Uploads = request.app.state.uploads
+    wait = math.ceil(uploads.wait())
     if wait:
         text = f"Too many images at once. Try again in {wait} s."
         return JSONResponse({"error": text}, 429, {"Retry-After": f"{wait}"})
-    content = await request.body()
-    # In a process with bounds, which the thread waits for: the file may be made to crash or fill a decoder.
-    pixels = await asyncio.to_thread(workspace.decoder.decode, content)
+    with uploads.one():
+        content = await request.body()
+        # One after the other: files that are slow to decode would stop the pictures, which come from the same
+        # processes.
+        async with uploads.turn:
+            # In processes with bounds: the file may be made to crash or fill a decoder.
+            pixels = await asyncio.to_thread(workspace.decoder.decode, content)
+            larger = await workspace.originals.redrawn(content, UPLOAD_SIDE)
     code = torch.zeros(0)
     if workspace.has_model:
         code = (await workspace.on_model(workspace.model.encode, to_float(pixels[None])))[0]
-    larger = await workspace.originals.redrawn(content, UPLOAD_SIDE)
     # A name is shown beside messages: control characters and a megabyte of text are not.
     name = "".join(filter(str.isprintable, unquote(request.headers.get("x-name", ""))))[:200]
     return JSONResponse(workspace.hold(Held(pixels, code, name or "upload", "upload", larger.content)))
@@ -283,7 +288,9 @@ async def _not_understood(_: Request, err: Exception) -> Response:
 
 async def _http(_: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
-    return JSONResponse({"error": "There is nothing at this address."}, err.status_code)
+    is_missing = err.status_code in (404, 405)
+    text = "There is nothing at this address." if is_missing else "The request is not JSON."
+    return JSONResponse({"error": text}, err.status_code)
 
 
 async def _left(_: Request, __: Exception) -> Response:
