@@ -29,6 +29,8 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .evaluation.quality import CodeQuality as CodeQuality
 from .evaluation.quality import ImageQuality as ImageQuality
+from .evaluation.sets import Likeness as Likeness
+from .evaluation.sets import SetQuality as SetQuality
 from .export import OnnxFile as OnnxFile
 from .export import export_onnx as export_onnx
 from .feature_maps import FeatureMaps as FeatureMaps

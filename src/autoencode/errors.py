@@ -110,9 +110,9 @@ class OutputError(AutoencodeError, OSError):
 class MissingExtraError(AutoencodeError, ImportError):
     """A dependency is not installed: one of an extra or, where that is "", of the package itself."""
 
-    def __init__(self, extra: str, purpose: str) -> None:
+    def __init__(self, extra: str, purpose: str, command: str = "") -> None:
         part = "an optional part" if extra else "a part of the package"
-        super().__init__(f"{purpose}: {part} is missing. Install it: {install_command(extra)}")
+        super().__init__(f"{purpose}: {part} is missing. Install it: {command or install_command(extra)}")
 
 
 def any_of(names: Iterable[str]) -> str:

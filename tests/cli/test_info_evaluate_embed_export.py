@@ -14,7 +14,7 @@ from autoencode import ConfigError, Estimate, Interval, OutputError, Pack, Run, 
 from autoencode import evaluation as application
 from autoencode.cli import info_evaluate_embed_export
 from autoencode.cli.main import app
-from autoencode.models.backbones import BACKBONE
+from autoencode.evaluation.sets import JUDGES
 
 
 def autoencode(*arguments: object) -> Result:
@@ -23,7 +23,8 @@ def autoencode(*arguments: object) -> Result:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BACKBONE, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
+    for judge in JUDGES:
+        monkeypatch.setattr(judge, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
     monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
 
 
@@ -41,7 +42,8 @@ def test_evaluate_prints_a_table_and_writes_what_it_shows(
         assert any(line.startswith(row) for line in lines), row
     psnr = next(line for line in lines if line.startswith("PSNR dB"))
     assert float(psnr.split()[2]) == pytest.approx(written["reconstruction"]["psnr_db"]["value"], abs=0.1)
-    assert "KID (EfficientNet-Lite0)" in result.output
+    for heading in ("KID (EfficientNet-Lite0)", "KID (open_nsfw)", "precision", "nearer to training images"):
+        assert heading in result.output
     assert "samples from N(0, I)" in result.output
     named = autoencode("evaluate", trained_vae.model_path, tiny_pack.path)
     assert named.output.splitlines()[:6] == lines[:6]

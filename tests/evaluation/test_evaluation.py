@@ -25,7 +25,9 @@ from autoencode import (
     pack_folder,
 )
 from autoencode import evaluation as application
+from autoencode.evaluation.sets import JUDGES
 from autoencode.models.backbones import BACKBONE
+from autoencode.models.judge import JUDGE
 from autoencode.pixels import to_float
 
 KEYS = {"value", "interval", "count"}
@@ -33,8 +35,9 @@ KEYS = {"value", "interval", "count"}
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of each channel instead of the pretrained network, which takes long."""
-    monkeypatch.setattr(BACKBONE, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
+    """The mean of each channel instead of the pretrained networks, which take long."""
+    for judge in JUDGES:
+        monkeypatch.setattr(judge, "pooled", lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32) / 255)
     monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
 
 
@@ -53,8 +56,10 @@ def test_a_plain_autoencoder_is_measured_beside_pca_of_the_same_code_size(
     assert found.pca.mse.value == pytest.approx(((restored - test) ** 2).mean(), rel=0.01)
     assert found.code is None
     assert found.corrupted is None
-    assert found.kid is not None
-    assert set(found.kid) == {"training_images", "reconstructions", "pca_reconstructions"}
+    assert found.sets is not None
+    assert set(found.sets) == {"training_images", "reconstructions", "pca_reconstructions"}
+    assert all(set(one.by) == {"EfficientNet-Lite0", "open_nsfw"} for one in found.sets.values())
+    assert all(one.memorised is None for one in found.sets.values())
     assert [note for note in found.notes if "mixture" in note]
 
 
@@ -83,11 +88,12 @@ def test_the_same_model_and_pack_give_the_same_json(trained_vae: Run, tiny_pack:
     assert set(json.loads(text)["reconstruction"]["psnr_db"]) == KEYS
     assert all(done == total for done, total in stages.values())
     assert list(stages) == [
-        *("fitting PCA", "comparing reconstructions", "measuring the code", "measuring KID")
+        *("fitting PCA", "comparing reconstructions", "measuring the code", "measuring KID"),
+        "looking for copies",
     ]
     assert first.code is not None
-    assert first.kid is not None
-    assert "samples_normal" in first.kid
+    assert first.sets is not None
+    assert first.sets["samples_normal"].memorised is not None
 
 
 def test_a_denoiser_is_measured_at_its_task(trained: Run, tiny_pack: Pack) -> None:
@@ -158,7 +164,7 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
     assert found.split == pack.held_out().split
     assert found.reconstruction.psnr_db is not None
     assert found.reconstruction.psnr_db.interval is None
-    assert found.kid is None
+    assert found.sets is None
     notes = "\n".join(found.notes)
     assert ("has no test images" in notes) == (found.split != "test")
     assert ("trained on all, also on these" in notes) == (found.split == "test")
@@ -166,16 +172,21 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
     assert "not the images the model was trained on" in found.notes[0]
 
 
-def test_without_the_optional_part_kid_is_left_out_and_said(
+def test_a_network_that_is_not_installed_is_left_out_and_said(
     trained: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(pixels: object) -> None:
         raise MissingExtraError("", "Pretrained features")
 
-    monkeypatch.setattr(BACKBONE, "pooled", missing)
+    monkeypatch.setattr(JUDGE, "pooled", missing)
     found = evaluate(load_model(trained.model_path), tiny_pack)
-    assert found.kid is None
-    assert any("KID is left out" in note and "Install it: pip install" in note for note in found.notes)
+    assert found.sets is not None
+    assert all(set(one.by) == {"EfficientNet-Lite0"} for one in found.sets.values())
+    assert [note for note in found.notes if "Install it: pip install" in note] == [
+        note for note in found.notes if note.startswith("Pretrained features")
+    ]
+    monkeypatch.setattr(BACKBONE, "pooled", missing)
+    assert evaluate(load_model(trained.model_path), tiny_pack).sets is None
 
 
 def test_images_of_another_size_are_rejected(trained: Run, photos: Path, tmp_path: Path) -> None:

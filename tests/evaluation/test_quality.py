@@ -18,8 +18,6 @@ from autoencode import (
     Pack,
     Preprocessing,
     Run,
-    fit_prior,
-    generate,
     load_model,
 )
 from autoencode.data.corruptions import parse_corruptions
@@ -30,14 +28,12 @@ from autoencode.evaluation.quality import (
     HeldOutImages,
     code_health,
     code_quality,
-    distances,
     gap_in_words,
     image_quality,
     quick_evaluation,
 )
 from autoencode.metrics.images import MEASURES
-from autoencode.models.backbones import BACKBONE
-from autoencode.pixels import to_float, to_pixels
+from autoencode.pixels import to_float
 
 NOTHING = lambda images: None  # noqa: E731
 
@@ -134,68 +130,6 @@ def test_the_likelihood_is_the_one_of_training(trained_vae: Run) -> None:
     for loss, variance in (("mse", 0.5), ("mae", None)):
         model.provenance = {"train": {"loss": loss}}
         assert quality.likelihood_variance(model) == variance
-
-
-def brightness(pixels: np.ndarray) -> np.ndarray:
-    """Stands in for the pretrained network, which takes long."""
-    means = pixels.mean(axis=(1, 2)) / 255
-    return np.concatenate([means, pixels.std(axis=(1, 2)) / 255], axis=1).astype(np.float32)
-
-
-def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased MMD² under (x·y / F + 1)³, term by term."""
-    k = lambda a, b: (a.astype(float) @ b.T.astype(float) / a.shape[1] + 1) ** 3  # noqa: E731
-    n, m = len(x), len(y)
-    within_x, within_y = (k(a, a).sum() - np.trace(k(a, a)) for a in (x, y))
-    return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * k(x, y).mean()
-
-
-@pytest.fixture
-def with_mixture(trained_vae: Run, tiny_pack: Pack) -> Autoencoder:
-    model = load_model(trained_vae.model_path)
-    fit_prior(model, tiny_pack)
-    return model
-
-
-def test_distances_are_those_between_the_sets_they_name(
-    with_mixture: Autoencoder, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(BACKBONE, "pooled", brightness)
-    model, images = with_mixture, held_out(tiny_pack).head(12)
-    done: list[int] = []
-    others = tiny_pack.rows("train")[12:24]
-    found = distances(
-        model, images, others, {"reconstructions": model.reconstruct}, ("normal", "mixture"), done.append
-    )
-    assert list(found) == ["training_images", "reconstructions", "samples_normal", "samples_mixture"]
-    assert sum(done) == 12 * 5
-    clean = tiny_pack.pixels(images.rows)
-    restored = to_pixels(model.reconstruct(to_float(clean)))
-    seed = random_seed("evaluate", 0)
-    sets = {
-        "training_images": tiny_pack.pixels(others),
-        "reconstructions": restored,
-        "samples_normal": generate(model, 12, prior="normal", seed=seed).pixels,
-        "samples_mixture": generate(model, 12, prior="mixture", seed=seed).pixels,
-    }
-    for name, pixels in sets.items():
-        assert found[name].value == pytest.approx(
-            kernel_distance(brightness(clean), brightness(pixels)), rel=1e-6, abs=1e-9
-        )
-        assert found[name].count == 12
-    without = distances(model, images, None, {}, (), NOTHING)
-    assert without == {}
-
-
-def test_the_features_of_a_distance_are_those_of_the_pretrained_network(
-    trained: Run, tiny_pack: Pack
-) -> None:
-    model, images = load_model(trained.model_path), held_out(tiny_pack).head(4)
-    found = distances(model, images, None, {"model": model.reconstruct}, (), NOTHING)["model"]
-    clean = tiny_pack.pixels(images.rows)
-    restored = to_pixels(model.reconstruct(to_float(clean)))
-    expected = kernel_distance(BACKBONE.pooled(clean), BACKBONE.pooled(restored))
-    assert found.value == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_batches_change_no_number(trained: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:

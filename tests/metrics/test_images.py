@@ -15,6 +15,7 @@ from autoencode.errors import ConfigError
 from autoencode.metrics import images
 from autoencode.metrics.images import (
     kernel_inception_distance,
+    manifold_shares,
     mean_absolute_error,
     mean_squared_error,
     noise_level,
@@ -258,3 +259,28 @@ def test_the_level_of_noise_is_found_in_flat_and_in_structured_images(sigma: flo
 
 def test_an_image_without_noise_has_none() -> None:
     assert noise_level(torch.full((1, 3, 16, 16), 0.25)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_manifold_shares_are_those_counted_one_by_one_with_nearest_neighbours_of_scikit_learn() -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    generator = np.random.default_rng(0)
+    real, made = generator.normal(size=(60, 5)), generator.normal(0.8, 1.3, size=(40, 5))
+
+    def among(points: np.ndarray, manifold: np.ndarray) -> int:
+        radii = NearestNeighbors(n_neighbors=4).fit(manifold).kneighbors(manifold)[0][:, 3]
+        return sum(
+            any(
+                np.linalg.norm(point - centre) <= radius
+                for centre, radius in zip(manifold, radii, strict=True)
+            )
+            for point in points
+        )
+
+    found = manifold_shares(real, made, 3)
+    assert found == (among(made, real), among(real, made))
+    assert 0 < found[0] < 40
+    assert manifold_shares(real, real, 3) == (60, 60)
+    assert manifold_shares(real, made + 100, 3) == (0, 0)
+    with pytest.raises(ConfigError, match="more than 3 samples"):
+        manifold_shares(real, made[:3], 3)

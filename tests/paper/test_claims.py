@@ -40,7 +40,7 @@ def measured(
         "pca": {"mse": estimate(pca)},
         "pca_components": 256,
         "corrupted": {"psnr_db": estimate(12.0, 0.1)},
-        "kid": {"samples_normal": estimate(kid)},
+        "sets": {"samples_normal": {"by": {"EfficientNet-Lite0": {"kid": estimate(kid)}}}},
         "code": {"active_units": active, "kl_nats": estimate(50.0), "prior_gap_nats": gap},
         "code_size": 256,
     }
@@ -147,7 +147,7 @@ def test_a_claim_without_its_models_is_not_judged() -> None:
 
 
 def test_without_kid_a_claim_about_samples_is_undecided() -> None:
-    models = {name: {**measured(), "kid": None} for name in ("vae-0.1", "vae-0.01", "vae-0.001")}
+    models = {name: {**measured(), "sets": None} for name in ("vae-0.1", "vae-0.01", "vae-0.001")}
     assert judged(models, "sigma").verdict == "is undecided"
 
 

@@ -115,7 +115,7 @@ def measured(active: int) -> dict[str, Any]:
         "reconstruction": quality,
         "pca": quality,
         "code": code,
-        "kid": None,
+        "sets": None,
         "notes": ("A.", "B."),
     }
 

@@ -25,6 +25,7 @@ from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
+    from autoencode.evaluation.sets import SetQuality
     from autoencode.metrics.statistics import Estimate
 
 
@@ -142,7 +143,7 @@ def export(
 
 def table(found: Evaluation) -> Iterator[str]:
     """Yield the measurements as lines of text, in tables."""
-    from autoencode.evaluation.quality import KID_SETS, gap_in_words
+    from autoencode.evaluation.quality import gap_in_words
     from autoencode.metrics.images import MEASURES
 
     held_out = f"{found.images} {found.split} images"
@@ -157,14 +158,8 @@ def table(found: Evaluation) -> Iterator[str]:
             for field, measure in MEASURES.items()
         ],
     )
-    if found.kid:
-        count = next(iter(found.kid.values())).count
-        yield ""
-        yield from _block(
-            f"{count} {found.split} images",
-            ["KID (EfficientNet-Lite0)"],
-            [(KID_SETS[name], [_cell(value)]) for name, value in found.kid.items()],
-        )
+    if found.sets:
+        yield from _sets_table(found.sets, found.split)
     if code := found.code:
         yield ""
         rows = [
@@ -190,6 +185,27 @@ def table(found: Evaluation) -> Iterator[str]:
         yield ""
         row = (f"{detection.images} images of {detection.folder}", [_cell(detection.auroc)])
         yield from _block(held_out, [f"AUROC by {detection.score}"], [row])
+
+
+def _sets_table(sets: dict[str, SetQuality], split: str) -> Iterator[str]:
+    """Yield one table for each network that judges, and one for what needs none."""
+    from autoencode.evaluation.sets import SETS
+
+    first = next(iter(sets.values()))
+    for judge, likeness in first.by.items():
+        found = {SETS[name]: one.by[judge] for name, one in sets.items()}
+        yield ""
+        yield from _block(
+            f"{likeness.kid.count} {split} images",
+            [f"KID ({judge})", "precision", "recall"],
+            [(name, list(map(_cell, (a.kid, a.precision, a.recall)))) for name, a in found.items()],
+        )
+    yield ""
+    yield from _block(
+        f"{likeness.kid.count} {split} images",
+        ["sharpness", "nearer to training images"],
+        [(SETS[name], [_cell(one.sharpness), _cell(one.memorised)]) for name, one in sets.items()],
+    )
 
 
 def add_to(program: typer.Typer) -> None:

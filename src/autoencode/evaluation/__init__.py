@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoencode.data.loader import batches
 from autoencode.data.sources import find_images
-from autoencode.errors import ConfigError, MissingExtraError
+from autoencode.errors import ConfigError
 from autoencode.evaluation.quality import (
     BATCH,
     CodeQuality,
@@ -25,11 +25,11 @@ from autoencode.evaluation.quality import (
     ImageQuality,
     Restore,
     code_quality,
-    distances,
     image_quality,
     label_quality,
     likelihood_variance,
 )
+from autoencode.evaluation.sets import SetQuality, sampling_note, set_qualities
 from autoencode.generation import priors
 from autoencode.metrics.statistics import Estimate, auroc_estimate
 from autoencode.models.model_file import as_model
@@ -84,9 +84,9 @@ class Evaluation:
         pca_components: its components; fewer than the code dimensions if there are fewer images.
         pca_images: number of images it was fitted to.
         corrupted: the same of the corrupted images themselves; None without corruptions.
-        kid: KID (EfficientNet-Lite0) from the held-out images, of "training_images" (the floor),
+        sets: how like the held-out images several sets are: "training_images" (the floor),
             "reconstructions", "pca_reconstructions", "samples_normal" and "samples_mixture", as far as the
-            model and the pack have them. None if it was not measured.
+            model and the pack have them. None if they were not compared.
         code: of a VAE; None for a plain autoencoder.
         detection: of images of another folder as outliers; None if no folder was given.
         labels: for a folder with one sub-folder per label: how well the nearest of the other held-out images
@@ -105,7 +105,7 @@ class Evaluation:
     pca_components: int
     pca_images: int
     corrupted: ImageQuality | None
-    kid: dict[str, Estimate] | None
+    sets: dict[str, SetQuality] | None
     code: CodeQuality | None
     detection: Detection | None
     labels: dict[str, RetrievalQuality] | None
@@ -133,7 +133,7 @@ def evaluate(
         pack: the pack it was trained on, whose held-out images it has not seen.
         ood: a folder of out-of-distribution images, to be distinguished from the held-out ones.
         limits: the largest files and pictures of it to accept.
-        kid: whether to measure kernel distances, which takes minutes on a CPU.
+        kid: whether to compare sets of images by networks, which takes minutes on a CPU.
         most_images: measure on a sample of so many of the held-out images, and fit PCA to a sample of four
             times as many training images; None takes all (20,000 for PCA).
         progress: called with (stage, images done, images in all) of each stage.
@@ -179,7 +179,7 @@ def evaluate(
         pca_components=len(pca.directions),
         pca_images=len(pca_rows),
         corrupted=close.get("corrupted"),
-        kid=_distances(model, images, floor, pca, notes, report) if kid else None,
+        sets=_compared(model, images, floor, pca, notes, report) if kid else None,
         code=code,
         detection=detection,
         labels=_labels(model, images, notes),
@@ -243,14 +243,14 @@ def _restore(pca: PrincipalComponents, images: Tensor) -> Tensor:
     return pca.restore(images.flatten(1)).reshape(images.shape).clamp(0, 1)
 
 
-def _distances(
+def _compared(
     model: Autoencoder,
     images: HeldOutImages,
     training: NDArray[np.int64] | None,
     pca: PrincipalComponents,
     notes: list[str],
     report: StageProgress,
-) -> dict[str, Estimate] | None:
+) -> dict[str, SetQuality] | None:
     count = min(KID_IMAGES, len(images.rows), *([] if training is None else [len(training)]))
     if count < LEAST_KID_IMAGES:
         notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")
@@ -259,21 +259,18 @@ def _distances(
         "reconstructions": model.reconstruct,
         "pca_reconstructions": partial(_restore, pca),
     }
-    generators = priors(model)
-    # One more for the held-out images themselves.
-    sets = 1 + len(restorers) + (training is not None) + len(generators)
-    try:
-        return distances(
-            model,
-            images.head(count),
-            None if training is None else training[:count],
-            restorers,
-            generators,
-            _counter(report, "measuring KID", sets * count),
-        )
-    except MissingExtraError as err:
-        notes.append(f"KID is left out. {err}")
-        return None
+    found = set_qualities(
+        model,
+        images.head(count),
+        None if training is None else training[:PCA_IMAGES],
+        restorers,
+        priors(model),
+        notes,
+        lambda stage, total: _counter(report, stage, total),
+    )
+    if found is not None and priors(model) and (note := sampling_note(found, priors(model)[0])):
+        notes.append(note)
+    return found
 
 
 def _labels(

@@ -1,4 +1,4 @@
-"""The measurements on held-out images: closeness of reconstructions, KID, neighbours, the code of a VAE.
+"""The measurements on held-out images: closeness of reconstructions, neighbours, the code of a VAE.
 
 Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H, W) in [0, 1].
 """
@@ -6,7 +6,7 @@ Shapes: B batch, H height, W width, D code size, F features. Images are (B, 3, H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,8 @@ from torch import Tensor
 from autoencode.data.corruptions import Step, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
-from autoencode.generation import PRIORS, generate
 from autoencode.index.neighbours import fit_vector_space
 from autoencode.metrics.images import (
-    kernel_inception_distance,
     mean_absolute_error,
     mean_squared_error,
     psnr,
@@ -38,11 +36,9 @@ from autoencode.metrics.latents import (
 )
 from autoencode.metrics.retrieval import RetrievalQuality, retrieval_quality
 from autoencode.metrics.statistics import Estimate, Interval, estimate
-from autoencode.models.backbones import BACKBONE
-from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
-    from autoencode.configuration import PriorName, Split
+    from autoencode.configuration import Split
     from autoencode.data.pack import Pack
     from autoencode.models.autoencoder import Autoencoder
 
@@ -55,14 +51,6 @@ SQUARED_ERROR_SIGMA2 = 0.5
 LABELLED_VALUES = 25_000_000  # pixel values compared at most: 100 MB, 2,000 images of 64x64
 # Below this share of active dimensions, most of the code is wasted.
 FEW_ACTIVE = 0.1
-
-# The sets of images whose KID is measured, by their name in an evaluation.
-KID_SETS = {
-    "training_images": "training images (floor)",
-    "reconstructions": "reconstructions",
-    "pca_reconstructions": "reconstructions of PCA",
-    **{f"samples_{name}": f"samples from {kind.label}" for name, kind in PRIORS.items()},
-}
 
 Restore = Callable[[Tensor], Tensor]
 Advance = Callable[[int], None]
@@ -345,53 +333,3 @@ def label_quality(
     found = np.concatenate(codes)
     vectors = {"codes": fit_vector_space(found, "whitened").vectors(found), "pixels": np.concatenate(pixels)}
     return {name: retrieval_quality(values, labels[:count]) for name, values in vectors.items()}
-
-
-def distances(
-    model: Autoencoder,
-    images: HeldOutImages,
-    training_rows: NDArray[np.int64] | None,
-    restorers: Mapping[str, Restore],
-    priors: Sequence[PriorName],
-    advance: Advance,
-) -> dict[str, Estimate]:
-    """KID (EfficientNet-Lite0) of several sets of images from the held-out ones, all of one size.
-
-    Args:
-        model: draws the samples.
-        images: the held-out images.
-        training_rows: as many training images of the pack, whose distance is the floor; None leaves it out.
-        restorers: functions that reconstruct images, by name.
-        priors: the priors of the model to draw samples from.
-        advance: called with the number of images done; in total `len(images.rows)` for each set and for the
-            held-out images.
-
-    Raises:
-        MissingExtraError: the weights of EfficientNet-Lite0 are not installed.
-    """
-    # KID of sets of one size: its estimate has no bias, but its variance depends on the size.
-    count = len(images.rows)
-    reference = _features((clean for clean, _ in images.pairs()), advance)
-    found = {}
-    if training_rows is not None:
-        found["training_images"] = _features(batches(images.pack, training_rows, BATCH), advance)
-    for name, restore in restorers.items():
-        found[name] = _features((restore(seen) for _, seen in images.pairs()), advance)
-    for prior in priors:
-        found[f"samples_{prior}"] = _features(_samples(model, prior, count), advance)
-    pairs = {name: kernel_inception_distance(reference, one) for name, one in found.items()}
-    return {name: Estimate(pair.value, pair.interval, count) for name, pair in pairs.items()}
-
-
-def _samples(model: Autoencoder, prior: PriorName, count: int) -> Iterator[Tensor]:
-    for start in range(0, count, BATCH):
-        drawn = generate(model, min(BATCH, count - start), prior=prior, seed=random_seed("evaluate", start))
-        yield to_float(drawn.pixels)
-
-
-def _features(images: Iterable[Tensor], advance: Advance) -> NDArray[np.float32]:
-    parts = []
-    for batch in images:
-        parts.append(BACKBONE.pooled(to_pixels(batch)))
-        advance(len(batch))
-    return np.concatenate(parts)

@@ -177,6 +177,51 @@ def kernel_inception_distance(features_a: Reals, features_b: Reals) -> KernelDis
     return KernelDistance(float(value), error, Interval(float(value - margin), float(value + margin)))
 
 
+def manifold_shares(real: Reals, made: Reals, neighbours: int) -> tuple[int, int]:
+    """Count the images that lie among those of the other set: Kynkäänniemi et al. 2019, equations 1 and 2.
+
+    An image lies among a set if it is no further from one of its images than the nearest but k of that set
+    are from that image. The share of made images among the real ones is their precision: how many could be
+    real. The share of real images among the made ones is their recall: how much of the variety they have.
+
+    Args:
+        real: (N, F) features of real images, N above `neighbours`.
+        made: (M, F) the same features of made images, M above `neighbours`.
+        neighbours: k.
+
+    Returns:
+        The number of made images among the real ones, of M, and of real images among the made ones, of N.
+
+    Raises:
+        ConfigError: the features do not fit together or are not finite, or a set has too few.
+    """
+    a, b = _checked_features(real), _checked_features(made)
+    if a.shape[1] != b.shape[1] or min(len(a), len(b)) <= neighbours:
+        raise ConfigError(
+            f"Precision and recall need more than {neighbours} samples in each set, and features of one "
+            f"length; got {a.shape} and {b.shape}."
+        )
+    from scipy.spatial.distance import cdist  # half a second, see `statistics`
+
+    between = cdist(a, b)
+    among_real, among_made = (
+        # The nearest of all is the image itself.
+        np.partition(cdist(one, one), neighbours, axis=1)[:, neighbours]
+        for one in (a, b)
+    )
+    made_count = int((between <= among_real[:, None]).any(axis=0).sum())
+    return made_count, int((between <= among_made[None]).any(axis=1).sum())
+
+
+def detail(images: Tensor) -> Tensor:
+    """Return the variance of the Laplacian of each image, (B,) float32: Pech-Pacheco et al. 2000.
+
+    Args:
+        images: (B, C, H, W), float in [0, 1], at least 3 px high and wide.
+    """
+    return _laplacian_variance(images.float()).cpu()
+
+
 def _per_image(a: Tensor, b: Tensor, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     if a.shape != b.shape or a.ndim != 4 or 0 in a.shape[1:]:
         raise ConfigError(

@@ -160,8 +160,7 @@ class EfficientNetLite0:
             ConfigError: the array is no such pixels.
             MissingExtraError: the package that brings the weights is not installed.
         """
-        if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape[1:] or pixels.dtype != np.uint8:
-            raise ConfigError(f"Features need pixels (N, H, W, 3) uint8; got {pixels.shape} {pixels.dtype}.")
+        check_pixels(pixels)
         features = np.empty((len(pixels), self.block_channels[LAST]), np.float32)
         with torch.inference_mode():
             for start in range(0, len(pixels), BATCH):
@@ -346,6 +345,16 @@ def _of_whole_images(output: NDArray[np.float32]) -> NDArray[np.float32] | None:
     if output.ndim == 3:
         return np.ascontiguousarray(output[:, 0])  # the class token of a vision transformer
     return output if output.ndim == 2 else None
+
+
+def check_pixels(pixels: NDArray[np.uint8]) -> None:
+    """Reject an array that is not (N, H, W, 3) in 0..255.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape[1:] or pixels.dtype != np.uint8:
+        raise ConfigError(f"Features need pixels (N, H, W, 3) uint8; got {pixels.shape} {pixels.dtype}.")
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:

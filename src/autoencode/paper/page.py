@@ -20,7 +20,7 @@ from autoencode.paper.figures import draw_figures
 from autoencode.report.page import Block, Figure, Section, Table, Text, kid, number, write_page
 
 PAGE_NAME, RESULTS_NAME, FIGURES_NAME = "index.html", "results.json", "figures"
-FORMAT_VERSION = 1  # of results.json; raised when a name in it changes, for scripts that compare studies
+FORMAT_VERSION = 2  # of results.json; raised when a name in it changes, for scripts that compare studies
 
 
 def write_paper(results: Results) -> Path:
@@ -85,8 +85,8 @@ def _numbered(drawn: Sequence[Figure], wanted: range) -> list[Block]:
 
 def _tables(results: Results) -> list[Block]:
     blocks: list[Block] = [_experiments(results), _quality(results)]
-    if results.measured and all(found["kid"] is None for found in results.measured.values()):
-        blocks.append(Text(f"KID was not measured. Install it: {install_command('eval')}, and run again."))
+    if results.measured and all(found["sets"] is None for found in results.measured.values()):
+        blocks.append(Text(f"KID was not measured. Install it: {install_command('')}, and run again."))
     # A model that diverged is a result, and must not be missing without a word.
     failed = [(one.experiment.name, one.failure) for one in results.trained if one.failure]
     if failed:

@@ -20,8 +20,10 @@ from PIL import Image
 
 from autoencode.atomic import write_bytes
 from autoencode.errors import ConfigError
-from autoencode.evaluation.quality import KID_SETS, collapse_warning, gap_in_words
+from autoencode.evaluation.quality import collapse_warning, gap_in_words
+from autoencode.evaluation.sets import SETS
 from autoencode.metrics.images import MEASURES
+from autoencode.models.backbones import BACKBONE
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -161,8 +163,9 @@ def number(found: Measured | None, digits: int) -> str:
 
 
 def kid(found: Measured, of: str) -> Measured | None:
-    """Return the KID of a set of images in an evaluation, or None if it was not measured."""
-    return (found["kid"] or {}).get(of)
+    """Return the KID (EfficientNet-Lite0) of a set of images, or None if it was not measured."""
+    likeness = ((found["sets"] or {}).get(of) or {"by": {}})["by"].get(BACKBONE.name)
+    return None if likeness is None else likeness["kid"]
 
 
 def evaluation_blocks(found: Measured) -> list[Block]:
@@ -192,8 +195,9 @@ def _evaluation_table(found: Measured) -> Table:
         ]
     # PCA's KID has a row of its own: it is measured as a set of images like the others.
     rows += [
-        (f"KID of {KID_SETS.get(name, name)}", number(value, 3), "–")
-        for name, value in (found["kid"] or {}).items()
+        (f"KID ({judge}) of {SETS.get(name, name)}", number(likeness["kid"], 3), "–")
+        for name, one in (found["sets"] or {}).items()
+        for judge, likeness in one["by"].items()
     ]
     caption = (
         f"On {found['images']:,} {found['split']} images, with 95 % intervals. PCA was fitted to "
