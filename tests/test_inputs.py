@@ -17,17 +17,22 @@ from tests.conftest import blobs
 from autoencode import (
     AutoencodeError,
     Autoencoder,
+    ImageError,
+    Index,
     Pack,
     Run,
     build_index,
     embed,
+    find_outliers,
     load_model,
     pack_folder,
     reconstruct,
+    train,
 )
+from autoencode.models import autoencoder
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "inputs.md"
-ROWS = re.findall(r"^\| (.*) \| (yes|no) \| (yes|no) \| (yes|no) \| (yes|no) \|$", GUIDE.read_text(), re.M)
+ROWS = re.findall(rf"^\| (.*) \| {' . '.join(['(yes|no)'] * 5)} \|$", GUIDE.read_text(), re.M)
 PIXELS = np.stack([blobs(number, 32, 32) for number in range(3)])
 
 
@@ -53,10 +58,12 @@ def forms(kind: str, folder: Path) -> list[Any]:
         "a text file of paths, one a line": lambda: [folder / "paths.txt"],
         "a table: CSV, TSV, Parquet": lambda: [folder / "table.csv", folder / "table.tsv"],
         "a data frame": lambda: [_frame([str(folder / name) for name in names])],
-        "a pack": lambda: [pack_folder(folder / "one", folder / "pack", size=32).path],
+        "a pack by its path": lambda: [pack_folder(folder / "one", folder / "pack", size=32).path],
+        "a pack from `open_pack`": lambda: [pack_folder(folder / "one", folder / "pack", size=32)],
         "arrays, tensors": lambda: [PIXELS, PIXELS[0], torch.from_numpy(PIXELS)],
         "Pillow images, contents of files": lambda: [Image.fromarray(PIXELS[0]), content.getvalue()],
-        "a torch or Hugging Face dataset": lambda: [tensors],
+        "a torch or Hugging Face dataset": lambda: [tensors, *_hugging_face()],
+        "anything else, such as a number": lambda: [3, {"path": "a.png"}, object(), np.zeros(5)],
     }[kind]()
 
 
@@ -64,24 +71,53 @@ def _frame(paths: list[str]) -> Any:  # noqa: ANN401
     return pytest.importorskip("pandas").DataFrame({"path": paths})
 
 
-def commands(model: Autoencoder, folder: Path) -> list[list[Callable[[Any], object]]]:
+def _hugging_face() -> list[Any]:
+    datasets = pytest.importorskip("datasets")
+    images = [Image.fromarray(pixels) for pixels in PIXELS]
+    return [datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": datasets.Image()}))]
+
+
+def commands(
+    model: Autoencoder, pack: Pack, index: Index, folder: Path, settings: dict[str, Any]
+) -> list[list[Callable[[Any], object]]]:
     """The functions of each column of the table."""
     return [
-        [lambda given: pack_folder(given, folder / "p", size=32), lambda given: embed(given, model)],
-        [lambda given: reconstruct(model, given, folder / "r")],
-        [lambda given: build_index(given, folder / "i", model)],
+        [lambda given: pack_folder(given, folder / "p", size=32)],
+        [
+            lambda given: train(given, folder / "run", epochs=1, **settings),
+            lambda given: build_index(given, folder / "i", model),
+        ],
+        [lambda given: embed(given, model), model.embed],
+        [
+            lambda given: reconstruct(model, given, folder / "r"),
+            lambda given: find_outliers(model, given, pack),
+            lambda given: index.search(given),
+        ],
         [model.read, model.encode, model.reconstruct],
     ]
 
 
+@pytest.fixture(scope="module")
+def index(trained: Run, tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    return build_index(tiny_pack, tmp_path_factory.mktemp("index") / "i", trained.folder)
+
+
 @pytest.mark.parametrize(("kind", "takes"), [(kind, takes) for kind, *takes in ROWS], ids=str)
 def test_what_the_table_says_of_each_form_is_so(
-    kind: str, takes: list[str], trained: Run, tiny_pack: Pack, tmp_path: Path
+    kind: str,
+    takes: list[str],
+    trained: Run,
+    tiny_pack: Pack,
+    index: Index,
+    tiny: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
-    for index, given in enumerate(forms(kind, tmp_path / "images")):
-        work = tmp_path / str(index)
+    model = load_model(trained.model_path)
+    for number, given in enumerate(forms(kind, tmp_path / "images")):
+        work = tmp_path / str(number)
         work.mkdir()
-        for taken, functions in zip(takes, commands(load_model(trained.model_path), work), strict=True):
+        columns = commands(model, tiny_pack, index, work, tiny | {"size": 32})
+        for taken, functions in zip(takes, columns, strict=True):
             for function in functions:
                 if taken == "yes":
                     assert function(given) is not None
@@ -92,4 +128,57 @@ def test_what_the_table_says_of_each_form_is_so(
 
 
 def test_the_table_is_read_by_this_test() -> None:
-    assert len(ROWS) == 10
+    assert len(ROWS) == 12
+
+
+def test_codes_come_in_the_order_given(trained: Run, tmp_path: Path) -> None:
+    model = load_model(trained.model_path)
+    [table] = forms("a table: CSV, TSV, Parquet", tmp_path)[:1]
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *lines[:0:-1]]))
+    by_table, by_folder = model.encode(table), model.encode(tmp_path / "one")
+    assert torch.equal(by_table, by_folder.flip(0))
+    files = [tmp_path / "one" / f"{number}.png" for number in (1, 0)]
+    assert torch.equal(model.encode(files), by_folder[[1, 0]])
+    assert torch.equal(model.encode(iter(files)), by_folder[[1, 0]])
+    assert torch.equal(model.reconstruct(table), model.decode(by_table))
+
+
+def test_more_images_than_a_batch_are_read_in_parts(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(trained.model_path)
+    whole = model.encode(PIXELS)
+    monkeypatch.setattr(autoencoder, "INFERENCE_BATCH", 2)
+    assert torch.allclose(model.encode(PIXELS), whole, atol=1e-6)
+    assert model.read(PIXELS).shape == (3, 3, 32, 32)
+    assert model.encode([]).shape == (0, 8)
+
+
+def test_a_file_that_cannot_be_used_stops_encode_and_is_listed_by_embed(trained: Run, tmp_path: Path) -> None:
+    [folder] = forms("a folder", tmp_path)
+    (folder / "broken.png").write_bytes(b"no image")
+    model = load_model(trained.model_path)
+    with pytest.raises(ImageError, match=r"broken\.png: not an image"):
+        model.encode(folder)
+    found = model.embed(folder, tmp_path / "codes.npz")
+    assert [path.name for path in found.paths] == ["0.png", "1.png", "2.png"]
+    assert [path.name for path, _ in found.skipped] == ["broken.png"]
+    assert np.array_equal(np.load(tmp_path / "codes.npz")["vector"], model.encode(PIXELS).numpy())
+
+
+def test_an_index_of_a_table_is_updated_by_the_same_table(trained: Run, tmp_path: Path) -> None:
+    [table] = forms("a table: CSV, TSV, Parquet", tmp_path / "images")[:1]
+    first = build_index(table, tmp_path / "index", trained.folder)
+    assert (len(first), first.sources) == (3, (str(table),))
+    assert first.update_command == f"autoencode index {table} --out {tmp_path / 'index'}"
+    with table.open("a") as file:
+        file.write("\ntwo/0.png,b")
+    again = build_index(table, tmp_path / "index", trained.folder)
+    assert (len(again), again.update and again.update.encoded) == (4, 0)  # the same content as one/0.png
+    assert again.count(label="b") == 1
+
+
+def test_several_folders_are_packed_again_into_the_same_pack(tmp_path: Path) -> None:
+    [[one, two]] = forms("several folders", tmp_path / "images")
+    assert len(pack_folder([one, two], tmp_path / "pack", size=32)) == 6
+    Image.fromarray(blobs(9, 32, 32)).save(two / "new.png")
+    assert len(pack_folder([one, two], tmp_path / "pack", size=32)) == 7

@@ -14,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoencode.atomic import csv_bytes, write_bytes
+from autoencode.data.listing import Listing
+from autoencode.data.manifest import is_pack
+from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import Limits, read_chunks
 from autoencode.data.sources import listed
 from autoencode.embedding import AUTO, find_encoder
 from autoencode.errors import ConfigError, MissingExtraError, any_of
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_float
+from autoencode.storage import is_url
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
@@ -65,7 +69,8 @@ def embed(
     """Turn images into vectors, with the path, label and split of each.
 
     Args:
-        images: a folder, files, a table, arrays, Pillow images or a dataset, see `listed`.
+        images: a folder, files, a table, arrays, Pillow images or a dataset, see `listed`; or a pack, whose
+            files are read again.
         model: from `load_model`, or its path; without one the vectors are features of a pretrained network.
         out: a table to write, with columns path, label, split and vector: .parquet (extra `tables`), .npz, or
             .csv, with a column for each dimension.
@@ -83,7 +88,7 @@ def embed(
     out = None if out is None else Path(out)
     check_format(out)  # before the work, which may take minutes
     encoder = find_encoder(embedding, None if model is None else as_model(model))
-    listing = listed(images)
+    listing = _of_pack(images) or listed(images)
     labels, splits = listing.labels, listing.splits
     paths = listing.paths
     labels = [_first_folder(name) for name in listing.names] if labels is None else labels
@@ -106,6 +111,21 @@ def embed(
     if out is not None:
         write_bytes(out, _WRITERS[out.suffix.lower()](made))
     return made
+
+
+def _of_pack(given: Any) -> Listing | None:  # noqa: ANN401
+    """Return the files of a pack with their labels and splits; None for anything else."""
+    if isinstance(given, str | Path) and (is_url(given) or is_pack(Path(given))):
+        given = open_pack(given)
+    if not isinstance(given, Pack):
+        return None
+    entries = sorted(given.entries, key=lambda entry: entry.path)
+    return Listing(
+        given.folder,
+        [entry.path for entry in entries],
+        labels=[entry.label for entry in entries],
+        splits=[entry.split for entry in entries],
+    )
 
 
 def check_format(out: Path | None) -> None:

@@ -238,7 +238,7 @@ def test_searching_in_a_folder_of_images_says_how_to_index_it(
     autoencode: Command, photos: Path, tmp_path: Path
 ) -> None:
     found = autoencode("search", photos, "x.jpg")
-    assert_one_line(found, f"{photos} is not an index. ", "autoencode index FOLDER --out photos.index")
+    assert_one_line(found, f"No index at {photos}. ", "autoencode index FOLDER --out photos.index")
 
 
 def test_shells_complete_commands(tmp_path: Path) -> None:

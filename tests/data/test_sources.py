@@ -12,9 +12,10 @@ from PIL import Image
 from tests.conftest import blobs
 
 from autoencode import AutoencodeError, Pack, open_pack, pack_folder, train
-from autoencode.data import decoding
+from autoencode.data import listing
 from autoencode.data.folders import by_type
-from autoencode.data.sources import Paths, expanded, find_images, listed
+from autoencode.data.listing import Paths
+from autoencode.data.sources import expanded, find_images, listed
 from autoencode.errors import ImageFolderError
 
 
@@ -29,11 +30,11 @@ def names(folder: Path) -> list[str]:
 
 
 def test_images_are_found_in_sub_folders_in_order_and_hidden_ones_are_not(tmp_path: Path) -> None:
-    listed = ["B.JPG", "a/2.png", "a/b/c/1.TiFF", "a/x.jpeg", "z.webp"]
+    found = ["B.JPG", "a/2.png", "a/b/c/1.TiFF", "a/x.jpeg", "z.webp"]
     touch(
-        *(tmp_path / name for name in [*listed, ".hidden.png", ".git/a.png", "note.txt", "jpg", "a.jpg.txt"])
+        *(tmp_path / name for name in [*found, ".hidden.png", ".git/a.png", "note.txt", "jpg", "a.jpg.txt"])
     )
-    assert names(tmp_path) == listed
+    assert names(tmp_path) == found
 
 
 def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_files_of_other_types_are_counted_by_type_and_listed_with_the_reason(tmp
 
 
 def test_heic_without_its_reader_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "EXTENSIONS", (".png",))
+    monkeypatch.setattr(listing, "EXTENSIONS", (".png",))
     picture(tmp_path / "a.png")
     (tmp_path / "b.heic").write_bytes(b"x")
     line, _ = by_type(expanded(tmp_path).skipped)

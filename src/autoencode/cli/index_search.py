@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import Images, MaxPixels, Ray, add_command
+from autoencode.cli.options import Images, MaxPixels, Ray, Source, add_command, one_or_all
 from autoencode.cli.progress import (
     console,
     counted,
@@ -37,7 +37,7 @@ NEIGHBOURS = 10  # not the default of -k, which has to tell whether it was given
 
 
 def index(
-    folder: Annotated[str, typer.Argument(help="A folder of images, or a pack by its folder or URL.")],
+    folder: Source,
     out: Annotated[
         str,
         typer.Option(
@@ -85,9 +85,11 @@ def index(
         # An option without effect would look as if it chose what is removed.
         if any(given is not None for given in (store, embedding, model, distance, max_pixels, ray)):
             raise ConfigError("--remove takes no other option than --out.")
+        if len(folder) > 1:
+            raise ConfigError("--remove takes one folder at a time.")
         from autoencode.index import remove_source
 
-        removed = remove_source(out, folder)
+        removed = remove_source(out, folder[0])
         say(f"{counted(removed, 'image')} removed from {out}")
         show_result({"path": out, "removed": removed})
         return
@@ -96,7 +98,7 @@ def index(
     # Two bars: a folder is packed before it is encoded, and a pack only encoded.
     with counting("packing") as packing_progress, counting("encoding") as progress:
         made = build_index(
-            folder,
+            one_or_all(folder),
             out,
             model,
             embedding=embedding,

@@ -66,14 +66,6 @@ _READERS = {
     "JPEG2000": Jpeg2KImagePlugin,
     "TGA": TgaImagePlugin,  # last: it has no magic number
 }
-HEIF_EXTENSIONS = (".heic", ".heics", ".heif", ".heifs", ".hif")
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
-    *(".tif", ".tiff", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    *(".jp2", ".j2k", ".jpx", ".jpf", ".tga"),
-    *(HEIF_EXTENSIONS if find_spec("pillow_heif") else ()),
-)
-
 ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -6,10 +6,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-from autoencode.data import decoding
 from autoencode.errors import ImageFolderError
+
+# Names of files that are read as images; their content is checked when they are.
+HEIF_EXTENSIONS = (".heic", ".heics", ".heif", ".heifs", ".hif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".avif", ".avifs", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    *(".jp2", ".j2k", ".jpx", ".jpf", ".tga"),
+    *(HEIF_EXTENSIONS if find_spec("pillow_heif") else ()),
+)
 
 # Names that mark our own results, whose images must not be listed.
 _OURS = (
@@ -108,5 +117,5 @@ def by_type(skipped: Iterable[tuple[object, str]]) -> tuple[str, Skipped]:
 def not_read(name: str) -> str:
     """Return the reason why a file of this name is not read, which `by_type` counts."""
     suffix = Path(name).suffix.lower()
-    extra = " without autoencode[heif]" if suffix in decoding.HEIF_EXTENSIONS else ""
+    extra = " without autoencode[heif]" if suffix in HEIF_EXTENSIONS else ""
     return f"{suffix or 'other'}{_NOT_READ}{extra}"

@@ -19,7 +19,7 @@ from autoencode.errors import ConfigError, PackError, other_version
 from autoencode.untrusted import UnsafeFileError, lines_of, open_file, read_file
 
 if TYPE_CHECKING:
-    from autoencode.data.sources import Listing
+    from autoencode.data.listing import Listing
 
 
 SETTINGS_NAME = "pack.json"

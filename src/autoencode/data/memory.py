@@ -1,4 +1,4 @@
-"""Images in memory -> images that are read as files are: arrays, tensors, Pillow images, bytes, datasets.
+"""Images in memory, one by one, as Pillow images: arrays, tensors, Pillow images, bytes, datasets.
 
 given                       rule
 --------------------------  --------------------------------------------------------------------------------
@@ -9,15 +9,12 @@ array or tensor             uint8 or other whole numbers in 0..255, floats in [0
                             and the first of a tensor is
   (N, H, W)                 N grey images, if no side can be C
   (N, H, W, C), ...         N images
-torch Dataset, list         each item an image of these, or (image, label)
+torch Dataset, list         each item an image of these, (image, label), or (image, label, path) as in a pack
 Hugging Face Dataset        its column of images and, if there is one, `label`
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from autoencode.atomic import TEMPORARY_SUFFIX, make_folder
-from autoencode.data import decoding
-from autoencode.errors import ConfigError, ImageFolderError, OutputError
+from autoencode.errors import ConfigError
 
 _CHANNELS = (1, 3, 4)
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "pixels")
 
 
@@ -90,7 +84,8 @@ def _of_items(given: Any) -> Iterator[Given]:  # noqa: ANN401
     items = (given[index] for index in range(len(given))) if _is_sequence(given) else given
     for item in items:
         is_pair = isinstance(item, tuple | list) and len(item) == 2 and not is_path(item[1])
-        if is_pair and (isinstance(item[1], int | float) or getattr(item[1], "ndim", 1) == 0):
+        is_of_pack = isinstance(item, tuple) and len(item) == 3 and all(map(is_path, item[1:]))
+        if is_of_pack or (is_pair and (isinstance(item[1], int | float) or getattr(item[1], "ndim", 1) == 0)):
             [image] = given_images(item[0])
             label = item[1].item() if hasattr(item[1], "item") else item[1]
             yield image._replace(label=str(label))
@@ -161,47 +156,3 @@ def _levels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]
         )
     scale = 255 if most == 1 else 1
     return np.ascontiguousarray((values * scale).round().clip(0, 255).astype(np.uint8))
-
-
-def write_images(given: Any, beside: Path) -> tuple[Path, list[str | None]]:  # noqa: ANN401
-    """Write images as PNG files named by their position, and return their folder and their labels.
-
-    Args:
-        given: the images.
-        beside: where the folder is made; its name says what is in it, so that the same images are not
-            written twice.
-
-    Raises:
-        ConfigError: something is given that no image can be made of.
-        ImageFolderError: no image is given.
-        ImageError: the content of a file is no image.
-        OutputError: a file cannot be written.
-    """
-    make_folder(beside)
-    labels: list[str | None] = []
-    digest = hashlib.sha256()
-    unfinished = Path(tempfile.mkdtemp(prefix="images-", suffix=TEMPORARY_SUFFIX, dir=beside))
-    try:
-        for number, one in enumerate(given_images(given)):
-            if isinstance(one.image, Path):
-                raise ConfigError(
-                    f"{one.image} is a path among images in memory. Give one kind or the other."
-                )
-            try:
-                image = decoding.open_image(one.image) if isinstance(one.image, bytes) else one.image
-                # Decoded again at once: fast compression is better than small files.
-                (image if image.mode in _PNG_MODES else image.convert("RGB")).save(
-                    unfinished / f"{number:06}.png", compress_level=1
-                )
-            except OSError as err:
-                raise OutputError(f"Could not write to {beside}: {err.strerror or err}.") from err
-            digest.update((unfinished / f"{number:06}.png").read_bytes() + str(one.label).encode())
-            labels.append(one.label)
-        if not labels:
-            raise ImageFolderError("No image was given.")
-        folder = beside / f"images-{digest.hexdigest()[:12]}"
-        if not folder.exists():  # the same images were given before
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder, labels

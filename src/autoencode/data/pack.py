@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from autoencode.cluster import joined_cluster
 from autoencode.data import manifest, packing
 from autoencode.data.decoders import decode_here, decode_on
+from autoencode.data.listing import Listing
 from autoencode.data.manifest import is_pack
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
-from autoencode.data.sources import Listing, listed
+from autoencode.data.sources import listed
 from autoencode.data.survey import may_be_wide, sampled, survey
 from autoencode.errors import ConfigError, PackError
 from autoencode.storage import is_url

@@ -30,9 +30,9 @@ from autoencode.data.shards import PackFiles, ShardReader, Shards
 from autoencode.errors import ImageFolderError, PackError, StorageError
 
 if TYPE_CHECKING:
+    from autoencode.data.listing import Listing
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
-    from autoencode.data.sources import Listing
 
 _SPARE_SHARDS = 32  # small shards of updates: joining them copies pixels, keeping them costs open files
 _REASONS_SHOWN = 3
@@ -125,7 +125,9 @@ def _reject_what_is_not_ours(files: PackFiles) -> None:
 def _reject_other_settings(files: PackFiles, settings: PackSettings, wanted: PackSettings) -> None:
     advice = "Choose another output, or delete the pack and make it again."
     made, asked = (one.origin or one.folder for one in (settings, wanted))
-    if (settings.folder, made) != (wanted.folder, asked):
+    if made == asked and settings.folder != wanted.folder:
+        made, asked = settings.folder, wanted.folder
+    if made != asked:
         raise PackError(f"{files} is a pack of {made}, not of {asked}. {advice}")
     if different := settings.preprocessing.differences(wanted.preprocessing):
         raise PackError(f"{files} was made with {different}. {advice}")

@@ -24,7 +24,6 @@ from PIL import Image
 from autoencode.atomic import atomic_file
 from autoencode.configuration import ResizeMode, check_fields
 from autoencode.data import decoding
-from autoencode.data.memory import given_images
 from autoencode.errors import ConfigError, ImageError, ImageFolderError
 
 Size = int | str | tuple[int, int]
@@ -250,34 +249,6 @@ def check_usable(usable: int, paths: Sequence[Path], skipped: Sequence[tuple[Pat
     if not usable:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
-
-
-def read_images(
-    given: Any,  # noqa: ANN401 - see `memory`
-    preprocessing: Preprocessing,
-    limits: Limits | None = None,
-) -> NDArray[np.uint8]:
-    """Return images as pixels (B, H, W, 3) in 0..255, sRGB, of the size that `preprocessing` asks for.
-
-    Args:
-        given: one or several files, arrays, tensors, Pillow images, contents of files, or a dataset of them,
-            see `memory`.
-        preprocessing, limits: as for `read_image`.
-
-    Raises:
-        ImageError: an image cannot be used; the message names it and the reason.
-        ConfigError: something is given that no image can be made of.
-    """
-    pixels = []
-    for number, one in enumerate(given_images(given)):
-        try:
-            pixels.append(read_image(one.image, preprocessing, limits))
-        except ImageError as err:
-            name = one.image if isinstance(one.image, Path) else f"image {number}"
-            raise ImageError(f"{name}: {err}") from err
-    return (
-        np.stack(pixels) if pixels else np.zeros((0, preprocessing.height, preprocessing.width, 3), np.uint8)
-    )
 
 
 def read_image(

@@ -11,92 +11,35 @@ A table is a CSV or Parquet file, or a data frame, with a column `path` and, if 
 from __future__ import annotations
 
 import atexit
-import fnmatch
+import hashlib
 import os
+import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from autoencode.atomic import TEMPORARY_SUFFIX, make_folder
 from autoencode.data import decoding
-from autoencode.data.folders import IS_MASK, Skipped, by_type, files_under, not_read
-from autoencode.data.memory import is_path, write_images
-from autoencode.data.tables import LISTS, TABLES, lines_of, rows_of, rows_of_frame
-from autoencode.errors import ConfigError, ImageFolderError, any_of
+from autoencode.data.folders import EXTENSIONS
+from autoencode.data.listing import SPLITS, Listing, Paths, kept, of_folder, under_one_folder, with_splits
+from autoencode.data.memory import given_images, is_path
+from autoencode.data.preprocessing import Limits, Preprocessing, read_image
+from autoencode.data.tables import LISTS, TABLES, Row, checked_rows, lines_of, rows_in, rows_of_frame
+from autoencode.errors import ConfigError, ImageError, ImageFolderError, OutputError, any_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from autoencode.configuration import Split
+    from autoencode.data.folders import Skipped
 
-_SPLITS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_MASKS = frozenset(("ground_truth", "groundtruth", "masks", "mask"))
-_COLUMNS = ("path", "label", "split", "mask")
-
-
-class Paths(Sequence[Path]):
-    """Paths that become objects on demand, in a fifth of the memory of a list of them.
-
-    Attributes:
-        skipped: the files beside them that are not read, with the reason.
-    """
-
-    def __init__(self, paths: Iterable[str | Path] = (), skipped: Iterable[tuple[Path, str]] = ()) -> None:
-        self._names = [os.fspath(path) for path in paths]
-        self.skipped = list(skipped)
-
-    def take(self, chosen: Iterable[int]) -> Paths:
-        """Return the paths at these indices, in that order."""
-        return Paths(map(self._names.__getitem__, chosen))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Paths: ...
-
-    def __getitem__(self, index: int | slice) -> Path | Paths:
-        return Paths(self._names[index]) if isinstance(index, slice) else Path(self._names[index])
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Images as files under one folder.
-
-    Attributes:
-        folder: the folder.
-        names: of the images, relative to it, with "/"; bytes that are not UTF-8 as surrogates, as in
-            `os.fsdecode`. Sorted.
-        skipped: names of files that are not read, with the reason. Sorted.
-        labels: the label of each image, or None; None for all of them means the first sub-folder.
-        splits: the split of each image, or None for an image of no split; None for all of them means that
-            the content decides.
-        masks: the file with the mask of an image, by the name of the image, relative to the folder.
-        origin: what was given, in words that recognise it.
-        note: what was recognised in it, for people; "" for nothing.
-    """
-
-    folder: Path
-    names: list[str]
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    labels: list[str | None] | None = None
-    splits: list[Split | None] | None = None
-    masks: dict[str, str] = field(default_factory=dict)
-    origin: str = ""
-    note: str = ""
-
-    @property
-    def paths(self) -> Paths:
-        """The paths of the images."""
-        skipped = ((self.folder / name, reason) for name, reason in self.skipped)
-        return Paths((self.folder / name for name in self.names), skipped)
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_MOST_NAMED = 8  # paths that name a source of several; more are named by their digest
 
 
 def listed(
@@ -120,23 +63,25 @@ def listed(
         ConfigError: nothing of the kind can be read, or a table lacks its column `path`.
         MissingExtraError: a Parquet file needs pyarrow.
     """
+    return kept(_listed(given, beside), include, exclude)
+
+
+def _listed(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
     if isinstance(given, str | Path):
         path = Path(given)
         if not path.is_file():
-            return _kept(_with_splits(_of_folder(path)), include, exclude)
+            return with_splits(of_folder(path))
         if path.suffix.lower() in TABLES:
-            return _kept(
-                _of_table(rows_of(path), path.resolve().parent, str(path.resolve())), include, exclude
-            )
+            return _of_table(rows_in(path), str(path.resolve()), beside=path.resolve().parent)
         if path.suffix.lower() in LISTS:
-            return _kept(_of_several(lines_of(path), str(path.resolve())), include, exclude)
+            return _of_several(lines_of(path), str(path.resolve()))
         given = [path]
     if (rows := rows_of_frame(given)) is not None:
-        return _kept(_of_table(rows, Path.cwd(), "a data frame"), include, exclude)
+        return _of_table(checked_rows(rows, Path.cwd(), "a data frame"), "a data frame")
     given = list(given) if isinstance(given, Iterator) else given
     if not isinstance(given, dict) and (several := paths_given(given)) is not None:
-        return _kept(_of_several(several, ""), include, exclude)
-    return _kept(_written(given, beside), include, exclude)
+        return _of_several(several)
+    return _written(given, beside)
 
 
 def _written(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
@@ -144,7 +89,7 @@ def _written(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
     if beside is None:
         beside = Path(tempfile.mkdtemp(prefix="autoencode-"))
         atexit.register(shutil.rmtree, beside, ignore_errors=True)
-    folder, labels = write_images(given, beside)
+    folder, labels = _write_images(given, beside)
     names = [f"{number:06}.png" for number in range(len(labels))]
     return Listing(folder, names, labels=labels, origin=str(folder.resolve()), note="images given in memory")
 
@@ -159,88 +104,35 @@ def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`
         AutoencodeError: an error of `listed` about a table.
     """
     images = list(images) if isinstance(images, Iterator) else images
+    if (rows := rows_of_frame(images)) is not None:
+        return Paths(dict.fromkeys(row.path for row in checked_rows(rows, Path.cwd(), "a data frame")))
     given = paths_given(images)
     if given is None:
         return listed(images).paths
-    found: dict[str, None] = {}
     skipped: Skipped = []
-    for path in given:
-        if path.is_dir() or path.suffix.lower() in (*TABLES, *LISTS):
-            paths = listed(path).paths
-            found.update(dict.fromkeys(paths._names))
-            skipped += paths.skipped
-        else:
-            found[os.fspath(path)] = None
-    return Paths(found, skipped)
+    return Paths(dict.fromkeys(os.fspath(one) for path in given for one in _files_of(path, skipped)), skipped)
+
+
+def _files_of(path: Path, skipped: Skipped) -> Iterable[Path]:
+    """Return the files of a folder, a table or a list in their order; or the path itself."""
+    if path.is_dir():
+        paths = of_folder(path).paths
+        skipped += paths.skipped
+        return paths
+    if path.suffix.lower() in TABLES:
+        return (row.path for row in rows_in(path))
+    if path.suffix.lower() in LISTS:
+        return (one for line in lines_of(path) for one in _files_of(line, skipped))
+    return [path]
 
 
 def find_images(folder: Path) -> Paths:
     """Return the path of every image under `folder`; see `listed`."""
-    return _of_folder(folder).paths
+    return of_folder(folder).paths
 
 
-def _of_folder(folder: Path) -> Listing:
-    """Return every image under a folder, and every other file with the reason why it is not one.
-
-    Hidden files and folders, and folders of our own results, are left out. A folder reached twice, through
-    a link, is listed once, under its own name and not the link's.
-    """
-    prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
-    names, others = list[str](), list[str]()
-    for path in files_under(os.fspath(folder)):
-        # On Windows os.sep is a backslash, which is part of a name on other systems.
-        name = path.removeprefix(prefix).replace(os.sep, "/")
-        (names if name.lower().endswith(decoding.EXTENSIONS) else others).append(name)
-    skipped = sorted((name, not_read(name)) for name in others)
-    if not names:
-        line, _ = by_type(skipped)
-        passed = f"It has {line}. " if line else ""
-        raise ImageFolderError(
-            f"No images in {folder}/. {passed}Looked for {', '.join(decoding.EXTENSIONS)}; "
-            "sub-folders are searched too."
-        )
-    return Listing(folder, sorted(names), skipped, origin=str(folder.resolve()))
-
-
-def _with_splits(listing: Listing) -> Listing:
-    """Return a listing whose first sub-folders are called train, val or test with these as splits.
-
-    The label is then the next sub-folder, and masks are no images. A folder `train` beside others, such as
-    `plane` and `ship`, is a label.
-    """
-    tops = {name.partition("/")[0].lower() for name in listing.names if "/" in name}
-    are_splits = "train" in {_SPLITS.get(top) for top in tops} and len(tops) > 1
-    if not are_splits or not tops <= _SPLITS.keys() | _MASKS or not all("/" in n for n in listing.names):
-        return listing
-    held_out = {_SPLITS.get(top) for top in tops}
-    names: list[str] = []
-    labels: list[str | None] = []
-    splits: list[Split | None] = []
-    skipped = list(listing.skipped)
-    for name in listing.names:
-        top, _, rest = name.partition("/")
-        if top.lower() in _MASKS:
-            skipped.append((name, IS_MASK))
-            continue
-        label, inner, _ = rest.partition("/")
-        names.append(name)
-        labels.append(label if inner else None)
-        splits.append(_SPLITS[top.lower()])
-    # Defects of a test folder, say, are no new images like those of the training.
-    known = {label for label, split in zip(labels, splits, strict=True) if split == "train"}
-    pairs = list(zip(labels, splits, strict=True))
-    splits = [split if label in known else None for label, split in pairs]
-    foreign = sum(split is None for split in splits)
-    note = f"the folders {', '.join(sorted({name.partition('/')[0] for name in names}))} are the splits"
-    note += f", without {foreign:,} images of labels that training lacks" if foreign else ""
-    if "validation" not in held_out:
-        note += "; validation is a part of the training images"
-    order = sorted(skipped)
-    return Listing(listing.folder, names, order, labels, splits, origin=listing.origin, note=note)
-
-
-def _of_several(given: Sequence[Path], origin: str) -> Listing:
-    """Return the images of several folders, and several files."""
+def _of_several(given: Sequence[Path], origin: str = "") -> Listing:
+    """Return the images of several folders, and several files, by default known by their paths."""
     if not given:
         raise ImageFolderError("No image was given.")
     found: dict[Path, str | None] = {}
@@ -248,104 +140,49 @@ def _of_several(given: Sequence[Path], origin: str) -> Listing:
     parents = {path.parent for path in given if not path.is_dir()}
     for path in given:
         if path.is_dir():
-            inside = _of_folder(path)
+            inside = of_folder(path)
             for name in inside.names:
                 top, inner, _ = name.partition("/")
                 found[path / name] = top if inner else path.name
             skipped += inside.paths.skipped
-        elif path.name.lower().endswith(decoding.EXTENSIONS) or path.is_file():
+        elif path.name.lower().endswith(EXTENSIONS) or path.is_file():
             found[path] = path.parent.name if len(parents) > 1 else None
         else:
             raise ImageFolderError(f"{path} does not exist. Give image files, and folders of them.")
-    return _under_one_folder(found, skipped, origin)
+    return under_one_folder(found, skipped, origin or _names(given))
 
 
-def _under_one_folder(
-    found: Mapping[Path, str | None],
-    skipped: Skipped,
-    origin: str,
-    splits: Mapping[Path, Split | None] | None = None,
-) -> Listing:
-    labels = {Path(os.path.abspath(path)): label for path, label in found.items()}  # noqa: PTH100 - links stay
-    root = Path(os.path.commonpath([path.parent for path in labels]))
-    order = sorted(labels, key=lambda path: path.relative_to(root).as_posix())
-    names = [path.relative_to(root).as_posix() for path in order]
-    beside = [
-        (os.path.relpath(path.absolute(), root).replace(os.sep, "/"), reason) for path, reason in skipped
-    ]
-    return Listing(
-        root,
-        names,
-        sorted(one for one in beside if not one[0].startswith("..")),
-        [labels[path] for path in order],
-        None if splits is None else [splits[path] for path in order],
-        origin=origin or f"{len(names):,} files under {root}",
-    )
+def _names(given: Sequence[Path]) -> str:
+    names = [str(path.resolve()) for path in given]
+    if len(names) <= _MOST_NAMED:
+        return shlex.join(names)
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(names):,} files ({digest[:8]})"
 
 
-def _of_table(rows: Iterable[Mapping[str, Any]], beside: Path, origin: str) -> Listing:
-    """Return the images of a table; paths are relative to the folder `beside` it."""
+def _of_table(rows: Iterable[Row], origin: str, beside: Path | None = None) -> Listing:
+    """Return the images of a table, under one folder with its own folder `beside` them."""
     found: dict[Path, str | None] = {}
     splits: dict[Path, Split | None] = {}
     masks: dict[Path, Path] = {}
-    has_splits = False
-    for number, row in enumerate(rows, 1):
-        cells = {str(name).strip().lower(): cell for name, cell in row.items() if name is not None}
-        text = {name: "" if _is_empty(cells.get(name)) else str(cells[name]) for name in _COLUMNS}
-        if not text["path"]:
-            columns = ", ".join(map(str, row)) or "none"
+    for row in rows:
+        found[row.path] = row.label or None
+        if row.split not in ("", *SPLITS):
             raise ConfigError(
-                f"Row {number} of {origin} has no path. Name the columns path and, if wanted, label, split "
-                f"and mask; its columns: {columns}."
+                f"Row {row.number} of {origin} has the split {row.split!r}. Write {any_of(SPLITS)}."
             )
-        path = Path(os.path.abspath(beside / text["path"]))  # noqa: PTH100 - links stay
-        found[path] = text["label"] or None
-        if text["split"]:
-            has_splits = True
-            if text["split"].lower() not in _SPLITS:
-                raise ConfigError(
-                    f"Row {number} of {origin} has the split {text['split']!r}. Write {any_of(_SPLITS)}."
-                )
-        splits[path] = _SPLITS.get(text["split"].lower())
-        if text["mask"]:
-            masks[path] = beside / text["mask"]
+        splits[row.path] = SPLITS.get(row.split)
+        if row.mask:
+            masks[row.path] = row.mask
     if not found:
         raise ImageFolderError(f"{origin} names no image.")
-    listing = _under_one_folder(found, [], origin, splits if has_splits else None)
+    has_splits = any(splits.values())
+    listing = under_one_folder(found, [], origin, splits if has_splits else None, beside)
     of_image = {
         path.relative_to(listing.folder).as_posix(): os.path.relpath(mask, listing.folder)
         for path, mask in masks.items()
     }
     return replace(listing, masks=of_image, note="splits are those of the table" if has_splits else "")
-
-
-def _is_empty(cell: object) -> bool:
-    return cell is None or cell == "" or cell != cell
-
-
-def _kept(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
-    """Return a listing of the names that one of the patterns includes and none excludes."""
-    if not include and not exclude:
-        return listing
-    chosen = [
-        index
-        for index, name in enumerate(listing.names)
-        if (not include or any(fnmatch.fnmatch(name, pattern) for pattern in include))
-        and not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
-    ]
-    if not chosen:
-        raise ImageFolderError(
-            f"None of the {len(listing.names):,} images in {listing.folder} is left by "
-            f"include={list(include)} and exclude={list(exclude)}. The first is {listing.names[0]}."
-        )
-    patterns = "".join([*(f" +{one}" for one in include), *(f" -{one}" for one in exclude)])
-    return replace(
-        listing,
-        names=[listing.names[index] for index in chosen],
-        labels=None if listing.labels is None else [listing.labels[index] for index in chosen],
-        splits=None if listing.splits is None else [listing.splits[index] for index in chosen],
-        origin=f"{listing.origin}{patterns}",
-    )
 
 
 def read_beside(images: Any, sheet: Path) -> Paths:  # noqa: ANN401
@@ -373,3 +210,92 @@ def paths_given(images: Any) -> list[Path] | None:  # noqa: ANN401
 def _is_same(path: Path, other: Path) -> bool:
     # The name first, to avoid a stat call per file.
     return path.name == other.name and (path == other or (other.exists() and path.samefile(other)))
+
+
+def read_batches(
+    given: Any,  # noqa: ANN401 - see the module
+    size: int,
+    preprocessing: Preprocessing,
+    limits: Limits | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield images as pixels (B, H, W, 3) in 0..255, sRGB, of the size that `preprocessing` asks for.
+
+    Args:
+        given: whatever `listed` takes. Files come in the order given, those of a folder in that of their
+            names, and those of a table in that of its rows.
+        size: B at most.
+        preprocessing, limits: as for `read_image`.
+
+    Raises:
+        ImageError: an image cannot be used; the message names it and the reason.
+        ImageFolderError: a folder is missing or has no image.
+        ConfigError: something is given that no image can be made of.
+    """
+    pixels: list[NDArray[np.uint8]] = []
+    for number, (name, image) in enumerate(_images_of(given)):
+        try:
+            pixels.append(read_image(image, preprocessing, limits))
+        except ImageError as err:
+            raise ImageError(f"{name or f'image {number}'}: {err}") from err
+        if len(pixels) == size:
+            yield np.stack(pixels)
+            pixels = []
+    if pixels:
+        yield np.stack(pixels)
+
+
+def _images_of(given: Any) -> Iterator[tuple[Path | None, Any]]:  # noqa: ANN401
+    """Yield each image and, if it is a file, its path."""
+    given = list(given) if isinstance(given, Iterator) else given
+    if (rows := rows_of_frame(given)) is not None:
+        yield from ((row.path, row.path) for row in checked_rows(rows, Path.cwd(), "a data frame"))
+        return
+    if (paths := paths_given(given)) is not None:
+        yield from ((one, one) for path in paths for one in _files_of(path, []))
+        return
+    for one in given_images(given):
+        yield one.image if isinstance(one.image, Path) else None, one.image
+
+
+def _write_images(given: Any, beside: Path) -> tuple[Path, list[str | None]]:  # noqa: ANN401
+    """Write images as PNG files named by their position, and return their folder and their labels.
+
+    Args:
+        given: the images.
+        beside: where the folder is made; its name says what is in it, so that the same images are not
+            written twice.
+
+    Raises:
+        ConfigError: something is given that no image can be made of.
+        ImageFolderError: no image is given.
+        ImageError: the content of a file is no image.
+        OutputError: a file cannot be written.
+    """
+    make_folder(beside)
+    labels: list[str | None] = []
+    digest = hashlib.sha256()
+    unfinished = Path(tempfile.mkdtemp(prefix="images-", suffix=TEMPORARY_SUFFIX, dir=beside))
+    try:
+        for number, one in enumerate(given_images(given)):
+            if isinstance(one.image, Path):
+                raise ConfigError(
+                    f"{one.image} is a path among images in memory. Give one kind or the other."
+                )
+            try:
+                image = decoding.open_image(one.image) if isinstance(one.image, bytes) else one.image
+                # Decoded again at once: fast compression is better than small files.
+                (image if image.mode in _PNG_MODES else image.convert("RGB")).save(
+                    unfinished / f"{number:06}.png", compress_level=1
+                )
+            except OSError as err:
+                raise OutputError(f"Could not write to {beside}: {err.strerror or err}.") from err
+            digest.update((unfinished / f"{number:06}.png").read_bytes() + str(one.label).encode())
+            labels.append(one.label)
+        if not labels:
+            raise ImageFolderError("No image was given.")
+        folder = beside / f"images-{digest.hexdigest()[:12]}"
+        if not folder.exists():  # the same images were given before
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder, labels

@@ -1,23 +1,73 @@
-"""Tables and lists of image files: CSV, TSV and Parquet files, data frames, and text files of paths."""
+"""Tables and lists of image files: CSV, TSV and Parquet files, data frames, and text files of paths.
+
+A table has a column `path` and, if wanted, `label`, `split` and `mask`; paths are relative to the folder of
+the table. A text file has one path a line.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoencode.atomic import plain_cell
-from autoencode.errors import ImageFolderError, MissingExtraError
+from autoencode.errors import ConfigError, ImageFolderError, MissingExtraError
 from autoencode.untrusted import TEXT_BYTES, check_file, open_file, read_file
 
 TABLES = (".csv", ".tsv", ".parquet")
 LISTS = (".txt", ".lst")
+_COLUMNS = ("path", "label", "split", "mask")
 
 
-def rows_of(table: Path) -> Iterable[Mapping[str, Any]]:
-    """Return the rows of a CSV or Parquet file."""
+class Row(NamedTuple):
+    """A row of a table: the path of an image, and "" or what is said of it; `mask` is the path of a file."""
+
+    number: int
+    path: Path
+    label: str
+    split: str
+    mask: Path | None
+
+
+def rows_in(table: Path) -> Iterator[Row]:
+    """Yield the rows of a CSV, TSV or Parquet file.
+
+    Raises:
+        ConfigError: a row has no path.
+        ImageFolderError: the file cannot be read as a table.
+        MissingExtraError: a Parquet file needs pyarrow.
+    """
+    return checked_rows(_read(table), table.resolve().parent, str(table.resolve()))
+
+
+def checked_rows(rows: Iterable[Mapping[str, Any]], beside: Path, origin: str) -> Iterator[Row]:
+    """Yield rows whose columns have any case, with paths relative to the folder `beside` them.
+
+    Raises:
+        ConfigError: a row has no path.
+    """
+    for number, row in enumerate(rows, 1):
+        cells = {str(name).strip().lower(): cell for name, cell in row.items() if name is not None}
+        text = {name: "" if _is_empty(cells.get(name)) else str(cells[name]) for name in _COLUMNS}
+        if not text["path"]:
+            columns = ", ".join(map(str, row)) or "none"
+            raise ConfigError(
+                f"Row {number} of {origin} has no path. Name the columns path and, if wanted, label, split "
+                f"and mask; its columns: {columns}."
+            )
+        path = Path(os.path.abspath(beside / text["path"]))  # noqa: PTH100 - links stay
+        mask = beside / text["mask"] if text["mask"] else None
+        yield Row(number, path, text["label"], text["split"].lower(), mask)
+
+
+def _is_empty(cell: object) -> bool:
+    return cell is None or cell == "" or cell != cell
+
+
+def _read(table: Path) -> Iterable[Mapping[str, Any]]:
     try:
         if table.suffix.lower() == ".parquet":
             try:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autoencode.cluster import joined_cluster
-from autoencode.data.pack import local_folder
+from autoencode.data.pack import Pack, local_folder
+from autoencode.data.sources import listed
 from autoencode.embedding import ONNX_SUFFIX, find_encoder
 from autoencode.errors import ConfigError, ImageFolderError, OutputError, check_choice
 from autoencode.index.memory import FileStore, in_memory
@@ -24,6 +25,7 @@ from autoencode.storage import folder_or_url
 if TYPE_CHECKING:
     from autoencode.configuration import Distance, Split, Store
     from autoencode.data.entries import Entry
+    from autoencode.data.listing import Listing
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
@@ -39,7 +41,7 @@ STORES: dict[Store, IndexStore] = {
 
 
 def build_index(
-    source: str | Path,
+    source: Any,  # noqa: ANN401 - see `listed`
     out: str | Path,
     model: Autoencoder | str | Path | None = None,
     *,
@@ -58,8 +60,9 @@ def build_index(
     names the folders that are incomplete (`Index.unfinished`).
 
     Args:
-        source: a folder of images, in sub-folders or not, or a pack, which is used as it is; a pack also by
-            its URL in storage (see `open_pack`).
+        source: a folder of images, in sub-folders or not, or whatever `listed` takes; or a pack, which is
+            used as it is, also by its URL in storage (see `open_pack`). Images in memory are written beside
+            the index.
         out: the folder of the index, made if missing. For LanceDB also a URL, such as s3://bucket/index.
         model: for the embedding "code": a model file, the run folder that holds one, or a model from
             `load_model`; one given by its path is found again when the index is searched.
@@ -94,14 +97,8 @@ def build_index(
     if store is not None:
         check_choice("store", store, STORES)
     # Before anything is locked or made, so that a mistyped path leaves nothing behind.
-    if not isinstance(source, str | Path):
-        raise ConfigError(
-            f"An index is of a folder or a pack. Pack the {type(source).__name__} first: pack_folder."
-        )
-    source, loaded = local_folder(source), None if model is None else as_model(model)
-    if not source.is_dir():
-        raise ImageFolderError(f"No folder of images and no pack at {source}.")
-    location = folder_or_url(out)
+    location, loaded = folder_or_url(out), None if model is None else as_model(model)
+    source = _source(source, location)
     chosen = _store_for(location, store)
     # Kept in the index, so that a search finds the model without being told where it is.
     path = Path(model) if isinstance(model, str | Path) else None
@@ -112,6 +109,20 @@ def build_index(
             loaded, path, source, embedding, distance, limits, progress, packing_progress, cluster
         )
         return chosen.build(request, location)
+
+
+def _source(given: Any, out: Path | str) -> Path | Listing:  # noqa: ANN401
+    """Return a folder or a pack as its path, and anything else as a listing."""
+    if isinstance(given, Pack):
+        return given.path
+    if isinstance(given, str | Path):
+        path = local_folder(given)
+        if path.is_dir():
+            return path
+        if not path.is_file():
+            raise ImageFolderError(f"No folder of images and no pack at {path}.")
+        given = path
+    return listed(given, beside=out.absolute().parent if isinstance(out, Path) else None)
 
 
 def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) -> Index:

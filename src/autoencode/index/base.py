@@ -163,12 +163,14 @@ class Index(ABC):
         recall: share of the true ten nearest neighbours that are found, measured when the index was built; 1
             where a query is compared with every code.
         update: what `build_index` changed; None for an index that was only opened.
+        sources: the folders, packs and tables it is of.
         unfinished: folders with images not yet in the index, as an update is running or was killed.
         update_command: the command that updates the index.
     """
 
     path: Path | str
     recall: float
+    sources: tuple[str, ...]
     unfinished: tuple[str, ...] = ()
     update_command: str
 
@@ -188,11 +190,6 @@ class Index(ABC):
     def __len__(self) -> int:
         """Number of indexed images."""
         return self.count()
-
-    @property
-    @abstractmethod
-    def sources(self) -> tuple[str, ...]:
-        """The folders and packs it is of."""
 
     @property
     @abstractmethod
@@ -250,7 +247,8 @@ class Index(ABC):
         """Find the images nearest to each query; an indexed file is not its own neighbour.
 
         Args:
-            queries: image files and folders of them; or images (Q, 3, H, W) in [0, 1]; or codes (Q, D).
+            queries: image files and folders of them, or whatever `listed` takes; floats are images
+                (Q, 3, H, W) in [0, 1] if they have four dimensions, and codes (Q, D) if they have two.
             k: neighbours of each query; where there are fewer images, all of them.
             label: search only images in this first sub-folder.
             split: search only images of this split, such as "test".
@@ -269,9 +267,11 @@ class Index(ABC):
         # A misspelt label would otherwise look like a search that finds nothing.
         if only != EVERY_IMAGE and not self._count(only):
             raise ConfigError(f"No image of {self.path} has {only}.")
-        if isinstance(queries, Tensor | np.ndarray):
-            found = self._search_codes(self._codes_of(torch.as_tensor(queries)), k, only)
-            return SearchResults([Neighbours(None, tuple(near)) for near in found], [])
+        if isinstance(queries, Tensor | np.ndarray) and queries.ndim != 3:
+            ready = torch.as_tensor(queries)
+            if ready.is_floating_point():
+                found = self._search_codes(self._codes_of(ready), k, only)
+                return SearchResults([Neighbours(None, tuple(near)) for near in found], [])
         return self._search_files(queries, k, only, limits, progress)
 
     def _search_files(

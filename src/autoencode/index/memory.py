@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import parse_json, remove_temporaries
 from autoencode.data.entries import Entries, Entry
-from autoencode.data.pack import Pack, location_of, open_pack
+from autoencode.data.pack import Pack, open_pack
 from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
@@ -184,17 +184,12 @@ class FileIndex(Index):
         self.path = path
         self.source = stored.source if is_url(stored.source) else Path(stored.source)
         self.folder = stored.folder.folder(path)
-        self.entries, self.codes = stored.entries, stored.codes
+        self.entries, self.codes, self.sources = stored.entries, stored.codes, (stored.source,)
         self.recall = 1.0 if stored.lists is None else stored.lists.recall
         self.update_command = f"autoencode index {self.source} --out {path}"
         self._stored = stored
         self._starts = _starts(self.entries.rows, len(self.codes))
         self._part: tuple[ImageFilter, _Part] | None = None
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The folder or pack it is of."""
-        return (str(self.source),)
 
     @property
     def is_exact(self) -> bool:
@@ -334,8 +329,8 @@ class FileStore(IndexStore):
 
     def build(self, request: BuildRequest, location: Path | str) -> FileIndex:
         """Build the index in the folder, or update it; see `build_index`."""
-        out, source = Path(location), location_of(request.source)
-        with self.lock(out, request.source):
+        out, source = Path(location), request.source_name
+        with self.lock(out, request.folder):
             old = read_index(out) if self.holds(out) else None
             if old is not None and old.source != source:
                 raise ImageIndexError(f"{out} is an index of {old.source}, not of {source}. {CHOOSE_ANOTHER}")
@@ -394,7 +389,7 @@ def _updated(
     entries.set_rows(code_rows)
     stored = StoredIndex(
         settings=IndexSettings(encoder.kind, encoder.digest, encoder.preprocessing, model, space, reduction),
-        source=location_of(request.source),
+        source=request.source_name,
         folder=folder,
         fingerprint=pack.fingerprint,
         entries=entries,

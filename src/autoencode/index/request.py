@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode.data.listing import Listing
 from autoencode.data.manifest import is_pack
-from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.data.pack import Pack, location_of, open_pack, pack_folder
 from autoencode.embedding import (
     AUTO,
     MOST_FITTED,
@@ -46,13 +47,23 @@ class BuildRequest:
 
     model: Autoencoder | None
     model_path: Path | None
-    source: Path
+    source: Path | Listing
     embedding: str | None
     distance: Distance | None
     limits: Limits | None
     progress: Progress | None
     packing_progress: Progress | None
     cluster: Cluster | None
+
+    @property
+    def source_name(self) -> str:
+        """The folder, pack or table that is indexed, as the index knows it."""
+        return self.source.origin if isinstance(self.source, Listing) else location_of(self.source)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds what is indexed."""
+        return self.source.folder if isinstance(self.source, Listing) else self.source
 
     def encoder(self, index: Path | str, old: IndexSettings | None) -> ImageEncoder:
         """Return the encoder asked for; by default that of the index there is, or see `find_encoder`.
@@ -102,7 +113,7 @@ class BuildRequest:
         """
         source, wanted = self.source, encoder.preprocessing
         # A pack is never changed: it may be that of a training, which has to stay as the training saw it.
-        if is_pack(source):
+        if not isinstance(source, Listing) and is_pack(source):
             pack = open_pack(source)
             is_usable = pack.preprocessing == wanted or (encoder.is_backbone and not pack.folder.is_dir())
             if not is_usable and not encoder.is_backbone and self.model is not None:

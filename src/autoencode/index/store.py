@@ -86,8 +86,8 @@ class IndexStore(ABC):
         if isinstance(location, Path) and location.exists():
             index = f"{location.resolve().name}.index"
             return ImageIndexError(
-                f"{location} is not an index. Index a folder of images first: autoencode index FOLDER "
-                f"--out {index}; then search {index}."
+                f"No index at {location}. Index a folder of images first: autoencode index FOLDER --out "
+                f"{index}; then search {index}."
             )
         return ImageIndexError(
             f"No index at {location}. Make one: autoencode index FOLDER {option}--out {location}"

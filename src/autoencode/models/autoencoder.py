@@ -5,21 +5,24 @@ Shapes: B batch, H height, W width, D code size. Images are (B, 3, H, W) in [0, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from autoencode.data.preprocessing import Limits, Preprocessing, read_images
+from autoencode.data.sources import read_batches
 from autoencode.errors import ConfigError
 from autoencode.models.image_model import ImageModel, Output, Posterior
 from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
+    from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.priors import GaussianMixture
+    from autoencode.vectors import Vectors
 
 INFERENCE_BATCH = 128  # images read at a time, to be encoded or decoded: small enough for any memory
 
@@ -136,13 +139,12 @@ class Autoencoder(ImageModel):
     @torch.inference_mode()
     def encode_distribution(self, images: Any) -> Posterior:  # noqa: ANN401
         """Return means and log-variances of the codes of images; arguments and errors as `encode`."""
-        # Four dimensions of floats are a batch that is ready, and of another size a mistake: a silent resize
-        # would hide it. Anything else is read as the training images were.
-        if not (isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()):
-            images = self.read(images)
-        self._check_images(images)
         # Networks need not handle an empty batch: pixel_unshuffle returns it in its old shape.
-        parts = [self.posterior(self._placed(part)) for part in self._split(images)]
+        parts = [
+            self.posterior(self._placed(part))
+            for batch in self._batches(images)
+            for part in self._split(batch)
+        ]
         if not parts:
             empty = torch.zeros(0, self.config.code_size)
             return Posterior(empty, empty if self.is_vae else None)
@@ -176,14 +178,25 @@ class Autoencoder(ImageModel):
 
     def reconstruct(self, images: Any) -> Tensor:  # noqa: ANN401
         """Return `decode(encode(images))`: (B, 3, H, W) in [0, 1]; arguments and errors as `encode`."""
-        return self.decode(self.encode(images))
+        batches = [self.decode(self.encode(batch)) for batch in self._batches(images)]
+        return torch.cat(batches) if batches else self.decode(torch.zeros(0, self.config.code_size))
+
+    def _batches(self, images: Any) -> Iterator[Tensor]:  # noqa: ANN401
+        # Four dimensions of floats are a batch that is ready, and of another size a mistake: a silent resize
+        # would hide it. Anything else is read as the training images were, a part at a time.
+        if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
+            self._check_images(images)
+            yield images
+        else:
+            yield from map(to_float, read_batches(images, INFERENCE_BATCH, self.preprocessing))
 
     def read(self, images: Any, limits: Limits | None = None) -> Tensor:  # noqa: ANN401
         """Read images the way the training images were read.
 
         Args:
-            images: one or several paths, arrays, tensors, Pillow images or contents of files, or a dataset of
-                them: arrays are uint8, or floats in [0, 1], as (H, W), (H, W, C), (C, H, W) or a batch.
+            images: a folder, image files, a table or list of them, arrays, tensors, Pillow images, contents
+                of files, or a dataset: arrays are uint8, or floats in [0, 1], as (H, W), (H, W, C), (C, H, W)
+                or a batch. Files come in the order given, and those of a folder in that of their names.
             limits: the largest file and image to accept; the default is `Limits()`.
 
         Returns:
@@ -191,9 +204,25 @@ class Autoencoder(ImageModel):
 
         Raises:
             ImageError: an image cannot be used; the message names it and the reason.
+            ImageFolderError: a folder is missing or has no image.
             ConfigError: something is given that no image can be made of.
         """
-        return to_float(read_images(images, self.preprocessing, limits))
+        size = self.preprocessing
+        parts = list(map(to_float, read_batches(images, INFERENCE_BATCH, size, limits)))
+        return torch.cat(parts) if parts else torch.zeros(0, 3, size.height, size.width)
+
+    def embed(self, images: Any, out: str | Path | None = None) -> Vectors:  # noqa: ANN401
+        """Return the codes of images with the path, label and split of each; see `autoencode.embed`.
+
+        Unlike `encode`, it takes a folder whose files cannot all be used: those are listed with the reason.
+
+        Args:
+            images: whatever `read` takes.
+            out: a table to write, .parquet, .npz or .csv; None writes none.
+        """
+        # By its name, as a model knows nothing of what is done with it.
+        found: Vectors = resolve_name("autoencode.vectors:embed")(images, self, out)
+        return found
 
     def check_preprocessing(
         self, preprocessing: Preprocessing, pack: str | Path, advice: str = "Give the pack it was trained on."

@@ -149,7 +149,10 @@ def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        flat = tensor.reshape(-1)
+        # The only value of a tensor may have a stride of 0, which torch does not view as bytes.
+        flat = flat.as_strided(flat.shape, (1,))
+        digest.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
+from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
-from autoencode.data.sources import Paths, expanded, paths_given, read_beside
+from autoencode.data.sources import expanded, paths_given, read_beside
 from autoencode.embedding import image_encoder, map_files
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model

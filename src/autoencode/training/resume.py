@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoencode.atomic import names_in
+from autoencode.data.listing import Listing
 from autoencode.data.pack import Pack, open_pack
-from autoencode.data.sources import Listing
 from autoencode.errors import ConfigError, RunError
 from autoencode.models.backbones import multiplies_bf16
 from autoencode.training.config import changed, check_fit

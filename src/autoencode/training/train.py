@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from autoencode.atomic import exclusive, remove_temporaries
 from autoencode.data.corruptions import check_size, parse_corruptions
+from autoencode.data.listing import Listing
 from autoencode.data.manifest import is_pack, read_settings
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, suited
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
-from autoencode.data.sources import Listing, listed
+from autoencode.data.sources import listed
 from autoencode.data.tables import LISTS, TABLES
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.model_file import MODEL_NAME, load_any
@@ -188,6 +189,8 @@ def _source(
     resume: bool,
 ) -> Path | Listing:
     """Return the folder of a pack, or the images to pack; of a run that is continued, the path given."""
+    if isinstance(source, Pack):
+        return source.path
     if isinstance(source, str | Path):
         path = local_folder(source)
         if resume or is_pack(path):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoencode.data.pack import location_of
 from autoencode.errors import ConfigError, ImageIndexError, MissingExtraError, OutputError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
 from autoencode.index.inverted_lists import EXACT_LIMIT
@@ -68,11 +67,7 @@ class LanceIndex(Index):
         sources = tables.sources()
         self.unfinished = tuple(source.name for source in sources if not source.is_whole)
         self._folders = {source.name: source.folder.folder(self.path) for source in sources}
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The folders and packs it is of."""
-        return tuple(self._folders)
+        self.sources = tuple(self._folders)
 
     @property
     def is_exact(self) -> bool:
@@ -137,7 +132,7 @@ class LanceStore(IndexStore):
 
     def build(self, request: BuildRequest, location: Path | str) -> LanceIndex:
         """Build the index, or update the images of one source in it; see `build_index`."""
-        with self._writing(location, request.source):
+        with self._writing(location, request.folder):
             tables = find_tables(location) if self.holds(location) else None
             old = None if tables is None else tables.settings
             encoder = request.encoder(location, old)
@@ -151,7 +146,7 @@ class LanceStore(IndexStore):
             # In storage the path is left alone: each machine that updates the index has its model elsewhere.
             if tables is not None and isinstance(location, Path) and model != tables.settings.model_path:
                 tables.set_settings(dataclasses.replace(tables.settings, model_path=model))
-            name = location_of(request.source)
+            name = request.source_name
             pack = request.pack(encoder, _pack_location(location, name))
             whole = Source(name, StoredPath.of(pack.folder, location), pack.fingerprint)
             # Counted, as an index whose newest version was lost has fewer rows than its sources say.
