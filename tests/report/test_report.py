@@ -28,7 +28,7 @@ def test_a_plain_autoencoder_has_every_section(trained: Run, tmp_path: Path) -> 
     page = write_report(folder, quick=True, progress=lambda stage, done, total: stages.add(stage))
     assert page == folder / "report.html"
     html = page.read_text(encoding="utf-8")
-    for title in ("Settings", "Images", "Training", "Reconstructions", "Neighbours", "Measurements"):
+    for title in ("Before and after", "Images", "Training", "Neighbours", "Measurements", "Settings"):
         assert f">{title}</h2>" in html
     assert "autoencode train" in html
     assert "mean squared error" in html

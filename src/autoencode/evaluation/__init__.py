@@ -31,6 +31,7 @@ from autoencode.evaluation.quality import (
 )
 from autoencode.evaluation.sets import SetQuality, sampling_note, set_qualities
 from autoencode.generation import priors
+from autoencode.metrics.images import mean_squared_error
 from autoencode.metrics.statistics import Estimate, auroc_estimate
 from autoencode.models.model_file import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
@@ -38,7 +39,7 @@ from autoencode.outliers.find import find_outliers
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
-    from autoencode.data.pack import Pack, StageProgress
+    from autoencode.data.pack import Pack, Progress, StageProgress
     from autoencode.data.preprocessing import Limits
     from autoencode.metrics.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
@@ -185,6 +186,24 @@ def evaluate(
         labels=_labels(model, images, notes),
         notes=tuple(notes),
     )
+
+
+def reconstruction_errors(
+    model: Autoencoder, pack: Pack, rows: NDArray[np.int64], progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """Return the mean squared error (N,) of the reconstruction of each of some images, for looking at them.
+
+    Args:
+        model: from `load_model`.
+        pack: the images, of the model's size.
+        rows: (N,) of the pack.
+        progress: called with (images done, images in all).
+    """
+    errors = [
+        mean_squared_error(model.reconstruct(images), images).double().numpy()
+        for images in batches(pack, rows, BATCH, progress=progress)
+    ]
+    return np.concatenate([np.zeros(0), *errors])
 
 
 def _detect(

@@ -1,4 +1,4 @@
-"""The page of a run: settings, images, curves, reconstructions, samples, outliers and measurements."""
+"""The page of a run: a verdict, then pictures, then curves, measurements and settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from autoencode.data.pack import Pack, open_pack
 from autoencode.errors import RunError
-from autoencode.evaluation import evaluate
+from autoencode.evaluation import Evaluation, evaluate
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.outliers.calibration import fit_reference, reference_name, reference_rows
 from autoencode.outliers.scores import default_score
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.html"
 SKIPPED_SHOWN = 20  # a folder may hold thousands of other files; all are in the manifest of the pack
+_EQUAL = 0.03  # a difference of errors that nobody would see
 QUICK_IMAGES = 1_000  # of each kind: the page at the end of training then takes seconds on a CPU
 
 
@@ -77,21 +78,43 @@ def write_report(run: str | Path, *, quick: bool = False, progress: StageProgres
         raise RunError(f"The images of {pack.location} are not those that {folder} was trained on.")
     model = load_model(folder / MODEL_NAME)
     of = _Run(folder, settings, model, pack, quick, progress or (lambda stage, done, total: None))
+    found = evaluate(
+        model,
+        pack,
+        kid=not of.quick,
+        most_images=QUICK_IMAGES if of.quick else None,
+        progress=of.progress,
+    )
     # Pictures before numbers: an error such as 0.02 says little to a reader who has not seen the images.
     sections = [
-        Section("Settings", _settings(of)),
-        Section("Images", _images(of)),
-        Section("Training", _curves(of)),
-        Section("Reconstructions", _reconstructions(of)),
+        Section("Before and after", _reconstructions(of)),
+        Section("Images", [pictures.data_sheet(pack, "Data sheet")]),
         Section("New images", _samples(of)),
+        Section("Most and least anomalous", _outliers(of)),
         Section("Neighbours", _neighbours(of)),
         Section("Map of the codes", [_code_map(of)]),
-        Section("Most and least anomalous", _outliers(of)),
-        Section("Measurements", _numbers(of)),
+        Section("Training", _curves(of)),
+        Section("Measurements", evaluation_blocks(found.to_json())),
+        Section("Files", _files(of)),
+        Section("Settings", _settings(of)),
     ]
     path = folder / REPORT_NAME
-    write_page(path, f"Run {folder.resolve().name}", _lead(of), sections)
+    write_page(path, f"Run {folder.resolve().name}", f"{verdict(found)} {_lead(of)}", sections)
     return path
+
+
+def verdict(found: Evaluation) -> str:
+    """Return in one sentence whether a model is worth its training: against PCA of the same size."""
+    own, other = found.reconstruction.mse, found.pca.mse
+    if own is None or other is None or not other.value:
+        return "Too few images were held out to say how good the model is."
+    gain = 1 - own.value / other.value
+    pca = f"PCA of {found.pca_components} components"
+    if abs(gain) < _EQUAL:
+        return f"It restores held-out images as well as {pca}, which needs no training."
+    return (
+        f"It restores held-out images with {abs(gain):.0%} {'less' if gain > 0 else 'more'} error than {pca}."
+    )
 
 
 def _lead(of: _Run) -> str:
@@ -114,14 +137,13 @@ def _settings(of: _Run) -> list[Block]:
     return [table, Text("To train the same run again:"), Command(repeating_command(of.folder, of.pack))]
 
 
-def _images(of: _Run) -> list[Block]:
+def _files(of: _Run) -> list[Block]:
     pack = of.pack
     counts = [(split, f"{len(pack.rows(split)):,}") for split in ("train", "validation", "test")]
     blocks: list[Block] = [
         Table(
             ("split", "images"), counts, "Images are split by content: copies of one image are in one split."
         ),
-        pictures.data_sheet(pack, "Data sheet"),
     ]
     if pack.skipped:
         shown = [(entry.path, entry.reason or "") for entry in pack.skipped[:SKIPPED_SHOWN]]
@@ -207,12 +229,6 @@ def _outliers(of: _Run) -> list[Block]:
             ("Least anomalous", order[::-1][:12], lowest),
         )
     ]
-
-
-def _numbers(of: _Run) -> list[Block]:
-    most = QUICK_IMAGES if of.quick else None
-    found = evaluate(of.model, of.pack, kid=not of.quick, most_images=most, progress=of.progress)
-    return evaluation_blocks(found.to_json())
 
 
 def _held_out(of: _Run, most: int) -> pictures.Rows:

@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from autoencode.atomic import is_locked
+from autoencode.evaluation import Evaluation, evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from autoencode.metrics.statistics import Estimate
     from autoencode.models.autoencoder import Autoencoder
 
-SHOWN = 8
+MOSAIC = 96  # fills three rows of a wide screen
+SHOWN = 4  # of the best, the median and the worst each
+COMPARED_IMAGES = 1000  # with PCA, fitted to four times as many: of fewer it looks worse than it is
 CHECKED_IMAGES = 512  # enough for a first impression; `evaluate` measures all, with intervals
 
 router = APIRouter()
@@ -39,12 +42,11 @@ router = APIRouter()
 async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the settings of the run in words, its images, and a few held-out ones to show."""
     pack, review = workspace.training, workspace.review
-    shown: list[dict[str, Any]] = []
+    mosaic: list[dict[str, Any]] = []
     if review is not None:
-        # Held-out images first, as the model has learned the others. Entries are in the order of their
-        # digests, so that the first few are a random choice.
-        order = np.argsort(-await asyncio.to_thread(lambda: review.splits), kind="stable")
-        shown = [workspace.describe(f"{review.letter}{position}") for position in order[:SHOWN]]
+        # The same all day, and another at the next start: a person comes to know the folder.
+        order = np.random.default_rng(int(workspace.launch, 16)).permutation(len(review))[:MOSAIC]
+        mosaic = [workspace.describe(f"{review.letter}{position}") for position in order]
     return {
         "settings": _settings(workspace),
         "command": None
@@ -55,7 +57,7 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         if pack is None
         else {split: len(pack.rows(split)) for split in ("train", "validation", "test")},
         "skipped": 0 if pack is None else len(pack.skipped),
-        "shown": shown,
+        "mosaic": mosaic,
     }
 
 
@@ -65,6 +67,52 @@ async def health(workspace: OpenWorkspace) -> dict[str, Any]:
     require(needs(workspace))
     job = workspace.measuring.job("quick evaluation", functools.partial(_evaluate_quickly, workspace))
     return _findings(workspace.model, finished(job))
+
+
+@router.get("/api/examples")
+async def examples(workspace: OpenWorkspace) -> dict[str, Any]:
+    """Return held-out images with the best, the median and the worst reconstructions, or the progress."""
+    require(needs(workspace))
+    job = workspace.measuring.job("examples", functools.partial(_examples, workspace))
+    found = finished(job)
+    return {
+        name: [workspace.describe(f"t{position}", error=error) for position, error in group]
+        for name, group in found.items()
+    }
+
+
+@router.get("/api/verdict")
+async def verdict(workspace: OpenWorkspace) -> dict[str, Any]:
+    """Return how much better than PCA of the same size the model is, or the progress of measuring it."""
+    require(needs(workspace))
+    job = workspace.measuring.job("verdict", functools.partial(_compare, workspace))
+    found = finished(job)
+    own, other = found.reconstruction.mse, found.pca.mse
+    gain = None if own is None or other is None or not other.value else 1 - own.value / other.value
+    return {"gain": gain, "components": found.pca_components, "images": found.images, "split": found.split}
+
+
+def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tuple[int, float]]]:
+    """Return (position, error) of images of the training, by how well they are reconstructed."""
+    pack = workspace.training
+    assert pack is not None
+    positions = np.flatnonzero(pack.entries.in_split(pack.held_out().split))[:CHECKED_IMAGES]
+    rows = pack.rows()[positions]
+
+    def advance(done: int, total: int) -> None:
+        report("reconstructing held-out images", done, total)
+
+    errors = reconstruction_errors(workspace.model, pack, rows, advance)
+    order, middle = np.argsort(errors, kind="stable"), max(0, (len(errors) - SHOWN) // 2)
+    groups = {"best": order[:SHOWN], "median": order[middle:][:SHOWN], "worst": order[::-1][:SHOWN]}
+    return {name: [(int(positions[at]), float(errors[at])) for at in group] for name, group in groups.items()}
+
+
+def _compare(workspace: Workspace, report: StageProgress) -> Evaluation:
+    assert workspace.training is not None
+    return evaluate(
+        workspace.model, workspace.training, kid=False, most_images=COMPARED_IMAGES, progress=report
+    )
 
 
 @router.get("/api/run/state")

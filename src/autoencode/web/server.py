@@ -90,6 +90,8 @@ async def about(workspace: OpenWorkspace) -> dict[str, Any]:
         "width": workspace.preprocessing.width,
         "code_size": workspace.model.config.code_size if workspace.has_model else 0,
         "images": 0 if workspace.review is None else len(workspace.review),
+        "folder": None if workspace.review is None else readable(workspace.review.pack.folder.name),
+        "letter": None if workspace.review is None else workspace.review.letter,
         "upload_bytes": workspace.decoder.limits.max_bytes,
         "needs": needs,
         **facts,

@@ -353,7 +353,7 @@ class Workspace:
             if not is_alike and not found and self.training is not None:
                 found.append(Collection("t", self.training))
             found.append(indexed)
-        if not found and self.training is not None:
+        if self.training is not None and "t" not in {collection.letter for collection in found}:
             found.append(Collection("t", self.training))
         return {collection.letter: collection for collection in found}
 

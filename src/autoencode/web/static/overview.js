@@ -3,33 +3,34 @@
 import { get, getIfNew, pause, query, waitFor } from "./api.js";
 import { curves } from "./curves.js";
 import { commandLine, h, notice, number, progressBar, showFailure } from "./dom.js";
-import { image, openPicture, original, shortName } from "./pictures.js";
+import { image, openPicture, pictureButton, shortName } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
+const ROWS = 3; // of the mosaic
 const LOOK_MS = 1000; // between two requests for the state of a run
 
 export function mount(root) {
   const live = h("p", { class: "live", role: "status", hidden: true });
+  const sentence = h("p", { class: "verdict" }, lead());
+  const mosaic = h("div", { class: "mosaic" });
+  const examples = h("div", { class: "examples" });
   const health = h("div", { class: "cards" });
   const charts = h("div", { class: "charts" });
-  const shown = h("div");
   const settings = h("div");
-  root.append(
-    h("p", { class: "lead" }, lead()),
-    live,
-    h("h2", {}, "Quality"),
-    health,
-    h("h2", {}, "Training"),
-    charts,
-    shown,
-    settings,
-  );
-  showHealth(health).catch((err) => showFailure(err, health));
-  showRest(shown, settings).catch((err) => showFailure(err, settings));
+  root.append(sentence, mosaic, live, examples);
+  if (workspace.kind) root.append(h("h2", {}, "Quality"), health, h("h2", {}, "Training"), charts);
+  root.append(settings);
+  showRest(mosaic, settings).catch((err) => showFailure(err, settings));
+  const measure = async () => {
+    await showHealth(health);
+    await showExamples(examples);
+    await showVerdict(sentence);
+  };
+  if (workspace.kind) measure().catch((err) => showFailure(err, health));
   let following = null;
   let isShown = false;
   const listen = () => {
-    if (isShown && !document.hidden) following ??= follow(live, charts);
+    if (isShown && !document.hidden && workspace.kind) following ??= follow(live, charts);
     else {
       following?.abort();
       following = null;
@@ -43,10 +44,58 @@ export function mount(root) {
   return { show: () => turn(true), hide: () => turn(false) };
 }
 
-function lead() {
-  const { kind, height, width, code_size, images } = workspace;
-  const what = `${kind.startsWith("a") ? "An" : "A"} ${kind}: ${code_size} code dimensions for an image of ${height}×${width} pixels.`;
-  return images ? `${what} ${number(images)} images are open.` : `${what} No images are open; add your own.`;
+/** What there is, in one sentence; `gain` is the error saved against PCA of the same size, as a share. */
+function lead(found = null) {
+  const { kind, height, width, code_size, images, index, folder } = workspace;
+  const parts = [images ? `${number(images)} pictures${folder ? ` of ${folder}` : ""}.` : "No pictures are open; add your own."];
+  if (found?.gain !== null && found?.gain !== undefined) parts.push(gained(found));
+  else if (kind && code_size) parts.push(`${kind.startsWith("a") ? "An" : "A"} ${kind} of ${number(code_size)} code dimensions for ${height}×${width} pixels.`);
+  else if (kind) parts.push(`A ${kind} for pictures of any size.`);
+  if (index) parts.push(`Search by ${index.compared}.`);
+  return parts.join(" ");
+}
+
+function gained({ gain, components }) {
+  const percent = Math.round(100 * Math.abs(gain));
+  if (percent < 3) return `It restores held-out pictures as well as PCA of ${components} components, a method without training.`;
+  const more = gain > 0 ? `${percent} % less error than` : `${percent} % more error than`;
+  return `It restores held-out pictures with ${more} PCA of ${components} components, the same size.`;
+}
+
+async function showVerdict(place) {
+  if (lacks("health")) return;
+  const found = await waitFor("/api/verdict", () => {});
+  place.textContent = lead(found);
+}
+
+const GROUPS = [
+  ["best", "Best", "restored most closely"],
+  ["median", "Typical", "half are closer, half are not"],
+  ["worst", "Worst", "what they share the model has not learned"],
+];
+
+async function showExamples(place) {
+  if (lacks("health")) return;
+  const bar = progressBar("reconstructing held-out pictures");
+  place.replaceChildren(h("h2", {}, "Before and after"), bar);
+  const found = await waitFor("/api/examples", bar.update);
+  const all = GROUPS.flatMap(([name]) => found[name]);
+  bar.remove();
+  place.append(
+    h("p", { class: "hint" }, "Held-out pictures, which the model never saw, beside what it makes of their code."),
+    h(
+      "div",
+      { class: "groups" },
+      GROUPS.map(([name, title, means]) =>
+        h(
+          "section",
+          { "aria-label": title },
+          h("h3", {}, `${title}: `, h("span", {}, means)),
+          h("div", { class: "grid pairs" }, found[name].map((picture) => pair(picture, all))),
+        ),
+      ),
+    ),
+  );
 }
 
 async function showHealth(place) {
@@ -69,14 +118,17 @@ async function showHealth(place) {
   );
 }
 
-async function showRest(shown, settings) {
+async function showRest(mosaic, settings) {
   const about = await get("/api/overview");
-  if (about.shown.length) {
-    shown.append(
-      h("h2", {}, "Images and their reconstructions"),
-      h("div", { class: "grid pairs" }, about.shown.map((picture) => pair(picture, about.shown))),
-    );
-  }
+  mosaic.hidden = !about.mosaic.length;
+  mosaic.append(...about.mosaic.map((picture) => pictureButton(picture, { list: about.mosaic, size: 120 })));
+  // Whole rows only, on a window of any width.
+  const trim = () => {
+    const columns = getComputedStyle(mosaic).gridTemplateColumns.split(" ").length;
+    for (const [place, tile] of [...mosaic.children].entries()) tile.hidden = place >= ROWS * columns;
+  };
+  new ResizeObserver(trim).observe(mosaic);
+  if (!workspace.kind) return;
   settings.append(h("h2", {}, "Settings"), h("div", { class: "columns" }, table(about.settings), images(about)));
   if (about.command) settings.append(h("p", {}, "Command to repeat this run:"), commandLine(about.command));
 }
@@ -85,7 +137,7 @@ function pair(picture, list) {
   return h(
     "button",
     { type: "button", class: "picture pair", onclick: () => openPicture(picture, list), title: picture.name },
-    original(picture, 240),
+    image(picture),
     image(picture, "reconstruction", `${shortName(picture)}, reconstruction`),
   );
 }
