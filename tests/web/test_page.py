@@ -124,7 +124,10 @@ def test_the_overview_shows_curves_and_health(page: Page) -> None:
     assert "dB" in page.inner_text(".cards")
     chart = page.get_attribute(".chart svg", "aria-label") or ""
     assert chart.startswith("Loss by epoch: training from")
-    assert page.locator(".pairs .picture").count() == 8
+    assert page.locator(".mosaic .picture").count() == 48
+    page.wait_for_selector(".groups .picture")
+    assert page.inner_text(".groups h3 >> nth=0").startswith("Best")
+    until(page, "document.querySelector('.verdict').textContent.includes('PCA of 8 components')")
     assert page.evaluate(
         """[...document.querySelectorAll('.chart')].every((chart) => {
             const left = (element) => element.getBoundingClientRect().left;
@@ -441,7 +444,7 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.wait_for_selector(".chosen h2")
     chosen = int(re.findall(r"\d+", page.inner_text(".chosen h2"))[0])
     assert 30 <= chosen <= 48
-    files = saved(page, "text=Save the list of files").decode().splitlines()
+    files = saved(page, ".selection-bar >> text=List").decode().splitlines()
     assert len(files) == chosen
     assert all(Path(path).is_relative_to(photos) and Path(path).is_file() for path in files)
     page.click("text=Clear")
@@ -508,9 +511,9 @@ def test_laying_out_anew_can_be_given_up(page: Page) -> None:
     page.route("**/api/map?layout=umap", lambda route: route.fulfill(status=202, json=at))
     page.get_by_label("Lay out by").select_option("umap")
     page.wait_for_selector(".waits .progress >> text=finding neighbours")
+    # Beside the control that asked for it, not below the pictures.
     assert page.evaluate(
-        "() => document.querySelector('.waits .progress').getBoundingClientRect().bottom"
-        " <= document.querySelector('.map-stage').getBoundingClientRect().top"
+        "() => document.querySelector('.waits').previousElementSibling.matches('.map-tools')"
     )
     with page.expect_request("**/api/map/cancel?layout=umap"):
         page.press(".waits .cancel", "Enter")
@@ -525,7 +528,7 @@ def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
     page.get_by_label("Lay out by").select_option("umap")
     page.wait_for_selector("text=Similar images lie together", timeout=120_000)
     page.get_by_label("Lay out by").select_option("pca")
-    page.wait_for_selector("text=of the variance of the codes")
+    page.wait_for_selector("text=% of their variance")
 
 
 @pytest.mark.parametrize("address", ["main", "toString", "nothing"])
@@ -558,9 +561,9 @@ def test_the_tabs_are_reached_and_opened_by_keyboard(page: Page) -> None:
     assert fresh.evaluate("document.activeElement.textContent") == "Skip to the content"
     for _ in range(3):
         fresh.keyboard.press("Tab")
-    assert fresh.evaluate("document.activeElement.textContent") == "Morph"
+    assert fresh.evaluate("document.activeElement.textContent") == "Map"
     fresh.keyboard.press("Enter")
-    fresh.wait_for_selector("#tab-morph:not([hidden])")
+    fresh.wait_for_selector("#tab-map:not([hidden])")
     fresh.close()
 
 
@@ -723,7 +726,7 @@ def test_seven_windows_on_the_overview_leave_room_for_an_eighth(browser: Browser
         page.goto(f"http://127.0.0.1:{served.port}/")
     for page in pages:
         page.wait_for_selector(".chart svg", timeout=10_000)
-        page.wait_for_selector(".pairs .picture", timeout=10_000)
+        page.wait_for_selector(".mosaic .picture", timeout=10_000)
     context.close()
 
 
@@ -733,7 +736,11 @@ def test_a_model_without_its_run_shows_what_to_do_and_asks_for_nothing_that_cann
 ) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes((run_folder / model.name).read_bytes())
-    lacking = {"overview", "outliers"} if has_index else {"overview", "outliers", "search", "map"}
+    lacking = (
+        {"overview", "outliers"}
+        if has_index
+        else {"overview", "outliers", "search", "map", "browse", "duplicates"}
+    )
     context = browser.new_context()
     with (
         serving(open_workspace(model, index_folder if has_index else None)) as served,

@@ -33,6 +33,7 @@ from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
+from autoencode.web.browse import chosen_positions
 from autoencode.web.collection import Collection
 from autoencode.web.security import JSON_BYTES
 from autoencode.web.server import STATIC
@@ -335,12 +336,16 @@ def test_a_map_that_needs_what_is_not_installed_says_how(
 def test_chosen_images_become_a_list_of_files(client: TestClient, workspace: Workspace, photos: Path) -> None:
     assert workspace.review is not None
     bits = bytes([0b1010, 0, 0b10000000, 0, 0, 0])  # 1, 3 and 23 of 48
-    listed = client.post("/api/map/chosen.txt", content=bits).text
+    made = client.post("/api/selections", content=bits).json()
+    assert made["images"] == 3
+    assert client.get(f"/api/selections/{made['selection']}").content == bits
+    listed = client.get(f"/api/selections/{made['selection']}/txt").text
     assert listed == "".join(f"{photos / workspace.review.entry(place).path}\n" for place in (1, 3, 23))
     assert (
         "A selection of 48 images takes one bit per image"
-        in client.post("/api/map/chosen.txt", content=bits[1:]).json()["error"]
+        in client.post("/api/selections", content=bits[1:]).json()["error"]
     )
+    assert client.get("/api/selections/0000/txt").status_code == 404
     names = client.post("/api/map/chosen", json={"positions": [3, 1]}).json()
     assert [picture["id"] for picture in names] == ["i3", "i1"]
     assert client.post("/api/map/chosen", json={"positions": [48]}).status_code == 404
@@ -354,12 +359,11 @@ def test_any_number_of_points_can_be_chosen(
     assert workspace.review is not None
     chosen = np.random.default_rng(0).random(count) < 0.75
     assert len(json.dumps(np.flatnonzero(chosen).tolist())) > JSON_BYTES
-    asked: list[np.ndarray] = []
     monkeypatch.setattr(Collection, "__len__", lambda _: count)
-    monkeypatch.setattr(maps, "chosen_entries", lambda _, places: asked.append(places) or [])
     content = np.packbits(chosen, bitorder="little").tobytes()
-    assert client.post("/api/map/chosen.txt", content=content).status_code == 200
-    np.testing.assert_array_equal(asked[0], np.flatnonzero(chosen))
+    made = client.post("/api/selections", content=content).json()
+    assert made["images"] == chosen.sum()
+    np.testing.assert_array_equal(chosen_positions(workspace, made["selection"]), np.flatnonzero(chosen))
 
 
 def test_the_health_is_measured_on_held_out_images(client: TestClient) -> None:
@@ -518,7 +522,7 @@ def test_a_folder_whose_name_is_not_utf_8_is_shown_like_any_other(
     client = open_page(run_folder, images=tmp_path / "photos")
     labels = {picture["label"] for picture in client.get("/api/pictures?count=5").json()}
     assert labels == {"f\N{REPLACEMENT CHARACTER}te"}
-    assert {picture["label"] for picture in client.get("/api/overview").json()["shown"]} == labels
+    assert {picture["label"] for picture in client.get("/api/overview").json()["mosaic"]} == labels
     assert finished(client, "/api/map")["labels"] == list(labels)
     [row] = finished(client, "/api/outliers?limit=1")["queue"]
     client.post("/api/decisions", json={"picture": row["id"], "decision": "drop"})

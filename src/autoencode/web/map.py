@@ -8,19 +8,19 @@ import importlib.util
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from autoencode.data.loader import batches
-from autoencode.errors import ConfigError, MissingExtraError
+from autoencode.errors import MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
-from autoencode.outliers.review import Ranking, chosen_entries, file_list
+from autoencode.outliers.review import Ranking
 from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
 from autoencode.web.collection import SPLITS, Collection, Vectors, readable
 from autoencode.web.jobs import Job, run_apart
 from autoencode.web.outliers import known_ranking
-from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
+from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -76,21 +76,6 @@ async def selected(workspace: OpenWorkspace, asked: Selected) -> list[dict[str, 
     """Return the facts about selected images."""
     review = _review(workspace)
     return [workspace.describe(f"{review.letter}{position}") for position in asked.positions]
-
-
-@router.post("/api/map/chosen.txt")
-async def files(workspace: OpenWorkspace, request: Request) -> Response:
-    """Return the files of selected images, one per line; the body has one bit per image, lowest bit first."""
-    # As numbers, 140,000 positions filled the 1 MB of a request; as bits, eight million images fit. Ranges
-    # would not help: neighbours on the map are anywhere in the pack.
-    review, content = _review(workspace), await request.body()
-    if len(content) != -(-len(review) // 8):
-        raise ConfigError(
-            f"A selection of {len(review):,} images takes one bit per image, not {len(content):,} bytes."
-        )
-    positions = np.flatnonzero(np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little"))
-    entries = await asyncio.to_thread(chosen_entries, review.pack, positions)
-    return download(await asyncio.to_thread(file_list, review.pack, entries), "chosen.txt", "text/plain")
 
 
 def map_job(workspace: Workspace, layout: Layout) -> Job[CodeMap]:

@@ -49,12 +49,14 @@ class Tab(NamedTuple):
 # In the order of the page. A new tab is a line here, a module and a script.
 TABS = (
     Tab("overview", "Overview"),
+    Tab("browse", "Browse"),
+    Tab("map", "Map"),
     Tab("search", "Search"),
+    Tab("duplicates", "Duplicates"),
+    Tab("outliers", "Outliers"),
+    Tab("restore", "Restore"),
     Tab("morph", "Morph"),
     Tab("generate", "Generate"),
-    Tab("restore", "Restore"),
-    Tab("outliers", "Outliers"),
-    Tab("map", "Map"),
 )
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,7 @@ from autoencode.web.collection import Collection, Found, positions_in, readable
 from autoencode.web.jobs import JobQueue
 from autoencode.web.originals import Originals
 from autoencode.web.shelf import Held, Pixels, Shelf
+from autoencode.web.tags import TAGS_NAME, Tags
 
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
@@ -85,9 +87,11 @@ class Workspace:
         collections: by the letter of their ids.
         review: the images that the page is about; None if there are none.
         training: the pack that the model was trained on; None if it is not known or has changed.
+        tags: what a person called the images under review.
+        selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
-        measuring, layouts, animations: queues of jobs. Three, so that a map is there at once when the codes
-            are known, however long images are scored, and so that an animation waits for neither.
+        measuring, comparing, layouts, animations: queues of jobs. Several, so that a map is there at once
+            when the codes are known, however long images are scored, and an animation waits for neither.
     """
 
     def __init__(
@@ -124,10 +128,13 @@ class Workspace:
         is_named = self.path is not None and self.path.name != MODEL_NAME
         named = f"{self.path.stem}-{DECISIONS_NAME}" if self.path and is_named else DECISIONS_NAME
         self.decisions = Decisions(self.folder / named)
+        self.tags = Tags(self.folder / named.replace(DECISIONS_NAME, TAGS_NAME))
+        self.selections = OrderedDict[str, bytes]()
         # One thread for the requests: the model uses all cores already, so that two at once would both be
         # late. The event loop goes on serving pictures and progress meanwhile.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.measuring, self.layouts = JobQueue("measuring"), JobQueue("layout")
+        self.measuring, self.comparing = JobQueue("measuring"), JobQueue("comparing")
+        self.layouts = JobQueue("layout")
         self.animations = JobQueue("animation", MOST_ANIMATIONS)
 
     @property
@@ -320,7 +327,7 @@ class Workspace:
         for one in (self.decoder, self.originals, self._index_decoder):
             if one is not None:
                 one.close()
-        for queue in (self.measuring, self.layouts, self.animations):
+        for queue in (self.measuring, self.comparing, self.layouts, self.animations):
             queue.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

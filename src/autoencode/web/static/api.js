@@ -57,8 +57,8 @@ export async function post(path, value = {}, signal) {
   return (await ask(path, posting(value, signal))).json();
 }
 
-export async function postBytesForBlob(path, bytes) {
-  return (await ask(path, { method: "POST", body: bytes })).blob();
+export async function postBytes(path, bytes) {
+  return (await ask(path, { method: "POST", body: bytes })).json();
 }
 
 /** Send one file; wait while the server's upload rate is exceeded, calling `onWait` first. */

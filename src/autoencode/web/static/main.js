@@ -3,7 +3,9 @@
 import { get, setLaunch } from "./api.js";
 import { h, notice, say } from "./dom.js";
 import { takePictures } from "./pictures.js";
+import { addSelectionBar } from "./selectionbar.js";
 import { lacks, setShared } from "./shared.js";
+
 const TABS = {}; // by name, as the server lists them: the title, and what the tab's script exports
 const shown = {};
 let current = null;
@@ -88,6 +90,7 @@ async function start() {
     return;
   }
   buildTabs();
+  if (!lacks("browse")) addSelectionBar();
   listenForImages();
   addEventListener("hashchange", open);
   addEventListener("unhandledrejection", (event) => {

@@ -79,14 +79,12 @@ export class Points {
     return best;
   }
 
-  /** Select the points inside a polygon of [x, y]. */
-  lasso(polygon) {
+  /** The points inside a polygon of [x, y]. */
+  inside(polygon) {
     const xs = polygon.map(([x]) => x);
     const ys = polygon.map(([, y]) => y);
-    this.choose(
-      [...this.within(Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys))].filter((i) =>
-        isInside(polygon, this.x[i], this.y[i]),
-      ),
+    return [...this.within(Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys))].filter((i) =>
+      isInside(polygon, this.x[i], this.y[i]),
     );
   }
 
@@ -104,11 +102,13 @@ export class Points {
     return found;
   }
 
-  /** A bit for each point, set if it is selected; the first point is the lowest bit of the first byte. */
-  bits() {
-    const bits = new Uint8Array(Math.ceil(this.count / 8));
-    for (let i = 0; i < this.count; i++) if (this.chosen[i]) bits[i >> 3] |= 1 << (i & 7);
-    return bits;
+  /** The place of each group of labels: the median of its points, where most of it is. */
+  middles(groups) {
+    return groups.map((_, group) => {
+      const places = this.ofGroup("label", group);
+      const middle = (values) => Float32Array.from(places, (i) => values[i]).sort()[places.length >> 1];
+      return { x: middle(this.x), y: middle(this.y), count: places.length };
+    });
   }
 
   /** The selected points, in their order. */
@@ -130,7 +130,17 @@ function isInside(polygon, x, y) {
   return inside;
 }
 
-/** Draw points into the pixels of an image as squares of `side`; while some are selected, the others are dim. */
+/** The rows of a disc: where each begins and ends, from the corner of its square.
+ * @param {number} side @returns {Array<[number, number]>} */
+export function discRows(side) {
+  const radius = side / 2;
+  return Array.from({ length: side }, (_, row) => {
+    const half = Math.sqrt(Math.max(0, radius * radius - (row + 0.5 - radius) ** 2));
+    return [Math.round(radius - half), Math.max(Math.round(radius - half) + 1, Math.round(radius + half))];
+  });
+}
+
+/** Draw points into the pixels of an image as discs; while some are selected, the others are dim. */
 export function drawPoints(points, image, scale, centreX, centreY, side) {
   const pixels = new Uint32Array(image.data.buffer);
   pixels.fill(0);
@@ -139,6 +149,7 @@ export function drawPoints(points, image, scale, centreX, centreY, side) {
   const anyChosen = points.chosenCount > 0;
   const [across, down] = [width / 2 - centreX * scale - side / 2, height / 2 - centreY * scale - side / 2];
   const [lastLeft, lastTop] = [width - side, height - side];
+  const rows = discRows(side);
   for (let pass = 0; pass < (anyChosen ? 2 : 1); pass++) {
     for (let i = 0; i < count; i++) {
       if (anyChosen && chosen[i] !== pass) continue;
@@ -146,9 +157,49 @@ export function drawPoints(points, image, scale, centreX, centreY, side) {
       const top = (y[i] * scale + down) | 0;
       if (left < 0 || top < 0 || left > lastLeft || top > lastTop) continue;
       const value = anyChosen && !pass ? (colour[i] & 0x00ffffff) | 0x30000000 : colour[i];
-      for (let row = top; row < top + side; row++) {
-        const start = row * width + left;
-        for (let at = start; at < start + side; at++) pixels[at] = value;
+      let start = top * width + left;
+      for (let row = 0; row < side; row++, start += width) {
+        const [first, last] = rows[row];
+        for (let at = start + first; at < start + last; at++) pixels[at] = value;
+      }
+    }
+  }
+}
+
+/**
+ * How many points there are around each place: a small picture whose alpha grows with the logarithm of the number.
+ * @param {Points} points @param {ImageData} image small, drawn enlarged @param {number} scale pixels of it per unit
+ * @param {number} colour of the points, as 0x00bbggrr
+ */
+export function drawDensity(points, image, scale, centreX, centreY, colour) {
+  const { width, height } = image;
+  const counts = new Float32Array(width * height);
+  const { x, y, count } = points;
+  const [across, down] = [width / 2 - centreX * scale, height / 2 - centreY * scale];
+  for (let i = 0; i < count; i++) {
+    const column = (x[i] * scale + across) | 0;
+    const row = (y[i] * scale + down) | 0;
+    if (column > 0 && row > 0 && column < width - 1 && row < height - 1) counts[row * width + column]++;
+  }
+  blur(counts, width, height);
+  blur(counts, width, height);
+  const most = counts.reduce((high, value) => Math.max(high, value), 0);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let at = 0; at < counts.length; at++) {
+    const alpha = most ? (90 * Math.log1p(counts[at])) / Math.log1p(most) : 0;
+    pixels[at] = (Math.round(alpha) << 24) | colour;
+  }
+}
+
+/** Mean of three in each direction. */
+function blur(values, width, height) {
+  for (const [step, length, lines, gap] of [[1, width, height, width], [width, height, width, 1]]) {
+    for (let line = 0; line < lines; line++) {
+      let before = 0;
+      for (let k = 0, at = line * gap; k < length; k++, at += step) {
+        const here = values[at];
+        values[at] = (before + here + (k + 1 < length ? values[at + step] : 0)) / 3;
+        before = here;
       }
     }
   }

@@ -1,0 +1,385 @@
+"""Browse: images by name, label, split, decision and tag; selections, and what is made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from autoencode.atomic import csv_bytes
+from autoencode.data.decoding import read_bytes
+from autoencode.data.preprocessing import Limits
+from autoencode.errors import ConfigError, ImageError
+from autoencode.outliers.review import Decision, file_list
+from autoencode.web.collection import Collection, readable
+from autoencode.web.outliers import known_ranking
+from autoencode.web.tabs import Missing, OpenWorkspace, download, require
+from autoencode.web.workspace import GoneError, Workspace
+
+if TYPE_CHECKING:
+    from autoencode.data.entries import Entry
+
+MOST_SELECTIONS = 64  # kept for their addresses; each takes a bit per image
+UNDECIDED, UNTAGGED = "none", "-"
+
+Sort = Literal["name", "date", "size", "score", "shuffled"]
+Positions = NDArray[np.int64]
+Text = Annotated[str, Query(max_length=200)]
+
+router = APIRouter()
+
+
+class Filter(NamedTuple):
+    """Which images are asked for, and in which order; an empty text is no condition."""
+
+    text: str = ""
+    label: str = ""
+    split: str = ""
+    decision: str = ""
+    tag: str = ""
+    sort: Sort = "name"
+    down: bool = False
+
+
+class _Columns(NamedTuple):
+    """What all images are filtered and sorted by, (N,) each."""
+
+    names: list[str]
+    labels: NDArray[np.object_]
+    dates: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+class Tagged(BaseModel):
+    """A tag for the images of a selection."""
+
+    selection: str
+    tag: str
+    on: bool = True
+
+
+class DecidedAll(BaseModel):
+    """One decision about the images of a selection."""
+
+    selection: str
+    decision: Decision
+
+
+@router.get("/api/browse")
+async def browse(
+    workspace: OpenWorkspace,
+    text: Text = "",
+    label: Text = "",
+    split: Text = "",
+    decision: Text = "",
+    tag: Text = "",
+    sort: Sort = "name",
+    down: bool = False,
+    selection: Text = "",
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 200,
+) -> dict[str, Any]:
+    """Return part of the images that are asked for, their number, and what there is to filter by."""
+    review = _review(workspace)
+    asked = Filter(text, label, split, decision, tag, sort, down)
+    found = await asyncio.to_thread(positions, workspace, asked)
+    if selection:
+        found = found[np.isin(found, chosen_positions(workspace, selection))]
+    return {
+        "total": len(found),
+        "offset": offset,
+        "pictures": [described(workspace, int(position)) for position in found[offset : offset + limit]],
+        "labels": [readable(name) for name in review.pack.labels],
+        "tags": workspace.tags.counts(),
+        "decisions": workspace.decisions.counts(review.pack),
+        "scored": known_ranking(workspace) is not None,
+    }
+
+
+@router.get("/api/browse/positions")
+async def every(
+    workspace: OpenWorkspace,
+    text: Text = "",
+    label: Text = "",
+    split: Text = "",
+    decision: Text = "",
+    tag: Text = "",
+) -> Response:
+    """Return a bit for each image, set if it is asked for; the first image is the lowest bit."""
+    found = await asyncio.to_thread(positions, workspace, Filter(text, label, split, decision, tag))
+    return Response(_bits(len(_review(workspace)), found), media_type="application/octet-stream")
+
+
+def positions(workspace: Workspace, asked: Filter) -> Positions:
+    """Return the positions of the images that are asked for, in the order asked for.
+
+    Raises:
+        ReplyError: there are no images.
+    """
+    review = _review(workspace)
+    columns, is_asked = _columns(review), np.ones(len(review), np.bool_)
+    if words := asked.text.casefold().split():
+        # Every word, anywhere in the path: "tulip 17" finds tulip/0017.jpg.
+        is_asked &= np.fromiter((all(word in name for word in words) for name in columns.names), np.bool_)
+    if asked.label:
+        is_asked &= columns.labels == asked.label
+    if asked.split:
+        is_asked &= review.pack.entries.in_split(asked.split)  # type: ignore[arg-type]  # unknown ones match none
+    found = np.flatnonzero(is_asked)
+    if asked.decision:
+        wanted = None if asked.decision == UNDECIDED else asked.decision
+        decided = (workspace.decisions.of(review.pack, review.entry(int(at))) == wanted for at in found)
+        found = found[np.fromiter(decided, np.bool_, len(found))]
+    if asked.tag:
+        tagged = (_has_tag(workspace, review.entry(int(at)), asked.tag) for at in found)
+        found = found[np.fromiter(tagged, np.bool_, len(found))]
+    order = _order(workspace, columns, asked.sort)
+    # Negated, not reversed: equal ones keep their order, page after page.
+    return found[np.argsort(-order[found] if asked.down else order[found], kind="stable")]
+
+
+def _has_tag(workspace: Workspace, entry: Entry, tag: str) -> bool:
+    tags = workspace.tags.of(entry)
+    return not tags if tag == UNTAGGED else tag in tags
+
+
+@functools.lru_cache(maxsize=4)
+def _columns(review: Collection) -> _Columns:
+    # Once: a pass over 100,000 entries takes half a second, too long for each letter that is typed.
+    entries = review.pack.entries
+    labels = np.array([None if (at := entry.label) is None else readable(at) for entry in entries], object)
+    return _Columns(
+        [readable(entry.path).casefold() for entry in entries],
+        labels,
+        np.array([entry.mtime for entry in entries], np.int64),
+        np.array([entry.size for entry in entries], np.int64),
+    )
+
+
+def _order(workspace: Workspace, columns: _Columns, sort: Sort) -> NDArray[Any]:
+    """Return a number for each image, (N,), that grows in the order asked for."""
+    if sort == "date":
+        return columns.dates
+    if sort == "size":
+        return columns.sizes
+    if sort == "score" and (ranking := known_ranking(workspace)) is not None:
+        return ranking.scores
+    if sort == "shuffled":
+        return np.random.default_rng(int(workspace.launch, 16)).permutation(len(columns.names))
+    places = np.empty(len(columns.names), np.int64)
+    places[sorted(range(len(places)), key=columns.names.__getitem__)] = np.arange(len(places))
+    return places
+
+
+def described(workspace: Workspace, position: int) -> dict[str, Any]:
+    """Return the facts about an image under review, with its decision, its tags and its score."""
+    review = _review(workspace)
+    entry, ranking = review.entry(position), known_ranking(workspace)
+    more: dict[str, Any] = {"decision": workspace.decisions.of(review.pack, entry)}
+    if ranking is not None:
+        more["score"] = float(ranking.scores[position])
+    return workspace.describe(f"{review.letter}{position}", tags=workspace.tags.of(entry), **more)
+
+
+@router.post("/api/selections")
+async def select(workspace: OpenWorkspace, request: Request) -> dict[str, Any]:
+    """Keep a selection under a hash; the body has one bit per image, lowest bit first."""
+    # As numbers, 140,000 positions filled the 1 MB of a request; as bits, eight million images fit. Ranges
+    # would not help: neighbours on the map are anywhere in the pack.
+    review, content = _review(workspace), await request.body()
+    if len(content) != -(-len(review) // 8):
+        raise ConfigError(
+            f"A selection of {len(review):,} images takes one bit per image, not {len(content):,} bytes."
+        )
+    name = hashlib.sha256(content).hexdigest()[:16]
+    kept = workspace.selections
+    kept[name] = content
+    kept.move_to_end(name)
+    while len(kept) > MOST_SELECTIONS:
+        kept.popitem(last=False)
+    return {"selection": name, "images": len(chosen_positions(workspace, name))}
+
+
+@router.get("/api/selections/{name}")
+async def selected(workspace: OpenWorkspace, name: str) -> Response:
+    """Return the bits of a selection."""
+    return Response(_kept(workspace, name), media_type="application/octet-stream")
+
+
+@router.get("/api/selections/{name}/txt")
+async def listed(workspace: OpenWorkspace, name: str) -> Response:
+    """Return the files of a selection, one per line, for a script."""
+    entries, review = await asyncio.to_thread(_entries, workspace, name), _review(workspace)
+    return download(await asyncio.to_thread(file_list, review.pack, entries), "selected.txt", "text/plain")
+
+
+@router.get("/api/selections/{name}/csv")
+async def table(workspace: OpenWorkspace, name: str) -> Response:
+    """Return the images of a selection as a table."""
+
+    def rows() -> Iterator[list[object]]:
+        review, ranking = _review(workspace), known_ranking(workspace)
+        yield ["path", "label", "split", "score", "decision", "tags"]
+        for position in chosen_positions(workspace, name).tolist():
+            entry = review.entry(position)
+            score = "" if ranking is None else f"{ranking.scores[position]:.6g}"
+            decision = workspace.decisions.of(review.pack, entry) or ""
+            tags = " ".join(workspace.tags.of(entry))
+            path = readable(str(review.pack.folder / entry.path))
+            yield [path, readable(entry.label or ""), entry.split or "", score, decision, tags]
+
+    return download(await asyncio.to_thread(lambda: csv_bytes(rows())), "selected.csv", "text/csv")
+
+
+@router.get("/api/selections/{name}/zip")
+async def archive(workspace: OpenWorkspace, name: str) -> Response:
+    """Return the files of a selection in one archive, made while it is sent."""
+    review = _review(workspace)
+    entries = await asyncio.to_thread(_entries, workspace, name)
+    content = zipped((readable(entry.path), review.pack.folder / entry.path) for entry in entries)
+    headers = {"Content-Disposition": 'attachment; filename="selected.zip"'}
+    return StreamingResponse(content, media_type="application/zip", headers=headers)
+
+
+class _Sink(io.RawIOBase):
+    """What is written and not taken yet; a zip file is sent as it is made, and never in memory as a whole."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:  # noqa: ANN401 - any buffer
+        self._parts.append(bytes(content))
+        return len(content)
+
+    def take(self) -> bytes:
+        """Return what was written since the last call."""
+        content, self._parts = b"".join(self._parts), []
+        return content
+
+
+def zipped(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
+    """Yield a zip file of (name inside, file), a file in memory at a time; it names unreadable ones."""
+    sink, taken, missing = _Sink(), set[str](), list[str]()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as file:  # images are compressed already
+        for name, path in files:
+            inside = _free(_inside(name), taken)
+            try:
+                content = read_bytes(path, Limits().max_bytes)
+                # A zip file knows no date before 1980.
+                date = max(
+                    datetime.fromtimestamp(path.stat().st_mtime).timetuple()[:6], (1980, 1, 1, 0, 0, 0)
+                )
+            except (ImageError, OSError, ValueError) as err:
+                missing.append(f"{inside}: {err}")
+                continue
+            file.writestr(zipfile.ZipInfo(inside, date), content)
+            yield sink.take()
+        if missing:
+            file.writestr(_free("missing.txt", taken), "\n".join([*missing, ""]))
+    yield sink.take()
+
+
+def _inside(name: str) -> str:
+    """Return a name in an archive that leads nowhere else, on any system that unpacks it."""
+    kept = "".join(letter if letter.isprintable() and letter not in '\\:*?"<>|' else "_" for letter in name)
+    parts = [part.rstrip(". ") for part in kept.split("/")]
+    return "/".join(part for part in parts if part) or "unnamed"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    # Unpacked on a Mac or Windows, names that differ in case alone are one file.
+    stem, dot, ending = name.rpartition(".")
+    count, free = 1, name
+    while free.casefold() in taken:
+        count += 1
+        free = f"{stem}-{count}.{ending}" if dot and "/" not in ending else f"{name}-{count}"
+    taken.add(free.casefold())
+    return free
+
+
+@router.post("/api/tags")
+async def tag(workspace: OpenWorkspace, asked: Tagged) -> dict[str, Any]:
+    """Give the images of a selection a tag, or take it from them."""
+    entries = await asyncio.to_thread(_entries, workspace, asked.selection)
+    # On the event loop, as decisions are: in threads, an undo could come before what it takes back.
+    changed = workspace.tags.set(asked.tag, entries, is_on=asked.on)
+    return {"changed": changed, "tags": workspace.tags.counts()}
+
+
+@router.post("/api/tags/undo")
+async def undo(workspace: OpenWorkspace) -> dict[str, Any]:
+    """Take back the last change of tags that stands."""
+    return {"undone": workspace.tags.undo(), "tags": workspace.tags.counts()}
+
+
+@router.post("/api/selections/decisions")
+async def decide(workspace: OpenWorkspace, asked: DecidedAll) -> dict[str, Any]:
+    """Write down one decision about each image of a selection."""
+    review = _review(workspace)
+    entries = await asyncio.to_thread(_entries, workspace, asked.selection)
+    for entry in entries:
+        if workspace.decisions.of(review.pack, entry) != asked.decision:
+            workspace.decisions.decide(review.pack, entry, asked.decision)
+    return {"counts": workspace.decisions.counts(review.pack)}
+
+
+def _kept(workspace: Workspace, name: str) -> bytes:
+    content = workspace.selections.get(name)
+    if content is None:
+        raise GoneError("This selection is no longer in memory. Select the images again.")
+    return content
+
+
+def chosen_positions(workspace: Workspace, name: str) -> Positions:
+    """Return the positions of the images of a selection.
+
+    Raises:
+        GoneError: there is no such selection, or no longer.
+    """
+    bits = np.frombuffer(_kept(workspace, name), np.uint8)
+    return np.flatnonzero(np.unpackbits(bits, count=len(_review(workspace)), bitorder="little"))
+
+
+def _entries(workspace: Workspace, name: str) -> list[Entry]:
+    review = _review(workspace)
+    return [review.entry(position) for position in chosen_positions(workspace, name).tolist()]
+
+
+def _bits(count: int, chosen: Positions) -> bytes:
+    is_chosen = np.zeros(count, np.bool_)
+    is_chosen[chosen] = True
+    return np.packbits(is_chosen, bitorder="little").tobytes()
+
+
+def _review(workspace: Workspace) -> Collection:
+    require(needs(workspace))
+    assert workspace.review is not None
+    return workspace.review
+
+
+def needs(workspace: Workspace) -> Missing | None:
+    """Return what is missing for browsing; None if nothing is."""
+    if workspace.review is not None:
+        return None
+    return Missing(
+        "There are no pictures to browse. Open the page with an index, a run folder, or a folder of images.",
+        ("autoencode index PHOTOS --out photos.index", "autoencode app photos.index"),
+    )
+
+
+NEEDS = {"browse": needs}

@@ -1,0 +1,128 @@
+"""Duplicates: groups of copies, what was done to each, and which file of each stays. Nothing is deleted."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from autoencode.configuration import Keep
+from autoencode.duplicates import Duplicates, find_duplicates
+from autoencode.duplicates.output import others_of
+from autoencode.web.jobs import Job
+from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
+from autoencode.web.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
+    from autoencode.duplicates import DuplicateFile
+
+CACHE_NAME = "duplicates"  # beside the decisions: found again at once after a restart
+_STAGES = {"reading": "reading files", "comparing": "comparing pictures that look alike"}
+
+router = APIRouter()
+
+
+@router.get("/api/duplicates")
+async def groups(
+    workspace: OpenWorkspace,
+    keep: Keep = "largest",
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> dict[str, Any]:
+    """Return part of the groups with the file of each that stays, or the progress of finding them."""
+    found, position = _found(workspace), _positions(workspace)
+    others = set(others_of(found, keep))
+
+    def described(file: DuplicateFile) -> dict[str, Any]:
+        assert workspace.review is not None
+        return workspace.describe(
+            f"{workspace.review.letter}{position[file.path]}",
+            width=file.width,
+            height=file.height,
+            bytes=file.bytes,
+            time=file.time,
+            kinds=file.kinds,
+            stays=file.path not in others,
+        )
+
+    pairs = [
+        [workspace.describe(f"{_letter(workspace)}{position[path]}") for path in (pair.first, pair.second)]
+        for pair in found.possible[:limit]
+    ]
+    part = found.groups[offset : offset + limit]
+    return {
+        "images": found.images,
+        "redundant": found.redundant,
+        "bytes": sum(file.bytes for group in found.groups for file in group.files if file.path in others),
+        "total": len(found.groups),
+        "offset": offset,
+        "groups": [[described(file) for file in group.files] for group in part],
+        "possible": pairs if offset == 0 else [],
+        "others": sorted(position[path] for path in others) if offset == 0 else [],
+    }
+
+
+@router.get("/api/duplicates.txt")
+async def listed(workspace: OpenWorkspace, keep: Keep = "largest") -> Response:
+    """Return the files that could go, one per line."""
+    paths = others_of(_found(workspace), keep)
+    # A path with a line break would read as two, perhaps of other files.
+    lines = b"".join(os.fsencode(path) + b"\n" for path in paths if "\n" not in str(path))
+    return download(lines, "copies.txt", "text/plain")
+
+
+@router.post("/api/duplicates/cancel")
+async def cancel(workspace: OpenWorkspace) -> None:
+    """Stop looking for copies; what was found so far is kept for the next time."""
+    duplicates_job(workspace).stop()
+
+
+def duplicates_job(workspace: Workspace) -> Job[Duplicates]:
+    """Return the job that looks for copies."""
+    return workspace.comparing.job("duplicates", functools.partial(_find, workspace))
+
+
+def _found(workspace: Workspace) -> Duplicates:
+    require(needs(workspace))
+    return finished(duplicates_job(workspace))
+
+
+def _find(workspace: Workspace, report: StageProgress) -> Duplicates:
+    def named(stage: str, done: int, total: int) -> None:
+        report(_STAGES.get(stage, stage), done, total)
+
+    return find_duplicates(list(_positions(workspace)), cache=workspace.folder / CACHE_NAME, progress=named)
+
+
+def _positions(workspace: Workspace) -> dict[Path, int]:
+    """Return the position of each file under review."""
+    assert workspace.review is not None
+    folder = workspace.review.pack.folder
+    return {folder / entry.path: at for at, entry in enumerate(workspace.review.pack.entries)}
+
+
+def _letter(workspace: Workspace) -> str:
+    return "" if workspace.review is None else workspace.review.letter
+
+
+def needs(workspace: Workspace) -> Missing | None:
+    """Return what is missing for finding copies; None if nothing is."""
+    review = workspace.review
+    if review is not None and review.path(0) is not None and review.pack.folder.is_dir():
+        return None
+    if review is not None:
+        return Missing(
+            f"Copies are found in the files, and the folder {review.pack.folder} is not there. Put it back."
+        )
+    return Missing(
+        "There are no pictures to compare. Open the page with an index, a run folder, or a folder of images.",
+        ("autoencode index PHOTOS --out photos.index", "autoencode app photos.index"),
+    )
+
+
+NEEDS = {"duplicates": needs}

@@ -1,0 +1,180 @@
+// Browse: all pictures in a grid that grows as one scrolls; found, filtered, sorted, selected.
+
+import { remember } from "./address.js";
+import { get, getBuffer, query, restarting } from "./api.js";
+import { announce, field, h, isTyping, notice, number, say, select, showFailure } from "./dom.js";
+import { arrowKeys, rectangle } from "./grid.js";
+import { openPicture, pictureButton, shortName, tileControls } from "./pictures.js";
+import { positionsOf, selection } from "./selection.js";
+import { markTile, positionOf } from "./selectionbar.js";
+import { lacks, workspace } from "./shared.js";
+
+const PAGE = 200;
+const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", sort: "name", down: "", selection: "" };
+const SORTS = [["name", "name"], ["date", "date"], ["size", "file size"], ["score", "outlier score"], ["shuffled", "at random"]];
+const SPLITS = ["train", "validation", "test"].map((name) => [name, name]);
+
+export function mount(root) {
+  root.classList.add("wide");
+  const lacking = lacks("browse");
+  if (lacking) {
+    root.append(notice(lacking));
+    return {};
+  }
+  const state = { ...DEFAULTS };
+  const pictures = []; // those loaded so far, in the order shown
+  let total = 0;
+  let isStale = false;
+
+  const found = h("p", { class: "hint", role: "status" });
+  const grid = h("div", { class: "grid sized selectable" });
+  const end = h("div", { class: "end" });
+  const text = h("input", {
+    type: "search",
+    placeholder: "find by name",
+    "aria-label": "Find by name",
+    oninput: () => ask({ text: text.value }),
+  });
+  const choice = (name, options) => {
+    const made = select(options, state[name], (value) => ask({ [name]: value }));
+    made.dataset.name = name;
+    return made;
+  };
+  const choices = {
+    label: choice("label", [["", "every label"]]),
+    split: choice("split", [["", "every part"], ...SPLITS]),
+    decision: choice("decision", [["", "all"], ["none", "undecided"], ["keep", "kept"], ["drop", "dropped"]]),
+    tag: choice("tag", [["", "any tag"]]),
+    sort: choice("sort", SORTS),
+  };
+  const direction = h("button", { type: "button", class: "icon", onclick: () => ask({ down: state.down ? "" : "true" }) });
+  const everything = h("button", { type: "button", class: "small", onclick: () => selectAll().catch((err) => showFailure(err)) }, "Select all");
+  const whole = h("button", { type: "button", class: "small", hidden: true, onclick: () => ask({ selection: "" }) }, "Show all pictures");
+
+  root.append(
+    h(
+      "div",
+      { class: "toolbar slim" },
+      text,
+      choices.label,
+      choices.split,
+      choices.decision,
+      choices.tag,
+      field("Sort by", h("span", { class: "together" }, choices.sort, direction)),
+      tileControls(),
+    ),
+    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; ? lists the keys.")),
+    grid,
+    end,
+  );
+  choices.label.setAttribute("aria-label", "Label");
+  choices.split.setAttribute("aria-label", "Part");
+  choices.decision.setAttribute("aria-label", "Decision");
+  choices.tag.setAttribute("aria-label", "Tag");
+
+  const conditions = () => query({ ...state, sort: undefined, down: undefined, selection: undefined });
+
+  const load = restarting(async (signal, isMore) => {
+    const offset = isMore ? pictures.length : 0;
+    const answer = await get(`/api/browse?${query({ ...state, offset, limit: PAGE })}`, signal);
+    total = answer.total;
+    if (!isMore) {
+      pictures.length = 0;
+      showChoices(answer);
+      grid.replaceChildren();
+    }
+    pictures.push(...answer.pictures);
+    grid.append(...answer.pictures.map(tile));
+    found.textContent = `${number(total)} of ${number(workspace.images)} pictures`;
+    end.hidden = pictures.length >= total;
+    if (!isMore) announce(`${number(total)} pictures.`);
+  });
+  const run = (isMore = false) => load(isMore).catch((err) => showFailure(err, isMore ? null : grid));
+
+  function ask(values) {
+    Object.assign(state, values);
+    remember("browse", state, DEFAULTS);
+    showState();
+    run();
+  }
+
+  function showState() {
+    if (text.value !== state.text) text.value = state.text;
+    for (const [name, control] of Object.entries(choices)) control.value = state[name];
+    direction.textContent = state.down ? "↓" : "↑";
+    direction.setAttribute("aria-label", state.down ? "Last first" : "First first");
+    whole.hidden = !state.selection;
+  }
+
+  function showChoices({ labels, tags, decisions, scored }) {
+    const fill = (control, options) => control.replaceChildren(...options.map(([key, words]) => h("option", { value: key }, words)));
+    fill(choices.label, [["", "every label"], ...labels.map((name) => [name, name])]);
+    choices.label.hidden = !labels.length;
+    fill(choices.tag, [["", "any tag"], ["-", "untagged"], ...Object.entries(tags).map(([name, count]) => [name, `${name} (${number(count)})`])]);
+    choices.tag.hidden = !Object.keys(tags).length;
+    choices.decision.hidden = !(decisions.keep || decisions.drop);
+    choices.sort.querySelector("[value=score]").disabled = !scored;
+    showState();
+  }
+
+  function tile(picture) {
+    const made = pictureButton(picture, { list: pictures, caption: shortName(picture), onclick: (event) => press(event, picture) });
+    const marks = [picture.decision && h("span", { class: `mark ${picture.decision}` }, picture.decision === "drop" ? "✕" : "✓"), ...(picture.tags ?? []).map((name) => h("span", { class: "mark" }, name))];
+    made.append(h("span", { class: "check", "aria-hidden": "true" }, "✓"), h("span", { class: "marks" }, marks.filter(Boolean)));
+    if (picture.tags?.length || picture.decision) made.title = [picture.name, picture.decision, ...(picture.tags ?? [])].filter(Boolean).join(", ");
+    markTile(made);
+    return made;
+  }
+
+  function press(event, picture) {
+    const position = positionOf(picture.id);
+    const isCheck = event.target.closest?.(".check");
+    if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
+    else if (event.ctrlKey || event.metaKey || isCheck || (selection.size && event.detail)) selection.toggle(position);
+    else openPicture(picture, pictures);
+  }
+
+  async function selectAll() {
+    const bits = new Uint8Array(await getBuffer(`/api/browse/positions?${conditions()}`));
+    const all = positionsOf(bits);
+    if (state.selection) return say("These are selected already.");
+    selection.add(all);
+    return null;
+  }
+
+  arrowKeys(grid);
+  rectangle(grid, ".picture", (tiles) => selection.add(tiles.map((one) => positionOf(one.dataset.picture)).filter((one) => one >= 0)));
+  new IntersectionObserver(([seen]) => seen.isIntersecting && pictures.length && pictures.length < total && run(true), { rootMargin: "800px" }).observe(end);
+  addEventListener("curated", () => {
+    if (root.hidden) isStale = true;
+    else run();
+  });
+
+  let isLoaded = false;
+  return {
+    show(params) {
+      const given = { ...DEFAULTS, ...Object.fromEntries([...params].filter(([name]) => name in DEFAULTS)) };
+      const isNew = params.size > 0 && Object.keys(DEFAULTS).some((name) => given[name] !== state[name]);
+      if (isNew) Object.assign(state, given);
+      if (!isLoaded || isNew || isStale) run();
+      else remember("browse", state, DEFAULTS);
+      isLoaded = true;
+      isStale = false;
+      showState();
+    },
+    key(event) {
+      if (isTyping(event) && !(event.key === "a" && (event.ctrlKey || event.metaKey) && !/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName))) return;
+      const focused = document.activeElement?.closest?.(".selectable .picture");
+      if (event.key === " " && focused) {
+        const position = positionOf(focused.dataset.picture);
+        if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
+        else selection.toggle(position);
+      } else if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll().catch((err) => showFailure(err));
+      else if (event.key === "Escape" && selection.size) selection.clear();
+      else if (event.key === "/") text.focus();
+      else return;
+      event.preventDefault();
+    },
+    help: [["arrows", "move"], ["Enter", "open"], ["Space", "select"], ["Shift and Space", "select up to here"], ["Ctrl A", "select all"], ["Escape", "select none"], ["/", "find by name"]],
+  };
+}

@@ -1,0 +1,86 @@
+// What is done with the selection, at the bottom of every tab: tags, decisions, lists, an archive.
+
+import { post, postBytes } from "./api.js";
+import { announce, h, number, say, showFailure } from "./dom.js";
+import { selection } from "./selection.js";
+import { workspace } from "./shared.js";
+
+/** Send the selection to the server; return the hash that it is known by there. */
+export async function sendSelection() {
+  return (await postBytes("/api/selections", selection.bits(workspace.images))).selection;
+}
+
+/** Add the bar to the page; `changed` is called when tags or decisions of the selected images have changed. */
+export function addSelectionBar() {
+  const count = h("strong", {});
+  const tag = h("input", { type: "text", maxlength: 60, placeholder: "tag", "aria-label": "Tag", list: "known-tags", size: 12 });
+  const known = h("datalist", { id: "known-tags" });
+  const button = (text, onclick, more = {}) => h("button", { type: "button", class: "small", onclick: () => Promise.resolve(onclick()).catch((err) => showFailure(err)), ...more }, text);
+  const give = async (on) => {
+    const name = tag.value.trim();
+    if (!name) {
+      say("Write a tag first.");
+      tag.focus();
+      return;
+    }
+    const { changed, tags } = await post("/api/tags", { selection: await sendSelection(), tag: name, on });
+    known.replaceChildren(...Object.keys(tags).map((one) => h("option", { value: one })));
+    say(on ? `${number(changed)} tagged “${name}”.` : `“${name}” taken from ${number(changed)}.`);
+    told();
+  };
+  const undo = async () => {
+    const { undone } = await post("/api/tags/undo");
+    say(undone === null ? "There is nothing to undo." : `Undone: the last change of “${undone}”.`);
+    told();
+  };
+  const decide = async (decision) => {
+    await post("/api/selections/decisions", { selection: await sendSelection(), decision });
+    say(`${number(selection.size)} images: ${decision}.`);
+    told();
+  };
+  const file = async (kind) => {
+    const name = await sendSelection();
+    h("a", { href: `/api/selections/${name}/${kind}`, download: `selected.${kind}` }).click();
+  };
+  tag.addEventListener("keydown", (event) => event.key === "Enter" && give(true).catch((err) => showFailure(err)));
+  const bar = h(
+    "section",
+    { class: "selection-bar", "aria-label": "Selection", hidden: true },
+    count,
+    button("Show", async () => (location.hash = `#browse?selection=${await sendSelection()}`)),
+    h("span", { class: "together" }, tag, known, button("Tag", () => give(true)), button("Untag", () => give(false)), button("Undo", undo)),
+    h("span", { class: "together" }, button("Keep", () => decide("keep")), button("Drop", () => decide("drop"))),
+    h("span", { class: "together" }, button("List", () => file("txt"), { title: "One path per line, for a script" }), button("CSV", () => file("csv")), button("Zip", () => file("zip"), { title: "The files themselves" })),
+    button("Clear", () => selection.clear()),
+  );
+  document.body.append(bar);
+  const show = () => {
+    bar.hidden = !selection.size;
+    document.body.classList.toggle("selecting", selection.size > 0);
+    count.textContent = `${number(selection.size)} selected`;
+    for (const tile of document.querySelectorAll("[data-picture]")) markTile(tile);
+  };
+  selection.addEventListener("change", show);
+  selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
+  others.onmessage = () => dispatchEvent(new Event("curated"));
+}
+
+const others = new BroadcastChannel("curated");
+
+/** Let this window and the others know that tags or decisions have changed. */
+function told() {
+  others.postMessage("");
+  dispatchEvent(new Event("curated"));
+}
+
+/** The position among the images under review that an id stands for; -1 for any other picture. */
+export function positionOf(id) {
+  return id?.[0] === workspace.letter && /^\d+$/.test(id.slice(1)) ? Number(id.slice(1)) : -1;
+}
+
+/** Show on a tile whether its picture is selected. */
+export function markTile(tile) {
+  const position = positionOf(tile.dataset.picture);
+  if (position < 0) return;
+  tile.classList.toggle("chosen", selection.has(position));
+}

@@ -1,0 +1,136 @@
+"""Tags that a person gives to images: a log of JSON lines, so that they survive a restart and can be undone.
+
+A line adds a tag to some images or takes it from them, or undoes the last line that stands. Several processes
+may write one log: each first takes in what the others wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autoencode.atomic import append_line, make_folder, one_at_a_time, parse_json, write_bytes
+from autoencode.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from autoencode.data.entries import Entry
+
+TAGS_NAME = "tags.jsonl"
+MOST_LETTERS = 60
+
+_Key = tuple[str, str]  # path and digest: another picture saved under the same name has no tags
+
+
+class _Change(NamedTuple):
+    tag: str
+    is_on: bool
+    keys: tuple[_Key, ...]  # those that it changed: undoing leaves the others as they were
+
+
+class Tags:
+    """The tags in one log, and those that are given from now on."""
+
+    def __init__(self, path: Path) -> None:
+        """Read a log; the first tag makes the file.
+
+        Raises:
+            OutputError: the file is there and a line of it is no change of tags.
+        """
+        self.path = path
+        self._of: dict[str, set[_Key]] = {}
+        self._history: list[_Change] = []
+        self._lines = 0
+        self._catch_up()
+
+    @property
+    def version(self) -> int:
+        """A number that grows with each change."""
+        return self._lines
+
+    def of(self, entry: Entry) -> list[str]:
+        """Return the tags of an image, sorted."""
+        key = _key(entry)
+        return sorted(tag for tag, keys in self._of.items() if key in keys)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many images have each tag, by tag, sorted."""
+        return {tag: len(self._of[tag]) for tag in sorted(self._of)}
+
+    def set(self, tag: str, entries: Sequence[Entry], *, is_on: bool) -> int:
+        """Give images a tag, or take it from them; return how many it changed.
+
+        Raises:
+            ConfigError: the tag is empty, longer than 60 letters, or holds characters that are not printable.
+            OutputError: the log cannot be written; the change does not count then.
+        """
+        tag = tag.strip()
+        if not tag or len(tag) > MOST_LETTERS or not tag.isprintable():
+            raise ConfigError(f"A tag is 1 to {MOST_LETTERS} printable letters.")
+        with self._writing():
+            known = self._of.get(tag, set())
+            keys = tuple(dict.fromkeys(key for key in map(_key, entries) if (key in known) != is_on))
+            if keys:
+                self._append({"tag": tag, "on": is_on, "images": keys})
+        return len(keys)
+
+    def undo(self) -> str | None:
+        """Take back the last change that stands; return its tag, None if there is none."""
+        with self._writing():
+            if not self._history:
+                return None
+            tag = self._history[-1].tag
+            self._append({"undo": True})
+        return tag
+
+    def _append(self, record: dict[str, Any]) -> None:
+        append_line(self.path, json.dumps(record))
+        self._take(record)
+        self._lines += 1
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Lock the log, take in what others wrote, and remove a line that a crash cut short."""
+        make_folder(self.path.parent)
+        with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
+            if cut_short := self._catch_up():
+                write_bytes(self.path, self.path.read_bytes()[: -len(cut_short)])
+            yield
+
+    def _catch_up(self) -> bytes:
+        """Take in new lines; return the bytes after the last line break, which are no whole line."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        *lines, rest = content.split(b"\n")
+        if len(lines) < self._lines:  # someone replaced the log: what was read from it no longer stands
+            self._of, self._history, self._lines = {}, [], 0
+        for line in lines[self._lines :]:
+            try:
+                self._take(parse_json(line))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as err:
+                raise OutputError(
+                    f"Line {self._lines + 1} of {self.path} is damaged. Remove it to continue."
+                ) from err
+            self._lines += 1
+        return rest
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if record.get("undo"):
+            last = self._history.pop()
+            self._change(last.tag, not last.is_on, last.keys)
+            return
+        tag, is_on = str(record["tag"]), bool(record["on"])
+        keys = tuple((str(path), str(sha256)) for path, sha256 in record["images"])
+        self._change(tag, is_on, keys)
+        self._history.append(_Change(tag, is_on, keys))
+
+    def _change(self, tag: str, is_on: bool, keys: Sequence[_Key]) -> None:
+        known = self._of.setdefault(tag, set())
+        (known.update if is_on else known.difference_update)(keys)
+        if not known:
+            del self._of[tag]
+
+
+def _key(entry: Entry) -> _Key:
+    return entry.path, str(entry.sha256)
