@@ -29,6 +29,7 @@ class Part(NamedTuple):
 PARTS = {
     "images": Part("images", "attack", 20_000, "damaged files"),
     "guided": Part("guided", "attack", 200_000, "files that a fuzzer grows"),
+    "hostile": Part("hostile", "attack", 1_000, "damaged files, and others, for each command"),
     "folders": Part("images", "attack_folders", 100_000, "files in one folder"),
     "kills": Part("kills", "attack", 100, "moments a command"),
     "disks": Part("disks", "attack", 40, "amounts of room, for each command"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoencode import ImageError, Limits, Preprocessing
+from autoencode import ImageError, Limits, Preprocessing, pack_folder
 from autoencode.data import workers
 from autoencode.data.decoders import UntrustedDecoder
 from autoencode.data.preprocessing import read_image
@@ -253,3 +254,26 @@ def test_a_system_without_workers_works_on_items_in_this_process(
     decoder = UntrustedDecoder(SIZE)
     np.testing.assert_array_equal(decoder.decode(content()), read_image(content(), SIZE))
     decoder.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="address space is not known here")
+def test_a_file_that_needs_more_memory_than_the_share_of_a_worker_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "small.png")
+    Image.new("RGB", (8000, 8000)).save(folder / "large.png")  # 192 MB of pixels
+    monkeypatch.setattr(workers, "_MOST_BYTES", 150 * 1024**2)
+    pack = pack_folder(folder, tmp_path / "pack", size=16, workers=2)
+    [skipped] = pack.skipped
+    assert (skipped.path, skipped.reason) == ("large.png", "too large for the memory of this machine")
+
+
+def test_workers_share_what_is_free_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gigabyte = 1024**3
+    for free, count, share in ((20, 2, 4), (5, 2, 2), (5, 16, 1), (0.1, 1, 1), (math.inf, 8, 4)):
+        monkeypatch.setattr(workers, "_free_bytes", lambda free=free: free * gigabyte)
+        assert workers.memory_share(count) == share * gigabyte
+    monkeypatch.undo()
+    assert workers._free_bytes() > 0

@@ -13,6 +13,7 @@ process, one after the other, and a warning says so.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import signal
@@ -25,6 +26,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from autoencode.errors import AutoencodeError
@@ -35,6 +37,9 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 _MAX_CHUNK = 32  # items sent at once; after a crash, the items of a chunk are tried again one by one
 _CLOCK_PER_PROCESSOR = 6  # for a slow disk, or a machine that is busy with other work
+# Memory of a worker beyond its libraries: four fifths of what is free, divided among workers, in these
+# limits: 200 million pixels with alpha are 0.8 GB, of which the slowest decoders hold four copies.
+_LEAST_BYTES, _MOST_BYTES = 1024**3, 4 * 1024**3
 _HAS_WORKERS = hasattr(signal, "setitimer") and os.name == "posix"
 _NO_WORKERS = (
     "This system cannot end a decoder alone: files are decoded in this process, one after the other, and one "
@@ -71,6 +76,30 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_share(workers: int) -> int:
+    """Return the bytes of memory that each of so many workers may take beyond its libraries."""
+    return int(min(max(0.8 * _free_bytes() / max(1, workers), _LEAST_BYTES), _MOST_BYTES))
+
+
+def _free_bytes() -> float:
+    """Return the memory that is free on this machine, and in its container; infinity if it is not known."""
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
+def _address_space() -> int:
+    """Return the bytes of address space of this process; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def run(
     function: Callable[[Item], Result], items: Items[Item], *, seconds: float, workers: int
 ) -> Generator[tuple[int, Result | Lost]]:
@@ -94,11 +123,12 @@ def run(
     size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))
     todo = deque(range(start, min(start + size, len(items))) for start in range(0, len(items), size))
     pool: dict[Connection, _Worker[Item, Result]] = {}
+    share = memory_share(workers)
     try:
         while todo or pool:
             # Only as many as there is work for: a small folder must not start a process per core.
             while todo and len(pool) < workers and len(pool) < len(todo) + _busy(pool):
-                worker = _Worker[Item, Result](function, seconds)
+                worker = _Worker[Item, Result](function, seconds, share)
                 pool[worker.connection] = worker
             for ready in wait(list(pool)):
                 assert isinstance(ready, Connection)
@@ -167,7 +197,7 @@ class PersistentWorker(Generic[Item, Result]):
                 worker.stop()
 
     def _started(self) -> _Worker[Item, Result]:
-        worker = _Worker(self._function, self._seconds)
+        worker = _Worker(self._function, self._seconds, memory_share(1))
         if worker.receive() is None:
             worker.cause_of_death()
         self._worker = worker
@@ -180,6 +210,7 @@ class _Worker(Generic[Item, Result]):
 
     function: Callable[[Item], Result]
     seconds: float
+    memory_bytes: int
     chunk: range = field(default=range(0), init=False)
     is_ready: bool = field(default=False, init=False)
 
@@ -203,7 +234,7 @@ class _Worker(Generic[Item, Result]):
                 )
             except OSError as err:
                 raise AutoencodeError(f"Could not start a worker process: {err}.") from err
-        self.send((self.function, self.seconds))
+        self.send((self.function, self.seconds, self.memory_bytes))
 
     def send(self, message: object) -> None:
         """Send a message; that a worker is dead shows only when its answer is read."""
@@ -261,7 +292,9 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError), Connection(descriptor) as connection:
-        function, seconds = connection.recv()
+        function, seconds, memory_bytes = connection.recv()
+        if used := _address_space():
+            limit_memory(used + memory_bytes)
         connection.send([])
         # Nobody reads stderr any more, and warnings of decoders would fill its pipe.
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a file must be open to be copied
