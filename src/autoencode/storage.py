@@ -15,11 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoencode.atomic import atomic_file
+from autoencode.atomic import atomic_file, new_file
 from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
 from autoencode.untrusted import open_file
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
+# Kinds of storage with a write that fails where a file is: If-None-Match, or a generation of 0.
+_CONDITIONAL = {"file", "local", "memory", "s3", "s3a", "gs", "gcs"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
 # By name, as the libraries that raise them need not be installed.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
@@ -109,6 +111,33 @@ class RemoteFolder:
                     shutil.copyfileobj(content, file)
             else:
                 storage.put_file(str(path), f"{root}/{name}")
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file if there is none of that name; of several writers at once, one succeeds.
+
+        Returns:
+            Whether the file was written.
+
+        Raises:
+            StorageError: this kind of storage has no such write.
+        """
+        with self._storage() as (storage, root):
+            path = f"{root}/{name}"
+            if not _CONDITIONAL & {storage.protocol, *storage.protocol}:
+                raise StorageError(
+                    f"{self.url} cannot be locked: this kind of storage cannot write a file only if there is "
+                    f"none. Pack to a folder, and copy it there."
+                )
+            try:
+                if "file" in storage.protocol:  # where fsspec looks first, and writes then
+                    storage.makedirs(root, exist_ok=True)
+                    with new_file(Path(path)) as file:
+                        file.write(content)
+                else:
+                    storage.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+            return True
 
     def delete(self, name: str) -> None:
         """Delete a file; a missing one is no error."""

@@ -306,3 +306,57 @@ def test_a_server_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pyt
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StorageError, match=r"Could not reach s3://images/photos\.pack"):
         open_pack(bucket)
+
+
+def test_of_two_machines_that_pack_to_one_url_one_does(
+    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejected = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if done == 1:
+            monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "another machine"))
+            with pytest.raises(
+                PackError, match=r"Another process is packing into .*, on .*writing\.lock"
+            ) as err:
+                pack_folder(photos, url, tiny_size, workers=1)
+            rejected.append(err)
+            monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
+
+    pack = pack_folder(photos, url, tiny_size, workers=1, progress=meanwhile)
+    assert len(rejected) == 1
+    assert len(pack.pixels(pack.rows())) == len(pack)
+    assert remote.LOCK_NAME not in RemoteFolder(url).listing()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_on_its_machine_and_named_on_others(
+    url: str, photos: Path, tiny_size: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(RemoteFolder, "delete", lambda self, name: None)
+        with pytest.raises(KeyboardInterrupt):
+            pack_folder(photos, url, tiny_size, workers=1, progress=killed)
+    assert remote.LOCK_NAME in RemoteFolder(url).listing()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("AUTOENCODE_CACHE", str(tmp_path / "another machine"))
+        with pytest.raises(PackError, match=f"if it was killed, delete {url}/writing.lock"):
+            pack_folder(photos, url, tiny_size, workers=1)
+    assert len(pack_folder(photos, url, tiny_size, workers=1)) == len(open_pack(url))
+
+
+def test_a_storage_without_conditional_writes_is_named(
+    photos: Path, tiny_size: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOENCODE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("autoencode.storage._CONDITIONAL", {"s3"})
+    with pytest.raises(StorageError, match="memory://store/pack cannot be locked"):
+        pack_folder(photos, "memory://store/pack", tiny_size, workers=1)
+
+
+def test_a_file_is_created_once_by_many_writers(url: str) -> None:
+    folder = RemoteFolder(url)
+    assert [folder.create("lock", text) for text in (b"first", b"second")] == [True, False]
+    assert folder.read("lock") == b"first"

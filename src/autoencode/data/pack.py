@@ -205,8 +205,8 @@ def pack_folder(
         folder: images, in sub-folders or not; the first sub-folder is the label. Also several folders and
             files, or a table, see `listed`. Folders train, val and test are splits.
         out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
-            `storage`), to which each shard goes when it is full. Storage has no locks: only one process may
-            pack to a URL at a time.
+            `storage`), to which each shard goes when it is full. Of several processes that pack to one URL,
+            one does, and the others are rejected.
         preprocessing: the size of the images and how they are resized to it, or some of its fields by name.
             What is not given is that of the pack that is there, or is chosen by the images, see `suited`.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.

@@ -60,7 +60,7 @@ def update(
     wanted = PackSettings.of(listing, preprocessing)
     busy = f"Another process is packing into {files}. Wait until it is done, or choose another output."
     source = listing.folder if files.is_local else None
-    with exclusive(files.folder, busy, PackError, source):
+    with exclusive(files.folder, busy, PackError, source), files.claimed():
         files.refresh()
         has_manifest = (files.folder / manifest.MANIFEST_NAME).exists()
         if manifest.is_pack(files.folder) and has_manifest:

@@ -14,7 +14,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import os
+import secrets
+import socket
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 from autoencode.atomic import make_folder, one_at_a_time, parse_json, write_json
 from autoencode.data.manifest import MANIFEST_NAME, SETTINGS_NAME, PackSettings, is_pack
 from autoencode.data.shards import SHARDS_NAME, PackFiles, Rows, Shards, number_of
-from autoencode.errors import ConfigError, PackError
+from autoencode.errors import ConfigError, PackError, StorageError
 from autoencode.storage import RemoteFolder, Stamp, is_url
 from autoencode.untrusted import open_file, read_file
 
@@ -35,6 +38,7 @@ REMOTE_NAME = "remote.json"
 FOLDER_VARIABLE, SIZE_VARIABLE = "AUTOENCODE_CACHE", "AUTOENCODE_CACHE_GB"
 _DEFAULT_GB = 20.0
 _CACHED = ".cached"
+LOCK_NAME = "writing.lock"  # in storage
 _LOCK = ".lists.lock"
 _READ_AHEAD = 2  # shards fetched at once
 _FEWEST = 3  # shards that the cache holds at least, whatever is set: one in use, two being fetched
@@ -96,10 +100,16 @@ def _files_in(folder: Path) -> PackFiles:
 
 
 def _known(folder: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        content = parse_json(read_file(folder / REMOTE_NAME, inside=folder))
-        if isinstance(content, dict):
-            return content
+    with contextlib.suppress(OSError):
+        return _parsed(read_file(folder / REMOTE_NAME, inside=folder))
+    return {}
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        value = parse_json(content)
+        if isinstance(value, dict):
+            return value
     return {}
 
 
@@ -123,8 +133,37 @@ class CachedPackFiles(PackFiles):
         return self.remote.url
 
     def names(self) -> set[str]:
-        """Return the paths of the files in storage."""
-        return set(self.remote.listing())
+        """Return the paths of the files in storage, without the lock."""
+        return set(self.remote.listing()) - {LOCK_NAME}
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the lock in storage, a file that is written only if there is none.
+
+        Raises:
+            PackError: another process holds it, or was killed while it did.
+            StorageError: this kind of storage has no such write.
+        """
+        holder = {"machine": socket.gethostname(), "cache": str(self.folder.absolute())}
+        mark = json.dumps({**holder, "launch": secrets.token_hex(8)}).encode()
+        if not self.remote.create(LOCK_NAME, mark):
+            held = _parsed(self.remote.read(LOCK_NAME))
+            # Who packs from here holds the lock of the cache folder, as this process does: the other is gone.
+            if any(held.get(name) != value for name, value in holder.items()):
+                where = held.get("machine", "another machine")
+                raise PackError(
+                    f"Another process is packing into {self}, on {where}. Wait until it is done; if it was "
+                    f"killed, delete {self}/{LOCK_NAME}."
+                )
+            self.remote.delete(LOCK_NAME)
+            if not self.remote.create(LOCK_NAME, mark):
+                raise PackError(f"Another process is packing into {self}. Wait until it is done.")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(StorageError):
+                if self.remote.read(LOCK_NAME) == mark:
+                    self.remote.delete(LOCK_NAME)
 
     def refresh(self) -> None:
         """Copy the lists that have changed; delete those that are gone."""

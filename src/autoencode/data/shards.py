@@ -67,6 +67,11 @@ class PackFiles:
         """Update the lists in `folder` to changes made elsewhere."""
 
     @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep others from writing the pack, besides those that the lock of `folder` keeps out."""
+        yield
+
+    @contextlib.contextmanager
     def changing(self, name: str) -> Iterator[None]:
         """Allow a list of that name to be written or deleted in `folder` inside the context."""
         yield
