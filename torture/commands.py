@@ -22,8 +22,8 @@ from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError
 from autoencode.index import build_index
 from autoencode.models.model_file import load_model
-from autoencode.paper.claims import measure_all
 from autoencode.paper.page import write_paper
+from autoencode.paper.results import measure_all
 from autoencode.paper.study import Experiment, Plan, open_study, train_all, writing
 from autoencode.training.run import is_run, read_metrics
 from autoencode.training.train import train

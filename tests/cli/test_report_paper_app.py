@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from autoencode import evaluation as application
 from autoencode.cli.main import app
 from autoencode.models.backbones import BACKBONE
-from autoencode.paper import study as paper_study
+from autoencode.paper import experiments as paper_experiments
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -47,8 +47,8 @@ def fast() -> Iterator[None]:
         monkeypatch.setattr(application, "LEAST_KID_IMAGES", 3)
         tiny = {"widths": (4, 8), "code_size": 8}
         own = {name: value for name, value in tiny.items() if name != "preset"}
-        small = (replace(one, overrides={**one.overrides, **own}) for one in paper_study.EXPERIMENTS)
-        monkeypatch.setattr(paper_study, "EXPERIMENTS", tuple(small))
+        small = (replace(one, overrides={**one.overrides, **own}) for one in paper_experiments.EXPERIMENTS)
+        monkeypatch.setattr(paper_experiments, "EXPERIMENTS", tuple(small))
         yield
 
 
@@ -132,7 +132,7 @@ def test_a_part_of_the_paper_says_what_was_not_run(photos: Path, tmp_path: Path)
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["autoencode.paper.study.fit_prior", "autoencode.paper.claims.evaluate"])
+@pytest.mark.parametrize("stage", ["autoencode.paper.study.fit_prior", "autoencode.paper.results.evaluate"])
 def test_a_signal_outside_of_training_stops_it_and_loses_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: signal.Signals
 ) -> None:

@@ -70,8 +70,8 @@ def paper(
 ) -> None:
     """Run the experiments of the paper on a folder of images, and draw its figures from the results."""
     from autoencode.data.preprocessing import Preprocessing
-    from autoencode.paper.claims import measure_all
     from autoencode.paper.page import write_paper
+    from autoencode.paper.results import measure_all
     from autoencode.paper.study import (
         Plan,
         chosen_experiments,

@@ -1,170 +1,24 @@
 """The claims of the paper, the measurements of a study beside them, and whether each claim holds.
 
-DIR/measured/NAME.json     `evaluate` of a model, and the digest of that model
-
 A claim about models that have learned something cannot be judged from a model that is no better than the mean
 of the training images.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from scipy.ndimage import median_filter
-
-from autoencode.atomic import parse_json, write_json
-from autoencode.data.corruptions import corrupt, parse_corruptions
-from autoencode.data.loader import batches, random_seed
-from autoencode.errors import VERSION, ConfigError
-from autoencode.evaluation import evaluate
+from autoencode.errors import ConfigError
 from autoencode.evaluation.quality import gap_in_words
-from autoencode.metrics.statistics import estimate
-from autoencode.models.model_file import load_model
-from autoencode.outliers.calibration import OutlierReference, attainable_fpr, fit_reference
+from autoencode.outliers.calibration import attainable_fpr
 from autoencode.outliers.scores import default_score
+from autoencode.paper.results import Results
 from autoencode.report.page import kid, number
-from autoencode.training.progress import constant_image_errors
-from autoencode.training.run import Record, read_metrics
-from autoencode.untrusted import read_file
 
 if TYPE_CHECKING:
-    from autoencode.data.pack import Pack, StageProgress
-    from autoencode.models.autoencoder import Autoencoder
-    from autoencode.paper.study import Plan, Trained
-
-MEASURED_NAME = "measured"
-FILTERED_IMAGES = 1_000  # more would not change the mean by its interval
-
-
-@dataclass(frozen=True)
-class Results:
-    """The models of a study that did not diverge, and their measurements.
-
-    Attributes:
-        plan: the plan of the study.
-        trained: every experiment, also those that failed.
-        models: the models, by experiment.
-        records: the lines of metrics.jsonl, by experiment.
-        measured: `Evaluation.to_json`, by experiment.
-        mean_image: the error of the mean training image on held-out images, in the form of `measured`.
-        median_filter: the PSNR in dB that a median filter reaches on the corrupted images, by experiment, in
-            the same form.
-    """
-
-    plan: Plan
-    trained: Sequence[Trained]
-    models: Mapping[str, Autoencoder]
-    records: Mapping[str, list[Record]]
-    measured: Mapping[str, Mapping[str, Any]]
-    mean_image: Mapping[str, Any]
-    median_filter: Mapping[str, Mapping[str, Any]]
-    _kept: dict[str, OutlierReference] = field(default_factory=dict)
-
-    @property
-    def pack(self) -> Pack:
-        """The images."""
-        return self.plan.pack
-
-    def has(self, *names: str) -> bool:
-        """Whether all these experiments have a model."""
-        return all(name in self.models for name in names)
-
-    def reference(self, name: str) -> OutlierReference:
-        """Return the outlier reference of a model, which is kept in a file."""
-        if name not in self._kept:
-            cache = self.plan.out / MEASURED_NAME / f"{name}-outliers.safetensors"
-            self._kept[name] = fit_reference(self.models[name], self.pack, cache)
-        return self._kept[name]
-
-
-def measure_all(plan: Plan, trained: Sequence[Trained], progress: StageProgress | None = None) -> Results:
-    """Measure each model, or read the earlier measurement of the same model.
-
-    Args:
-        plan: the plan of the study.
-        trained: the result of `train_all`.
-        progress: called with (stage, images done, images in all).
-
-    Raises:
-        OutputError: a measurement cannot be written.
-    """
-    done = [one for one in trained if one.failure is None]
-    models = {one.experiment.name: load_model(one.folder) for one in done}
-    measured = {
-        name: _measured(plan, name, model, functools.partial(_named, progress, name))
-        for name, model in models.items()
-    }
-    records = {one.experiment.name: read_metrics(one.folder) for one in done}
-    filtered = {
-        name: _median_filter(plan.pack, model.training_corruptions, plan.seed)
-        for name, model in models.items()
-        if model.training_corruptions
-    }
-    return Results(plan, trained, models, records, measured, _mean_image(plan.pack), filtered)
-
-
-def _mean_image(pack: Pack) -> Mapping[str, Any]:
-    # Each distinct image once: copies are not further observations.
-    errors = constant_image_errors(pack, pack.training_rows(), np.unique(pack.held_out().rows))
-    found = estimate(errors)
-    assert found is not None
-    return dataclasses.asdict(found)
-
-
-def _median_filter(pack: Pack, corruptions: Sequence[str], seed: int) -> Mapping[str, Any]:
-    """Return the PSNR in dB of a median filter of 3x3 or 5x5 pixels, whichever restores more."""
-    rows = np.unique(pack.held_out().rows)[:FILTERED_IMAGES]
-    clean = next(batches(pack, rows, len(rows)))
-    generator = torch.Generator().manual_seed(random_seed("median filter", seed))
-    seen = corrupt(clean, parse_corruptions(corruptions), generator, training=True).numpy()
-    best: dict[str, Any] | None = None
-    for side in (3, 5):
-        restored = median_filter(seen, size=(1, 1, side, side)).clip(0, 1)
-        errors = np.square(restored - clean.numpy()).mean((1, 2, 3), dtype=np.float64)
-        found = estimate(-10 * np.log10(np.maximum(errors, 1e-10)))
-        assert found is not None
-        if best is None or found.value > best["value"]:
-            best = dataclasses.asdict(found)
-    assert best is not None
-    return best
-
-
-def _named(progress: StageProgress | None, name: str, stage: str, done: int, total: int) -> None:
-    if progress:
-        progress(f"{name}: {stage}", done, total)
-
-
-def _measured(plan: Plan, name: str, model: Autoencoder, progress: StageProgress) -> Mapping[str, Any]:
-    path = plan.out / MEASURED_NAME / f"{name}.json"
-    # A new version may measure differently, and other weights or images certainly do.
-    key = [VERSION, model.digest, plan.pack.fingerprint]
-    if (kept := _read(path)) is not None and kept.get("of") == key:
-        found: Mapping[str, Any] = kept["evaluation"]
-        return found
-    evaluation = evaluate(model, plan.pack, progress=progress).to_json()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Through text, so that a new measurement and one read from a file are the same to the bit.
-    content = json.loads(json.dumps({"of": key, "evaluation": evaluation}))
-    write_json(path, content)
-    result: Mapping[str, Any] = content["evaluation"]
-    return result
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = parse_json(read_file(path))
-    except (OSError, ValueError):  # missing or cut short by a crash: it is measured again
-        return None
-    return value if isinstance(value, dict) else None
-
+    pass
 
 Verdict = Literal["holds", "does not hold", "is undecided", "was not run"]
 
@@ -250,6 +104,8 @@ def _restores(name: str) -> _Judge:
             f"PSNR {number(before, 2)} dB before, {number(after, 2)} dB after; a median filter reaches "
             f"{number(filtered, 2)} dB"
         )
+        if results.has(other := f"restore-{name.replace('denoise', 'noise')}"):
+            text += f"; {other}, with skips and no code, {number(results.restored[other], 2)} dB"
         clean = results.measured.get("ae")
         if clean:
             plain = number(clean["reconstruction"]["psnr_db"], 2)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from autoencode.models.autoencoder import Autoencoder
-    from autoencode.paper.claims import Results
+    from autoencode.paper.results import Results
 
 SAMPLES = 16  # as many as fit beside each other for four models
 SIGMAS = ("vae-0.1", "vae-0.01", "vae-0.001", "vae-auto")  # the paper's from wide to narrow, then the learned
@@ -152,10 +152,14 @@ def _neighbours(results: Results) -> Figure:
     return pictures.neighbours(encoders, pack, queries, searched, "Figure 8", caption)
 
 
-def _restored(name: str, corruption: str, title: str, caption: str) -> Callable[[Results], Figure]:
+def _restored(
+    name: str, restorer: str, corruption: str, title: str, caption: str
+) -> Callable[[Results], Figure]:
     def draw(results: Results) -> Figure:
-        model, rows = results.models[name], _shown(results, 10)
-        return pictures.restored(model, results.pack, rows, corruption, title, caption)
+        models = {name: results.models[name].reconstruct}
+        if restorer in results.restorers:
+            models[restorer] = results.restorers[restorer].restore
+        return pictures.restored(models, results.pack, _shown(results, 10), corruption, title, caption)
 
     return draw
 
@@ -261,9 +265,13 @@ _LAYERS = (
     "as it has channels (both logarithmic), with the shape of its output and its number of weights."
 )
 _HALVES = "The VAE: the same two halves, and a code of means and log-variances."
-_NOISE = "Clean, with Gaussian noise of standard deviation 0.3, and restored."
+_NOISE = (
+    "Clean, with Gaussian noise of standard deviation 0.3, and restored by the paper's network, through a "
+    "code, and by one with skips around the bottleneck."
+)
 _DROPPED = (
-    "Clean, after a dropout layer of rate 0.3 (kept values are brighter, as in training), and restored."
+    "Clean, after a dropout layer of rate 0.3 (kept values are brighter, as in training), and restored by "
+    "both networks."
 )
 _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     ((), _data),
@@ -274,8 +282,8 @@ _FIGURES: tuple[tuple[tuple[str, ...], Callable[[Results], Figure]], ...] = (
     (("ae",), _morph),
     (("ae",), _features),
     (("ae",), _neighbours),
-    (("denoise",), _restored("denoise", "gaussian:0.3", "Figure 9", _NOISE)),
-    (("dropout",), _restored("dropout", "dropout:0.3", "Figure 10", _DROPPED)),
+    (("denoise",), _restored("denoise", "restore-noise", "gaussian:0.3", "Figure 9", _NOISE)),
+    (("dropout",), _restored("dropout", "restore-dropout", "dropout:0.3", "Figure 10", _DROPPED)),
     (("vae-0.01",), _architecture("vae-0.01", "The VAE", "Figure 11", _HALVES)),
     (("vae-0.1", "vae-0.01", "vae-0.001"), _sigma_samples),
     (("vae-warmup", "vae-long"), _warmup),

@@ -1,4 +1,4 @@
-"""The experiments of Kovenko & Bogach 2020, those it leaves open, and a study that trains them all.
+"""A study: the experiments of the paper, trained on one folder of images and kept.
 
     DIR/images.pack        the images, decoded once
     DIR/limited/           links to the images taken, if --limit takes some of them
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,11 +26,11 @@ from autoencode.data.loader import random_seed
 from autoencode.data.manifest import PackSettings, is_pack, read_settings, write_settings
 from autoencode.data.pack import Pack, pack_folder
 from autoencode.data.sources import find_images
-from autoencode.errors import ConfigError, DivergedError, RunError
+from autoencode.errors import DivergedError, RunError
 from autoencode.generation import fit_prior
 from autoencode.models.model_file import MODEL_NAME, load_model, save_model
+from autoencode.paper.experiments import Experiment, changes, chosen_experiments, scaled_settings
 from autoencode.training.loop import Loop
-from autoencode.training.presets import settings
 from autoencode.training.run import RunSettings, is_run, read_metrics, read_run, write_run
 from autoencode.training.runtime import choose_runtime
 from autoencode.training.train import train
@@ -39,107 +38,10 @@ from autoencode.training.train import train
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits, Preprocessing
-    from autoencode.models.networks import ModelConfig
-    from autoencode.training.config import TrainConfig
     from autoencode.training.progress import TrainProgress
 
 PACK_NAME, LIMITED_NAME, RUNS_NAME = "images.pack", "limited", "runs"
 TIMED_STEPS = 4  # the announced time is right to a tenth, and measured in seconds
-LEAST_EPOCHS = 2  # a curve of one point shows nothing
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One model to train.
-
-    Attributes:
-        name: name of its run folder.
-        preset: the preset it starts from.
-        shows: its purpose, in a few words.
-        overrides: settings that differ from the preset.
-        paper: whether the paper has it, or leaves it open.
-    """
-
-    name: str
-    preset: str
-    shows: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    paper: bool = True
-
-
-_BN = {"batch_norm": True}
-EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment("ae", "paper-ae", "reconstruction, morphing, features, neighbours"),
-    Experiment("denoise", "paper-denoise", "removing Gaussian noise of standard deviation 0.3"),
-    Experiment("dropout", "paper-dropout", "filling in after a dropout layer of rate 0.3"),
-    Experiment("vae-0.1", "paper-vae", "a likelihood too wide", {"sigma2": 0.1}),
-    Experiment("vae-0.01", "paper-vae", "the paper's choice of sigma2; outliers"),
-    Experiment("vae-0.001", "paper-vae", "a likelihood too narrow", {"sigma2": 0.001}),
-    Experiment("vae-warmup", "paper-vae-warmup", "warm-up and batch normalisation together"),
-    # The paper changes warm-up and batch normalisation together. These separate the two, for as many epochs.
-    Experiment("vae-long", "paper-vae", "neither, for as many epochs", {"epochs": 240}, paper=False),
-    Experiment("vae-only-warmup", "paper-vae", "warm-up alone", {"kl_warmup": 40}, paper=False),
-    Experiment(
-        "vae-only-batch-norm", "paper-vae", "batch normalisation alone", {**_BN, "epochs": 240}, paper=False
-    ),
-    # The paper chooses sigma2 by hand; its maximum-likelihood value can be learned.
-    Experiment("vae-auto", "paper-vae", "sigma2 learned", {"sigma2": "auto"}, paper=False),
-    Experiment("best", "best", "a network that starts as PCA", paper=False),
-    Experiment("best-vae", "best-vae", "the same as a VAE", paper=False),
-)
-
-# Experiments that one figure or claim compares, by the name for `--only`.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "ae": ("ae", "best"),
-    "denoise": ("ae", "denoise", "dropout"),
-    "vae-sigma": ("vae-0.1", "vae-0.01", "vae-0.001", "vae-auto"),
-    "vae-warmup": ("vae-long", "vae-only-batch-norm", "vae-only-warmup", "vae-warmup"),
-    "best": ("ae", "best", "best-vae"),
-}
-
-
-def chosen_experiments(only: Sequence[str]) -> tuple[Experiment, ...]:
-    """Return the experiments of the groups or names given; all if none is given.
-
-    Raises:
-        ConfigError: a name is that of no group and no experiment.
-    """
-    names = {experiment.name for experiment in EXPERIMENTS}
-    wanted: set[str] = set()
-    for name in only:
-        if name not in GROUPS and name not in names:
-            listed = ", ".join(sorted({*GROUPS, *names}))
-            raise ConfigError(f"There is no experiment {name!r}. There are: {listed}.")
-        wanted |= set(GROUPS.get(name, (name,)))
-    return tuple(experiment for experiment in EXPERIMENTS if not only or experiment.name in wanted)
-
-
-def changes(experiment: Experiment, budget: float, seed: int) -> dict[str, Any]:
-    """Return the settings that differ from the preset, with the epochs, warm-up included, scaled by a budget.
-
-    Args:
-        experiment: one of `EXPERIMENTS`.
-        budget: 1 for the paper's own epochs. No experiment gets fewer than two.
-        seed: seed of every random choice.
-
-    Raises:
-        ConfigError: the budget is not above 0.
-    """
-    if not 0 < budget < math.inf:
-        raise ConfigError(f"The budget is {budget:g}; it must be above 0, and is 1 for the paper's epochs.")
-    _, config = settings(experiment.preset, **experiment.overrides)
-    total = max(LEAST_EPOCHS, round(config.total_epochs * budget))
-    changed: dict[str, Any] = {**experiment.overrides, "epochs": total, "seed": seed}
-    if config.kl_warmup:
-        # The warm-up keeps its share and the total stays, so that compared runs are equally long.
-        warmup = max(1, round(total * config.kl_warmup / config.total_epochs))
-        changed |= {"kl_warmup": warmup, "epochs": total - warmup}
-    return changed
-
-
-def scaled_settings(experiment: Experiment, budget: float, seed: int) -> tuple[ModelConfig, TrainConfig]:
-    """Return the settings of an experiment; see `changes`."""
-    return settings(experiment.preset, **changes(experiment, budget, seed))
 
 
 @dataclass(frozen=True)
@@ -354,7 +256,8 @@ def train_all(
         failure = None
         try:
             _train(plan, experiment, run, functools.partial(progress, experiment) if progress else None)
-            _keep_prior(folder, plan.pack)
+            if run.model.kind != "restorer":  # which has no codes to draw samples of
+                _keep_prior(folder, plan.pack)
         except DivergedError as err:  # a finding about its settings, which the page reports
             failure = str(err)
         done.append(Trained(experiment, folder, failure))

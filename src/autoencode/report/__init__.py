@@ -169,7 +169,14 @@ def _reconstructions(of: _Run) -> list[Block]:
     for corruption in of.settings.train.corrupt:
         caption = "Clean images, the corrupted input of the model, and its output."
         blocks.append(
-            pictures.restored(of.model, of.pack, rows[:8], corruption, f"Restored from {corruption}", caption)
+            pictures.restored(
+                {"restored": of.model.reconstruct},
+                of.pack,
+                rows[:8],
+                corruption,
+                f"Restored from {corruption}",
+                caption,
+            )
         )
     return blocks
 

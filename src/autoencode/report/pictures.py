@@ -24,6 +24,8 @@ from autoencode.pixels import to_float, to_pixels
 from autoencode.report.page import Figure, figure_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autoencode.configuration import PriorName
     from autoencode.data.pack import Pack
 
@@ -85,17 +87,21 @@ def best_median_worst(model: Autoencoder, pack: Pack, rows: Rows, title: str) ->
     )
 
 
-def restored(model: Autoencoder, pack: Pack, rows: Rows, corruption: str, title: str, caption: str) -> Figure:
-    """Draw images clean, corrupted, and restored by a denoising model."""
+def restored(
+    models: Mapping[str, Callable[[Tensor], Tensor]],
+    pack: Pack,
+    rows: Rows,
+    corruption: str,
+    title: str,
+    caption: str,
+) -> Figure:
+    """Draw images clean, corrupted, and restored by each model, a function of images (B, 3, H, W)."""
     clean = to_float(pack.pixels(rows))
     # Seeded by the corruption: a page written again shows the same noise.
     generator = torch.Generator().manual_seed(random_seed("pictures", corruption))
     seen = corrupt(clean, parse_corruptions([corruption]), generator, training=True)
-    columns = [
-        ("clean", to_pixels(clean)),
-        (corruption, to_pixels(seen)),
-        ("restored", to_pixels(model.reconstruct(seen))),
-    ]
+    columns = [("clean", to_pixels(clean)), (corruption, to_pixels(seen))]
+    columns += [(name, to_pixels(restore(seen))) for name, restore in models.items()]
     return figure_of(contact_sheet(columns), title, caption)
 
 
