@@ -70,11 +70,11 @@ def paper(
 ) -> None:
     """Run the experiments of the paper on a folder of images, and draw its figures from the results."""
     from autoencode.data.preprocessing import Preprocessing
+    from autoencode.paper.experiments import chosen_experiments
     from autoencode.paper.page import write_paper
     from autoencode.paper.results import measure_all
     from autoencode.paper.study import (
         Plan,
-        chosen_experiments,
         open_study,
         seconds_needed,
         train_all,

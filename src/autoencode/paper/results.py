@@ -153,7 +153,7 @@ def _median_filter(pack: Pack, corruptions: Sequence[str], seed: int) -> Mapping
 def _restored(pack: Pack, model: Restorer, seed: int) -> Mapping[str, Any]:
     """Return the PSNR in dB of a restorer on the images that the median filter is measured on."""
     clean, seen = _corrupted(pack, model.training_corruptions, seed)
-    return _psnr_db(clean, torch.cat([model.restore(some).cpu() for some in seen.split(64)]))
+    return _psnr_db(clean, torch.cat([model.restore(some).cpu() for some in torch.split(seen, 64)]))
 
 
 def _named(progress: StageProgress | None, name: str, stage: str, done: int, total: int) -> None:
