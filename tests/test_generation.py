@@ -6,22 +6,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchmetrics.image.kid import poly_mmd
 
 from autoencode import (
     Autoencoder,
     ConfigError,
+    MissingExtraError,
     ModelConfig,
     OutputError,
     Pack,
     Preprocessing,
     fit_prior,
     generate,
+    generation,
     load_model,
     pack_folder,
     save_model,
     walk,
 )
-from autoencode.generation import priors, vary
+from autoencode.generation import LIKENESS, priors, vary
+from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_pixels
 
 SIZE = Preprocessing(32, 32)
@@ -121,3 +125,51 @@ def test_a_model_has_the_priors_it_can_generate_from() -> None:
     assert priors(build())[-1] == "normal"
     for name in priors(build()):
         assert generate(build(), 1, prior=name).prior == name
+
+
+def test_the_distance_of_samples_is_a_multiple_of_that_of_reconstructions(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def colours(images: torch.Tensor) -> np.ndarray:
+        vectors = torch.cat([torch.ones(len(images), 1), images.mean((2, 3))], dim=1)
+        return torch.nn.functional.normalize(vectors).numpy()
+
+    monkeypatch.setattr(BACKBONE, "descriptors", colours)
+    monkeypatch.setattr(generation, "_LEAST_LIKENESS_IMAGES", 4)
+    monkeypatch.setattr(generation, "_NOTICEABLE", 0)
+    model = build("autoencoder")
+    fit_prior(model, pack)
+    real = torch.from_numpy(pack.pixels(pack.rows("test"))).permute(0, 3, 1, 2) / 255
+    made = torch.from_numpy(generate(model, len(real)).pixels).permute(0, 3, 1, 2) / 255
+
+    def apart(images: torch.Tensor) -> float:
+        a, b = (torch.from_numpy(2 * colours(one)) for one in (real, images))  # 2 is the root of 4 values
+        return float(poly_mmd(*((x @ y.T / 4 + 1) ** 3 for x, y in ((a, a), (a, b), (b, b)))))
+
+    expected = apart(made) / apart(model.reconstruct(real))
+    assert model.provenance[LIKENESS] == {"mixture": pytest.approx(expected, rel=1e-3)}
+
+
+def test_a_model_that_has_not_learned_enough_says_so_with_every_sample() -> None:
+    model = build()
+    assert generate(model, 2).note is None
+    model.provenance = {LIKENESS: {"normal": 1.9}}
+    assert generate(model, 2).note is None
+    model.provenance = {LIKENESS: {"normal": 8.0}}
+    note = generate(model, 2).note
+    assert note is not None
+    assert "has not learned enough to generate from N(0, I): its samples are 8.0 times as far" in note
+
+
+def test_a_prior_is_fitted_where_the_network_that_judges_it_is_not_installed(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(images: object) -> None:
+        raise MissingExtraError("", "Features")
+
+    monkeypatch.setattr(BACKBONE, "descriptors", missing)
+    monkeypatch.setattr(generation, "_LEAST_LIKENESS_IMAGES", 4)
+    model = build()
+    fit_prior(model, pack)
+    assert model.prior is not None
+    assert LIKENESS not in model.provenance

@@ -9,7 +9,7 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Corrupt, Images, MaxPixels, Model, add_command
-from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped
+from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped, warn
 from autoencode.configuration import Interpolation, PriorName
 
 
@@ -124,11 +124,14 @@ def generate(
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")
+    if made.note:
+        warn(made.note)
     # With the same seed, but after the images: asking for a walk must not change them.
     if walk is not None:
         application.walk(loaded, walk, prior=prior, temperature=temperature, seed=seed)
         say(f"walk:   {walk}")
-    show_result({"folder": out, "images": count, "prior": made.prior, "seed": seed, "walk": walk})
+    found = {"folder": out, "images": count, "prior": made.prior, "seed": seed, "walk": walk}
+    show_result(found | {"note": made.note})
 
 
 def add_to(program: typer.Typer) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import MissingExtraError
 from autoencode.evaluation.quality import BATCH, Advance, HeldOutImages, Restore
-from autoencode.generation import PRIORS, generate
+from autoencode.generation import PRIORS, generate, smear_note
 from autoencode.index.neighbours import fit_vector_space
 from autoencode.metrics.images import detail, kernel_inception_distance, manifold_shares
 from autoencode.metrics.statistics import Estimate, auroc_estimate, estimate, wilson_interval
@@ -38,10 +38,6 @@ SETS = {
 }
 
 NEIGHBOURS = 3  # as Kynkäänniemi et al. 2019 choose
-
-# Samples with less of the detail of reconstructions than this, or of which fewer lie among real images than
-# this share of reconstructions, are smears to the eye.
-_LEAST_OF_DETAIL, _LEAST_OF_PRECISION = 0.5, 0.5
 
 
 class Judge(Protocol):
@@ -133,22 +129,14 @@ def set_qualities(
 
 
 def sampling_note(sets: Mapping[str, SetQuality], prior: PriorName) -> str | None:
-    """Return one sentence if samples of a prior are far worse than reconstructions, else None."""
-    samples, restored = sets[f"samples_{prior}"], sets["reconstructions"]
-    name = list(samples.by)[-1]
-    precise, usual = samples.by[name].precision.value, restored.by[name].precision.value
-    blurred = (
-        samples.sharpness is not None
-        and restored.sharpness is not None
-        and samples.sharpness.value < _LEAST_OF_DETAIL * restored.sharpness.value
+    """Return one sentence if samples of a prior are much further from real images than reconstructions."""
+    samples, restored = (
+        list(sets[name].by.values())[-1].kid for name in (f"samples_{prior}", "reconstructions")
     )
-    if not blurred and precise >= _LEAST_OF_PRECISION * usual:
+    # Where a distance could be 0, a multiple of it says nothing.
+    if restored.interval is None or restored.interval.low <= 0:
         return None
-    return (
-        f"The model has not learned enough to generate from {PRIORS[prior].label}: {precise:.0%} of its "
-        f"samples lie among real images ({name}), of its reconstructions {usual:.0%}. More images, images "
-        "that are more alike, or more epochs help."
-    )
+    return smear_note(prior, samples.value / restored.value)
 
 
 def _sets(
