@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 SIGMA2_FLOOR = (1 / 255) ** 2 / 12
 
 
-def to_float(pixels: NDArray[np.uint8]) -> Tensor:
-    """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) float32 in [0, 1].
+def to_float(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Turn pixels (B, H, W, 3) in 0..255 into images (B, 3, H, W) float32 in [0, 1], on the same device.
 
     The result is channels last in memory, as the pixels are: the only copy is the conversion itself.
     """
     import torch  # imported here: settings need the constant above, and --help must not wait for torch
 
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    pixels = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import torch
 
 from autoencode import Pack
 from autoencode.data.loader import (
+    DeviceImages,
     batches,
     epoch_order,
     local_batch,
@@ -123,3 +124,24 @@ def test_processes_see_together_what_one_sees(count: int, tiny_pack: Pack) -> No
     for step, batch in enumerate(batches(tiny_pack, rows, 10)):
         seen = [images for images, local in (part[step] for part in parts) if local.counted]
         assert torch.equal(torch.cat(seen), batch)
+
+
+@pytest.mark.parametrize("room", [0, 2**30], ids=["copied for each batch", "kept on the device"])
+def test_batches_on_a_device_are_those_of_the_cpu(room: int, tiny_pack: Pack) -> None:
+    rows = np.random.default_rng(0).permutation(tiny_pack.rows())
+    images = DeviceImages(tiny_pack, np.concatenate([rows, rows[:5]]), torch.device("cpu"), room)
+    assert images.is_resident is bool(room)
+    usual = list(local_batches(tiny_pack, rows, 10, 1, 2, start=1))
+    found = list(local_batches(tiny_pack, rows, 10, 1, 2, start=1, device=images))
+    assert len(usual) == len(found) > 1
+    for (expected, where), (batch, place) in zip(usual, found, strict=True):
+        assert torch.equal(batch, expected)
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert place == where
+
+
+def test_images_that_do_not_fit_are_not_kept_on_the_device(tiny_pack: Pack) -> None:
+    rows = tiny_pack.rows()
+    size = len(np.unique(rows)) * tiny_pack.preprocessing.height * tiny_pack.preprocessing.width * 3
+    assert DeviceImages(tiny_pack, rows, torch.device("cpu"), size).is_resident
+    assert not DeviceImages(tiny_pack, rows, torch.device("cpu"), size - 1).is_resident

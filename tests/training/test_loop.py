@@ -9,15 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from tests.training.test_capture import Repeated
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoencode import Pack, Run, TrainProgress, load_model, settings, train
-from autoencode.data.loader import local_batch, steps_per_epoch
+from autoencode import DivergedError, Pack, Run, TrainProgress, load_model, settings, train
+from autoencode.data.loader import DeviceImages, local_batch, steps_per_epoch
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.pixels import to_float
-from autoencode.training import losses
+from autoencode.training import losses, objective, runtime
+from autoencode.training.capture import CapturedStep, Work
 from autoencode.training.loop import Loop
 from autoencode.training.process import interrupts
 from autoencode.training.run import RunSettings, read_metrics
@@ -136,7 +141,7 @@ def test_warmup_reaches_beta_at_exactly_the_stated_step(
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoencode.training.loop.terms", terms)
+        patch.setattr("autoencode.training.objective.terms", terms)
         run = train(tiny_pack.path, tmp_path / "run", kind="vae", beta=2.0, kl_warmup=2, epochs=1, **tiny)
     steps = len(seen) // 3
     assert seen == [2.0 * min(1, step / (2 * steps)) for step in range(3 * steps)]
@@ -223,12 +228,105 @@ def test_a_narrow_likelihood_keeps_its_gradient_finite_for_five_hundred_steps(
     assert all(torch.isfinite(parameter).all() for parameter in parameters)
 
 
+class AsIfOnAGpu(Runtime):
+    """The CPU, used as a GPU is: with images kept there, steps that are replayed, and rare looks."""
+
+    runs_ahead = True
+
+    def images_of(self, pack: Pack, rows: NDArray[np.int64]) -> DeviceImages:
+        return DeviceImages(pack, rows, self.device, 2**30)
+
+    def captured(self, work: Work) -> CapturedStep:
+        return CapturedStep(work, self.device, Repeated)
+
+
+AHEAD = AsIfOnAGpu(torch.device("cpu"), bf16=False, channels_last=True)
+LIKE_A_GPU: list[dict[str, Any]] = [
+    {"preset": "paper-ae"},
+    {"kind": "vae", "kl_warmup": 1, "batch_norm": True, "ema": 0.5, "corrupt": ("gaussian:0.3",)},
+    {"preset": "best-vae"},
+    {"accumulate": 2, "horizontal_flip": True},
+]
+
+
+@pytest.mark.parametrize("overrides", LIKE_A_GPU, ids=lambda one: str(one.get("preset", next(iter(one)))))
+def test_images_on_the_device_and_replayed_steps_change_no_bit_of_a_run(
+    overrides: dict[str, Any], tiny_pack: Pack, tmp_path: Path
+) -> None:
+    own = {"widths": (4, 8), "code_size": 8, "batch_size": 7, "epochs": 2, **overrides}
+    usual = make_loop(tiny_pack, tmp_path / "usual", FP32, **own)
+    ahead = make_loop(tiny_pack, tmp_path / "ahead", AHEAD, **own)
+    assert len(usual.train_rows) % 7 > 1, "the last batch is to be smaller"
+    for loop in (usual, ahead):
+        run_to_the_end(loop)
+    assert (ahead.captured is None) == ("accumulate" in overrides)
+    expected = usual.state.averaged.state_dict()
+    for name, weight in ahead.state.averaged.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    for one, other in zip(usual.records, ahead.records, strict=True):
+        for name in one.keys() - {"seconds", "images_per_second", "input_wait"}:
+            assert one[name] == other[name], name
+
+
+@pytest.mark.parametrize("overrides", LIKE_A_GPU, ids=lambda one: str(one.get("preset", next(iter(one)))))
+def test_no_value_is_read_while_steps_are_taken_on_a_gpu(
+    overrides: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"widths": (4, 8), "code_size": 8, "batch_size": 7, "epochs": 2, **overrides}
+    loop = make_loop(tiny_pack, tmp_path, AHEAD, **own)
+    # On a CPU the optimisers read how many steps they have taken; on a GPU that is a tensor.
+    monkeypatch.setattr(loop.state.optimizer, "step", lambda: None)
+    images = loop._local_batches(loop._order(0))
+    with ValuesRead() as read:
+        for batch, local in images:
+            loop._step(batch, local)
+        assert not read.operations
+        loop._look()
+        assert read.operations
+
+
+def test_a_run_that_diverges_on_a_gpu_says_at_which_steps_and_keeps_the_last_good_model(
+    tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "STEPS_BETWEEN_LOOKS", 2)
+    seen: list[TrainProgress] = []
+    loop = make_loop(tiny_pack, tmp_path, AHEAD, epochs=2, **tiny)
+    loop.progress = seen.append
+    original = objective.terms
+
+    def broken(*arguments: Any) -> losses.Terms:  # noqa: ANN401
+        found = original(*arguments)
+        factor = math.inf if loop.state.step == loop.steps + 2 else 1
+        return found._replace(loss=found.loss * factor)
+
+    monkeypatch.setattr(objective, "terms", broken)
+    with pytest.raises(DivergedError, match="at epoch 2, one of the steps 3 to 4") as caught:
+        run_to_the_end(loop)
+    assert f"The last good model, of epoch 1, is {tmp_path / 'model.safetensors'}" in str(caught.value)
+    assert all(torch.isfinite(weight).all() for weight in load_model(tmp_path).state_dict().values())
+    assert [at.step for at in seen if at.epoch == 1] == [*range(2, loop.steps, 2), loop.steps]
+
+
+class ValuesRead(TorchDispatchMode):
+    """Records the operations that bring a value from a device to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.operations.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def gradient(pack: Pack, out: Path, runtime: Runtime) -> tuple[float, torch.Tensor]:
     """Loss and flat gradient of the first step of a small VAE."""
     loop = make_loop(pack, out, runtime, kind="vae", widths=(8, 16), code_size=8)
     images = runtime.to_device(validation_images(pack))
     local = local_batch(len(images), 0, 1)
-    result, _, _ = loop._forward(loop.state.model, images, local, training=True, draw=0)
+    views = loop.objective.views(loop.state.model, images, local, "train", 0)
+    result, _ = loop.objective.terms(loop.state.model, views, loop.objective.beta(0))
     result.loss.backward()
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     return result.loss.item(), torch.cat(parts)
@@ -289,7 +387,8 @@ def test_the_gradients_of_micro_batches_sum_to_that_of_the_batch(
     loop = make_loop(tiny_pack, tmp_path, kind="vae", widths=(8, 16), code_size=8)
     images = FP32.to_device(validation_images(tiny_pack))
     for micro in local_batch(len(images), 0, 1).micro_batches(accumulate):
-        loop._backward(images[micro.positions], micro)
+        views = loop.objective.views(loop.state.model, images[micro.positions], micro, "train", 0)
+        loop._backward(views, micro, loop.objective.beta(0))
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
     assert (torch.cat(parts) - expected).norm() < 1e-5 * expected.norm()
 

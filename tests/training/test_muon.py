@@ -50,3 +50,20 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     parameter = torch.ones(3, 3, requires_grad=True)
     Muon([parameter]).step()
     assert torch.equal(parameter.detach(), torch.ones(3, 3))
+
+
+def test_a_step_that_can_be_recorded_is_the_same_step() -> None:
+    finals = []
+    for capturable in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.randn(6, 4, generator=generator).requires_grad_()
+        vector = torch.ones(5, requires_grad=True)
+        rate = torch.tensor(0.05) if capturable else 0.05
+        muon = Muon([{"params": [matrix, vector]}], lr=rate, capturable=capturable)
+        for step in range(3):
+            muon.zero_grad()
+            (matrix.square().sum() + (vector * torch.arange(5.0) - step).square().sum()).backward()
+            muon.step()
+        assert isinstance(muon.state[vector]["step"], torch.Tensor)
+        finals.append(torch.cat([matrix.detach().flatten(), vector.detach()]))
+    torch.testing.assert_close(*finals, rtol=1e-5, atol=1e-6)

@@ -35,7 +35,7 @@ from autoencode import (
     train,
 )
 from autoencode.atomic import exclusive
-from autoencode.training import loop, resume, runtime
+from autoencode.training import loop, objective, resume, runtime
 from autoencode.training.losses import Terms
 from autoencode.training.run import read_metrics, read_run
 
@@ -623,7 +623,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_model(
 ) -> None:
     out = tmp_path / "run"
     good: list[str] = []
-    original = loop.terms
+    original = objective.terms
 
     def broken(*arguments: object) -> Terms:
         found = original(*arguments)
@@ -631,7 +631,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_model(
 
     def break_it() -> None:
         good.append(digest(out / "model.safetensors"))
-        monkeypatch.setattr(loop, "terms", broken)
+        monkeypatch.setattr(objective, "terms", broken)
 
     with pytest.raises(DivergedError) as caught:
         train(tiny_pack.path, out, progress=at_step(7, break_it), epochs=3, **tiny)
@@ -647,7 +647,7 @@ def test_a_run_that_diverged_in_its_first_epoch_leaves_its_folder_for_another_tr
     plain: Run, tiny: dict[str, Any], tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    original = loop.terms
+    original = objective.terms
 
     def broken(*arguments: object) -> Terms:
         found = original(*arguments)
@@ -658,7 +658,7 @@ def test_a_run_that_diverged_in_its_first_epoch_leaves_its_folder_for_another_tr
             tiny_pack.path,
             out,
             checkpoint_every=1,
-            progress=at_step(3, lambda: patch.setattr(loop, "terms", broken)),
+            progress=at_step(3, lambda: patch.setattr(objective, "terms", broken)),
             **tiny,
         )
     assert_same(train(tiny_pack.path, out, epochs=3, **tiny), plain)
@@ -708,7 +708,7 @@ def test_too_little_memory_says_what_to_make_smaller_and_keeps_the_last_state(
             tiny_pack.path,
             out,
             epochs=3,
-            progress=at_step(7, lambda: patch.setattr(loop, "terms", fail)),
+            progress=at_step(7, lambda: patch.setattr(objective, "terms", fail)),
             **tiny,
         )
     message = str(caught.value)
@@ -752,7 +752,7 @@ def test_other_errors_of_torch_are_not_taken_for_too_little_memory(
     def fail(*_: object) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop, "terms", fail)
+    monkeypatch.setattr(objective, "terms", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         train(tiny_pack.path, tmp_path / "run", epochs=1, **tiny)
 

@@ -2,16 +2,20 @@
 
 Several processes compute a batch together, each its local batch, which is a run of images of the batch.
 
+On a CPU a thread reads and converts one batch ahead. On a GPU images stay bytes until they are there
+(see `DeviceImages`).
+
 Shapes: B batch, H height, W width. Batches are (B, 3, H, W) float32 in [0, 1], channels last in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +23,13 @@ from numpy.typing import NDArray
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from autoencode.data.pack import Pack, Progress
+
+# Bytes of pixels that are copied to a device at once.
+_CHUNK_BYTES = 64 * 1024**2
 
 # Asking for the next shards of a remote pack looks at the disk; not at every step.
 STEPS_BETWEEN_FETCHES = 16
@@ -123,6 +131,76 @@ def epoch_order(
     return rows[mixed[np.argsort(turn[shards[mixed]], kind="stable")]]
 
 
+class DeviceImages:
+    """Images of a pack as batches on a GPU.
+
+    All pixels are kept there as bytes where they fit, and a batch is gathered there. Otherwise the pixels of
+    a batch are copied one batch ahead, as bytes as well, beside the computation.
+
+    Args:
+        pack: where the pixels are.
+        rows: (N,) rows of the pack that will be asked for, in any order.
+        device: the GPU. Any other device works, and gains nothing.
+        room: bytes that may be kept there; 0 for none.
+    """
+
+    def __init__(self, pack: Pack, rows: NDArray[np.int64], device: torch.device, room: int) -> None:
+        import torch
+
+        self._pack, self._rows, self._device = pack, np.unique(rows), device
+        self._pixels: Tensor | None = None
+        # A stream of its own lets a copy run beside the computation.
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        shape = (pack.preprocessing.height, pack.preprocessing.width, 3)
+        row_bytes = math.prod(shape)
+        if len(self._rows) * row_bytes <= room:
+            self._pixels = torch.empty((len(self._rows), *shape), dtype=torch.uint8, device=device)
+            step = max(1, _CHUNK_BYTES // row_bytes)
+            for start in range(0, len(self._rows), step):
+                if pack.window:
+                    pack.prefetch(self._rows[start:][: 2 * pack.window])
+                chunk = torch.from_numpy(pack.pixels(self._rows[start : start + step]))
+                self._pixels[start : start + step] = chunk.to(device)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all pixels are on the device."""
+        return self._pixels is not None
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """Begin to read the images of `rows` (B,), from any thread; `finish` takes the result."""
+        import torch
+
+        if self._pixels is not None:
+            return self._pinned(torch.from_numpy(np.searchsorted(self._rows, rows)))
+        pixels = self._pinned(torch.from_numpy(self._pack.pixels(rows)))
+        with torch.cuda.stream(self._stream):  # does nothing without a stream
+            return pixels.to(self._device, non_blocking=True)
+
+    def finish(self, found: Tensor) -> Tensor:
+        """Return the batch of what `read` returned."""
+        import torch
+
+        if self._pixels is not None:
+            return to_float(self._pixels.index_select(0, found.to(self._device, non_blocking=True)))
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            found.record_stream(current)  # its memory was given out for the other stream
+        return to_float(found)
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        """Return values from where a copy to the GPU runs beside the computation."""
+        import torch
+
+        if self._stream is None:
+            return values
+        with torch.cuda.device(self._device):  # pinning in another thread would open GPU 0 as well
+            return values.pin_memory()
+
+
 def batches(
     pack: Pack,
     rows: NDArray[np.int64],
@@ -159,27 +237,35 @@ def local_batches(
     *,
     start: int = 0,
     stop: int | None = None,
+    device: DeviceImages | None = None,
 ) -> Iterator[tuple[Tensor, LocalBatch]]:
     """Yield the images of process `rank` of `world_size` for each batch, with their positions in the batch.
 
     Other arguments are those of `batches`. The local batches of all processes together are the batch of one
     process at the same step.
+
+    Args:
+        device: the images of the pack on a GPU, for batches there; None for batches on the CPU.
     """
+    fetch: Callable[[NDArray[np.int64]], Any] = (
+        device.read if device else lambda rows: to_float(pack.pixels(rows))
+    )
+    fetches = pack.window and not (device and device.is_resident)
     steps = steps_per_epoch(len(rows), batch_size)
     stop = steps if stop is None else stop
 
     def read(step: int) -> tuple[Tensor, LocalBatch]:
         batch = rows[batch_slice(step, len(rows), batch_size)]
-        if pack.window and (step - start) % STEPS_BETWEEN_FETCHES == 0:
+        if fetches and (step - start) % STEPS_BETWEEN_FETCHES == 0:
             pack.prefetch(rows[step * batch_size :][: 2 * pack.window])
         local = local_batch(len(batch), rank, world_size)
-        return to_float(pack.pixels(batch[local.positions])), local
+        return fetch(batch[local.positions]), local
 
     # One thread, one batch ahead: reading overlaps with computing, in the memory of two batches.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
         upcoming = reader.submit(read, start) if start < stop else None
         for step in range(start, stop):
             assert upcoming is not None
-            current = upcoming.result()
+            found, local = upcoming.result()
             upcoming = reader.submit(read, step + 1) if step + 1 < stop else None
-            yield current
+            yield device.finish(found) if device else found, local

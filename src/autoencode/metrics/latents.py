@@ -30,7 +30,9 @@ def gaussian_log_likelihood(images: Tensor, means: Tensor, sigma2: float | Tenso
         (B,) nats: -N/2 log(2 pi sigma2) - sum_i (x_i - mu_i)^2 / (2 sigma2).
     """
     # In fp32 also under autocast: the sum over an image's values has more digits than bf16 keeps.
-    sigma2 = torch.as_tensor(sigma2, dtype=torch.float32, device=images.device)
+    if not isinstance(sigma2, Tensor):  # filled on the device: a copy to a GPU would wait for it
+        sigma2 = torch.full((), sigma2, dtype=torch.float32, device=images.device)
+    sigma2 = sigma2.to(images.device, torch.float32)
     squared_error = (images - means.float()).square().flatten(1).sum(1)
     return -0.5 * images[0].numel() * torch.log(2 * math.pi * sigma2) - squared_error / (2 * sigma2)
 
@@ -58,16 +60,16 @@ class RunningVariance:
 
     Attributes:
         count: rows so far.
-        mean: (D,) float64 on the CPU.
+        mean: (D,) float64, on the GPU of the rows where that is CUDA's; else on the CPU.
     """
 
     def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, torch.zeros(0), torch.zeros(0)
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows (B, D), at least one, any device."""
+        """Take in rows (B, D), at least one, any device; all calls with the same."""
         # In fp64 and about the mean: sums of squares lose every digit where the mean is a million deviations.
-        values = rows.detach().cpu().double()
+        values = in_fp64(rows)
         variance, mean = torch.var_mean(values, dim=0, correction=0)
         self._merge(len(values), mean, variance * len(values))
 
@@ -81,7 +83,22 @@ class RunningVariance:
     @property
     def variance(self) -> Tensor:
         """(D,) float64 on the CPU: mean squared distance from the mean."""
-        return self._squares / self.count
+        return (self._squares / self.count).cpu()
+
+    def on_cpu(self) -> RunningVariance:
+        """Return it with its numbers on the CPU, from where another process can read them."""
+        moved = RunningVariance()
+        moved.count, moved.mean, moved._squares = self.count, self.mean.cpu(), self._squares.cpu()
+        return moved
+
+
+def in_fp64(values: Tensor) -> Tensor:
+    """Return values without a graph in 64 bits: on a GPU of CUDA where they are there, else on the CPU.
+
+    To read a number on a GPU is to wait for all that it has to do, so sums stay there; MPS has no 64 bits.
+    """
+    values = values.detach()
+    return (values if values.is_cuda else values.cpu()).double()
 
 
 def merged(parts: Iterable[RunningVariance]) -> RunningVariance:

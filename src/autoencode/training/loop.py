@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions, random_patch, recorrupted
 from autoencode.data.loader import (
     LocalBatch,
     epoch_order,
@@ -29,12 +28,12 @@ from autoencode.data.loader import (
     steps_per_epoch,
 )
 from autoencode.errors import VERSION, DivergedError, RunError
-from autoencode.metrics.latents import RunningVariance, active_units, bits_per_dimension, merged
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, set_counted
-from autoencode.training.losses import Terms, beta_at, terms, update_sigma2
+from autoencode.training.losses import update_sigma2
+from autoencode.training.objective import Objective, Views
 from autoencode.training.progress import TrainProgress, advice, constant_image_mse, epochs_since_best
 from autoencode.training.run import (
     CHECKPOINT_NAME,
@@ -46,19 +45,21 @@ from autoencode.training.run import (
 )
 from autoencode.training.state import (
     all_finite,
-    clip_gradient,
     initial_state,
+    largest_gradient,
     learning_rate_at,
     load_checkpoint,
     save_checkpoint,
+    set_rate,
     start_from_images,
     start_from_model,
     update_average,
 )
+from autoencode.training.validation import validate
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.models.image_model import ImageModel, Output
+    from autoencode.training.capture import CapturedStep
     from autoencode.training.runtime import Runtime
 
 
@@ -89,13 +90,13 @@ class Loop:
         self.out, self.settings, self.pack, self.runtime, self.progress = out, run, pack, runtime, progress
         self.processes = processes
         self.config = run.train
-        self.corruptions = parse_corruptions(self.config.corrupt)
         self.images = pack.training_rows()
         # As many patches of each image as cover it make an epoch.
         self.train_rows = np.repeat(self.images, run.train.patches_of(run.preprocessing))
         self.validation_rows = pack.reading_order(pack.held_out("validation").rows, run.window)
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
+        self.objective = Objective(self.config, runtime, self.steps, self.total_steps)
         self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state)
@@ -104,6 +105,11 @@ class Loop:
         elif processes.is_first:
             start_from_images(self.state, self.runtime, self.config, pack, self._order(0))
         self._start_together()
+        self.largest_gradient = largest_gradient(self.state.model, self.config.grad_clip)
+        self.on_device = runtime.images_of(pack, np.concatenate([self.images, self.validation_rows]))
+        # A step of an adversary changes with its ratio, and one of several processes waits for the others.
+        plain = self.config.accumulate == 1 and not self.config.adversarial and processes.world_size == 1
+        self.captured = runtime.captured(self._learn_recorded) if plain else None
         # A kill may have come between the metrics and the checkpoint of an epoch.
         if processes.is_first:
             keep_metrics_up_to(out, self.state.step)
@@ -127,7 +133,8 @@ class Loop:
     ) -> Iterator[tuple[Tensor, LocalBatch]]:
         """Yield what this process computes of each batch of `rows`."""
         rank, count = self.processes.rank, self.processes.world_size
-        return local_batches(self.pack, rows, self.config.batch_size, rank, count, start=start, stop=stop)
+        size, device = self.config.batch_size, self.on_device
+        return local_batches(self.pack, rows, size, rank, count, start=start, stop=stop, device=device)
 
     def run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
         """Train to the last epoch, or until the patience of `early_stopping` ends.
@@ -148,11 +155,14 @@ class Loop:
             for images, local in self._local_batches(order, start=first):
                 state.waited += time.perf_counter() - started
                 self._step(images, local)
-                state.seconds += time.perf_counter() - started
                 in_epoch = state.step - epoch * self.steps
+                looks = in_epoch % self.runtime.steps_between_looks == 0
+                if looks or in_epoch == self.steps:
+                    self._look()
+                state.seconds += time.perf_counter() - started
                 if in_epoch == self.steps:
                     self._end_epoch(epoch)
-                elif self.processes.is_first:
+                elif looks and self.processes.is_first:
                     self.progress(self._progress(epoch, in_epoch))
                 # One process may get the signal before the others: all stop after the same step.
                 stop = self.processes.any_true(interrupted.is_set())
@@ -174,6 +184,7 @@ class Loop:
         for images, local in self._local_batches(order, stop=min(self.steps, steps + 1)):
             started = time.perf_counter()
             self._step(images, local)
+            self._look()
             times.append(time.perf_counter() - started)
         # The least time: other work on the machine can only lengthen a step.
         return self.steps * min(times[1:] or times)
@@ -182,24 +193,14 @@ class Loop:
         """One optimiser step: a function of the state, the images of the batch and the seed."""
         state, config, begun = self.state, self.config, self.settings.extended_at
         rate = learning_rate_at(config, state.step - begun, self.total_steps - begun)
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["scale"] * rate
+        set_rate(state.optimizer, rate)
         clean = self.runtime.to_device(images)
         state.model.train()
         set_counted(state.model, bool(local.counted))
-        state.optimizer.zero_grad(set_to_none=True)
-        # In fp64: an epoch adds thousands of batches, and resumed sums must be the same bits.
-        sums = torch.zeros(4, dtype=torch.float64)
-        for micro in local.micro_batches(config.accumulate):
-            images = clean[micro.first - local.first : micro.end - local.first]
-            sums += self._backward(images, micro)
-        # Before the gradients are applied: a step that diverged must not reach the weights.
-        measured = self.processes.total(sums)
-        if not math.isfinite(measured[0]):
-            raise self._diverged(state.step)
-        self.processes.sum_gradients(state.model.parameters())
-        clip_gradient(state.model, config.grad_clip)
-        state.optimizer.step()
+        if self.captured and local.counted == config.batch_size:
+            measured = self._replayed(self.captured, clean, local)
+        else:
+            measured = self._learn(self._parts(clean, local), self.objective.beta(state.step))
         if config.sigma2 == "auto" and state.model.is_vae:
             mse = (measured[3] / local.batch_size).to(state.model.sigma2)
             update_sigma2(state.model.sigma2, mse, state.step)
@@ -208,83 +209,61 @@ class Loop:
         state.sums += measured
         state.step += 1
 
-    def _backward(self, clean: Tensor, local: LocalBatch) -> Tensor:
+    def _parts(self, clean: Tensor, local: LocalBatch) -> Iterator[tuple[Views, LocalBatch]]:
+        """What the model is given of each micro-batch, made when it is asked for."""
+        for micro in local.micro_batches(self.config.accumulate):
+            images = clean[micro.first - local.first : micro.end - local.first]
+            yield self.objective.views(self.state.model, images, micro, "train", self.state.step), micro
+
+    def _learn(self, parts: Iterable[tuple[Views, LocalBatch]], beta: float | Tensor) -> Tensor:
+        """Take the optimiser's step on a batch in parts; return the sums of what was measured."""
+        state = self.state
+        state.optimizer.zero_grad(set_to_none=True)
+        # In fp64: an epoch adds thousands of batches, and resumed sums must be the same bits.
+        sums = self.runtime.zeros(4)
+        for views, micro in parts:
+            sums += self._backward(views, micro, beta)
+        measured = self.processes.total(sums)
+        # Before the gradients are applied, a step that diverged must not reach the weights. A GPU is not
+        # waited for: `_look` finds it before anything is saved.
+        if not self.runtime.runs_ahead and not math.isfinite(measured[0]):
+            raise self._diverged(state.step)
+        self.processes.sum_gradients(state.model.parameters())
+        if math.isfinite(self.largest_gradient):
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.largest_gradient)
+        state.optimizer.step()
+        return measured
+
+    def _replayed(self, captured: CapturedStep, clean: Tensor, local: LocalBatch) -> Tensor:
+        """`_learn` on a whole batch, as a CUDA graph."""
+        views = self.objective.views(self.state.model, clean, local, "train", self.state.step)
+        beta = torch.full((), self.objective.beta(self.state.step), device=clean.device)
+        return captured([beta, views.seen, views.target, *([] if views.noise is None else [views.noise])])
+
+    def _learn_recorded(self, inputs: Sequence[Tensor]) -> Tensor:
+        """`_learn` as a function of tensors alone."""
+        beta, seen, target, *noise = inputs
+        size = self.config.batch_size
+        views = Views(seen, target, noise[0] if noise else None)
+        return self._learn([(views, LocalBatch(0, size, size, size))], beta)
+
+    def _look(self) -> None:
+        """Wait for the device, and see whether the loss is finite so far: no sum becomes finite again."""
+        if not math.isfinite(self.state.sums[0]):
+            raise self._diverged(self.state.step - 1)
+
+    def _backward(self, views: Views, local: LocalBatch, beta: float | Tensor) -> Tensor:
         """Add the gradient of a micro-batch, weighted as in the whole batch; return its `_measured` sums."""
         state = self.state
-        result, output, clean = self._forward(state.model, clean, local, training=True, draw=state.step)
+        result, output = self.objective.terms(state.model, views, beta)
         ratio = ratio_at(state.step, self.total_steps) if state.adversary else 0.0
         if state.adversary and ratio:
             assert isinstance(state.model, Autoencoder)
             seed = random_seed("samples", self.config.seed, state.step)
-            state.adversary.step(state.model, clean, output.images, result.loss, seed, ratio)
+            state.adversary.step(state.model, views.target, output.images, result.loss, seed, ratio)
         else:
             (local.weight * result.loss).backward()  # type: ignore[no-untyped-call]
         return result.measured() * local.counted
-
-    def _forward(
-        self, model: ImageModel, clean: Tensor, local: LocalBatch, *, training: bool, draw: int
-    ) -> tuple[Terms, Output, Tensor]:
-        """The objective of a local or micro-batch, the output, and the images it should have been.
-
-        Noise, corruptions and flips depend only on the seed, `draw` and the position in the batch.
-        """
-        purpose = "train" if training else "validation"
-        seed = random_seed(purpose, self.config.seed, draw)
-        # A generator for each step, not one for the run: a resumed run needs no random state.
-        generator = torch.Generator(clean.device).manual_seed(seed)
-        if training and self.config.patch:
-            clean = random_patch(clean, self.config.patch, generator, local)
-        if training and self.config.horizontal_flip:
-            clean = horizontal_flip(clean, generator, local)
-        if self.config.self_supervised:
-            seen, clean = recorrupted(clean, generator, local)
-        else:
-            seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
-        noise = None
-        if model.is_vae:
-            # Drawn for the whole batch, so that its noise is the same for any number of processes.
-            shape = (local.batch_size, model.config.code_size)
-            noise = torch.randn(shape, generator=generator, device=clean.device)[local.positions]
-        with self.runtime.autocast():
-            output = model(seen, noise)
-        sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
-        if sigma2 == "auto":
-            sigma2 = 1.0
-        beta = self._beta(self.state.step if training else self.state.step - 1)
-        return terms(self.config.loss, clean, output, beta, sigma2), output, clean
-
-    @torch.inference_mode()
-    def _validate(self) -> Record:
-        """Measure the model that would be saved now on validation images."""
-        model = self.state.averaged
-        model.eval()
-        sums, means = torch.zeros(5, dtype=torch.float64), RunningVariance()
-        for index, (images, local) in enumerate(self._local_batches(self.validation_rows)):
-            clean = self.runtime.to_device(images)
-            result, output, _ = self._forward(model, clean, local, training=False, draw=index)
-            decoded = output.images
-            if isinstance(model, Autoencoder) and output.posterior and model.is_vae:
-                with self.runtime.autocast():
-                    decoded = model.decoder(output.posterior.mean)
-                if local.counted:  # an image that stands in for an empty local batch must not count twice
-                    means.add(output.posterior.mean)
-            # The reconstruction a user gets: the decoded mean, without noise, clipped to the range of pixels.
-            squared_error = (decoded.float().clamp(0, 1) - clean).square().mean().cpu().double()
-            sums += torch.cat([result.measured(), squared_error[None]]) * local.counted
-        sums, means = self.processes.total(sums), merged(self.processes.gather(means))
-        loss, reconstruction, kl, _, val_mse = (sums / len(self.validation_rows)).tolist()
-        measured: Record = {"val_loss": loss, "val_mse": val_mse}
-        if not model.is_vae:
-            return measured
-        measured |= {
-            "val_reconstruction": reconstruction,
-            "val_kl": kl,
-            "active_units": active_units(means.variance),
-        }
-        if self.config.loss == "gaussian":  # the other losses lack the constant of a likelihood
-            bits = bits_per_dimension(reconstruction + kl, model.values_per_image)
-            measured["val_bits_per_dimension"] = bits
-        return measured
 
     def _end_epoch(self, epoch: int) -> None:
         state, images = self.state, len(self.train_rows)
@@ -294,12 +273,15 @@ class Loop:
             record |= {
                 "train_reconstruction": reconstruction,
                 "train_kl": kl,
-                "beta": self._beta(state.step - 1),
+                "beta": self.objective.beta(state.step - 1),
             }
             record["sigma2"] = float(state.model.sigma2)
         if state.adversary:
             record |= state.adversary.take_measures()
-        record |= self._validate()
+        batches = self._local_batches(self.validation_rows)
+        record |= validate(
+            state.averaged, self.objective, batches, len(self.validation_rows), state.step - 1, self.processes
+        )
         # A weight or a moment can be infinite while the loss is still finite.
         if not (math.isfinite(record["val_loss"]) and all_finite(state)):
             raise self._diverged(state.step - 1)
@@ -381,16 +363,18 @@ class Loop:
             warning=warning,
         )
 
-    def _beta(self, step: int) -> float:
-        config = self.config
-        warmup_steps = config.kl_warmup * self.steps
-        return beta_at(step, self.total_steps, warmup_steps, config.kl_warmup_cycles, config.beta)
-
     def _diverged(self, step: int) -> DivergedError:
+        """The error of a loss that was found not to be finite after a step, or when it was last looked at."""
         epoch, in_epoch = divmod(step, self.steps)
+        unseen = in_epoch % self.runtime.steps_between_looks
+        when = (
+            f"one of the steps {in_epoch + 1 - unseen} to {in_epoch + 1}"
+            if unseen
+            else f"step {in_epoch + 1}"
+        )
         kept = f"The last good model, of epoch {epoch}, is {self.out / MODEL_NAME}."
         return DivergedError(
-            f"The loss is no longer finite at epoch {epoch + 1}, step {in_epoch + 1}. "
+            f"The loss is no longer finite at epoch {epoch + 1}, {when}. "
             f"{kept if epoch else 'No epoch was finished, so there is no model yet.'} Try again"
             f"{' in a new folder' if epoch else ''} with a lower learning rate "
             f"(it was {self.config.learning_rate:g})"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoencode.metrics.latents import gaussian_log_likelihood, kl
+from autoencode.metrics.latents import gaussian_log_likelihood, in_fp64, kl
 from autoencode.pixels import SIGMA2_FLOOR
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Terms(NamedTuple):
     mse: Tensor
 
     def measured(self) -> Tensor:
-        """Return the terms as (4,) float64, which an epoch sums over images."""
-        return torch.stack([term.detach().float() for term in self]).cpu().double()
+        """Return the terms as (4,) float64, which an epoch sums over images; see `in_fp64` for the device."""
+        return in_fp64(torch.stack([term.detach().float() for term in self]))
 
 
 def mse_loss(images: Tensor, restored: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def log_mse_loss(images: Tensor, restored: Tensor) -> Tensor:
     return (mse + LOG_FLOOR).log().mean()
 
 
-def terms(loss: Loss, images: Tensor, output: Output, beta: float, sigma2: float | Tensor) -> Terms:
+def terms(loss: Loss, images: Tensor, output: Output, beta: float | Tensor, sigma2: float | Tensor) -> Terms:
     """Return the objective of a batch; for a VAE the negative of equation (4) with beta times the KL (8).
 
     A VAE's objective is divided by N, so that one learning rate serves every image size; dividing by a

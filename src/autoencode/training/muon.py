@@ -29,10 +29,18 @@ class Muon(torch.optim.Optimizer):
     Args:
         groups: parameters, or groups of them as any torch optimiser takes.
         lr: size of a step of a matrix, as its spectral norm.
+        capturable: whether a step can be recorded as a CUDA graph: numbers that change, which are the steps
+            taken and `lr`, are then tensors on the device of the parameters.
     """
 
-    def __init__(self, groups: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 0.02) -> None:
-        super().__init__(groups, {"lr": lr})
+    def __init__(
+        self,
+        groups: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float | Tensor = 0.02,
+        *,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "capturable": capturable})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -43,28 +51,40 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 update = self._matrix_step if parameter.ndim > 1 else self._vector_step
-                update(parameter, parameter.grad, self.state[parameter], group["lr"])
+                update(parameter, parameter.grad, self.state[parameter], group)
 
     @staticmethod
-    def _matrix_step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float) -> None:
+    def _matrix_step(
+        parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
         # Nesterov's: the momentum as it will be after the next, similar gradient.
         direction = orthogonal(gradient.lerp(momentum, _MOMENTUM).flatten(1))
         rows, columns = direction.shape
-        parameter.add_(direction.reshape(parameter.shape), alpha=-rate * max(1.0, rows / columns) ** 0.5)
+        _move(parameter, direction.reshape(parameter.shape), group["lr"], max(1.0, rows / columns) ** 0.5)
 
     @staticmethod
-    def _vector_step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float) -> None:
+    def _vector_step(
+        parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=parameter.device if group["capturable"] else "cpu")
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
-        step, (first, second) = float(state["step"]), _BETAS
+        step, (first, second) = state["step"] if group["capturable"] else float(state["step"]), _BETAS
         mean = state["mean"].lerp_(gradient, 1 - first) / (1 - first**step)
         square = state["square"].lerp_(gradient.square(), 1 - second) / (1 - second**step)
-        parameter.add_(mean / (square.sqrt() + _EPSILON), alpha=-rate * _VECTOR_RATE)
+        _move(parameter, mean / (square.sqrt() + _EPSILON), group["lr"], _VECTOR_RATE)
+
+
+def _move(parameter: Tensor, direction: Tensor, rate: float | Tensor, factor: float) -> None:
+    """Subtract `factor` times the rate times the direction."""
+    if isinstance(rate, Tensor):
+        parameter.sub_(direction * (rate * factor))
+    else:
+        parameter.add_(direction, alpha=-rate * factor)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -8,22 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoencode.configuration import Precision
+from autoencode.data.loader import DeviceImages
 from autoencode.errors import ConfigError, check_choice
+from autoencode.metrics.latents import in_fp64
 from autoencode.models.backbones import multiplies_bf16
 from autoencode.models.model_file import build_model
+from autoencode.training.capture import CapturedStep, Work
 from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.models.image_model import ImageModel
     from autoencode.models.networks import ModelConfig
     from autoencode.training.run import RunSettings
 
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
+# Reading a value of a GPU leaves it idle for a moment; a diverged run is noticed so many steps late.
+STEPS_BETWEEN_LOOKS = 32
+ROOM_FOR_IMAGES = 0.4  # of the free memory of a GPU; the rest is for the computation
 _MOST_WEIGHTS = 2**40  # bytes
 # Bytes from which memory runs out for the weights, their gradients and moments rather than for the images.
 _MANY_WEIGHTS = 2**30
@@ -55,6 +64,36 @@ class Runtime:
     def to_device(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W) on the device."""
         return images.to(self.device, non_blocking=True, memory_format=self._memory_format)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether Python goes on while the device computes, so that reading a value waits for it: CUDA."""
+        return self.device.type == "cuda"
+
+    @property
+    def steps_between_looks(self) -> int:
+        """Steps after which a loss is read, to report it and to see whether it is finite."""
+        return STEPS_BETWEEN_LOOKS if self.runs_ahead else 1
+
+    def zeros(self, count: int) -> Tensor:
+        """Return zeros (count,) float64, where sums of what `in_fp64` returns are kept."""
+        return in_fp64(torch.zeros(count, device=self.device))
+
+    def images_of(self, pack: Pack, rows: NDArray[np.int64]) -> DeviceImages | None:
+        """Return the images of a pack on the GPU; None where batches are made on the CPU.
+
+        Args:
+            pack: the pack.
+            rows: (N,) that will be asked for.
+        """
+        if not self.runs_ahead:
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return DeviceImages(pack, rows, self.device, round(ROOM_FOR_IMAGES * free))
+
+    def captured(self, work: Work) -> CapturedStep | None:
+        """Return work that is recorded and replayed; None where that is not possible."""
+        return CapturedStep(work, self.device) if self.runs_ahead else None
 
     @property
     def _memory_format(self) -> torch.memory_format:

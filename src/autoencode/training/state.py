@@ -88,7 +88,7 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     fix_sigma2(model, run.train)
     runtime.model_to_device(model)
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
-    sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: not every device has 64 bits
+    sums = runtime.zeros(4)
     state = TrainState(model, averaged, make_optimizer(model, run.train), step=0, sums=sums)
     if run.train.adversarial:
         seed = random_seed("discriminator", run.train.seed)
@@ -140,13 +140,36 @@ def fix_sigma2(model: ImageModel, config: TrainConfig) -> None:
 
 
 def make_optimizer(model: ImageModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of all parameters; each group scales the learning rate by its "scale"."""
-    groups = model.parameter_groups()
+    """Return the optimiser of all parameters; see `set_rate` for their learning rates."""
+    groups, rate = model.parameter_groups(), config.learning_rate
+    # On CUDA a step can be recorded, and needs its numbers on the device.
+    on_cuda = next(model.parameters()).is_cuda
     if config.optimizer == "adamax":
-        return torch.optim.Adamax(groups, lr=config.learning_rate)
-    if config.optimizer == "muon":
-        return Muon(groups, lr=config.learning_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        chosen: torch.optim.Optimizer = torch.optim.Adamax(groups, lr=rate, capturable=on_cuda)
+    elif config.optimizer == "muon":
+        chosen = Muon(groups, lr=rate, capturable=on_cuda)
+    else:
+        own = {"fused": True, "capturable": True} if on_cuda else {}
+        chosen = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, **own)
+    return with_rates(chosen)
+
+
+def with_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimiser with a learning rate on the device for each group that can be recorded."""
+    for group in optimizer.param_groups:
+        if group.get("capturable"):
+            group["lr"] = torch.full((), group["lr"], device=group["params"][0].device)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate; each group scales it by its "scale"."""
+    for group in optimizer.param_groups:
+        own = group["scale"] * rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
@@ -160,13 +183,12 @@ def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-def clip_gradient(model: ImageModel, clip: float) -> None:
-    """Clip the gradient norm to `clip` times the loss the run starts from; 0 for no limit.
+def largest_gradient(model: ImageModel, clip: float) -> float:
+    """Return the norm that gradients are clipped to: `clip` times the loss the run starts from.
 
     The unit makes one setting fit every loss: errors per value and likelihoods per image differ by thousands.
     """
-    if clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip * model.starting_loss)
+    return clip * model.starting_loss if clip else math.inf
 
 
 @torch.no_grad()
@@ -181,7 +203,9 @@ def update_average(averaged: ImageModel, model: ImageModel, ema: float, step: in
 
 def all_finite(state: TrainState) -> bool:
     """Whether every weight, moment and sum is finite; training cannot continue from any other state."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(state).values())
+    # One value to read, as a GPU is waited for at each.
+    found = [torch.isfinite(tensor).all() for tensor in _tensors(state).values()]
+    return bool(torch.stack([one.to(found[0].device) for one in found]).all())
 
 
 def save_checkpoint(folder: Path, state: TrainState) -> None:

@@ -1,0 +1,95 @@
+"""What a model is given of a batch, what it should return, and the objective of what it does return.
+
+Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions, random_patch, recorrupted
+from autoencode.data.loader import random_seed
+from autoencode.training.losses import Terms, beta_at, terms
+
+if TYPE_CHECKING:
+    from autoencode.data.loader import LocalBatch
+    from autoencode.models.image_model import ImageModel, Output
+    from autoencode.training.config import TrainConfig
+    from autoencode.training.runtime import Runtime
+
+
+class Views(NamedTuple):
+    """The images of a batch as a step takes them.
+
+    Attributes:
+        seen: (B, 3, H, W), given to the model.
+        target: (B, 3, H, W) that it should return.
+        noise: (B, D) standard normal that codes are drawn with; None for no draw.
+    """
+
+    seen: Tensor
+    target: Tensor
+    noise: Tensor | None
+
+
+class Objective:
+    """The objective of a run.
+
+    Args:
+        config: how the model is trained.
+        runtime: of the run.
+        steps: in an epoch.
+        total_steps: of the whole run.
+    """
+
+    def __init__(self, config: TrainConfig, runtime: Runtime, steps: int, total_steps: int) -> None:
+        self.config, self.runtime, self.steps, self.total_steps = config, runtime, steps, total_steps
+        self.corruptions = parse_corruptions(config.corrupt)
+
+    def views(self, model: ImageModel, clean: Tensor, local: LocalBatch, purpose: str, draw: int) -> Views:
+        """Return what a model is given of a local or micro-batch, and what it should return.
+
+        Noise, corruptions and flips depend only on the seed, `purpose`, `draw` and the position in the batch.
+
+        Args:
+            model: the model.
+            clean: (B, 3, H, W), the images of the batch.
+            local: its position in the whole batch.
+            purpose: "train", or "validation", for which images are not flipped.
+            draw: number of the step or batch.
+        """
+        config, training = self.config, purpose != "validation"
+        # A generator for each step, not one for the run: a resumed run needs no random state.
+        generator = torch.Generator(clean.device).manual_seed(random_seed(purpose, config.seed, draw))
+        if training and config.patch:
+            clean = random_patch(clean, config.patch, generator, local)
+        if training and config.horizontal_flip:
+            clean = horizontal_flip(clean, generator, local)
+        if config.self_supervised:
+            seen, clean = recorrupted(clean, generator, local)
+        else:
+            seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
+        noise = None
+        if model.is_vae:
+            # Drawn for the whole batch, so that its noise is the same for any number of processes.
+            shape = (local.batch_size, model.config.code_size)
+            noise = torch.randn(shape, generator=generator, device=clean.device)[local.positions]
+        return Views(seen, clean, noise)
+
+    def terms(self, model: ImageModel, views: Views, beta: float | Tensor) -> tuple[Terms, Output]:
+        """Return the objective of a batch with that weight of the KL, and the output of the model."""
+        with self.runtime.autocast():
+            output = model(views.seen, views.noise)
+        sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
+        if sigma2 == "auto":
+            sigma2 = 1.0
+        return terms(self.config.loss, views.target, output, beta, sigma2), output
+
+    def beta(self, step: int) -> float:
+        """Return the weight of the KL at a step, counted from 0."""
+        config = self.config
+        warmup_steps = config.kl_warmup * self.steps
+        return beta_at(step, self.total_steps, warmup_steps, config.kl_warmup_cycles, config.beta)
