@@ -147,6 +147,10 @@ class Loop:
             DivergedError: the loss is no longer finite.
             KeyboardInterrupt: `interrupted` was set.
         """
+        with self.runtime.repeatable():
+            self._run(checkpoint_every, interrupted)
+
+    def _run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
         state = self.state
         while state.step < self.total_steps and not self._has_stopped():
             epoch, first = divmod(state.step, self.steps)
@@ -278,10 +282,7 @@ class Loop:
             record["sigma2"] = float(state.model.sigma2)
         if state.adversary:
             record |= state.adversary.take_measures()
-        batches = self._local_batches(self.validation_rows)
-        record |= validate(
-            state.averaged, self.objective, batches, len(self.validation_rows), state.step - 1, self.processes
-        )
+        record |= self._validate()
         # A weight or a moment can be infinite while the loss is still finite.
         if not (math.isfinite(record["val_loss"]) and all_finite(state)):
             raise self._diverged(state.step - 1)
@@ -296,6 +297,12 @@ class Loop:
         if self.processes.is_first:
             self._keep(record)
             self.progress(last)
+
+    def _validate(self) -> Record:
+        """Measure the model that would be saved now on validation images."""
+        state, count = self.state, len(self.validation_rows)
+        batches = self._local_batches(self.validation_rows)
+        return validate(state.averaged, self.objective, batches, count, state.step - 1, self.processes)
 
     def _keep(self, record: Record) -> None:
         """Save the model, the metrics and the checkpoint of an epoch."""

@@ -65,6 +65,21 @@ class Runtime:
         """Return images (B, 3, H, W) on the device."""
         return images.to(self.device, non_blocking=True, memory_format=self._memory_format)
 
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """Context in which a GPU computes the same bits each time, as far as its kernels do.
+
+        cuDNN then takes only kernels that always sum in one order, and chooses them without timing them. Of
+        what the networks use, the gradient of bilinear enlargement alone still does not.
+        """
+        chosen = torch.backends.cudnn
+        before = chosen.deterministic, chosen.benchmark
+        chosen.deterministic, chosen.benchmark = True, False
+        try:
+            yield
+        finally:
+            chosen.deterministic, chosen.benchmark = before
+
     @property
     def runs_ahead(self) -> bool:
         """Whether Python goes on while the device computes, so that reading a value waits for it: CUDA."""
