@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
 from email.message import Message
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import autoencode
 
@@ -99,3 +104,31 @@ def test_pre_commit_runs_the_quick_checks_of_make_check() -> None:
     for hook in hooks:
         command = hook["entry"].removesuffix(" --force-exclude")
         assert f"$(BIN)/{command}" in makefile, command
+
+
+def floors() -> dict[str, Version]:
+    """Return the lowest version that is allowed of each package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = {}
+    for text in sum(project["optional-dependencies"].values(), project["dependencies"]):
+        requirement = Requirement(text)
+        lowest = [Version(one.version) for one in requirement.specifier if one.operator in (">=", "==", "~=")]
+        found[re.sub(r"[-_.]+", "-", requirement.name).lower()] = max(lowest)
+    return found
+
+
+ADVISORIES = tomllib.loads((ROOT / "docs" / "advisories.toml").read_text())["packages"]
+
+
+@pytest.mark.parametrize("name", ADVISORIES)
+def test_no_version_with_a_known_advisory_is_allowed_or_installed(name: str) -> None:
+    known = ADVISORIES[name]
+    fixed = Version(known["fixed"])
+    assert known["advisories"]
+    # Of what requests brings, only the installed version can be looked at: no part of ours asks for it.
+    if known.get("through") not in ("requests", "tensorboard") or name == "werkzeug":
+        assert floors()[name] >= fixed
+    try:
+        assert Version(version(name)) >= fixed
+    except PackageNotFoundError:
+        assert name in floors() or "through" in known  # of an optional part that is not installed here
