@@ -30,6 +30,7 @@ class Visitor:
         seed: of the choice of images.
 
     Attributes:
+        port, headers: where the page listens, and what lets a request in.
         epochs_seen: lines of metrics that the overview has shown.
         held_mb: memory that the server may hold for the pictures added and drawn so far.
     """
@@ -41,8 +42,8 @@ class Visitor:
         found = re.search(r"127\.0\.0\.1:(\d+)/\?token=(\S+)", self._process.stdout.readline())
         if found is None:
             raise RuntimeError("The page did not start.")
-        self._connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=_SECONDS)
-        self._headers = {"Authorization": f"Bearer {found[2]}"}
+        self.port, self.headers = int(found[1]), {"Authorization": f"Bearer {found[2]}"}
+        self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_SECONDS)
         self._random = random.Random(seed)
         about = json.loads(self._get("/api/workspace"))
         self._images: int = about["images"]
@@ -101,7 +102,7 @@ class Visitor:
         """Send a request, again while the job behind it is not done."""
         kind = {} if address == "/api/uploads" else {"Content-Type": "application/json"}
         while True:
-            self._connection.request(method, address, body, {**self._headers, **kind})
+            self._connection.request(method, address, body, {**self.headers, **kind})
             answer = self._connection.getresponse()
             content = answer.read()
             if answer.status not in (202, 429):
