@@ -83,6 +83,9 @@ from .restoration import Restorations as Restorations
 from .restoration import restore as restore
 from .restoration.picture import RestoredPicture as RestoredPicture
 from .restoration.picture import restore_picture as restore_picture
+from .training.callbacks import Callback as Callback
+from .training.callbacks import MLflow as MLflow
+from .training.callbacks import TensorBoard as TensorBoard
 from .training.config import TrainConfig as TrainConfig
 from .training.presets import PRESETS as PRESETS
 from .training.presets import settings as settings

@@ -220,7 +220,8 @@ def test_tensorboard_is_logged_where_it_is_asked_for(
 ) -> None:
     pytest.importorskip("tensorboard")
     out = tmp_path / "run"
-    assert autoencode("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1, "--tensorboard").code == 0
+    train = ("train", tiny_pack.path, "--out", out, *TINY, "--epochs", 1)
+    assert autoencode(*train, "--log", "tensorboard").code == 0
     assert len(list((out / "tensorboard").glob("events.*"))) == 1
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from autoencode import MissingExtraError, Pack, TrainConfig, TrainProgress, train
-from autoencode.training.progress import advice, constant_image_mse, logging_to
+from autoencode import Pack, TrainConfig, TrainProgress, train
+from autoencode.training.progress import advice, constant_image_mse
 
 
 def lines(
@@ -99,34 +97,3 @@ def test_a_learned_variance_far_below_the_validation_error_is_reported_at_once()
     assert advice_on(lines([0.01], val_kl=9.0, sigma2=0.003), loss="gaussian", sigma2="auto") == ""
     assert advice_on(vae, loss="gaussian", sigma2=0.002) == ""
     assert advice_on(lines([0.01], sigma2=0.002)) == ""
-
-
-def test_the_event_file_holds_the_metrics(tiny_pack: Pack, tiny: dict[str, Any], tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    seen: list[TrainProgress] = []
-    run = train(
-        tiny_pack.path, tmp_path / "run", epochs=2, progress=logging_to(tmp_path / "run", seen.append), **tiny
-    )
-    assert [at.record for at in seen if at.record] == run.metrics
-    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == run.metrics[0].keys() - {"step"}
-    for name in ("train_loss", "val_mse"):
-        found = [(event.step, event.value) for event in events.Scalars(name)]
-        expected = [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in run.metrics]
-        assert found == expected
-
-
-def test_nothing_is_written_before_an_epoch_is_done(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    log = logging_to(tmp_path / "run", lambda _: None)
-    log(TrainProgress(1, 2, 1, 5, 0.1, 10.0, 1.0))
-    assert not (tmp_path / "run").exists()
-
-
-def test_without_the_extra_the_command_that_installs_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install .*\[tensorboard\]'"):
-        logging_to(tmp_path, lambda _: None)

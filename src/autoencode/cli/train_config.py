@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -58,6 +58,8 @@ PRESET_LIST = ", ".join(f"{name} ({preset.summary})" for name, preset in PRESETS
 
 OF_PRESET = "the preset's"
 
+Logger = Literal["tensorboard", "mlflow"]
+
 
 def train(
     source: Source,
@@ -96,7 +98,10 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Start from the weights of this model, a file or a run folder.")
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    log: Annotated[
+        list[Logger] | None,
+        typer.Option(help="Also log for tensorboard or mlflow (extras of these names), offline. Repeatable."),
+    ] = None,
     size: Size = None,
     resize_mode: Resize = None,
     values: ValueRange = None,
@@ -139,7 +144,7 @@ def train(
     asked = {name: value for name, value in given.items() if value is not None}
     arguments = train_arguments(config, assignments or (), asked)
     train_and_show(
-        one_or_all(source), out, ray=ray, workers=workers, tensorboard=tensorboard, resume=resume, **arguments
+        one_or_all(source), out, ray=ray, workers=workers, loggers=log or (), resume=resume, **arguments
     )
 
 
@@ -209,7 +214,7 @@ def train_and_show(
     *,
     ray: str | None = None,
     workers: int | None = None,
-    tensorboard: bool = False,
+    loggers: Collection[Logger] = (),
     **arguments: Any,  # noqa: ANN401
 ) -> None:
     """Train with a progress display, then draw the curves and reconstructions of validation images.
@@ -219,9 +224,11 @@ def train_and_show(
     """
     if arguments.get("keep_memory", True):
         keep_freed_memory()  # it has its full effect only before torch is imported
+    from autoencode.training.callbacks import MLflow, TensorBoard
     from autoencode.training.run import is_run
     from autoencode.training.train import run_folder_for, train
 
+    known = {"tensorboard": TensorBoard, "mlflow": MLflow}
     out = run_folder_for(source) if out is None else out
     start: Callable[..., Run] = train
     if ray is not None:
@@ -230,10 +237,6 @@ def train_and_show(
         start = partial(train_on_ray, ray, workers=workers, restarting=_warn_of_restart)
     trained = False  # a finished run reports no progress, and its pictures are not drawn again
     with counting("packing") as packing_progress, training() as show:
-        if tensorboard:
-            from autoencode.training.progress import logging_to
-
-            show = logging_to(out, show)
 
         def progress(at: TrainProgress) -> None:
             nonlocal trained
@@ -243,6 +246,7 @@ def train_and_show(
         try:
             if ray is None:
                 arguments["chosen"] = lambda text: say(f"chosen: {text}")
+            arguments["callbacks"] = [known[name](out) for name in dict.fromkeys(loggers)]
             run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
             # Stopped while packing, there is no run yet that could be continued.

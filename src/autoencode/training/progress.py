@@ -1,11 +1,10 @@
-"""Reports of a run while it trains: progress, a warning where it does not learn, events for TensorBoard."""
+"""Reports of a run while it trains: progress, and a warning where it does not learn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.data.loader import batches
-from autoencode.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -121,33 +119,3 @@ def constant_image_errors(
     mean = total / count
     errors = [(images - mean).square().flatten(1).mean(1) for images in batches(pack, rows, MEAN_BATCH)]
     return torch.cat(errors).double().numpy()
-
-
-def logging_to(folder: Path, progress: Callable[[TrainProgress], None]) -> Callable[[TrainProgress], None]:
-    """Return a `progress` that also writes the metrics of each epoch to event files in `folder`/tensorboard.
-
-    Raises:
-        MissingExtraError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as err:
-        raise MissingExtraError("tensorboard", "--tensorboard") from err
-    writer: SummaryWriter | None = None
-
-    def log(at: TrainProgress) -> None:
-        nonlocal writer
-        progress(at)
-        if at.record is None:
-            return
-        # Not before the run folder exists: train() rejects a folder that holds something else.
-        writer = writer or SummaryWriter(str(folder / "tensorboard"))
-        step = int(at.record["step"])
-        for name, value in at.record.items():
-            if name != "step":
-                writer.add_scalar(name, value, step)
-        writer.flush()
-        if at.epoch == at.epochs:
-            writer.close()
-
-    return log

@@ -17,7 +17,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -27,8 +27,9 @@ from autoencode.data.pack import local_folder
 from autoencode.errors import AutoencodeError, ConfigError, RunError, restored
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.storage import is_url
+from autoencode.training.callbacks import Callback, calling, telling_the_end
 from autoencode.training.process import interrupt, interrupts, own_ranks
-from autoencode.training.run import read_metrics, read_run
+from autoencode.training.run import is_run, read_metrics, read_run
 from autoencode.training.train import Run, train
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def train_on_ray(
     workers: int | None = None,
     device: str = "auto",
     progress: Callable[[TrainProgress], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     packing_progress: Progress | None = None,
     restarting: Callable[[int], None] | None = None,
     **settings: Any,  # noqa: ANN401
@@ -74,7 +76,7 @@ def train_on_ray(
         workers: number of processes. By default one for each GPU or, in a cluster without GPUs, for each
             node. The CPUs are divided among them.
         device: "auto" takes GPUs if the cluster has some, "cuda" requires them, "cpu" takes none.
-        progress, packing_progress: see `train`; called in this process.
+        progress, callbacks, packing_progress: see `train`; called in this process.
         restarting: called with the number of restarts so far, when all begin again.
         **settings: the other arguments of `train`.
 
@@ -97,10 +99,16 @@ def train_on_ray(
         if is_url(source):
             cluster.check_reads(str(source), SETTINGS_NAME)
         arguments = settings | {"source": str(source), "out": str(out), "device": device}
-        callbacks = {"progress": progress, "packing": packing_progress, "restarts": restarting}
-        given = {kind: callback for kind, callback in callbacks.items() if callback is not None}
-        _fit(cluster, resources, arguments, given)
-        return Run(out, out / MODEL_NAME, local_folder(read_run(out).pack), read_metrics(out))
+        told = calling(progress, callbacks) if progress or callbacks else None
+        called = {"progress": told, "packing": packing_progress, "restarts": restarting}
+        given = {kind: callback for kind, callback in called.items() if callback is not None}
+        with telling_the_end(callbacks, lambda: _run_in(out) if is_run(out) else None):
+            _fit(cluster, resources, arguments, given)
+        return _run_in(out)
+
+
+def _run_in(out: Path) -> Run:
+    return Run(out, out / MODEL_NAME, local_folder(read_run(out).pack), read_metrics(out))
 
 
 def resources_for(workers: int | None, nodes: list[Node], device: str = "auto") -> Resources:

@@ -23,6 +23,7 @@ from autoencode.data.tables import LISTS, TABLES
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.model_file import MODEL_NAME, load_any
 from autoencode.storage import is_url
+from autoencode.training.callbacks import Callback, calling, telling_the_end
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
 from autoencode.training.presets import DEFAULT_PRESET, adapted, settings
@@ -81,6 +82,7 @@ def train(
     channels_last: bool | None = None,
     keep_memory: bool = True,
     progress: Callable[[TrainProgress], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     packing_progress: Progress | None = None,
     chosen: Callable[[str], None] | None = None,
     **overrides: Any,  # noqa: ANN401
@@ -115,6 +117,7 @@ def train(
             With `resume`, the defaults of these three are those of the run.
         keep_memory: whether this process keeps freed memory for the next step (see `keep_freed_memory`).
         progress: called after each step and epoch, in process 0.
+        callbacks: told each step, each epoch and the end, in process 0, after `progress`; see `Callback`.
         packing_progress: called with (files done, files in all) while packing.
         chosen: called with one line before training starts: which settings the images decided, and why.
         **overrides: settings that differ from the preset: fields of `ModelConfig` and `TrainConfig`, such as
@@ -151,10 +154,15 @@ def train(
             chosen(run.chosen)
         opened = _opened(out, run, resume, processes, pack.path)
         with opened, within_memory(out, run), interrupts() as interrupted:
-            loop = Loop(out, run, pack, runtime, progress or (lambda _: None), processes)
-            with _without_diverged_state(out, processes):
+            loop = Loop(out, run, pack, runtime, calling(progress, callbacks), processes)
+            at_the_end = telling_the_end(callbacks if processes.is_first else (), lambda: _run_in(out, pack))
+            with at_the_end, _without_diverged_state(out, processes):
                 loop.run(checkpoint_every, interrupted)
         processes.wait()  # until process 0 has written everything
+    return _run_in(out, pack)
+
+
+def _run_in(out: Path, pack: Pack) -> Run:
     return Run(out, out / MODEL_NAME, pack.path, read_metrics(out))
 
 
