@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ from autoencode.cli.progress import (
 )
 from autoencode.cli.restore import show_restorer
 from autoencode.configuration import Kind
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, check_choice
 from autoencode.models.networks import ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
 from autoencode.training.presets import DEFAULT_PRESET, PRESETS, preset_file, train_arguments
@@ -57,8 +57,6 @@ PRESET_LIST = ", ".join(f"{name} ({preset.summary})" for name, preset in PRESETS
 
 
 OF_PRESET = "the preset's"
-
-Logger = Literal["tensorboard", "mlflow"]
 
 
 def train(
@@ -99,7 +97,7 @@ def train(
         Path | None, typer.Option(help="Start from the weights of this model, a file or a run folder.")
     ] = None,
     log: Annotated[
-        list[Logger] | None,
+        list[str] | None,
         typer.Option(help="Also log for tensorboard or mlflow (extras of these names), offline. Repeatable."),
     ] = None,
     size: Size = None,
@@ -214,7 +212,7 @@ def train_and_show(
     *,
     ray: str | None = None,
     workers: int | None = None,
-    loggers: Collection[Logger] = (),
+    loggers: Collection[str] = (),
     **arguments: Any,  # noqa: ANN401
 ) -> None:
     """Train with a progress display, then draw the curves and reconstructions of validation images.
@@ -229,6 +227,8 @@ def train_and_show(
     from autoencode.training.train import run_folder_for, train
 
     known = {"tensorboard": TensorBoard, "mlflow": MLflow}
+    for name in loggers:
+        check_choice("log", name, known)
     out = run_folder_for(source) if out is None else out
     start: Callable[..., Run] = train
     if ray is not None:
