@@ -19,6 +19,7 @@ from autoencode.data.preprocessing import (
     ResizeMode,
     fields_asked_for,
     parse_size,
+    read_chunks,
     read_image,
     save_image,
 )
@@ -232,3 +233,18 @@ def test_limits_are_positive(wrong: dict[str, Any]) -> None:
 def test_preprocessing_is_told_in_words() -> None:
     told = str(Preprocessing(64, 96, "pad", (0, 128, 255)))
     assert told == "64x96 pixels (resize mode pad, background #0080ff)"
+
+
+def test_images_that_would_not_fit_in_memory_are_rejected_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="more than 16,777,216 pixels"):
+        Preprocessing(16384, 2048)
+    assert Preprocessing(16384, 1024).width == 1024
+    monkeypatch.setattr("autoencode.data.workers.free_bytes", lambda: 5.0 * 4 * 2048**2 * 3)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    paths = [tmp_path / "a.png"] * 5
+    with pytest.raises(ConfigError, match=r"not enough memory for 5 images of 2048x2048 .*0 GB are free"):
+        next(read_chunks(paths, 64, Preprocessing(2048, 2048), Limits(), []))
+    [read] = [read for read, _ in read_chunks(paths[:4], 64, Preprocessing(2048, 2048), Limits(), [])]
+    assert read == paths[:4]

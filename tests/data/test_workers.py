@@ -273,7 +273,7 @@ def test_a_file_that_needs_more_memory_than_the_share_of_a_worker_is_skipped(
 def test_workers_share_what_is_free_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     gigabyte = 1024**3
     for free, count, share in ((20, 2, 4), (5, 2, 2), (5, 16, 1), (0.1, 1, 1), (math.inf, 8, 4)):
-        monkeypatch.setattr(workers, "_free_bytes", lambda free=free: free * gigabyte)
+        monkeypatch.setattr(workers, "free_bytes", lambda free=free: free * gigabyte)
         assert workers.memory_share(count) == share * gigabyte
     monkeypatch.undo()
-    assert workers._free_bytes() > 0
+    assert workers.free_bytes() > 0

@@ -23,7 +23,7 @@ from PIL import Image
 
 from autoencode.atomic import atomic_file
 from autoencode.configuration import ResizeMode, check_fields
-from autoencode.data import decoding
+from autoencode.data import decoding, workers
 from autoencode.errors import ConfigError, ImageError, ImageFolderError
 
 Size = int | str | tuple[int, int]
@@ -32,7 +32,8 @@ WRITABLE = {
     **{".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF"},
 }
 SIZE_MULTIPLE = 16  # the default network halves each side four times
-_MOST = 16_384  # pixels per side: a forged size must not ask for terabytes
+_MOST = 16_384  # pixels per side
+_MOST_PIXELS = 4096**2  # a forged size must not ask for gigabytes an image
 # 200 million pixels with alpha, a PNG of 243 MB, took 3 s; other machines are slower.
 _BYTES_PER_LIMIT = 100_000_000
 _SHORT_BY = 33 / 32  # how much smaller than wanted a JPEG may be decoded: 250 pixels at 1/2 for 128
@@ -76,6 +77,10 @@ class Preprocessing:
             )
         if max(sides) > _MOST:
             raise ConfigError(f"The size {size.format(*sides)} is above {_MOST}, the largest side supported.")
+        if self.height * self.width > _MOST_PIXELS:
+            raise ConfigError(
+                f"The size {size.format(*sides)} has more than {_MOST_PIXELS:,} pixels, the most supported."
+            )
         if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
             raise ConfigError(f"The background {self.background!r} is not three whole numbers from 0 to 255.")
         if self.value_range and not (
@@ -224,13 +229,19 @@ def read_chunks(
         ConfigError: there is not enough memory for a chunk.
     """
     usable = 0
+    # Asked first, as memory is given out when it is written to: a forged model can ask for any size. What is
+    # computed with is fp32, four bytes for each.
+    count = min(size, len(paths))
+    needed = 5 * count * preprocessing.height * preprocessing.width * 3
+    if needed > (free := workers.free_bytes()):
+        raise ConfigError(
+            f"There is not enough memory for {count} images of {preprocessing}: they take "
+            f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free."
+        )
     for start in range(0, len(paths), size):
         read: list[Path] = []
         # A new array each time: the caller may keep the one before.
-        try:
-            pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
-        except MemoryError as err:
-            raise ConfigError(f"There is not enough memory for {size} images of {preprocessing}.") from err
+        pixels = np.empty((size, preprocessing.height, preprocessing.width, 3), np.uint8)
         for path in paths[start : start + size]:
             try:
                 pixels[len(read)] = read_image(path, preprocessing, limits)

@@ -78,10 +78,10 @@ def available_cores() -> int:
 
 def memory_share(workers: int) -> int:
     """Return the bytes of memory that each of so many workers may take beyond its libraries."""
-    return int(min(max(0.8 * _free_bytes() / max(1, workers), _LEAST_BYTES), _MOST_BYTES))
+    return int(min(max(0.8 * free_bytes() / max(1, workers), _LEAST_BYTES), _MOST_BYTES))
 
 
-def _free_bytes() -> float:
+def free_bytes() -> float:
     """Return the memory that is free on this machine, and in its container; infinity if it is not known."""
     free = math.inf
     with contextlib.suppress(OSError, ValueError, StopIteration):
