@@ -16,7 +16,7 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -102,166 +102,71 @@ def lay_out(paths: Sequence[Path], copied: int, out: Path) -> dict[Path, tuple[i
     return files
 
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "a",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-    "an",
-    "they",
-    "which",
-    "one",
-    "you",
-    "were",
-    "all",
-    "her",
-    "she",
-    "there",
-    "would",
-    "their",
-    "we",
-    "him",
-    "been",
-    "has",
-    "when",
-    "who",
-    "will",
-    "no",
-    "more",
-    "if",
-    "out",
-    "so",
-    "up",
-    "said",
-    "what",
-    "its",
-    "about",
-    "than",
-    "into",
-    "them",
-    "can",
-    "only",
-    "other",
-    "time",
-    "new",
-    "some",
-    "could",
-    "these",
-    "two",
-    "may",
-    "first",
-    "then",
-    "do",
-    "like",
-    "any",
-    "my",
-    "now",
-    "over",
-    "such",
-    "our",
-    "man",
-    "me",
-    "even",
-    "most",
-    "made",
-    "after",
-    "also",
-    "did",
-    "many",
-    "off",
-    "before",
-    "must",
-    "well",
-    "back",
-    "through",
-    "years",
-    "much",
-    "where",
-    "your",
-    "way",
-    "down",
-    "should",
-    "because",
-    "long",
-    "each",
-    "just",
-    "state",
-    "those",
-    "people",
-    "too",
-    "mr",
-    "how",
-]
+TEXT = (
+    "the of and to in a is that for it as was with be by on not he his but at are this have from or had "
+    "an they which one you were all her she there would their we him been has when who will no more if "
+    "out so up said what its about than into them can only other time new some could these two may first "
+    "then do like any my now over such our man me even most made after also did many off before must well "
+    "back through years much where your way down should because long each just state those people too mr "
+    "how "
+)
 
 
 def render_pages(count: int, out: Path) -> None:
     """Pages of text in one layout: different words in the same places."""
-    generator = np.random.default_rng(0)
+    generator, words = np.random.default_rng(0), TEXT.split()
     heading, font = ImageFont.load_default(28), ImageFont.load_default(15)
     for number in range(count):
         page = Image.new("RGB", (620, 877), "white")
         draw = ImageDraw.Draw(page)
-        draw.text((60, 50), " ".join(generator.choice(WORDS, 4)).title(), "black", heading)
+        draw.text((60, 50), " ".join(generator.choice(words, 4)).title(), "black", heading)
         for line in range(36):
             indent = 60 if line % 9 else 85
             text = ""
             while draw.textlength(text, font) < 560 - indent:
-                kept, text = text, f"{text} {generator.choice(WORDS)}".strip()
+                kept, text = text, f"{text} {generator.choice(words)}".strip()
             draw.text((indent, 110 + 20 * line), kept, "black", font)
         draw.text((310, 845), str(number + 1), "black", font)
         page.save(out / f"{number:04}.png")
 
 
-def measure(name: str, paths: Sequence[Path], copied: int, listed: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        files = lay_out(paths, copied, Path(folder))
-        started, processor = time.monotonic(), time.process_time()
-        found = find_duplicates(Path(folder))
-        seconds = time.monotonic() - started, time.process_time() - processor
-        together = {
-            frozenset(pair)
-            for group in found.groups
-            for pair in itertools.combinations([file.path for file in group.files], 2)
-        }
+def measure(name: str, paths: Sequence[Path], copied: int, listed: int, kept_in: Path) -> None:
+    folder, cache = kept_in / f"{name}-images", kept_in / f"{name}-compared"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    files = lay_out(paths, copied, folder)
+    started, processor = time.monotonic(), time.process_time()
+    found = find_duplicates(folder, cache=cache)
+    seconds = time.monotonic() - started, time.process_time() - processor
+    groups = [group.files for group in found.groups]
+    together = {
+        frozenset((one.path, other.path))
+        for group in groups
+        for one, other in itertools.combinations(group, 2)
+    }
     hits: dict[str, list[bool]] = defaultdict(list)
     original = {number: path for path, (number, kind) in files.items() if kind == "original"}
     for path, (number, kind) in files.items():
         if kind != "original":
             hits[kind].append(frozenset((path, original[number])) in together)
+    named: dict[str, Counter[str]] = defaultdict(Counter)
+    for file in itertools.chain.from_iterable(groups):
+        # What was done to one copy is no name for how it differs from another.
+        if file.like is not None and files[file.like][1] in ("original", "exact"):
+            named[files[file.path][1]][" ".join(file.kinds)] += 1
     wrong = [pair for pair in together if len({files[path][0] for path in pair}) > 1]
     false_ratio = wilson_interval(len(together) - len(wrong), max(1, len(together)))
     print(f"\n{name}: {len(files):,} files, {seconds[0]:.0f} s, {seconds[1]:.0f} s of the processor")
-    print("\n| copy | found | recall |\n| --- | --- | --- |")
+    print("\n| copy | found | recall | named |\n| --- | --- | --- | --- |")
     for kind, values in hits.items():
         interval = wilson_interval(sum(values), len(values))
         recall = f"{np.mean(values):.3f} ({interval.low:.3f}–{interval.high:.3f})"
-        print(f"| {kind} | {sum(values)} of {len(values)} | {recall} |")
+        names = ", ".join(f"{kinds} {count}" for kinds, count in named[kind].most_common())
+        print(f"| {kind} | {sum(values)} of {len(values)} | {recall} | {names} |")
     precision = 1 - len(wrong) / max(1, len(together))
     print(f"\nfalse pairs {len(wrong)} of {len(together)}, precision {precision:.3f}", end=" ")
-    print(f"({false_ratio.low:.3f}–{false_ratio.high:.3f}); possible pairs {len(found.possible)}")
+    print(f"({false_ratio.low:.3f}–{false_ratio.high:.3f}); possible pairs {len(found.possible)}", end="; ")
+    print(f"threshold {found.threshold}, different images up to {found.different:.3f}")
     for one, other in sorted(tuple(sorted(pair)) for pair in wrong)[:listed]:
         print(f"  {paths[files[one][0]]} {files[one][1]} = {paths[files[other][0]]} {files[other][1]}")
 
@@ -273,13 +178,18 @@ def main() -> None:
     parser.add_argument("--copied", type=int, default=40)
     parser.add_argument("--pages", type=int, default=0)
     parser.add_argument("--list", type=int, default=20)
+    parser.add_argument("--keep-in", type=Path, help="a folder that keeps the copies and what was computed")
     given = parser.parse_args()
-    for folder in given.folders:
-        measure(folder.name, evenly(find_images(folder), given.most), given.copied, given.list)
-    if given.pages:
-        with tempfile.TemporaryDirectory() as folder:
-            render_pages(given.pages, Path(folder))
-            measure("pages of text", find_images(Path(folder)), given.copied, given.list)
+    with tempfile.TemporaryDirectory() as temporary:
+        kept_in = given.keep_in or Path(temporary)
+        for folder in given.folders:
+            paths = evenly(find_images(folder), given.most)
+            measure(folder.name, paths, given.copied, given.list, kept_in)
+        if given.pages:
+            pages = kept_in / "pages"
+            pages.mkdir(parents=True, exist_ok=True)
+            render_pages(given.pages, pages)
+            measure("pages of text", find_images(pages), given.copied, given.list, kept_in)
 
 
 if __name__ == "__main__":

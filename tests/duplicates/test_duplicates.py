@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from autoencode import Duplicates, ImageFolderError, OutputError, build_index, find_duplicates
-from autoencode.duplicates import memory, sketches
+from autoencode.duplicates import sketches, verification
 
 Picture = Image.Image
 
@@ -185,7 +185,7 @@ def test_a_search_that_was_killed_goes_on_and_gives_the_same(
 ) -> None:
     wanted = find_duplicates(few)
     monkeypatch.setattr(sketches, "_BLOCK", 4)
-    monkeypatch.setattr(memory, "_BLOCK", 1)
+    monkeypatch.setattr(verification, "_BLOCK", 1)
     cache, calls = tmp_path / "cache", itertools.count()
 
     def kill(stage: str, done: int, total: int) -> None:

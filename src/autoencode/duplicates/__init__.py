@@ -19,13 +19,11 @@ import numpy as np
 from autoencode.atomic import claim_folder, exclusive, make_folder, write_json
 from autoencode.data.preprocessing import Limits, read_image
 from autoencode.data.sources import expanded
-from autoencode.duplicates.calibration import copies_agreement
 from autoencode.duplicates.candidates import find_candidates
-from autoencode.duplicates.memory import verified
 from autoencode.duplicates.output import JSON_NAME
 from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
-from autoencode.duplicates.verdict import Groups, judge, kinds_of
-from autoencode.duplicates.verification import Match, Verifier
+from autoencode.duplicates.verdict import Groups, copies_agreement, judge, kinds_of
+from autoencode.duplicates.verification import Match, Verifier, verified
 from autoencode.errors import ImageFolderError, OutputError
 from autoencode.index import open_index
 from autoencode.index.memory import FileStore, in_memory
@@ -98,7 +96,8 @@ class Duplicates:
         possible: pairs below the threshold, the likeliest first, at most 1,000; empty where copies and
             different images are far apart.
         images: number of files compared.
-        threshold: the agreement, from 0 to 1, from which pairs are called copies.
+        threshold: the agreement, from 0 to 1, from which pairs that were edited, or changed in several ways,
+            are called copies.
         copies: the agreement that 95 % of a sample of the images reach with a copy of themselves that is
             slightly cropped, smaller and saved as JPEG; None if the sample could not be read.
         different: the highest agreement of a pair that is not called a copy; 0 if none comes near.
@@ -189,7 +188,7 @@ def _found(
     pairs = find_candidates(sketches)
     verifier = Verifier(sketches, read, is_thorough=len(pairs) <= _THOROUGH_PAIRS)
     matches = verified(verifier, pairs, folder, stage("comparing"))
-    verdict = judge(matches, len(sketches))
+    verdict = judge(matches, sketches.sizes)
     return Duplicates(
         groups=_described(every, same, verdict.copies),
         possible=[_possible(sketches, match) for match in verdict.possible[:MOST_POSSIBLE]],

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoencode.duplicates.registration import warped
+from autoencode.duplicates.registration import points_of, warped
 
 SIDE = 128
 # Resolutions at which pairs are compared; images of fewer pixels have nothing to compare.
@@ -27,6 +27,7 @@ _LEAST_OVERLAP = 0.1
 _AGREES = 0.7  # local correlation from which a place agrees
 _FLAT = 3 / 255  # spread below which a place has no structure
 _COLOUR, _TONE = 0.06, 0.12  # differences in colour and in brightness that are none of compression
+_WHITE = 0.98  # brightness from which a place may be brighter than can be shown
 _GREY_IMAGE = 0.012  # chroma below which an image is grey
 _WEIGHTS = torch.tensor([0.299, 0.587, 0.114])
 
@@ -42,6 +43,8 @@ class Agreement:
         one_sided: share of the structure of the one image that the other has too: the larger of both sides.
         mutual: share of the places with structure in either that agree.
         overlap: share of the frame of the first image that the second covers.
+        detail: how many windows of the local correlation the structure of either would fill: the more, the
+            less chance explains their agreement.
         gain, offset: brightness of the second image by that of the first, both from 0 to 1.
         chroma: colourfulness of the second by the first; 0 where the second is grey, infinite where the first
             is.
@@ -52,6 +55,7 @@ class Agreement:
     one_sided: float
     mutual: float
     overlap: float
+    detail: float = 0.0
     gain: float = 1.0
     offset: float = 0.0
     chroma: float = 1.0
@@ -59,9 +63,9 @@ class Agreement:
 
     @classmethod
     def of(cls, numbers: Sequence[float], differs: Box | None) -> Agreement:
-        """Return the agreement of six numbers, in the order of the attributes."""
-        one_sided, mutual, overlap, gain, offset, chroma = numbers
-        return cls(one_sided, mutual, overlap, gain, offset, chroma, differs)
+        """Return the agreement of seven numbers, in the order of the attributes."""
+        one_sided, mutual, overlap, detail, gain, offset, chroma = numbers
+        return cls(one_sided, mutual, overlap, detail, gain, offset, chroma, differs)
 
 
 NONE = Agreement(0, 0, 0)
@@ -130,8 +134,8 @@ def agreements(
 def _compared(first: Tensor, second: Tensor, maps: Tensor, box: Tensor) -> list[Agreement]:
     """Compare pairs at one resolution: (P, 3, n, n) with (P, 3, m, m)."""
     side = first.shape[-1]
-    second, inside = warped(second, maps, side)
-    inside = inside & _without_border(maps, box, side)
+    second, shown = warped(second, maps, side)
+    inside = shown & _without_border(maps, box, side)
     # The outermost pixels are half of what is outside.
     valid = -F.max_pool2d(-inside[:, None].float(), 3, 1, 1)
     first, second = _smooth(first), _smooth(second)
@@ -165,9 +169,10 @@ def _compared(first: Tensor, second: Tensor, maps: Tensor, box: Tensor) -> list[
     sides = torch.maximum(agreeing(has_a | off_flat), agreeing(has_b | off_flat))
     either = has_a | has_b | off_flat
     mutual = agreeing(either)
-    overlap = is_valid.float().mean((1, 2, 3))
+    overlap = shown.float().mean((1, 2))
+    detail = either.sum((1, 2, 3)) / window**2
     differs = either & ~agrees
-    columns = zip(*(x.tolist() for x in (sides, mutual, overlap, gain, offset, chroma)), strict=True)
+    columns = zip(*(x.tolist() for x in (sides, mutual, overlap, detail, gain, offset, chroma)), strict=True)
     return [
         Agreement.of(values, _bounds(places)) if values[2] >= _LEAST_OVERLAP else NONE
         for values, places in zip(columns, differs[:, 0], strict=True)
@@ -196,7 +201,7 @@ def _without_border(maps: Tensor, box: Tensor, side: int) -> Tensor:
 
     Where the first is the content of the second, the border would bleed into the outermost places.
     """
-    grid = F.affine_grid(maps, [len(maps), 1, side, side], align_corners=False)
+    grid = points_of(maps, side)
     low, high = box[:, None, None, :2], box[:, None, None, 2:]
     within = ((grid >= low) & (grid <= high)).all(-1)
     shown = (grid.abs() <= 1).all(-1)
@@ -214,7 +219,23 @@ def _structure(values: Tensor, valid: Tensor) -> Tensor:
 
 def _toned(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fit b = gain a + offset to most places; return both (P,), and the distance (P, 1, n, n)."""
-    weight = valid
+    # Of coarse places: the contrast of fine print is that of the scaling and the compression.
+    coarse = max(1, a.shape[-1] // 32)
+    a_coarse, b_coarse, known = (F.avg_pool2d(x, coarse) for x in (a, b, valid))
+    known = (known > 0.99).float()
+    # Places that are white or black in both say nothing about what was cut off; in a drawing they are most.
+    low, high = torch.minimum(a_coarse, b_coarse), torch.maximum(a_coarse, b_coarse)
+    inner = known * ~((low > _WHITE) | (high < 1 - _WHITE))
+    fits = [_line(a_coarse, b_coarse, weight) for weight in (known, inner)]
+    distances = [(b - (slope * a + offset).clamp(0, 1)).abs() for slope, offset in fits]
+    errors = [(distance * valid).mean((1, 2, 3), keepdim=True) for distance in distances]
+    first = errors[0] <= 1.2 * errors[1] + 1e-3
+    slope, offset = (torch.where(first, one, other) for one, other in zip(*fits, strict=True))
+    return slope.flatten(), offset.flatten(), torch.where(first, distances[0], distances[1])
+
+
+def _line(a: Tensor, b: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    weight = known
     for _ in range(4):
         total = weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
         mean_a = (a * weight).sum((1, 2, 3), keepdim=True) / total
@@ -222,8 +243,8 @@ def _toned(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]
         slope = ((a - mean_a) * (b - mean_b) * weight).sum((1, 2, 3), keepdim=True)
         slope = slope / (((a - mean_a).square() * weight).sum((1, 2, 3), keepdim=True) + 1e-6)
         distance = (b - mean_b - slope * (a - mean_a)).abs()
-        weight = valid / (1 + (distance / 0.05).square())
-    return slope.flatten(), (mean_b - slope * mean_a).flatten(), distance
+        weight = known / (1 + (distance / 0.05).square())
+    return slope, mean_b - slope * mean_a
 
 
 def _coloured(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

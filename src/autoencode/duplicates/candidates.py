@@ -1,8 +1,10 @@
 """Candidates: pairs of images that may be copies, found without comparing every image with every other.
 
-There are two searches: by thumbnails, where an image asks for itself in eight orientations and for 27 windows
-of itself, so that a mirrored, turned or cropped copy is found; and by features of a pretrained network, for
-crops that are no such window. A thumbnail is compared by its lowest frequencies.
+There are three searches: by thumbnails, where an image asks for itself in eight orientations and for 27
+windows of itself, so that a mirrored, turned or cropped copy is found; by the middle of thumbnails, whitened,
+where it asks for itself askew, without its border, and for windows again, so that copies are found where
+images are as like each other as pages of text; and by features of a pretrained network, for crops that are no
+such window. A thumbnail is compared by its lowest frequencies.
 
 Shapes: N images, D dimensions, P pairs.
 """
@@ -14,9 +16,11 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from autoencode.duplicates.registration import turned, warped
 from autoencode.duplicates.sketches import THUMBNAIL, Sketches
 from autoencode.index.neighbours import VectorSpace, configure_faiss, fit_vector_space
 
@@ -28,12 +32,17 @@ _EXACT_LIMIT, _PROBED = 5000, 12
 _PRINCIPAL = 128
 _SAMPLE = 20_000
 _BLOCK = 8192
+# Left, top and share of a side.
 _WINDOWS = [
     (x * (1 - share), y * (1 - share), share)
     for share in (0.9, 0.8, 0.7)
     for x in (0.0, 0.5, 1.0)
     for y in (0.0, 0.5, 1.0)
 ]
+_CENTRED = [((1 - share) / 2, (1 - share) / 2, share) for share in (0.95, 0.85, 0.75)]
+_WHOLE = (0.0, 0.0, 1.0)
+_MIDDLE = 0.8  # share of a side that is still all image when a copy is askew or lost a little at its edges
+_ANGLES = (-4.5, -3.0, -1.5, 1.5, 3.0, 4.5)  # degrees: half a step moves a corner by a quarter of a pixel
 
 Floats = NDArray[np.float32]
 Pairs = NDArray[np.int64]
@@ -49,8 +58,11 @@ def find_candidates(sketches: Sketches) -> Pairs:
     codes = np.concatenate([_codes(thumbs, *_full()) for thumbs in _blocks(sketches.thumbnails)])
     found = [_neighbours(codes, fit_vector_space(codes, "cosine"), _views(sketches), k, LEAST_THUMBNAIL)]
     # Parts on one background differ in what is left after whitening.
-    turned = ((start, view) for start, view in _views(sketches, windows=False))
-    found.append(_neighbours(codes, fit_vector_space(codes, "whitened"), turned, k // 2, LEAST_WHITENED))
+    own = ((start, view) for start, view in _views(sketches, windows=False))
+    found.append(_neighbours(codes, fit_vector_space(codes, "whitened"), own, k // 2, LEAST_WHITENED))
+    middle = np.concatenate([_codes(thumbs, *_middle(_WHOLE)) for thumbs in _blocks(sketches.thumbnails)])
+    space = fit_vector_space(middle, "whitened")
+    found.append(_neighbours(middle, space, _middle_views(sketches), k // 2, LEAST_WHITENED))
     features = _principal(sketches.features)
     own = ((start, features[start : start + _BLOCK]) for start in range(0, count, _BLOCK))
     found.append(_neighbours(features, fit_vector_space(features, "cosine"), own, k, LEAST_FEATURES))
@@ -119,11 +131,46 @@ def _views(sketches: Sketches, *, windows: bool = True) -> Iterator[tuple[int, F
     bases = [(_basis(y, share), _basis(x, share)) for x, y, share in _WINDOWS] if windows else []
     for number, thumbs in enumerate(_blocks(sketches.thumbnails)):
         start = number * _BLOCK
-        for turned in (thumbs, thumbs.transpose(0, 2, 1)):
-            for seen in (turned, turned[:, ::-1], turned[:, :, ::-1], turned[:, ::-1, ::-1]):
+        for base in (thumbs, thumbs.transpose(0, 2, 1)):
+            for seen in (base, base[:, ::-1], base[:, :, ::-1], base[:, ::-1, ::-1]):
                 yield start, _codes(seen, *_full())
         for rows, columns in bases:
             yield start, _codes(thumbs, rows, columns)
+
+
+def _middle(window: tuple[float, float, float]) -> tuple[Floats, Floats]:
+    """Return the bases of rows and columns for the middle of a window of an image."""
+    x, y, share = window
+    edge = share * (1 - _MIDDLE) / 2
+    return _basis(y + edge, share * _MIDDLE), _basis(x + edge, share * _MIDDLE)
+
+
+def _middle_views(sketches: Sketches) -> Iterator[tuple[int, Floats]]:
+    """Yield (first row, codes) of blocks of images: of the middle askew, of the content, and of windows."""
+    windows = [_middle(window) for window in (_WHOLE, *_CENTRED, *_WINDOWS)]
+    for number, thumbs in enumerate(_blocks(sketches.thumbnails)):
+        start = number * _BLOCK
+        for rows, columns in windows:
+            yield start, _codes(thumbs, rows, columns)
+        sizes = torch.from_numpy(sketches.sizes[start : start + _BLOCK]).float().clamp(min=1)
+        aspect = sizes[:, 0] / sizes[:, 1]
+        for angle in _ANGLES:
+            askew, _ = warped(torch.from_numpy(thumbs)[:, None], turned(angle, aspect), THUMBNAIL)
+            yield start, _codes(askew[:, 0].numpy(), *_middle(_WHOLE))
+        # A border is as wide as it is: each image has a window of its own.
+        boxes = (sketches.boxes[start : start + _BLOCK] + 1) / 2
+        framed = np.flatnonzero((boxes != [0, 0, 1, 1]).any(1))
+        content = _codes(thumbs, *_middle(_WHOLE))
+        for row in framed.tolist():
+            (left, top), (width, height) = boxes[row, :2], boxes[row, 2:] - boxes[row, :2]
+            edge = (1 - _MIDDLE) / 2
+            bases = (
+                _basis(top + edge * height, _MIDDLE * height),
+                _basis(left + edge * width, _MIDDLE * width),
+            )
+            content[row] = _codes(thumbs[row : row + 1], *bases)[0]
+        if len(framed):
+            yield start, content
 
 
 def _principal(features: NDArray[np.float16]) -> Floats:

@@ -1,29 +1,49 @@
-"""The verdict on registered pairs: from which agreement on they are copies, and of what kind."""
+"""The verdict on registered pairs: from which agreement on they are copies, and of what kind.
+
+One side of the threshold is what copies reach that are made of the images themselves; the other, how far
+different images of the folder agree.
+"""
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-if TYPE_CHECKING:
-    from autoencode.duplicates.verification import Match
+from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_pixels
+from autoencode.duplicates.verification import Match, Verifier
+from autoencode.errors import ImageError
 
 # Photographs, faces and pages of one kind agree in less than half of their structure; their copies, in more
 # than four fifths of it (docs/results.md).
 LEAST, LEAST_MUTUAL = 0.8, 0.55
-HIGHEST = 0.98
-_STEP, _BAND = 0.01, 0.04
+HIGHEST = 0.96  # a watermark leaves as much of the other image
+_STEP, _BAND = 0.01, 0.1
 _SURE = 0.97  # agreement of both sides of a copy that was not edited
+_SCATTERED = 0.8  # agreement of both sides below which a difference is an edit wherever it is
 _MOST_EDITED = 6  # images that edits connect
+_ALIKE = 0.9  # threshold from which the folder is one of drawings that share their parts
 _FALSE_SHARE, _FALSE_ALWAYS = 0.01, 0.5  # of the pairs called copies, how many may be none by estimate
+_HALF = 0.5
+_DETAIL = 18.0  # windows of structure below which an image fits into many others; digits have 4 to 16
+_SLIGHT_ANGLE, _WHOLE = 2.0, 0.9
 _SAME_FRAME, _SAME_SCALE, _SAME_ANGLE = 0.97, 0.03, 0.7  # angle in degrees
-_RECOLOURED_TONE, _RECOLOURED_CHROMA = 0.04, 0.2
+_PART_OF_PIXEL = 0.5
+_RECOLOURED_TONE, _RECOLOURED_CHROMA = 0.1, 0.2  # JPEG of quality 30 takes .09 of the contrast of print
+
+# An altered copy as sites and messengers make them, and the share of such copies whose agreement is stated.
+_QUALITY, _SHRINK, _BORDER = 40, 0.75, 0.025
+_SHARE = 0.95
+_SAMPLE = 16
+
+Pixels = NDArray[np.uint8]
+Sizes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,8 @@ class Verdict:
     Attributes:
         copies: the pairs that are.
         possible: pairs that agree as far as different images of the folder do, the likeliest first.
-        threshold: the agreement from which a pair is called a copy.
+        threshold: the agreement from which a pair that was edited, or changed in several ways, is called a
+            copy.
         different: the highest agreement of a pair that is not called one; 0 if none comes near.
     """
 
@@ -43,30 +64,35 @@ class Verdict:
     different: float
 
 
-def judge(matches: Sequence[Match], count: int) -> Verdict:
+def judge(matches: Sequence[Match], sizes: Sizes) -> Verdict:
     """Tell copies from images that only look alike, by how far images of this folder agree.
 
-    Two guards. Copies of one image agree in nearly everything, but for a few that were edited; where edits
-    would connect many images, as among clocks or flags, these are different images, and only pairs that agree
-    in everything are copies. And pairs of different images become fewer the more they agree: how many are
-    above a threshold is estimated from the two bands below it, and the threshold is raised until that is less
-    than a hundredth of the copies found.
+    A pair that differs in one way (turned, cropped, recoloured) is a copy if it agrees in most of its
+    structure. One that was edited, or changed in several ways at once, has two guards. Where edits would
+    connect many images, as among clocks or flags, these are different images. And pairs of different images
+    become fewer the more they agree: how many are above a threshold is estimated from the two bands below it,
+    and the threshold is raised until that is less than a hundredth of the copies found.
 
     Args:
         matches: registered pairs.
-        count: N, images in all.
+        sizes: (N, 2), width and height of all images in pixels.
     """
-    usable = [match for match in matches if match.agreement.mutual >= LEAST_MUTUAL]
+    count = len(sizes)
+    usable = [
+        match for match in matches if match.agreement.mutual >= LEAST_MUTUAL and _is_evident(match, sizes)
+    ]
     usable.sort(key=lambda match: (-match.agreement.one_sided, match.first, match.second))
+    changes = {id(match): _changes(match, sizes[match.first], sizes[match.second]) for match in usable}
     threshold = LEAST
     while True:
-        copies = _uncrowded([match for match in usable if match.agreement.one_sided >= threshold], count)
+        copies = [match for match in usable if _is_copy(match, changes[id(match)], threshold)]
+        copies = _uncrowded(copies, count)
         groups = Groups(count)
         for match in copies:
             groups.join(match.first, match.second)
         # Pairs that better ones connect already are no evidence: two copies of one image may agree badly.
         apart: dict[tuple[int, int], Match] = {}
-        for match in usable:
+        for match in sorted(matches, key=lambda match: -match.agreement.one_sided):
             ends = sorted((groups.find(match.first), groups.find(match.second)))
             if ends[0] != ends[1]:
                 apart.setdefault((ends[0], ends[1]), match)
@@ -77,25 +103,62 @@ def judge(matches: Sequence[Match], count: int) -> Verdict:
         ratio = min(0.9, near / far) if far else 0.9
         expected = near * ratio / (1 - ratio)
         if expected <= _FALSE_ALWAYS + _FALSE_SHARE * groups.joined or threshold >= HIGHEST:
-            possible = [match for match in apart.values() if match.agreement.one_sided >= LEAST]
-            return Verdict(copies, possible, round(threshold, 2), float(scores.max(initial=0.0)))
+            left = [match for match in apart.values() if match.agreement.mutual >= LEAST_MUTUAL]
+            possible = [match for match in left if match.agreement.one_sided >= LEAST]
+            different = max((match.agreement.one_sided for match in left), default=0.0)
+            return Verdict(copies, possible, round(threshold, 2), different)
         threshold += _STEP
+
+
+def _is_evident(match: Match, sizes: Sizes) -> bool:
+    """Whether a pair has detail enough for the map between its images: a stroke is found in every other."""
+    if match.agreement.detail >= _DETAIL:
+        return True
+    angle, quarters, is_mirrored = _turn(match, sizes[match.first], sizes[match.second])
+    is_whole = (
+        abs(angle) < _SLIGHT_ANGLE and match.agreement.overlap > _WHOLE and _covered(match.map) > _WHOLE
+    )
+    return is_whole and (match.agreement.detail >= _DETAIL / 3 or not (quarters or is_mirrored))
+
+
+def _is_copy(match: Match, changes: int, threshold: float) -> bool:
+    agreement, is_edited = match.agreement, _is_edited(match)
+    if changes <= 1 and not is_edited:
+        return agreement.one_sided >= LEAST
+    # Of drawings that share their parts, one is easily found in another if all may differ at once.
+    if threshold >= _ALIKE and changes > 1 and (is_edited or agreement.overlap < _HALF):
+        return False
+    return agreement.one_sided >= threshold
+
+
+def _is_edited(match: Match) -> bool:
+    mutual = match.agreement.mutual
+    return mutual < _SCATTERED or (match.agreement.differs is not None and mutual < _SURE)
+
+
+def _changes(match: Match, first_size: Sizes, second_size: Sizes) -> int:
+    """Return in how many ways a pair differs: orientation, frame, colours, content."""
+    kinds, (_, quarters, is_mirrored) = (
+        kinds_of(match, first_size, second_size),
+        _turn(match, first_size, second_size),
+    )
+    # A scan is a little askew whatever else was done to it.
+    return sum((bool(quarters) or is_mirrored, "cropped" in kinds, "recoloured" in kinds, _is_edited(match)))
 
 
 def _uncrowded(matches: list[Match], count: int) -> list[Match]:
     """Return the pairs without the edits that connect more images than anyone edits."""
-    sure = [match for match in matches if match.agreement.mutual >= _SURE]
     parts, groups = Groups(count), Groups(count)
-    for match in sure:
-        parts.join(match.first, match.second)
     for match in matches:
+        if not _is_edited(match):
+            parts.join(match.first, match.second)
         groups.join(match.first, match.second)
     rows = {row for match in matches for row in (match.first, match.second)}
     joined = Counter(groups.find(part) for part in {parts.find(row) for row in rows})
     return [
         match
         for match in matches
-        if match.agreement.mutual >= _SURE or joined[groups.find(match.first)] <= _MOST_EDITED
+        if not _is_edited(match) or joined[groups.find(match.first)] <= _MOST_EDITED
     ]
 
 
@@ -129,46 +192,57 @@ class Groups:
         return sorted(groups.values())
 
 
-def kinds_of(match: Match, first_size: NDArray[np.int64], second_size: NDArray[np.int64]) -> tuple[str, ...]:
+def kinds_of(match: Match, first_size: Sizes, second_size: Sizes) -> tuple[str, ...]:
     """Return what was done to an image, from the pair with its copy, in words; see `DuplicateFile`.
 
     Args:
         match: the pair.
         first_size, second_size: (2,), width and height in pixels.
     """
-    kinds = []
-    half = np.diag(first_size / 2.0), np.diag(second_size / 2.0)
-    # From pixels of the first image to those of the second: an orthogonal matrix times a size.
-    linear = half[1] @ match.map[:, :2].astype(np.float64) @ np.linalg.inv(half[0])
-    if np.linalg.det(linear) < 0:
-        kinds.append("mirrored")
-        linear = linear @ np.diag([-1, 1])
-    left, stretch, right = np.linalg.svd(linear)
-    turn = left @ right
-    angle = math.degrees(math.atan2(turn[1, 0], turn[0, 0]))
-    quarters = round(angle / 90) % 4
-    # An upside-down mirror image is one mirrored the other way.
-    if kinds and quarters == 2:
-        quarters = 0
-    rest = (angle + 45) % 90 - 45
-    if quarters or abs(rest) > _SAME_ANGLE:
+    angle, quarters, is_mirrored = _turn(match, first_size, second_size)
+    kinds = ["mirrored"] * is_mirrored
+    # Of a few pixels, the place of a border is known to a part of one.
+    side = float(min(first_size.min(), second_size.min()))
+    is_askew = abs(angle) > max(_SAME_ANGLE, math.degrees(_PART_OF_PIXEL * 2 / side))
+    if quarters or is_askew:
         kinds.append("rotated")
-    if match.agreement.overlap < _SAME_FRAME - 0.05 * (abs(rest) > _SAME_ANGLE) or _covered(
-        match.map
-    ) < _SAME_FRAME - 0.1 * (abs(rest) > _SAME_ANGLE):
+    agreement, same_frame = match.agreement, min(_SAME_FRAME, 1 - _PART_OF_PIXEL * 2 / side)
+    if agreement.overlap < same_frame - 0.05 * is_askew or _covered(match.map) < same_frame - 0.1 * is_askew:
         kinds.append("cropped")
-    if abs(stretch - 1).max() > _SAME_SCALE:
+    if abs(np.linalg.svd(_in_pixels(match, first_size, second_size))[1] - 1).max() > _SAME_SCALE:
         kinds.append("resized")
-    agreement = match.agreement
     ends = [agreement.offset, agreement.offset + agreement.gain - 1]
     if (
         max(map(abs, ends)) > _RECOLOURED_TONE
         or not 1 - _RECOLOURED_CHROMA < agreement.chroma < 1 + _RECOLOURED_CHROMA
     ):
         kinds.append("recoloured")
-    if agreement.differs is not None and agreement.mutual < 0.97:
+    if agreement.differs is not None and agreement.mutual < _SURE:
         kinds.append("edited")
     return tuple(kinds) or ("re-encoded",)
+
+
+def _in_pixels(match: Match, first_size: Sizes, second_size: Sizes) -> NDArray[np.float64]:
+    """Return the matrix (2, 2) from pixels of the first image to those of the second."""
+    linear = match.map[:, :2].astype(np.float64)
+    return np.asarray(np.diag(second_size / 2.0) @ linear @ np.linalg.inv(np.diag(first_size / 2.0)))
+
+
+def _turn(match: Match, first_size: Sizes, second_size: Sizes) -> tuple[float, int, bool]:
+    """Return the angle in degrees that is left after quarter turns, their number, and if it is mirrored."""
+    # An orthogonal matrix times a size.
+    linear = _in_pixels(match, first_size, second_size)
+    is_mirrored = bool(np.linalg.det(linear) < 0)
+    if is_mirrored:
+        linear = linear @ np.diag([-1, 1])
+    left, _, right = np.linalg.svd(linear)
+    turn = left @ right
+    angle = math.degrees(math.atan2(turn[1, 0], turn[0, 0]))
+    quarters = round(angle / 90) % 4
+    # An upside-down mirror image is one mirrored the other way.
+    if is_mirrored and quarters == 2:
+        quarters = 0
+    return (angle + 45) % 90 - 45, quarters, is_mirrored
 
 
 def _covered(map_: NDArray[np.float32]) -> float:
@@ -178,3 +252,47 @@ def _covered(map_: NDArray[np.float32]) -> float:
     points = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     back = (points - map_[:, 2]) @ np.linalg.inv(linear).T
     return float((np.abs(back) <= 1.01).all(1).mean())
+
+
+def copies_agreement(sketches: Sketches, read: Callable[[int], Pixels]) -> float | None:
+    """Return the agreement that 95 % of images reach with an altered copy of themselves.
+
+    The copy lost 2.5 % on every side and was saved at three quarters of the size as a JPEG of quality 40.
+
+    Args:
+        sketches: of the images.
+        read: returns the pixels of a row, or raises ImageError.
+    """
+    originals: list[Pixels] = []
+    sizes = []
+    for row in np.linspace(0, len(sketches) - 1, min(_SAMPLE, len(sketches))).astype(int).tolist():
+        try:
+            originals.append(read(row))
+        except ImageError:
+            continue
+        sizes.append(sketches.sizes[row])
+    if not originals:
+        return None
+    count = len(originals)
+    altered = [_altered(pixels, size) for pixels, size in zip(originals, sizes, strict=True)]
+    images = [*originals, *(pixels for pixels, _ in altered)]
+    both = sketch_pixels(np.stack(images), np.array([*sizes, *(size for _, size in altered)], np.int64))
+    verifier = Verifier(both, images.__getitem__, is_thorough=False)
+    pairs = np.stack([np.arange(count), np.arange(count) + count], 1)
+    found = [match.agreement.one_sided if match else 0.0 for match in verifier.verify(pairs)]
+    return round(float(np.quantile(found, 1 - _SHARE)), 2)
+
+
+def _altered(pixels: Pixels, size: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
+    """Return the copy of an image (S, S, 3) of a size in pixels, and the size of the copy."""
+    new = np.maximum(1, (size * _SHRINK * (1 - 2 * _BORDER)).round()).astype(np.int64)
+    side = pixels.shape[0]
+    low, high = _BORDER * side, (1 - _BORDER) * side
+    # Compressed at its own size: blocks of a JPEG are 8 pixels whatever they show.
+    small = Image.fromarray(pixels).resize(
+        tuple(np.minimum(new, side).tolist()), Image.Resampling.BICUBIC, (low, low, high, high)
+    )
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY)
+    square = Image.open(file).resize((SQUARE.width, SQUARE.height), Image.Resampling.BICUBIC)
+    return np.array(square), new

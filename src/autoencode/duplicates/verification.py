@@ -1,11 +1,17 @@
-"""Verification of candidates: most are rejected by thumbnails; the others are registered and compared."""
+"""Verification of candidates: most are rejected by thumbnails; the others are registered and compared.
+
+Pairs that were compared before are remembered, so that a run that was killed goes on where it was.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode.atomic import atomic_file
 from autoencode.duplicates.agreement import Agreement, agreements, grey_of
 from autoencode.duplicates.registration import (
     coarse_maps,
@@ -20,19 +27,27 @@ from autoencode.duplicates.registration import (
     framed_maps,
     refined,
     shifted_maps,
+    turned,
 )
 from autoencode.errors import ImageError
 from autoencode.pixels import to_float
+from autoencode.untrusted import open_file
 
 if TYPE_CHECKING:
+    from autoencode.data.pack import Progress
     from autoencode.duplicates.sketches import Sketches
 
 Pairs = NDArray[np.int64]
 
+# Changed when pairs are compared in another way: those compared before count no more.
+_VERSION = 2
 _BATCH = 64  # pairs
+_BLOCK = 2048  # pairs kept at once: what a kill can cost
 _KEPT_IMAGES = 2000  # decoded images at hand, 100 MB
 # Correlations below these were reached by no copy.
 _LEAST_COARSE, _LEAST_SHIFTED = 0.4, 0.25
+_ASKEW = 3.0  # degrees
+_UPRIGHT = 0.005  # by how much more a mirrored or turned map has to correlate
 
 
 @dataclass(frozen=True)
@@ -100,9 +115,13 @@ class Verifier:
         maps, _ = coarse_maps(one, other, stretch)
         framed = framed_maps(first_box, second_box)
         _, scores = refined(_each(one, 8), _each(other, 8), framed.flatten(0, 1), 0)
-        best = scores.view(-1, 8).argmax(1)
-        maps = torch.cat([maps, framed[torch.arange(len(best)), best][:, None]], 1)
-        return _best(one, other, maps, 8, 2)
+        best = (scores.view(-1, 8) + _UPRIGHT * (torch.arange(8) == 0)).argmax(1)
+        # A scan that is a little askew: from a straight start, lines of text lead to other lines.
+        aspect = first_size[:, 0] / first_size[:, 1]
+        askew = [turned(angle, aspect) for angle in (-_ASKEW, 0, _ASKEW)]
+        maps = torch.cat([maps, framed[torch.arange(len(best)), best][:, None], torch.stack(askew, 1)], 1)
+        likely, _ = _best(one, other, maps, 3, 3)
+        return _best(one, other, likely, 4, 2)
 
     def _fine(self, pairs: Pairs, maps: Tensor, likely: Tensor) -> list[Match | None]:
         images = [torch.cat([to_float(self._at_hand(row)) for row in rows.tolist()]) for rows in pairs.T]
@@ -116,10 +135,13 @@ class Verifier:
         if not len(chosen):
             return results
         half = [contrast(F.avg_pool2d(side[chosen, None], 2)[:, 0]) for side in grey]
-        full = [side[chosen] for side in full]
         every = torch.cat([maps[chosen], shifted[chosen][:, None]], 1)
-        two, _ = _best(half[0], half[1], every, 6, 2)
-        final, _ = _best(full[0], full[1], two, 5, 1)
+        # Two to the end, as lines of text or of a grid fit in several places until they are seen sharply.
+        two, _ = _best(half[0], half[1], every, 3, 2)
+        two, _ = _best(half[0], half[1], two, 3, 2)
+        full = [side[chosen] for side in full]
+        final, _ = _best(full[0], full[1], two, 0, 1)
+        final, _ = _best(full[0], full[1], final, 5, 1)
         boxes = torch.from_numpy(self.sketches.boxes[pairs[chosen.numpy(), 1]])
         first, second = (side[chosen] for side in images)
         found = agreements(first, second, final[:, 0], sizes[0][chosen], sizes[1][chosen], boxes)
@@ -158,5 +180,75 @@ def _best(first: Tensor, second: Tensor, maps: Tensor, steps: int, kept: int) ->
     """Refine maps (P, H, 2, 3); return the best few, (P, kept, 2, 3), and their scores (P, kept)."""
     count = maps.shape[1]
     refined_maps, scores = refined(_each(first, count), _each(second, count), maps.flatten(0, 1), steps)
-    best, which = scores.view(-1, count).topk(kept, 1)
-    return refined_maps.view(-1, count, 2, 3).gather(1, which[..., None, None].expand(-1, -1, 2, 3)), best
+    refined_maps, scores = refined_maps.view(-1, count, 2, 3), scores.view(-1, count)
+    # A symmetrical picture is its own mirror image, and nobody mirrored it.
+    size = refined_maps[..., :2].abs()
+    upright = refined_maps[..., :2].diagonal(dim1=-2, dim2=-1).amin(-1) > torch.maximum(
+        size[..., 0, 1], size[..., 1, 0]
+    )
+    which = (scores + _UPRIGHT * upright).topk(kept, 1).indices
+    chosen = refined_maps.gather(1, which[..., None, None].expand(-1, -1, 2, 3))
+    return chosen, scores.gather(1, which)
+
+
+def verified(
+    verifier: Verifier, pairs: NDArray[np.int64], folder: Path | None, progress: Progress | None
+) -> list[Match]:
+    """Return the matches among pairs (P, 2), in their order; those in the folder are not compared again.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    digests = verifier.sketches.digests
+    keys = [digests[pair].tobytes() for pair in pairs]
+    # How far apart two images may be depends on how thoroughly was looked.
+    folder_name = f"pairs-{_VERSION}{'t' * verifier.is_thorough}"
+    known: dict[bytes, NDArray[np.float32]] = {}
+    blocks = 0
+    if folder is not None:
+        for path in sorted(folder.glob(f"{folder_name}-*.npz")):
+            blocks += 1
+            with (
+                contextlib.suppress(OSError, ValueError, KeyError, BadZipFile),
+                open_file(path, inside=folder) as opened,
+                np.load(opened, allow_pickle=False) as file,
+            ):
+                known.update(zip((key.tobytes() for key in file["digests"]), file["values"], strict=True))
+    missing = [row for row, key in enumerate(keys) if key not in known]
+    done = len(keys) - len(missing)
+    for start in range(0, len(missing), _BLOCK):
+        rows = missing[start : start + _BLOCK]
+        values = []
+        for part in range(0, len(rows), _BATCH):
+            values += [_values(match) for match in verifier.verify(pairs[rows[part : part + _BATCH]])]
+            if progress:
+                progress(done + start + len(values), len(keys))
+        known.update({keys[row]: value for row, value in zip(rows, values, strict=True)})
+        if folder is not None:
+            with atomic_file(folder / f"{folder_name}-{blocks:05}.npz") as file:
+                np.savez(file, digests=digests[pairs[rows]].reshape(len(rows), -1), values=np.stack(values))
+            blocks += 1
+    matches = (_match(pair, known[key]) for pair, key in zip(pairs.tolist(), keys, strict=True))
+    return [match for match in matches if match is not None]
+
+
+def _values(match: Match | None) -> NDArray[np.float32]:
+    values = np.full(17, np.nan, np.float32)
+    if match is not None:
+        agreement = match.agreement
+        values[:6] = match.map.ravel()
+        values[6:13] = (
+            *(agreement.one_sided, agreement.mutual, agreement.overlap, agreement.detail),
+            *(agreement.gain, agreement.offset, agreement.chroma),
+        )
+        if agreement.differs is not None:
+            values[13:] = agreement.differs
+    return values
+
+
+def _match(pair: list[int], values: NDArray[np.float32]) -> Match | None:
+    if np.isnan(values[0]):
+        return None
+    numbers = [float(value) for value in values[6:]]
+    differs = None if np.isnan(numbers[7]) else (numbers[7], numbers[8], numbers[9], numbers[10])
+    return Match(pair[0], pair[1], values[:6].reshape(2, 3), Agreement.of(numbers[:7], differs))
