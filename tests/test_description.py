@@ -55,7 +55,7 @@ def test_a_model_alone_says_the_same_and_how_to_train_it_again(
         words = [known.get(word, word) for word in shlex.split(command)[1:]]
         assert autoencode(*words, *more).exit_code == 0
     again, before = load_model(tmp_path / "again"), load_model(trained.folder)
-    assert again.provenance == before.provenance  # the same images and settings
+    assert before.provenance.items() <= again.provenance.items()  # the same images and settings
     assert all(torch.equal(own, before.state_dict()[name]) for name, own in again.state_dict().items())
 
 
@@ -73,11 +73,11 @@ def test_packs_indexes_normal_images_and_classifiers_are_described(
     found = describe(tmp_path / "index")
     assert (found.kind, found.images) == ("index", str(photos / "coast"))
     assert found.what.startswith("index, 16 images compared by codes of a model, whitened")
-    normal = fit_normal(sorted((photos / "coast").glob("*.png")))
+    normal = fit_normal(sorted((photos / "coast").glob("*.png"))[:10])
     normal.save(tmp_path / "normal.safetensors")
     found = describe(tmp_path / "normal.safetensors")
-    assert (found.kind, found.images) == ("normal images", "16 images")
-    assert f"down to {1 / 17:.2%}" in found.quality
+    assert (found.kind, found.images) == ("normal images", "10 images")
+    assert f"down to {1 / 11:.2%}" in found.quality
     made = transfer(trained.folder, photos, tmp_path / "classifier", embedding="code")
     found = describe(tmp_path / "classifier")
     assert found.what.endswith("3 classes: coast, forest, night")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from autoencode.configuration import Split
 from autoencode.data.folders import by_type
 from autoencode.data.manifest import is_pack
-from autoencode.data.pack import open_pack
+from autoencode.data.pack import open_known_pack, open_pack
 from autoencode.errors import AutoencodeError, ConfigError
 from autoencode.index import open_index, store_at
 from autoencode.models.autoencoder import Autoencoder
@@ -165,7 +165,7 @@ def _run(path: str) -> Description:
     stopped = done < epochs and not run.train.early_stopping
     state = f"{done} of {epochs} epochs" + (", stopped: --resume continues it" if stopped else "")
     try:
-        pack = open_pack(run.pack)
+        pack = open_known_pack(run.pack, run.fingerprint, folder)
         images, repeat = _in_pack(pack.origin or str(pack.folder), len(pack)), repeating_command(folder, pack)
     except AutoencodeError:  # it was moved or deleted; the run is still one
         images = f"images of {run.preprocessing}, whose pack {run.pack} is gone"

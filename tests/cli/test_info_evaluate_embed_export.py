@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from autoencode import ConfigError, Estimate, Interval, OutputError, Pack, Run, export
+from autoencode import (
+    ConfigError,
+    Estimate,
+    Interval,
+    OutputError,
+    Pack,
+    Run,
+    describe,
+    export,
+    reconstruct,
+)
 from autoencode import evaluation as application
 from autoencode.cli import info_evaluate_embed_export
 from autoencode.cli.main import app
@@ -54,7 +65,44 @@ def test_a_model_without_its_run_needs_its_pack_named(trained: Run, tmp_path: Pa
     alone.write_bytes(trained.model_path.read_bytes())
     result = autoencode("evaluate", alone)
     assert isinstance(result.exception, ConfigError)
-    assert "Give it: evaluate MODEL PACK" in str(result.exception)
+    assert "Give it: evaluate MODEL PACK, or images to measure it on" in str(result.exception)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_model_alone_is_measured_on_any_images(trained_vae: Run, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(trained_vae.model_path, tmp_path / "m.safetensors")
+    out = tmp_path / "e.json"
+    result = autoencode("evaluate", tmp_path / "m.safetensors", photos / "coast", "--out", out)
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    assert (found["images"], found["split"]) == (16, "test")
+    assert "PCA is fitted to the images that are measured" in result.output
+    measured = reconstruct(trained_vae.model_path, photos / "coast").results
+    mean = np.mean([one.psnr_db for one in measured])
+    assert found["reconstruction"]["psnr_db"]["value"] == pytest.approx(mean, abs=0.01)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_run_that_was_moved_with_its_pack_needs_nothing_named(
+    trained: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(trained.folder, moved / "run")
+    settings = moved / "run" / "run.json"
+    settings.write_text(settings.read_text().replace(str(trained.pack_path), str(tmp_path / "gone")))
+    assert "was at" in str(autoencode("evaluate", moved / "run").exception)
+    shutil.copytree(trained.pack_path, moved / "photos.pack")
+    image = next(photos.rglob("*.png"))
+    for command in (
+        ("evaluate", moved / "run"),
+        ("evaluate", moved / "run" / "model.safetensors"),
+        ("outliers", moved / "run", image),
+        ("report", moved / "run"),
+        ("train", moved / "photos.pack", "--out", moved / "run", "--resume"),
+    ):
+        result = autoencode(*command)
+        assert result.exit_code == 0, (command, result.exception)
+    assert describe(moved / "run").images == f"48 images of {photos}"
 
 
 def test_what_evaluate_cannot_write_is_rejected_before_it_measures(

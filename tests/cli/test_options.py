@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoencode import ConfigError, Limits, Pack, Run
+from autoencode import ConfigError, Limits, Pack, Run, pack_folder
 from autoencode.cli import options
 from autoencode.configuration import ResizeMode
 
@@ -16,14 +17,19 @@ from autoencode.configuration import ResizeMode
 def test_the_pack_of_a_run_is_found_from_its_folder_and_its_model_file(
     trained: Run, tiny_pack: Pack, tmp_path: Path
 ) -> None:
-    assert options.pack_of(trained.folder, "--pack PACK") == str(tiny_pack.path)
-    assert options.pack_of(trained.model_path, "--pack PACK") == str(tiny_pack.path)
+    assert options.pack_of(trained.folder, "--pack PACK").path == tiny_pack.path
+    assert options.pack_of(trained.model_path, "--pack PACK").path == tiny_pack.path
     copied = tmp_path / "model.safetensors"
     copied.write_bytes(trained.model_path.read_bytes())
     with pytest.raises(
-        ConfigError, match=r"is not a run folder, so it does not name the pack\. Give it: --pack PACK\."
+        ConfigError, match=r"is not a run folder, and no pack there has .* Give it: --pack PACK\."
     ):
         options.pack_of(copied, "--pack PACK")
+    # Packs of other images beside it, and what is no pack, are passed over.
+    (tmp_path / "a.pack").mkdir()
+    pack_folder(tiny_pack.folder / "coast", tmp_path / "b.pack", size=32)
+    shutil.copytree(tiny_pack.path, tmp_path / "c.pack")
+    assert options.pack_of(copied, "--pack PACK").path == tmp_path / "c.pack"
 
 
 def test_no_option_means_no_opinion() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from math import floor, log10
 from pathlib import Path
@@ -22,6 +23,7 @@ from autoencode.cli.progress import (
     stages,
 )
 from autoencode.errors import ConfigError
+from autoencode.storage import is_url
 
 if TYPE_CHECKING:
     from autoencode.evaluation import Evaluation
@@ -62,7 +64,10 @@ def evaluate(
     model: Model,
     pack: Annotated[
         str | None,
-        typer.Argument(help="The pack the model was trained on: a folder or a URL. Default: the run's."),
+        typer.Argument(
+            help="The pack the model was trained on, or other images to measure it on. Default: the run's "
+            "pack, or one beside the model with the same images.",
+        ),
     ] = None,
     ood: Annotated[
         Path | None,
@@ -79,14 +84,20 @@ def evaluate(
     """Measure a model on held-out images, in comparison with PCA of the same code size."""
     from autoencode import evaluation as application
     from autoencode.atomic import check_output, write_json
-    from autoencode.data.pack import open_pack
+    from autoencode.data.manifest import is_pack
+    from autoencode.data.pack import open_pack, pack_to_measure
     from autoencode.models.model_file import load_model
 
     loaded = load_model(model)
-    packed = open_pack(pack or options.pack_of(model, "evaluate MODEL PACK"))
-    if out is not None:  # before the work, which may take minutes
-        check_output(out, (".json",), options.settings_files(model, packed))
-    with stages() as progress:
+    with tempfile.TemporaryDirectory(prefix="autoencode-") as folder, stages() as progress:
+        if pack is None:
+            packed = options.pack_of(model, "evaluate MODEL PACK, or images to measure it on")
+        elif is_url(pack) or is_pack(Path(pack)):
+            packed = open_pack(pack)
+        else:
+            packed = pack_to_measure(pack, loaded.preprocessing, Path(folder) / "pack")
+        if out is not None:  # before the work, which may take minutes
+            check_output(out, (".json",), options.settings_files(model, packed))
         limits = options.limits(max_pixels)
         found = application.evaluate(loaded, packed, ood=ood, limits=limits, progress=progress)
     # Printed before they are written: on a full disk the numbers are not lost.

@@ -16,7 +16,7 @@ from autoencode.atomic import reject_url
 from autoencode.cli.progress import output
 from autoencode.configuration import ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, PackError
 from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -245,23 +245,32 @@ def limits(max_pixels: int | None) -> Limits:
     return Limits(max_pixels, round(usual.max_bytes * scale))
 
 
-def pack_of(model: Path, named: str) -> str:
-    """Return the pack that a model was trained on, given the model file or its run folder.
+def pack_of(model: Path, named: str) -> Pack:
+    """Open the pack that a model was trained on: that of its run, or one beside it with the same images.
 
     Args:
         model: either of them.
         named: how the command takes a pack, for the error.
 
     Raises:
-        ConfigError: the model is not in a run folder.
+        ConfigError: the model is not in a run folder, and no pack is beside it.
         RunError: the run folder is damaged.
+        PackError: the pack is gone.
     """
+    from autoencode.data.pack import open_known_pack
+    from autoencode.models.model_file import load_any
     from autoencode.training.run import is_run, read_run
 
-    run = model if model.is_dir() else model.parent
-    if not is_run(run):
-        raise ConfigError(f"{run} is not a run folder, so it does not name the pack. Give it: {named}.")
-    return read_run(run).pack
+    folder = model if model.is_dir() else model.parent
+    if is_run(folder):
+        run = read_run(folder)
+        return open_known_pack(run.pack, run.fingerprint, folder)
+    try:
+        return open_known_pack("", load_any(model).provenance.get("data", ""), folder)
+    except PackError as err:
+        raise ConfigError(
+            f"{folder} is not a run folder, and no pack there has its training images. Give it: {named}."
+        ) from err
 
 
 def settings_files(model: Path, pack: Pack) -> list[Path]:

@@ -145,7 +145,7 @@ def _by_model(
         raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
-    packed = open_pack(pack or options.pack_of(model, "--pack PACK"))
+    packed = open_pack(pack) if pack else options.pack_of(model, "--pack PACK")
     if out is not None:  # before the work, which may take minutes
         check_output(out, TABLES, options.settings_files(model, packed))
     # Kept beside the model: the reference is the same for all images, and may take longer than they.

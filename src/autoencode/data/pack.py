@@ -10,6 +10,7 @@ files without touching old ones. A pack shows its folder as of the last `pack_fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -181,6 +182,37 @@ def open_pack(path: str | Path) -> Pack:
         StorageError: the storage cannot be reached.
     """
     return Pack(files_at(path))
+
+
+def open_known_pack(location: str, fingerprint: str, folder: Path) -> Pack:
+    """Open the pack of a run or model, also if it was moved together with that.
+
+    Args:
+        location: where it was.
+        fingerprint: of its images.
+        folder: of the run or model; packs in it and beside it are looked at, too.
+
+    Raises:
+        PackError: it is not there, and no pack beside it has this fingerprint; or it is damaged.
+        StorageError: the storage cannot be reached.
+    """
+    if location and (is_url(location) or is_pack(Path(location))):
+        return open_pack(location)
+    folder = folder.absolute()
+    for place in (folder, folder.parent):
+        for path in sorted(place.iterdir()):
+            if is_pack(path):
+                with contextlib.suppress(PackError):  # another one, not finished or damaged
+                    if (pack := open_pack(path)).fingerprint == fingerprint:
+                        return pack
+    was = f"was at {location}, and is not there or beside {folder}" if location else f"is not beside {folder}"
+    raise PackError(f"The pack of the training {was}. Put it there, or pack the same images there again.")
+
+
+def pack_to_measure(images: Any, preprocessing: Preprocessing, out: Path) -> Pack:  # noqa: ANN401
+    """Pack images that a model has not seen, as test images; for errors see `pack_folder`."""
+    listing = listed(images)
+    return pack_folder(replace(listing, splits=["test"] * len(listing.names)), out, preprocessing)
 
 
 def pack_folder(

@@ -315,7 +315,12 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
         seen = "" if split == "validation" else ", which the model has seen,"
         notes.append(f"{pack.location} has no test images: its {split} images{seen} stand in for them.")
     elif not len(pack.rows("train")):
-        notes.append(f"{pack.location} has no training images: the model was trained on all, also on these.")
+        if other is None:
+            notes.append(
+                f"{pack.location} has no training images: the model was trained on all, also on these."
+            )
+        else:
+            notes.append("PCA is fitted to the images that are measured, as there are no others.")
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model file has none. "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoencode.data.pack import Pack, open_pack
+from autoencode.data.pack import Pack, open_known_pack
 from autoencode.errors import RunError
 from autoencode.evaluation import Evaluation, evaluate
 from autoencode.models.model_file import MODEL_NAME, load_model
@@ -72,7 +72,7 @@ def write_report(run: str | Path, *, quick: bool = False, progress: StageProgres
     """
     folder = Path(run)
     settings = read_run(folder)
-    pack = open_pack(settings.pack)
+    pack = open_known_pack(settings.pack, settings.fingerprint, folder)
     # Held-out images of another pack may have been trained on.
     if pack.fingerprint != settings.fingerprint:
         raise RunError(f"The images of {pack.location} are not those that {folder} was trained on.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoencode.atomic import names_in
 from autoencode.data.listing import Listing
-from autoencode.data.pack import Pack, open_pack
+from autoencode.data.pack import Pack, open_known_pack
 from autoencode.errors import ConfigError, RunError
 from autoencode.models.backbones import multiplies_bf16
 from autoencode.training.config import changed, check_fit
@@ -87,7 +87,7 @@ def continued(request: Request, machine: Machine) -> tuple[RunSettings, Pack, Ru
     if not is_run(out):
         raise RunError(f"No run in {out} to continue. Leave --resume out to start one there.")
     run = read_run(out)
-    pack = open_pack(run.pack)
+    pack = open_known_pack(run.pack, run.fingerprint, out)
     made_of = pack.origin or str(pack.folder.resolve())
     given = source.origin if isinstance(source, Listing) else str(source.resolve())
     if given not in (made_of, str(pack.path.resolve())):

@@ -28,7 +28,7 @@ from autoencode.atomic import is_locked
 from autoencode.configuration import Distance
 from autoencode.data.decoders import UntrustedDecoder
 from autoencode.data.decoding import read_bytes
-from autoencode.data.pack import Pack, open_pack, pack_folder
+from autoencode.data.pack import Pack, open_known_pack, pack_folder
 from autoencode.data.preprocessing import Preprocessing, read_image
 from autoencode.errors import AutoencodeError, ImageError, ModelFileError, PackError
 from autoencode.index import open_index, store_at
@@ -335,8 +335,8 @@ class Workspace:
         if self.run is None:
             return None
         try:
-            pack = open_pack(self.run.pack)
-        except PackError:  # moved or deleted: the tabs that need no images work without
+            pack = open_known_pack(self.run.pack, self.run.fingerprint, self.folder)
+        except PackError:  # deleted: the tabs that need no images work without
             return None
         # A pack of other images would call normal what the model has never seen.
         return pack if pack.fingerprint == self.run.fingerprint else None
