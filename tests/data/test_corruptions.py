@@ -13,15 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from autoencode import Pack
+from autoencode.data.augmentation import horizontal_flip
 from autoencode.data.corruptions import (
     CORRUPTIONS,
     Corruption,
     check_size,
     corrupt,
     example,
-    horizontal_flip,
     parse_corruptions,
-    random_patch,
     recorrupted,
 )
 from autoencode.data.loader import LocalBatch, batches, local_batch
@@ -292,23 +291,6 @@ def test_an_image_draws_the_same_in_a_local_batch_as_in_the_batch(text: str) -> 
     torch.testing.assert_close(torch.cat(parts), apply(text, "gaussian:0-0.1"))
 
 
-def test_a_patch_is_cut_from_a_random_place_and_is_the_same_in_a_local_batch() -> None:
-    rows, columns = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
-    images = torch.stack([rows, columns, torch.zeros_like(rows)]).float().expand(300, 3, 20, 30)
-    patches = random_patch(images, 16, torch.Generator().manual_seed(0))
-    tops, lefts = patches[:, 0, 0, 0], patches[:, 1, 0, 0]
-    assert torch.equal(patches[:, 0] - tops[:, None, None], images[:, 0, :16, :16])
-    assert torch.equal(patches[:, 1] - lefts[:, None, None], images[:, 1, :16, :16])
-    assert (tops.unique().tolist(), lefts.unique().tolist()) == (list(range(5)), list(range(15)))
-    local = local_batch(300, 1, 3)
-    part = random_patch(images[local.positions], 16, torch.Generator().manual_seed(0), local)
-    assert torch.equal(part, patches[local.positions])
-
-
-def test_a_patch_larger_than_the_image_is_the_image() -> None:
-    assert torch.equal(random_patch(IMAGES, 64, torch.Generator()), IMAGES)
-
-
 def test_an_image_meets_the_same_chance_in_a_local_batch_as_in_the_batch(tiny_pack: Pack) -> None:
     images = next(batches(tiny_pack, tiny_pack.rows(), 7))
     chain = parse_corruptions(["gaussian:0.3", "dropout:0.2", "rotate:20"])
@@ -341,12 +323,3 @@ def test_an_unknown_corruption_is_rejected_with_all_there_are() -> None:
     with pytest.raises(ConfigError, match="Cannot corrupt by haze:2") as error:
         Corruption("haze", 2)
     assert all(f"{name}:{kind.parameter}" in str(error.value) for name, kind in CORRUPTIONS.items())
-
-
-def test_a_flip_turns_half_of_the_images_around() -> None:
-    images = torch.rand(400, 3, 2, 4)
-    flipped = horizontal_flip(images, torch.Generator().manual_seed(0))
-    turned = [torch.equal(new, old.flip(2)) for new, old in zip(flipped, images, strict=True)]
-    kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
-    assert sum(turned) + sum(kept) == 400
-    assert 160 < sum(turned) < 240

@@ -347,38 +347,3 @@ def recorrupted(
     ratio = (0.3 + 0.7 * draws.uniform())[:, None, None, None]
     noise = noise_level(images)[:, None, None, None] * draws.normal()
     return images + ratio * noise, images - noise / ratio
-
-
-def random_patch(
-    images: Tensor, side: int, generator: torch.Generator, local: LocalBatch | None = None
-) -> Tensor:
-    """Return a square of `side` pixels at a random place of each of the images (B, 3, H, W).
-
-    Args:
-        images: not changed; one that is smaller keeps that side whole.
-        side: in pixels.
-        generator: as for `corrupt`.
-        local: as for `corrupt`.
-    """
-    import torch
-
-    height, width = images.shape[-2:]
-    tall, wide = min(side, height), min(side, width)
-    draws = Draws(images, generator, local)
-    tops = (draws.uniform() * (height - tall + 1)).int().tolist()
-    lefts = (draws.uniform() * (width - wide + 1)).int().tolist()
-    places = zip(images, tops, lefts, strict=True)
-    patches = torch.stack([one[:, top : top + tall, left : left + wide] for one, top, left in places])
-    return patches.contiguous(memory_format=torch.channels_last)
-
-
-def horizontal_flip(images: Tensor, generator: torch.Generator, local: LocalBatch | None = None) -> Tensor:
-    """Flip each of the images (B, 3, H, W) left to right with probability one half.
-
-    Args:
-        images: not changed.
-        generator: as for `corrupt`.
-        local: as for `corrupt`.
-    """
-    flipped = Draws(images, generator, local).uniform() < 0.5
-    return images.flip(3).where(flipped[:, None, None, None], images)

@@ -52,7 +52,8 @@ class TrainConfig:
         schedule: learning rate: "constant", or "cosine", a short rise and then down to 0 at the last step.
         grad_clip: largest norm of the gradient, as a multiple of the loss a run starts from; 0 for no limit.
         patch: side in pixels of the square of each image that a step of a restorer learns from, at a random
-            place; 0 for the whole image. An epoch has as many of each image as cover it.
+            place; 0 for the whole image. An epoch has as many of each image as cover it. Patches of larger
+            images are averaged from up to four times the side, which makes soft photographs sharp.
         horizontal_flip: mirror each image left to right half of the time, which acts like more images.
         ema: decay per step of the average of the weights that becomes the model; 0 keeps the last weights.
         corrupt: corruptions of the images that the model sees, which it learns to undo.

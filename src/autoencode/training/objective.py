@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from autoencode.data.corruptions import corrupt, horizontal_flip, parse_corruptions, random_patch, recorrupted
+from autoencode.data.augmentation import horizontal_flip, random_patch
+from autoencode.data.corruptions import corrupt, parse_corruptions, recorrupted
 from autoencode.data.loader import random_seed
 from autoencode.training.losses import Terms, beta_at, terms
 
@@ -65,7 +66,8 @@ class Objective:
         # A generator for each step, not one for the run: a resumed run needs no random state.
         generator = torch.Generator(clean.device).manual_seed(random_seed(purpose, config.seed, draw))
         if training and config.patch:
-            clean = random_patch(clean, config.patch, generator, local)
+            scaled = not config.self_supervised
+            clean = random_patch(clean, config.patch, generator, local, scaled=scaled)
         if training and config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
         if config.self_supervised:
