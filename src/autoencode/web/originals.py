@@ -26,7 +26,7 @@ from autoencode.errors import ImageError
 # Longest sides that are made, in pixels. A few fixed ones: a person who drags the size of a grid gets
 # pictures out of the cache, and no request makes the server work for another pixel.
 SIDES = (160, 320, 640, 1280, 2560, 5120)
-UPLOAD_SIDE = 1280  # of what is kept of an upload
+UPLOAD_SIDE = 2560  # of what is kept of an upload
 CACHE_BYTES = 96 * 1024**2  # 5,000 thumbnails of 320 pixels
 PROCESSES = 2  # more would take the cores from the model, which works at the same time
 

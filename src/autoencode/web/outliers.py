@@ -1,25 +1,41 @@
-"""Outliers: the images, most anomalous first, and the decisions of a person about them."""
+"""Outliers: the images, most anomalous first, and the decisions of a person about them.
+
+Images are judged by what the model learned from its training images, by all images under review, or by those
+of one label. The latter two compare patches by a pretrained network, which needs no model and shows where an
+image differs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from PIL import Image
 from pydantic import BaseModel
 
 from autoencode.outliers.calibration import DEFAULT_FPR, fit_reference, reference_name
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
 from autoencode.web.collection import Found, readable
+from autoencode.web.inspection import Inspected, inspect_pack, overlay
 from autoencode.web.jobs import Job
-from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
+from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, picture_file, require
 from autoencode.web.workspace import GoneError, Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
+
+MODEL, ALL, LABEL = "model", "all", "label:"
+Basis = Annotated[str, Query(max_length=300)]  # MODEL, ALL, or LABEL and a label
+BINS = 60
+FEWEST_NORMAL = 10  # that `fit_normal` takes
+GOOD_LABELS = frozenset({"good", "normal", "ok", "okay", "fine", "pass", "healthy"})
 
 router = APIRouter()
 
@@ -34,15 +50,19 @@ class Decided(BaseModel):
 @router.get("/api/outliers")
 async def queue(
     workspace: OpenWorkspace,
+    by: Basis = MODEL,
     rate: Annotated[float | None, Query(gt=0, lt=1)] = None,
+    threshold: float | None = None,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
     """Return part of the queue, most anomalous first, and the number of images that a rate flags."""
-    ranking = _ranking(workspace)
+    ranking = _ranking(workspace, by)
     # In a thread: of a million images, all may be decided.
     undecided = await asyncio.to_thread(_first_undecided, workspace, ranking)
     smallest = ranking.smallest_fpr
+    if threshold is not None and math.isfinite(threshold):
+        rate = rate_at(ranking, threshold)
     # Raised to what the calibration images allow, not rejected: with few of them the default is below it.
     rate = max(DEFAULT_FPR if rate is None else rate, smallest)
     measured = ranking.validation_fpr(rate)
@@ -53,15 +73,61 @@ async def queue(
         "calibration_images": ranking.calibration_images,
         "rate": rate,
         "smallest_rate": smallest,
-        "flagged": ranking.flagged(rate),
+        "flagged": (flagged := ranking.flagged(rate)),
+        # Between the last image that is flagged and the first that is not.
+        "threshold": _between(ranking, flagged),
+        "histogram": _histogram(ranking),
         "measured": None
         if measured is None
         else {"share": measured.value, "low": measured.interval.low, "high": measured.interval.high},
         "counts": _counts(workspace),
         "undecided": undecided,
         "offset": offset,
+        "has_maps": by != MODEL,
         "queue": [_row(workspace, ranking, int(position)) for position in part],
     }
+
+
+def rate_at(ranking: Ranking, threshold: float) -> float:
+    """Return the false positive rate at which the images from a score on are flagged, and no others."""
+    flagged = int((ranking.scores >= threshold).sum())
+    return float(ranking.p_values[ranking.order[flagged - 1]]) if flagged else ranking.smallest_fpr
+
+
+def _between(ranking: Ranking, flagged: int) -> float:
+    ordered = ranking.scores[ranking.order]
+    edges = ordered[max(0, flagged - 1) : flagged + 1]
+    return float(edges.mean()) if len(edges) else 0.0
+
+
+def _histogram(ranking: Ranking) -> dict[str, Any]:
+    """Return how many images have a score in each of 60 equal ranges, and the ends of all of them."""
+    low, high = float(ranking.scores.min(initial=0)), float(ranking.scores.max(initial=0))
+    counts, _ = np.histogram(ranking.scores, BINS, (low, high if high > low else low + 1))
+    return {"low": low, "high": high if high > low else low + 1, "counts": counts.tolist()}
+
+
+@router.get("/images/{name}/heat")
+async def heat(workspace: OpenWorkspace, name: str, by: Basis) -> Response:
+    """Show where an image differs from normal ones, as a picture to lay over its file."""
+    found = _reviewed(workspace, name)
+    maps = finished(inspection_job(workspace, by)).heats
+    shown = maps.get(found.position)
+    if shown is None:
+        raise GoneError("There is no heat map of this image: its file could not be used.")
+
+    def drawn() -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(overlay(shown)).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+    return picture_file(await asyncio.to_thread(drawn), "image/png")
+
+
+@router.post("/api/outliers/cancel")
+async def cancel(workspace: OpenWorkspace, by: Basis) -> None:
+    """Stop comparing images."""
+    inspection_job(workspace, by).stop()
 
 
 @router.post("/api/decisions")
@@ -84,9 +150,9 @@ async def undo(workspace: OpenWorkspace) -> dict[str, Any]:
 
 
 @router.get("/api/outliers.csv")
-async def table(workspace: OpenWorkspace) -> Response:
+async def table(workspace: OpenWorkspace, by: Basis = MODEL) -> Response:
     """Return every image with its score and the decision about it."""
-    ranking = _ranking(workspace)
+    ranking = _ranking(workspace, by)
     assert workspace.review is not None
     content = await asyncio.to_thread(decisions_table, workspace.decisions, workspace.review.pack, ranking)
     return download(content, "outliers.csv", "text/csv")
@@ -111,15 +177,30 @@ def ranking_job(workspace: Workspace) -> Job[Ranking]:
     return workspace.measuring.job("ranking", functools.partial(_rank, workspace))
 
 
+def inspection_job(workspace: Workspace, by: Basis) -> Job[Inspected]:
+    """Return the job that compares the images under review with all of them, or with those of a label.
+
+    Raises:
+        GoneError: there are no images.
+    """
+    if workspace.review is None or by == MODEL:
+        raise GoneError("No images are under review.")
+    return workspace.comparing.job(("inspection", by), functools.partial(_inspect, workspace, by))
+
+
 def known_ranking(workspace: Workspace) -> Ranking | None:
-    """Return the ranking if it is done already; starts no work."""
-    job = ranking_job(workspace)
-    return job.result() if job.state == "done" else None
+    """Return the ranking that was made last, if there is one; starts no work."""
+    return workspace.ranking
 
 
-def _ranking(workspace: Workspace) -> Ranking:
-    require(needs(workspace))
-    return finished(ranking_job(workspace))
+def _ranking(workspace: Workspace, by: Basis) -> Ranking:
+    if by == MODEL:
+        require(needs(workspace))
+        workspace.ranking = finished(ranking_job(workspace))
+    else:
+        require(needs_images(workspace))
+        workspace.ranking = finished(inspection_job(workspace, by)).ranking
+    return workspace.ranking
 
 
 def _rank(workspace: Workspace, report: StageProgress) -> Ranking:
@@ -138,6 +219,13 @@ def _rank(workspace: Workspace, report: StageProgress) -> Ranking:
         reference,
         lambda done, total: report("scoring images", done, total),
     )
+
+
+def _inspect(workspace: Workspace, by: Basis, report: StageProgress) -> Inspected:
+    assert workspace.review is not None
+    pack, label = workspace.review.pack, by.removeprefix(LABEL)
+    is_normal = np.array([by == ALL or readable(entry.label or "") == label for entry in pack.entries])
+    return inspect_pack(pack, is_normal, report)
 
 
 def _first_undecided(workspace: Workspace, ranking: Ranking) -> int | None:
@@ -177,4 +265,31 @@ def needs(workspace: Workspace) -> Missing | None:
     )
 
 
-NEEDS = {"outliers": needs}
+def needs_images(workspace: Workspace) -> Missing | None:
+    """Return what is missing for comparing files with each other; None if nothing is."""
+    review = workspace.review
+    if review is not None and len(review) >= FEWEST_NORMAL and review.pack.folder.is_dir():
+        return None
+    return Missing(
+        f"Outliers are looked for among {FEWEST_NORMAL} pictures or more, in their files. Open the page with "
+        "an index, a run folder, or a folder of images, where its pictures are.",
+        ("autoencode index PHOTOS --out photos.index", "autoencode app photos.index"),
+    )
+
+
+NEEDS = {"outliers": needs, "inspection": needs_images}
+
+
+def facts(workspace: Workspace) -> dict[str, Any]:
+    """Return what images can be compared with, the default first: (name, words) each."""
+    bases: list[tuple[str, str]] = []
+    if needs(workspace) is None:
+        bases.append((MODEL, "what the model learned"))
+    if needs_images(workspace) is None:
+        assert workspace.review is not None
+        labels = [readable(label) for label in workspace.review.pack.labels]
+        named = [(f"{LABEL}{label}", f"pictures labelled {label}") for label in labels]
+        # Folders of parts: "good" beside the kinds of defects.
+        good = [one for one in named if one[0].removeprefix(LABEL).casefold() in GOOD_LABELS]
+        bases = [*good, *bases, (ALL, "the other pictures"), *(one for one in named if one not in good)]
+    return {"bases": bases}

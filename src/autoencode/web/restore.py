@@ -1,19 +1,43 @@
-"""Restore: a picture and its reconstruction, corrupted first if asked for."""
+"""Restore: a picture at its full size by a restorer, or its reconstruction, corrupted first if asked for."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import math
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from autoencode.data.corruptions import CORRUPTIONS
+from autoencode.data.preprocessing import Limits
 from autoencode.reconstruction import Restored, restore
-from autoencode.web.tabs import OpenWorkspace, needs_model, png
+from autoencode.restoration.picture import RestoredPicture, restore_picture
+from autoencode.web.jobs import Job
+from autoencode.web.originals import SIDES
+from autoencode.web.shelf import Held
+from autoencode.web.tabs import (
+    Missing,
+    OpenWorkspace,
+    download,
+    finished,
+    needs_model,
+    picture_file,
+    png,
+    require,
+)
 from autoencode.web.workspace import Workspace
 
+if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
+
+Amount = Annotated[float, Query(ge=0, le=1)]
 Text = Annotated[str, Query(max_length=200)]
+
+# Before and after are in memory at once, and those of the last pictures with them.
+_LIMITS = Limits(max_pixels=64_000_000)
 
 router = APIRouter()
 
@@ -29,6 +53,52 @@ async def numbers(
         "ssim": _finite(made.ssim[0]),
         "seen_psnr_db": None if made.seen_psnr_db is None else _finite(made.seen_psnr_db[0]),
     }
+
+
+@router.get("/api/restore/whole")
+async def whole(workspace: OpenWorkspace, picture: str, amount: Amount = 1.0) -> dict[str, Any]:
+    """Return the size of a restored picture and what was removed, or the progress of restoring it."""
+    # Drawn once, small, by a process of its own: a file that hangs or crashes a decoder stops here.
+    if (path := workspace.file(picture)) is not None:
+        await workspace.originals.shown(path, SIDES[0])
+    made = finished(_whole_job(workspace, picture, amount))
+    height, width = made.after.levels.shape[:2]
+    return {"width": width, "height": height, "noise": made.noise}
+
+
+@router.get("/api/restore/whole/{side}")
+async def part_of_whole(
+    workspace: OpenWorkspace, side: Literal["before", "after", "file"], picture: str, amount: Amount = 1.0
+) -> Response:
+    """Show a restored picture before or after, or return its file."""
+    made = finished(_whole_job(workspace, picture, amount))
+    if side == "file":
+        name = made.after.name_of(Path(workspace.describe(picture)["name"]))
+        content = await asyncio.to_thread(made.after.encoded)
+        return download(content, f"restored-{name}", "application/octet-stream")
+    content = await asyncio.to_thread((made.before if side == "before" else made.after).shown)
+    return picture_file(content, "image/png" if content.startswith(b"\x89PNG") else "image/jpeg")
+
+
+def _whole_job(workspace: Workspace, picture: str, amount: float) -> Job[RestoredPicture]:
+    require(needs_restorer(workspace))
+    work = functools.partial(_restore_whole, workspace, picture, amount)
+    return workspace.restoring.job((picture, amount), work)
+
+
+def _restore_whole(
+    workspace: Workspace, picture: str, amount: float, report: StageProgress
+) -> RestoredPicture:
+    assert workspace.restorer is not None
+    found, source = workspace.find(picture), workspace.file(picture)
+    content = (found.file or bytes(png(found.pixels).body)) if isinstance(found, Held) else b""
+
+    def tiles(done: int, total: int) -> None:
+        report("restoring, parts", done, total)
+
+    return restore_picture(
+        workspace.restorer, source or content, amount=amount, limits=_LIMITS, progress=tiles
+    )
 
 
 @router.get("/api/restore/{side}")
@@ -65,4 +135,19 @@ def facts(workspace: Workspace) -> dict[str, Any]:
     return {"corrupt": trained, "corruptions": offers}
 
 
-NEEDS = {"restore": needs_model}
+def needs_restorer(workspace: Workspace) -> Missing | None:
+    """Return what is missing for pictures at their full size; None if nothing is."""
+    if workspace.restorer is not None:
+        return None
+    return Missing(
+        "A model with a code returns small, smooth pictures. To repair pictures of any size, train a "
+        "restorer.",
+        ("autoencode train PHOTOS --preset restore --out runs/restorer", "autoencode app runs/restorer"),
+    )
+
+
+def _needs(workspace: Workspace) -> Missing | None:
+    return None if workspace.has_model or workspace.restorer is not None else needs_model(workspace)
+
+
+NEEDS = {"restore": _needs, "whole": needs_restorer}

@@ -35,7 +35,7 @@ class Held:
         code: (D,) float32, encoded from the pixels or decoded to them.
         name: shown to people.
         kind: where it comes from.
-        file: an upload at up to 1280 pixels, re-encoded here; None for a sample, and once memory is needed.
+        file: an upload at up to 2560 pixels, re-encoded here; None for a sample, and once memory is needed.
     """
 
     pixels: Pixels

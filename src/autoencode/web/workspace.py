@@ -49,8 +49,10 @@ from autoencode.web.tags import TAGS_NAME, Tags
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
     from autoencode.data.pack import Progress
+    from autoencode.outliers.review import Ranking
     from autoencode.web.collection import Vectors
 
+MOST_RESTORED = 2  # pictures before and after, 400 MB of the largest
 MOST_ANIMATIONS = 4  # one for each window that is likely to be open
 DECISIONS_NAME = "decisions.jsonl"
 INDEX_NAME = "search-index"  # in a run folder: the index that the page makes of its images
@@ -88,9 +90,10 @@ class Workspace:
         review: the images that the page is about; None if there are none.
         training: the pack that the model was trained on; None if it is not known or has changed.
         tags: what a person called the images under review.
+        ranking: of images under review by their outlier scores, the one that was asked for last.
         selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
-        measuring, comparing, layouts, animations: queues of jobs. Several, so that a map is there at once
+        measuring, comparing, layouts, restoring, animations: queues of jobs. Several, so that a map is there at once
             when the codes are known, however long images are scored, and an animation waits for neither.
     """
 
@@ -130,11 +133,12 @@ class Workspace:
         self.decisions = Decisions(self.folder / named)
         self.tags = Tags(self.folder / named.replace(DECISIONS_NAME, TAGS_NAME))
         self.selections = OrderedDict[str, bytes]()
+        self.ranking: Ranking | None = None
         # One thread for the requests: the model uses all cores already, so that two at once would both be
         # late. The event loop goes on serving pictures and progress meanwhile.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.measuring, self.comparing = JobQueue("measuring"), JobQueue("comparing")
-        self.layouts = JobQueue("layout")
+        self.layouts, self.restoring = JobQueue("layout"), JobQueue("restoring", MOST_RESTORED)
         self.animations = JobQueue("animation", MOST_ANIMATIONS)
 
     @property
@@ -327,7 +331,7 @@ class Workspace:
         for one in (self.decoder, self.originals, self._index_decoder):
             if one is not None:
                 one.close()
-        for queue in (self.measuring, self.comparing, self.layouts, self.animations):
+        for queue in (self.measuring, self.comparing, self.layouts, self.restoring, self.animations):
             queue.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

@@ -114,6 +114,11 @@ export function imageUrl(id, part = "") {
   return `/images/${id}${part && "/" + part}?v=${launch}`;
 }
 
+/** Where a picture differs from normal ones, to lay over it; `by` is what they are. */
+export function heatUrl(id, by) {
+  return `/images/${id}/heat?${query({ by, v: launch })}`;
+}
+
 /** A picture as its file has it, with a longest side of about `side` pixels. */
 export function originalUrl(id, side) {
   return `/images/${id}/original?side=${side}&v=${launch}`;

@@ -102,6 +102,7 @@ export function progressBar(label, oncancel = null) {
       text.textContent = stage;
     }
   };
+  element.note = (words) => (text.textContent += `, ${words}`);
   return element;
 }
 

@@ -1,8 +1,10 @@
 // Outliers: one image at a time, the most unusual first, to keep or to drop.
 
-import { get, imageUrl, post, query, restarting, waitFor } from "./api.js";
-import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, showFailure, announce } from "./dom.js";
-import { heatLegend, image, openPicture, pictureButton, score, shortName } from "./pictures.js";
+import { remember } from "./address.js";
+import { get, heatUrl, imageUrl, post, query, restarting, waitFor } from "./api.js";
+import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, select, showFailure, announce } from "./dom.js";
+import { histogramOf } from "./histogram.js";
+import { heatLegend, image, openPicture, original, pictureButton, score, shortName } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
 const PAGE = 50;
@@ -10,16 +12,22 @@ const MOST_ROWS = 200; // that one answer holds
 
 export function mount(root) {
   // The queue is loaded from `from` to its length; positions count from the most unusual image of all.
-  const state = { queue: [], from: 0, at: 0, total: 0, heat: false, rate: null, smallest: null };
+  const state = { queue: [], from: 0, at: 0, total: 0, heat: workspace.bases[0]?.[0] !== "model", rate: null, smallest: null, by: workspace.bases[0]?.[0] };
   const others = new BroadcastChannel(`decisions ${workspace.launch}`); // to other windows of this page
   const pressed = [];
   let writing = Promise.resolve();
   let loading = null;
   const body = h("div");
   root.append(
-    h("p", { class: "lead" }, "Images unlike those the model was trained on, the most unusual first. Keep or drop each, then save the list."),
+    h("p", { class: "lead" }, "Pictures unlike the others, the most unusual first. Keep or drop each, then save the list."),
     body,
   );
+  const basis = select(workspace.bases, state.by, (by) => {
+    remember("outliers", { by }, { by: workspace.bases[0]?.[0] });
+    Object.assign(state, { by, heat: by !== "model", queue: [], from: 0, at: 0, total: 0, rate: null });
+    strip.replaceChildren();
+    start();
+  });
 
   const counts = h("p", { class: "counts" });
   const threshold = h("div", { class: "threshold" });
@@ -27,27 +35,29 @@ export function mount(root) {
   const strip = h("div", { class: "strip", role: "group", "aria-label": "The queue", tabindex: "0" });
 
   async function start() {
-    const lacking = lacks("outliers");
-    if (lacking) {
-      body.replaceChildren(notice(lacking));
+    if (!workspace.bases.length) {
+      body.replaceChildren(notice(lacks("outliers") ?? lacks("inspection")));
       return;
     }
-    const bar = progressBar("learning from normal images");
-    body.replaceChildren(bar);
+    const { by } = state;
+    const chooser = h("div", { class: "toolbar" }, field("Compared with", basis));
+    const bar = progressBar("learning from normal images", by === "model" ? null : () => stop(by, chooser));
+    body.replaceChildren(chooser, bar);
     try {
-      const first = await waitFor(`/api/outliers?limit=${PAGE}`, bar.update);
+      const first = await waitFor(`/api/outliers?${query({ by, limit: PAGE })}`, timed(bar));
+      if (by !== state.by) return; // another was chosen meanwhile
       // If the decided images fill more than a page, the queue starts just before the first undecided one.
       const isFar = first.undecided >= first.queue.length;
-      take(isFar ? await get(`/api/outliers?${query({ offset: first.undecided - 2, limit: PAGE })}`) : first);
+      take(isFar ? await get(`/api/outliers?${query({ by, offset: first.undecided - 2, limit: PAGE })}`) : first);
     } catch (err) {
-      showFailure(err, body, start);
+      if (by === state.by && !state.isStopped) showFailure(err, body, start);
       return;
     }
     if (!state.total) {
       body.replaceChildren(notice(new Error("There are no images to review.")));
       return;
     }
-    body.replaceChildren(threshold, counts, card, strip, exports(), keysHelp());
+    body.replaceChildren(chooser, threshold, counts, card, strip, exports(by), keysHelp());
     buildThreshold();
     show(state.found.undecided ?? 0);
     if (state.found.undecided === null) say("All images are decided.");
@@ -72,32 +82,33 @@ export function mount(root) {
     return strip.children[index - state.from];
   }
 
+  /** Stop a comparison; the choice of another stays. */
+  async function stop(by, chooser) {
+    state.isStopped = true;
+    await post(`/api/outliers/cancel?${query({ by })}`).catch((err) => showFailure(err));
+    body.replaceChildren(chooser, h("button", { type: "button", onclick: () => begin() }, "Compare"));
+  }
+
+  function begin() {
+    state.isStopped = false;
+    start();
+  }
+
   function buildThreshold() {
-    const [low, high] = [Math.log(state.smallest), Math.log(0.5)];
     const text = h("p", { role: "status" });
-    const report = ({ rate, flagged, images, measured, calibration_images }) => {
+    const report = ({ rate, flagged, images, measured, calibration_images, threshold: score }) => {
       const seen = measured ? ` It flags ${percent(measured.share)} (${percent(measured.low)} to ${percent(measured.high)}) of the validation images.` : "";
       text.replaceChildren(
-        h("strong", {}, `Flags ${number(flagged)} of ${number(images)} images.`),
-        ` At most ${percent(rate)} of normal images should be flagged by mistake, calibrated on ${number(calibration_images)} test images.${seen}`,
+        h("strong", {}, `Flags ${number(flagged)} of ${number(images)} pictures`),
+        `, those with a score above ${number(score, 2)}. At most ${percent(rate)} of normal pictures would be flagged by mistake, calibrated on ${number(calibration_images)} of them.${seen}`,
       );
+      state.rate = rate;
+      histogram.show(score);
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
-    const ask = restarting(async (signal, rate) => report(await get(`/api/outliers?${query({ rate, limit: 1 })}`, signal)));
-    const slider = h("input", {
-      type: "range",
-      min: low,
-      max: high,
-      step: (high - low) / 200,
-      value: Math.log(state.rate),
-      oninput: () => {
-        state.rate = Math.min(0.5, Math.max(state.smallest, Math.exp(Number(slider.value))));
-        slider.setAttribute("aria-valuetext", percent(state.rate));
-        ask(state.rate).catch((err) => showFailure(err));
-      },
-      "aria-valuetext": percent(state.rate),
-    });
-    threshold.replaceChildren(field("False positive rate", slider), text);
+    const ask = restarting(async (signal, score) => report(await get(`/api/outliers?${query({ by: state.by, threshold: score, limit: 1 })}`, signal)));
+    const histogram = histogramOf(state.found.histogram, state.found.threshold, (score) => ask(score).catch((err) => showFailure(err)));
+    threshold.replaceChildren(histogram, text);
     report(state.found);
   }
 
@@ -150,22 +161,29 @@ export function mount(root) {
   }
 
   async function loadMore() {
-    take(await get(`/api/outliers?${query({ rate: state.rate, offset: state.queue.length, limit: PAGE })}`));
+    take(await get(`/api/outliers?${query({ by: state.by, rate: state.rate, offset: state.queue.length, limit: PAGE })}`));
   }
 
   async function loadEarlier() {
     const offset = Math.max(0, state.from - PAGE);
-    take(await get(`/api/outliers?${query({ rate: state.rate, offset, limit: state.from - offset })}`));
+    take(await get(`/api/outliers?${query({ by: state.by, rate: state.rate, offset, limit: state.from - offset })}`));
   }
 
+  /** The picture, and beside it where it differs: the heat-map never hides what one has to judge. */
   function sides(picture) {
-    const heat = h("img", { class: "heat", src: imageUrl(picture.id, "difference"), alt: "where the two differ", width: workspace.width, height: workspace.height });
-    heat.hidden = !state.heat;
-    const caption = h("span", { class: "heat-caption" }, " and where it differs: ", heatLegend());
-    caption.hidden = !state.heat;
-    const original = h("figure", {}, h("div", { class: "frame" }, image(picture), heat), h("figcaption", {}, "image", caption));
-    const restored = h("figure", {}, h("div", { class: "frame" }, image(picture, "reconstruction", `${shortName(picture)}, reconstruction`)), h("figcaption", {}, "reconstruction"));
-    return h("div", { class: "sides" }, original, restored);
+    const shown = () => h("button", { type: "button", class: "picture whole", title: picture.name, onclick: () => openPicture(picture, state.queue.slice(state.from)) }, original(picture, 560));
+    const isByPatches = state.found.has_maps;
+    const heat = h("img", {
+      class: "heat",
+      src: isByPatches ? heatUrl(picture.id, state.by) : imageUrl(picture.id, "difference"),
+      alt: "where it differs",
+    });
+    const caption = h("span", { class: "heat-caption" }, isByPatches ? "where it differs from normal pictures" : "where the two differ: ", isByPatches ? null : heatLegend());
+    const under = isByPatches ? original(picture, 560) : image(picture, "reconstruction", `${shortName(picture)}, reconstruction`);
+    const other = h("figure", { class: "other" }, h("div", { class: "frame whole" }, under, heat), h("figcaption", {}, isByPatches ? "" : "reconstruction; ", caption));
+    heat.hidden = caption.hidden = !state.heat;
+    other.hidden = isByPatches && !state.heat;
+    return h("div", { class: "sides" }, h("figure", {}, shown(), h("figcaption", {}, "picture")), other);
   }
 
   function about(picture) {
@@ -238,7 +256,7 @@ export function mount(root) {
   async function lookAgain(name) {
     const index = state.queue.findIndex((picture) => picture?.name === name);
     if (index < 0) return index;
-    const { queue } = await get(`/api/outliers?${query({ offset: index, limit: 1 })}`);
+    const { queue } = await get(`/api/outliers?${query({ by: state.by, offset: index, limit: 1 })}`);
     state.queue[index].decision = queue[0].decision;
     mark(inStrip(index), state.queue[index]);
     return index;
@@ -259,7 +277,7 @@ export function mount(root) {
     for (let offset = state.from; offset < state.queue.length; offset += MOST_ROWS) {
       const part = state.queue.slice(offset, offset + MOST_ROWS);
       const before = part.map(({ decision }) => decision);
-      const { queue, counts: now } = await get(`/api/outliers?${query({ offset, limit: part.length })}`);
+      const { queue, counts: now } = await get(`/api/outliers?${query({ by: state.by, offset, limit: part.length })}`);
       showCounts(now);
       for (const [place, picture] of part.entries()) {
         const { decision } = queue[place];
@@ -304,6 +322,7 @@ export function mount(root) {
   function toggleHeat() {
     state.heat = !state.heat;
     card.querySelector(".heat").hidden = !state.heat;
+    card.querySelector(".other").hidden = state.found.has_maps && !state.heat;
     card.querySelector(".heat-caption").hidden = !state.heat;
     card.querySelector(".heat-toggle").setAttribute("aria-pressed", String(state.heat));
   }
@@ -311,7 +330,14 @@ export function mount(root) {
   const keys = { k: () => write("keep"), d: () => write("drop"), u: undo, n: next, p: back, h: toggleHeat };
   start();
   return {
-    show: lookAnew,
+    show(params) {
+      const by = params.get("by");
+      if (by && by !== state.by && workspace.bases.some(([name]) => name === by)) {
+        basis.value = by;
+        basis.dispatchEvent(new Event("change"));
+      } else lookAnew();
+    },
+    help: [["K, D", "keep, drop"], ["U", "undo"], ["N, P", "next, previous"], ["H", "heat-map on or off"]],
     key(event) {
       const act = keys[event.key.toLowerCase()];
       if (!act || isTyping(event) || !state.total) return;
@@ -323,12 +349,27 @@ export function mount(root) {
   };
 }
 
-function exports() {
+/** Show progress with the time that is left, once there is enough of it to tell. */
+function timed(bar) {
+  let began = null;
+  return (at) => {
+    if (!began || began.stage !== at.stage) began = { stage: at.stage, done: at.done, time: performance.now() };
+    const pace = (at.done - began.done) / (performance.now() - began.time);
+    bar.update(at);
+    if (at.total && pace > 0 && performance.now() - began.time > 2000) bar.note(`about ${duration((at.total - at.done) / pace / 1000)} left`);
+  };
+}
+
+function duration(seconds) {
+  return seconds < 90 ? `${Math.max(1, Math.round(seconds))} s` : `${Math.round(seconds / 60)} min`;
+}
+
+function exports(by) {
   const link = (href, name, text) => h("a", { class: "button", href, download: name }, text);
   return h(
     "div",
     { class: "actions" },
-    link("/api/outliers.csv", "outliers.csv", "Save all as CSV"),
+    link(`/api/outliers.csv?${query({ by })}`, "outliers.csv", "Save all as CSV"),
     link("/api/decisions/drop.txt", "drop.txt", "List of dropped files"),
     link("/api/decisions/keep.txt", "keep.txt", "List of kept files"),
   );

@@ -1,11 +1,19 @@
 // Restore: a picture and its reconstruction, with a movable line between before and after.
 
-import { get, query, restarting } from "./api.js";
-import { field, h, keepingFocus, select, showFailure, announce } from "./dom.js";
+import { remember } from "./address.js";
+import { get, query, restarting, waitFor } from "./api.js";
+import { field, h, keepingFocus, notice, number, progressBar, select, showFailure, announce } from "./dom.js";
 import { choosing, dropzone, image, shortName } from "./pictures.js";
-import { hasImages, workspace } from "./shared.js";
+import { hasImages, lacks, workspace } from "./shared.js";
+import { FITTING, fitted, moved, zoomed } from "./zoom.js";
 
 export function mount(root) {
+  if (!lacks("whole")) return mountWhole(root);
+  const lacking = lacks("restore");
+  if (lacking) {
+    root.append(notice(lacking));
+    return {};
+  }
   const trained = workspace.corrupt[0] ?? "";
   const damages = [["", "none"], ...workspace.corruptions];
   if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
@@ -130,4 +138,134 @@ function comparison(before, after) {
 
 function decibels(value) {
   return value === null ? "equal" : `${value.toFixed(1)} dB`;
+}
+
+/** Pictures at their full size, by a restorer: before and after under one line, which can be zoomed. */
+function mountWhole(root) {
+  const state = { picture: null, amount: 1 };
+  const place = h("div", { class: "whole-place" });
+  const facts = h("div");
+  const use = ([picture]) => (location.hash = `#restore?picture=${picture.id}`);
+
+  const draw = restarting(async (signal) => {
+    if (!state.picture) return;
+    const asked = query({ picture: state.picture.id, amount: state.amount });
+    const bar = progressBar("restoring");
+    facts.replaceChildren(bar);
+    const found = await waitFor(`/api/restore/whole?${asked}`, bar.update, signal);
+    const url = (side) => `/api/restore/whole/${side}?${asked}`;
+    const stage = new Comparison(url("before"), url("after"), found);
+    place.replaceChildren(stage.element);
+    facts.replaceChildren(
+      h("h2", { tabindex: "-1" }, shortName(state.picture)),
+      h("p", { class: "hint" }, `${number(found.width)} × ${number(found.height)} pixels. Removed: ${(100 * found.noise).toFixed(1)} % of the range of values.`),
+      h("a", { class: "button primary", href: url("file"), download: "" }, "Save the restored file"),
+      h("p", { class: "hint" }, "Wheel or pinch zooms, a drag beside the line moves."),
+    );
+    announce(`${shortName(state.picture)} restored.`);
+  });
+  const redraw = () => draw().catch((err) => showFailure(err, facts));
+  const choose = choosing((picture) => {
+    state.picture = picture;
+    redraw();
+  }, (err) => showFailure(err, facts));
+  const amount = h("input", {
+    type: "range",
+    min: 0,
+    max: 1,
+    step: 0.05,
+    value: 1,
+    onchange: () => {
+      state.amount = Number(amount.value);
+      redraw();
+    },
+  });
+  root.append(
+    h("p", { class: "lead" }, "A picture at its full size, before and after."),
+    h("div", { class: "toolbar" }, dropzone(use, { label: "Choose an image" }), field("Strength", amount)),
+    h("div", { class: "restore-whole" }, place, facts),
+  );
+  return {
+    take: use,
+    show(params) {
+      const id = params.get("picture");
+      if (id || state.picture || hasImages()) choose(id);
+      else facts.replaceChildren(h("p", { class: "hint" }, "Choose an image to begin."));
+      if (state.picture) remember("restore", { picture: state.picture.id });
+    },
+  };
+}
+
+/** Two pictures of one size over each other, divided by a line that follows the mouse; zoomed together. */
+class Comparison {
+  constructor(before, after, size) {
+    this.size = size;
+    this.view = FITTING;
+    this.share = 0.5;
+    this.upper = h("img", { class: "upper", src: before, alt: "before", draggable: "false" });
+    this.lower = h("img", { src: after, alt: "after", draggable: "false" });
+    this.line = h("span", { class: "line" });
+    this.slider = h("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Share of the picture shown as before", oninput: () => this.#divide(Number(this.slider.value) / 100) });
+    const zoom = (text, label, factor) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick: () => this.zoom(factor) }, text);
+    this.frame = h("div", { class: "frame" }, this.lower, this.upper, this.line);
+    this.element = h("div", { class: "comparison large" }, this.frame, h("div", { class: "row" }, h("span", { class: "hint" }, "before"), this.slider, h("span", { class: "hint" }, "after"), zoom("−", "Zoom out", 1 / 1.6), zoom("+", "Zoom in", 1.6)));
+    this.frame.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY * 0.002), this.#point(event));
+    }, { passive: false });
+    this.frame.addEventListener("pointerdown", (event) => {
+      this.frame.setPointerCapture(event.pointerId);
+      const box = this.frame.getBoundingClientRect();
+      // Near the line the press takes the line, elsewhere the picture.
+      this.isLine = this.view.scale === 1 || Math.abs(event.clientX - box.left - this.share * box.width) < 30;
+      this.last = this.#point(event);
+      if (this.isLine) this.#drag(event);
+    });
+    this.frame.addEventListener("pointermove", (event) => this.frame.hasPointerCapture(event.pointerId) && this.#drag(event));
+    new ResizeObserver(() => this.#place()).observe(this.frame);
+  }
+
+  zoom(factor, point = { x: 0, y: 0 }) {
+    this.view = zoomed(this.view, factor, point, this.fit, this.#stage());
+    this.#place();
+  }
+
+  #stage() {
+    return { width: this.frame.clientWidth || 1, height: this.frame.clientHeight || 1 };
+  }
+
+  #point(event) {
+    const box = this.frame.getBoundingClientRect();
+    return { x: event.clientX - box.left - box.width / 2, y: event.clientY - box.top - box.height / 2 };
+  }
+
+  #drag(event) {
+    const point = this.#point(event);
+    if (this.isLine) this.#divide(point.x / this.frame.clientWidth + 0.5);
+    else {
+      this.view = moved(this.view, point.x - this.last.x, point.y - this.last.y, this.fit, this.#stage());
+      this.#place();
+    }
+    this.last = point;
+  }
+
+  #divide(share) {
+    this.share = Math.min(1, Math.max(0, share));
+    this.slider.value = String(Math.round(100 * this.share));
+    this.#place();
+  }
+
+  #place() {
+    const stage = this.#stage();
+    this.fit = fitted(this.size, stage);
+    const [width, height] = [this.fit.width * this.view.scale, this.fit.height * this.view.scale];
+    for (const one of [this.lower, this.upper]) {
+      Object.assign(one.style, { width: `${width}px`, height: `${height}px`, transform: `translate(calc(-50% + ${this.view.x}px), calc(-50% + ${this.view.y}px))` });
+    }
+    // The line is in the frame, the clip in the picture, which may begin left of it.
+    const left = stage.width / 2 + this.view.x - width / 2;
+    const clip = Math.min(width, Math.max(0, this.share * stage.width - left));
+    this.upper.style.clipPath = `inset(0 ${width - clip}px 0 0)`;
+    this.line.style.left = `${100 * this.share}%`;
+  }
 }
