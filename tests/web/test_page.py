@@ -300,7 +300,7 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     page.wait_for_selector(".review .sides img")
     first = page.inner_text(".review h2")
     page.keyboard.press("h")
-    assert page.is_visible(".heat")
+    assert page.is_visible(".sides .heat")
     assert "most, in this image" in page.inner_text(".sides")
     page.keyboard.press("h")
     assert page.is_hidden(".heat")
@@ -324,7 +324,7 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     page.focus(".threshold input")
     page.keyboard.press("End")
     until(page, "old => document.querySelector('.threshold p').textContent !== old", before)
-    assert "At most 50.00 %" in page.inner_text(".threshold p")
+    assert "Flags 1 of 48 pictures" in page.inner_text(".threshold p")
     page.keyboard.press("d")  # letters are the queue's while the slider has the keyboard
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
     undo(page, first)

@@ -118,8 +118,11 @@ def paper(
 
 def app(
     run: Annotated[
-        Path, typer.Argument(help="A run folder, a model file, or an index, which needs no model.")
-    ],
+        Path | None,
+        typer.Argument(
+            help="A run folder, a model file, or an index, which needs no model. Default: chosen in the page."
+        ),
+    ] = None,
     index: Annotated[
         Path | None,
         typer.Option(
@@ -165,7 +168,11 @@ def app(
     show_result({"page": address})
     sys.stdout.flush()  # a program that reads it waits for it
     say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
-    server = uvicorn.Server(uvicorn.Config(make_app(workspace, trust), http=Connection, **_SERVER))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(workspace, trust, None if allow_remote else Path()), http=Connection, **_SERVER
+        )
+    )
     with contextlib.nullcontext() if no_browser else _entrance(address) as entrance:
         if entrance is not None:
             # A moment later, when the server below answers.
@@ -230,6 +237,7 @@ def add_to(program: typer.Typer) -> None:
     add_command(
         program,
         app,
+        "autoencode app",
         "autoencode app runs/photos",
         "autoencode app photos.index",
         "autoencode app runs/photos --index photos.index --port 9000",

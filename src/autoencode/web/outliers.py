@@ -66,6 +66,10 @@ async def queue(
     # Raised to what the calibration images allow, not rejected: with few of them the default is below it.
     rate = max(DEFAULT_FPR if rate is None else rate, smallest)
     measured = ranking.validation_fpr(rate)
+    flagged = ranking.flagged(rate)
+    if threshold is not None:
+        # As dragged: with few calibration images, a rate has few steps, and a line would jump between them.
+        flagged = int((ranking.scores >= threshold).sum())
     part = ranking.order[offset : offset + limit]
     return {
         "score": ranking.score,
@@ -73,9 +77,9 @@ async def queue(
         "calibration_images": ranking.calibration_images,
         "rate": rate,
         "smallest_rate": smallest,
-        "flagged": (flagged := ranking.flagged(rate)),
+        "flagged": flagged,
         # Between the last image that is flagged and the first that is not.
-        "threshold": _between(ranking, flagged),
+        "threshold": _between(ranking, flagged) if threshold is None else threshold,
         "histogram": _histogram(ranking),
         "measured": None
         if measured is None

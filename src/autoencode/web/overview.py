@@ -121,7 +121,7 @@ async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     # Polled: a stream of events holds one of the six connections that a browser opens to a host, and with
     # streams the seventh window never loaded. An unchanged state is an empty reply.
     epochs = 0 if workspace.run is None else workspace.run.train.total_epochs
-    found = await asyncio.to_thread(_state, workspace.folder, epochs)
+    found = await asyncio.to_thread(state_of, workspace.folder, epochs)
     tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
 
@@ -151,7 +151,8 @@ def needs(workspace: Workspace) -> Missing | None:
     )
 
 
-def _state(folder: Path, epochs: int) -> dict[str, Any]:
+def state_of(folder: Path, epochs: int) -> dict[str, Any]:
+    """Return the metrics of a run of so many epochs, and whether it is training."""
     records = read_metrics(folder)
     # The lock, not the age of the log: an epoch of a large data set can take hours.
     is_training = bool(epochs) and is_locked(folder)

@@ -30,6 +30,7 @@ from autoencode.web.collection import readable
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.security import Guard, Trust, Uploads
 from autoencode.web.shelf import Held, Pixels
+from autoencode.web.start import Starter
 from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png
 from autoencode.web.workspace import GoneError, Workspace, is_position
 
@@ -41,22 +42,25 @@ _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 router = APIRouter()
 
 
-def make_app(workspace: Workspace, trust: Trust | None = None) -> FastAPI:
+def make_app(workspace: Workspace, trust: Trust | None = None, root: Path | None = None) -> FastAPI:
     """Return the page as an ASGI application.
 
     Args:
         workspace: its model and images; closed with the application.
+        root: the folder under which runs may be opened and trainings started; None for neither.
         trust: who may use it; the default is this machine, with a new token.
     """
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
-        workspace.close()
+        app.state.starter.close()
+        app.state.workspace.close()  # that which is open now, perhaps another
 
     # No pages about the interface: they load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=life)
-    app.state.workspace, app.state.uploads = workspace, Uploads()
+    app.state.workspace, app.state.uploads, app.state.starter = workspace, Uploads(), Starter(root)
+    workspace.can_start = root is not None
     _add_static(app)
     app.include_router(router)
     for tab in TABS:

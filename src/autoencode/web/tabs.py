@@ -57,6 +57,7 @@ TABS = (
     Tab("restore", "Restore"),
     Tab("morph", "Morph"),
     Tab("generate", "Generate"),
+    Tab("start", "Open"),
 )
 
 

@@ -89,12 +89,13 @@ class Workspace:
         collections: by the letter of their ids.
         review: the images that the page is about; None if there are none.
         training: the pack that the model was trained on; None if it is not known or has changed.
+        can_start: whether other runs may be opened, and trainings started, from the page.
         tags: what a person called the images under review.
         ranking: of images under review by their outlier scores, the one that was asked for last.
         selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
-        measuring, comparing, layouts, restoring, animations: queues of jobs. Several, so that a map is there at once
-            when the codes are known, however long images are scored, and an animation waits for neither.
+        measuring, comparing, layouts, restoring, animations: queues of jobs. Several, so that a map is there
+            at once when the codes are known, however long images are scored, and an animation waits for none.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Workspace:
         is_named = self.path is not None and self.path.name != MODEL_NAME
         named = f"{self.path.stem}-{DECISIONS_NAME}" if self.path and is_named else DECISIONS_NAME
         self.decisions = Decisions(self.folder / named)
+        self.can_start = False
         self.tags = Tags(self.folder / named.replace(DECISIONS_NAME, TAGS_NAME))
         self.selections = OrderedDict[str, bytes]()
         self.ranking: Ranking | None = None

@@ -104,7 +104,7 @@ function short(value) {
 
 /** About four round numbers that cover a range. */
 function niceTicks(low, high) {
-  const span = high - low || Math.abs(high) || 1;
+  const span = high - low || 0.1 * Math.abs(high) || 1; // of one value: close about it
   const rough = span / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);

@@ -8,6 +8,7 @@ import { lacks, setShared } from "./shared.js";
 
 const TABS = {}; // by name, as the server lists them: the title, and what the tab's script exports
 const shown = {};
+let first = "overview"; // the tab of an address that names none
 let current = null;
 
 function buildTabs() {
@@ -18,7 +19,7 @@ function buildTabs() {
 function open() {
   const [name, text = ""] = location.hash.slice(1).split("?");
   if (name === "main" && current) return; // the link that skips to the content
-  const chosen = Object.hasOwn(TABS, name) ? name : "overview";
+  const chosen = Object.hasOwn(TABS, name) ? name : first;
   const params = new URLSearchParams(text);
   // Focus stays on a link of the tab bar that was pressed; from anywhere else it moves to the heading of the new tab.
   const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);
@@ -84,6 +85,7 @@ async function start() {
     const scripts = await Promise.all(workspace.tabs.map(({ name }) => import(`./${name}.js`)));
     workspace.tabs.forEach(({ name, title }, at) => (TABS[name] = { ...scripts[at], title }));
     document.getElementById("name").textContent = workspace.name;
+    if (!workspace.images && !workspace.kind) first = "start";
     document.documentElement.classList.toggle("tiny-images", Math.max(workspace.height, workspace.width) <= 48);
   } catch (err) {
     document.getElementById("main").append(notice(err));

@@ -102,7 +102,7 @@ export function mount(root) {
         h("strong", {}, `Flags ${number(flagged)} of ${number(images)} pictures`),
         `, those with a score above ${number(score, 2)}. At most ${percent(rate)} of normal pictures would be flagged by mistake, calibrated on ${number(calibration_images)} of them.${seen}`,
       );
-      state.rate = rate;
+      Object.assign(state, { rate, threshold: score });
       histogram.show(score);
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
@@ -124,7 +124,7 @@ export function mount(root) {
   }
 
   function mark(button, picture) {
-    button.classList.toggle("flagged", picture.p_value <= state.rate);
+    button.classList.toggle("flagged", picture.score >= (state.threshold ?? Infinity));
     button.classList.toggle("keep", picture.decision === "keep");
     button.classList.toggle("drop", picture.decision === "drop");
     button.title = `${picture.name}, ${picture.decision ?? "not decided"}`;

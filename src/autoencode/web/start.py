@@ -1,0 +1,283 @@
+"""Open: from nothing to a page of one's pictures, by folders, runs and indexes under one folder.
+
+Training and indexing are the commands themselves, in processes of their own: what they make can be used
+without the page, and goes on where it was when it was stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from autoencode.atomic import is_locked
+from autoencode.data.folders import EXTENSIONS
+from autoencode.data.pack import open_pack
+from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.figures import contact_sheet
+from autoencode.index.memory import FileStore
+from autoencode.models.model_file import MODEL_NAME, load_model
+from autoencode.pixels import to_float, to_pixels
+from autoencode.training.run import is_run, read_run
+from autoencode.web.collection import readable
+from autoencode.web.overview import state_of
+from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
+from autoencode.web.workspace import Workspace, open_workspace
+
+MOST_COUNTED, COUNTING_SECONDS = 200_000, 2.0
+MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
+PREVIEWED = 6
+LOG_NAME = "page.log"
+
+router = APIRouter()
+
+
+class Work(NamedTuple):
+    """A command that is running, or has ended."""
+
+    kind: Literal["train", "index"]
+    source: Path
+    out: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+class Starter:
+    """What may be opened and made from the page: everything under one folder, one command at a time.
+
+    Args:
+        root: the folder; None where nothing may be chosen, as on a page for other machines.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = None if root is None else root.resolve()
+        self.work: Work | None = None
+
+    def inside(self, relative: str) -> Path:
+        """Return a folder under the root.
+
+        Raises:
+            ConfigError: there is none, or it lies elsewhere, also by a link.
+        """
+        assert self.root is not None
+        try:
+            path = (self.root / relative).resolve()
+            is_folder = path.is_dir()
+        except (OSError, ValueError, RuntimeError) as err:  # too long; a zero byte; a loop of links
+            raise ConfigError("There is no such folder.") from err
+        if not path.is_relative_to(self.root) or not is_folder:
+            raise ConfigError(f"Only folders under {self.root} can be opened. Start the page in another one.")
+        return path
+
+    def begin(self, kind: Literal["train", "index"], source: Path) -> Work:
+        """Start to train or index the images of a folder.
+
+        Raises:
+            ConfigError: another command is running.
+        """
+        assert self.root is not None
+        if self.is_busy:
+            raise ConfigError("Another command is running. Wait for it, or stop it.")
+        place = self.root / ("runs" if kind == "train" else "indexes")
+        out = _free(place / source.name)
+        place.mkdir(parents=True, exist_ok=True)
+        log = place / f"{out.name}-{LOG_NAME}"
+        command = [sys.executable, "-m", "autoencode", kind, str(source), "--out", str(out)]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=self.root
+            )
+        self.work = Work(kind, source, out, log, process)
+        return self.work
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a command is running."""
+        return self.work is not None and self.work.process.poll() is None
+
+    def stop(self) -> None:
+        """End the command as Ctrl-C does: what it made so far is kept."""
+        if self.work is not None and self.is_busy:
+            self.work.process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        """End the command with the page."""
+        self.stop()
+        if self.work is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.work.process.wait(10)
+
+
+class Chosen(BaseModel):
+    """A folder, relative to the root."""
+
+    folder: str
+
+
+@router.get("/api/start")
+async def folders(
+    request: Request, workspace: OpenWorkspace, folder: Annotated[str, Query(max_length=4096)] = ""
+) -> dict[str, Any]:
+    """Return what is in a folder: its folders, how many images, and the runs and indexes under it."""
+    require(needs(workspace))
+    starter: Starter = request.app.state.starter
+    path = starter.inside(folder)
+    return await asyncio.to_thread(_listed, starter, path)
+
+
+def _listed(starter: Starter, path: Path) -> dict[str, Any]:
+    assert starter.root is not None
+    inner = []
+    with contextlib.suppress(OSError):
+        inner = sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and one.is_dir())
+    images, is_all = _count(path)
+    relative = path.relative_to(starter.root)
+    return {
+        "root": readable(str(starter.root)),
+        "folder": "" if path == starter.root else readable(relative.as_posix()),
+        "folders": [readable(name) for name in inner],
+        "images": images,
+        "is_all": is_all,
+        "made": _made(starter.root, path),
+    }
+
+
+def _count(path: Path) -> tuple[int, bool]:
+    """Return how many images are in a folder, and whether all of it was looked through."""
+    count, seen, until = 0, 0, time.monotonic() + COUNTING_SECONDS
+    for _, _, names in os.walk(path):
+        count += sum(name.lower().endswith(EXTENSIONS) for name in names)
+        seen += len(names) + 1
+        if seen > MOST_COUNTED or time.monotonic() > until:
+            return count, False
+    return count, True
+
+
+def _made(root: Path, path: Path) -> list[dict[str, Any]]:
+    """Return the runs and indexes under a folder, the newest first."""
+    found: list[tuple[float, dict[str, Any]]] = []
+    for looked, (folder, inner, names) in enumerate(os.walk(path)):
+        here = Path(folder)
+        if looked > MOST_FOLDERS or len(here.relative_to(path).parts) >= DEEPEST:
+            inner.clear()
+        is_model, is_index = MODEL_NAME in names and is_run(here), FileStore().holds(here)
+        if is_model or is_index:
+            inner.clear()
+            about = {
+                "path": readable(here.relative_to(root).as_posix()),
+                "kind": "run" if is_model else "index",
+                "training": is_model and is_locked(here),
+            }
+            with contextlib.suppress(OSError):
+                found.append((here.stat().st_mtime, about))
+    return [about for _, about in sorted(found, key=lambda one: -one[0])]
+
+
+@router.post("/api/start/open")
+async def open_other(request: Request, workspace: OpenWorkspace, chosen: Chosen) -> dict[str, Any]:
+    """Open another run or index in this page, in place of what is open."""
+    require(needs(workspace))
+    path = request.app.state.starter.inside(chosen.folder)
+    opened = await asyncio.to_thread(open_workspace, path)
+    opened.can_start = True
+    request.app.state.workspace = opened
+    await asyncio.to_thread(workspace.close)
+    return {"name": opened.name}
+
+
+@router.post("/api/start/{kind}")
+async def begin(
+    request: Request, workspace: OpenWorkspace, kind: Literal["train", "index"], chosen: Chosen
+) -> dict[str, Any]:
+    """Start to train on the images of a folder, or to index them."""
+    require(needs(workspace))
+    starter: Starter = request.app.state.starter
+    await asyncio.to_thread(starter.begin, kind, starter.inside(chosen.folder))
+    return await work(request, workspace)
+
+
+@router.post("/api/start/work/stop")
+async def stop(request: Request, workspace: OpenWorkspace) -> dict[str, Any]:
+    """Stop the command; what it made so far is kept."""
+    require(needs(workspace))
+    request.app.state.starter.stop()
+    return await work(request, workspace)
+
+
+@router.get("/api/start/work")
+async def work(request: Request, workspace: OpenWorkspace) -> dict[str, Any]:
+    """Return how far the command is that was started from the page."""
+    require(needs(workspace))
+    starter: Starter = request.app.state.starter
+    if starter.work is None:
+        return {"kind": None}
+    return await asyncio.to_thread(_progress, starter, starter.work)
+
+
+def _progress(starter: Starter, of: Work) -> dict[str, Any]:
+    assert starter.root is not None
+    code = of.process.poll()
+    log = of.log.read_bytes()[-4000:].decode(errors="replace") if of.log.is_file() else ""
+    # A progress line replaces itself: what a terminal shows is what follows the last carriage return.
+    lines = [line.rsplit("\r", 1)[-1].strip() for line in log.rstrip().splitlines()]
+    about: dict[str, Any] = {
+        "kind": of.kind,
+        "source": readable(of.source.name),
+        "out": readable(of.out.relative_to(starter.root).as_posix()),
+        "running": code is None,
+        "failed": code not in (None, 0, 130) and not (of.out / MODEL_NAME).is_file(),
+        "line": lines[-1] if lines else "",
+        "ready": (of.out / MODEL_NAME).is_file() if of.kind == "train" else FileStore().holds(of.out),
+    }
+    if of.kind == "train" and is_run(of.out):
+        with contextlib.suppress(AutoencodeError):
+            about |= state_of(of.out, read_run(of.out).train.total_epochs)
+    return about
+
+
+@router.get("/api/start/preview")
+async def preview(request: Request, workspace: OpenWorkspace) -> Response:
+    """Show held-out images beside what the model makes of them after its last epoch."""
+    require(needs(workspace))
+    of = request.app.state.starter.work
+    if of is None or of.kind != "train":
+        raise ConfigError("Nothing is being trained.")
+
+    def drawn() -> Response:
+        pack, model = open_pack(read_run(of.out).pack), load_model(of.out)
+        pixels = pack.pixels(pack.held_out().rows[:PREVIEWED])
+        made = to_pixels(model.reconstruct(to_float(pixels)))
+        return png(contact_sheet([("before", pixels), ("after", made)], rows_per_block=1))
+
+    return await workspace.on_model(drawn)
+
+
+def _free(path: Path) -> Path:
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def needs(workspace: Workspace) -> Missing | None:
+    """Return why nothing can be opened from the page; None if it can."""
+    if workspace.can_start:
+        return None
+    return Missing(
+        "On a page for other machines, folders are chosen by the one who starts it.",
+        (f"autoencode app {in_shell(workspace.folder)}",),
+    )
+
+
+NEEDS = {"start": needs}

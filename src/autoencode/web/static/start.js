@@ -1,0 +1,121 @@
+// Open: choose a folder, train or index it, and open what was made; other runs and indexes too.
+
+import { get, pause, post, query } from "./api.js";
+import { curves } from "./curves.js";
+import { h, notice, number, showFailure } from "./dom.js";
+import { lacks } from "./shared.js";
+
+const LOOK_MS = 1000;
+
+export function mount(root) {
+  const lacking = lacks("start");
+  if (lacking) {
+    root.append(notice(lacking));
+    return {};
+  }
+  const doing = h("div");
+  const place = h("div", { class: "start" });
+  root.append(h("p", { class: "lead" }, "Choose a folder of pictures on this machine, or open what was made of one before. Nothing leaves the machine."), doing, place);
+  let isShown = false;
+  let watching = null;
+
+  async function go(folder) {
+    const found = await get(`/api/start?${query({ folder })}`);
+    const into = (name) => go(found.folder ? `${found.folder}/${name}` : name).catch((err) => showFailure(err, place));
+    const parts = found.folder ? found.folder.split("/") : [];
+    const crumbs = h(
+      "nav",
+      { "aria-label": "Folder", class: "crumbs" },
+      [["", found.root], ...parts.map((name, at) => [parts.slice(0, at + 1).join("/"), name])].map(([path, name]) =>
+        h("button", { type: "button", class: "small", onclick: () => go(path).catch((err) => showFailure(err, place)) }, name),
+      ),
+    );
+    const count = found.is_all ? number(found.images) : `more than ${number(found.images)}`;
+    const begin = (kind) => async () => {
+      watch(await post(`/api/start/${kind}`, { folder: found.folder }));
+    };
+    const button = (text, act, more = {}) => h("button", { type: "button", onclick: () => act().catch((err) => showFailure(err)), ...more }, text);
+    const few = found.images < 2;
+    place.replaceChildren(
+      h(
+        "section",
+        { "aria-label": "Folders" },
+        h("h2", {}, "Pictures"),
+        crumbs,
+        h("ul", { class: "folders" }, found.folders.map((name) => h("li", {}, h("button", { type: "button", onclick: () => into(name) }, `📁 ${name}`)))),
+        h("p", { class: "verdict" }, `${count} ${found.images === 1 ? "picture" : "pictures"} in this folder and those inside it.`),
+        h(
+          "div",
+          { class: "actions" },
+          button("Browse and search them", begin("index"), { class: "primary", disabled: few }),
+          button("Train a model on them", begin("train"), { disabled: few || found.images < 8 }),
+        ),
+        h("p", { class: "hint" }, "Browsing, search, map, copies and outliers need no training: about a minute for 2,000 pictures. A model takes minutes to hours; it can be stopped at any time and kept."),
+      ),
+      h(
+        "section",
+        { "aria-label": "Made before" },
+        h("h2", {}, "Made before"),
+        found.made.length ? "" : h("p", { class: "hint" }, "No run and no index lies in this folder."),
+        h(
+          "ul",
+          { class: "made" },
+          found.made.map(({ path, kind, training }) => h("li", {}, h("span", {}, path), h("span", { class: "hint" }, training ? "training now" : kind === "run" ? "model" : "index"), button("Open", () => open(path), { class: "small" }))),
+        ),
+      ),
+    );
+  }
+
+  async function open(folder) {
+    await post("/api/start/open", { folder });
+    location.hash = "#overview";
+    location.reload();
+  }
+
+  /** Show how far a command is, until it ends. */
+  async function watch(first) {
+    watching?.abort();
+    const mine = (watching = new AbortController());
+    let epochs = -1;
+    const line = h("p", { class: "hint" });
+    const bar = h("progress", { "aria-label": "progress" });
+    const pictures = h("div", { class: "preview" });
+    const charts = h("div", { class: "charts" });
+    const actions = h("div", { class: "actions" });
+    const title = h("h2", {});
+    doing.replaceChildren(h("section", { class: "doing", "aria-label": "Running" }, title, bar, line, actions, pictures, charts));
+    for (let at = first; !mine.signal.aborted; at = await get("/api/start/work", mine.signal)) {
+      title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : at.failed ? ": failed" : ": done"}`;
+      line.textContent = at.line;
+      const records = at.records ?? [];
+      if (at.epochs && records.length) Object.assign(bar, { max: at.epochs, value: records.length });
+      bar.hidden = !at.running;
+      actions.replaceChildren(
+        ...(at.running ? [h("button", { type: "button", onclick: () => post("/api/start/work/stop").catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
+        ...(at.ready && !at.running ? [h("button", { type: "button", class: "primary", onclick: () => open(at.out).catch((err) => showFailure(err)) }, "Open")] : []),
+      );
+      if (records.length && records.length !== epochs && at.ready) {
+        epochs = records.length;
+        pictures.replaceChildren(h("h3", {}, `Held-out pictures after epoch ${records.length}`), h("img", { src: `/api/start/preview?epoch=${epochs}`, alt: "held-out pictures before and after" }));
+        charts.replaceChildren(...curves(records, at.epochs).slice(0, 2));
+      }
+      if (!at.running) break;
+      await pause(LOOK_MS);
+      if (!isShown) break;
+    }
+  }
+
+  return {
+    async show() {
+      isShown = true;
+      try {
+        const at = await get("/api/start/work");
+        if (at.kind) watch(at).catch((err) => err.name !== "AbortError" && showFailure(err, doing));
+        if (!place.childElementCount) await go("");
+      } catch (err) {
+        showFailure(err, place);
+      }
+    },
+    hide: () => (isShown = false),
+  };
+}

@@ -1,0 +1,126 @@
+"""From nothing: folders under one folder only, one command at a time, and what it made opened in the page."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from autoencode.errors import ConfigError
+from autoencode.web.security import Trust
+from autoencode.web.server import make_app
+from autoencode.web.start import Starter
+from autoencode.web.workspace import Workspace
+
+from .conftest import ADDRESS, wait_for
+
+
+@pytest.fixture
+def home(tmp_path: Path, photos: Path) -> Path:
+    (tmp_path / "home" / "inner").mkdir(parents=True)
+    (tmp_path / "home" / "photos").symlink_to(photos)  # leads out
+    for number, path in enumerate(sorted(photos.rglob("*.png"))[:12]):
+        (tmp_path / "home" / "inner" / f"{number}.png").write_bytes(path.read_bytes())
+    (tmp_path / "home" / "inner" / "notes.txt").write_text("no picture")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def client(home: Path) -> Iterator[TestClient]:
+    trust = Trust()
+    app = make_app(Workspace(), trust, home)
+    headers = {"Authorization": f"Bearer {trust.token}"}
+    with TestClient(app, base_url=ADDRESS, headers=headers) as opened:
+        yield opened
+
+
+def test_a_page_of_nothing_says_what_each_tab_needs_and_can_be_filled(client: TestClient) -> None:
+    about = client.get("/api/workspace").json()
+    assert (about["images"], about["kind"], about["name"]) == (0, None, "autoencode")
+    assert {"browse", "map", "search", "morph", "outliers", "duplicates"} <= about["needs"].keys()
+    assert "start" not in about["needs"]
+    assert client.get("/api/pictures").json() == []
+    assert client.get("/api/browse").status_code == 409
+
+
+def test_folders_and_the_number_of_images_are_shown(client: TestClient) -> None:
+    found = client.get("/api/start").json()
+    assert (found["folder"], found["folders"]) == ("", ["inner", "photos"])
+    inner = client.get("/api/start?folder=inner").json()
+    assert (inner["images"], inner["is_all"], inner["made"]) == (12, True, [])
+
+
+@pytest.mark.parametrize(
+    "folder", ["..", "/etc", "inner/../..", "photos", "inner/0.png", "no", "a\0b", "x" * 3000]
+)
+def test_nothing_outside_the_folder_is_listed_trained_on_or_opened(client: TestClient, folder: str) -> None:
+    for answer in (
+        client.get("/api/start", params={"folder": folder}),
+        client.post("/api/start/index", json={"folder": folder}),
+        client.post("/api/start/train", json={"folder": folder}),
+        client.post("/api/start/open", json={"folder": folder}),
+    ):
+        assert answer.status_code == 422, answer.json()
+    assert client.get("/api/start/work").json() == {"kind": None}
+
+
+def test_a_page_for_other_machines_starts_nothing() -> None:
+    trust = Trust(is_remote=True)
+    with TestClient(
+        make_app(Workspace(), trust), base_url=ADDRESS, headers={"Authorization": f"Bearer {trust.token}"}
+    ) as client:
+        assert client.get("/api/start").status_code == 409
+        for what in ("index", "train", "open"):
+            assert client.post(f"/api/start/{what}", json={"folder": ""}).status_code == 409
+
+
+def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> None:
+    begun = client.post("/api/start/index", json={"folder": "inner"}).json()
+    assert (begun["kind"], begun["running"], begun["out"]) == ("index", True, "indexes/inner")
+    assert client.post("/api/start/index", json={"folder": "inner"}).status_code == 422  # one at a time
+    for _ in range(3000):
+        state = client.get("/api/start/work").json()
+        if not state["running"]:
+            break
+        wait_for(lambda: True)
+    assert (state["ready"], state["failed"]) == (True, False), state
+    assert [one["path"] for one in client.get("/api/start").json()["made"]] == ["indexes/inner"]
+    assert client.post("/api/start/open", json={"folder": "indexes/inner"}).json() == {"name": "inner"}
+    about = client.get("/api/workspace").json()
+    assert (about["images"], about["kind"]) == (12, None)
+    assert "search" not in about["needs"]
+    assert len(client.get("/api/search?picture=i3&k=4").json()["neighbours"]) == 4
+    assert client.get("/api/morph/frame?pictures=i1,i2").status_code == 422  # there is no model
+
+
+def test_a_command_is_stopped_as_by_the_keyboard_and_ends_with_the_page(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A command that does what training does on Ctrl-C, without its seconds.
+    script = home / "slow.py"
+    script.write_text(
+        "import signal, sys, time, pathlib\n"
+        "def end(*_): pathlib.Path('kept').touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, end)\n"
+        "pathlib.Path('ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    python = home / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    starter = Starter(home)
+    work = starter.begin("train", home / "inner")
+    assert work.out == home.resolve() / "runs" / "inner"
+    wait_for((home / "ready").exists)
+    with pytest.raises(ConfigError, match="Another command is running"):
+        starter.begin("index", home / "inner")
+    starter.close()
+    assert (work.process.returncode, (home / "kept").exists()) == (130, True)
+    assert not starter.is_busy
+    os.kill(os.getpid(), signal.SIG_DFL)  # and this process is unharmed
