@@ -1,19 +1,26 @@
 """How well each outlier score distinguishes other images from held-out test images of a model's own pack.
 
-    python benchmarks/outliers.py RUN --ood FOLDER ... [--pack PACK] [--most 500] [--pretrained]
+    python benchmarks/outliers.py RUN --ood FOLDER ... [--pack PACK] [--most 500]
     python benchmarks/outliers.py RUN --ood FOLDER ... --masks MASKS
+    python benchmarks/outliers.py --bars GOOD BAD MASKS [--fit 174] [--splits 3] [--most 100]
+    python benchmarks/outliers.py --resplits IMAGES [--most 1300]
 
 Prints Markdown tables. AUROC is 0.5 for chance; its interval is a 95 % bootstrap interval over the images of
 both sides. `image spectrum` is a control that no model is needed for: the same descriptors of the images
 instead of their residuals. The realised false-positive rate is of validation images. With masks, folders
 with the names of the images under FOLDER, AUROC is also given for pixels, of the images that have a defect.
 What is learned from the pack is kept in the run folder.
+
+`--bars` needs no model: of several random splits of good parts, the first are learned from, and the others
+judged beside the bad ones. `--resplits` counts in how many of 100 random splits of normal images the share
+called outliers is within the stated bound, at 20, 50, 200 and 1,000 calibration images.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,15 +28,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoencode import Autoencoder, Pack, fit_reference, heat_maps, load_model, open_pack
-from autoencode.configuration import Embedding, Split
+from autoencode import (
+    Autoencoder,
+    Pack,
+    fit_normal,
+    fit_reference,
+    heat_maps,
+    inspect_images,
+    load_model,
+    open_pack,
+)
+from autoencode.configuration import Split
 from autoencode.data.loader import batches
 from autoencode.data.preprocessing import read_image
 from autoencode.data.sources import find_images
 from autoencode.metrics.statistics import Interval, auroc
-from autoencode.outliers.calibration import images_needed, reference_name
+from autoencode.outliers.calibration import NAME
+from autoencode.outliers.conformal import attainable_fpr, conformal_p_values, fpr_bound, images_needed
+from autoencode.outliers.detectors import Mahalanobis
 from autoencode.outliers.measurements import measurer, residual_spectrum
-from autoencode.outliers.scores import SCORES, Mahalanobis, apply_detectors
+from autoencode.outliers.scores import SCORES, apply_detectors
 from autoencode.pixels import to_float
 from autoencode.training.run import read_run
 
@@ -79,11 +97,9 @@ def row(name: str, negatives: Array, positives: dict[str, Array], rates: str) ->
     return f"| {name} | {cells} | {np.mean(values):.3f} | {min(values):.3f} | {together:.3f} | {rates} |"
 
 
-def score_rows(
-    model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], embedding: Embedding, cache: Path
-) -> None:
-    reference = fit_reference(model, pack, cache, embedding=embedding)
-    measure = measurer(model, embedding)
+def score_rows(model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], cache: Path) -> None:
+    reference = fit_reference(model, pack, cache)
+    measure = measurer(model)
     scored: dict[str, dict[str, Array]] = {}
     for name, paths in folders.items():
         chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
@@ -99,17 +115,14 @@ def score_rows(
         text = " | ".join(
             f"{r.value:.2%} ({r.interval.low:.2%}–{r.interval.high:.2%})" for r in realised if r is not None
         )
-        name = score if embedding == "code" else f"{score} ({embedding})"
-        print(row(name, reference.calibration[score], positives, text), flush=True)
+        print(row(score, reference.calibration[score], positives, text), flush=True)
 
 
 def promised(calibration_images: int) -> list[float]:
     return [rate for rate in RATES if images_needed(rate) <= calibration_images]
 
 
-def image_table(
-    model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], kinds: list[Embedding], run: Path
-) -> None:
+def image_table(model: Autoencoder, pack: Pack, folders: dict[str, list[Path]], run: Path) -> None:
     rates = promised(len(np.unique(pack.rows("test"))))
     headings = [
         "score",
@@ -120,8 +133,7 @@ def image_table(
         *(f"false positives at {rate:.0%}" for rate in rates),
     ]
     print(f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
-    for embedding in kinds:
-        score_rows(model, pack, folders, embedding, run / reference_name(embedding))
+    score_rows(model, pack, folders, run / NAME)
     negatives, positives = control(model, pack, folders)
     print(row("image spectrum (no model)", negatives, positives, " | ".join("-" for _ in rates)))
 
@@ -153,23 +165,83 @@ def pixel_table(
             print(f"| {name} | {np.mean(each):.3f} ({low:.3f}–{high:.3f}) | {pooled:.3f} | {len(each)} |")
 
 
+def bars(good: Path, bad: Path, masks: Path, fit: int, splits: int, most: int) -> None:
+    print("| split | image AUROC | pixel AUROC | AUPRO | of bad flagged | of good flagged | at 5 % | CPU s |")
+    print("|" + " --- |" * 8)
+    defects, parts = evenly(find_images(bad), 2 * most), list(find_images(good))
+    for split in range(splits):
+        order = np.random.default_rng(split).permutation(len(parts))
+        learned, others = ([parts[i] for i in chosen] for chosen in (order[:fit], order[fit : fit + most]))
+        start = time.process_time()
+        normal = fit_normal(learned)
+        fitted = time.process_time() - start
+        found = inspect_images(normal, [*others, *defects], masks=masks)
+        judged = (time.process_time() - start - fitted) / len(found.verdicts)
+        agreement, is_bad = found.agreement, dict.fromkeys(defects, True)
+        assert agreement is not None and agreement.image_auroc is not None
+        p_values = {
+            kind: np.array([one.p_value for one in found.verdicts if is_bad.get(one.path, False) == kind])
+            for kind in (True, False)
+        }
+        shares = [
+            f"{(p_values[True] <= rate).mean():.0%} | {(p_values[False] <= rate).mean():.1%}"
+            for rate in (found.fpr, 0.05)
+        ]
+        print(
+            f"| {split} | {agreement.image_auroc.value:.3f} | {agreement.pixel_auroc:.3f} | "
+            f"{agreement.aupro:.3f} | {shares[0]} | {shares[1].replace('|', 'and')} | "
+            f"{fitted:.0f} + {judged:.3f} an image |",
+            flush=True,
+        )
+
+
+def resplits(folder: Path, most: int) -> None:
+    """Learn from the first images, score the others once, and split those scores again and again."""
+    paths = list(find_images(folder))
+    order = np.random.default_rng(0).permutation(len(paths))[: most + 200]
+    normal = fit_normal([paths[i] for i in order[:200]])
+    found = inspect_images(normal, [paths[i] for i in order[200:]])
+    scores = np.array([one.score for one in found.verdicts])
+    print("| calibration images | rate | bound | splits within the bound, of 100 | mean rate |")
+    print("|" + " --- |" * 5)
+    for images in (20, 50, 200, 1000):
+        if images >= len(scores):
+            continue
+        rate, realised = attainable_fpr(images), []
+        for split in range(100):
+            mixed = np.random.default_rng(split).permutation(scores)
+            realised.append((conformal_p_values(mixed[:images], mixed[images:]) <= rate).mean())
+        bound = fpr_bound(images, rate)
+        within = int((np.array(realised) <= bound).sum())
+        print(f"| {images:,} | {rate:.2%} | {bound:.2%} | {within} | {np.mean(realised):.2%} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--ood", type=Path, nargs="+", required=True)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--ood", type=Path, nargs="+", default=[])
+    parser.add_argument("--bars", type=Path, nargs=3, metavar=("GOOD", "BAD", "MASKS"))
+    parser.add_argument("--resplits", type=Path, metavar="IMAGES")
+    parser.add_argument("--fit", type=int, default=174, help="good parts to learn from")
+    parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--masks", type=Path, help="of defects, white on black, in sub-folders of one name")
     parser.add_argument("--most", type=int, default=500, help="images of a folder, spread evenly")
-    parser.add_argument("--pretrained", action="store_true", help="also scores of pretrained features")
     arguments = parser.parse_args()
+    if arguments.bars:
+        good, bad, masks = arguments.bars
+        bars(good, bad, masks, arguments.fit, arguments.splits, arguments.most)
+    if arguments.resplits:
+        resplits(arguments.resplits, arguments.most)
+    if arguments.run is None:
+        return
     model = load_model(arguments.run)
     pack = open_pack(arguments.pack or Path(read_run(arguments.run).pack))
     roots = {folder.name: folder for folder in arguments.ood}
     folders = {name: evenly(find_images(folder), arguments.most) for name, folder in roots.items()}
-    kinds: list[Embedding] = ["code", "pretrained"] if arguments.pretrained else ["code"]
-    image_table(model, pack, folders, kinds, arguments.run)
+    image_table(model, pack, folders, arguments.run)
     if arguments.masks:
         pixel_table(model, folders, roots, arguments.masks)
 

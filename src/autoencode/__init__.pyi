@@ -68,6 +68,7 @@ from .outliers.calibration import fit_reference as fit_reference
 from .outliers.find import Outliers as Outliers
 from .outliers.find import ScoredImage as ScoredImage
 from .outliers.find import find_outliers as find_outliers
+from .outliers.ground_truth import Agreement as Agreement
 from .outliers.inspection import Inspection as Inspection
 from .outliers.inspection import Verdict as Verdict
 from .outliers.inspection import inspect_images as inspect_images
@@ -75,6 +76,7 @@ from .outliers.measurements import heat_maps as heat_maps
 from .outliers.normal import NormalImages as NormalImages
 from .outliers.normal import fit_normal as fit_normal
 from .outliers.normal import load_normal as load_normal
+from .outliers.watching import watch_images as watch_images
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import Reconstructions as Reconstructions
 from .reconstruction import reconstruct as reconstruct

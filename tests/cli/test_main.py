@@ -123,7 +123,7 @@ def test_wrong_usage_exits_with_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("outliers x y --score nope", "Invalid value for '--score': 'nope' is not one of 'spectrum', "),
+        ("outliers x y --score nope", "Invalid value for '--score': 'nope' is not one of 'auto', "),
         ("search x y -k 0", "Invalid value for '-k': it must be at least 1. "),
         ("search x y -k many", "Invalid value for '-k': it must be a whole number. "),
         ("outliers x y --fpr low", "Invalid value for '--fpr': it must be a number. "),

@@ -17,7 +17,7 @@ from PIL import Image
 from autoencode import Pack, Run, pack_folder
 from autoencode.cli import main
 from autoencode.cli.outliers import SCORE_HELP, ScoreName
-from autoencode.outliers.calibration import reference_name
+from autoencode.outliers.calibration import NAME
 from autoencode.outliers.scores import SCORES
 
 Command = Callable[..., tuple[int, str, str]]
@@ -52,12 +52,13 @@ def test_a_run_folder_is_all_it_needs(
     out = tmp_path / "found.csv"
     code, said, complaint = outliers(run_folder, photos, "--fpr", "0.3", "--heatmaps", "--out", out)
     assert code == 0, complaint
-    assert " of 48 images, by spectrum of code" in said
-    assert "at most 30.00% of normal images, calibrated on" in said
+    assert " of 48 images, by auto" in said
+    assert "on average at most 30.00% of normal images, calibrated on" in said
+    assert "and with 95 % confidence at most" in said
     assert "validation images flagged, 95 % interval" in said
     assert str(out) in said
     assert str(tmp_path / "found-worst.png") in said
-    assert (run_folder / reference_name("code")).is_file()
+    assert (run_folder / NAME).is_file()
     assert len(out.read_text().splitlines()) == 49
 
 
@@ -72,7 +73,9 @@ def test_few_images_need_no_option_and_hear_what_can_be_promised(
 ) -> None:
     code, said, complaint = outliers(run_folder, photos)
     assert code == 0, complaint
-    assert re.search(r"at most \d+\.\d\d% of normal images, calibrated on \d test images; 1% needs 99", said)
+    assert re.search(
+        r"at most \d+\.\d\d% of normal images, calibrated on \d test images, and with .*%; 1% needs 99", said
+    )
 
 
 def test_a_model_file_alone_needs_its_pack(
@@ -145,7 +148,7 @@ def test_a_folder_of_normal_images_judges_others_without_training(
     )
     assert code == 0, complaint
     assert "outliers: 48 of 48 images, by patches of EfficientNet-Lite0" in said
-    assert "on average at most 4.76% of normal images" in said
+    assert "on average at most 5.00% of normal images" in said
     assert "calibrated on 20 normal images" in said
     assert len(table.read_text().splitlines()) == 49
     assert len(list((tmp_path / "maps").iterdir())) == 96
@@ -161,6 +164,16 @@ def test_normal_images_alone_are_judged_by_each_other(outliers: Command, good: P
     assert " of 20 images, by patches" in said
 
 
+def test_files_are_judged_as_they_come_until_an_outlier_stops_it(
+    outliers: Command, good: Path, photos: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "today.csv"
+    code, said, complaint = outliers(good, "--watch", photos, "--out", table, "--fail-on-outlier")
+    assert code == 1, complaint
+    assert "OUTLIER" in said
+    assert len(table.read_text().splitlines()) == 2
+
+
 def test_options_of_the_other_kind_are_rejected(
     outliers: Command, good: Path, run_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +183,10 @@ def test_options_of_the_other_kind_are_rejected(
             "--score goes with a model, not with normal images.",
         ),
         ((good, photos, "--heatmaps"), "--heatmaps goes with a model, not with normal images."),
-        ((run_folder, photos, "--maps", tmp_path), "--maps and --save go with a folder of normal images"),
+        ((run_folder, photos, "--maps", tmp_path), "--maps goes with a folder of normal images"),
+        ((good, "--watch", photos), "give --out TABLE.csv"),
+        ((good, photos, "--only-outliers"), "give a folder for them"),
+        ((run_folder, photos, "--masks", tmp_path), "--masks goes with a folder of normal images"),
         ((run_folder,), "Give the images to judge after the model"),
         ((good, photos, "--fpr", "0.01"), "needs 99 normal images; there are 20"),
     ):

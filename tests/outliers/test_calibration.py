@@ -5,6 +5,7 @@ A reference is made from the right images, computed once, and never taken for an
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
 from autoencode import (
     Autoencoder,
@@ -27,18 +29,24 @@ from autoencode import (
 )
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import calibration as application
-from autoencode.outliers.calibration import (
-    FORMAT_VERSION,
-    KIND,
+from autoencode.outliers.calibration import FORMAT_VERSION, KIND, reference_rows
+from autoencode.outliers.conformal import (
     attainable_fpr,
     conformal_p_values,
     false_positive_rate,
+    fpr_bound,
     images_needed,
-    reference_name,
-    reference_rows,
 )
+from autoencode.outliers.detectors import Combination, KthNeighbour
 from autoencode.outliers.measurements import measurer
-from autoencode.outliers.scores import KthNeighbour, apply_detectors, fit_detectors, scores_for
+from autoencode.outliers.scores import (
+    AUTO,
+    PARTS,
+    apply_detectors,
+    cross_fitted,
+    fit_detectors,
+    scores_for,
+)
 from autoencode.pixels import to_float
 
 
@@ -101,14 +109,18 @@ def test_too_few_images_say_how_many_are_needed_and_what_they_allow() -> None:
         attainable_fpr(0, 0.5)
 
 
-@pytest.mark.parametrize("images", [1, 2, 20, 48, 98, 99, 5000])
-def test_without_a_rate_it_is_one_percent_or_the_smallest_that_flags_at_all(images: int) -> None:
+@pytest.mark.parametrize("images", [1, 2, 18, 20, 40, 60, 99, 250, 298, 5000])
+def test_without_a_rate_three_images_are_beyond_the_threshold_if_that_is_from_one_to_five_percent(
+    images: int,
+) -> None:
     rate = attainable_fpr(images)
-    assert rate == (0.01 if images >= 99 else 1 / (images + 1))
     calibration = np.arange(images, dtype=float)
     assert conformal_p_values(calibration, np.array([images + 1.0])) <= rate
-    if images < 99:
-        assert conformal_p_values(calibration, np.array([images - 1.5])) > rate
+    beyond = int((conformal_p_values(calibration, calibration + 0.5) <= rate).sum())
+    expected = {1: 1, 2: 1, 18: 1, 20: 1, 40: 2, 60: 3, 99: 3, 250: 3, 298: 3, 5000: 50}
+    assert beyond == expected[images]
+    assert rate <= max(0.05, 1 / (images + 1))
+    assert fpr_bound(images, rate) == pytest.approx(beta.ppf(0.95, beyond, images + 1 - beyond))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
@@ -141,7 +153,7 @@ def neighbours(reference: OutlierReference) -> np.ndarray:  # type: ignore[type-
 
 
 def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
-    for split in ("calibration", "validation"):
+    for split in ("calibration", "validation", "crossed"):
         mine, theirs = getattr(one, split), getattr(other, split)
         assert mine.keys() == theirs.keys()
         for score, values in mine.items():
@@ -149,9 +161,11 @@ def assert_equal(one: OutlierReference, other: OutlierReference) -> None:
     assert one.detectors.keys() == other.detectors.keys()
     for score, detector in one.detectors.items():
         assert type(detector) is type(other.detectors[score])
-        for name, values in vars(detector).items():
-            np.testing.assert_array_equal(values, getattr(other.detectors[score], name))
-    assert (one.median_kl_nats, one.encoder, one.pack) == (other.median_kl_nats, other.encoder, other.pack)
+        for field in dataclasses.fields(detector):
+            values, theirs = (getattr(of, field.name) for of in (detector, other.detectors[score]))
+            np.testing.assert_array_equal(values, theirs)
+    assert (one.median_kl_nats, one.trained) == (other.median_kl_nats, other.trained)
+    assert (one.model, one.pack) == (other.model, other.pack)
 
 
 def test_detectors_are_of_training_images_and_scores_of_held_out_ones(
@@ -162,7 +176,7 @@ def test_detectors_are_of_training_images_and_scores_of_held_out_ones(
         measurer(vae)(to_float(tiny_pack.pixels(np.unique(tiny_pack.rows(split)))))
         for split in ("train", "test", "validation")
     )
-    detectors = fit_detectors(train, scores_for("code", is_vae=True))
+    detectors = fit_detectors(train, scores_for(is_vae=True))
     for scores, measured in ((reference.calibration, test), (reference.validation, validation)):
         for score, expected in apply_detectors(detectors, measured).items():
             np.testing.assert_allclose(scores[score], expected, rtol=1e-3)
@@ -187,7 +201,7 @@ def test_that_of_another_model_or_pack_or_a_damaged_one_is_replaced(
 ) -> None:
     plain, kept = load_model(trained.model_path), tmp_path / "kept"
     of_vae = fit_reference(vae, tiny_pack, kept)
-    assert fit_reference(plain, tiny_pack, kept).encoder == plain.digest
+    assert fit_reference(plain, tiny_pack, kept).model == plain.digest
     assert_equal(fit_reference(vae, tiny_pack, kept), of_vae)
     kept.write_bytes(kept.read_bytes()[:-9])
     assert_equal(fit_reference(vae, tiny_pack, kept), of_vae)
@@ -197,25 +211,31 @@ def test_that_of_another_model_or_pack_or_a_damaged_one_is_replaced(
     assert_equal(fit_reference(vae, tiny_pack, kept), of_vae)
 
 
-def test_pretrained_features_are_kept_apart_from_codes(
-    vae: Autoencoder, trained: Run, tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_image_is_scored_by_detectors_that_have_not_seen_it(
+    vae: Autoencoder, tiny_pack: Pack
 ) -> None:
-    assert reference_name("code") != reference_name("pretrained")
-    kept = tmp_path / "kept"
-    of_code = fit_reference(vae, tiny_pack, kept)
-    pretrained = fit_reference(vae, tiny_pack, kept, embedding="pretrained")
-    assert pretrained.encoder != of_code.encoder
-    assert set(pretrained.calibration) == {"mahalanobis", "knn"}
-    assert pretrained.median_kl_nats is None
-    assert pretrained.calibration_images == of_code.calibration_images
-    monkeypatch.setattr(application, "_fit", None)  # calling it would be an error
-    for model in (vae, load_model(trained.model_path)):  # the same embedding, whatever the model's weights
-        assert_equal(fit_reference(model, tiny_pack, kept, embedding="pretrained"), pretrained)
+    reference = fit_reference(vae, tiny_pack)
+    rows = np.unique(tiny_pack.rows("train"))
+    scores = scores_for(is_vae=True)
+    expected = cross_fitted(measurer(vae)(to_float(tiny_pack.pixels(rows))), scores)
+    np.testing.assert_allclose(reference.crossed["knn"], expected["knn"], rtol=1e-3)
+    by_row = {entry.row: entry.sha256 for entry in tiny_pack.entries}
+    digests = [by_row[int(rows[2])], "0" * 64, None]
+    np.testing.assert_array_equal(
+        reference.cross_scored("knn", np.array([7.0, 8.0, 9.0]), digests),
+        [reference.crossed["knn"][2], 8, 9],
+    )
+    # The model's errors of images it was trained on are put on the scale of those that it was not.
+    parts = np.stack([reference.crossed[name] for name in PARTS], axis=1)
+    if len(reference.validation[AUTO]) >= 10:
+        unseen = np.stack([reference.validation[name] for name in PARTS], axis=1)
+        parts = parts * np.median(unseen, axis=0) / np.median(parts, axis=0)
+    np.testing.assert_allclose(reference.crossed[AUTO], Combination.fit(parts).score(parts))
 
 
 def test_a_cache_that_cannot_be_written_is_ignored(vae: Autoencoder, tiny_pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert fit_reference(vae, tiny_pack, tmp_path / "file" / "kept").encoder == vae.digest
+    assert fit_reference(vae, tiny_pack, tmp_path / "file" / "kept").model == vae.digest
 
 
 def test_copies_of_an_image_count_once(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from autoencode.data.preprocessing import Limits
 from autoencode.metrics.statistics import auroc
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import normal as module
+from autoencode.outliers.detectors import PatchBank
 from autoencode.outliers.normal import FORMAT_VERSION, KIND, NormalImages, holds_normal
-from autoencode.outliers.patches import PatchBank, read_in_shape
+from autoencode.outliers.patches import read_in_shape
 
 ROWS, COLUMNS = 96, 240  # a long part
 
@@ -156,10 +157,22 @@ def test_a_file_that_is_something_else_is_rejected_in_one_line(normal: NormalIma
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
     for changed, stated, message in (
         (tensors, {**content, "weights": "another 2"}, "was made with another 2, and"),
-        ({**tensors, "pooled": tensors["pooled"][:, :3]}, content, "does not hold usable normal images"),
-        ({**tensors, "spread": tensors["spread"] * float("nan")}, content, "its numbers are not finite"),
-        ({**tensors, "0.mean": torch.zeros(2)}, content, "does not hold usable normal images"),
-        ({k: v for k, v in tensors.items() if k != "centre"}, content, "does not hold usable normal images"),
+        (
+            {**tensors, "content.neighbours": tensors["content.neighbours"][:, :3]},
+            content,
+            "does not hold usable normal images",
+        ),
+        (
+            {**tensors, "combination.spread": tensors["combination.spread"] * float("nan")},
+            content,
+            "its numbers are not finite",
+        ),
+        ({**tensors, "bank128.mean": torch.zeros(2)}, content, "does not hold usable normal images"),
+        (
+            {k: v for k, v in tensors.items() if k != "combination.centre"},
+            content,
+            "does not hold usable normal images",
+        ),
     ):
         write_tensors(path, KIND, FORMAT_VERSION, changed, stated)
         with pytest.raises(ModelFileError, match=message) as caught:
@@ -195,6 +208,6 @@ def test_parts_are_alike_and_photographs_vary(normal: NormalImages, tmp_path: Pa
         )
     varied = fit_normal(tmp_path)
     assert not varied.are_alike
-    measures = np.random.default_rng(0).standard_normal((5, 6))
-    z = (measures - varied.centre) / varied.spread
-    np.testing.assert_allclose(varied.score(measures), z[:, :2].mean(1) + z[:, 4] + z[:, 5])
+    scores = np.random.default_rng(0).lognormal(size=(5, 4))
+    z = (np.log(scores + 1e-6) - varied.combination.centre) / varied.combination.spread
+    np.testing.assert_allclose(varied.combination.score(scores), z[:, :3].sum(1))

@@ -50,9 +50,11 @@ def results(models: dict[str, dict[str, Any]], val_loss: float = 1.0) -> Any:  #
     kl = generator.normal(100, 10, 2000)
     reference = OutlierReference(
         {"kl": Value(np.array(100.0))},
-        {"kl": kl[:999], "spectrum": kl[:999]},
-        {"kl": kl[999:], "spectrum": kl[999:]},
-        encoder="",
+        {"kl": kl[:999], "auto": kl[:999]},
+        {"kl": kl[999:], "auto": kl[999:]},
+        crossed={},
+        trained=(),
+        model="",
         pack="",
     )
     return SimpleNamespace(

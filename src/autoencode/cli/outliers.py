@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,14 +20,16 @@ from autoencode.cli.progress import (
     stages,
     warn,
 )
-from autoencode.configuration import Embedding, Rule
+from autoencode.configuration import Rule
 from autoencode.errors import ConfigError
 from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
     from autoencode.outliers.find import Outliers
-    from autoencode.outliers.inspection import Inspection
+    from autoencode.outliers.ground_truth import Agreement
+    from autoencode.outliers.inspection import Inspection, Verdict
+    from autoencode.outliers.normal import NormalImages
 
     ScoreName = str
 else:
@@ -38,7 +41,7 @@ SCORE_HELP = (
         f"{score.name}: {score.summary}{' (VAE only)' if score.needs_vae else ''}"
         for score in SCORES.values()
     )
-    + f". Default: {default_score('code')}; for pretrained features {default_score('pretrained')}."
+    + f". Default: {default_score()}."
 )
 
 
@@ -66,6 +69,21 @@ def outliers(
         Path | None,
         typer.Option(help="A folder for two pictures of each image: with its heat map over it, and the map."),
     ] = None,
+    only_outliers: Annotated[
+        bool, typer.Option("--only-outliers", help="Leave images that are no outliers out of --maps.")
+    ] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of masks of the defects, to measure how well they are found. Default: "
+            "ground_truth beside the folder of images, if there is one.",
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="Judge the files of this folder as they come, each once, into the table --out."),
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(help="Keep what was learned from the normal images in a file, to judge others later."),
@@ -77,15 +95,11 @@ def outliers(
         ScoreName | None,
         typer.Option(help=SCORE_HELP),
     ] = None,
-    embedding: Annotated[
-        Embedding | None,
-        typer.Option(help="With a model: score by it (code, the default), or by pretrained features alone."),
-    ] = None,
     fpr: Annotated[
         float | None,
         typer.Option(
-            help="False positive rate: at most this share of normal images is flagged. Default: 0.01, or the "
-            "smallest that the test images of the pack allow."
+            help="False positive rate: at most this share of normal images is flagged, on average. Default: "
+            "0.01; with N < 300 calibration images 3 / (N + 1), at most 0.05 if N allows it."
         ),
     ] = None,
     rule: Annotated[
@@ -108,16 +122,27 @@ def outliers(
     """Find images, and defects in them, unlike normal images."""
     from autoencode.outliers.normal import holds_normal
 
-    limits, asked = options.limits(max_pixels), {"score": score, "embedding": embedding, "rule": rule}
+    limits, asked = options.limits(max_pixels), {"score": score, "rule": rule}
     if holds_normal(normal):
         of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
         if given := [name for name, value in of_model.items() if value is not None]:
             raise ConfigError(f"--{given[0]} goes with a model, not with normal images. Leave it out.")
-        any_outlier = _by_normal_images(normal, images or [], out, maps, save, fpr, limits)
+        how = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
+        if only_outliers and maps is None:
+            raise ConfigError("--only-outliers is about the pictures of --maps: give a folder for them.")
+        learned = _learned(normal, out, save, limits)
+        if watch is not None:
+            any_outlier = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
+        elif not images and save is not None:
+            show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
+            any_outlier = False
+        else:
+            any_outlier = _by_normal_images(learned, images or [], out, masks, how)
     else:
-        if maps is not None or save is not None:
-            raise ConfigError("--maps and --save go with a folder of normal images, not with a model.")
-        settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "embedding": "code", "rule": "conformal"}
+        of_parts = {"maps": maps, "save": save, "masks": masks, "watch": watch}
+        if given := [name for name, value in of_parts.items() if value is not None]:
+            raise ConfigError(f"--{given[0]} goes with a folder of normal images, not with a model.")
+        settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal"}
         settings |= {name: value for name, value in asked.items() if value is not None}
         any_outlier = _by_model(normal, images or [], out, pack, limits, settings)
     if fail_on_outlier and any_outlier:
@@ -136,7 +161,7 @@ def _by_model(
     from autoencode.atomic import TABLES, check_output
     from autoencode.data.pack import open_pack
     from autoencode.models.model_file import load_model
-    from autoencode.outliers.calibration import reference_name
+    from autoencode.outliers.calibration import NAME
     from autoencode.outliers.find import find_outliers, sheet_path
 
     if not images:
@@ -149,7 +174,7 @@ def _by_model(
     if out is not None:  # before the work, which may take minutes
         check_output(out, TABLES, options.settings_files(model, packed))
     # Kept beside the model: the reference is the same for all images, and may take longer than they.
-    cache = run / reference_name(settings["embedding"])
+    cache = run / NAME
     with stages() as progress:
         found = find_outliers(
             loaded, images, packed, out, cache=cache, limits=limits, progress=progress, **settings
@@ -164,54 +189,85 @@ def _by_model(
     return any(image.outlier for image in found.images)
 
 
-def _by_normal_images(
-    normal: Path,
-    images: list[Path],
-    out: Path | None,
-    maps: Path | None,
-    save: Path | None,
-    fpr: float | None,
-    limits: Limits | None,
-) -> bool:
-    """Judge images by a folder or file of normal ones, and return whether one is an outlier."""
+def _learned(normal: Path, out: Path | None, save: Path | None, limits: Limits | None) -> NormalImages:
     from autoencode.atomic import TABLES, check_output
-    from autoencode.outliers.inspection import inspect_images
     from autoencode.outliers.normal import fit_normal, load_normal
 
     for path, endings in ((out, TABLES), (save, (".safetensors",))):
         if path is not None:  # before the work, which may take minutes
             check_output(path, endings)
-    if normal.is_dir():
-        with counting("learning what is normal") as progress:
-            learned = fit_normal(normal, limits=limits, progress=progress)
-        show_skipped(list(learned.skipped))
-        if save is not None:
-            learned.save(save)
-            say(f"saved: {save}: judges images where {normal} is not")
-    else:
-        learned = load_normal(normal)
-    if not images and save is not None:
-        show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
-        return False
+    if not normal.is_dir():
+        return load_normal(normal)
+    with counting("learning what is normal") as progress:
+        learned = fit_normal(normal, limits=limits, progress=progress)
+    show_skipped(list(learned.skipped))
+    if save is not None:
+        learned.save(save)
+        say(f"saved: {save}: judges images where {normal} is not")
+    return learned
+
+
+def _by_normal_images(
+    normal: NormalImages, images: list[Path], out: Path | None, masks: Path | None, how: dict[str, Any]
+) -> bool:
+    """Judge images by normal ones, and return whether one is an outlier."""
+    from autoencode.outliers.ground_truth import beside
+    from autoencode.outliers.inspection import curves_path, inspect_images
+
+    masks = masks or beside(images)
     with counting("judging") as progress:
-        found = inspect_images(
-            learned, images or None, out, fpr=fpr, maps=maps, limits=limits, progress=progress
-        )
+        found = inspect_images(normal, images or None, out, masks=masks, progress=progress, **how)
     _print_inspection(found)
     show_result(found)
-    for name, path in (("table", out), ("maps", maps)):
+    curves = curves_path(out) if out is not None and found.agreement is not None else None
+    for name, path in (("table", out), ("curves", curves), ("maps", how["maps"])):
         if path is not None:
             say(f"{name}: {path}")
     fail_if_named(found.skipped, images)
     return any(verdict.outlier for verdict in found.verdicts)
 
 
+def _watch(
+    normal: NormalImages,
+    folder: Path,
+    images: list[Path],
+    out: Path | None,
+    *,
+    fail_on_outlier: bool,
+    **how: Any,  # noqa: ANN401 - the options of `watch_images`
+) -> bool:
+    """Judge files as they come until the user stops it, and return whether one was an outlier."""
+    from autoencode.outliers.watching import watch_images
+
+    if out is None:
+        raise ConfigError("--watch adds a line for each file to a table: give --out TABLE.csv.")
+    if images:
+        raise ConfigError("--watch judges the files of its folder. Leave the other images out.")
+    say(f"watching {folder}: every new image is judged, until you press Ctrl-C")
+    any_outlier = False
+    with contextlib.suppress(KeyboardInterrupt):
+        for found in watch_images(normal, folder, out, **how):
+            if isinstance(found, tuple):
+                warn(f"{found[0]}: {found[1]}")
+                continue
+            say(one_line(f"{'OUTLIER' if found.outlier else 'normal':7}  {_line(found)}"))
+            any_outlier |= found.outlier
+            if fail_on_outlier and any_outlier:
+                break
+    say(f"table: {out}")
+    return any_outlier
+
+
+def _line(one: Verdict) -> str:
+    where = "" if one.box is None else "  at {},{} {}x{}".format(*one.box)
+    return f"{one.score:8.2f}  p {one.p_value:.3g}  {one.path}{where}"
+
+
 def _print_inspection(found: Inspection) -> None:
     show_skipped(found.skipped)
     flagged = [verdict for verdict in found.verdicts if verdict.outlier]
     for one in flagged[:SHOWN]:
-        where = "" if one.box is None else "  at {},{} {}x{}".format(*one.box)
-        say(one_line(f"{one.score:8.2f}  p {one.p_value:.3g}  {one.path}{where}"))
+        say(one_line(_line(one)))
     if len(flagged) > SHOWN:
         say(f"and {len(flagged) - SHOWN} more")
     by = "the normal images are alike" if found.are_alike else "content and style too, as normal images vary"
@@ -221,8 +277,30 @@ def _print_inspection(found: Inspection) -> None:
         f"{found.fpr_bound:.2%}; calibrated on {found.calibration_images:,} normal images, each measured "
         "against others"
     )
+    if found.agreement is not None:
+        _print_agreement(found, found.agreement)
     for name in found.passing:
         warn(f"An image that is {name} would be called normal.")
+
+
+def _print_agreement(found: Inspection, agreement: Agreement) -> None:
+    def shown(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3f}"
+
+    image_auroc = None if agreement.image_auroc is None else agreement.image_auroc.value
+    say(
+        f"masks:    {agreement.bad} images have a defect, {agreement.good} have none; AUROC of images "
+        f"{shown(image_auroc)}, of pixels {shown(agreement.pixel_auroc)}, AUPRO {shown(agreement.aupro)}"
+    )
+    say(
+        f"verdicts: precision {shown(agreement.precision)}, recall {shown(agreement.recall)}, "
+        f"F1 {shown(agreement.f1)}"
+    )
+    if agreement.good and agreement.false_positives / agreement.good > found.fpr_bound:
+        warn(
+            f"{agreement.false_positives} of {agreement.good} images without a defect were called outliers, "
+            f"more than the {found.fpr_bound:.2%} stated: they are not like the normal images given."
+        )
 
 
 def add_to(program: typer.Typer) -> None:
@@ -233,6 +311,7 @@ def add_to(program: typer.Typer) -> None:
         "autoencode outliers good-parts new-parts --out outliers.csv --maps maps",
         "autoencode outliers good-parts --save good.safetensors",
         "autoencode outliers good.safetensors new-parts --fail-on-outlier",
+        "autoencode outliers good.safetensors --watch camera --out today.csv",
         "autoencode outliers runs/photos new-photos --out outliers.csv",
     )
 
@@ -248,7 +327,7 @@ def _print(found: Outliers) -> None:
         say(one_line(line))
     if len(flagged) > SHOWN:
         say(f"and {len(flagged) - SHOWN} more")
-    say(f"outliers: {len(flagged)} of {len(found.images)} images, by {found.score} of {found.embedding}")
+    say(f"outliers: {len(flagged)} of {len(found.images)} images, by {found.score}")
     say(f"rule:     {_rule(found)}")
     # Measured on images that calibrated nothing, so that one need not believe the rule.
     if found.validation_fpr is not None:
@@ -257,17 +336,22 @@ def _print(found: Outliers) -> None:
             f"measured: {rate:.2%} of {images} validation images flagged, "
             f"95 % interval {low:.2%} to {high:.2%}"
         )
+        if found.fpr is not None and low > found.fpr:
+            warn("More validation images are flagged than stated: the test images are too few, or differ.")
 
 
 def _rule(found: Outliers) -> str:
-    from autoencode.outliers.calibration import DEFAULT_FPR, images_needed
+    from autoencode.outliers.conformal import DEFAULT_FPR, fpr_bound, images_needed
     from autoencode.outliers.find import PAPER_NOTE
 
     if found.fpr is None:
         return PAPER_NOTE
     images = found.reference.calibration_images
-    text = f"at most {found.fpr:.2%} of normal images, calibrated on {images} test images"
+    text = (
+        f"on average at most {found.fpr:.2%} of normal images, calibrated on {images} test images, and with "
+        f"95 % confidence at most {fpr_bound(images, found.fpr):.2%}"
+    )
     # Somebody who expects the default has to see that the pack is too small for it, and by how much.
-    if found.fpr == 1 / (images + 1) > DEFAULT_FPR:
+    if images < images_needed(DEFAULT_FPR):
         text += f"; {DEFAULT_FPR:.0%} needs {images_needed(DEFAULT_FPR)}"
     return text

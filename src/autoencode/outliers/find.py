@@ -5,6 +5,8 @@ Pixels are (B, H, W, 3) in 0..255.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,26 +20,29 @@ from torch import Tensor
 
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
+from autoencode.data.decoding import read_bytes
 from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, paths_given, read_beside
-from autoencode.embedding import image_encoder, map_files
+from autoencode.embedding import map_files
+from autoencode.errors import ImageError
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model
 from autoencode.outliers.calibration import (
-    FalsePositiveRate,
     OutlierReference,
     fit_reference,
     fpr_to_keep,
+    scorer,
 )
-from autoencode.outliers.measurements import coloured, heat_maps, measurer
-from autoencode.outliers.scores import SCORES, check_score
+from autoencode.outliers.measurements import coloured, heat_maps
+from autoencode.outliers.scores import check_score
 from autoencode.pixels import to_float, to_pixels
 
 if TYPE_CHECKING:
-    from autoencode.configuration import Embedding, Rule
+    from autoencode.configuration import Rule
     from autoencode.data.pack import Pack, Progress, StageProgress
     from autoencode.models.autoencoder import Autoencoder
+    from autoencode.outliers.conformal import FalsePositiveRate
 
 COLUMNS = ("path", "score", "p_value", "outlier")
 SHEET_IMAGES = 24  # nobody looks through a longer sheet
@@ -105,7 +110,6 @@ class Outliers:
         images: the images that could be used, most anomalous first.
         skipped: the other files, with the reason.
         score: name of the score.
-        embedding: the embedding that was scored.
         rule: which images are outliers: "conformal" or "paper".
         fpr: the false positive rate that the conformal rule keeps to, in (0, 1); None under the paper's rule.
         reference: the fitted detectors, and the calibration and validation scores.
@@ -116,7 +120,6 @@ class Outliers:
     images: Sequence[ScoredImage]
     skipped: list[tuple[Path, str]]
     score: str
-    embedding: Embedding
     rule: Rule
     fpr: float | None
     reference: OutlierReference
@@ -136,7 +139,6 @@ def find_outliers(
     out: str | Path | None = None,
     *,
     score: str | None = None,
-    embedding: Embedding = "code",
     fpr: float | None = None,
     rule: Rule = "conformal",
     heatmaps: bool = False,
@@ -153,10 +155,8 @@ def find_outliers(
         reference: the pack of the model's training, or the result of `fit_reference` on it.
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
         score: a name in `scores.SCORES`; see `default_score`.
-        embedding: "code" for codes and reconstructions of the model; "pretrained" for features of a network
-            trained on ImageNet.
         fpr: the false positive rate, in (0, 1): at most this share of normal images is called an outlier. The
-            default is 0.01 or, with few calibration images, the smallest rate that they allow.
+            default depends on the number of calibration images, see `attainable_fpr`.
         rule: "conformal" keeps to `fpr`; "paper" calls an image with a KL above the median an outlier.
         heatmaps: add maps of where each image and its reconstruction differ to the sheet.
         cache: see `fit_reference`, which is called on a pack.
@@ -174,8 +174,7 @@ def find_outliers(
     """
     model = as_model(model)
     # Every check comes before the work: a wrong request must not cost the hour that scoring may take.
-    encoder = image_encoder(model, embedding)
-    score = check_score(score, embedding, is_vae=model.is_vae, rule=rule)
+    score = check_score(score, is_vae=model.is_vae, rule=rule)
     fpr = fpr_to_keep(reference, rule, fpr)
     out = None if out is None else Path(out)
     paths = _inputs(images, out)
@@ -183,15 +182,16 @@ def find_outliers(
     with joined_cluster(ray, "Measuring on a cluster") as cluster:
         if not isinstance(reference, OutlierReference):
             fitting = partial(report, "fitting to normal images")
-            reference = fit_reference(model, reference, cache, embedding=embedding, ray=ray, progress=fitting)
-        reference.check_encoder(encoder.digest)
-        scoring = _scoring(reference, score, measurer(model, embedding, [SCORES[score]]))
+            reference = fit_reference(model, reference, cache, ray=ray, progress=fitting)
+        reference.check_model(model.digest)
+        scoring = scorer(reference, score, model)
         usable, scores, skipped = _scored(scoring, model, paths, limits, partial(report, "scoring"), cluster)
+    scores = reference.cross_scored(score, scores, [_digest(path, limits) for path in usable])
     outliers = reference.outliers(score, scores, fpr)
     scored = ScoredImages(usable, scores, reference.p_values(score, scores), outliers)
     notes = tuple(filter(None, [model.note_of(reference.pack)]))
     sheet = _sheet(model, scored, heatmaps, limits)
-    found = Outliers(scored, skipped, score, embedding, rule, fpr, reference, notes, sheet)
+    found = Outliers(scored, skipped, score, rule, fpr, reference, notes, sheet)
     if out is not None:
         write_bytes(out, _table(found) if out.suffix.lower() == ".csv" else _json(found))
         save_image(sheet_path(out), found.sheet)
@@ -216,14 +216,6 @@ def _inputs(images: str | Path | Iterable[str | Path], out: Path | None) -> Path
     return paths
 
 
-def _scoring(
-    reference: OutlierReference, score: str, measure: Callable[[Tensor], dict[str, NDArray[np.float64]]]
-) -> Callable[[Tensor], NDArray[np.float64]]:
-    # The names are looked up here: on a cluster the function travels with all that it refers to.
-    detector, quantity = reference.detectors[score], SCORES[score].quantity
-    return lambda images: detector.score(measure(images)[quantity])
-
-
 def _scored(
     scoring: Callable[[Tensor], NDArray[np.float64]],
     model: Autoencoder,
@@ -241,6 +233,12 @@ def _scored(
         scores.append(found)
         report(len(usable) + len(skipped), len(paths))
     return Paths(usable), np.concatenate(scores), skipped
+
+
+def _digest(path: Path, limits: Limits) -> str | None:
+    with contextlib.suppress(ImageError, OSError):  # it may have vanished since it was scored
+        return hashlib.sha256(read_bytes(path, limits.max_bytes)).hexdigest()
+    return None
 
 
 def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Limits) -> Pixels:
@@ -269,7 +267,6 @@ def _json(found: Outliers) -> bytes:
     measured = found.validation_fpr
     content = {
         "score": found.score,
-        "embedding": found.embedding,
         "rule": found.rule,
         "fpr": found.fpr,
         "calibration_images": found.reference.calibration_images,

@@ -6,6 +6,7 @@ Shapes: N images judged, h, w rows and columns of a heat map.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import find_objects, label
 
-from autoencode.atomic import TABLES, atomic_file, check_output, csv_bytes, make_folder, write_bytes
+from autoencode.atomic import (
+    TABLES,
+    atomic_file,
+    check_output,
+    csv_bytes,
+    make_folder,
+    write_bytes,
+)
 from autoencode.data.preprocessing import Limits, check_usable, save_image
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError, ImageError
-from autoencode.outliers.calibration import attainable_fpr
+from autoencode.outliers.conformal import attainable_fpr
+from autoencode.outliers.ground_truth import Agreement, compare, draw_curves, masks_of
 from autoencode.outliers.patches import Picture, read_in_shape
 
 if TYPE_CHECKING:
@@ -57,6 +66,7 @@ class Verdict:
         box: around the most anomalous region; None if no place is beyond the upper end of normal patches.
         area: share of the image beyond that, in [0, 1].
         heat: (h, w) float16, where the image differs; 1 is the upper end of normal patches.
+        size: rows and columns of the upright image in its file, in pixels.
     """
 
     path: Path
@@ -67,6 +77,7 @@ class Verdict:
     box: Box | None
     area: float
     heat: NDArray[np.float16]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Inspection:
         calibration_images: number of normal images behind the rate.
         are_alike: whether the normal images are alike, and so judged place by place; see `normal`.
         passing: names of the test pictures that would be called normal.
+        agreement: with the masks; None without masks.
     """
 
     verdicts: list[Verdict]
@@ -92,6 +104,7 @@ class Inspection:
     calibration_images: int
     are_alike: bool
     passing: tuple[str, ...]
+    agreement: Agreement | None = None
 
 
 def inspect_images(
@@ -101,6 +114,8 @@ def inspect_images(
     *,
     fpr: float | None = None,
     maps: str | Path | None = None,
+    only_outliers: bool = False,
+    masks: str | Path | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
@@ -112,56 +127,112 @@ def inspect_images(
             others.
         out: a table, .csv or .json. None writes none.
         fpr: the false positive rate, in (0, 1): at most this share of normal images is called an outlier, on
-            average. The default is 0.01 or, with few normal images, the smallest rate that they allow.
+            average. The default depends on their number, see `attainable_fpr`.
         maps: a folder that gets two pictures of each image: NAME-overlay.png, the whole image with the heat
             map over it, and NAME-map.png, the map in 16 bits, 4096 at the upper end of normal patches.
+        only_outliers: leave the other images out of `maps`.
+        masks: a folder of masks of the defects, to which the heat maps are compared; see
+            `ground_truth.masks_of`. Precision and recall are drawn beside the table, see `curves_path`.
         limits: the largest files and pictures to accept.
         progress: called with (images done, images in all).
 
     Raises:
-        ConfigError: the rate needs more normal images, or `out` is no table or one of the images.
+        ConfigError: the rate needs more normal images, `out` is no table or one of the images, or the masks
+            do not belong to the images.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
         OutputError: `out` or `maps` cannot be written.
     """
-    rate = attainable_fpr(
-        len(normal.calibration), fpr, found="normal images; there are {images:,}", advice="Give more"
-    )
+    rate = attainable_rate(normal, fpr)
     # A normal image is in the bank, where its patches would be their own nearest neighbours.
     own = zip(normal.paths, normal.calibration.tolist(), normal.heats, strict=False)
     known = {path: (score, heat) for path, score, heat in own} if images is None else {}
     if images is None and not known:
         raise ConfigError("Normal images from a file are not there to be judged: give images to judge.")
     paths = expanded(images) if images is not None else list(known)
-    out = None if out is None else Path(out)
+    out, limits = None if out is None else Path(out), limits or Limits()
     if out is not None:
         check_output(out, TABLES, paths)
-    threshold, verdicts, skipped = normal.threshold(rate), list[Verdict](), list[tuple[Path, str]]()
+    matched = None if masks is None else masks_of(Path(masks), paths)
+    root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
     for number, path in enumerate(paths, 1):
         try:
-            picture = read_in_shape(path, limits or Limits())
-            score, heat = known.get(path) or normal.measure(picture)
+            verdict, picture = judge(normal, path, rate, limits, known.get(path))
         except ImageError as err:
             skipped.append((path, str(err)))
         else:
-            p_value = float(normal.p_values(np.array([score]))[0])
-            box, area = _region(heat, picture)
-            is_outlier, small = p_value <= rate, heat.astype(np.float16)
-            verdict = Verdict(path, score, rate / p_value, p_value, is_outlier, box, area, small)
             verdicts.append(verdict)
-            if maps is not None:
-                _draw(Path(maps), number, verdict, picture)
+            if maps is not None and (verdict.outlier or not only_outliers):
+                draw(Path(maps), picture_name(number, path, root), verdict, picture)
         if progress:
             progress(number, len(paths))
     check_usable(len(verdicts), paths, skipped)
     verdicts.sort(key=lambda one: -one.score)
-    bound = normal.fpr_bound(rate)
-    images_behind = len(normal.calibration)
     found = Inspection(
-        verdicts, skipped, rate, bound, threshold, images_behind, normal.are_alike, normal.passing
+        verdicts,
+        skipped,
+        rate,
+        normal.fpr_bound(rate),
+        normal.threshold(rate),
+        len(normal.calibration),
+        normal.are_alike,
+        normal.passing,
+        None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:
         write_bytes(out, _csv(found) if out.suffix.lower() == ".csv" else _json(found))
+        if found.agreement is not None:
+            draw_curves(found.agreement, curves_path(out))
     return found
+
+
+def curves_path(table: Path) -> Path:
+    """Return the path of the figure that belongs to a table: beside it, `<name>-curves.png`."""
+    return table.with_name(f"{table.stem}-curves.png")
+
+
+def attainable_rate(normal: NormalImages, fpr: float | None) -> float:
+    """Return the false positive rate to keep to, see `attainable_fpr`."""
+    return attainable_fpr(
+        len(normal.calibration), fpr, found="normal images; there are {images:,}", advice="Give more"
+    )
+
+
+def judge(
+    normal: NormalImages,
+    path: Path,
+    rate: float,
+    limits: Limits,
+    known: tuple[float, NDArray[np.float16]] | None = None,
+) -> tuple[Verdict, Picture]:
+    """Return the verdict on an image and its pixels.
+
+    Args:
+        normal: the normal images.
+        path: the image.
+        rate: the false positive rate.
+        limits: the largest files and pictures to accept.
+        known: its score and heat map, where they are known.
+
+    Raises:
+        ImageError: the file cannot be used.
+    """
+    picture = read_in_shape(path, limits)
+    score, heat = known or normal.measure(picture)
+    p_value = float(normal.p_values(np.array([score]))[0])
+    box, area = _region(heat, picture)
+    size = picture.height, picture.width
+    small = heat.astype(np.float16)
+    return Verdict(path, score, rate / p_value, p_value, p_value <= rate, box, area, small, size), picture
+
+
+def picture_name(number: int, path: Path, root: Path) -> str:
+    """Return the name of the pictures of an image: images of different folders may have one name."""
+    absolute = path.absolute()
+    parts = (
+        absolute.relative_to(root.absolute()).parts[-3:] if absolute.is_relative_to(root.absolute()) else ()
+    )
+    return f"{number:05d}-{Path('-'.join(parts) or path.name).stem}"
 
 
 def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | None, float]:
@@ -177,11 +248,11 @@ def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | No
     return box, float((heat > 1).mean())
 
 
-def _draw(folder: Path, number: int, verdict: Verdict, picture: Picture) -> None:
+def draw(folder: Path, name: str, verdict: Verdict, picture: Picture) -> None:
+    """Write NAME-overlay.png and NAME-map.png."""
     from matplotlib import colormaps  # imported late: it takes a while
 
     make_folder(folder, verdict.path)
-    name = f"{number:05d}-{verdict.path.stem}"  # images of different folders may have one name
     pixels = picture.pixels[-1]
     size = pixels.shape[1::-1]
     heat = np.asarray(Image.fromarray(verdict.heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
@@ -198,12 +269,13 @@ def _draw(folder: Path, number: int, verdict: Verdict, picture: Picture) -> None
 
 
 def _csv(found: Inspection) -> bytes:
-    rows: list[list[object]] = [list(COLUMNS)]
-    for one in found.verdicts:
-        numbers = [f"{value:.6g}" for value in (one.score, found.threshold, one.ratio, one.p_value)]
-        verdict = str(one.outlier).lower()
-        rows.append([one.path, *numbers, verdict, *(one.box or ("",) * 4), f"{one.area:.4g}"])
-    return csv_bytes(rows)
+    return csv_bytes([COLUMNS, *(table_row(one, found.threshold) for one in found.verdicts)])
+
+
+def table_row(one: Verdict, threshold: float) -> list[object]:
+    """Return the cells of `COLUMNS`."""
+    numbers = [f"{value:.6g}" for value in (one.score, threshold, one.ratio, one.p_value)]
+    return [one.path, *numbers, str(one.outlier).lower(), *(one.box or ("",) * 4), f"{one.area:.4g}"]
 
 
 def _json(found: Inspection) -> bytes:
@@ -226,6 +298,7 @@ def _json(found: Inspection) -> bytes:
         "calibration_images": found.calibration_images,
         "are_alike": found.are_alike,
         "passing": list(found.passing),
+        "agreement": None if found.agreement is None else found.agreement.to_json(),
         "images": images,
         "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
     }

@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.embedding import image_encoder
 from autoencode.metrics.latents import gaussian_log_likelihood, kl
-from autoencode.outliers.scores import Score, scores_for
+from autoencode.outliers.patches import SHORT_SIDES, Seen, see
+from autoencode.outliers.scores import AUTO, Score, scores_for
 from autoencode.pixels import SIGMA2_FLOOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from autoencode.configuration import Embedding
     from autoencode.models.autoencoder import Autoencoder
-    from autoencode.outliers.scores import Array
+    from autoencode.outliers.detectors import Array
 
 COARSEST_SIDE = 4  # pixels; fewer are too few to measure a scale by
 
@@ -77,6 +76,28 @@ class Measurements:
         if self.kl_nats is None:
             return None
         return self.kl_nats - gaussian_log_likelihood(self.images, self.restored, self.model.sigma2.cpu())
+
+    @cached_property
+    def _seen(self) -> Seen:
+        # Enlarged to what the network needs to tell objects: of images of 32 pixels its patches are few.
+        enlargement = max(1.0, SHORT_SIDES[0] / min(self.images.shape[-2:]))
+        size = [round(side * enlargement) for side in self.images.shape[-2:]]
+        return see(F.interpolate(self.images, size, mode="bicubic", antialias=True).clamp(0, 1))
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Features of a pretrained network at each place, (B, h, w, C) float16."""
+        return torch.from_numpy(self._seen.patches)
+
+    @cached_property
+    def content(self) -> Tensor:
+        """Its last feature map averaged over the image, (B, 1280), of length 1."""
+        return torch.from_numpy(self._seen.content)
+
+    @cached_property
+    def early(self) -> Tensor:
+        """Mean and spread of its first feature maps, (B, 160)."""
+        return torch.from_numpy(self._seen.early)
 
     @cached_property
     def path(self) -> Tensor:
@@ -147,33 +168,26 @@ def spectrum_descriptors(residuals: Tensor, mean: Tensor, mean_again: Tensor) ->
 
 
 def measurer(
-    model: Autoencoder, embedding: Embedding = "code", scores: Sequence[Score] | None = None
+    model: Autoencoder, scores: Sequence[Score] | None = None
 ) -> Callable[[Tensor], dict[str, Array]]:
     """Return a function that measures images (B, 3, H, W): the quantities of scores, (B, F) or (B,) each.
 
     Args:
         model: from `load_model`.
-        embedding: "code", or features that take the place of the model; then the vectors alone are measured.
-        scores: the scores whose quantities are measured; by default all that the model and features allow.
-
-    Raises:
-        ConfigError: there are no such features.
-        MissingExtraError: the weights of the pretrained network are not installed.
+        scores: the scores whose quantities are measured, other than "auto"; by default all that the model
+            allows.
     """
-    # Before any image, as an optional part may be missing.
-    encoder = image_encoder(model, embedding)
-    if embedding != "code":
-        return lambda images: {"vectors": encoder.encode(images).astype(np.float64)}
     if scores is None:
-        scores = scores_for(embedding, is_vae=model.is_vae)
-    return partial(_measured, model, tuple(dict.fromkeys(score.quantity for score in scores)))
+        scores = scores_for(is_vae=model.is_vae)
+    return partial(_measured, model, tuple(dict.fromkeys(one.quantity for one in scores if one.name != AUTO)))
 
 
 @torch.inference_mode()
 def _measured(model: Autoencoder, quantities: tuple[str, ...], images: Tensor) -> dict[str, Array]:
     measurements = Measurements(model, images)
-    # float64: distances subtract squares that are nearly equal.
-    return {quantity: getattr(measurements, quantity).double().numpy() for quantity in quantities}
+    values = {quantity: getattr(measurements, quantity) for quantity in quantities}
+    # float64: distances subtract squares that are nearly equal. Patches are too many for that.
+    return {name: (one if one.dtype == torch.half else one.double()).numpy() for name, one in values.items()}
 
 
 @torch.inference_mode()

@@ -1,15 +1,8 @@
 """Normal images without a trained model: what a pretrained network knows of them, and how unlike others are.
 
-Six measures of an image, each the logarithm of a distance: for each of two scales the mean of the heat map of
-its patch bank and the mean of the map's highest part; the distance of the pooled last feature map to
-its fifth nearest among normal images, which knows other objects; and the Mahalanobis distance of the
-statistics of the first feature maps, which knows noise, blur, contrast and colour.
-
-How they become a score depends on the normal images. Where those are alike, as parts are, the first scale
-decides, where wide and small defects both show; the others would raise its noise, and count only far beyond
-the normal images. Where they vary, as photographs do, the score is the sum of the first scale, the pooled
-feature map and the statistics. The images say which: they are alike if half of them have neighbours of nearly
-the same pooled features.
+An image has four scores (see `scores`): that of its patches at each of two scales, of its content and of its
+statistics. How they become one depends on the normal images; see `Combination`. The second scale is too noisy
+to count where images vary.
 
 Each normal image is measured against the others (cross-conformal prediction, Vovk 2015), so that none is
 lost to calibration, and outliers among them can be found.
@@ -21,27 +14,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
-from scipy.stats import beta
 
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import expanded
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
-from autoencode.outliers.calibration import conformal_p_values
-from autoencode.outliers.patches import SHORT_SIDES, PatchBank, Picture, Seen, read_in_shape, see
-from autoencode.outliers.scores import Mahalanobis, neighbour_distance
+from autoencode.outliers.conformal import conformal_p_values, fpr_bound, threshold_rank
+from autoencode.outliers.detectors import (
+    TOP,
+    Combination,
+    KthNeighbour,
+    Mahalanobis,
+    PatchBank,
+    from_arrays,
+    level,
+    to_arrays,
+)
+from autoencode.outliers.patches import SHORT_SIDES, Picture, Seen, read_in_shape, see
+from autoencode.outliers.scores import FOLDS
+from autoencode.pixels import to_float
 from autoencode.training.run import is_run
 
 if TYPE_CHECKING:
@@ -49,71 +50,53 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-KIND, FORMAT_VERSION = "normal images", 1
+KIND, FORMAT_VERSION = "normal images", 2
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
 MOST_FITTED = 1000  # images in the banks; the others are measured against them
-FOLDS = 5
-# Share of a heat map, at each scale, that a defect covers: at the first a tenth was ahead of a hundredth.
-_TOP = (0.1, 0.01)
-# Median cosine of the pooled features of an image and its fifth neighbour from which images are alike. With
-# the nearest neighbour it is .95 and .93 for commutators and tiles, and at most .68 for faces, flowers,
-# emoji, dogs and ships.
-_ALIKE = 0.8
-# Robust standard deviations from the normal images at which a further measure begins to count, at least. At
-# 2 they cost up to .01 of AUROC on parts, and at 4 nothing. Of parts photographed in several lights, one in a
-# hundred is beyond 6 in its early statistics: those must not set the threshold.
-_GATE, _GATE_QUANTILE, _GATE_MARGIN = 4.0, 0.99, 1.25
+# Share of a map that a defect covers, at each scale.
+_TOP = (TOP, 0.01)
+# Of the scores where images vary: patches, content, statistics, patches at the second scale.
+_WEIGHTS = (1.0, 1.0, 1.0, 0.0)
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
-_TINY = 1e-6  # added to distances: that of two equal images has no logarithm
 _HEAT_QUANTILE = 0.999  # of the distances of normal patches: 1 in a heat map
 
 
 class Measured(NamedTuple):
-    """One image against normal ones: its measures, (6,), and the distances (h, w) of its patches."""
+    """One image against normal ones: its scores, (4,), and the distances (h, w) of its patches."""
 
-    measures: Array
+    scores: Array
     maps: tuple[NDArray[np.float32], ...]
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is fitted to normal images: a bank for each scale, pooled features (N, 1280), their statistics."""
+    """What is fitted to normal images: a bank for each scale, and two detectors at the first."""
 
     banks: tuple[PatchBank, ...]
-    pooled: NDArray[np.float16]
+    content: KthNeighbour
     early: Mahalanobis
 
     @classmethod
     def of(cls, seen: Sequence[tuple[Seen, ...]]) -> _Fit:
         banks = tuple(
-            PatchBank.fit([one[scale].patches for one in seen]) for scale in range(len(SHORT_SIDES))
+            PatchBank.fit([one[scale].patches[0] for one in seen]) for scale in range(len(SHORT_SIDES))
         )
-        pooled = np.stack([_direction(one[0].pooled) for one in seen])
-        early = Mahalanobis.fit(np.stack([one[0].early for one in seen]).astype(np.float64))
-        return cls(banks, pooled.astype(np.float16), early)
-
-    @functools.cached_property
-    def _pooled(self) -> Array:
-        return self.pooled.astype(np.float64)
+        content, early = (
+            np.concatenate([getattr(one[0], name) for one in seen]).astype(np.float64)
+            for name in ("content", "early")
+        )
+        return cls(banks, KthNeighbour.fit(content), Mahalanobis.fit(early))
 
     def measure(self, seen: tuple[Seen, ...]) -> Measured:
-        maps = tuple(bank.distances(one.patches) for bank, one in zip(self.banks, seen, strict=True))
-        found = []
-        for distances, share in zip(maps, _TOP, strict=True):
-            highest = np.sort(distances.ravel())[::-1]
-            found += [highest.mean(), highest[: max(1, round(share * len(highest)))].mean()]
-        found.append(neighbour_distance(_direction(seen[0].pooled)[None].astype(np.float64), self._pooled)[0])
-        found.append(self.early.score(seen[0].early[None].astype(np.float64))[0])
-        return Measured(np.log(np.array(found, np.float64) + _TINY), maps)
+        maps = tuple(bank.distances(one.patches[0]) for bank, one in zip(self.banks, seen, strict=True))
+        patches, fine = map(level, maps, _TOP)
+        content = self.content.score(seen[0].content.astype(np.float64))[0]
+        early = self.early.score(seen[0].early.astype(np.float64))[0]
+        return Measured(np.array([patches, content, early, fine]), maps)
 
 
-def _direction(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vector / max(float(np.linalg.norm(vector)), _TINY)
-
-
-def _further(z: Array) -> Array:
-    """Return second scale, pooled features and statistics (..., 3) of standardised measures (..., 6)."""
-    return np.stack([z[..., 2:4].mean(-1), z[..., 4], z[..., 5]], -1)
+def _see(picture: Picture) -> tuple[Seen, ...]:
+    return tuple(see(to_float(pixels[None])) for pixels in picture.pixels)
 
 
 @dataclass(frozen=True)
@@ -121,10 +104,7 @@ class NormalImages:
     """Normal images, to which others are compared; from `fit_normal` or `load_normal`.
 
     Attributes:
-        centre, spread: (6,) median and robust standard deviation of the measures of normal images.
-        gates: (3,) robust standard deviations beyond which the further measures count, of images that are
-            alike.
-        are_alike: whether the normal images are alike.
+        combination: how the four scores of an image become one.
         calibration: (N,) scores of normal images, each measured against others.
         heat_scale: for each scale, the distance that one in a thousand patches of normal images exceeds.
         paths: the N files; empty for normal images from a file.
@@ -134,10 +114,7 @@ class NormalImages:
     """
 
     _fit: _Fit
-    centre: Array
-    spread: Array
-    gates: Array
-    are_alike: bool
+    combination: Combination
     calibration: Array
     heat_scale: tuple[float, ...]
     paths: tuple[Path, ...] = ()
@@ -151,16 +128,13 @@ class NormalImages:
         The score is about 0 for half of the normal images and 1 for a robust standard deviation above. In
         the heat map, 1 is what one in a thousand patches of normal images exceeds.
         """
-        found = self._fit.measure(tuple(map(see, picture.pixels)))
-        return float(self.score(found.measures)), self._heat(found.maps)
+        found = self._fit.measure(_see(picture))
+        return float(self.combination.score(found.scores)), self._heat(found.maps)
 
-    def score(self, measures: Array) -> Array:
-        """Return the score of measures (..., 6)."""
-        z = (measures - self.centre) / self.spread
-        local, further = z[..., :2].mean(-1), _further(z)
-        further = np.maximum(further - self.gates, 0) if self.are_alike else further[..., 1:]
-        combined: Array = local + further.sum(-1)
-        return combined
+    @property
+    def are_alike(self) -> bool:
+        """Whether the normal images are alike, so that their patches decide."""
+        return bool(self.combination.alike)
 
     def p_values(self, scores: Array) -> Array:
         """Return the conformal p-values (M,) of scores (M,) of other images, in (0, 1]."""
@@ -168,21 +142,11 @@ class NormalImages:
 
     def threshold(self, fpr: float) -> float:
         """Return the largest score that is not an outlier at a false positive rate."""
-        return float(np.sort(self.calibration)[-self._rank(fpr)])
+        return float(np.sort(self.calibration)[-threshold_rank(len(self.calibration), fpr)])
 
     def fpr_bound(self, fpr: float, confidence: float = 0.95) -> float:
-        """Return what the false positive rate of these very images stays below, with this confidence.
-
-        The rate depends on the calibration images drawn: it follows a beta distribution (Vovk 2012), whose
-        mean is at most `fpr`.
-        """
-        rank = self._rank(fpr)
-        return float(beta.ppf(confidence, rank, len(self.calibration) + 1 - rank))
-
-    def _rank(self, fpr: float) -> int:
-        """Return how many calibration scores, at least one, are at or above the threshold."""
-        # A rate such as 3 / 41 times 41 may come out below 3.
-        return max(1, math.floor(fpr * (len(self.calibration) + 1) + 1e-9))
+        """Return what the false positive rate of these very images stays below, with this confidence."""
+        return fpr_bound(len(self.calibration), fpr, confidence)
 
     def _heat(self, maps: tuple[NDArray[np.float32], ...]) -> NDArray[np.float32]:
         """Return the mean of the maps of all scales on the finest grid, relative to normal patches."""
@@ -199,23 +163,16 @@ class NormalImages:
         Raises:
             OutputError: the file cannot be written.
         """
-        arrays: dict[str, NDArray[Any]] = {"pooled": self._fit.pooled}
-        for scale, bank in enumerate(self._fit.banks):
-            arrays |= {f"{scale}.{name}": getattr(bank, name) for name in _BANK}
-        arrays |= {f"early.{field.name}": getattr(self._fit.early, field.name) for field in _EARLY_FIELDS}
-        arrays |= {name: getattr(self, name) for name in ("centre", "spread", "gates", "calibration")}
+        banks = {f"bank{side}": bank for side, bank in zip(SHORT_SIDES, self._fit.banks, strict=True)}
+        rest = {"content": self._fit.content, "early": self._fit.early, "combination": self.combination}
+        arrays = {"calibration": self.calibration, **to_arrays({**banks, **rest})}
         content = {
             "weights": BACKBONE.weights,
             "short_sides": list(SHORT_SIDES),
             "heat_scale": list(self.heat_scale),
             "passing": list(self.passing),
-            "are_alike": self.are_alike,
         }
-        # In fp32: the files of this project hold no other type of half the size.
-        wide = {
-            name: array.astype(np.promote_types(array.dtype, np.float32)) for name, array in arrays.items()
-        }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in wide.items()}
+        tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
         return write_tensors(Path(path), KIND, FORMAT_VERSION, tensors, content)
 
 
@@ -224,10 +181,6 @@ def holds_normal(path: Path) -> bool:
     if path.is_dir():
         return not is_run(path) and not (path / MODEL_NAME).exists()
     return kind_of(path) == KIND
-
-
-_BANK = ("mean", "whitening", "patches")
-_EARLY_FIELDS = dataclasses.fields(Mahalanobis)
 
 
 def load_normal(path: str | Path) -> NormalImages:
@@ -241,17 +194,14 @@ def load_normal(path: str | Path) -> NormalImages:
     tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, ModelFileError, remake=_REMAKE)
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        banks = tuple(
-            PatchBank(*(arrays[f"{scale}.{name}"] for name in _BANK)) for scale in range(len(SHORT_SIDES))
+        fit = _Fit(
+            tuple(from_arrays(PatchBank, f"bank{side}", arrays) for side in SHORT_SIDES),
+            from_arrays(KthNeighbour, "content", arrays),
+            from_arrays(Mahalanobis, "early", arrays),
         )
-        early = Mahalanobis(**{field.name: arrays[f"early.{field.name}"] for field in _EARLY_FIELDS})
-        fit = _Fit(banks, arrays["pooled"].astype(np.float16), early)
         loaded = NormalImages(
             fit,
-            arrays["centre"],
-            arrays["spread"],
-            arrays["gates"],
-            bool(content["are_alike"]),
+            from_arrays(Combination, "combination", arrays),
             arrays["calibration"],
             tuple(map(float, content["heat_scale"])),
             passing=tuple(map(str, content["passing"])),
@@ -300,7 +250,7 @@ def fit_normal(
     fit: _Fit | None = None
     for path in (paths[index] for index in order.tolist()):
         try:
-            one = tuple(map(see, read_in_shape(path, limits).pixels))
+            one = _see(read_in_shape(path, limits))
         except ImageError as err:
             skipped.append((path, str(err)))
             continue
@@ -339,24 +289,17 @@ def _calibrated(
     skipped: Sequence[tuple[Path, str]],
     seen: Sequence[tuple[Seen, ...]],
 ) -> NormalImages:
-    measures = np.stack([one.measures for one in measured])
-    low, centre, high, tail = np.quantile(measures, (0.25, 0.5, 0.75, 0.95), axis=0)
-    # Quantiles, as outliers among the images must not widen what counts as normal; the upper tail, too, as it
-    # is often longer than that of a Gaussian.
-    spread = np.maximum(np.maximum((high - low) / 1.349, (tail - centre) / 1.645), 1e-3)
+    scores = np.stack([one.scores for one in measured])
+    combination = Combination.fit(scores, _WEIGHTS)
     heat_scale = tuple(
         float(np.quantile(np.concatenate([one.maps[scale].ravel() for one in measured]), _HEAT_QUANTILE))
         or 1.0
         for scale in range(len(SHORT_SIDES))
     )
-    beyond = np.quantile(_further((measures - centre) / spread), _GATE_QUANTILE, axis=0)
-    gates = np.maximum(_GATE_MARGIN * beyond, _GATE)
-    cosines = 1 - np.exp(2 * measures[:, 4]) / 2  # of vectors of length 1, from their distance
-    are_alike = bool(np.median(cosines) >= _ALIKE)
-    normal = NormalImages(fit, centre, spread, gates, are_alike, np.zeros(0), heat_scale)
+    normal = NormalImages(fit, combination, np.zeros(0), heat_scale)
     normal = dataclasses.replace(
         normal,
-        calibration=normal.score(measures),
+        calibration=combination.score(scores),
         paths=tuple(paths),
         heats=tuple(normal._heat(one.maps).astype(np.float16) for one in measured),
         skipped=tuple(skipped),

@@ -1,22 +1,16 @@
-"""What a pretrained network sees at each place of an image, and how unlike normal images that is.
+"""What a pretrained network sees in an image, and at each place of it.
 
-A bank keeps patches of normal images: features of three depths of the network (PatchCore, Roth et al. 2022),
-whitened, as the features of one depth are strongly correlated and of unequal scale. The distance of a patch
-to the nearest one of the bank is its entry in the heat map, and the score of an image comes from that map.
+Images that are judged without a model keep their shape: a defect on a long part would be cut off by a crop,
+and lost by a reduction to a square.
 
-Images keep their shape: a defect on a long part would be cut off by a crop, and lost by a reduction to a
-square.
-
-Shapes: H height, W width of an image, h, w rows and columns of its patches, C features of a patch, M patches
-of a bank.
+Shapes: B batch, H height, W width of an image, h, w rows and columns of its patches, C features of a patch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,10 +19,8 @@ from numpy.typing import NDArray
 from autoencode.data import decoding
 from autoencode.data.preprocessing import SIZE_MULTIPLE, Limits, Preprocessing, read_image
 from autoencode.models.backbones import BACKBONE
-from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -46,10 +38,6 @@ _BLOCKS = (4, 10, 14)
 _GRID = _BLOCKS.index(10)
 _EARLY = (0, 2, 4)  # their statistics know noise, blur, contrast and colour
 LAST = len(BACKBONE.block_channels) - 1
-
-BANK_PATCHES = 5000  # 10,000 gained nothing on parts, and took twice as long
-_FITTED_PATCHES = 40_000  # 100 for each feature
-_RIDGE = 1e-3  # of the mean variance: directions without any are not blown up
 
 
 class Picture(NamedTuple):
@@ -89,38 +77,38 @@ def read_in_shape(path: Path, limits: Limits) -> Picture:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the network sees in one image at one scale.
+    """What the network sees in images of one size.
 
     Attributes:
-        patches: (h, w, C) float16, a patch for each 16x16 pixels.
-        pooled: (1280,) the last feature map averaged over the image.
-        early: (160,) mean and spread of each channel of the first blocks.
+        patches: (B, h, w, C) float16, a patch for each 16x16 pixels.
+        content: (B, 1280) the last feature map averaged over the image, of length 1.
+        early: (B, 160) mean and spread of each channel of the first blocks.
     """
 
     patches: Halves
-    pooled: Floats
+    content: Floats
     early: Floats
 
 
 @torch.inference_mode()
-def see(pixels: NDArray[np.uint8]) -> Seen:
-    """Return what the network sees in an image (H, W, 3) in 0..255.
+def see(images: Tensor) -> Seen:
+    """Return what the network sees in images (B, 3, H, W) in [0, 1].
 
     Raises:
         MissingExtraError: the weights of the network are not installed.
     """
     wanted = sorted({*_BLOCKS, *_EARLY, LAST})
-    found = BACKBONE.feature_maps(to_float(pixels[None]), wanted)
+    found = BACKBONE.feature_maps(images, wanted)
     maps = {block: features.float() for block, features in zip(wanted, found, strict=True)}
     # Each patch knows its neighbourhood, so that a shift by a pixel or two is no defect.
     local = [_averaged(maps[block]) for block in _BLOCKS]
     grid = local[_GRID].shape[2:]
-    patches = torch.cat([_on_grid(features, grid) for features in local], 1)[0].permute(1, 2, 0)
+    patches = torch.cat([_on_grid(features, grid) for features in local], 1).permute(0, 2, 3, 1)
     spreads = [part for block in _EARLY for part in (maps[block].mean((2, 3)), maps[block].std((2, 3)))]
     return Seen(
         patches.half().cpu().numpy(),
-        maps[LAST].mean((2, 3))[0].cpu().numpy(),
-        torch.cat(spreads, 1)[0].nan_to_num().cpu().numpy(),
+        F.normalize(maps[LAST].mean((2, 3))).cpu().numpy(),
+        torch.cat(spreads, 1).nan_to_num().cpu().numpy(),
     )
 
 
@@ -132,44 +120,3 @@ def _on_grid(features: Tensor, grid: torch.Size) -> Tensor:
     if features.shape[2] > grid[0] or features.shape[3] > grid[1]:
         return F.adaptive_avg_pool2d(features, (grid[0], grid[1]))
     return F.interpolate(features, grid, mode="bilinear", align_corners=False)
-
-
-class PatchBank:
-    """Patches of normal images, to which others are compared.
-
-    Attributes:
-        mean: (C,) float32, subtracted from a patch.
-        whitening: (C, C) float32; times its transpose the inverse covariance of normal patches.
-        patches: (M, C) float16, whitened.
-    """
-
-    def __init__(self, mean: Floats, whitening: Floats, patches: Halves) -> None:
-        """Take the arrays of `fit` or of a file."""
-        self.mean, self.whitening, self.patches = mean, whitening, patches
-        self._index: Any = faiss.IndexFlatL2(patches.shape[1])
-        self._index.add(np.ascontiguousarray(patches, np.float32))
-
-    @classmethod
-    def fit(cls, normal: Sequence[Halves]) -> PatchBank:
-        """Fit to the patches (h, w, C) of normal images, in any order."""
-        every = np.concatenate([patches.reshape(-1, patches.shape[-1]) for patches in normal])
-        order = np.random.default_rng(0).permutation(len(every))
-        sample = every[order[:_FITTED_PATCHES]].astype(np.float32)
-        mean = sample.mean(0, dtype=np.float64).astype(np.float32)
-        covariance = np.atleast_2d(np.cov((sample - mean).T, bias=True))
-        # Equal patches, of a blank image for instance, have no variance at all.
-        ridge = _RIDGE * covariance.trace() / len(covariance) or 1.0
-        covariance += ridge * np.eye(len(covariance))
-        whitening = np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)
-        kept = (every[order[:BANK_PATCHES]].astype(np.float32) - mean) @ whitening
-        return cls(mean, whitening, kept.astype(np.float16))
-
-    def distances(self, patches: Halves) -> Floats:
-        """Return the distance (h, w) of each patch (h, w, C) to the nearest of the bank.
-
-        1 is about the distance at which a patch of normal images lies from their mean.
-        """
-        rows, columns, size = patches.shape
-        whitened = (patches.reshape(-1, size).astype(np.float32) - self.mean) @ self.whitening
-        squares, _ = self._index.search(np.ascontiguousarray(whitened), 1)
-        return np.asarray(np.sqrt(squares.clip(min=0) / size), np.float32).reshape(rows, columns)

@@ -22,13 +22,8 @@ from numpy.typing import NDArray
 from autoencode.atomic import append_line, csv_bytes, make_folder, one_at_a_time, parse_json, write_bytes
 from autoencode.data.loader import batches
 from autoencode.errors import ConfigError, OutputError, check_choice
-from autoencode.outliers.calibration import (
-    FalsePositiveRate,
-    OutlierReference,
-    attainable_fpr,
-    false_positive_rate,
-)
-from autoencode.outliers.measurements import measurer
+from autoencode.outliers.calibration import OutlierReference, scorer
+from autoencode.outliers.conformal import FalsePositiveRate, attainable_fpr, false_positive_rate
 from autoencode.outliers.scores import SCORES, default_score
 from autoencode.untrusted import TEXT_BYTES, read_file
 
@@ -103,13 +98,13 @@ def rank_pack(
         ConfigError: the images of the pack have another size.
     """
     model.check_preprocessing(pack.preprocessing, pack.path)
-    score = SCORES[default_score("code")]
-    detector, measure = reference.detectors[score.name], measurer(model, "code", [score])
+    score = SCORES[default_score()]
+    scoring = scorer(reference, score.name, model)
     # Entries that are copies share a row of pixels.
     rows, positions = np.unique(pack.rows(), return_inverse=True)
-    quantities = (measure(images)[score.quantity] for images in batches(pack, rows, BATCH, progress=progress))
-    parts = [detector.score(values) for values in quantities]
+    parts = [scoring(images) for images in batches(pack, rows, BATCH, progress=progress)]
     scores = np.concatenate([np.zeros(0), *parts])[positions]
+    scores = reference.cross_scored(score.name, scores, [entry.sha256 for entry in pack.entries])
     validation = reference.validation.get(score.name, np.zeros(0))
     return Ranking(
         score.name,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoencode.errors import ConfigError
 from autoencode.evaluation.quality import gap_in_words
-from autoencode.outliers.calibration import attainable_fpr
+from autoencode.outliers.conformal import attainable_fpr
 from autoencode.outliers.scores import default_score
 from autoencode.paper.results import Results
 from autoencode.report.page import kid, number
@@ -171,7 +171,7 @@ def _kl_finds_outliers(results: Results) -> tuple[str, Verdict]:
     # Beside it a threshold with a promise, which needs a number of calibration images.
     try:
         rate = attainable_fpr(reference.calibration_images)
-        ours = reference.validation_fpr(default_score("code"), rate)
+        ours = reference.validation_fpr(default_score(), rate)
         assert ours is not None
         text += f"; a calibrated threshold for {rate:.1%} flags {ours.value:.1%}"
         text += f" ({ours.interval.low:.1%} to {ours.interval.high:.1%})"

@@ -14,7 +14,7 @@ from autoencode.data.pack import Pack, open_known_pack
 from autoencode.errors import RunError
 from autoencode.evaluation import Evaluation, evaluate
 from autoencode.models.model_file import MODEL_NAME, load_model
-from autoencode.outliers.calibration import fit_reference, reference_name, reference_rows
+from autoencode.outliers.calibration import NAME, fit_reference, reference_rows
 from autoencode.outliers.scores import default_score
 from autoencode.report import pictures
 from autoencode.report.page import (
@@ -221,11 +221,11 @@ def _outliers(of: _Run) -> list[Block]:
     reference = fit_reference(
         of.model,
         of.pack,
-        of.folder / reference_name("code"),
+        of.folder / NAME,
         most=most,
         progress=functools.partial(of.progress, "fitting to normal images"),
     )
-    scores = reference.calibration[default_score("code")]
+    scores = reference.calibration[default_score()]
     order = np.argsort(-scores, kind="stable")
     highest = "Held-out images with the highest outlier scores: look here for bad files."
     lowest = "Held-out images with the lowest outlier scores."

@@ -20,7 +20,8 @@ from fastapi.responses import Response
 from PIL import Image
 from pydantic import BaseModel
 
-from autoencode.outliers.calibration import DEFAULT_FPR, fit_reference, reference_name
+from autoencode.outliers.calibration import NAME, fit_reference
+from autoencode.outliers.conformal import DEFAULT_FPR
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
 from autoencode.web.collection import Found, readable
 from autoencode.web.inspection import Inspected, inspect_pack, overlay
@@ -214,7 +215,7 @@ def _rank(workspace: Workspace, report: StageProgress) -> Ranking:
     reference = fit_reference(
         workspace.model,
         workspace.training,
-        workspace.folder / reference_name("code"),
+        workspace.folder / NAME,
         progress=lambda done, total: report("learning from normal images", done, total),
     )
     return rank_pack(
