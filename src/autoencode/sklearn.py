@@ -1,11 +1,13 @@
 """An autoencoder as a transformer of scikit-learn: images to codes, in a Pipeline or a grid search.
 
 Shapes: N images, D code dimensions, H height, W width. Images are an array (N, H, W), (N, H, W, C) or
-(N, C, H, W), of uint8 or of floats in [0, 1].
+(N, C, H, W), of uint8 or of floats in [0, 1]; or flattened square images (N, H * W) or (N, H * W * 3), as in
+the data sets of scikit-learn.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, from_numpy
 
+from autoencode.errors import ConfigError
 from autoencode.models.model_file import load_model
 from autoencode.training.train import train
 
 if TYPE_CHECKING:
+    from sklearn.utils import Tags
+
     from autoencode.models.autoencoder import Autoencoder
 
 
@@ -52,6 +57,14 @@ class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
         self.preset, self.code_size, self.epochs, self.size = preset, code_size, epochs, size
         self.random_state, self.settings = random_state, settings
 
+    def __sklearn_tags__(self) -> Tags:
+        """Say that it takes images, not tables of numbers."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.positive_only = True
+        return tags
+
     def fit(self, X: Any, y: object = None) -> AutoencoderTransformer:  # noqa: ANN401
         """Train on images, whatever `train` takes.
 
@@ -62,7 +75,7 @@ class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
         asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with tempfile.TemporaryDirectory(prefix="autoencode-") as folder:
             run = train(
-                X,
+                _images(X),
                 Path(folder) / "run",
                 preset=self.preset,
                 seed=self.random_state,
@@ -75,7 +88,7 @@ class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
     def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Return the codes (N, D) of images."""
         check_is_fitted(self)
-        return self.model_.encode(X).numpy()
+        return self.model_.encode(_images(X)).numpy()
 
     def inverse_transform(self, X: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Return the images (N, H, W, 3) in [0, 1] of codes (N, D)."""
@@ -85,10 +98,26 @@ class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
     def score_samples(self, X: Any) -> NDArray[np.float64]:  # noqa: ANN401
         """Return minus the mean squared error (N,) of the reconstruction of each image: higher is better."""
         check_is_fitted(self)
-        images: Tensor = self.model_.read(X)
+        images: Tensor = self.model_.read(_images(X))
         errors = (self.model_.reconstruct(images) - images).square().flatten(1).mean(1)
         return -errors.double().numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ANN401
         """Return the mean of `score_samples`, by which a grid search chooses."""
         return float(self.score_samples(X).mean())
+
+
+def _images(given: Any) -> Any:  # noqa: ANN401
+    """Return rows of values as the square images that they are; anything else as it is."""
+    if getattr(given, "ndim", 0) != 2 or not hasattr(given, "__array__"):
+        return given
+    rows = np.asarray(given)
+    if not rows.size:
+        raise ConfigError(f"An array of shape {rows.shape} holds no image.")
+    for channels in (1, 3):
+        side = math.isqrt(rows.shape[1] // channels)
+        if side and channels * side * side == rows.shape[1]:
+            return rows.reshape(len(rows), side, side, channels)
+    raise ConfigError(
+        f"Rows of {rows.shape[1]:,} values are no square images. Give images as (N, H, W) or (N, H, W, 3)."
+    )
