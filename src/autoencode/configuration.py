@@ -38,6 +38,7 @@ ResizeMode = Literal["crop", "pad", "stretch", "window"]
 Distance = Literal["whitened", "cosine", "l2"]
 Rule = Literal["conformal", "paper"]
 Interpolation = Literal["linear", "spherical"]
+DecoderName = Literal["sharp", "faithful"]
 Keep = Literal["largest", "oldest", "first"]
 PriorName = Literal["mixture", "normal"]
 

@@ -161,7 +161,7 @@ def _settings(path: str, model: ImageModel) -> str:
 def _run(path: str) -> Description:
     folder = Path(path)
     run, records = read_run(folder), read_metrics(folder)
-    done, epochs = len(records), run.train.total_epochs
+    done, epochs = len(records), run.train.all_epochs
     stopped = done < epochs and not run.train.early_stopping
     state = f"{done} of {epochs} epochs" + (", stopped: --resume continues it" if stopped else "")
     try:

@@ -14,14 +14,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoencode.atomic import check_output, make_folder, names_in, write_bytes
-from autoencode.errors import VERSION, ConfigError, MissingExtraError, ModelFileError, OutputError
+from autoencode.configuration import DecoderName
+from autoencode.errors import (
+    VERSION,
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    OutputError,
+    check_choice,
+)
 from autoencode.models.model_file import as_model
 
 if TYPE_CHECKING:
@@ -57,7 +65,9 @@ class OnnxFile:
     largest_difference: float
 
 
-def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[OnnxFile]:
+def export_onnx(
+    model: Autoencoder | str | Path, folder: str | Path, *, decoder: DecoderName = "sharp"
+) -> list[OnnxFile]:
     """Write a model as encoder.onnx, decoder.onnx and autoencoder.onnx.
 
     | file | inputs | outputs |
@@ -72,6 +82,7 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
     Args:
         model: from `load_model`, or its path.
         folder: the output; made here.
+        decoder: the decoder of decoder.onnx and autoencoder.onnx, see `Autoencoder.decode`.
 
     Raises:
         MissingExtraError: the optional part `onnx` is not installed.
@@ -91,6 +102,10 @@ def export_onnx(model: Autoencoder | str | Path, folder: str | Path) -> list[Onn
         raise MissingExtraError("onnx", "Export to ONNX")
     # A copy: the caller's model may be on a GPU, or in training.
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    check_choice("decoder", decoder, get_args(DecoderName))
+    if decoder == "sharp" and model.sharp_decoder is not None:
+        model.decoder = model.sharp_decoder
+    model.sharp_decoder = None
     size = sum(4 * value.numel() for value in model.state_dict().values())
     if size > MOST_BYTES:
         raise ConfigError(f"This network takes {size / 1e9:.1f} GB; an ONNX file holds up to 2 GB.")

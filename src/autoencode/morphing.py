@@ -24,7 +24,7 @@ from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
 
 if TYPE_CHECKING:
-    from autoencode.configuration import Interpolation
+    from autoencode.configuration import DecoderName, Interpolation
     from autoencode.data.preprocessing import Limits
     from autoencode.models.autoencoder import Autoencoder
 
@@ -61,6 +61,7 @@ def morph(
     frames: int | None = None,
     interpolation: Interpolation = "linear",
     ping_pong: bool = False,
+    decoder: DecoderName = "sharp",
     limits: Limits | None = None,
 ) -> Morph:
     """Interpolate between the codes of images, in the order given, and decode the results.
@@ -78,6 +79,7 @@ def morph(
             constant speed and its length changes linearly, so that the middle is no closer to zero than
             the ends are.
         ping_pong: go back the same way and end with the first image, so that an animation loops.
+        decoder: see `Autoencoder.decode`.
         limits: the largest files and images to accept.
 
     Raises:
@@ -105,7 +107,7 @@ def morph(
     codes, alphas = interpolated(model.encode(model.read(images, limits)), frames, interpolation)
     if ping_pong:
         codes, alphas = (torch.cat([part, part[:-1].flip(0)]) for part in (codes, alphas))
-    made = Morph(to_pixels(model.decode(codes)), codes, alphas)
+    made = Morph(to_pixels(model.decode(codes, decoder)), codes, alphas)
     if path is not None:
         save_frames(path, made.pixels, FRAMES_PER_SECOND)
     return made

@@ -142,6 +142,7 @@ def effect_sizes(model: Autoencoder, codes: Vectors) -> Array:
     wide = codes.astype(np.float64)
     mean, spread = wide.mean(0), np.maximum(wide.std(0), 1e-6)
     moved = torch.from_numpy(mean + np.diag(spread)).float()
-    changes = model.decode(moved) - model.decode(torch.from_numpy(mean)[None].float())
+    centre = torch.from_numpy(mean)[None].float()
+    changes = model.decode(moved, "faithful") - model.decode(centre, "faithful")
     found: Array = changes.flatten(1).norm(dim=1).double().numpy() / spread
     return found

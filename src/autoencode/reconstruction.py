@@ -31,6 +31,7 @@ from autoencode.pixels import to_float, to_pixels
 from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
+    from autoencode.configuration import DecoderName
     from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
 
@@ -85,6 +86,7 @@ def reconstruct(
     *,
     corruptions: Sequence[str] = (),
     seed: int = 0,
+    decoder: DecoderName = "sharp",
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Reconstructions:
@@ -97,6 +99,7 @@ def reconstruct(
             Files that an earlier call wrote are replaced, as listed in its table. None writes nothing.
         corruptions: damage to the images before the model sees them, such as ("gaussian:0.3",).
         seed: of the corruptions.
+        decoder: see `Autoencoder.decode`.
         limits: the largest files and images to accept.
         progress: called with (images done, images in total).
 
@@ -118,7 +121,9 @@ def reconstruct(
     for number, (usable, pixels) in enumerate(chunks):
         start = number * CHUNK
         if usable:
-            restored = restore(model, pixels, corruptions=corruptions, seed=seed, position=start)
+            restored = restore(
+                model, pixels, corruptions=corruptions, seed=seed, position=start, decoder=decoder
+            )
             if len(results) < SHEET_IMAGES:
                 shown.append(restored.head(SHEET_IMAGES - len(results)))
             for index, path in enumerate(usable):
@@ -171,6 +176,7 @@ def restore(
     corruptions: Sequence[str] = (),
     seed: int = 0,
     position: int = 0,
+    decoder: DecoderName = "sharp",
 ) -> Restored:
     """Pass images that are in memory through a model, corrupted first if corruptions are given.
 
@@ -181,6 +187,7 @@ def restore(
         corruptions: as for `reconstruct`.
         seed: of the corruptions.
         position: of the first image among those of the same seed, so that chunks get different corruptions.
+        decoder: see `Autoencoder.decode`.
 
     Raises:
         ConfigError: a corruption cannot be used, or not on images of this size.
@@ -189,7 +196,7 @@ def restore(
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
     generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, position))
     seen = corrupt(to_float(pixels), chain, generator, training=True)
-    restored = model.reconstruct(seen)
+    restored = model.reconstruct(seen, decoder)
     target = to_float(pixels if clean is None else clean)
     return Restored(
         pixels,

@@ -80,7 +80,8 @@ class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
                 preset=self.preset,
                 seed=self.random_state,
                 **asked,
-                **(self.settings or {}),
+                # No method decodes by a sharp decoder.
+                **{"perceptual": 0.0, **(self.settings or {})},
             )
             self.model_ = load_model(run.model_path)
         return self
@@ -93,13 +94,15 @@ class AutoencoderTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
     def inverse_transform(self, X: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Return the images (N, H, W, 3) in [0, 1] of codes (N, D)."""
         check_is_fitted(self)
-        return self.model_.decode(from_numpy(np.asarray(X, np.float32))).permute(0, 2, 3, 1).numpy()
+        return (
+            self.model_.decode(from_numpy(np.asarray(X, np.float32)), "faithful").permute(0, 2, 3, 1).numpy()
+        )
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:  # noqa: ANN401
         """Return minus the mean squared error (N,) of the reconstruction of each image: higher is better."""
         check_is_fitted(self)
         images: Tensor = self.model_.read(_images(X))
-        errors = (self.model_.reconstruct(images) - images).square().flatten(1).mean(1)
+        errors = (self.model_.reconstruct(images, "faithful") - images).square().flatten(1).mean(1)
         return -errors.double().numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ANN401

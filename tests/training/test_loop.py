@@ -372,11 +372,12 @@ def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(
     run_to_the_end(divided)
     assert max(seen[:3]) == (3 if accumulate == 3 else 1)
     expected, records = (read_metrics(loop.out) for loop in (whole, divided))
-    assert len(records) == whole.config.total_epochs
+    assert len(records) == whole.config.all_epochs
     for one, other in zip(expected, records, strict=True):
         for name in one.keys() - {"seconds", "images_per_second", "input_wait", "active_units"}:
-            # Adamax and AdamW make whole steps of what little a gradient has at first.
-            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-7), name
+            # Adamax and AdamW make whole steps of what little a gradient has at first; features are in bf16.
+            rel = 5e-3 if "perceptual" in name or "sharp" in name else 1e-3
+            assert other[name] == pytest.approx(one[name], rel=rel, abs=1e-7), name
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 100])
@@ -427,6 +428,7 @@ def test_an_epoch_that_ends_with_one_image_more_counts_them_all(tiny_pack: Pack,
     size = len(tiny_pack.rows("train")) - 1
     seen: list[TrainProgress] = []
     overrides: dict[str, Any] = {"widths": (4, 8), "code_size": 8, "epochs": 1, "batch_size": size}
+    overrides["perceptual"] = 0
     run = train(tiny_pack.path, tmp_path / "run", progress=seen.append, **overrides)
     assert [(at.step, at.steps) for at in seen] == [(1, 1)]
     assert seen[0].loss == pytest.approx(run.metrics[0]["train_loss"])

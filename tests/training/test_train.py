@@ -56,6 +56,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "horizontal_flip": True,
         "epochs": 3,
     },
+    "perceptual": {
+        "network": "residual",
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "horizontal_flip": True,
+        "perceptual": 0.5,
+        "epochs": 2,
+    },
     # An epoch of four patches of each image, and moments of Muon.
     "restorer": {"preset": "restore", "epochs": 2, "patch": 16, "code_size": 256, "ema": 0.9},
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, Model, Source, add_command
+from autoencode.cli.options import Decoder, MaxPixels, Model, Source, add_command
 from autoencode.cli.progress import (
     counted,
     counting,
@@ -136,6 +136,7 @@ def embed(
 def export(
     model: Model,
     onnx: Annotated[Path, typer.Option(help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx.")],
+    decoder: Decoder = "sharp",
 ) -> None:
     """Write a model as ONNX files, for programs without torch."""
     from autoencode.export import CHECKED_BATCHES, export_onnx
@@ -143,7 +144,7 @@ def export(
 
     # Named, as a graph that was traced with one batch size may be wrong for another.
     batches = " and ".join(map(str, CHECKED_BATCHES))
-    files = export_onnx(load_model(model), onnx)
+    files = export_onnx(load_model(model), onnx, decoder=decoder)
     for file in files:
         say(
             f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from autoencode.atomic import reject_url
 from autoencode.cli.progress import output
-from autoencode.configuration import ResizeMode, documentation
+from autoencode.configuration import DecoderName, ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.errors import ConfigError, PackError
 from autoencode.training.process import keep_freed_memory
@@ -118,6 +118,13 @@ _Quiet = Annotated[
     typer.Option("--quiet", "-q", help="Print no progress, notes or warnings.", rich_help_panel=OUTPUT),
 ]
 _OF_EVERY_COMMAND: dict[str, Any] = {"as_json": _AsJson, "quiet": _Quiet}
+Decoder = Annotated[
+    DecoderName,
+    typer.Option(
+        help="sharp, which is pleasant to look at, or faithful, of the least squared error. A model may have "
+        "only the latter."
+    ),
+]
 Corrupt = Annotated[
     list[str] | None,
     typer.Option(

@@ -231,8 +231,13 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
 
 def _epoch_line(at: TrainProgress) -> str:
     record = at.record or {}
-    parts = [f"epoch {at.epoch}/{at.epochs}", f"loss {record['train_loss']:.5g}"]
-    parts.append(f"validation loss {record['val_loss']:.5g}, mse {record['val_mse']:.5f}")
+    parts = [f"epoch {at.epoch}/{at.epochs}"]
+    if "val_perceptual" in record:
+        parts.append(f"sharp decoder: perceptual distance {record['train_perceptual']:.4f}")
+        parts.append(f"validation {record['val_perceptual']:.4f}, mse {record['val_sharp_mse']:.5f}")
+    else:
+        parts.append(f"loss {record['train_loss']:.5g}")
+        parts.append(f"validation loss {record['val_loss']:.5g}, mse {record['val_mse']:.5f}")
     if "val_kl" in record:
         parts.append(f"kl {record['val_kl']:.1f} nats, {record['active_units']:.0f} active, ")
         parts[-1] += f"beta {record['beta']:.2f}, sigma2 {record['sigma2']:.4g}"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Corrupt, Images, MaxPixels, Model, add_command
+from autoencode.cli.options import Corrupt, Decoder, Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped, warn
 from autoencode.configuration import Interpolation, PriorName
 
@@ -19,6 +19,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="Folder for the sheet, the table and the images.")],
     corrupt: Corrupt = None,
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
+    decoder: Decoder = "sharp",
     max_pixels: MaxPixels = None,
 ) -> None:
     """Reconstruct images, each beside its original, with PSNR and SSIM."""
@@ -35,6 +36,7 @@ def reconstruct(
             out,
             corruptions=corrupt or (),
             seed=seed,
+            decoder=decoder,
             limits=options.limits(max_pixels),
             progress=progress,
         )
@@ -71,6 +73,7 @@ def morph(
         Interpolation, typer.Option(help="Along a line between two codes, or along an arc.")
     ] = "linear",
     ping_pong: Annotated[bool, typer.Option("--ping-pong", help="Go back to the first image.")] = False,
+    decoder: Decoder = "sharp",
     max_pixels: MaxPixels = None,
 ) -> None:
     """Turn one image into another, by decoding the codes between theirs."""
@@ -84,6 +87,7 @@ def morph(
         frames=frames,
         interpolation=interpolation,
         ping_pong=ping_pong,
+        decoder=decoder,
         limits=options.limits(max_pixels),
     )
     say(f"morph: {out} ({len(made.pixels)} frames)")

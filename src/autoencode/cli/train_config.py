@@ -58,31 +58,37 @@ PRESET_LIST = ", ".join(f"{name} ({preset.summary})" for name, preset in PRESETS
 
 OF_PRESET = "the preset's"
 
+PresetName = Annotated[
+    str | None, typer.Option(help=f"Settings to start from: {PRESET_LIST}. Default: {DEFAULT_PRESET}.")
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(help="A file of settings, as `autoencode config` prints it, or the run.toml of a run."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any setting of such a file, for instance learning_rate=3e-4. Repeatable.",
+    ),
+]
+
 
 def train(
     source: Source,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help=f"Settings to start from: {PRESET_LIST}. Default: {DEFAULT_PRESET}."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A file of settings, as `autoencode config` prints it, or the run.toml of a run."),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any setting of such a file, for instance learning_rate=3e-4. Repeatable.",
-        ),
-    ] = None,
+    preset: PresetName = None,
+    config: SettingsFile = None,
+    assignments: Assignments = None,
     kind: Annotated[Kind | None, typer.Option(help=about(ModelConfig, "kind", OF_PRESET))] = None,
     epochs: Annotated[int | None, typer.Option(help=about(TrainConfig, "epochs", OF_PRESET))] = None,
     corrupt: Annotated[
         list[str] | None,
         typer.Option(help=f"{about(TrainConfig, 'corrupt', OF_PRESET)} Repeatable."),
+    ] = None,
+    perceptual: Annotated[
+        float | None, typer.Option(help=about(TrainConfig, "perceptual", OF_PRESET), metavar="SHARE")
     ] = None,
     seed: Annotated[int | None, typer.Option(help=about(TrainConfig, "seed", "0"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -128,6 +134,7 @@ def train(
         "kind": kind,
         "epochs": epochs,
         "corrupt": tuple(corrupt) if corrupt else None,
+        "perceptual": perceptual,
         "seed": seed,
         "early_stopping": early_stopping,
         "init": init,

@@ -159,7 +159,10 @@ def evaluate(
     pca_rows = pack.reading_order(training[:pca_images])
     pca = _fit_pca(model, pack, pca_rows, report)
     count = len(images.rows)
-    restorers: dict[str, Restore] = {"reconstructions": model.reconstruct, "pca": partial(_restore, pca)}
+    restorers: dict[str, Restore] = {
+        "reconstructions": partial(model.reconstruct, decoder="faithful"),
+        "pca": partial(_restore, pca),
+    }
     if images.corruptions:
         restorers["corrupted"] = lambda seen: seen
     close = image_quality(images, restorers, _counter(report, "comparing reconstructions", count))

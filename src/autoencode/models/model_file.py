@@ -7,6 +7,7 @@ file also has the sha256 of its content, which is checked on every read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -168,6 +169,7 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 MODEL_NAME = "model.safetensors"
 FORMAT_VERSION = 2  # 1 had other names for settings, such as fit for resize_mode
+SHARP = "sharp_decoder."  # before the names of the weights of that decoder, where there is one
 PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
 
 
@@ -298,6 +300,8 @@ def model_of_parts(path: Path, weights: Mapping[str, torch.Tensor], content: Map
             model = build_model(
                 ModelConfig.from_json(content["config"]), Preprocessing.from_json(content["preprocessing"])
             )
+            if isinstance(model, Autoencoder) and any(name.startswith(SHARP) for name in weights):
+                model.sharp_decoder = copy.deepcopy(model.decoder)
         own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
         _check_types(own, model.state_dict())
         model.load_state_dict(own, assign=True)

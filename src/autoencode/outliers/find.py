@@ -247,7 +247,7 @@ def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Lim
     by_path = {image.path: image for image in scored[:SHEET_IMAGES]}
     [(usable, pixels)] = read_chunks(list(by_path), SHEET_IMAGES, model.preprocessing, limits, [])
     images = to_float(pixels)
-    columns = [("original", pixels), ("reconstruction", to_pixels(model.reconstruct(images)))]
+    columns = [("original", pixels), ("reconstruction", to_pixels(model.reconstruct(images, "faithful")))]
     if heatmaps:
         columns.append(("difference", coloured(heat_maps(model, images))))
     captions = [

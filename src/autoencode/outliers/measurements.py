@@ -53,7 +53,7 @@ class Measurements:
     @cached_property
     def restored(self) -> Tensor:
         """Reconstructions (B, 3, H, W), of a VAE from the posterior mean: equal images have equal scores."""
-        return self.model.decode(self.vectors)
+        return self.model.decode(self.vectors, "faithful")
 
     @cached_property
     def residuals(self) -> Tensor:
@@ -202,7 +202,7 @@ def heat_maps(model: Autoencoder, images: Tensor) -> Tensor:
         (B, H, W), the squared difference averaged over channels and smoothed by a Gaussian of a 32nd of the
         shorter side; its mean over an image is about the mean squared error.
     """
-    squared = (images.cpu() - model.reconstruct(images)).square().mean(dim=1, keepdim=True)
+    squared = (images.cpu() - model.reconstruct(images, "faithful")).square().mean(dim=1, keepdim=True)
     return _smoothed(squared, SMOOTHING * min(images.shape[-2:]))[:, 0]
 
 

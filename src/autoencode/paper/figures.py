@@ -156,7 +156,7 @@ def _restored(
     name: str, restorer: str, corruption: str, title: str, caption: str
 ) -> Callable[[Results], Figure]:
     def draw(results: Results) -> Figure:
-        models = {name: results.models[name].reconstruct}
+        models: dict[str, Callable[[Tensor], Tensor]] = {name: results.models[name].reconstruct}
         if restorer in results.restorers:
             models[restorer] = results.restorers[restorer].restore
         return pictures.restored(models, results.pack, _shown(results, 10), corruption, title, caption)

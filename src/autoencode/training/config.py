@@ -61,6 +61,8 @@ class TrainConfig:
             the epoch with the lowest. 0 trains to the last epoch, which is then the model.
         self_supervised: learn to remove noise from images that are all noisy themselves, instead of adding
             damage to clean ones; for white noise, and a restorer only.
+        perceptual: steps of a second phase, as a share of those before it, in which a second, sharp decoder
+            learns to match features of a pretrained network; 0 for no such decoder.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: seed of every random choice.
 
@@ -86,6 +88,7 @@ class TrainConfig:
     corrupt: tuple[str, ...] = field(default=(), metadata={"entries": lambda: map(example, CORRUPTIONS)})
     early_stopping: int = 0
     self_supervised: bool = False
+    perceptual: float = 0.0
     adversarial: bool = False
     seed: int = 0
 
@@ -93,7 +96,15 @@ class TrainConfig:
         check_fields(self)
         for name in ("epochs", "batch_size", "accumulate"):
             _check_at_least(name, getattr(self, name), 1)
-        for name in ("kl_warmup", "kl_warmup_cycles", "beta", "grad_clip", "early_stopping", "patch"):
+        for name in (
+            "kl_warmup",
+            "kl_warmup_cycles",
+            "beta",
+            "grad_clip",
+            "early_stopping",
+            "patch",
+            "perceptual",
+        ):
             _check_at_least(name, getattr(self, name), 0)
         # An optimiser divides it by 0.1 in its first step, and torch has no one-line error for a step beyond
         # fp32; a rate below the limit ends as a diverged run, which says what to try.
@@ -121,6 +132,15 @@ class TrainConfig:
     def total_epochs(self) -> int:
         """Epochs of the warm-up and those after it."""
         return self.kl_warmup + self.epochs
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of both phases; the last may be shorter than the others."""
+        return self.total_epochs + self.perceptual_steps(self.total_epochs)
+
+    def perceptual_steps(self, steps: int) -> int:
+        """Return the steps, or epochs begun, of the perceptual phase after so many of the first."""
+        return math.ceil(self.perceptual * steps - 1e-6)  # without the rounding of the product
 
     @property
     def fixes_epochs(self) -> str | None:
@@ -214,6 +234,11 @@ def check_fit(model: ModelConfig, config: TrainConfig, given: Iterable[str] = ()
         raise ConfigError(
             "Self-supervised training uses images as they are. Leave corrupt out, or self_supervised."
         )
+    if config.perceptual and model.kind == "restorer":
+        raise ConfigError("A restorer has no second decoder. Leave perceptual at 0.")
+    if config.perceptual and (model.batch_norm or config.adversarial):
+        other = "batch_norm" if model.batch_norm else "adversarial"
+        raise ConfigError(f"Set either perceptual or {other}, not both.")
     if model.kind == "restorer" and model.code_size != ModelConfig.code_size:
         raise ConfigError("A restorer has no code. Leave code_size out.")
     if model.kind == "vae":

@@ -12,35 +12,38 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.loader import (
-    LocalBatch,
-    epoch_order,
-    local_batches,
-    random_seed,
-    steps_per_epoch,
-)
-from autoencode.errors import VERSION, DivergedError, RunError
+from autoencode.data.loader import LocalBatch, epoch_order, local_batches, random_seed, steps_per_epoch
+from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, set_counted
 from autoencode.training.losses import update_sigma2
 from autoencode.training.objective import Objective, Views
-from autoencode.training.progress import TrainProgress, advice, constant_image_mse, epochs_since_best
+from autoencode.training.perceptual import COST
+from autoencode.training.progress import (
+    TrainProgress,
+    advice,
+    constant_image_mse,
+    diverged,
+    epochs_since_best,
+)
 from autoencode.training.run import (
     CHECKPOINT_NAME,
     Record,
     RunSettings,
     append_metrics,
     keep_metrics_up_to,
+    provenance,
     read_metrics,
 )
 from autoencode.training.state import (
@@ -53,9 +56,10 @@ from autoencode.training.state import (
     set_rate,
     start_from_images,
     start_from_model,
+    start_perceptual,
     update_average,
 )
-from autoencode.training.validation import validate
+from autoencode.training.validation import validate, validate_decoder
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -96,10 +100,11 @@ class Loop:
         self.validation_rows = pack.reading_order(pack.held_out("validation").rows, run.window)
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
+        self.perceptual_steps = self.config.perceptual_steps(self.total_steps)
         self.objective = Objective(self.config, runtime, self.steps, self.total_steps)
         self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
-            load_checkpoint(out, self.state)
+            load_checkpoint(out, self.state, self.config)
         elif processes.is_first and run.init:
             start_from_model(self.state, self.runtime, self.config, Path(run.init))
         elif processes.is_first:
@@ -112,8 +117,10 @@ class Loop:
         self.captured = runtime.captured(self._learn_recorded) if plain else None
         # A kill may have come between the metrics and the checkpoint of an epoch.
         if processes.is_first:
-            keep_metrics_up_to(out, self.state.step)
-        self.records, self.warned = read_metrics(out), False
+            keep_metrics_up_to(out, self.state.taken)
+        # Epochs of the perceptual phase change neither the objective nor its validation.
+        self.records = [record for record in read_metrics(out) if "val_loss" in record]
+        self.warned = False
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         rows_per_shard, window = self.pack.rows_per_shard, self.settings.window
@@ -152,30 +159,46 @@ class Loop:
 
     def _run(self, checkpoint_every: int | None, interrupted: threading.Event) -> None:
         state = self.state
-        while state.step < self.total_steps and not self._has_stopped():
-            epoch, first = divmod(state.step, self.steps)
+        while steps := self._steps_of_epoch():
+            epoch, first = divmod(state.taken, self.steps)
             order = self._order(epoch)
             started = time.perf_counter()
-            for images, local in self._local_batches(order, start=first):
+            for images, local in self._local_batches(order, start=first, stop=steps):
                 state.waited += time.perf_counter() - started
-                self._step(images, local)
-                in_epoch = state.step - epoch * self.steps
+                (self._perceptual_step if state.perceptual else self._step)(images, local)
+                in_epoch = state.taken - epoch * self.steps
                 looks = in_epoch % self.runtime.steps_between_looks == 0
-                if looks or in_epoch == self.steps:
+                if looks or in_epoch == steps:
                     self._look()
                 state.seconds += time.perf_counter() - started
-                if in_epoch == self.steps:
-                    self._end_epoch(epoch)
+                if in_epoch == steps:
+                    self._end_epoch(epoch, steps)
                 elif looks and self.processes.is_first:
-                    self.progress(self._progress(epoch, in_epoch))
+                    self.progress(self._progress(epoch, in_epoch, steps))
                 # One process may get the signal before the others: all stop after the same step.
                 stop = self.processes.any_true(interrupted.is_set())
                 due = stop or (checkpoint_every and in_epoch % checkpoint_every == 0)
-                if due and in_epoch < self.steps and self.processes.is_first:
+                if due and in_epoch < steps and self.processes.is_first:
                     self._save()
-                if stop and state.step < self.total_steps:
+                if stop and (in_epoch < steps or self._steps_of_epoch()):
                     raise KeyboardInterrupt
                 started = time.perf_counter()
+
+    def _steps_of_epoch(self) -> int:
+        """Steps of the epoch that the next step belongs to, at most; 0 if no step is left.
+
+        Begins the perceptual phase where the first has ended, and drops it where more epochs were asked for.
+        """
+        state = self.state
+        if state.step < self.total_steps and not self._has_stopped():
+            if state.perceptual and self.processes.is_first:
+                keep_metrics_up_to(self.out, state.step)
+            state.perceptual = None
+            return self.steps
+        if self.perceptual_steps and state.perceptual is None:
+            start_perceptual(state, self.out, self.config)
+        left = self.perceptual_steps - state.perceptual.step if state.perceptual else 0
+        return min(self.steps, state.taken % self.steps + left) if left > 0 else 0
 
     def seconds_an_epoch(self, steps: int) -> float:
         """Estimate the training time of an epoch from a few steps, which change the weights.
@@ -204,7 +227,7 @@ class Loop:
         if self.captured and local.counted == config.batch_size:
             measured = self._replayed(self.captured, clean, local)
         else:
-            measured = self._learn(self._parts(clean, local), self.objective.beta(state.step))
+            measured = self._learn(self._parts(clean, local, "train"), self.objective.beta(state.step))
         if config.sigma2 == "auto" and state.model.is_vae:
             mse = (measured[3] / local.batch_size).to(state.model.sigma2)
             update_sigma2(state.model.sigma2, mse, state.step)
@@ -213,11 +236,19 @@ class Loop:
         state.sums += measured
         state.step += 1
 
-    def _parts(self, clean: Tensor, local: LocalBatch) -> Iterator[tuple[Views, LocalBatch]]:
+    def _perceptual_step(self, images: Tensor, local: LocalBatch) -> None:
+        """One step of the second decoder: a function of the state, the images of the batch and the seed."""
+        phase, clean = self.state.perceptual, self.runtime.to_device(images)
+        assert phase
+        parts = partial(self._parts, clean, local, "perceptual")
+        self.state.sums += phase.step_once(parts, self.perceptual_steps, self.runtime, self.processes)
+
+    def _parts(self, clean: Tensor, local: LocalBatch, purpose: str) -> Iterator[tuple[Views, LocalBatch]]:
         """What the model is given of each micro-batch, made when it is asked for."""
+        model, taken = self.state.model, self.state.taken
         for micro in local.micro_batches(self.config.accumulate):
             images = clean[micro.first - local.first : micro.end - local.first]
-            yield self.objective.views(self.state.model, images, micro, "train", self.state.step), micro
+            yield self.objective.views(model, images, micro, purpose, taken), micro
 
     def _learn(self, parts: Iterable[tuple[Views, LocalBatch]], beta: float | Tensor) -> Tensor:
         """Take the optimiser's step on a batch in parts; return the sums of what was measured."""
@@ -254,7 +285,7 @@ class Loop:
     def _look(self) -> None:
         """Wait for the device, and see whether the loss is finite so far: no sum becomes finite again."""
         if not math.isfinite(self.state.sums[0]):
-            raise self._diverged(self.state.step - 1)
+            raise self._diverged(self.state.taken - 1)
 
     def _backward(self, views: Views, local: LocalBatch, beta: float | Tensor) -> Tensor:
         """Add the gradient of a micro-batch, weighted as in the whole batch; return its `_measured` sums."""
@@ -269,29 +300,26 @@ class Loop:
             (local.weight * result.loss).backward()  # type: ignore[no-untyped-call]
         return result.measured() * local.counted
 
-    def _end_epoch(self, epoch: int) -> None:
-        state, images = self.state, len(self.train_rows)
-        loss, reconstruction, kl, _ = (state.sums / images).tolist()
-        record: Record = {"epoch": epoch + 1, "step": state.step, "train_loss": loss}
-        if state.model.is_vae:
-            record |= {
-                "train_reconstruction": reconstruction,
-                "train_kl": kl,
-                "beta": self.objective.beta(state.step - 1),
-            }
-            record["sigma2"] = float(state.model.sigma2)
+    def _end_epoch(self, epoch: int, steps: int) -> None:
+        state, phase = self.state, self.state.perceptual
+        images = min(len(self.train_rows), steps * self.config.batch_size)
+        record: Record = {"epoch": epoch + 1, "step": state.taken}
+        means, optimizer = state.sums / images, phase.optimizer if phase else state.optimizer
+        record |= phase.measures(means) if phase else self.objective.measures(means, state.model, state.step)
         if state.adversary:
             record |= state.adversary.take_measures()
         record |= self._validate()
         # A weight or a moment can be infinite while the loss is still finite.
-        if not (math.isfinite(record["val_loss"]) and all_finite(state)):
-            raise self._diverged(state.step - 1)
+        if not (math.isfinite(record["val_perceptual" if phase else "val_loss"]) and all_finite(state)):
+            raise self._diverged(state.taken - 1)
         record["images_per_second"] = images / max(state.seconds, 1e-9)
         record["seconds"] = state.seconds
         record["input_wait"] = state.waited / max(state.seconds, 1e-9)
-        record["learning_rate"] = float(state.optimizer.param_groups[0]["lr"])
-        self.records.append(record)
-        last = self._progress(epoch, self.steps, record, self._warning() if self.processes.is_first else None)
+        record["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+        if phase is None:
+            self.records.append(record)
+        warning = self._warning() if self.processes.is_first and phase is None else None
+        last = self._progress(epoch, steps, steps, record, warning)
         state.sums.zero_()
         state.seconds = state.waited = 0.0
         if self.processes.is_first:
@@ -299,17 +327,23 @@ class Loop:
             self.progress(last)
 
     def _validate(self) -> Record:
-        """Measure the model that would be saved now on validation images."""
+        """Measure on validation images what would be saved now."""
         state, count = self.state, len(self.validation_rows)
         batches = self._local_batches(self.validation_rows)
+        if state.perceptual:
+            return validate_decoder(state.perceptual, self.objective, batches, count, self.processes)
         return validate(state.averaged, self.objective, batches, count, state.step - 1, self.processes)
 
     def _keep(self, record: Record) -> None:
         """Save the model, the metrics and the checkpoint of an epoch."""
         # In this order a kill between two of them only repeats work: a resumed run drops the lines of steps
         # after its checkpoint and writes the model again.
-        if not self.config.early_stopping or not epochs_since_best(self.records):
-            save_model(self.out / MODEL_NAME, self.state.averaged, self._provenance(record))
+        phase, waited = self.state.perceptual, epochs_since_best(self.records)
+        early, model = self.config.early_stopping, phase.model if phase else self.state.averaged
+        kept = self.records[-1 - waited if early else -1]
+        if phase or not (early and waited):
+            counts = {"train": len(self.images), "validation": len(self.validation_rows)}
+            save_model(self.out / MODEL_NAME, model, provenance(self.settings, counts, {**kept, **record}))
         append_metrics(self.out, record)
         save_checkpoint(self.out, self.state)
 
@@ -325,66 +359,38 @@ class Loop:
         try:
             save_checkpoint(self.out, self.state)
         except DivergedError as err:
-            raise self._diverged(self.state.step - 1) from err
+            raise self._diverged(self.state.taken - 1) from err
 
     def _warning(self) -> str | None:
         """The advice on the run, the first time there is any."""
         if self.warned:
             return None
-
-        def constant_mse() -> float:
-            return constant_image_mse(self.pack, self.images, self.validation_rows)
-
+        constant_mse = partial(constant_image_mse, self.pack, self.images, self.validation_rows)
         found = advice(self.records, self.config, constant_mse)
         self.warned = found is not None
         return found
 
-    def _provenance(self, record: Record) -> dict[str, Any]:
-        """Provenance of the weights, without times or paths, so that the same run writes the same file."""
-        metrics = {name: value for name, value in record.items() if name.startswith(("val_", "train_"))}
-        return {
-            "autoencode": VERSION,
-            "torch": str(torch.__version__),
-            "data": self.pack.fingerprint,
-            "images": {"train": len(self.images), "validation": len(self.validation_rows)},
-            "train": self.config.to_json(),
-            "epoch": record["epoch"],
-            "metrics": metrics,
-        }
-
     def _progress(
-        self, epoch: int, in_epoch: int, record: Record | None = None, warning: str | None = None
+        self, epoch: int, done: int, steps: int, record: Record | None = None, warning: str | None = None
     ) -> TrainProgress:
-        state = self.state
-        seen = len(self.train_rows) if in_epoch == self.steps else in_epoch * self.config.batch_size
-        seconds_left = state.seconds / in_epoch * (self.total_steps - state.step)
+        state, phase = self.state, self.state.perceptual
+        seen = min(len(self.train_rows), done * self.config.batch_size)
+        left = self.perceptual_steps - (phase.step if phase else 0)
+        if phase is None:
+            left = self.total_steps - state.step + round(COST * left)
         return TrainProgress(
             epoch=epoch + 1,
-            epochs=self.config.total_epochs,
-            step=in_epoch,
-            steps=self.steps,
+            epochs=self.config.all_epochs,
+            step=done,
+            steps=steps,
             loss=float(state.sums[0]) / seen,
             images_per_second=seen / max(state.seconds, 1e-9),
-            seconds_left=seconds_left,
+            seconds_left=state.seconds / done * left,
             record=record,
             warning=warning,
         )
 
     def _diverged(self, step: int) -> DivergedError:
         """The error of a loss that was found not to be finite after a step, or when it was last looked at."""
-        epoch, in_epoch = divmod(step, self.steps)
-        unseen = in_epoch % self.runtime.steps_between_looks
-        when = (
-            f"one of the steps {in_epoch + 1 - unseen} to {in_epoch + 1}"
-            if unseen
-            else f"step {in_epoch + 1}"
-        )
-        kept = f"The last good model, of epoch {epoch}, is {self.out / MODEL_NAME}."
-        return DivergedError(
-            f"The loss is no longer finite at epoch {epoch + 1}, {when}. "
-            f"{kept if epoch else 'No epoch was finished, so there is no model yet.'} Try again"
-            f"{' in a new folder' if epoch else ''} with a lower learning rate "
-            f"(it was {self.config.learning_rate:g})"
-            f"{', a larger sigma2' if self.config.loss == 'gaussian' else ''}"
-            f"{' or --set precision=fp32' if self.runtime.bf16 else ''}."
-        )
+        position = divmod(step, self.steps)
+        return diverged(position, self.out / MODEL_NAME, self.config, self.runtime, self.state.perceptual)

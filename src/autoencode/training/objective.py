@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autoencode.data.loader import LocalBatch
     from autoencode.models.image_model import ImageModel, Output
     from autoencode.training.config import TrainConfig
+    from autoencode.training.run import Record
     from autoencode.training.runtime import Runtime
 
 
@@ -43,7 +44,7 @@ class Objective:
         config: how the model is trained.
         runtime: of the run.
         steps: in an epoch.
-        total_steps: of the whole run.
+        total_steps: of the whole run, without the perceptual phase.
     """
 
     def __init__(self, config: TrainConfig, runtime: Runtime, steps: int, total_steps: int) -> None:
@@ -59,7 +60,7 @@ class Objective:
             model: the model.
             clean: (B, 3, H, W), the images of the batch.
             local: its position in the whole batch.
-            purpose: "train", or "validation", for which images are not flipped.
+            purpose: "train", "perceptual" or "validation", for which images are not flipped.
             draw: number of the step or batch.
         """
         config, training = self.config, purpose != "validation"
@@ -95,3 +96,12 @@ class Objective:
         config = self.config
         warmup_steps = config.kl_warmup * self.steps
         return beta_at(step, self.total_steps, warmup_steps, config.kl_warmup_cycles, config.beta)
+
+    def measures(self, means: Tensor, model: ImageModel, step: int) -> Record:
+        """Name the means of an epoch, (4,): loss, reconstruction, kl, mse; it ended after so many steps."""
+        loss, reconstruction, divergence, _ = means.tolist()
+        record: Record = {"train_loss": loss}
+        if model.is_vae:
+            record |= {"train_reconstruction": reconstruction, "train_kl": divergence}
+            record |= {"beta": self.beta(step - 1), "sigma2": float(model.sigma2)}
+        return record

@@ -12,7 +12,7 @@ from autoencode.configuration import (
     toml_lines,
     types_of,
 )
-from autoencode.errors import ConfigError, check_choice
+from autoencode.errors import ConfigError, MissingExtraError, check_choice
 from autoencode.models.networks import ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig, changed, check_fit
 
@@ -45,6 +45,7 @@ _BEST = {
     "schedule": "cosine",
     "grad_clip": 1.0,
     "horizontal_flip": True,
+    "perceptual": 0.25,
 }
 
 
@@ -98,6 +99,9 @@ LEAST_STEPS, MOST_STEPS = 250, 40_000
 _LEAST_RESTORER_STEPS = 3_000
 
 
+_LEAST_PERCEPTUAL_STEPS = 160
+
+
 _MOST_EPOCHS = 200  # each is validated and saved
 
 
@@ -119,6 +123,9 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
         values = {"loss": "gaussian"} | values
     if values.get("self_supervised") and "corrupt" not in overrides:
         values = values | {"corrupt": ()}
+    # What a preset adds gives way to what was asked for and cannot be had with it.
+    if values.get("batch_norm") or values.get("adversarial") or values.get("kind") == "restorer":
+        values = values | {"perceptual": overrides.get("perceptual", 0.0)}
     model, config = changed(ModelConfig(), TrainConfig(), values)
     check_fit(model, config, given=overrides.keys())
     return model, config
@@ -137,8 +144,17 @@ def adapted(
 
     Returns:
         Both, and a few words on each choice.
+
+    Raises:
+        MissingExtraError: a sharp decoder was asked for, and the pretrained network is not installed.
     """
+    # Here, as it imports torch, which --help has no time for.
+    from autoencode.models.efficientnet import has_weights
+
     chosen: list[str] = []
+    can_sharpen = not config.perceptual or has_weights()
+    if not can_sharpen and "perceptual" in given:
+        raise MissingExtraError("", "A sharp decoder")
     if not PRESETS[preset].adapts:
         return model, config, chosen
     images = len(pack.training_rows())
@@ -156,6 +172,12 @@ def adapted(
         least = _LEAST_RESTORER_STEPS if model.kind == "restorer" else LEAST_STEPS
         config = replace(config, epochs=max(fewest, min(_MOST_EPOCHS, -(-least // steps))))
         chosen.append(f"{config.epochs} epochs")
+        if config.perceptual and "perceptual" not in given:
+            share = _LEAST_PERCEPTUAL_STEPS / (steps * config.epochs)
+            config = replace(config, perceptual=round(max(config.perceptual, min(1.0, share)), 3))
+    if not can_sharpen:
+        config = replace(config, perceptual=0.0)
+        chosen.append("no sharp decoder, as the weights of EfficientNet-Lite0 are not installed")
     return model, config, [f"{' and '.join(chosen)}: {counted}"] if chosen else []
 
 

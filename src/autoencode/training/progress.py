@@ -12,11 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.data.loader import batches
+from autoencode.errors import DivergedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from autoencode.data.pack import Pack
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import Record
+    from autoencode.training.runtime import Runtime
 
 # Epochs without progress before a warning: a third of all, and at least 3, since a run may start slowly.
 PATIENT_SHARE, PATIENT_EPOCHS = 1 / 3, 3
@@ -89,6 +93,34 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
         "The model improves only on its training images: use fewer epochs, or more images."
         if learning
         else f"{slower}."
+    )
+
+
+def diverged(
+    position: tuple[int, int], model: Path, config: TrainConfig, runtime: Runtime, phase: object
+) -> DivergedError:
+    """Return the error of a run whose loss is no longer finite: where, what is kept, and what to try.
+
+    Args:
+        position: epoch and step in it, each counted from 0, after which it was found.
+        model: path of the last good model, if an epoch was finished.
+        config: how the run is trained.
+        runtime: of the run.
+        phase: the perceptual phase, if the run was in it.
+    """
+    epoch, step = position
+    unseen = step % runtime.steps_between_looks
+    when = f"one of the steps {step + 1 - unseen} to {step + 1}" if unseen else f"step {step + 1}"
+    kept = f"The last good model, of epoch {epoch}, is {model}."
+    tries = f"with a lower learning rate (it was {config.learning_rate:g})"
+    if phase:
+        tries = "with --perceptual 0, without a sharp decoder,"
+    elif config.loss == "gaussian":
+        tries += ", a larger sigma2"
+    return DivergedError(
+        f"The loss is no longer finite at epoch {epoch + 1}, {when}. "
+        f"{kept if epoch else 'No epoch was finished, so there is no model yet.'} Try again"
+        f"{' in a new folder' if epoch else ''} {tries}{' or --set precision=fp32' if runtime.bf16 else ''}."
     )
 
 

@@ -8,12 +8,13 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoencode.atomic import append_line, parse_json, write_bytes, write_json
 from autoencode.data.preprocessing import Preprocessing
-from autoencode.errors import ConfigError, RunError, other_version
+from autoencode.errors import VERSION, ConfigError, RunError, other_version
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
@@ -189,9 +190,31 @@ def _record(line: str) -> Record:
     values = {name: value for name, value in record.items() if value is not None}
     if not all(isinstance(value, int | float) for value in values.values()):
         raise ValueError("not a number")
-    if not all(math.isfinite(values[name]) for name in ("epoch", "step", "val_loss")):
+    # An epoch of the perceptual phase has no validation loss: it changes nothing that the loss is of.
+    loss = "val_perceptual" if "val_perceptual" in values else "val_loss"
+    if not all(math.isfinite(values[name]) for name in ("epoch", "step", loss)):
         raise ValueError("not finite")
     return record
+
+
+def provenance(run: RunSettings, images: Mapping[str, int], record: Record) -> dict[str, Any]:
+    """Return the origin of weights, without times or paths, so that the same run writes the same file.
+
+    Args:
+        run: the settings.
+        images: the number of images, by split.
+        record: what was measured with these weights.
+    """
+    metrics = {name: value for name, value in record.items() if name.startswith(("val_", "train_"))}
+    return {
+        "autoencode": VERSION,
+        "torch": version("torch"),
+        "data": run.fingerprint,
+        "images": dict(images),
+        "train": run.train.to_json(),
+        "epoch": record["epoch"],
+        "metrics": metrics,
+    }
 
 
 def append_metrics(folder: Path, record: Mapping[str, float]) -> None:

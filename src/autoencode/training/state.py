@@ -23,6 +23,7 @@ from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import (
+    MODEL_NAME,
     build_model,
     load_any,
     read_tensors,
@@ -33,6 +34,7 @@ from autoencode.models.model_file import (
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
 from autoencode.training.muon import Muon
+from autoencode.training.perceptual import PerceptualPhase, begin
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class TrainState:
         seconds: time spent on the training steps of this epoch so far, waiting for images included.
         waited: the part of `seconds` spent waiting for images.
         adversary: the discriminator with its optimiser and sums, where there is one.
+        perceptual: the second decoder, from the first step of the perceptual phase on; `sums` are then loss,
+            squared error and perceptual distance.
     """
 
     model: ImageModel
@@ -75,6 +79,12 @@ class TrainState:
     seconds: float = 0.0
     waited: float = 0.0
     adversary: Adversary | None = None
+    perceptual: PerceptualPhase | None = None
+
+    @property
+    def taken(self) -> int:
+        """Steps of both phases."""
+        return self.step + (self.perceptual.step if self.perceptual else 0)
 
 
 def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> TrainState:
@@ -96,13 +106,27 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     return state
 
 
+def start_perceptual(state: TrainState, folder: Path, config: TrainConfig) -> PerceptualPhase:
+    """Begin the perceptual phase, on the model that the run would leave without it."""
+    assert isinstance(state.averaged, Autoencoder)
+    state.perceptual = begin(state.averaged, config.seed)
+    if config.early_stopping:  # the best epoch need not be the last
+        model, decoder = state.perceptual.model, state.perceptual.decoder
+        model.load_state_dict({**model.state_dict(), **load_any(folder / MODEL_NAME).state_dict()})
+        decoder.load_state_dict(model.decoder.state_dict())
+    return state.perceptual
+
+
 def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, init: Path) -> None:
     """Replace the first weights by those of a model of the same network.
 
     Raises:
         ModelFileError: the model cannot be loaded.
     """
-    state.model.load_state_dict(load_any(init).state_dict())
+    first = load_any(init)
+    if isinstance(first, Autoencoder):
+        first.sharp_decoder = None  # a run learns its own, in its last phase
+    state.model.load_state_dict(first.state_dict())
     fix_sigma2(state.model, config)
     runtime.model_to_device(state.model)
     if state.averaged is not state.model:
@@ -217,7 +241,9 @@ def save_checkpoint(folder: Path, state: TrainState) -> None:
     """
     if not all_finite(state):
         raise DivergedError(f"The weights are no longer finite after {state.step} steps.")
-    content = {"step": state.step, "seconds": state.seconds, "waited": state.waited}
+    content: dict[str, Any] = {"step": state.step, "seconds": state.seconds, "waited": state.waited}
+    if state.perceptual:
+        content["perceptual"] = {"step": state.perceptual.step, "scale": state.perceptual.scale}
     write_tensors(folder / CHECKPOINT_NAME, "checkpoint", _CHECKPOINT_VERSION, _tensors(state), content)
 
 
@@ -237,8 +263,13 @@ def steps_taken(folder: Path) -> int:
         raise RunError(f"{path} is damaged ({err}). {START_AGAIN}") from err
 
 
-def load_checkpoint(folder: Path, state: TrainState) -> None:
+def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig) -> None:
     """Load the checkpoint into `state`, whose model and optimiser are of the same settings.
+
+    Args:
+        folder: of the run.
+        state: changed in place.
+        config: of the run.
 
     Raises:
         RunError: the file is damaged, of another version, or of another network.
@@ -256,8 +287,21 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
             adversary.discriminator.load_state_dict(without_prefix("discriminator/", tensors))
             _restore(adversary.optimizer, without_prefix("discriminator_optimizer/", tensors))
             adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
+        if "perceptual" in content:
+            phase = start_perceptual(state, folder, config)
+            _restore_perceptual(phase, content["perceptual"], tensors)
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
+
+
+def _restore_perceptual(
+    phase: PerceptualPhase, content: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    phase.step, phase.scale = _position({"seconds": 0, "waited": 0, **content})[0], float(content["scale"])
+    if not 0 <= phase.scale < math.inf:
+        raise ValueError(f"a perceptual distance is not weighted by {phase.scale}")
+    phase.decoder.load_state_dict(without_prefix("sharp/", tensors))
+    _restore(phase.optimizer, without_prefix("sharp_optimizer/", tensors))
 
 
 def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
@@ -292,6 +336,9 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
         tensors |= with_prefix("discriminator/", adversary.discriminator.state_dict())
         tensors |= _moments("discriminator_optimizer", adversary.optimizer)
         tensors["discriminator_sums"] = adversary.sums
+    if phase := state.perceptual:
+        tensors |= with_prefix("sharp/", phase.decoder.state_dict())
+        tensors |= _moments("sharp_optimizer", phase.optimizer)
     return {**tensors, "sums": state.sums}
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autoencode.models.image_model import ImageModel
     from autoencode.training.distributed import Processes
     from autoencode.training.objective import Objective
+    from autoencode.training.perceptual import PerceptualPhase
     from autoencode.training.run import Record
 
 Batches = Iterable[tuple[Tensor, "LocalBatch"]]
@@ -64,3 +65,22 @@ def validate(
         bits = bits_per_dimension(reconstruction + kl, model.values_per_image)
         measured["val_bits_per_dimension"] = bits
     return measured
+
+
+@torch.inference_mode()
+def validate_decoder(
+    phase: PerceptualPhase, objective: Objective, batches: Batches, images: int, processes: Processes
+) -> Record:
+    """Return the losses of the second decoder, by their names in metrics.jsonl.
+
+    Args:
+        phase: holds the decoder.
+        objective, batches, images, processes: as for `validate`.
+    """
+    sums = objective.runtime.zeros(2)
+    for index, (batch, local) in enumerate(batches):
+        clean = objective.runtime.to_device(batch)
+        views = objective.views(phase.model, clean, local, "validation", index)
+        sums += phase.validate(views, objective.runtime) * local.counted
+    error, distance = (processes.total(sums) / images).tolist()
+    return {"val_sharp_mse": error, "val_perceptual": distance}

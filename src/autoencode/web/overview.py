@@ -120,7 +120,7 @@ async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     """Return the metrics of the run, and whether it is training; 204 if `known` is the tag of the same."""
     # Polled: a stream of events holds one of the six connections that a browser opens to a host, and with
     # streams the seventh window never loaded. An unchanged state is an empty reply.
-    epochs = 0 if workspace.run is None else workspace.run.train.total_epochs
+    epochs = 0 if workspace.run is None else workspace.run.train.all_epochs
     found = await asyncio.to_thread(state_of, workspace.folder, epochs)
     tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})

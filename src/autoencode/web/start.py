@@ -241,7 +241,7 @@ def _progress(starter: Starter, of: Work) -> dict[str, Any]:
     }
     if of.kind == "train" and is_run(of.out):
         with contextlib.suppress(AutoencodeError):
-            about |= state_of(of.out, read_run(of.out).train.total_epochs)
+            about |= state_of(of.out, read_run(of.out).train.all_epochs)
     return about
 
 

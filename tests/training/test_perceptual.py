@@ -1,0 +1,256 @@
+"""The perceptual phase: what it changes and what it leaves, stopped and resumed, and its distance."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from autoencode import (
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    Pack,
+    Run,
+    TrainProgress,
+    load_model,
+    save_model,
+    settings,
+    train,
+)
+from autoencode.models import efficientnet
+from autoencode.models.backbones import BACKBONE
+from autoencode.models.convolutions import ResidualDecoder
+from autoencode.pixels import to_float
+from autoencode.training import loop
+from autoencode.training.config import TrainConfig
+from autoencode.training.perceptual import BLOCKS, perceptual_distances
+
+SETTINGS: dict[str, Any] = {"preset": "best", "widths": (4, 8), "code_size": 8, "batch_size": 8, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def sharp(tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Ten steps, and seven of the perceptual phase: an epoch and two steps of a second one."""
+    out = tmp_path_factory.mktemp("sharp") / "run"
+    return train(tiny_pack.path, out, perceptual=0.7, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny_pack.path, tmp_path_factory.mktemp("plain") / "run", perceptual=0, **SETTINGS)
+
+
+def validation_images(pack: Pack) -> torch.Tensor:
+    return to_float(pack.pixels(pack.rows("validation")))
+
+
+def interrupt_at(epoch: int, step: int) -> Any:  # noqa: ANN401
+    def progress(at: TrainProgress) -> None:
+        if (at.epoch, at.step) == (epoch, step):
+            signal.raise_signal(signal.SIGINT)
+
+    return progress
+
+
+def test_the_phase_changes_the_second_decoder_alone(sharp: Run, plain: Run) -> None:
+    before, after = load_model(plain.model_path).state_dict(), load_model(sharp.model_path).state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    added = after.keys() - before.keys()
+    assert {name.removeprefix("sharp_") for name in added} == {
+        name for name in before if name.startswith("decoder.")
+    }
+    assert not torch.equal(after["sharp_decoder.out.weight"], after["decoder.out.weight"])
+
+
+def test_gradients_reach_the_second_decoder_alone(tiny_pack: Pack, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Watched(Exception):
+        pass
+
+    def stop(at: TrainProgress) -> None:
+        if at.epoch == 3:
+            raise Watched
+
+    original = loop.start_perceptual
+
+    def start(*arguments: Any) -> Any:  # noqa: ANN401
+        seen.append(original(*arguments))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "start_perceptual", start)
+        with pytest.raises(Watched):
+            train(tiny_pack.path, tmp_path / "run", perceptual=0.7, progress=stop, **SETTINGS)
+    [phase] = seen
+    with_gradient = {name for name, weight in phase.model.named_parameters() if weight.grad is not None}
+    assert with_gradient == {f"sharp_decoder.{name}" for name, _ in phase.decoder.named_parameters()}
+    assert all(weight.grad is None for weight in BACKBONE.network.parameters())
+
+
+def test_its_epochs_have_lines_of_their_own(sharp: Run, plain: Run) -> None:
+    first = [{k: v for k, v in one.items() if k.startswith(("train_", "val_"))} for one in plain.metrics]
+    assert [{k: one[k] for k in first[0]} for one in sharp.metrics[:2]] == first
+    later = sharp.metrics[2:]
+    assert [(one["epoch"], one["step"]) for one in later] == [(3, 15), (4, 17)]
+    assert all("val_loss" not in one for one in later)
+    assert later[-1]["val_perceptual"] < later[0]["train_perceptual"]
+    kept = load_model(sharp.model_path).provenance["metrics"]
+    assert kept["val_loss"] == plain.metrics[-1]["val_loss"]
+    assert kept["val_perceptual"] == later[-1]["val_perceptual"]
+
+
+def test_the_numbers_of_a_line_are_those_of_the_saved_decoder(sharp: Run, tiny_pack: Pack) -> None:
+    model = load_model(sharp.model_path)
+    images = validation_images(tiny_pack)
+    decoded = model.reconstruct(images)
+    last = sharp.metrics[-1]
+    assert last["val_sharp_mse"] == pytest.approx((decoded - images).square().mean().item(), rel=1e-2)
+    distance = perceptual_distances(decoded, images).mean().item()
+    assert last["val_perceptual"] == pytest.approx(distance, rel=1e-2)
+    faithful = model.reconstruct(images, "faithful")
+    assert (faithful - images).square().mean() == pytest.approx(sharp.metrics[1]["val_mse"], rel=1e-2)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(2, 5), (3, 2), (3, 5), (4, 1)])
+def test_a_run_stopped_in_the_phase_or_before_it_continues_with_the_same_bytes(
+    sharp: Run, tiny_pack: Pack, tmp_path: Path, epoch: int, step: int
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_pack.path, out, perceptual=0.7, progress=interrupt_at(epoch, step), **SETTINGS)
+    assert load_model(out).decode(torch.zeros(1, 8)).shape == (1, 3, 32, 32)  # usable as it is
+    run = train(tiny_pack.path, out, resume=True)
+    assert run.model_path.read_bytes() == sharp.model_path.read_bytes()
+    assert [one["step"] for one in run.metrics] == [one["step"] for one in sharp.metrics]
+    assert train(tiny_pack.path, out, resume=True).metrics == run.metrics  # finished: nothing is done
+
+
+def test_more_epochs_learn_the_second_decoder_anew(sharp: Run, tiny_pack: Pack, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny_pack.path, out, perceptual=0.7, **SETTINGS)
+    run = train(tiny_pack.path, out, resume=True, epochs=3)
+    assert [(one["epoch"], "val_loss" in one) for one in run.metrics] == [
+        (1, True),
+        (2, True),
+        (3, True),
+        (4, False),
+        (5, False),
+        (6, False),
+    ]
+    weight = "sharp_decoder.out.weight"
+    states = [load_model(one.model_path).state_dict()[weight] for one in (run, sharp)]
+    assert not torch.equal(*states)
+
+
+def test_after_early_stopping_the_phase_starts_from_the_best_epoch(
+    tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    validate = loop.Loop._validate
+
+    def worse(self: loop.Loop) -> dict[str, float]:
+        found = validate(self)
+        return found | {"val_loss": next(losses)} if "val_loss" in found else found
+
+    monkeypatch.setattr(loop.Loop, "_validate", worse)
+    changed = SETTINGS | {"epochs": 10}
+    run = train(tiny_pack.path, tmp_path / "run", perceptual=0.1, early_stopping=2, **changed)
+    assert [one["epoch"] for one in run.metrics] == [1, 2, 3, 4, 5]
+    model = load_model(run.model_path)
+    assert model.provenance["metrics"]["val_mse"] == run.metrics[1]["val_mse"]
+    images = validation_images(tiny_pack)
+    error = (model.reconstruct(images, "faithful") - images).square().mean()
+    assert error == pytest.approx(run.metrics[1]["val_mse"], rel=1e-2)
+
+
+def test_the_distance_is_equation_1_of_zhang_et_al(tiny_pack: Pack) -> None:
+    images = functional.interpolate(validation_images(tiny_pack)[:3], (112, 112), mode="bilinear")
+    other = (images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    expected = torch.zeros(3)
+    for mine, theirs in zip(
+        BACKBONE.network.feature_maps(other, BLOCKS),
+        BACKBONE.network.feature_maps(images, BLOCKS),
+        strict=True,
+    ):
+        for image in range(3):
+            places = [
+                (mine[image, :, y, x] / mine[image, :, y, x].norm())
+                .sub(theirs[image, :, y, x] / theirs[image, :, y, x].norm())
+                .square()
+                .sum()
+                for y in range(0, mine.shape[2])
+                for x in range(0, mine.shape[3])
+            ]
+            expected[image] += torch.stack(places).mean() / len(BLOCKS)
+    # In bf16, where the hardware has it.
+    torch.testing.assert_close(perceptual_distances(other, images), expected, rtol=2e-2, atol=1e-3)
+    assert perceptual_distances(images, images).abs().max() < 1e-4
+
+
+def test_decode_takes_the_sharp_decoder_unless_asked_for_the_faithful_one(sharp: Run, plain: Run) -> None:
+    model, one = load_model(sharp.model_path), load_model(plain.model_path)
+    codes = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.decode(codes, "faithful"), one.decode(codes))
+    assert torch.equal(one.decode(codes, "sharp"), one.decode(codes))  # it has but one
+    assert not torch.equal(model.decode(codes), one.decode(codes))
+    with pytest.raises(ConfigError, match="decoder"):
+        model.decode(codes, "soft")  # type: ignore[arg-type]
+
+
+def test_a_model_file_keeps_both_decoders(sharp: Run, tmp_path: Path) -> None:
+    model = load_model(sharp.model_path)
+    save_model(tmp_path / "model.safetensors", model, model.provenance)
+    again = load_model(tmp_path / "model.safetensors")
+    codes = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.decode(codes), model.decode(codes))
+    assert isinstance(model.sharp_decoder, ResidualDecoder)
+    model.sharp_decoder.out = nn.Conv2d(4, 3, 3)
+    save_model(tmp_path / "model.safetensors", model, model.provenance)
+    with pytest.raises(ModelFileError, match="does not hold a usable model"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_without_the_weights_the_default_leaves_it_out_and_says_so(
+    tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficientnet, "find_spec", lambda _: None)
+    said: list[str] = []
+    run = train(tiny_pack.path, tmp_path / "run", chosen=said.append, **(SETTINGS | {"epochs": 1}))
+    assert load_model(run.model_path).sharp_decoder is None
+    assert "no sharp decoder" in said[0]
+
+
+def test_asked_for_without_the_weights_it_is_an_error(
+    tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficientnet, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        train(tiny_pack.path, tmp_path / "run", perceptual=0.5, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "restore", "perceptual": 0.2}, "restorer"),
+        ({"batch_norm": True, "perceptual": 0.2}, "batch_norm"),
+        ({"preset": "best-vae", "adversarial": True, "perceptual": 0.2}, "adversarial"),
+        ({"perceptual": -1}, "at least 0"),
+    ],
+)
+def test_what_cannot_go_with_it_is_said(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+def test_the_default_gives_way_to_what_cannot_go_with_it() -> None:
+    assert settings("best")[1].perceptual > 0
+    assert settings("best", batch_norm=True)[1].perceptual == 0
+    assert settings("best-vae", adversarial=True)[1].perceptual == 0
+    assert settings("paper-ae")[1].perceptual == TrainConfig().perceptual == 0
