@@ -22,7 +22,7 @@ from autoencode.data.sources import expanded
 from autoencode.duplicates.candidates import find_candidates
 from autoencode.duplicates.output import JSON_NAME
 from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
-from autoencode.duplicates.verdict import Groups, copies_agreement, judge, kinds_of
+from autoencode.duplicates.verdict import LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
 from autoencode.duplicates.verification import Match, Verifier, verified
 from autoencode.errors import ImageFolderError, OutputError
 from autoencode.index import open_index
@@ -189,8 +189,15 @@ def _found(
     verifier = Verifier(sketches, read, is_thorough=len(pairs) <= _THOROUGH_PAIRS)
     matches = verified(verifier, pairs, folder, stage("comparing"))
     verdict = judge(matches, sketches.sizes)
+    groups = _grouped(every, same, verdict.copies)
+    # Not every pair of a large group is a candidate, and each copy is described by the file that stays.
+    direct = {(match.first, match.second) for match in verdict.copies}
+    apart = [sorted((group[0], content)) for group in groups for content in group[1:]]
+    apart = [pair for pair in apart if tuple(pair) not in direct]
+    more = verified(verifier, np.array(apart, np.int64).reshape(-1, 2), folder, None)
+    linked = [*verdict.copies, *(match for match in more if match.agreement.mutual >= LEAST_MUTUAL)]
     return Duplicates(
-        groups=_described(every, same, verdict.copies),
+        groups=_described(every, same, groups, linked),
         possible=[_possible(sketches, match) for match in verdict.possible[:MOST_POSSIBLE]],
         images=len(every) - len(skipped),
         threshold=verdict.threshold,
@@ -209,29 +216,39 @@ def _same_bytes(sketches: Sketches) -> list[list[int]]:
     return list(contents.values())
 
 
-def _described(every: Sketches, same: list[list[int]], copies: Sequence[Match]) -> list[DuplicateGroup]:
+def _grouped(every: Sketches, same: list[list[int]], copies: Sequence[Match]) -> list[list[int]]:
+    """Return the contents of each group, the one that stands for it first."""
     groups = Groups(len(same))
-    best: dict[tuple[int, int], Match] = {}
     linked: dict[int, list[Match]] = defaultdict(list)
     for match in copies:
         groups.join(match.first, match.second)
-        best[match.first, match.second] = match
         linked[match.first].append(match)
         linked[match.second].append(match)
-    results = []
     alone = [[content] for content, rows in enumerate(same) if len(rows) > 1 and content not in linked]
+    results = []
     for contents in [*groups.members(), *alone]:
         first = _largest(every, same, contents, linked)
+        results.append([first, *(content for content in contents if content != first)])
+    return results
+
+
+def _described(
+    every: Sketches, same: list[list[int]], groups: list[list[int]], matches: Sequence[Match]
+) -> list[DuplicateGroup]:
+    """Return the files of groups of contents, each compared with the first of its group if it could be."""
+    linked: dict[int, dict[int, Match]] = defaultdict(dict)
+    for match in matches:
+        linked[match.first][match.second] = linked[match.second][match.first] = match
+    results = []
+    for contents in groups:
         files = []
-        for content in [first, *(one for one in contents if one != first)]:
-            own = same[content]
-            if content == first:
+        for content in contents:
+            own, others = same[content], linked[content]
+            if content == contents[0]:
                 files.append(_file(every, own[0]))
             else:
-                match = best.get((min(first, content), max(first, content))) or max(
-                    linked[content], key=lambda match: match.agreement.one_sided
-                )
-                files.append(_copy(every, same, content, match))
+                best = max(others.values(), key=lambda match: match.agreement.one_sided)
+                files.append(_copy(every, same, content, others.get(contents[0], best)))
             files += [
                 replace(_file(every, row), kinds=("identical",), like=Path(every.names[own[0]]))
                 for row in own[1:]
@@ -243,22 +260,40 @@ def _described(every: Sketches, same: list[list[int]], copies: Sequence[Match]) 
 def _largest(
     every: Sketches, same: list[list[int]], contents: list[int], linked: dict[int, list[Match]]
 ) -> int:
-    """Return the content with the most pixels; of nearly as large ones, that most like the others."""
+    """Return the content with the most pixels but those of a border; then the most alike, then the largest."""
+    framed = {
+        one
+        for content in contents
+        for match in linked[content]
+        if (one := _framed(match, every.boxes[[same[match.first][0], same[match.second][0]]])) is not None
+    }
+    bare = [content for content in contents if content not in framed] or contents
+    pixels = {content: int(every.sizes[same[content][0]].prod()) for content in bare}
 
-    def pixels(content: int) -> float:
-        row = same[content][0]
-        left, top, right, bottom = every.boxes[row].tolist()
-        # A border adds pixels, and none of the picture.
-        width, height = every.sizes[row].tolist()
-        return float(width * height * (right - left) * (bottom - top)) / 4
+    def rank(content: int) -> tuple[int, int, int]:
+        likeness = [match.agreement.mutual for match in linked[content]]
+        # A watermark sets a copy apart from all others; what is left of a difference is compression.
+        return round(10 * float(np.mean(likeness or [1]))), int(every.bytes[same[content][0]]), -content
 
-    most = max(map(pixels, contents))
+    most = max(pixels.values())
+    return max((content for content in bare if pixels[content] >= 0.95 * most), key=rank)
 
-    def rank(content: int) -> tuple[float, int, int]:
-        likeness = sum(match.agreement.mutual for match in linked[content])
-        return likeness, int(every.bytes[same[content][0]]), -content
 
-    return max((one for one in contents if pixels(one) >= 0.95 * most), key=rank)
+def _framed(match: Match, boxes: NDArray[np.float32]) -> int | None:
+    """Return which content of a pair is the other in a plain border, by the boxes (2, 4) of both; or None."""
+    corners = np.array([[-1, -1], [1, 1]], np.float64)
+    linear, offset = match.map[:, :2].astype(np.float64), match.map[:, 2]
+    first_in_second = corners @ linear.T + offset
+    second_in_first = (corners - offset) @ np.linalg.inv(linear).T
+    for content, seen, box in (
+        (match.second, first_in_second, boxes[1]),
+        (match.first, second_in_first, boxes[0]),
+    ):
+        ends = np.concatenate([seen.min(0), seen.max(0)])
+        # Icons are registered to a few pixels of the square that was compared.
+        if abs(ends - box).max() < 0.08 and abs(box).max() < 0.98:
+            return content
+    return None
 
 
 def _file(every: Sketches, row: int) -> DuplicateFile:
