@@ -260,7 +260,7 @@ def _described(
 def _largest(
     every: Sketches, same: list[list[int]], contents: list[int], linked: dict[int, list[Match]]
 ) -> int:
-    """Return the content with the most pixels but those of a border; then the most alike, then the largest."""
+    """Return the content with the most pixels but those of a border, then the likest, in most bytes."""
     framed = {
         one
         for content in contents
