@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -12,9 +13,8 @@ from torch import Tensor
 
 from autoencode import Autoencoder, Estimate, Interval, Pack, Run, fit_prior, generate, load_model
 from autoencode.data.loader import random_seed
-from autoencode.evaluation import sets as application
 from autoencode.evaluation.quality import HeldOutImages
-from autoencode.evaluation.sets import JUDGES, Likeness, SetQuality, sampling_note, set_qualities
+from autoencode.evaluation.sets import JUDGES, SETS, Likeness, SetQuality, sampling_note, set_qualities
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float, to_pixels
 
@@ -152,17 +152,15 @@ def test_a_model_that_copies_its_training_images_is_found_to(
 
     monkeypatch.setattr(model, "encode", pixels_as_codes)
 
-    class Drawn:
-        pixels = copies
-
-    monkeypatch.setattr(application, "generate", lambda *arguments, **options: Drawn)
+    drawn = [copies]
+    monkeypatch.setattr(model, "decode", lambda codes, decoder="sharp": to_float(drawn[0]))
     found = measured(model, tiny_pack, lambda images: images)
     memorised = found["samples_normal"].memorised
     assert memorised is not None
     assert memorised.value == 1
     assert found["reconstructions"].memorised is None
     # Held-out images in place of samples are as near as held-out images are.
-    Drawn.pixels = tiny_pack.pixels(tiny_pack.rows("test"))
+    drawn[0] = tiny_pack.pixels(tiny_pack.rows("test"))
     again = measured(model, tiny_pack, lambda images: images)["samples_normal"].memorised
     assert again is not None
     assert again.value == 0.5
@@ -186,3 +184,31 @@ def test_samples_much_further_from_real_images_than_reconstructions_are_said_to_
         note(0.8)
     )
     assert note(0.8, reach=0.3) is None
+
+
+def test_what_the_sharp_decoder_makes_is_compared_beside_what_the_faithful_one_makes(
+    model: Autoencoder, tiny_pack: Pack
+) -> None:
+    alone = measured(model, tiny_pack, lambda images: model.reconstruct(images, "faithful"))
+    model.sharp_decoder = copy.deepcopy(model.decoder)
+    with torch.no_grad():
+        model.sharp_decoder.last_weight.mul_(2)
+    images = HeldOutImages(tiny_pack, tiny_pack.rows("test"), ())
+    restorers = {
+        "reconstructions": lambda images: model.reconstruct(images, "faithful"),
+        "reconstructions_sharp": model.reconstruct,
+    }
+    rows, notes = tiny_pack.training_rows(), list[str]()
+    found = set_qualities(
+        model, images, rows, restorers, ["normal"], notes, lambda stage, total: lambda done: None
+    )
+    assert found is not None
+    assert found["samples_normal"] == alone["samples_normal"]
+    codes = generate(model, len(images.rows), prior="normal", seed=random_seed("evaluate", 0)).codes
+    real, made = (
+        brightness(pixels) for pixels in (tiny_pack.pixels(images.rows), to_pixels(model.decode(codes)))
+    )
+    kid = found["samples_normal_sharp"].by["open_nsfw"].kid
+    assert kid.value == pytest.approx(kernel_distance(real, made), rel=1e-6)
+    assert found["samples_normal_sharp"].memorised is not None
+    assert set(SETS) > set(found)

@@ -113,6 +113,7 @@ def measured(active: int) -> dict[str, Any]:
     return {
         **counts,
         "reconstruction": quality,
+        "sharp": None,
         "pca": quality,
         "code": code,
         "sets": None,

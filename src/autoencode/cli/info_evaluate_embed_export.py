@@ -159,7 +159,10 @@ def table(found: Evaluation) -> Iterator[str]:
     from autoencode.metrics.images import MEASURES
 
     held_out = f"{found.images} {found.split} images"
-    columns = {"model": found.reconstruction, f"PCA, {found.pca_components} components": found.pca}
+    columns = {"model": found.reconstruction}
+    if found.sharp is not None:
+        columns["its sharp decoder"] = found.sharp
+    columns[f"PCA, {found.pca_components} components"] = found.pca
     if found.corrupted is not None:
         columns["corrupted"] = found.corrupted
     yield from _block(

@@ -29,7 +29,7 @@ from autoencode.evaluation.quality import (
     label_quality,
     likelihood_variance,
 )
-from autoencode.evaluation.sets import SetQuality, sampling_note, set_qualities
+from autoencode.evaluation.sets import SHARP, SetQuality, sampling_note, set_qualities
 from autoencode.generation import priors
 from autoencode.metrics.images import mean_squared_error
 from autoencode.metrics.statistics import Estimate, auroc_estimate
@@ -80,14 +80,16 @@ class Evaluation:
         images: number of images; copies of one count once.
         code_size: number of code dimensions.
         corruptions: those of the training, which the inputs of the model and of PCA get, too.
-        reconstruction: how close the model's reconstructions are to the clean images.
+        reconstruction: how close the reconstructions of the faithful decoder are to the clean images.
+        sharp: the same of the sharp decoder; None if the model has none.
         pca: the same of PCA with as many components, fitted to the training images.
         pca_components: its components; fewer than the code dimensions if there are fewer images.
         pca_images: number of images it was fitted to.
         corrupted: the same of the corrupted images themselves; None without corruptions.
         sets: how like the held-out images several sets are: "training_images" (the floor),
             "reconstructions", "pca_reconstructions", "samples_normal" and "samples_mixture", as far as the
-            model and the pack have them. None if they were not compared.
+            model and the pack have them, and with the ending "_sharp" those of the sharp decoder. None if
+            they were not compared.
         code: of a VAE; None for a plain autoencoder.
         detection: of images of another folder as outliers; None if no folder was given.
         labels: for a folder with one sub-folder per label: how well the nearest of the other held-out images
@@ -102,6 +104,7 @@ class Evaluation:
     code_size: int
     corruptions: tuple[str, ...]
     reconstruction: ImageQuality
+    sharp: ImageQuality | None
     pca: ImageQuality
     pca_components: int
     pca_images: int
@@ -163,6 +166,8 @@ def evaluate(
         "reconstructions": partial(model.reconstruct, decoder="faithful"),
         "pca": partial(_restore, pca),
     }
+    if model.sharp_decoder is not None:
+        restorers["sharp"] = model.reconstruct
     if images.corruptions:
         restorers["corrupted"] = lambda seen: seen
     close = image_quality(images, restorers, _counter(report, "comparing reconstructions", count))
@@ -179,6 +184,7 @@ def evaluate(
         code_size=model.config.code_size,
         corruptions=model.training_corruptions,
         reconstruction=close["reconstructions"],
+        sharp=close.get("sharp"),
         pca=close["pca"],
         pca_components=len(pca.directions),
         pca_images=len(pca_rows),
@@ -278,9 +284,11 @@ def _compared(
         notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")
         return None
     restorers: dict[str, Restore] = {
-        "reconstructions": model.reconstruct,
+        "reconstructions": partial(model.reconstruct, decoder="faithful"),
         "pca_reconstructions": partial(_restore, pca),
     }
+    if model.sharp_decoder is not None:
+        restorers[f"reconstructions{SHARP}"] = model.reconstruct
     found = set_qualities(
         model,
         images.head(count),

@@ -29,12 +29,20 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
+SHARP = "_sharp"  # ends the name of a set that the sharp decoder made
+
 # The sets by their name in an evaluation.
 SETS = {
     "training_images": "training images (floor)",
-    "reconstructions": "reconstructions",
     "pca_reconstructions": "reconstructions of PCA",
-    **{f"samples_{name}": f"samples from {kind.label}" for name, kind in PRIORS.items()},
+    **{
+        f"{name}{ending}": f"{label}{words}"
+        for name, label in {
+            "reconstructions": "reconstructions",
+            **{f"samples_{name}": f"samples from {kind.label}" for name, kind in PRIORS.items()},
+        }.items()
+        for ending, words in (("", ""), (SHARP, ", sharp decoder"))
+    },
 }
 
 NEIGHBOURS = 3  # as Kynkäänniemi et al. 2019 choose
@@ -115,8 +123,9 @@ def set_qualities(
         return None
     memorised: dict[str, Estimate] = {}
     if training is not None and priors:
-        advance = counter("looking for copies", len(training) + (1 + len(priors)) * count)
-        memorised = _memorised(model, images, training, sets, advance)
+        made = (1 + len(priors)) * len(_endings(model)) * count
+        advance = counter("looking for copies", len(training) + made)
+        memorised = _memorised(model, images, training, sets, priors, advance)
     usual = float(np.median(detail(to_float(real)).numpy()))
     return {
         name: SetQuality(
@@ -130,8 +139,10 @@ def set_qualities(
 
 def sampling_note(sets: Mapping[str, SetQuality], prior: PriorName) -> str | None:
     """Return one sentence if samples of a prior are much further from real images than reconstructions."""
+    # Of the decoder that `generate` takes.
+    ending = SHARP if f"reconstructions{SHARP}" in sets else ""
     samples, restored = (
-        list(sets[name].by.values())[-1].kid for name in (f"samples_{prior}", "reconstructions")
+        list(sets[f"{name}{ending}"].by.values())[-1].kid for name in (f"samples_{prior}", "reconstructions")
     )
     # Where a distance could be 0, a multiple of it says nothing.
     if restored.interval is None or restored.interval.low <= 0:
@@ -154,8 +165,10 @@ def _sets(
     for name, restore in restorers.items():
         found[name] = np.concatenate([to_pixels(restore(seen)) for _, seen in images.pairs()])
     for prior in priors:
-        seed = random_seed("evaluate", 0)
-        found[f"samples_{prior}"] = generate(model, count, prior=prior, seed=seed).pixels
+        codes = generate(model, count, prior=prior, seed=random_seed("evaluate", 0)).codes
+        for ending in _endings(model):
+            decoded = model.decode(codes, "sharp" if ending else "faithful")
+            found[f"samples_{prior}{ending}"] = to_pixels(decoded)
     return images.pack.pixels(images.rows), found
 
 
@@ -197,6 +210,7 @@ def _memorised(
     images: HeldOutImages,
     training: NDArray[np.int64],
     sets: Mapping[str, Pixels],
+    priors: Sequence[PriorName],
     advance: Advance,
 ) -> dict[str, Estimate]:
     """Compare the distances of samples and of held-out images from their nearest training images."""
@@ -215,6 +229,14 @@ def _memorised(
         advance(len(pixels))
         return np.concatenate([(found[i : i + BATCH] @ known.T).max(1) for i in range(0, len(found), BATCH)])
 
-    usual = nearest(sets["reconstructions"])
-    samples = {name: nearest(pixels) for name, pixels in sets.items() if name.startswith("samples_")}
-    return {name: auroc_estimate(usual, similar) for name, similar in samples.items()}
+    usual = {ending: nearest(sets[f"reconstructions{ending}"]) for ending in _endings(model)}
+    return {
+        f"samples_{prior}{ending}": auroc_estimate(similar, nearest(sets[f"samples_{prior}{ending}"]))
+        for ending, similar in usual.items()
+        for prior in priors
+    }
+
+
+def _endings(model: Autoencoder) -> tuple[str, ...]:
+    """Endings of the names of the sets that the decoders of a model make."""
+    return ("",) if model.sharp_decoder is None else ("", SHARP)

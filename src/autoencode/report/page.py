@@ -177,30 +177,34 @@ def evaluation_blocks(found: Measured) -> list[Block]:
 
 
 def _evaluation_table(found: Measured) -> Table:
-    model, pca = found["reconstruction"], found["pca"]
+    columns = {"model": found["reconstruction"]}
+    if found["sharp"] is not None:
+        columns["its sharp decoder"] = found["sharp"]
+    columns[f"PCA, {found['pca_components']} components"] = found["pca"]
     rows = [
         (
             f"{measure.label}: {measure.meaning}",
-            number(model[field], measure.digits),
-            number(pca[field], measure.digits),
+            *(number(quality[field], measure.digits) for quality in columns.values()),
         )
         for field, measure in MEASURES.items()
     ]
+    of_model: list[tuple[str, str]] = []
     if (code := found["code"]) is not None:  # a plain autoencoder has no KL, and no bound
-        rows += [
-            ("bits per dimension, at most", number(code["bits_per_dimension"], 3), "–"),
-            ("KL, nats per image", number(code["kl_nats"], 1), "–"),
-            ("active code dimensions", f"{code['active_units']} of {found['code_size']}", "–"),
-            ("prior gap", gap_in_words(code["prior_gap_nats"]), "–"),
+        of_model += [
+            ("bits per dimension, at most", number(code["bits_per_dimension"], 3)),
+            ("KL, nats per image", number(code["kl_nats"], 1)),
+            ("active code dimensions", f"{code['active_units']} of {found['code_size']}"),
+            ("prior gap", gap_in_words(code["prior_gap_nats"])),
         ]
-    # PCA's KID has a row of its own: it is measured as a set of images like the others.
-    rows += [
-        (f"KID ({judge}) of {SETS.get(name, name)}", number(likeness["kid"], 3), "–")
+    # Sets of images have a row each, that of PCA too.
+    of_model += [
+        (f"KID ({judge}) of {SETS.get(name, name)}", number(likeness["kid"], 3))
         for name, one in (found["sets"] or {}).items()
         for judge, likeness in one["by"].items()
     ]
+    rows += [(*row, *("–" for _ in list(columns)[1:])) for row in of_model]
     caption = (
         f"On {found['images']:,} {found['split']} images, with 95 % intervals. PCA was fitted to "
         f"{found['pca_images']:,} training images."
     )
-    return Table(("measure", "model", f"PCA, {found['pca_components']} components"), rows, caption)
+    return Table(("measure", *columns), rows, caption)
