@@ -38,11 +38,7 @@ RUNS_CODE = re.compile(
 ALLOWED = {
     ("data/workers.py", "pickle"),  # between a process and the workers it started, over a socket of its own
     # Arrays of measurements that the same command kept, without pickles.
-    *(
-        (f"duplicates/{module}.py", use)
-        for module in ("memory", "sketches")
-        for use in ("np.load(", "allow_pickle")
-    ),
+    *(("duplicates/sketches.py", use) for use in ("np.load(", "allow_pickle")),
     ("models/efficientnet.py", "torch.load("),  # of an installed package, with weights_only
 }
 
@@ -107,7 +103,6 @@ OPENED = {
     ("data/tables.py", "parquet.read_table"): 1,
     ("models/backbones.py", "onnxruntime.InferenceSession"): 1,
     # What `open_file` opened.
-    ("duplicates/memory.py", "np.load"): 1,
     ("duplicates/sketches.py", "np.load"): 1,
     ("index/__init__.py", "_existing(location).open"): 1,  # a store, not a file
 }

@@ -247,3 +247,36 @@ def test_a_damaged_cache_is_made_again(few: Path, tmp_path: Path) -> None:
         os.truncate(path, path.stat().st_size // 2)
     assert find_duplicates(few, cache=cache) == wanted
     assert find_duplicates(few, cache=cache) == wanted
+
+
+def test_a_damaged_or_forged_cache_is_made_again(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "images", tmp_path / "cache"
+    folder.mkdir()
+    for number in range(3):
+        Image.effect_noise((40, 40), 30 + 20 * number).save(folder / f"{number}.png")
+    whole = find_duplicates(folder, cache=cache)
+    [sketches] = cache.glob("sketches-*.npz")
+    sound = sketches.read_bytes()
+    with np.load(io.BytesIO(sound)) as file:
+        arrays = dict(file)
+    forged = [
+        {**arrays, "sizes": arrays["sizes"][:1]},
+        {**arrays, "features": arrays["features"].astype(np.float64)},
+        {**arrays, "boxes": arrays["boxes"] * np.nan},
+        {**arrays, "texts": np.frombuffer(b"[1]", np.uint8)},
+        {**arrays, "more": arrays["sizes"]},
+        {name: array for name, array in arrays.items() if name != "times"},
+    ]
+    contents = [sound[:100], sound[:-300], b"", b"PK\3\4"]
+    for one in forged:
+        made = io.BytesIO()
+        np.savez(made, **one)
+        contents.append(made.getvalue())
+    made = io.BytesIO()
+    np.savez_compressed(made, **{**arrays, "thumbnails": np.zeros((10**8,), np.uint8)})
+    contents.append(made.getvalue())
+    for content in contents:
+        sketches.write_bytes(content)
+        assert find_duplicates(folder, cache=cache).images == whole.images
+        for later in cache.glob("sketches-0000[1-9].npz"):
+            later.unlink()

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from autoencode.atomic import atomic_file
+from autoencode.atomic import atomic_file, parse_json
 from autoencode.data import workers
 from autoencode.data.decoders import WholeReader
 from autoencode.data.preprocessing import Preprocessing
@@ -231,12 +231,50 @@ def _kept_blocks(folder: Path | None) -> Iterator[Sketches]:
     if folder is None:
         return
     for path in sorted(folder.glob("sketches-*.npz")):
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError, BadZipFile),
-            open_file(path, inside=folder) as opened,
-            np.load(opened, allow_pickle=False) as file,
-        ):
-            texts = json.loads(file["texts"].tobytes())
+        with contextlib.suppress(*DAMAGED):
+            arrays: dict[str, Any] = read_arrays(path, folder)
+            texts = parse_json(arrays.pop("texts").tobytes())
             if texts.pop("made_by") == BACKBONE.weights:
-                arrays = {name: file[name] for name in file.files if name != "texts"}
-                yield Sketches(**texts, **arrays)
+                block = Sketches(**texts, **arrays)
+                _check(block)
+                yield block
+
+
+# What reading a file that is damaged or forged raises.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, BadZipFile, EOFError)
+
+
+def read_arrays(path: Path, folder: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file that `numpy.savez` wrote into a folder.
+
+    Raises:
+        OSError, ValueError, BadZipFile, ...: it is no such file, see `DAMAGED`.
+    """
+    with open_file(path, inside=folder) as opened:
+        # `savez` compresses nothing: a compressed array is forged, to be larger than memory.
+        if any(member.compress_type != ZIP_STORED for member in ZipFile(opened).infolist()):
+            raise ValueError("compressed")
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+
+def _check(block: Sketches) -> None:
+    """Reject arrays of another shape or type than those of so many files.
+
+    Raises:
+        ValueError: there is one.
+    """
+    texts = [*block.names, *block.reasons]
+    expected = vars(_empty([(name, 0, 0) for name in block.names]))
+    for name, wanted in expected.items():
+        found = getattr(block, name)
+        is_array = isinstance(wanted, np.ndarray)
+        if is_array and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(f"{name} of another shape or type")
+        if len(found) != len(wanted):
+            raise ValueError(f"another number of {name}")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names that are no text")
+    if not np.isfinite(block.boxes).all() or not np.isfinite(block.features).all():
+        raise ValueError("values that are not finite")

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -29,9 +28,9 @@ from autoencode.duplicates.registration import (
     shifted_maps,
     turned,
 )
+from autoencode.duplicates.sketches import DAMAGED, read_arrays
 from autoencode.errors import ImageError
 from autoencode.pixels import to_float
-from autoencode.untrusted import open_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
@@ -208,12 +207,12 @@ def verified(
     if folder is not None:
         for path in sorted(folder.glob(f"{folder_name}-*.npz")):
             blocks += 1
-            with (
-                contextlib.suppress(OSError, ValueError, KeyError, BadZipFile),
-                open_file(path, inside=folder) as opened,
-                np.load(opened, allow_pickle=False) as file,
-            ):
-                known.update(zip((key.tobytes() for key in file["digests"]), file["values"], strict=True))
+            with contextlib.suppress(*DAMAGED):
+                arrays = read_arrays(path, folder)
+                compared, measured = arrays["digests"], arrays["values"]
+                if measured.shape != (len(compared), len(_values(None))) or measured.dtype != np.float32:
+                    raise ValueError("values of another shape")
+                known.update(zip((key.tobytes() for key in compared), measured, strict=True))
     missing = [row for row, key in enumerate(keys) if key not in known]
     done = len(keys) - len(missing)
     for start in range(0, len(missing), _BLOCK):
