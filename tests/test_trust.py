@@ -95,13 +95,15 @@ OPENED = {
     ("data/workers.py", "Path('/proc/meminfo').read_text"): 1,
     ("data/workers.py", "Path(f'/sys/fs/cgroup/memory.{name}').read_text"): 1,
     ("data/workers.py", "Path('/proc/self/statm').read_text"): 1,
-    ("data/memory.py", "(unfinished / f'{number:06}.png').read_bytes"): 1,  # just written to a new folder
+    ("data/sources.py", "(unfinished / f'{number:06}.png').read_bytes"): 1,  # just written to a new folder
     ("index/lance/tables.py", "path.read_bytes"): 1,  # likewise
     ("data/decoders.py", "np.memmap"): 1,  # digests that the same command wrote
     ("export.py", "onnxruntime.InferenceSession"): 1,  # the bytes of a model that was just exported
     ("models/model_file.py", "safetensors.safe_open"): 2,  # after `check_file`, as the next two
     ("data/tables.py", "parquet.read_table"): 1,
     ("models/backbones.py", "onnxruntime.InferenceSession"): 1,
+    ("models/judge.py", "onnxruntime.InferenceSession"): 1,  # of an installed package
+    ("trial.py", "onnxruntime.InferenceSession"): 1,
     # What `open_file` opened.
     ("duplicates/sketches.py", "np.load"): 1,
     ("index/__init__.py", "_existing(location).open"): 1,  # a store, not a file

@@ -71,6 +71,7 @@ class Visitor:
         self._get("/api/map")
         self._post("/api/decisions", {"picture": one, "decision": "keep"})
         self._post("/api/decisions/undo", {})
+        self._connection.close()  # the next look may come after the page has ended an idle connection
 
     def memory_mb(self) -> float:
         """Memory of the server."""

@@ -34,6 +34,7 @@ from autoencode.errors import ConfigError, ImageFolderError, PackError, check_ch
 from autoencode.models.backbones import BACKBONE, Backbone, OnnxBackbone
 from autoencode.pixels import to_float, to_pixels
 from autoencode.storage import is_url
+from autoencode.trial import check_onnx
 
 if TYPE_CHECKING:
     from autoencode.cluster import Cluster
@@ -235,6 +236,8 @@ def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> Ima
         MissingExtraError: an optional part is missing.
     """
     if embedding.endswith(ONNX_SUFFIX):
+        if Path(embedding).is_file():
+            check_onnx(Path(embedding))
         network = OnnxBackbone(Path(embedding))
         return _described(embedding, network, network.descriptors)
     if embedding == AUTO:

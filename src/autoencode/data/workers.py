@@ -164,10 +164,13 @@ class PersistentWorker(Generic[Item, Result]):
 
     Args:
         function, seconds: as for `run`.
+        memory_bytes: of the worker beyond its libraries; by default as for one worker of `run`.
     """
 
-    def __init__(self, function: Callable[[Item], Result], *, seconds: float) -> None:
-        self._function, self._seconds = function, seconds
+    def __init__(
+        self, function: Callable[[Item], Result], *, seconds: float, memory_bytes: int | None = None
+    ) -> None:
+        self._function, self._seconds, self._memory_bytes = function, seconds, memory_bytes
         self._worker: _Worker[Item, Result] | None = None
         self._lock = threading.Lock()
 
@@ -197,7 +200,7 @@ class PersistentWorker(Generic[Item, Result]):
                 worker.stop()
 
     def _started(self) -> _Worker[Item, Result]:
-        worker = _Worker(self._function, self._seconds, memory_share(1))
+        worker = _Worker(self._function, self._seconds, self._memory_bytes or memory_share(1))
         if worker.receive() is None:
             worker.cause_of_death()
         self._worker = worker

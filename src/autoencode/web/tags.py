@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoencode.atomic import append_line, make_folder, one_at_a_time, parse_json, write_bytes
 from autoencode.errors import ConfigError, OutputError
+from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
@@ -96,12 +97,12 @@ class Tags:
         make_folder(self.path.parent)
         with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
             if cut_short := self._catch_up():
-                write_bytes(self.path, self.path.read_bytes()[: -len(cut_short)])
+                write_bytes(self.path, read_file(self.path, TEXT_BYTES)[: -len(cut_short)])
             yield
 
     def _catch_up(self) -> bytes:
         """Take in new lines; return the bytes after the last line break, which are no whole line."""
-        content = self.path.read_bytes() if self.path.is_file() else b""
+        content = read_file(self.path, TEXT_BYTES) if self.path.exists() else b""
         *lines, rest = content.split(b"\n")
         if len(lines) < self._lines:  # someone replaced the log: what was read from it no longer stands
             self._of, self._history, self._lines = {}, [], 0
