@@ -89,7 +89,7 @@ OPENED = {
     ("report/page.py", "TEMPLATE.read_text"): 1,
     ("report/page.py", "Image.open"): 1,  # bytes in memory, as the next two
     ("data/damage.py", "Image.open"): 1,
-    ("duplicates/calibration.py", "Image.open"): 1,
+    ("duplicates/verdict.py", "Image.open"): 1,
     ("data/workers.py", "open"): 1,  # /dev/null
     # The kernel's own.
     ("data/workers.py", "Path('/proc/meminfo').read_text"): 1,

@@ -29,6 +29,7 @@ from autoencode.index.memory import FileStore
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.pixels import to_float, to_pixels
 from autoencode.training.run import is_run, read_run
+from autoencode.untrusted import TEXT_BYTES, read_file
 from autoencode.web.collection import readable
 from autoencode.web.overview import state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
@@ -227,7 +228,7 @@ async def work(request: Request, workspace: OpenWorkspace) -> dict[str, Any]:
 def _progress(starter: Starter, of: Work) -> dict[str, Any]:
     assert starter.root is not None
     code = of.process.poll()
-    log = of.log.read_bytes()[-4000:].decode(errors="replace") if of.log.is_file() else ""
+    log = read_file(of.log, TEXT_BYTES)[-4000:].decode(errors="replace") if of.log.is_file() else ""
     # A progress line replaces itself: what a terminal shows is what follows the last carriage return.
     lines = [line.rsplit("\r", 1)[-1].strip() for line in log.rstrip().splitlines()]
     about: dict[str, Any] = {
