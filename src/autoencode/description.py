@@ -206,7 +206,7 @@ def _pack(path: str) -> Description:
         "pack",
         f"pack, {len(pack):,} images of {size}: {in_words}; {len(pack.labels):,} labels",
         _in_pack(source, len(pack)),
-        f"skipped {skipped}" if skipped else "no file was skipped",
+        "; ".join(filter(None, [f"skipped {skipped}" if skipped else "no file was skipped", pack.note])),
         f"autoencode pack {shlex.quote(source)} --out {shlex.quote(path)} {options}",
         {
             "images": len(pack),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from tests.data.pictures import SAME, encoded, over_white, picture, pixels
 
@@ -338,3 +339,28 @@ def test_an_unreadable_file_gives_its_reason(tmp_path: Path) -> None:
     (tmp_path / "secret.png").touch(mode=0)
     with pytest.raises(ImageError, match="Permission denied"):
         read_image(tmp_path / "secret.png", SAME)
+
+
+def deep_png(values: NDArray[np.uint16]) -> bytes:
+    """A PNG file of 16-bit colours (H, W, 3), which Pillow cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_16_bit_colour_is_right_or_rejected() -> None:
+    values = np.random.default_rng(0).integers(0, 65_536, (32, 32, 3)).astype(np.uint16)
+    size = Preprocessing(32, 32)
+    found = read_image(deep_png(values), size).astype(np.float64)
+    assert np.abs(found - values / 257).max() <= 1
+    for bits in (10, 12, 14):
+        with pytest.raises(ImageError, match=r"16-bit colour of fewer bits, .*: save it with 8 bits"):
+            read_image(deep_png(values >> (16 - bits)), size)

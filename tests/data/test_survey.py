@@ -100,3 +100,27 @@ def test_a_planar_tiff_of_16_bits_is_rejected_as_it_would_be_read_wrongly(tmp_pa
     (tmp_path / "a.tif").write_bytes(head + planes.tobytes() + extra + directory)
     with pytest.raises(ImageError, match="planar TIFF of 16-bit channels"):
         read_image(tmp_path / "a.tif", Preprocessing(32, 32))
+
+
+def test_what_is_not_taken_of_files_is_said_once_and_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    page, other = Image.fromarray(np.full((20, 20), 9, np.uint8)), Image.new("L", (20, 20))
+    page.save(folder / "pages.tif", save_all=True, append_images=[other])
+    page.save(folder / "frames.gif", save_all=True, append_images=[other])
+    Image.merge("LA", (page, other.point(lambda _: 255))).save(folder / "pair.tif")
+    wide = np.full((20, 20), 500, np.uint16)
+    wide[:5] = 4000
+    Image.fromarray(wide).save(folder / "wide.png")
+    page.save(folder / "plain.jpg")
+    pack = pack_folder(folder, tmp_path / "pack", {"value_range": (0, 1000)})
+    assert pack.note == (
+        "2 of 4 files looked at have several pages or frames, of which the first is taken; "
+        "1 of 4 files looked at have two channels, of which the second is taken for transparency; "
+        "1 of 4 files looked at have values beyond 0:1000, 25.0% of theirs, which are clipped"
+    )
+    assert pack_folder(folder, tmp_path / "pack").note == pack.note
+    (folder / "wide.png").unlink()
+    for name in ("pages.tif", "frames.gif", "pair.tif"):
+        (folder / name).unlink()
+    assert pack_folder(folder, tmp_path / "other").note == ""

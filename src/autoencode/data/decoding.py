@@ -7,7 +7,8 @@ EXIF or XMP orientation              applied; ignored if the block itself is dam
 8-bit grey, 1-bit                    grey repeated in three channels; 1-bit is 0 and 255
 palette                              looked up
 16-bit grey                          divided by 257, rounded: 0..65535 becomes 0..255, nothing is clipped
-16-bit colour                        the high byte of each channel, as Pillow reads it
+16-bit colour                        the high byte of each channel, as Pillow reads it; rejected if all are in
+                                     the lowest quarter, as 10 to 14 bits are, which would be nearly black
 32-bit integers                      0..255 kept; 0..65535 divided by 257; any other range stretched
 more than 8 bits, with a range, as   from that range to 0..255, clipped; without a range as follows
   every folder that is packed has
@@ -79,6 +80,7 @@ _UPRIGHT = {
 _BAND_VALUES = 2**20  # scaled at once, in fp64: all of 200 million pixels at once took 3.8 GB
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, but for those inside a scan
 _MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, for a few bytes
+_DARK = 64  # high bytes of values of 14 bits end below it
 _PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _pillow_lock = threading.Lock()
 
@@ -298,6 +300,25 @@ def _eight_bit(image: Image.Image, is_ppm: bool, value_range: tuple[float, ...])
     if key is not None:
         grey.putalpha(Image.fromarray(np.where(values == key, np.uint8(0), np.uint8(255))))
     return grey
+
+
+def is_deep_colour(image: Image.Image) -> bool:
+    """Whether an image has colours of 16 bits, of which Pillow is going to read the high byte alone."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+
+
+def check_brightness(image: Image.Image) -> None:
+    """Reject the high bytes of 16-bit colours if all of them are in the lowest quarter.
+
+    Raises:
+        ImageError: they are.
+    """
+    brightest = max(high for _, high in image.convert("RGB").getextrema())  # type: ignore[misc]
+    if brightest < _DARK:
+        raise ImageError(
+            "16-bit colour of fewer bits, or very dark, of which Pillow reads the high byte alone: save it "
+            "with 8 bits a channel"
+        )
 
 
 def over_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

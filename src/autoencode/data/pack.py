@@ -31,7 +31,7 @@ from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_as
 from autoencode.data.remote import files_at
 from autoencode.data.shards import PackFiles, ShardReader
 from autoencode.data.sources import listed
-from autoencode.data.survey import may_be_wide, sampled, survey
+from autoencode.data.survey import may_be_wide, remarks, sampled, survey
 from autoencode.errors import ConfigError, PackError
 from autoencode.storage import is_url
 
@@ -270,7 +270,13 @@ def pack_folder(
         decode = decode_on(cluster) if cluster else decode_here(workers)
         before = preprocessing_of(out)
         listing = folder if isinstance(folder, Listing) else listed(folder, include, exclude, _beside(out))
-        chosen = suited(listing, asked, limits)[0] if before is None else replace(before, **asked)
+        if before is None:
+            chosen = suited(listing, asked, limits)[0]
+            said = [*filter(None, [listing.note]), *remarks(listing.paths, chosen.value_range, limits)]
+            listing = replace(listing, note="; ".join(said))
+        else:
+            chosen = replace(before, **asked)
+            listing = replace(listing, note=note_of(out) or listing.note)
         packing.update(listing, files, chosen, limits or Limits(), decode, progress)
     return open_pack(out)
 
@@ -314,6 +320,11 @@ def preprocessing_of(location: str | Path) -> Preprocessing | None:
     """
     folder = files_at(location, must_exist=False).folder
     return manifest.read_settings(folder).preprocessing if is_pack(folder) else None
+
+
+def note_of(location: str | Path) -> str:
+    """Return what was said of the images of a pack, when it was made; see `Pack.note`."""
+    return manifest.read_settings(files_at(location, must_exist=False).folder).note
 
 
 def local_folder(location: str | Path) -> Path:

@@ -291,7 +291,10 @@ def _read(source: bytes | Image.Image, preprocessing: Preprocessing, limits: Lim
         extent: tuple[float, float] = image.size
     else:
         extent = _decode_smaller(image, preprocessing)
+        is_deep = decoding.is_deep_colour(image)
         image.load()
+        if is_deep:
+            decoding.check_brightness(image)
     # Resized before colours are converted and alpha is removed: both take time per pixel.
     turn = decoding.orientation(image)
     image = decoding.upright(decoding.resizable(image, is_ppm, preprocessing.value_range), turn)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from autoencode.data import decoding, workers
 from autoencode.data.preprocessing import SIZE_MULTIPLE, Limits, Preprocessing
@@ -26,6 +26,9 @@ _USUAL = 128 * 128  # pixels: more make training on a CPU slow, and a code of 25
 _MOST_CUT = 0.4
 # Shapes that differ by less than this factor are one shape: nobody sees that they were stretched to it.
 _SAME_SHAPE = 1.15
+# Files of these types may have more than one page or frame; of others, such as photographs, none is opened.
+_WITH_FRAMES = (".tif", ".tiff", ".gif", ".webp", ".apng", ".avifs")
+_CLIPPED = 0.005  # of the values of an image: with fewer, hot pixels, of which nobody needs to hear
 
 
 class Extent(NamedTuple):
@@ -126,42 +129,93 @@ def survey(paths: Sequence[Path], limits: Limits | None = None) -> Survey:
     Raises:
         AutoencodeError: no worker could be started.
     """
-    limits = limits or Limits()
-    sample = sampled(paths)
-    seen = dict(workers.run(_Look(limits), sample, seconds=limits.seconds_per_file, workers=1))
+    seen = _looked_at(sampled(paths), limits or Limits())
+    return Survey(
+        tuple(one.extent for one in seen), tuple(one.values for one in seen if one.values is not None)
+    )
+
+
+def remarks(
+    paths: Sequence[Path], value_range: tuple[float, ...] = (), limits: Limits | None = None
+) -> list[str]:
+    """Return what is not taken of the files, judged by a sample: further pages, and values beyond the range.
+
+    Raises:
+        AutoencodeError: no worker could be started.
+    """
+    sample = [path for path in sampled(paths) if may_be_wide(path) or path.suffix.lower() in _WITH_FRAMES]
+    if not sample:
+        return []
+    seen, found = _looked_at(sample, limits or Limits(), value_range), []
+    among = f"of {len(sample):,} files looked at"
+    if several := sum(one.frames > 1 for one in seen):
+        found.append(f"{several:,} {among} have several pages or frames, of which the first is taken")
+    if pairs := sum(one.has_two_channels for one in seen):
+        found.append(f"{pairs:,} {among} have two channels, of which the second is taken for transparency")
+    if clipped := [one.clipped for one in seen if one.clipped > _CLIPPED]:
+        low, high = value_range
+        found.append(
+            f"{len(clipped):,} {among} have values beyond {low:g}:{high:g}, {np.mean(clipped):.1%} of "
+            "theirs, which are clipped"
+        )
+    return found
+
+
+class _Seen(NamedTuple):
+    """What was found in a file; `clipped` is the share of its values that are beyond a range."""
+
+    extent: Extent
+    values: Values | None
+    frames: int
+    has_two_channels: bool
+    clipped: float
+
+
+def _looked_at(sample: Sequence[Path], limits: Limits, value_range: tuple[float, ...] = ()) -> list[_Seen]:
+    look = _Look(limits, value_range)
+    seen = dict(workers.run(look, sample, seconds=limits.seconds_per_file, workers=1))
     # In the order of the files: which come first must not change what is chosen.
     found = [seen[index] for index in sorted(seen)]
-    looks = [one for one in found if isinstance(one, tuple)]
-    return Survey(
-        tuple(extent for extent, _ in looks), tuple(values for _, values in looks if values is not None)
-    )
+    return [one for one in found if isinstance(one, _Seen)]
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Runs in a worker: returns size and values of a file; None if it cannot be used."""
+    """Runs in a worker: returns what is found in a file; None if it cannot be used."""
 
     limits: Limits
+    value_range: tuple[float, ...]
 
-    def __call__(self, path: Path) -> tuple[Extent, Values | None] | None:
+    def __call__(self, path: Path) -> _Seen | None:
         try:
             content = decoding.read_bytes(path, self.limits.max_bytes)
             with decoding.pillow_limited_to(self.limits.max_pixels):
                 image = decoding.open_image(content)
                 width, height = decoding.shown_size(image)
                 small = 0 < image.width * image.height <= self.limits.max_pixels
-                values = _values(image) if decoding.is_wide(image) and small else None
+                frames = getattr(image, "n_frames", 1) if path.suffix.lower() in _WITH_FRAMES else 1
+                pair = image.format == "TIFF" and image.mode in ("LA", "La")
+                values, clipped = None, 0.0
+                if decoding.is_wide(image) and small:
+                    pixels = np.asarray(image)
+                    values, clipped = _values(pixels), _clipped(pixels, self.value_range)
         except ImageError:
             return None
         except Exception:  # Pillow raises almost anything at a damaged file; packing gives the reason
             return None
         if not (width and height):
             return None
-        return Extent(height, width), values
+        return _Seen(Extent(height, width), values, frames, pair, clipped)
 
 
-def _values(image: Image.Image) -> Values | None:
-    pixels = np.asarray(image)
+def _clipped(pixels: NDArray[Any], value_range: tuple[float, ...]) -> float:
+    if not value_range:
+        return 0.0
+    low, high = value_range
+    return float(((pixels < low) | (pixels > high)).mean())
+
+
+def _values(pixels: NDArray[Any]) -> Values | None:
     pixels = pixels[np.isfinite(pixels)]
     if not pixels.size:
         return None
@@ -190,6 +244,6 @@ def _multiple(side: float) -> int:
     return max(SIZE_MULTIPLE, math.ceil((side - 4) / SIZE_MULTIPLE) * SIZE_MULTIPLE)
 
 
-def _range(sides: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+def _range(sides: NDArray[np.float64]) -> str:
     low, high = int(sides.min()), int(sides.max())
     return f"{low}" if low == high else f"{low}-{high}"
