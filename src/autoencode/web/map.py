@@ -116,10 +116,10 @@ def _centred(workspace: Workspace, review: Collection, report: StageProgress) ->
     if vectors is not None:
         centred: Array = vectors.astype(np.float64) - vectors.mean(0, np.float64)
         return centred
-    return scaled_by_effect(workspace.model, _codes(workspace.model, review, report))
+    return scaled_by_effect(workspace.model, codes_of(workspace.model, review, report))
 
 
-def _codes(model: Autoencoder, review: Collection, report: StageProgress) -> Vectors:
+def codes_of(model: Autoencoder, review: Collection, report: StageProgress) -> Vectors:
     """Return the codes (N, D) of the images, computed once: both layouts run in one thread."""
     if review.codes is None:
         # Copies of a file share a row of pixels, and one encoding.

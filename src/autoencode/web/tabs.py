@@ -56,6 +56,7 @@ TABS = (
     Tab("outliers", "Outliers"),
     Tab("restore", "Restore"),
     Tab("morph", "Morph"),
+    Tab("sliders", "Sliders"),
     Tab("generate", "Generate"),
     Tab("start", "Open"),
 )

@@ -1,6 +1,7 @@
 // Colours of the map: labels and splits by a list that colour-blind people can distinguish, scores by a scale.
 
 import { h, number, select } from "./dom.js";
+import { isDark } from "./theme.js";
 
 // From those of Okabe & Ito 2008 and Tol 2021, moved until each had a contrast of 3 with its background and they were as
 // far from each other as possible, also for eyes without red or without green cones (Machado et al. 2009).
@@ -21,10 +22,9 @@ const SCALES = {
 };
 const NONE = "#858585";
 const LISTED = 24; // groups in the legend; the others are in a list
-const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function colours() {
-  const scheme = dark.matches ? "dark" : "light";
+  const scheme = isDark() ? "dark" : "light";
   return { list: LISTS[scheme], scale: SCALES[scheme] };
 }
 

@@ -144,3 +144,20 @@ export function isTyping(event) {
     (target.tagName === "INPUT" && !/^(checkbox|radio|file|range)$/.test(target.type))
   );
 }
+
+/** Open a window with a title. */
+export function modal(title, ...content) {
+  const heading = h("h2", { id: "dialog-title", tabindex: "-1" }, title);
+  const close = h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×");
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "dialog-title", onclose: () => dialog.remove() },
+    h("div", { class: "dialog-head" }, heading, close),
+    ...content,
+  );
+  // A click outside the content reaches the dialog itself, and closes it.
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}

@@ -1,10 +1,11 @@
 // The shell: shows one tab at a time, the one that the address names after "#".
 
 import { get, setLaunch } from "./api.js";
-import { h, notice, say } from "./dom.js";
+import { h, isTyping, modal, notice, say } from "./dom.js";
 import { takePictures } from "./pictures.js";
 import { addSelectionBar } from "./selectionbar.js";
 import { lacks, setShared } from "./shared.js";
+import { nextTheme, showTheme, themeName } from "./theme.js";
 
 const TABS = {}; // by name, as the server lists them: the title, and what the tab's script exports
 const shown = {};
@@ -14,6 +15,31 @@ let current = null;
 function buildTabs() {
   const nav = document.getElementById("tabs");
   for (const [name, tab] of Object.entries(TABS)) nav.append(h("a", { href: `#${name}`, id: `to-${name}` }, tab.title));
+  // On a phone the bar fades out where there is more of it.
+  const fade = () => nav.classList.toggle("more", nav.scrollLeft + nav.clientWidth < nav.scrollWidth - 4);
+  nav.addEventListener("scroll", fade);
+  new ResizeObserver(fade).observe(nav);
+  const icon = (text, label, onclick) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick }, text);
+  const turn = icon("◐", "", () => {
+    nextTheme();
+    name();
+    say(`Colours: ${themeName()}.`);
+  });
+  const name = () => {
+    turn.title = `Colours: ${themeName()}`;
+    turn.setAttribute("aria-label", `Colours: ${themeName()}. Change`);
+  };
+  name();
+  document.getElementById("shell").append(icon("?", "Keys", showKeys), turn);
+}
+
+const EVERYWHERE = [["?", "these keys"], ["Tab, arrows", "through controls, and inside a grid of pictures"], ["in the window of a picture: ← →", "previous and next picture"], ["+ − 0", "zoom in, out, fit"], ["M", "the model's view"], ["Escape", "close"]];
+
+/** A window with the keys of the open tab and of all tabs. */
+function showKeys() {
+  const table = (keys) => h("dl", { class: "keys-table" }, keys.flatMap(([key, means]) => [h("dt", {}, key), h("dd", {}, means)]));
+  const own = shown[current]?.help ?? [];
+  modal("Keys", own.length ? h("h3", {}, TABS[current].title) : "", own.length ? table(own) : "", h("h3", {}, "Everywhere"), table(EVERYWHERE));
 }
 
 function open() {
@@ -72,10 +98,14 @@ function listenForImages() {
     else say("That is not a file. Save the image, then drop the file here: the page downloads nothing.");
   });
   addEventListener("paste", (event) => give(event.clipboardData.files));
-  addEventListener("keydown", (event) => shown[current]?.key?.(event));
+  addEventListener("keydown", (event) => {
+    if (event.key === "?" && !isTyping(event)) showKeys();
+    else shown[current]?.key?.(event);
+  });
 }
 
 async function start() {
+  showTheme();
   // The token came with the address and is in a cookie now; history and bookmarks must not keep it.
   history.replaceState(null, "", location.pathname + location.hash);
   try {

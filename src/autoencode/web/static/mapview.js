@@ -49,7 +49,7 @@ export class MapView {
     this.recolour();
     new ResizeObserver(() => this.resize()).observe(this.stage);
     selection.addEventListener("change", () => this.#takeSelection());
-    for (const event of ["change", "theme"]) (event === "change" ? matchMedia("(prefers-color-scheme: dark)") : window).addEventListener(event, () => this.recolour());
+    addEventListener("theme", () => this.recolour());
     const isFit = about.images >= FEWEST_BY_NEIGHBOURS && about.images <= MOST_BY_NEIGHBOURS;
     if (isFit && !lacks("umap")) this.isByItself = true;
   }

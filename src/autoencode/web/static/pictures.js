@@ -1,7 +1,7 @@
 // Pictures: as they are or as the model sees them, as buttons, in grids, and read from files.
 
 import { get, imageUrl, originalUrl, query, restarting, upload } from "./api.js";
-import { h, number, say, showFailure } from "./dom.js";
+import { h, modal, number, say, showFailure } from "./dom.js";
 import { MORPH_MOST, hasImages, morphing, workspace } from "./shared.js";
 import { openPicture } from "./viewer.js";
 import { neededSide } from "./zoom.js";
@@ -166,22 +166,6 @@ export function pick(take) {
   };
   const dialog = modal("Pick an image", grid, h("button", { type: "button", onclick: fill }, "Show others"));
   fill().catch((err) => showFailure(err, grid));
-}
-
-function modal(title, ...content) {
-  const heading = h("h2", { id: "dialog-title", tabindex: "-1" }, title);
-  const close = h("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×");
-  const dialog = h(
-    "dialog",
-    { "aria-labelledby": "dialog-title", onclose: () => dialog.remove() },
-    h("div", { class: "dialog-head" }, heading, close),
-    ...content,
-  );
-  // A click outside the content reaches the dialog itself, and closes it.
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-  document.body.append(dialog);
-  dialog.showModal();
-  return dialog;
 }
 
 /** Return the name and facts of a picture by its id. */

@@ -1,0 +1,121 @@
+// Sliders: a picture, moved along the directions in which the pictures of the folder differ most, and by label.
+
+import { remember } from "./address.js";
+import { getBlob, newestWins, query, waitFor } from "./api.js";
+import { field, h, notice, progressBar, save, showFailure } from "./dom.js";
+import { choosing, dropzone, image, shortName } from "./pictures.js";
+import { selection } from "./selection.js";
+import { sendSelection } from "./selectionbar.js";
+import { lacks } from "./shared.js";
+
+export function mount(root) {
+  root.append(h("p", { class: "lead" }, "What the code holds: move a picture along the directions in which your pictures differ most, or towards a label or a selection."));
+  const lacking = lacks("sliders");
+  if (lacking) {
+    root.append(notice(lacking));
+    return {};
+  }
+  const state = { picture: null, at: [], names: [], reach: 2.5, selection: "", along: 0 };
+  const body = h("div");
+  const result = h("img", { class: "result", alt: "" });
+  const before = h("div", { class: "query" });
+  const strip = h("img", { class: "strip-of-steps", alt: "" });
+  const sliders = h("div", { class: "slider-list" });
+  const title = h("h2", {});
+  let shown = null;
+  let blob = null;
+  root.append(body);
+
+  const asked = (more = {}) => query({ picture: state.picture.id, at: state.at.map((value) => value.toFixed(2)).join(","), selection: state.selection, ...more });
+  const draw = newestWins(async (signal) => {
+    if (!state.picture || !state.names.length) return;
+    blob = await getBlob(`/api/sliders/frame?${asked()}`, signal);
+    const url = URL.createObjectURL(blob);
+    result.src = url;
+    if (shown) URL.revokeObjectURL(shown);
+    shown = url;
+    result.alt = `${shortName(state.picture)}, moved`;
+  });
+  const redraw = () => draw().catch((err) => showFailure(err));
+  const drawStrip = () => {
+    strip.src = `/api/sliders/strip?${asked({ along: state.along })}`;
+    strip.alt = `Seven steps along ${state.names[state.along]}`;
+  };
+
+  const build = () => {
+    sliders.replaceChildren(
+      ...state.names.map((name, k) => {
+        const slider = h("input", {
+          type: "range",
+          min: -state.reach,
+          max: state.reach,
+          step: 0.05,
+          value: state.at[k] ?? 0,
+          oninput: () => {
+            state.at[k] = Number(slider.value);
+            redraw();
+          },
+          onchange: () => {
+            state.along = k;
+            drawStrip();
+          },
+        });
+        return field(name, slider);
+      }),
+    );
+  };
+
+  const set = (values) => {
+    state.at = state.names.map((_, k) => values(k));
+    build();
+    redraw();
+    drawStrip();
+  };
+
+  async function towards() {
+    state.selection = await sendSelection();
+    if (state.names.at(-1) !== "more like the selection") state.names = [...state.names, "more like the selection"];
+    state.along = state.names.length - 1;
+    set((k) => state.at[k] ?? 0);
+  }
+
+  const choose = choosing((picture) => {
+    state.picture = picture;
+    title.textContent = shortName(picture);
+    before.replaceChildren(image(picture));
+    if (state.names.length) set(() => 0);
+  }, (err) => showFailure(err, body));
+  const use = ([picture]) => (location.hash = `#sliders?picture=${picture.id}`);
+
+  async function start() {
+    const bar = progressBar("encoding images");
+    body.replaceChildren(bar);
+    try {
+      const found = await waitFor("/api/sliders", bar.update);
+      Object.assign(state, { names: found.names, reach: found.reach });
+    } catch (err) {
+      showFailure(err, body, start);
+      return;
+    }
+    const button = (text, act) => h("button", { type: "button", onclick: () => Promise.resolve(act()).catch((err) => showFailure(err)) }, text);
+    body.replaceChildren(
+      h("div", { class: "toolbar" }, dropzone(use, { label: "Choose an image" })),
+      h(
+        "div",
+        { class: "morph" },
+        h("div", {}, h("div", { class: "stage" }, result), h("div", { class: "actions" }, button("As it was", () => set(() => 0)), button("At random", () => set(() => (Math.random() + Math.random() + Math.random() - 1.5) * 1.2)), button("Save PNG", () => blob && save(blob, "moved.png"))), strip),
+        h("div", {}, h("div", { class: "asked" }, before, title), sliders, button("Towards the selection", () => (selection.size ? towards() : showFailure(new Error("Select some pictures in Browse or on the map first."))))),
+      ),
+    );
+    if (state.picture) set(() => 0);
+  }
+
+  start();
+  return {
+    take: use,
+    show(params) {
+      choose(params.get("picture"));
+      if (state.picture) remember("sliders", { picture: state.picture.id });
+    },
+  };
+}

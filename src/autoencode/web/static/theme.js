@@ -1,0 +1,34 @@
+// Light or dark: as the system has it, or as a person chose here.
+
+const system = matchMedia("(prefers-color-scheme: dark)");
+const NEXT = { "": "light", light: "dark", dark: "" };
+const NAMES = { "": "as the system", light: "light", dark: "dark" };
+
+/** Whether the page is dark now. */
+export function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : system.matches;
+}
+
+/** What the page is set to: "light", "dark", or "" for the system's. */
+export function theme() {
+  return localStorage.getItem("theme") ?? "";
+}
+
+export function themeName() {
+  return NAMES[theme()];
+}
+
+/** Go on to the next of the three; what is drawn by hand hears "theme". */
+export function nextTheme() {
+  localStorage.setItem("theme", NEXT[theme()] ?? "");
+  showTheme();
+}
+
+export function showTheme() {
+  if (theme()) document.documentElement.dataset.theme = theme();
+  else delete document.documentElement.dataset.theme;
+  dispatchEvent(new Event("theme"));
+}
+
+system.addEventListener("change", () => dispatchEvent(new Event("theme")));
