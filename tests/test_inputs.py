@@ -24,11 +24,14 @@ from autoencode import (
     build_index,
     embed,
     find_outliers,
+    generate,
     load_model,
+    morph,
     pack_folder,
     reconstruct,
     train,
 )
+from autoencode.index.base import neighbours_sheet
 from autoencode.models import autoencoder
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "inputs.md"
@@ -182,3 +185,21 @@ def test_several_folders_are_packed_again_into_the_same_pack(tmp_path: Path) -> 
     assert len(pack_folder([one, two], tmp_path / "pack", size=32)) == 6
     Image.fromarray(blobs(9, 32, 32)).save(two / "new.png")
     assert len(pack_folder([one, two], tmp_path / "pack", size=32)) == 7
+
+
+def test_a_notebook_shows_pictures_of_results(trained_vae: Run, index: Index, tmp_path: Path) -> None:
+    folder = forms("a folder", tmp_path)[0]
+    files = [folder / f"{number}.png" for number in range(3)]
+    reconstructed = reconstruct(trained_vae.folder, folder)
+    found = index.search(files)
+    sheet = neighbours_sheet(found.results, index.preprocessing)
+    for shown, expected in (
+        (reconstructed, reconstructed.sheet),
+        (found, sheet),
+        (morph(trained_vae.folder, files[:2], frames=3), None),
+        (generate(trained_vae.folder, 4, prior="normal"), None),
+    ):
+        picture = np.asarray(Image.open(io.BytesIO(shown._repr_png_() or b"")))
+        assert picture.shape[2] == 3
+        assert expected is None or np.array_equal(picture, expected)
+    assert index.search(np.zeros((1, 8)) + 0.1)._repr_png_() is None  # codes have no picture

@@ -20,7 +20,7 @@ from autoencode.atomic import check_output, claim_folder, make_folder, write_jso
 from autoencode.data.loader import batches, random_seed
 from autoencode.data.preprocessing import WRITABLE, save_image
 from autoencode.errors import ConfigError, MissingExtraError, check_choice
-from autoencode.figures import check_frames, image_grid, save_frames
+from autoencode.figures import check_frames, image_grid, png, save_frames
 from autoencode.metrics.images import kernel_inception_distance
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.backbones import BACKBONE, BATCH
@@ -68,6 +68,9 @@ class Samples:
     codes: Tensor
     prior: PriorName
     note: str | None = None
+
+    def _repr_png_(self) -> bytes:
+        return png(image_grid(self.pixels[:GRID_IMAGES]))
 
 
 def generate(

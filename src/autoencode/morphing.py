@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.atomic import check_output
 from autoencode.data.preprocessing import WRITABLE
 from autoencode.errors import ConfigError, check_choice
-from autoencode.figures import check_frames, is_animation, save_frames
+from autoencode.figures import check_frames, is_animation, png, save_frames, strip
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
 
@@ -51,6 +51,9 @@ class Morph:
     pixels: NDArray[np.uint8]
     codes: Tensor
     alphas: Tensor
+
+    def _repr_png_(self) -> bytes:
+        return png(strip(self.pixels))
 
 
 def morph(

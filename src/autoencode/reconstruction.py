@@ -24,7 +24,7 @@ from autoencode.data.loader import random_seed
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded
 from autoencode.errors import OutputError
-from autoencode.figures import contact_sheet
+from autoencode.figures import contact_sheet, png
 from autoencode.metrics.images import psnr, ssim
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_float, to_pixels
@@ -77,6 +77,9 @@ class Reconstructions:
     results: list[Reconstruction]
     skipped: list[tuple[Path, str]]
     sheet: Pixels
+
+    def _repr_png_(self) -> bytes:
+        return png(self.sheet)
 
 
 def reconstruct(

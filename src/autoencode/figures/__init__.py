@@ -7,6 +7,7 @@ are, or enlarged by a whole factor without smoothing.
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -144,6 +145,13 @@ def strip(frames: Pixels, *, scale: int | None = None) -> Pixels:
         ConfigError: no frame.
     """
     return np.concatenate(list(_tiles(frames, scale)), axis=1)
+
+
+def png(pixels: Pixels) -> bytes:
+    """Return pixels (height, width, 3) as the content of a PNG file, which a notebook shows."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
 
 
 def is_animation(path: Path) -> bool:

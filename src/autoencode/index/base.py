@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -97,10 +97,19 @@ class SearchResults:
     Attributes:
         results: one for each query that could be used, in the order given.
         skipped: the other queries, with the reason.
+        preprocessing: how files become the pictures of a sheet; None where images or codes were given.
     """
 
     results: list[Neighbours]
     skipped: list[tuple[Path, str]]
+    preprocessing: Preprocessing | None = field(default=None, repr=False)
+
+    def _repr_png_(self) -> bytes | None:
+        if self.preprocessing is None or not self.results:
+            return None
+        from autoencode.figures import png  # loads Matplotlib, which a search without a sheet is spared
+
+        return png(neighbours_sheet(self.results, self.preprocessing))
 
 
 @dataclass(frozen=True)
@@ -295,7 +304,7 @@ class Index(ABC):
                 results.append(Neighbours(path, tuple(others[:k])))
             if progress:
                 progress(min(number * INFERENCE_BATCH, len(paths)), len(paths))
-        return SearchResults(results, skipped)
+        return SearchResults(results, skipped, self.preprocessing)
 
     def _codes_of(self, queries: Tensor) -> Floats:
         if queries.ndim == 4:
