@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from autoencode.training.capture import WARM_UP_STEPS, CapturedStep
 
 class Repeated:
     """Repeats work as a CUDA graph does: recording does nothing, and the result stays in one place."""
+
+    def apart(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
 
     def record(self, work: Callable[[], Tensor]) -> Tensor:
         self.work, self.result = work, torch.full((4,), torch.nan, dtype=torch.float64)
@@ -28,7 +32,7 @@ def test_a_step_is_taken_once_a_call_and_its_results_stay_as_they_were() -> None
         seen.append(tuple(one.data_ptr() for one in inputs))
         return torch.stack([inputs[0].sum(), inputs[1].sum(), inputs[0][0], inputs[1][0]]).double()
 
-    step = CapturedStep(work, torch.device("cpu"), Repeated)
+    step = CapturedStep(work, Repeated())
     calls = [(torch.rand(3), torch.rand(2)) for _ in range(WARM_UP_STEPS + 4)]
     found = [step(call) for call in calls]
     for (one, other), result in zip(calls, found, strict=True):
@@ -46,6 +50,24 @@ def test_inputs_keep_their_memory_format() -> None:
         assert inputs[0].is_contiguous(memory_format=torch.channels_last)
         return torch.zeros(4, dtype=torch.float64)
 
-    step = CapturedStep(work, torch.device("cpu"), Repeated)
+    step = CapturedStep(work, Repeated())
     for _ in range(WARM_UP_STEPS + 1):
         step([images])
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_all_the_same() -> None:
+    class Broken(Repeated):
+        def record(self, work: Callable[[], Tensor]) -> Tensor:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    seen: list[float] = []
+
+    def work(inputs: Sequence[Tensor]) -> Tensor:
+        seen.append(float(inputs[0]))
+        return inputs[0].double()
+
+    step = CapturedStep(work, Broken())
+    calls = [torch.tensor(float(number)) for number in range(WARM_UP_STEPS + 3)]
+    with pytest.warns(RuntimeWarning, match=r"cannot record .*\(operation not permitted") as warned:
+        assert [float(step([call])) for call in calls] == seen == list(map(float, calls))
+    assert len(warned) == 1

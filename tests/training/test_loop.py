@@ -237,7 +237,7 @@ class AsIfOnAGpu(Runtime):
         return DeviceImages(pack, rows, self.device, 2**30)
 
     def captured(self, work: Work) -> CapturedStep:
-        return CapturedStep(work, self.device, Repeated)
+        return CapturedStep(work, Repeated())
 
 
 AHEAD = AsIfOnAGpu(torch.device("cpu"), bf16=False, channels_last=True)

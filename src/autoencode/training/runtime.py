@@ -19,7 +19,7 @@ from autoencode.errors import ConfigError, check_choice
 from autoencode.metrics.latents import in_fp64
 from autoencode.models.backbones import multiplies_bf16
 from autoencode.models.model_file import build_model
-from autoencode.training.capture import CapturedStep, Work
+from autoencode.training.capture import CapturedStep, CudaGraph, Work
 from autoencode.training.run import holds_state
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Runtime:
 
     def captured(self, work: Work) -> CapturedStep | None:
         """Return work that is recorded and replayed; None where that is not possible."""
-        return CapturedStep(work, self.device) if self.runs_ahead else None
+        return CapturedStep(work, CudaGraph(self.device)) if self.runs_ahead else None
 
     @property
     def _memory_format(self) -> torch.memory_format:
