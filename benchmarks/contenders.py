@@ -349,6 +349,54 @@ def channels_last_weights(weights: Weights, grid: int) -> list[Images]:
     return found
 
 
+def best_plain(images: Images, weights: Weights) -> Run:
+    """The network of `best` with PyTorch's own step: fp32, channels first, from its PCA start on."""
+    return _best(images, plain=True)
+
+
+def best(images: Images, weights: Weights) -> Run:
+    """The same as this package trains it."""
+    from autoencode.training.process import keep_freed_memory
+
+    keep_freed_memory()
+    return _best(images, plain=False)
+
+
+def _best(images: Images, *, plain: bool) -> Run:
+    import torch
+
+    from autoencode import Autoencoder, Preprocessing
+    from autoencode.models.pca import start_at_pca
+    from autoencode.training.presets import settings
+    from autoencode.training.runtime import Runtime, choose_runtime
+    from autoencode.training.state import make_optimizer
+
+    runtime = Runtime(torch.device("cpu"), False, False) if plain else choose_runtime("cpu")
+    config, train_config = settings("best", code_size=128)
+    torch.manual_seed(0)
+    model = Autoencoder(config, Preprocessing(images.shape[2], images.shape[3]))
+    varied = np.random.default_rng(0).random((512, 3, *images.shape[2:]), np.float32)
+    start_at_pca(model, [torch.from_numpy(varied)])
+    runtime.model_to_device(model)
+    optimizer = make_optimizer(model, train_config)
+    batch = runtime.to_device(torch.from_numpy(images))
+
+    def run(steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with runtime.autocast():
+                restored = model(batch).images
+            loss = torch.nn.functional.mse_loss(restored.float(), batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return run
+
+
 CONTENDERS: dict[str, tuple[str, Callable[[Images, Weights], Run]]] = {
     "eager": ("PyTorch, as a tutorial writes it", eager),
     "lightning": ("PyTorch Lightning", lightning),
@@ -358,4 +406,6 @@ CONTENDERS: dict[str, tuple[str, Callable[[Images, Weights], Run]]] = {
     "jax": ("JAX (flax nnx, optax, jit)", jax),
     "ours-fp32": ("autoencode, fp32", ours_fp32),
     "ours": ("autoencode", ours),
+    "best-plain": ("the network of `best`, PyTorch in fp32", best_plain),
+    "best": ("autoencode, `best`", best),
 }

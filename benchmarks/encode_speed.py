@@ -113,15 +113,15 @@ def openvino(folder: Path) -> Encode:
     return in_batches(folder, lambda images: network(images.numpy())[0])
 
 
-def ours(folder: Path) -> Encode:
+def ours(folder: Path, embedding: str = "code") -> Encode:
     from autoencode.training.process import keep_freed_memory
 
     keep_freed_memory()  # as the verbs do
     from autoencode.data.loader import batches
-    from autoencode.embedding import image_encoder
+    from autoencode.embedding import find_encoder
 
     model, pack, rows = opened(folder)
-    encoder = image_encoder(model)
+    encoder = find_encoder(embedding, model)
     return lambda: np.concatenate([encoder.encode(images) for images in batches(pack, rows, BATCH)])
 
 
@@ -130,7 +130,8 @@ CONTENDERS = {
     "bf16": ("the same in bf16, channels last", bf16),
     "compile": ("the same, torch.compile with freezing", compiled),
     "openvino": ("OpenVINO, bf16", openvino),
-    "ours": ("**autoencode**", ours),
+    "ours": ("**autoencode** (fp32)", ours),
+    "ours-bf16": ("**autoencode**, `--embedding code-bf16`", lambda folder: ours(folder, "code-bf16")),
 }
 
 

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from contenders import CONTENDERS, LEARNING_RATE, first_weights
 from machine import machine
 
+PAPERS = [name for name in CONTENDERS if not name.startswith("best")]  # train the paper's network
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 8  # steps: compilation, and the heap of a process that keeps its memory grows for about so long
 
@@ -40,14 +41,14 @@ def photographs(batch: int, side: int) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def serve(name: str, side: int, batch: int) -> None:
+def serve(name: str, side: int, batch: int, clock: Callable[[], float]) -> None:
     """The process of one contender: each line on stdin is a number of steps to take."""
     run = CONTENDERS[name][1](photographs(batch, side), first_weights(side))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        started = time.perf_counter()
+        started = clock()
         losses = run(int(line))
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(json.dumps({"seconds": seconds, "losses": losses, "gigabytes": peak}), flush=True)
 
@@ -55,8 +56,9 @@ def serve(name: str, side: int, batch: int) -> None:
 class Contender:
     """A contender's process, seen from here."""
 
-    def __init__(self, name: str, side: int, batch: int) -> None:
+    def __init__(self, name: str, side: int, batch: int, cpu: bool) -> None:
         command = [sys.executable, __file__, "--serve", name, "--side", str(side), "--batch", str(batch)]
+        command += ["--cpu"] if cpu else []
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TQDM_DISABLE": "1"}
         self.name = name
         self.process = subprocess.Popen(
@@ -114,13 +116,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="a round")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=PAPERS)
+    parser.add_argument("--cpu", action="store_true", help="processor seconds, for a machine that is busy")
     parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve, arguments.side, arguments.batch)
+        clock = time.process_time if arguments.cpu else time.perf_counter
+        serve(arguments.serve, arguments.side, arguments.batch, clock)
         return
-    contenders = [Contender(name, arguments.side, arguments.batch) for name in arguments.only]
+    sizes = arguments.side, arguments.batch, arguments.cpu
+    contenders = [Contender(name, *sizes) for name in arguments.only]
     missing = [c.name for c in contenders if not c.ready]
     contenders = [c for c in contenders if c.ready]
     for contender in contenders:

@@ -31,6 +31,7 @@ from autoencode import (
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
 from autoencode.embedding import (
+    BF16_CODES,
     EMBEDDINGS,
     REDUCED_SIZE,
     find_encoder,
@@ -81,12 +82,26 @@ def test_features_for_probes_are_pooled(images: torch.Tensor) -> None:
 
 
 def test_another_embedding_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown embedding 'clip'. Choose pretrained, code or FILE.onnx."):
+    with pytest.raises(
+        ConfigError, match=r"Unknown embedding 'clip'. Choose pretrained, code, code-bf16 or FILE.onnx."
+    ):
         find_encoder("clip")
 
 
 def test_every_embedding_can_be_chosen() -> None:
-    assert sorted(get_args(Embedding)) == sorted(EMBEDDINGS)
+    assert sorted([*get_args(Embedding), BF16_CODES]) == sorted(EMBEDDINGS)
+
+
+def test_codes_in_bf16_are_near_those_in_fp32_and_are_not_taken_for_them(images: torch.Tensor) -> None:
+    model = build(0)
+    model.digest = "a" * 64
+    exact, rounded = find_encoder("code", model), find_encoder(BF16_CODES, model)
+    codes, found = exact.encode(images), rounded.encode(images)
+    assert not np.array_equal(codes, found)
+    assert np.linalg.norm(found - codes) < 0.02 * np.linalg.norm(codes)
+    np.testing.assert_array_equal(found, rounded.encode(images))
+    assert rounded.digest not in ("", exact.digest)
+    assert find_encoder(BF16_CODES, build(0)).digest == ""  # of a model that was never saved
 
 
 def test_a_reduction_is_a_partly_whitened_principal_component_analysis() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from autoencode.configuration import Split
 from autoencode.data.preprocessing import Limits, read_chunks, read_image
 from autoencode.data.sources import expanded
+from autoencode.embedding import BF16_CODES
 from autoencode.errors import ConfigError, ImageError, check_choice
 from autoencode.models.autoencoder import INFERENCE_BATCH
 from autoencode.models.backbones import BACKBONE
@@ -208,7 +209,12 @@ class Index(ABC):
     @property
     def encoder_name(self) -> str:
         """What the images are compared by, for people."""
-        name = {"pretrained": BACKBONE.name, "code": "codes of a model"}.get(self.embedding)
+        names = {
+            "pretrained": BACKBONE.name,
+            "code": "codes of a model",
+            BF16_CODES: "codes of a model in bf16",
+        }
+        name = names.get(self.embedding)
         return f"compared by {name or Path(self.embedding).stem}"
 
     @property

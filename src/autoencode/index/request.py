@@ -20,6 +20,7 @@ from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, location_of, open_pack, pack_folder
 from autoencode.embedding import (
     AUTO,
+    BF16_CODES,
     MOST_FITTED,
     ONNX_SUFFIX,
     Columns,
@@ -30,6 +31,7 @@ from autoencode.embedding import (
     map_pack,
 )
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
+from autoencode.index.neighbours import VectorSpace, fit_vector_space
 from autoencode.index.store import CHOOSE_ANOTHER, IndexSettings, StoredPath
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 
@@ -39,6 +41,11 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.neighbours import Floats
+
+# Codes in bf16 are kept if so much of the nearest images of a sample stays the same; of fewer images than the
+# least a share would say nothing.
+_AGREEMENT, _NEIGHBOURS = 0.99, 10
+_LEAST_COMPARED, _COMPARED = 100, 500
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,13 @@ class BuildRequest:
             old: the reduction to use; None fits one to the first rows, if the encoder needs one.
             pack: the images.
             rows: what to encode; the first `MOST_FITTED` are a random sample.
+
+        Raises:
+            ConfigError: codes in bf16 would have other neighbours than those in fp32.
         """
+        # An update without a model keeps what was compared when the index was made.
+        if encoder.kind == BF16_CODES and self.model is not None and len(rows) >= _LEAST_COMPARED:
+            self._check_bf16(encoder, pack, rows[:_COMPARED])
         if not encoder.is_backbone or old is not None:
             chosen = encoder if old is None else encoder.reduced(old)
             return chosen, old, self.encode(chosen, pack, rows)
@@ -147,6 +160,17 @@ class BuildRequest:
         chosen = encoder.reduced(reduction)
         rest = self.encode(chosen, pack, rows[MOST_FITTED:], done=len(sample))
         return chosen, reduction, itertools.chain([reduction(sample)], rest)
+
+    def _check_bf16(self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64]) -> None:
+        exact = np.concatenate(list(self.encode(find_encoder("code", self.model), pack, rows)))
+        space = fit_vector_space(exact, self.distance_for(encoder, None))
+        found = np.concatenate(list(self.encode(encoder, pack, rows)))
+        agreement = same_neighbours(space, exact, found)
+        if agreement < _AGREEMENT:
+            raise ConfigError(
+                f"In bf16 the codes of this model keep {agreement:.1%} of the {_NEIGHBOURS} nearest of "
+                f"{len(rows):,} images, less than {_AGREEMENT:.0%}. Use --embedding code."
+            )
 
     def encode(
         self, encoder: ImageEncoder, pack: Pack, rows: NDArray[np.int64], done: int = 0
@@ -170,3 +194,24 @@ class BuildRequest:
             done += len(codes)
             if self.progress:
                 self.progress(done, total)
+
+
+def same_neighbours(space: VectorSpace, exact: Floats, found: Floats) -> float:
+    """Return the share of the nearest of each code that other codes of the same images keep, in [0, 1].
+
+    Args:
+        space: how codes are compared.
+        exact, found: (N, D) of the same images, in the same order.
+    """
+    count = min(_NEIGHBOURS, len(exact) - 1)
+    if count < 1:
+        return 1.0
+    nearest = []
+    for codes in (exact, found):
+        vectors = space.vectors(codes)
+        scores = np.stack([space.scores(one, vectors) for one in vectors])
+        scores = scores if space.is_similarity else -scores
+        np.fill_diagonal(scores, -np.inf)
+        nearest.append(np.argpartition(-scores, count - 1, axis=1)[:, :count])
+    kept = [len(np.intersect1d(one, other)) for one, other in zip(*nearest, strict=True)]
+    return float(np.mean(kept)) / count

@@ -246,7 +246,9 @@ class IndexSettings:
         files = [path for path in candidates if path.is_file()]
         # A model at the old path may be another one by now, and the one beside the index still the right one.
         for path in files:
-            encoder = find_encoder(str(path)) if is_network else find_encoder("code", load_model(path))
+            encoder = (
+                find_encoder(str(path)) if is_network else find_encoder(self.embedding, load_model(path))
+            )
             if encoder.digest == self.encoder_digest:
                 return encoder
         if files:
