@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -329,3 +330,11 @@ def test_a_disk_without_locks_is_an_error_and_not_a_stale_lock(
     monkeypatch.setattr(fcntl, "flock", without_locks)
     with pytest.raises(OutputError, match="Could not write"), exclusive(tmp_path / "run", "busy", RunError):
         pytest.fail("locked")
+
+
+def test_text_that_a_spreadsheet_would_run_is_quoted_and_read_back(tmp_path: Path) -> None:
+    cells = ["=1+21.jpg", "=cmd|' /C calc'!A0", "+1.png", "-x", "@sum", "\tx", "'=1", "plain", "-0.5", "1e3"]
+    read = [line[0] for line in csv.reader(csv_bytes([[cell] for cell in cells]).decode().splitlines())]
+    assert [cell[:1] in "=+-@\t" for cell in read[:7]] == [False] * 7
+    assert read[7:] == cells[7:]
+    assert [atomic.plain_cell(cell) for cell in read] == cells

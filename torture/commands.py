@@ -234,6 +234,14 @@ def make_model(folder: Path, images: Path) -> None:
     os.link(run.model_path, folder / "model.safetensors")
 
 
+def prepared(folder: Path, images: int, names: Sequence[str]) -> tuple[Outcome, Path, list[Command]]:
+    """Make so many images and the model that `index` takes; return them with the commands of these names."""
+    outcome, made = Outcome(), make_images(folder / "images", images)
+    ended = run(lambda: make_model(folder, made))
+    outcome.check(ended.code == 0, f"no model: {ended}")
+    return outcome, made, chosen(names, outcome)
+
+
 def _digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autoencode.errors import AutoencodeError
-from torture.commands import Command, chosen, make_images, make_model
+from torture.commands import Command, prepared
 from torture.outcome import Outcome
 from torture.processes import Child, run
 
@@ -30,11 +30,8 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         folder: to work in.
         names: the commands; of none, all.
     """
-    outcome = Outcome()
-    images = make_images(folder / "images", IMAGES)
-    ended = run(lambda: make_model(folder, images))
-    outcome.check(ended.code == 0, f"no model: {ended}")
-    for command in chosen(names, outcome):
+    outcome, images, commands = prepared(folder, IMAGES, names)
+    for command in commands:
         alone = folder / f"{command.name}-alone"
         started = time.monotonic()
         ended = run(lambda command=command, alone=alone: command.run(images, alone))  # type: ignore[misc]

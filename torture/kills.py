@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from torture.commands import Command, chosen, make_images, make_model
+from torture.commands import Command, make_images, prepared
 from torture.outcome import Outcome
 from torture.processes import Child, run
 
@@ -33,11 +33,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         folder: to work in.
         names: the commands; of none, all.
     """
-    outcome = Outcome()
-    images = make_images(folder / "images", IMAGES)
-    ended = run(lambda: make_model(folder, images))
-    outcome.check(ended.code == 0, f"no model: {ended}")
-    commands = chosen(names, outcome)
+    outcome, images, commands = prepared(folder, IMAGES, names)
     older: dict[str, Path] = {}
     for command in commands:
         older[command.name] = folder / f"{command.name}-older"
