@@ -1,5 +1,6 @@
 """One file holds the model; whatever else it is given is skipped in one line."""
 
+import copy
 import json
 import os
 import stat
@@ -203,3 +204,24 @@ def test_a_model_file_that_may_not_be_read_is_not_called_damaged(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ModelFileError, match=r"Could not read .*: permission denied"):
         load_model(trained.model_path)
+
+
+def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without(tmp_path: Path) -> None:
+    model = Autoencoder(ModelConfig(code_size=4, widths=(4, 8)), Preprocessing(16, 16)).eval()
+    codes = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    plain = tmp_path / "plain.safetensors"
+    save_model(plain, model, {})
+    tensors, content, _ = read_tensors(plain, "model", FORMAT_VERSION, ModelFileError)
+    rest = {name: value for name, value in content.items() if name not in ("kind", "version")}
+    write_tensors(plain, "model", 2, tensors, rest)
+    before = load_model(plain)
+    assert before.sharp_decoder is None
+    assert torch.equal(before.decode(codes), model.decode(codes))
+    model.sharp_decoder = copy.deepcopy(model.decoder)
+    with torch.no_grad():
+        model.sharp_decoder.last_weight.mul_(2)
+    save_model(tmp_path / "sharp.safetensors", model, {})
+    loaded = load_model(tmp_path / "sharp.safetensors")
+    for decoder in ("faithful", "sharp"):
+        assert torch.equal(loaded.decode(codes, decoder), model.decode(codes, decoder))
+    assert not torch.equal(loaded.decode(codes, "faithful"), loaded.decode(codes, "sharp"))

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def read_tensors(
     error: type[AutoencodeError],
     advice: str = "Restore it from a copy.",
     remake: str = "Train again.",
+    earlier: Collection[int] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read a file that `write_tensors` wrote.
 
@@ -85,6 +86,7 @@ def read_tensors(
         error: the class of error to raise.
         advice: a sentence on what to do about a damaged file.
         remake: a sentence on what to do about a file of an earlier version.
+        earlier: versions that can be read as well.
 
     Returns:
         The tensors, the content, and the digest.
@@ -106,7 +108,7 @@ def read_tensors(
         raise error(f"{path} is not a {kind} file, or is cut short or damaged ({err}). {advice}") from err
     content = _content(path, kind, metadata, error)
     # Before anything else is read: the names and types below are those of this version.
-    if content["version"] != version:
+    if content["version"] not in (version, *earlier):
         raise error(other_version(path, content["version"], version, remake))
     if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]:
         raise error(f"{path} is not a {kind} file: {odd[0]} is of type {tensors[odd[0]].dtype}.")
@@ -168,7 +170,8 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 MODEL_NAME = "model.safetensors"
-FORMAT_VERSION = 2  # 1 had other names for settings, such as fit for resize_mode
+# 3 may have a sharp decoder, and a file of 2 is one without; 1 had other names for settings.
+FORMAT_VERSION, _READABLE = 3, (2,)
 SHARP = "sharp_decoder."  # before the names of the weights of that decoder, where there is one
 PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
 
@@ -267,7 +270,7 @@ def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel
         path = path / MODEL_NAME
     if not path.is_file():
         raise ModelFileError(f"No model file at {path}. Give a model file or a run folder of `train`.")
-    weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError)
+    weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError, earlier=_READABLE)
     model = model_of_parts(path, weights, content)
     model.digest = digest
     return model.to(device)
