@@ -123,13 +123,16 @@ def outliers(
     from autoencode.outliers.normal import holds_normal
 
     limits, asked = options.limits(max_pixels), {"score": score, "rule": rule}
-    if holds_normal(normal):
-        of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
-        if given := [name for name, value in of_model.items() if value is not None]:
-            raise ConfigError(f"--{given[0]} goes with a model, not with normal images. Leave it out.")
+    of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
+    of_normal = {"maps": maps, "save": save, "masks": masks, "watch": watch}
+    by_normal = holds_normal(normal)
+    if given := [name for name, value in (of_model if by_normal else of_normal).items() if value is not None]:
+        kinds = ("a model", "normal images") if by_normal else ("a folder of normal images", "a model")
+        raise ConfigError(f"--{given[0]} goes with {kinds[0]}, not with {kinds[1]}. Leave it out.")
+    if only_outliers and maps is None:
+        raise ConfigError("--only-outliers is about the pictures of --maps: give a folder for them.")
+    if by_normal:
         how = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
-        if only_outliers and maps is None:
-            raise ConfigError("--only-outliers is about the pictures of --maps: give a folder for them.")
         learned = _learned(normal, out, save, limits)
         if watch is not None:
             any_outlier = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
@@ -139,9 +142,6 @@ def outliers(
         else:
             any_outlier = _by_normal_images(learned, images or [], out, masks, how)
     else:
-        of_parts = {"maps": maps, "save": save, "masks": masks, "watch": watch}
-        if given := [name for name, value in of_parts.items() if value is not None]:
-            raise ConfigError(f"--{given[0]} goes with a folder of normal images, not with a model.")
         settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal"}
         settings |= {name: value for name, value in asked.items() if value is not None}
         any_outlier = _by_model(normal, images or [], out, pack, limits, settings)
