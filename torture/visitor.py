@@ -52,6 +52,7 @@ class Visitor:
 
     def look_around(self, image: Path) -> None:
         """Do what each tab does, once: with images of the index, an upload, and samples."""
+        self._connection.close()  # the page ends one that is idle for some seconds
         self._overview()
         one, other = (f"i{self._random.randrange(self._images)}" for _ in range(2))
         given = json.loads(self._ask("POST", "/api/uploads", image.read_bytes()))["id"]
@@ -71,7 +72,6 @@ class Visitor:
         self._get("/api/map")
         self._post("/api/decisions", {"picture": one, "decision": "keep"})
         self._post("/api/decisions/undo", {})
-        self._connection.close()  # the next look may come after the page has ended an idle connection
 
     def memory_mb(self) -> float:
         """Memory of the server."""

@@ -247,8 +247,7 @@ def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> Ima
         MissingExtraError: an optional part is missing.
     """
     if embedding.endswith(ONNX_SUFFIX):
-        if Path(embedding).is_file():
-            check_onnx(Path(embedding))
+        check_onnx(Path(embedding))
         network = OnnxBackbone(Path(embedding))
         return _described(embedding, network, network.descriptors)
     if embedding == AUTO:

@@ -19,11 +19,13 @@ _USUAL_PX = 224
 def check_onnx(path: Path) -> None:
     """Load a network and run it on one image, in a worker with limits on its time and memory.
 
-    What is merely unusable is no error here: whoever loads the file next says what is wrong.
+    What is missing or merely unusable is no error here: whoever loads the file next says what is wrong.
 
     Raises:
         ModelFileError: the worker crashed, took too long, or had too little memory.
     """
+    if not path.is_file():
+        return
     worker: workers.PersistentWorker[str, str] = workers.PersistentWorker(
         _tried, seconds=SECONDS, memory_bytes=int(min(0.8 * workers.free_bytes(), 2**40))
     )
