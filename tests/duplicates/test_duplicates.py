@@ -127,7 +127,7 @@ def test_shots_of_like_things_are_no_copies(tmp_path: Path) -> None:
     """Parts in one place: their outlines and their shading are the same, and their surfaces are their own."""
     y, x = np.mgrid[:160, :160] / 160
     part = 90 + 90 * ((x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.15) - 40 * (abs(x - 0.5) < 0.1) + 30 * x
-    for number in range(12):
+    for number in range(8):
         surface = np.asarray(texture(100 + number, 160, 160).convert("L"), np.float64) - 127
         picture_of(part + 0.35 * surface).save(tmp_path / f"{number:02}.png")
     found = find_duplicates(tmp_path)

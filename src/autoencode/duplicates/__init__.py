@@ -7,23 +7,24 @@ threshold between copies and images that only look alike is set from the folder 
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoencode.atomic import claim_folder, exclusive, make_folder, write_json
-from autoencode.data.preprocessing import Limits, read_image
+from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.sources import expanded
+from autoencode.duplicates.agreement import SHARP_SIDE, SIDE
 from autoencode.duplicates.candidates import find_candidates
 from autoencode.duplicates.output import JSON_NAME
 from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
 from autoencode.duplicates.verdict import LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
-from autoencode.duplicates.verification import Match, Verifier, verified
+from autoencode.duplicates.verification import Match, Verifier, remembered
 from autoencode.errors import ImageFolderError, OutputError
 from autoencode.index import open_index
 from autoencode.index.memory import FileStore, in_memory
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 MOST_POSSIBLE = 1000  # nobody looks through more
 _THOROUGH_PAIRS = 20_000
+_MOST_CLOSE = 5000  # pairs of large files compared again at full size: each takes a tenth of a second
+_SHARP = Preprocessing(SHARP_SIDE, SHARP_SIDE, "stretch")
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ def _files(images: str | Path | Iterable[str | Path]) -> Sequence[Path]:
 def _found(
     paths: Sequence[Path], folder: Path | None, limits: Limits, progress: StageProgress | None
 ) -> Duplicates:
-    def stage(name: str) -> functools.partial[None] | None:
-        return functools.partial(progress, name) if progress else None
+    def stage(name: str) -> partial[None] | None:
+        return partial(progress, name) if progress else None
 
     every = sketch_files(paths, limits, folder, stage("reading"))
     skipped = [
@@ -182,22 +185,35 @@ def _found(
         raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
     sketches = every.take([rows[0] for rows in same])
 
-    def read(row: int) -> NDArray[np.uint8]:
-        return read_image(Path(sketches.names[row]), SQUARE, limits)
+    def read(row: int, wanted: Preprocessing = SQUARE) -> NDArray[np.uint8]:
+        return read_image(Path(sketches.names[row]), wanted, limits)
 
-    pairs = find_candidates(sketches)
+    pairs, digests = find_candidates(sketches), sketches.digests
     verifier = Verifier(sketches, read, is_thorough=len(pairs) <= _THOROUGH_PAIRS)
-    matches = verified(verifier, pairs, folder, stage("comparing"))
+    # How far apart two images may be depends on how thoroughly was looked.
+    name = "thorough" if verifier.is_thorough else "likely"
+    matches = remembered(verifier.verify, pairs, digests, name, folder, stage("comparing"))
     verdict = judge(matches, sketches.sizes)
     groups = _grouped(every, same, verdict.copies)
     # Not every pair of a large group is a candidate, and each copy is described by the file that stays.
-    direct = {(match.first, match.second) for match in verdict.copies}
-    apart = [sorted((group[0], content)) for group in groups for content in group[1:]]
-    apart = [pair for pair in apart if tuple(pair) not in direct]
-    more = verified(verifier, np.array(apart, np.int64).reshape(-1, 2), folder, None)
-    linked = [*verdict.copies, *(match for match in more if match.agreement.mutual >= LEAST_MUTUAL)]
+    direct = {(match.first, match.second): match for match in verdict.copies}
+    kept = np.array([sorted((group[0], one)) for group in groups for one in group[1:]]).reshape(-1, 2)
+    apart = np.array([pair for pair in kept.tolist() if tuple(pair) not in direct], np.int64).reshape(-1, 2)
+    for match in remembered(verifier.verify, apart, digests, name, folder, None):
+        if match.agreement.mutual >= LEAST_MUTUAL:
+            direct[match.first, match.second] = match
+
+    def look(pairs: NDArray[np.int64]) -> list[Match | None]:
+        coarse = [direct[first, second] for first, second in pairs.tolist()]
+        return verifier.look_closely(coarse, partial(read, wanted=_SHARP))
+
+    # Only where there is more to see.
+    large = sketches.sizes.min(1) > SIDE
+    close = [pair for pair in kept.tolist() if tuple(pair) in direct and large[pair].all()][:_MOST_CLOSE]
+    for match in remembered(look, np.array(close, np.int64).reshape(-1, 2), digests, "close", folder, None):
+        direct[match.first, match.second] = match
     return Duplicates(
-        groups=_described(every, same, groups, linked),
+        groups=_described(every, same, groups, list(direct.values())),
         possible=[_possible(sketches, match) for match in verdict.possible[:MOST_POSSIBLE]],
         images=len(every) - len(skipped),
         threshold=verdict.threshold,

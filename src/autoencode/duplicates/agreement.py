@@ -14,20 +14,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import label, maximum_filter
 from torch import Tensor
 
 from autoencode.duplicates.registration import points_of, warped
 
 SIDE = 128
+SHARP_SIDE = 512  # of the pairs that are called copies: the digits of a page are seen
 # Resolutions at which pairs are compared; images of fewer pixels have nothing to compare.
-_LEVELS = (12, 16, 24, 32, 48, 64, 96, 128)
+_LEVELS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _LEAST_OVERLAP = 0.1
 _AGREES = 0.7  # local correlation from which a place agrees
 _FLAT = 3 / 255  # spread below which a place has no structure
 _COLOUR, _TONE = 0.06, 0.12  # differences in colour and in brightness that are none of compression
 _WHITE = 0.98  # brightness from which a place may be brighter than can be shown
+_VISIBLE = 0.06  # difference in brightness of an edit; compression makes smaller ones
+_LEAST_EDIT = 60  # pixels, a letter and what the window around it adds
+_REACH = 32  # of a side
+_MOST_EDITS = 5  # places; more are noise
 _GREY_IMAGE = 0.012  # chroma below which an image is grey
 _WEIGHTS = torch.tensor([0.299, 0.587, 0.114])
 
@@ -48,8 +55,8 @@ class Agreement:
         gain, offset: brightness of the second image by that of the first, both from 0 to 1.
         chroma: colourfulness of the second by the first; 0 where the second is grey, infinite where the first
             is.
-        differs: where they differ, as shares of the frame of the first image; None if fewer than 1 place
-            in 100 does, or if they are scattered.
+        differs: where they visibly differ, as shares of the frame of the first image; None if they differ
+            nowhere, or here and there.
     """
 
     one_sided: float
@@ -171,7 +178,16 @@ def _compared(first: Tensor, second: Tensor, maps: Tensor, box: Tensor) -> list[
     mutual = agreeing(either)
     overlap = shown.float().mean((1, 2))
     detail = either.sum((1, 2, 3)) / window**2
-    differs = either & ~agrees
+    # Compression takes fine structure from places that look the same.
+    contrast = (_box(tone.square() * valid, window) / share).sqrt()
+    # Where brightness takes a channel beyond white, structure is lost that nobody edited.
+    gain_, offset_ = (x[:, None, None, None] for x in (gain.clamp(0.5, 2), offset))
+    brightest = torch.maximum(first * gain_ + offset_, (second - offset_) / gain_).amax(1, keepdim=True)
+    clipped = brightest > 1.02
+    is_lost = _box(clipped.float(), window) > 0.1
+    differs = either & ~agrees & ((contrast > _VISIBLE) | off_colour) & ~is_lost
+    # What shines through a watermark is still there.
+    differs = differs | ((contrast > 2 * _VISIBLE) & is_valid & ~is_lost)
     columns = zip(*(x.tolist() for x in (sides, mutual, overlap, detail, gain, offset, chroma)), strict=True)
     return [
         Agreement.of(values, _bounds(places)) if values[2] >= _LEAST_OVERLAP else NONE
@@ -275,13 +291,16 @@ def _coloured(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def _bounds(places: Tensor) -> Box | None:
     side = places.shape[-1]
     # Single places are noise of compression: a difference is one of the smallest window.
-    solid = F.avg_pool2d(places[None, None].float(), 3, 1, 1)[0, 0] > 0.5
-    if float(solid.float().mean()) < 0.01:
+    solid = (F.avg_pool2d(places[None, None].float(), 3, 1, 1)[0, 0] > 0.5).numpy()
+    # The letters of a watermark are one place.
+    reach = 2 * (side // _REACH) + 1
+    numbers, _ = label(maximum_filter(solid, reach))
+    sizes = np.bincount(numbers[solid])
+    # Of small images an edit takes up a hundredth at least; of large ones, as much as a letter.
+    edits = np.flatnonzero(sizes >= min(_LEAST_EDIT, 0.01 * side**2))
+    if not 1 <= len(edits) <= _MOST_EDITS or sizes[edits].sum() < 0.5 * sizes.sum():
         return None
-    rows, columns = solid.any(1).nonzero()[:, 0], solid.any(0).nonzero()[:, 0]
-    ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    # Compression differs here and there all over the frame, an edit in one region.
-    if float(solid.sum()) < 0.15 * int((ends[2] - ends[0]) * (ends[3] - ends[1])):
-        return None
-    left, top, right, bottom = (round(int(end) / side, 3) for end in ends)
+    rows, columns = np.nonzero(solid & np.isin(numbers, edits))
+    ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    left, top, right, bottom = (round(float(end) / side, 3) for end in ends)
     return left, top, right, bottom

@@ -29,6 +29,7 @@ FREQUENCIES = 8  # of each direction
 LEAST_THUMBNAIL, LEAST_WHITENED, LEAST_FEATURES = 0.85, 0.5, 0.5
 # From here on, a query is compared with the vectors of the nearest lists only: a copy is in the nearest ones.
 _EXACT_LIMIT, _PROBED = 5000, 12
+_EVERY_VIEW = 2000  # images up to which each view has neighbours of its own
 _PRINCIPAL = 128
 _SAMPLE = 20_000
 _BLOCK = 8192
@@ -54,7 +55,7 @@ def find_candidates(sketches: Sketches) -> Pairs:
     if count < 2:
         return np.zeros((0, 2), np.int64)
     # Few images have few neighbours that only look alike, and each pair costs 10 ms.
-    k = min(count - 1, 16 if count <= 2000 else 8 if count <= 20_000 else 4)
+    k = min(count - 1, 16 if count <= _EVERY_VIEW else 6 if count <= 20_000 else 4)
     codes = np.concatenate([_codes(thumbs, *_full()) for thumbs in _blocks(sketches.thumbnails)])
     found = [_neighbours(codes, fit_vector_space(codes, "cosine"), _views(sketches), k, LEAST_THUMBNAIL)]
     # Parts on one background differ in what is left after whitening.
@@ -73,14 +74,40 @@ def find_candidates(sketches: Sketches) -> Pairs:
 def _neighbours(
     codes: Floats, space: VectorSpace, queries: Iterator[tuple[int, Floats]], k: int, least: float
 ) -> Pairs:
+    """Return pairs of rows (P, 2): of each image those that are most similar to any view of it.
+
+    Args:
+        codes: (N, D).
+        space: in which they are compared.
+        queries: (first row, codes) of blocks of views.
+        k: neighbours of a view; of a large folder, of all views of an image together.
+        least: similarity of a pair.
+    """
     index = _index(space.vectors(codes))
-    found = [np.zeros((0, 2), np.int64)]
+    best: dict[int, tuple[Floats, NDArray[np.int64]]] = {}
     for start, view in queries:
         scores, rows = index.search(space.vectors(view), k + 1)
-        one, rank = np.nonzero((scores >= least) & (rows >= 0))
-        pairs = np.stack([one + start, rows[one, rank]], 1)
-        found.append(pairs[pairs[:, 0] != pairs[:, 1]])
+        own = np.arange(start, start + len(view))[:, None]
+        scores = np.where((rows >= 0) & (rows != own), scores, -1).astype(np.float32)
+        if start in best:
+            scores, rows = np.hstack([best[start][0], scores]), np.hstack([best[start][1], rows])
+        best[start] = (scores, rows) if len(codes) <= _EVERY_VIEW else _most_similar(scores, rows, k)
+    found = [np.zeros((0, 2), np.int64)]
+    for start, (scores, rows) in best.items():
+        one, rank = np.nonzero(scores >= least)
+        found.append(np.stack([one + start, rows[one, rank]], 1))
     return np.concatenate(found)
+
+
+def _most_similar(scores: Floats, rows: NDArray[np.int64], k: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the k highest of each row of scores (B, n) of different neighbours (B, n), and these."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    # One row of the folder may be near several views: its highest score counts.
+    again = (rows[:, :, None] == rows[:, None, :]) & np.tri(rows.shape[1], k=-1, dtype=np.bool_)
+    scores = np.where(again.any(2), -1, scores)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _index(vectors: Floats) -> Any:  # noqa: ANN401 - FAISS has no types

@@ -217,7 +217,7 @@ def kinds_of(match: Match, first_size: Sizes, second_size: Sizes) -> tuple[str, 
         or not 1 - _RECOLOURED_CHROMA < agreement.chroma < 1 + _RECOLOURED_CHROMA
     ):
         kinds.append("recoloured")
-    if agreement.differs is not None and agreement.mutual < _SURE:
+    if agreement.differs is not None:
         kinds.append("edited")
     return tuple(kinds) or ("re-encoded",)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from autoencode.duplicates.sketches import Sketches
 
 Pairs = NDArray[np.int64]
+Read = Callable[[int], NDArray[np.uint8]]
 
 # Changed when pairs are compared in another way: those compared before count no more.
-_VERSION = 2
+_VERSION = 3
 _BATCH = 64  # pairs
 _BLOCK = 2048  # pairs kept at once: what a kill can cost
 _KEPT_IMAGES = 2000  # decoded images at hand, 100 MB
@@ -75,9 +76,7 @@ class Verifier:
             out: pages and parts fill their frames alike. It takes 5 ms a pair, too long for large folders.
     """
 
-    def __init__(
-        self, sketches: Sketches, read: Callable[[int], NDArray[np.uint8]], *, is_thorough: bool
-    ) -> None:
+    def __init__(self, sketches: Sketches, read: Read, *, is_thorough: bool) -> None:
         self.sketches, self.is_thorough, self._read = sketches, is_thorough, read
         self._kept: OrderedDict[int, NDArray[np.uint8] | None] = OrderedDict()
 
@@ -103,6 +102,32 @@ class Verifier:
             for row, match in zip(rows, self._fine(pairs[rows], maps[rows], likely[rows]), strict=True):
                 results[row] = match
         return results
+
+    def look_closely(self, matches: Sequence[Match], read: Read) -> list[Match | None]:
+        """Return matches compared again at `SHARP_SIDE` pixels; None where a file is gone.
+
+        Args:
+            matches: from `verify`.
+            read: returns the pixels (S, S, 3) of a row at that size; raises ImageError like that of `verify`.
+        """
+        found: list[Match | None] = []
+        with torch.inference_mode():
+            for match in matches:
+                try:
+                    first, second = (to_float(read(row)[None]) for row in (match.first, match.second))
+                except ImageError:
+                    found.append(None)
+                    continue
+                best = torch.from_numpy(match.map)[None]
+                grey = [grey_of(image) for image in (first, second)]
+                for reduced in (2, 1):
+                    sides = [contrast(F.avg_pool2d(side[None], reduced)[0]) for side in grey]
+                    best, _ = refined(sides[0], sides[1], best, 2)
+                rows = np.array([[match.first, match.second]])
+                box = torch.from_numpy(self.sketches.boxes[rows[:, 1]])
+                [agreement] = agreements(first, second, best, *self._sizes(rows), box)
+                found.append(Match(match.first, match.second, best[0].numpy(), agreement))
+        return found
 
     def _coarse(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the two best maps (P, 2, 2, 3) by thumbnails, and their scores (P, 2)."""
@@ -190,22 +215,32 @@ def _best(first: Tensor, second: Tensor, maps: Tensor, steps: int, kept: int) ->
     return chosen, scores.gather(1, which)
 
 
-def verified(
-    verifier: Verifier, pairs: NDArray[np.int64], folder: Path | None, progress: Progress | None
+def remembered(
+    verify: Callable[[Pairs], list[Match | None]],
+    pairs: Pairs,
+    digests: NDArray[np.uint8],
+    name: str,
+    folder: Path | None,
+    progress: Progress | None,
 ) -> list[Match]:
     """Return the matches among pairs (P, 2), in their order; those in the folder are not compared again.
+
+    Args:
+        verify: compares pairs.
+        pairs: of rows.
+        digests: (N, 32), of the files.
+        name: of the way in which they are compared.
+        folder: of pairs compared before, which takes the new ones; None keeps none.
+        progress: called with (pairs done, pairs in all).
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    digests = verifier.sketches.digests
     keys = [digests[pair].tobytes() for pair in pairs]
-    # How far apart two images may be depends on how thoroughly was looked.
-    folder_name = f"pairs-{_VERSION}{'t' * verifier.is_thorough}"
     known: dict[bytes, NDArray[np.float32]] = {}
     blocks = 0
     if folder is not None:
-        for path in sorted(folder.glob(f"{folder_name}-*.npz")):
+        for path in sorted(folder.glob(f"{name}-{_VERSION}-*.npz")):
             blocks += 1
             with contextlib.suppress(*DAMAGED):
                 arrays = read_arrays(path, folder)
@@ -219,12 +254,12 @@ def verified(
         rows = missing[start : start + _BLOCK]
         values = []
         for part in range(0, len(rows), _BATCH):
-            values += [_values(match) for match in verifier.verify(pairs[rows[part : part + _BATCH]])]
+            values += [_values(match) for match in verify(pairs[rows[part : part + _BATCH]])]
             if progress:
                 progress(done + start + len(values), len(keys))
         known.update({keys[row]: value for row, value in zip(rows, values, strict=True)})
         if folder is not None:
-            with atomic_file(folder / f"{folder_name}-{blocks:05}.npz") as file:
+            with atomic_file(folder / f"{name}-{_VERSION}-{blocks:05}.npz") as file:
                 np.savez(file, digests=digests[pairs[rows]].reshape(len(rows), -1), values=np.stack(values))
             blocks += 1
     matches = (_match(pair, known[key]) for pair, key in zip(pairs.tolist(), keys, strict=True))
