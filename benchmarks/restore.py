@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import median_filter
+from scipy.ndimage import maximum_filter, median_filter, minimum_filter
 from skimage.restoration import (
     denoise_nl_means,
     denoise_tv_chambolle,
     denoise_wavelet,
     inpaint_biharmonic,
+    richardson_lucy,
+    unsupervised_wiener,
     wiener,
 )
 from torch import Tensor
@@ -80,15 +82,56 @@ def median(image: Array, size: int = 3) -> Array:
     return np.stack([median_filter(image[..., channel], size) for channel in range(3)], -1)
 
 
-def deconvolved(image: Array, sigma: float) -> Array:
-    """Wiener's filter with the kernel that blurred the image."""
+def adaptive_median(image: Array, largest: int = 7) -> Array:
+    """Replace extremes by the median of the smallest window that is not one: Hwang & Haddad 1995."""
+    found, undecided = image.copy(), np.ones(image.shape, bool)
+    for size in range(3, largest + 1, 2):
+        footprint = (size, size, 1)
+        low, middle, high = (
+            rank(image, size=footprint) for rank in (minimum_filter, median_filter, maximum_filter)
+        )
+        sound = undecided & (low < middle) & (middle < high)
+        extreme = sound & ((image <= low) | (image >= high))
+        found[extreme] = middle[extreme]
+        undecided &= ~sound
+    found[undecided] = median_filter(image, size=(largest, largest, 1))[undecided]
+    return found
+
+
+def kernel_of(sigma: float) -> Array:
+    """The kernel of a Gaussian blur."""
     offsets = np.arange(-4 * int(np.ceil(sigma)), 4 * int(np.ceil(sigma)) + 1)
     row = np.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = np.outer(row, row) / row.sum() ** 2
+    return np.asarray(np.outer(row, row) / row.sum() ** 2)
+
+
+def deconvolved(image: Array, inverse: Callable[[Array], Array]) -> Array:
+    """Undo a blur, channel by channel, with borders that are reflected as the blur reflected them."""
     margin = 16
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-    channels = [wiener(padded[..., channel], kernel, 1e-3, clip=False) for channel in range(3)]
+    channels = [inverse(padded[..., channel]) for channel in range(3)]
     return np.stack(channels, -1)[margin:-margin, margin:-margin]
+
+
+def deconvolutions(sigma: float) -> dict[str, Method]:
+    """Classical methods against blur, told the kernel; strengths are the best of several."""
+    kernel = kernel_of(sigma)
+
+    def method(inverse: Callable[[Array], Array]) -> Method:
+        return lambda x, _: deconvolved(x, inverse)
+
+    return {
+        "Wiener, the best of 4": best_of(
+            [
+                method(lambda y, balance=balance: wiener(y, kernel, balance, clip=False))
+                for balance in (1e-5, 1e-4, 1e-3, 1e-2)
+            ]
+        ),
+        "Richardson-Lucy, the best of 3": best_of(
+            [method(lambda y, steps=steps: richardson_lucy(y, kernel, steps)) for steps in (10, 30, 100)]
+        ),
+        "unsupervised Wiener": method(lambda y: unsupervised_wiener(y, kernel, clip=False, rng=0)[0]),
+    }
 
 
 def larger(image: Array, factor: int, filter: Image.Resampling) -> Array:
@@ -113,7 +156,11 @@ def classical(corruption: Corruption) -> dict[str, Method]:
                 "Anscombe and " + name: anscombe(method, amount) for name, method in denoisers(1.0).items()
             }
         case "salt-and-pepper":
-            return {"median 3x3": lambda x, _: median(x), "median 5x5": lambda x, _: median(x, 5)}
+            return {
+                "median 3x3": lambda x, _: median(x),
+                "median 5x5": lambda x, _: median(x, 5),
+                "adaptive median": lambda x, _: adaptive_median(x),
+            }
         case "jpeg":
             return {
                 f"{name}, the best of 4 strengths": best_of(
@@ -122,7 +169,7 @@ def classical(corruption: Corruption) -> dict[str, Method]:
                 for name in denoisers(1.0)
             }
         case "blur":
-            return {"Wiener, told the kernel": lambda x, _: deconvolved(x, amount)}
+            return deconvolutions(amount)
         case "downscale":
             return {
                 name: lambda _, clean, kind=kind: larger(clean, int(amount), kind)
