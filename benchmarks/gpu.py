@@ -81,7 +81,7 @@ def main() -> None:
     is_gpu = torch.cuda.is_available() and not tiny
     if not (is_gpu or tiny):
         sys.exit("There is no GPU of CUDA here. Give --tiny to try the script on the CPU.")
-    device = torch.device("cuda" if is_gpu else "cpu")
+    device = torch.device("cuda:0" if is_gpu else "cpu")
     report = Report(arguments.out, arguments.minutes)
     name = torch.cuda.get_device_name() if is_gpu else "CPU"
     cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if is_gpu else {}
