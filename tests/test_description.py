@@ -86,7 +86,11 @@ def test_packs_indexes_normal_images_and_classifiers_are_described(
 
 def test_what_cannot_be_described_is_one_line(trained: Run, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
-    for path, part in ((photos, "is nothing that"), (tmp_path / "text", "is nothing"), ("none", "not exist")):
+    for path, part in (
+        (tmp_path, "is nothing that"),
+        (tmp_path / "text", "is nothing"),
+        ("none", "not exist"),
+    ):
         with pytest.raises(ConfigError, match=part) as caught:
             describe(path)
         assert str(caught.value).startswith(str(path))
@@ -105,3 +109,15 @@ def test_a_run_without_its_images_is_still_described(trained: Run, tmp_path: Pat
     found = describe(moved)
     assert f"whose pack {tmp_path / 'gone'} is gone" in found.images
     assert found.repeat.startswith("autoencode train IMAGES --config ")
+
+
+def test_a_folder_of_images_is_described_by_what_training_would_make_of_it(
+    photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "a.mp4").touch()
+    found = describe(tmp_path / "photos")
+    assert (found.kind, found.what) == ("images", "a folder of 48 images in 3 sub-folders")
+    assert "training would read them as 48x48 pixels" in found.images
+    assert found.quality == "skipped 1 file: 1 .mp4"
+    assert "next:    autoencode train " in str(found)

@@ -98,6 +98,30 @@ def test_every_command_of_the_page_runs(
             Path(file).write_text(result.output)
 
 
+FIRST_ANSWERS = {
+    "photos": "autoencode train photos",
+    "search photos photos/a.jpg": "--out photos.index",
+    "info good": "20 images",
+    "info runs/photos --json": '"fingerprint"',
+}
+
+
+def test_the_first_commands_do_what_the_guide_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (ROOT / "docs" / "guides" / "commands.md").read_text()
+    rows = re.findall(r"^\| `autoencode ?(.*?)` \| .* \| (.*) \|$", guide, re.MULTILINE)
+    assert len(rows) == 12
+    monkeypatch.chdir(trained)
+    for typed, said in rows:
+        if typed in ("train photos", "evaluate runs/photos"):  # which other tests run, for seconds
+            continue
+        result = CliRunner().invoke(app, shlex.split(typed))
+        fails = said.startswith("no such") or said.startswith("no index") or not typed
+        assert (result.exit_code != 0) == fails, (typed, result.output, result.exception)
+        told = f"{result.output} {result.exception}"
+        assert "Traceback" not in told
+        assert FIRST_ANSWERS.get(typed, "") in " ".join(told.replace("│", " ").split())
+
+
 def test_the_python_of_the_readme_runs(photos: Path) -> None:
     code = blocks(README, "python")
     assert "autoencode.train" in code

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from autoencode.configuration import Split
-from autoencode.data.folders import by_type
+from autoencode.data.folders import EXTENSIONS, by_type, files_under
 from autoencode.data.manifest import is_pack
-from autoencode.data.pack import open_known_pack, open_pack
+from autoencode.data.pack import open_known_pack, open_pack, suited
+from autoencode.data.sources import listed
 from autoencode.errors import AutoencodeError, ConfigError
 from autoencode.index import open_index, store_at
 from autoencode.models.autoencoder import Autoencoder
@@ -36,11 +37,11 @@ class Description:
 
     Attributes:
         path: what was given.
-        kind: "run", "model", "pack", "index", "normal images" or "classifier".
+        kind: "run", "model", "pack", "index", "normal images", "classifier" or "images".
         what: what it is, in words.
         images: the images it is of, in words.
         quality: how good it is, in words; "" if nothing was measured.
-        repeat: a command that makes it again; capitals stand for what is not known.
+        repeat: a command that makes it again, or uses images; capitals stand for what is not known.
         numbers: the same and more, for programs.
         settings: of a model or run, a file for `autoencode train --config`; "" of anything else.
     """
@@ -56,7 +57,8 @@ class Description:
 
     def __str__(self) -> str:
         """Return it in a few lines."""
-        lines = {"is": self.what, "of": self.images, "quality": self.quality, "again": self.repeat}
+        then = "next" if self.kind == "images" else "again"
+        lines = {"is": self.what, "of": self.images, "quality": self.quality, then: self.repeat}
         return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items() if text)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +70,8 @@ def describe(path: str | Path) -> Description:
     """Return what a file or folder is, of which images, how good, and how to make it again.
 
     Args:
-        path: a run, a model file, a pack, an index, a classifier, or the normal images that `outliers` saved.
+        path: a run, a model file, a pack, an index, a classifier, the normal images that `outliers` saved, or
+            a folder of images.
 
     Raises:
         ConfigError: it is none of these.
@@ -101,7 +104,35 @@ def _reader(path: str) -> Callable[[str], Description] | None:
         return _classifier
     if (folder / MODEL_NAME).exists():
         return _model
-    return _index if store_at(folder) is not None else None
+    if store_at(folder) is not None:
+        return _index
+    return _images if next(_files(folder), None) is not None else None
+
+
+def _files(folder: Path) -> Iterator[str]:
+    return (path for path in files_under(str(folder)) if path.lower().endswith(EXTENSIONS))
+
+
+def _images(path: str) -> Description:
+    listing = listed(path)
+    chosen, reason = suited(listing)
+    types, _ = by_type(listing.skipped)
+    tops = {name.partition("/")[0] for name in listing.names if "/" in name}
+    labels = f" in {len(tops):,} sub-folders" if tops else ""
+    given = shlex.quote(path)
+    return Description(
+        path,
+        "images",
+        f"a folder of {len(listing.names):,} images{labels}{f'; {listing.note}' if listing.note else ''}",
+        f"{reason}; training would read them as {chosen}",
+        f"skipped {types}" if types else "",
+        f"autoencode train {given}, autoencode index {given} --out {shlex.quote(Path(path).name)}.index",
+        {
+            "images": len(listing.names),
+            "preprocessing": chosen.to_json(),
+            "skipped": [{"path": name, "reason": why} for name, why in listing.skipped],
+        },
+    )
 
 
 def _model(path: str) -> Description:
