@@ -531,6 +531,86 @@ def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
     page.wait_for_selector("text=% of their variance")
 
 
+def test_pictures_are_found_selected_tagged_and_shown_by_their_address(page: Page) -> None:
+    go(page, "browse")
+    tiles = "#tab-browse .grid .picture"
+    until(page, "s => document.querySelectorAll(s).length === 48", tiles)
+    page.fill("#tab-browse input[type=search]", "forest")
+    until(page, "s => document.querySelectorAll(s).length === 16", tiles)
+    assert page.url.endswith("#browse?text=forest")
+    page.focus(f"{tiles} >> nth=0")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+Space")
+    until(page, "document.querySelector('.selection-bar strong').textContent === '3 selected'")
+    page.fill(".selection-bar input", "stray")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#tab-browse .marks .mark').length === 3")
+    page.locator("#tab-browse [data-name=tag]").select_option("stray")
+    until(page, "s => document.querySelectorAll(s).length === 3", tiles)
+    other = page.context.new_page()
+    other.goto(page.url)  # the same pictures, in another window
+    until(other, "s => document.querySelectorAll(s).length === 3", tiles)
+    other.close()
+    page.click(".selection-bar >> text=Undo")
+    until(page, "s => document.querySelectorAll(s).length === 0", tiles)
+    page.click(".selection-bar >> text=Clear")
+    page.goto(page.url.split("#")[0] + "#browse?sort=name&text=")
+    page.reload()
+    page.wait_for_selector(tiles)
+    page.keyboard.press("Control+a")
+    until(page, "document.querySelector('.selection-bar strong').textContent === '48 selected'")
+    assert saved(page, ".selection-bar >> text=Zip").startswith(b"PK")
+    page.keyboard.press("Escape")
+    until(page, "document.querySelector('.selection-bar').hidden")
+
+
+def test_a_picture_fills_the_window_and_the_arrows_lead_on(page: Page, photos: Path) -> None:
+    go(page, "browse")
+    page.wait_for_selector("#tab-browse .grid .picture")
+    page.press("#tab-browse .grid .picture >> nth=0", "Enter")
+    page.wait_for_selector("dialog.viewer .path code")
+    path = Path(page.inner_text("dialog.viewer .path code"))
+    assert path.is_relative_to(photos)
+    assert "pixels" in page.inner_text("dialog.viewer dl")
+    box = page.locator("dialog.viewer").bounding_box()
+    assert box is not None
+    assert box["width"] == page.viewport_size["width"]  # type: ignore[index]
+    for key, place in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2)):
+        page.keyboard.press(key)
+        until(page, "n => document.querySelector('.position').textContent.startsWith(`${n} of`)", place)
+    width = "document.querySelector('dialog.viewer .frame img').getBoundingClientRect().width"
+    until(page, f"{width} > 10 && !document.querySelector('dialog.viewer .frame.waiting')")
+    before = page.evaluate(width)
+    page.keyboard.press("+")
+    assert page.evaluate(width) > 1.4 * before
+    page.keyboard.press("0")
+    assert page.evaluate(width) == before
+    page.keyboard.press("m")
+    until(page, "!document.querySelector('dialog.viewer .frame img').src.includes('original')")
+    page.keyboard.press("m")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+
+
+def test_the_keys_are_listed_and_the_colours_chosen(page: Page) -> None:
+    go(page, "browse")
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog >> text=find by name")
+    page.keyboard.press("Escape")
+    shade = "getComputedStyle(document.body).backgroundColor"
+    system = page.evaluate(shade)
+    page.click("[aria-label^=Colours]")  # light
+    page.click("[aria-label^=Colours]")  # dark
+    assert page.evaluate(shade) != system
+    page.reload()
+    page.wait_for_selector("#tabs a")
+    assert page.evaluate(shade) != system
+    page.click("[aria-label^=Colours]")  # as the system
+    assert page.evaluate(shade) == system
+
+
 @pytest.mark.parametrize("address", ["main", "toString", "nothing"])
 def test_an_address_that_names_no_tab_shows_the_first(page: Page, served: Served, address: str) -> None:
     page.goto("about:blank")

@@ -85,7 +85,8 @@ async def examples(workspace: OpenWorkspace) -> dict[str, Any]:
 async def verdict(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return how much better than PCA of the same size the model is, or the progress of measuring it."""
     require(needs(workspace))
-    job = workspace.measuring.job("verdict", functools.partial(_compare, workspace))
+    # Not in the queue of the outlier scores, which a person waits for: PCA takes longer than both.
+    job = workspace.comparing.job("verdict", functools.partial(_compare, workspace))
     found = finished(job)
     own, other = found.reconstruction.mse, found.pca.mse
     gain = None if own is None or other is None or not other.value else 1 - own.value / other.value

@@ -110,7 +110,7 @@ export function mount(root) {
 /** One group: its files, the one that stays first, each with what was done to it. */
 function group(files) {
   const first = files[0];
-  return h("section", { class: "group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
+  return h("section", { class: "copy-group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
 }
 
 function copy(file, first, files) {

@@ -208,7 +208,7 @@ export function mount(root) {
         build();
       })),
     ),
-    h("div", { class: "morph" }, h("div", {}, stage, controls, buttons, making), h("div", {}, h("h2", {}, "Pictures"), slots)),
+    h("div", { class: "morph" }, h("div", {}, stage), h("div", {}, h("h2", {}, "Pictures"), slots, controls, buttons, making)),
   );
 
   return {
