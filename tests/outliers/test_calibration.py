@@ -36,6 +36,7 @@ from autoencode.outliers.conformal import (
     false_positive_rate,
     fpr_bound,
     images_needed,
+    threshold_rank,
 )
 from autoencode.outliers.detectors import Combination, KthNeighbour
 from autoencode.outliers.measurements import measurer
@@ -80,6 +81,16 @@ def test_over_200_splits_no_more_normal_images_are_flagged_than_promised(rate: f
     standard_error = np.std(realised) / np.sqrt(200)
     assert np.mean(realised) <= rate + 2 * standard_error
     assert np.mean(realised) >= rate - 2 * standard_error  # 200 p-values are possible: nothing is given away
+
+
+@pytest.mark.parametrize("images", [20, 50, 200, 1000])
+def test_the_rate_of_one_calibration_set_is_within_the_bound_in_95_of_100_draws(images: int) -> None:
+    """Of uniform scores, the rate of a threshold is 1 minus the threshold."""
+    generator, rate = np.random.default_rng(3), attainable_fpr(images)
+    drawn = np.sort(generator.uniform(size=(2000, images)), axis=1)
+    realised = 1 - drawn[:, -threshold_rank(images, rate)]
+    assert (realised <= fpr_bound(images, rate)).mean() == pytest.approx(0.95, abs=0.015)
+    assert realised.mean() <= rate + 3 * realised.std() / np.sqrt(2000)
 
 
 def test_equal_scores_flag_fewer_and_never_more() -> None:
