@@ -9,7 +9,7 @@ const FOOT = 20;
 /** The score at a share of the width of a histogram.
  * @param {{low: number, high: number}} histogram @param {number} share @returns {number} */
 export function scoreAt({ low, high }, share) {
-  return low + Math.min(1, Math.max(0, share)) * (high - low);
+  return share >= 1 ? high : low + Math.max(0, share) * (high - low); // the sum may come out above the highest score
 }
 
 /** The share of the width at which a score is.

@@ -59,6 +59,7 @@ export function mount(root) {
     }
     body.replaceChildren(chooser, threshold, counts, card, strip, exports(by), keysHelp());
     buildThreshold();
+    showCounts(state.found.counts);
     show(state.found.undecided ?? 0);
     if (state.found.undecided === null) say("All images are decided.");
   }
@@ -114,6 +115,8 @@ export function mount(root) {
 
   function showCounts({ keep, drop }) {
     counts.textContent = `${number(keep)} kept, ${number(drop)} dropped. Saved as you decide.`;
+    // No empty file to save.
+    for (const link of body.querySelectorAll("[data-decision]")) link.hidden = !{ keep, drop }[link.dataset.decision];
   }
 
   function stripItem(picture, index) {
@@ -365,13 +368,13 @@ function duration(seconds) {
 }
 
 function exports(by) {
-  const link = (href, name, text) => h("a", { class: "button", href, download: name }, text);
+  const link = (href, name, text, decision) => h("a", { class: "button", href, download: name, "data-decision": decision }, text);
   return h(
     "div",
     { class: "actions" },
     link(`/api/outliers.csv?${query({ by })}`, "outliers.csv", "Save all as CSV"),
-    link("/api/decisions/drop.txt", "drop.txt", "List of dropped files"),
-    link("/api/decisions/keep.txt", "keep.txt", "List of kept files"),
+    link("/api/decisions/drop.txt", "drop.txt", "List of dropped files", "drop"),
+    link("/api/decisions/keep.txt", "keep.txt", "List of kept files", "keep"),
   );
 }
 

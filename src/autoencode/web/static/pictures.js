@@ -82,7 +82,7 @@ export function pictureButton(picture, { caption = null, onclick = null, title =
   return h(
     "button",
     { type: "button", class: "picture", "data-picture": picture.id, title: title ?? picture.name, onclick: onclick ?? (() => openPicture(picture, list)) },
-    original(picture, size),
+    original(picture, size, caption === shortName(picture) ? "" : null), // read once
     caption === null ? null : h("span", { class: "caption" }, caption),
   );
 }

@@ -82,7 +82,7 @@ export function mount(root) {
     (err) => showFailure(err, found),
   );
 
-  root.append(h("p", { class: "lead" }, "Images that the model finds similar. Press one to search from it."));
+  root.append(h("p", { class: "lead" }, `The pictures most like one of yours${workspace.index ? `, compared by ${workspace.index.compared}` : ""}. Press one to search from it.`));
   const lacking = lacks("search");
   if (lacking) {
     root.append(notice(lacking));

@@ -1,0 +1,41 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { discRows } from "../../../src/autoencode/web/static/points.js";
+import { levelOf, picked, priorities, sideAt } from "../../../src/autoencode/web/static/thumbnails.js";
+
+const points = (xs, ys, chosen = []) => ({
+  x: Float32Array.from(xs),
+  y: Float32Array.from(ys),
+  count: xs.length,
+  chosen: Uint8Array.from(xs, (_, i) => Number(chosen.includes(i))),
+  chosenCount: chosen.length,
+});
+
+test("one point of each cell has a thumbnail, and keeps it as one comes closer", () => {
+  const xs = Array.from({ length: 400 }, (_, i) => (i * 37) % 100);
+  const ys = Array.from({ length: 400 }, (_, i) => (i * 61) % 100);
+  const all = points(xs, ys);
+  const priority = priorities(400);
+  const far = picked(all, 50, priority);
+  const near = new Set(picked(all, 25, priority));
+  assert.equal(far.length, 4);
+  for (const i of far) assert.ok(near.has(i));
+});
+
+test("while some are selected, only those have thumbnails", () => {
+  assert.deepEqual([...picked(points([0, 9, 0], [0, 9, 1], [1]), 5, priorities(3))], [1]);
+});
+
+test("thumbnails grow with the zoom, within bounds", () => {
+  assert.ok(sideAt(1) < sideAt(4));
+  assert.equal(sideAt(1e6), 148);
+  assert.equal(levelOf(2) - levelOf(1), 2);
+});
+
+test("a disc is as high as wide, and round", () => {
+  const rows = discRows(7);
+  assert.equal(rows.length, 7);
+  assert.deepEqual(rows[3], [0, 7]);
+  assert.ok(rows[0][1] - rows[0][0] < 5);
+  assert.deepEqual(rows[0], rows[6]);
+});
