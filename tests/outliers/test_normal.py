@@ -211,3 +211,27 @@ def test_parts_are_alike_and_photographs_vary(normal: NormalImages, tmp_path: Pa
     scores = np.random.default_rng(0).lognormal(size=(5, 4))
     z = (np.log(scores + 1e-6) - varied.combination.centre) / varied.combination.spread
     np.testing.assert_allclose(varied.combination.score(scores), z[:, :3].sum(1))
+
+
+def test_images_of_12_bits_in_files_of_16_are_not_nearly_black(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "good").mkdir()
+    for number in range(12):
+        levels = 500 + generator.normal(0, 20, (16, 16))
+        grey = Image.fromarray(levels.astype(np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
+        Image.fromarray(np.asarray(grey).astype(np.uint16)).save(tmp_path / "good" / f"{number}.png")
+    normal = fit_normal(tmp_path / "good")
+    low, high = normal.value_range
+    assert 300 < low < 500 < high < 700
+    normal.save(tmp_path / "good.safetensors")
+    assert load_normal(tmp_path / "good.safetensors").value_range == normal.value_range
+    assert len(set(normal.calibration.round(6).tolist())) == 12  # nearly black, all were alike
+    picture = read_in_shape(tmp_path / "good" / "0.png", Limits(), normal.value_range)
+    assert picture.pixels[0].std() > 20
+    assert read_in_shape(tmp_path / "good" / "0.png", Limits()).pixels[0].max() < 4
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(
+            tmp_path / "photos" / f"{number}.png"
+        )
+    assert fit_normal(tmp_path / "photos").value_range == ()

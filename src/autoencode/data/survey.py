@@ -135,6 +135,16 @@ def survey(paths: Sequence[Path], limits: Limits | None = None) -> Survey:
     )
 
 
+def value_range_of(paths: Sequence[Path], limits: Limits | None = None) -> tuple[float, ...]:
+    """Return the range of values that suits files of more than 8 bits; empty if there are none.
+
+    Raises:
+        AutoencodeError: no worker could be started.
+    """
+    # Photographs are not opened for it.
+    return survey(paths, limits).value_range()[0] if any(map(may_be_wide, sampled(paths))) else ()
+
+
 def remarks(
     paths: Sequence[Path], value_range: tuple[float, ...] = (), limits: Limits | None = None
 ) -> list[str]:

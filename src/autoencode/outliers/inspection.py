@@ -217,12 +217,12 @@ def judge(
     Raises:
         ImageError: the file cannot be used.
     """
-    picture = read_in_shape(path, limits)
+    picture = read_in_shape(path, limits, normal.value_range)
     score, heat = known or normal.measure(picture)
     p_value = float(normal.p_values(np.array([score]))[0])
     box, area = _region(heat, picture)
     size = picture.height, picture.width
-    small = heat.astype(np.float16)
+    small = np.minimum(heat, np.finfo(np.float16).max).astype(np.float16)
     return Verdict(path, score, rate / p_value, p_value, p_value <= rate, box, area, small, size), picture
 
 

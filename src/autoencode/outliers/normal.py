@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-from autoencode.data.preprocessing import Limits
+from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.data.sources import expanded
+from autoencode.data.survey import value_range_of
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
@@ -111,6 +112,7 @@ class NormalImages:
         heats: their heat maps (h, w), each measured against others; empty for normal images from a file.
         skipped: files that could not be used, with the reason; empty for normal images from a file.
         passing: names of the test pictures, such as an all-black one, that would be called normal.
+        value_range: the values of images of more than 8 bits that are black and white; empty without any.
     """
 
     _fit: _Fit
@@ -121,6 +123,7 @@ class NormalImages:
     heats: tuple[NDArray[np.float16], ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
     passing: tuple[str, ...] = ()
+    value_range: tuple[float, ...] = ()
 
     def measure(self, picture: Picture) -> tuple[float, NDArray[np.float32]]:
         """Return the score of an image and its heat map (h, w).
@@ -171,6 +174,7 @@ class NormalImages:
             "short_sides": list(SHORT_SIDES),
             "heat_scale": list(self.heat_scale),
             "passing": list(self.passing),
+            "value_range": list(self.value_range),
         }
         tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
         return write_tensors(Path(path), KIND, FORMAT_VERSION, tensors, content)
@@ -205,7 +209,9 @@ def load_normal(path: str | Path) -> NormalImages:
             arrays["calibration"],
             tuple(map(float, content["heat_scale"])),
             passing=tuple(map(str, content["passing"])),
+            value_range=tuple(map(float, content.get("value_range", ()))),
         )
+        Preprocessing(value_range=loaded.value_range)  # which rejects what is no range
         made_with = content["weights"], list(content["short_sides"])
         # A forged file may hold anything: it is used once, before it judges.
         blank = np.zeros((SHORT_SIDES[0], SHORT_SIDES[0], 3), np.uint8)
@@ -248,9 +254,10 @@ def fit_normal(
     total, done = len(paths) + min(len(paths), MOST_FITTED), 0
     used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
     fit: _Fit | None = None
+    value_range = value_range_of(paths, limits)
     for path in (paths[index] for index in order.tolist()):
         try:
-            one = _see(read_in_shape(path, limits))
+            one = _see(read_in_shape(path, limits, value_range))
         except ImageError as err:
             skipped.append((path, str(err)))
             continue
@@ -267,7 +274,7 @@ def fit_normal(
         reasons = f" {len(skipped)} cannot be used; {skipped[0][0]}: {skipped[0][1]}." if skipped else ""
         raise ConfigError(f"Give {FEWEST} or more normal images; there are {len(used)}.{reasons}")
     crossed = _cross_fitted(seen, lambda count: report(min(done + count, total), total))
-    return _calibrated(fit or _Fit.of(seen), [*crossed, *measured], used, skipped, seen)
+    return _calibrated(fit or _Fit.of(seen), [*crossed, *measured], used, skipped, seen, value_range)
 
 
 def _cross_fitted(seen: Sequence[tuple[Seen, ...]], advance: Callable[[int], None]) -> list[Measured]:
@@ -288,6 +295,7 @@ def _calibrated(
     paths: Sequence[Path],
     skipped: Sequence[tuple[Path, str]],
     seen: Sequence[tuple[Seen, ...]],
+    value_range: tuple[float, ...],
 ) -> NormalImages:
     scores = np.stack([one.scores for one in measured])
     combination = Combination.fit(scores, _WEIGHTS)
@@ -303,6 +311,7 @@ def _calibrated(
         paths=tuple(paths),
         heats=tuple(normal._heat(one.maps).astype(np.float16) for one in measured),
         skipped=tuple(skipped),
+        value_range=value_range,
     )
     return dataclasses.replace(normal, passing=_passing(normal, len(seen)))
 
@@ -323,7 +332,7 @@ def _passing(normal: NormalImages, count: int) -> tuple[str, ...]:
         if normal.measure(Picture(*size[:2], scales))[0] <= threshold:
             found.append(name)
     with contextlib.suppress(ImageError, IndexError):
-        picture = read_in_shape(normal.paths[0], Limits())
+        picture = read_in_shape(normal.paths[0], Limits(), normal.value_range)
         for name, changed in (("over-exposed", _over_exposed), ("out of focus", _out_of_focus)):
             altered = Picture(picture.height, picture.width, tuple(map(changed, picture.pixels)))
             if normal.measure(altered)[0] <= threshold:

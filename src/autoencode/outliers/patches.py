@@ -53,8 +53,8 @@ class Picture(NamedTuple):
     pixels: tuple[NDArray[np.uint8], ...]
 
 
-def read_in_shape(path: Path, limits: Limits) -> Picture:
-    """Read an image at each scale.
+def read_in_shape(path: Path, limits: Limits, value_range: tuple[float, ...] = ()) -> Picture:
+    """Read an image at each scale; `value_range` is for images of more than 8 bits, see `Preprocessing`.
 
     Raises:
         ImageError: the file cannot be used.
@@ -71,7 +71,8 @@ def read_in_shape(path: Path, limits: Limits) -> Picture:
             max(1, round(side * scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width)
         )
         # Stretched by less than half of the multiple, which keeps the shape.
-        pixels.append(read_image(content, Preprocessing(rows, columns, resize_mode="stretch"), limits))
+        size = Preprocessing(rows, columns, resize_mode="stretch", value_range=value_range)
+        pixels.append(read_image(content, size, limits))
     return Picture(height, width, tuple(pixels))
 
 

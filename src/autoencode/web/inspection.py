@@ -70,7 +70,7 @@ def inspect_pack(pack: Pack, is_normal: NDArray[np.bool_], report: StageProgress
 
 def _measured(normal: NormalImages, path: Path) -> tuple[float, NDArray[Any]] | None:
     try:
-        return normal.measure(read_in_shape(path, Limits()))
+        return normal.measure(read_in_shape(path, Limits(), normal.value_range))
     except ImageError:
         return None
 
