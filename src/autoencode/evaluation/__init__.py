@@ -283,12 +283,10 @@ def _compared(
     if count < LEAST_KID_IMAGES:
         notes.append(f"KID is left out: it takes {LEAST_KID_IMAGES} images, and there are {count}.")
         return None
-    restorers: dict[str, Restore] = {
-        "reconstructions": partial(model.reconstruct, decoder="faithful"),
-        "pca_reconstructions": partial(_restore, pca),
-    }
+    restorers: dict[str, Restore] = {"reconstructions": partial(model.reconstruct, decoder="faithful")}
     if model.sharp_decoder is not None:
         restorers[f"reconstructions{SHARP}"] = model.reconstruct
+    restorers["pca_reconstructions"] = partial(_restore, pca)
     found = set_qualities(
         model,
         images.head(count),
