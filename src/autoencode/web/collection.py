@@ -84,3 +84,8 @@ def readable(path: str) -> str:
     """Return a path, or a part of one, as text; bytes that are not UTF-8 become replacement characters."""
     # JSON cannot hold the surrogates that Python has for such bytes.
     return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def is_position(text: str) -> bool:
+    """Whether a text from an address is a whole number that can be a position in a pack."""
+    return text.isascii() and text.isdecimal() and len(text) < 10

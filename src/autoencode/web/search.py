@@ -9,12 +9,17 @@ from fastapi.responses import Response
 
 from autoencode.atomic import csv_bytes
 from autoencode.configuration import Distance
+from autoencode.data.decoders import UntrustedDecoder
 from autoencode.index.base import Neighbours
+from autoencode.pixels import to_float
 from autoencode.web.tabs import Missing, OpenWorkspace, download, in_shell, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autoencode.index.base import Neighbour
+    from autoencode.web.collection import Vectors
 
 Count = Annotated[int, Query(ge=1, le=200)]
 
@@ -63,8 +68,21 @@ def _nearest(workspace: Workspace, picture: str, k: int, distance: Distance | No
     require(needs(workspace))
     index, own = workspace.compared_by(distance), workspace.indexed(picture)
     # One more than asked for, as the picture is its own nearest. By position: copies of it stay.
-    [result] = index.search(workspace.query(picture), k + 1).results
+    [result] = index.search(_query(workspace, picture), k + 1).results
     return _Nearest(index.distance, [near for near in result.found if near.position != own][:k])
+
+
+def _query(workspace: Workspace, picture: str) -> Vectors | Tensor:
+    """Return what the index is searched with for a picture: its vector (1, D), or images (1, 3, H, W)."""
+    index = workspace.index
+    assert index is not None
+    if (position := workspace.indexed(picture)) is not None:
+        # Its vector is there: no image is read and encoded when a person goes from image to image.
+        return index.codes[index.entries[position].row][None]
+    if index.embedding == "code":
+        return workspace.code(picture)[None].numpy()
+    workspace.index_decoder = workspace.index_decoder or UntrustedDecoder(index.preprocessing)
+    return to_float(workspace.resized(picture, workspace.index_decoder, workspace.pixels(picture))[None])
 
 
 def needs(workspace: Workspace) -> Missing | None:

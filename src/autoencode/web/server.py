@@ -26,13 +26,13 @@ from starlette.requests import ClientDisconnect
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
-from autoencode.web.collection import readable
+from autoencode.web.collection import is_position, readable
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.security import Guard, Trust, Uploads
 from autoencode.web.shelf import Held, Pixels
 from autoencode.web.start import Starter
 from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png
-from autoencode.web.workspace import GoneError, Workspace, is_position
+from autoencode.web.workspace import GoneError, Workspace
 
 STATIC = Path(__file__).parent / "static"
 MOST_TILES, SHEET_COLUMNS = 256, 16  # of a sheet of thumbnails; static/map.js cuts it by the same 16
@@ -166,7 +166,9 @@ async def file_facts(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
         return {**about, "problem": f"The file is gone ({err.strerror}). You see what was packed."}
     except ImageError as err:
         return {**about, "problem": f"The file {err}. You see what was packed."}
-    entry = workspace.entry(name)
+    found = workspace.find(name)
+    assert not isinstance(found, Held)  # a picture in memory has no path
+    entry = found.collection.entry(found.position)
     if (entry.size, entry.mtime) != (status.st_size, status.st_mtime_ns):
         about["problem"] = (
             "The file has changed since it was packed. Scores and neighbours are of the old one."

@@ -40,14 +40,13 @@ from autoencode.outliers.review import Decisions
 from autoencode.pixels import to_float
 from autoencode.training.run import RunSettings, is_run, read_run
 from autoencode.training.train import pack_path_for
-from autoencode.web.collection import Collection, Found, positions_in, readable
+from autoencode.web.collection import Collection, Found, is_position, positions_in, readable
 from autoencode.web.jobs import JobQueue
 from autoencode.web.originals import Originals
 from autoencode.web.shelf import Held, Pixels, Shelf
 from autoencode.web.tags import TAGS_NAME, Tags
 
 if TYPE_CHECKING:
-    from autoencode.data.entries import Entry
     from autoencode.data.pack import Progress
     from autoencode.outliers.review import Ranking
     from autoencode.web.collection import Vectors
@@ -115,7 +114,7 @@ class Workspace:
         if index is not None:
             self.index = in_memory(open_index(index, self._model), "The page")
         self._compared: dict[Distance, FileIndex] = {}
-        self._index_decoder: UntrustedDecoder | None = None
+        self.index_decoder: UntrustedDecoder | None = None
         self.training = self._training_pack()
         self.collections = self._collections(pack)
         self.review = next(iter(self.collections.values()), None)
@@ -211,19 +210,6 @@ class Workspace:
                 return decoder.decode(read_bytes(path, decoder.limits.max_bytes))
         return read_image(Image.fromarray(pixels), decoder.preprocessing)
 
-    def query(self, name: str) -> Vectors | Tensor:
-        """Return what the index is searched with for a picture: its vector (1, D), or images (1, 3, H, W)."""
-        assert self.index is not None
-        if (position := self.indexed(name)) is not None:
-            # Its vector is there: no image is read and encoded when a person goes from image to image.
-            return self.index.codes[self.index.entries[position].row][None]
-        if self.index.embedding == "code":
-            return self.code(name)[None].numpy()
-        if self._index_decoder is None:
-            self._index_decoder = UntrustedDecoder(self.index.preprocessing)
-        pixels = self.resized(name, self._index_decoder, self.pixels(name))
-        return to_float(pixels[None])
-
     def indexed(self, name: str) -> int | None:
         """Return the position in the index of a picture; None if it is not there."""
         found = self.find(name)
@@ -272,17 +258,6 @@ class Workspace:
     def _is_of_model(self, collection: Collection) -> bool:
         return collection.pack.preprocessing == self.preprocessing
 
-    def entry(self, name: str) -> Entry:
-        """Return what the pack knows of an image.
-
-        Raises:
-            GoneError: the picture is in memory, and no image of a pack.
-        """
-        found = self.find(name)
-        if isinstance(found, Held):
-            raise GoneError("This picture is in memory only.")
-        return found.collection.entry(found.position)
-
     def file(self, name: str) -> Path | None:
         """Return the image file of a picture; None for one in memory, and for images out of storage."""
         found = self.find(name)
@@ -330,7 +305,7 @@ class Workspace:
 
     def close(self) -> None:
         """End the processes and the threads, without waiting for work; the pictures in memory are gone."""
-        for one in (self.decoder, self.originals, self._index_decoder):
+        for one in (self.decoder, self.originals, self.index_decoder):
             if one is not None:
                 one.close()
         for queue in (self.measuring, self.comparing, self.layouts, self.restoring, self.animations):
@@ -369,11 +344,6 @@ class Workspace:
         if self.training is not None and "t" not in {collection.letter for collection in found}:
             found.append(Collection("t", self.training))
         return {collection.letter: collection for collection in found}
-
-
-def is_position(text: str) -> bool:
-    """Whether a text from an address is a whole number that can be a position in a pack."""
-    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def model_file(model: Path) -> Path:
