@@ -45,7 +45,6 @@ def test_the_help_lists_the_choices_that_the_library_has(
     monkeypatch.setenv("COLUMNS", "300")
     for command, option, choices in (
         ("outliers", "--score", SCORES),
-        ("outliers", "--embedding", get_args(Embedding)),
         ("transfer", "--embedding", get_args(Embedding)),
     ):
         lines = autoencode(command, "--help").out.splitlines()

@@ -67,9 +67,6 @@ class GoneError(AutoencodeError):
 class NoModelError(AutoencodeError):
     """A model was asked for on a page without one."""
 
-    def __init__(self) -> None:
-        super().__init__("This page has no model for that. Open the run folder of a training.")
-
 
 class Workspace:
     """A model, an index and the images around them; each may be missing.
@@ -150,7 +147,7 @@ class Workspace:
             NoModelError: there is none.
         """
         if self._model is None:
-            raise NoModelError
+            raise NoModelError("This page has no model for that. Open the run folder of a training.")
         return self._model
 
     @property
