@@ -1,4 +1,5 @@
-"""How often a search finds the label of its query: codes against pixels, PCA and pretrained features.
+"""How often a search finds the label of its query: codes against pixels, PCA,
+colour histograms and pretrained features, read from the pack.
 
     python benchmarks/retrieval.py PACK RUN [RUN ...] --images 2000
 
@@ -23,7 +24,7 @@ from sklearn.decomposition import PCA
 from autoencode import Pack, RetrievalQuality, load_model, open_pack, retrieval_quality
 from autoencode.configuration import Distance
 from autoencode.data.loader import batches
-from autoencode.embedding import image_encoder
+from autoencode.embedding import find_encoder, fit_reduction
 from autoencode.index.neighbours import fit_vector_space
 
 HEADINGS = "| vectors | values | distance | 1-NN accuracy | 10-NN accuracy | recall@10 | mAP (95 %) |"
@@ -42,6 +43,13 @@ def averaged(pixels: NDArray[np.uint8], values: int) -> Floats:
     side = max(1, round((values / 3) ** 0.5))
     small = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BOX)) for one in pixels]
     return np.stack(small).reshape(len(pixels), -1).astype(np.float32) / 255
+
+
+def histograms(pixels: NDArray[np.uint8]) -> Floats:
+    """Shares of 64 colours, their roots: 4 levels of each channel."""
+    levels = (pixels // 64).reshape(len(pixels), -1, 3) @ np.array([16, 4, 1])
+    counts = np.stack([np.bincount(one, minlength=64) for one in levels])
+    return np.sqrt(counts / counts.sum(1, keepdims=True)).astype(np.float32)
 
 
 def reduced(pack: Pack, pixels: NDArray[np.uint8], values: int) -> Floats:
@@ -78,7 +86,7 @@ def main() -> None:
     print("|" + "---|" * (HEADINGS.count("|") - 1), flush=True)
     model = load_model(arguments.runs[0])
     for run in arguments.runs:
-        encoder = image_encoder(load_model(run))
+        encoder = find_encoder("code", load_model(run))
         codes = np.concatenate([encoder.encode(images) for images in batches(pack, rows, 128)])
         for distance in get_args(Distance):
             print(row(f"codes of {run.stem}", codes, distance, labels), flush=True)
@@ -86,11 +94,11 @@ def main() -> None:
     for distance in get_args(Distance):
         print(row("PCA", reduced(pack, pixels, size), distance, labels), flush=True)
     print(row("pixels", averaged(pixels, size), "l2", labels), flush=True)
+    print(row("colour histogram", histograms(pixels), "cosine", labels), flush=True)
     if not arguments.no_pretrained:
-        encoder = image_encoder(model, "pretrained")
+        encoder = find_encoder("pretrained")
         features = np.concatenate([encoder.encode(images) for images in batches(pack, rows, 128)])
-        for distance in get_args(Distance):
-            print(row("pretrained features", features, distance, labels), flush=True)
+        print(row("pretrained features", fit_reduction(features)(features), "cosine", labels), flush=True)
 
 
 if __name__ == "__main__":

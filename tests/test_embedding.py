@@ -36,13 +36,12 @@ from autoencode.embedding import (
     REDUCED_SIZE,
     find_encoder,
     fit_reduction,
-    image_encoder,
     map_files,
     map_pack,
 )
 from autoencode.index.memory import INDEX_NAME
 from autoencode.models.backbones import BACKBONE
-from autoencode.pixels import to_float, to_pixels
+from autoencode.pixels import to_float
 
 
 def build(seed: int, side: int = 32) -> Autoencoder:
@@ -72,13 +71,6 @@ def test_pretrained_vectors_are_the_descriptors_of_the_backbone(images: torch.Te
     encoder = find_encoder("pretrained")
     assert (encoder.size, encoder.digest) == (BACKBONE.size, BACKBONE.digest)
     np.testing.assert_array_equal(encoder.encode(images), BACKBONE.descriptors(images))
-
-
-def test_features_for_probes_are_pooled(images: torch.Tensor) -> None:
-    first, second = image_encoder(build(0), "pretrained"), image_encoder(build(1), "pretrained")
-    assert first.digest == second.digest
-    assert first.digest != image_encoder(build(0, side=16), "pretrained").digest
-    np.testing.assert_array_equal(first.encode(images), BACKBONE.pooled(to_pixels(images)))
 
 
 def test_another_embedding_is_rejected() -> None:

@@ -16,25 +16,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.configuration import Embedding
 from autoencode.data.loader import batch_slices, batches
 from autoencode.data.manifest import SETTINGS_NAME
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import check_usable, read_chunks
 from autoencode.errors import ConfigError, ImageFolderError, PackError, check_choice
 from autoencode.models.backbones import BACKBONE, Backbone, OnnxBackbone
-from autoencode.pixels import to_float, to_pixels
+from autoencode.pixels import to_float
 from autoencode.storage import is_url
 from autoencode.trial import check_onnx
 
@@ -254,26 +252,6 @@ def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> Ima
         embedding = "pretrained" if model is None else "code"
     check_choice("embedding", embedding, (*EMBEDDINGS, f"FILE{ONNX_SUFFIX}"))
     return EMBEDDINGS[embedding].encoder(model)
-
-
-def image_encoder(model: Autoencoder, kind: Embedding = "code") -> ImageEncoder:
-    """Return an encoder of images of the size of a model: its codes, or pooled pretrained features.
-
-    Raises:
-        ConfigError: the embedding is neither "code" nor "pretrained".
-        MissingExtraError: the pretrained weights are not installed.
-    """
-    check_choice("embedding", kind, get_args(Embedding))
-    if kind == "code":
-        return _codes(model)
-    text = json.dumps([BACKBONE.weights, model.preprocessing.to_json()], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    size = BACKBONE.block_channels[-1]
-    return ImageEncoder(kind, BACKBONE.name, model.preprocessing, size, digest, "cosine", False, _pooled)
-
-
-def _pooled(images: Tensor) -> NDArray[np.float32]:
-    return BACKBONE.pooled(to_pixels(images.cpu()))
 
 
 Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row per image

@@ -115,6 +115,53 @@ def test_what_was_edited_is_where_it_was_edited(found: Duplicates) -> None:
     np.testing.assert_allclose(copy.differs, wanted, atol=0.05)
 
 
+def test_a_changed_number_on_a_page_is_an_edit_with_its_place(tmp_path: Path) -> None:
+    """At the size at which pages are compared first, nobody could read it."""
+
+    def page(numbers: list[int]) -> Picture:
+        image = Image.new("RGB", (620, 877), "white")
+        draw = ImageDraw.Draw(image)
+        for line, number in enumerate(numbers):
+            draw.text(
+                (60, 60 + 26 * line),
+                f"Item {line:03}, of the account: {number} pounds",
+                "black",
+                font_size=18,
+            )
+        return image
+
+    numbers = np.random.default_rng(0).integers(100, 999, 30).tolist()
+    page(numbers).save(tmp_path / "bill.png")
+    page(numbers).save(tmp_path / "saved.jpg", quality=60)
+    numbers[10] = 888
+    page(numbers).save(tmp_path / "forged.png")
+    (group,) = find_duplicates(tmp_path).groups
+    files = {file.path.name: file for file in group.files}
+    assert (files["saved.jpg"].kinds or files["bill.png"].kinds) == ("re-encoded",)
+    edited = max(group.files, key=lambda file: "edited" in file.kinds)
+    assert edited.kinds == ("edited",)
+    assert edited.differs is not None
+    left, top, right, bottom = edited.differs
+    assert top < (60 + 26 * 10 + 10) / 877 < bottom
+    assert (right - left, bottom - top) < (0.15, 0.06)
+
+
+def test_a_picture_in_a_border_is_not_the_one_that_stays(tmp_path: Path) -> None:
+    texture(0).save(tmp_path / "b.png")
+    ImageOps.expand(texture(0), 12, "white").save(tmp_path / "a.png")
+    (group,) = find_duplicates(tmp_path).groups
+    assert [(file.path.name, file.kinds) for file in group.files] == [("b.png", ()), ("a.png", ("cropped",))]
+
+
+def test_strokes_that_fit_into_each_other_are_no_copies(tmp_path: Path) -> None:
+    """Digits of 28 pixels: each is a part of another, turned and enlarged, and says nothing."""
+    for number, slope in enumerate((0, 1, 2, 4, 6, 8)):
+        image = Image.new("L", (28, 28))
+        ImageDraw.Draw(image).line(((14 - slope, 4), (14 + slope, 23 - number % 3)), 255, 3)
+        image.save(tmp_path / f"{number}.png")
+    assert find_duplicates(tmp_path).groups == []
+
+
 def test_files_of_the_same_bytes_are_identical_with_their_size(found: Duplicates, copied: Path) -> None:
     first, second = found.groups[-1].files
     assert (first.kinds, second.kinds) == ((), ("identical",))

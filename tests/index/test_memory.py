@@ -129,6 +129,7 @@ def test_an_index_of_pretrained_features_keeps_its_embedding(
     folder: Path, trained: Run, tmp_path: Path
 ) -> None:
     build_index(folder, tmp_path / "i")
+    assert build_index(folder, tmp_path / "i", embedding="auto").embedding == "pretrained"
     with pytest.raises(ImageIndexError, match="holds the embedding pretrained, not code"):
         build_index(folder, tmp_path / "i", trained.model_path, embedding="code")
     with pytest.raises(ConfigError, match="Codes need the model that makes them: add --model"):

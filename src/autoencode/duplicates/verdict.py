@@ -32,7 +32,7 @@ _ALIKE = 0.9  # threshold from which the folder is one of drawings that share th
 _FALSE_SHARE, _FALSE_ALWAYS = 0.01, 0.5  # of the pairs called copies, how many may be none by estimate
 _HALF = 0.5
 _DETAIL = 18.0  # windows of structure below which an image fits into many others; digits have 4 to 16
-_SLIGHT_ANGLE, _WHOLE = 2.0, 0.9
+_SAME_PLACE = 0.08  # of half a side
 _SAME_FRAME, _SAME_SCALE, _SAME_ANGLE = 0.97, 0.03, 0.7  # angle in degrees
 _PART_OF_PIXEL = 0.5
 _RECOLOURED_TONE, _RECOLOURED_CHROMA = 0.1, 0.2  # JPEG of quality 30 takes .09 of the contrast of print
@@ -78,9 +78,7 @@ def judge(matches: Sequence[Match], sizes: Sizes) -> Verdict:
         sizes: (N, 2), width and height of all images in pixels.
     """
     count = len(sizes)
-    usable = [
-        match for match in matches if match.agreement.mutual >= LEAST_MUTUAL and _is_evident(match, sizes)
-    ]
+    usable = [match for match in matches if match.agreement.mutual >= LEAST_MUTUAL and _is_evident(match)]
     usable.sort(key=lambda match: (-match.agreement.one_sided, match.first, match.second))
     changes = {id(match): _changes(match, sizes[match.first], sizes[match.second]) for match in usable}
     threshold = LEAST
@@ -110,15 +108,14 @@ def judge(matches: Sequence[Match], sizes: Sizes) -> Verdict:
         threshold += _STEP
 
 
-def _is_evident(match: Match, sizes: Sizes) -> bool:
+def _is_evident(match: Match) -> bool:
     """Whether a pair has detail enough for the map between its images: a stroke is found in every other."""
     if match.agreement.detail >= _DETAIL:
         return True
-    angle, quarters, is_mirrored = _turn(match, sizes[match.first], sizes[match.second])
-    is_whole = (
-        abs(angle) < _SLIGHT_ANGLE and match.agreement.overlap > _WHOLE and _covered(match.map) > _WHOLE
-    )
-    return is_whole and (match.agreement.detail >= _DETAIL / 3 or not (quarters or is_mirrored))
+    # One frame on the other, at most mirrored or turned by quarters.
+    is_whole = abs(match.map - match.map.round()).max() < _SAME_PLACE and abs(match.map[:, 2]).max() < _HALF
+    is_upright = (match.map.round()[:, :2] == np.eye(2)).all()
+    return bool(is_whole and (match.agreement.detail >= _DETAIL / 3 or is_upright))
 
 
 def _is_copy(match: Match, changes: int, threshold: float) -> bool:

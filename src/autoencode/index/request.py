@@ -81,9 +81,10 @@ class BuildRequest:
             ModelFileError: an ONNX file cannot be used.
             MissingExtraError: an optional part is not installed.
         """
-        if self.embedding is None and self.model is None and old is not None:
+        asked = None if self.embedding == AUTO else self.embedding
+        if asked is None and self.model is None and old is not None:
             return old.find_encoder(index)
-        kind = self.embedding or (old.embedding if old else AUTO)
+        kind = asked or (old.embedding if old else AUTO)
         encoder = find_encoder(kind, self.model)
         # Without a digest nobody could tell later whether a query is encoded by the same model.
         if not encoder.digest:
