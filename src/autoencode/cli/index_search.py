@@ -57,7 +57,7 @@ def index(
             metavar="NAME|FILE.onnx",
             help="What images are compared by: pretrained (EfficientNet-Lite0), code (of --model), code-bf16 "
             "(in two thirds of the time where the processor multiplies bf16, if neighbours stay), or an "
-            "image encoder in an ONNX file (extra onnx). Default: auto, which is that of the index there is, or "
+            "image encoder in an ONNX file (extra onnx). Default: auto, that of the index there is, or "
             "code with --model, else pretrained.",
         ),
     ] = None,
