@@ -6,9 +6,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from autoencode import (
@@ -82,6 +84,13 @@ def test_packs_indexes_normal_images_and_classifiers_are_described(
     found = describe(tmp_path / "classifier")
     assert found.what.endswith("3 classes: coast, forest, night")
     assert found.quality == f"accuracy {made.classifier.provenance['accuracy']:.3f} on held-out images"
+
+
+def test_the_command_for_a_pack_has_the_range_of_its_values(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.full((32, 32), 700, np.uint16)).save(tmp_path / "images" / "a.png")
+    pack_folder(tmp_path / "images", tmp_path / "pack", {"value_range": (0, 1023), "height": 32, "width": 32})
+    assert describe(tmp_path / "pack").repeat.endswith("--size 32x32 --resize-mode crop --range 0:1023")
 
 
 def test_what_cannot_be_described_is_one_line(trained: Run, photos: Path, tmp_path: Path) -> None:

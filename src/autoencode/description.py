@@ -232,6 +232,8 @@ def _pack(path: str) -> Description:
     skipped = "; ".join(filter(None, [types, f"{len(others):,} unusable" if others else ""]))
     source = pack.origin or str(pack.folder)
     options = f"--size {size.height}x{size.width} --resize-mode {size.resize_mode}"
+    if size.value_range:
+        options += " --range {:g}:{:g}".format(*size.value_range)
     return Description(
         path,
         "pack",
