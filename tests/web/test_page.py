@@ -816,11 +816,9 @@ def test_a_model_without_its_run_shows_what_to_do_and_asks_for_nothing_that_cann
 ) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes((run_folder / model.name).read_bytes())
-    lacking = (
-        {"overview", "outliers"}
-        if has_index
-        else {"overview", "outliers", "search", "map", "browse", "duplicates"}
-    )
+    lacking = {"overview", "start"}
+    if not has_index:
+        lacking |= {"browse", "duplicates", "map", "outliers", "search", "sliders"}
     context = browser.new_context()
     with (
         serving(open_workspace(model, index_folder if has_index else None)) as served,
