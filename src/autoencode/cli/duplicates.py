@@ -72,6 +72,8 @@ def add_to(program: typer.Typer) -> None:
 
 
 def _print(found: Duplicates) -> None:
+    from autoencode.duplicates.verdict import LEAST
+
     show_skipped(found.skipped, err=True)
     for group in found.groups[:SHOWN]:
         for file in group.files:
@@ -83,7 +85,8 @@ def _print(found: Duplicates) -> None:
         f"duplicates: {counted(found.redundant, 'copy').replace('copys', 'copies')} in "
         f"{counted(len(found.groups), 'group')}, of {counted(found.images, 'image')}"
     )
-    say(f"called copies: pairs that agree in {found.threshold:.2f} of their structure or more")
+    changed = f", edited ones in {found.threshold:.2f}" if found.threshold > LEAST else ""
+    say(f"called copies: pairs that agree in {LEAST:.2f} of their structure or more{changed}")
     if found.possible:
         say(f"possible: {counted(len(found.possible), 'pair')} below that, the likeliest first:")
         for pair in found.possible[:SHOWN]:

@@ -29,7 +29,7 @@ FREQUENCIES = 8  # of each direction
 LEAST_THUMBNAIL, LEAST_WHITENED, LEAST_FEATURES = 0.85, 0.5, 0.5
 # From here on, a query is compared with the vectors of the nearest lists only: a copy is in the nearest ones.
 _EXACT_LIMIT, _PROBED = 5000, 12
-_EVERY_VIEW = 2000  # images up to which each view has neighbours of its own
+_EVERY_VIEW = 500  # images up to which each view has neighbours of its own
 _PRINCIPAL = 128
 _SAMPLE = 20_000
 _BLOCK = 8192
@@ -55,7 +55,7 @@ def find_candidates(sketches: Sketches) -> Pairs:
     if count < 2:
         return np.zeros((0, 2), np.int64)
     # Few images have few neighbours that only look alike, and each pair costs 10 ms.
-    k = min(count - 1, 16 if count <= _EVERY_VIEW else 6 if count <= 20_000 else 4)
+    k = min(count - 1, 16 if count <= _EVERY_VIEW else 8 if count <= 5000 else 6 if count <= 20_000 else 4)
     codes = np.concatenate([_codes(thumbs, *_full()) for thumbs in _blocks(sketches.thumbnails)])
     found = [_neighbours(codes, fit_vector_space(codes, "cosine"), _views(sketches), k, LEAST_THUMBNAIL)]
     # Parts on one background differ in what is left after whitening.
