@@ -197,6 +197,42 @@ def test_settings_beside_an_onnx_file_are_used_and_are_part_of_its_digest(tmp_pa
             OnnxBackbone(path)
 
 
+def test_a_network_for_one_image_at_a_time_takes_any_number(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the optional part `onnx` is not installed")
+    free = OnnxBackbone(onnx_file(tmp_path / "free.onnx"))
+    for fixed in (1, 2):
+        network = onnx.load(tmp_path / "free.onnx")
+        network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = fixed
+        onnx.save(network, tmp_path / f"{fixed}.onnx")
+        images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+        found = OnnxBackbone(tmp_path / f"{fixed}.onnx").descriptors(images)
+        np.testing.assert_allclose(found, free.descriptors(images), rtol=1e-5, atol=1e-6)
+
+
+def test_an_unknown_opset_and_missing_weights_are_named(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the optional part `onnx` is not installed")
+    network = onnx.load(onnx_file(tmp_path / "network.onnx"))
+    network.opset_import[0].version = 9999
+    onnx.save(network, tmp_path / "future.onnx")
+    with pytest.raises(ModelFileError, match=r"future.onnx cannot be run by onnxruntime .*[Oo]pset"):
+        OnnxBackbone(tmp_path / "future.onnx")
+    make = onnx.helper
+    weights = make.make_tensor("w", onnx.TensorProto.FLOAT, [3, 3, 1, 1], np.ones(9).tolist())
+    ends = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 3, 8, 8]) for name in ("a", "b")]
+    node = make.make_node("Conv", ["a", "w"], ["b"])
+    graph = make.make_graph([node], "g", ends[:1], ends[1:], [weights])
+    whole = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8)
+    onnx.external_data_helper.convert_model_to_external_data(whole, location="w.bin", size_threshold=0)
+    for tensor in whole.graph.initializer:
+        tensor.raw_data = np.ones(9, np.float32).tobytes()
+        onnx.external_data_helper.set_external_data(tensor, "w.bin")
+    onnx.save(whole, tmp_path / "apart.onnx")
+    (tmp_path / "w.bin").unlink(missing_ok=True)
+    with pytest.raises(ModelFileError, match=r"apart.onnx cannot be run by onnxruntime .*w\.bin") as caught:
+        OnnxBackbone(tmp_path / "apart.onnx")
+    assert "\n" not in str(caught.value)
+
+
 def text_network(path: Path) -> Path:
     """A network whose input is a row of tokens."""
     onnx = pytest.importorskip("onnx", reason="the optional part `onnx` is not installed")

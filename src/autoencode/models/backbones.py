@@ -233,6 +233,7 @@ class OnnxBackbone:
         if len(shape) != 4 or 3 not in (shape[1], shape[3]):
             found = ", ".join(f"{one.name} {one.shape}" for one in inputs)
             raise self._unusable(f"its inputs are {found}, not one batch of images with 3 channels")
+        self._batch = shape[0] if isinstance(shape[0], int) else None
         sides = shape[1:3] if self._channels_last else shape[2:]
         height, width = (side if isinstance(side, int) else stated.px for side in sides)
         self._size = height, width
@@ -269,8 +270,18 @@ class OnnxBackbone:
         values = ((pixels - self._mean) / self._spread).astype(self._type)
         if self._channels_last:
             values = values.transpose(0, 2, 3, 1)
+        count = len(values)
+        # Some exporters fix the number of images, most often to 1: the last batch is filled up.
+        size = self._batch or count
+        values = np.concatenate([values, np.repeat(values[-1:], -count % size, axis=0)])
         try:
-            [found] = self._session.run([self._output], {self._input: np.ascontiguousarray(values)})
+            parts = [
+                self._session.run([self._output], {self._input: np.ascontiguousarray(values[start:][:size])})[
+                    0
+                ]
+                for start in range(0, len(values), size)
+            ]
+            found = np.concatenate(parts)[:count]
         except Exception as err:  # onnxruntime has no common base for its errors
             raise self._unusable(first_line(err)) from err
         found = np.asarray(found, np.float32)
