@@ -357,8 +357,9 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
     from filelock import FileLock, Timeout  # 30 ms, which commands that write nothing need not spend
 
     try:
-        # Where a disk has no locks, filelock would use marker files, which a killed process leaves behind.
-        mode = 0o644 & allowed_by(path.parent)
+        # filelock sets a mode by fchmod, which not every system has.
+        mode = 0o644 & allowed_by(path.parent) if hasattr(os, "fchmod") else -1
+        # Where a disk has no locks, it would use marker files, which a killed process leaves behind.
         return FileLock(path, mode=mode, fallback_to_soft=False).acquire(timeout=timeout)
     except Timeout:
         raise
