@@ -54,9 +54,14 @@ def write_photos(folder: Path) -> None:
         image.save(folder / "photos" / f"{name}.jpg")
         labelled = folder / "labelled" / ("cats" if name < "n" else "dogs")
         inspected = folder / ("good" if name < "u" else "new")
-        for other in (labelled, inspected):
+        for other in (labelled, inspected, folder / "test"):
             other.mkdir(parents=True, exist_ok=True)
             image.save(other / f"{name}.jpg")
+        if inspected.name == "new":
+            (folder / "ground_truth").mkdir(exist_ok=True)
+            mask = Image.new("L", image.size)
+            mask.paste(255, (10, 10, 30, 30))
+            mask.save(folder / "ground_truth" / f"{name}.png")
 
 
 def commands_of(page: Path) -> list[str]:
