@@ -130,13 +130,19 @@ def test_the_losses_of_three_processes_are_those_of_one(
 ) -> None:
     alone = train(tiny_pack.path, tmp_path / "alone", precision="fp32", **(TINY | VARIANTS[name]))
     found, expected = records(together / name), records(alone.folder)
-    assert len(found) == len(expected) == 2
+    # `best` has a third line, of the perceptual phase, whose features are in bf16.
+    assert len(found) == len(expected) == 2 + (name == "best")
     for ours, theirs in zip(found, expected, strict=True):
+        if "val_perceptual" in theirs:
+            assert ours == pytest.approx(theirs, rel=1e-2)
+            continue
         assert ours == pytest.approx(theirs, rel=1e-3)
         # Adam makes a step of a gradient that is zero but for rounding, as some of `best` are at its start.
         for loss in ("train_loss", "val_loss"):
             assert ours[loss] == pytest.approx(theirs[loss], rel=1e-4)
-    assert len({record["train_loss"] for record in found}) == 2, "a loss that does not move proves nothing"
+    assert len({record["train_loss"] for record in found[:2]}) == 2, (
+        "a loss that does not move proves nothing"
+    )
 
 
 def test_only_the_first_process_writes(together: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from autoencode.web.server import STATIC
 
 SHEET, MAP = (STATIC / "app.css").read_text(), (STATIC / "colours.js").read_text()
-PART = {"light": 0, "dark": 1}  # of the sheet: first the colours for light, then those for dark
+PART = {"light": 0, "dark": 1}  # of light-dark() in the sheet
 
 
 def luminance(colour: str) -> float:
@@ -39,7 +39,8 @@ def test_contrast_is_that_of_the_standard() -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("behind", ["surface", "page"])
 def test_every_colour_of_the_map_has_a_contrast_of_three(scheme: str, behind: str) -> None:
-    background = re.findall(rf"--{behind}: (#\w{{6}});", SHEET)[PART[scheme]]
+    [both] = re.findall(rf"--{behind}: light-dark\((#\w{{6}}), (#\w{{6}})\);", SHEET)
+    background = both[PART[scheme]]
     groups, scale = colours("LISTS", scheme), colours("SCALES", scheme)
     none = re.findall(r'const NONE = "(#\w{6})"', MAP)
     assert (len(set(groups)), len(scale)) == (12, 6)

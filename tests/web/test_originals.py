@@ -6,8 +6,10 @@ import asyncio
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +21,14 @@ from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.errors import ImageError
 from autoencode.web.originals import SIDES, Originals, draw
 from autoencode.web.workspace import Workspace
+
+Result = TypeVar("Result")
+
+
+def finished(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine, in a thread: playwright leaves an event loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def opened(content: bytes) -> Image.Image:
@@ -80,18 +90,18 @@ def test_what_was_drawn_is_kept_until_the_file_changes_or_memory_is_needed(tmp_p
         Preprocessing(), cache_bytes=len(draw(path.read_bytes(), 640, Preprocessing(), Limits()).content) + 10
     )
     try:
-        first = asyncio.run(originals.shown(path, 500))
+        first = finished(originals.shown(path, 500))
         assert max(opened(first.content).size) == 640  # the next of the sides that are made
-        assert asyncio.run(originals.shown(path, 640)) is first
+        assert finished(originals.shown(path, 640)) is first
         path.write_bytes(photo(400, 900))
         os.utime(path, ns=(1, 1))
-        changed = asyncio.run(originals.shown(path, 640))
+        changed = finished(originals.shown(path, 640))
         assert (changed.width, changed.height) == (400, 900)
-        asyncio.run(originals.shown(other, 640))
-        assert asyncio.run(originals.shown(path, 640)) is not changed
+        finished(originals.shown(other, 640))
+        assert finished(originals.shown(path, 640)) is not changed
         path.unlink()
         with pytest.raises(ImageError, match="No such file"):
-            asyncio.run(originals.shown(path, 640))
+            finished(originals.shown(path, 640))
     finally:
         originals.close()
 
@@ -103,8 +113,8 @@ def test_a_file_that_is_no_image_says_so_and_the_next_is_drawn(tmp_path: Path) -
     originals = Originals(Preprocessing())
     try:
         with pytest.raises(ImageError):
-            asyncio.run(originals.shown(bad, 640))
-        assert asyncio.run(originals.shown(good, 640)).width == 400
+            finished(originals.shown(bad, 640))
+        assert finished(originals.shown(good, 640)).width == 400
     finally:
         originals.close()
 

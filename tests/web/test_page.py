@@ -249,7 +249,9 @@ def test_four_pictures_make_a_square_and_a_fifth_is_rejected(page: Page) -> None
     assert [image.get_attribute("alt") for image in page.locator(".slots img").all()] == before
     assert "4 pictures at most" in page.inner_text("#status")
     before = source(page, ".result")
-    box = page.locator(".pad").bounding_box()
+    pad = page.locator(".pad")
+    pad.scroll_into_view_if_needed()  # on a phone
+    box = pad.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
     until(page, "document.querySelector('.result').alt.includes('90 % across, 10 % down')")
