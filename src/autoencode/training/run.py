@@ -6,13 +6,14 @@ import json
 import math
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoencode.atomic import append_line, parse_json, write_bytes, write_json
+from autoencode.atomic import append_line, is_locked, parse_json, write_bytes, write_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import VERSION, ConfigError, RunError, other_version
 from autoencode.models.model_file import MODEL_NAME
@@ -215,6 +216,32 @@ def provenance(run: RunSettings, images: Mapping[str, int], record: Record) -> d
         "epoch": record["epoch"],
         "metrics": metrics,
     }
+
+
+def state_of_run(folder: Path, epochs: int) -> dict[str, Any]:
+    """Return the metrics of a run of so many epochs, and whether it is training."""
+    records = read_metrics(folder)
+    # The lock, not the age of the log: an epoch of a large data set can take hours.
+    is_training = bool(epochs) and is_locked(folder)
+    return {
+        "records": records,
+        "epochs": epochs,
+        "training": is_training,
+        "seconds_left": _seconds_left(folder, records, epochs) if is_training else None,
+    }
+
+
+def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | None:
+    """Return the seconds that the remaining epochs will take at the pace of the last; None before it."""
+    if not records or (pace := records[-1].get("seconds")) is None:
+        return None
+    left = pace * (epochs - records[-1]["epoch"])
+    try:
+        since = time.time() - (folder / METRICS_NAME).stat().st_mtime
+    except OSError:
+        return None
+    # In steps of 5 s, or every poll would be a change, and be sent with all records.
+    return max(0.0, math.ceil((left - since) / 5) * 5.0)
 
 
 def append_metrics(folder: Path, record: Mapping[str, float]) -> None:

@@ -6,20 +6,16 @@ import asyncio
 import functools
 import hashlib
 import json
-import math
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from autoencode.atomic import is_locked
 from autoencode.evaluation import Evaluation, evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
-from autoencode.training.run import METRICS_NAME, Record, read_metrics, repeating_command, settings_in_words
+from autoencode.training.run import repeating_command, settings_in_words, state_of_run
 from autoencode.web.collection import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, require
 from autoencode.web.workspace import Workspace
@@ -122,7 +118,7 @@ async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     # Polled: a stream of events holds one of the six connections that a browser opens to a host, and with
     # streams the seventh window never loaded. An unchanged state is an empty reply.
     epochs = 0 if workspace.run is None else workspace.run.train.all_epochs
-    found = await asyncio.to_thread(state_of, workspace.folder, epochs)
+    found = await asyncio.to_thread(state_of_run, workspace.folder, epochs)
     tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
 
@@ -150,32 +146,6 @@ def needs(workspace: Workspace) -> Missing | None:
         "with its pack where training left it.",
         ("autoencode app RUN",),
     )
-
-
-def state_of(folder: Path, epochs: int) -> dict[str, Any]:
-    """Return the metrics of a run of so many epochs, and whether it is training."""
-    records = read_metrics(folder)
-    # The lock, not the age of the log: an epoch of a large data set can take hours.
-    is_training = bool(epochs) and is_locked(folder)
-    return {
-        "records": records,
-        "epochs": epochs,
-        "training": is_training,
-        "seconds_left": _seconds_left(folder, records, epochs) if is_training else None,
-    }
-
-
-def _seconds_left(folder: Path, records: list[Record], epochs: int) -> float | None:
-    """Return the seconds that the remaining epochs will take at the pace of the last; None before it."""
-    if not records or (pace := records[-1].get("seconds")) is None:
-        return None
-    left = pace * (epochs - records[-1]["epoch"])
-    try:
-        since = time.time() - (folder / METRICS_NAME).stat().st_mtime
-    except OSError:
-        return None
-    # In steps of 5 s, or every poll would be a change, and be sent with all records.
-    return max(0.0, math.ceil((left - since) / 5) * 5.0)
 
 
 def _settings(workspace: Workspace) -> list[tuple[str, str]]:

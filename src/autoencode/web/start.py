@@ -28,10 +28,9 @@ from autoencode.figures import contact_sheet
 from autoencode.index.memory import FileStore
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.pixels import to_float, to_pixels
-from autoencode.training.run import is_run, read_run
+from autoencode.training.run import is_run, read_run, state_of_run
 from autoencode.untrusted import TEXT_BYTES, read_file
 from autoencode.web.collection import readable
-from autoencode.web.overview import state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
 from autoencode.web.workspace import Workspace, open_workspace
 
@@ -242,7 +241,7 @@ def _progress(starter: Starter, of: Work) -> dict[str, Any]:
     }
     if of.kind == "train" and is_run(of.out):
         with contextlib.suppress(AutoencodeError):
-            about |= state_of(of.out, read_run(of.out).train.all_epochs)
+            about |= state_of_run(of.out, read_run(of.out).train.all_epochs)
     return about
 
 
