@@ -83,11 +83,8 @@ def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> 
     begun = client.post("/api/start/index", json={"folder": "inner"}).json()
     assert (begun["kind"], begun["running"], begun["out"]) == ("index", True, "indexes/inner")
     assert client.post("/api/start/index", json={"folder": "inner"}).status_code == 422  # one at a time
-    for _ in range(3000):
-        state = client.get("/api/start/work").json()
-        if not state["running"]:
-            break
-        wait_for(lambda: True)
+    wait_for(lambda: not client.get("/api/start/work").json()["running"])
+    state = client.get("/api/start/work").json()
     assert (state["ready"], state["failed"]) == (True, False), state
     assert [one["path"] for one in client.get("/api/start").json()["made"]] == ["indexes/inner"]
     assert client.post("/api/start/open", json={"folder": "indexes/inner"}).json() == {"name": "inner"}
