@@ -52,7 +52,7 @@ def watched(page: Page, served: Served) -> Iterator[Page]:
         lambda message: (
             message.type == "error"
             and not re.search("422|429", message.text)
-            and complaints.append(message.text)
+            and complaints.append(f"{message.text} {message.location.get('url')}")
         ),
     )
     page.on("pageerror", lambda error: complaints.append(str(error)))
