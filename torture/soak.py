@@ -26,7 +26,7 @@ from torture.visitor import Visitor
 
 WARM_UP_SHARE = 0.2
 WARM_UP_ROUNDS = 2
-GROWTH_MB = 24.0  # what pools of the allocator and caches of libraries may still take
+GROWTH_MB = 48.0  # what pools of the allocator and caches of libraries may still take; 25 were once seen
 EXTRA_FILES = 4  # connections that have just been closed
 
 
