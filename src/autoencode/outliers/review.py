@@ -1,31 +1,24 @@
 """The images of a pack, most anomalous first, and the decisions of a person about them.
 
-Decisions are a log of JSON lines; reading them from first to last gives the state. A crash
-can cost the decision that was being written, and none before it. Several processes may write one log: each
-first takes in what the others wrote.
-
 Lengths: N entries of the pack.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoencode.atomic import append_line, csv_bytes, make_folder, one_at_a_time, parse_json, write_bytes
+from autoencode.atomic import csv_bytes
 from autoencode.data.loader import batches
-from autoencode.errors import ConfigError, OutputError, check_choice
+from autoencode.errors import ConfigError, check_choice
 from autoencode.outliers.calibration import OutlierReference, scorer
 from autoencode.outliers.conformal import FalsePositiveRate, attainable_fpr, false_positive_rate
 from autoencode.outliers.scores import SCORES, default_score
-from autoencode.untrusted import TEXT_BYTES, read_file
+from autoencode.shared_log import SharedLog
 
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
@@ -130,20 +123,12 @@ class _Key(NamedTuple):
     sha256: str
 
 
-class Decisions:
+class Decisions(SharedLog):
     """The decisions in one log, and those that are made from now on."""
 
-    def __init__(self, path: Path) -> None:
-        """Read a log; the first decision makes the file.
-
-        Raises:
-            OutputError: the file is there and a line of it is not a decision.
-        """
-        self.path = path
+    def _forget(self) -> None:
         self._state: dict[_Key, Decision] = {}
         self._history: list[tuple[_Key, Decision | None]] = []
-        self._lines = 0
-        self._catch_up()
 
     def of(self, pack: Pack, entry: Entry) -> Decision | None:
         """Return the decision about an image, or None."""
@@ -158,7 +143,8 @@ class Decisions:
         """
         # Values come from a web page; one that no line may hold would make the log unreadable.
         check_choice("decision", decision, DECISIONS)
-        self._write(_key(pack, entry), {"decision": decision})
+        with self._writing():
+            self._append({**_key(pack, entry)._asdict(), "decision": decision})
 
     def undo(self, pack: Pack) -> str | None:
         """Take back the last standing decision about an image of this folder; return its path, if any."""
@@ -170,7 +156,7 @@ class Decisions:
                 return None
             key, before = last
             # One more line, because a written line is never changed.
-            self._append(key, {"decision": before, "undo": True})
+            self._append({**key._asdict(), "decision": before, "undo": True})
         return key.path
 
     def counts(self, pack: Pack) -> dict[Decision, int]:
@@ -178,43 +164,8 @@ class Decisions:
         standing = [made for key, made in self._state.items() if key.folder == str(pack.folder)]
         return {decision: standing.count(decision) for decision in DECISIONS}
 
-    def _write(self, key: _Key, record: dict[str, Any]) -> None:
-        with self._writing():
-            self._append(key, record)
-
-    def _append(self, key: _Key, record: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps({**key._asdict(), **record}))
-        self._take(key, record)
-        self._lines += 1
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Lock the log, take in what others wrote, and remove a line that a crash cut short."""
-        make_folder(self.path.parent)
-        with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
-            if cut_short := self._catch_up():
-                write_bytes(self.path, read_file(self.path, TEXT_BYTES)[: -len(cut_short)])
-            yield
-
-    def _catch_up(self) -> bytes:
-        """Take in new lines; return the bytes after the last line break, which are no whole line."""
-        content = read_file(self.path, TEXT_BYTES) if self.path.exists() else b""
-        *lines, rest = content.split(b"\n")
-        if len(lines) < self._lines:  # someone replaced the log: what was read from it no longer stands
-            self._state, self._history, self._lines = {}, [], 0
-        for line in lines[self._lines :]:
-            try:
-                record = parse_json(line)
-                self._take(_Key(record["folder"], record["path"], record["sha256"]), record)
-            except (ValueError, KeyError, TypeError, IndexError) as err:
-                raise OutputError(
-                    f"Line {self._lines + 1} of {self.path} is damaged. Remove it to continue."
-                ) from err
-            self._lines += 1
-        return rest
-
-    def _take(self, key: _Key, record: dict[str, Any]) -> None:
-        decision = record["decision"]
+    def _take(self, record: Mapping[str, Any]) -> None:
+        key, decision = _Key(record["folder"], record["path"], record["sha256"]), record["decision"]
         if decision not in (None, *DECISIONS):
             raise ValueError(decision)
         if record.get("undo"):

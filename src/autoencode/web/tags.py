@@ -1,20 +1,15 @@
 """Tags that a person gives to images: a log of JSON lines, so that they survive a restart and can be undone.
 
-A line adds a tag to some images or takes it from them, or undoes the last line that stands. Several processes
-may write one log: each first takes in what the others wrote.
+A line adds a tag to some images or takes it from them, or undoes the last line that stands.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autoencode.atomic import append_line, make_folder, one_at_a_time, parse_json, write_bytes
-from autoencode.errors import ConfigError, OutputError
-from autoencode.untrusted import TEXT_BYTES, read_file
+from autoencode.errors import ConfigError
+from autoencode.shared_log import SharedLog
 
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
@@ -31,20 +26,12 @@ class _Change(NamedTuple):
     keys: tuple[_Key, ...]  # those that it changed: undoing leaves the others as they were
 
 
-class Tags:
+class Tags(SharedLog):
     """The tags in one log, and those that are given from now on."""
 
-    def __init__(self, path: Path) -> None:
-        """Read a log; the first tag makes the file.
-
-        Raises:
-            OutputError: the file is there and a line of it is no change of tags.
-        """
-        self.path = path
+    def _forget(self) -> None:
         self._of: dict[str, set[_Key]] = {}
         self._history: list[_Change] = []
-        self._lines = 0
-        self._catch_up()
 
     @property
     def version(self) -> int:
@@ -86,37 +73,7 @@ class Tags:
             self._append({"undo": True})
         return tag
 
-    def _append(self, record: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps(record))
-        self._take(record)
-        self._lines += 1
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Lock the log, take in what others wrote, and remove a line that a crash cut short."""
-        make_folder(self.path.parent)
-        with one_at_a_time(self.path.with_name(f"{self.path.name}.lock")):
-            if cut_short := self._catch_up():
-                write_bytes(self.path, read_file(self.path, TEXT_BYTES)[: -len(cut_short)])
-            yield
-
-    def _catch_up(self) -> bytes:
-        """Take in new lines; return the bytes after the last line break, which are no whole line."""
-        content = read_file(self.path, TEXT_BYTES) if self.path.exists() else b""
-        *lines, rest = content.split(b"\n")
-        if len(lines) < self._lines:  # someone replaced the log: what was read from it no longer stands
-            self._of, self._history, self._lines = {}, [], 0
-        for line in lines[self._lines :]:
-            try:
-                self._take(parse_json(line))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as err:
-                raise OutputError(
-                    f"Line {self._lines + 1} of {self.path} is damaged. Remove it to continue."
-                ) from err
-            self._lines += 1
-        return rest
-
-    def _take(self, record: dict[str, Any]) -> None:
+    def _take(self, record: Mapping[str, Any]) -> None:
         if record.get("undo"):
             last = self._history.pop()
             self._change(last.tag, not last.is_on, last.keys)
