@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -53,6 +53,21 @@ class Filter(NamedTuple):
     down: bool = False
 
 
+def _asked(
+    text: Text = "",
+    label: Text = "",
+    split: Text = "",
+    decision: Text = "",
+    tag: Text = "",
+    sort: Sort = "name",
+    down: bool = False,
+) -> Filter:
+    return Filter(text, label, split, decision, tag, sort, down)
+
+
+Asked = Annotated[Filter, Depends(_asked)]
+
+
 class _Columns(NamedTuple):
     """What all images are filtered and sorted by, (N,) each."""
 
@@ -80,20 +95,13 @@ class DecidedAll(BaseModel):
 @router.get("/api/browse")
 async def browse(
     workspace: OpenWorkspace,
-    text: Text = "",
-    label: Text = "",
-    split: Text = "",
-    decision: Text = "",
-    tag: Text = "",
-    sort: Sort = "name",
-    down: bool = False,
+    asked: Asked,
     selection: Text = "",
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 200,
 ) -> dict[str, Any]:
     """Return part of the images that are asked for, their number, and what there is to filter by."""
     review = _review(workspace)
-    asked = Filter(text, label, split, decision, tag, sort, down)
     found = await asyncio.to_thread(positions, workspace, asked)
     if selection:
         found = found[np.isin(found, chosen_positions(workspace, selection))]
@@ -109,16 +117,9 @@ async def browse(
 
 
 @router.get("/api/browse/positions")
-async def every(
-    workspace: OpenWorkspace,
-    text: Text = "",
-    label: Text = "",
-    split: Text = "",
-    decision: Text = "",
-    tag: Text = "",
-) -> Response:
+async def every(workspace: OpenWorkspace, asked: Asked) -> Response:
     """Return a bit for each image, set if it is asked for; the first image is the lowest bit."""
-    found = await asyncio.to_thread(positions, workspace, Filter(text, label, split, decision, tag))
+    found = await asyncio.to_thread(positions, workspace, asked)
     return Response(_bits(len(_review(workspace)), found), media_type="application/octet-stream")
 
 
