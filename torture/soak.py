@@ -25,8 +25,8 @@ from torture.processes import open_files, resident_mb
 from torture.visitor import Visitor
 
 WARM_UP_SHARE = 0.2
-WARM_UP_ROUNDS = 2
-GROWTH_MB = 48.0  # what pools of the allocator and caches of libraries may still take; 25 were once seen
+WARM_UP_ROUNDS = 3
+GROWTH_MB = 24.0  # what pools of the allocator and caches of libraries may still take
 EXTRA_FILES = 4  # connections that have just been closed
 
 
