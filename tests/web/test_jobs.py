@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from autoencode import AutoencodeError, ConfigError
 from autoencode.data.pack import Progress, StageProgress
-from autoencode.web.jobs import Job, run_apart
+from autoencode.web.jobs import Job, Starter, run_apart
 
 from .conftest import wait_for as wait
 
@@ -164,3 +166,31 @@ def test_what_goes_wrong_there_is_said_here(
 ) -> None:
     with pytest.raises(kind, match=text):
         run_apart(function, report=lambda *_: None)
+
+
+def test_a_command_is_stopped_as_by_the_keyboard_and_ends_with_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A command that does what training does on Ctrl-C, without its seconds.
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import signal, sys, time, pathlib\n"
+        "def end(*_): pathlib.Path('kept').touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, end)\n"
+        "pathlib.Path('ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    starter = Starter(tmp_path)
+    work = starter.begin("train", tmp_path / "inner")
+    assert work.out == tmp_path.resolve() / "runs" / "inner"
+    wait((tmp_path / "ready").exists)
+    with pytest.raises(ConfigError, match="Another command is running"):
+        starter.begin("index", tmp_path / "inner")
+    starter.close()
+    assert (work.process.returncode, (tmp_path / "kept").exists()) == (130, True)
+    assert not starter.is_busy
+    os.kill(os.getpid(), signal.SIG_DFL)  # and this process is unharmed

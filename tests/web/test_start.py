@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from autoencode.errors import ConfigError
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
-from autoencode.web.start import Starter
 from autoencode.web.workspace import Workspace
 
 from .conftest import ADDRESS, wait_for
@@ -93,31 +88,3 @@ def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> 
     assert "search" not in about["needs"]
     assert len(client.get("/api/search?picture=i3&k=4").json()["neighbours"]) == 4
     assert client.get("/api/morph/frame?pictures=i1,i2").status_code == 422  # there is no model
-
-
-def test_a_command_is_stopped_as_by_the_keyboard_and_ends_with_the_page(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A command that does what training does on Ctrl-C, without its seconds.
-    script = home / "slow.py"
-    script.write_text(
-        "import signal, sys, time, pathlib\n"
-        "def end(*_): pathlib.Path('kept').touch(); sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, end)\n"
-        "pathlib.Path('ready').touch()\n"
-        "time.sleep(60)\n"
-    )
-    python = home / "python"
-    python.write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    starter = Starter(home)
-    work = starter.begin("train", home / "inner")
-    assert work.out == home.resolve() / "runs" / "inner"
-    wait_for((home / "ready").exists)
-    with pytest.raises(ConfigError, match="Another command is running"):
-        starter.begin("index", home / "inner")
-    starter.close()
-    assert (work.process.returncode, (home / "kept").exists()) == (130, True)
-    assert not starter.is_busy
-    os.kill(os.getpid(), signal.SIG_DFL)  # and this process is unharmed

@@ -142,23 +142,40 @@ def train(
         images = _source(source, out, include, exclude, processes, resume=resume)
         request = Request(images, out, preset, asked, limits, overrides, packing_progress, start)
         machine = Machine(processes.device(device), precision, channels_last)
-        if processes.ranks.restarts and is_run(out):
-            # A process was lost: all of them continue from the checkpoint, by the settings first given.
-            resume, request = True, replace(request, preset=preset or DEFAULT_PRESET)
-        if resume:
-            run, pack, runtime = continued(request, machine)
-        else:
-            run, pack, runtime = _started(request, machine, processes)
-        run = _agreed(run, pack, processes)
-        if chosen and run.chosen and processes.is_first and not resume:
-            chosen(run.chosen)
-        opened = _opened(out, run, resume, processes, pack.path)
-        with opened, within_memory(out, run), interrupts() as interrupted:
-            loop = Loop(out, run, pack, runtime, calling(progress, callbacks), processes)
-            at_the_end = telling_the_end(callbacks if processes.is_first else (), lambda: _run_in(out, pack))
-            with at_the_end, _without_diverged_state(out, processes):
-                loop.run(checkpoint_every, interrupted)
-        processes.wait()  # until process 0 has written everything
+        tell = calling(progress, callbacks)
+        return _trained(request, machine, processes, tell, callbacks, chosen, checkpoint_every, resume=resume)
+
+
+def _trained(
+    request: Request,
+    machine: Machine,
+    processes: Processes,
+    progress: Callable[[TrainProgress], None],
+    callbacks: Sequence[Callback],
+    chosen: Callable[[str], None] | None,
+    checkpoint_every: int | None,
+    *,
+    resume: bool,
+) -> Run:
+    """Start or continue the run that was asked for, and train it to its end; see `train`."""
+    out = request.out
+    if processes.ranks.restarts and is_run(out):
+        # A process was lost: all of them continue from the checkpoint, by the settings first given.
+        resume, request = True, replace(request, preset=request.preset or DEFAULT_PRESET)
+    if resume:
+        run, pack, runtime = continued(request, machine)
+    else:
+        run, pack, runtime = _started(request, machine, processes)
+    run = _agreed(run, pack, processes)
+    if chosen and run.chosen and processes.is_first and not resume:
+        chosen(run.chosen)
+    opened = _opened(out, run, resume, processes, pack.path)
+    with opened, within_memory(out, run), interrupts() as interrupted:
+        loop = Loop(out, run, pack, runtime, progress, processes)
+        at_the_end = telling_the_end(callbacks if processes.is_first else (), lambda: _run_in(out, pack))
+        with at_the_end, _without_diverged_state(out, processes):
+            loop.run(checkpoint_every, interrupted)
+    processes.wait()  # until process 0 has written everything
     return _run_in(out, pack)
 
 

@@ -24,7 +24,6 @@ from autoencode.data.preprocessing import Limits
 from autoencode.errors import ConfigError, ImageError
 from autoencode.outliers.review import Decision, file_list
 from autoencode.web.collection import Collection, readable
-from autoencode.web.outliers import known_ranking
 from autoencode.web.tabs import Missing, OpenWorkspace, download, require
 from autoencode.web.workspace import GoneError, Workspace
 
@@ -112,7 +111,7 @@ async def browse(
         "labels": [readable(name) for name in review.pack.labels],
         "tags": workspace.tags.counts(),
         "decisions": workspace.decisions.counts(review.pack),
-        "scored": known_ranking(workspace) is not None,
+        "scored": workspace.ranking is not None,
     }
 
 
@@ -175,7 +174,7 @@ def _order(workspace: Workspace, columns: _Columns, sort: Sort) -> NDArray[Any]:
         return columns.dates
     if sort == "size":
         return columns.sizes
-    if sort == "score" and (ranking := known_ranking(workspace)) is not None:
+    if sort == "score" and (ranking := workspace.ranking) is not None:
         return ranking.scores
     if sort == "shuffled":
         return np.random.default_rng(int(workspace.launch, 16)).permutation(len(columns.names))
@@ -187,7 +186,7 @@ def _order(workspace: Workspace, columns: _Columns, sort: Sort) -> NDArray[Any]:
 def described(workspace: Workspace, position: int) -> dict[str, Any]:
     """Return the facts about an image under review, with its decision, its tags and its score."""
     review = _review(workspace)
-    entry, ranking = review.entry(position), known_ranking(workspace)
+    entry, ranking = review.entry(position), workspace.ranking
     more: dict[str, Any] = {"decision": workspace.decisions.of(review.pack, entry)}
     if ranking is not None:
         more["score"] = float(ranking.scores[position])
@@ -231,7 +230,7 @@ async def table(workspace: OpenWorkspace, name: str) -> Response:
     """Return the images of a selection as a table."""
 
     def rows() -> Iterator[list[object]]:
-        review, ranking = _review(workspace), known_ranking(workspace)
+        review, ranking = _review(workspace), workspace.ranking
         yield ["path", "label", "split", "score", "decision", "tags"]
         for position in chosen_positions(workspace, name).tolist():
             entry = review.entry(position)

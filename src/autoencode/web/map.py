@@ -19,7 +19,6 @@ from autoencode.outliers.review import Ranking
 from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
 from autoencode.web.collection import SPLITS, Collection, Vectors, readable
 from autoencode.web.jobs import Job, run_apart
-from autoencode.web.outliers import known_ranking
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace
 
@@ -49,7 +48,7 @@ async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, A
         "by": "codes of the model" if workspace.vectors() is None else workspace.index_name,
         "labels": [readable(label) for label in review.pack.labels],
         "splits": SPLITS,
-        "scored": known_ranking(workspace) is not None,
+        "scored": workspace.ranking is not None,
     }
 
 
@@ -61,7 +60,7 @@ async def points(workspace: OpenWorkspace, layout: Layout = "pca") -> Response:
     """
     # Not JSON: 100,000 points are 1.5 MB, which the browser uses as arrays without reading them.
     review, found = _review(workspace), finished(map_job(workspace, layout))
-    content = await asyncio.to_thread(_bytes, review, found, known_ranking(workspace))
+    content = await asyncio.to_thread(_bytes, review, found, workspace.ranking)
     return Response(content, media_type="application/octet-stream")
 
 

@@ -193,11 +193,6 @@ def inspection_job(workspace: Workspace, by: Basis) -> Job[Inspected]:
     return workspace.comparing.job(("inspection", by), functools.partial(_inspect, workspace, by))
 
 
-def known_ranking(workspace: Workspace) -> Ranking | None:
-    """Return the ranking that was made last, if there is one; starts no work."""
-    return workspace.ranking
-
-
 def _ranking(workspace: Workspace, by: Basis) -> Ranking:
     if by == MODEL:
         require(needs(workspace))

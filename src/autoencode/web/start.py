@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -31,91 +28,15 @@ from autoencode.pixels import to_float, to_pixels
 from autoencode.training.run import is_run, read_run, state_of_run
 from autoencode.untrusted import TEXT_BYTES, read_file
 from autoencode.web.collection import readable
+from autoencode.web.jobs import Starter, Work
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
 from autoencode.web.workspace import Workspace, open_workspace
 
 MOST_COUNTED, COUNTING_SECONDS = 200_000, 2.0
 MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
 PREVIEWED = 6
-LOG_NAME = "page.log"
 
 router = APIRouter()
-
-
-class Work(NamedTuple):
-    """A command that is running, or has ended."""
-
-    kind: Literal["train", "index"]
-    source: Path
-    out: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-
-
-class Starter:
-    """What may be opened and made from the page: everything under one folder, one command at a time.
-
-    Args:
-        root: the folder; None where nothing may be chosen, as on a page for other machines.
-    """
-
-    def __init__(self, root: Path | None) -> None:
-        self.root = None if root is None else root.resolve()
-        self.work: Work | None = None
-
-    def inside(self, relative: str) -> Path:
-        """Return a folder under the root.
-
-        Raises:
-            ConfigError: there is none, or it lies elsewhere, also by a link.
-        """
-        assert self.root is not None
-        try:
-            path = (self.root / relative).resolve()
-            is_folder = path.is_dir()
-        except (OSError, ValueError, RuntimeError) as err:  # too long; a zero byte; a loop of links
-            raise ConfigError("There is no such folder.") from err
-        if not path.is_relative_to(self.root) or not is_folder:
-            raise ConfigError(f"Only folders under {self.root} can be opened. Start the page in another one.")
-        return path
-
-    def begin(self, kind: Literal["train", "index"], source: Path) -> Work:
-        """Start to train or index the images of a folder.
-
-        Raises:
-            ConfigError: another command is running.
-        """
-        assert self.root is not None
-        if self.is_busy:
-            raise ConfigError("Another command is running. Wait for it, or stop it.")
-        place = self.root / ("runs" if kind == "train" else "indexes")
-        out = _free(place / source.name)
-        place.mkdir(parents=True, exist_ok=True)
-        log = place / f"{out.name}-{LOG_NAME}"
-        command = [sys.executable, "-m", "autoencode", kind, str(source), "--out", str(out)]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=self.root
-            )
-        self.work = Work(kind, source, out, log, process)
-        return self.work
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a command is running."""
-        return self.work is not None and self.work.process.poll() is None
-
-    def stop(self) -> None:
-        """End the command as Ctrl-C does: what it made so far is kept."""
-        if self.work is not None and self.is_busy:
-            self.work.process.send_signal(signal.SIGINT)
-
-    def close(self) -> None:
-        """End the command with the page."""
-        self.stop()
-        if self.work is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.work.process.wait(10)
 
 
 class Chosen(BaseModel):
@@ -260,14 +181,6 @@ async def preview(request: Request, workspace: OpenWorkspace) -> Response:
         return png(contact_sheet([("before", pixels), ("after", made)], rows_per_block=1))
 
     return await workspace.on_model(drawn)
-
-
-def _free(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
 
 
 def needs(workspace: Workspace) -> Missing | None:
