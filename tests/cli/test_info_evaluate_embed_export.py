@@ -76,7 +76,9 @@ def test_a_model_alone_is_measured_on_any_images(trained_vae: Run, photos: Path,
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())
     assert (found["images"], found["split"]) == (16, "test")
-    assert "PCA is fitted to the images that are measured" in result.output
+    assert "PCA, " not in result.output  # of the images themselves: it would restore them exactly
+    assert found["pca"] is None
+    assert "PCA is left out" in result.output
     measured = reconstruct(trained_vae.model_path, photos / "coast").results
     mean = np.mean([one.psnr_db for one in measured])
     assert found["reconstruction"]["psnr_db"]["value"] == pytest.approx(mean, abs=0.01)

@@ -52,8 +52,11 @@ def test_a_plain_autoencoder_is_measured_beside_pca_of_the_same_code_size(
     restored = best.inverse_transform(best.transform(test)).clip(0, 1)
     assert (found.split, found.images, found.code_size) == ("test", len(test), 8)
     assert (found.pca_components, found.pca_images) == (8, len(train))
+    assert found.pca is not None
     assert found.pca.mse is not None
     assert found.pca.mse.value == pytest.approx(((restored - test) ** 2).mean(), rel=0.01)
+    assert found.reconstruction.mse is not None
+    assert found.error_saved == 1 - found.reconstruction.mse.value / found.pca.mse.value
     assert found.code is None
     assert found.corrupted is None
     assert found.sets is not None
@@ -160,16 +163,24 @@ def test_copies_count_once_and_what_stands_in_for_test_images_is_said(
         picture.save(tmp_path / "photos" / f"{name}.png")
     pack = pack_folder(tmp_path / "photos", tmp_path / "pack", tiny_size, workers=1)
     found = evaluate(load_model(trained.model_path), pack)
-    assert found.images == found.pca_images == 1
+    assert (found.images, found.pca, found.pca_images) == (1, None, 0)
     assert found.split == pack.held_out().split
     assert found.reconstruction.psnr_db is not None
     assert found.reconstruction.psnr_db.interval is None
     assert found.sets is None
     notes = "\n".join(found.notes)
     assert ("has no test images" in notes) == (found.split != "test")
-    assert ("trained on all, also on these" in notes) == (found.split == "test")
+    assert "trained on all, also on these" not in notes  # it was trained on others
+    assert "PCA is left out" in notes
     assert "KID is left out: it takes 3 images, and there are 1" in notes
     assert "not the images the model was trained on" in found.notes[0]
+    assert found.error_saved is None
+    if found.split == "test":  # as all of so few images can be
+        model = load_model(trained.model_path)
+        model.provenance["data"] = pack.fingerprint
+        own = evaluate(model, pack)
+        assert own.pca_images == 1
+        assert "trained on all, also on these" in own.notes[0]
 
 
 def test_a_network_that_is_not_installed_is_left_out_and_said(

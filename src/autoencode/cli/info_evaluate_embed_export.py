@@ -162,7 +162,8 @@ def table(found: Evaluation) -> Iterator[str]:
     columns = {"model": found.reconstruction}
     if found.sharp is not None:
         columns["its sharp decoder"] = found.sharp
-    columns[f"PCA, {found.pca_components} components"] = found.pca
+    if found.pca is not None:
+        columns[f"PCA, {found.pca_components} components"] = found.pca
     if found.corrupted is not None:
         columns["corrupted"] = found.corrupted
     yield from _block(

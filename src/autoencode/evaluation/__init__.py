@@ -82,7 +82,8 @@ class Evaluation:
         corruptions: those of the training, which the inputs of the model and of PCA get, too.
         reconstruction: how close the reconstructions of the faithful decoder are to the clean images.
         sharp: the same of the sharp decoder; None if the model has none.
-        pca: the same of PCA with as many components, fitted to the training images.
+        pca: the same of PCA with as many components, fitted to the training images; None if these are not
+            at hand, as PCA of the images that are measured would restore them exactly.
         pca_components: its components; fewer than the code dimensions if there are fewer images.
         pca_images: number of images it was fitted to.
         corrupted: the same of the corrupted images themselves; None without corruptions.
@@ -105,7 +106,7 @@ class Evaluation:
     corruptions: tuple[str, ...]
     reconstruction: ImageQuality
     sharp: ImageQuality | None
-    pca: ImageQuality
+    pca: ImageQuality | None
     pca_components: int
     pca_images: int
     corrupted: ImageQuality | None
@@ -114,6 +115,12 @@ class Evaluation:
     detection: Detection | None
     labels: dict[str, RetrievalQuality] | None
     notes: tuple[str, ...]
+
+    @property
+    def error_saved(self) -> float | None:
+        """Share of the squared error of PCA that the model does not make; None if they cannot be compared."""
+        own, other = self.reconstruction.mse, None if self.pca is None else self.pca.mse
+        return None if own is None or other is None or not other.value else 1 - own.value / other.value
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; an interval is a list of its two ends."""
@@ -154,18 +161,16 @@ def evaluate(
     held_out = pack.held_out()
     # Rows are in the order of content digests, so the first of them are a random sample.
     images = HeldOutImages.for_model(model, pack, pack.reading_order(_distinct(held_out.rows)[:most_images]))
-    training = _distinct(pack.training_rows())
-    notes = _notes(model, pack, held_out.split)
+    training, notes = _training_rows(model, pack), _notes(model, pack, held_out.split)
     # Before the long work, as the folder is the one argument that may turn out to be unusable.
     detection = None if ood is None else _detect(model, pack, Path(ood), limits, notes, report)
     pca_images = PCA_IMAGES_PER_IMAGE * most_images if most_images else PCA_IMAGES
     pca_rows = pack.reading_order(training[:pca_images])
-    pca = _fit_pca(model, pack, pca_rows, report)
+    pca = _fit_pca(model, pack, pca_rows, report) if len(pca_rows) else None
     count = len(images.rows)
-    restorers: dict[str, Restore] = {
-        "reconstructions": partial(model.reconstruct, decoder="faithful"),
-        "pca": partial(_restore, pca),
-    }
+    restorers: dict[str, Restore] = {"reconstructions": partial(model.reconstruct, decoder="faithful")}
+    if pca is not None:
+        restorers["pca"] = partial(_restore, pca)
     if model.sharp_decoder is not None:
         restorers["sharp"] = model.reconstruct
     if images.corruptions:
@@ -175,7 +180,7 @@ def evaluate(
     if model.is_vae:
         code = code_quality(model, images, _counter(report, "measuring the code", count))
     # The floor of KID needs other images of the same kind, and there are none if all were trained on.
-    floor = None if held_out.split == "train" else training
+    floor = training if held_out.split != "train" and len(training) else None
     return Evaluation(
         model=model.digest,
         pack=pack.fingerprint,
@@ -185,8 +190,8 @@ def evaluate(
         corruptions=model.training_corruptions,
         reconstruction=close["reconstructions"],
         sharp=close.get("sharp"),
-        pca=close["pca"],
-        pca_components=len(pca.directions),
+        pca=close.get("pca"),
+        pca_components=0 if pca is None else len(pca.directions),
         pca_images=len(pca_rows),
         corrupted=close.get("corrupted"),
         sets=_compared(model, images, floor, pca, notes, report) if kid else None,
@@ -236,6 +241,14 @@ def _detect(
     return Detection(str(folder), len(scores), found.score, auroc)
 
 
+def _training_rows(model: Autoencoder, pack: Pack) -> NDArray[np.int64]:
+    """Return the rows (N,) to compare the held-out images with; none if they are all that is at hand."""
+    are_other_images = model.note_of(pack.fingerprint) is not None
+    if are_other_images and (pack.held_out().split == "train" or not len(pack.rows("train"))):
+        return np.zeros(0, np.int64)
+    return _distinct(pack.training_rows())
+
+
 def _distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Leave out copies, which are not further observations, and keep the order: that of content digests."""
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
@@ -275,7 +288,7 @@ def _compared(
     model: Autoencoder,
     images: HeldOutImages,
     training: NDArray[np.int64] | None,
-    pca: PrincipalComponents,
+    pca: PrincipalComponents | None,
     notes: list[str],
     report: StageProgress,
 ) -> dict[str, SetQuality] | None:
@@ -286,7 +299,8 @@ def _compared(
     restorers: dict[str, Restore] = {"reconstructions": partial(model.reconstruct, decoder="faithful")}
     if model.sharp_decoder is not None:
         restorers[f"reconstructions{SHARP}"] = model.reconstruct
-    restorers["pca_reconstructions"] = partial(_restore, pca)
+    if pca is not None:
+        restorers["pca_reconstructions"] = partial(_restore, pca)
     found = set_qualities(
         model,
         images.head(count),
@@ -323,13 +337,13 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
     if split != "test":
         seen = "" if split == "validation" else ", which the model has seen,"
         notes.append(f"{pack.location} has no test images: its {split} images{seen} stand in for them.")
-    elif not len(pack.rows("train")):
-        if other is None:
-            notes.append(
-                f"{pack.location} has no training images: the model was trained on all, also on these."
-            )
-        else:
-            notes.append("PCA is fitted to the images that are measured, as there are no others.")
+    elif not len(pack.rows("train")) and other is None:
+        notes.append(f"{pack.location} has no training images: the model was trained on all, also on these.")
+    if not len(_training_rows(model, pack)):
+        notes.append(
+            "PCA is left out: it is fitted to the training images, and these are not at hand. "
+            "Give the pack of the training instead."
+        )
     if model.prior is None:
         notes.append(
             "No samples from a mixture: the model file has none. "

@@ -105,10 +105,9 @@ def write_report(run: str | Path, *, quick: bool = False, progress: StageProgres
 
 def verdict(found: Evaluation) -> str:
     """Return in one sentence whether a model is worth its training: against PCA of the same size."""
-    own, other = found.reconstruction.mse, found.pca.mse
-    if own is None or other is None or not other.value:
+    gain = found.error_saved
+    if gain is None:
         return "Too few images were held out to say how good the model is."
-    gain = 1 - own.value / other.value
     pca = f"PCA of {found.pca_components} components"
     if abs(gain) < _EQUAL:
         return f"It restores held-out images as well as {pca}, which needs no training."

@@ -180,7 +180,8 @@ def _evaluation_table(found: Measured) -> Table:
     columns = {"model": found["reconstruction"]}
     if found["sharp"] is not None:
         columns["its sharp decoder"] = found["sharp"]
-    columns[f"PCA, {found['pca_components']} components"] = found["pca"]
+    if found["pca"] is not None:
+        columns[f"PCA, {found['pca_components']} components"] = found["pca"]
     rows = [
         (
             f"{measure.label}: {measure.meaning}",
@@ -203,8 +204,7 @@ def _evaluation_table(found: Measured) -> Table:
         for judge, likeness in one["by"].items()
     ]
     rows += [(*row, *("–" for _ in list(columns)[1:])) for row in of_model]
-    caption = (
-        f"On {found['images']:,} {found['split']} images, with 95 % intervals. PCA was fitted to "
-        f"{found['pca_images']:,} training images."
-    )
+    caption = f"On {found['images']:,} {found['split']} images, with 95 % intervals."
+    if found["pca"] is not None:
+        caption += f" PCA was fitted to {found['pca_images']:,} training images."
     return Table(("measure", *columns), rows, caption)

@@ -84,9 +84,12 @@ async def verdict(workspace: OpenWorkspace) -> dict[str, Any]:
     # Not in the queue of the outlier scores, which a person waits for: PCA takes longer than both.
     job = workspace.comparing.job("verdict", functools.partial(_compare, workspace))
     found = finished(job)
-    own, other = found.reconstruction.mse, found.pca.mse
-    gain = None if own is None or other is None or not other.value else 1 - own.value / other.value
-    return {"gain": gain, "components": found.pca_components, "images": found.images, "split": found.split}
+    return {
+        "gain": found.error_saved,
+        "components": found.pca_components,
+        "images": found.images,
+        "split": found.split,
+    }
 
 
 def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tuple[int, float]]]:
