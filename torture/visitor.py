@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoencode.web.shelf import NAMED_BYTES
+from autoencode.web.pictures import NAMED_BYTES
 from torture.processes import open_files, resident_mb
 
 _COMMAND = [sys.executable, "-c", "from autoencode.cli.main import main; main()", "app"]

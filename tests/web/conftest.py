@@ -17,8 +17,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from autoencode import Run, build_index, fit_prior, load_model, open_pack, save_model
-from autoencode.web.connections import Connection
-from autoencode.web.security import Trust
+from autoencode.web.security import Connection, Trust
 from autoencode.web.server import make_app
 from autoencode.web.workspace import Workspace, open_workspace
 

@@ -18,7 +18,7 @@ import uvicorn
 from PIL import Image
 
 from autoencode.cli import report_paper_app
-from autoencode.web import connections, security
+from autoencode.web import security
 from autoencode.web.workspace import open_workspace
 
 from .conftest import Served, serving, wait_for
@@ -27,7 +27,7 @@ from .conftest import Served, serving, wait_for
 @pytest.fixture
 def page(run_folder: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A page that waits half a second where it would wait ten."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(security, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(security, "BODY_SECONDS", 0.5)
     with serving(open_workspace(run_folder, index_folder)) as page:
         yield page
@@ -125,7 +125,7 @@ def test_a_large_body_has_the_time_that_it_needs(page: Served, monkeypatch: pyte
 
 
 def test_connections_beyond_the_most_are_not_taken(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 5)
+    monkeypatch.setattr(security, "MOST_CONNECTIONS", 5)
     waiting = [sent(page, b"") for _ in range(20)]
     started = time.monotonic()
     assert [ends(one) for one in waiting] == [b""] * 20

@@ -34,7 +34,7 @@ from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
 from autoencode.web.browse import chosen_positions
-from autoencode.web.collection import Collection
+from autoencode.web.pictures import Collection
 from autoencode.web.security import JSON_BYTES
 from autoencode.web.server import STATIC
 from autoencode.web.tabs import TABS, Tab

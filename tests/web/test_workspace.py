@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
+from autoencode.web.pictures import NAMED_BYTES, Held, Kind, Shelf
 from autoencode.web.security import Allowance
-from autoencode.web.shelf import NAMED_BYTES, Held, Kind, Shelf
 from autoencode.web.workspace import GoneError, Workspace
 
 
@@ -178,7 +178,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoencode.web.shelf import Held, Shelf
+from autoencode.web.pictures import Held, Shelf
 
 
 def resident_mb() -> float:

@@ -148,8 +148,7 @@ def app(
     try:
         import uvicorn
 
-        from autoencode.web.connections import Connection
-        from autoencode.web.security import Trust
+        from autoencode.web.security import Connection, Trust
         from autoencode.web.server import make_app
         from autoencode.web.workspace import open_workspace
     except ModuleNotFoundError as err:

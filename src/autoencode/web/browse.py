@@ -23,7 +23,7 @@ from autoencode.data.decoding import read_bytes
 from autoencode.data.preprocessing import Limits
 from autoencode.errors import ConfigError, ImageError
 from autoencode.outliers.review import Decision, file_list
-from autoencode.web.collection import Collection, readable
+from autoencode.web.pictures import Collection, readable
 from autoencode.web.tabs import Missing, OpenWorkspace, download, require
 from autoencode.web.workspace import GoneError, Workspace
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from autoencode.atomic import is_locked
 from autoencode.configuration import PriorName
 from autoencode.generation import Samples, generate, priors, vary
-from autoencode.web.shelf import Held
+from autoencode.web.pictures import Held
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, needs_model, require
 from autoencode.web.workspace import Workspace
 

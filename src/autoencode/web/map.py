@@ -17,8 +17,8 @@ from autoencode.errors import MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.outliers.review import Ranking
 from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
-from autoencode.web.collection import SPLITS, Collection, Vectors, readable
 from autoencode.web.jobs import Job, run_apart
+from autoencode.web.pictures import SPLITS, Collection, Vectors, readable
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace
 

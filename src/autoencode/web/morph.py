@@ -17,7 +17,7 @@ from autoencode.errors import ConfigError
 from autoencode.figures import write_animation
 from autoencode.morphing import FRAMES_PER_SECOND, between, in_square, interpolated
 from autoencode.pixels import to_pixels
-from autoencode.web.shelf import Pixels
+from autoencode.web.pictures import Pixels
 from autoencode.web.tabs import OpenWorkspace, download, finished, needs_model, png
 from autoencode.web.workspace import Workspace
 

@@ -16,7 +16,7 @@ from autoencode.evaluation import Evaluation, evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
-from autoencode.web.collection import readable
+from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, require
 from autoencode.web.workspace import Workspace
 

@@ -17,7 +17,7 @@ from autoencode.reconstruction import Restored, restore
 from autoencode.restoration.picture import RestoredPicture, restore_picture
 from autoencode.web.jobs import Job
 from autoencode.web.originals import SIDES
-from autoencode.web.shelf import Held
+from autoencode.web.pictures import Held
 from autoencode.web.tabs import (
     Missing,
     OpenWorkspace,

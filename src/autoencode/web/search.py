@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from autoencode.index.base import Neighbour
-    from autoencode.web.collection import Vectors
+    from autoencode.web.pictures import Vectors
 
 Count = Annotated[int, Query(ge=1, le=200)]
 

@@ -9,6 +9,7 @@ Origin of a write is this page               403; the cookie proves nothing, as 
 a body has a stated length, within its limit 411, 413
 uploads keep to a rate, and few at once      429, see `Allowance` and `Uploads`
 a body comes in its time                     as if its sender had left
+the head of a request comes in its time      the connection ends, see `Connection`
 pictures and data stay with this page        Content-Security-Policy, nosniff, no-referrer, same-origin
 """
 
@@ -29,6 +30,7 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 JSON_BYTES = 1024**2  # one bit per image: eight million images fit
 
@@ -40,6 +42,9 @@ UPLOADS_AT_ONCE, UPLOADS_PER_SECOND = 60, 4.0
 # so many times its limit for a file.
 UPLOADS_IN_WORK = 16
 BODY_SECONDS, BODY_BYTES_PER_SECOND = 10.0, 128 * 1024
+HEAD_SECONDS = 10.0
+# A browser opens six. Each is an open file, of 1,024 that a process commonly may have.
+MOST_CONNECTIONS = 512
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _READS = frozenset({"GET", "HEAD"})
@@ -268,3 +273,42 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn, by h11, with a limit on the time for the head of each request.
+
+    uvicorn itself waits without limit for the rest of a head. The limit of a body is a rule of `Guard`.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head, or end the connection if there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+            return
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        # While an answer is under way, its request has been read, or the body has a limit of its own.
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

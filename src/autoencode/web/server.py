@@ -26,11 +26,10 @@ from starlette.requests import ClientDisconnect
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
-from autoencode.web.collection import is_position, readable
 from autoencode.web.jobs import Starter
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
+from autoencode.web.pictures import Held, Pixels, is_position, readable
 from autoencode.web.security import Guard, Trust, Uploads
-from autoencode.web.shelf import Held, Pixels
 from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png
 from autoencode.web.workspace import GoneError, Workspace
 

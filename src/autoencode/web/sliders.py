@@ -16,8 +16,8 @@ from autoencode.figures import image_grid
 from autoencode.pixels import to_pixels
 from autoencode.projection import effect_sizes
 from autoencode.web.browse import chosen_positions
-from autoencode.web.collection import readable
 from autoencode.web.map import codes_of
+from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, png, require
 from autoencode.web.workspace import Workspace
 

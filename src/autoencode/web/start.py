@@ -27,8 +27,8 @@ from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.pixels import to_float, to_pixels
 from autoencode.training.run import is_run, read_run, state_of_run
 from autoencode.untrusted import TEXT_BYTES, read_file
-from autoencode.web.collection import readable
 from autoencode.web.jobs import Starter, Work
+from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
 from autoencode.web.workspace import Workspace, open_workspace
 

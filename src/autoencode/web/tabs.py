@@ -23,8 +23,7 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from autoencode.web.collection import readable
-from autoencode.web.shelf import Pixels
+from autoencode.web.pictures import Pixels, readable
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -40,16 +40,24 @@ from autoencode.outliers.review import Decisions
 from autoencode.pixels import to_float
 from autoencode.training.run import RunSettings, is_run, read_run
 from autoencode.training.train import pack_path_for
-from autoencode.web.collection import Collection, Found, is_position, positions_in, readable
 from autoencode.web.jobs import JobQueue
 from autoencode.web.originals import Originals
-from autoencode.web.shelf import Held, Pixels, Shelf
+from autoencode.web.pictures import (
+    Collection,
+    Found,
+    Held,
+    Pixels,
+    Shelf,
+    Vectors,
+    is_position,
+    positions_in,
+    readable,
+)
 from autoencode.web.tags import TAGS_NAME, Tags
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.outliers.review import Ranking
-    from autoencode.web.collection import Vectors
 
 MOST_RESTORED = 2  # pictures before and after, 400 MB of the largest
 MOST_ANIMATIONS = 4  # one for each window that is likely to be open
@@ -195,7 +203,8 @@ class Workspace:
             return found.pixels
         pixels = found.collection.pixels([found.position])[0]
         # Images of an index that was made without this model have another size.
-        return pixels if self._is_of_model(found.collection) else self.resized(name, self.decoder, pixels)
+        is_of_model = found.collection.pack.preprocessing == self.preprocessing
+        return pixels if is_of_model else self.resized(name, self.decoder, pixels)
 
     def resized(self, name: str, decoder: UntrustedDecoder, pixels: Pixels) -> Pixels:
         """Return a picture with the preprocessing of a decoder: from its file, else from other pixels."""
@@ -251,9 +260,6 @@ class Workspace:
         if self.review is None or self.review.letter == "i":
             return {}
         return {int(there): at for at, there in enumerate(self._twins) if there >= 0}
-
-    def _is_of_model(self, collection: Collection) -> bool:
-        return collection.pack.preprocessing == self.preprocessing
 
     def file(self, name: str) -> Path | None:
         """Return the image file of a picture; None for one in memory, and for images out of storage."""
