@@ -71,7 +71,7 @@ def test_packs_indexes_normal_images_and_classifiers_are_described(
     assert found.what.startswith("pack, 48 images of 32x32")
     assert found.quality == "skipped 1 file: 1 .mp4"
     assert found.numbers["fingerprint"] == pack.fingerprint
-    build_index(photos / "coast", tmp_path / "index", trained.folder)
+    build_index(photos / "coast", tmp_path / "index", trained.folder, embedding="code")
     found = describe(tmp_path / "index")
     assert (found.kind, found.images) == ("index", str(photos / "coast"))
     assert found.what.startswith("index, 16 images compared by codes of a model, whitened")

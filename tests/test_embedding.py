@@ -62,8 +62,8 @@ def test_codes_are_those_of_the_model(images: torch.Tensor) -> None:
     np.testing.assert_array_equal(encoder.encode(images), model.encode(images).numpy())
 
 
-def test_auto_is_the_code_of_a_model_that_is_given_and_otherwise_pretrained() -> None:
-    assert find_encoder("auto", build(0)).kind == "code"
+def test_auto_is_pretrained_with_a_model_and_without() -> None:
+    assert find_encoder("auto", build(0)).kind == "pretrained"
     assert find_encoder("auto").kind == find_encoder().kind == "pretrained"
 
 
@@ -198,13 +198,15 @@ def test_an_index_made_on_a_cluster_is_that_made_here(
         photos,
         "--model",
         trained.folder,
+        "--embedding",
+        "code",
         "--out",
         tmp_path / "there",
         "--ray",
         ray_cluster.address,
     )
     assert "ray" not in said.lower() and "48" in said
-    verb("index", photos, "--model", trained.folder, "--out", tmp_path / "here")
+    verb("index", photos, "--model", trained.folder, "--embedding", "code", "--out", tmp_path / "here")
     assert len(open_index(tmp_path / "there")) == 48
     assert (tmp_path / "there" / INDEX_NAME).read_bytes() == (tmp_path / "here" / INDEX_NAME).read_bytes()
 

@@ -88,7 +88,7 @@ def commands(
         [lambda given: pack_folder(given, folder / "p", size=32)],
         [
             lambda given: train(given, folder / "run", epochs=1, **settings),
-            lambda given: build_index(given, folder / "i", model),
+            lambda given: build_index(given, folder / "i", model, embedding="code"),
         ],
         [lambda given: embed(given, model), model.embed],
         [
@@ -102,7 +102,7 @@ def commands(
 
 @pytest.fixture(scope="module")
 def index(trained: Run, tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return build_index(tiny_pack, tmp_path_factory.mktemp("index") / "i", trained.folder)
+    return build_index(tiny_pack, tmp_path_factory.mktemp("index") / "i", trained.folder, embedding="code")
 
 
 @pytest.mark.parametrize(("kind", "takes"), [(kind, takes) for kind, *takes in ROWS], ids=str)
@@ -170,12 +170,12 @@ def test_a_file_that_cannot_be_used_stops_encode_and_is_listed_by_embed(trained:
 
 def test_an_index_of_a_table_is_updated_by_the_same_table(trained: Run, tmp_path: Path) -> None:
     [table] = forms("a table: CSV, TSV, Parquet", tmp_path / "images")[:1]
-    first = build_index(table, tmp_path / "index", trained.folder)
+    first = build_index(table, tmp_path / "index", trained.folder, embedding="code")
     assert (len(first), first.sources) == (3, (str(table),))
     assert first.update_command == f"autoencode index {table} --out {tmp_path / 'index'}"
     with table.open("a") as file:
         file.write("\ntwo/0.png,b")
-    again = build_index(table, tmp_path / "index", trained.folder)
+    again = build_index(table, tmp_path / "index", trained.folder, embedding="code")
     assert (len(again), again.update and again.update.encoded) == (4, 0)  # the same content as one/0.png
     assert again.count(label="b") == 1
 

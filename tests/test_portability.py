@@ -48,7 +48,7 @@ assert codes.shape[0] == 48
 assert len(autoencode.reconstruct(model, files, out / "reconstructed").results) == 48
 index = autoencode.open_index(index_path)
 nearest = [[str(one.path) for one in found.found] for found in index.search(files[:5], k=3).results]
-assert len(autoencode.build_index(photos, out / "index", model_path).codes) == 48
+assert len(autoencode.build_index(photos, out / "index", model_path, embedding="code").codes) == 48
 outliers = autoencode.find_outliers(model, files, pack, fpr=0.3)
 scores = [image.score for image in outliers.images]
 run = autoencode.train(pack.path, out / "run", epochs=1, widths=(4, 8), code_size=8, batch_size=8)
@@ -61,7 +61,7 @@ def test_applications_need_no_posix_and_give_the_same(
     trained: Run, photos: Path, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     made = tmp_path / "index"
-    index = build_index(photos, made, trained.model_path)
+    index = build_index(photos, made, trained.model_path, embedding="code")
     (tmp_path / "out").mkdir()
     arguments = map(str, (photos, trained.model_path, made, tmp_path / "out"))
     command = [sys.executable, "-c", WITHOUT_POSIX + APPLICATIONS, *arguments]

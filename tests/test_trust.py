@@ -176,7 +176,7 @@ def test_what_is_made_of_a_private_folder_is_private(photos: Path, tmp_path: Pat
     photos.chmod(0o700)
     pack_folder(photos, tmp_path / "pack", size=16, workers=1)
     run = train(photos, tmp_path / "run", size=16, epochs=1, widths=(4, 8), code_size=4, keep_memory=False)
-    build_index(photos, tmp_path / "index", run.folder)
+    build_index(photos, tmp_path / "index", run.folder, embedding="code")
     reconstruct(run.folder, [photos], tmp_path / "reconstructed")
     open_to_others = [
         str(path.relative_to(tmp_path))

@@ -76,12 +76,12 @@ def fit(images: Path, out: Path) -> None:
 
 def index(images: Path, out: Path) -> None:
     """Index a folder by the model beside it."""
-    build_index(images, out, images.parent / "model.safetensors")
+    build_index(images, out, images.parent / "model.safetensors", embedding="code")
 
 
 def lance(images: Path, out: Path) -> None:
     """Index a folder by the model beside it, in the tables of LanceDB."""
-    build_index(images, out, images.parent / "model.safetensors", store="lance")
+    build_index(images, out, images.parent / "model.safetensors", embedding="code", store="lance")
 
 
 def paper(images: Path, out: Path) -> None:

@@ -38,7 +38,7 @@ def attack(cases: int, seed: int, folder: Path) -> Outcome:
     outcome = Outcome()
     images = make_images(folder / "images", 24)
     train(images, folder / "run", size=16, epochs=1, kind="vae", keep_memory=False, **TINY)
-    build_index(images, folder / "index", folder / "run")
+    build_index(images, folder / "index", folder / "run", embedding="code")
     visitor = Visitor(folder / "run", folder / "index", seed)
     # Within the limits of an upload in pixels, and seconds of work.
     slow = png(7900, 7900, 16, 6, zeros(7900 * (7900 * 8 + 1)))

@@ -167,10 +167,10 @@ def _make(folder: Path, with_all: bool) -> None:
         fit_prior(model := load_model(folder / name), pack)
         save_model(folder / name / "model.safetensors", model, model.provenance)
     model = load_model(folder / "plain")
-    build_index(images, folder / "index", folder / "plain")
+    build_index(images, folder / "index", folder / "plain", embedding="code")
     _with_lists(folder / "index", folder / "listed")
     if HAS_LANCE:
-        build_index(images, folder / "tables", folder / "plain", store="lance")
+        build_index(images, folder / "tables", folder / "plain", embedding="code", store="lance")
     fit_reference(model, pack, folder / "outliers.safetensors")
     if with_all:  # it takes as long as all others together
         transfer(model, images, folder / "classifier", embedding="code")
@@ -214,7 +214,7 @@ def _use_tables(folder: Path) -> None:
 
     index = open_index(folder / "tables", model=folder / "plain")
     index.search(sorted((folder / "images").rglob("*.png"))[:2], 3, label="class 1")
-    build_index(folder / "images", folder / "tables", folder / "plain", store="lance")
+    build_index(folder / "images", folder / "tables", folder / "plain", embedding="code", store="lance")
 
 
 def _use_classifier(folder: Path) -> None:

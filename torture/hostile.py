@@ -49,7 +49,16 @@ _COMMANDS = (
     ),
     _Command(
         "index",
-        lambda work, files: ["index", files, "--model", work / "sound", "--out", work / "index"],
+        lambda work, files: [
+            "index",
+            files,
+            "--model",
+            work / "sound",
+            "--embedding",
+            "code",
+            "--out",
+            work / "index",
+        ],
         ("index/pack/manifest.jsonl",),
     ),
     _Command(
@@ -98,7 +107,16 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
     for made in (
         ["train", images, "--out", folder / "sound", *TINY_OPTIONS],
         ["train", images, "--out", folder / "restorer", *restorer],
-        ["index", images, "--model", folder / "sound", "--out", folder / "sound-index"],
+        [
+            "index",
+            images,
+            "--model",
+            folder / "sound",
+            "--embedding",
+            "code",
+            "--out",
+            folder / "sound-index",
+        ],
     ):
         ended = _typed(made, 600)
         outcome.check(ended.returncode == 0, f"{made[0]}: {ended.stderr[-600:]}")

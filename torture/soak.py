@@ -113,7 +113,7 @@ def attack(cases: int, seed: int, folder: Path) -> Outcome:
     images = make_images(folder / "images", 24)
     watched, index = folder / "watched", folder / "watched-index"
     _train_on(images, watched, seed, epochs=1)
-    build_index(images, index, watched)
+    build_index(images, index, watched, embedding="code")
     watcher = Watcher(folder / "watching")
     visitor = Visitor(watched, index, seed)
     try:
@@ -221,7 +221,7 @@ def _round(images: Path, folder: Path, seed: int) -> None:
     fit_prior(model, pack)
     generate(model, 4, folder / "new")
     model.decode(model.encode(torch.from_numpy(pack.pixels(pack.rows())).permute(0, 3, 1, 2).float() / 255))
-    build_index(images, folder / "index", folder / "run")
+    build_index(images, folder / "index", folder / "run", embedding="code")
     open_index(folder / "index", model=folder / "run").search(images / "class 0", 3)
     for name in ("run", "new", "index"):
         shutil.rmtree(folder / name)

@@ -235,9 +235,9 @@ def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> Ima
 
     Args:
         embedding: a name in `EMBEDDINGS`; the path of an ONNX file, whose network takes images and returns
-            vectors; or "auto": codes if a model is given, and otherwise pretrained features, which were ahead
-            of codes and of pixels on every kind of images measured (docs/results.md).
-        model: from `load_model`; needed for codes.
+            vectors; or "auto": pretrained features, with a model or without, as they were ahead of codes and
+            of pixels on every kind of images measured (docs/results.md).
+        model: from `load_model`; needed for codes, and used for nothing else.
 
     Raises:
         ConfigError: there is no embedding of that name, or codes are asked for without a model.
@@ -249,7 +249,7 @@ def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> Ima
         network = OnnxBackbone(Path(embedding))
         return _described(embedding, network, network.descriptors)
     if embedding == AUTO:
-        embedding = "pretrained" if model is None else "code"
+        embedding = "pretrained"
     check_choice("embedding", embedding, (*EMBEDDINGS, f"FILE{ONNX_SUFFIX}"))
     return EMBEDDINGS[embedding].encoder(model)
 

@@ -62,7 +62,7 @@ def embed(
     model: Autoencoder | str | Path | None = None,
     out: str | Path | None = None,
     *,
-    embedding: str = AUTO,
+    embedding: str | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Vectors:
@@ -74,7 +74,7 @@ def embed(
         model: from `load_model`, or its path; without one the vectors are features of a pretrained network.
         out: a table to write, with columns path, label, split and vector: .parquet (extra `tables`), .npz, or
             .csv, with a column for each dimension.
-        embedding: see `find_encoder`; by default codes of the model.
+        embedding: see `find_encoder`; by default the codes of the model, or "auto" without one.
         limits: the largest files and pictures to accept.
         progress: called with (images done, images in all).
 
@@ -87,7 +87,10 @@ def embed(
     """
     out = None if out is None else Path(out)
     check_format(out)  # before the work, which may take minutes
-    encoder = find_encoder(embedding, None if model is None else as_model(model))
+    # Whoever hands a model to this function wants its codes; a search wants what finds most.
+    encoder = find_encoder(
+        embedding or (AUTO if model is None else "code"), None if model is None else as_model(model)
+    )
     listing = _of_pack(images) or listed(images)
     labels, splits = listing.labels, listing.splits
     paths = listing.paths

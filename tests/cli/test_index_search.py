@@ -27,13 +27,15 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(trained: Run, folder: Path, tmp_path: Path) -> Path:
-    result = autoencode("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
+    result = autoencode(
+        "index", folder, "--model", trained.folder, "--embedding", "code", "--out", tmp_path / "i"
+    )
     assert result.exit_code == 0, result.output
     return tmp_path / "i"
 
 
 def test_index_says_what_it_did_and_what_it_rejected(trained: Run, folder: Path, tmp_path: Path) -> None:
-    command = ("index", folder, "--model", trained.folder, "--out", tmp_path / "i")
+    command = ("index", folder, "--model", trained.folder, "--embedding", "code", "--out", tmp_path / "i")
     first = autoencode(*command)
     assert "skipped broken.png: not an image" in first.stdout
     assert "codes: 48 encoded at" in first.stdout
@@ -41,6 +43,20 @@ def test_index_says_what_it_did_and_what_it_rejected(trained: Run, folder: Path,
     next(folder.rglob("0*.png")).unlink()
     assert "codes: 0 encoded, 47 kept, 1 removed" in autoencode(*command, "--distance", "cosine").stdout
     assert "cosine" in autoencode(*command).stdout
+
+
+def test_a_model_compares_only_if_its_codes_are_asked_for_and_index_says_so(
+    trained: Run, folder: Path, tmp_path: Path
+) -> None:
+    command = ("index", folder, "--model", trained.folder, "--out")
+    given = autoencode(*command, tmp_path / "i").stdout
+    assert "compared by EfficientNet-Lite0, cosine" in given
+    assert "The model is not used" in given and "--embedding code" in given
+    assert "not used" not in autoencode("index", folder, "--out", tmp_path / "i").stdout
+    # An index of codes goes on being one.
+    autoencode(*command, tmp_path / "j", "--embedding", "code")
+    again = autoencode(*command, tmp_path / "j").stdout
+    assert "codes: 0 encoded, 48 kept" in again and "not used" not in again
 
 
 def test_search_prints_a_line_a_neighbour_and_writes_json_and_a_sheet(
@@ -113,7 +129,8 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
 ) -> None:
     pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install 'autoencode[lance]'")
     other = tmp_path / "j"
-    made = autoencode("index", folder, "--model", trained.folder, "--out", other, "--store", "lance")
+    codes = ("index", folder, "--model", trained.folder, "--embedding", "code", "--out", other)
+    made = autoencode(*codes, "--store", "lance")
     assert made.exit_code == 0, made.output
     assert "codes: 48 encoded at" in made.stdout
     assert "48 images, compared by codes of a model, whitened, every code is compared" in made.stdout
@@ -128,10 +145,7 @@ def test_an_index_kept_by_lancedb_says_and_finds_what_one_in_a_file_does(
     every = autoencode("search", other, query, "-k", 99)
     assert f"{gone} (gone)" in every.stdout
     assert f"autoencode index FOLDER --out {other}" in every.stderr
-    assert (
-        "codes: 0 encoded, 47 kept, 1 removed"
-        in autoencode("index", folder, "--model", trained.folder, "--out", other).stdout
-    )
+    assert "codes: 0 encoded, 47 kept, 1 removed" in autoencode(*codes).stdout
     for path in (query, sorted(folder.rglob("0*.png"))[3]):
         rejected = autoencode("search", other, query, "--sheet", path)
         assert isinstance(rejected.exception, ConfigError)

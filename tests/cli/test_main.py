@@ -214,7 +214,7 @@ def test_quiet_prints_results_alone(autoencode: Command, photos: Path, trained: 
     assert "48 images" in autoencode("pack", photos, "--out", tmp_path / "-q" / "pack", "--size", 32).out
     assert autoencode("reconstruct", trained.folder, image, "--out", tmp_path / "r", "-q") == (0, "", "")
     assert autoencode("config", "best", "-q") == autoencode("config", "best")
-    index = ("index", photos, "--out", tmp_path / "i", "--model", trained.folder)
+    index = ("index", photos, "--out", tmp_path / "i")
     assert autoencode(*index, "-q") == (0, "", "")
     found = autoencode("search", tmp_path / "i", image, "-k", 2, "-q")
     assert (len(found.out.splitlines()), found.err) == (3, "")

@@ -217,11 +217,11 @@ def test_train_index_and_evaluate_read_a_pack_in_storage_larger_than_the_cache(
     assert '"window": 12' in (run.folder / "run.json").read_text()
     assert run.model_path.read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert evaluate(load_model(run.model_path), open_pack(url), kid=False).images > 0
-    build_index(url, tmp_path / "index", run.model_path)
+    build_index(url, tmp_path / "index", run.model_path, embedding="code")
     index = open_index(tmp_path / "index")
     assert index.source == url
     assert len(index.pack) == len(index) == 48
-    assert build_index(url, tmp_path / "index", run.model_path).update.encoded == 0
+    assert build_index(url, tmp_path / "index", run.model_path, embedding="code").update.encoded == 0
 
 
 def test_a_url_without_a_pack_says_so(url: str, photos: Path, tmp_path: Path) -> None:

@@ -74,7 +74,11 @@ def test_copies_of_a_query_are_neighbours_and_the_query_is_not(
     shutil.copytree(photos / "coast", tmp_path / "coast")
     original = sorted((tmp_path / "coast").iterdir())[0]
     copy = Path(shutil.copy(original, tmp_path / "coast" / "copy.png"))
-    (found,) = build_index(tmp_path / "coast", tmp_path / "i", trained.folder).search(copy, 100).results
+    (found,) = (
+        build_index(tmp_path / "coast", tmp_path / "i", trained.folder, embedding="code")
+        .search(copy, 100)
+        .results
+    )
     assert found.found[0].path == original
     assert found.found[0].score == pytest.approx(1, abs=1e-6)
     assert copy not in {near.path for near in found.found}
@@ -119,7 +123,7 @@ def test_queries_that_are_no_images_and_no_codes_are_rejected(index: Index) -> N
 
 def test_images_deleted_since_are_marked(trained: Run, photos: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
-    index = build_index(folder, tmp_path / "i", trained.folder)
+    index = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     gone = sorted(folder.iterdir())[3]
     gone.unlink()
     (found,) = index.search(np.zeros((1, 8)), 100).results
@@ -132,7 +136,7 @@ def test_an_index_moved_with_its_model_and_images_still_works(
     here = tmp_path / "here"
     shutil.copytree(photos / "coast", here / "coast")
     shutil.copy(trained.model_path, here / "model.safetensors")
-    build_index(here / "coast", here / "i", here / "model.safetensors")
+    build_index(here / "coast", here / "i", here / "model.safetensors", embedding="code")
     there = here.rename(tmp_path / "there")
     query = next((there / "coast").iterdir())
     (found,) = open_index(there / "i").search(query, 3).results
@@ -141,7 +145,7 @@ def test_an_index_moved_with_its_model_and_images_still_works(
 
 def test_a_model_that_is_gone_or_changed_is_named(trained: Run, photos: Path, tmp_path: Path) -> None:
     model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
-    build_index(photos, tmp_path / "i", model)
+    build_index(photos, tmp_path / "i", model, embedding="code")
     query = next(photos.rglob("*.png"))
     model.unlink()
     with pytest.raises(ModelFileError, match=r"The model of .* is not at .*model.safetensors. Give the mod"):
@@ -170,7 +174,7 @@ def test_the_pack_of_an_index_holds_its_images_in_its_order(index: Index, traine
 def test_a_pack_that_has_changed_is_not_that_of_the_index(trained: Run, photos: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
     pack = pack_folder(folder, tmp_path / "coast.pack", size=32)
-    build_index(pack.path, tmp_path / "i", trained.folder)
+    build_index(pack.path, tmp_path / "i", trained.folder, embedding="code")
     next(folder.iterdir()).unlink()
     pack_folder(folder, tmp_path / "coast.pack", size=32)
     with pytest.raises(PackError, match=r"are not those that .* was made from"):
@@ -181,7 +185,7 @@ def test_a_pack_that_has_changed_is_not_that_of_the_index(trained: Run, photos: 
 def test_an_index_compared_in_another_way_finds_what_one_made_so_finds(
     index: Index, trained: Run, photos: Path, tmp_path: Path, distance: str
 ) -> None:
-    made = build_index(photos, tmp_path / "i", trained.folder, distance=distance)  # type: ignore[arg-type]
+    made = build_index(photos, tmp_path / "i", trained.folder, embedding="code", distance=distance)  # type: ignore[arg-type]
     queries = index.codes[:3] + 0.01
     other = index.with_distance(distance)  # type: ignore[arg-type]
     for one, two in zip(made.search(queries).results, other.search(queries).results, strict=True):
@@ -193,7 +197,7 @@ def test_a_sheet_shows_the_query_its_neighbours_and_what_is_gone(
     trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(photos / "coast", tmp_path / "coast"))
-    index = build_index(folder, tmp_path / "i", trained.folder)
+    index = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     paths = sorted(folder.iterdir())
     (found,) = index.search(paths[0], 3).results
     shown = [

@@ -39,7 +39,7 @@ lancedb = pytest.importorskip("lancedb", reason="LanceDB is not installed: pip i
 def made(trained: Run, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index. Do not change it."""
     out = tmp_path_factory.mktemp("lance") / "i"
-    build_index(photos, out, trained.folder, store="lance")
+    build_index(photos, out, trained.folder, embedding="code", store="lance")
     return out
 
 
@@ -48,12 +48,12 @@ def test_an_index_is_of_several_folders_and_each_is_updated_alone(
 ) -> None:
     out = tmp_path / "i"
     counts = [
-        len(build_index(folder / name, out, trained.folder, store="lance"))
+        len(build_index(folder / name, out, trained.folder, embedding="code", store="lance"))
         for name in ("coast", "forest", "night")
     ]
     assert counts == [16, 32, 48]
     next((folder / "forest").glob("*.png")).unlink()
-    updated = build_index(folder / "forest", out, trained.folder)
+    updated = build_index(folder / "forest", out, trained.folder, embedding="code")
     assert updated.update is not None
     assert (len(updated), updated.update.kept, updated.update.removed) == (47, 15, 1)
     (near,) = open_index(out).search(next(folder.rglob("*.png")), 100).results
@@ -69,7 +69,7 @@ def test_what_needs_every_code_is_rejected(made: Path) -> None:
 
 def test_another_distance_is_rejected(trained: Run, photos: Path, made: Path) -> None:
     with pytest.raises(ConfigError, match="compares codes by whitened"):
-        build_index(photos, made, trained.folder, distance="l2")
+        build_index(photos, made, trained.folder, embedding="code", distance="l2")
 
 
 def test_without_lancedb_the_command_that_installs_it_is_named(
@@ -165,7 +165,7 @@ def counted(self, table, write):
         os.kill(os.getpid(), signal.SIGKILL)
     return commit(self, table, write)
 tables.Tables._commit = counted
-build_index(folder, out, model, store="lance")
+build_index(folder, out, model, embedding="code", store="lance")
 """
 
 
@@ -189,7 +189,7 @@ def ended(trained: Run, folder: Path, out: Path, moment: int) -> None:
         patch.setattr(update, "_VALUES_WRITTEN", 64)
         patch.setattr(update, "SAMPLE", 8)
         patch.setattr("autoencode.index.request.INFERENCE_BATCH", 8)
-        build_index(folder, out, trained.folder, store="lance")
+        build_index(folder, out, trained.folder, embedding="code", store="lance")
 
 
 def test_a_killed_build_is_no_index_until_it_was_run_again(
@@ -203,20 +203,20 @@ def test_a_killed_build_is_no_index_until_it_was_run_again(
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     with pytest.raises(ImageIndexError, match=f"Run again: autoencode index {folder} --out {out}"):
         open_index(out)
-    again = build_index(folder, out, trained.folder)
+    again = build_index(folder, out, trained.folder, embedding="code")
     assert again.update is not None
     assert (again.update.encoded, again.update.kept) == (40, 8)  # what was written was kept
     next(folder.rglob("*.png")).unlink()
     ended(trained, folder, out, 2)  # an update, of what was whole
     ended(trained, folder, out, 2)
     assert open_index(out).unfinished == (str(folder),)
-    assert len(build_index(folder, out, trained.folder)) == 47
+    assert len(build_index(folder, out, trained.folder, embedding="code")) == 47
     assert open_index(out).unfinished == ()
 
 
 def test_an_update_under_way_is_named(trained: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "i"
-    build_index(folder / "coast", out, trained.folder, store="lance")
+    build_index(folder / "coast", out, trained.folder, embedding="code", store="lance")
     ended(trained, folder / "night", out, 2)
     index = open_index(out)
     assert index.unfinished == (str(folder / "night"),)
@@ -229,11 +229,11 @@ def test_images_of_a_lost_version_are_added_again(
     out = tmp_path / "i"
     monkeypatch.setattr(Tables, "tidy", lambda _: None)  # a version of its own
     for name in ("coast", "night"):
-        build_index(folder / name, out, trained.folder, store="lance")
+        build_index(folder / name, out, trained.folder, embedding="code", store="lance")
     newest = min((out / "images.lance" / "_versions").iterdir())  # they count down
     newest.unlink()
     assert len(open_index(out)) == 16
-    again = build_index(folder / "night", out, trained.folder)
+    again = build_index(folder / "night", out, trained.folder, embedding="code")
     assert again.update is not None
     assert (len(again), again.update.encoded, again.update.kept) == (32, 16, 0)
 
@@ -297,7 +297,7 @@ def test_images_without_settings_are_not_taken_for_others(
     shutil.rmtree(out / "settings.lance")
     for _ in range(2):
         with pytest.raises(ImageIndexError, match="lost what their codes are"):
-            build_index(folder, out, trained.folder, store="lance")
+            build_index(folder, out, trained.folder, embedding="code", store="lance")
 
 
 def test_codes_are_written_as_they_are_made(
@@ -318,7 +318,7 @@ def test_codes_are_written_as_they_are_made(
         folder, tmp_path / "i", trained.folder, embedding="code", store="lance", distance="cosine"
     )
     assert sizes == [8] * 6
-    whole = build_index(folder, tmp_path / "j", trained.folder, distance="cosine")
+    whole = build_index(folder, tmp_path / "j", trained.folder, embedding="code", distance="cosine")
     query = next(folder.rglob("*.png"))
     one, other = (opened.search(query, 100).results[0].found for opened in (index, whole))
     assert [near.path for near in one] == [near.path for near in other]
@@ -327,7 +327,7 @@ def test_codes_are_written_as_they_are_made(
 def test_the_images_of_a_folder_can_be_removed(trained: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "i"
     for name in ("coast", "night"):
-        build_index(folder / name, out, trained.folder, store="lance")
+        build_index(folder / name, out, trained.folder, embedding="code", store="lance")
     packs = set((out / "packs").iterdir())
     shutil.rmtree(folder / "coast")
     assert remove_source(out, folder / "coast") == 16
@@ -347,7 +347,7 @@ def test_a_removal_that_was_killed_goes_on(
 ) -> None:
     out = tmp_path / "i"
     for name in ("coast", "night"):
-        build_index(folder / name, out, trained.folder, store="lance")
+        build_index(folder / name, out, trained.folder, embedding="code", store="lance")
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "remove_source", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -355,11 +355,11 @@ def test_a_removal_that_was_killed_goes_on(
     assert open_index(out).unfinished == (str(folder / "coast"),)
     assert remove_source(out, folder / "coast") == 0
     assert open_index(out).unfinished == ()
-    assert len(build_index(folder / "coast", out, trained.folder)) == 32
+    assert len(build_index(folder / "coast", out, trained.folder, embedding="code")) == 32
 
 
 def test_an_index_in_a_file_has_no_folder_to_remove(trained: Run, folder: Path, tmp_path: Path) -> None:
-    build_index(folder, tmp_path / "file", trained.folder)
+    build_index(folder, tmp_path / "file", trained.folder, embedding="code")
     with pytest.raises(ImageIndexError, match="is an index of one folder: delete it"):
         remove_source(tmp_path / "file", folder)
     with pytest.raises(ImageIndexError, match="No index at"):
@@ -377,14 +377,14 @@ def test_images_that_another_folder_of_that_name_had_are_not_replaced(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "i"
-    build_index(folder / "coast", out, trained.folder, store="lance")
+    build_index(folder / "coast", out, trained.folder, embedding="code", store="lance")
     shutil.rmtree(folder / "coast")
     shutil.copytree(folder / "night", folder / "coast")
     with pytest.raises(ConfigError, match=r"has 16 images of .*, and none of them is there now"):
-        build_index(folder / "coast", out, trained.folder)
+        build_index(folder / "coast", out, trained.folder, embedding="code")
     assert len(open_index(out)) == 16
     remove_source(out, folder / "coast")
-    assert len(build_index(folder / "coast", out, trained.folder)) == 16
+    assert len(build_index(folder / "coast", out, trained.folder, embedding="code")) == 16
 
 
 def test_an_update_whose_images_another_removed_is_not_called_whole(
@@ -400,17 +400,17 @@ def test_an_update_whose_images_another_removed_is_not_called_whole(
 
     monkeypatch.setattr(Tables, "add", removed_meanwhile)
     with pytest.raises(ImageIndexError, match="Another process changed the images"):
-        build_index(folder, out, trained.folder, store="lance")
+        build_index(folder, out, trained.folder, embedding="code", store="lance")
 
 
 def test_an_index_finds_a_model_that_was_moved_once_it_was_updated(
     trained: Run, photos: Path, tmp_path: Path
 ) -> None:
     out, model = tmp_path / "i", Path(shutil.copy(trained.model_path, tmp_path / "a.safetensors"))
-    build_index(photos, out, model, store="lance")
+    build_index(photos, out, model, embedding="code", store="lance")
     model = model.rename(tmp_path / "b.safetensors")
     query = next(photos.rglob("*.png"))
     with pytest.raises(AutoencodeError):
         open_index(out).search(query, 3)
-    build_index(photos, out, model)
+    build_index(photos, out, model, embedding="code")
     assert open_index(out).search(query, 3).results

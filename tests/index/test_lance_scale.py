@@ -31,21 +31,21 @@ def test_an_index_in_storage_is_built_updated_and_searched(
 ) -> None:
     folder = Path(shutil.copytree(photos, tmp_path / "photos"))
     url = bucket.replace("photos.pack", "i")
-    built = build_index(folder, url, trained.folder, store="lance", distance="cosine")
+    built = build_index(folder, url, trained.folder, embedding="code", store="lance", distance="cosine")
     assert (len(built), built.path) == (48, url)
     query, gone = sorted(folder.rglob("*.png"))[:2]
     gone.unlink()
-    updated = build_index(folder, url, trained.folder)
+    updated = build_index(folder, url, trained.folder, embedding="code")
     assert updated.update is not None
     assert (updated.update.encoded, updated.update.kept, updated.update.removed) == (0, 47, 1)
     index, whole = (
         open_index(url),
-        build_index(folder, tmp_path / "w", trained.folder, distance="cosine"),
+        build_index(folder, tmp_path / "w", trained.folder, embedding="code", distance="cosine"),
     )
     for chosen in ({}, {"label": "night"}, {"split": "train"}):
         one, other = (opened.search(query, 100, **chosen).results[0] for opened in (index, whole))  # type: ignore[arg-type]
         assert [near.path for near in one.found] == [near.path for near in other.found]
-    build_index(folder / "coast", url, trained.folder)
+    build_index(folder / "coast", url, trained.folder, embedding="code")
     assert RemoteFolder(url + "/packs").listing()
     assert [remove_source(url, one) for one in (folder, folder / "coast")] == [47, 15]
     assert not RemoteFolder(url + "/packs").listing()
@@ -65,7 +65,7 @@ def test_what_is_wrong_with_storage_is_one_line(
     with pytest.raises(ImageIndexError, match="No index at s3://images/i"):
         open_index("s3://images/i")
     with pytest.raises(StorageError, match="Could not find s3://none/i"):
-        build_index(photos, "s3://none/i", trained.folder, store="lance")
+        build_index(photos, "s3://none/i", trained.folder, embedding="code", store="lance")
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -94,7 +94,7 @@ for commit in range(10):
 
 
 def test_three_writers_of_ten_commits_lose_nothing(location: str, trained: Run, photos: Path) -> None:
-    build_index(photos, location, trained.folder, store="lance")
+    build_index(photos, location, trained.folder, embedding="code", store="lance")
     command = [sys.executable, "-c", WRITER, location]
     writers = [
         subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, env=os.environ)
@@ -118,8 +118,11 @@ def test_two_that_index_one_pack_leave_one_of_each(bucket: str, trained: Run, ph
     url, packs = bucket.replace("photos.pack", "i"), [f"{bucket}/{name}" for name in ("coast", "night")]
     for pack, name in zip(packs, ("coast", "night"), strict=True):
         pack_folder(photos / name, pack, size=32, workers=1)
-    build_index(photos / "forest", url, trained.folder, store="lance")
-    program = "import sys; from autoencode import build_index; build_index(*sys.argv[1:], store='lance')"
+    build_index(photos / "forest", url, trained.folder, embedding="code", store="lance")
+    program = (
+        "import sys; from autoencode import build_index; "
+        "build_index(*sys.argv[1:], embedding='code', store='lance')"
+    )
     runs = []
     for number, pack in enumerate([*packs, packs[1]]):
         cache = f"{os.environ['AUTOENCODE_CACHE']}{number}"

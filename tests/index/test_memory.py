@@ -55,7 +55,7 @@ def assert_same(one: Index, other: Index) -> None:
 
 
 def test_an_index_holds_the_code_of_every_image(trained: Run, folder: Path, tmp_path: Path) -> None:
-    index = build_index(folder, tmp_path / "i", trained.folder)
+    index = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     model = load_model(trained.model_path)
     codes = listed(index)
     assert len(index) == len(codes) == 48
@@ -68,20 +68,20 @@ def test_an_index_holds_the_code_of_every_image(trained: Run, folder: Path, tmp_
 def test_an_update_encodes_only_what_is_new_and_equals_an_index_made_anew(
     trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_index(folder, tmp_path / "i", trained.folder)
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     change_some(folder)
 
-    updated = build_index(folder, tmp_path / "i", trained.folder)
+    updated = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     assert updated.update is not None
     assert (updated.update.encoded, updated.update.kept, updated.update.removed) == (2, 46, 2)
     assert {"new.png", "moved.png", "copy.png"} <= listed(updated).keys()
-    assert_same(updated, build_index(folder, tmp_path / "anew", trained.folder))
+    assert_same(updated, build_index(folder, tmp_path / "anew", trained.folder, embedding="code"))
 
 
 def test_nothing_is_written_where_nothing_changed(trained: Run, folder: Path, tmp_path: Path) -> None:
-    build_index(folder, tmp_path / "i", trained.folder)
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     before = (tmp_path / "i" / INDEX_NAME).stat()
-    again = build_index(folder, tmp_path / "i", trained.folder)
+    again = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     assert again.update is not None
     assert again.update.encoded == 0
     after = (tmp_path / "i" / INDEX_NAME).stat()
@@ -89,25 +89,25 @@ def test_nothing_is_written_where_nothing_changed(trained: Run, folder: Path, tm
 
 
 def test_another_distance_encodes_nothing_anew_and_stays(trained: Run, folder: Path, tmp_path: Path) -> None:
-    first = build_index(folder, tmp_path / "i", trained.folder)
-    other = build_index(folder, tmp_path / "i", trained.folder, distance="l2")
+    first = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
+    other = build_index(folder, tmp_path / "i", trained.folder, embedding="code", distance="l2")
     assert other.update is not None
     assert (first.distance, other.distance, other.update.encoded) == ("whitened", "l2", 0)
-    assert build_index(folder, tmp_path / "i", trained.folder).distance == "l2"
+    assert build_index(folder, tmp_path / "i", trained.folder, embedding="code").distance == "l2"
 
 
 def test_a_pack_is_taken_as_it_is(trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path) -> None:
-    packed = build_index(tiny_pack.path, tmp_path / "i", trained.folder)
+    packed = build_index(tiny_pack.path, tmp_path / "i", trained.folder, embedding="code")
     assert packed.folder == photos
     assert not (tmp_path / "i" / "pack").exists()
-    assert_same(packed, build_index(photos, tmp_path / "j", trained.folder))
+    assert_same(packed, build_index(photos, tmp_path / "j", trained.folder, embedding="code"))
 
 
 def test_an_index_of_an_index_folder_finds_only_the_users_images(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
-    build_index(folder, folder / "index", trained.folder)
-    assert len(build_index(folder, folder / "index", trained.folder)) == 48
+    build_index(folder, folder / "index", trained.folder, embedding="code")
+    assert len(build_index(folder, folder / "index", trained.folder, embedding="code")) == 48
 
 
 def test_a_folder_is_indexed_by_pretrained_features_without_a_model(folder: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_rejected_in_one_line(
     trained: Run, tiny_pack: Pack, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "i"
-    build_index(folder, out, trained.folder)
+    build_index(folder, out, trained.folder, embedding="code")
     other, larger = another_model(tmp_path / "other"), another_model(tmp_path / "larger", 64)
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
@@ -185,38 +185,38 @@ def test_what_does_not_fit_is_rejected_in_one_line(
     before = (out / INDEX_NAME).read_bytes()
     cases: list[tuple[Callable[[], object], type[AutoencodeError], str]] = [
         (
-            lambda: build_index(folder, out, other),
+            lambda: build_index(folder, out, other, embedding="code"),
             ImageIndexError,
             "made with another model",
         ),
         (lambda: open_index(out, larger), ImageIndexError, "made with another model"),
         (
-            lambda: build_index(tmp_path / "full", out, trained.folder),
+            lambda: build_index(tmp_path / "full", out, trained.folder, embedding="code"),
             ImageIndexError,
             "is an index of",
         ),
         (
-            lambda: build_index(tiny_pack.path, tmp_path / "j", larger),
+            lambda: build_index(tiny_pack.path, tmp_path / "j", larger, embedding="code"),
             ConfigError,
             "made with height 32, not 64; width 32, not 64",
         ),
         (
-            lambda: build_index(tmp_path / "empty", tmp_path / "j", other),
+            lambda: build_index(tmp_path / "empty", tmp_path / "j", other, embedding="code"),
             ImageFolderError,
             "No images in",
         ),
         (
-            lambda: build_index(tmp_path / "none", tmp_path / "j", other),
+            lambda: build_index(tmp_path / "none", tmp_path / "j", other, embedding="code"),
             ImageFolderError,
             "No folder of",
         ),
         (
-            lambda: build_index(folder, tmp_path / "full", other),
+            lambda: build_index(folder, tmp_path / "full", other, embedding="code"),
             OutputError,
             "is not an index, and not",
         ),
         (
-            lambda: build_index(folder, tmp_path / "full" / "mine.txt", other),
+            lambda: build_index(folder, tmp_path / "full" / "mine.txt", other, embedding="code"),
             OutputError,
             "is a file",
         ),
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_rejected_in_one_line(
             ConfigError,
             "has no file yet",
         ),
-        (lambda: build_index(folder, out, other, distance="l1"), AutoencodeError, "model"),  # type: ignore[arg-type]
+        (lambda: build_index(folder, out, other, embedding="code", distance="l1"), AutoencodeError, "model"),  # type: ignore[arg-type]
         (lambda: open_index(tmp_path / "none"), ImageIndexError, "No index at .* autoencode index"),
     ]
     for case, error, message in cases:
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_rejected_in_one_line(
 
 
 def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, tmp_path: Path) -> None:
-    build_index(folder, tmp_path / "i", trained.folder)
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     path = tmp_path / "i" / INDEX_NAME
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -248,7 +248,7 @@ def test_a_damaged_or_half_written_index_is_noticed(trained: Run, folder: Path, 
         with pytest.raises(ImageIndexError, match="damaged"):
             open_index(tmp_path / "i")
         with pytest.raises(ImageIndexError, match="damaged"):
-            build_index(folder, tmp_path / "i", trained.folder)
+            build_index(folder, tmp_path / "i", trained.folder, embedding="code")
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_an_index_whose_parts_do_not_fit_together_is_rejected(
 
 @pytest.fixture(scope="module")
 def index_of_photos(trained: Run, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_index(photos, tmp_path_factory.mktemp("index") / "i", trained.folder).path
+    return build_index(photos, tmp_path_factory.mktemp("index") / "i", trained.folder, embedding="code").path
 
 
 def with_lists(index: StoredIndex, **changes: Any) -> StoredIndex:  # noqa: ANN401
@@ -337,7 +337,7 @@ def test_codes_that_are_not_finite_are_rejected(trained: Run, folder: Path, tmp_
     model = load_model(trained.model_path)
     model.to_mean.bias.fill_(float("nan"))
     with pytest.raises(ImageIndexError, match="not finite"):
-        build_index(folder, tmp_path / "i", model)
+        build_index(folder, tmp_path / "i", model, embedding="code")
     assert not (tmp_path / "i" / INDEX_NAME).exists()
 
 
@@ -374,7 +374,7 @@ def update(moment):
     reading, writing = os.pipe()
     if os.fork() == 0:
         try:
-            build_index(folder, copy, model)
+            build_index(folder, copy, model, embedding="code")
         finally:
             os.write(writing, b"%d" % calls)
             os._exit(0)
@@ -393,11 +393,11 @@ for moment in sorted({1, total // 2, total - 5, total - 3, total - 2, total}):
 def test_a_kill_at_any_moment_leaves_the_old_index_or_the_new_one(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
-    old = build_index(folder, tmp_path / "old", trained.folder)
+    old = build_index(folder, tmp_path / "old", trained.folder, embedding="code")
     for path in sorted(folder.rglob("*.png"))[:5]:
         path.unlink()
     Image.new("RGB", (40, 40), "blue").save(folder / "new.png")
-    new = build_index(folder, tmp_path / "anew", trained.folder)
+    new = build_index(folder, tmp_path / "anew", trained.folder, embedding="code")
     places = [str(trained.folder), str(folder), str(tmp_path / "old"), str(tmp_path / "i")]
     script = subprocess.run(
         [sys.executable, "-c", SCRIPT, *places], capture_output=True, text=True, check=False
@@ -412,7 +412,7 @@ def test_a_kill_at_any_moment_leaves_the_old_index_or_the_new_one(
     assert [left[moment] == set(listed(old)) for moment in before] == [True] * 4
     assert left[after] == left[end] == set(listed(new))
     for moment in (before[-1], after):
-        assert_same(build_index(folder, tmp_path / f"i{moment}", trained.folder), new)
+        assert_same(build_index(folder, tmp_path / f"i{moment}", trained.folder, embedding="code"), new)
         assert not list((tmp_path / f"i{moment}").rglob("*.partial"))
 
 
@@ -425,10 +425,10 @@ def test_two_processes_do_not_write_one_index(trained: Run, folder: Path, tmp_pa
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(ImageIndexError, match="Another process is writing"):
-            build_index(folder, tmp_path / "i", trained.folder)
+            build_index(folder, tmp_path / "i", trained.folder, embedding="code")
         os.kill(process.pid, signal.SIGKILL)
     started = time.monotonic()
-    build_index(folder, tmp_path / "i", trained.folder)
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     assert time.monotonic() - started < 50
 
 

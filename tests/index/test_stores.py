@@ -94,12 +94,12 @@ def test_what_is_found_is_what_comparing_every_code_finds(
 def test_an_update_encodes_only_what_is_new_and_finds_what_one_made_anew_finds(
     trained: Run, folder: Path, tmp_path: Path, store: str
 ) -> None:
-    build_index(folder, tmp_path / "i", trained.folder, store=store, distance="cosine")  # type: ignore[arg-type]
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store, distance="cosine")  # type: ignore[arg-type]
     change_some(folder)
-    updated = build_index(folder, tmp_path / "i", trained.folder)
+    updated = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     assert updated.update is not None
     assert (updated.update.encoded, updated.update.kept, updated.update.removed) == (2, 46, 2)
-    anew = build_index(folder, tmp_path / "anew", trained.folder, distance="cosine")
+    anew = build_index(folder, tmp_path / "anew", trained.folder, embedding="code", distance="cosine")
     assert len(updated) == len(anew) == 49
     queries = sorted(folder.rglob("*.png"))[:5]
     for index in (updated, open_index(tmp_path / "i")):
@@ -111,7 +111,7 @@ def test_a_label_and_a_split_choose_among_the_images(
     trained: Run, folder: Path, tmp_path: Path, store: str
 ) -> None:
     shutil.copy(next((folder / "coast").glob("*.png")), folder / "night" / "copy.png")
-    index = build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+    index = build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     entries = open_pack(next(path.parent for path in (tmp_path / "i").rglob("pack.json"))).entries
     query = index_of_codes(trained, folder)
     everything = dict(found(index, query)[0])
@@ -146,34 +146,34 @@ def test_names_of_any_bytes_are_found_again(trained: Run, folder: Path, tmp_path
     odd.mkdir()
     for number, (name, path) in enumerate(zip(names, sorted(folder.rglob("*.png")), strict=False)):
         path.rename(odd / name if number else folder / name)
-    build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     index = open_index(tmp_path / "i")
     (near,) = index.search(index_of_codes(trained, folder), 100).results
     assert {one.path for one in near.found} == set(folder.rglob("*.png"))
     assert index.count("it's 5%") == 3
     assert set(index.files(Path(names[3]))) >= {odd / names[3]}
     (odd / names[3]).unlink()
-    assert build_index(folder, tmp_path / "i", trained.folder).count("it's 5%") == 2
+    assert build_index(folder, tmp_path / "i", trained.folder, embedding="code").count("it's 5%") == 2
 
 
 def test_nothing_is_written_where_nothing_changed(
     trained: Run, folder: Path, tmp_path: Path, store: str
 ) -> None:
     out = tmp_path / "i"
-    build_index(folder, out, trained.folder, store=store)  # type: ignore[arg-type]
+    build_index(folder, out, trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    again = build_index(folder, out, trained.folder)
+    again = build_index(folder, out, trained.folder, embedding="code")
     assert again.update is not None
     assert (again.update.encoded, again.update.kept) == (0, 48)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_another_model_is_rejected_by_name(trained: Run, folder: Path, tmp_path: Path, store: str) -> None:
-    out = build_index(folder, tmp_path / "i", trained.folder, store=store).path  # type: ignore[arg-type]
+    out = build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store).path  # type: ignore[arg-type]
     torch.manual_seed(1)
     other = tmp_path / "other.safetensors"
     save_model(other, Autoencoder(ModelConfig(code_size=8, widths=(4, 8)), Preprocessing(32, 32)), {})
-    for use in (lambda: open_index(out, other), lambda: build_index(folder, out, other)):
+    for use in (lambda: open_index(out, other), lambda: build_index(folder, out, other, embedding="code")):
         with pytest.raises(ImageIndexError, match="made with another model") as caught:
             use()
         assert load_model(other).digest[:12] in str(caught.value)
@@ -183,18 +183,18 @@ def test_another_model_is_rejected_by_name(trained: Run, folder: Path, tmp_path:
 def test_the_other_store_leaves_an_index_alone(
     trained: Run, folder: Path, tmp_path: Path, store: str
 ) -> None:
-    build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     other = next(one for one in STORES if one != store)
     with pytest.raises(OutputError, match=f"Choose another output, or --store {store}"):
-        build_index(folder, tmp_path / "i", trained.folder, store=other)  # type: ignore[arg-type]
+        build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=other)  # type: ignore[arg-type]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     with pytest.raises(OutputError, match="and not empty"):
-        build_index(folder, tmp_path / "full", trained.folder, store=store)  # type: ignore[arg-type]
+        build_index(folder, tmp_path / "full", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     with pytest.raises(OutputError, match="is a file"):
-        build_index(folder, tmp_path / "full" / "mine.txt", trained.folder, store=store)  # type: ignore[arg-type]
+        build_index(folder, tmp_path / "full" / "mine.txt", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Unknown store 'cloud'"):
-        build_index(folder, tmp_path / "j", trained.folder, store="cloud")  # type: ignore[arg-type]
+        build_index(folder, tmp_path / "j", trained.folder, embedding="code", store="cloud")  # type: ignore[arg-type]
     with pytest.raises(ImageIndexError, match="No index at"):
         open_index(tmp_path / "full")
 
@@ -210,7 +210,7 @@ def test_two_processes_do_not_update_one_folder(
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(ImageIndexError, match="Another process is writing"):
-            build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+            build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
         os.kill(process.pid, signal.SIGKILL)
 
 
@@ -219,15 +219,15 @@ def test_a_store_is_one_entry_and_the_others_work_without_it(
 ) -> None:
     monkeypatch.delitem(STORES, "lance")
     query = next(folder.rglob("*.png"))
-    index = build_index(folder, tmp_path / "i", trained.folder)
+    index = build_index(folder, tmp_path / "i", trained.folder, embedding="code")
     assert found(index, query, 3) == found(open_index(tmp_path / "i"), query, 3)
     for store in ("lance", "cloud"):
         with pytest.raises(ConfigError, match=f"Unknown store '{store}'. Choose file.$"):
-            build_index(folder, tmp_path / "j", trained.folder, store=store)  # type: ignore[arg-type]
+            build_index(folder, tmp_path / "j", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^No index can be at s3://b/i\. Give a folder\.$"):
         open_index("s3://b/i")
     with pytest.raises(ConfigError, match=r"^Cannot keep an index at s3://b/i\. Give a folder\.$"):
-        build_index(folder, "s3://b/i", trained.folder)
+        build_index(folder, "s3://b/i", trained.folder, embedding="code")
     with pytest.raises(ImageIndexError, match="is an index of one folder"):
         remove_source(tmp_path / "i", folder)
 
@@ -236,17 +236,17 @@ def test_the_store_of_an_index_is_found_by_what_lies_at_its_path(
     trained: Run, folder: Path, tmp_path: Path, store: str
 ) -> None:
     assert store_at(tmp_path) is None
-    build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     assert store_at(tmp_path / "i") is STORES[store]  # type: ignore[index]
     (tmp_path / "i" / "notes.txt").touch()
-    assert len(build_index(folder, tmp_path / "i", trained.folder)) == 48
+    assert len(build_index(folder, tmp_path / "i", trained.folder, embedding="code")) == 48
 
 
 def test_each_store_is_asked_once_for_an_index_that_is_opened(
     trained: Run, folder: Path, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each question is a request to storage, for an index that lies there."""
-    build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+    build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     asked: list[str] = []
     for kind in map(type, STORES.values()):
 
@@ -275,10 +275,10 @@ def test_an_index_of_an_earlier_format_is_rejected_by_its_number(
     with monkeypatch.context() as patch:
         patch.setattr(f"{module}.FORMAT_VERSION", 1)
         with pytest.raises(ImageIndexError) if store == "lance" else contextlib.nullcontext():
-            build_index(folder, tmp_path / "i", trained.folder, store=store)  # type: ignore[arg-type]
+            build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
     for use in (
         lambda: open_index(tmp_path / "i"),
-        lambda: build_index(folder, tmp_path / "i", trained.folder),
+        lambda: build_index(folder, tmp_path / "i", trained.folder, embedding="code"),
     ):
         with pytest.raises(
             ImageIndexError,

@@ -76,7 +76,7 @@ def test_labels_that_say_nothing_are_rejected(labels: list[str]) -> None:
 
 
 def test_an_index_is_measured_by_its_sub_folders(trained: Run, photos: Path, tmp_path: Path) -> None:
-    index = build_index(photos, tmp_path / "i", trained.folder)
+    index = build_index(photos, tmp_path / "i", trained.folder, embedding="code")
     found = evaluate_search(index)
     vectors = index.vector_space.vectors(index.codes)
     labels = np.array([entry.label for entry in index.entries])  # every content once, so in order of rows

@@ -49,7 +49,7 @@ def run_folder(trained_vae: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def index_folder(run_folder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_index(photos, tmp_path_factory.mktemp("page") / "index", run_folder).path
+    return build_index(photos, tmp_path_factory.mktemp("page") / "index", run_folder, embedding="code").path
 
 
 @pytest.fixture

@@ -57,12 +57,16 @@ def index(
             metavar="NAME|FILE.onnx",
             help="What images are compared by: pretrained (EfficientNet-Lite0), code (of --model), code-bf16 "
             "(in two thirds of the time where the processor multiplies bf16, if neighbours stay), or an "
-            "image encoder in an ONNX file (extra onnx). Default: auto, that of the index there is, or "
-            "code with --model, else pretrained.",
+            "image encoder in an ONNX file (extra onnx). Default: auto, that of the index there is, or else "
+            "pretrained, which finds more.",
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The model whose codes are compared: a model file or a run folder.")
+        Path | None,
+        typer.Option(
+            help="The model whose codes --embedding code compares: a model file or a run folder. Without "
+            "--embedding only an index of codes uses it."
+        ),
     ] = None,
     distance: Annotated[
         Distance | None,
@@ -73,10 +77,7 @@ def index(
     ] = None,
     remove: Annotated[
         bool,
-        typer.Option(
-            "--remove",
-            help="Remove the images of FOLDER from a LanceDB index instead of adding them.",
-        ),
+        typer.Option("--remove", help="Remove the images of FOLDER from a LanceDB index, and add none."),
     ] = False,
     max_pixels: MaxPixels = None,
     ray: Ray = None,
@@ -86,13 +87,7 @@ def index(
         # An option without effect would look as if it chose what is removed.
         if any(given is not None for given in (store, embedding, model, distance, max_pixels, ray)):
             raise ConfigError("--remove takes no other option than --out.")
-        if len(folder) > 1:
-            raise ConfigError("--remove takes one folder at a time.")
-        from autoencode.index import remove_source
-
-        removed = remove_source(out, folder[0])
-        say(f"{counted(removed, 'image')} removed from {out}")
-        show_result({"path": out, "removed": removed})
+        _remove(folder, out)
         return
     from autoencode.index import build_index
 
@@ -110,7 +105,7 @@ def index(
             progress=progress,
             packing_progress=packing_progress,
         )
-    _print_index(made)
+    _print_index(made, is_model_given=model is not None)
     show_result(
         {
             "path": made.path,
@@ -182,6 +177,16 @@ def add_to(program: typer.Typer) -> None:
     )
 
 
+def _remove(folder: Source, out: str) -> None:
+    if len(folder) > 1:
+        raise ConfigError("--remove takes one folder at a time.")
+    from autoencode.index import remove_source
+
+    removed = remove_source(out, folder[0])
+    say(f"{counted(removed, 'image')} removed from {out}")
+    show_result({"path": out, "removed": removed})
+
+
 def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
     """Yield the files that a search may read, those of the index last, as they may be many."""
     from autoencode.data.sources import expanded
@@ -190,7 +195,7 @@ def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
     yield from opened.files(like=result)
 
 
-def _print_index(made: Index) -> None:
+def _print_index(made: Index, *, is_model_given: bool) -> None:
     update = made.update
     assert update is not None  # only an index that was opened, not made, has none
     show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
@@ -199,6 +204,12 @@ def _print_index(made: Index) -> None:
     # Nobody should take an approximate index for an exact one: its recall was measured when it was made.
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
     say(f"index: {made.path}: {counted(len(made), 'image')}, {made.encoder_name}, {made.distance}, {how}")
+    # Whoever gives a model may expect that it is what compares.
+    if is_model_given and not made.embedding.startswith("code"):
+        say(
+            "The model is not used: pretrained features find more images of a kind than codes do. "
+            "To compare its codes, make a new index with --embedding code."
+        )
 
 
 def _show_neighbours(
