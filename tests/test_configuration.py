@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -188,7 +189,9 @@ def test_an_assignment_that_cannot_be_used_is_named_with_what_can(text: str, mes
         ("coutn = 3", ": Unknown setting coutn. Did you mean count?"),
         ("[train]\ncount = 3", ": Settings are not in tables: remove the line [train]."),
         ("a.count = 3", ": Settings are not in tables"),
-        ("#" * (1 << 20) + "#", "bytes, more than the limit of 1,048,576"),
+        ("#" * (1 << 16) + "#", "bytes, more than the limit of 65,536"),
+        ("a." * 30_000 + "b = 1", " has a line of more than 64 dots. Settings are not in tables."),
+        ("a.\u2028." * 10_000 + "b = 1", " has a line of more than 64 dots. Settings are not in tables."),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_setting(
@@ -199,6 +202,17 @@ def test_a_file_that_cannot_be_used_is_named_with_the_setting(
     assert str(caught.value).startswith(str(tmp_path / "a.toml"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_deep_table_in_a_file_takes_little_memory(tmp_path: Path) -> None:
+    deepest = "\n".join(f"k{number}{'.a' * 64} = 1" for number in range(400))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="Settings are not in tables"):
+            read(tmp_path, deepest)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_not_there_is_named_with_how_to_make_one(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ PriorName = Literal["mixture", "normal"]
 # an error of its own.
 _LARGEST: dict[Any, int | float] = {int: 2**63 - 1, float: 3.4e38}
 
-FILE_BYTES = 1 << 20  # a file of settings has 3 KB; /dev/zero has no end
+FILE_BYTES = 1 << 16  # a file of settings has 3 KB; /dev/zero has no end
+# tomllib keeps each beginning of a key of tables, a.b.c: memory grows with the square of its length, to 10 GB
+# for one of 100 KB.
+_DOTS = 64  # in a line; sentences of comments have some
 COMMENT_WIDTH = 100
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -164,7 +167,10 @@ def read_toml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """
     example = "`autoencode config best` prints such a file."
     try:
-        values = tomllib.loads(read_file(path, FILE_BYTES).decode())
+        text = read_file(path, FILE_BYTES).decode()
+        if any(line.count(".") > _DOTS for line in text.split("\n")):
+            raise ConfigError(f"{path} has a line of more than {_DOTS} dots. Settings are not in tables.")
+        values = tomllib.loads(text)
     except OSError as err:
         raise ConfigError(f"{path}: {err.strerror or err}. Give a file of settings; {example}") from err
     except (ValueError, RecursionError) as err:
