@@ -213,6 +213,15 @@ def test_lists_files_of_paths_several_folders_and_patterns_are_taken(tmp_path: P
     assert listed([tmp_path / "one", tmp_path / "two"]).labels == ["one", "one", "two"]
 
 
+def test_a_list_that_names_itself_is_one_of_its_files(tmp_path: Path) -> None:
+    image, listing = picture(tmp_path / "a.png", 1), tmp_path / "paths.txt"
+    table = tmp_path / "table.csv"
+    table.write_text("path\na.png\n")
+    listing.write_text("a.png\npaths.txt\ntable.csv\n")
+    assert list(expanded(listing)) == list(expanded([listing])) == [image, listing, table]
+    assert list(expanded([table])) == [image]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

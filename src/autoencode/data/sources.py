@@ -113,16 +113,19 @@ def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`
     return Paths(dict.fromkeys(os.fspath(one) for path in given for one in _files_of(path, skipped)), skipped)
 
 
-def _files_of(path: Path, skipped: Skipped) -> Iterable[Path]:
-    """Return the files of a folder, a table or a list in their order; or the path itself."""
+def _files_of(path: Path, skipped: Skipped, *, of_list: bool = False) -> Iterable[Path]:
+    """Return the files of a folder, a table or a list in their order; or the path itself.
+
+    A table or list that is named in a list is one of its files: it could name itself.
+    """
     if path.is_dir():
         paths = of_folder(path).paths
         skipped += paths.skipped
         return paths
-    if path.suffix.lower() in TABLES:
+    if path.suffix.lower() in TABLES and not of_list:
         return (row.path for row in rows_in(path))
-    if path.suffix.lower() in LISTS:
-        return (one for line in lines_of(path) for one in _files_of(line, skipped))
+    if path.suffix.lower() in LISTS and not of_list:
+        return (one for line in lines_of(path) for one in _files_of(line, skipped, of_list=True))
     return [path]
 
 
