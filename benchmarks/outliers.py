@@ -176,11 +176,11 @@ def bars(good: Path, bad: Path, masks: Path, fit: int, splits: int, most: int) -
         normal = fit_normal(learned)
         fitted = time.process_time() - start
         found = inspect_images(normal, [*others, *defects], masks=masks)
-        judged = (time.process_time() - start - fitted) / len(found.verdicts)
+        judged = (time.process_time() - start - fitted) / len(found.images)
         agreement, is_bad = found.agreement, dict.fromkeys(defects, True)
         assert agreement is not None and agreement.image_auroc is not None
         p_values = {
-            kind: np.array([one.p_value for one in found.verdicts if is_bad.get(one.path, False) == kind])
+            kind: np.array([one.p_value for one in found.images if is_bad.get(one.path, False) == kind])
             for kind in (True, False)
         }
         shares = [
@@ -201,7 +201,7 @@ def resplits(folder: Path, most: int) -> None:
     order = np.random.default_rng(0).permutation(len(paths))[: most + 200]
     normal = fit_normal([paths[i] for i in order[:200]])
     found = inspect_images(normal, [paths[i] for i in order[200:]])
-    scores = np.array([one.score for one in found.verdicts])
+    scores = np.array([one.score for one in found.images])
     print("| calibration images | rate | bound | splits within the bound, of 100 | mean rate |")
     print("|" + " --- |" * 5)
     for images in (20, 50, 200, 1000):

@@ -192,8 +192,8 @@ def test_every_command_prints_its_result_as_json_and_nothing_else(
     assert found["morph"]["frames"] == len(found["morph"]["alphas"])
     assert found["index"]["update"]["encoded"] == found["index"]["images"] == 16
     assert len(found["search"]["queries"][0]["neighbours"]) == 2
-    assert found["outliers"]["verdicts"][0].keys() >= {"path", "p_value", "outlier"}
-    assert "heat" not in found["outliers"]["verdicts"][0]  # maps go to files
+    assert found["outliers"]["images"][0].keys() >= {"path", "p_value", "outlier"}
+    assert "heat" not in found["outliers"]["images"][0]  # maps go to files
     assert found["classify"]["results"][0]["label"] in found["transfer"]["classes"]
     assert found["info"]["kind"] == "run"
     assert found["embed"] == {

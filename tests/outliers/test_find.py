@@ -25,8 +25,8 @@ from autoencode import (
     load_model,
 )
 from autoencode.outliers import find as application
-from autoencode.outliers.conformal import conformal_p_values
-from autoencode.outliers.find import sheet_path
+from autoencode.outliers.conformal import conformal_p_values, fpr_bound
+from autoencode.outliers.find import COLUMNS, sheet_path
 from autoencode.outliers.measurements import measurer
 from autoencode.outliers.scores import apply_detectors
 
@@ -78,6 +78,8 @@ def test_few_images_promise_the_smallest_rate_they_can(
     largest = reference.calibration["auto"].max()
     assert [image.outlier for image in found.images] == [f.score > largest for f in found.images]
     assert found.images[0].outlier
+    assert found.threshold == largest
+    assert found.fpr_bound == fpr_bound(reference.calibration_images, found.fpr)
 
 
 def test_the_measured_rate_is_that_of_the_validation_images(
@@ -98,13 +100,18 @@ def test_the_table_and_the_sheet_are_written(
     found = find_outliers(vae, mixed, reference, out, fpr=0.3, heatmaps=heatmaps)
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "score", "p_value", "outlier"]
+    assert tuple(rows[0]) == COLUMNS
+    assert [float(row["threshold"]) for row in rows] == pytest.approx([found.threshold] * len(rows), rel=1e-5)
+    ratios = [0.3 / image.p_value for image in found.images]
+    assert [float(row["ratio"]) for row in rows] == pytest.approx(ratios, rel=1e-5)
+    assert {row[column] for row in rows for column in COLUMNS[6:]} == {""}  # a model knows no place
     assert [row["path"] for row in rows] == [str(image.path) for image in found.images]
     assert [row["outlier"] == "true" for row in rows] == [image.outlier for image in found.images]
     np.testing.assert_allclose(
         [float(row["score"]) for row in rows], [f.score for f in found.images], rtol=1e-5
     )
     sheet = np.asarray(Image.open(sheet_path(out)))
+    assert found.sheet is not None
     np.testing.assert_array_equal(sheet, found.sheet)
 
 
@@ -113,6 +120,7 @@ def test_heat_maps_widen_the_sheet(vae: Autoencoder, reference: OutlierReference
     without, with_maps = (
         find_outliers(vae, one, reference, fpr=0.3, heatmaps=h).sheet for h in (False, True)
     )
+    assert with_maps is not None and without is not None
     assert with_maps.shape[1] > without.shape[1]
 
 
@@ -136,6 +144,9 @@ def test_the_papers_rule_is_the_median_kl_and_calls_half_of_normal_images_outlie
     found = find_outliers(vae, photos, reference, rule="paper")
     assert found.score == "kl"
     assert found.fpr is None
+    assert found.fpr_bound is None
+    assert found.threshold == reference.median_kl_nats
+    assert {one.ratio for one in found.images} == {None}
     assert reference.median_kl_nats is not None
     assert all(f.outlier == (f.score > reference.median_kl_nats) for f in found.images)
     assert 0.3 < np.mean([image.outlier for image in found.images]) < 0.7
@@ -161,6 +172,7 @@ def test_images_pass_in_chunks_and_the_sheet_shows_only_the_most_anomalous(
     assert seen[0] == ("scoring", 7, 48)
     assert seen[-1] == ("scoring", 48, 48)
     np.testing.assert_allclose([f.score for f in chunked.images], [f.score for f in whole.images], rtol=1e-3)
+    assert chunked.sheet is not None and whole.sheet is not None
     assert chunked.sheet.size < whole.sheet.size
 
 

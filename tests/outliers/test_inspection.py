@@ -12,7 +12,15 @@ import pytest
 from PIL import Image
 from tests.outliers.test_normal import COLUMNS, ROWS, normal, part, parts  # noqa: F401 - fixtures
 
-from autoencode import ConfigError, ImageFolderError, NormalImages, fit_normal, inspect_images
+from autoencode import (
+    ConfigError,
+    ImageFolderError,
+    NormalImages,
+    Verdict,
+    fit_normal,
+    inspect_images,
+    watch_images,
+)
 from autoencode.data.preprocessing import Limits
 from autoencode.outliers.patches import read_in_shape
 
@@ -22,7 +30,7 @@ def test_defects_come_first_with_their_place(normal: NormalImages, parts: Path, 
     pixels[8:40, 20:60] = 250
     Image.fromarray(pixels).save(tmp_path / "spot.png")
     found = inspect_images(normal, [parts / "new", tmp_path / "spot.png"], fpr=0.05)
-    first = found.verdicts[0]
+    first = found.images[0]
     assert first.path.name == "spot.png"
     assert first.outlier
     assert first.ratio >= 1 and first.score > found.threshold
@@ -32,16 +40,14 @@ def test_defects_come_first_with_their_place(normal: NormalImages, parts: Path, 
     assert left < 60 and left + width > 20 and top < 40 and top + height > 8
     assert width < 0.6 * COLUMNS
     assert 0 < first.area < 0.6
-    assert [one.score for one in found.verdicts] == sorted(
-        (one.score for one in found.verdicts), reverse=True
-    )
-    assert all(one.outlier == (one.score > found.threshold) for one in found.verdicts)
+    assert [one.score for one in found.images] == sorted((one.score for one in found.images), reverse=True)
+    assert all(one.outlier == (one.score > found.threshold) for one in found.images)
 
 
 def test_without_images_the_normal_ones_are_judged_by_each_other(normal: NormalImages) -> None:  # noqa: F811
     found = inspect_images(normal, fpr=0.05)
-    assert len(found.verdicts) == 40
-    assert sorted(one.score for one in found.verdicts) == sorted(normal.calibration)
+    assert len(found.images) == 40
+    assert sorted(one.score for one in found.images) == sorted(normal.calibration)
 
 
 def test_the_heat_of_a_normal_image_is_that_of_banks_without_it(
@@ -53,7 +59,7 @@ def test_the_heat_of_a_normal_image_is_that_of_banks_without_it(
     pixels[8:40, 20:60] = 250
     Image.fromarray(pixels).save(tmp_path / "mixed" / "spot.png")
     mixed = fit_normal(tmp_path / "mixed")
-    spot = next(one for one in inspect_images(mixed).verdicts if one.path.name == "spot.png")
+    spot = next(one for one in inspect_images(mixed).images if one.path.name == "spot.png")
     _, from_own_bank = mixed.measure(read_in_shape(tmp_path / "mixed" / "spot.png", Limits()))
     assert spot.heat.max() > 2 * from_own_bank.max()
     assert spot.box is not None
@@ -65,7 +71,7 @@ def test_tables_and_pictures_of_every_image(normal: NormalImages, parts: Path, t
     table, maps = tmp_path / "found.csv", tmp_path / "deep" / "maps"
     found = inspect_images(normal, parts / "bad", table, maps=maps)
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [row["path"] for row in rows] == [str(one.path) for one in found.verdicts]
+    assert [row["path"] for row in rows] == [str(one.path) for one in found.images]
     assert float(rows[0]["threshold"]) == pytest.approx(found.threshold, rel=1e-4)
     assert {row["outlier"] for row in rows} <= {"true", "false"}
     pictures = sorted(path.name for path in maps.iterdir())
@@ -75,7 +81,7 @@ def test_tables_and_pictures_of_every_image(normal: NormalImages, parts: Path, t
         assert image.size == (COLUMNS, ROWS)
         assert image.mode == "I;16"
         hottest = np.asarray(image).max() / 4096
-    verdict = next(one for one in found.verdicts if one.path.name == "2000.png")
+    verdict = next(one for one in found.images if one.path.name == "2000.png")
     assert hottest == pytest.approx(float(verdict.heat.max()), rel=0.2)
     with Image.open(maps / "00001-2000-overlay.png") as image:
         assert image.size == (COLUMNS, ROWS)
@@ -95,8 +101,8 @@ def test_pictures_of_outliers_alone_and_names_with_their_folder(
         normal, [parts / "bad", parts / "new"], fpr=0.05, maps=tmp_path / "maps", only_outliers=True
     )
     names = {path.name for path in (tmp_path / "maps").iterdir()}
-    flagged = [one.path for one in found.verdicts if one.outlier]
-    assert 0 < len(flagged) < len(found.verdicts)
+    flagged = [one.path for one in found.images if one.outlier]
+    assert 0 < len(flagged) < len(found.images)
     assert len(names) == 2 * len(flagged)
     assert {name[6:].removesuffix("-map.png") for name in names if name.endswith("-map.png")} == {
         f"{path.parent.name}-{path.stem}" for path in flagged
@@ -142,3 +148,58 @@ def test_a_table_that_is_an_image_and_images_that_are_none_are_rejected(
     (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(ImageFolderError, match="No image could be used"):
         inspect_images(normal, tmp_path / "no.png")
+
+
+def rows(table: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text().splitlines()))
+
+
+def test_each_file_is_judged_once_also_after_a_new_start(
+    normal: NormalImages,  # noqa: F811
+    parts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    camera, table = tmp_path / "camera", tmp_path / "today.csv"
+    (camera / "line 1").mkdir(parents=True)
+    assert list(watch_images(normal, camera, table, interval_s=0, most_rounds=2)) == []
+    part(2000, scratched=True).save(camera / "line 1" / "a.png")
+    (camera / "broken.png").write_bytes(b"no image")
+    found = list(watch_images(normal, camera, table, fpr=0.05, interval_s=0, most_rounds=4))
+    assert len(found) == 2
+    assert any(isinstance(one, Verdict) and one.outlier for one in found)
+    assert any(isinstance(one, tuple) and one[0].name == "broken.png" for one in found)
+    shutil.copy(parts / "new" / "1000.png", camera)
+    again = watch_images(normal, camera, table, interval_s=0, most_rounds=3, maps=tmp_path / "maps")
+    assert [one.path.name for one in again if isinstance(one, Verdict)] == ["1000.png"]
+    assert sorted(Path(row["path"]).name for row in rows(table)) == ["1000.png", "a.png", "broken.png"]
+    assert {row["outlier"] for row in rows(table) if row["path"].endswith("a.png")} == {"true"}
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir())[0] == "00003-1000-map.png"
+
+
+def test_a_file_that_still_grows_is_left_for_later(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811
+    camera = tmp_path / "camera"
+    camera.mkdir()
+    part(1).save(camera / "a.png")
+    looks = watch_images(normal, camera, tmp_path / "t.csv", interval_s=0, most_rounds=1)
+    assert list(looks) == []  # one look cannot tell
+
+
+def test_a_line_that_a_crash_cut_short_is_judged_again(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811
+    camera, table = tmp_path / "camera", tmp_path / "t.csv"
+    camera.mkdir()
+    part(1).save(camera / "a.png")
+    list(watch_images(normal, camera, table, interval_s=0, most_rounds=2))
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-7])
+    list(watch_images(normal, camera, table, interval_s=0, most_rounds=2))
+    assert table.read_bytes() == whole
+
+
+def test_another_table_and_no_folder_are_rejected(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(ImageFolderError, match="There is no folder"):
+        next(watch_images(normal, tmp_path / "none", tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="is another table"):
+        next(watch_images(normal, tmp_path, tmp_path / "t.csv"))
+    with pytest.raises(ConfigError):
+        next(watch_images(normal, tmp_path, tmp_path / "t.json"))

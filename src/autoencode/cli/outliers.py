@@ -26,9 +26,8 @@ from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
-    from autoencode.outliers.find import Outliers
+    from autoencode.outliers.find import Outliers, Verdict
     from autoencode.outliers.ground_truth import Agreement
-    from autoencode.outliers.inspection import Inspection, Verdict
     from autoencode.outliers.normal import NormalImages
 
     ScoreName = str
@@ -45,77 +44,93 @@ SCORE_HELP = (
 )
 
 
+NormalImagesOrModel = Annotated[
+    Path,
+    typer.Argument(
+        help="Normal images: a folder of them, a file from --save, or the run folder or file of a model."
+    ),
+]
+ImagesToJudge = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Image files, and folders of them. Default: the normal images, each judged by the others.",
+        show_default=False,
+    ),
+]
+Table = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a table, .csv or .json; with a model also a sheet of the most anomalous images."
+    ),
+]
+Maps = Annotated[
+    Path | None,
+    typer.Option(help="A folder for two pictures of each image: with its heat map over it, and the map."),
+]
+OnlyOutliers = Annotated[
+    bool, typer.Option("--only-outliers", help="Leave images that are no outliers out of --maps.")
+]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder of masks of the defects, to measure how well they are found. Default: "
+        "ground_truth beside the folder of images, if there is one.",
+        show_default=False,
+    ),
+]
+Watch = Annotated[
+    Path | None,
+    typer.Option(help="Judge the files of this folder as they come, each once, into the table --out."),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(help="Keep what was learned from the normal images in a file, to judge others later."),
+]
+FailOnOutlier = Annotated[
+    bool, typer.Option("--fail-on-outlier", help="Exit with 1 if an image is an outlier.")
+]
+ScoreChoice = Annotated[
+    ScoreName | None,
+    typer.Option(help=SCORE_HELP),
+]
+Fpr = Annotated[
+    float | None,
+    typer.Option(
+        help="False positive rate: at most this share of normal images is flagged, on average. Default: "
+        "0.01; with N < 300 calibration images 3 / (N + 1), at most 0.05 if N allows it."
+    ),
+]
+RuleChoice = Annotated[
+    Rule | None,
+    typer.Option(
+        help="With a model: conformal (the default) keeps to --fpr; paper flags a KL above the median."
+    ),
+]
+Heatmaps = Annotated[
+    bool,
+    typer.Option("--heatmaps", help="With a model: add maps of the reconstruction error to the sheet."),
+]
+PackOf = Annotated[
+    str | None,
+    typer.Option(help="The pack the model was trained on: a folder or a URL. Default: the run's."),
+]
+
+
 def outliers(
-    normal: Annotated[
-        Path,
-        typer.Argument(
-            help="Normal images: a folder of them, a file from --save, or the run folder or file of a model."
-        ),
-    ],
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Image files, and folders of them. Default: the normal images, each judged by the others.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a table, .csv or .json; with a model also a sheet of the most anomalous images."
-        ),
-    ] = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(help="A folder for two pictures of each image: with its heat map over it, and the map."),
-    ] = None,
-    only_outliers: Annotated[
-        bool, typer.Option("--only-outliers", help="Leave images that are no outliers out of --maps.")
-    ] = False,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of masks of the defects, to measure how well they are found. Default: "
-            "ground_truth beside the folder of images, if there is one.",
-            show_default=False,
-        ),
-    ] = None,
-    watch: Annotated[
-        Path | None,
-        typer.Option(help="Judge the files of this folder as they come, each once, into the table --out."),
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(help="Keep what was learned from the normal images in a file, to judge others later."),
-    ] = None,
-    fail_on_outlier: Annotated[
-        bool, typer.Option("--fail-on-outlier", help="Exit with 1 if an image is an outlier.")
-    ] = False,
-    score: Annotated[
-        ScoreName | None,
-        typer.Option(help=SCORE_HELP),
-    ] = None,
-    fpr: Annotated[
-        float | None,
-        typer.Option(
-            help="False positive rate: at most this share of normal images is flagged, on average. Default: "
-            "0.01; with N < 300 calibration images 3 / (N + 1), at most 0.05 if N allows it."
-        ),
-    ] = None,
-    rule: Annotated[
-        Rule | None,
-        typer.Option(
-            help="With a model: conformal (the default) keeps to --fpr; paper flags a KL above the median."
-        ),
-    ] = None,
-    heatmaps: Annotated[
-        bool,
-        typer.Option("--heatmaps", help="With a model: add maps of the reconstruction error to the sheet."),
-    ] = False,
-    pack: Annotated[
-        str | None,
-        typer.Option(help="The pack the model was trained on: a folder or a URL. Default: the run's."),
-    ] = None,
+    normal: NormalImagesOrModel,
+    images: ImagesToJudge = None,
+    out: Table = None,
+    maps: Maps = None,
+    only_outliers: OnlyOutliers = False,
+    masks: Masks = None,
+    watch: Watch = None,
+    save: Save = None,
+    fail_on_outlier: FailOnOutlier = False,
+    score: ScoreChoice = None,
+    fpr: Fpr = None,
+    rule: RuleChoice = None,
+    heatmaps: Heatmaps = False,
+    pack: PackOf = None,
     max_pixels: MaxPixels = None,
     ray: Ray = None,
 ) -> None:
@@ -179,14 +194,14 @@ def _by_model(
         found = find_outliers(
             loaded, images, packed, out, cache=cache, limits=limits, progress=progress, **settings
         )
-    _print(found)
-    show_result({name: value for name, value in vars(found).items() if name != "reference"})
+    _print(found, found.score, "test images")
+    show_result(found)
     if out is not None:
         say(f"table: {out}")
         say(f"sheet: {sheet_path(out)}")
     # Last: the images that can be used are judged before the command fails for the others.
     fail_if_named(found.skipped, images)
-    return any(image.outlier for image in found.images)
+    return bool(found.flagged)
 
 
 def _learned(normal: Path, out: Path | None, save: Path | None, limits: Limits | None) -> NormalImages:
@@ -217,14 +232,15 @@ def _by_normal_images(
     masks = masks or beside(images)
     with counting("judging") as progress:
         found = inspect_images(normal, images or None, out, masks=masks, progress=progress, **how)
-    _print_inspection(found)
+    alike = "the normal images are alike" if found.are_alike else "content and style too, as they vary"
+    _print(found, f"patches of EfficientNet-Lite0; {alike}", "normal images, each measured against others")
     show_result(found)
     curves = curves_path(out) if out is not None and found.agreement is not None else None
     for name, path in (("table", out), ("curves", curves), ("maps", how["maps"])):
         if path is not None:
             say(f"{name}: {path}")
     fail_if_named(found.skipped, images)
-    return any(verdict.outlier for verdict in found.verdicts)
+    return bool(found.flagged)
 
 
 def _watch(
@@ -237,7 +253,7 @@ def _watch(
     **how: Any,  # noqa: ANN401 - the options of `watch_images`
 ) -> bool:
     """Judge files as they come until the user stops it, and return whether one was an outlier."""
-    from autoencode.outliers.watching import watch_images
+    from autoencode.outliers.inspection import watch_images
 
     if out is None:
         raise ConfigError("--watch adds a line for each file to a table: give --out TABLE.csv.")
@@ -263,27 +279,51 @@ def _line(one: Verdict) -> str:
     return f"{one.score:8.2f}  p {one.p_value:.3g}  {one.path}{where}"
 
 
-def _print_inspection(found: Inspection) -> None:
+def _print(found: Outliers, by: str, calibrated_on: str) -> None:
+    """Print the outliers, what they are judged by, and how sure it is."""
     show_skipped(found.skipped)
-    flagged = [verdict for verdict in found.verdicts if verdict.outlier]
+    for note in found.notes:
+        say(f"note: {note}")
+    flagged = found.flagged
     for one in flagged[:SHOWN]:
         say(one_line(_line(one)))
     if len(flagged) > SHOWN:
         say(f"and {len(flagged) - SHOWN} more")
-    by = "the normal images are alike" if found.are_alike else "content and style too, as normal images vary"
-    say(f"outliers: {len(flagged)} of {len(found.verdicts)} images, by patches of EfficientNet-Lite0; {by}")
-    say(
-        f"rule:     on average at most {found.fpr:.2%} of normal images, and with 95 % confidence at most "
-        f"{found.fpr_bound:.2%}; calibrated on {found.calibration_images:,} normal images, each measured "
-        "against others"
-    )
+    say(f"outliers: {len(flagged)} of {len(found.images)} images, by {by}")
+    say(f"rule:     {_rule(found, calibrated_on)}")
+    # Measured on images that calibrated nothing, so that one need not believe the rule.
+    if found.validation_fpr is not None:
+        rate, (low, high), images = found.validation_fpr
+        say(
+            f"measured: {rate:.2%} of {images} validation images flagged, "
+            f"95 % interval {low:.2%} to {high:.2%}"
+        )
+        if found.fpr is not None and low > found.fpr:
+            warn("More validation images are flagged than stated: the test images are too few, or differ.")
     if found.agreement is not None:
         _print_agreement(found, found.agreement)
     for name in found.passing:
         warn(f"An image that is {name} would be called normal.")
 
 
-def _print_agreement(found: Inspection, agreement: Agreement) -> None:
+def _rule(found: Outliers, calibrated_on: str) -> str:
+    from autoencode.outliers.conformal import DEFAULT_FPR, images_needed
+    from autoencode.outliers.find import PAPER_NOTE
+
+    if found.fpr is None:
+        return PAPER_NOTE
+    images = len(found.calibration)
+    text = (
+        f"on average at most {found.fpr:.2%} of normal images, calibrated on {images:,} {calibrated_on}, and "
+        f"with 95 % confidence at most {found.fpr_bound:.2%}"
+    )
+    # Somebody who expects the default has to see that the images are too few for it, and by how much.
+    if images < images_needed(DEFAULT_FPR):
+        text += f"; {DEFAULT_FPR:.0%} needs {images_needed(DEFAULT_FPR)}"
+    return text
+
+
+def _print_agreement(found: Outliers, agreement: Agreement) -> None:
     def shown(value: float | None) -> str:
         return "none" if value is None else f"{value:.3f}"
 
@@ -296,10 +336,11 @@ def _print_agreement(found: Inspection, agreement: Agreement) -> None:
         f"verdicts: precision {shown(agreement.precision)}, recall {shown(agreement.recall)}, "
         f"F1 {shown(agreement.f1)}"
     )
-    if agreement.good and agreement.false_positives / agreement.good > found.fpr_bound:
+    bound = found.fpr_bound or 1.0
+    if agreement.good and agreement.false_positives / agreement.good > bound:
         warn(
             f"{agreement.false_positives} of {agreement.good} images without a defect were called outliers, "
-            f"more than the {found.fpr_bound:.2%} stated: they are not like the normal images given."
+            f"more than the {bound:.2%} stated: they are not like the normal images given."
         )
 
 
@@ -314,44 +355,3 @@ def add_to(program: typer.Typer) -> None:
         "autoencode outliers good.safetensors --watch camera --out today.csv",
         "autoencode outliers runs/photos new-photos --out outliers.csv",
     )
-
-
-def _print(found: Outliers) -> None:
-    show_skipped(found.skipped)
-    for note in found.notes:
-        say(f"note: {note}")
-    flagged = [image for image in found.images if image.outlier]
-    for image in flagged[:SHOWN]:
-        # The p-value too, as the scores have no unit that could be compared.
-        line = f"{image.score:12.5g}  p {image.p_value:.3g}  {image.path}"
-        say(one_line(line))
-    if len(flagged) > SHOWN:
-        say(f"and {len(flagged) - SHOWN} more")
-    say(f"outliers: {len(flagged)} of {len(found.images)} images, by {found.score}")
-    say(f"rule:     {_rule(found)}")
-    # Measured on images that calibrated nothing, so that one need not believe the rule.
-    if found.validation_fpr is not None:
-        rate, (low, high), images = found.validation_fpr
-        say(
-            f"measured: {rate:.2%} of {images} validation images flagged, "
-            f"95 % interval {low:.2%} to {high:.2%}"
-        )
-        if found.fpr is not None and low > found.fpr:
-            warn("More validation images are flagged than stated: the test images are too few, or differ.")
-
-
-def _rule(found: Outliers) -> str:
-    from autoencode.outliers.conformal import DEFAULT_FPR, fpr_bound, images_needed
-    from autoencode.outliers.find import PAPER_NOTE
-
-    if found.fpr is None:
-        return PAPER_NOTE
-    images = found.reference.calibration_images
-    text = (
-        f"on average at most {found.fpr:.2%} of normal images, calibrated on {images} test images, and with "
-        f"95 % confidence at most {fpr_bound(images, found.fpr):.2%}"
-    )
-    # Somebody who expects the default has to see that the pack is too small for it, and by how much.
-    if images < images_needed(DEFAULT_FPR):
-        text += f"; {DEFAULT_FPR:.0%} needs {images_needed(DEFAULT_FPR)}"
-    return text

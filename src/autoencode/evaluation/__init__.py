@@ -237,7 +237,7 @@ def _detect(
         notes.append(f"{len(found.skipped)} files of {folder} could not be used.")
     # Against the calibration scores: test images, which neither the model nor the score was fitted on.
     scores = np.array([image.score for image in found.images])
-    auroc = auroc_estimate(found.reference.calibration[found.score], scores)
+    auroc = auroc_estimate(found.calibration, scores)
     return Detection(str(folder), len(scores), found.score, auroc)
 
 

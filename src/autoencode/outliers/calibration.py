@@ -24,6 +24,7 @@ from autoencode.outliers.conformal import (
     FalsePositiveRate,
     attainable_fpr,
     conformal_p_values,
+    conformal_threshold,
     false_positive_rate,
 )
 from autoencode.outliers.detectors import Combination, Detector, Value, from_arrays, to_arrays
@@ -120,12 +121,18 @@ class OutlierReference:
         """Return the conformal p-values (N,) of scores (N,)."""
         return conformal_p_values(self.calibration.get(score, np.zeros(0)), scores)
 
+    def threshold(self, score: str, fpr: float | None) -> float:
+        """Return the largest score that is no outlier at a rate; for None, the threshold of the paper."""
+        if fpr is not None:
+            return conformal_threshold(self.calibration[score], fpr)
+        assert self.median_kl_nats is not None
+        return self.median_kl_nats
+
     def outliers(self, score: str, scores: Array, fpr: float | None) -> NDArray[np.bool_]:
         """Return which scores (N,) are outliers: p-values of at most `fpr`; for None, the paper's rule."""
         if fpr is not None:
             return self.p_values(score, scores) <= fpr
-        assert self.median_kl_nats is not None
-        return scores > self.median_kl_nats
+        return scores > self.threshold(score, None)
 
     def validation_fpr(self, score: str, fpr: float | None) -> FalsePositiveRate | None:
         """Return the false positive rate on the validation images, all of them normal; None without any."""

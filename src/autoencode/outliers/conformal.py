@@ -115,6 +115,11 @@ def threshold_rank(images: int, fpr: float) -> int:
     return max(1, math.floor(fpr * (images + 1) + 1e-9))
 
 
+def conformal_threshold(calibration: Array, fpr: float) -> float:
+    """Return the largest score whose p-value by calibration scores (M,) is above a false positive rate."""
+    return float(np.sort(calibration)[-threshold_rank(len(calibration), fpr)])
+
+
 def fpr_bound(images: int, fpr: float, confidence: float = 0.95) -> float:
     """Return what the false positive rate stays below with this confidence, for one calibration set.
 

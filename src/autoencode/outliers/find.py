@@ -1,6 +1,6 @@
-"""Find the images of a folder that are unlike those a model was trained on.
+"""What is found about images, and the images of a folder that are unlike those a model was trained on.
 
-Pixels are (B, H, W, 3) in 0..255.
+Shapes: N images judged, h, w rows and columns of a heat map. Pixels are (B, H, W, 3) in 0..255.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from autoencode.outliers.calibration import (
     fpr_to_keep,
     scorer,
 )
+from autoencode.outliers.conformal import fpr_bound
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.outliers.scores import check_score
 from autoencode.pixels import to_float, to_pixels
@@ -43,8 +44,12 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Pack, Progress, StageProgress
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.outliers.conformal import FalsePositiveRate
+    from autoencode.outliers.ground_truth import Agreement
 
-COLUMNS = ("path", "score", "p_value", "outlier")
+COLUMNS = (
+    *("path", "score", "threshold", "ratio", "p_value", "outlier"),
+    *("left", "top", "width", "height", "area"),
+)
 SHEET_IMAGES = 24  # nobody looks through a longer sheet
 CHUNK = 64  # images in memory at once
 PAPER_NOTE = (
@@ -54,25 +59,45 @@ PAPER_NOTE = (
 Pixels = NDArray[np.uint8]
 
 
+class Box(NamedTuple):
+    """A rectangle in the upright image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, slots=True)
-class ScoredImage:
-    """The score of one image.
+class Verdict:
+    """What was found about one image. The place of a defect is known to normal images, not to a model.
 
     Attributes:
-        path: the image file.
+        path: the file.
         score: larger is more anomalous; the unit depends on the score.
-        p_value: the conformal p-value, in (0, 1]: how rarely a normal image scores as high.
+        ratio: how many times as likely as the threshold score this score is exceeded by normal images, as
+            the threshold's rate divided by the p-value: above 1 for outliers. None under the paper's rule.
+        p_value: conformal, in (0, 1]: how rarely a normal image scores as high.
         outlier: whether the rule calls the image an outlier.
+        box: around the most anomalous region; None if no place is beyond the upper end of normal patches.
+        area: share of the image beyond that, in [0, 1].
+        heat: (h, w) float16, where the image differs; 1 is the upper end of normal patches.
+        size: rows and columns of the upright image in its file, in pixels.
     """
 
     path: Path
     score: float
+    ratio: float | None
     p_value: float
     outlier: bool
+    box: Box | None = None
+    area: float | None = None
+    heat: NDArray[np.float16] | None = None
+    size: tuple[int, int] | None = None
 
 
-class ScoredImages(Sequence[ScoredImage]):
-    """Scored images, most anomalous first; kept as arrays, as a million objects would take 430 MB."""
+class Verdicts(Sequence[Verdict]):
+    """Verdicts by a model, most anomalous first; kept as arrays, as a million objects would take 430 MB."""
 
     def __init__(
         self,
@@ -80,56 +105,126 @@ class ScoredImages(Sequence[ScoredImage]):
         scores: NDArray[np.float64],
         p_values: NDArray[np.float64],
         outliers: NDArray[np.bool_],
+        fpr: float | None,
     ) -> None:
-        """Take the columns (N,) in any order."""
+        """Take the columns (N,) in any order, and the rate they are judged at; None for the paper's rule."""
         order = np.argsort(-scores, kind="stable")
-        self._paths = paths.take(order)
+        self._paths, self._fpr = paths.take(order), fpr
         self._scores, self._p_values, self._outliers = scores[order], p_values[order], outliers[order]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     @overload
-    def __getitem__(self, index: int) -> ScoredImage: ...
+    def __getitem__(self, index: int) -> Verdict: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[ScoredImage]: ...
+    def __getitem__(self, index: slice) -> list[Verdict]: ...
 
-    def __getitem__(self, index: int | slice) -> ScoredImage | list[ScoredImage]:
+    def __getitem__(self, index: int | slice) -> Verdict | list[Verdict]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        values = (column[index].item() for column in (self._scores, self._p_values, self._outliers))
-        return ScoredImage(self._paths[index], *values)
+        score, p_value, outlier = (
+            column[index].item() for column in (self._scores, self._p_values, self._outliers)
+        )
+        ratio = None if self._fpr is None else self._fpr / p_value
+        return Verdict(self._paths[index], score, ratio, p_value, outlier)
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """The result of `find_outliers`.
+    """The result of `find_outliers` and of `inspect_images`.
 
     Attributes:
-        images: the images that could be used, most anomalous first.
+        images: a verdict on each image that could be used, most anomalous first.
         skipped: the other files, with the reason.
         score: name of the score.
         rule: which images are outliers: "conformal" or "paper".
-        fpr: the false positive rate that the conformal rule keeps to, in (0, 1); None under the paper's rule.
-        reference: the fitted detectors, and the calibration and validation scores.
+        fpr: the false positive rate that the conformal rule keeps to on average over calibrations, in (0, 1);
+            None under the paper's rule, as is the next.
+        fpr_bound: the rate that this calibration keeps to with 95 % confidence.
+        threshold: the highest score that is no outlier.
+        calibration: scores of the normal images behind the rate.
+        validation_fpr: the rate measured on validation images; None without a model, or without any.
+        are_alike: whether the normal images are alike, and so judged place by place; see `Combination`.
+        passing: names of the test pictures that would be called normal; of normal images alone.
         notes: reasons why the numbers may not hold, one sentence each.
-        sheet: pixels (H, W, 3) of the most anomalous images beside their reconstructions.
+        agreement: with the masks; None without masks.
+        sheet: pixels (H, W, 3) of the most anomalous images beside their reconstructions; None without a
+            model.
     """
 
-    images: Sequence[ScoredImage]
+    images: Sequence[Verdict]
     skipped: list[tuple[Path, str]]
     score: str
     rule: Rule
     fpr: float | None
-    reference: OutlierReference
-    notes: tuple[str, ...]
-    sheet: Pixels
+    fpr_bound: float | None
+    threshold: float
+    calibration: NDArray[np.float64]
+    validation_fpr: FalsePositiveRate | None = None
+    are_alike: bool = False
+    passing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    agreement: Agreement | None = None
+    sheet: Pixels | None = None
 
     @property
-    def validation_fpr(self) -> FalsePositiveRate | None:
-        """The false positive rate measured on the validation images; None if the pack has none."""
-        return self.reference.validation_fpr(self.score, self.fpr)
+    def flagged(self) -> list[Verdict]:
+        """The outliers, most anomalous first."""
+        return [one for one in self.images if one.outlier]
+
+    def write(self, table: Path) -> None:
+        """Write a table, .csv or .json, with a row for each image.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if table.suffix.lower() == ".csv":
+            rows = (table_row(one, self.threshold) for one in self.images)
+            write_bytes(table, csv_bytes([COLUMNS, *rows]))
+        else:
+            write_bytes(table, (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold: everything but heat maps and the sheet."""
+        measured = self.validation_fpr
+        return {
+            "score": self.score,
+            "rule": self.rule,
+            "fpr": self.fpr,
+            "fpr_bound": self.fpr_bound,
+            "threshold": self.threshold,
+            "calibration_images": len(self.calibration),
+            "validation_fpr": measured
+            and {"value": measured.value, **measured.interval._asdict(), "images": measured.images},
+            "are_alike": self.are_alike,
+            "passing": list(self.passing),
+            "notes": list(self.notes),
+            "agreement": self.agreement and self.agreement.to_json(),
+            "images": [
+                {
+                    "path": str(one.path),
+                    "score": one.score,
+                    "ratio": one.ratio,
+                    "p_value": one.p_value,
+                    "outlier": one.outlier,
+                    "box": one.box and one.box._asdict(),
+                    "area": one.area,
+                }
+                for one in self.images
+            ],
+            "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
+        }
+
+
+def table_row(one: Verdict, threshold: float) -> list[object]:
+    """Return the cells of `COLUMNS`; what is not known is empty."""
+    score, limit, ratio, p_value, area = (
+        "" if value is None else f"{value:.6g}"
+        for value in (one.score, threshold, one.ratio, one.p_value, one.area)
+    )
+    return [one.path, score, limit, ratio, p_value, str(one.outlier).lower(), *(one.box or ("",) * 4), area]
 
 
 def find_outliers(
@@ -188,13 +283,24 @@ def find_outliers(
         usable, scores, skipped = _scored(scoring, model, paths, limits, partial(report, "scoring"), cluster)
     scores = reference.cross_scored(score, scores, [_digest(path, limits) for path in usable])
     outliers = reference.outliers(score, scores, fpr)
-    scored = ScoredImages(usable, scores, reference.p_values(score, scores), outliers)
-    notes = tuple(filter(None, [model.note_of(reference.pack)]))
-    sheet = _sheet(model, scored, heatmaps, limits)
-    found = Outliers(scored, skipped, score, rule, fpr, reference, notes, sheet)
+    judged = Verdicts(usable, scores, reference.p_values(score, scores), outliers, fpr)
+    sheet = _sheet(model, judged, heatmaps, limits)
+    found = Outliers(
+        judged,
+        skipped,
+        score,
+        rule,
+        fpr,
+        None if fpr is None else fpr_bound(reference.calibration_images, fpr),
+        reference.threshold(score, fpr),
+        reference.calibration.get(score, np.zeros(0)),
+        reference.validation_fpr(score, fpr),
+        notes=tuple(filter(None, [model.note_of(reference.pack)])),
+        sheet=sheet,
+    )
     if out is not None:
-        write_bytes(out, _table(found) if out.suffix.lower() == ".csv" else _json(found))
-        save_image(sheet_path(out), found.sheet)
+        found.write(out)
+        save_image(sheet_path(out), sheet)
     return found
 
 
@@ -241,7 +347,7 @@ def _digest(path: Path, limits: Limits) -> str | None:
     return None
 
 
-def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Limits) -> Pixels:
+def _sheet(model: Autoencoder, scored: Sequence[Verdict], heatmaps: bool, limits: Limits) -> Pixels:
     # Read again: kept from the first pass, the pixels of all images would fill the memory. A file may have
     # vanished since, hence the look-up by path.
     by_path = {image.path: image for image in scored[:SHEET_IMAGES]}
@@ -254,30 +360,3 @@ def _sheet(model: Autoencoder, scored: ScoredImages, heatmaps: bool, limits: Lim
         f"{'outlier ' if by_path[p].outlier else ''}p {by_path[p].p_value:.2g}  {p.name}" for p in usable
     ]
     return contact_sheet(columns, captions=captions)
-
-
-def _table(found: Outliers) -> bytes:
-    rows = (
-        [row.path, f"{row.score:.6g}", f"{row.p_value:.6g}", str(row.outlier).lower()] for row in found.images
-    )
-    return csv_bytes([COLUMNS, *rows])
-
-
-def _json(found: Outliers) -> bytes:
-    measured = found.validation_fpr
-    content = {
-        "score": found.score,
-        "rule": found.rule,
-        "fpr": found.fpr,
-        "calibration_images": found.reference.calibration_images,
-        "validation_fpr": None
-        if measured is None
-        else {"value": measured.value, **measured.interval._asdict(), "images": measured.images},
-        "notes": list(found.notes),
-        "images": [
-            {"path": str(row.path), "score": row.score, "p_value": row.p_value, "outlier": row.outlier}
-            for row in found.images
-        ],
-        "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
-    }
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

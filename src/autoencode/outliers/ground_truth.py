@@ -23,7 +23,7 @@ from autoencode.figures.plots import BLUE, VERMILION, new_figure, tidy, write_pn
 from autoencode.metrics.statistics import Estimate, auroc, auroc_estimate
 
 if TYPE_CHECKING:
-    from autoencode.outliers.inspection import Verdict
+    from autoencode.outliers.find import Verdict
 
 FOLDER = "ground_truth"  # beside the images, as data sets of defects have it
 PRO_FPR = 0.3  # up to which the per-region overlap is integrated (Bergmann et al. 2021)
@@ -141,6 +141,7 @@ def _on_one_grid(
     verdict: Verdict, mask: Path | None, limits: Limits
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], bool]:
     """Return the heat and where the mask shows a defect, both (h, w), and whether it shows one at all."""
+    assert verdict.heat is not None and verdict.size is not None  # verdicts by normal images have both
     height, width = verdict.size
     scale = min(1.0, _SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,16 +1,17 @@
-"""Judge images by normal ones: a verdict, a place and a heat map for each.
+"""Judge images by normal ones, all at once or as they come: a verdict, a place and a heat map for each.
 
 Shapes: N images judged, h, w rows and columns of a heat map.
 """
 
 from __future__ import annotations
 
-import json
+import csv
+import itertools
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,92 +20,29 @@ from scipy.ndimage import find_objects, label
 
 from autoencode.atomic import (
     TABLES,
+    append_line,
     atomic_file,
     check_output,
     csv_bytes,
     make_folder,
+    plain_cell,
     write_bytes,
 )
 from autoencode.data.preprocessing import Limits, check_usable, save_image
-from autoencode.data.sources import expanded
-from autoencode.errors import ConfigError, ImageError
+from autoencode.data.sources import expanded, find_images
+from autoencode.errors import ConfigError, ImageError, ImageFolderError
 from autoencode.outliers.conformal import attainable_fpr
-from autoencode.outliers.ground_truth import Agreement, compare, draw_curves, masks_of
+from autoencode.outliers.find import COLUMNS, Box, Outliers, Verdict, table_row
+from autoencode.outliers.ground_truth import compare, draw_curves, masks_of
 from autoencode.outliers.patches import Picture, read_in_shape
+from autoencode.outliers.scores import AUTO
+from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.outliers.normal import NormalImages
 
-COLUMNS = (
-    *("path", "score", "threshold", "ratio", "p_value", "outlier"),
-    *("left", "top", "width", "height", "area"),
-)
 _HEAT_UNIT = 1 / 4096  # of a 16-bit map: 1, the upper end of normal patches, is 4096
-
-
-class Box(NamedTuple):
-    """A rectangle in the upright image, in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was found about one image.
-
-    Attributes:
-        path: the file.
-        score: larger is more anomalous; see `NormalImages.measure`.
-        ratio: how many times as likely as the threshold score this score is exceeded by normal images, as
-            the threshold's rate divided by the p-value: above 1 for outliers.
-        p_value: conformal, in (0, 1]: how rarely a normal image scores as high.
-        outlier: whether the p-value is at most the false positive rate.
-        box: around the most anomalous region; None if no place is beyond the upper end of normal patches.
-        area: share of the image beyond that, in [0, 1].
-        heat: (h, w) float16, where the image differs; 1 is the upper end of normal patches.
-        size: rows and columns of the upright image in its file, in pixels.
-    """
-
-    path: Path
-    score: float
-    ratio: float
-    p_value: float
-    outlier: bool
-    box: Box | None
-    area: float
-    heat: NDArray[np.float16]
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The result of `inspect_images`.
-
-    Attributes:
-        verdicts: most anomalous first.
-        skipped: files that could not be used, with the reason.
-        fpr: the false positive rate that is kept to on average over calibrations.
-        fpr_bound: the rate that this calibration keeps to with 95 % confidence.
-        threshold: the highest score that is no outlier.
-        calibration_images: number of normal images behind the rate.
-        are_alike: whether the normal images are alike, and so judged place by place; see `normal`.
-        passing: names of the test pictures that would be called normal.
-        agreement: with the masks; None without masks.
-    """
-
-    verdicts: list[Verdict]
-    skipped: list[tuple[Path, str]]
-    fpr: float
-    fpr_bound: float
-    threshold: float
-    calibration_images: int
-    are_alike: bool
-    passing: tuple[str, ...]
-    agreement: Agreement | None = None
 
 
 def inspect_images(
@@ -118,7 +56,7 @@ def inspect_images(
     masks: str | Path | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
-) -> Inspection:
+) -> Outliers:
     """Judge images by normal ones.
 
     Args:
@@ -168,19 +106,21 @@ def inspect_images(
             progress(number, len(paths))
     check_usable(len(verdicts), paths, skipped)
     verdicts.sort(key=lambda one: -one.score)
-    found = Inspection(
+    found = Outliers(
         verdicts,
         skipped,
+        AUTO,
+        "conformal",
         rate,
         normal.fpr_bound(rate),
         normal.threshold(rate),
-        len(normal.calibration),
-        normal.are_alike,
-        normal.passing,
-        None if matched is None else compare(verdicts, matched, limits),
+        normal.calibration,
+        are_alike=normal.are_alike,
+        passing=normal.passing,
+        agreement=None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:
-        write_bytes(out, _csv(found) if out.suffix.lower() == ".csv" else _json(found))
+        found.write(out)
         if found.agreement is not None:
             draw_curves(found.agreement, curves_path(out))
     return found
@@ -252,6 +192,7 @@ def draw(folder: Path, name: str, verdict: Verdict, picture: Picture) -> None:
     """Write NAME-overlay.png and NAME-map.png."""
     from matplotlib import colormaps  # imported late: it takes a while
 
+    assert verdict.heat is not None
     make_folder(folder, verdict.path)
     pixels = picture.pixels[-1]
     size = pixels.shape[1::-1]
@@ -268,38 +209,93 @@ def draw(folder: Path, name: str, verdict: Verdict, picture: Picture) -> None:
         deep.save(file, "PNG")
 
 
-def _csv(found: Inspection) -> bytes:
-    return csv_bytes([COLUMNS, *(table_row(one, found.threshold) for one in found.verdicts)])
+def watch_images(
+    normal: NormalImages,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    fpr: float | None = None,
+    maps: str | Path | None = None,
+    only_outliers: bool = False,
+    limits: Limits | None = None,
+    interval_s: float = 1.0,
+    most_rounds: int | None = None,
+) -> Iterator[Verdict | tuple[Path, str]]:
+    """Judge the files of a folder as they come, each once.
+
+    The table says which files were judged, so that a new start goes on after them. A file is judged once two
+    looks find it of one size and age: until then, it may be being written.
+
+    Args:
+        normal, fpr, maps, only_outliers, limits: see `inspect_images`.
+        folder: searched with its sub-folders.
+        out: the .csv table, to which a line is appended for each file.
+        interval_s: seconds between looks.
+        most_rounds: looks, after which it ends; None looks until it is stopped.
+
+    Yields:
+        The verdict on each new file, or its path and why it cannot be used.
+
+    Raises:
+        ConfigError: the rate needs more normal images, or `out` is not a .csv table of this kind.
+        ImageFolderError: the folder is missing.
+        OutputError: `out` or `maps` cannot be written.
+    """
+    rate, folder, out, limits = attainable_rate(normal, fpr), Path(folder), Path(out), limits or Limits()
+    if not folder.is_dir():
+        raise ImageFolderError(f"There is no folder {folder}. Make it, and give the command again.")
+    judged, before = _judged(out), dict[Path, tuple[int, int]]()
+    for round_ in itertools.count():
+        now = {path: _age(path) for path in _new_images(folder, judged)}
+        for path, age in now.items():
+            if age is None or before.get(path) != age:
+                continue
+            judged.add(str(path))
+            try:
+                verdict, picture = judge(normal, path, rate, limits)
+            except ImageError as err:
+                append_line(out, _line([path, *("",) * (len(COLUMNS) - 1)]))
+                yield path, str(err)
+                continue
+            if maps is not None and (verdict.outlier or not only_outliers):
+                draw(Path(maps), picture_name(len(judged), path, folder), verdict, picture)
+            append_line(out, _line(table_row(verdict, normal.threshold(rate))))
+            yield verdict
+        before = {path: age for path, age in now.items() if age is not None}
+        if most_rounds is not None and round_ + 1 >= most_rounds:
+            return
+        time.sleep(interval_s)
 
 
-def table_row(one: Verdict, threshold: float) -> list[object]:
-    """Return the cells of `COLUMNS`."""
-    numbers = [f"{value:.6g}" for value in (one.score, threshold, one.ratio, one.p_value)]
-    return [one.path, *numbers, str(one.outlier).lower(), *(one.box or ("",) * 4), f"{one.area:.4g}"]
+def _judged(out: Path) -> set[str]:
+    """Return the paths in a table of `watch_images`, which is begun if it is not there."""
+    check_output(out, (".csv",))
+    if not out.exists():
+        write_bytes(out, csv_bytes([COLUMNS]))
+    # A crash may have cut the last line short: the file is judged again.
+    whole, _, rest = read_file(out, TEXT_BYTES).rpartition(b"\n")
+    if rest:
+        write_bytes(out, whole + b"\n")
+    header, *rows = csv.reader(whole.decode(errors="surrogateescape").splitlines())
+    if tuple(header) != COLUMNS:
+        raise ConfigError(f"{out} is another table. Give a new name to --out.")
+    return {str(plain_cell(row[0])) for row in rows if row}
 
 
-def _json(found: Inspection) -> bytes:
-    images: list[dict[str, Any]] = [
-        {
-            "path": str(one.path),
-            "score": one.score,
-            "ratio": one.ratio,
-            "p_value": one.p_value,
-            "outlier": one.outlier,
-            "box": None if one.box is None else one.box._asdict(),
-            "area": one.area,
-        }
-        for one in found.verdicts
-    ]
-    content = {
-        "fpr": found.fpr,
-        "fpr_bound": found.fpr_bound,
-        "threshold": found.threshold,
-        "calibration_images": found.calibration_images,
-        "are_alike": found.are_alike,
-        "passing": list(found.passing),
-        "agreement": None if found.agreement is None else found.agreement.to_json(),
-        "images": images,
-        "skipped": [{"path": str(path), "reason": reason} for path, reason in found.skipped],
-    }
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+def _new_images(folder: Path, judged: set[str]) -> list[Path]:
+    try:
+        return [path for path in find_images(folder) if str(path) not in judged]
+    except ImageFolderError:  # nothing has come yet
+        return []
+
+
+def _age(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _line(row: list[object]) -> str:
+    return csv_bytes([row]).decode(errors="surrogateescape").rstrip("\r\n")

@@ -30,7 +30,7 @@ from autoencode.data.survey import value_range_of
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
-from autoencode.outliers.conformal import conformal_p_values, fpr_bound, threshold_rank
+from autoencode.outliers.conformal import conformal_p_values, conformal_threshold, fpr_bound
 from autoencode.outliers.detectors import (
     TOP,
     Combination,
@@ -145,7 +145,7 @@ class NormalImages:
 
     def threshold(self, fpr: float) -> float:
         """Return the largest score that is not an outlier at a false positive rate."""
-        return float(np.sort(self.calibration)[-threshold_rank(len(self.calibration), fpr)])
+        return conformal_threshold(self.calibration, fpr)
 
     def fpr_bound(self, fpr: float, confidence: float = 0.95) -> float:
         """Return what the false positive rate of these very images stays below, with this confidence."""
