@@ -30,8 +30,20 @@ def test_a_file_in_a_folder_by_its_url_is_replaced_as_a_whole(
     assert store.read("a/file") == b"new" * 1000
 
 
-def test_a_storage_that_nobody_knows_is_one_line() -> None:
-    with pytest.raises(
-        StorageError, match="Could not reach nosuch://bucket/pack: Protocol not known: nosuch"
-    ):
-        open_pack("nosuch://bucket/pack")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nosuch://bucket/pack",
+        "reference://pack",
+        "zip://pack",
+        "github://owner:repository@main/pack",
+        "file:///tmp/pack::zip://x",
+        "simplecache://pack",
+    ],
+)
+def test_a_kind_of_storage_that_interprets_files_or_is_unknown_is_not_opened(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.url_to_fs", lambda url: pytest.fail("was opened"))
+    with pytest.raises(StorageError, match=r"is no storage of a known kind\. Give a URL such as s3://"):
+        open_pack(url)
