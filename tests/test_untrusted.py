@@ -44,6 +44,8 @@ def test_pipes_devices_and_folders_are_not_opened(opened: Callable[[Path], objec
             opened(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         opened(tmp_path / "missing")
+    with pytest.raises(UnsafeFileError, match="^has a zero byte in its name$"):
+        opened(tmp_path / "a\0b")
 
 
 def test_a_pipe_that_takes_the_place_of_a_file_is_noticed(

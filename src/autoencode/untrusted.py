@@ -55,8 +55,11 @@ def open_file(
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        UnsafeFileError: it is a folder, a pipe or a device, too long, or not inside the folder.
+        UnsafeFileError: it is a folder, a pipe or a device, too long, or not inside the folder, or its name
+            holds a zero byte.
     """
+    if "\0" in os.fspath(path):  # which Python calls an error of the caller, and a table can name it
+        raise UnsafeFileError("has a zero byte in its name")
     # A pipe or device must not even be opened: that can already block for ever or act on the device.
     _check(os.stat(path), most_bytes)  # noqa: PTH116 - a Path costs more than the call
     more = getattr(os, "O_NONBLOCK", 0)

@@ -16,7 +16,7 @@ from autoencode.data import listing
 from autoencode.data.folders import by_type
 from autoencode.data.listing import Paths
 from autoencode.data.sources import expanded, find_images, listed
-from autoencode.errors import ImageFolderError
+from autoencode.errors import ConfigError, ImageFolderError
 
 
 def touch(*paths: Path) -> None:
@@ -220,6 +220,21 @@ def test_a_list_that_names_itself_is_one_of_its_files(tmp_path: Path) -> None:
     listing.write_text("a.png\npaths.txt\ntable.csv\n")
     assert list(expanded(listing)) == list(expanded([listing])) == [image, listing, table]
     assert list(expanded([table])) == [image]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("paths.txt", "a.png\n\0b.png\n"),
+        ("table.csv", "path\na.png\n\0b.png\n"),
+        ("table.csv", "path,mask\na.png,\nb.png,\0.png\n"),
+    ],
+)
+def test_a_zero_byte_in_a_name_is_named_with_its_line(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    for read in (listed, expanded):
+        with pytest.raises(ConfigError, match=r"(?:Row|Line) 2 of .* has a zero byte"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

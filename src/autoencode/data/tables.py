@@ -47,7 +47,7 @@ def checked_rows(rows: Iterable[Mapping[str, Any]], beside: Path, origin: str) -
     """Yield rows whose columns have any case, with paths relative to the folder `beside` them.
 
     Raises:
-        ConfigError: a row has no path.
+        ConfigError: a row has no path, or one with a zero byte.
     """
     for number, row in enumerate(rows, 1):
         cells = {str(name).strip().lower(): cell for name, cell in row.items() if name is not None}
@@ -58,6 +58,7 @@ def checked_rows(rows: Iterable[Mapping[str, Any]], beside: Path, origin: str) -
                 f"Row {number} of {origin} has no path. Name the columns path and, if wanted, label, split "
                 f"and mask; its columns: {columns}."
             )
+        _check_name(text["path"] + text["mask"], f"Row {number} of {origin}")
         path = Path(os.path.abspath(beside / text["path"]))  # noqa: PTH100 - links stay
         mask = beside / text["mask"] if text["mask"] else None
         yield Row(number, path, text["label"], text["split"].lower(), mask)
@@ -96,9 +97,22 @@ def rows_of_frame(given: object) -> Iterable[Mapping[str, Any]] | None:
 
 
 def lines_of(file: Path) -> list[Path]:
-    """Return the paths in a text file, one a line, relative to its folder; # begins a comment."""
+    """Return the paths in a text file, one a line, relative to its folder; # begins a comment.
+
+    Raises:
+        ImageFolderError: the file cannot be read.
+        ConfigError: a path has a zero byte, as a file has that is no text.
+    """
     try:
         lines = read_file(file, TEXT_BYTES).decode("utf-8", "surrogateescape").splitlines()
     except OSError as err:
         raise ImageFolderError(f"Could not read {file}: {err.strerror or err}.") from err
-    return [file.resolve().parent / line.strip() for line in lines if line.strip() and line[0] != "#"]
+    for number, line in enumerate(lines, 1):
+        _check_name(line, f"Line {number} of {file}")
+    folder = file.resolve().parent
+    return [folder / line.strip() for line in lines if line.strip() and line[0] != "#"]
+
+
+def _check_name(name: str, where: str) -> None:
+    if "\0" in name:
+        raise ConfigError(f"{where} has a zero byte, which no name of a file has. Give a table or list of text.")
