@@ -44,7 +44,7 @@ def test_pipes_devices_and_folders_are_not_opened(opened: Callable[[Path], objec
             opened(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         opened(tmp_path / "missing")
-    with pytest.raises(UnsafeFileError, match="^has a zero byte in its name$"):
+    with pytest.raises(UnsafeFileError, match=r"^has a zero byte in its name$"):
         opened(tmp_path / "a\0b")
 
 

@@ -20,9 +20,9 @@ from autoencode.errors import AutoencodeError, MissingExtraError, StorageError
 from autoencode.untrusted import open_file
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
-# A run or index from someone else may name a pack by its URL. fsspec knows kinds that unpack, chain or interpret
-# other files (reference://, zip://, dask://, a::b), one of which has run what was in a file (CVE-2026-104851):
-# only those are opened that hold files.
+# A run or index from someone else may name a pack by its URL. fsspec knows kinds that unpack, chain or
+# interpret other files (reference://, zip://, dask://, a::b), one of which has run what was in a file
+# (CVE-2026-104851): only those are opened that hold files.
 _KINDS = frozenset(
     ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "smb")
     + ("http", "https", "file", "local", "memory")
@@ -176,7 +176,9 @@ class RemoteFolder:
 
         kind = self.url.partition(":")[0]
         if kind not in _KINDS or "::" in self.url:
-            raise StorageError(f"{self.url} is no storage of a known kind. Give a URL such as s3://bucket/pack.")
+            raise StorageError(
+                f"{self.url} is no storage of a known kind. Give a URL such as s3://bucket/pack."
+            )
         try:
             storage, root = fsspec.url_to_fs(self.url)
             yield storage, root

@@ -115,4 +115,6 @@ def lines_of(file: Path) -> list[Path]:
 
 def _check_name(name: str, where: str) -> None:
     if "\0" in name:
-        raise ConfigError(f"{where} has a zero byte, which no name of a file has. Give a table or list of text.")
+        raise ConfigError(
+            f"{where} has a zero byte, which no name of a file has. Give a table or list of text."
+        )
