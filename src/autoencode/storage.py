@@ -23,10 +23,10 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*:///*[^/]")
 # A run or index from someone else may name a pack by its URL. fsspec knows kinds that unpack, chain or
 # interpret other files (reference://, zip://, dask://, a::b), one of which has run what was in a file
 # (CVE-2026-104851): only those are opened that hold files.
-_KINDS = frozenset(
-    ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "smb")
-    + ("http", "https", "file", "local", "memory")
-)
+_KINDS = {
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "smb"),
+    *("http", "https", "file", "local", "memory"),
+}
 # Kinds of storage with a write that fails where a file is: If-None-Match, or a generation of 0.
 _CONDITIONAL = {"file", "local", "memory", "s3", "s3a", "gs", "gcs"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
