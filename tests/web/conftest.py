@@ -109,8 +109,9 @@ def serving(workspace: Workspace) -> Iterator[Served]:
     listening.close()
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
+def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
         if condition():
             return
         time.sleep(0.005)

@@ -435,7 +435,7 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.get_by_label("Colour by").select_option("label")
     assert page.inner_text(".legend").split() == ["coast", "forest", "night"]
     page.locator(".map-stage").scroll_into_view_if_needed()
-    page.click("text=Draw around some")
+    page.click("#tab-map >> text=Draw around some")
     box = page.locator(".map-stage canvas").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 24, box["y"] + 24)
@@ -528,9 +528,9 @@ def test_the_map_by_neighbours_comes_when_it_is_done(page: Page) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
     go(page, "map")
     page.get_by_label("Lay out by").select_option("umap")
-    page.wait_for_selector("text=Similar images lie together", timeout=120_000)
+    page.wait_for_selector("text=Similar pictures lie together", timeout=120_000)
     page.get_by_label("Lay out by").select_option("pca")
-    page.wait_for_selector("text=% of their variance")
+    page.wait_for_selector("text=% of all differences")
 
 
 def test_pictures_are_found_selected_tagged_and_shown_by_their_address(page: Page) -> None:

@@ -60,10 +60,22 @@ def test_a_selection_is_a_direction_and_a_strip_has_its_steps(
     selection = client.post("/api/selections", content=bits).json()["selection"]
     along = len(names)  # type: ignore[arg-type]
     strip = shown(client, f"/api/sliders/strip?picture=i5&along={along}&selection={selection}")
-    assert strip.shape[1] > STEPS * 32
+    assert strip.shape == (32, STEPS * 32, 3)
     every = client.post("/api/selections", content=b"\xff" * 6).json()["selection"]
     answer = client.get(f"/api/sliders/frame?picture=i5&at=1&selection={every}")
     assert (answer.status_code, "not all of them" in answer.text) == (422, True)
+
+
+def test_a_grid_has_one_direction_to_the_right_and_one_downwards(client: TestClient) -> None:
+    finished(client, "/api/sliders")
+    square = shown(client, "/api/sliders/strip?picture=i5&along=2&across=0&at=0.5,1")
+    assert square.shape == (STEPS * 32, STEPS * 32, 3)
+    for row, column in ((0, 0), (1, 5), (6, 2)):
+        down, right = np.linspace(-REACH, REACH, STEPS)[[row, column]]
+        frame = shown(client, f"/api/sliders/frame?picture=i5&at={down},1,{right}").astype(int)
+        tile = square[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
+        assert np.abs(tile - frame).max() <= 1
+    assert client.get("/api/sliders/strip?picture=i5&along=2&across=2").status_code == 422
 
 
 @pytest.mark.parametrize("at", ["x", "1e9", "nan", "inf", ",".join(["0"] * 40), f"{2 * REACH + 1}"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
+from autoencode.web.start import SAMPLE_GAP, SAMPLE_SIDE, SAMPLED
 from autoencode.web.workspace import Workspace
 
 from .conftest import ADDRESS, wait_for
@@ -56,12 +59,27 @@ def test_folders_and_the_number_of_images_are_shown(client: TestClient) -> None:
 def test_nothing_outside_the_folder_is_listed_trained_on_or_opened(client: TestClient, folder: str) -> None:
     for answer in (
         client.get("/api/start", params={"folder": folder}),
+        client.get("/api/start/sample", params={"folder": folder}),
         client.post("/api/start/index", json={"folder": folder}),
         client.post("/api/start/train", json={"folder": folder}),
         client.post("/api/start/open", json={"folder": folder}),
     ):
         assert answer.status_code == 422, answer.json()
     assert client.get("/api/start/work").json() == {"kind": None}
+
+
+def test_a_folder_shows_some_of_its_images_and_none_from_elsewhere(client: TestClient, home: Path) -> None:
+    def width() -> int:
+        answer = client.get("/api/start/sample?folder=inner")
+        assert answer.status_code == 200, answer.text
+        return Image.open(io.BytesIO(answer.content)).width
+
+    assert width() == SAMPLED * (SAMPLE_SIDE + SAMPLE_GAP) - SAMPLE_GAP
+    for path in sorted((home / "inner").glob("*.png"))[3:]:
+        path.unlink()
+    (home / "inner" / "broken.png").write_bytes(b"no image")
+    (home / "inner" / "elsewhere.png").symlink_to(next((home / "photos").resolve().rglob("*.png")))
+    assert width() == 3 * SAMPLE_SIDE + 2 * SAMPLE_GAP
 
 
 def test_a_page_for_other_machines_starts_nothing() -> None:
@@ -78,7 +96,8 @@ def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> 
     begun = client.post("/api/start/index", json={"folder": "inner"}).json()
     assert (begun["kind"], begun["running"], begun["out"]) == ("index", True, "indexes/inner")
     assert client.post("/api/start/index", json={"folder": "inner"}).status_code == 422  # one at a time
-    wait_for(lambda: not client.get("/api/start/work").json()["running"])
+    # A process that loads torch: several seconds where all cores have other work.
+    wait_for(lambda: not client.get("/api/start/work").json()["running"], seconds=60)
     state = client.get("/api/start/work").json()
     assert (state["ready"], state["failed"]) == (True, False), state
     assert [one["path"] for one in client.get("/api/start").json()["made"]] == ["indexes/inner"]

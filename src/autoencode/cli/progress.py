@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ console = Console(highlight=False, markup=False, emoji=False)
 # For notes beside results, so that a program that reads the results need not distinguish them.
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+# Seconds between lines where there is no terminal. The page shows the last line, and asks for more of them.
+LINE_EVERY = float(os.environ.get("AUTOENCODE_LINE_SECONDS") or 30)
 
 
 # Whether the result of the command is printed as JSON. A setting of the process, as the consoles are.

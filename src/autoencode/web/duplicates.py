@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autoencode.duplicates import DuplicateFile
 
 CACHE_NAME = "duplicates"  # beside the decisions: found again at once after a restart
-_STAGES = {"reading": "reading files", "comparing": "comparing pictures that look alike"}
+_STAGES = {"reading": "reading files", "comparing": "comparing pairs that look alike"}
 
 router = APIRouter()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -59,6 +60,11 @@ class Job(Generic[Result]):
             if self._stopped is None:
                 self._stopped = threading.Event()
                 self._threads.submit(self._run, self._stopped)
+        return self._result
+
+    @property
+    def known(self) -> Result | None:
+        """The result, or None before it is there; nothing is started."""
         return self._result
 
     def progress(self) -> dict[str, Any]:
@@ -137,6 +143,10 @@ class JobQueue:
         while self._most is not None and len(self._jobs) > self._most:
             self.forget(next(iter(self._jobs)))
         return job
+
+    def known(self, key: Hashable) -> Any:  # noqa: ANN401 - what the work of the key returns
+        """Return the result of the job of a key if it is there, else None; nothing is started."""
+        return self._jobs[key].known if key in self._jobs else None
 
     def forget(self, key: Hashable) -> None:
         """Stop the job of a key, if there is one, and drop its result."""
@@ -273,7 +283,12 @@ class Starter:
         command = [sys.executable, "-m", "autoencode", kind, str(source), "--out", str(out)]
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=self.root
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=self.root,
+                env={**os.environ, "AUTOENCODE_LINE_SECONDS": "0.5"},
             )
         self.work = Work(kind, source, out, log, process)
         return self.work

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 MODEL, ALL, LABEL = "model", "all", "label:"
 Basis = Annotated[str, Query(max_length=300)]  # MODEL, ALL, or LABEL and a label
 BINS = 60
+# Of images compared with all others: those that do not belong count as normal, too, so that 1 % would flag a
+# hundredth of the images however many there are. Of 2,000 images these are 100, a few minutes of looking.
+ALL_RATE = 0.05
 FEWEST_NORMAL = 10  # that `fit_normal` takes
 GOOD_LABELS = frozenset({"good", "normal", "ok", "okay", "fine", "pass", "healthy"})
 
@@ -80,7 +83,7 @@ async def queue(
     if threshold is not None and math.isfinite(threshold):
         rate = rate_at(ranking, threshold)
     # Raised to what the calibration images allow, not rejected: with few of them the default is below it.
-    rate = max(DEFAULT_FPR if rate is None else rate, smallest)
+    rate = max(default_rate(workspace, ranking) if rate is None else rate, smallest)
     measured = ranking.validation_fpr(rate)
     flagged = ranking.flagged(rate)
     if threshold is not None:
@@ -106,6 +109,12 @@ async def queue(
         "has_maps": by != MODEL,
         "queue": [_row(workspace, ranking, int(position)) for position in part],
     }
+
+
+def default_rate(workspace: Workspace, ranking: Ranking) -> float:
+    """Return the share of normal images that may be flagged before a person has chosen one."""
+    among_all: Inspected | None = workspace.comparing.known(("inspection", ALL))
+    return ALL_RATE if among_all is not None and ranking is among_all.ranking else DEFAULT_FPR
 
 
 def rate_at(ranking: Ranking, threshold: float) -> float:

@@ -16,12 +16,14 @@ from autoencode.evaluation import Evaluation, evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
+from autoencode.web.outliers import default_rate
 from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
+    from autoencode.duplicates import Duplicates
     from autoencode.metrics.images import Measure
     from autoencode.metrics.statistics import Estimate
     from autoencode.models.autoencoder import Autoencoder
@@ -54,6 +56,19 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         else {split: len(pack.rows(split)) for split in ("train", "validation", "test")},
         "skipped": 0 if pack is None else len(pack.skipped),
         "mosaic": mosaic,
+        "known": _known(workspace),
+    }
+
+
+def _known(workspace: Workspace) -> dict[str, int | None]:
+    """Return how many groups of copies and unusual images there are, as far as they were looked for."""
+    copies: Duplicates | None = workspace.comparing.known("duplicates")
+    ranking = workspace.ranking
+    return {
+        "copies": None if copies is None else len(copies.groups),
+        "unusual": None
+        if ranking is None
+        else ranking.flagged(max(default_rate(workspace, ranking), ranking.smallest_fpr)),
     }
 
 

@@ -12,7 +12,6 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from autoencode.errors import ConfigError
-from autoencode.figures import image_grid
 from autoencode.pixels import to_pixels
 from autoencode.projection import effect_sizes
 from autoencode.web.browse import chosen_positions
@@ -59,18 +58,28 @@ async def strip(
     workspace: OpenWorkspace,
     picture: str,
     along: Annotated[int, Query(ge=0)],
+    across: Annotated[int | None, Query(ge=0)] = None,
     at: Text = "",
     selection: Text = "",
 ) -> Response:
-    """Return seven steps along one direction as one picture, the others as they are set."""
+    """Return seven steps along one direction as one picture, or seven by seven of two, `across` downwards.
+
+    The other directions are as they are set.
+    """
     found = _directions(workspace)
     steps = [*found.steps, *([_attribute(workspace, selection)] if selection else [])]
-    if along >= len(steps):
-        raise ConfigError(f"There are {len(steps)} directions.")
-    base = _moved(workspace, at, selection) - _numbers(at)[along : along + 1].sum() * steps[along]
-    moved = np.stack([base + share * steps[along] for share in np.linspace(-REACH, REACH, STEPS)])
+    chosen = [along] if across is None else [across, along]
+    if max(chosen) >= len(steps) or along == across:
+        raise ConfigError(f"There are {len(steps)} directions, and a grid shows two of them.")
+    moved = _moved(workspace, at, selection)[None]
+    for one in chosen:
+        shares = np.linspace(-REACH, REACH, STEPS) - _numbers(at)[one : one + 1].sum()
+        moved = (moved[:, None] + shares[None, :, None] * steps[one]).reshape(-1, moved.shape[-1])
     decoded = to_pixels(await workspace.on_model(_decoded, workspace, picture, moved))
-    return png(image_grid(decoded, columns=STEPS, scale=1))
+    count, height, width, _ = decoded.shape
+    # Edge to edge: steps are compared with their neighbours, and a press on the square finds its picture.
+    tiled = decoded.reshape(count // STEPS, STEPS, height, width, 3).swapaxes(1, 2)
+    return png(tiled.reshape(count // STEPS * height, STEPS * width, 3))
 
 
 def _decoded(workspace: Workspace, picture: str, moved: NDArray[np.float32]) -> torch.Tensor:

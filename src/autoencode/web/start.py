@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from PIL import Image, ImageOps
 from pydantic import BaseModel
 
 from autoencode.atomic import is_locked
 from autoencode.data.folders import EXTENSIONS
 from autoencode.data.pack import open_pack
-from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.figures import contact_sheet
 from autoencode.index.memory import FileStore
 from autoencode.models.model_file import MODEL_NAME, load_model
@@ -35,6 +38,8 @@ from autoencode.web.workspace import Workspace, open_workspace
 MOST_COUNTED, COUNTING_SECONDS = 200_000, 2.0
 MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
 PREVIEWED = 6
+SAMPLED, SAMPLE_SIDE, SAMPLE_GAP = 8, 160, 4  # images shown of a folder, in pixels
+MOST_SAMPLED = 5_000
 
 router = APIRouter()
 
@@ -82,6 +87,40 @@ def _count(path: Path) -> tuple[int, bool]:
         if seen > MOST_COUNTED or time.monotonic() > until:
             return count, False
     return count, True
+
+
+def _some(path: Path) -> list[Path]:
+    """Return a few images of a folder, spread over it, none of which lies elsewhere by a link."""
+    found: list[Path] = []
+    for folder, inner, names in os.walk(path):
+        inner.sort()
+        found += [Path(folder, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
+        if len(found) > MOST_SAMPLED:
+            break
+    spread = found[:: max(1, len(found) // SAMPLED)][:SAMPLED]
+    return [one for one in spread if one.resolve().is_relative_to(path)]
+
+
+@router.get("/api/start/sample")
+async def sample(
+    request: Request, workspace: OpenWorkspace, folder: Annotated[str, Query(max_length=4096)] = ""
+) -> Response:
+    """Show a few images of a folder side by side; those that cannot be read are left out."""
+    require(needs(workspace))
+    starter: Starter = request.app.state.starter
+    tiles = []
+    for path in await asyncio.to_thread(_some, starter.inside(folder)):
+        with contextlib.suppress(ImageError):
+            # Drawn apart and encoded anew, as every picture is: only that is decoded here.
+            shown = await workspace.originals.shown(path, SAMPLE_SIDE)
+            drawn = Image.open(io.BytesIO(shown.content)).convert("RGB")
+            tiles.append(ImageOps.fit(drawn, (SAMPLE_SIDE, SAMPLE_SIDE)))
+    # Between the tiles it is clear: what is behind them is light or dark as the page is.
+    step = SAMPLE_SIDE + SAMPLE_GAP
+    strip = Image.new("RGBA", (max(1, step * len(tiles) - SAMPLE_GAP), SAMPLE_SIDE))
+    for number, tile in enumerate(tiles):
+        strip.paste(tile, (step * number, 0))
+    return png(np.asarray(strip))
 
 
 def _made(root: Path, path: Path) -> list[dict[str, Any]]:

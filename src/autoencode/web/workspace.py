@@ -289,7 +289,9 @@ class Workspace:
             return {"id": name, "name": found.name, "kind": found.kind, "label": None, "split": None, **more}
         entry = found.collection.entry(found.position)
         label = None if entry.label is None else readable(entry.label)
-        known = {"name": readable(entry.path), "kind": "image", "label": label, "split": entry.split}
+        # An index has splits, too, for a later training; before that they mean nothing to a person.
+        split = None if self.path is None else entry.split
+        known = {"name": readable(entry.path), "kind": "image", "label": label, "split": split}
         return {"id": name, **known, **more}
 
     def hold(self, held: Held) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import { positionsOf, selection } from "./selection.js";
 import { markTile, positionOf } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
-const PAGE = 200;
+const [PAGE, MOST] = [200, 500]; // pictures that are asked for at once, and that one answer holds
 const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", sort: "name", down: "", selection: "" };
 const SORTS = [["name", "name"], ["date", "date"], ["size", "file size"], ["score", "outlier score"], ["shuffled", "at random"]];
 const SPLITS = ["train", "validation", "test"].map((name) => [name, name]);
@@ -45,7 +45,8 @@ export function mount(root) {
     split: choice("split", [["", "every part"], ...SPLITS]),
     decision: choice("decision", [["", "all"], ["none", "undecided"], ["keep", "kept"], ["drop", "dropped"]]),
     tag: choice("tag", [["", "any tag"]]),
-    sort: choice("sort", SORTS),
+    // Pictures are looked for at the end where they are unusual, large or new.
+    sort: select(SORTS, state.sort, (sort) => ask({ sort, down: ["score", "size", "date"].includes(sort) ? "true" : "" })),
   };
   const direction = h("button", { type: "button", class: "icon", onclick: () => ask({ down: state.down ? "" : "true" }) });
   const everything = h("button", { type: "button", class: "small", onclick: () => selectAll().catch((err) => showFailure(err)) }, "Select all");
@@ -67,16 +68,18 @@ export function mount(root) {
     grid,
     end,
   );
+  choices.sort.dataset.name = "sort";
   choices.label.setAttribute("aria-label", "Label");
   choices.split.setAttribute("aria-label", "Part");
   choices.decision.setAttribute("aria-label", "Decision");
   choices.tag.setAttribute("aria-label", "Tag");
+  choices.split.hidden = !workspace.kind; // without a training, parts mean nothing
 
   const conditions = () => query({ ...state, sort: undefined, down: undefined, selection: undefined });
 
-  const load = restarting(async (signal, isMore) => {
+  const load = restarting(async (signal, isMore, limit = PAGE) => {
     const offset = isMore ? pictures.length : 0;
-    const answer = await get(`/api/browse?${query({ ...state, offset, limit: PAGE })}`, signal);
+    const answer = await get(`/api/browse?${query({ ...state, offset, limit })}`, signal);
     total = answer.total;
     if (!isMore) {
       pictures.length = 0;
@@ -90,6 +93,15 @@ export function mount(root) {
     if (!isMore) announce(`${number(total)} pictures.`);
   });
   const run = (isMore = false) => load(isMore).catch((err) => showFailure(err, isMore ? null : grid));
+
+  /** Show tags and decisions anew, without leaving the place that one has scrolled to. */
+  async function renew() {
+    const [height, place] = [grid.offsetHeight, scrollY];
+    grid.style.minHeight = `${height}px`;
+    await load(false, Math.min(MOST, Math.max(PAGE, pictures.length)));
+    scrollTo(0, place);
+    grid.style.minHeight = "";
+  }
 
   function ask(values) {
     Object.assign(state, values);
@@ -113,7 +125,7 @@ export function mount(root) {
     fill(choices.tag, [["", "any tag"], ["-", "untagged"], ...Object.entries(tags).map(([name, count]) => [name, `${name} (${number(count)})`])]);
     choices.tag.hidden = !Object.keys(tags).length;
     choices.decision.hidden = !(decisions.keep || decisions.drop);
-    choices.sort.querySelector("[value=score]").disabled = !scored;
+    Object.assign(choices.sort.querySelector("[value=score]"), { disabled: !scored, textContent: scored ? "outlier score" : "outlier score, once Outliers was open" });
     showState();
   }
 
@@ -147,7 +159,7 @@ export function mount(root) {
   new IntersectionObserver(([seen]) => seen.isIntersecting && pictures.length && pictures.length < total && run(true), { rootMargin: "800px" }).observe(end);
   addEventListener("curated", () => {
     if (root.hidden) isStale = true;
-    else run();
+    else renew().catch((err) => showFailure(err));
   });
 
   let isLoaded = false;

@@ -46,6 +46,10 @@ export function paint(points, mode) {
     }
     return;
   }
+  if (mode === "none") {
+    points.colour.fill(list[0]);
+    return;
+  }
   const values = mode === "label" ? points.label : points.split;
   for (let i = 0; i < points.count; i++) points.colour[i] = values[i] < 0 ? none : list[values[i] % list.length];
 }
@@ -57,6 +61,7 @@ export function legend(points, mode, about, choose) {
     const steps = colours().scale.map((colour) => swatch(colour));
     return h("p", { class: "scale" }, `normal, ${number(low, 1)}`, h("span", { class: "steps" }, steps), `unusual, ${number(high, 1)}`);
   }
+  if (mode === "none") return h("p", {});
   const names = mode === "label" ? about.labels : about.splits;
   const { list } = colours();
   const shown = names.slice(0, LISTED).map((name, place) => {

@@ -92,18 +92,31 @@ export function progressBar(label, oncancel = null) {
   const text = h("span", {}, label);
   const cancel = oncancel && h("button", { type: "button", class: "small cancel", onclick: oncancel }, "Cancel");
   const element = h("div", { class: "progress" }, bar, text, cancel);
+  let began = null; // the pace of a stage says nothing of that of the next
   element.update = ({ stage, done, total }) => {
+    const now = performance.now();
+    if (began?.stage !== stage) began = { stage, done, time: now };
     if (total) {
       bar.max = total;
       bar.value = done;
-      text.textContent = `${stage}: ${number(done)} of ${number(total)}`;
+      text.textContent = `${stage}: ${number(done)} of ${number(total)}${timeLeft(done - began.done, now - began.time, total - done)}`;
     } else {
       bar.removeAttribute("value");
       text.textContent = stage;
     }
   };
-  element.note = (words) => (text.textContent += `, ${words}`);
   return element;
+}
+
+/** The time that is left of work, in words, once its pace can be told: after 2 s. */
+export function timeLeft(done, milliseconds, more) {
+  if (milliseconds < 2000 || done <= 0 || more <= 0) return "";
+  return `, about ${duration(((more / done) * milliseconds) / 1000)} left`;
+}
+
+export function duration(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 export function number(value, digits = 0) {

@@ -36,7 +36,7 @@ export function mount(root) {
   function begin() {
     body.replaceChildren(
       h("button", { type: "button", class: "primary", onclick: start }, "Look for copies"),
-      h("p", { class: "hint" }, "Takes about a minute for 4,000 pictures. The page stays usable meanwhile, and what was found is kept."),
+      h("p", { class: "hint" }, "Takes a minute or two for some thousand pictures. The page stays usable meanwhile, and what was found is kept."),
     );
   }
 
@@ -110,7 +110,7 @@ export function mount(root) {
 /** One group: its files, the one that stays first, each with what was done to it. */
 function group(files) {
   const first = files[0];
-  return h("section", { class: "copy-group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
+  return h("section", { class: files.length > 2 ? "copy-group many" : "copy-group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
 }
 
 function copy(file, first, files) {

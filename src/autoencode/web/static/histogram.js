@@ -61,7 +61,7 @@ export function histogramOf(histogram, threshold, moved) {
     "div",
     { class: "histogram" },
     h("div", { class: "bars" }, drawing, slider),
-    h("div", { class: "row between hint" }, h("span", {}, `ordinary, score ${number(histogram.low, 1)}`), h("span", {}, "drag the line"), h("span", {}, `unusual, score ${number(histogram.high, 1)}`)),
+    h("div", { class: "row between hint" }, h("span", {}, `ordinary, ${number(histogram.low, 1)}`), h("span", {}, "drag the line"), h("span", {}, `unusual, ${number(histogram.high, 1)}`)),
   );
   return Object.assign(element, { show });
 }

@@ -1,13 +1,13 @@
 // The map itself: a canvas with density, points and thumbnails, its controls, and its side panel.
 
 import { remember } from "./address.js";
-import { get, getBuffer, post, restarting, waitFor } from "./api.js";
+import { get, getBuffer, post, query, restarting, waitFor } from "./api.js";
 import { legend, paint } from "./colours.js";
 import { announce, field, h, isTyping, notice, number, progressBar, select, showFailure } from "./dom.js";
 import { describe, openPicture, original, pictureButton, shortName } from "./pictures.js";
 import { Points, drawDensity, drawPoints } from "./points.js";
 import { selection } from "./selection.js";
-import { lacks } from "./shared.js";
+import { lacks, workspace } from "./shared.js";
 import { Tiles, levelOf, picked, priorities, sideAt } from "./thumbnails.js";
 
 const LISTED = 48;
@@ -21,7 +21,7 @@ const NAMED = 24; // labels whose names are written on the map
 
 export class MapView {
   constructor(root, about, points, load) {
-    const mode = about.labels.length ? "label" : about.scored ? "score" : "split";
+    const mode = about.labels.length ? "label" : about.scored ? "score" : workspace.kind ? "split" : "none";
     Object.assign(this, { about, points, load, mode, layout: "pca", isLasso: false, path: null, hasPictures: true });
     this.tiles = new Tiles(about.letter, () => this.draw());
     this.priority = priorities(points.count);
@@ -88,8 +88,8 @@ export class MapView {
   }
 
   #toolbar() {
-    const modes = [["split", "part"]];
-    if (!lacks("outliers")) modes.push(["score", "outlier score"]);
+    const modes = [workspace.kind ? ["split", "part"] : ["none", "nothing"]];
+    if (workspace.bases.length) modes.push(["score", "outlier score"]);
     if (this.about.labels.length) modes.unshift(["label", "label"]);
     this.firstMode = this.mode;
     const button = (text, onclick, more = {}) => h("button", { type: "button", class: "small", onclick, ...more }, text);
@@ -187,7 +187,7 @@ export class MapView {
       const bar = progressBar("scoring images");
       this.scoring.replaceChildren(bar);
       try {
-        await waitFor("/api/outliers?limit=1", bar.update, signal);
+        await waitFor(`/api/outliers?${query({ by: workspace.bases[0][0], limit: 1 })}`, bar.update, signal);
         const points = new Points(await getBuffer(`/api/map/points?layout=${this.layout}`, signal), this.about.images);
         if (signal.aborted) return;
         this.points.score.set(points.score);
@@ -566,8 +566,8 @@ export class MapView {
 }
 
 function said({ explained, by }) {
-  if (explained === null) return `By ${by}. Similar images lie together; distances between groups mean little.`;
-  return `By ${by}. The map shows ${Math.round(100 * explained)} % of their variance.`;
+  if (explained === null) return `Compared by ${by}. Similar pictures lie together; distances between groups mean little.`;
+  return `Compared by ${by}, along the two directions in which the pictures differ most: ${Math.round(100 * explained)} % of all differences.`;
 }
 
 function keysHelp() {

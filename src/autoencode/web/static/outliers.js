@@ -31,7 +31,10 @@ export function mount(root) {
 
   const counts = h("p", { class: "counts" });
   const threshold = h("div", { class: "threshold" });
-  const card = h("div", { class: "review" });
+  const pictures = h("div");
+  const facts = h("div");
+  const near = h("div", { class: "near" });
+  const card = h("div", { class: "review" }, pictures, h("div", {}, facts, counts, threshold, near));
   const strip = h("div", { class: "strip", role: "group", "aria-label": "The queue", tabindex: "0" });
 
   async function start() {
@@ -44,7 +47,7 @@ export function mount(root) {
     const bar = progressBar("learning from normal images", by === "model" ? null : () => stop(by, chooser));
     body.replaceChildren(chooser, bar);
     try {
-      const first = await waitFor(`/api/outliers?${query({ by, limit: PAGE })}`, timed(bar));
+      const first = await waitFor(`/api/outliers?${query({ by, limit: PAGE })}`, bar.update);
       if (by !== state.by) return; // another was chosen meanwhile
       // If the decided images fill more than a page, the queue starts just before the first undecided one.
       const isFar = first.undecided >= first.queue.length;
@@ -57,7 +60,8 @@ export function mount(root) {
       body.replaceChildren(notice(new Error("There are no images to review.")));
       return;
     }
-    body.replaceChildren(chooser, threshold, counts, card, strip, exports(by), keysHelp());
+    const grid = h("a", { class: "button", href: "#browse?sort=score&down=true" }, "All in a grid");
+    body.replaceChildren(h("div", { class: "toolbar" }, ...chooser.children, grid), card, strip, exports(by), keysHelp());
     buildThreshold();
     showCounts(state.found.counts);
     show(state.found.undecided ?? 0);
@@ -99,10 +103,11 @@ export function mount(root) {
     const text = h("p", { role: "status" });
     const report = ({ rate, flagged, images, measured, calibration_images, threshold: score }) => {
       const seen = measured ? ` It flags ${percent(measured.share)} (${percent(measured.low)} to ${percent(measured.high)}) of the validation images.` : "";
-      text.replaceChildren(
-        h("strong", {}, `Flags ${number(flagged)} of ${number(images)} pictures`),
-        `, those with a score above ${number(score, 2)}. At most ${percent(rate)} of normal pictures would be flagged by mistake, calibrated on ${number(calibration_images)} of them.${seen}`,
-      );
+      const means =
+        state.by === "all"
+          ? `, the ${percent(flagged / images, 1)} most unlike the others. Drag the line to where they begin to belong.`
+          : `, those with a score above ${number(score, 2)}. At most ${percent(rate)} of normal pictures would be flagged by mistake, calibrated on ${number(calibration_images)} of them.${seen}`;
+      text.replaceChildren(h("strong", {}, `Flags ${number(flagged)} of ${number(images)} pictures`), means);
       Object.assign(state, { rate, threshold: score });
       histogram.show(score);
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
@@ -145,9 +150,12 @@ export function mount(root) {
   function show(index) {
     state.at = Math.max(state.from, Math.min(index, state.queue.length - 1));
     const picture = state.queue[state.at];
-    const near = h("div", { class: "near" });
-    const parts = [sides(picture), h("div", {}, about(picture), decide(picture), near)];
-    keepingFocus(card, () => card.replaceChildren(...parts), () => card.querySelector("h2"));
+    const change = () => {
+      pictures.replaceChildren(sides(picture));
+      facts.replaceChildren(about(picture), decide(picture));
+      near.replaceChildren();
+    };
+    keepingFocus(card, change, () => card.querySelector("h2"));
     announce(`${state.at + 1} of ${state.total}: ${shortName(picture)}, score ${number(picture.score, 2)}, ${picture.decision ?? "not decided"}.`);
     if (workspace.index) neighbours(picture, near).catch((err) => showFailure(err, near));
     for (const item of strip.children) item.removeAttribute("aria-current");
@@ -186,11 +194,17 @@ export function mount(root) {
     const other = h("figure", { class: "other" }, h("div", { class: "frame whole" }, under, heat), h("figcaption", {}, isByPatches ? "" : "reconstruction; ", caption));
     heat.hidden = caption.hidden = !state.heat;
     other.hidden = isByPatches && !state.heat;
-    return h("div", { class: "sides" }, h("figure", {}, shown(), h("figcaption", {}, "picture")), other);
+    const both = h("div", { class: "sides" }, h("figure", {}, shown(), h("figcaption", {}, "picture")), other);
+    // Wide pictures lie above each other, tall ones side by side.
+    const first = both.querySelector("img");
+    const turn = () => both.classList.toggle("stacked", first.naturalWidth > 1.3 * first.naturalHeight);
+    first.addEventListener("load", turn);
+    if (first.complete) turn();
+    return both;
   }
 
   function about(picture) {
-    const facts = [`score ${number(picture.score, 2)}`, `p ${picture.p_value.toPrecision(2)}`, `${picture.split} image`, picture.label];
+    const facts = [`score ${number(picture.score, 2)}`, state.by !== "all" && `p ${picture.p_value.toPrecision(2)}`, picture.split && `${picture.split} image`, picture.label];
     return h(
       "div",
       {},
@@ -350,21 +364,6 @@ export function mount(root) {
       press(act);
     },
   };
-}
-
-/** Show progress with the time that is left, once there is enough of it to tell. */
-function timed(bar) {
-  let began = null;
-  return (at) => {
-    if (!began || began.stage !== at.stage) began = { stage: at.stage, done: at.done, time: performance.now() };
-    const pace = (at.done - began.done) / (performance.now() - began.time);
-    bar.update(at);
-    if (at.total && pace > 0 && performance.now() - began.time > 2000) bar.note(`about ${duration((at.total - at.done) / pace / 1000)} left`);
-  };
-}
-
-function duration(seconds) {
-  return seconds < 90 ? `${Math.max(1, Math.round(seconds))} s` : `${Math.round(seconds / 60)} min`;
 }
 
 function exports(by) {

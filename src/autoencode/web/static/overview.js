@@ -2,7 +2,7 @@
 
 import { get, getIfNew, pause, query, waitFor } from "./api.js";
 import { curves } from "./curves.js";
-import { commandLine, h, notice, number, progressBar, showFailure } from "./dom.js";
+import { commandLine, duration, h, notice, number, progressBar, showFailure } from "./dom.js";
 import { image, openPicture, pictureButton, shortName } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
@@ -17,10 +17,17 @@ export function mount(root) {
   const health = h("div", { class: "cards" });
   const charts = h("div", { class: "charts" });
   const settings = h("div");
-  root.append(sentence, mosaic, live, examples);
+  const steps = h("nav", { class: "steps-next", "aria-label": "What to do" });
+  root.append(sentence, mosaic, live, examples, steps);
   if (workspace.kind) root.append(h("h2", {}, "Quality"), health, h("h2", {}, "Training"), charts);
   root.append(settings);
-  showRest(mosaic, settings).catch((err) => showFailure(err, settings));
+  const knowing = async () => {
+    const about = await get("/api/overview");
+    steps.replaceChildren(...nextSteps(about.known));
+    return about;
+  };
+  const fill = async () => showRest(await knowing(), mosaic, settings);
+  fill().catch((err) => showFailure(err, settings));
   const measure = async () => {
     await showHealth(health);
     await showExamples(examples);
@@ -41,13 +48,21 @@ export function mount(root) {
     listen();
   };
   document.addEventListener("visibilitychange", listen);
-  return { show: () => turn(true), hide: () => turn(false) };
+  let isFirst = true;
+  return {
+    show() {
+      turn(true);
+      if (!isFirst) knowing().catch((err) => showFailure(err)); // copies may have been found meanwhile
+      isFirst = false;
+    },
+    hide: () => turn(false),
+  };
 }
 
 /** What there is, in one sentence; `gain` is the error saved against PCA of the same size, as a share. */
 function lead(found = null) {
   const { kind, height, width, code_size, images, index, folder } = workspace;
-  const parts = [images ? `${number(images)} pictures${folder ? ` of ${folder}` : ""}.` : "No pictures are open; add your own."];
+  const parts = [images ? `${number(images)} pictures${folder ? ` in ${folder}` : ""}.` : "No pictures are open; add your own."];
   if (found?.gain !== null && found?.gain !== undefined) parts.push(gained(found));
   else if (kind && code_size) parts.push(`${kind.startsWith("a") ? "An" : "A"} ${kind} of ${number(code_size)} code dimensions for ${height}×${width} pixels.`);
   else if (kind) parts.push(`A ${kind} for pictures of any size.`);
@@ -118,8 +133,21 @@ async function showHealth(place) {
   );
 }
 
-async function showRest(mosaic, settings) {
-  const about = await get("/api/overview");
+/** Links to what one can do with the pictures, with what is known of them already. */
+function nextSteps({ copies, unusual }) {
+  const found = (count, one, many) => (count === null ? null : count === 1 ? `1 ${one} found` : `${number(count)} ${many} found`);
+  const steps = [
+    ["duplicates", "Find copies", found(copies, "group", "groups") ?? "Files that show the same picture: saved again, resized, cropped or edited"],
+    ["outliers", "Find what does not belong", (unusual === null ? null : `${number(unusual)} pictures to look at, the most unusual first`) ?? "Pictures unlike the others, the most unusual first, with the place where they differ"],
+    ["map", "See all at once", "Every picture on a map, similar ones together; draw around some to select them"],
+    ["browse", "Browse and tag", "Filter, sort, select, tag; save lists, tables and archives"],
+  ];
+  if (!workspace.kind && workspace.images) steps.push(["start", "Train a model", "To restore, morph and generate pictures like these"]);
+  const lacking = (name) => (name === "outliers" ? lacks("outliers") && lacks("inspection") : lacks(name));
+  return steps.filter(([name]) => !lacking(name)).map(([name, title, text]) => h("a", { class: "card", href: `#${name}` }, h("strong", {}, title), h("span", {}, text)));
+}
+
+async function showRest(about, mosaic, settings) {
   mosaic.hidden = !about.mosaic.length;
   mosaic.append(...about.mosaic.map((picture) => pictureButton(picture, { list: about.mosaic, size: 120 })));
   // Whole rows only, on a window of any width.
@@ -207,9 +235,4 @@ function progress(records, epochs, secondsLeft) {
   const rate = `${number(last.images_per_second)} images/s`;
   const left = secondsLeft === null ? "" : `, about ${duration(secondsLeft)} left`;
   return `Training now: epoch ${Math.min(last.epoch + 1, epochs)} of ${epochs}, ${rate}${left}. This page uses the model as it was when the page was opened.`;
-}
-
-function duration(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }

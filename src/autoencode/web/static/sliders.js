@@ -8,6 +8,8 @@ import { selection } from "./selection.js";
 import { sendSelection } from "./selectionbar.js";
 import { lacks } from "./shared.js";
 
+const STEPS = 7; // of a strip and of each side of a square, as the server draws them
+
 export function mount(root) {
   root.append(h("p", { class: "lead" }, "What the code holds: move a picture along the directions in which your pictures differ most, or towards a label or a selection."));
   const lacking = lacks("sliders");
@@ -15,12 +17,14 @@ export function mount(root) {
     root.append(notice(lacking));
     return {};
   }
-  const state = { picture: null, at: [], names: [], reach: 2.5, selection: "", along: 0 };
+  const state = { picture: null, at: [], names: [], reach: 2.5, selection: "", along: 0, across: 1 };
   const body = h("div");
   const result = h("img", { class: "result", alt: "" });
   const before = h("div", { class: "query" });
   const strip = h("img", { class: "strip-of-steps", alt: "" });
   const sliders = h("div", { class: "slider-list" });
+  const square = h("img", { class: "square-of-steps", alt: "", onclick: (event) => step(event) });
+  const squareTitle = h("h3", {});
   const title = h("h2", {});
   let shown = null;
   let blob = null;
@@ -40,6 +44,23 @@ export function mount(root) {
   const drawStrip = () => {
     strip.src = `/api/sliders/strip?${asked({ along: state.along })}`;
     strip.alt = `Seven steps along ${state.names[state.along]}`;
+    const isTwo = state.names.length > 1;
+    square.hidden = squareTitle.hidden = !isTwo;
+    if (!isTwo) return;
+    const [right, down] = [state.names[state.along], state.names[state.across]];
+    square.src = `/api/sliders/strip?${asked({ along: state.along, across: state.across })}`;
+    square.alt = `Seven by seven steps: ${right} to the right, ${down} downwards`;
+    squareTitle.textContent = `${right} → by ${down} ↓: press a picture to go there`;
+  };
+
+  /** Move both sliders of the square to the picture that was pressed. */
+  const step = (event) => {
+    const box = square.getBoundingClientRect();
+    const place = (at, size) => state.reach * (Math.round((Math.min(0.999, Math.max(0, at / size)) * STEPS - 0.5)) / ((STEPS - 1) / 2) - 1);
+    state.at[state.along] = place(event.clientX - box.left, box.width);
+    state.at[state.across] = place(event.clientY - box.top, box.height);
+    build();
+    redraw();
   };
 
   const build = () => {
@@ -56,7 +77,7 @@ export function mount(root) {
             redraw();
           },
           onchange: () => {
-            state.along = k;
+            if (k !== state.along) Object.assign(state, { along: k, across: state.along });
             drawStrip();
           },
         });
@@ -75,7 +96,8 @@ export function mount(root) {
   async function towards() {
     state.selection = await sendSelection();
     if (state.names.at(-1) !== "more like the selection") state.names = [...state.names, "more like the selection"];
-    state.along = state.names.length - 1;
+    const last = state.names.length - 1;
+    if (last !== state.along) Object.assign(state, { along: last, across: state.along });
     set((k) => state.at[k] ?? 0);
   }
 
@@ -104,7 +126,7 @@ export function mount(root) {
         "div",
         { class: "morph" },
         h("div", {}, h("div", { class: "stage" }, result), h("div", { class: "actions" }, button("As it was", () => set(() => 0)), button("At random", () => set(() => (Math.random() + Math.random() + Math.random() - 1.5) * 1.2)), button("Save PNG", () => blob && save(blob, "moved.png"))), strip),
-        h("div", {}, h("div", { class: "asked" }, before, title), sliders, button("Towards the selection", () => (selection.size ? towards() : showFailure(new Error("Select some pictures in Browse or on the map first."))))),
+        h("div", {}, h("div", { class: "asked" }, before, title), sliders, button("Towards the selection", () => (selection.size ? towards() : showFailure(new Error("Select some pictures in Browse or on the map first.")))), squareTitle, square),
       ),
     );
     if (state.picture) set(() => 0);

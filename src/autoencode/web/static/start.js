@@ -2,10 +2,21 @@
 
 import { get, pause, post, query } from "./api.js";
 import { curves } from "./curves.js";
-import { h, notice, number, showFailure } from "./dom.js";
-import { lacks } from "./shared.js";
+import { h, notice, number, progressBar, say, showFailure, svg } from "./dom.js";
+import { lacks, workspace } from "./shared.js";
 
 const LOOK_MS = 1000;
+
+/** The progress in the last line that a command wrote, such as "packing: 1,200 of 2,000, 300 images/s". */
+export function stageOf(line) {
+  const [, stage, done, total] = /^([^:]+): ([\d,]+) of ([\d,]+)/.exec(line) ?? [];
+  const count = (text) => Number(text.replaceAll(",", ""));
+  return total ? { stage, done: count(done), total: count(total) } : { stage: line || "starting", done: 0, total: 0 };
+}
+
+function folderIcon() {
+  return svg("svg", { viewBox: "0 0 20 16", width: 20, height: 16, "aria-hidden": "true", class: "folder-icon" }, svg("path", { d: "M1 3a2 2 0 0 1 2-2h4l2 2h8a2 2 0 0 1 2 2v8a2 2 0 0 1-2 2H3a2 2 0 0 1-2-2z" }));
+}
 
 export function mount(root) {
   const lacking = lacks("start");
@@ -42,8 +53,9 @@ export function mount(root) {
         { "aria-label": "Folders" },
         h("h2", {}, "Pictures"),
         crumbs,
-        h("ul", { class: "folders" }, found.folders.map((name) => h("li", {}, h("button", { type: "button", onclick: () => into(name) }, `📁 ${name}`)))),
+        h("ul", { class: "folders" }, found.folders.map((name) => h("li", {}, h("button", { type: "button", onclick: () => into(name) }, folderIcon(), name)))),
         h("p", { class: "verdict" }, `${count} ${found.images === 1 ? "picture" : "pictures"} in this folder and those inside it.`),
+        found.images ? h("img", { class: "sample", src: `/api/start/sample?${query({ folder: found.folder })}`, alt: "some of the pictures", height: 160 }) : "",
         h(
           "div",
           { class: "actions" },
@@ -77,8 +89,8 @@ export function mount(root) {
     watching?.abort();
     const mine = (watching = new AbortController());
     let epochs = -1;
+    const bar = progressBar("starting");
     const line = h("p", { class: "hint" });
-    const bar = h("progress", { "aria-label": "progress" });
     const pictures = h("div", { class: "preview" });
     const charts = h("div", { class: "charts" });
     const actions = h("div", { class: "actions" });
@@ -86,10 +98,10 @@ export function mount(root) {
     doing.replaceChildren(h("section", { class: "doing", "aria-label": "Running" }, title, bar, line, actions, pictures, charts));
     for (let at = first; !mine.signal.aborted; at = await get("/api/start/work", mine.signal)) {
       title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : at.failed ? ": failed" : ": done"}`;
-      line.textContent = at.line;
       const records = at.records ?? [];
-      if (at.epochs && records.length) Object.assign(bar, { max: at.epochs, value: records.length });
       bar.hidden = !at.running;
+      bar.update(records.length ? { stage: "epochs", done: records.length, total: at.epochs } : stageOf(at.line));
+      line.textContent = at.running && !records.length ? "" : at.line;
       actions.replaceChildren(
         ...(at.running ? [h("button", { type: "button", onclick: () => post("/api/start/work/stop").catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
         ...(at.ready && !at.running ? [h("button", { type: "button", class: "primary", onclick: () => open(at.out).catch((err) => showFailure(err)) }, "Open")] : []),
@@ -98,6 +110,10 @@ export function mount(root) {
         epochs = records.length;
         pictures.replaceChildren(h("h3", {}, `Held-out pictures after epoch ${records.length}`), h("img", { src: `/api/start/preview?epoch=${epochs}`, alt: "held-out pictures before and after" }));
         charts.replaceChildren(...curves(records, at.epochs).slice(0, 2));
+      }
+      if (!at.running && first.running && at.ready && at.kind === "index" && !workspace.images) {
+        say("Opening it…"); // there is nothing else that a person could be looking at
+        await open(at.out);
       }
       if (!at.running) break;
       await pause(LOOK_MS);

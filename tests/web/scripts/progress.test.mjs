@@ -1,0 +1,28 @@
+// Progress in words: what a command wrote last, and how long the rest takes.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { duration, timeLeft } from "../../../src/autoencode/web/static/dom.js";
+import { stageOf } from "../../../src/autoencode/web/static/start.js";
+
+test("a line of a command is a stage with its numbers", () => {
+  const line = "packing: 1,200 of 2,000, 310 images/s, 3 s left";
+  assert.deepEqual(stageOf(line), { stage: "packing", done: 1200, total: 2000 });
+});
+
+test("a line without numbers is shown as it is, and none as the start", () => {
+  assert.deepEqual(stageOf("epoch 1/40  loss 0.1"), { stage: "epoch 1/40  loss 0.1", done: 0, total: 0 });
+  assert.equal(stageOf("").stage, "starting");
+});
+
+test("the time left follows from the pace, and is not told before there is one", () => {
+  assert.equal(timeLeft(50, 10_000, 150), ", about 30 s left");
+  assert.equal(timeLeft(50, 1_999, 150), "");
+  assert.equal(timeLeft(0, 10_000, 150), "");
+  assert.equal(timeLeft(200, 10_000, 0), "");
+});
+
+test("a duration has the unit that a person would choose", () => {
+  assert.deepEqual([0.2, 89, 120, 5400].map(duration), ["1 s", "89 s", "2 min", "1.5 h"]);
+});
