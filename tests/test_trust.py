@@ -99,8 +99,7 @@ OPENED = {
     ("index/lance/tables.py", "path.read_bytes"): 1,  # likewise
     ("data/decoders.py", "np.memmap"): 1,  # digests that the same command wrote
     ("export.py", "onnxruntime.InferenceSession"): 1,  # the bytes of a model that was just exported
-    ("models/model_file.py", "safetensors.safe_open"): 2,  # after `check_file`, as the next two
-    ("data/tables.py", "parquet.read_table"): 1,
+    ("models/model_file.py", "safetensors.safe_open"): 2,  # after `check_file`, as the next
     ("models/backbones.py", "onnxruntime.InferenceSession"): 1,
     ("models/judge.py", "onnxruntime.InferenceSession"): 1,  # of an installed package
     ("trial.py", "onnxruntime.InferenceSession"): 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,30 @@ def test_a_list_that_names_itself_is_one_of_its_files(tmp_path: Path) -> None:
     listing.write_text("a.png\npaths.txt\ntable.csv\n")
     assert list(expanded(listing)) == list(expanded([listing])) == [image, listing, table]
     assert list(expanded([table])) == [image]
+
+
+def test_a_small_table_of_many_equal_rows_takes_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("autoencode.data.tables.TEXT_BYTES", 10**8)
+    table = tmp_path / "table.parquet"
+    parquet.write_table(pa.table({"path": ["a" * 1000 + ".png"] * 50_000}), table)
+    (tmp_path / "table.csv").write_text("path\n" + "a.png\n" * 50_000)
+    assert table.stat().st_size < 10_000
+    for given in (table, tmp_path / "table.csv"):
+        tracemalloc.start()
+        try:
+            assert len(listed(given).names) == 1
+            assert tracemalloc.get_traced_memory()[1] < 8e6
+        finally:
+            tracemalloc.stop()
+    monkeypatch.setattr("autoencode.data.tables.TEXT_BYTES", 10**7)
+    with pytest.raises(
+        ImageFolderError, match="it holds more than 10,000,000 bytes of text"
+    ):
+        listed(table)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 
 from autoencode.atomic import plain_cell
 from autoencode.errors import ConfigError, ImageFolderError, MissingExtraError
-from autoencode.untrusted import TEXT_BYTES, check_file, open_file, read_file
+from autoencode.untrusted import TEXT_BYTES, open_file, read_file
 
 TABLES = (".csv", ".tsv", ".parquet")
 LISTS = (".txt", ".lst")
 _COLUMNS = ("path", "label", "split", "mask")
+# A Parquet file stores equal cells once, and may hold a thousand million rows in some kilobytes: a few are
+# read at once, and no more than a text of the longest length would hold.
+_PARQUET_ROWS, _ROW_BYTES = 1024, 32
 
 
 class Row(NamedTuple):
@@ -68,23 +71,35 @@ def _is_empty(cell: object) -> bool:
     return cell is None or cell == "" or cell != cell
 
 
-def _read(table: Path) -> Iterable[Mapping[str, Any]]:
+def _read(table: Path) -> Iterator[Mapping[str, Any]]:
+    # One row after the other: of a small file that says the same a hundred million times, too.
     try:
-        if table.suffix.lower() == ".parquet":
-            try:
-                from pyarrow import parquet
-            except ImportError as err:
-                raise MissingExtraError("tables", f"Reading {table}") from err
-            check_file(table)
-            rows: list[dict[str, Any]] = parquet.read_table(table).to_pylist()
-            return rows
-        with io.TextIOWrapper(
-            open_file(table, TEXT_BYTES), "utf-8-sig", errors="surrogateescape", newline=""
-        ) as file:
-            read = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-            return [{name: plain_cell(cell) for name, cell in row.items()} for row in read]
-    except (OSError, csv.Error, ValueError) as err:
-        raise ImageFolderError(f"{table} cannot be read as a table: {err}.") from err
+        yield from (_of_parquet if table.suffix.lower() == ".parquet" else _of_text)(table)
+    except (OSError, csv.Error, ValueError, NotImplementedError, MemoryError) as err:
+        raise ImageFolderError(f"{table} cannot be read as a table: {err}.".replace("\n", " ")) from err
+
+
+def _of_text(table: Path) -> Iterator[Mapping[str, Any]]:
+    opened = open_file(table, TEXT_BYTES)
+    with io.TextIOWrapper(opened, "utf-8-sig", errors="surrogateescape", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ","):
+            yield {name: plain_cell(cell) for name, cell in row.items()}
+
+
+def _of_parquet(table: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as err:
+        raise MissingExtraError("tables", f"Reading {table}") from err
+    with open_file(table) as opened, parquet.ParquetFile(opened) as file:
+        known = [name for name in file.schema_arrow.names if name.strip().lower() in _COLUMNS]
+        length = 0
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=known or None):
+            rows = batch.to_pylist()
+            length += sum(_ROW_BYTES + len(str(cell)) for row in rows for cell in row.values())
+            if length > TEXT_BYTES:
+                raise ValueError(f"it holds more than {TEXT_BYTES:,} bytes of text")
+            yield from rows
 
 
 def rows_of_frame(given: object) -> Iterable[Mapping[str, Any]] | None:
