@@ -241,9 +241,7 @@ def test_a_small_table_of_many_equal_rows_takes_little_memory(
         finally:
             tracemalloc.stop()
     monkeypatch.setattr("autoencode.data.tables.TEXT_BYTES", 10**7)
-    with pytest.raises(
-        ImageFolderError, match="it holds more than 10,000,000 bytes of text"
-    ):
+    with pytest.raises(ImageFolderError, match="it holds more than 10,000,000 bytes of text"):
         listed(table)
 
 
