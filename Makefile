@@ -74,6 +74,8 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps $(TORCH_FLAGS) -c constraints-cpu.txt torch
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints-cpu.txt -e ".[demo,eval,map,onnx,tensorboard,web,dev]"
+# Checks the types of the page's scripts; without npm, or offline, its test is skipped.
+	command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .venv typescript@5.9.3 || true
 	touch $@
 
 .venv/docs-installed: .venv/installed

@@ -1,9 +1,10 @@
-"""The scripts of the page that need no page: their own tests, run by Node."""
+"""The scripts of the page that need no page: their own tests, run by Node, and their types."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,4 +24,14 @@ def test_a_script_does_what_its_tests_say(script: Path) -> None:
     done = subprocess.run(
         [node, "--no-warnings", "--test", str(script)], capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_types_of_the_scripts_agree() -> None:
+    # `make test` puts it there if npm is at hand: PyPI has no TypeScript.
+    found = shutil.which("tsc", path=str(Path(sys.prefix) / "node_modules" / ".bin")) or shutil.which("tsc")
+    if found is None or shutil.which("node") is None:
+        pytest.skip("TypeScript is not installed: npm install --prefix .venv typescript@5")
+    command = [found, "--project", str(Path(__file__).with_name("scripts"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

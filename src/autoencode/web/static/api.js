@@ -13,6 +13,7 @@ export class Failure extends Error {
     super(text);
     this.status = status;
     this.commands = commands;
+    this.retryAfter = 1; // seconds
   }
 }
 

@@ -178,7 +178,7 @@ export function mount(root) {
       if (isTyping(event) && !(event.key === "a" && (event.ctrlKey || event.metaKey) && !/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName))) return;
       const focused = document.activeElement?.closest?.(".selectable .picture");
       if (event.key === " " && focused) {
-        const position = positionOf(focused.dataset.picture);
+        const position = positionOf(focused.getAttribute("data-picture"));
         if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
         else selection.toggle(position);
       } else if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll().catch((err) => showFailure(err));

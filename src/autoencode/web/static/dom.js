@@ -21,13 +21,15 @@ function filled(element, props, children) {
   return element;
 }
 
+let saying = null; // when the message goes
+
 /** Show a message for a few seconds; screen readers read it, too. */
 export function say(text) {
   const status = document.getElementById("status");
   status.textContent = text;
   status.classList.add("shown");
-  clearTimeout(say.timer);
-  say.timer = setTimeout(() => status.classList.remove("shown"), 5000);
+  clearTimeout(saying);
+  saying = setTimeout(() => status.classList.remove("shown"), 5000);
 }
 
 /** Announce a change to screen readers alone. */
@@ -40,11 +42,11 @@ export function announce(text) {
  * focused, or the one that `otherwise` returns.
  */
 export function keepingFocus(place, change, otherwise) {
-  const before = place.contains(document.activeElement) ? document.activeElement : null;
+  const before = place.contains(document.activeElement) ? /** @type {HTMLElement} */ (document.activeElement) : null;
   change();
   if (!before || before.isConnected) return;
   const name = before.dataset.focus;
-  const same = name && [...place.querySelectorAll("[data-focus]")].find((element) => element.dataset.focus === name);
+  const same = name && [...place.querySelectorAll("[data-focus]")].find((element) => element.getAttribute("data-focus") === name);
   (same || otherwise()).focus();
 }
 

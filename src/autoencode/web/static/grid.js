@@ -22,7 +22,7 @@ export function arrowKeys(grid, tiles = ".picture") {
     if (tile) stop(tile);
   });
   grid.addEventListener("keydown", (event) => {
-    const tile = /** @type {HTMLElement} */ (event.target).closest(tiles);
+    const tile = /** @type {HTMLElement | null} */ (/** @type {HTMLElement} */ (event.target).closest(tiles));
     if (!tile || event.ctrlKey || event.metaKey || event.altKey) return;
     const found = all();
     const to = target(event.key, found.indexOf(tile), found.length, columnsOf(found));
@@ -77,7 +77,7 @@ export function rectangle(grid, tiles, select) {
     if (drawn) {
       const area = drawn.getBoundingClientRect();
       drawn.remove();
-      select([...grid.querySelectorAll(tiles)].filter((tile) => touches(area, tile.getBoundingClientRect())), event);
+      select(/** @type {HTMLElement[]} */ ([...grid.querySelectorAll(tiles)]).filter((tile) => touches(area, tile.getBoundingClientRect())), event);
       // The release is a click on what lies under it, which nobody meant.
       addEventListener("click", swallow, { capture: true, once: true });
       setTimeout(() => removeEventListener("click", swallow, { capture: true }));

@@ -64,7 +64,7 @@ function open() {
   current = chosen;
   shown[chosen].root.hidden = false;
   shown[chosen].show?.(params);
-  for (const link of document.querySelectorAll("#tabs a")) {
+  for (const link of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("#tabs a"))) {
     if (link.id === `to-${chosen}`) {
       link.setAttribute("aria-current", "page");
       // Not scrollIntoView: browsers would then continue the Tab key from this link, past the link to the content.

@@ -22,7 +22,16 @@ const NAMED = 24; // labels whose names are written on the map
 export class MapView {
   constructor(root, about, points, load) {
     const mode = about.labels.length ? "label" : about.scored ? "score" : workspace.kind ? "split" : "none";
-    Object.assign(this, { about, points, load, mode, layout: "pca", isLasso: false, path: null, hasPictures: true });
+    this.about = about;
+    this.points = points;
+    this.load = load;
+    this.mode = mode;
+    this.layout = "pca";
+    this.isLasso = false;
+    this.hasPictures = true;
+    this.path = null; // of the outline that is being drawn
+    this.names = null; // of the labels, and where they are written
+    this.picks = null; // the points that have thumbnails
     this.tiles = new Tiles(about.letter, () => this.draw());
     this.priority = priorities(points.count);
     this.pointers = new Map();
@@ -128,7 +137,10 @@ export class MapView {
       if (signal.aborted) return;
       points.choose(selection.positions());
       const before = this.points;
-      Object.assign(this, { layout, about, points, names: null, picks: null });
+      this.layout = layout;
+      this.about = about;
+      this.points = points;
+      this.names = this.picks = null;
       points.score.set(before.score);
       this.layouts.value = layout;
       this.#glide(before);
@@ -355,10 +367,12 @@ export class MapView {
     this.context.stroke();
   }
 
+  /** @param {number} x @param {number} y @returns {[number, number]} in pixels of the canvas */
   #toScreen(x, y) {
     return [(x - this.x) * this.scale + this.canvas.width / 2, (y - this.y) * this.scale + this.canvas.height / 2];
   }
 
+  /** @param {{clientX: number, clientY: number}} event @returns {[number, number]} in units of the map */
   #toMap(event) {
     const box = this.canvas.getBoundingClientRect();
     return [

@@ -35,7 +35,7 @@ export const tiles = {
 function showTiles() {
   document.documentElement.style.setProperty("--tile", `${tiles.size}px`);
   const side = neededSide(tiles.size, devicePixelRatio || 1);
-  for (const shown of document.querySelectorAll(".grid.sized img[data-id]")) {
+  for (const shown of /** @type {NodeListOf<HTMLImageElement>} */ (document.querySelectorAll(".grid.sized img[data-id]"))) {
     const src = tiles.isModelsView ? imageUrl(shown.dataset.id) : originalUrl(shown.dataset.id, side);
     if (shown.getAttribute("src") !== src) shown.src = src;
   }
@@ -88,7 +88,7 @@ export function pictureButton(picture, { caption = null, onclick = null, title =
 }
 
 /** A grid of pictures to press, in the size that the slider has. */
-export function pictureGrid(pictures, caption = () => null) {
+export function pictureGrid(pictures, caption = (_) => null) {
   return h("div", { class: "grid sized" }, pictures.map((picture) => pictureButton(picture, { list: pictures, caption: caption(picture) })));
 }
 

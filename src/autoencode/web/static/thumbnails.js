@@ -52,11 +52,13 @@ export class Tiles {
 
   /** @param {string} letter of the collection @param {() => void} arrived called when there are more */
   constructor(letter, arrived) {
-    Object.assign(this, { letter, arrived });
+    this.letter = letter;
+    this.arrived = arrived;
   }
 
   /** The sheet of a thumbnail with its place there, or undefined; a smaller one until the right one comes.
-   * @param {number} i @param {number} side @returns {[HTMLImageElement, number, number, number] | undefined} */
+   * @param {number} i @param {number} side
+   * @returns {{tile: [HTMLImageElement, number, number, number], isEnough: boolean} | undefined} */
   get(i, side) {
     const wanted = SIDES.find((one) => one >= side) ?? SIDES.at(-1);
     const tile = this.#kept.get(i);

@@ -152,7 +152,9 @@ class Stage {
 
   show(picture, part, alt) {
     const isSame = this.id === picture.id;
-    Object.assign(this, { id: picture.id, part, side: 0 });
+    this.id = picture.id;
+    this.part = part;
+    this.side = 0;
     this.picture.alt = alt;
     if (!isSame) this.view = FITTING;
     this.element.classList.add("waiting");
