@@ -233,7 +233,7 @@ def _update(outcome: Outcome, folder: Path) -> None:
     make_images(images, CHANGES, first=outcome.cases * CHANGES)
     for path in sorted(images.rglob("*.png"), key=lambda path: path.name)[: -8 * CHANGES]:
         path.unlink()
-    build_index(images, folder / "changing-index", folder / "killed" / "model.safetensors")
+    build_index(images, folder / "changing-index", folder / "killed" / "model.safetensors", embedding="code")
     there = set(images.rglob("*.png"))
     found = open_index(folder / "changing-index").search(folder / "images" / "class 0" / "0000.png", 99)
     listed = {neighbour.path for neighbour in found.results[0].found}

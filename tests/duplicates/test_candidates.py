@@ -38,7 +38,7 @@ def test_mirrored_copies_are_candidates(
     sketches: Sketches, exact_limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "_EXACT_LIMIT", exact_limit)
-    pairs = {tuple(pair) for pair in candidates.find_candidates(sketches).tolist()}
+    pairs = {tuple(pair) for pair in candidates.find_candidates(sketches).pairs.tolist()}
     planted = {(row, COUNT - COPIED + row) for row in range(COPIED)}
     assert planted <= pairs
     assert all(first < second for first, second in pairs)

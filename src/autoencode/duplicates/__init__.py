@@ -188,8 +188,9 @@ def _found(
     def read(row: int, wanted: Preprocessing = SQUARE) -> NDArray[np.uint8]:
         return read_image(Path(sketches.names[row]), wanted, limits)
 
-    pairs, digests = find_candidates(sketches), sketches.digests
-    verifier = Verifier(sketches, read, is_thorough=len(pairs) <= _THOROUGH_PAIRS)
+    candidates, digests = find_candidates(sketches), sketches.digests
+    verifier = Verifier(sketches, read, is_thorough=len(candidates.pairs) <= _THOROUGH_PAIRS)
+    pairs = candidates.pairs if verifier.is_thorough else verifier.screened(candidates)
     # How far apart two images may be depends on how thoroughly was looked.
     name = "thorough" if verifier.is_thorough else "likely"
     matches = remembered(verifier.verify, pairs, digests, name, folder, stage("comparing"))

@@ -6,12 +6,15 @@ where it asks for itself askew, without its border, and for windows again, so th
 images are as like each other as pages of text; and by features of a pretrained network, for crops that are no
 such window. A thumbnail is compared by its lowest frequencies.
 
-Shapes: N images, D dimensions, P pairs.
+A view by which a pair is found is a guess of where the one image is in the other: a map, see `registration`.
+
+Shapes: N images, B of a block, D dimensions, P pairs, M guesses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -20,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from autoencode.duplicates.registration import turned, warped
+from autoencode.duplicates.registration import inverse, onto_box, orientations, turned, warped
 from autoencode.duplicates.sketches import THUMBNAIL, Sketches
 from autoencode.index.neighbours import VectorSpace, configure_faiss, fit_vector_space
 
@@ -47,67 +50,105 @@ _ANGLES = (-4.5, -3.0, -1.5, 1.5, 3.0, 4.5)  # degrees: half a step moves a corn
 
 Floats = NDArray[np.float32]
 Pairs = NDArray[np.int64]
+Found = tuple[Pairs, Floats]
 
 
-def find_candidates(sketches: Sketches) -> Pairs:
-    """Return pairs of rows (P, 2) that may be copies, each once, the lower row first, in order."""
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs of images that may be copies.
+
+    Attributes:
+        pairs: (P, 2) rows, each pair once, the lower row first, in order.
+        guessed: (M,) which pair each guess is of, in order; pairs found by features alone have none.
+        guesses: (M, 2, 3) maps from the first image of the pair to the second.
+    """
+
+    pairs: Pairs
+    guessed: NDArray[np.int64]
+    guesses: Floats
+
+
+def find_candidates(sketches: Sketches) -> Candidates:
+    """Return the pairs that may be copies, with guesses of where the one image is in the other."""
     count = len(sketches)
     if count < 2:
-        return np.zeros((0, 2), np.int64)
+        return _candidates([(np.zeros((0, 2), np.int64), np.zeros((0, 2, 3), np.float32))])
     # Few images have few neighbours that only look alike, and each pair costs 10 ms.
     k = min(count - 1, 16 if count <= _EVERY_VIEW else 8 if count <= 5000 else 6 if count <= 20_000 else 4)
     codes = np.concatenate([_codes(thumbs, *_full()) for thumbs in _blocks(sketches.thumbnails)])
     found = [_neighbours(codes, fit_vector_space(codes, "cosine"), _views(sketches), k, LEAST_THUMBNAIL)]
     # Parts on one background differ in what is left after whitening.
-    own = ((start, view) for start, view in _views(sketches, windows=False))
-    found.append(_neighbours(codes, fit_vector_space(codes, "whitened"), own, k // 2, LEAST_WHITENED))
+    whole = _views(sketches, windows=False)
+    found.append(_neighbours(codes, fit_vector_space(codes, "whitened"), whole, k // 2, LEAST_WHITENED))
     middle = np.concatenate([_codes(thumbs, *_middle(_WHOLE)) for thumbs in _blocks(sketches.thumbnails)])
     space = fit_vector_space(middle, "whitened")
     found.append(_neighbours(middle, space, _middle_views(sketches), k // 2, LEAST_WHITENED))
-    features = _principal(sketches.features)
-    own = ((start, features[start : start + _BLOCK]) for start in range(0, count, _BLOCK))
+    features, nowhere = _principal(sketches.features), np.full((2, 3), np.nan, np.float32)
+    own = ((start, features[start : start + _BLOCK], nowhere) for start in range(0, count, _BLOCK))
+    # Where an image has many likes, what features alone find is seldom a copy.
+    k = k if count <= _EXACT_LIMIT else k // 2
     found.append(_neighbours(features, fit_vector_space(features, "cosine"), own, k, LEAST_FEATURES))
-    pairs = np.concatenate(found)
-    return np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+    return _candidates(found)
+
+
+def _candidates(found: list[Found]) -> Candidates:
+    """Join what searches found: pairs (P, 2), maps (P, 2, 3) from the second to the first, NaN if unknown."""
+    pairs, maps = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    is_turned = pairs[:, 0] > pairs[:, 1]
+    pairs = np.sort(pairs, axis=1)
+    count = int(pairs.max(initial=0)) + 1
+    keys, which = np.unique(pairs @ [count, 1], return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    order = order[np.isfinite(maps[order, 0, 0])]
+    guesses = torch.from_numpy(maps[order])
+    guesses = torch.where(torch.from_numpy(is_turned[order])[:, None, None], guesses, inverse(guesses))
+    return Candidates(np.stack(np.divmod(keys, count), 1), which[order], guesses.numpy())
 
 
 def _neighbours(
-    codes: Floats, space: VectorSpace, queries: Iterator[tuple[int, Floats]], k: int, least: float
-) -> Pairs:
-    """Return pairs of rows (P, 2): of each image those that are most similar to any view of it.
+    codes: Floats, space: VectorSpace, queries: Iterator[tuple[int, Floats, Floats]], k: int, least: float
+) -> Found:
+    """Return pairs of rows (P, 2), and maps (P, 2, 3) from the second to the first, see `_views`.
+
+    Of each image those are the second that are most similar to any view of it.
 
     Args:
         codes: (N, D).
         space: in which they are compared.
-        queries: (first row, codes) of blocks of views.
+        queries: (first row, codes, maps) of blocks of views.
         k: neighbours of a view; of a large folder, of all views of an image together.
         least: similarity of a pair.
     """
     index = _index(space.vectors(codes))
-    best: dict[int, tuple[Floats, NDArray[np.int64]]] = {}
-    for start, view in queries:
+    best: dict[int, tuple[NDArray[Any], ...]] = {}
+    for start, view, maps in queries:
         scores, rows = index.search(space.vectors(view), k + 1)
         own = np.arange(start, start + len(view))[:, None]
         scores = np.where((rows >= 0) & (rows != own), scores, -1).astype(np.float32)
-        if start in best:
-            scores, rows = np.hstack([best[start][0], scores]), np.hstack([best[start][1], rows])
-        best[start] = (scores, rows) if len(codes) <= _EVERY_VIEW else _most_similar(scores, rows, k)
-    found = [np.zeros((0, 2), np.int64)]
-    for start, (scores, rows) in best.items():
+        every = np.broadcast_to(maps[..., None, :, :], (*rows.shape, 2, 3))
+        both = [*([best[start]] if start in best else []), (scores, rows, every)]
+        joined = tuple(np.concatenate(parts, axis=1) for parts in zip(*both, strict=True))
+        best[start] = joined if len(codes) <= _EVERY_VIEW else _most_similar(joined, k)
+    pairs, where = [], []
+    for start, (scores, rows, every) in best.items():
         one, rank = np.nonzero(scores >= least)
-        found.append(np.stack([one + start, rows[one, rank]], 1))
-    return np.concatenate(found)
+        pairs.append(np.stack([one + start, rows[one, rank]], 1))
+        where.append(every[one, rank])
+    return np.concatenate(pairs), np.concatenate(where)
 
 
-def _most_similar(scores: Floats, rows: NDArray[np.int64], k: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the k highest of each row of scores (B, n) of different neighbours (B, n), and these."""
+def _most_similar(found: tuple[NDArray[Any], ...], k: int) -> tuple[NDArray[Any], ...]:
+    """Return the k highest of each row of scores (B, n), with their different neighbours and maps."""
+    scores, rows, maps = found
     order = np.argsort(-scores, axis=1, kind="stable")
     scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     # One row of the folder may be near several views: its highest score counts.
     again = (rows[:, :, None] == rows[:, None, :]) & np.tri(rows.shape[1], k=-1, dtype=np.bool_)
     scores = np.where(again.any(2), -1, scores)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    last = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    chosen = np.take_along_axis(order, last, 1)[..., None, None]
+    kept = np.take_along_axis(scores, last, 1), np.take_along_axis(rows, last, 1)
+    return *kept, np.take_along_axis(maps, chosen, 1)
 
 
 def _index(vectors: Floats) -> Any:  # noqa: ANN401 - FAISS has no types
@@ -153,16 +194,27 @@ def _codes(thumbnails: Floats, rows: Floats, columns: Floats) -> Floats:
     return codes
 
 
-def _views(sketches: Sketches, *, windows: bool = True) -> Iterator[tuple[int, Floats]]:
-    """Yield (first row, codes) of blocks of images: in eight orientations, then by windows."""
-    bases = [(_basis(y, share), _basis(x, share)) for x, y, share in _WINDOWS] if windows else []
+def _views(sketches: Sketches, *, windows: bool = True) -> Iterator[tuple[int, Floats, Floats]]:
+    """Yield (first row, codes, map) of blocks of images: in eight orientations, then by windows.
+
+    The map, (2, 3) or (B, 2, 3), takes points of the view to points of the image.
+    """
+    bases = [(_basis(y, share), _basis(x, share), _window(x, y, share)) for x, y, share in _WINDOWS]
+    turns = np.pad(orientations().numpy(), ((0, 0), (0, 0), (0, 1)))
     for number, thumbs in enumerate(_blocks(sketches.thumbnails)):
         start = number * _BLOCK
-        for base in (thumbs, thumbs.transpose(0, 2, 1)):
-            for seen in (base, base[:, ::-1], base[:, :, ::-1], base[:, ::-1, ::-1]):
-                yield start, _codes(seen, *_full())
-        for rows, columns in bases:
-            yield start, _codes(thumbs, rows, columns)
+        for base, four in ((thumbs, turns[:4]), (thumbs.transpose(0, 2, 1), turns[4:])):
+            views = (base, base[:, :, ::-1], base[:, ::-1], base[:, ::-1, ::-1])
+            for seen, turn in zip(views, four, strict=True):
+                yield start, _codes(seen, *_full()), turn
+        for rows, columns, window in bases if windows else []:
+            yield start, _codes(thumbs, rows, columns), window
+
+
+def _window(x: float, y: float, share: float) -> Floats:
+    """Return the map (2, 3) from a window of an image, given in shares of its sides, to its frame."""
+    window: Floats = onto_box(torch.tensor([[x, y, x + share, y + share]]) * 2 - 1)[0].numpy()
+    return window
 
 
 def _middle(window: tuple[float, float, float]) -> tuple[Floats, Floats]:
@@ -172,19 +224,21 @@ def _middle(window: tuple[float, float, float]) -> tuple[Floats, Floats]:
     return _basis(y + edge, share * _MIDDLE), _basis(x + edge, share * _MIDDLE)
 
 
-def _middle_views(sketches: Sketches) -> Iterator[tuple[int, Floats]]:
-    """Yield (first row, codes) of blocks of images: of the middle askew, of the content, and of windows."""
-    windows = [_middle(window) for window in (_WHOLE, *_CENTRED, *_WINDOWS)]
+def _middle_views(sketches: Sketches) -> Iterator[tuple[int, Floats, Floats]]:
+    """Yield views like those of `_views`: of the middle, of windows, askew, and without a border."""
+    windows = [(*_middle(window), _window(*window)) for window in (_WHOLE, *_CENTRED, *_WINDOWS)]
     for number, thumbs in enumerate(_blocks(sketches.thumbnails)):
         start = number * _BLOCK
-        for rows, columns in windows:
-            yield start, _codes(thumbs, rows, columns)
+        for rows, columns, window in windows:
+            yield start, _codes(thumbs, rows, columns), window
         sizes = torch.from_numpy(sketches.sizes[start : start + _BLOCK]).float().clamp(min=1)
         aspect = sizes[:, 0] / sizes[:, 1]
         for angle in _ANGLES:
-            askew, _ = warped(torch.from_numpy(thumbs)[:, None], turned(angle, aspect), THUMBNAIL)
-            yield start, _codes(askew[:, 0].numpy(), *_middle(_WHOLE))
+            turn = turned(angle, aspect)
+            askew, _ = warped(torch.from_numpy(thumbs)[:, None], turn, THUMBNAIL)
+            yield start, _codes(askew[:, 0].numpy(), *_middle(_WHOLE)), turn.numpy()
         # A border is as wide as it is: each image has a window of its own.
+        onto = onto_box(torch.from_numpy(sketches.boxes[start : start + _BLOCK])).numpy()
         boxes = (sketches.boxes[start : start + _BLOCK] + 1) / 2
         framed = np.flatnonzero((boxes != [0, 0, 1, 1]).any(1))
         content = _codes(thumbs, *_middle(_WHOLE))
@@ -197,7 +251,7 @@ def _middle_views(sketches: Sketches) -> Iterator[tuple[int, Floats]]:
             )
             content[row] = _codes(thumbs[row : row + 1], *bases)[0]
         if len(framed):
-            yield start, content
+            yield start, content, onto
 
 
 def _principal(features: NDArray[np.float16]) -> Floats:

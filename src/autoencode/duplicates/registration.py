@@ -7,9 +7,9 @@ are refined to affine maps by Gauss-Newton steps, on images normalised by their 
 to fine (Baker & Matthews 2004); differences count less the larger they are, so that a watermark or an edit
 does not move the map.
 
-Shapes: P pairs, H hypotheses of a pair, S side. Grey images are (P, S, S) in [0, 1]. A map is (2, 3): it
-takes the point (x, y, 1) of the first image to the point of the second, both from -1 to 1 (the convention of
-`torch.nn.functional.affine_grid`).
+Shapes: P pairs, H hypotheses of a pair, O orientations, S side. Grey images are (P, S, S) in [0, 1]. A map
+is (2, 3): it takes the point (x, y, 1) of the first image to the point of the second, both from -1 to 1 (the
+convention of `torch.nn.functional.affine_grid`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,18 @@ def orientations() -> Tensor:
     for transpose in (torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])):
         turns += [transpose @ torch.diag(torch.tensor([x, y])) for y in (1.0, -1.0) for x in (1.0, -1.0)]
     return torch.stack(turns)
+
+
+def inverse(maps: Tensor) -> Tensor:
+    """Return the maps (..., 2, 3) of the way back."""
+    linear = torch.linalg.inv(maps[..., :2])
+    return torch.cat([linear, -linear @ maps[..., 2:]], -1)
+
+
+def onto_box(boxes: Tensor) -> Tensor:
+    """Return the maps (P, 2, 3) that take a frame to a box (P, 4): left, top, right, bottom, from -1 to 1."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([torch.diag_embed((high - low) / 2), (low + high)[..., None] / 2], -1)
 
 
 def oriented(images: Tensor) -> Tensor:
@@ -74,36 +86,39 @@ def contrast(images: Tensor, window: int = 5) -> Tensor:
     return centred / (spread + floor)
 
 
-def find_inside(templates: Tensor, canvases: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def find_inside(
+    templates: Tensor, canvases: Tensor, stretch: Tensor, tried: int = 8
+) -> tuple[Tensor, Tensor, Tensor]:
     """Find images inside others at coarse resolution.
 
     Args:
         templates: (P, 2 COARSE, 2 COARSE).
         canvases: (P, COARSE, COARSE).
         stretch: (P,), width over height of the template, over that of the canvas, in pixels of the files.
+        tried: O, how many of `orientations` to look for.
 
     Returns:
-        scores (P, 8) of the orientations; the sizes (P, 8, 2) of the template in the canvas, width and height
-        as shares of the side; and its centres (P, 8, 2), from -1 to 1.
+        scores (P, O) of the orientations; the sizes (P, O, 2) of the template in the canvas, width and height
+        as shares of the side; and its centres (P, O, 2), from -1 to 1.
     """
     bank, filled = _reductions()
-    in_all = oriented(templates)  # (P, 8, 2C, 2C)
+    in_all = oriented(templates)[:, :tried] if tried > 1 else templates[:, None]  # (P, O, 2C, 2C)
     scales = torch.tensor(SCALES)
     # In the four transposed orientations width and height are swapped.
-    log_stretch = stretch.log()[:, None] * torch.tensor([1.0] * 4 + [-1.0] * 4)
-    half = (log_stretch / 2).exp()[..., None]  # (P, 8, 1)
+    log_stretch = stretch.log()[:, None] * torch.tensor([1.0] * 4 + [-1.0] * 4)[:tried]
+    half = (log_stretch / 2).exp()[..., None]  # (P, O, 1)
     rx, ry = (scales * half), (scales / half)
     # The whole frame is tried too, as a picture may have been resized to another shape.
     one = torch.ones_like(rx[..., :1])
     rx, ry = torch.cat([rx, one], -1), torch.cat([ry, one], -1)
     clip = torch.maximum(rx, ry).clamp(min=1)
-    rx, ry = (rx / clip).clamp(_LEAST_SCALE, 1), (ry / clip).clamp(_LEAST_SCALE, 1)  # (P, 8, S)
+    rx, ry = (rx / clip).clamp(_LEAST_SCALE, 1), (ry / clip).clamp(_LEAST_SCALE, 1)  # (P, O, S)
 
     def index(r: Tensor) -> Tensor:
         return ((r / _LEAST_SCALE).log() / math.log(1 / _LEAST_SCALE) * (_BANK - 1)).round().long()
 
     ix, iy = index(rx), index(ry)
-    small = bank[iy] @ in_all[:, :, None] @ bank[ix].mT  # (P, 8, S, C, C)
+    small = bank[iy] @ in_all[:, :, None] @ bank[ix].mT  # (P, O, S, C, C)
     support = filled[iy][..., None] * filled[ix][..., None, :]
     count = support.sum((-1, -2), keepdim=True)
     small = (small - small.sum((-1, -2), keepdim=True) / count) * support
@@ -111,11 +126,12 @@ def find_inside(templates: Tensor, canvases: Tensor, stretch: Tensor) -> tuple[T
     spectrum = torch.fft.rfft2(canvases)[:, None, None] * torch.fft.rfft2(small).conj()
     products = torch.fft.irfft2(spectrum, s=(COARSE, COARSE))
     width, height = filled[ix].sum(-1).long(), filled[iy].sum(-1).long()
-    energy = _window_energy(canvases, width, height)
+    # Four orientations have the same windows, and the other four.
+    energy = _window_energy(canvases, width[:, ::4], height[:, ::4]).repeat_interleave(4, dim=1)[:, :tried]
     place = torch.arange(COARSE)
     fits = (place[:, None] + height[..., None, None] <= COARSE) & (place + width[..., None, None] <= COARSE)
     scores = (products / energy.clamp(min=1e-4)).masked_fill(~fits, -1)
-    best, where = scores.flatten(2).max(-1)  # (P, 8)
+    best, where = scores.flatten(2).max(-1)  # (P, O)
     size_at, position = where // COARSE**2, where % COARSE**2
 
     # The search moves a whole number of pixels; the size is that of the whole template, not of the
@@ -127,7 +143,7 @@ def find_inside(templates: Tensor, canvases: Tensor, stretch: Tensor) -> tuple[T
 
 
 def _window_energy(canvases: Tensor, width: Tensor, height: Tensor) -> Tensor:
-    """Return the norm of what a window, less its mean, holds at every place: (P, 8, S, C, C)."""
+    """Return the norm of what a window, less its mean, holds at every place: (P, O, S, C, C)."""
 
     def sums(values: Tensor) -> Tensor:
         table = F.pad(values.cumsum(-1).cumsum(-2), (1, 0, 1, 0)).flatten(1)  # (P, (C+1)^2)
@@ -147,28 +163,28 @@ def _window_energy(canvases: Tensor, width: Tensor, height: Tensor) -> Tensor:
     return (sums(canvases.square()) - sums(canvases).square() / count).clamp(min=0).sqrt()
 
 
-def coarse_maps(first: Tensor, second: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best maps (P, H, 2, 3) of pairs, and their scores (P, H), the best first.
+def coarse_maps(first: Tensor, second: Tensor, stretch: Tensor, *, upright: bool = False) -> Tensor:
+    """Return the best maps (P, H, 2, 3) of pairs, the best first.
 
     Args:
         first, second: (P, 2 COARSE, 2 COARSE), normalised by their contrast.
         stretch: (P,), width over height of the second image, over that of the first.
+        upright: whether to look for images that are neither mirrored nor turned.
     """
     half_first, half_second = (F.avg_pool2d(x[:, None], 2)[:, 0] for x in (first, second))
-    turns = orientations()
+    count = 1 if upright else 8
+    turns = orientations()[:count]
     # The second inside the first: u = D (a - c) / r.
-    score_in, size, centre = find_inside(second, half_first, stretch)
-    inverse = turns @ torch.diag_embed(1 / size)
-    inside = torch.cat([inverse, -(inverse @ centre[..., None])], -1)
+    score_in, size, centre = find_inside(second, half_first, stretch, count)
+    linear = turns @ torch.diag_embed(1 / size)
+    inside = torch.cat([linear, -(linear @ centre[..., None])], -1)
     # The first inside the second, turned: D^-1 u = c + r a if the template was turned, so a = D (v - c) / r.
-    score_out, size, centre = find_inside(first, half_second, 1 / stretch)
-    inverse = turns @ torch.diag_embed(1 / size)
-    outside = torch.cat([inverse, -(inverse @ centre[..., None])], -1)
-    linear = torch.linalg.inv(outside[..., :2])
-    outside = torch.cat([linear, -linear @ outside[..., 2:]], -1)
+    score_out, size, centre = find_inside(first, half_second, 1 / stretch, count)
+    linear = turns @ torch.diag_embed(1 / size)
+    outside = inverse(torch.cat([linear, -(linear @ centre[..., None])], -1))
     scores, maps = torch.cat([score_in, score_out], 1), torch.cat([inside, outside], 1)
-    best, which = scores.topk(HYPOTHESES, 1)
-    return maps.gather(1, which[..., None, None].expand(-1, -1, 2, 3)), best
+    which = scores.topk(min(HYPOTHESES, 2 * count), 1).indices
+    return maps.gather(1, which[..., None, None].expand(-1, -1, 2, 3))
 
 
 def warped(images: Tensor, maps: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -200,13 +216,13 @@ def refined(first: Tensor, second: Tensor, maps: Tensor, steps: int) -> tuple[Te
     axis = (torch.arange(side) + 0.5) / side * 2 - 1
     x, y = axis.expand(side, side), axis[:, None].expand(side, side)
     points = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, n)
-    pad = F.pad(second[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    # Per unit of the coordinates, which are 2 / S apart.
-    slopes = [
-        (pad[:, 1:-1, 2:] - pad[:, 1:-1, :-2]) * side / 4,
-        (pad[:, 2:, 1:-1] - pad[:, :-2, 1:-1]) * side / 4,
-    ]
-    layers = torch.stack([second, *slopes], 1)
+    layers = second[:, None]
+    if steps:  # no slope is needed to see how well a map fits
+        pad = F.pad(layers, (1, 1, 1, 1), mode="replicate")
+        # Per unit of the coordinates, which are 2 / S apart.
+        across = (pad[..., 1:-1, 2:] - pad[..., 1:-1, :-2]) * side / 4
+        down = (pad[..., 2:, 1:-1] - pad[..., :-2, 1:-1]) * side / 4
+        layers = torch.cat([layers, across, down], 1)
     target = first.flatten(1)
     best, best_score = maps, torch.full((count,), -1.0)
     for step in range(steps + 1):

@@ -99,7 +99,7 @@ def sketch_files(
         OutputError: the sketches cannot be written.
     """
     named = [_described(path) for path in paths]
-    blocks = list(_kept_blocks(kept_in))
+    blocks = list(kept_blocks(kept_in))
     known: dict[tuple[str, int, int], tuple[int, int]] = {}
     for number, block in enumerate(blocks):
         for row, (name, size, time) in enumerate(
@@ -226,7 +226,7 @@ def _write_block(path: Path, block: Sketches) -> None:
         np.savez(file, texts=np.frombuffer(texts.encode(), np.uint8), **arrays)
 
 
-def _kept_blocks(folder: Path | None) -> Iterator[Sketches]:
+def kept_blocks(folder: Path | None) -> Iterator[Sketches]:
     """Yield the blocks that can be read; others are made again."""
     if folder is None:
         return
