@@ -105,7 +105,7 @@ def test_every_command_of_the_page_runs(
 
 FIRST_ANSWERS = {
     "photos": "autoencode train photos",
-    "search photos photos/a.jpg": "--out photos.index",
+    "info photos": "autoencode index photos",
     "info good": "20 images",
     "info runs/photos --json": '"fingerprint"',
 }

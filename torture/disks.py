@@ -55,7 +55,7 @@ COMMANDS: dict[str, Arguments] = {
     ),
     "transfer": lambda had, out: ("transfer", had / "run", had / "images", "--out", out / "classifier"),
     "evaluate": lambda had, out: ("evaluate", had / "run", "--out", out / "numbers.json"),
-    "export": lambda had, out: ("export", had / "run", "--onnx", out / "onnx"),
+    "export": lambda had, out: ("export", had / "run", "--out", out / "onnx"),
     "paper": lambda had, out: (
         *("paper", had / "images", "--size", "16", "--budget", "0.01", "--only", "ae"),
         *("--out", out / "paper"),

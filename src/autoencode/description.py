@@ -126,7 +126,7 @@ def _images(path: str) -> Description:
         f"a folder of {len(listing.names):,} images{labels}{f'; {listing.note}' if listing.note else ''}",
         f"{reason}; training would read them as {chosen}",
         f"skipped {types}" if types else "",
-        f"autoencode train {given}, autoencode index {given} --out {shlex.quote(Path(path).name)}.index",
+        f"autoencode train {given}, autoencode index {given}",
         {
             "images": len(listing.names),
             "preprocessing": chosen.to_json(),

@@ -98,7 +98,7 @@ def test_the_version_is_printed(autoencode: Command) -> None:
     [
         ("trian",),
         ("train",),
-        ("pack", "x"),
+        ("pack",),
         ("reconstruct", "model", "--out", "x"),
         ("train", "x", "--out", "y", "--epochs", "many"),
         ("train", "x", "--out", "y", "--kind", "gan"),
@@ -129,7 +129,7 @@ def test_wrong_usage_exits_with_2(
         ("my-photos", "No such command 'my-photos'. "),
         ("trian", "No such command 'trian'. Did you mean 'train'"),
         ("'my photos'", "No such command 'my photos'. To train on a folder: autoencode train 'my photos'. To "
-         "search in it: autoencode index 'my photos' --out 'my photos.index'. To find copies: autoencode "
+         "search in it: autoencode index 'my photos'. To find copies: autoencode "
          "duplicates 'my photos' "),
         ("a.jpg", "No such command 'a.jpg'. To see what a model, a pack or an index is: "),
         ("info -no.jpg", "No such option or file: -no.jpg "),
@@ -237,7 +237,7 @@ def test_searching_in_a_folder_of_images_says_how_to_index_it(
     autoencode: Command, photos: Path, tmp_path: Path
 ) -> None:
     found = autoencode("search", photos, "x.jpg")
-    assert_one_line(found, f"No index at {photos}. ", "autoencode index FOLDER --out photos.index")
+    assert_one_line(found, f"No index at {photos}. ", f"index it first: autoencode index {photos}")
 
 
 def test_shells_complete_commands(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Command
 
-from autoencode import ConfigError, Limits, Pack, Run, pack_folder
+from autoencode import ConfigError, Limits, Pack, Run, fit_prior, load_model, pack_folder, save_model
 from autoencode.cli import options
 from autoencode.configuration import ResizeMode
 
@@ -71,3 +72,53 @@ def test_a_smaller_limit_on_pixels_keeps_that_on_bytes_and_a_larger_one_raises_i
 def test_the_limit_is_stated_in_the_help() -> None:
     _, declared = typing.get_args(options.MaxPixels)
     assert f"Default: {Limits().max_pixels:,}." in declared.help
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ("reconstruct RUN IMAGES", "results/reconstruct-run/reconstructions.csv"),
+        ("morph RUN IMAGES/000.png IMAGES/003.png", "results/morph-run.gif"),
+        ("generate RUN -n 2", "results/generate-run/grid.png"),
+        ("features RUN IMAGES/000.png", "results/features-run/layers.csv"),
+        ("embed RUN IMAGES", "results/embed-coast.npz"),
+        ("export RUN", "results/export-run/encoder.onnx"),
+        ("pack IMAGES --size 32", "results/pack-coast.pack/pack.json"),
+        ("index IMAGES", "indexes/coast/index.safetensors"),
+    ],
+)
+def test_every_command_has_a_place_for_its_results(
+    command: str,
+    made: str,
+    autoencode: Command,
+    trained: Run,
+    tiny_pack: Pack,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    model = load_model(trained.model_path)
+    fit_prior(model, tiny_pack)
+    save_model(run / "model.safetensors", model, model.provenance)
+    words = command.replace("RUN", str(run)).replace("IMAGES", str(photos / "coast")).split()
+    result = autoencode(*words)
+    assert result.code == 0, result.err
+    assert (tmp_path / made).is_file()
+    assert made.rpartition("/")[0] in result.out
+
+
+def test_results_of_two_calls_are_kept_but_for_a_command_that_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "runs" / "photos" / "model.safetensors"
+    first = options.out_or_default(None, "generate", model)
+    assert first == Path("results/generate-photos")
+    first.mkdir(parents=True)
+    assert options.out_or_default(None, "generate", model.parent) == Path("results/generate-photos-2")
+    assert options.out_or_default(None, "generate", model, continues=True) == first
+    assert options.out_or_default(None, "morph", model, ".gif") == Path("results/morph-photos.gif")
+    assert options.out_or_default(None, "restore", [tmp_path / "a.jpg"]) == Path("results/restore-a.jpg")
+    assert options.out_or_default(Path("new"), "generate", model) == Path("new")

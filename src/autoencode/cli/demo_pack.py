@@ -59,7 +59,12 @@ def demo(
 
 def pack(
     folder: Source,
-    out: Annotated[str, typer.Option(help="The pack: a folder or a URL. Run again to update it.")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="The pack: a folder or a URL. Run again to update it. Default: results/pack-NAME.pack."
+        ),
+    ] = None,
     size: Size = None,
     resize_mode: Resize = None,
     background: Background = None,
@@ -75,6 +80,8 @@ def pack(
     """Decode every image of a folder once, for fast training."""
     from autoencode.data.pack import pack_folder
 
+    if out is None:
+        out = str(options.out_or_default(None, "pack", folder, ".pack", continues=True))
     asked = options.preprocessing(size, resize_mode, background) | options.value_range(values)
     limits = options.limits(max_pixels)
     with counting("packing") as progress:

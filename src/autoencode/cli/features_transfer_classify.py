@@ -23,16 +23,20 @@ def features(
     model: Model,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for a grid of maps of each layer, a sheet of all layers, and a table."),
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder for a grid of maps of each layer, a sheet of all layers, and a table. Default: "
+            "results/features-NAME."
+        ),
+    ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Draw the feature maps of an image in each convolution layer of the encoder."""
     from autoencode import feature_maps as application
     from autoencode.models.model_file import load_model
 
-    made = application.features(load_model(model), image, out, limits=options.limits(max_pixels))
+    loaded, out = load_model(model), options.out_or_default(out, "features", model)
+    made = application.features(loaded, image, out, limits=options.limits(max_pixels))
     for number, layer in enumerate(made.layers, 1):
         channels, height, width = layer.maps.shape
         field = "x".join(map(str, layer.receptive_field_px))
@@ -48,7 +52,10 @@ def features(
 def transfer(
     model: Model,
     labelled: Annotated[Path, typer.Argument(help="A folder with a sub-folder of images for each class.")],
-    out: Annotated[Path, typer.Option(help="Folder for the classifier and the comparison.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the classifier and the comparison. Default: results/transfer-NAME."),
+    ] = None,
     embedding: Annotated[
         Embedding | None,
         typer.Option(
@@ -67,9 +74,10 @@ def transfer(
     from autoencode.models.model_file import load_model
     from autoencode.transfer_learning.classifier import CLASSIFIER_NAME
 
+    loaded, out = load_model(model), options.out_or_default(out, "transfer", labelled)
     with stages() as progress:
         made = application.transfer(
-            load_model(model),
+            loaded,
             labelled,
             out,
             embedding=embedding,

@@ -39,11 +39,12 @@ NEIGHBOURS = 10  # not the default of -k, which has to tell whether it was given
 def index(
     folder: Source,
     out: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The index; run again to update it. With --store lance also a URL, s3://bucket/index."
+            help="The index; run again to update it. With --store lance also a URL, s3://bucket/index. "
+            "Default: indexes/NAME."
         ),
-    ],
+    ] = None,
     store: Annotated[
         Store | None,
         typer.Option(
@@ -83,6 +84,8 @@ def index(
     ray: Ray = None,
 ) -> None:
     """Encode the images of a folder, to search among them."""
+    if out is None:
+        out = str(_default_index(folder[0]))
     if remove:
         # An option without effect would look as if it chose what is removed.
         if any(given is not None for given in (store, embedding, model, distance, max_pixels, ray)):
@@ -140,7 +143,7 @@ def search(
     from autoencode.data.preprocessing import WRITABLE
     from autoencode.index import open_index
 
-    opened = open_index(index, model)
+    opened = open_index(_index_of(index), model)
     # Here and below, notes go to stderr: a program reads the results on stdout.
     for source in opened.unfinished:
         say(f"Not all images of {source} are in the index yet: {opened.update_command}", err=True)
@@ -166,14 +169,14 @@ def add_to(program: typer.Typer) -> None:
     add_command(
         program,
         index,
-        "autoencode index photos --out photos.index",
+        "autoencode index photos",
         "autoencode index s3://bucket/photos.pack --store lance --out s3://bucket/index",
         keeps_memory=True,
     )
     add_command(
         program,
         search,
-        "autoencode search photos.index photos/a.jpg -k 5 --sheet found.png",
+        "autoencode search photos photos/a.jpg -k 5 --sheet found.png",
     )
 
 
@@ -185,6 +188,20 @@ def _remove(folder: Source, out: str) -> None:
     removed = remove_source(out, folder[0])
     say(f"{counted(removed, 'image')} removed from {out}")
     show_result({"path": out, "removed": removed})
+
+
+def _index_of(given: str) -> str:
+    """Return an index as it was given or, for a folder of images, the one that `index` made of it."""
+    from autoencode.index import store_at
+
+    made = _default_index(given)
+    return str(made) if Path(given).is_dir() and made.is_dir() and store_at(Path(given)) is None else given
+
+
+def _default_index(source: str) -> Path:
+    from autoencode.data.sources import name_of
+
+    return Path("indexes") / name_of(source)
 
 
 def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:

@@ -113,7 +113,12 @@ def evaluate(
 def embed(
     model: Model,
     images: Source,
-    out: Annotated[Path, typer.Option(help="The table: .parquet (extra tables), .npz or .csv.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The table: .parquet (extra tables), .npz or .csv. Default: results/embed-NAME.npz."
+        ),
+    ] = None,
     embedding: Annotated[
         str, typer.Option(help="code (of the model), pretrained features, or an ONNX file of an encoder.")
     ] = "code",
@@ -122,6 +127,7 @@ def embed(
     """Write the vector of each image, with its path, label and split, for other programs."""
     from autoencode.vectors import embed as application
 
+    out = options.out_or_default(out, "embed", images, ".npz")
     with counting("encoding") as progress:
         limits = options.limits(max_pixels)
         found = application(
@@ -135,7 +141,12 @@ def embed(
 
 def export(
     model: Model,
-    onnx: Annotated[Path, typer.Option(help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx. Default: results/export-NAME."
+        ),
+    ] = None,
     decoder: Decoder = "sharp",
 ) -> None:
     """Write a model as ONNX files, for programs without torch."""
@@ -144,7 +155,8 @@ def export(
 
     # Named, as a graph that was traced with one batch size may be wrong for another.
     batches = " and ".join(map(str, CHECKED_BATCHES))
-    files = export_onnx(load_model(model), onnx, decoder=decoder)
+    loaded, out = load_model(model), options.out_or_default(out, "export", model)
+    files = export_onnx(loaded, out, decoder=decoder)
     for file in files:
         say(
             f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "
@@ -247,7 +259,7 @@ def add_to(program: typer.Typer) -> None:
         "autoencode embed runs/photos photos --out codes.parquet",
         keeps_memory=True,
     )
-    add_command(program, export, "autoencode export runs/photos --onnx onnx")
+    add_command(program, export, "autoencode export runs/photos --out onnx")
 
 
 def _block(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:

@@ -72,10 +72,9 @@ def _first_commands(path: Path) -> str:
     given = shlex.quote(str(path))
     if path.is_file():
         return f"To see what a model, a pack or an index is: autoencode info {given}"
-    index = shlex.quote(f"{path.resolve().name}.index")
     return (
-        f"To train on a folder: autoencode train {given}. To search in it: autoencode index {given} --out "
-        f"{index}. To find copies: autoencode duplicates {given}"
+        f"To train on a folder: autoencode train {given}. To search in it: autoencode index {given}. "
+        f"To find copies: autoencode duplicates {given}"
     )
 
 

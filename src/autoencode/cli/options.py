@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autoencode.data.preprocessing import Limits
 
 
+RESULTS = Path("results")  # where a command without --out writes
 IMAGES, MACHINE, OUTPUT = "Images", "Machine", "Output"  # panels of --help
 _DASHED_FILE = re.compile(r"-[^-].*\.\w+")  # such as -dash.jpg
 
@@ -238,6 +239,40 @@ def value_range(text: str | None) -> dict[str, Any]:
 def one_or_all(given: list[str]) -> str | list[str]:
     """Return the one source that was given as it is, several as a list."""
     return given[0] if len(given) == 1 else given
+
+
+def out_or_default(
+    out: Path | None,
+    command: str,
+    source: Path | str | Sequence[Path | str],
+    ending: str = "",
+    *,
+    continues: bool = False,
+) -> Path:
+    """Return --out or, if it was left out, a place in the folder results that is named after the command.
+
+    Args:
+        out: what was given.
+        command: the name of the command.
+        source: the model or the images that the results are of; the first of several names them.
+        ending: of the file; "" for a folder.
+        continues: whether the command goes on with what an earlier call wrote. Otherwise the place gets a
+            number if there are results already: of two calls both are kept.
+    """
+    if out is not None:
+        return out
+    from autoencode.data.sources import name_of
+    from autoencode.models.model_file import MODEL_NAME
+
+    source = source if isinstance(source, str | Path) else source[0]
+    name = name_of(source.parent if isinstance(source, Path) and source.name == MODEL_NAME else source)
+    number, path = 1, RESULTS / f"{command}-{name}{ending}"
+    while not continues and path.exists():
+        number += 1
+        path = RESULTS / f"{command}-{name}-{number}{ending}"
+    if ending:
+        path.parent.mkdir(exist_ok=True)
+    return path
 
 
 def limits(max_pixels: int | None) -> Limits:

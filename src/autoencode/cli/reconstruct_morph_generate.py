@@ -16,7 +16,12 @@ from autoencode.configuration import Interpolation, PriorName
 def reconstruct(
     model: Model,
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder for the sheet, the table and the images.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the sheet, the table and the images. Default: results/reconstruct-NAME."
+        ),
+    ] = None,
     corrupt: Corrupt = None,
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
     decoder: Decoder = "sharp",
@@ -28,7 +33,7 @@ def reconstruct(
     from autoencode import reconstruction as application
     from autoencode.models.model_file import load_model
 
-    loaded = load_model(model)
+    loaded, out = load_model(model), options.out_or_default(out, "reconstruct", model)
     with counting("reconstructing") as progress:
         made = application.reconstruct(
             loaded,
@@ -62,7 +67,12 @@ def reconstruct(
 def morph(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Two or more image files, in order.")],
-    out: Annotated[Path, typer.Option(help="An animation (.gif, .webp) or a strip (.png, ...).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="An animation (.gif, .webp) or a strip (.png, ...). Default: results/morph-NAME.gif."
+        ),
+    ] = None,
     frames: Annotated[
         int | None,
         typer.Option(
@@ -80,8 +90,9 @@ def morph(
     from autoencode import morphing as application
     from autoencode.models.model_file import load_model
 
+    loaded, out = load_model(model), options.out_or_default(out, "morph", model, ".gif")
     made = application.morph(
-        load_model(model),
+        loaded,
         images,
         out,
         frames=frames,
@@ -96,7 +107,10 @@ def morph(
 
 def generate(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the grid and the images.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the grid and the images. Default: results/generate-NAME."),
+    ] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Images to make.", min=1)] = 64,
     prior: Annotated[
         PriorName | None,
@@ -124,7 +138,7 @@ def generate(
 
     if walk is not None:
         check_output(walk, WRITABLE)  # before the images are made, not after
-    loaded = load_model(model)
+    loaded, out = load_model(model), options.out_or_default(out, "generate", model)
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")

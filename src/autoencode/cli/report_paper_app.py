@@ -52,7 +52,13 @@ def report(
 
 def paper(
     folder: Annotated[Path, typer.Argument(help="Images; sub-folders are searched too.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page, its figures, numbers and models.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the page, its figures, numbers and models. Run again to go on after a stop. "
+            "Default: results/paper-NAME."
+        ),
+    ] = None,
     budget: Annotated[
         str, typer.Option(help="full for the paper's own epochs, or a fraction of them, such as 0.05.")
     ] = "full",
@@ -82,6 +88,7 @@ def paper(
     )
     from autoencode.training.process import stopped_by_sigterm
 
+    out = options.out_or_default(out, "paper", folder, continues=True)
     # Both are checked before the images are packed.
     experiments, share = chosen_experiments(only or ()), parse_budget(budget)
     preprocessing = Preprocessing(**options.preprocessing(size, resize_mode, None))
@@ -239,7 +246,7 @@ def add_to(program: typer.Typer) -> None:
         "autoencode app",
         "autoencode app runs/photos",
         "autoencode app photos.index",
-        "autoencode app runs/photos --index photos.index --port 9000",
+        "autoencode app runs/photos --index indexes/photos --port 9000",
     )
 
 

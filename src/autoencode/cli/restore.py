@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 def restore(
     model: Model,
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder for the results. Run again to go on after a stop.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Run again to go on after a stop. Default: results/restore-NAME."
+        ),
+    ] = None,
     scale: Annotated[
         int,
         typer.Option(help="Enlarge each side by this factor; needs a model trained with downscale.", min=1),
@@ -44,6 +49,7 @@ def restore(
     """Remove noise and other damage from images, each at its full size into a file of its kind."""
     from autoencode import restoration as application
 
+    out = options.out_or_default(out, "restore", images, continues=True)
     with counting("restoring") as progress:
         made = application.restore(
             model,

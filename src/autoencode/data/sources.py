@@ -31,6 +31,7 @@ from autoencode.data.memory import given_images, is_path
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.tables import LISTS, TABLES, Row, checked_rows, lines_of, rows_in, rows_of_frame
 from autoencode.errors import ConfigError, ImageError, ImageFolderError, OutputError, any_of
+from autoencode.storage import is_url
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,6 +93,20 @@ def _written(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
     folder, labels = _write_images(given, beside)
     names = [f"{number:06}.png" for number in range(len(labels))]
     return Listing(folder, names, labels=labels, origin=str(folder.resolve()), note="images given in memory")
+
+
+def name_of(given: Any) -> str:  # noqa: ANN401
+    """Return what results can be called that are made of this: the name of its folder or file.
+
+    Args:
+        given: a path or URL of images, a pack, a table, a model; "images" is the name of what has none.
+    """
+    if not isinstance(given, str | Path):
+        return "images"
+    name = str(given).rstrip("/").rpartition("/")[2] if is_url(given) else Path(given).resolve().name
+    for ending in (".pack", ".safetensors", *TABLES, *LISTS):
+        name = name.removesuffix(ending)
+    return name or "images"
 
 
 def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -84,10 +85,9 @@ class IndexStore(ABC):
         option = "" if isinstance(location, Path) else f"--store {self.name} "
         # A folder of images in its place is the likeliest mistake: the index must not be made inside it.
         if isinstance(location, Path) and location.exists():
-            index = f"{location.resolve().name}.index"
             return ImageIndexError(
-                f"No index at {location}. Index a folder of images first: autoencode index FOLDER --out "
-                f"{index}; then search {index}."
+                f"No index at {location}. If it is a folder of images, index it first: autoencode index "
+                f"{shlex.quote(str(location))}"
             )
         return ImageIndexError(
             f"No index at {location}. Make one: autoencode index FOLDER {option}--out {location}"

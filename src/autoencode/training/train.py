@@ -18,11 +18,9 @@ from autoencode.data.listing import Listing
 from autoencode.data.manifest import is_pack, read_settings
 from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, suited
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
-from autoencode.data.sources import listed
-from autoencode.data.tables import LISTS, TABLES
+from autoencode.data.sources import listed, name_of
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
 from autoencode.models.model_file import MODEL_NAME, load_any
-from autoencode.storage import is_url
 from autoencode.training.callbacks import Callback, calling, telling_the_end
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
@@ -185,12 +183,7 @@ def _run_in(out: Path, pack: Pack) -> Run:
 
 def run_folder_for(source: Any) -> Path:  # noqa: ANN401
     """Where `train` keeps the run on images that are given no other place: runs/NAME."""
-    if not isinstance(source, str | Path):
-        return Path("runs") / "images"
-    name = str(source).rstrip("/").rpartition("/")[2] if is_url(source) else Path(source).resolve().name
-    for ending in (".pack", *TABLES, *LISTS):
-        name = name.removesuffix(ending)
-    return Path("runs") / (name or "images")
+    return Path("runs") / name_of(source)
 
 
 def pack_path_for(source: Path | Listing, out: Path, preprocessing: Preprocessing) -> Path:

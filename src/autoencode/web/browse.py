@@ -378,7 +378,7 @@ def needs(workspace: Workspace) -> Missing | None:
         return None
     return Missing(
         "There are no pictures to browse. Open the page with an index, a run folder, or a folder of images.",
-        ("autoencode index PHOTOS --out photos.index", "autoencode app photos.index"),
+        ("autoencode index PHOTOS", "autoencode app indexes/PHOTOS"),
     )
 
 

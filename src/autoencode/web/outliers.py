@@ -353,7 +353,7 @@ def needs_images(workspace: Workspace) -> Missing | None:
     return Missing(
         f"Outliers are looked for among {FEWEST_NORMAL} pictures or more, in their files. Open the page with "
         "an index, a run folder, or a folder of images, where its pictures are.",
-        ("autoencode index PHOTOS --out photos.index", "autoencode app photos.index"),
+        ("autoencode index PHOTOS", "autoencode app indexes/PHOTOS"),
     )
 
 
