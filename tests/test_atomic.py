@@ -53,6 +53,15 @@ def test_a_file_appears_whole_and_parents_are_made(tmp_path: Path) -> None:
     assert names(path.parent) == ["file"]
 
 
+@pytest.mark.parametrize("name", ["a" * 251 + ".csv", "\u00e9" * 125 + ".csv"])
+def test_a_name_may_be_as_long_as_the_system_allows(name: str, tmp_path: Path) -> None:
+    write_bytes(tmp_path / name, b"whole")
+    with atomic.atomic_folder(tmp_path / name.replace("csv", "dir")) as folder:
+        (folder / "a").touch()
+    assert (tmp_path / name).read_bytes() == b"whole"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_bytes(path, b"old")

@@ -29,6 +29,7 @@ TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
 
 _LOCK_NAME = ".lock"
+_NAME_BYTES = 100  # of a name that a temporary file begins with
 _LOOK_SECONDS = 0.2  # how long a writer waits: `is_locked` holds the lock for a moment
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet runs, quoted or not
@@ -369,8 +370,9 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
 
 def _temporary_beside(path: Path) -> Path:
     # In the same folder, as only a rename inside one file system is atomic. Random, so that nobody can put
-    # another file there before.
-    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    # another file there before. Shorter than a name may be, even where that of `path` is of the most bytes.
+    start = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
+    return path.with_name(f"{start}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
 
 
 def _output_error(path: Path, err: OSError) -> OutputError:

@@ -103,6 +103,10 @@ def test_masks_that_do_not_fit_are_one_line(
     Image.new("L", (16, 32)).save(first)
     with pytest.raises(ConfigError, match=r"has 16x32 pixels, and .*0.png has 32x32. Make them equal."):
         compare(verdicts, masks)
+    Image.effect_noise((16, 32), 50).save(first)
+    first.write_bytes(first.read_bytes()[:300])  # not decoded for its size to be wrong
+    with pytest.raises(ConfigError, match=r"has 16x32 pixels"):
+        compare(verdicts, masks)
     first.write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"The mask .* cannot be used: not an image"):
         compare(verdicts, masks)

@@ -154,13 +154,15 @@ def _on_one_grid(
         with decoding.reading(limits.max_pixels):
             image = decoding.open_image(content)
             decoding.check_pixels(image, limits.max_pixels)
-            levels = np.asarray(image.convert("L"))
+            columns, rows = image.size
+            # One of another size is not decoded, which may take a gigabyte.
+            levels = np.asarray(image.convert("L")) if (columns, rows) == (width, height) else None
     except ImageError as err:
         raise ConfigError(f"The mask {mask} cannot be used: {err}. Remove or replace it.") from err
-    if levels.shape != (height, width):
+    if levels is None:
         raise ConfigError(
-            f"The mask {mask} has {levels.shape[1]}x{levels.shape[0]} pixels, and {verdict.path} has "
-            f"{width}x{height}. Make them equal."
+            f"The mask {mask} has {columns}x{rows} pixels, and {verdict.path} has {width}x{height}. "
+            "Make them equal."
         )
     # Relative to the brightest: some masks hold 0 and 1 instead of 0 and 255.
     defect = levels > levels.max() / 2
