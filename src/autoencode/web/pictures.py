@@ -114,6 +114,7 @@ class Held:
         name: shown to people.
         kind: where it comes from.
         file: an upload at up to 2560 pixels, re-encoded here; None for a sample, and once memory is needed.
+        given: an upload as it was given, for a restorer alone; it is never sent. None as `file` is.
     """
 
     pixels: Pixels
@@ -121,6 +122,7 @@ class Held:
     name: str
     kind: Kind
     file: bytes | None = None
+    given: bytes | None = None
 
 
 class _Slot(NamedTuple):
@@ -155,7 +157,7 @@ class Shelf:
         self._codes = np.empty((count, code_size), np.float32)
         self._free = list(reversed(range(count)))
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._files: OrderedDict[str, tuple[bytes, bytes | None]] = OrderedDict()
         self._file_room = file_bytes
         self._lock = threading.Lock()  # requests read in several threads
 
@@ -170,8 +172,8 @@ class Shelf:
             self._pixels[index], self._codes[index] = held.pixels, held.code.numpy()
             self._slots[name] = _Slot(index, held.name, held.kind)
             if held.file is not None:
-                self._files[name] = held.file
-                self._file_room -= len(held.file)
+                self._files[name] = held.file, held.given
+                self._file_room -= len(held.file) + len(held.given or b"")
             while self._file_room < 0:
                 self._forget_file(next(iter(self._files)))
         return name
@@ -186,7 +188,8 @@ class Shelf:
             # Copies: the slot can be given to another picture while a request still uses this one.
             code = torch.from_numpy(self._codes[slot.number].copy())
             pixels = self._pixels[slot.number].copy()
-            return Held(pixels, code, slot.name, slot.kind, self._files.get(name))
+            file, given = self._files.get(name, (None, None))
+            return Held(pixels, code, slot.name, slot.kind, file, given)
 
     def remove(self, name: str) -> None:
         """Drop a picture, if it is held."""
@@ -200,4 +203,5 @@ class Shelf:
             self._forget_file(name)
 
     def _forget_file(self, name: str) -> None:
-        self._file_room += len(self._files.pop(name, b""))
+        file, given = self._files.pop(name, (b"", None))
+        self._file_room += len(file) + len(given or b"")

@@ -28,7 +28,7 @@ from autoencode.web.tabs import (
     png,
     require,
 )
-from autoencode.web.workspace import Workspace
+from autoencode.web.workspace import GoneError, Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
@@ -91,7 +91,12 @@ def _restore_whole(
 ) -> RestoredPicture:
     assert workspace.restorer is not None
     found, source = workspace.find(picture), workspace.file(picture)
-    content = (found.file or bytes(png(found.pixels).body)) if isinstance(found, Held) else b""
+    content = b""
+    if isinstance(found, Held):
+        # As it was given: it was decoded apart when it came. What is shown of it may be smaller.
+        if found.given is None:
+            raise GoneError("This picture is no longer in memory at its full size. Add it again.")
+        content = found.given
 
     def tiles(done: int, total: int) -> None:
         report("restoring, parts", done, total)

@@ -19,7 +19,8 @@ export function mount(root) {
   const settings = h("div");
   const steps = h("nav", { class: "steps-next", "aria-label": "What to do" });
   root.append(sentence, mosaic, live, examples, steps);
-  if (workspace.kind) root.append(h("h2", {}, "Quality"), health, h("h2", {}, "Training"), charts);
+  if (workspace.code_size) root.append(h("h2", {}, "Quality"), health);
+  if (workspace.kind) root.append(h("h2", {}, "Training"), charts);
   root.append(settings);
   const knowing = async () => {
     const about = await get("/api/overview");
@@ -33,7 +34,7 @@ export function mount(root) {
     await showExamples(examples);
     await showVerdict(sentence);
   };
-  if (workspace.kind) measure().catch((err) => showFailure(err, health));
+  if (workspace.code_size) measure().catch((err) => showFailure(err, health));
   let following = null;
   let isShown = false;
   const listen = () => {
@@ -142,9 +143,10 @@ function nextSteps({ copies, unusual }) {
     ["map", "See all at once", "Every picture on a map, similar ones together; draw around some to select them"],
     ["browse", "Browse and tag", "Filter, sort, select, tag; save lists, tables and archives"],
   ];
+  if (workspace.kind === "restorer") steps.unshift(["whole", "Restore a picture", "At its full size, before and after under one line"]);
   if (!workspace.kind && workspace.images) steps.push(["start", "Train a model", "To restore, morph and generate pictures like these"]);
   const lacking = (name) => (name === "outliers" ? lacks("outliers") && lacks("inspection") : lacks(name));
-  return steps.filter(([name]) => !lacking(name)).map(([name, title, text]) => h("a", { class: "card", href: `#${name}` }, h("strong", {}, title), h("span", {}, text)));
+  return steps.filter(([name]) => !lacking(name)).map(([name, title, text]) => h("a", { class: "card", href: `#${name === "whole" ? "restore" : name}` }, h("strong", {}, title), h("span", {}, text)));
 }
 
 async function showRest(about, mosaic, settings) {

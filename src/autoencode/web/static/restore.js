@@ -3,7 +3,7 @@
 import { remember } from "./address.js";
 import { get, query, restarting, waitFor } from "./api.js";
 import { field, h, keepingFocus, notice, number, progressBar, select, showFailure, announce } from "./dom.js";
-import { choosing, dropzone, image, shortName } from "./pictures.js";
+import { choosing, dropzone, image, original, shortName } from "./pictures.js";
 import { hasImages, lacks, workspace } from "./shared.js";
 import { FITTING, fitted, moved, zoomed } from "./zoom.js";
 
@@ -144,7 +144,8 @@ function decibels(value) {
 function mountWhole(root) {
   const state = { picture: null, amount: 1 };
   const place = h("div", { class: "whole-place" });
-  const facts = h("div");
+  const facts = h("div", { class: "restore-facts" });
+  let drawn = null;
   const use = ([picture]) => (location.hash = `#restore?picture=${picture.id}`);
 
   const draw = restarting(async (signal) => {
@@ -152,6 +153,9 @@ function mountWhole(root) {
     const asked = query({ picture: state.picture.id, amount: state.amount });
     const bar = progressBar("restoring");
     facts.replaceChildren(bar);
+    // Another strength of the same picture is compared with the last; another picture is not.
+    if (drawn !== state.picture.id) place.replaceChildren(h("div", { class: "comparison large" }, h("div", { class: "frame" }, Object.assign(original(state.picture, 1280), { loading: "eager", className: "waiting" }))));
+    drawn = state.picture.id;
     const found = await waitFor(`/api/restore/whole?${asked}`, bar.update, signal);
     const url = (side) => `/api/restore/whole/${side}?${asked}`;
     const stage = new Comparison(url("before"), url("after"), found);

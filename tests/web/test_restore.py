@@ -1,0 +1,71 @@
+"""Pictures restored in the page at their full size, as the library restores them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+from tests.data.pictures import picture
+from tests.restoration.test_restoration import restorer
+
+from autoencode import restore_picture
+from autoencode.models.model_file import save_model
+from autoencode.web.originals import UPLOAD_SIDE
+
+from .conftest import finished
+
+
+@pytest.fixture
+def client(tmp_path: Path, open_page: Callable[..., TestClient]) -> TestClient:
+    save_model(tmp_path / "restorer.safetensors", restorer(), {})
+    return open_page(tmp_path / "restorer.safetensors")
+
+
+def upload(client: TestClient, content: bytes, name: str = "wide.png") -> str:
+    answer = client.post("/api/uploads", content=content, headers={"x-name": name})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def test_an_upload_is_restored_at_its_full_size_and_as_the_library_does(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture(24, UPLOAD_SIDE + 500)).save(file, "PNG")
+    asked = f"picture={upload(client, file.getvalue())}&amount=0.5"
+    found = finished(client, f"/api/restore/whole?{asked}")
+    assert (found["width"], found["height"]) == (UPLOAD_SIDE + 500, 24)
+    answer = client.get(f"/api/restore/whole/file?{asked}")
+    assert "restored-wide.png" in answer.headers["content-disposition"]
+    restored = np.asarray(Image.open(io.BytesIO(answer.content)))
+    np.testing.assert_array_equal(
+        restored, restore_picture(restorer(), file.getvalue(), amount=0.5).after.levels
+    )
+
+
+def test_what_is_shown_of_an_upload_is_smaller_and_never_the_file_given(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture(24, UPLOAD_SIDE + 500)).save(file, "PNG")
+    given = file.getvalue() + b"what else the file holds"
+    shown = client.get(f"/images/{upload(client, given)}/original?side=5120").content
+    assert b"what else" not in shown
+    assert Image.open(io.BytesIO(shown)).width == UPLOAD_SIDE
+
+
+def test_an_upload_that_lost_its_full_size_says_so(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture(24, 30)).save(file, "PNG")
+    name = upload(client, file.getvalue())
+    shelf = client.app.state.workspace.uploads  # type: ignore[attr-defined]
+    monkeypatch.setattr(shelf, "_file_room", 1)  # beside what is held now
+    upload(client, file.getvalue())
+    answer = client.get(f"/api/restore/whole?picture={name}")
+    while answer.status_code == 202:
+        answer = client.get(f"/api/restore/whole?picture={name}")
+    assert answer.status_code == 409
+    assert "Add it again" in answer.json()["error"]
