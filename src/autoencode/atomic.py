@@ -29,7 +29,7 @@ TEMPORARY_SUFFIX = ".partial"
 TABLES = (".csv", ".json")
 
 _LOCK_NAME = ".lock"
-_NAME_BYTES = 100  # of a name that a temporary file begins with
+_NAME_BYTES = 200
 _LOOK_SECONDS = 0.2  # how long a writer waits: `is_locked` holds the lock for a moment
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet runs, quoted or not
@@ -110,6 +110,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if isinstance(err, OSError) and not isinstance(err, OutputError):
             raise _output_error(path, err) from err
         raise
+
+
+def cut_name(name: str) -> str:
+    """Return a name, or its beginning: there is room to add to it, up to the 255 bytes of a name."""
+    content = os.fsencode(name)
+    return name if len(content) <= _NAME_BYTES else content[:_NAME_BYTES].decode(errors="ignore")
 
 
 def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = ()) -> None:
@@ -371,8 +377,7 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
 def _temporary_beside(path: Path) -> Path:
     # In the same folder, as only a rename inside one file system is atomic. Random, so that nobody can put
     # another file there before. Shorter than a name may be, even where that of `path` is of the most bytes.
-    start = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
-    return path.with_name(f"{start}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    return path.with_name(f"{cut_name(path.name)}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
 
 
 def _output_error(path: Path, err: OSError) -> OutputError:

@@ -168,12 +168,12 @@ def test_each_file_is_judged_once_also_after_a_new_start(
     assert len(found) == 2
     assert any(isinstance(one, Verdict) and one.outlier for one in found)
     assert any(isinstance(one, tuple) and one[0].name == "broken.png" for one in found)
-    shutil.copy(parts / "new" / "1000.png", camera)
+    shutil.copy(parts / "new" / "1000.png", camera / f"{'1' * 251}.png")
     again = watch_images(normal, camera, table, interval_s=0, most_rounds=3, maps=tmp_path / "maps")
-    assert [one.path.name for one in again if isinstance(one, Verdict)] == ["1000.png"]
-    assert sorted(Path(row["path"]).name for row in rows(table)) == ["1000.png", "a.png", "broken.png"]
+    assert [one.path.name for one in again if isinstance(one, Verdict)] == [f"{'1' * 251}.png"]
+    assert sorted(Path(row["path"]).stem for row in rows(table)) == ["1" * 251, "a", "broken"]
     assert {row["outlier"] for row in rows(table) if row["path"].endswith("a.png")} == {"true"}
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir())[0] == "00003-1000-map.png"
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir())[0] == f"00003-{'1' * 194}-map.png"
 
 
 def test_a_file_that_still_grows_is_left_for_later(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811

@@ -176,7 +176,11 @@ def test_results_of_the_same_name_are_numbered(model_path: Path, photographs: Pa
     other = tmp_path / "other"
     shutil.copytree(photographs, other)
     Image.fromarray(picture(20, 20)).save(other / "0.gif")
-    out = tmp_path / "out"
+    out, long = tmp_path / "out", f"{'1' * 251}.png"
+    for folder in (photographs, other):
+        shutil.copy(folder / "0.png", folder / long)
+    named = restore(model_path, [photographs / long, other / long], tmp_path / "long")
+    assert [one.file for one in named.results] == [long, f"{'1' * 200}-2.png"]
     made = restore(model_path, [photographs / "0.png", other / "0.png", other / "0.gif"], out)
     assert [one.file for one in made.results] == ["0.png", "0-2.png", "0-3.png"]
     assert restore(model_path, [photographs / "0.png", other / "0.png", other / "0.gif"], out).kept == 3

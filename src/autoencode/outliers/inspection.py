@@ -24,6 +24,7 @@ from autoencode.atomic import (
     atomic_file,
     check_output,
     csv_bytes,
+    cut_name,
     make_folder,
     plain_cell,
     write_bytes,
@@ -172,7 +173,7 @@ def picture_name(number: int, path: Path, root: Path) -> str:
     parts = (
         absolute.relative_to(root.absolute()).parts[-3:] if absolute.is_relative_to(root.absolute()) else ()
     )
-    return f"{number:05d}-{Path('-'.join(parts) or path.name).stem}"
+    return cut_name(f"{number:05d}-{Path('-'.join(parts) or path.name).stem}")
 
 
 def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | None, float]:

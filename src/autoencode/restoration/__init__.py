@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from autoencode.atomic import (
     append_line,
     claim_folder,
+    cut_name,
     exclusive,
     parse_json,
     remove_temporaries,
@@ -282,7 +283,7 @@ def _free_name(name: str, taken: set[str]) -> str:
     path, number = Path(name), 1
     while name.lower() in taken:
         number += 1
-        name = f"{path.stem}-{number}{path.suffix}"
+        name = f"{cut_name(path.stem)}-{number}{path.suffix}"
     taken.add(name.lower())
     return name
 
