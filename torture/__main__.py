@@ -35,6 +35,7 @@ PARTS = {
     "disks": Part("disks", "attack", 40, "amounts of room, for each command"),
     "concurrency": Part("concurrency", "attack", 30, "pairs, for each command"),
     "forged": Part("forged", "attack", 1_000, "changes of a kind of file"),
+    "inputs": Part("inputs", "attack", 20, "networks, settings, tables, lists, masks, and damaged ones"),
     "numerics": Part("numerics", "attack", 40, "degenerate folders through every command"),
     "determinism": Part("determinism", "attack", 10, "times more, for each command"),
     "crowd": Part("crowd", "attack", 60, "pictures seen while others upload or send slowly"),

@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 
 from autoencode.data.pack import open_pack, pack_folder
+from autoencode.duplicates import find_duplicates
 from autoencode.errors import AutoencodeError
 from autoencode.generation import fit_prior, generate
 from autoencode.index import build_index, open_index
@@ -33,7 +34,10 @@ from autoencode.index.rounding import Rounding
 from autoencode.models.model_file import load_model, read_tensors, save_model, write_tensors
 from autoencode.outliers.calibration import fit_reference
 from autoencode.outliers.find import find_outliers
+from autoencode.outliers.inspection import inspect_images
+from autoencode.outliers.normal import fit_normal, load_normal
 from autoencode.report.pictures import curves
+from autoencode.restoration import restore
 from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import train
 from autoencode.transfer_learning import transfer
@@ -158,7 +162,6 @@ def _rejecting(use: Callable[[Path], object]) -> Callable[[Path], None]:
 
 def _make(folder: Path, with_all: bool) -> None:
     """Make one of each kind of file, the classifier only with all."""
-
     images = make_images(folder / "images", IMAGES)
     pack = pack_folder(images, folder / "images.pack", SIZE, workers=1)
     for name, settings in {"plain": {}, "vae": {"kind": "vae"}, "best": {"preset": "best-vae"}}.items():
@@ -169,6 +172,9 @@ def _make(folder: Path, with_all: bool) -> None:
     model = load_model(folder / "plain")
     build_index(images, folder / "index", folder / "plain", embedding="code")
     _with_lists(folder / "index", folder / "listed")
+    train(pack.path, folder / "restorer", preset="restore", epochs=1, widths=(4, 8), keep_memory=False)
+    fit_normal(images).save(folder / "normal.safetensors")
+    find_duplicates(images, cache=folder / "copies")
     if HAS_LANCE:
         build_index(images, folder / "tables", folder / "plain", embedding="code", store="lance")
     fit_reference(model, pack, folder / "outliers.safetensors")
@@ -196,7 +202,6 @@ def _with_lists(index: Path, out: Path) -> None:
 
 
 def _use_model(path: Path) -> None:
-
     model = load_model(path)
     images = torch.rand(2, 3, model.preprocessing.height, model.preprocessing.width)
     model.decode(model.encode(images))
@@ -204,33 +209,36 @@ def _use_model(path: Path) -> None:
 
 
 def _use_index(path: Path, folder: Path) -> None:
-
     index = open_index(path, model=folder / "plain")
     found = index.search(sorted((folder / "images").rglob("*.png"))[:2], 3)
     neighbours_sheet(found.results, SIZE)
 
 
 def _use_tables(folder: Path) -> None:
-
     index = open_index(folder / "tables", model=folder / "plain")
     index.search(sorted((folder / "images").rglob("*.png"))[:2], 3, label="class 1")
     build_index(folder / "images", folder / "tables", folder / "plain", embedding="code", store="lance")
 
 
 def _use_classifier(folder: Path) -> None:
-
     classify(load_classifier(folder / "classifier"), folder / "images" / "class 0", folder / "classes.json")
 
 
 def _use_reference(folder: Path) -> None:
-
     model = load_model(folder / "plain")
     reference = fit_reference(model, open_pack(folder / "images.pack"), folder / "outliers.safetensors")
     find_outliers(model, folder / "images" / "class 0", reference)
 
 
-def _use_run(folder: Path) -> None:
+def _use_normal(folder: Path) -> None:
+    inspect_images(load_normal(folder / "normal.safetensors"), folder / "images" / "class 0")
 
+
+def _use_restorer(folder: Path) -> None:
+    restore(load_model(folder / "restorer"), folder / "images" / "class 0", folder / "restored")
+
+
+def _use_run(folder: Path) -> None:
     read_run(folder / "plain")
     (folder / "plain" / "model.safetensors").unlink(missing_ok=True)
     train(folder / "images.pack", folder / "plain", resume=True, epochs=3, keep_memory=False)
@@ -241,7 +249,6 @@ def _use_metrics(folder: Path) -> None:
 
 
 def _use_pack(folder: Path) -> None:
-
     pack = open_pack(folder / "images.pack")
     pack.pixels(pack.rows())
     _ = pack.labels, pack.fingerprint, pack.held_out()
@@ -264,6 +271,9 @@ KINDS = tuple(
         Kind("tables", "tables", _use_tables),
         Kind("classifier", "classifier/classifier.safetensors", _use_classifier, "classifier"),
         Kind("outlier reference", "outliers.safetensors", _use_reference, "outlier reference"),
+        Kind("normal images", "normal.safetensors", _use_normal, "normal images"),
+        Kind("restorer", "restorer/model.safetensors", _use_restorer, "model"),
+        Kind("sketches", "copies", lambda f: find_duplicates(f / "images", cache=f / "copies")),
         Kind("checkpoint", "plain/checkpoint.safetensors", _use_run, "checkpoint"),
         Kind("run.json", "plain/run.json", _use_run),
         Kind("metrics.jsonl", "plain/metrics.jsonl", _use_run),
