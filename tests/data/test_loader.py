@@ -116,6 +116,26 @@ def test_micro_batches_are_all_of_the_local_batch(whole: int, count: int) -> Non
         assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 9])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("whole", [1, 2, 7, 32])
+def test_strided_parts_are_each_so_manieth_image_of_the_batch(whole: int, count: int, processes: int) -> None:
+    batch = list(range(whole))
+    for number in range(min(count, whole)):
+        wanted, found = batch[number::count], []
+        for rank in range(processes):
+            local = local_batch(whole, rank, processes)
+            indices, chosen = local.strided(number, count)
+            images = batch[local.positions][indices]
+            assert chosen.batch_size == len(wanted)
+            assert len(images) == chosen.end - chosen.first, "every process must have something to compute"
+            assert chosen.counted in (0, len(images))
+            if chosen.counted:
+                assert images == wanted[chosen.positions]
+                found += images
+        assert found == wanted
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_see_together_what_one_sees(count: int, tiny_pack: Pack) -> None:
     rows = tiny_pack.rows()

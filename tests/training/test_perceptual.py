@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,17 @@ from autoencode import (
     settings,
     train,
 )
+from autoencode.data.loader import LocalBatch
 from autoencode.models import efficientnet
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.convolutions import ResidualDecoder
 from autoencode.pixels import to_float
-from autoencode.training import loop
+from autoencode.training import critic, loop
 from autoencode.training.config import TrainConfig
-from autoencode.training.perceptual import BLOCKS, perceptual_distances
+from autoencode.training.distributed import Processes
+from autoencode.training.objective import Views
+from autoencode.training.perceptual import BLOCKS, STEP_IMAGES, begin, perceptual_distances
+from autoencode.training.runtime import choose_runtime
 
 SETTINGS: dict[str, Any] = {"preset": "best", "widths": (4, 8), "code_size": 8, "batch_size": 8, "epochs": 2}
 
@@ -92,6 +97,65 @@ def test_gradients_reach_the_second_decoder_alone(tiny_pack: Pack, tmp_path: Pat
     with_gradient = {name for name, weight in phase.model.named_parameters() if weight.grad is not None}
     assert with_gradient == {f"sharp_decoder.{name}" for name, _ in phase.decoder.named_parameters()}
     assert all(weight.grad is None for weight in BACKBONE.network.parameters())
+
+
+def test_a_step_follows_the_sum_of_its_terms(
+    plain: Run, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(critic, "_changed", lambda images, *_: images.clone())
+    model, images = load_model(plain.model_path), validation_images(tiny_pack)[:4]
+    phase = begin(model, 3, 4, choose_runtime("cpu", "fp32"))
+    phase.scale = 0.7
+    judge = copy.deepcopy(phase.critic.network)
+    for optimizer in (phase.optimizer, phase.critic.optimizer):
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+    local, views = LocalBatch(0, 4, 4, 4), Views(images, images, None)
+    measured = phase._step(lambda: [(views, local)], 50, 100, Processes())
+
+    decoder = phase.decoder
+    found = {name: weight.grad for name, weight in decoder.named_parameters()}
+    codes = model.encode(images).clone()
+    restored, mixed = decoder(codes), decoder(critic.between(codes, 50, 3))
+    error = functional.mse_loss(restored, images)
+    distance = perceptual_distances(restored, images).mean()
+    rest, pull = error + 0.7 * distance, -judge(2 * torch.cat([restored, mixed]) - 1).mean()
+    weights = list(decoder.parameters())
+    by_rest, by_pull = (torch.autograd.grad(term, weights, retain_graph=True) for term in (rest, pull))
+    last = [id(weight) for weight in weights].index(id(decoder.last_weight))
+    weight = critic.RATIO * by_rest[last].norm() / by_pull[last].norm()
+    for name, one, other in zip(found, by_rest, by_pull, strict=True):
+        expected = one + weight * other
+        # By their norms, as features are in bf16 where the hardware has it.
+        assert (found[name] - expected).norm() <= 3e-2 * expected.norm(), name
+    assert measured[:3].tolist() == pytest.approx(
+        [4 * rest.item(), 4 * error.item(), 4 * distance.item()], rel=1e-2
+    )
+
+
+def test_a_batch_is_learnt_in_steps_of_at_most_so_many_images(sharp: Run) -> None:
+    seen: list[tuple[int, int, list[int]]] = []
+
+    def parts(images: torch.Tensor, local: LocalBatch, step: int) -> Any:  # noqa: ANN401
+        seen.append((step, local.batch_size, images.flatten().int().tolist()))
+        raise StopIteration
+
+    phase = begin(load_model(sharp.model_path), 3, 2 * STEP_IMAGES, choose_runtime("cpu", "fp32"))
+    phase.step = 5
+    images = torch.arange(2 * STEP_IMAGES).float()[:, None]
+    local = LocalBatch(0, len(images), len(images), len(images))
+
+    def step(parts: Any, number: int, steps: int, _: Any) -> torch.Tensor:  # noqa: ANN401
+        assert steps == 14
+        with pytest.raises(StopIteration):
+            parts()
+        return torch.full((4,), float(number), dtype=torch.float64)
+
+    phase._step = step  # type: ignore[method-assign]
+    sums = phase.learn(images, local, parts, 7, Processes())
+    evens, odds = list(range(0, 2 * STEP_IMAGES, 2)), list(range(1, 2 * STEP_IMAGES, 2))
+    assert seen == [(10, STEP_IMAGES, evens), (11, STEP_IMAGES, odds)]
+    assert sums.tolist() == [21.0] * 4
+    assert phase.step == 6
 
 
 def test_its_epochs_have_lines_of_their_own(sharp: Run, plain: Run) -> None:

@@ -14,6 +14,7 @@ from autoencode import Autoencoder, DivergedError, ModelConfig, Preprocessing, R
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.training.config import TrainConfig
 from autoencode.training.run import CHECKPOINT_NAME
+from autoencode.training.runtime import choose_runtime
 from autoencode.training.state import TrainState, load_checkpoint, save_checkpoint
 
 
@@ -40,7 +41,7 @@ def moments(state: TrainState) -> list[torch.Tensor]:
 def test_everything_comes_back(tmp_path: Path, averaged: bool) -> None:
     saved, loaded = build(1, 3, averaged=averaged), build(2, 0, averaged=averaged)
     save_checkpoint(tmp_path, saved)
-    load_checkpoint(tmp_path, loaded, TrainConfig())
+    load_checkpoint(tmp_path, loaded, TrainConfig(), choose_runtime("cpu", "fp32"))
     assert (loaded.step, loaded.seconds, loaded.waited) == (3, 1.5, 0.5)
     assert loaded.sums.tolist() == [0, 1, 2, 3]
     assert loaded.sums.dtype == torch.float64
@@ -56,7 +57,7 @@ def test_everything_comes_back(tmp_path: Path, averaged: bool) -> None:
 def test_moments_lie_in_memory_as_their_weights_do(tmp_path: Path) -> None:
     saved, loaded = build(1, 1), build(2, 0)
     save_checkpoint(tmp_path, saved)
-    load_checkpoint(tmp_path, loaded, TrainConfig())
+    load_checkpoint(tmp_path, loaded, TrainConfig(), choose_runtime("cpu", "fp32"))
     strides = [tensor.stride() for tensor in moments(saved)]
     assert [tensor.stride() for tensor in moments(loaded)] == strides
 
@@ -81,14 +82,14 @@ def test_what_is_not_finite_is_not_saved_and_the_checkpoint_before_stays(tmp_pat
 def test_a_checkpoint_of_another_network_is_rejected_in_one_line(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, build(1, 1))
     with pytest.raises(RunError, match="not of this run's network") as caught:
-        load_checkpoint(tmp_path, build(1, 0, widths=(4, 6)), TrainConfig())
+        load_checkpoint(tmp_path, build(1, 0, widths=(4, 6)), TrainConfig(), choose_runtime("cpu", "fp32"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_rejected_in_one_line(tmp_path: Path) -> None:
     write_tensors(tmp_path / CHECKPOINT_NAME, "checkpoint", 1, {"sums": torch.zeros(4)}, {"step": 1})
     with pytest.raises(RunError, match=r"an earlier version .*format 1.* Start again in another") as caught:
-        load_checkpoint(tmp_path, build(1, 0), TrainConfig())
+        load_checkpoint(tmp_path, build(1, 0), TrainConfig(), choose_runtime("cpu", "fp32"))
     assert "\n" not in str(caught.value)
 
 
@@ -99,7 +100,7 @@ def test_a_checkpoint_that_lacks_a_part_is_rejected(tmp_path: Path) -> None:
     del tensors["sums"]
     write_tensors(path, "checkpoint", 2, tensors, {"step": 1, "seconds": 1.0, "waited": 0.0})
     with pytest.raises(RunError, match="not of this run's network"):
-        load_checkpoint(tmp_path, build(1, 0), TrainConfig())
+        load_checkpoint(tmp_path, build(1, 0), TrainConfig(), choose_runtime("cpu", "fp32"))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +128,11 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_rejected(
     tensors, _, _ = read_tensors(path, "checkpoint", 2, RunError)
     content: dict[str, Any] = {"step": 1, "seconds": 1.0, "waited": 0.0}
     write_tensors(path, "checkpoint", 2, tensors, content)
-    load_checkpoint(tmp_path, build(1, 0), TrainConfig())
+    load_checkpoint(tmp_path, build(1, 0), TrainConfig(), choose_runtime("cpu", "fp32"))
     spoil(tensors, content)
     write_tensors(path, "checkpoint", 2, tensors, content)
     with pytest.raises(RunError, match="not of this run's network") as caught:
-        load_checkpoint(tmp_path, build(1, 0), TrainConfig())
+        load_checkpoint(tmp_path, build(1, 0), TrainConfig(), choose_runtime("cpu", "fp32"))
     assert "\n" not in str(caught.value)
 
 
@@ -142,7 +143,7 @@ def moment_in(tensors: dict[str, torch.Tensor]) -> str:
 def test_a_file_that_is_no_checkpoint_is_rejected(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT_NAME).write_bytes(b"PK\x03\x04 a pickle or anything else")
     with pytest.raises(RunError, match="is not a checkpoint file, or is cut short or damaged"):
-        load_checkpoint(tmp_path, build(1, 0), TrainConfig())
+        load_checkpoint(tmp_path, build(1, 0), TrainConfig(), choose_runtime("cpu", "fp32"))
 
 
 def step_in(tensors: dict[str, torch.Tensor]) -> str:

@@ -61,6 +61,20 @@ class LocalBatch(NamedTuple):
         """Factor of its mean in the mean over the batch, in [0, 1]."""
         return self.counted / self.batch_size
 
+    def strided(self, number: int, count: int) -> tuple[slice, LocalBatch]:
+        """Choose each image whose position in the batch is `number` modulo `count`, as a batch of its own.
+
+        Returns:
+            The indices of the chosen among the images of this local batch, and their part of the new batch.
+        """
+        start = (number - self.first) % count
+        images = len(range(start, self.counted, count))
+        size = len(range(number, self.batch_size, count))
+        if not images:
+            return slice(0, 1), LocalBatch(0, 1, size, 0)
+        first = (self.first + start) // count
+        return slice(start, self.counted, count), LocalBatch(first, first + images, size, images)
+
     def micro_batches(self, count: int) -> list[LocalBatch]:
         """Divide it into at most `count` parts whose sizes differ by one image at most."""
         if not self.counted:

@@ -59,6 +59,7 @@ PANELS = (
     _Panel("weight of the KL, β", "beta", None),
     _Panel("observation variance, σ²", "sigma2", None, may_be_logarithmic=True),
     _Panel("perceptual distance of the sharp decoder", "train_perceptual", "val_perceptual"),
+    _Panel("loss of its critic", "critic_loss", None),
     _Panel("learning rate", "learning_rate", None),
 )
 

@@ -62,7 +62,7 @@ class TrainConfig:
         self_supervised: learn to remove noise from images that are all noisy themselves, instead of adding
             damage to clean ones; for white noise, and a restorer only.
         perceptual: steps of a second phase, as a share of those before it, in which a second, sharp decoder
-            learns to match features of a pretrained network; 0 for no such decoder.
+            learns to match features of a pretrained network and to deceive a critic; 0 for no such decoder.
         adversarial: train a discriminator beside a VAE, and the VAE on its features (VAE/GAN).
         seed: seed of every random choice.
 

@@ -104,7 +104,7 @@ class Loop:
         self.objective = Objective(self.config, runtime, self.steps, self.total_steps)
         self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
-            load_checkpoint(out, self.state, self.config)
+            load_checkpoint(out, self.state, self.config, runtime)
         elif processes.is_first and run.init:
             start_from_model(self.state, self.runtime, self.config, Path(run.init))
         elif processes.is_first:
@@ -196,7 +196,7 @@ class Loop:
             state.perceptual = None
             return self.steps
         if self.perceptual_steps and state.perceptual is None:
-            start_perceptual(state, self.out, self.config)
+            start_perceptual(state, self.out, self.config, self.runtime)
         left = self.perceptual_steps - state.perceptual.step if state.perceptual else 0
         return min(self.steps, state.taken % self.steps + left) if left > 0 else 0
 
@@ -227,7 +227,8 @@ class Loop:
         if self.captured and local.counted == config.batch_size:
             measured = self._replayed(self.captured, clean, local)
         else:
-            measured = self._learn(self._parts(clean, local, "train"), self.objective.beta(state.step))
+            parts = self._parts("train", clean, local, state.step)
+            measured = self._learn(parts, self.objective.beta(state.step))
         if config.sigma2 == "auto" and state.model.is_vae:
             mse = (measured[3] / local.batch_size).to(state.model.sigma2)
             update_sigma2(state.model.sigma2, mse, state.step)
@@ -237,18 +238,20 @@ class Loop:
         state.step += 1
 
     def _perceptual_step(self, images: Tensor, local: LocalBatch) -> None:
-        """One step of the second decoder: a function of the state, the images of the batch and the seed."""
+        """Steps of the second decoder: a function of the state, the images of the batch and the seed."""
         phase, clean = self.state.perceptual, self.runtime.to_device(images)
         assert phase
-        parts = partial(self._parts, clean, local, "perceptual")
-        self.state.sums += phase.step_once(parts, self.perceptual_steps, self.runtime, self.processes)
+        parts = partial(self._parts, "perceptual")
+        self.state.sums += phase.learn(clean, local, parts, self.perceptual_steps, self.processes)
 
-    def _parts(self, clean: Tensor, local: LocalBatch, purpose: str) -> Iterator[tuple[Views, LocalBatch]]:
+    def _parts(
+        self, purpose: str, clean: Tensor, local: LocalBatch, draw: int
+    ) -> Iterator[tuple[Views, LocalBatch]]:
         """What the model is given of each micro-batch, made when it is asked for."""
-        model, taken = self.state.model, self.state.taken
+        model = self.state.model
         for micro in local.micro_batches(self.config.accumulate):
             images = clean[micro.first - local.first : micro.end - local.first]
-            yield self.objective.views(model, images, micro, purpose, taken), micro
+            yield self.objective.views(model, images, micro, purpose, draw), micro
 
     def _learn(self, parts: Iterable[tuple[Views, LocalBatch]], beta: float | Tensor) -> Tensor:
         """Take the optimiser's step on a batch in parts; return the sums of what was measured."""

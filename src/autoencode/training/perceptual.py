@@ -1,9 +1,10 @@
-"""The perceptual phase of a run: a second decoder, which learns to match features of a pretrained network.
+"""The perceptual phase of a run: a second decoder learns to match features of a pretrained network.
 
 The mean squared error asks for the mean of all images that a code can stand for, and that is blurred.
 Features of a network that was trained on photographs distinguish sharp images from blurred ones (Johnson et
-al. 2016). They are compared as by Zhang et al. 2018, equation 1, with equal weights. The encoder is frozen,
-so that codes, indexes and scores stay as they are; the first decoder, of the lower squared error, is kept.
+al. 2016). They are compared as by Zhang et al. 2018, equation 1, with equal weights. A critic adds what they
+do not ask for, detail (see `critic`). The encoder is frozen, so that codes, indexes and scores stay as they
+are; the first decoder, of the lower squared error, is kept.
 
 Shapes: B batch, C channels, H height, W width. Images are (B, 3, H, W) in [0, 1].
 """
@@ -14,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +26,8 @@ from autoencode.data.augmentation import random_patch
 from autoencode.data.loader import random_seed
 from autoencode.metrics.latents import in_fp64
 from autoencode.models.backbones import BACKBONE
+from autoencode.training.adversarial import SMALLEST_NORM
+from autoencode.training.critic import Critic, between, ratio_at
 from autoencode.training.losses import mse_loss
 
 if TYPE_CHECKING:
@@ -41,12 +45,13 @@ _RATE = 1e-3  # 2e-3 comes about as far in half the steps of 6e-4, 4e-3 diverges
 # Size of the perceptual term relative to the squared error, where the phase starts: the pixels only keep
 # colours in place. With 15 the PSNR is .04 dB higher, and KID worse (docs/results.md).
 _WEIGHT = 50.0
-# A step takes as long as so many of the steps before, for the time left until it is known.
-COST = 5.0
+STEP_IMAGES = 16  # of a batch that one step takes: half as many images come as far in as many steps
+# A batch takes as long as so many of the epochs before, for the time left until it is known.
+COST = 9.0
 
 
 # The views of each micro-batch, with its position in the batch.
-Parts = Callable[[], Iterable[tuple["Views", "LocalBatch"]]]
+Parts = Iterable[tuple["Views", "LocalBatch"]]
 
 
 @dataclass
@@ -56,14 +61,20 @@ class PerceptualPhase:
     Attributes:
         model: a copy of the trained model, frozen but for its `sharp_decoder`.
         optimizer: of the weights of that decoder.
-        step: optimiser steps taken.
+        critic: judges its images.
         seed: of the run.
+        batch_size: images in a batch of the run.
+        runtime: of the run.
+        step: batches learnt from.
         scale: factor on the perceptual distance, found at the first step; 0 before it.
     """
 
     model: Autoencoder
     optimizer: torch.optim.Optimizer
+    critic: Critic
     seed: int
+    batch_size: int
+    runtime: Runtime
     step: int = 0
     scale: float = 0.0
 
@@ -73,75 +84,132 @@ class PerceptualPhase:
         assert self.model.sharp_decoder is not None
         return self.model.sharp_decoder
 
-    def step_once(self, parts: Parts, steps: int, runtime: Runtime, processes: Processes) -> Tensor:
-        """Take one of `steps` optimiser steps; the rate is a cosine from the highest down to 0.
+    def learn(
+        self,
+        clean: Tensor,
+        local: LocalBatch,
+        parts: Callable[[Tensor, LocalBatch, int], Parts],
+        batches: int,
+        processes: Processes,
+    ) -> Tensor:
+        """Learn from a batch, in steps of at most `STEP_IMAGES` images.
 
         Args:
-            parts: gives the views of each micro-batch of this process, each time it is called.
-            steps: of the whole phase.
-            runtime: of the run.
+            clean: images of this process, (B, 3, H, W).
+            local: their position in the batch.
+            parts: makes the micro-batches of some of them, given these, their position and the step.
+            batches: of the whole phase.
             processes: those that share the batch.
 
         Returns:
-            (4,) float64: loss, squared error and perceptual distance, summed over all images; and a 0.
+            (4,) float64: loss of the decoder, squared error, perceptual distance and loss of the critic,
+            summed over the images of all processes.
         """
-        rate = _RATE * 0.5 * (1 + math.cos(math.pi * self.step / steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * rate
-        self.optimizer.zero_grad(set_to_none=True)
-        if not self.scale:
-            with torch.no_grad():
-                first = [self._terms(*part, runtime) * part[1].counted for part in parts()]
-            error, distance = processes.total(torch.stack(first).sum(0)).tolist()
-            self.scale = _WEIGHT * error / max(distance, 1e-9)
-        sums = runtime.zeros(4)
-        for views, local in parts():
-            error, distance = self._terms(views, local, runtime)
-            loss = error + self.scale * distance
-            (local.weight * loss).backward()
-            found = torch.stack([loss, error, distance, torch.zeros_like(loss)])
-            sums += in_fp64(found.detach()) * local.counted
-        measured = processes.total(sums)
-        processes.sum_gradients(self.decoder.parameters())
-        self.optimizer.step()
+        most, count = (-(-size // STEP_IMAGES) for size in (self.batch_size, local.batch_size))
+        sums = self.runtime.zeros(4)
+        for number in range(count):
+            step, (own, chosen) = self.step * most + number, local.strided(number, count)
+            sums += self._step(partial(parts, clean[own], chosen, step), step, batches * most, processes)
         self.step += 1
+        return sums
+
+    def _step(self, parts: Callable[[], Parts], step: int, steps: int, processes: Processes) -> Tensor:
+        """Take one step of the decoder, whose rate is a cosine down to 0, and of the critic."""
+        critic, runtime = self.critic, self.runtime
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * _RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for optimizer in (self.optimizer, critic.optimizer):
+            optimizer.zero_grad(set_to_none=True)
+        codes = self._codes(parts, processes)
+        mixed = between(codes, step, self.seed)
+        if not self.scale:
+            self._set_scale(parts, codes, processes)
+        sums, norms = runtime.zeros(4), [torch.zeros_like(self.decoder.last_weight) for _ in range(2)]
+        pulled: list[tuple[Tensor, Tensor, Tensor]] = []
+        for views, local in parts():
+            with runtime.autocast():
+                decoded = self.decoder(torch.cat([codes[local.positions], mixed[local.positions]])).float()
+            restored = decoded[: len(views.target)].detach().requires_grad_()
+            error, distance = self._terms(restored, views.target, local, step)
+            loss = error + self.scale * distance
+            (by_rest,) = torch.autograd.grad(loss, restored)
+            by_rest = local.weight * torch.cat([by_rest, torch.zeros_like(by_rest)])
+            by_critic, judged = critic.judge(views.target, decoded, local, step, self.seed)
+            pulled.append((decoded, by_rest, local.weight * by_critic))
+            for total, gradient in zip(norms, pulled[-1][1:], strict=True):
+                total += torch.autograd.grad(decoded, self.decoder.last_weight, gradient, retain_graph=True)[
+                    0
+                ]
+            sums += in_fp64(torch.stack([loss, error, distance, judged]).detach()) * local.counted
+        measured = processes.total(sums)
+        # Before any gradient of the step is used: with a weight of the steps before, small drawings diverged.
+        rest, pull = (processes.total(total).norm() for total in norms)
+        weight = ratio_at(step, steps) * rest / (pull + SMALLEST_NORM)
+        for decoded, by_rest, by_critic in pulled:
+            decoded.backward(by_rest + weight * by_critic)  # type: ignore[no-untyped-call]
+        for module, optimizer in ((self.decoder, self.optimizer), (critic.network, critic.optimizer)):
+            processes.sum_gradients(module.parameters())
+            optimizer.step()
         return measured
 
-    def _terms(self, views: Views, local: LocalBatch, runtime: Runtime) -> Tensor:
-        """Return squared error and perceptual distance of a micro-batch, means over its images, (2,)."""
-        with runtime.autocast():
-            with torch.no_grad():
+    @torch.no_grad()
+    def _codes(self, parts: Callable[[], Parts], processes: Processes) -> Tensor:
+        """Return the codes of the whole batch, (B, D), in every process."""
+        codes = None
+        for views, local in parts():
+            with self.runtime.autocast():
                 posterior = self.model.posterior(views.seen)
-                codes = posterior.mean if views.noise is None else posterior.sample(views.noise)
-            decoded = self.decoder(codes)
-        pairs = _enlarged(torch.cat([decoded.float(), views.target], dim=1))
+                own = posterior.mean if views.noise is None else posterior.sample(views.noise)
+            if codes is None:
+                codes = own.new_zeros(local.batch_size, own.shape[1], dtype=torch.float32)
+            codes[local.positions] += own * bool(local.counted)
+        assert codes is not None
+        return processes.total(codes)
+
+    @torch.no_grad()
+    def _set_scale(self, parts: Callable[[], Parts], codes: Tensor, processes: Processes) -> None:
+        """Weight the perceptual distance by what both terms are at the first step."""
+        first = self.runtime.zeros(2)
+        for views, local in parts():
+            with self.runtime.autocast():
+                decoded = self.decoder(codes[local.positions]).float()
+            first += in_fp64(self._terms(decoded, views.target, local, 0)) * local.counted
+        error, distance = processes.total(first).tolist()
+        self.scale = _WEIGHT * error / max(distance, 1e-9)
+
+    def _terms(self, decoded: Tensor, target: Tensor, local: LocalBatch, step: int) -> Tensor:
+        """Return squared error and perceptual distance of a micro-batch, means over its images, (2,)."""
+        pairs = _enlarged(torch.cat([decoded, target], dim=1))
         if max(pairs.shape[2:]) > COMPARED_PX:
-            seed = random_seed("squares", self.seed, self.step)
+            seed = random_seed("squares", self.seed, step)
             pairs = random_patch(pairs, COMPARED_PX, torch.Generator(pairs.device).manual_seed(seed), local)
         distance = perceptual_distances(*pairs.chunk(2, dim=1)).mean()
-        return torch.stack([mse_loss(views.target, decoded), distance])
+        return torch.stack([mse_loss(target, decoded), distance])
 
-    def validate(self, views: Views, runtime: Runtime) -> Tensor:
+    def validate(self, views: Views) -> Tensor:
         """Return the mean squared error and the mean perceptual distance of reconstructions, (2,) float64."""
-        with runtime.autocast():
+        with self.runtime.autocast():
             decoded = self.decoder(self.model.posterior(views.seen).mean)
         decoded = decoded.float().clamp(0, 1)
         distance = perceptual_distances(decoded, views.target).mean()
         return in_fp64(torch.stack([mse_loss(views.target, decoded), distance]))
 
     def measures(self, means: Tensor) -> Record:
-        """Name the means of an epoch, (4,), as in `step_once`."""
-        loss, error, distance, _ = means.tolist()
-        return {"train_perceptual_loss": loss, "train_sharp_mse": error, "train_perceptual": distance}
+        """Name the means of an epoch, (4,), as in `learn`."""
+        loss, error, distance, judged = means.tolist()
+        record: Record = {"train_perceptual_loss": loss, "train_sharp_mse": error}
+        return record | {"train_perceptual": distance, "critic_loss": judged}
 
 
-def begin(model: Autoencoder, seed: int) -> PerceptualPhase:
+def begin(model: Autoencoder, seed: int, batch_size: int, runtime: Runtime) -> PerceptualPhase:
     """Return the phase before its first step: the second decoder is a copy of the first."""
     own = copy.deepcopy(model).requires_grad_(False).eval()
     own.sharp_decoder = copy.deepcopy(own.decoder).requires_grad_(True)
     groups = own.groups_of(own.sharp_decoder, own.sharp_decoder.linear)
-    optimizer = torch.optim.AdamW(groups, _RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    return PerceptualPhase(own, optimizer, seed)
+    optimizer = torch.optim.AdamW(groups, _RATE, betas=(0.5, 0.99), weight_decay=0.01)
+    size = own.preprocessing
+    critic = Critic(size.height, size.width, runtime, random_seed("critic", seed))
+    return PerceptualPhase(own, optimizer, critic, seed, batch_size, runtime)
 
 
 def perceptual_distances(ours: Tensor, theirs: Tensor) -> Tensor:

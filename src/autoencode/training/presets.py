@@ -45,7 +45,7 @@ _BEST = {
     "schedule": "cosine",
     "grad_clip": 1.0,
     "horizontal_flip": True,
-    "perceptual": 0.25,
+    "perceptual": 0.125,
 }
 
 

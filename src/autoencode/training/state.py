@@ -106,10 +106,12 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     return state
 
 
-def start_perceptual(state: TrainState, folder: Path, config: TrainConfig) -> PerceptualPhase:
+def start_perceptual(
+    state: TrainState, folder: Path, config: TrainConfig, runtime: Runtime
+) -> PerceptualPhase:
     """Begin the perceptual phase, on the model that the run would leave without it."""
     assert isinstance(state.averaged, Autoencoder)
-    state.perceptual = begin(state.averaged, config.seed)
+    state.perceptual = begin(state.averaged, config.seed, config.batch_size, runtime)
     if config.early_stopping:  # the best epoch need not be the last
         model, decoder = state.perceptual.model, state.perceptual.decoder
         model.load_state_dict({**model.state_dict(), **load_any(folder / MODEL_NAME).state_dict()})
@@ -263,13 +265,13 @@ def steps_taken(folder: Path) -> int:
         raise RunError(f"{path} is damaged ({err}). {START_AGAIN}") from err
 
 
-def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig) -> None:
+def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig, runtime: Runtime) -> None:
     """Load the checkpoint into `state`, whose model and optimiser are of the same settings.
 
     Args:
         folder: of the run.
         state: changed in place.
-        config: of the run.
+        config, runtime: of the run.
 
     Raises:
         RunError: the file is damaged, of another version, or of another network.
@@ -288,7 +290,7 @@ def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig) -> Non
             _restore(adversary.optimizer, without_prefix("discriminator_optimizer/", tensors))
             adversary.sums = _like(adversary.sums, tensors["discriminator_sums"])
         if "perceptual" in content:
-            phase = start_perceptual(state, folder, config)
+            phase = start_perceptual(state, folder, config, runtime)
             _restore_perceptual(phase, content["perceptual"], tensors)
     except (KeyError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
@@ -302,6 +304,8 @@ def _restore_perceptual(
         raise ValueError(f"a perceptual distance is not weighted by {phase.scale}")
     phase.decoder.load_state_dict(without_prefix("sharp/", tensors))
     _restore(phase.optimizer, without_prefix("sharp_optimizer/", tensors))
+    phase.critic.network.load_state_dict(without_prefix("critic/", tensors))
+    _restore(phase.critic.optimizer, without_prefix("critic_optimizer/", tensors))
 
 
 def _position(content: Mapping[str, Any]) -> tuple[int, float, float]:
@@ -339,6 +343,8 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     if phase := state.perceptual:
         tensors |= with_prefix("sharp/", phase.decoder.state_dict())
         tensors |= _moments("sharp_optimizer", phase.optimizer)
+        tensors |= with_prefix("critic/", phase.critic.network.state_dict())
+        tensors |= _moments("critic_optimizer", phase.critic.optimizer)
     return {**tensors, "sums": state.sums}
 
 

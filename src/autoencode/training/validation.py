@@ -81,6 +81,6 @@ def validate_decoder(
     for index, (batch, local) in enumerate(batches):
         clean = objective.runtime.to_device(batch)
         views = objective.views(phase.model, clean, local, "validation", index)
-        sums += phase.validate(views, objective.runtime) * local.counted
+        sums += phase.validate(views) * local.counted
     error, distance = (processes.total(sums) / images).tolist()
     return {"val_sharp_mse": error, "val_perceptual": distance}
