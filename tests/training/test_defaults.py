@@ -80,6 +80,12 @@ def test_a_small_folder_gets_enough_steps_and_a_preset_of_the_paper_keeps_its_nu
     steps = math.ceil(len(tiny_pack.rows("train")) / best.train.batch_size)
     assert 250 <= best.train.epochs * steps < 250 + steps or best.train.epochs == 200
     assert (paper.train.epochs, paper.model.code_size, paper.chosen) == (10, 256, "")
+    # So many that the last need not be the best one; which is kept.
+    assert best.train.early_stopping == math.ceil(best.train.epochs / 3)
+    assert f"{best.train.epochs} epochs at most" in best.chosen
+    assert paper.train.early_stopping == 0
+    train(tiny_pack.path, tmp_path / "asked", widths=(4, 8), early_stopping=0)
+    assert read_run(tmp_path / "asked").train.early_stopping == 0
 
 
 def test_a_run_with_a_cosine_is_extended_by_another_cosine(

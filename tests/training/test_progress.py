@@ -47,6 +47,9 @@ def test_three_epochs_are_waited_for_in_the_shortest_run() -> None:
 def test_learning_by_heart_asks_for_other_things_than_a_lower_rate() -> None:
     message = advice_on(lines([0.5, 0.6, 0.6, 0.6], [0.5, 0.4, 0.3, 0.2]), epochs=4)
     assert "fewer epochs, or more images" in message
+    learnt_by_heart = lines([0.5, 0.6, 0.6, 0.6], [0.5, 0.4, 0.3, 0.2])
+    assert advice_on(learnt_by_heart, epochs=4, early_stopping=3) == "", "the best epoch is kept anyway"
+    assert "lower learning rate" in advice_on(lines([0.5, 0.6, 0.6, 0.6]), epochs=4, early_stopping=3)
     assert "learning rate" not in message
 
 

@@ -89,6 +89,8 @@ def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callabl
         return None
     best = records[len(records) - 1 - waited]
     learning = last["train_loss"] < best["train_loss"]
+    if learning and config.early_stopping:  # which keeps the best epoch
+        return None
     return f"Validation has not improved for {waited} epochs, since epoch {best['epoch']:.0f}. " + (
         "The model improves only on its training images: use fewer epochs, or more images."
         if learning
