@@ -65,6 +65,7 @@ from .morphing import Morph as Morph
 from .morphing import morph as morph
 from .outliers.calibration import OutlierReference as OutlierReference
 from .outliers.calibration import fit_reference as fit_reference
+from .outliers.calibration import load_reference as load_reference
 from .outliers.find import Outliers as Outliers
 from .outliers.find import Verdict as Verdict
 from .outliers.find import find_outliers as find_outliers

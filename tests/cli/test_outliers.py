@@ -78,7 +78,7 @@ def test_few_images_need_no_option_and_hear_what_can_be_promised(
     )
 
 
-def test_a_model_file_alone_needs_its_pack(
+def test_a_model_file_alone_needs_its_pack_once(
     outliers: Command, trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copy(trained.model_path, tmp_path / "model.safetensors"))
@@ -87,6 +87,10 @@ def test_a_model_file_alone_needs_its_pack(
     assert complaint.count("\n") == 1
     assert "--pack PACK" in complaint
     assert outliers(model, photos, "--fpr", "0.3", "--pack", tiny_pack.path)[0] == 0
+    # From now on what was learned from the pack is beside the model, and enough.
+    code, said, complaint = outliers(model, photos, "--fpr", "0.3")
+    assert code == 0, complaint
+    assert "rule:     on average at most" in said
 
 
 def test_images_of_another_pack_are_noted(

@@ -29,7 +29,7 @@ from autoencode import (
 )
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import calibration as application
-from autoencode.outliers.calibration import FORMAT_VERSION, KIND, reference_rows
+from autoencode.outliers.calibration import FORMAT_VERSION, KIND, load_reference, reference_rows, scorer
 from autoencode.outliers.conformal import (
     attainable_fpr,
     conformal_p_values,
@@ -268,15 +268,38 @@ def test_a_sample_of_many_images_is_enough(
     assert reference.calibration_images == len(tiny_pack.rows("test"))
 
 
-def test_what_is_learned_from_a_sample_of_each_split_is_not_kept(
+def test_what_is_learned_from_a_sample_of_each_split_is_kept_until_more_is_asked_for(
     vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     reference = fit_reference(vae, tiny_pack, tmp_path / "kept", most=3)
     assert len(neighbours(reference)) == 3
     assert reference.calibration_images == 3
-    assert not (tmp_path / "kept").exists()
+    assert load_reference(tmp_path / "kept", vae).trained == reference.trained
+    assert len(fit_reference(vae, tiny_pack, tmp_path / "kept").trained) > 3
+    assert len(load_reference(tmp_path / "kept", vae).trained) > 3
     rows = reference_rows(tiny_pack, 3)
     assert set(rows["test"]) <= set(tiny_pack.rows("test"))
+
+
+def test_what_was_kept_judges_without_the_images(vae: Autoencoder, tiny_pack: Pack, tmp_path: Path) -> None:
+    fitted = fit_reference(vae, tiny_pack, tmp_path / "kept")
+    kept = load_reference(tmp_path / "kept", vae)
+    images = to_float(tiny_pack.pixels(tiny_pack.rows("test")))
+    for score in kept.detectors:
+        # Some fields are in fp32 in the file.
+        found, expected = scorer(kept, score, vae)(images), scorer(fitted, score, vae)(images)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=score)
+        np.testing.assert_array_equal(kept.calibration[score], fitted.calibration[score])
+
+
+def test_what_is_not_of_the_model_is_not_loaded(
+    vae: Autoencoder, trained: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    fit_reference(vae, tiny_pack, tmp_path / "kept")
+    (tmp_path / "other").write_bytes(b"no reference")
+    for path, model in (("none", vae), ("other", vae), ("kept", load_model(trained.model_path))):
+        with pytest.raises(ConfigError, match=f"{path} does not hold the normal images of this model"):
+            load_reference(tmp_path / path, model)
 
 
 def test_a_pack_of_another_size_is_rejected(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from autoencode.cli.progress import (
     warn,
 )
 from autoencode.configuration import Rule
-from autoencode.errors import ConfigError
+from autoencode.errors import AutoencodeError, ConfigError
 from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
@@ -174,9 +174,9 @@ def _by_model(
 ) -> bool:
     """Judge images by a model, and return whether one is an outlier."""
     from autoencode.atomic import TABLES, check_output
-    from autoencode.data.pack import open_pack
+    from autoencode.data.pack import Pack, open_pack
     from autoencode.models.model_file import load_model
-    from autoencode.outliers.calibration import NAME
+    from autoencode.outliers.calibration import NAME, OutlierReference, load_reference
     from autoencode.outliers.find import find_outliers, sheet_path
 
     if not images:
@@ -185,14 +185,21 @@ def _by_model(
         raise ConfigError("--heatmaps adds to the sheet, which is written beside the table: give --out.")
     loaded = load_model(model)
     run = model if model.is_dir() else model.parent
-    packed = open_pack(pack) if pack else options.pack_of(model, "--pack PACK")
-    if out is not None:  # before the work, which may take minutes
-        check_output(out, TABLES, options.settings_files(model, packed))
     # Kept beside the model: the reference is the same for all images, and may take longer than they.
     cache = run / NAME
+    reference: Pack | OutlierReference
+    try:
+        reference = open_pack(pack) if pack else options.pack_of(model, "--pack PACK")
+    except AutoencodeError:
+        if pack or not cache.exists():
+            raise
+        reference = load_reference(cache, loaded)  # the model was moved to a machine without the images
+    if out is not None:  # before the work, which may take minutes
+        kept = options.settings_files(model, reference) if isinstance(reference, Pack) else []
+        check_output(out, TABLES, kept)
     with stages() as progress:
         found = find_outliers(
-            loaded, images, packed, out, cache=cache, limits=limits, progress=progress, **settings
+            loaded, images, reference, out, cache=cache, limits=limits, progress=progress, **settings
         )
     _print(found, found.score, "test images")
     show_result(found)

@@ -153,10 +153,9 @@ def fit_reference(
     Args:
         model: from `load_model`, or its path.
         pack: the pack the model was trained on.
-        cache: a file that keeps the result. If it exists and belongs to this model and pack, it is used;
-            otherwise it is replaced. A file that cannot be written is ignored.
-        most: images of each split to measure; see `reference_rows`. A result from fewer than usual is not
-            kept in the cache.
+        cache: a file that keeps the result, see `load_reference`. If it exists and is of these images and
+            this model, it is used; otherwise it is replaced. A file that cannot be written is ignored.
+        most: images of each split to measure; see `reference_rows`.
         ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
             the pack. See `joined_cluster`.
         progress: called with (images done, images in all).
@@ -170,14 +169,14 @@ def fit_reference(
     """
     model = as_model(model)
     model.check_preprocessing(pack.preprocessing, pack.path)
+    cache, rows = None if cache is None else Path(cache), reference_rows(pack, most)
+    kept = None if cache is None else _read(cache, model)
+    if kept is not None and kept.pack == pack.fingerprint:
+        counts = len(kept.trained), kept.calibration_images
+        if counts == (len(rows["train"]), len(rows["test"])):
+            return kept
     scores = scores_for(is_vae=model.is_vae)
     measure = measurer(model, scores)
-    cache = None if cache is None else Path(cache)
-    if cache is not None and model.digest and (kept := _read(cache, scores, model.digest, pack.fingerprint)):
-        size = model.preprocessing
-        if _fits(kept, measure(torch.zeros(1, 3, size.height, size.width))):
-            return kept
-    rows = reference_rows(pack, most)
     with joined_cluster(ray, "Measuring on a cluster") as cluster:
         detectors, test, validation, crossed = _fit(
             measure, scores, pack, rows, progress or (lambda done, total: None), cluster
@@ -189,9 +188,29 @@ def fit_reference(
     )
     # A model that was never saved has no digest, by which the file could be known to be its own. The cache
     # only saves time, so a run folder that cannot be written is not an error.
-    if cache is not None and model.digest and most is None:
+    if cache is not None and model.digest:
         with contextlib.suppress(OutputError):
             _write(cache, reference)
+    return reference
+
+
+def load_reference(path: str | Path, model: Autoencoder | str | Path) -> OutlierReference:
+    """Load what `fit_reference` kept: with it a model judges images where its training images are not.
+
+    Args:
+        path: the file, `outliers.safetensors` in a run folder, written at the end of training.
+        model: from `load_model`, or its path.
+
+    Raises:
+        ModelFileError: there is no usable model at the path.
+        ConfigError: there is no such file, or it is not of this model and version.
+    """
+    reference = _read(Path(path), as_model(model))
+    if reference is None:
+        raise ConfigError(
+            f"{path} does not hold the normal images of this model. Give the pack of its training, or take "
+            "the file from the run folder."
+        )
     return reference
 
 
@@ -303,13 +322,15 @@ def _write(path: Path, reference: OutlierReference) -> None:
     write_tensors(path, KIND, FORMAT_VERSION, tensors, content)
 
 
-def _read(path: Path, scores: list[Score], model: str, pack: str) -> OutlierReference | None:
-    """Read what an earlier call kept, if it is of this version, and of these scores, model and pack."""
+def _read(path: Path, model: Autoencoder) -> OutlierReference | None:
+    """Read what an earlier call kept, if it is of this version and model, and can score its images."""
+    scores = scores_for(is_vae=model.is_vae)
     try:
         tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, PackError)
         arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-        if (content["model"], content["pack"]) != (model, pack):
+        if content["model"] != model.digest:
             return None
+        pack = str(content["pack"])
         detectors = {score.name: from_arrays(score.detector, score.name, arrays) for score in scores}
         trained = tuple(map(str, content["trained"]))
     except (PackError, KeyError, TypeError):
@@ -318,7 +339,10 @@ def _read(path: Path, scores: list[Score], model: str, pack: str) -> OutlierRefe
         {score.name: arrays[name] for score in scores if (name := f"{split}.{score.name}") in arrays}
         for split in _SPLITS
     )
-    return OutlierReference(detectors, calibration, validation, crossed, trained, model, pack)
+    kept = OutlierReference(detectors, calibration, validation, crossed, trained, model.digest, pack)
+    size = model.preprocessing
+    image = torch.zeros(1, 3, size.height, size.width)
+    return kept if _fits(kept, measurer(model, scores)(image)) else None
 
 
 def _fits(kept: OutlierReference, measured: Measured) -> bool:
