@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autoencode import (
     AutoencodeError,
@@ -27,6 +28,7 @@ from autoencode import (
     open_index,
     remove_source,
 )
+from autoencode.configuration import Distance
 from autoencode.data.entries import packed_entry
 from autoencode.index.lance import LanceIndex, LanceStore, find_tables, update
 from autoencode.index.lance.tables import Tables
@@ -153,10 +155,10 @@ def test_writers_that_do_not_see_each_other_leave_one_of_each_image(made: Path, 
 # Builds an index that is killed before its third commit.
 KILLED = """
 import os, signal, sys
-from autoencode.index import build_index, store
+from autoencode.index import build_index, request
 from autoencode.index.lance import tables, update
 model, folder, out = sys.argv[1:]
-update._VALUES_WRITTEN, update.SAMPLE, store.INFERENCE_BATCH = 64, 8, 8
+update._VALUES_WRITTEN, update.SAMPLE, request.INFERENCE_BATCH = 64, 8, 8
 calls, commit = 0, tables.Tables._commit
 def counted(self, table, write):
     global calls
@@ -322,6 +324,28 @@ def test_codes_are_written_as_they_are_made(
     query = next(folder.rglob("*.png"))
     one, other = (opened.search(query, 100).results[0].found for opened in (index, whole))
     assert [near.path for near in one] == [near.path for near in other]
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+def test_percentiles_are_those_of_an_index_in_a_file(
+    folder: Path, tmp_path: Path, distance: Distance
+) -> None:
+    query = tmp_path / "query.png"
+    Image.effect_noise((64, 64), 80).save(query)
+    places = {store: tmp_path / store for store in ("file", "lance")}
+    for store, place in places.items():
+        build_index(folder / "coast", place, embedding="pretrained", distance=distance, store=store)  # type: ignore[arg-type]
+    queries = [query, next(folder.glob("coast/*"))]
+    found = [open_index(place).search(queries, 100).results for place in places.values()]
+    for one, other in zip(*found, strict=True):
+        wanted, percentiles = ([near.percentile for near in result.found] for result in (one, other))
+        assert percentiles == pytest.approx(wanted)
+        assert one.found[0].percentile is not None
+    # Further images are measured, too.
+    build_index(folder / "night", places["lance"])
+    tables = find_tables(places["lance"])
+    assert tables is not None and tables.settings.own is not None
+    assert len(tables.settings.own.scores) == 32
 
 
 def test_the_images_of_a_folder_can_be_removed(trained: Run, folder: Path, tmp_path: Path) -> None:

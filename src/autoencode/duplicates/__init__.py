@@ -26,8 +26,8 @@ from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
 from autoencode.duplicates.verdict import LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
 from autoencode.duplicates.verification import Match, Verifier, remembered
 from autoencode.errors import ImageFolderError, OutputError
-from autoencode.index import open_index
-from autoencode.index.memory import FileStore, in_memory
+from autoencode.index import STORES, open_index
+from autoencode.index.memory import in_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -163,7 +163,7 @@ def find_duplicates(
 
 
 def _files(images: str | Path | Iterable[str | Path]) -> Sequence[Path]:
-    if isinstance(images, str | Path) and FileStore().holds(Path(images)):
+    if isinstance(images, str | Path) and any(store.holds(Path(images)) for store in STORES.values()):
         index = in_memory(open_index(images), "Finding duplicates")
         return list(index.files(Path()))
     return expanded(images)

@@ -33,7 +33,14 @@ from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
 from autoencode.index.inverted_lists import EXACT_LIMIT, InvertedLists, fit_inverted_lists
-from autoencode.index.neighbours import Floats, NearestNeighbours, OwnScores, Rows, fit_vector_space
+from autoencode.index.neighbours import (
+    Floats,
+    NearestNeighbours,
+    OwnScores,
+    Rows,
+    fit_vector_space,
+    lengths_of,
+)
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     FORMAT_VERSION,
@@ -55,7 +62,6 @@ if TYPE_CHECKING:
 
 INDEX_NAME, PACK_NAME = "index.safetensors", "pack"
 _KIND = "search-index"
-_SCORE_OF_COPIES = 0.9  # of reduced vectors: files saved again as JPEG, or a little smaller, score more
 
 
 @dataclass(frozen=True)
@@ -243,25 +249,17 @@ class FileIndex(Index):
         part = self._part_of(only)
         return [
             [
-                self._neighbour(position, float(score), most)
+                self._neighbour(position, float(score), length)
                 for score, row in zip(near.scores, near.rows, strict=True)
                 for position in part.positions[part.starts[row] : part.starts[row + 1]].tolist()
             ][:k]
-            for near, most in zip(part.nearest.search(codes, k), self._at_least_as_far(codes), strict=True)
+            for near, length in zip(part.nearest.search(codes, k), lengths_of(codes), strict=True)
         ]
 
-    def _at_least_as_far(self, codes: Floats) -> list[float]:
-        """Return which percentage of images is as far beyond the folder as each query; see `Reduction`."""
-        if self._settings.reduction is None:
-            return [100.0] * len(codes)
-        # Equal lengths of nearly all images differ by rounding.
-        lengths = np.linalg.norm(codes, axis=1) * (1 + 1e-5)
-        as_far = np.searchsorted(self._lengths, lengths, side="right")
-        return (100 * (1 + as_far) / (1 + len(self._lengths))).tolist()  # type: ignore[no-any-return]
-
     @functools.cached_property
-    def _lengths(self) -> Floats:
-        return np.sort(np.linalg.norm(self.codes, axis=1))
+    def _own(self) -> OwnScores:
+        own = self._stored.own_scores
+        return own if self._settings.reduction is None else own.with_lengths(self.codes)
 
     def _part_of(self, only: ImageFilter) -> _Part:
         """Return the images that match a filter; those of the last filter are kept."""
@@ -288,12 +286,8 @@ class FileIndex(Index):
             mask &= self.entries.in_split(only.split)
         return mask
 
-    def _neighbour(self, position: int, score: float, most: float) -> Neighbour:
-        entry = self.entries[position]
-        percentile = self._stored.own_scores.percentile(score)
-        # A copy of an odd image is as odd, and very close to it.
-        if percentile is not None and not (self.vector_space.is_similarity and score > _SCORE_OF_COPIES):
-            percentile = min(percentile, most)
+    def _neighbour(self, position: int, score: float, length: float) -> Neighbour:
+        entry, percentile = self.entries[position], self._own.percentile(score, length)
         return Neighbour(self.folder / entry.path, score, entry.label, position, percentile)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import faiss
@@ -30,7 +30,8 @@ CANDIDATES_PER_NEIGHBOUR = 3
 
 # Query values from which FAISS multiplies matrices: its own default of 128,000 took up to 8 times as long.
 _MATRIX_THRESHOLD = 1000
-_OWN_SAMPLE = 1000  # a percentile then has an error of a third of a percent where it is 1
+OWN_SAMPLE = 1000  # a percentile then has an error of a third of a percent where it is 1
+_SCORE_OF_COPIES = 0.9  # of reduced vectors: files saved again as JPEG, or a little smaller, score more
 _RELATIVE_ROUNDING = 1e-6  # share of their mean by which equal codes may differ, from fp32 rounding
 _VECTOR_VALUES = 1024**2  # a block of vectors is 4 MB, and 8 in fp64
 _LARGE_BLOCK_VALUES = 8 * _VECTOR_VALUES  # FAISS multiplies large matrices twice as fast
@@ -233,30 +234,48 @@ class OwnScores:
     Attributes:
         scores: (S,) float64, the farthest first; none if there is a single code.
         is_similarity: whether a higher score is nearer.
+        lengths: (L,) of their codes, in order, where a short code is one beyond the folder (see `Reduction`);
+            none elsewhere.
     """
 
     scores: NDArray[np.float64]
     is_similarity: bool
+    lengths: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @classmethod
     def of(cls, space: VectorSpace, codes: Floats) -> OwnScores:
         """Measure a sample of codes (R, D); each of the sample is compared with all codes."""
         order = np.random.Generator(np.random.Philox(1)).permutation(len(codes))
-        found = exact_neighbours(space, codes, np.sort(order[:_OWN_SAMPLE]), 1)
+        found = exact_neighbours(space, codes, np.sort(order[:OWN_SAMPLE]), 1)
         scores = np.sort(np.concatenate([near.scores for near in found]))
         return cls(scores if space.is_similarity else scores[::-1].copy(), space.is_similarity)
 
-    def percentile(self, score: float) -> float | None:
+    def with_lengths(self, codes: Floats) -> OwnScores:
+        """Return the same with the lengths of codes (L, D)."""
+        return replace(self, lengths=np.sort(np.linalg.norm(codes, axis=1)).astype(np.float32))
+
+    def percentile(self, score: float, length: float = 1.0) -> float | None:
         """Return which percentage of images have a nearest neighbour that is no nearer than a score.
 
         A new image, drawn like those of the index, reaches x or less with its best neighbour in at most x %
         of cases: it is a conformal p-value (Vovk et al. 2005), and so never 0. None if nothing is known.
+
+        Args:
+            score: of a query with one of the images.
+            length: of the code of the query. The percentage of images as far beyond the folder as it is the
+                most that is returned.
         """
         if not len(self.scores):
             return None
         sign = 1 if self.is_similarity else -1
         no_nearer = int(np.searchsorted(sign * self.scores, sign * score, side="right"))
-        return 100 * (1 + no_nearer) / (1 + len(self.scores))
+        percentile = 100 * (1 + no_nearer) / (1 + len(self.scores))
+        # A copy of an odd image is as odd, and very close to it.
+        if not len(self.lengths) or (self.is_similarity and score > _SCORE_OF_COPIES):
+            return percentile
+        # Equal lengths of nearly all images differ by rounding.
+        as_far = int(np.searchsorted(self.lengths, length * (1 + 1e-5), side="right"))
+        return min(percentile, 100 * (1 + as_far) / (1 + len(self.lengths)))
 
     def check(self) -> None:
         """Reject scores that are not finite or not in order.
@@ -269,6 +288,17 @@ class OwnScores:
             raise ValueError("scores of its own images that are not finite")
         if (np.diff(scores if self.is_similarity else -scores) < 0).any():
             raise ValueError("scores of its own images that are not in order")
+        lengths = self.lengths
+        if lengths.ndim != 1 or lengths.dtype != np.float32 or not np.isfinite(lengths).all():
+            raise ValueError("lengths of its own images that are not finite")
+        if (np.diff(lengths) < 0).any():
+            raise ValueError("lengths of its own images that are not in order")
+
+
+def lengths_of(codes: Floats) -> list[float]:
+    """Return the length of each of codes (R, D), by which one beyond its folder is known."""
+    lengths: list[float] = np.linalg.norm(codes, axis=1).tolist()
+    return lengths
 
 
 def flat_index(space: VectorSpace, size: int) -> Any:  # noqa: ANN401 - FAISS has no types

@@ -28,7 +28,7 @@ from autoencode.embedding import (
     find_encoder,
 )
 from autoencode.errors import ConfigError, ImageIndexError, ModelFileError, OutputError
-from autoencode.index.neighbours import VectorSpace
+from autoencode.index.neighbours import OwnScores, VectorSpace
 from autoencode.models.model_file import load_model, read_tensors
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ class IndexSettings:
         model_path: where the file of the model or of the ONNX network was; None where there was none.
         vector_space: how the codes are compared.
         reduction: of the vectors of a pretrained network; None for codes of a model.
+        own: what the images score with each other, where it is kept here; None in an index in memory.
     """
 
     embedding: str
@@ -159,12 +160,18 @@ class IndexSettings:
     model_path: StoredPath | None
     vector_space: VectorSpace
     reduction: Reduction | None = None
+    own: OwnScores | None = None
 
     def to_content(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the settings as arrays and JSON."""
-        arrays = {"mean": self.vector_space.mean, "whitening": self.vector_space.whitening}
+        arrays: dict[str, Array | None] = {
+            "mean": self.vector_space.mean,
+            "whitening": self.vector_space.whitening,
+        }
         if self.reduction is not None:
             arrays |= {f"reduction_{name}": getattr(self.reduction, name) for name in _OF_REDUCTION}
+        if self.own is not None:
+            arrays |= {"own_scores": self.own.scores, "own_lengths": self.own.lengths}
         content = {
             "embedding": self.embedding,
             "encoder_digest": self.encoder_digest,
@@ -200,8 +207,13 @@ class IndexSettings:
             check_array("reduction_matrix", matrix, (mean.size, size))
             check_array("reduction_cosines", cosines, (2,))
             reduction = Reduction(mean, matrix, cosines, int(content["reduced_from"]))
+        own = None
+        if "own_lengths" in arrays:
+            own = OwnScores(arrays["own_scores"], space.is_similarity, arrays["own_lengths"])
+            own.check()
         preprocessing = Preprocessing.from_json(content["preprocessing"])
-        return cls(content["embedding"], content["encoder_digest"], preprocessing, model, space, reduction)
+        embedding, digest = named
+        return cls(embedding, digest, preprocessing, model, space, reduction, own)
 
     def check_encoder(self, index: Path | str, encoder: ImageEncoder, advice: str) -> None:
         """Reject an encoder that did not make the codes of `index`.

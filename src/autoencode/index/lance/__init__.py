@@ -36,7 +36,7 @@ from autoencode.index.lance.tables import (
     settings_bytes,
 )
 from autoencode.index.lance.update import SourceUpdate
-from autoencode.index.neighbours import Floats, fit_vector_space, rank
+from autoencode.index.neighbours import OWN_SAMPLE, Floats, OwnScores, fit_vector_space, lengths_of, rank
 from autoencode.index.store import (
     CHOOSE_ANOTHER,
     REBUILD,
@@ -85,16 +85,26 @@ class LanceIndex(Index):
         # Few images are compared one by one: the lists that a query scans may hold none of them.
         is_exact = self.is_exact or (only != EVERY_IMAGE and self._count(only) <= EXACT_LIMIT)
         nprobe, where = None if is_exact else self._vector_index.nprobe, condition(**vars(only))
-        return [self._nearest(vector, k, where, nprobe) for vector in self.vector_space.vectors(codes)]
+        queries = zip(self.vector_space.vectors(codes), lengths_of(codes), strict=True)
+        return [self._nearest(vector, length, k, where, nprobe) for vector, length in queries]
 
-    def _nearest(self, vector: Floats, k: int, where: str | None, nprobe: int | None) -> list[Neighbour]:
+    def _nearest(
+        self, vector: Floats, length: float, k: int, where: str | None, nprobe: int | None
+    ) -> list[Neighbour]:
         rows, vectors = self._tables.nearest(vector, k, where, nprobe)
+        own = self._settings.own
         # Images of equal scores come in an order of their own, as in an index in memory.
         order = sorted(range(len(rows)), key=lambda index: (rows[index].sha256, rows[index].path))
         found = rank(self.vector_space, vector, vectors[order], np.arange(len(order)), k)
         near = [rows[order[index]] for index in found.rows.tolist()]
         return [
-            Neighbour(self._folder(row.source) / row.path, score, row.label, None)
+            Neighbour(
+                self._folder(row.source) / row.path,
+                score,
+                row.label,
+                None,
+                None if own is None else own.percentile(score, length),
+            )
             for row, score in zip(near, found.scores.tolist(), strict=True)
         ]
 
@@ -150,7 +160,7 @@ class LanceStore(IndexStore):
             pack = request.pack(encoder, _pack_location(location, name))
             whole = Source(name, StoredPath.of(pack.folder, location), pack.fingerprint)
             # Counted, as an index whose newest version was lost has fewer rows than its sources say.
-            if tables is not None and whole in tables.sources() and tables.count_of(name) == len(pack):
+            if tables is not None and whole in tables.sources() and _count(tables, name) == len(pack):
                 kept = len(np.unique(pack.entries.digests))
                 fitted = tables.settings.fitted(encoder)
                 return LanceIndex(tables, fitted, Update(0, kept, 0, 0.0, pack.skipped))
@@ -161,9 +171,13 @@ class LanceStore(IndexStore):
                     "they another machine's, or another folder's? To remove them from the index: --remove."
                 )
             if tables is None:
-                space = fit_vector_space(update.sample(), request.distance_for(encoder, None))
+                sample = update.sample()
+                space = fit_vector_space(sample, request.distance_for(encoder, None))
+                # Scores are measured when all images are there; lengths are lost when codes become vectors.
+                own = OwnScores(np.zeros(0), space.is_similarity)
+                own = own if update.reduction is None else own.with_lengths(sample[:OWN_SAMPLE])
                 settings = IndexSettings(
-                    encoder.kind, encoder.digest, encoder.preprocessing, model, space, update.reduction
+                    encoder.kind, encoder.digest, encoder.preprocessing, model, space, update.reduction, own
                 )
                 tables = create_tables(location, settings, update.encoder.size)
                 # Another process may have created them first, with another model.
@@ -181,7 +195,7 @@ class LanceStore(IndexStore):
                 raise ConfigError(f"{location} has no images of {source}. It is of: {others}.")
             # Marked first and deleted last, so that a kill between leaves a source known as unfinished.
             tables.start_update(found)
-            count = tables.count_of(source)
+            count = _count(tables, source)
             tables.remove_images(source)
             _remove_pack(_pack_location(location, source))
             tables.remove_source(source)
@@ -194,6 +208,10 @@ class LanceStore(IndexStore):
         # Object storage has no locks; there, each commit is tried again on top of those of other writers.
         with contextlib.nullcontext() if isinstance(location, str) else self.lock(location, source):
             yield
+
+
+def _count(tables: Tables, source: str) -> int:
+    return tables.count(condition(source=source), latest=True)
 
 
 def find_tables(location: Path | str) -> Tables | None:

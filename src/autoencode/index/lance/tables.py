@@ -273,12 +273,6 @@ class Tables:
             where = f"id IN ({', '.join(map(quoted, ids[start : start + _IDS_AT_ONCE]))})"
             self._commit(self._images, functools.partial(self._images.delete, where))
 
-    def count_of(self, source: str) -> int:
-        """Return the number of images of a source, with the changes of other processes."""
-        with _reading(self.location):
-            self._images.checkout_latest()
-        return self.count(condition(source=source))
-
     def remove_images(self, source: str) -> None:
         """Delete all images of a source."""
         self._commit(self._images, lambda: self._images.delete(condition(source=source)))
@@ -311,9 +305,11 @@ class Tables:
                 found |= zip(table["sha256"].to_pylist(), self._vectors(table), strict=True)
         return found
 
-    def count(self, where: str | None = None) -> int:
-        """Return the number of images, or of those that a condition selects."""
+    def count(self, where: str | None = None, *, latest: bool = False) -> int:
+        """Return the number of images that a condition selects; `latest` with the changes of others."""
         with _reading(self.location):
+            if latest:
+                self._images.checkout_latest()
             return int(self._images.count_rows(where))
 
     def nearest(

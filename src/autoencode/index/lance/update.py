@@ -10,6 +10,7 @@ Shapes: N images, R distinct contents, S vectors of a sample, D code dimensions.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -24,7 +25,8 @@ from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError
 from autoencode.index.base import Update
 from autoencode.index.inverted_lists import EXACT_LIMIT, RECALL_NEIGHBOURS, smallest_nprobe
-from autoencode.index.neighbours import Floats, Rows, configure_faiss
+from autoencode.index.lance.tables import condition
+from autoencode.index.neighbours import OWN_SAMPLE, Floats, OwnScores, Rows, configure_faiss
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
@@ -85,10 +87,14 @@ class SourceUpdate:
         gone = self.stored[~np.isin(self.stored, self.ids)]
         tables.delete([one.decode("ascii") for one in gone.tolist()])
         # In storage, where there is no lock, another process may have removed the same source meanwhile.
-        if tables.count_of(self.whole.name) != len(self.pack):
+        if tables.count(condition(source=self.whole.name), latest=True) != len(self.pack):
             raise self._disturbed()
         tables.set_source(self.whole)
         maintain_vector_index(tables)
+        changed, count = len(self.fresh) + len(gone), tables.count()
+        # It takes a pass over all vectors: a few images more do not change what others score.
+        if changed and (count <= EXACT_LIMIT or changed > _NEW_SHARE * count):
+            measure_own_scores(tables)
         return Update(len(self.order), self.kept, self.removed, self.seconds, self.pack.skipped)
 
     def _encoded(self, count: int) -> list[Floats]:
@@ -157,7 +163,7 @@ def _order(pack: Pack, is_missing: NDArray[np.bool_]) -> Rows:
     rows = np.unique(pack.entries.rows[is_missing])
     mixed = epoch_order(rows, 0, 0, pack.rows_per_shard, pack.window)
     # Each part is in the order of the shards; a reduction is fitted to the first.
-    parts = np.split(mixed, [min(MOST_FITTED, len(mixed)), min(SAMPLE, len(mixed))])
+    parts = np.split(mixed, sorted(min(size, len(mixed)) for size in (MOST_FITTED, SAMPLE)))
     return np.concatenate([np.sort(part) for part in parts])
 
 
@@ -180,7 +186,7 @@ def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> Non
     else:
         return
     sample = tables.sample(min(_RECALL_SAMPLE, count))
-    limits = _farthest(tables, sample)
+    limits = _nearest(tables, sample)[:, -1]
 
     def recall_with(nprobe: int) -> float:
         found = [tables.nearest(vector, _NEAREST, None, nprobe)[1] for vector in sample]
@@ -191,15 +197,31 @@ def maintain_vector_index(tables: Tables, exact_limit: int = EXACT_LIMIT) -> Non
     tables.set_vector_index(nlist, *smallest_nprobe(recall_with, nlist, _FIRST_NPROBE))
 
 
-def _farthest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
-    """Return the squared distance (S,) of each vector of a sample (S, D) to the farthest neighbour."""
+def measure_own_scores(tables: Tables) -> None:
+    """Measure what a sample of the images score with their nearest neighbour, and keep it in the settings."""
+    settings = tables.settings
+    own = settings.own or OwnScores(np.zeros(0), settings.vector_space.is_similarity)
+    near = _nearest(tables, tables.sample(min(OWN_SAMPLE, tables.count())))
+    # Files of the same bytes are all in the table; an image is not its own neighbour, and they are not.
+    nearest = np.where(near > 0, near, np.inf).min(1)
+    nearest = -np.sort(-nearest[np.isfinite(nearest)])
+    # Vectors of similarities have length 1.
+    scores = (1 - nearest / 2).clip(-1, 1) if own.is_similarity else np.sqrt(nearest)
+    tables.set_settings(dataclasses.replace(settings, own=dataclasses.replace(own, scores=scores)))
+
+
+def _nearest(tables: Tables, sample: Floats) -> NDArray[np.float64]:
+    """Return the squared distances (S, _NEAREST) of vectors of the table (S, D) to the nearest, in order.
+
+    The first is that of the vector to itself.
+    """
     configure_faiss()
     best = np.full((len(sample), _NEAREST), np.inf)
     for block in tables.blocks(_BLOCK_ROWS):
         _, rows = faiss.knn(sample, block, min(_NEAREST, len(block)), metric=faiss.METRIC_L2)
         both = np.concatenate([best, _squared_distances(sample[:, None], block[rows])], axis=1)
         best = np.sort(both, axis=1)[:, :_NEAREST]
-    return np.asarray(best[:, -1])
+    return best
 
 
 def _squared_distances(one: Floats, other: Floats) -> NDArray[np.float64]:
