@@ -167,7 +167,13 @@ def test_a_file_that_is_something_else_is_rejected_in_one_line(normal: NormalIma
             content,
             "its numbers are not finite",
         ),
-        ({**tensors, "bank128.mean": torch.zeros(2)}, content, "does not hold usable normal images"),
+        ({**tensors, "bank.mean": torch.zeros(2)}, content, "does not hold usable normal images"),
+        ({**tensors, "fine.mean": torch.zeros(2)}, content, "does not hold usable normal images"),
+        (
+            {**tensors, "places128.spread": tensors["places128.spread"] * float("nan")},
+            content,
+            "its numbers are not finite",
+        ),
         (
             {k: v for k, v in tensors.items() if k != "combination.centre"},
             content,

@@ -23,8 +23,10 @@ from autoencode.outliers.detectors import (
     Combination,
     Detector,
     Mahalanobis,
+    Places,
     WhitenedKthNeighbour,
     neighbour_distance,
+    resized,
 )
 from autoencode.outliers.measurements import Measurements, measurer, path_descriptors, spectrum_descriptors
 from autoencode.outliers.scores import (
@@ -206,7 +208,10 @@ def test_a_combination_adds_scores_of_varied_images_and_gates_those_of_images_th
         assert abs(np.median(z, axis=0)).max() < 0.01
         odd = np.exp(np.array([[0.0, np.log(content), 3.0, 0.0]]))
         assert found.score(odd)[0] > found.score(scores).max()
-    assert Combination.fit(scores, [1, 0, 0, 0]).weights.tolist() == [1, 0, 0, 0]
+    assert Combination.fit(scores, ([1, 0, 0, 0], [0, 1, 0, 0])).weights.tolist() == [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+    ]
 
 
 def test_each_score_judges_a_quantity_that_there_is_and_says_what_it_is() -> None:
@@ -276,3 +281,30 @@ def test_neighbours_are_those_of_scikit_learn_and_the_farthest_there_is_of_few()
     assert neighbour_distance(training[:1], training, 1) == pytest.approx(0, abs=1e-6)
     farthest = np.linalg.norm(codes[:, None] - training[:3], axis=2).max(axis=1)
     np.testing.assert_allclose(neighbour_distance(codes, training[:3]), farthest)
+
+
+def test_places_take_what_is_usual_there_from_a_map() -> None:
+    generator = np.random.default_rng(0)
+    rows, columns = 12, 24
+    across = np.linspace(0, 1, columns)[None] * np.ones((rows, 1))  # noise grows to the right
+    maps = [
+        np.exp(across + (0.5 + across) * generator.standard_normal((rows, columns))).astype(np.float32)
+        for _ in range(400)
+    ]
+    places = Places.fit(maps[:300])
+    standard = np.stack([places.standard(one) for one in maps[300:]])
+    assert standard.shape == (100, rows, columns)
+    raw = np.log(np.stack(maps[300:]))
+    left, right = raw[:, :, :4], raw[:, :, -4:]
+    assert right.mean() - left.mean() > 0.8 and right.std() > 2 * left.std()
+    # The blur at the border of the grid leaves a little of the slope.
+    np.testing.assert_allclose(standard[:, :, :4].mean(), standard[:, :, -4:].mean(), atol=0.2)
+    assert abs(standard.mean()) < 0.1
+    # A cell of the grid is two columns, whose mean varies less than each of them.
+    spreads = standard.std(0).mean(0)
+    assert spreads[2:-2].max() / spreads[2:-2].min() < 1.4
+    # Of one image, nothing is known about a place: 11 in 1 of the trust is in all places together.
+    alone = Places.fit(maps[:1])
+    logs = np.log(maps[0])
+    assert np.abs(alone.mean - logs.mean()).max() < 0.25 * np.abs(logs - logs.mean()).max()
+    np.testing.assert_allclose(resized(resized(across, (24, 48)), (12, 24)), across, atol=0.02)

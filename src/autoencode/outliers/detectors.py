@@ -29,6 +29,7 @@ _FITTED_PATCHES = 40_000  # 100 for each feature
 _RIDGE = 1e-3  # of the mean variance: directions without any are not blown up
 # Share of a map of patches that a defect covers, at least in part: a tenth was ahead of a hundredth.
 TOP = 0.1
+_PLACES, _FEW = 12, 10  # cells a side; images from which a place is trusted as much as all places together
 TINY = 1e-6  # added to distances: that of two equal images has no logarithm
 # A dimension that hardly varies over the training images would weigh any rounding as evidence.
 _SCALE_FLOOR = 1e-3
@@ -160,16 +161,14 @@ class PatchBank(Detector):
         """Fit to the patches of normal images, (M, h, w, F), or one array (h, w, F) for each image."""
         import numpy as np
 
-        every = np.concatenate([patches.reshape(-1, patches.shape[-1]) for patches in values])
-        order = np.random.default_rng(0).permutation(len(every))
-        sample = every[order[:_FITTED_PATCHES]].astype(np.float32)
+        sample = sampled(values)
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         covariance = np.atleast_2d(np.cov((sample - mean).T, bias=True))
         # Equal patches, of a blank image for instance, have no variance at all.
         ridge = _RIDGE * covariance.trace() / len(covariance) or 1.0
         covariance += ridge * np.eye(len(covariance))
         whitening = np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)
-        kept = (every[order[:BANK_PATCHES]].astype(np.float32) - mean) @ whitening
+        kept = (sample[:BANK_PATCHES] - mean) @ whitening
         return cls(mean, whitening, kept.astype(np.float16))
 
     @cached_property
@@ -198,6 +197,60 @@ class PatchBank(Detector):
         import numpy as np
 
         return np.array([level(self.distances(patches)) for patches in values])
+
+
+@dataclass(frozen=True)
+class Places:
+    """What distances of patches are usual at each place of normal images, as the edges of a part vary most.
+
+    Places are cells of a square grid over the image, whatever its shape.
+
+    Attributes:
+        mean, spread: (S, S) of the logarithms of distances.
+    """
+
+    mean: Array
+    spread: Array
+
+    @classmethod
+    def fit(cls, maps: Sequence[Floats]) -> Self:
+        """Fit to maps of distances (h, w) of normal images, by detectors that have not seen them."""
+        import numpy as np
+        from scipy.ndimage import gaussian_filter
+
+        logs = np.stack([resized(np.log(one + TINY), (_PLACES, _PLACES)) for one in maps]).astype(np.float64)
+        # Of few images, a place knows less than all of them together.
+        trust = len(logs) / (len(logs) + _FEW)
+        mean = trust * logs.mean(0) + (1 - trust) * logs.mean()
+        variance = trust * logs.var(0) + (1 - trust) * logs.var() + 1e-6
+        # Neighbours count, too: images are not placed to the pixel.
+        mean, variance = (gaussian_filter(one, 1.0, mode="nearest") for one in (mean, variance))
+        return cls(mean, np.sqrt(variance))
+
+    def standard(self, distances: Floats) -> Floats:
+        """Return a map (h, w) in standard deviations above what is usual at each place."""
+        import numpy as np
+
+        mean, spread = (resized(one, distances.shape) for one in (self.mean, self.spread))
+        return np.asarray((np.log(distances + TINY) - mean) / spread, np.float32)
+
+
+def sampled(values: Array | Sequence[NDArray[np.float16]]) -> Floats:
+    """Return patches of images, (h, w, F) each, at random and at most 40,000: (P, F)."""
+    import numpy as np
+
+    every = np.concatenate([patches.reshape(-1, patches.shape[-1]) for patches in values])
+    order = np.random.default_rng(0).permutation(len(every))
+    return every[order[:_FITTED_PATCHES]].astype(np.float32)
+
+
+def resized(one: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> Floats:
+    """Return a map (h, w) in another size, interpolated between the centres of its cells."""
+    import numpy as np
+    from scipy.ndimage import zoom
+
+    factors = [new / old for new, old in zip(shape, one.shape, strict=True)]
+    return np.asarray(zoom(one, factors, order=1, grid_mode=True, mode="nearest"), np.float32)
 
 
 def level(distances: Floats, top: float = TOP) -> float:
@@ -252,7 +305,8 @@ class Combination(Detector):
     Attributes:
         centre, spread: (K,) median and robust standard deviation of the logarithms.
         gates: (K,) where a score begins to count if images are alike.
-        weights: (K,) of the scores if images vary.
+        weights: (2, K) of the scores, if images vary and if they are alike; beyond its gate every score
+            counts.
         alike: () whether they are, 1 or 0.
     """
 
@@ -263,11 +317,11 @@ class Combination(Detector):
     alike: Array
 
     @classmethod
-    def fit(cls, values: Array, weights: Sequence[float] | None = None) -> Self:
+    def fit(cls, values: Array, weights: Sequence[Sequence[float]] | None = None) -> Self:
         """Fit to the scores (M, K) of normal images, by detectors that have not seen them.
 
         The first column is of patches, the second the distances of pooled features of length 1; by default,
-        all have the weight 1.
+        all count if images vary, and the first if they are alike.
         """
         import numpy as np
 
@@ -279,7 +333,9 @@ class Combination(Detector):
         beyond = np.quantile((logs - centre) / spread, _GATE_QUANTILE, axis=0)
         gates = np.maximum(_GATE_MARGIN * beyond, _GATE)
         cosines = 1 - np.square(values[:, 1]) / 2
-        summed = np.ones(len(centre)) if weights is None else np.array(weights)
+        summed = (
+            np.stack([np.ones(len(centre)), np.eye(len(centre))[0]]) if weights is None else np.array(weights)
+        )
         return cls(centre, spread, gates, summed, np.array(float(np.median(cosines) >= _ALIKE)))
 
     def score(self, values: Array) -> Array:
@@ -288,14 +344,15 @@ class Combination(Detector):
 
         z = (np.log(values + TINY) - self.centre) / self.spread
         if not self.alike:
-            return np.asarray((z * self.weights).sum(-1))
-        return np.asarray(z[..., 0] + np.maximum(z - self.gates, 0)[..., 1:].sum(-1))
+            return np.asarray((z * self.weights[0]).sum(-1))
+        beyond = np.maximum(z - self.gates, 0) * (self.weights[1] == 0)
+        return np.asarray((z * self.weights[1] + beyond).sum(-1))
 
 
-AnyDetector = TypeVar("AnyDetector", bound=Detector)
+AnyDetector = TypeVar("AnyDetector", bound="Detector | Places")
 
 
-def to_arrays(detectors: Mapping[str, Detector]) -> dict[str, NDArray[Any]]:
+def to_arrays(detectors: Mapping[str, Detector | Places]) -> dict[str, NDArray[Any]]:
     """Return the fields of detectors by "name.field", for a file: in fp32 where that loses nothing."""
     import numpy as np
 

@@ -1,8 +1,8 @@
 """Normal images without a trained model: what a pretrained network knows of them, and how unlike others are.
 
-An image has four scores (see `scores`): that of its patches at each of two scales, of its content and of its
-statistics. How they become one depends on the normal images; see `Combination`. The second scale is too noisy
-to count where images vary.
+An image has four scores (see `scores`): of its patches, of its content, of its statistics, and of the places
+of its heat map. How they become one depends on the normal images; see `Combination`. A heat map adds the
+distances of patches at two scales, each relative to what is usual at its place (`Places`).
 
 Each normal image is measured against the others (cross-conformal prediction, Vovk 2015), so that none is
 lost to calibration, and outliers among them can be found.
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import zoom
 
 from autoencode.data.preprocessing import Limits, Preprocessing
 from autoencode.data.sources import expanded
@@ -32,13 +31,15 @@ from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
 from autoencode.outliers.conformal import conformal_p_values, conformal_threshold, fpr_bound
 from autoencode.outliers.detectors import (
-    TOP,
     Combination,
     KthNeighbour,
     Mahalanobis,
     PatchBank,
+    Places,
     from_arrays,
     level,
+    resized,
+    sampled,
     to_arrays,
 )
 from autoencode.outliers.patches import SHORT_SIDES, Picture, Seen, read_in_shape, see
@@ -51,19 +52,18 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-KIND, FORMAT_VERSION = "normal images", 2
+KIND, FORMAT_VERSION = "normal images", 3
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
-MOST_FITTED = 1000  # images in the banks; the others are measured against them
-# Share of a map that a defect covers, at each scale.
-_TOP = (TOP, 0.01)
-# Of the scores where images vary: patches, content, statistics, patches at the second scale.
-_WEIGHTS = (1.0, 1.0, 1.0, 0.0)
+MOST_FITTED = 500  # images in the banks, whose patches are in memory; the others are measured against them
+# Of patches, content, statistics and places: if images vary, and if they are alike.
+_WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+_TOPS = (1.0, 0.1, 0.01)  # shares of a map that defects cover: wide ones and small
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
-_HEAT_QUANTILE = 0.999  # of the distances of normal patches: 1 in a heat map
+_HEAT_QUANTILE = 0.999  # of the heat of normal patches: 1 in a heat map
 
 
 class Measured(NamedTuple):
-    """One image against normal ones: its scores, (4,), and the distances (h, w) of its patches."""
+    """One image against normal ones: scores (3,), and the distances (h, w) of its patches at each scale."""
 
     scores: Array
     maps: tuple[NDArray[np.float32], ...]
@@ -71,29 +71,68 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is fitted to normal images: a bank for each scale, and two detectors at the first."""
+    """What is fitted to normal images: patches at each scale, and two detectors at the first.
 
-    banks: tuple[PatchBank, ...]
+    At the second scale patches are many, and a Gaussian is as good as a bank there.
+    """
+
+    bank: PatchBank
+    fine: Mahalanobis
     content: KthNeighbour
     early: Mahalanobis
 
     @classmethod
     def of(cls, seen: Sequence[tuple[Seen, ...]]) -> _Fit:
-        banks = tuple(
-            PatchBank.fit([one[scale].patches[0] for one in seen]) for scale in range(len(SHORT_SIDES))
-        )
+        coarse, fine = ([one[scale].patches[0] for one in seen] for scale in range(len(SHORT_SIDES)))
         content, early = (
             np.concatenate([getattr(one[0], name) for one in seen]).astype(np.float64)
             for name in ("content", "early")
         )
-        return cls(banks, KthNeighbour.fit(content), Mahalanobis.fit(early))
+        gaussian = Mahalanobis.fit(sampled(fine).astype(np.float64))
+        return cls(PatchBank.fit(coarse), gaussian, KthNeighbour.fit(content), Mahalanobis.fit(early))
 
     def measure(self, seen: tuple[Seen, ...]) -> Measured:
-        maps = tuple(bank.distances(one.patches[0]) for bank, one in zip(self.banks, seen, strict=True))
-        patches, fine = map(level, maps, _TOP)
+        coarse = self.bank.distances(seen[0].patches[0])
+        patches = seen[1].patches[0]
+        fine = self.fine.score(patches.reshape(-1, patches.shape[-1])).reshape(patches.shape[:2])
         content = self.content.score(seen[0].content.astype(np.float64))[0]
         early = self.early.score(seen[0].early.astype(np.float64))[0]
-        return Measured(np.array([patches, content, early, fine]), maps)
+        return Measured(np.array([level(coarse), content, early]), (coarse, fine.astype(np.float32)))
+
+
+@dataclass(frozen=True)
+class _Heat:
+    """How the distances of patches at two scales become one map.
+
+    Attributes:
+        places: of each scale.
+        end: what one in a thousand patches of normal images exceeds, in standard deviations.
+    """
+
+    places: tuple[Places, ...]
+    end: float = 0.0
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured]) -> _Heat:
+        return cls(
+            tuple(Places.fit([one.maps[scale] for one in measured]) for scale in range(len(SHORT_SIDES)))
+        )
+
+    def standard(self, measured: Measured) -> NDArray[np.float32]:
+        """Return the mean of both scales on the finer grid, in standard deviations above what is usual."""
+        maps = [places.standard(one) for places, one in zip(self.places, measured.maps, strict=True)]
+        return np.asarray(np.mean([resized(one, maps[-1].shape) for one in maps], axis=0), np.float32)
+
+    def shown(self, standard: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return such a map as distances again, relative to the upper end of normal patches."""
+        spread = np.mean([places.spread.mean() for places in self.places])
+        return np.asarray(np.exp((spread * (standard - self.end)).clip(-9, 9)), np.float32)
+
+
+def _level(heat: NDArray[np.float32]) -> float:
+    """Return the mean of the means of a map, of its highest tenth and of its highest hundredth."""
+    highest = np.sort(heat.ravel())[::-1].astype(np.float64)
+    return float(np.mean([highest[: max(1, round(top * len(highest)))].mean() for top in _TOPS]))
 
 
 def _see(picture: Picture) -> tuple[Seen, ...]:
@@ -107,7 +146,6 @@ class NormalImages:
     Attributes:
         combination: how the four scores of an image become one.
         calibration: (N,) scores of normal images, each measured against others.
-        heat_scale: for each scale, the distance that one in a thousand patches of normal images exceeds.
         paths: the N files; empty for normal images from a file.
         heats: their heat maps (h, w), each measured against others; empty for normal images from a file.
         skipped: files that could not be used, with the reason; empty for normal images from a file.
@@ -118,7 +156,7 @@ class NormalImages:
     _fit: _Fit
     combination: Combination
     calibration: Array
-    heat_scale: tuple[float, ...]
+    _heat: _Heat
     paths: tuple[Path, ...] = ()
     heats: tuple[NDArray[np.float16], ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
@@ -129,10 +167,11 @@ class NormalImages:
         """Return the score of an image and its heat map (h, w).
 
         The score is about 0 for half of the normal images and 1 for a robust standard deviation above. In
-        the heat map, 1 is what one in a thousand patches of normal images exceeds.
+        the heat map, 1 is what one in a thousand patches of normal images exceeds, and 2 twice the distance.
         """
         found = self._fit.measure(_see(picture))
-        return float(self.combination.score(found.scores)), self._heat(found.maps)
+        standard = self._heat.standard(found)
+        return float(self.combination.score(_scores(found, standard))), self._heat.shown(standard)
 
     @property
     def are_alike(self) -> bool:
@@ -151,28 +190,19 @@ class NormalImages:
         """Return what the false positive rate of these very images stays below, with this confidence."""
         return fpr_bound(len(self.calibration), fpr, confidence)
 
-    def _heat(self, maps: tuple[NDArray[np.float32], ...]) -> NDArray[np.float32]:
-        """Return the mean of the maps of all scales on the finest grid, relative to normal patches."""
-        rows, columns = maps[-1].shape
-        scaled = []
-        for one, scale in zip(maps, self.heat_scale, strict=True):
-            factors = rows / one.shape[0], columns / one.shape[1]
-            scaled.append(zoom(one / scale, factors, order=1, grid_mode=True, mode="nearest"))
-        return np.asarray(np.mean(scaled, axis=0), np.float32)
-
     def save(self, path: str | Path) -> str:
         """Write all that judging needs into one file, whole or not at all; return its sha256.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        banks = {f"bank{side}": bank for side, bank in zip(SHORT_SIDES, self._fit.banks, strict=True)}
-        rest = {"content": self._fit.content, "early": self._fit.early, "combination": self.combination}
-        arrays = {"calibration": self.calibration, **to_arrays({**banks, **rest})}
+        parts = {**vars(self._fit), "combination": self.combination}
+        parts |= {f"places{side}": one for side, one in zip(SHORT_SIDES, self._heat.places, strict=True)}
+        arrays = {"calibration": self.calibration, **to_arrays(parts)}
         content = {
             "weights": BACKBONE.weights,
             "short_sides": list(SHORT_SIDES),
-            "heat_scale": list(self.heat_scale),
+            "heat_end": self._heat.end,
             "passing": list(self.passing),
             "value_range": list(self.value_range),
         }
@@ -199,23 +229,24 @@ def load_normal(path: str | Path) -> NormalImages:
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         fit = _Fit(
-            tuple(from_arrays(PatchBank, f"bank{side}", arrays) for side in SHORT_SIDES),
+            from_arrays(PatchBank, "bank", arrays),
+            from_arrays(Mahalanobis, "fine", arrays),
             from_arrays(KthNeighbour, "content", arrays),
             from_arrays(Mahalanobis, "early", arrays),
         )
+        places = tuple(from_arrays(Places, f"places{side}", arrays) for side in SHORT_SIDES)
         loaded = NormalImages(
             fit,
             from_arrays(Combination, "combination", arrays),
             arrays["calibration"],
-            tuple(map(float, content["heat_scale"])),
+            _Heat(places, float(content["heat_end"])),
             passing=tuple(map(str, content["passing"])),
             value_range=tuple(map(float, content.get("value_range", ()))),
         )
         Preprocessing(value_range=loaded.value_range)  # which rejects what is no range
         made_with = content["weights"], list(content["short_sides"])
         # A forged file may hold anything: it is used once, before it judges.
-        blank = np.zeros((SHORT_SIDES[0], SHORT_SIDES[0], 3), np.uint8)
-        score, heat = loaded.measure(Picture(*blank.shape[:2], (blank,) * len(SHORT_SIDES)))
+        score, heat = loaded.measure(_plain(0))
         if not np.isfinite([score, heat.sum(), *loaded.calibration]).all() or loaded.calibration.ndim != 1:
             raise ValueError("its numbers are not finite")
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError, RuntimeError) as err:
@@ -297,39 +328,50 @@ def _calibrated(
     seen: Sequence[tuple[Seen, ...]],
     value_range: tuple[float, ...],
 ) -> NormalImages:
-    scores = np.stack([one.scores for one in measured])
+    # Each image by the places of others, as it is by patches of others.
+    heat, count = _Heat.of(measured), len(seen)
+    of_others = [
+        _Heat.of([one for index, one in enumerate(measured) if index >= count or index % FOLDS != fold])
+        for fold in range(FOLDS)
+    ]
+    standard = [
+        (of_others[index % FOLDS] if index < count else heat).standard(one)
+        for index, one in enumerate(measured)
+    ]
+    scores = np.stack([_scores(one, places) for one, places in zip(measured, standard, strict=True)])
     combination = Combination.fit(scores, _WEIGHTS)
-    heat_scale = tuple(
-        float(np.quantile(np.concatenate([one.maps[scale].ravel() for one in measured]), _HEAT_QUANTILE))
-        or 1.0
-        for scale in range(len(SHORT_SIDES))
-    )
-    normal = NormalImages(fit, combination, np.zeros(0), heat_scale)
-    normal = dataclasses.replace(
-        normal,
-        calibration=combination.score(scores),
-        paths=tuple(paths),
-        heats=tuple(normal._heat(one.maps).astype(np.float16) for one in measured),
-        skipped=tuple(skipped),
+    end = float(np.quantile(np.concatenate([one.ravel() for one in standard]), _HEAT_QUANTILE))
+    heat = _Heat(heat.places, end)
+    normal = NormalImages(
+        fit,
+        combination,
+        combination.score(scores),
+        heat,
+        tuple(paths),
+        tuple(heat.shown(one).astype(np.float16) for one in standard),
+        tuple(skipped),
         value_range=value_range,
     )
-    return dataclasses.replace(normal, passing=_passing(normal, len(seen)))
+    return dataclasses.replace(normal, passing=_passing(normal, count))
+
+
+def _scores(measured: Measured, standard: NDArray[np.float32]) -> Array:
+    """Return the scores (4,) of an image, all of them distances, of which `Combination` takes logarithms."""
+    return np.append(measured.scores, np.exp(_level(standard)))
 
 
 def _passing(normal: NormalImages, count: int) -> tuple[str, ...]:
     """Return the names of the test pictures that would be called normal at the default rate."""
     threshold, found = normal.threshold(max(0.01, 1 / (count + 1))), []
-    size = (SHORT_SIDES[0], SHORT_SIDES[0], 3)
-    noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-    pictures = {
-        "all-black": np.zeros(size, np.uint8),
-        "all-white": np.full(size, 255, np.uint8),
-        "plain grey": np.full(size, 128, np.uint8),
+    noise = np.random.default_rng(0).integers(0, 256, (SHORT_SIDES[0], SHORT_SIDES[0], 3), np.uint8)
+    pictures: dict[str, int | NDArray[np.uint8]] = {
+        "all-black": 0,
+        "all-white": 255,
+        "plain grey": 128,
         "noise": noise,
     }
     for name, pixels in pictures.items():
-        scales = tuple(pixels.repeat(side // size[0], 0).repeat(side // size[0], 1) for side in SHORT_SIDES)
-        if normal.measure(Picture(*size[:2], scales))[0] <= threshold:
+        if normal.measure(_plain(pixels))[0] <= threshold:
             found.append(name)
     with contextlib.suppress(ImageError, IndexError):
         picture = read_in_shape(normal.paths[0], Limits(), normal.value_range)
@@ -338,6 +380,14 @@ def _passing(normal: NormalImages, count: int) -> tuple[str, ...]:
             if normal.measure(altered)[0] <= threshold:
                 found.append(name)
     return tuple(found)
+
+
+def _plain(pixels: int | NDArray[np.uint8]) -> Picture:
+    """Return a square picture of one level, or of small pixels (H, H, 3)."""
+    side = SHORT_SIDES[0]
+    small = np.broadcast_to(np.asarray(pixels, np.uint8), (side, side, 3))
+    scales = (small[np.arange(to) * side // to][:, np.arange(to) * side // to] for to in SHORT_SIDES)
+    return Picture(side, side, tuple(map(np.ascontiguousarray, scales)))
 
 
 def _over_exposed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Halves = NDArray[np.float16]
 Floats = NDArray[np.float32]
 
-# Lengths of the shorter side that images are seen at. The first decides; the second adds what is too small
-# for it (see `normal`).
+# Lengths of the shorter side that images are seen at: wide defects stand out at the first, thin ones at the
+# second (see `normal`).
 SHORT_SIDES = (128, 256)
 LONGEST_SIDE = 16 * SHORT_SIDES[0]  # of an image at any scale; a longer one is reduced further
 
