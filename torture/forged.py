@@ -7,16 +7,13 @@ process of its own; it works, or is rejected in one line, in bounded memory and 
 
 from __future__ import annotations
 
-import copy
 import json
 import resource
 import shutil
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +39,7 @@ from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import train
 from autoencode.transfer_learning import transfer
 from autoencode.transfer_learning.classifier import classify, load_classifier
+from torture.changes import change_json, change_tensor, lie_about_tensors
 from torture.commands import HAS_LANCE, NO_LANCE, SIZE, TINY, make_images
 from torture.outcome import Outcome
 from torture.processes import Ended, run
@@ -52,15 +50,6 @@ CPU_SECONDS = 20  # then the kernel ends it
 IMAGES = 24
 
 Generator = np.random.Generator
-_VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 16, 2**31, 2**63, 10**30, -(10**30), 0.5, 1e308, -0.0),
-    *("", "x", "vae", "../../etc/passwd", "/dev/zero", "\0", "\ud800", "\n", "a" * 10_000),
-    *([], {}, [[]], [0], [-1], [10**9], ["x"], [1] * 10_000, {"x": 1}),
-)
-_DTYPES = (
-    *(torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
-    *(torch.float8_e4m3fn, torch.complex64),
-)
 
 
 @dataclass(frozen=True)
@@ -234,10 +223,6 @@ def _use_normal(folder: Path) -> None:
     inspect_images(load_normal(folder / "normal.safetensors"), folder / "images" / "class 0")
 
 
-def _use_restorer(folder: Path) -> None:
-    restore(load_model(folder / "restorer"), folder / "images" / "class 0", folder / "restored")
-
-
 def _use_run(folder: Path) -> None:
     read_run(folder / "plain")
     (folder / "plain" / "model.safetensors").unlink(missing_ok=True)
@@ -272,7 +257,12 @@ KINDS = tuple(
         Kind("classifier", "classifier/classifier.safetensors", _use_classifier, "classifier"),
         Kind("outlier reference", "outliers.safetensors", _use_reference, "outlier reference"),
         Kind("normal images", "normal.safetensors", _use_normal, "normal images"),
-        Kind("restorer", "restorer/model.safetensors", _use_restorer, "model"),
+        Kind(
+            "restorer",
+            "restorer/model.safetensors",
+            lambda f: restore(f / "restorer", f / "images", f / "restored"),
+            "model",
+        ),
         Kind("sketches", "copies", lambda f: find_duplicates(f / "images", cache=f / "copies")),
         Kind("checkpoint", "plain/checkpoint.safetensors", _use_run, "checkpoint"),
         Kind("run.json", "plain/run.json", _use_run),
@@ -296,12 +286,12 @@ def _forge(kind: Kind, path: Path, case: int, generator: Generator) -> str:
         lines = content.splitlines() if path.suffix == ".jsonl" else [content]
         number = int(generator.integers(len(lines)))
         value = json.loads(lines[number])
-        what = _change_json(value, generator)
+        what = change_json(value, generator)
         lines[number] = json.dumps(value).encode()
         path.write_bytes(b"\n".join(lines) + b"\n")
         return f"line {number}: {what}"
     if case % 8 == 0 and kind.signed:
-        return _lie_about_tensors(path, content, generator)
+        return lie_about_tensors(path, content, generator)
     path.write_bytes(damaged(content, bytes(generator.bytes(500)), generator))
     return f"bytes of {path.name}"
 
@@ -311,10 +301,8 @@ def _forge_signed(kind: Kind, path: Path, generator: Generator) -> str:
         version = json.loads(file.metadata()["autoencode"])["version"]
     tensors, content, _ = read_tensors(path, kind.signed, version, AutoencodeError)
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    if generator.random() < 0.5:
-        what = _change_json(content, generator)
-    else:
-        what = _change_tensor(tensors, generator)
+    is_of_json = generator.random() < 0.5
+    what = change_json(content, generator) if is_of_json else change_tensor(tensors, generator)
     try:
         write_tensors(path, kind.signed, version, tensors, content)
     except (
@@ -324,90 +312,3 @@ def _forge_signed(kind: Kind, path: Path, generator: Generator) -> str:
     ):  # JSON or safetensors cannot hold it: nor can a forger write it
         return "nothing"
     return what
-
-
-def _change_json(value: Any, generator: Generator) -> str:  # noqa: ANN401 - any JSON
-    """Change one place somewhere in a JSON object."""
-    places = _places(value)
-    holder, key = places[int(generator.integers(len(places)))]
-    new = copy.deepcopy(_VALUES[int(generator.integers(len(_VALUES)))])
-    how = generator.integers(5)
-    if how == 0:
-        del holder[key]
-        return f"without {key!r}"
-    if how == 1:
-        other, name = places[int(generator.integers(len(places)))]
-        new = copy.deepcopy(other[name])
-    if how == 2 and isinstance(holder, dict):
-        holder[f"{key} more"] = new
-        return f"with {key} more"
-    holder[key] = new
-    return f"{key!r} is {str(new)[:60]!r}"
-
-
-def _places(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
-    found = [(value, key) for key in keys]
-    return found + [place for key in keys for place in _places(value[key])]
-
-
-def _change_tensor(tensors: dict[str, torch.Tensor], generator: Generator) -> str:
-    name = sorted(tensors)[int(generator.integers(len(tensors)))]
-    tensor = tensors[name]
-    changes: dict[str, Callable[[], torch.Tensor]] = {
-        "all NaN": lambda: torch.full_like(tensor, float("nan")),
-        "one infinite": lambda: _with_one(tensor, float("inf")),
-        "one huge": lambda: _with_one(tensor, 3e38),
-        "one far negative": lambda: _with_one(tensor, -(2**62)),
-        "zeros": lambda: torch.zeros_like(tensor),
-        "negated": lambda: -tensor,
-        "flat": lambda: tensor.flatten(),
-        "one more axis": lambda: tensor[None],
-        "half": lambda: tensor[: len(tensor) // 2] if tensor.ndim else tensor,
-        "doubled": lambda: torch.cat([tensor, tensor]) if tensor.ndim else tensor,
-        "transposed": lambda: tensor.T.contiguous() if tensor.ndim == 2 else tensor.flip(0),
-        "empty": lambda: tensor.flatten()[:0],
-        "a scalar": lambda: tensor.flatten()[0].clone(),
-        "another type": lambda: tensor.to(_DTYPES[int(generator.integers(len(_DTYPES)))]),
-        "large": lambda: torch.zeros(1000, 1000, dtype=tensor.dtype),
-    }
-    what = sorted(changes)[int(generator.integers(len(changes)))]
-    if generator.random() < 0.1:
-        del tensors[name]
-        return f"without {name}"
-    try:
-        tensors[name] = changes[what]()
-    except (RuntimeError, IndexError):  # a scalar has no half, and a byte is not infinite
-        return "nothing"
-    return f"{name} {tensors[name].dtype} {what}"
-
-
-def _with_one(tensor: torch.Tensor, value: float) -> torch.Tensor:
-    changed = tensor.clone()
-    changed.view(-1)[0] = value if tensor.is_floating_point() else int(min(value, 2.0**62)) % 251
-    return changed
-
-
-def _lie_about_tensors(path: Path, content: bytes, generator: Generator) -> str:
-    """Change the header that says where tensors are, as to claim ten gigabytes; its length is right."""
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    names = sorted(set(header) - {"__metadata__"})
-    entry = header[names[int(generator.integers(len(names)))]]
-    how = int(generator.integers(7))
-    if how == 0:
-        entry["shape"] = [50_000, 50_000]
-    elif how == 1:
-        entry["shape"], entry["data_offsets"] = [50_000, 50_000], [0, 10**10]
-    elif how == 2:
-        entry["data_offsets"] = [2**63, 2**64 - 1]
-    elif how == 3:
-        entry["shape"] = [2**32, 2**32, 4]
-    elif how == 4:
-        entry["dtype"] = str(generator.choice(["F64", "I8", "BOOL", "F8_E4M3", "X", ""]))
-    elif how == 5:
-        entry["data_offsets"] = [0, entry["data_offsets"][1]]
-    lied = json.dumps(header).encode()
-    size = 2**62 if how == 6 else len(lied)
-    path.write_bytes(struct.pack("<Q", size) + lied + content[8 + length :])
-    return f"header lies in way {how}"

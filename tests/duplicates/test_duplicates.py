@@ -276,8 +276,9 @@ def test_files_that_cannot_be_used_are_skipped_with_the_reason(tmp_path: Path) -
     texture(0).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    (tmp_path / "note.txt").touch()
     found = find_duplicates(tmp_path)
-    assert [path.name for path, _ in found.skipped] == ["b.png", "c.png"]
+    assert [path.name for path, _ in found.skipped] == ["b.png", "c.png", "note.txt"]
     assert found.skipped[0][1].startswith("not an image of a known format")
     assert (found.images, found.groups) == (1, [])
     (tmp_path / "a.png").unlink()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy.stats import binom
 
-from autoencode import ConfigError, ImageFolderError, ModelFileError, fit_normal, load_normal
+from autoencode import ConfigError, ImageFolderError, ModelFileError, fit_normal, inspect_images, load_normal
 from autoencode.data.preprocessing import Limits
 from autoencode.metrics.statistics import auroc
 from autoencode.models.model_file import read_tensors, write_tensors
@@ -199,9 +199,12 @@ def test_too_few_images_and_files_that_are_none_are_named(parts: Path, tmp_path:
     with pytest.raises(ConfigError, match=r"Give 10 or more normal images; there are 9. 1 cannot be used"):
         fit_normal(few)
     shutil.copy(parts / "good" / "20.png", few)
+    (few / "note.txt").touch()
     found = fit_normal(few)
     assert len(found.calibration) == 10
-    assert [path.name for path, _ in found.skipped] == ["broken.png"]
+    assert [path.name for path, _ in found.skipped] == ["broken.png", "note.txt"]
+    judged = inspect_images(found, few)
+    assert [path.name for path, _ in judged.skipped] == ["broken.png", "note.txt"]
 
 
 def test_parts_are_alike_and_photographs_vary(normal: NormalImages, tmp_path: Path) -> None:

@@ -255,8 +255,9 @@ def test_files_that_cannot_be_used_are_skipped_with_the_reason(
     model_path: Path, photographs: Path, tmp_path: Path
 ) -> None:
     (photographs / "4.png").write_bytes(b"not an image")
+    (photographs / "note.txt").touch()
     made = restore(model_path, photographs, tmp_path / "out", limits=Limits(max_pixels=42 * 52))
-    assert [path.name for path, _ in made.skipped] == ["3.png", "4.png"]
+    assert [path.name for path, _ in made.skipped] == ["3.png", "4.png", "note.txt"]
     assert len(made.results) == 3
     with pytest.raises(ImageFolderError, match="No image could be used, of 1 given"):
         restore(model_path, photographs / "4.png", tmp_path / "other")

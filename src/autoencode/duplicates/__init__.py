@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoencode.atomic import claim_folder, exclusive, make_folder, write_json
+from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.sources import expanded
 from autoencode.duplicates.agreement import SHARP_SIDE, SIDE
@@ -162,16 +163,14 @@ def find_duplicates(
         return _found(paths, folder, limits, progress)
 
 
-def _files(images: str | Path | Iterable[str | Path]) -> Sequence[Path]:
+def _files(images: str | Path | Iterable[str | Path]) -> Paths:
     if isinstance(images, str | Path) and any(store.holds(Path(images)) for store in STORES.values()):
         index = in_memory(open_index(images), "Finding duplicates")
-        return list(index.files(Path()))
+        return Paths(index.files(Path()))
     return expanded(images)
 
 
-def _found(
-    paths: Sequence[Path], folder: Path | None, limits: Limits, progress: StageProgress | None
-) -> Duplicates:
+def _found(paths: Paths, folder: Path | None, limits: Limits, progress: StageProgress | None) -> Duplicates:
     def stage(name: str) -> partial[None] | None:
         return partial(progress, name) if progress else None
 
@@ -220,7 +219,7 @@ def _found(
         threshold=verdict.threshold,
         copies=copies_agreement(sketches, read),
         different=verdict.different,
-        skipped=skipped,
+        skipped=[*skipped, *paths.skipped],
     )
 
 

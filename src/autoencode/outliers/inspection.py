@@ -29,6 +29,7 @@ from autoencode.atomic import (
     plain_cell,
     write_bytes,
 )
+from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import Limits, check_usable, save_image
 from autoencode.data.sources import expanded, find_images
 from autoencode.errors import ConfigError, ImageError, ImageFolderError
@@ -87,7 +88,7 @@ def inspect_images(
     known = {path: (score, heat) for path, score, heat in own} if images is None else {}
     if images is None and not known:
         raise ConfigError("Normal images from a file are not there to be judged: give images to judge.")
-    paths = expanded(images) if images is not None else list(known)
+    paths = expanded(images) if images is not None else Paths(known)
     out, limits = None if out is None else Path(out), limits or Limits()
     if out is not None:
         check_output(out, TABLES, paths)
@@ -109,7 +110,7 @@ def inspect_images(
     verdicts.sort(key=lambda one: -one.score)
     found = Outliers(
         verdicts,
-        skipped,
+        [*skipped, *paths.skipped],
         AUTO,
         "conformal",
         rate,

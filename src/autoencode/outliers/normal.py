@@ -305,6 +305,7 @@ def fit_normal(
         reasons = f" {len(skipped)} cannot be used; {skipped[0][0]}: {skipped[0][1]}." if skipped else ""
         raise ConfigError(f"Give {FEWEST} or more normal images; there are {len(used)}.{reasons}")
     crossed = _cross_fitted(seen, lambda count: report(min(done + count, total), total))
+    skipped += paths.skipped
     return _calibrated(fit or _Fit.of(seen), [*crossed, *measured], used, skipped, seen, value_range)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,7 @@ from autoencode.training.runtime import Runtime, choose_runtime
 from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
+    from autoencode.data.listing import Paths
     from autoencode.data.pack import Pack, Progress
     from autoencode.data.pictures import Levels
 
@@ -133,7 +134,7 @@ def restore(
             cannot be written. What was finished before is kept.
     """
     loaded = model if isinstance(model, Restorer) else load_restorer(model)
-    folder, paths = Path(out), list(expanded(images))
+    folder, paths = Path(out), expanded(images)
     check_arguments(loaded, scale, amount)
     runtime = choose_runtime(device)
     runtime.model_to_device(loaded)
@@ -161,7 +162,7 @@ class _Job:
     compare: bool
     limits: Limits
 
-    def run(self, paths: Sequence[Path], progress: Progress) -> Restorations:
+    def run(self, paths: Paths, progress: Progress) -> Restorations:
         """Restore what is not finished."""
         results: list[Restoration] = []
         skipped: list[tuple[Path, str]] = []
@@ -181,7 +182,7 @@ class _Job:
                     skipped.append((path, str(err)))
             progress(number, len(paths))
         check_usable(len(results), paths, skipped)
-        return Restorations(results, skipped, kept)
+        return Restorations(results, [*skipped, *paths.skipped], kept)
 
     def _restored(self, path: Path, names: set[str]) -> Restoration:
         picture = read_picture(path, self.limits)
