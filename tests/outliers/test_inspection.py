@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def test_a_table_that_is_an_image_and_images_that_are_none_are_rejected(
 
 
 def rows(table: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(table.read_text().splitlines()))
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_each_file_is_judged_once_also_after_a_new_start(
@@ -174,6 +176,28 @@ def test_each_file_is_judged_once_also_after_a_new_start(
     assert sorted(Path(row["path"]).stem for row in rows(table)) == ["1" * 251, "a", "broken"]
     assert {row["outlier"] for row in rows(table) if row["path"].endswith("a.png")} == {"true"}
     assert sorted(path.name for path in (tmp_path / "maps").iterdir())[0] == f"00003-{'1' * 194}-map.png"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere, names are text of one line")
+def test_names_of_any_bytes_and_links_to_nowhere_are_judged_once(
+    normal: NormalImages,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    camera, table = tmp_path / "camera", tmp_path / "today.csv"
+    camera.mkdir()
+    part(1).save(camera / "0.png")
+    for name in (b"two\nlines.png", b"\xff.png", b"=1+1.png", "\u2028.png".encode()):
+        shutil.copy(camera / "0.png", camera / os.fsdecode(name))
+    (camera / "nowhere.png").symlink_to(camera / "none.png")
+    (camera / "loop.png").symlink_to(camera / "loop.png")
+    assert len(list(watch_images(normal, camera, table, interval_s=0, most_rounds=3))) == 7
+    assert list(watch_images(normal, camera, table, interval_s=0, most_rounds=3)) == []
+    content = table.read_bytes()
+    cut = content[: content.index(b"two\n") + 4]  # in the name, where a line ends but no row
+    table.write_bytes(cut)
+    again = list(watch_images(normal, camera, table, interval_s=0, most_rounds=3))
+    assert len(again) == 7 - (cut.count(b"\n") - 2)
+    assert len(rows(table)) == 7
 
 
 def test_a_file_that_still_grows_is_left_for_later(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811

@@ -6,6 +6,7 @@ Shapes: N images judged, h, w rows and columns of a heat map.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 import time
@@ -252,7 +253,7 @@ def watch_images(
         for path, age in now.items():
             if age is None or before.get(path) != age:
                 continue
-            judged.add(str(path))
+            judged.add(_written(path))
             try:
                 verdict, picture = judge(normal, path, rate, limits)
             except ImageError as err:
@@ -270,23 +271,31 @@ def watch_images(
 
 
 def _judged(out: Path) -> set[str]:
-    """Return the paths in a table of `watch_images`, which is begun if it is not there."""
+    """Return the paths in a table of `watch_images`, as `_written`; it is begun if it is not there."""
     check_output(out, (".csv",))
     if not out.exists():
         write_bytes(out, csv_bytes([COLUMNS]))
-    # A crash may have cut the last line short: the file is judged again.
-    whole, _, rest = read_file(out, TEXT_BYTES).rpartition(b"\n")
-    if rest:
-        write_bytes(out, whole + b"\n")
-    header, *rows = csv.reader(whole.decode(errors="surrogateescape").splitlines())
+    content = read_file(out, TEXT_BYTES)
+    # A crash may have cut the last row short, also in a name of two lines: the file is judged again.
+    whole = content[: content.rfind(b"\n") + 1]
+    while whole.count(b'"') % 2:
+        whole = whole[: whole.rfind(b"\n", 0, -1) + 1]
+    if whole != content:
+        write_bytes(out, whole)
+    header, *rows = csv.reader(io.StringIO(whole.decode(errors="surrogateescape"), newline=""))
     if tuple(header) != COLUMNS:
         raise ConfigError(f"{out} is another table. Give a new name to --out.")
     return {str(plain_cell(row[0])) for row in rows if row}
 
 
+def _written(path: Path) -> str:
+    """Return a path as a table has it, where names that are not UTF-8 are escaped."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
 def _new_images(folder: Path, judged: set[str]) -> list[Path]:
     try:
-        return [path for path in find_images(folder) if str(path) not in judged]
+        return [path for path in find_images(folder) if _written(path) not in judged]
     except ImageFolderError:  # nothing has come yet
         return []
 
@@ -295,7 +304,8 @@ def _age(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
     except OSError:
-        return None
+        # A link that leads nowhere is judged, which names it; another file may have been taken away.
+        return (0, 0) if path.is_symlink() else None
     return found.st_size, found.st_mtime_ns
 
 
