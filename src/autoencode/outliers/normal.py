@@ -42,7 +42,7 @@ from autoencode.outliers.detectors import (
     sampled,
     to_arrays,
 )
-from autoencode.outliers.patches import SHORT_SIDES, Picture, Seen, read_in_shape, see
+from autoencode.outliers.patches import SHORT_SIDES, Picture, Seen, probes, read_in_shape, see, spoiled
 from autoencode.outliers.scores import FOLDS
 from autoencode.pixels import to_float
 from autoencode.training.run import is_run
@@ -246,7 +246,7 @@ def load_normal(path: str | Path) -> NormalImages:
         Preprocessing(value_range=loaded.value_range)  # which rejects what is no range
         made_with = content["weights"], list(content["short_sides"])
         # A forged file may hold anything: it is used once, before it judges.
-        score, heat = loaded.measure(_plain(0))
+        score, heat = loaded.measure(probes()["all-black"])
         if not np.isfinite([score, heat.sum(), *loaded.calibration]).all() or loaded.calibration.ndim != 1:
             raise ValueError("its numbers are not finite")
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError, RuntimeError) as err:
@@ -363,40 +363,8 @@ def _scores(measured: Measured, standard: NDArray[np.float32]) -> Array:
 
 def _passing(normal: NormalImages, count: int) -> tuple[str, ...]:
     """Return the names of the test pictures that would be called normal at the default rate."""
-    threshold, found = normal.threshold(max(0.01, 1 / (count + 1))), []
-    noise = np.random.default_rng(0).integers(0, 256, (SHORT_SIDES[0], SHORT_SIDES[0], 3), np.uint8)
-    pictures: dict[str, int | NDArray[np.uint8]] = {
-        "all-black": 0,
-        "all-white": 255,
-        "plain grey": 128,
-        "noise": noise,
-    }
-    for name, pixels in pictures.items():
-        if normal.measure(_plain(pixels))[0] <= threshold:
-            found.append(name)
+    threshold = normal.threshold(max(0.01, 1 / (count + 1)))
+    pictures = probes()
     with contextlib.suppress(ImageError, IndexError):
-        picture = read_in_shape(normal.paths[0], Limits(), normal.value_range)
-        for name, changed in (("over-exposed", _over_exposed), ("out of focus", _out_of_focus)):
-            altered = Picture(picture.height, picture.width, tuple(map(changed, picture.pixels)))
-            if normal.measure(altered)[0] <= threshold:
-                found.append(name)
-    return tuple(found)
-
-
-def _plain(pixels: int | NDArray[np.uint8]) -> Picture:
-    """Return a square picture of one level, or of small pixels (H, H, 3)."""
-    side = SHORT_SIDES[0]
-    small = np.broadcast_to(np.asarray(pixels, np.uint8), (side, side, 3))
-    scales = (small[np.arange(to) * side // to][:, np.arange(to) * side // to] for to in SHORT_SIDES)
-    return Picture(side, side, tuple(map(np.ascontiguousarray, scales)))
-
-
-def _over_exposed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(np.minimum(pixels.astype(np.uint16) * 2 + 40, 255), np.uint8)
-
-
-def _out_of_focus(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from scipy.ndimage import gaussian_filter
-
-    sigma = min(pixels.shape[:2]) / 32
-    return np.asarray(gaussian_filter(pixels.astype(np.float32), (sigma, sigma, 0)).round(), np.uint8)
+        pictures |= spoiled(read_in_shape(normal.paths[0], Limits(), normal.value_range))
+    return tuple(name for name, one in pictures.items() if normal.measure(one)[0] <= threshold)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from autoencode.data import decoding
 from autoencode.data.preprocessing import SIZE_MULTIPLE, Limits, Preprocessing, read_image
@@ -74,6 +75,35 @@ def read_in_shape(path: Path, limits: Limits, value_range: tuple[float, ...] = (
         size = Preprocessing(rows, columns, resize_mode="stretch", value_range=value_range)
         pixels.append(read_image(content, size, limits))
     return Picture(height, width, tuple(pixels))
+
+
+def probes() -> dict[str, Picture]:
+    """Return pictures that no camera should give, by name, all of them square."""
+    side = SHORT_SIDES[0]
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    levels = {"all-black": np.uint8(0), "all-white": np.uint8(255), "plain grey": np.uint8(128)}
+    pixels = {name: np.broadcast_to(level, noise.shape) for name, level in levels.items()} | {"noise": noise}
+    rows = [np.arange(to) * side // to for to in SHORT_SIDES]  # nearest neighbours at each scale
+    return {
+        name: Picture(side, side, tuple(np.ascontiguousarray(one[at][:, at]) for at in rows))
+        for name, one in pixels.items()
+    }
+
+
+def spoiled(picture: Picture) -> dict[str, Picture]:
+    """Return a picture as a broken camera might take it, by the name of the fault."""
+
+    def over_exposed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(np.minimum(pixels.astype(np.uint16) * 2 + 40, 255), np.uint8)
+
+    def out_of_focus(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        sigma = min(pixels.shape[:2]) / 32
+        return np.asarray(gaussian_filter(pixels.astype(np.float32), (sigma, sigma, 0)).round(), np.uint8)
+
+    return {
+        name: picture._replace(pixels=tuple(map(change, picture.pixels)))
+        for name, change in (("over-exposed", over_exposed), ("out of focus", out_of_focus))
+    }
 
 
 @dataclass(frozen=True)
