@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -208,10 +208,12 @@ def test_a_combination_adds_scores_of_varied_images_and_gates_those_of_images_th
         assert abs(np.median(z, axis=0)).max() < 0.01
         odd = np.exp(np.array([[0.0, np.log(content), 3.0, 0.0]]))
         assert found.score(odd)[0] > found.score(scores).max()
-    assert Combination.fit(scores, ([1, 0, 0, 0], [0, 1, 0, 0])).weights.tolist() == [
-        [1, 0, 0, 0],
-        [0, 1, 0, 0],
-    ]
+    both = Combination.fit(scores, ([1, 1, 1, 0], [1, 0, 0, 1]))
+    assert both.weights.tolist() == [[1, 1, 1, 0], [1, 0, 0, 1]]
+    assert bool(both.alike)
+    np.testing.assert_allclose(both.score(scores)[~far], z[:, [0, 3]].max(1)[~far])  # the larger decides
+    varied = replace(both, alike=np.array(0.0))
+    np.testing.assert_allclose(varied.score(scores), z[:, :3].sum(1))
 
 
 def test_each_score_judges_a_quantity_that_there_is_and_says_what_it_is() -> None:

@@ -298,15 +298,16 @@ class Combination(Detector):
     """Several scores as one, in a way that depends on the normal images.
 
     Each is the logarithm of a distance, in robust standard deviations from the normal images. Where those are
-    alike, as parts are, patches decide; the others would raise their noise, and count only far beyond the
-    normal images. Where they vary, as photographs do, all are added. The images say which: they are alike if
-    half of them have neighbours of nearly the same pooled features.
+    alike, as parts are, patches decide, by the score in which they are most anomalous; the others would raise
+    their noise, and count only far beyond the normal images. Where they vary, as photographs do, all are
+    added. The images say which: they are alike if half of them have neighbours of nearly the same pooled
+    features.
 
     Attributes:
         centre, spread: (K,) median and robust standard deviation of the logarithms.
         gates: (K,) where a score begins to count if images are alike.
-        weights: (2, K) of the scores, if images vary and if they are alike; beyond its gate every score
-            counts.
+        weights: (2, K): of the scores in the sum if images vary; above 0 for those whose largest decides if
+            images are alike.
         alike: () whether they are, 1 or 0.
     """
 
@@ -345,8 +346,9 @@ class Combination(Detector):
         z = (np.log(values + TINY) - self.centre) / self.spread
         if not self.alike:
             return np.asarray((z * self.weights[0]).sum(-1))
-        beyond = np.maximum(z - self.gates, 0) * (self.weights[1] == 0)
-        return np.asarray((z * self.weights[1] + beyond).sum(-1))
+        decides = self.weights[1] > 0
+        beyond = np.where(decides, 0, np.maximum(z - self.gates, 0))
+        return np.asarray(np.where(decides, z, -np.inf).max(-1) + beyond.sum(-1))
 
 
 AnyDetector = TypeVar("AnyDetector", bound="Detector | Places")

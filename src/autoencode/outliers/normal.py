@@ -56,7 +56,7 @@ KIND, FORMAT_VERSION = "normal images", 3
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
 MOST_FITTED = 500  # images in the banks, whose patches are in memory; the others are measured against them
 # Of patches, content, statistics and places: if images vary, and if they are alike.
-_WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+_WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0))
 _TOPS = (1.0, 0.1, 0.01)  # shares of a map that defects cover: wide ones and small
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
 _HEAT_QUANTILE = 0.999  # of the heat of normal patches: 1 in a heat map
@@ -358,7 +358,7 @@ def _calibrated(
 
 def _scores(measured: Measured, standard: NDArray[np.float32]) -> Array:
     """Return the scores (4,) of an image, all of them distances, of which `Combination` takes logarithms."""
-    return np.append(measured.scores, np.exp(_level(standard)))
+    return np.append(measured.scores, np.exp(min(_level(standard), 500.0)))  # beyond, exp has no number
 
 
 def _passing(normal: NormalImages, count: int) -> tuple[str, ...]:
