@@ -114,7 +114,10 @@ async def queue(
 def default_rate(workspace: Workspace, ranking: Ranking) -> float:
     """Return the share of normal images that may be flagged before a person has chosen one."""
     among_all: Inspected | None = workspace.comparing.known(("inspection", ALL))
-    return ALL_RATE if among_all is not None and ranking is among_all.ranking else DEFAULT_FPR
+    if among_all is None or ranking is not among_all.ranking:
+        return DEFAULT_FPR
+    # The most anomalous of N has p = 2 / (N + 1), as it is one of those that it is compared with.
+    return max(ALL_RATE, 2.5 / (ranking.calibration_images + 1))
 
 
 def rate_at(ranking: Ranking, threshold: float) -> float:

@@ -137,11 +137,13 @@ export class MapView {
       if (signal.aborted) return;
       points.choose(selection.positions());
       const before = this.points;
+      // Scores that were asked for meanwhile came with the one or the other.
+      if (this.about.scored) points.score.set(before.score);
+      about.scored ||= this.about.scored;
       this.layout = layout;
       this.about = about;
       this.points = points;
       this.names = this.picks = null;
-      points.score.set(before.score);
       this.layouts.value = layout;
       this.#glide(before);
     } catch (err) {

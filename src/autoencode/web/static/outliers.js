@@ -189,9 +189,9 @@ export function mount(root) {
       src: isByPatches ? heatUrl(picture.id, state.by) : imageUrl(picture.id, "difference"),
       alt: "where it differs",
     });
-    const caption = h("span", { class: "heat-caption" }, isByPatches ? "where it differs from normal pictures" : "where the two differ: ", isByPatches ? null : heatLegend());
+    const caption = h("span", { class: "heat-caption" }, isByPatches ? "where it differs from normal pictures" : "; where the two differ: ", isByPatches ? null : heatLegend());
     const under = isByPatches ? original(picture, 560) : image(picture, "reconstruction", `${shortName(picture)}, reconstruction`);
-    const other = h("figure", { class: "other" }, h("div", { class: "frame whole" }, under, heat), h("figcaption", {}, isByPatches ? "" : "reconstruction; ", caption));
+    const other = h("figure", { class: "other" }, h("div", { class: "frame whole" }, under, heat), h("figcaption", {}, isByPatches ? "" : "reconstruction", caption));
     heat.hidden = caption.hidden = !state.heat;
     other.hidden = isByPatches && !state.heat;
     const both = h("div", { class: "sides" }, h("figure", {}, shown(), h("figcaption", {}, "picture")), other);
