@@ -142,7 +142,7 @@ class PerceptualPhase:
                 ]
             sums += in_fp64(torch.stack([loss, error, distance, judged]).detach()) * local.counted
         measured = processes.total(sums)
-        # Before any gradient of the step is used: with a weight of the steps before, small drawings diverged.
+        # Of this step: with a mean of the steps before, the error of emoji doubled in between (docs/log.md).
         rest, pull = (processes.total(total).norm() for total in norms)
         weight = ratio_at(step, steps) * rest / (pull + SMALLEST_NORM)
         for decoded, by_rest, by_critic in pulled:
