@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RATIO, START, RISE = 0.8, 0.1, 0.1
 
 _WIDTHS = (32, 32, 64, 128)  # of its convolutions: the first keeps the size of images, each other halves it
-_RATE, _DECAYS = 5e-4, (0.5, 0.99)  # of Adam
+_RATE, _DECAYS = 1e-3, (0.5, 0.99)  # of Adam
 _PENALTY = 1.0  # on the squared slope at real images (Mescheder et al. 2018, equation 9)
 _PENALISED_EVERY = 4  # steps, as the slope of a slope takes as long as the rest of a step
 _SHIFT = 8  # images are shifted by up to this fraction of a side

@@ -99,7 +99,7 @@ LEAST_STEPS, MOST_STEPS = 250, 40_000
 _LEAST_RESTORER_STEPS = 3_000
 
 
-_LEAST_PERCEPTUAL_STEPS = 160
+_LEAST_PERCEPTUAL_BATCHES = 320
 
 
 _MOST_EPOCHS = 200  # each is validated and saved
@@ -178,7 +178,7 @@ def adapted(
         config = replace(config, epochs=epochs)
         chosen.append(f"{epochs} epochs{' at most' if config.early_stopping else ''}")
         if config.perceptual and "perceptual" not in given:
-            share = _LEAST_PERCEPTUAL_STEPS / (steps * config.epochs)
+            share = _LEAST_PERCEPTUAL_BATCHES / (steps * config.epochs)
             config = replace(config, perceptual=round(max(config.perceptual, min(1.0, share)), 3))
     if not can_sharpen:
         config = replace(config, perceptual=0.0)
