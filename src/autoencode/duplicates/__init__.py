@@ -193,27 +193,39 @@ def _found(paths: Paths, folder: Path | None, limits: Limits, progress: StagePro
     # How far apart two images may be depends on how thoroughly was looked.
     name = "thorough" if verifier.is_thorough else "likely"
     matches = remembered(verifier.verify, pairs, digests, name, folder, stage("comparing"))
-    verdict = judge(matches, sketches.sizes)
-    groups = _grouped(every, same, verdict.copies)
-    # Not every pair of a large group is a candidate, and each copy is described by the file that stays.
-    direct = {(match.first, match.second): match for match in verdict.copies}
-    kept = np.array([sorted((group[0], one)) for group in groups for one in group[1:]]).reshape(-1, 2)
-    apart = np.array([pair for pair in kept.tolist() if tuple(pair) not in direct], np.int64).reshape(-1, 2)
-    for match in remembered(verifier.verify, apart, digests, name, folder, None):
-        if match.agreement.mutual >= LEAST_MUTUAL:
-            direct[match.first, match.second] = match
+    large, known = sketches.sizes.min(1) > SIDE, {(match.first, match.second): match for match in matches}
 
     def look(pairs: NDArray[np.int64]) -> list[Match | None]:
-        coarse = [direct[first, second] for first, second in pairs.tolist()]
+        coarse = [known[first, second] for first, second in pairs.tolist()]
         return verifier.look_closely(coarse, partial(read, wanted=_SHARP))
 
-    # Only where there is more to see.
-    large = sketches.sizes.min(1) > SIDE
-    close = [pair for pair in kept.tolist() if tuple(pair) in direct and large[pair].all()][:_MOST_CLOSE]
-    for match in remembered(look, np.array(close, np.int64).reshape(-1, 2), digests, "close", folder, None):
-        direct[match.first, match.second] = match
+    def look_at(matches: Iterable[Match]) -> None:
+        """Replace matches of images in which there is more to see, the least alike first."""
+        some = sorted(matches, key=lambda match: match.agreement.mutual)
+        close = [(match.first, match.second) for match in some if large[[match.first, match.second]].all()]
+        pairs = np.array(close[:_MOST_CLOSE], np.int64).reshape(-1, 2)
+        for match in remembered(look, pairs, digests, "close", folder, None):
+            known[match.first, match.second] = match
+
+    verdict = judge(matches, sketches.sizes)
+    # Pages in one layout are alike until their words are seen.
+    look_at(verdict.copies)
+    verdict = judge(list(known.values()), sketches.sizes)
+    groups = _grouped(every, same, verdict.copies)
+    # Not every pair of a large group is a candidate, and each copy is described by the file that stays.
+    direct = {(match.first, match.second) for match in verdict.copies}
+    kept = [tuple(sorted((group[0], one))) for group in groups for one in group[1:]]
+    apart = np.array([pair for pair in kept if pair not in direct], np.int64).reshape(-1, 2)
+    linked = [
+        match
+        for match in remembered(verifier.verify, apart, digests, name, folder, None)
+        if match.agreement.mutual >= LEAST_MUTUAL
+    ]
+    known.update({(match.first, match.second): match for match in linked})
+    look_at(linked)
+    direct.update((match.first, match.second) for match in linked)
     return Duplicates(
-        groups=_described(every, same, groups, list(direct.values())),
+        groups=_described(every, same, groups, [known[pair] for pair in sorted(direct)]),
         possible=[_possible(sketches, match) for match in verdict.possible[:MOST_POSSIBLE]],
         images=len(every) - len(skipped),
         threshold=verdict.threshold,

@@ -29,7 +29,8 @@ from autoencode.index.neighbours import VectorSpace, configure_faiss, fit_vector
 
 FREQUENCIES = 8  # of each direction
 # Similarities below these were not reached by copies of any kind but by chance (docs/results.md).
-LEAST_THUMBNAIL, LEAST_WHITENED, LEAST_FEATURES = 0.85, 0.5, 0.5
+LEAST_THUMBNAIL, LEAST_WHITENED, LEAST_FEATURES, LEAST_WINDOW = 0.85, 0.5, 0.5, 0.35
+_CROPS = 2  # of an image
 # From here on, a query is compared with the vectors of the nearest lists only: a copy is in the nearest ones.
 _EXACT_LIMIT, _PROBED = 5000, 12
 _EVERY_VIEW = 500  # images up to which each view has neighbours of its own
@@ -88,7 +89,36 @@ def find_candidates(sketches: Sketches) -> Candidates:
     # Where an image has many likes, what features alone find is seldom a copy.
     k = k if count <= _EXACT_LIMIT else k // 2
     found.append(_neighbours(features, fit_vector_space(features, "cosine"), own, k, LEAST_FEATURES))
+    if count <= _EVERY_VIEW:
+        found.append(_crops(sketches, codes))
     return _candidates(found)
+
+
+def _crops(sketches: Sketches, codes: Floats) -> Found:
+    """Return pairs of images and their likeliest crops, with maps, as `_neighbours` does; N x N are compared.
+
+    Each window is whitened by itself: what tells one page of text from others is not what tells a part of it
+    from other pages, and crops of pages are as like each other as pages are.
+
+    Args:
+        sketches: of a small folder.
+        codes: (N, D) of the whole images.
+    """
+    windows = (*_WINDOWS, *_CENTRED)
+    best, which = np.full((len(codes), len(codes)), -1, np.float32), np.zeros((len(codes),) * 2, np.intp)
+    [thumbs] = _blocks(sketches.thumbnails)
+    for number, (x, y, share) in enumerate(windows):
+        seen = _codes(thumbs, _basis(y, share), _basis(x, share))
+        space = fit_vector_space(seen, "whitened")
+        scores = space.vectors(seen) @ space.vectors(codes).T
+        which[scores > best] = number
+        np.maximum(best, scores, out=best)
+    np.fill_diagonal(best, -1)
+    rows = np.argsort(-best, axis=1, kind="stable")[:, :_CROPS]
+    one, rank = np.nonzero(np.take_along_axis(best, rows, 1) >= LEAST_WINDOW)
+    other = rows[one, rank]
+    maps = np.stack([_window(*window) for window in windows])
+    return np.stack([one, other], 1), maps[which[one, other]]
 
 
 def _candidates(found: list[Found]) -> Candidates:
