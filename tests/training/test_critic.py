@@ -126,6 +126,22 @@ def test_it_judges_images_of_any_size(height: int, width: int) -> None:
     assert loss.isfinite()
 
 
+def test_of_a_large_image_it_sees_a_square_of_112_pixels() -> None:
+    critic = Critic(160, 224, FP32, seed=1)
+    shape = (8, 3, 160, 224)
+    found = []
+    for step in (1, 2, 3):
+        pull, _ = critic.judge(torch.rand(shape), torch.rand(shape), WHOLE, step, seed=0)
+        # Elsewhere an image matters by its mean alone, which a change of contrast keeps.
+        pulled = pull.abs() > 0.05 * pull.abs().max()
+        rows, columns = (pulled.sum(axes).nonzero().flatten() for axes in ((0, 1, 3), (0, 1, 2)))
+        # Less where the square reaches beyond the image.
+        assert 112 - 20 <= len(rows) <= 112
+        assert 112 - 28 <= len(columns) <= 112
+        found.append((int(rows[0]), int(columns[0])))
+    assert len(set(found)) == 3
+
+
 def test_its_first_weights_depend_on_the_seed_alone() -> None:
     before = torch.random.get_rng_state()
     one, same, other = (copy.deepcopy(Critic(16, 16, FP32, seed).network.state_dict()) for seed in (1, 1, 2))

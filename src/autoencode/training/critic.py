@@ -35,6 +35,7 @@ _RATE, _DECAYS = 1e-3, (0.5, 0.99)  # of Adam
 _PENALTY = 1.0  # on the squared slope at real images (Mescheder et al. 2018, equation 9)
 _PENALISED_EVERY = 4  # steps, as the slope of a slope takes as long as the rest of a step
 _SHIFT = 8  # images are shifted by up to this fraction of a side
+_SEEN_PX = 112  # side of the squares it sees of larger images, whose time would grow with their area
 
 
 class Critic:
@@ -143,8 +144,11 @@ def _changed(images: Tensor, local: LocalBatch, seed: int) -> Tensor:
     images = grey + (0.5 + saturation) * (images - grey)
     mean = images.mean((1, 2, 3), keepdim=True)
     images = mean + (0.7 + 0.6 * contrast) * (images - mean)
-    height, width = images.shape[2:]
-    most_y, most_x = height // _SHIFT, width // _SHIFT
-    y, x = (int(torch.randint(2 * most + 1, (), generator=generator)) for most in (most_y, most_x))
-    padded = F.pad(images, (most_x, most_x, most_y, most_y), value=0.5)
-    return padded[:, :, y : y + height, x : x + width]
+    beyond = [side // _SHIFT for side in images.shape[2:]]
+    seen = [min(side, _SEEN_PX) for side in images.shape[2:]]
+    padded = F.pad(images, (beyond[1], beyond[1], beyond[0], beyond[0]), value=0.5)
+    y, x = (
+        int(torch.randint(whole - part + 1, (), generator=generator))
+        for whole, part in zip(padded.shape[2:], seen, strict=True)
+    )
+    return padded[:, :, y : y + seen[0], x : x + seen[1]]
