@@ -15,11 +15,11 @@ RNG = np.random.default_rng(0)
 
 def noises() -> NDArray[np.uint8]:
     """Return (600, 128, 128): outlines that many share, and details of their own."""
-    values = np.zeros((COUNT, 128, 128))
-    for sigma, share in ((20, 1.0), (3, 0.5)):
+    values = np.zeros((COUNT, 32, 32))
+    for sigma, share in ((5, 1.0), (0.75, 0.5)):
         made = gaussian_filter(RNG.normal(size=values.shape), (0, sigma, sigma))
         values += share * made / made.std((1, 2), keepdims=True)
-    return (127 + 40 * values).clip(0, 255).astype(np.uint8)
+    return (127 + 40 * values).clip(0, 255).astype(np.uint8).repeat(4, 1).repeat(4, 2)
 
 
 @pytest.fixture(scope="module")
