@@ -59,7 +59,9 @@ MOST_FITTED = 500  # images in the banks, whose patches are in memory; the other
 _WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0))
 _TOPS = (1.0, 0.1, 0.01)  # shares of a map that defects cover: wide ones and small
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
-_HEAT_QUANTILE = 0.999  # of the heat of normal patches: 1 in a heat map
+# The heat of this share of a normal image, in this share of them, is below 1. By a quantile of all patches, a
+# few parts in another light would set it, and defects of parts that are called outliers would not show.
+_COOL_PATCHES, _COOL_IMAGES = 0.99, 0.95
 
 
 class Measured(NamedTuple):
@@ -106,7 +108,7 @@ class _Heat:
 
     Attributes:
         places: of each scale.
-        end: what one in a thousand patches of normal images exceeds, in standard deviations.
+        end: what the hottest hundredth of one normal image in twenty exceeds, in standard deviations.
     """
 
     places: tuple[Places, ...]
@@ -167,7 +169,8 @@ class NormalImages:
         """Return the score of an image and its heat map (h, w).
 
         The score is about 0 for half of the normal images and 1 for a robust standard deviation above. In
-        the heat map, 1 is what one in a thousand patches of normal images exceeds, and 2 twice the distance.
+        the heat map, 1 is what the hottest hundredth of one normal image in twenty exceeds, 2 twice that
+        distance.
         """
         found = self._fit.measure(_see(picture))
         standard = self._heat.standard(found)
@@ -341,7 +344,7 @@ def _calibrated(
     ]
     scores = np.stack([_scores(one, places) for one, places in zip(measured, standard, strict=True)])
     combination = Combination.fit(scores, _WEIGHTS)
-    end = float(np.quantile(np.concatenate([one.ravel() for one in standard]), _HEAT_QUANTILE))
+    end = float(np.quantile([np.quantile(one, _COOL_PATCHES) for one in standard], _COOL_IMAGES))
     heat = _Heat(heat.places, end)
     normal = NormalImages(
         fit,
