@@ -50,8 +50,8 @@ MOST_FITTED = 4000  # images that a reduction is fitted to; more take longer and
 FEWEST_FITTED = 64  # of fewer images the principal directions are not those of further ones
 _GROWTH = 2  # how many times as many images a folder has when its reduction is fitted anew
 
-# Of the mean variance, added to each before scaling: between none, which raises noise, and all, which leaves
-# the largest directions in charge. From 0.3 to 1 accuracies differ by less than their intervals.
+# Fraction of the mean variance that is added to each before scaling: between 0, which raises noise, and 1,
+# which leaves the largest directions in charge. From 0.3 to 1 accuracies differ by less than their intervals.
 _SHRINKAGE = 0.5
 
 # Standard deviations from which an image counts as beyond its folder. New faces are up to 2.6 from 800 faces

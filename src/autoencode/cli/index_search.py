@@ -109,16 +109,6 @@ def index(
             packing_progress=packing_progress,
         )
     _print_index(made, is_model_given=model is not None)
-    show_result(
-        {
-            "path": made.path,
-            "images": len(made),
-            "embedding": made.embedding,
-            "distance": made.distance,
-            "recall": made.recall,
-            "update": made.update,
-        }
-    )
 
 
 def search(
@@ -227,6 +217,16 @@ def _print_index(made: Index, *, is_model_given: bool) -> None:
             "The model is not used: pretrained features find more images of a kind than codes do. "
             "To compare its codes, make a new index with --embedding code."
         )
+    show_result(
+        {
+            "path": made.path,
+            "images": len(made),
+            "embedding": made.embedding,
+            "distance": made.distance,
+            "recall": made.recall,
+            "update": made.update,
+        }
+    )
 
 
 def _show_neighbours(

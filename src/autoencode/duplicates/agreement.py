@@ -235,7 +235,7 @@ def _structure(values: Tensor, valid: Tensor) -> Tensor:
 
 def _toned(a: Tensor, b: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fit b = gain a + offset to most places; return both (P,), and the distance (P, 1, n, n)."""
-    # Of coarse places: the contrast of fine print is that of the scaling and the compression.
+    # Fitted to coarse cells: the contrast of fine print is that of the scaling and the compression.
     coarse = max(1, a.shape[-1] // 32)
     a_coarse, b_coarse, known = (F.avg_pool2d(x, coarse) for x in (a, b, valid))
     known = (known > 0.99).float()
@@ -296,7 +296,7 @@ def _bounds(places: Tensor) -> Box | None:
     reach = 2 * (side // _REACH) + 1
     numbers, _ = label(maximum_filter(solid, reach))
     sizes = np.bincount(numbers[solid])
-    # Of small images an edit takes up a hundredth at least; of large ones, as much as a letter.
+    # An edit takes up a hundredth of a small image at least, and in a large one as much as a letter.
     edits = np.flatnonzero(sizes >= min(_LEAST_EDIT, 0.01 * side**2))
     if not 1 <= len(edits) <= _MOST_EDITS or sizes[edits].sum() < 0.5 * sizes.sum():
         return None

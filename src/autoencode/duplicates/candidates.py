@@ -140,7 +140,7 @@ def _neighbours(
 ) -> Found:
     """Return pairs of rows (P, 2), and maps (P, 2, 3) from the second to the first, see `_views`.
 
-    Of each image those are the second that are most similar to any view of it.
+    The second images are those most similar to any view of the first.
 
     Args:
         codes: (N, D).

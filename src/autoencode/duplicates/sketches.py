@@ -197,7 +197,7 @@ def _describe(
 ) -> None:
     images = to_float(pixels)
     if with_features:
-        # Of the whole image, without places: a copy may be mirrored, turned or cropped.
+        # The mean over the whole image, as places are not kept: a copy may be mirrored, turned or cropped.
         [maps] = BACKBONE.feature_maps(images, (LAST,))
         made.features[rows] = maps.float().mean((2, 3)).numpy()
     made.boxes[rows] = content_box(images).numpy()

@@ -122,7 +122,7 @@ def _is_copy(match: Match, changes: int, threshold: float) -> bool:
     agreement, is_edited = match.agreement, _is_edited(match)
     if changes <= 1 and not is_edited:
         return agreement.one_sided >= LEAST
-    # Of drawings that share their parts, one is easily found in another if all may differ at once.
+    # A drawing is easily found in another that shares its parts, if all may differ at once.
     if threshold >= _ALIKE and changes > 1 and (is_edited or agreement.overlap < _HALF):
         return False
     return agreement.one_sided >= threshold
@@ -198,7 +198,7 @@ def kinds_of(match: Match, first_size: Sizes, second_size: Sizes) -> tuple[str, 
     """
     angle, quarters, is_mirrored = _turn(match, first_size, second_size)
     kinds = ["mirrored"] * is_mirrored
-    # Of a few pixels, the place of a border is known to a part of one.
+    # A border between few pixels is placed to a fraction of one.
     side = float(min(first_size.min(), second_size.min()))
     is_askew = abs(angle) > max(_SAME_ANGLE, math.degrees(_PART_OF_PIXEL * 2 / side))
     if quarters or is_askew:

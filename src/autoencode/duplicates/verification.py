@@ -48,8 +48,8 @@ _BLOCK = 2048  # pairs kept at once: what a kill can cost
 _KEPT_IMAGES = 2000  # decoded images at hand, 100 MB
 # Correlations below these were reached by no copy.
 _LEAST_COARSE, _LEAST_SHIFTED = 0.4, 0.25
-# Of thumbnails, by a guess as it is and after a few steps: one in 30 copies of surfaces without contrast is
-# below, next to no other copy, and 24 in 25 of other pairs.
+# Correlations of thumbnails by a guess as it is, and after a few steps: of copies one in 30 is below, all of
+# surfaces without contrast, and of other pairs 24 in 25.
 _LEAST_GUESSED, _LEAST_LIKELY = 0.1, 0.45
 _ASKEW = 3.0  # degrees
 _UPRIGHT = 0.005  # by how much more a mirrored or turned map has to correlate

@@ -240,7 +240,7 @@ def smallest_nprobe(recall_with: Callable[[int], float], nlist: int, first: int 
 def _centroids(space: VectorSpace, reduced: Floats, nlist: int) -> Floats:
     """Group reduced vectors (N, d) by k-means; by their direction where the space has a similarity.
 
-    Of a million hard codes, groups by direction needed 155 lists for .99 of the neighbours, by distance 214.
+    To find .99 of the neighbours among a million hard codes took 155 groups by direction, 214 by distance.
     """
     if space.is_similarity:
         lengths = np.linalg.norm(reduced, axis=1, keepdims=True)

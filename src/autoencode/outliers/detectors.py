@@ -219,7 +219,7 @@ class Places:
         from scipy.ndimage import gaussian_filter
 
         logs = np.stack([resized(np.log(one + TINY), (_PLACES, _PLACES)) for one in maps]).astype(np.float64)
-        # Of few images, a place knows less than all of them together.
+        # With few images, the mean over all places is the better estimate of that at each.
         trust = len(logs) / (len(logs) + _FEW)
         mean = trust * logs.mean(0) + (1 - trust) * logs.mean()
         variance = trust * logs.var(0) + (1 - trust) * logs.var() + 1e-6

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 KIND, FORMAT_VERSION = "normal images", 3
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
 MOST_FITTED = 500  # images in the banks, whose patches are in memory; the others are measured against them
-# Of patches, content, statistics and places: if images vary, and if they are alike.
+# Weights of patches, content, statistics and places: if images vary, and if they are alike.
 _WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0))
 _TOPS = (1.0, 0.1, 0.01)  # shares of a map that defects cover: wide ones and small
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
