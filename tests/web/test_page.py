@@ -568,6 +568,23 @@ def test_pictures_are_found_selected_tagged_and_shown_by_their_address(page: Pag
     until(page, "document.querySelector('.selection-bar').hidden")
 
 
+def test_two_copies_lie_exactly_over_each_other(page: Page) -> None:
+    go(page, "duplicates")
+    page.evaluate(
+        """async () => {
+            const { compare } = await import('/static/duplicates.js');
+            compare({ id: 'i1', name: 'one' }, { id: 'i2', name: 'other' });
+        }"""
+    )
+    until(page, "[...document.querySelectorAll('.stack img')].every(one => one.naturalWidth)")
+    lower, upper = (page.locator(".stack img").nth(k).bounding_box() for k in (0, 1))
+    assert lower == upper
+    assert lower is not None
+    shape = page.locator(".stack img").nth(0).evaluate("one => one.naturalWidth / one.naturalHeight")
+    assert lower["width"] / lower["height"] == pytest.approx(shape, rel=0.01)
+    page.keyboard.press("Escape")
+
+
 def test_a_picture_fills_the_window_and_the_arrows_lead_on(page: Page, photos: Path) -> None:
     go(page, "browse")
     page.wait_for_selector("#tab-browse .grid .picture")

@@ -142,9 +142,13 @@ function copy(file, first, files) {
 }
 
 /** Two pictures over each other: their difference, black where they are equal, or one and then the other. */
-function compare(one, other) {
+export function compare(one, other) {
   const upper = h("img", { src: originalUrl(other.id, 1280), alt: shortName(other), class: "upper" });
-  const lower = h("img", { src: originalUrl(one.id, 1280), alt: shortName(one) });
+  const lower = h("img", {
+    src: originalUrl(one.id, 1280),
+    alt: shortName(one),
+    onload: () => stack.style.setProperty("--ratio", String(lower.naturalWidth / lower.naturalHeight)),
+  });
   const stack = h("div", { class: "stack difference" }, lower, upper);
   const strength = h("input", {
     type: "range",
