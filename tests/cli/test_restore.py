@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.cli.conftest import Command, assert_one_line
 
-from autoencode import Pack, Run, train
+from autoencode import ModelConfig, Pack, Preprocessing, Restorer, Run, load_restorer, save_model, train
 from autoencode.restoration import SHEET_NAME
 
 
@@ -32,6 +33,18 @@ def test_a_restorer_is_trained_shown_and_used(autoencode: Command, photos: Path,
     for path in photos.rglob("*.png"):
         with Image.open(path) as before, Image.open(tmp_path / "out" / path.name) as after:
             assert (after.size, after.mode) == (before.size, before.mode)
+
+
+def test_a_restorer_can_start_from_one_trained_at_another_size(tiny_pack: Pack, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = Restorer(ModelConfig(kind="restorer", network="restore", widths=(4, 6)), Preprocessing(48, 64))
+    save_model(tmp_path / "first.safetensors", first, {})
+    steps = {"preset": "restore", "epochs": 1, "patch": 16, "learning_rate": 1e-12}
+    run = train(tiny_pack.path, tmp_path / "run", init=tmp_path / "first.safetensors", **steps)
+    found = load_restorer(run.model_path)
+    assert found.preprocessing == tiny_pack.preprocessing
+    for name, weight in found.state_dict().items():
+        torch.testing.assert_close(weight, first.state_dict()[name], atol=1e-5, rtol=0)
 
 
 def test_restore_says_what_it_did_and_what_was_done_before(

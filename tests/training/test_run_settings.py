@@ -19,6 +19,7 @@ from autoencode.training.run import (
     repeating_command,
     run_file,
     settings_in_words,
+    write_run,
 )
 
 
@@ -48,7 +49,7 @@ def test_the_command_asks_for_the_same_settings(
     overrides: dict[str, object],
 ) -> None:
     run = run_of(preset, preprocessing, **overrides)
-    (tmp_path / "run.toml").write_text(run_file(run))
+    write_run(tmp_path, replace(run, init="models/first weights"))
     asked = {}
     monkeypatch.setattr(train, "train_and_show", lambda source, out, **given: asked.update(given))
     words = shlex.split(repeating_command(tmp_path, SimpleNamespace(folder=Path("my photos"))))
@@ -58,6 +59,7 @@ def test_the_command_asks_for_the_same_settings(
     names = {*run.model.to_json(), *run.train.to_json()}
     again = settings(**{name: value for name, value in asked.items() if name in names})
     assert again == (run.model, run.train)
+    assert asked["init"] == Path("models/first weights")
     assert Preprocessing(**asked["preprocessing"]) == preprocessing
     assert (asked["device"], asked["precision"], asked["channels_last"]) == ("cpu", "fp32", True)
 

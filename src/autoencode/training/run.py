@@ -273,7 +273,9 @@ def repeating_command(folder: Path, pack: Pack) -> str:
     config = str(folder / CONFIG_NAME)
     origin = getattr(pack, "origin", "")
     source = origin if origin and Path(origin).exists() else str(pack.folder)
-    return shlex.join(["autoencode", "train", source, "--config", config, "--out", "again"])
+    init = read_run(folder).init
+    start = ["--init", init] if init else []
+    return shlex.join(["autoencode", "train", source, "--config", config, *start, "--out", "again"])
 
 
 _KINDS = {"vae": "variational autoencoder"}
@@ -297,6 +299,8 @@ def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
         found.append(("corruptions", ", ".join(config.corrupt)))
     if config.horizontal_flip:
         found.append(("horizontal flip", "half of the time"))
+    if run.init:
+        found.append(("first weights", f"those of {run.init}"))
     found.append(("seed", str(config.seed)))
     return found
 

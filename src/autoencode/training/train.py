@@ -107,7 +107,8 @@ def train(
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
             processor the result is bit for bit that of a run never stopped; with more epochs, a learning rate
             that follows a cosine begins a new one. A finished run is not changed.
-        init: a model file or run folder whose weights to start from; its network and preprocessing are taken.
+        init: a model file or run folder whose weights to start from; its network and, unless it is a
+            restorer, its preprocessing are taken.
         checkpoint_every: steps between checkpoints; the default is one each epoch.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
@@ -338,13 +339,15 @@ def _like_its_model(request: Request, init: Path) -> Request:
     """
     model = load_any(init)
     network, images = model.config.to_json(), fields_asked_for(None, model.preprocessing)
+    if model.config.kind == "restorer":  # it works on images of any size
+        images = {}
     for own, asked in ((network, request.overrides), (images, request.asked)):
         for name in sorted(own.keys() & asked.keys()):
             if asked[name] != own[name]:
                 raise ConfigError(
                     f"{init} has {name} {own[name]}, not {asked[name]}. Leave it or --init out."
                 )
-    return replace(request, overrides=network | request.overrides, asked=images)
+    return replace(request, overrides=network | request.overrides, asked=images | dict(request.asked))
 
 
 def _check_images(model: ModelConfig, config: TrainConfig, preprocessing: Preprocessing) -> None:
