@@ -136,6 +136,15 @@ def test_bodies_have_a_stated_length_within_their_cap(client: TestClient) -> Non
     assert client.post("/api/uploads", content=bytes(5), headers=chunked).status_code == 411
 
 
+def upload_scope(trust: Trust) -> dict[str, Any]:
+    """Return an upload as the server passes it on."""
+    headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {trust.token}".encode())]
+    return {
+        **{"type": "http", "method": "POST", "path": "/api/uploads", "query_string": b"", "scheme": "http"},
+        **{"headers": [*headers, (b"content-length", b"9")], "raw_path": b"/api/uploads", "root_path": ""},
+    }
+
+
 def test_a_window_that_closes_while_it_sends_a_picture_is_no_fault(
     workspace: Workspace, trust: Trust
 ) -> None:
@@ -147,14 +156,33 @@ def test_a_window_that_closes_while_it_sends_a_picture_is_no_fault(
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {trust.token}".encode())]
-    scope = {
-        **{"type": "http", "method": "POST", "path": "/api/uploads", "query_string": b"", "scheme": "http"},
-        **{"headers": [*headers, (b"content-length", b"9")], "raw_path": b"/api/uploads", "root_path": ""},
-    }
+    app, scope = make_app(workspace, trust), upload_scope(trust)
     with ThreadPoolExecutor() as threads:  # in this one, the browser's driver may have a loop of its own
-        threads.submit(lambda: asyncio.run(make_app(workspace, trust)(scope, receive, send))).result()
+        threads.submit(lambda: asyncio.run(app(scope, receive, send))).result()
     assert sent[0]["status"] == 499
+
+
+def test_a_page_that_ends_while_a_picture_is_sent_answers_without_a_traceback(
+    workspace: Workspace, trust: Trust
+) -> None:
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def ended() -> None:
+        task = asyncio.create_task(make_app(workspace, trust)(upload_scope(trust), receive, send))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await task
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(lambda: asyncio.run(ended())).result()
+    assert sent[0]["status"] == 503
 
 
 def request(

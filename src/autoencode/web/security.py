@@ -189,8 +189,12 @@ class Guard:
         entering = scope["path"] == "/" and self.trust.has_token(_query_token(scope))
         answer = self._rejection(scope, headers, entering) or self.app
 
+        has_begun = False
+
         async def protected(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 out = MutableHeaders(scope=message)
                 out.update(HEADERS)  # here, so that errors and rejections have them, too
                 out.setdefault("Cache-Control", "no-store")  # a browser's cache outlives the page
@@ -199,7 +203,12 @@ class Guard:
                     out.append("Set-Cookie", value)
             await send(message)
 
-        await answer(scope, _in_time(receive, headers), protected)
+        try:
+            await answer(scope, _in_time(receive, headers), protected)
+        except asyncio.CancelledError:
+            # The page ends while this is in work: uvicorn would print the whole way to here.
+            if not has_begun:
+                await _error(503, "The page was closed.")(scope, receive, protected)
 
     def _rejection(self, scope: Scope, headers: Headers, entering: bool) -> Response | None:
         host = headers.get("host", "")
