@@ -210,6 +210,15 @@ def test_poisson_noise_has_the_variance_of_counted_photons() -> None:
     assert counts.var().item() == pytest.approx(10, rel=0.02)
 
 
+def test_clipped_noise_is_that_of_a_file_of_8_bits() -> None:
+    noise = apply("clipped-noise:0.1", images=torch.full((32, 3, 32, 32), 0.5)) - 0.5
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    found = apply("clipped-noise:0.3", images=torch.ones(32, 3, 32, 32))
+    assert torch.equal(to_float(to_pixels(found)), found)
+    # The mean of what is left of noise of deviation s that is cut off at 0 is s / sqrt(2 pi) below it.
+    assert 1 - found.mean().item() == pytest.approx(0.3 / math.sqrt(2 * math.pi), rel=0.02)
+
+
 def test_camera_noise_has_the_deviation_asked_for_before_it_is_softened_less_by_jpeg() -> None:
     images = torch.full((32, 3, 64, 64), 0.5)
     noise = apply("camera-noise:0.1", images=images) - 0.5

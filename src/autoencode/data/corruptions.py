@@ -71,6 +71,14 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
         [(0.1, "add a little noise"), (0.3, "add much noise")],
         damage.gaussian,
     ),
+    "clipped-noise": CorruptionKind(
+        "STANDARD_DEVIATION",
+        "above 0 and at most 1",
+        lambda amount: 0 < amount <= 1,
+        "adds noise of that standard deviation as files of 8 bits hold it: cut off at black and white",
+        [(0.1, "add a little noise and save it"), (0.3, "add much noise and save it")],
+        damage.clipped_noise,
+    ),
     "camera-noise": CorruptionKind(
         "STANDARD_DEVIATION",
         "above 0 and at most 1",

@@ -107,6 +107,11 @@ def gaussian(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
     return images + _of_values(deviation) * draws.normal()
 
 
+def clipped_noise(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
+    """Add noise as files of 8 bits hold it: beyond black and white it is cut off, which shifts the means."""
+    return gaussian(images, deviation, draws).clamp(0, 1).mul(255).round().div(255)
+
+
 def camera_noise(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
     """Add noise as photographs have it: more in brightness than in colour, softened, clipped, saved as JPEG.
 

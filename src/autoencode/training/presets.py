@@ -63,7 +63,7 @@ _RESTORE = {
     "patch": 64,
     "horizontal_flip": True,
     # More of little noise, which images have more often and which takes longer to learn.
-    "corrupt": ("gaussian:0-0.2/gaussian:0-0.6/camera-noise:0-0.3",),
+    "corrupt": ("gaussian:0-0.2/gaussian:0-0.6/clipped-noise:0-0.6/camera-noise:0-0.3",),
 }
 
 
