@@ -46,6 +46,12 @@ COMMANDS: dict[str, Arguments] = {
     "morph": lambda had, out: ("morph", had / "run", *_two(had), "--out", out / "morph.gif"),
     "generate": lambda had, out: ("generate", had / "run", "-n", "9", "--out", out / "new"),
     "outliers": lambda had, out: ("outliers", had / "run", had / "images", "--out", out / "outliers.csv"),
+    "normal": lambda had, out: ("outliers", had / "images", "--save", out / "normal.safetensors"),
+    "defects": lambda had, out: (
+        *("outliers", had / "images", "--out", out / "defects.csv", "--maps", out / "maps"),
+    ),
+    "duplicates": lambda had, out: ("duplicates", had / "images", "--out", out / "copies"),
+    "embed": lambda had, out: ("embed", had / "run", had / "images", "--out", out / "codes.csv"),
     "search": lambda had, out: (
         *("search", had / "index", *_two(had), "--out", out / "found.json", "--sheet", out / "found.png"),
     ),
@@ -80,7 +86,7 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
         return outcome
     had = folder / "had"
     make_images(had / "images", IMAGES)
-    only_images = set(names or COMMANDS) <= {"pack", "train", "paper"}
+    only_images = set(names or COMMANDS) <= {"pack", "train", "paper", "normal", "defects", "duplicates"}
     for made in (
         ()
         if only_images
