@@ -78,7 +78,7 @@ def test_a_small_folder_gets_enough_steps_and_a_preset_of_the_paper_keeps_its_nu
     train(tiny_pack.path, tmp_path / "paper", preset="paper-ae", widths=(4, 8))
     best, paper = read_run(tmp_path / "best"), read_run(tmp_path / "paper")
     steps = math.ceil(len(tiny_pack.rows("train")) / best.train.batch_size)
-    assert 250 <= best.train.epochs * steps < 250 + steps or best.train.epochs == 200
+    assert 1000 <= best.train.epochs * steps < 1000 + steps or best.train.epochs == 200
     assert (paper.train.epochs, paper.model.code_size, paper.chosen) == (10, 256, "")
     # So many that the last need not be the best one; which is kept.
     assert best.train.early_stopping == math.ceil(best.train.epochs / 3)

@@ -91,9 +91,9 @@ PRESETS = {
 DEFAULT_PRESET = "best"
 
 
-# Steps that a folder of any size gets. On 150 photographs of flowers the error on new images was .0161 after
-# 40 steps, .0149 after 200 and .0186 after 600; on 150 parts .00538, .00536 and no less. The most are hours.
-LEAST_STEPS, MOST_STEPS = 250, 40_000
+# Steps that a folder of any size gets at least, unless they stop to help: with 450 the error of 1,418 emoji
+# was .00607, with 1,000 .00566 and with 2,700 no less. The most are hours.
+LEAST_STEPS, MOST_STEPS = 1_000, 40_000
 
 
 _LEAST_RESTORER_STEPS = 3_000
@@ -173,7 +173,7 @@ def adapted(
         epochs = max(fewest, min(_MOST_EPOCHS, -(-least // steps)))
         if epochs > fewest and model.kind != "restorer" and "early_stopping" not in given:
             # More epochs than usual show few images so often that a model learns these by heart. Of 150
-            # diverse images the error on new ones was least after 27 of 63 epochs.
+            # diverse images the error on new ones was least after 36 epochs, and 6 % higher after 99.
             config = replace(config, early_stopping=-(-epochs // 3))
         config = replace(config, epochs=epochs)
         chosen.append(f"{epochs} epochs{' at most' if config.early_stopping else ''}")
