@@ -149,7 +149,7 @@ def classical(corruption: Corruption) -> dict[str, Method]:
     """The methods for a kind of damage, told its strength."""
     amount = corruption.amount
     match corruption.name:
-        case "gaussian" | "camera-noise":
+        case "gaussian" | "clipped-noise" | "camera-noise":
             return denoisers(amount)
         case "poisson":
             return {
