@@ -86,7 +86,7 @@ def flat_gradient(device: torch.device, bf16: bool, tiny: bool, **own: Any) -> t
         loop.state.optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
         loop.largest_gradient = math.inf
         images, local = next(iter(loop._local_batches(loop._order(0))))
-        loop._learn(loop._parts(runtime.to_device(images), local, "train"), 1.0)
+        loop._learn(loop._parts("train", runtime.to_device(images), local, 0), 1.0)
         parts = [one.grad.flatten() for one in loop.state.model.parameters() if one.grad is not None]
         return torch.cat(parts).cpu().double()
 
