@@ -107,8 +107,7 @@ def train(
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
             processor the result is bit for bit that of a run never stopped; with more epochs, a learning rate
             that follows a cosine begins a new one. A finished run is not changed.
-        init: a model file or run folder whose weights to start from; its network and, unless it is a
-            restorer, its preprocessing are taken.
+        init: a model file or run folder to start from, with its network and, if it has codes, preprocessing.
         checkpoint_every: steps between checkpoints; the default is one each epoch.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
