@@ -26,6 +26,7 @@ from autoencode.atomic import (
     check_output,
     csv_bytes,
     exclusive,
+    free_path,
     make_folder,
     parse_json,
     remove_temporaries,
@@ -347,3 +348,13 @@ def test_text_that_a_spreadsheet_would_run_is_quoted_and_read_back(tmp_path: Pat
     assert [cell[:1] in "=+-@\t" for cell in read[:7]] == [False] * 7
     assert read[7:] == cells[7:]
     assert [atomic.plain_cell(cell) for cell in read] == cells
+
+
+def test_a_path_that_is_taken_gets_the_next_number(tmp_path: Path) -> None:
+    for expected in ("photos", "photos-2", "photos-3"):
+        free = free_path(tmp_path / "photos")
+        assert free == tmp_path / expected
+        free.mkdir()
+    assert free_path(tmp_path / "photos", ".gif") == tmp_path / "photos.gif"
+    (tmp_path / "photos.gif").touch()
+    assert free_path(tmp_path / "photos", ".gif") == tmp_path / "photos-2.gif"

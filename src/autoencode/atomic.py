@@ -118,6 +118,15 @@ def cut_name(name: str) -> str:
     return name if len(content) <= _NAME_BYTES else content[:_NAME_BYTES].decode(errors="ignore")
 
 
+def free_path(path: Path, ending: str = "") -> Path:
+    """Return the path with this ending, or with a number before it from 2 on where something is there."""
+    number, free = 1, path.with_name(f"{path.name}{ending}")
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}{ending}")
+    return free
+
+
 def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = ()) -> None:
     """Reject an output file that cannot or should not be written, before the work that makes it.
 

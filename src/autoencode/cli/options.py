@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from autoencode.atomic import reject_url
+from autoencode.atomic import cut_name, free_path, reject_url
 from autoencode.cli.progress import output
 from autoencode.configuration import DecoderName, ResizeMode, documentation
 from autoencode.data.corruptions import CORRUPTIONS, example
@@ -266,10 +266,8 @@ def out_or_default(
 
     source = source if isinstance(source, str | Path) else source[0]
     name = name_of(source.parent if isinstance(source, Path) and source.name == MODEL_NAME else source)
-    number, path = 1, RESULTS / f"{command}-{name}{ending}"
-    while not continues and path.exists():
-        number += 1
-        path = RESULTS / f"{command}-{name}-{number}{ending}"
+    path = RESULTS / f"{command}-{cut_name(name)}"
+    path = path.with_name(f"{path.name}{ending}") if continues else free_path(path, ending)
     if ending:
         path.parent.mkdir(exist_ok=True)
     return path

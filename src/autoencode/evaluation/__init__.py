@@ -161,7 +161,8 @@ def evaluate(
     held_out = pack.held_out()
     # Rows are in the order of content digests, so the first of them are a random sample.
     images = HeldOutImages.for_model(model, pack, pack.reading_order(_distinct(held_out.rows)[:most_images]))
-    training, notes = _training_rows(model, pack), _notes(model, pack, held_out.split)
+    training = _training_rows(model, pack)
+    notes = _notes(model, pack, held_out.split, has_training_images=len(training) > 0)
     # Before the long work, as the folder is the one argument that may turn out to be unusable.
     detection = None if ood is None else _detect(model, pack, Path(ood), limits, notes, report)
     pca_images = PCA_IMAGES_PER_IMAGE * most_images if most_images else PCA_IMAGES
@@ -331,7 +332,7 @@ def _labels(
         return None
 
 
-def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
+def _notes(model: Autoencoder, pack: Pack, split: Split, *, has_training_images: bool) -> list[str]:
     other = model.note_of(pack.fingerprint)
     notes = [] if other is None else [other]
     if split != "test":
@@ -339,7 +340,7 @@ def _notes(model: Autoencoder, pack: Pack, split: Split) -> list[str]:
         notes.append(f"{pack.location} has no test images: its {split} images{seen} stand in for them.")
     elif not len(pack.rows("train")) and other is None:
         notes.append(f"{pack.location} has no training images: the model was trained on all, also on these.")
-    if not len(_training_rows(model, pack)):
+    if not has_training_images:
         notes.append(
             "PCA is left out: it is fitted to the training images, and these are not at hand. "
             "Give the pack of the training instead."

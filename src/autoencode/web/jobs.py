@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
+from autoencode.atomic import free_path
 from autoencode.errors import AutoencodeError, ConfigError
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ class Starter:
         if self.is_busy:
             raise ConfigError("Another command is running. Wait for it, or stop it.")
         place = self.root / ("runs" if kind == "train" else "indexes")
-        out = _free(place / source.name)
+        out = free_path(place / source.name)
         place.mkdir(parents=True, exist_ok=True)
         log = place / f"{out.name}-{LOG_NAME}"
         command = [sys.executable, "-m", "autoencode", kind, str(source), "--out", str(out)]
@@ -309,11 +310,3 @@ class Starter:
         if self.work is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.work.process.wait(10)
-
-
-def _free(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
