@@ -162,6 +162,22 @@ def test_a_folder_of_normal_images_judges_others_without_training(
     assert outliers(kept, next(good.iterdir()), "--fail-on-outlier")[0] == 0
 
 
+def test_masks_that_a_table_of_images_names_are_compared_without_an_option(
+    outliers: Command, good: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.eye(64, 96, dtype=np.uint8) * 255).save(mask)
+    paths = sorted(map(str, good.iterdir()))[:3]
+    table = pytest.importorskip("pyarrow").table({"path": paths, "mask": [str(mask), "", None]})
+    parquet.write_table(table, tmp_path / "parts.parquet")
+    code, said, complaint = outliers(good, tmp_path / "parts.parquet")
+    assert code == 0, complaint
+    assert "masks:    1 image with a defect, 2 without" in said
+    code, said, complaint = outliers(good, good, "--masks", tmp_path / "parts.parquet")
+    assert "masks:    1 image with a defect" in said, complaint
+
+
 def test_normal_images_alone_are_judged_by_each_other(outliers: Command, good: Path) -> None:
     code, said, complaint = outliers(good)
     assert code == 0, complaint

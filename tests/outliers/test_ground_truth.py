@@ -91,6 +91,24 @@ def test_masks_are_found_by_name_and_folder(tmp_path: Path) -> None:
     assert beside([tmp_path / "test", tmp_path / "more"]) is None
 
 
+def test_masks_are_those_of_the_column_of_a_table(tmp_path: Path) -> None:
+    lines = ["path,mask", "test/0.png,truth/a.png", "test/1.png,", "elsewhere/2.png,truth/c.png"]
+    table, plain = tmp_path / "parts.csv", tmp_path / "plain.csv"
+    table.write_text("\n".join(lines))
+    plain.write_text("path,label\ntest/0.png,good")
+    images = [tmp_path / "test" / "0.png", tmp_path / "test" / "1.png"]
+    assert masks_of(table, images) == {images[0]: tmp_path / "truth" / "a.png"}
+    # The images judged need not be named by the table, but by the same place.
+    assert masks_of(table, [tmp_path / "other" / ".." / "test" / "0.png"]).keys() != set()
+    assert (beside([table]), beside([plain])) == (table, None)
+    with pytest.raises(ConfigError, match=r"No mask in .*plain\.csv belongs to an image that is judged"):
+        masks_of(plain, images)
+    with pytest.raises(ConfigError, match="No mask in a data frame belongs"):
+        masks_of(pytest.importorskip("pandas").read_csv(plain), images)
+    frame = pytest.importorskip("pandas").read_csv(table).assign(path=lambda t: str(tmp_path) + "/" + t.path)
+    assert masks_of(frame, images) == {images[0]: Path("truth/a.png").absolute()}
+
+
 def test_masks_that_do_not_fit_are_one_line(
     judged: tuple[list[Verdict], dict[Path, Path], NDArray[np.bool_]], tmp_path: Path
 ) -> None:

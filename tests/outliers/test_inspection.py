@@ -131,6 +131,13 @@ def test_masks_say_how_well_defects_are_found(
     assert found.agreement.pixel_auroc is not None and found.agreement.pixel_auroc > 0.9
     assert json.loads(out.read_text())["agreement"]["aupro"] == found.agreement.aupro
     assert (tmp_path / "found-curves.png").is_file()
+    names = [*(parts / "bad").iterdir(), *(parts / "new").iterdir()]
+    masks = {path: tmp_path / "masks" / path.name if path.parent.name == "bad" else "" for path in names}
+    table = tmp_path / "parts.csv"
+    table.write_text("\n".join(["path,mask", *(f"{path},{mask}" for path, mask in masks.items())]))
+    by_table = inspect_images(normal, table, masks=table)
+    assert by_table.agreement is not None
+    assert by_table.agreement.to_json() == found.agreement.to_json()
 
 
 def test_a_rate_that_so_few_images_cannot_keep_is_rejected(normal: NormalImages, parts: Path) -> None:  # noqa: F811

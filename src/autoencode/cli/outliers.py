@@ -11,6 +11,7 @@ import typer
 from autoencode.cli import options
 from autoencode.cli.options import MaxPixels, Ray, add_command
 from autoencode.cli.progress import (
+    counted,
     counting,
     fail_if_named,
     one_line,
@@ -73,8 +74,8 @@ OnlyOutliers = Annotated[
 Masks = Annotated[
     Path | None,
     typer.Option(
-        help="A folder of masks of the defects, to measure how well they are found. Default: "
-        "ground_truth beside the folder of images, if there is one.",
+        help="Masks of the defects, to measure how well they are found: a folder, or a table with columns "
+        "path and mask. Default: the table of images, if it has such a column, or ground_truth beside them.",
         show_default=False,
     ),
 ]
@@ -336,8 +337,9 @@ def _print_agreement(found: Outliers, agreement: Agreement) -> None:
 
     image_auroc = None if agreement.image_auroc is None else agreement.image_auroc.value
     say(
-        f"masks:    {agreement.bad} images have a defect, {agreement.good} have none; AUROC of images "
-        f"{shown(image_auroc)}, of pixels {shown(agreement.pixel_auroc)}, AUPRO {shown(agreement.aupro)}"
+        f"masks:    {counted(agreement.bad, 'image')} with a defect, {agreement.good} without; AUROC of "
+        f"images {shown(image_auroc)}, of pixels {shown(agreement.pixel_auroc)}, "
+        f"AUPRO {shown(agreement.aupro)}"
     )
     say(
         f"verdicts: precision {shown(agreement.precision)}, recall {shown(agreement.recall)}, "

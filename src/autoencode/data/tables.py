@@ -67,6 +67,21 @@ def checked_rows(rows: Iterable[Mapping[str, Any]], beside: Path, origin: str) -
         yield Row(number, path, text["label"], text["split"].lower(), mask)
 
 
+def masks_in(given: Any) -> dict[Path, Path] | None:  # noqa: ANN401
+    """Return the masks that a table or data frame names, by the path of the image; None for anything else.
+
+    Raises:
+        AutoencodeError: an error of `rows_in`.
+    """
+    if (rows := rows_of_frame(given)) is not None:
+        rows_with = checked_rows(rows, Path.cwd(), "a data frame")
+    elif isinstance(given, str | Path) and Path(given).suffix.lower() in TABLES and Path(given).is_file():
+        rows_with = rows_in(Path(given))
+    else:
+        return None
+    return {row.path: row.mask for row in rows_with if row.mask}
+
+
 def _is_empty(cell: object) -> bool:
     return cell is None or cell == "" or cell != cell
 

@@ -5,6 +5,7 @@ Shapes: N images, h, w rows and columns of a map, of which at most 256 a side ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy.ndimage import label
 from autoencode.data import decoding
 from autoencode.data.preprocessing import Limits
 from autoencode.data.sources import find_images
+from autoencode.data.tables import masks_in
 from autoencode.errors import ConfigError, ImageError
 from autoencode.figures.plots import BLUE, VERMILION, new_figure, tidy, write_png
 from autoencode.metrics.statistics import Estimate, auroc, auroc_estimate
@@ -63,22 +65,37 @@ class Agreement:
 
 
 def beside(images: Sequence[Path]) -> Path | None:
-    """Return the folder `ground_truth` beside the only folder of images, if there is one."""
-    if len(images) == 1 and (masks := images[0].absolute().parent / FOLDER).is_dir():
-        return masks
-    return None
+    """Return the only table of images, if it names masks, or else `ground_truth` beside the only folder."""
+    if len(images) != 1:
+        return None
+    if masks_in(images[0]):
+        return images[0]
+    folder = images[0].absolute().parent / FOLDER
+    return folder if folder.is_dir() else None
 
 
-def masks_of(masks: Path, images: Iterable[Path]) -> dict[Path, Path]:
+def masks_of(masks: Any, images: Iterable[Path]) -> dict[Path, Path]:  # noqa: ANN401
     """Return the mask of each image that has one.
 
-    A mask has the name of its image, with or without "_mask" and with any ending. Where images of several
-    folders have one name, the folder of the mask has the name of the image's.
+    Args:
+        masks: a table or data frame with columns `path` and `mask`, or a folder. A mask in a folder has the
+            name of its image, with or without "_mask" and with any ending. Where images of several folders
+            have one name, the folder of the mask has the name of the image's.
+        images: the paths of the images.
 
     Raises:
-        ImageFolderError: the folder is missing or holds no image.
-        ConfigError: no mask has the name of an image, or a name belongs to several.
+        ImageFolderError: the folder is missing or holds no image, or the table cannot be read.
+        ConfigError: no mask belongs to an image, or a name belongs to several.
     """
+    if (named := masks_in(masks)) is not None:
+        by_image = {image: named.get(Path(os.path.abspath(image))) for image in images}  # noqa: PTH100
+        if found := {image: mask for image, mask in by_image.items() if mask is not None}:
+            return found
+        table = masks if isinstance(masks, str | Path) else "a data frame"
+        raise ConfigError(
+            f"No mask in {table} belongs to an image that is judged. Give each image's in a column mask."
+        )
+    masks = Path(masks)
     by_stem: dict[str, list[Path]] = {}
     for mask in find_images(masks):
         by_stem.setdefault(mask.stem.removesuffix(_MASK), []).append(mask)

@@ -56,7 +56,7 @@ def inspect_images(
     fpr: float | None = None,
     maps: str | Path | None = None,
     only_outliers: bool = False,
-    masks: str | Path | None = None,
+    masks: Any = None,  # noqa: ANN401 - see `masks_of`
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Outliers:
@@ -72,8 +72,9 @@ def inspect_images(
         maps: a folder that gets two pictures of each image: NAME-overlay.png, the whole image with the heat
             map over it, and NAME-map.png, the map in 16 bits, 4096 at the upper end of normal patches.
         only_outliers: leave the other images out of `maps`.
-        masks: a folder of masks of the defects, to which the heat maps are compared; see
-            `ground_truth.masks_of`. Precision and recall are drawn beside the table, see `curves_path`.
+        masks: masks of the defects, to which the heat maps are compared: a folder, or a table or data frame
+            with columns `path` and `mask`; see `ground_truth.masks_of`. Precision and recall are drawn beside
+            the table, see `curves_path`.
         limits: the largest files and pictures to accept.
         progress: called with (images done, images in all).
 
@@ -93,7 +94,7 @@ def inspect_images(
     out, limits = None if out is None else Path(out), limits or Limits()
     if out is not None:
         check_output(out, TABLES, paths)
-    matched = None if masks is None else masks_of(Path(masks), paths)
+    matched = None if masks is None else masks_of(masks, paths)
     root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
     verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
     for number, path in enumerate(paths, 1):
