@@ -55,6 +55,7 @@ def index_folder(run_folder: Path, photos: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def workspace(run_folder: Path, index_folder: Path) -> Iterator[Workspace]:
     (run_folder / "decisions.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(run_folder / "page-results", ignore_errors=True)
     opened = open_workspace(run_folder, index_folder)
     yield opened
     opened.close()

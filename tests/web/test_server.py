@@ -287,7 +287,7 @@ def test_the_map_waits_for_no_scoring(
     client: TestClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    ranking = outliers.ranking_job(workspace)
+    ranking = outliers.ranking_job(workspace, outliers.MODEL)
     monkeypatch.setattr(ranking, "_work", lambda report: go_on.wait(30))
     assert client.get("/api/outliers").status_code == 202
     wait_for(lambda: ranking.state == "running")

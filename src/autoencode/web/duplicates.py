@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +13,23 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from autoencode.configuration import Keep
-from autoencode.duplicates import Duplicates, find_duplicates
-from autoencode.duplicates.output import others_of
+from autoencode.duplicates import (
+    DuplicateFile,
+    DuplicateGroup,
+    Duplicates,
+    PossiblePair,
+    find_duplicates,
+)
+from autoencode.duplicates.output import others_of, to_json
+from autoencode.models.backbones import BACKBONE
 from autoencode.web.jobs import Job
+from autoencode.web.results import Form, Saved, key_of, state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
-    from autoencode.duplicates import DuplicateFile
+    from autoencode.duplicates.agreement import Box
 
 CACHE_NAME = "duplicates"  # beside the decisions: found again at once after a restart
 _STAGES = {"reading": "reading files", "comparing": "comparing pairs that look alike"}
@@ -67,6 +77,13 @@ async def groups(
     }
 
 
+@router.get("/api/duplicates/known")
+async def known(workspace: OpenWorkspace) -> dict[str, bool]:
+    """Return whether copies were looked for already, now or at an earlier start."""
+    await asyncio.to_thread(recall, workspace)
+    return {"known": workspace.comparing.known("duplicates") is not None}
+
+
 @router.get("/api/duplicates.txt")
 async def listed(workspace: OpenWorkspace, keep: Keep = "largest") -> Response:
     """Return the files that could go, one per line."""
@@ -96,7 +113,78 @@ def _find(workspace: Workspace, report: StageProgress) -> Duplicates:
     def named(stage: str, done: int, total: int) -> None:
         report(_STAGES.get(stage, stage), done, total)
 
-    return find_duplicates(list(_positions(workspace)), cache=workspace.folder / CACHE_NAME, progress=named)
+    paths = list(_positions(workspace))
+
+    def work() -> Duplicates:
+        return find_duplicates(paths, cache=workspace.folder / CACHE_NAME, progress=named)
+
+    return workspace.results.kept("duplicates", _key(paths), _form(paths), work)
+
+
+def recall(workspace: Workspace) -> None:
+    """Bring back the copies that an earlier start found, if the files are as they were."""
+    if needs(workspace) is None:
+        paths = list(_positions(workspace))
+        found = workspace.results.known("duplicates", _key(paths), _form(paths))
+        if found is not None:
+            workspace.comparing.put("duplicates", found)
+
+
+def _key(paths: list[Path]) -> str:
+    return key_of(state_of(paths), BACKBONE.weights)
+
+
+def _form(paths: list[Path]) -> Form[Duplicates]:
+    def load(saved: Saved) -> Duplicates:
+        found, known = _from_json(saved.content["result"]), set(paths)
+        files = [file.path for group in found.groups for file in group.files]
+        if not known.issuperset(
+            files + [path for pair in found.possible for path in (pair.first, pair.second)]
+        ):
+            raise ValueError("it is about other files")
+        return found
+
+    return Form(lambda found: Saved({}, {"result": to_json(found)}), load)
+
+
+def _from_json(content: Mapping[str, Any]) -> Duplicates:
+    """Return the results that `to_json` was given; see `Form` for its errors."""
+    return Duplicates(
+        groups=[DuplicateGroup(tuple(map(_file_from, files))) for files in content["groups"]],
+        possible=[
+            PossiblePair(
+                Path(pair["first"]), Path(pair["second"]), float(pair["agreement"]), _texts(pair["kinds"])
+            )
+            for pair in content["possible"]
+        ],
+        images=int(content["images"]),
+        threshold=float(content["threshold"]),
+        copies=None if content["copies_agree"] is None else float(content["copies_agree"]),
+        different=float(content["different_agree"]),
+        skipped=[(Path(one["path"]), str(one["reason"])) for one in content["skipped"]],
+    )
+
+
+def _file_from(content: Mapping[str, Any]) -> DuplicateFile:
+    like, differs = content["like"], content["differs"]
+    return DuplicateFile(
+        Path(content["path"]),
+        int(content["width"]),
+        int(content["height"]),
+        int(content["bytes"]),
+        float(content["time"]),
+        _texts(content["kinds"]),
+        None if like is None else Path(like),
+        None if differs is None else _box(*map(float, differs)),
+    )
+
+
+def _texts(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> Box:
+    return left, top, right, bottom
 
 
 def _positions(workspace: Workspace) -> dict[Path, int]:

@@ -68,6 +68,10 @@ class Job(Generic[Result]):
         """The result, or None before it is there; nothing is started."""
         return self._result
 
+    def finish(self, result: Result) -> None:
+        """End with a result that is known from elsewhere, before any work was started."""
+        self._stopped, self._result, self.state = threading.Event(), result, "done"
+
     def progress(self) -> dict[str, Any]:
         """Return state, stage, steps done and in all, and the error, as JSON can hold them."""
         stage, done, total = self._progress
@@ -144,6 +148,12 @@ class JobQueue:
         while self._most is not None and len(self._jobs) > self._most:
             self.forget(next(iter(self._jobs)))
         return job
+
+    def put(self, key: Hashable, result: Result) -> None:
+        """Make a job that is done, with a result that is known from elsewhere, if the key has no job."""
+        job: Job[Result] = Job(lambda _: result, self._threads)
+        job.finish(result)
+        self._jobs.setdefault(key, job)
 
     def known(self, key: Hashable) -> Any:  # noqa: ANN401 - what the work of the key returns
         """Return the result of the job of a key if it is there, else None; nothing is started."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import importlib.util
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from autoencode.outliers.review import Ranking
 from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
 from autoencode.web.jobs import Job, run_apart
 from autoencode.web.pictures import SPLITS, Collection, Vectors, readable
+from autoencode.web.results import Form, Saved, key_of
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, require
 from autoencode.web.workspace import Workspace
 
@@ -102,7 +104,24 @@ def _by_neighbours(workspace: Workspace, review: Collection, report: StageProgre
     def rounds(done: int, total: int) -> None:
         report("laying out images, rounds" if total else "finding neighbours", done, total)
 
-    return run_apart(neighbour_map, centred, report=rounds)
+    key = key_of(hashlib.sha256(np.ascontiguousarray(centred).data).hexdigest())
+    return workspace.results.kept(
+        "map-umap",
+        key,
+        Form(_saved, functools.partial(_loaded, len(review))),
+        lambda: run_apart(neighbour_map, centred, report=rounds),
+    )
+
+
+def _saved(found: CodeMap) -> Saved:
+    return Saved({"plane": found.plane}, {})
+
+
+def _loaded(count: int, saved: Saved) -> CodeMap:
+    plane = saved.arrays["plane"]
+    if plane.shape != (count, 2) or not np.isfinite(plane).all():
+        raise ValueError("the layout is not one of the images")
+    return CodeMap(plane, None)
 
 
 def _centred(workspace: Workspace, review: Collection, report: StageProgress) -> Array:

@@ -4,7 +4,7 @@ Images are judged by what the model learned from its training images, by all ima
 of one label. The latter two compare patches by a pretrained network, which needs no model and shows where an
 image differs.
 
-Shapes: N images, h, w rows and columns of a heat map.
+Shape: N images.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ import functools
 import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel
 
-from autoencode.data.preprocessing import Limits
-from autoencode.errors import ImageError
+from autoencode.models.backbones import BACKBONE
 from autoencode.outliers.calibration import NAME, fit_reference
 from autoencode.outliers.conformal import DEFAULT_FPR
-from autoencode.outliers.normal import NormalImages, fit_normal
-from autoencode.outliers.patches import read_in_shape
+from autoencode.outliers.normal import FORMAT_VERSION
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
-from autoencode.web.jobs import Job
+from autoencode.web.inspection import Inspected, files_of, form_of, inspect_pack, overlay
+from autoencode.web.jobs import Job, JobQueue
 from autoencode.web.pictures import Found, readable
+from autoencode.web.results import key_of, state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, picture_file, require
 from autoencode.web.workspace import GoneError, Workspace
 
@@ -50,13 +48,6 @@ FEWEST_NORMAL = 10  # that `fit_normal` takes
 GOOD_LABELS = frozenset({"good", "normal", "ok", "okay", "fine", "pass", "healthy"})
 
 router = APIRouter()
-
-
-class Inspected(NamedTuple):
-    """Images compared by their patches: how anomalous each is, and its heat map (h, w) by its position."""
-
-    ranking: Ranking
-    heats: dict[int, NDArray[np.float16]]
 
 
 class Decided(BaseModel):
@@ -113,7 +104,7 @@ async def queue(
 
 def default_rate(workspace: Workspace, ranking: Ranking) -> float:
     """Return the share of normal images that may be flagged before a person has chosen one."""
-    among_all: Inspected | None = workspace.comparing.known(("inspection", ALL))
+    among_all: Inspected | None = workspace.comparing.known(("ranking", ALL))
     if among_all is None or ranking is not among_all.ranking:
         return DEFAULT_FPR
     # The most anomalous of N has p = 2 / (N + 1), as it is one of those that it is compared with.
@@ -143,7 +134,7 @@ def _histogram(ranking: Ranking) -> dict[str, Any]:
 async def heat(workspace: OpenWorkspace, name: str, by: Basis) -> Response:
     """Show where an image differs from normal ones, as a picture to lay over its file."""
     found = _reviewed(workspace, name)
-    maps = finished(inspection_job(workspace, by)).heats
+    maps = finished(ranking_job(workspace, by)).heats
     shown = maps.get(found.position)
     if shown is None:
         raise GoneError("There is no heat map of this image: its file could not be used.")
@@ -159,7 +150,7 @@ async def heat(workspace: OpenWorkspace, name: str, by: Basis) -> Response:
 @router.post("/api/outliers/cancel")
 async def cancel(workspace: OpenWorkspace, by: Basis) -> None:
     """Stop comparing images."""
-    inspection_job(workspace, by).stop()
+    ranking_job(workspace, by).stop()
 
 
 @router.post("/api/decisions")
@@ -203,36 +194,41 @@ def _counts(workspace: Workspace) -> Mapping[Decision, int]:
     return {} if workspace.review is None else workspace.decisions.counts(workspace.review.pack)
 
 
-def ranking_job(workspace: Workspace) -> Job[Ranking]:
-    """Return the job that scores the images under review."""
-    # In the queue of the quick evaluation of the overview, which is open first: each alone uses all cores.
-    return workspace.measuring.job("ranking", functools.partial(_rank, workspace))
-
-
-def inspection_job(workspace: Workspace, by: Basis) -> Job[Inspected]:
-    """Return the job that compares the images under review with all of them, or with those of a label.
+def ranking_job(workspace: Workspace, by: Basis) -> Job[Inspected]:
+    """Return the job that judges the images under review by the model, or by all or some of them.
 
     Raises:
-        GoneError: there are no images.
+        ReplyError: what it needs is missing.
     """
-    if workspace.review is None or by == MODEL:
-        raise GoneError("No images are under review.")
-    return workspace.comparing.job(("inspection", by), functools.partial(_inspect, workspace, by))
+    require(needs(workspace) if by == MODEL else needs_images(workspace))
+    return _queue(workspace, by).job(("ranking", by), functools.partial(_rank, workspace, by))
+
+
+def _queue(workspace: Workspace, by: Basis) -> JobQueue:
+    # That of the model in the queue of the quick evaluation of the overview, which is open first: each alone
+    # uses all cores.
+    return workspace.measuring if by == MODEL else workspace.comparing
 
 
 def _ranking(workspace: Workspace, by: Basis) -> Ranking:
-    if by == MODEL:
-        require(needs(workspace))
-        workspace.ranking = finished(ranking_job(workspace))
-    else:
-        require(needs_images(workspace))
-        workspace.ranking = finished(inspection_job(workspace, by)).ranking
+    workspace.ranking = finished(ranking_job(workspace, by)).ranking
     return workspace.ranking
 
 
-def _rank(workspace: Workspace, report: StageProgress) -> Ranking:
-    assert workspace.training is not None
+def _rank(workspace: Workspace, by: Basis, report: StageProgress) -> Inspected:
     assert workspace.review is not None
+    pack = workspace.review.pack
+
+    def work() -> Inspected:
+        if by == MODEL:
+            return Inspected(_rank_by_model(workspace, pack, report), {})
+        return inspect_pack(pack, _are_normal(pack, by), report)
+
+    return workspace.results.kept(_name_of(by), _key_of(workspace, by), form_of(len(pack)), work)
+
+
+def _rank_by_model(workspace: Workspace, pack: Pack, report: StageProgress) -> Ranking:
+    assert workspace.training is not None
     # The file that `autoencode outliers` keeps beside the model, too: whichever runs second finds it fitted.
     reference = fit_reference(
         workspace.model,
@@ -241,74 +237,42 @@ def _rank(workspace: Workspace, report: StageProgress) -> Ranking:
         progress=lambda done, total: report("learning from normal images", done, total),
     )
     return rank_pack(
-        workspace.model,
-        workspace.review.pack,
-        reference,
-        lambda done, total: report("scoring images", done, total),
+        workspace.model, pack, reference, lambda done, total: report("scoring images", done, total)
     )
 
 
-def _inspect(workspace: Workspace, by: Basis, report: StageProgress) -> Inspected:
+def _are_normal(pack: Pack, by: Basis) -> NDArray[np.bool_]:
+    """Return which images of a pack (N,) are those that the others are compared with."""
+    label = by.removeprefix(LABEL)
+    return np.array([by == ALL or readable(entry.label or "") == label for entry in pack.entries])
+
+
+def _name_of(by: Basis) -> str:
+    # One file for all labels: for each of a thousand it would be too much on the disk.
+    return f"outliers-{by if by in (MODEL, ALL) else 'label'}"
+
+
+def _key_of(workspace: Workspace, by: Basis) -> str:
     assert workspace.review is not None
-    pack, label = workspace.review.pack, by.removeprefix(LABEL)
-    is_normal = np.array([by == ALL or readable(entry.label or "") == label for entry in pack.entries])
-    return inspect_pack(pack, is_normal, report)
+    pack = workspace.review.pack
+    if by == MODEL:
+        assert workspace.path is not None
+        assert workspace.training is not None
+        return key_of(state_of([workspace.path]), pack.fingerprint, workspace.training.fingerprint)
+    # Files are read as they are now, and not as they were packed.
+    normal = np.packbits(_are_normal(pack, by)).tobytes().hex()
+    return key_of(state_of(files_of(pack)), normal, BACKBONE.weights, str(FORMAT_VERSION))
 
 
-def inspect_pack(pack: Pack, is_normal: NDArray[np.bool_], report: StageProgress) -> Inspected:
-    """Judge the files of a pack by some of them, each of those by the others.
-
-    Args:
-        pack: the images; their files are read.
-        is_normal: (N,) which of them are normal, 10 or more.
-        report: called with (stage, images done, images in all).
-
-    Raises:
-        ConfigError: fewer than 10 normal images can be used.
-    """
-    paths = [pack.folder / entry.path for entry in pack.entries]
-    chosen = [path for path, is_one in zip(paths, is_normal, strict=True) if is_one]
-
-    def learning(done: int, total: int) -> None:
-        report("learning what is normal", done, total)
-
-    normal = fit_normal(chosen, progress=learning)
-    known = dict(zip(normal.paths, zip(normal.calibration.tolist(), normal.heats, strict=True), strict=True))
-    scores, heats = np.full(len(paths), np.nan), dict[int, NDArray[np.float16]]()
-    for at, path in enumerate(paths):
-        report("comparing pictures", at, len(paths))
-        # A normal image was measured against the others; in the bank it would be its own neighbour.
-        found = known.get(path) or _measured(normal, path)
+def recall(workspace: Workspace) -> None:
+    """Bring back the scores of an earlier start, if all that they depend on is as it was."""
+    for by in (by for by, _ in facts(workspace)["bases"] if by in (MODEL, ALL)):
+        assert workspace.review is not None
+        form = form_of(len(workspace.review))
+        found = workspace.results.known(_name_of(by), _key_of(workspace, by), form)
         if found is not None:
-            scores[at], heats[at] = found[0], found[1].astype(np.float16)
-    # A file that cannot be read has no score: it comes last.
-    filled = np.nan_to_num(scores, nan=float(np.nanmin(scores, initial=0)) - 1)
-    ranking = Ranking(
-        "patches",
-        filled,
-        normal.p_values(filled),
-        np.argsort(-filled, kind="stable"),
-        len(normal.calibration),
-        np.zeros(0),
-    )
-    return Inspected(ranking, heats)
-
-
-def _measured(normal: NormalImages, path: Path) -> tuple[float, NDArray[Any]] | None:
-    try:
-        return normal.measure(read_in_shape(path, Limits(), normal.value_range))
-    except ImageError:
-        return None
-
-
-def overlay(shown: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Return a heat map (h, w), 1 at the upper end of normal patches, as colours with alpha (h, w, 4)."""
-    values = shown.astype(np.float32)
-    # Clear up to the upper end of normal patches, so that what is normal stays visible.
-    alpha = 0.7 * np.clip((values - 0.8) / 0.8, 0, 1)
-    colours = np.asarray(colormaps["inferno"](np.clip(values / 2.5, 0, 1)))
-    colours[..., 3] = alpha
-    return np.asarray((colours * 255).round(), np.uint8)
+            _queue(workspace, by).put(("ranking", by), found)
+            workspace.ranking = workspace.ranking or found.ranking
 
 
 def _first_undecided(workspace: Workspace, ranking: Ranking) -> int | None:

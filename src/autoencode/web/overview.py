@@ -6,18 +6,20 @@ import asyncio
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from autoencode.evaluation import Evaluation, evaluate, reconstruction_errors
+from autoencode.evaluation import evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
-from autoencode.web.outliers import default_rate
+from autoencode.web import duplicates, outliers
 from autoencode.web.pictures import readable
+from autoencode.web.results import PLAIN, key_of, state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, require
 from autoencode.web.workspace import Workspace
 
@@ -56,19 +58,21 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         else {split: len(pack.rows(split)) for split in ("train", "validation", "test")},
         "skipped": 0 if pack is None else len(pack.skipped),
         "mosaic": mosaic,
-        "known": _known(workspace),
+        "known": await asyncio.to_thread(_known, workspace),
     }
 
 
 def _known(workspace: Workspace) -> dict[str, int | None]:
     """Return how many groups of copies and unusual images there are, as far as they were looked for."""
+    duplicates.recall(workspace)
+    outliers.recall(workspace)
     copies: Duplicates | None = workspace.comparing.known("duplicates")
     ranking = workspace.ranking
     return {
         "copies": None if copies is None else len(copies.groups),
         "unusual": None
         if ranking is None
-        else ranking.flagged(max(default_rate(workspace, ranking), ranking.smallest_fpr)),
+        else ranking.flagged(max(outliers.default_rate(workspace, ranking), ranking.smallest_fpr)),
     }
 
 
@@ -76,16 +80,16 @@ def _known(workspace: Workspace) -> dict[str, int | None]:
 async def health(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the quality of the model on held-out images, or the progress of measuring it."""
     require(needs(workspace))
-    job = workspace.measuring.job("quick evaluation", functools.partial(_evaluate_quickly, workspace))
-    return _findings(workspace.model, finished(job))
+    return finished(
+        workspace.measuring.job("quality", functools.partial(_kept, workspace, _evaluate_quickly))
+    )
 
 
 @router.get("/api/examples")
 async def examples(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return held-out images with the best, the median and the worst reconstructions, or the progress."""
     require(needs(workspace))
-    job = workspace.measuring.job("examples", functools.partial(_examples, workspace))
-    found = finished(job)
+    found = finished(workspace.measuring.job("examples", functools.partial(_kept, workspace, _examples)))
     return {
         name: [workspace.describe(f"t{position}", error=error) for position, error in group]
         for name, group in found.items()
@@ -97,14 +101,18 @@ async def verdict(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return how much better than PCA of the same size the model is, or the progress of measuring it."""
     require(needs(workspace))
     # Not in the queue of the outlier scores, which a person waits for: PCA takes longer than both.
-    job = workspace.comparing.job("verdict", functools.partial(_compare, workspace))
-    found = finished(job)
-    return {
-        "gain": found.error_saved,
-        "components": found.pca_components,
-        "images": found.images,
-        "split": found.split,
-    }
+    return finished(workspace.comparing.job("verdict", functools.partial(_kept, workspace, _compare)))
+
+
+def _kept(
+    workspace: Workspace, work: Callable[[Workspace, StageProgress], dict[str, Any]], report: StageProgress
+) -> dict[str, Any]:
+    """Return a measurement of the model, JSON, from an earlier start if it was made then."""
+    assert workspace.path is not None
+    assert workspace.training is not None
+    key = key_of(state_of([workspace.path]), workspace.training.fingerprint)
+    name = f"overview{work.__name__}"
+    return workspace.results.kept(name, key, PLAIN, lambda: work(workspace, report))
 
 
 def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tuple[int, float]]]:
@@ -123,11 +131,17 @@ def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tup
     return {name: [(int(positions[at]), float(errors[at])) for at in group] for name, group in groups.items()}
 
 
-def _compare(workspace: Workspace, report: StageProgress) -> Evaluation:
+def _compare(workspace: Workspace, report: StageProgress) -> dict[str, Any]:
     assert workspace.training is not None
-    return evaluate(
+    found = evaluate(
         workspace.model, workspace.training, kid=False, most_images=COMPARED_IMAGES, progress=report
     )
+    return {
+        "gain": found.error_saved,
+        "components": found.pca_components,
+        "images": found.images,
+        "split": found.split,
+    }
 
 
 @router.get("/api/run/state")
@@ -141,7 +155,7 @@ async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
 
 
-def _evaluate_quickly(workspace: Workspace, report: StageProgress) -> QuickEvaluation:
+def _evaluate_quickly(workspace: Workspace, report: StageProgress) -> dict[str, Any]:
     assert workspace.training is not None
     done, total = 0, min(CHECKED_IMAGES, len(workspace.training.held_out().rows))
 
@@ -150,7 +164,9 @@ def _evaluate_quickly(workspace: Workspace, report: StageProgress) -> QuickEvalu
         done += count
         report("measuring held-out images", done, total)
 
-    return quick_evaluation(workspace.model, workspace.training, CHECKED_IMAGES, advance)
+    return _findings(
+        workspace.model, quick_evaluation(workspace.model, workspace.training, CHECKED_IMAGES, advance)
+    )
 
 
 def needs(workspace: Workspace) -> Missing | None:

@@ -53,6 +53,7 @@ from autoencode.web.pictures import (
     positions_in,
     readable,
 )
+from autoencode.web.results import FOLDER_NAME, Results
 from autoencode.web.tags import TAGS_NAME, Tags
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Workspace:
         training: the pack that the model was trained on; None if it is not known or has changed.
         can_start: whether other runs may be opened, and trainings started, from the page.
         tags: what a person called the images under review.
+        results: of long work, kept for the next start.
         ranking: of images under review by their outlier scores, the one that was asked for last.
         selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
@@ -133,11 +135,11 @@ class Workspace:
         self.uploads, self.samples = Shelf(*sizes), Shelf(*sizes)
         self.decoder, self.originals = UntrustedDecoder(self.preprocessing), Originals(self.preprocessing)
         # Two models in one folder have different outliers, so that each has a log of its own.
-        is_named = self.path is not None and self.path.name != MODEL_NAME
-        named = f"{self.path.stem}-{DECISIONS_NAME}" if self.path and is_named else DECISIONS_NAME
-        self.decisions = Decisions(self.folder / named)
+        prefix = f"{self.path.stem}-" if self.path and self.path.name != MODEL_NAME else ""
+        self.decisions = Decisions(self.folder / f"{prefix}{DECISIONS_NAME}")
+        self.tags = Tags(self.folder / f"{prefix}{TAGS_NAME}")
+        self.results = Results(self.folder / f"{prefix}{FOLDER_NAME}")
         self.can_start = False
-        self.tags = Tags(self.folder / named.replace(DECISIONS_NAME, TAGS_NAME))
         self.selections = OrderedDict[str, bytes]()
         self.ranking: Ranking | None = None
         # One thread for the requests: the model uses all cores already, so that two at once would both be

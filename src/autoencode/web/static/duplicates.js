@@ -97,6 +97,10 @@ export function mount(root) {
   }
 
   begin();
+  // Found before, perhaps at an earlier start: there is nothing to wait for.
+  get("/api/duplicates/known")
+    .then(({ known }) => known && !list.isConnected && start())
+    .catch((err) => showFailure(err));
   return {
     show(params) {
       const keep = params.get("keep");

@@ -1,0 +1,190 @@
+"""What was computed for the page is there at once after a restart, unless what it depends on has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from autoencode import build_index
+from autoencode.models.model_file import write_tensors
+from autoencode.web import duplicates, inspection
+from autoencode.web.results import FORMAT_VERSION, KIND, PLAIN, Results, key_of, state_of
+
+from .conftest import finished
+
+Opening = Callable[..., TestClient]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Results:
+    return Results(tmp_path / "page-results")
+
+
+def never(*_: object) -> object:
+    raise AssertionError("the work was done again")
+
+
+def work() -> object:
+    return "done again"
+
+
+def known_of(page: TestClient) -> dict[str, int | None]:
+    known: dict[str, int | None] = page.get("/api/overview").json()["known"]
+    return known
+
+
+def test_a_result_is_kept_for_its_key_alone(kept: Results) -> None:
+    assert kept.kept("one", "key", PLAIN, lambda: {"a": [1, 2]}) == {"a": [1, 2]}
+    assert kept.kept("one", "key", PLAIN, never) == {"a": [1, 2]}
+    assert kept.kept("one", "another key", PLAIN, work) == "done again"
+    assert kept.kept("another", "key", PLAIN, work) == "done again"
+
+
+def test_a_result_is_for_its_owner_alone(kept: Results, tmp_path: Path) -> None:
+    kept.kept("one", "key", PLAIN, work)
+    file = tmp_path / "page-results" / "one.safetensors"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o640)  # others may have had it in their hands since
+    assert kept.known("one", "key", PLAIN) is None
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    assert kept.known("one", "key", PLAIN) is None
+
+
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_a_damaged_result_is_worked_out_again(kept: Results, tmp_path: Path, place: int) -> None:
+    kept.kept("one", "key", PLAIN, lambda: "a result")
+    file = tmp_path / "page-results" / "one.safetensors"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    assert kept.kept("one", "key", PLAIN, work) == "done again"
+    assert kept.kept("one", "key", PLAIN, never) == "done again"
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing_and_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "page-results").write_bytes(b"a file where the folder would be")
+    assert Results(tmp_path / "page-results").kept("one", "key", PLAIN, work) == "done again"
+
+
+def test_a_key_depends_on_each_part_and_on_the_files(tmp_path: Path) -> None:
+    file, missing = tmp_path / "a", tmp_path / "b"
+    file.write_bytes(b"1")
+    os.utime(file, ns=(1, 1))
+    before = state_of([file, missing])
+    assert state_of([file, missing]) == before
+    assert state_of([missing, file]) != before
+    os.utime(file, ns=(1, 2))
+    assert state_of([file, missing]) != before
+    assert len({key_of("a", "b"), key_of("ab"), key_of("b", "a"), key_of("a", "b", "")}) == 4
+
+
+def test_scores_and_heat_maps_survive_a_restart_and_not_a_change_of_a_file(
+    open_page: Opening, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    index = build_index(folder, tmp_path / "index").path
+    page = open_page(None, index)
+    queue = finished(page, "/api/outliers?by=all")
+    name = queue["queue"][0]["id"]  # type: ignore[index]
+    heat = page.get(f"/images/{name}/heat?by=all").content
+    assert known_of(page)["unusual"] is not None
+    with monkeypatch.context() as patched:
+        patched.setattr("autoencode.web.outliers.inspect_pack", never)
+        again = open_page(None, index)
+        # The overview says so before anyone opens the tab.
+        assert known_of(again) == known_of(page)
+        assert finished(again, "/api/outliers?by=all") == queue
+        assert again.get(f"/images/{name}/heat?by=all").content == heat
+    changed = next(folder.rglob("*.png"))
+    os.utime(changed, ns=(0, 0))
+    assert known_of(open_page(None, index))["unusual"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scores", np.inf),
+        ("scores", np.nan),
+        ("p_values", 0.0),
+        ("p_values", 1.5),
+        ("heats", None),
+        ("shown", -1),
+    ],
+)
+def test_forged_scores_are_ignored(kept: Results, tmp_path: Path, name: str, value: float | None) -> None:
+    heat = np.ones((2, 3), np.float16)
+    ranking = inspection._ranked("patches", np.array([1.0, 2.0]), np.array([0.5, 0.1]), 9, np.zeros(0))
+    form, found = inspection.form_of(2), inspection.Inspected(ranking, {1: heat})
+    kept.kept("one", "key", form, lambda: found)
+    arrays, content = form.save(found)
+    forged = {key: torch.from_numpy(np.array(one)) for key, one in arrays.items()}
+    if value is None:
+        forged[name] = forged[name][:-2]
+    else:
+        forged[name].view(-1)[0] = value
+    assert kept.known("one", "key", form) is not None
+    # With a digest that is right: what someone would make on purpose.
+    write_tensors(
+        tmp_path / "page-results" / "one.safetensors", KIND, FORMAT_VERSION, forged, {**content, "key": "key"}
+    )
+    assert kept.known("one", "key", form) is None
+
+
+def test_copies_survive_a_restart(
+    open_page: Opening, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    first = sorted(folder.rglob("*.png"))[0]
+    shutil.copy(first, first.with_name("zz.png"))
+    index = build_index(folder, tmp_path / "index").path
+    page = open_page(None, index)
+    assert page.get("/api/duplicates/known").json() == {"known": False}
+    found = finished(page, "/api/duplicates")
+    assert found["total"]
+    monkeypatch.setattr(duplicates, "find_duplicates", never)
+    again = open_page(None, index)
+    assert again.get("/api/duplicates/known").json() == {"known": True}
+    assert again.get("/api/duplicates").json() == found
+    assert known_of(again)["copies"] == found["total"]
+    first.unlink()
+    assert open_page(None, index).get("/api/duplicates/known").json() == {"known": False}
+
+
+def test_copies_of_other_files_are_ignored(kept: Results, photos: Path, tmp_path: Path) -> None:
+    paths = [photos / "a.png", photos / "b.png"]
+    files = tuple(
+        duplicates.DuplicateFile(path, 1, 2, 3, 4.5, ("cropped",), paths[0], (0.0, 0.1, 0.5, 1.0))
+        for path in paths
+    )
+    found = duplicates.Duplicates(
+        [duplicates.DuplicateGroup(files)], [], 2, 0.5, None, 0.1, [(paths[0], "why")]
+    )
+    kept.kept("copies", "key", duplicates._form(paths), lambda: found)
+    assert kept.known("copies", "key", duplicates._form(paths)) == found
+    assert kept.known("copies", "key", duplicates._form(paths[:1])) is None
+
+
+def test_the_model_is_measured_once(
+    open_page: Opening, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("page-results"))
+    asked = ("/api/health", "/api/examples", "/api/verdict", "/api/outliers")
+    page = open_page(run)
+    before = [finished(page, address) for address in asked]
+    for name in ("quick_evaluation", "reconstruction_errors", "evaluate"):
+        monkeypatch.setattr(f"autoencode.web.overview.{name}", never)
+    monkeypatch.setattr("autoencode.web.outliers.rank_pack", never)
+    again = open_page(run)
+    assert [finished(again, address) for address in asked] == before
+    # Trained anew, it is another model.
+    os.utime(run / "model.safetensors", ns=(1, 1))
+    with pytest.raises(AssertionError, match="the work was done again"):
+        finished(open_page(run), "/api/examples")
