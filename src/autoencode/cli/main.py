@@ -50,8 +50,38 @@ _PLAIN = (
 )
 
 
+# What people type who know the task, and not our word for it.
+OTHER_WORDS = {
+    "train": "fit learn",
+    "config": "settings preset presets options",
+    "restore": "denoise enhance deblur inpaint clean repair",
+    "reconstruct": "decode compress",
+    "morph": "interpolate blend",
+    "generate": "sample create",
+    "index": "build",
+    "search": "find query similar lookup",
+    "duplicates": "dedupe dedup copies",
+    "outliers": "anomaly anomalies defects detect inspect outlier",
+    "transfer": "probe finetune",
+    "classify": "predict label",
+    "info": "show describe list ls status",
+    "evaluate": "test eval score benchmark metrics",
+    "embed": "encode codes vectors embeddings",
+    "export": "convert onnx",
+    "app": "gui web serve ui browse open view server map cluster",
+}
+
+
 class _Program(TyperGroup):
     """The commands; errors of usage are worded for a user."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Take `help`, `help COMMAND` and `version`, as other programs do."""
+        if args in (["version"], ["-v"]):
+            args = ["--version"]
+        elif not args or args[0] == "help":
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own class of contexts is private
         try:
@@ -65,6 +95,9 @@ class _Program(TyperGroup):
         # The folder or the file alone is the first call that a newcomer tries.
         if self.get_command(ctx, args[0]) is None and Path(args[0]).exists():
             ctx.fail(f"No such command {args[0]!r}. {_first_commands(Path(args[0]))}")
+        for command, words in OTHER_WORDS.items():
+            if args[0].lower() in words.split():
+                ctx.fail(f"No such command {args[0]!r}. Did you mean {command!r}?")
         return super().resolve_command(ctx, args)
 
 
@@ -80,7 +113,6 @@ def _first_commands(path: Path) -> str:
 
 app = typer.Typer(
     cls=_Program,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train an autoencoder on your own folder of images, and put it to use. Nothing leaves the machine.",
@@ -94,6 +126,18 @@ def _version(
     if version:
         say(f"autoencode {VERSION}")
         raise typer.Exit
+
+
+def _wrong_usage(err: Any) -> str:  # noqa: ANN401 - Typer's own class of errors is private
+    """Return one line about a command line that the parser rejects, and how to write it."""
+    said = re.sub(r" \(Possible options: (.*)\)$", r". Did you mean \1?", err.format_message())
+    said = re.sub(r" \((Did you mean .*\?)\)$", r". \1", said)
+    example = (err.ctx.command.epilog or "").split("\n\n")[1:2] if err.ctx else []
+    if said.startswith("Missing argument") and example:
+        return f"{said} For example: {example[0]}"
+    if err.ctx is None or "autoencode" in said or said.endswith("?"):
+        return said
+    return f"{said.rstrip('.')}. See {err.ctx.command_path} --help"
 
 
 for _group in GROUPS:
@@ -111,12 +155,16 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except ConfigError as err:
         _fail(str(err), 2)
     except AutoencodeError as err:
         _fail(str(err))
     except OSError as err:  # the system refused a path before any of our code could say more
         _fail(f"{err.filename or 'The system'}: {err.strerror or err}.")
+    except Exception as err:
+        if not hasattr(err, "format_message"):
+            raise
+        _fail(_wrong_usage(err), 2)
     except KeyboardInterrupt:
         sys.exit(130)  # 128 and the number of the signal, as shells report it

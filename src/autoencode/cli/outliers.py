@@ -22,7 +22,7 @@ from autoencode.cli.progress import (
     warn,
 )
 from autoencode.configuration import Rule
-from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError
 from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
@@ -138,6 +138,10 @@ def outliers(
     """Find images, and defects in them, unlike normal images."""
     from autoencode.outliers.normal import holds_normal
 
+    if not normal.exists():
+        raise ImageFolderError(
+            f"{normal} does not exist. Give a folder of normal images, a file from --save, or a model."
+        )
     limits, asked = options.limits(max_pixels), {"score": score, "rule": rule}
     of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
     of_normal = {"maps": maps, "save": save, "masks": masks, "watch": watch}

@@ -163,28 +163,28 @@ def app(
         if err.name not in ("fastapi", "uvicorn", "starlette"):
             raise
         raise MissingExtraError("web", "The page") from err
-    listening = listen(host, port)  # before packing, which may take minutes
-    with counting("packing") as progress:
-        workspace = open_workspace(run, index, images, progress)
-    trust = Trust(is_remote=allow_remote)
-    address = f"http://{_in_address(host)}:{listening.getsockname()[1]}/?token={trust.token}"
-    if allow_remote:
-        say(REMOTE_NOTE)
-    say(f"page: {address}")
-    show_result({"page": address})
-    sys.stdout.flush()  # a program that reads it waits for it
-    say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(workspace, trust, None if allow_remote else Path()), http=Connection, **_SERVER
+    with listen(host, port) as listening:  # before packing, which may take minutes
+        with counting("packing") as progress:
+            workspace = open_workspace(run, index, images, progress)
+        trust = Trust(is_remote=allow_remote)
+        address = f"http://{_in_address(host)}:{listening.getsockname()[1]}/?token={trust.token}"
+        if allow_remote:
+            say(REMOTE_NOTE)
+        say(f"page: {address}")
+        show_result({"page": address})
+        sys.stdout.flush()  # a program that reads it waits for it
+        say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(workspace, trust, None if allow_remote else Path()), http=Connection, **_SERVER
+            )
         )
-    )
-    with contextlib.nullcontext() if no_browser else _entrance(address) as entrance:
-        if entrance is not None:
-            # A moment later, when the server below answers.
-            threading.Timer(0.5, webbrowser.open, [entrance.as_uri()]).start()
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error
-            server.run(sockets=[listening])
+        with contextlib.nullcontext() if no_browser else _entrance(address) as entrance:
+            if entrance is not None:
+                # A moment later, when the server below answers.
+                threading.Timer(0.5, webbrowser.open, [entrance.as_uri()]).start()
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error
+                server.run(sockets=[listening])
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,7 +268,15 @@ def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel
     """Load a model of any kind; arguments and errors are those of `load_model`."""
     path = Path(path)
     if path.is_dir():
-        path = path / MODEL_NAME
+        folder, path = path, path / MODEL_NAME
+        if not path.is_file():
+            # The folder that was trained on, in place of the run, is the likeliest mistake.
+            run = Path("runs") / folder.resolve().name
+            text = "If it is a folder of images, train on it first: autoencode train"
+            text = f"{text} {shlex.quote(str(folder))}"
+            if (run / MODEL_NAME).is_file():
+                text = f"Did you mean {run}?"
+            raise ModelFileError(f"No model in {folder}. {text}")
     if not path.is_file():
         raise ModelFileError(f"No model file at {path}. Give a model file or a run folder of `train`.")
     weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError, earlier=_READABLE)

@@ -363,7 +363,7 @@ def model_file(model: Path) -> Path:
     if not model.is_dir() or path.is_file():
         return path if model.is_dir() else model
     if not is_run(model):
-        raise ModelFileError(f"{model} is not a run folder. Give one that train wrote, or a model file.")
+        raise ModelFileError(f"{model} is not a run folder. Leave it out, and choose a folder in the page.")
     if is_locked(model):
         raise ModelFileError(
             f"Training in {model} has not finished its first epoch. Wait, then open it again."
