@@ -1,47 +1,36 @@
-"""Embeddings by their registry; functions of images give the same, here and on a cluster that loses nodes."""
+"""Embeddings by their registry, which of them is chosen, and what a reduction keeps."""
 
 from __future__ import annotations
 
-import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
+from PIL import Image
 from sklearn.decomposition import PCA
-from tests.clusters import LocalCluster
-from torch import Tensor
 
 from autoencode import (
     Autoencoder,
     ConfigError,
-    ImageFolderError,
-    Limits,
     ModelConfig,
-    Pack,
     Preprocessing,
-    Run,
-    open_index,
+    pack_folder,
 )
 from autoencode.configuration import Embedding
-from autoencode.data.loader import batch_slices, batches
 from autoencode.embedding import (
     BF16_CODES,
     EMBEDDINGS,
+    PRETRAINED_KINDS,
     REDUCED_SIZE,
     find_encoder,
     fit_reduction,
-    map_files,
-    map_pack,
+    pretrained_for,
 )
-from autoencode.index.memory import INDEX_NAME
-from autoencode.models.backbones import BACKBONE
-from autoencode.pixels import to_float
+from autoencode.models.backbones import BACKBONE, resized
 
 
 def build(seed: int, side: int = 32) -> Autoencoder:
@@ -73,15 +62,79 @@ def test_pretrained_vectors_are_the_descriptors_of_the_backbone(images: torch.Te
     np.testing.assert_array_equal(encoder.encode(images), BACKBONE.descriptors(images))
 
 
+def pictures(folder: Path, *shorter: int) -> list[Path]:
+    """Write black pictures, a fifth longer than wide."""
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(len(shorter))]
+    for path, side in zip(paths, shorter, strict=True):
+        Image.new("L", (side, side * 6 // 5)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("shorter", "kind"),
+    [
+        ((32, 32), "pretrained"),
+        ((175, 175), "pretrained"),
+        ((176, 176), "pretrained-224"),
+        ((64, 300, 300), "pretrained-224"),
+        ((64, 64, 900), "pretrained"),
+    ],
+)
+def test_larger_images_are_described_at_224_pixels(
+    shorter: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    paths = pictures(tmp_path / "in", *shorter)
+    assert pretrained_for(paths) == kind
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    assert pretrained_for([*paths, broken]) == kind
+    assert pretrained_for([broken]) == "pretrained"
+    side = find_encoder(kind).preprocessing.height
+    assert side == (224 if kind.endswith("224") else 128)
+
+
+def test_of_very_many_larger_images_the_packed_ones_would_fill_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = pictures(tmp_path / "in", 300, 300, 300)
+    monkeypatch.setattr("autoencode.embedding._MOST_LARGE", 3)
+    assert pretrained_for(paths) == "pretrained-224"
+    assert pretrained_for([*paths, paths[0]]) == "pretrained"
+
+
+def test_a_pack_is_judged_by_its_files_or_by_its_pixels_where_they_are_gone(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", 300, 300)
+    small = pack_folder(tmp_path / "in", tmp_path / "small", Preprocessing(32, 32))
+    large = pack_folder(tmp_path / "in", tmp_path / "large", Preprocessing(192, 192))
+    assert pretrained_for(small) == pretrained_for(large) == "pretrained-224"
+    shutil.rmtree(tmp_path / "in")
+    assert (pretrained_for(small), pretrained_for(large)) == ("pretrained", "pretrained-224")
+
+
+def test_both_sizes_are_the_same_network_at_two_sizes(images: torch.Tensor) -> None:
+    small, large = (find_encoder(kind) for kind in PRETRAINED_KINDS)
+    assert small.size == large.size and small.digest != large.digest
+    enlarged = resized(images, (224, 224))
+    np.testing.assert_array_equal(large.encode(images), large.encode(enlarged))
+    maps = BACKBONE.feature_maps(enlarged, (10, 14, 16))
+    parts = [
+        F.normalize(F.adaptive_avg_pool2d(one.float(), side).flatten(1))
+        for one, side in zip(maps, (4, 4, 1), strict=True)
+    ]
+    np.testing.assert_allclose(large.encode(images), torch.cat(parts, 1).numpy() / 3**0.5, atol=1e-6)
+
+
 def test_another_embedding_is_rejected() -> None:
     with pytest.raises(
-        ConfigError, match=r"Unknown embedding 'clip'. Choose pretrained, code, code-bf16 or FILE.onnx."
+        ConfigError,
+        match=r"Unknown embedding 'clip'. Choose pretrained, pretrained-224, code, code-bf16 or FILE.onnx.",
     ):
         find_encoder("clip")
 
 
 def test_every_embedding_can_be_chosen() -> None:
-    assert sorted([*get_args(Embedding), BF16_CODES]) == sorted(EMBEDDINGS)
+    assert {*get_args(Embedding), BF16_CODES, *PRETRAINED_KINDS} == {*EMBEDDINGS}
 
 
 def test_codes_in_bf16_are_near_those_in_fp32_and_are_not_taken_for_them(images: torch.Tensor) -> None:
@@ -142,141 +195,3 @@ def test_few_or_equal_images_are_rotated_at_random_which_keeps_angles(vectors: n
     found = reduction(pairs)
     np.testing.assert_allclose(found @ found.T, pairs @ pairs.T, atol=0.35)
     assert not reduction(np.zeros((1, 600), np.float32)).any()
-
-
-def means(images: Tensor) -> NDArray[np.float64]:
-    return images.double().mean((1, 2, 3)).numpy()
-
-
-@pytest.mark.parametrize("images", range(12))
-def test_slices_are_the_batches_that_a_pack_is_read_in(images: int, tiny_pack: Pack) -> None:
-    rows = tiny_pack.rows()[:images]
-    read = [len(batch) for batch in batches(tiny_pack, rows, 4)]
-    parts = [rows[part] for part in batch_slices(images, 4)]
-    assert [len(part) for part in parts] == read
-    assert np.array_equal(np.concatenate([rows[:0], *parts]), rows)
-
-
-def test_rows_of_a_pack_go_through_in_the_order_given(tiny_pack: Pack) -> None:
-    rows = tiny_pack.rows()[::-1].copy()
-    made = [part["mean"] for part in map_pack(lambda x: {"mean": means(x)}, tiny_pack, rows, 5)]
-    assert len(made) > 1
-    assert np.array_equal(np.concatenate(made), means(to_float(tiny_pack.pixels(rows))))
-
-
-def test_files_that_cannot_be_read_are_passed_over_with_the_reason(
-    photos: Path, tiny_pack: Pack, tmp_path: Path
-) -> None:
-    paths = sorted(path for path in photos.rglob("*") if path.is_file())[:5]
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    mixed = [paths[0], broken, *paths[1:]]
-    skipped: list[tuple[Path, str]] = []
-    arguments = (2, tiny_pack.preprocessing, Limits(), skipped)
-    read, values = zip(*map_files(means, mixed, *arguments), strict=True)
-    assert [path for part in read for path in part] == paths
-    assert len(np.concatenate(values)) == len(paths)
-    assert [path for path, _ in skipped] == [broken]
-    with pytest.raises(ImageFolderError, match="No image could be used, of 1 given"):
-        list(map_files(means, [broken], *arguments))
-
-
-def verb(*arguments: object) -> str:
-    """Run a command that must succeed and say nothing on stderr; return what it says."""
-    command = [sys.executable, "-m", "autoencode", *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
-    return ended.stdout
-
-
-@pytest.mark.scale
-def test_an_index_made_on_a_cluster_is_that_made_here(
-    ray_cluster: LocalCluster, trained: Run, photos: Path, tmp_path: Path
-) -> None:
-    said = verb(
-        "index",
-        photos,
-        "--model",
-        trained.folder,
-        "--embedding",
-        "code",
-        "--out",
-        tmp_path / "there",
-        "--ray",
-        ray_cluster.address,
-    )
-    assert "ray" not in said.lower() and "48" in said
-    verb("index", photos, "--model", trained.folder, "--embedding", "code", "--out", tmp_path / "here")
-    assert len(open_index(tmp_path / "there")) == 48
-    assert (tmp_path / "there" / INDEX_NAME).read_bytes() == (tmp_path / "here" / INDEX_NAME).read_bytes()
-
-
-@pytest.mark.scale
-def test_outliers_found_on_a_cluster_are_those_found_here(
-    ray_cluster: LocalCluster, trained: Run, photos: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(photos, tmp_path / "photos")
-    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
-    tables = []
-    for name, options in (("there", ["--ray", ray_cluster.address]), ("here", [])):
-        shutil.copytree(trained.folder, tmp_path / name)
-        table = tmp_path / f"{name}.csv"
-        pack = ["--pack", trained.pack_path]
-        said = verb("outliers", tmp_path / name, tmp_path / "photos", "--out", table, *pack, *options)
-        assert "broken.png" in said
-        tables.append(list(csv.reader(table.read_text().splitlines())))
-    assert tables[0] == tables[1] and len(tables[0]) == 1 + 48
-
-
-KILLED = """
-import os, signal, sys, time
-from pathlib import Path
-import numpy as np
-from autoencode import AutoencodeError, open_pack
-from autoencode.embedding import REDUCED_SIZE, find_encoder, fit_reduction, map_pack
-from autoencode.data.loader import batches
-from autoencode.cluster import joined_cluster
-
-address, place, marks = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-pack = open_pack(place)
-rows = np.tile(pack.rows()[::-1], 4)
-
-def mean(images):
-    time.sleep(0.1)
-    if (marks / "begun").exists() and not (marks / "killed").exists():
-        (marks / "killed").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"mean": images.double().mean((1, 2, 3)).numpy()}
-
-class Other:
-    location, fingerprint = pack.location, "another"
-
-with joined_cluster(address, "") as cluster:
-    made = []
-    for part in map_pack(mean, pack, rows, 5, cluster):
-        made.append(part["mean"])
-        (marks / "begun").touch()
-    assert (marks / "killed").exists()
-    (marks / "begun").unlink()
-    here = [mean(images)["mean"] for images in batches(pack, rows, 5)]
-    assert np.array_equal(np.concatenate(made), np.concatenate(here))
-    for function, images in ((mean, Other), (lambda images: {}["none"], pack)):
-        try:
-            list(map_pack(function, images, rows, 5, cluster))
-        except AutoencodeError as err:
-            print(type(err).__name__, err)
-"""
-
-
-@pytest.mark.scale
-def test_what_a_killed_process_had_is_done_again_and_another_pack_is_rejected(
-    ray_cluster: LocalCluster, tiny_pack: Pack, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", KILLED, ray_cluster.address, str(tiny_pack.path), str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
-    assert ended.stdout == (
-        f"PackError A node of the cluster sees other images in {tiny_pack.path}. "
-        "Give all nodes the same pack.\n"
-        "RunError The cluster could not do the work: KeyError: 'none'\n"
-    )

@@ -1,11 +1,8 @@
-"""Images as vectors that search, outliers and classifiers compare, and functions over many images.
+"""Images as vectors that search, outliers and classifiers compare.
 
 An embedding is an entry of `EMBEDDINGS`, or an ONNX file. Vectors of a pretrained network are long, and most
 of their dimensions are alike on the images of one folder: a `Reduction` fitted to the folder keeps those
 that differ.
-
-`map_pack` and `map_files` call a function on images, in this process or on the nodes of a Ray cluster. A
-node gets the rows or the paths, reads the images itself in the same batches, and returns the results.
 
 Shapes: B batch, N images, H height, W width, F dimensions of a vector, K of a reduced one. Images are
 (B, 3, H, W) in [0, 1].
@@ -13,41 +10,46 @@ Shapes: B batch, N images, H height, W width, F dimensions of a vector, K of a r
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.loader import batch_slices, batches
-from autoencode.data.manifest import SETTINGS_NAME
-from autoencode.data.pack import Pack, open_pack
-from autoencode.data.preprocessing import check_usable, read_chunks
-from autoencode.errors import ConfigError, ImageFolderError, PackError, check_choice
-from autoencode.models.backbones import BACKBONE, Backbone, OnnxBackbone
-from autoencode.pixels import to_float
-from autoencode.storage import is_url
+from autoencode.data.pack import Pack
+from autoencode.data.survey import survey
+from autoencode.errors import ConfigError, check_choice
+from autoencode.models.backbones import (
+    BACKBONE,
+    SMALL_PX,
+    TRAINED_PX,
+    Backbone,
+    EfficientNetLite0,
+    OnnxBackbone,
+)
 from autoencode.trial import check_onnx
 
 if TYPE_CHECKING:
-    from autoencode.cluster import Cluster
     from autoencode.configuration import Distance
     from autoencode.data.preprocessing import Limits, Preprocessing
     from autoencode.models.autoencoder import Autoencoder
 
 AUTO = "auto"
+PRETRAINED_KINDS = PRETRAINED, PRETRAINED_LARGE = "pretrained", f"pretrained-{TRAINED_PX}"
 BF16_CODES = "code-bf16"
 ONNX_SUFFIX = ".onnx"
 REDUCED_SIZE = 256  # 128 dimensions lost up to 0.01 of accuracy, 384 gained none (docs/results.md)
 MOST_FITTED = 4000  # images that a reduction is fitted to; more take longer and change nothing measurable
 FEWEST_FITTED = 64  # of fewer images the principal directions are not those of further ones
+# Shorter sides, in pixels, from which images are described at 224 pixels: in the middle between both sizes.
+_LARGE_FROM = (SMALL_PX + TRAINED_PX) // 2
+_MOST_LARGE = 50_000  # images: at 224 pixels the packed ones would take 7.5 GB of the disk, at 128 a third
 _GROWTH = 2  # how many times as many images a folder has when its reduction is fitted anew
 
 # Fraction of the mean variance that is added to each before scaling: between 0, which raises noise, and 1,
@@ -212,15 +214,26 @@ def _described(
     )
 
 
+# Functions of a module are pickled by name; a bound method would send the network to every node.
 def _pretrained(images: Tensor) -> NDArray[np.float32]:
-    # A module-level function is pickled by name; a bound method would send the network to every node.
     return BACKBONE.descriptors(images)
 
 
+_LARGE = EfficientNetLite0(TRAINED_PX)
+
+
+def _pretrained_large(images: Tensor) -> NDArray[np.float32]:
+    return _LARGE.descriptors(images)
+
+
 EMBEDDINGS: dict[str, EmbeddingKind] = {
-    "pretrained": EmbeddingKind(
+    PRETRAINED: EmbeddingKind(
         f"what {BACKBONE.name}, trained on ImageNet, sees in an image, and where",
-        lambda _: _described("pretrained", BACKBONE, _pretrained),
+        lambda _: _described(PRETRAINED, BACKBONE, _pretrained),
+    ),
+    PRETRAINED_LARGE: EmbeddingKind(
+        f"the same of images of {TRAINED_PX} pixels instead of {SMALL_PX}",
+        lambda _: _described(PRETRAINED_LARGE, _LARGE, _pretrained_large),
     ),
     "code": EmbeddingKind("the codes of a model", _codes),
     BF16_CODES: EmbeddingKind(
@@ -249,136 +262,28 @@ def find_encoder(embedding: str = AUTO, model: Autoencoder | None = None) -> Ima
         network = OnnxBackbone(Path(embedding))
         return _described(embedding, network, network.descriptors)
     if embedding == AUTO:
-        embedding = "pretrained"
+        embedding = PRETRAINED
     check_choice("embedding", embedding, (*EMBEDDINGS, f"FILE{ONNX_SUFFIX}"))
     return EMBEDDINGS[embedding].encoder(model)
 
 
-Columns = Mapping[Any, NDArray[Any]]  # results for some images, each array with a row per image
-Made = TypeVar("Made", bound=Columns)
+def pretrained_for(images: Pack | Sequence[Path], limits: Limits | None = None) -> str:
+    """Return the pretrained embedding that suits images: `PRETRAINED_LARGE` where most are larger.
 
-
-def map_pack(
-    function: Callable[[Tensor], Made],
-    pack: Pack,
-    rows: NDArray[np.int64],
-    batch_size: int,
-    cluster: Cluster | None = None,
-) -> Iterator[Made]:
-    """Call a function on images of a pack, a batch at a time.
+    Details of photographs and of parts are lost at 128 pixels (docs/results.md).
 
     Args:
-        function: called with images (B, 3, H, W); returns an array per name, each with a row per image.
-        pack: the images; every node must see it.
-        rows: (N,) of the pack.
-        batch_size: B at most, see `batches`.
-        cluster: the nodes to work on; None for this process.
-
-    Yields:
-        The results of the function, in the order of `rows`.
+        images: files, of which a sample is looked at; or a pack, whose files are, where they are still there.
+        limits: the largest files and pictures to accept.
 
     Raises:
-        PackError: a node sees another pack, or none.
-        RunError: the cluster failed.
-        AutoencodeError: raised by the function.
+        AutoencodeError: no worker could be started.
     """
-    if cluster is None:
-        yield from map(function, batches(pack, rows, batch_size))
-        return
-    if is_url(pack.location):
-        cluster.check_reads(pack.location, SETTINGS_NAME)
-    work = _OfPack(function, pack.location, pack.fingerprint)
-    yield from cluster.run(work, (rows[part] for part in batch_slices(len(rows), batch_size)))
-
-
-def map_files(
-    function: Callable[[Tensor], NDArray[np.float64]],
-    paths: Sequence[Path],
-    size: int,
-    preprocessing: Preprocessing,
-    limits: Limits,
-    skipped: list[tuple[Path, str]],
-    cluster: Cluster | None = None,
-) -> Iterator[tuple[list[Path], NDArray[np.float64]]]:
-    """Call a function on images in files, a chunk at a time; unusable files are skipped.
-
-    Args:
-        function: called with images (B, 3, H, W); returns a number per image, (B,).
-        paths: the files; every node must see them.
-        size: files per chunk.
-        preprocessing, limits, skipped: see `read_chunks`.
-        cluster: the nodes to work on; None for this process.
-
-    Yields:
-        The files of a chunk that could be read, and their numbers (B,); B may be 0.
-
-    Raises:
-        ImageFolderError: no file could be used; raised after the last one.
-        RunError: the cluster failed.
-    """
-    if cluster is None:
-        for read, pixels in read_chunks(paths, size, preprocessing, limits, skipped):
-            yield read, function(to_float(pixels)) if read else np.zeros(0)
-        return
-    work = _OfFiles(function, preprocessing, limits)
-    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
-    results = cluster.run(work, ([path.absolute() for path in chunk] for chunk in chunks))
-    usable = 0
-    for chunk, (values, reasons) in zip(chunks, results, strict=True):
-        judged = list(zip(chunk, reasons, strict=True))
-        skipped.extend((path, reason) for path, reason in judged if reason)
-        yield [path for path, reason in judged if not reason], values
-        usable += len(values)
-    check_usable(usable, paths, skipped)
-
-
-@dataclass(frozen=True)
-class _OfPack(Generic[Made]):
-    """Runs on a node: calls the function on rows of a pack."""
-
-    function: Callable[[Tensor], Made]
-    location: str
-    fingerprint: str
-
-    def __call__(self, rows: NDArray[np.int64]) -> Made:
-        [images] = batches(_opened(self.location, self.fingerprint), rows, len(rows))
-        return self.function(images)
-
-
-@functools.cache
-def _opened(location: str, fingerprint: str) -> Pack:
-    try:
-        pack = open_pack(location)
-    except PackError as err:
-        raise PackError(
-            f"A node of the cluster does not see the pack {location}. Put it on a disk that all nodes share."
-        ) from err
-    if pack.fingerprint != fingerprint:
-        raise PackError(
-            f"A node of the cluster sees other images in {location}. Give all nodes the same pack."
-        )
-    return pack
-
-
-@dataclass(frozen=True)
-class _OfFiles:
-    """Runs on a node: returns a number for each readable file, (B,), and a reason for each file.
-
-    The reason is "" for a file that was readable.
-    """
-
-    function: Callable[[Tensor], NDArray[np.float64]]
-    preprocessing: Preprocessing
-    limits: Limits
-
-    def __call__(self, paths: Sequence[Path]) -> tuple[NDArray[np.float64], list[str]]:
-        skipped: list[tuple[Path, str]] = []
-        values = [np.zeros(0)]
-        with contextlib.suppress(
-            ImageFolderError
-        ):  # an empty chunk is no error; the caller judges all files together
-            for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, skipped):
-                if read:
-                    values.append(self.function(to_float(pixels)))
-        reasons = dict(skipped)
-        return np.concatenate(values), [reasons.get(path, "") for path in paths]
+    if len(images) > _MOST_LARGE:
+        return PRETRAINED
+    shorter = []
+    if isinstance(images, Pack):
+        shorter = [min(images.preprocessing.height, images.preprocessing.width)]
+        images = [images.folder / entry.path for entry in images.entries]
+    shorter = [min(extent) for extent in survey(images, limits).extents] or shorter
+    return PRETRAINED_LARGE if shorter and np.median(shorter) >= _LARGE_FROM else PRETRAINED

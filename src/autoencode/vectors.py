@@ -19,7 +19,7 @@ from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack
 from autoencode.data.preprocessing import Limits, read_chunks
 from autoencode.data.sources import listed
-from autoencode.embedding import AUTO, find_encoder
+from autoencode.embedding import AUTO, find_encoder, pretrained_for
 from autoencode.errors import ConfigError, MissingExtraError, any_of
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_float
@@ -88,12 +88,13 @@ def embed(
     out = None if out is None else Path(out)
     check_format(out)  # before the work, which may take minutes
     # Whoever hands a model to this function wants its codes; a search wants what finds most.
-    encoder = find_encoder(
-        embedding or (AUTO if model is None else "code"), None if model is None else as_model(model)
-    )
+    kind = embedding or (AUTO if model is None else "code")
     listing = _of_pack(images) or listed(images)
     labels, splits = listing.labels, listing.splits
     paths = listing.paths
+    encoder = find_encoder(
+        pretrained_for(paths, limits) if kind == AUTO else kind, None if model is None else as_model(model)
+    )
     labels = [_first_folder(name) for name in listing.names] if labels is None else labels
     known = {path: number for number, path in enumerate(paths)}
     skipped, found, parts = list(paths.skipped), list[Path](), []

@@ -50,7 +50,7 @@ def test_a_model_compares_only_if_its_codes_are_asked_for_and_index_says_so(
 ) -> None:
     command = ("index", folder, "--model", trained.folder, "--out")
     given = autoencode(*command, tmp_path / "i").stdout
-    assert "compared by EfficientNet-Lite0, cosine" in given
+    assert "compared by EfficientNet-Lite0 at 128 pixels, cosine" in given
     assert "The model is not used" in given and "--embedding code" in given
     assert "not used" not in autoencode("index", folder, "--out", tmp_path / "i").stdout
     # An index of codes goes on being one.

@@ -125,6 +125,31 @@ def test_a_folder_is_indexed_by_pretrained_features_without_a_model(folder: Path
     assert near.found[0].score == pytest.approx(1, abs=1e-3)
 
 
+def test_a_folder_of_larger_images_is_described_at_224_pixels_and_stays_so(
+    folder: Path, tmp_path: Path
+) -> None:
+    for path in sorted(folder.rglob("*.png")):
+        if path.name[0] != "0":
+            path.unlink()
+            continue
+        with Image.open(path) as image:
+            image.resize((250, 240)).save(path)
+    index = build_index(folder, tmp_path / "i")
+    assert (index.embedding, index.preprocessing.height) == ("pretrained-224", 224)
+    assert index.encoder_name == "compared by EfficientNet-Lite0 at 224 pixels"
+    query = next(folder.rglob("*.png"))
+    (near,) = (
+        open_index(tmp_path / "i").search(to_float(read_image(query, index.preprocessing)[None]), k=1).results
+    )
+    assert near.found[0].path == query
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((25, 24)).save(path)
+    assert build_index(folder, tmp_path / "i").embedding == "pretrained-224"
+    with pytest.raises(ImageIndexError, match="holds the embedding pretrained-224, not pretrained"):
+        build_index(folder, tmp_path / "i", embedding="pretrained")
+
+
 def test_an_index_of_pretrained_features_keeps_its_embedding(
     folder: Path, trained: Run, tmp_path: Path
 ) -> None:

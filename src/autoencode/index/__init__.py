@@ -66,8 +66,8 @@ def build_index(
         out: the folder of the index, made if missing. For LanceDB also a URL, such as s3://bucket/index.
         model: for the embedding "code": a model file, the run folder that holds one, or a model from
             `load_model`; one given by its path is found again when the index is searched.
-        embedding: what images are compared by, see `find_encoder`: "pretrained" (the default of a new index,
-            with a model too), "code", or an ONNX file.
+        embedding: what images are compared by, see `find_encoder`: "pretrained" or "pretrained-224" (the
+            default of a new index, with a model too, by the size of its images), "code", or an ONNX file.
         distance: "whitened" (the default of a new index of codes) compares the angle between codes whose
             principal directions are scaled to unit variance, "cosine" (the default of pretrained networks)
             the angle between the codes themselves, "l2" their Euclidean distance. Changing it encodes

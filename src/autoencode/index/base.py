@@ -19,7 +19,7 @@ from torch import Tensor
 from autoencode.configuration import Split
 from autoencode.data.preprocessing import Limits, read_chunks, read_image
 from autoencode.data.sources import expanded
-from autoencode.embedding import BF16_CODES
+from autoencode.embedding import BF16_CODES, PRETRAINED_KINDS
 from autoencode.errors import ConfigError, ImageError, check_choice
 from autoencode.models.autoencoder import INFERENCE_BATCH
 from autoencode.models.backbones import BACKBONE
@@ -209,13 +209,10 @@ class Index(ABC):
     @property
     def encoder_name(self) -> str:
         """What the images are compared by, for people."""
-        names = {
-            "pretrained": BACKBONE.name,
-            "code": "codes of a model",
-            BF16_CODES: "codes of a model in bf16",
-        }
-        name = names.get(self.embedding)
-        return f"compared by {name or Path(self.embedding).stem}"
+        if self.embedding in PRETRAINED_KINDS:
+            return f"compared by {BACKBONE.name} at {self.preprocessing.height} pixels"
+        names = {"code": "codes of a model", BF16_CODES: "codes of a model in bf16"}
+        return f"compared by {names.get(self.embedding) or Path(self.embedding).stem}"
 
     @property
     def encoder(self) -> ImageEncoder:

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from autoencode.data.listing import Listing
 from autoencode.data.manifest import is_pack
+from autoencode.data.mapping import Columns, map_pack
 from autoencode.data.pack import Pack, location_of, open_pack, pack_folder
+from autoencode.data.sources import listed
 from autoencode.embedding import (
     AUTO,
     BF16_CODES,
     MOST_FITTED,
     ONNX_SUFFIX,
-    Columns,
     ImageEncoder,
     Reduction,
     find_encoder,
     fit_reduction,
-    map_pack,
+    pretrained_for,
 )
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
 from autoencode.index.neighbours import VectorSpace, fit_vector_space
@@ -84,7 +85,7 @@ class BuildRequest:
         asked = None if self.embedding == AUTO else self.embedding
         if asked is None and self.model is None and old is not None:
             return old.find_encoder(index)
-        kind = asked or (old.embedding if old else AUTO)
+        kind = asked or (old.embedding if old else self._pretrained())
         encoder = find_encoder(kind, self.model)
         # Without a digest nobody could tell later whether a query is encoded by the same model.
         if not encoder.digest:
@@ -94,6 +95,13 @@ class BuildRequest:
         if old is not None:
             old.check_encoder(index, encoder, CHOOSE_ANOTHER)
         return encoder
+
+    def _pretrained(self) -> str:
+        """Return the pretrained embedding that suits the source."""
+        source = self.source
+        if isinstance(source, Listing):
+            return pretrained_for(source.paths, self.limits)
+        return pretrained_for(open_pack(source) if is_pack(source) else listed(source).paths, self.limits)
 
     def stored_model_path(
         self, index: Path | str, encoder: ImageEncoder, old: IndexSettings | None

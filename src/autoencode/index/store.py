@@ -23,6 +23,7 @@ from autoencode.data.preprocessing import Preprocessing
 from autoencode.embedding import (
     EMBEDDINGS,
     ONNX_SUFFIX,
+    PRETRAINED_KINDS,
     ImageEncoder,
     Reduction,
     find_encoder,
@@ -244,7 +245,7 @@ class IndexSettings:
             ImageIndexError: the pretrained features installed are of another version.
             MissingExtraError: an optional part is not installed.
         """
-        if self.embedding == "pretrained":
+        if self.embedding in PRETRAINED_KINDS:
             encoder = find_encoder(self.embedding)
             if encoder.digest != self.encoder_digest:
                 raise ImageIndexError(

