@@ -20,6 +20,7 @@ from autoencode import (
     Verdict,
     fit_normal,
     inspect_images,
+    load_normal,
     watch_images,
 )
 from autoencode.data.preprocessing import Limits
@@ -61,7 +62,10 @@ def test_the_heat_of_a_normal_image_is_that_of_banks_without_it(
     Image.fromarray(pixels).save(tmp_path / "mixed" / "spot.png")
     mixed = fit_normal(tmp_path / "mixed")
     spot = next(one for one in inspect_images(mixed).images if one.path.name == "spot.png")
-    _, from_own_bank = mixed.measure(read_in_shape(tmp_path / "mixed" / "spot.png", Limits()))
+    mixed.save(tmp_path / "mixed.safetensors")
+    kept = load_normal(tmp_path / "mixed.safetensors")
+    score, from_own_bank = kept.measure(read_in_shape(tmp_path / "mixed" / "spot.png", Limits()))
+    assert score == spot.score  # also from a file, and whatever the image is called
     assert spot.heat.max() > 2 * from_own_bank.max()
     assert spot.box is not None
     assert spot.box.left < 60

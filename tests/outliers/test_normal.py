@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def test_images_keep_their_shape_whatever_their_size(tmp_path: Path) -> None:
 
 
 def test_each_normal_image_is_measured_against_others(normal: NormalImages, parts: Path) -> None:
-    held_out, fitted = normal.calibration, scores(normal, parts / "good")
+    held_out = normal.calibration
+    assert sorted(scores(normal, parts / "good")) == sorted(held_out)
+    fitted = scores(dataclasses.replace(normal, digests=()), parts / "good")
     assert len(held_out) == 40
     assert np.median(fitted) < np.median(held_out)  # a patch of the bank is its own nearest neighbour
     new = scores(normal, parts / "new")
@@ -101,6 +104,20 @@ def test_a_few_outliers_among_the_normal_images_come_first(parts: Path, tmp_path
     mixed = fit_normal(tmp_path / "mixed")
     first = [mixed.paths[index].name for index in np.argsort(-mixed.calibration)[:5]]
     assert sum(name.startswith("bad-") for name in first) >= 2
+
+
+def test_copies_of_an_image_are_one_observation(normal: NormalImages, parts: Path, tmp_path: Path) -> None:
+    # Its copy in the bank would make each image look ordinary, and the threshold fall.
+    for path in (parts / "good").iterdir():
+        shutil.copy(path, tmp_path / path.name)
+        Image.open(path).save(tmp_path / f"{path.stem}-again.bmp")  # other bytes, the same pixels
+    doubled = fit_normal(tmp_path)
+    assert len(doubled.calibration) == 40
+    assert len(doubled.paths) == 80
+    assert np.median(doubled.calibration) == pytest.approx(np.median(normal.calibration), abs=0.2)
+    found = {one.path.stem: one.score for one in inspect_images(doubled).images}
+    assert len(found) == 80
+    assert found["7"] == found["7-again"]
 
 
 def test_more_images_than_fit_a_bank_are_measured_against_it(

@@ -85,12 +85,9 @@ def inspect_images(
         OutputError: `out` or `maps` cannot be written.
     """
     rate = attainable_rate(normal, fpr)
-    # A normal image is in the bank, where its patches would be their own nearest neighbours.
-    own = zip(normal.paths, normal.calibration.tolist(), normal.heats, strict=False)
-    known = {path: (score, heat) for path, score, heat in own} if images is None else {}
-    if images is None and not known:
+    if images is None and not normal.paths:
         raise ConfigError("Normal images from a file are not there to be judged: give images to judge.")
-    paths = expanded(images) if images is not None else Paths(known)
+    paths = expanded(images) if images is not None else Paths(normal.paths)
     out, limits = None if out is None else Path(out), limits or Limits()
     if out is not None:
         check_output(out, TABLES, paths)
@@ -99,7 +96,7 @@ def inspect_images(
     verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
     for number, path in enumerate(paths, 1):
         try:
-            verdict, picture = judge(normal, path, rate, limits, known.get(path))
+            verdict, picture = judge(normal, path, rate, limits)
         except ImageError as err:
             skipped.append((path, str(err)))
         else:
@@ -142,13 +139,7 @@ def attainable_rate(normal: NormalImages, fpr: float | None) -> float:
     )
 
 
-def judge(
-    normal: NormalImages,
-    path: Path,
-    rate: float,
-    limits: Limits,
-    known: tuple[float, NDArray[np.float16]] | None = None,
-) -> tuple[Verdict, Picture]:
+def judge(normal: NormalImages, path: Path, rate: float, limits: Limits) -> tuple[Verdict, Picture]:
     """Return the verdict on an image and its pixels.
 
     Args:
@@ -156,13 +147,12 @@ def judge(
         path: the image.
         rate: the false positive rate.
         limits: the largest files and pictures to accept.
-        known: its score and heat map, where they are known.
 
     Raises:
         ImageError: the file cannot be used.
     """
     picture = read_in_shape(path, limits, normal.value_range)
-    score, heat = known or normal.measure(picture)
+    score, heat = normal.measure(picture)
     p_value = float(normal.p_values(np.array([score]))[0])
     box, area = _region(heat, picture)
     size = picture.height, picture.width

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +31,7 @@ from autoencode.data.survey import value_range_of
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
-from autoencode.outliers.conformal import conformal_p_values, conformal_threshold, fpr_bound
+from autoencode.outliers.conformal import attainable_fpr, conformal_p_values, conformal_threshold, fpr_bound
 from autoencode.outliers.detectors import (
     Combination,
     KthNeighbour,
@@ -148,11 +150,13 @@ class NormalImages:
     Attributes:
         combination: how the four scores of an image become one.
         calibration: (N,) scores of normal images, each measured against others.
-        paths: the N files; empty for normal images from a file.
+        paths: the N files, then those with the same pixels as one of them; empty for normal images from a
+            file.
         heats: their heat maps (h, w), each measured against others; empty for normal images from a file.
         skipped: files that could not be used, with the reason; empty for normal images from a file.
         passing: names of the test pictures, such as an all-black one, that would be called normal.
         value_range: the values of images of more than 8 bits that are black and white; empty without any.
+        digests: of the pixels of the N images, by which they are known again.
     """
 
     _fit: _Fit
@@ -164,17 +168,27 @@ class NormalImages:
     skipped: tuple[tuple[Path, str], ...] = ()
     passing: tuple[str, ...] = ()
     value_range: tuple[float, ...] = ()
+    digests: tuple[str, ...] = ()
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {digest: row for row, digest in enumerate(self.digests)}
 
     def measure(self, picture: Picture) -> tuple[float, NDArray[np.float32]]:
         """Return the score of an image and its heat map (h, w).
 
         The score is about 0 for half of the normal images and 1 for a robust standard deviation above. In
         the heat map, 1 is what the hottest hundredth of one normal image in twenty exceeds, 2 twice that
-        distance.
+        distance. A normal image has the score of it measured against others, and its heat map, too, unless
+        the normal images are from a file.
         """
+        row = self._rows.get(_digest(picture)) if self.digests else None
+        if row is not None and self.heats:
+            return float(self.calibration[row]), self.heats[row].astype(np.float32)
         found = self._fit.measure(_see(picture))
         standard = self._heat.standard(found)
-        return float(self.combination.score(_scores(found, standard))), self._heat.shown(standard)
+        score = self.combination.score(_scores(found, standard)) if row is None else self.calibration[row]
+        return float(score), self._heat.shown(standard)
 
     @property
     def are_alike(self) -> bool:
@@ -208,6 +222,7 @@ class NormalImages:
             "heat_end": self._heat.end,
             "passing": list(self.passing),
             "value_range": list(self.value_range),
+            "digests": list(self.digests),
         }
         tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
         return write_tensors(Path(path), KIND, FORMAT_VERSION, tensors, content)
@@ -245,6 +260,7 @@ def load_normal(path: str | Path) -> NormalImages:
             _Heat(places, float(content["heat_end"])),
             passing=tuple(map(str, content["passing"])),
             value_range=tuple(map(float, content.get("value_range", ()))),
+            digests=tuple(map(str, content.get("digests", ()))),
         )
         Preprocessing(value_range=loaded.value_range)  # which rejects what is no range
         made_with = content["weights"], list(content["short_sides"])
@@ -252,6 +268,8 @@ def load_normal(path: str | Path) -> NormalImages:
         score, heat = loaded.measure(probes()["all-black"])
         if not np.isfinite([score, heat.sum(), *loaded.calibration]).all() or loaded.calibration.ndim != 1:
             raise ValueError("its numbers are not finite")
+        if loaded.digests and len(loaded.digests) != len(loaded.calibration):
+            raise ValueError("its parts do not fit together")
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError, RuntimeError) as err:
         raise ModelFileError(f"{path} does not hold usable normal images: {err}".splitlines()[0]) from err
     if made_with != (BACKBONE.weights, list(SHORT_SIDES)):
@@ -287,17 +305,24 @@ def fit_normal(
     report = progress or (lambda done, total: None)
     total, done = len(paths) + min(len(paths), MOST_FITTED), 0
     used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
+    digests, copies = dict[str, None](), list[Path]()
     fit: _Fit | None = None
     value_range = value_range_of(paths, limits)
     for path in (paths[index] for index in order.tolist()):
         try:
-            one = _see(read_in_shape(path, limits, value_range))
+            picture = read_in_shape(path, limits, value_range)
         except ImageError as err:
             skipped.append((path, str(err)))
             continue
         finally:
             done += 1
             report(done, total)
+        if (digest := _digest(picture)) in digests:
+            # In the bank, it would be the nearest neighbour of the first, and the threshold fall.
+            copies.append(path)
+            continue
+        digests[digest] = None
+        one = _see(picture)
         if len(seen) == MOST_FITTED:
             fit = fit or _Fit.of(seen)
             measured.append(fit.measure(one))
@@ -309,7 +334,11 @@ def fit_normal(
         raise ConfigError(f"Give {FEWEST} or more normal images; there are {len(used)}.{reasons}")
     crossed = _cross_fitted(seen, lambda count: report(min(done + count, total), total))
     skipped += paths.skipped
-    return _calibrated(fit or _Fit.of(seen), [*crossed, *measured], used, skipped, seen, value_range)
+    normal = _calibrated(fit or _Fit.of(seen), [*crossed, *measured], len(seen), value_range)
+    normal = dataclasses.replace(
+        normal, paths=(*used, *copies), skipped=tuple(skipped), digests=tuple(digests)
+    )
+    return dataclasses.replace(normal, passing=_passing(normal, limits))
 
 
 def _cross_fitted(seen: Sequence[tuple[Seen, ...]], advance: Callable[[int], None]) -> list[Measured]:
@@ -325,15 +354,11 @@ def _cross_fitted(seen: Sequence[tuple[Seen, ...]], advance: Callable[[int], Non
 
 
 def _calibrated(
-    fit: _Fit,
-    measured: Sequence[Measured],
-    paths: Sequence[Path],
-    skipped: Sequence[tuple[Path, str]],
-    seen: Sequence[tuple[Seen, ...]],
-    value_range: tuple[float, ...],
+    fit: _Fit, measured: Sequence[Measured], count: int, value_range: tuple[float, ...]
 ) -> NormalImages:
+    """Return normal images from the measurements of all of them, the first `count` by cross-fitting."""
     # Each image by the places of others, as it is by patches of others.
-    heat, count = _Heat.of(measured), len(seen)
+    heat = _Heat.of(measured)
     of_others = [
         _Heat.of([one for index, one in enumerate(measured) if index >= count or index % FOLDS != fold])
         for fold in range(FOLDS)
@@ -346,17 +371,10 @@ def _calibrated(
     combination = Combination.fit(scores, _WEIGHTS)
     end = float(np.quantile([np.quantile(one, _COOL_PATCHES) for one in standard], _COOL_IMAGES))
     heat = _Heat(heat.places, end)
-    normal = NormalImages(
-        fit,
-        combination,
-        combination.score(scores),
-        heat,
-        tuple(paths),
-        tuple(heat.shown(one).astype(np.float16) for one in standard),
-        tuple(skipped),
-        value_range=value_range,
+    heats = tuple(heat.shown(one).astype(np.float16) for one in standard)
+    return NormalImages(
+        fit, combination, combination.score(scores), heat, heats=heats, value_range=value_range
     )
-    return dataclasses.replace(normal, passing=_passing(normal, count))
 
 
 def _scores(measured: Measured, standard: NDArray[np.float32]) -> Array:
@@ -364,10 +382,15 @@ def _scores(measured: Measured, standard: NDArray[np.float32]) -> Array:
     return np.append(measured.scores, np.exp(min(_level(standard), 500.0)))  # beyond, exp has no number
 
 
-def _passing(normal: NormalImages, count: int) -> tuple[str, ...]:
+def _digest(picture: Picture) -> str:
+    pixels = picture.pixels[-1]
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:32]
+
+
+def _passing(normal: NormalImages, limits: Limits) -> tuple[str, ...]:
     """Return the names of the test pictures that would be called normal at the default rate."""
-    threshold = normal.threshold(max(0.01, 1 / (count + 1)))
+    threshold = normal.threshold(attainable_fpr(len(normal.calibration)))
     pictures = probes()
-    with contextlib.suppress(ImageError, IndexError):
-        pictures |= spoiled(read_in_shape(normal.paths[0], Limits(), normal.value_range))
+    with contextlib.suppress(ImageError):
+        pictures |= spoiled(read_in_shape(normal.paths[0], limits, normal.value_range))
     return tuple(name for name, one in pictures.items() if normal.measure(one)[0] <= threshold)

@@ -52,12 +52,11 @@ def inspect_pack(pack: Pack, is_normal: NDArray[np.bool_], report: StageProgress
         report("learning what is normal", done, total)
 
     normal = fit_normal(chosen, progress=learning)
-    known = dict(zip(normal.paths, zip(normal.calibration.tolist(), normal.heats, strict=True), strict=True))
     scores, heats = np.full(len(paths), np.nan), dict[int, NDArray[np.float16]]()
     for at, path in enumerate(paths):
         report("comparing pictures", at, len(paths))
         # A normal image was measured against the others; in the bank it would be its own neighbour.
-        found = known.get(path) or _measured(normal, path)
+        found = _measured(normal, path)
         if found is not None:
             scores[at], heats[at] = found[0], found[1].astype(np.float16)
     # A file that cannot be read has no score: it comes last.
