@@ -54,7 +54,7 @@ def test_a_run_folder_is_all_it_needs(
     assert code == 0, complaint
     assert " of 48 images, by auto" in said
     assert "on average at most 30.00% of normal images, calibrated on" in said
-    assert "and with 95 % confidence at most" in said
+    assert "and with 99 % confidence at most" in said
     assert "validation images flagged, 95 % interval" in said
     assert str(out) in said
     assert str(tmp_path / "found-worst.png") in said

@@ -133,8 +133,8 @@ def test_more_images_than_fit_a_bank_are_measured_against_it(
 def test_the_bound_of_the_rate_is_that_of_the_binomial(normal: NormalImages) -> None:
     rate = 3 / 41  # the three highest of 40 scores
     bound = normal.fpr_bound(rate)
-    # With that rate, 40 images have fewer than 3 scores beyond the threshold in one of 20 draws.
-    assert binom.cdf(2, 40, bound) == pytest.approx(0.05, abs=1e-6)
+    # With that rate, 40 images have fewer than 3 scores beyond the threshold in one of 100 draws.
+    assert binom.cdf(2, 40, bound) == pytest.approx(0.01, abs=1e-6)
     assert normal.threshold(rate) == np.sort(normal.calibration)[-3]
 
 

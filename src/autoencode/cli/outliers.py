@@ -327,7 +327,7 @@ def _rule(found: Outliers, calibrated_on: str) -> str:
     images = len(found.calibration)
     text = (
         f"on average at most {found.fpr:.2%} of normal images, calibrated on {images:,} {calibrated_on}, and "
-        f"with 95 % confidence at most {found.fpr_bound:.2%}"
+        f"with 99 % confidence at most {found.fpr_bound:.2%}"
     )
     # Somebody who expects the default has to see that the images are too few for it, and by how much.
     if images < images_needed(DEFAULT_FPR):

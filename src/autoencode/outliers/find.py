@@ -142,7 +142,7 @@ class Outliers:
         rule: which images are outliers: "conformal" or "paper".
         fpr: the false positive rate that the conformal rule keeps to on average over calibrations, in (0, 1);
             None under the paper's rule, as is the next.
-        fpr_bound: the rate that this calibration keeps to with 95 % confidence.
+        fpr_bound: the rate that this calibration keeps to with 99 % confidence.
         threshold: the highest score that is no outlier.
         calibration: scores of the normal images behind the rate.
         validation_fpr: the rate measured on validation images; None without a model, or without any.

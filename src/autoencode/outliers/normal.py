@@ -31,7 +31,13 @@ from autoencode.data.survey import value_range_of
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
-from autoencode.outliers.conformal import attainable_fpr, conformal_p_values, conformal_threshold, fpr_bound
+from autoencode.outliers.conformal import (
+    CONFIDENCE,
+    attainable_fpr,
+    conformal_p_values,
+    conformal_threshold,
+    fpr_bound,
+)
 from autoencode.outliers.detectors import (
     Combination,
     KthNeighbour,
@@ -203,7 +209,7 @@ class NormalImages:
         """Return the largest score that is not an outlier at a false positive rate."""
         return conformal_threshold(self.calibration, fpr)
 
-    def fpr_bound(self, fpr: float, confidence: float = 0.95) -> float:
+    def fpr_bound(self, fpr: float, confidence: float = CONFIDENCE) -> float:
         """Return what the false positive rate of these very images stays below, with this confidence."""
         return fpr_bound(len(self.calibration), fpr, confidence)
 
