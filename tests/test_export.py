@@ -83,7 +83,9 @@ def test_a_file_that_differs_from_the_model_is_not_written(
     model = build("autoencoder", "paper", False)
     right = export._exported
 
-    def wrong(network: export._Network, example: torch.Tensor, metadata: dict[str, str]) -> bytes:
+    def wrong(
+        network: export.NamedNetwork, example: tuple[torch.Tensor, ...], metadata: dict[str, str]
+    ) -> bytes:
         other = type(network)(build("autoencoder", "paper", False))
         other.model.to_mean.bias.data.add_(0.01)
         return right(other, example, metadata)

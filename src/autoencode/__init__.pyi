@@ -76,6 +76,7 @@ from .outliers.measurements import heat_maps as heat_maps
 from .outliers.normal import NormalImages as NormalImages
 from .outliers.normal import fit_normal as fit_normal
 from .outliers.normal import load_normal as load_normal
+from .outliers.portable import export_normal as export_normal
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import Reconstructions as Reconstructions
 from .reconstruction import reconstruct as reconstruct

@@ -98,8 +98,7 @@ def export_onnx(
     check_output(folder / f"{_Both.name}.onnx", (".onnx",))
     if names_in(folder) - {f"{network.name}.onnx" for network in (_Encoder, _Decoder, _Both)}:
         raise OutputError(f"{folder} holds other files. Choose another folder for the ONNX files.")
-    if not all(_installed(name) for name in ("onnx", "onnxruntime", "onnxscript")):  # torch needs the last
-        raise MissingExtraError("onnx", "Export to ONNX")
+    check_installed()
     # A copy: the caller's model may be on a GPU, or in training.
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     check_choice("decoder", decoder, get_args(DecoderName))
@@ -115,19 +114,46 @@ def export_onnx(
     codes = model.encode(images)
     exported: list[tuple[OnnxFile, bytes]] = []
     for network, example in ((_Encoder(model), images), (_Decoder(model), codes), (_Both(model), images)):
-        content = _exported(network, example, _metadata(model))
-        path = folder / f"{network.name}.onnx"
-        difference, largest = _compared(network, content, example)
-        if not difference <= TOLERANCE * max(1.0, largest):
-            raise ModelFileError(
-                f"{path} would differ from the model by {difference:.2g}, in values up to {largest:.2g}. "
-                "Nothing was written. Try another version of torch or onnxruntime."
-            )
-        exported.append((OnnxFile(path, (network.input,), network.outputs, difference), content))
+        exported.append(exported_and_checked(network, (example,), folder, _metadata(model)))
     make_folder(folder)
     for file, content in exported:
         write_bytes(file.path, content)
     return [file for file, _ in exported]
+
+
+def check_installed() -> None:
+    """Reject the export where what it needs is missing.
+
+    Raises:
+        MissingExtraError: the optional part `onnx` is not installed.
+    """
+    if not all(_installed(name) for name in ("onnx", "onnxruntime", "onnxscript")):  # torch needs the last
+        raise MissingExtraError("onnx", "Export to ONNX")
+
+
+def exported_and_checked(
+    network: NamedNetwork, examples: tuple[Tensor, ...], folder: Path, metadata: dict[str, str]
+) -> tuple[OnnxFile, bytes]:
+    """Return a network as the ONNX file to write into a folder, after a comparison with torch.
+
+    Args:
+        network: in fp32 on the CPU.
+        examples: its inputs, a batch of 3 each.
+        folder: where the file will be.
+        metadata: what the file says of itself.
+
+    Raises:
+        ModelFileError: the outputs in onnxruntime and in torch differ by more than TOLERANCE.
+    """
+    content = _exported(network, examples, metadata)
+    path = folder / f"{network.name}.onnx"
+    difference, largest = _compared(network, content, examples)
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise ModelFileError(
+            f"{path} would differ from the model by {difference:.2g}, in values up to {largest:.2g}. "
+            "Nothing was written. Try another version of torch or onnxruntime."
+        )
+    return OnnxFile(path, network.inputs, network.outputs, difference), content
 
 
 def _installed(name: str) -> bool:
@@ -138,20 +164,22 @@ def _installed(name: str) -> bool:
     return True
 
 
-class _Network(nn.Module):
-    """One of the exported networks, with the names of its file, its input and its outputs."""
+class NamedNetwork(nn.Module):
+    """A network to export, with the names of its file, its inputs and its outputs."""
 
     name: str
-    input: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+
+class _OfModel(NamedNetwork):
     def __init__(self, model: Autoencoder) -> None:
         super().__init__()
         self.model = model
 
 
-class _Encoder(_Network):
-    name, input = "encoder", "images"
+class _Encoder(_OfModel):
+    name, inputs = "encoder", ("images",)
 
     def __init__(self, model: Autoencoder) -> None:
         super().__init__(model)
@@ -162,35 +190,35 @@ class _Encoder(_Network):
         return mean if log_variance is None else (mean, log_variance)
 
 
-class _Decoder(_Network):
-    name, input, outputs = "decoder", "code", ("images",)
+class _Decoder(_OfModel):
+    name, inputs, outputs = "decoder", ("code",), ("images",)
 
     def forward(self, codes: Tensor) -> Tensor:
         decoded: Tensor = self.model.decoder(codes)
         return decoded.clamp(0, 1)
 
 
-class _Both(_Network):
-    name, input, outputs = "autoencoder", "images", ("reconstruction",)
+class _Both(_OfModel):
+    name, inputs, outputs = "autoencoder", ("images",), ("reconstruction",)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images).images.clamp(0, 1)  # type: ignore[no-any-return]
 
 
-def _exported(network: _Network, example: Tensor, metadata: dict[str, str]) -> bytes:
+def _exported(network: NamedNetwork, examples: tuple[Tensor, ...], metadata: dict[str, str]) -> bytes:
     """Return the network as the content of an ONNX file."""
     from onnx.helper import set_model_props
 
     with _quiet():
         program = torch.onnx.export(
             network,
-            (example,),
+            examples,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=[network.input],
+            input_names=list(network.inputs),
             output_names=list(network.outputs),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch")},) * len(examples),
         )
     assert program is not None
     proto: ModelProto = program.model_proto
@@ -224,18 +252,20 @@ def _metadata(model: Autoencoder) -> dict[str, str]:
     }
 
 
-def _compared(network: _Network, content: bytes, example: Tensor) -> tuple[float, float]:
+def _compared(network: NamedNetwork, content: bytes, examples: tuple[Tensor, ...]) -> tuple[float, float]:
     """Return the largest difference between torch and onnxruntime, and the largest value, both absolute."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     difference = largest = np.float32(0)
     for size in CHECKED_BATCHES:
-        batch = example[:size]
+        batches = [example[:size] for example in examples]
         with torch.inference_mode():
-            expected = network(batch)
+            expected = network(*batches)
         tensors: Sequence[Tensor] = [expected] if isinstance(expected, Tensor) else expected
-        found = session.run(list(network.outputs), {network.input: batch.numpy()})
+        found = session.run(
+            list(network.outputs), dict(zip(network.inputs, (one.numpy() for one in batches), strict=True))
+        )
         for ours, theirs in zip((tensor.numpy() for tensor in tensors), found, strict=True):
             # np.maximum keeps a NaN, which must fail the check; Python's max may drop it.
             difference = np.maximum(difference, np.abs(ours - theirs).max())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from autoencode import (
@@ -151,3 +152,21 @@ def test_a_value_has_as_many_decimals_as_its_interval_makes_sense_of(
     estimate: Estimate | None, text: str
 ) -> None:
     assert info_evaluate_embed_export._cell(estimate) == text
+
+
+def test_export_of_normal_images_writes_the_graph_that_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, good = np.random.default_rng(0), tmp_path / "good"
+    good.mkdir()
+    for name in range(10):
+        pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(good / f"{name}.png")
+    saved = autoencode("outliers", good, "--save", tmp_path / "good.safetensors")
+    assert saved.exit_code == 0, saved.output
+    monkeypatch.setattr(export, "_exported", lambda *arguments: b"network")
+    monkeypatch.setattr(export, "_compared", lambda *arguments: (1.5e-6, 1.0))
+    result = autoencode("export", tmp_path / "good.safetensors", "--out", tmp_path / "onnx")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["outliers.onnx"]
+    assert "small, large to score, p_value, heat; differs from torch by at most 1.5e-06" in result.output

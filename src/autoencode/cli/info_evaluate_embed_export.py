@@ -140,23 +140,32 @@ def embed(
 
 
 def export(
-    model: Model,
+    model: Annotated[
+        Path,
+        typer.Argument(help="A run folder, a model file, or a file of normal images from outliers --save."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx. Default: results/export-NAME."
+            help="Folder for encoder.onnx, decoder.onnx and autoencoder.onnx, or for outliers.onnx of normal "
+            "images. Default: results/export-NAME."
         ),
     ] = None,
     decoder: Decoder = "sharp",
 ) -> None:
-    """Write a model as ONNX files, for programs without torch."""
+    """Write a model, or normal images, as ONNX files, for programs without torch."""
     from autoencode.export import CHECKED_BATCHES, export_onnx
-    from autoencode.models.model_file import load_model
+    from autoencode.models.model_file import kind_of, load_model
+    from autoencode.outliers.normal import KIND, load_normal
+    from autoencode.outliers.portable import export_normal
 
     # Named, as a graph that was traced with one batch size may be wrong for another.
     batches = " and ".join(map(str, CHECKED_BATCHES))
-    loaded, out = load_model(model), options.out_or_default(out, "export", model)
-    files = export_onnx(loaded, out, decoder=decoder)
+    out = options.out_or_default(out, "export", model)
+    if model.is_file() and kind_of(model) == KIND:
+        files = [export_normal(load_normal(model), out)]
+    else:
+        files = export_onnx(load_model(model), out, decoder=decoder)
     for file in files:
         say(
             f"{file.path}: {', '.join(file.inputs)} to {', '.join(file.outputs)}; differs from torch by at "

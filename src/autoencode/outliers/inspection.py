@@ -10,7 +10,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,13 @@ from autoencode.errors import ConfigError, ImageError, ImageFolderError
 from autoencode.outliers.conformal import attainable_fpr
 from autoencode.outliers.find import COLUMNS, Box, Outliers, Verdict, table_row
 from autoencode.outliers.ground_truth import compare, draw_curves, masks_of
+from autoencode.outliers.normal import BATCH, NormalImages
 from autoencode.outliers.patches import Picture, read_in_shape
 from autoencode.outliers.scores import AUTO
 from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
-    from autoencode.outliers.normal import NormalImages
 
 _HEAT_UNIT = 1 / 4096  # of a 16-bit map: 1, the upper end of normal patches, is 4096
 
@@ -94,12 +94,11 @@ def inspect_images(
     matched = None if masks is None else masks_of(masks, paths)
     root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
     verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
-    for number, path in enumerate(paths, 1):
-        try:
-            verdict, picture = judge(normal, path, rate, limits)
-        except ImageError as err:
-            skipped.append((path, str(err)))
+    for number, (path, found) in enumerate(judge(normal, paths, rate, limits), 1):
+        if isinstance(found, str):
+            skipped.append((path, found))
         else:
+            verdict, picture = found
             verdicts.append(verdict)
             if maps is not None and (verdict.outlier or not only_outliers):
                 draw(Path(maps), picture_name(number, path, root), verdict, picture)
@@ -107,7 +106,7 @@ def inspect_images(
             progress(number, len(paths))
     check_usable(len(verdicts), paths, skipped)
     verdicts.sort(key=lambda one: -one.score)
-    found = Outliers(
+    result = Outliers(
         verdicts,
         [*skipped, *paths.skipped],
         AUTO,
@@ -121,10 +120,10 @@ def inspect_images(
         agreement=None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:
-        found.write(out)
-        if found.agreement is not None:
-            draw_curves(found.agreement, curves_path(out))
-    return found
+        result.write(out)
+        if result.agreement is not None:
+            draw_curves(result.agreement, curves_path(out))
+    return result
 
 
 def curves_path(table: Path) -> Path:
@@ -139,25 +138,35 @@ def attainable_rate(normal: NormalImages, fpr: float | None) -> float:
     )
 
 
-def judge(normal: NormalImages, path: Path, rate: float, limits: Limits) -> tuple[Verdict, Picture]:
-    """Return the verdict on an image and its pixels.
+def judge(
+    normal: NormalImages, paths: Sequence[Path], rate: float, limits: Limits
+) -> Iterator[tuple[Path, tuple[Verdict, Picture] | str]]:
+    """Yield each image with the verdict on it and its pixels, or with the reason why it cannot be used.
 
     Args:
         normal: the normal images.
-        path: the image.
+        paths: the images.
         rate: the false positive rate.
         limits: the largest files and pictures to accept.
-
-    Raises:
-        ImageError: the file cannot be used.
     """
-    picture = read_in_shape(path, limits, normal.value_range)
-    score, heat = normal.measure(picture)
-    p_value = float(normal.p_values(np.array([score]))[0])
-    box, area = _region(heat, picture)
-    size = picture.height, picture.width
-    small = np.minimum(heat, np.finfo(np.float16).max).astype(np.float16)
-    return Verdict(path, score, rate / p_value, p_value, p_value <= rate, box, area, small, size), picture
+    for start in range(0, len(paths), BATCH):
+        read: list[tuple[Path, Picture | str]] = []
+        for path in paths[start : start + BATCH]:
+            try:
+                read.append((path, read_in_shape(path, limits, normal.value_range)))
+            except ImageError as err:
+                read.append((path, str(err)))
+        measured = iter(normal.measure_all([one for _, one in read if not isinstance(one, str)]))
+        for path, one in read:
+            if isinstance(one, str):
+                yield path, one
+                continue
+            score, heat = next(measured)
+            p_value = float(normal.p_values(np.array([score]))[0])
+            box, area = _region(heat, one)
+            small = np.minimum(heat, np.finfo(np.float16).max).astype(np.float16)
+            outlier, size = p_value <= rate, (one.height, one.width)
+            yield path, (Verdict(path, score, rate / p_value, p_value, outlier, box, area, small, size), one)
 
 
 def picture_name(number: int, path: Path, root: Path) -> str:
@@ -245,12 +254,12 @@ def watch_images(
             if age is None or before.get(path) != age:
                 continue
             judged.add(_written(path))
-            try:
-                verdict, picture = judge(normal, path, rate, limits)
-            except ImageError as err:
+            [(_, found)] = judge(normal, [path], rate, limits)
+            if isinstance(found, str):
                 append_line(out, _line([path, *("",) * (len(COLUMNS) - 1)]))
-                yield path, str(err)
+                yield path, found
                 continue
+            verdict, picture = found
             if maps is not None and (verdict.outlier or not only_outliers):
                 draw(Path(maps), picture_name(len(judged), path, folder), verdict, picture)
             append_line(out, _line(table_row(verdict, normal.threshold(rate))))

@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from autoencode.data.survey import value_range_of
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.model_file import MODEL_NAME, kind_of, read_tensors, write_tensors
+from autoencode.outliers.comparison import Fit, HeatScale, Measured, scores_of
 from autoencode.outliers.conformal import (
     CONFIDENCE,
     attainable_fpr,
@@ -45,9 +47,6 @@ from autoencode.outliers.detectors import (
     PatchBank,
     Places,
     from_arrays,
-    level,
-    resized,
-    sampled,
     to_arrays,
 )
 from autoencode.outliers.patches import SHORT_SIDES, Picture, Seen, probes, read_in_shape, see, spoiled
@@ -60,93 +59,38 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-KIND, FORMAT_VERSION = "normal images", 3
+KIND, FORMAT_VERSION = "normal images", 4
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
 MOST_FITTED = 500  # images in the banks, whose patches are in memory; the others are measured against them
 # Weights of patches, content, statistics and places: if images vary, and if they are alike.
 _WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0))
-_TOPS = (1.0, 0.1, 0.01)  # shares of a map that defects cover: wide ones and small
+# Pixels that pass the network at once: eight images of 128 pixels a side take 60 % of the time each, and
+# with more pixels than these the gain is lost again.
+_TOGETHER = 8 * 128 * 160
+BATCH = 16  # images that are read before they are judged
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
 # The heat of this share of a normal image, in this share of them, is below 1. By a quantile of all patches, a
 # few parts in another light would set it, and defects of parts that are called outliers would not show.
 _COOL_PATCHES, _COOL_IMAGES = 0.99, 0.95
 
 
-class Measured(NamedTuple):
-    """One image against normal ones: scores (3,), and the distances (h, w) of its patches at each scale."""
-
-    scores: Array
-    maps: tuple[NDArray[np.float32], ...]
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What is fitted to normal images: patches at each scale, and two detectors at the first.
-
-    At the second scale patches are many, and a Gaussian is as good as a bank there.
-    """
-
-    bank: PatchBank
-    fine: Mahalanobis
-    content: KthNeighbour
-    early: Mahalanobis
-
-    @classmethod
-    def of(cls, seen: Sequence[tuple[Seen, ...]]) -> _Fit:
-        coarse, fine = ([one[scale].patches[0] for one in seen] for scale in range(len(SHORT_SIDES)))
-        content, early = (
-            np.concatenate([getattr(one[0], name) for one in seen]).astype(np.float64)
-            for name in ("content", "early")
-        )
-        gaussian = Mahalanobis.fit(sampled(fine).astype(np.float64))
-        return cls(PatchBank.fit(coarse), gaussian, KthNeighbour.fit(content), Mahalanobis.fit(early))
-
-    def measure(self, seen: tuple[Seen, ...]) -> Measured:
-        coarse = self.bank.distances(seen[0].patches[0])
-        patches = seen[1].patches[0]
-        fine = self.fine.score(patches.reshape(-1, patches.shape[-1])).reshape(patches.shape[:2])
-        content = self.content.score(seen[0].content.astype(np.float64))[0]
-        early = self.early.score(seen[0].early.astype(np.float64))[0]
-        return Measured(np.array([level(coarse), content, early]), (coarse, fine.astype(np.float32)))
-
-
-@dataclass(frozen=True)
-class _Heat:
-    """How the distances of patches at two scales become one map.
-
-    Attributes:
-        places: of each scale.
-        end: what the hottest hundredth of one normal image in twenty exceeds, in standard deviations.
-    """
-
-    places: tuple[Places, ...]
-    end: float = 0.0
-
-    @classmethod
-    def of(cls, measured: Sequence[Measured]) -> _Heat:
-        return cls(
-            tuple(Places.fit([one.maps[scale] for one in measured]) for scale in range(len(SHORT_SIDES)))
-        )
-
-    def standard(self, measured: Measured) -> NDArray[np.float32]:
-        """Return the mean of both scales on the finer grid, in standard deviations above what is usual."""
-        maps = [places.standard(one) for places, one in zip(self.places, measured.maps, strict=True)]
-        return np.asarray(np.mean([resized(one, maps[-1].shape) for one in maps], axis=0), np.float32)
-
-    def shown(self, standard: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return such a map as distances again, relative to the upper end of normal patches."""
-        spread = np.mean([places.spread.mean() for places in self.places])
-        return np.asarray(np.exp((spread * (standard - self.end)).clip(-9, 9)), np.float32)
-
-
-def _level(heat: NDArray[np.float32]) -> float:
-    """Return the mean of the means of a map, of its highest tenth and of its highest hundredth."""
-    highest = np.sort(heat.ravel())[::-1].astype(np.float64)
-    return float(np.mean([highest[: max(1, round(top * len(highest)))].mean() for top in _TOPS]))
-
-
-def _see(picture: Picture) -> tuple[Seen, ...]:
-    return tuple(see(to_float(pixels[None])) for pixels in picture.pixels)
+def _see(pictures: Sequence[Picture]) -> list[tuple[Seen, ...]]:
+    """Return what the network sees in pictures at each scale; those of one size pass it together."""
+    by_size: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index, one in enumerate(pictures):
+        by_size.setdefault(tuple(pixels.shape for pixels in one.pixels), []).append(index)
+    found: dict[int, tuple[Seen, ...]] = {}
+    for shapes, members in by_size.items():
+        scales = []
+        for scale, (rows, columns, _) in enumerate(shapes):
+            # Of all quantities, patches of the second scale alone are used, and most of the time is theirs.
+            size, seen = max(1, _TOGETHER // (rows * columns)), list[Seen]()
+            for start in range(0, len(members), size):
+                pixels = np.stack([pictures[at].pixels[scale] for at in members[start : start + size]])
+                seen += see(to_float(pixels), is_fast=scale > 0).each()
+            scales.append(seen)
+        found |= dict(zip(members, zip(*scales, strict=True), strict=True))
+    return [found[index] for index in range(len(pictures))]
 
 
 @dataclass(frozen=True)
@@ -154,8 +98,10 @@ class NormalImages:
     """Normal images, to which others are compared; from `fit_normal` or `load_normal`.
 
     Attributes:
+        fit: what is fitted to them.
         combination: how the four scores of an image become one.
         calibration: (N,) scores of normal images, each measured against others.
+        heat_scale: how distances become a heat map.
         paths: the N files, then those with the same pixels as one of them; empty for normal images from a
             file.
         heats: their heat maps (h, w), each measured against others; empty for normal images from a file.
@@ -163,38 +109,52 @@ class NormalImages:
         passing: names of the test pictures, such as an all-black one, that would be called normal.
         value_range: the values of images of more than 8 bits that are black and white; empty without any.
         digests: of the pixels of the N images, by which they are known again.
+        usual_size: height and width of most of them, in pixels.
     """
 
-    _fit: _Fit
+    fit: Fit
     combination: Combination
     calibration: Array
-    _heat: _Heat
+    heat_scale: HeatScale
     paths: tuple[Path, ...] = ()
     heats: tuple[NDArray[np.float16], ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
     passing: tuple[str, ...] = ()
     value_range: tuple[float, ...] = ()
     digests: tuple[str, ...] = ()
+    usual_size: tuple[int, int] = (SHORT_SIDES[-1], SHORT_SIDES[-1])
 
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {digest: row for row, digest in enumerate(self.digests)}
 
     def measure(self, picture: Picture) -> tuple[float, NDArray[np.float32]]:
-        """Return the score of an image and its heat map (h, w).
+        """Return the score of an image and its heat map (h, w); see `measure_all`."""
+        return self.measure_all([picture])[0]
+
+    def measure_all(self, pictures: Sequence[Picture]) -> list[tuple[float, NDArray[np.float32]]]:
+        """Return the scores of images and their heat maps (h, w).
 
         The score is about 0 for half of the normal images and 1 for a robust standard deviation above. In
         the heat map, 1 is what the hottest hundredth of one normal image in twenty exceeds, 2 twice that
         distance. A normal image has the score of it measured against others, and its heat map, too, unless
         the normal images are from a file.
         """
-        row = self._rows.get(_digest(picture)) if self.digests else None
-        if row is not None and self.heats:
-            return float(self.calibration[row]), self.heats[row].astype(np.float32)
-        found = self._fit.measure(_see(picture))
-        standard = self._heat.standard(found)
-        score = self.combination.score(_scores(found, standard)) if row is None else self.calibration[row]
-        return float(score), self._heat.shown(standard)
+        rows = [self._rows.get(_digest(one)) if self.digests else None for one in pictures]
+        unknown = [index for index, row in enumerate(rows) if row is None or not self.heats]
+        seen = dict(zip(unknown, _see([pictures[index] for index in unknown]), strict=True))
+        found = []
+        for index, row in enumerate(rows):
+            if row is not None and self.heats:
+                found.append((float(self.calibration[row]), self.heats[row].astype(np.float32)))
+                continue
+            measured = self.fit.measure(seen[index])
+            standard = self.heat_scale.standard(measured)
+            score = self.combination.score(scores_of(measured, standard))
+            found.append(
+                (float(score if row is None else self.calibration[row]), self.heat_scale.shown(standard))
+            )
+        return found
 
     @property
     def are_alike(self) -> bool:
@@ -204,6 +164,11 @@ class NormalImages:
     def p_values(self, scores: Array) -> Array:
         """Return the conformal p-values (M,) of scores (M,) of other images, in (0, 1]."""
         return conformal_p_values(self.calibration, scores)
+
+    @property
+    def default_fpr(self) -> float:
+        """The false positive rate to keep to unless another is asked for, see `attainable_fpr`."""
+        return attainable_fpr(len(self.calibration))
 
     def threshold(self, fpr: float) -> float:
         """Return the largest score that is not an outlier at a false positive rate."""
@@ -219,16 +184,17 @@ class NormalImages:
         Raises:
             OutputError: the file cannot be written.
         """
-        parts = {**vars(self._fit), "combination": self.combination}
-        parts |= {f"places{side}": one for side, one in zip(SHORT_SIDES, self._heat.places, strict=True)}
+        parts = {**vars(self.fit), "combination": self.combination}
+        parts |= {f"places{side}": one for side, one in zip(SHORT_SIDES, self.heat_scale.places, strict=True)}
         arrays = {"calibration": self.calibration, **to_arrays(parts)}
         content = {
             "weights": BACKBONE.weights,
             "short_sides": list(SHORT_SIDES),
-            "heat_end": self._heat.end,
+            "heat_end": self.heat_scale.end,
             "passing": list(self.passing),
             "value_range": list(self.value_range),
             "digests": list(self.digests),
+            "usual_size": list(self.usual_size),
         }
         tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in arrays.items()}
         return write_tensors(Path(path), KIND, FORMAT_VERSION, tensors, content)
@@ -252,7 +218,7 @@ def load_normal(path: str | Path) -> NormalImages:
     tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, ModelFileError, remake=_REMAKE)
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        fit = _Fit(
+        fit = Fit(
             from_arrays(PatchBank, "bank", arrays),
             from_arrays(Mahalanobis, "fine", arrays),
             from_arrays(KthNeighbour, "content", arrays),
@@ -263,10 +229,11 @@ def load_normal(path: str | Path) -> NormalImages:
             fit,
             from_arrays(Combination, "combination", arrays),
             arrays["calibration"],
-            _Heat(places, float(content["heat_end"])),
+            HeatScale(places, float(content["heat_end"])),
             passing=tuple(map(str, content["passing"])),
             value_range=tuple(map(float, content.get("value_range", ()))),
-            digests=tuple(map(str, content.get("digests", ()))),
+            digests=tuple(map(str, content["digests"])),
+            usual_size=(int(content["usual_size"][0]), int(content["usual_size"][1])),
         )
         Preprocessing(value_range=loaded.value_range)  # which rejects what is no range
         made_with = content["weights"], list(content["short_sides"])
@@ -305,46 +272,65 @@ def fit_normal(
         ConfigError: fewer than 10 images can be used.
         MissingExtraError: the weights of the network are not installed.
     """
-    paths, limits, skipped = expanded(images), limits or Limits(), list[tuple[Path, str]]()
+    paths, limits = expanded(images), limits or Limits()
+    report = progress or (lambda done, total: None)
+    total = len(paths) + min(len(paths), MOST_FITTED)
+    reader = _Reader(limits, value_range_of(paths, limits))
+    used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
+    fit: Fit | None = None
     # In a random order: names must not decide which are fitted.
     order = np.random.default_rng(0).permutation(len(paths))
-    report = progress or (lambda done, total: None)
-    total, done = len(paths) + min(len(paths), MOST_FITTED), 0
-    used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
-    digests, copies = dict[str, None](), list[Path]()
-    fit: _Fit | None = None
-    value_range = value_range_of(paths, limits)
-    for path in (paths[index] for index in order.tolist()):
-        try:
-            picture = read_in_shape(path, limits, value_range)
-        except ImageError as err:
-            skipped.append((path, str(err)))
-            continue
-        finally:
-            done += 1
-            report(done, total)
-        if (digest := _digest(picture)) in digests:
-            # In the bank, it would be the nearest neighbour of the first, and the threshold fall.
-            copies.append(path)
-            continue
-        digests[digest] = None
-        one = _see(picture)
-        if len(seen) == MOST_FITTED:
-            fit = fit or _Fit.of(seen)
-            measured.append(fit.measure(one))
-        else:
-            seen.append(one)
-        used.append(path)
+    for start in range(0, len(paths), BATCH):
+        read = reader.read([paths[index] for index in order[start : start + BATCH].tolist()])
+        for path, one in zip(read, _see(list(read.values())), strict=True):
+            if len(seen) == MOST_FITTED:
+                fit = fit or Fit.of(seen)
+                measured.append(fit.measure(one))
+            else:
+                seen.append(one)
+            used.append(path)
+        done = min(start + BATCH, len(paths))
+        report(done, total)
+    skipped = reader.skipped
     if len(used) < FEWEST:
         reasons = f" {len(skipped)} cannot be used; {skipped[0][0]}: {skipped[0][1]}." if skipped else ""
         raise ConfigError(f"Give {FEWEST} or more normal images; there are {len(used)}.{reasons}")
-    crossed = _cross_fitted(seen, lambda count: report(min(done + count, total), total))
-    skipped += paths.skipped
-    normal = _calibrated(fit or _Fit.of(seen), [*crossed, *measured], len(seen), value_range)
+    crossed = _cross_fitted(seen, lambda count: report(min(len(paths) + count, total), total))
     normal = dataclasses.replace(
-        normal, paths=(*used, *copies), skipped=tuple(skipped), digests=tuple(digests)
+        _calibrated(fit or Fit.of(seen), [*crossed, *measured], len(seen), reader.value_range),
+        paths=(*used, *reader.copies),
+        skipped=(*skipped, *paths.skipped),
+        digests=tuple(reader.digests),
+        usual_size=reader.sizes.most_common(1)[0][0],
     )
     return dataclasses.replace(normal, passing=_passing(normal, limits))
+
+
+class _Reader:
+    """Reads normal images, and keeps account of copies and of files that cannot be used."""
+
+    def __init__(self, limits: Limits, value_range: tuple[float, ...]) -> None:
+        self.limits, self.value_range = limits, value_range
+        self.skipped, self.copies = list[tuple[Path, str]](), list[Path]()
+        self.digests, self.sizes = dict[str, None](), Counter[tuple[int, int]]()
+
+    def read(self, paths: Iterable[Path]) -> dict[Path, Picture]:
+        """Return the pictures that are no copies of earlier ones."""
+        found: dict[Path, Picture] = {}
+        for path in paths:
+            try:
+                picture = read_in_shape(path, self.limits, self.value_range)
+            except ImageError as err:
+                self.skipped.append((path, str(err)))
+                continue
+            if (digest := _digest(picture)) in self.digests:
+                # In the bank, it would be the nearest neighbour of the first, and the threshold fall.
+                self.copies.append(path)
+                continue
+            self.digests[digest] = None
+            self.sizes[picture.height, picture.width] += 1
+            found[path] = picture
+        return found
 
 
 def _cross_fitted(seen: Sequence[tuple[Seen, ...]], advance: Callable[[int], None]) -> list[Measured]:
@@ -352,7 +338,7 @@ def _cross_fitted(seen: Sequence[tuple[Seen, ...]], advance: Callable[[int], Non
     found: dict[int, Measured] = {}
     for fold in range(FOLDS):
         held_out = range(fold, len(seen), FOLDS)
-        fit = _Fit.of([one for index, one in enumerate(seen) if index % FOLDS != fold])
+        fit = Fit.of([one for index, one in enumerate(seen) if index % FOLDS != fold])
         for index in held_out:
             found[index] = fit.measure(seen[index])
             advance(len(found))
@@ -360,32 +346,27 @@ def _cross_fitted(seen: Sequence[tuple[Seen, ...]], advance: Callable[[int], Non
 
 
 def _calibrated(
-    fit: _Fit, measured: Sequence[Measured], count: int, value_range: tuple[float, ...]
+    fit: Fit, measured: Sequence[Measured], count: int, value_range: tuple[float, ...]
 ) -> NormalImages:
     """Return normal images from the measurements of all of them, the first `count` by cross-fitting."""
     # Each image by the places of others, as it is by patches of others.
-    heat = _Heat.of(measured)
+    heat = HeatScale.of(measured)
     of_others = [
-        _Heat.of([one for index, one in enumerate(measured) if index >= count or index % FOLDS != fold])
+        HeatScale.of([one for index, one in enumerate(measured) if index >= count or index % FOLDS != fold])
         for fold in range(FOLDS)
     ]
     standard = [
         (of_others[index % FOLDS] if index < count else heat).standard(one)
         for index, one in enumerate(measured)
     ]
-    scores = np.stack([_scores(one, places) for one, places in zip(measured, standard, strict=True)])
+    scores = np.stack([scores_of(one, places) for one, places in zip(measured, standard, strict=True)])
     combination = Combination.fit(scores, _WEIGHTS)
     end = float(np.quantile([np.quantile(one, _COOL_PATCHES) for one in standard], _COOL_IMAGES))
-    heat = _Heat(heat.places, end)
+    heat = HeatScale(heat.places, end)
     heats = tuple(heat.shown(one).astype(np.float16) for one in standard)
     return NormalImages(
         fit, combination, combination.score(scores), heat, heats=heats, value_range=value_range
     )
-
-
-def _scores(measured: Measured, standard: NDArray[np.float32]) -> Array:
-    """Return the scores (4,) of an image, all of them distances, of which `Combination` takes logarithms."""
-    return np.append(measured.scores, np.exp(min(_level(standard), 500.0)))  # beyond, exp has no number
 
 
 def _digest(picture: Picture) -> str:
@@ -395,7 +376,7 @@ def _digest(picture: Picture) -> str:
 
 def _passing(normal: NormalImages, limits: Limits) -> tuple[str, ...]:
     """Return the names of the test pictures that would be called normal at the default rate."""
-    threshold = normal.threshold(attainable_fpr(len(normal.calibration)))
+    threshold = normal.threshold(normal.default_fpr)
     pictures = probes()
     with contextlib.suppress(ImageError):
         pictures |= spoiled(read_in_shape(normal.paths[0], limits, normal.value_range))

@@ -9,7 +9,7 @@ Shapes: B batch, H height, W width of an image, h, w rows and columns of its pat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from autoencode.data.preprocessing import SIZE_MULTIPLE, Limits, Preprocessing, 
 from autoencode.models.backbones import BACKBONE
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from torch import Tensor
@@ -65,16 +66,24 @@ def read_in_shape(path: Path, limits: Limits, value_range: tuple[float, ...] = (
         image = decoding.open_image(content)
         decoding.check_pixels(image, limits.max_pixels)
         width, height = decoding.shown_size(image)
-    pixels = []
-    for short_side in SHORT_SIDES:
-        scale = min(short_side / min(width, height), LONGEST_SIDE / max(width, height))
-        rows, columns = (
-            max(1, round(side * scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width)
-        )
-        # Stretched by less than half of the multiple, which keeps the shape.
-        size = Preprocessing(rows, columns, resize_mode="stretch", value_range=value_range)
-        pixels.append(read_image(content, size, limits))
-    return Picture(height, width, tuple(pixels))
+    sizes = (
+        Preprocessing(*size, resize_mode="stretch", value_range=value_range)
+        for size in seen_sizes(height, width)
+    )
+    return Picture(height, width, tuple(read_image(content, size, limits) for size in sizes))
+
+
+def seen_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Return the rows and columns of `Picture.pixels` of an image of a height and width in pixels."""
+    scales = [
+        min(short_side / min(width, height), LONGEST_SIDE / max(width, height)) for short_side in SHORT_SIDES
+    ]
+
+    # Stretched by less than half of the multiple, which keeps the shape.
+    def scaled(side: int, scale: float) -> int:
+        return max(1, round(side * scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+
+    return [(scaled(height, scale), scaled(width, scale)) for scale in scales]
 
 
 def probes() -> dict[str, Picture]:
@@ -120,27 +129,47 @@ class Seen:
     content: Floats
     early: Floats
 
+    def each(self) -> list[Seen]:
+        """Return the same of each image alone, with B of 1."""
+        # Copies: a view of one image would keep the others of its batch in memory.
+        at = [slice(index, index + 1) for index in range(len(self.content))]
+        return [Seen(self.patches[i].copy(), self.content[i].copy(), self.early[i].copy()) for i in at]
+
+
+class Network(Protocol):
+    """What gives the outputs of blocks of EfficientNet-Lite0, in whatever precision."""
+
+    def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
+        """Return the outputs (B, C, h, w) of some blocks, in their order."""
+
 
 @torch.inference_mode()
-def see(images: Tensor) -> Seen:
+def see(images: Tensor, *, is_fast: bool = False) -> Seen:
     """Return what the network sees in images (B, 3, H, W) in [0, 1].
+
+    Args:
+        images: on the CPU.
+        is_fast: multiply in bf16 where the hardware does. Patches are as good, but early statistics are three
+            standard deviations from those in fp32, so what is kept in a file must not depend on them.
 
     Raises:
         MissingExtraError: the weights of the network are not installed.
     """
+    patches, content, early = features_of(images, BACKBONE if is_fast else BACKBONE.network)
+    return Seen(patches.half().cpu().numpy(), content.cpu().numpy(), early.cpu().numpy())
+
+
+def features_of(images: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the patches, the content and the early statistics of images, see `Seen`, in fp32."""
     wanted = sorted({*_BLOCKS, *_EARLY, LAST})
-    found = BACKBONE.feature_maps(images, wanted)
+    found = network.feature_maps(images, wanted)
     maps = {block: features.float() for block, features in zip(wanted, found, strict=True)}
     # Each patch knows its neighbourhood, so that a shift by a pixel or two is no defect.
     local = [_averaged(maps[block]) for block in _BLOCKS]
     grid = local[_GRID].shape[2:]
     patches = torch.cat([_on_grid(features, grid) for features in local], 1).permute(0, 2, 3, 1)
     spreads = [part for block in _EARLY for part in (maps[block].mean((2, 3)), maps[block].std((2, 3)))]
-    return Seen(
-        patches.half().cpu().numpy(),
-        F.normalize(maps[LAST].mean((2, 3))).cpu().numpy(),
-        torch.cat(spreads, 1).nan_to_num().cpu().numpy(),
-    )
+    return patches, F.normalize(maps[LAST].mean((2, 3))), torch.cat(spreads, 1).nan_to_num()
 
 
 def _averaged(features: Tensor) -> Tensor:
