@@ -55,7 +55,6 @@ def inspect_pack(pack: Pack, is_normal: NDArray[np.bool_], report: StageProgress
     scores, heats = np.full(len(paths), np.nan), dict[int, NDArray[np.float16]]()
     for at, path in enumerate(paths):
         report("comparing pictures", at, len(paths))
-        # A normal image was measured against the others; in the bank it would be its own neighbour.
         found = _measured(normal, path)
         if found is not None:
             scores[at], heats[at] = found[0], found[1].astype(np.float16)
