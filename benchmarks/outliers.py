@@ -4,6 +4,7 @@
     python benchmarks/outliers.py RUN --ood FOLDER ... --masks MASKS
     python benchmarks/outliers.py --bars GOOD BAD MASKS [--fit 174] [--splits 3] [--most 100]
     python benchmarks/outliers.py --resplits IMAGES [--most 1300]
+    python benchmarks/outliers.py --latency GOOD [--fit 100]
 
 Prints Markdown tables. AUROC is 0.5 for chance; its interval is a 95 % bootstrap interval over the images of
 both sides. `image spectrum` is a control that no model is needed for: the same descriptors of the images
@@ -13,13 +14,15 @@ What is learned from the pack is kept in the run folder.
 
 `--bars` needs no model: of several random splits of good parts, the first are learned from, and the others
 judged beside the bad ones. `--resplits` counts in how many of 100 random splits of normal images the share
-called outliers is within the stated bound, at 20, 50, 200 and 1,000 calibration images.
+called outliers is within the stated bound, at 20, 50, 200 and 1,000 calibration images. `--latency` times
+one image, batches of 8 and 32, and both on two threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,13 +43,14 @@ from autoencode import (
 )
 from autoencode.configuration import Split
 from autoencode.data.loader import batches
-from autoencode.data.preprocessing import read_image
+from autoencode.data.preprocessing import Limits, read_image
 from autoencode.data.sources import find_images
 from autoencode.metrics.statistics import Interval, auroc
 from autoencode.outliers.calibration import NAME
 from autoencode.outliers.conformal import attainable_fpr, conformal_p_values, fpr_bound, images_needed
 from autoencode.outliers.detectors import Mahalanobis
 from autoencode.outliers.measurements import measurer, residual_spectrum
+from autoencode.outliers.patches import read_in_shape
 from autoencode.outliers.scores import SCORES, apply_detectors
 from autoencode.pixels import to_float
 from autoencode.training.run import read_run
@@ -216,6 +220,27 @@ def resplits(folder: Path, most: int) -> None:
         print(f"| {images:,} | {rate:.2%} | {bound:.2%} | {within} | {np.mean(realised):.2%} |", flush=True)
 
 
+def latency(folder: Path, fit: int) -> None:
+    """Time reading and judging images that are not in the bank; on a busy machine, read CPU seconds."""
+    paths = list(find_images(folder))
+    normal = fit_normal(paths[:fit])
+    others = (paths[fit:] or paths)[:32]
+    start = time.process_time()
+    pictures = [read_in_shape(path, Limits()) for path in others]
+    print(f"read: {(time.process_time() - start) / len(others) * 1e3:.1f} ms an image")
+    print("| threads | together | CPU ms an image | ms an image |\n|" + " --- |" * 4)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for together in (1, 8, 32):
+            normal.measure_all(pictures[:together])
+            clock, cpu = time.perf_counter(), time.process_time()
+            for at in range(0, len(pictures), together):
+                normal.measure_all(pictures[at : at + together])
+            spent = np.array([time.process_time() - cpu, time.perf_counter() - clock]) / len(pictures) * 1e3
+            print(f"| {threads} | {together} | {spent[0]:.1f} | {spent[1]:.1f} |", flush=True)
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -224,6 +249,7 @@ def main() -> None:
     parser.add_argument("--ood", type=Path, nargs="+", default=[])
     parser.add_argument("--bars", type=Path, nargs=3, metavar=("GOOD", "BAD", "MASKS"))
     parser.add_argument("--resplits", type=Path, metavar="IMAGES")
+    parser.add_argument("--latency", type=Path, metavar="GOOD")
     parser.add_argument("--fit", type=int, default=174, help="good parts to learn from")
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--pack", type=Path)
@@ -235,6 +261,8 @@ def main() -> None:
         bars(good, bad, masks, arguments.fit, arguments.splits, arguments.most)
     if arguments.resplits:
         resplits(arguments.resplits, arguments.most)
+    if arguments.latency:
+        latency(arguments.latency, arguments.fit)
     if arguments.run is None:
         return
     model = load_model(arguments.run)

@@ -103,6 +103,10 @@ def test_a_few_outliers_among_the_normal_images_come_first(parts: Path, tmp_path
         shutil.copy(path, tmp_path / "mixed" / f"bad-{path.name}")
     mixed = fit_normal(tmp_path / "mixed")
     first = [mixed.paths[index].name for index in np.argsort(-mixed.calibration)[:5]]
+    assert mixed.note is not None
+    assert all(f"mixed/{name}" in mixed.note for name in first[:3])
+    [note] = inspect_images(mixed).notes
+    assert note == mixed.note
     assert sum(name.startswith("bad-") for name in first) >= 2
 
 

@@ -157,6 +157,8 @@ def outliers(
         if watch is not None:
             any_outlier = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
         elif not images and save is not None:
+            if learned.note is not None:
+                say(one_line(f"note: {learned.note}"))
             show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
             any_outlier = False
         else:
@@ -295,7 +297,7 @@ def _print(found: Outliers, by: str, calibrated_on: str) -> None:
     """Print the outliers, what they are judged by, and how sure it is."""
     show_skipped(found.skipped)
     for note in found.notes:
-        say(f"note: {note}")
+        say(one_line(f"note: {note}"))
     flagged = found.flagged
     for one in flagged[:SHOWN]:
         say(one_line(_line(one)))

@@ -148,7 +148,7 @@ class Outliers:
         validation_fpr: the rate measured on validation images; None without a model, or without any.
         are_alike: whether the normal images are alike, and so judged place by place; see `Combination`.
         passing: names of the test pictures that would be called normal; of normal images alone.
-        notes: reasons why the numbers may not hold, one sentence each.
+        notes: what to know about the normal images or the model, one sentence each.
         agreement: with the masks; None without masks.
         sheet: pixels (H, W, 3) of the most anomalous images beside their reconstructions; None without a
             model.

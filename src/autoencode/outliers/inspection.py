@@ -117,6 +117,7 @@ def inspect_images(
         normal.calibration,
         are_alike=normal.are_alike,
         passing=normal.passing,
+        notes=() if normal.note is None else (normal.note,),
         agreement=None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:

@@ -68,6 +68,7 @@ _WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0))
 # with more pixels than these the gain is lost again.
 _TOGETHER = 8 * 128 * 160
 BATCH = 16  # images that are read before they are judged
+_NAMED = 3  # of the most unusual normal images
 _REMAKE = "Make it again: autoencode outliers FOLDER --save FILE"
 # The heat of this share of a normal image, in this share of them, is below 1. By a quantile of all patches, a
 # few parts in another light would set it, and defects of parts that are called outliers would not show.
@@ -169,6 +170,19 @@ class NormalImages:
     def default_fpr(self) -> float:
         """The false positive rate to keep to unless another is asked for, see `attainable_fpr`."""
         return attainable_fpr(len(self.calibration))
+
+    @property
+    def note(self) -> str | None:
+        """Which normal images set the threshold, for whoever can see if they belong; None if from a file."""
+        if not self.paths:
+            return None
+        # Of 333 good parts of Kolektor, four bear marks larger than any defect: no score can tell.
+        highest = np.argsort(-self.calibration, kind="stable")[:_NAMED]
+        names = [str(self.paths[index]) for index in highest]
+        return (
+            f"the most unusual normal images set the threshold: {', '.join(names)}. Look at them: without "
+            "those that do not belong, more outliers are found."
+        )
 
     def threshold(self, fpr: float) -> float:
         """Return the largest score that is not an outlier at a false positive rate."""
