@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -63,6 +64,16 @@ def test_images_are_sorted_by_file_score_or_at_random(client: TestClient, worksp
     assert sorted(names(client, "sort=shuffled")) == names(client) != names(client, "sort=shuffled")
     ranked = [row["name"] for row in finished(client, "/api/outliers?limit=200")["queue"]]
     assert names(client, "sort=score&down=true")[:5] == ranked[:5]
+
+
+def test_the_most_unusual_are_found(client: TestClient, workspace: Workspace) -> None:
+    assert len(names(client, "unusual=0.05")) == len(names(client))  # no score is known yet
+    finished(client, "/api/outliers?limit=1")
+    assert workspace.ranking is not None
+    scores = workspace.ranking.scores
+    least = np.sort(scores)[::-1][math.ceil(0.1 * len(scores)) - 1]
+    found = client.get("/api/browse?limit=500&unusual=0.1&sort=score&down=true").json()["pictures"]
+    assert [one["score"] for one in found] == sorted(scores[scores >= least], reverse=True)
 
 
 def test_all_that_is_found_can_be_selected_and_shown_again(client: TestClient) -> None:

@@ -270,7 +270,7 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
     about = finished(client, "/api/map")
     content = client.get("/api/map/points").content
     count = about["images"]
-    assert len(content) == 15 * count
+    assert len(content) == 16 * count
     assert workspace.review is not None
     codes = workspace.codes([f"i{place}" for place in range(count)]).numpy()
     x = np.frombuffer(content, "<f4", count)
@@ -281,6 +281,21 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
         entry = workspace.review.entry(place)
         assert about["labels"][labels[place]] == entry.label
         assert about["splits"][splits[place]] == entry.split
+
+
+def test_the_map_knows_which_images_have_copies(client: TestClient) -> None:
+    finished(client, "/api/map")
+
+    def copies() -> list[int]:
+        content = client.get("/api/map/points").content
+        return np.frombuffer(content, "i1", len(content) // 16, offset=15 * (len(content) // 16)).tolist()  # type: ignore[no-any-return]
+
+    assert set(copies()) == {-1}
+    assert "copies" not in client.get("/api/map").json()["known"]
+    found = finished(client, "/api/duplicates?limit=200")
+    assert "copies" in client.get("/api/map").json()["known"]
+    of_groups = {file["id"] for group in found["groups"] for file in group}  # type: ignore[attr-defined]
+    assert {f"i{place}" for place, has in enumerate(copies()) if has} == of_groups
 
 
 def test_the_map_waits_for_no_scoring(

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import hashlib
 import io
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -41,13 +42,17 @@ router = APIRouter()
 
 
 class Filter(NamedTuple):
-    """Which images are asked for, and in which order; an empty text is no condition."""
+    """Which images are asked for, and in which order; an empty text is no condition.
+
+    `unusual` is the share of all images, the most anomalous, that are asked for; 0 is no condition.
+    """
 
     text: str = ""
     label: str = ""
     split: str = ""
     decision: str = ""
     tag: str = ""
+    unusual: float = 0
     sort: Sort = "name"
     down: bool = False
 
@@ -58,10 +63,11 @@ def _asked(
     split: Text = "",
     decision: Text = "",
     tag: Text = "",
+    unusual: Annotated[float, Query(ge=0, le=1)] = 0,
     sort: Sort = "name",
     down: bool = False,
 ) -> Filter:
-    return Filter(text, label, split, decision, tag, sort, down)
+    return Filter(text, label, split, decision, tag, unusual, sort, down)
 
 
 Asked = Annotated[Filter, Depends(_asked)]
@@ -137,6 +143,9 @@ def positions(workspace: Workspace, asked: Filter) -> Positions:
         is_asked &= columns.labels == asked.label
     if asked.split:
         is_asked &= review.pack.entries.in_split(asked.split)  # type: ignore[arg-type]  # unknown ones match none
+    if asked.unusual and (ranking := workspace.ranking) is not None:
+        first = ranking.order[: math.ceil(asked.unusual * len(review))]
+        is_asked &= np.isin(np.arange(len(review)), first)
     found = np.flatnonzero(is_asked)
     if asked.decision:
         wanted = None if asked.decision == UNDECIDED else asked.decision

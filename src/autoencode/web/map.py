@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from autoencode.data.loader import batches
@@ -18,6 +19,7 @@ from autoencode.errors import MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.outliers.review import Ranking
 from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
+from autoencode.web import duplicates
 from autoencode.web.jobs import Job, run_apart
 from autoencode.web.pictures import SPLITS, Collection, Vectors, readable
 from autoencode.web.results import Form, Saved, key_of
@@ -50,7 +52,10 @@ async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, A
         "by": "codes of the model" if workspace.vectors() is None else workspace.index_name,
         "labels": [readable(label) for label in review.pack.labels],
         "splits": SPLITS,
-        "scored": workspace.ranking is not None,
+        "known": [
+            *([] if workspace.ranking is None else ["score"]),
+            *([] if duplicates.with_copies(workspace) is None else ["copies"]),
+        ],
     }
 
 
@@ -58,11 +63,13 @@ async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, A
 async def points(workspace: OpenWorkspace, layout: Layout = "pca") -> Response:
     """Return the points as bytes, little-endian, one array after the other.
 
-    x and y float32 (N,), score float32 (N,) or NaN, label int16 (N,) or -1, split int8 (N,).
+    x and y float32 (N,), score float32 (N,) or NaN, label int16 (N,) or -1, split int8 (N,), copies int8 (N,)
+    that is 1 for those that have copies, 0 for the others, -1 before anyone looked.
     """
     # Not JSON: 100,000 points are 1.5 MB, which the browser uses as arrays without reading them.
     review, found = _review(workspace), finished(map_job(workspace, layout))
-    content = await asyncio.to_thread(_bytes, review, found, workspace.ranking)
+    copies = await asyncio.to_thread(duplicates.with_copies, workspace)
+    content = await asyncio.to_thread(_bytes, review, found, workspace.ranking, copies)
     return Response(content, media_type="application/octet-stream")
 
 
@@ -152,7 +159,9 @@ def codes_of(model: Autoencoder, review: Collection, report: StageProgress) -> V
     return review.codes
 
 
-def _bytes(review: Collection, found: CodeMap, ranking: Ranking | None) -> bytes:
+def _bytes(
+    review: Collection, found: CodeMap, ranking: Ranking | None, copies: NDArray[np.bool_] | None
+) -> bytes:
     scores: Any = np.full(len(review), np.nan) if ranking is None else ranking.scores
     number = {label: place for place, label in enumerate(review.pack.labels)}
     labels = [number.get(entry.label or "", -1) for entry in review.pack.entries]
@@ -163,6 +172,7 @@ def _bytes(review: Collection, found: CodeMap, ranking: Ranking | None) -> bytes
         scores.astype("<f4"),
         np.array(labels, "<i2"),
         review.splits,
+        np.full(len(review), -1, np.int8) if copies is None else copies.astype(np.int8),
     ]
     return b"".join(part.tobytes() for part in parts)
 

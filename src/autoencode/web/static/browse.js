@@ -10,7 +10,7 @@ import { markTile, positionOf } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
 const [PAGE, MOST] = [200, 500]; // pictures that are asked for at once, and that one answer holds
-const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", sort: "name", down: "", selection: "" };
+const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", unusual: "", sort: "name", down: "", selection: "" };
 const SORTS = [["name", "name"], ["date", "date"], ["size", "file size"], ["score", "outlier score"], ["shuffled", "at random"]];
 const SPLITS = ["train", "validation", "test"].map((name) => [name, name]);
 
@@ -45,6 +45,7 @@ export function mount(root) {
     split: choice("split", [["", "every part"], ...SPLITS]),
     decision: choice("decision", [["", "all"], ["none", "undecided"], ["keep", "kept"], ["drop", "dropped"]]),
     tag: choice("tag", [["", "any tag"]]),
+    unusual: choice("unusual", [["", "any score"], ...[1, 5, 10, 25].map((percent) => [String(percent / 100), `${percent} % most unusual`])]),
     // Pictures are looked for at the end where they are unusual, large or new.
     sort: select(SORTS, state.sort, (sort) => ask({ sort, down: ["score", "size", "date"].includes(sort) ? "true" : "" })),
   };
@@ -61,6 +62,7 @@ export function mount(root) {
       choices.split,
       choices.decision,
       choices.tag,
+      choices.unusual,
       field("Sort by", h("span", { class: "together" }, choices.sort, direction)),
       tileControls(),
     ),
@@ -73,6 +75,7 @@ export function mount(root) {
   choices.split.setAttribute("aria-label", "Part");
   choices.decision.setAttribute("aria-label", "Decision");
   choices.tag.setAttribute("aria-label", "Tag");
+  choices.unusual.setAttribute("aria-label", "Outlier score");
   choices.split.hidden = !workspace.kind; // without a training, parts mean nothing
 
   const conditions = () => query({ ...state, sort: undefined, down: undefined, selection: undefined });
@@ -124,6 +127,7 @@ export function mount(root) {
     choices.label.hidden = !labels.length;
     fill(choices.tag, [["", "any tag"], ["-", "untagged"], ...Object.entries(tags).map(([name, count]) => [name, `${name} (${number(count)})`])]);
     choices.tag.hidden = !Object.keys(tags).length;
+    choices.unusual.hidden = !scored;
     choices.decision.hidden = !(decisions.keep || decisions.drop);
     Object.assign(choices.sort.querySelector("[value=score]"), { disabled: !scored, textContent: scored ? "outlier score" : "outlier score, once Outliers was open" });
     showState();

@@ -50,7 +50,7 @@ export function paint(points, mode) {
     points.colour.fill(list[0]);
     return;
   }
-  const values = mode === "label" ? points.label : points.split;
+  const values = points[mode];
   for (let i = 0; i < points.count; i++) points.colour[i] = values[i] < 0 ? none : list[values[i] % list.length];
 }
 
@@ -58,11 +58,17 @@ export function paint(points, mode) {
 export function legend(points, mode, about, choose) {
   if (mode === "score") {
     const [low, high] = limits(points.score);
-    const steps = colours().scale.map((colour) => swatch(colour));
+    const { scale } = colours();
+    const steps = scale.map((colour, step) => {
+      const title = `Select all from ${number(low + ((high - low) * step) / scale.length, 1)} on`;
+      const button = h("button", { type: "button", title, "aria-label": title, onclick: () => choose(step) });
+      button.style.background = colour;
+      return button;
+    });
     return h("p", { class: "scale" }, `normal, ${number(low, 1)}`, h("span", { class: "steps" }, steps), `unusual, ${number(high, 1)}`);
   }
   if (mode === "none") return h("p", {});
-  const names = mode === "label" ? about.labels : about.splits;
+  const names = mode === "copies" ? ["one of a kind", "with copies"] : mode === "label" ? about.labels : about.splits;
   const { list } = colours();
   const shown = names.slice(0, LISTED).map((name, place) => {
     const press = { type: "button", class: "group", title: `Select all of ${name}`, onclick: () => choose(place) };
@@ -71,6 +77,15 @@ export function legend(points, mode, about, choose) {
   if (names.length > LISTED) shown.push(h("li", {}, further(names, choose)));
   if (names.length > list.length) shown.push(h("li", {}, "colours repeat"));
   return h("ul", {}, shown);
+}
+
+/** The points that a press in the legend selects: those of a group, or those of a score and all above.
+ * @param {import("./points.js").Points} points @param {string} mode @param {number} group @returns {number[]} */
+export function groupOf(points, mode, group) {
+  if (mode !== "score") return points.ofGroup(/** @type {"label"} */ (mode), group);
+  const [low, high] = limits(points.score);
+  const least = low + ((high - low) * group) / SCALES.light.length;
+  return Array.from(points.score.keys()).filter((i) => points.score[i] >= least);
 }
 
 function further(names, choose) {

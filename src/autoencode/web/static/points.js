@@ -3,7 +3,7 @@
 const CELLS = 160; // along a side of the grid that finds the nearest point
 
 export class Points {
-  /** Read what /api/map/points gives: x, y, score float32, label int16, split int8. */
+  /** Read what /api/map/points gives: x, y, score float32, label int16, split and copies int8. */
   constructor(buffer, count) {
     const floats = (part) => new Float32Array(buffer, 4 * count * part, count);
     this.count = count;
@@ -12,6 +12,7 @@ export class Points {
     this.score = floats(2);
     this.label = new Int16Array(buffer, 12 * count, count);
     this.split = new Int8Array(buffer, 14 * count, count);
+    this.copies = new Int8Array(buffer, 15 * count, count); // 1 for those that have copies, -1 if nobody looked
     this.colour = new Uint32Array(count);
     this.chosen = new Uint8Array(count);
     this.chosenCount = 0;
@@ -94,9 +95,10 @@ export class Points {
     this.chosenCount = places.length;
   }
 
-  /** The points of a label, or of a split. */
-  ofGroup(mode, group) {
-    const values = mode === "label" ? this.label : this.split;
+  /** The points of a group: a label, a split, or those with or without copies.
+   * @param {"label" | "split" | "copies"} part @param {number} group */
+  ofGroup(part, group) {
+    const values = this[part];
     const found = [];
     for (let i = 0; i < this.count; i++) if (values[i] === group) found.push(i);
     return found;
