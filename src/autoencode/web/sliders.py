@@ -110,7 +110,7 @@ def _moved(workspace: Workspace, at: str, selection: str) -> NDArray[np.float32]
 
 def _directions(workspace: Workspace) -> Directions:
     require(needs(workspace))
-    return finished(workspace.layouts.job("directions", functools.partial(_find, workspace)))
+    return finished(workspace.sliding.job("directions", functools.partial(_find, workspace)))
 
 
 def _find(workspace: Workspace, report: StageProgress) -> Directions:

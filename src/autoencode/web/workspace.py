@@ -100,8 +100,8 @@ class Workspace:
         ranking: of images under review by their outlier scores, the one that was asked for last.
         selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
-        measuring, comparing, layouts, restoring, animations: queues of jobs. Several, so that a map is there
-            at once when the codes are known, however long images are scored, and an animation waits for none.
+        measuring, comparing, layouts, sliding, restoring, animations: queues of jobs. Several, so that a map
+            and sliders are there at once, however long images are scored, and an animation waits for none.
     """
 
     def __init__(
@@ -146,7 +146,8 @@ class Workspace:
         # late. The event loop goes on serving pictures and progress meanwhile.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.measuring, self.comparing = JobQueue("measuring"), JobQueue("comparing")
-        self.layouts, self.restoring = JobQueue("layout"), JobQueue("restoring", MOST_RESTORED)
+        self.layouts, self.sliding = JobQueue("layout"), JobQueue("sliding")
+        self.restoring = JobQueue("restoring", MOST_RESTORED)
         self.animations = JobQueue("animation", MOST_ANIMATIONS)
 
     @property
@@ -312,11 +313,9 @@ class Workspace:
 
     def close(self) -> None:
         """End the processes and the threads, without waiting for work; the pictures in memory are gone."""
-        for one in (self.decoder, self.originals, self.index_decoder):
-            if one is not None:
+        for one in vars(self).values():
+            if isinstance(one, JobQueue | UntrustedDecoder | Originals):
                 one.close()
-        for queue in (self.measuring, self.comparing, self.layouts, self.restoring, self.animations):
-            queue.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _training_pack(self) -> Pack | None:

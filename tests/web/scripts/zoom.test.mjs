@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { FITTING, fitted, moved, neededSide, zoomed } from "../../../src/autoencode/web/static/zoom.js";
+import { FITTING, columnWidth, fitted, moved, neededSide, zoomed } from "../../../src/autoencode/web/static/zoom.js";
 
 const stage = { width: 800, height: 600 };
 
@@ -30,4 +30,10 @@ test("enough pixels are asked for, and no more than the largest size there is", 
   assert.equal(neededSide(160, 1), 160);
   assert.equal(neededSide(200, 2), 640);
   assert.equal(neededSide(99999, 2), 5120);
+});
+
+test("the columns of a grid fill its row, as those of the style sheet do", () => {
+  assert.equal(columnWidth(168, 1216, 12), (1216 - 5 * 12) / 6);
+  assert.equal(columnWidth(480, 300, 12), 480); // one that is wider than the row
+  assert.equal(columnWidth(100, 324, 12), 100);
 });

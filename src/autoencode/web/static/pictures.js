@@ -4,7 +4,7 @@ import { get, imageUrl, originalUrl, query, restarting, upload } from "./api.js"
 import { h, modal, number, say, showFailure } from "./dom.js";
 import { MORPH_MOST, hasImages, morphing, workspace } from "./shared.js";
 import { openPicture } from "./viewer.js";
-import { neededSide } from "./zoom.js";
+import { columnWidth, neededSide } from "./zoom.js";
 
 export { openPicture };
 
@@ -21,7 +21,7 @@ export function image(picture, part = "", alt = null) {
 
 /** A picture as its file has it, with pixels enough for `size`, its longest side on the page. */
 export function original(picture, size = 160, alt = null) {
-  const side = neededSide(size, devicePixelRatio || 1);
+  const side = neededSide(size === tiles.size ? tileWidth() : size, devicePixelRatio || 1);
   const src = tiles.isModelsView ? imageUrl(picture.id) : originalUrl(picture.id, side);
   return h("img", { src, "data-id": picture.id, alt: alt ?? shortName(picture), decoding: "async", loading: "lazy" });
 }
@@ -32,9 +32,15 @@ export const tiles = {
   isModelsView: false,
 };
 
+/** How wide the pictures of a grid are: its columns fill the row. */
+function tileWidth() {
+  const [least, room] = [Math.min(tiles.size, innerWidth / 2 - 32), document.querySelector("main")?.clientWidth ?? innerWidth];
+  return columnWidth(least, room, 12);
+}
+
 function showTiles() {
   document.documentElement.style.setProperty("--tile", `${tiles.size}px`);
-  const side = neededSide(tiles.size, devicePixelRatio || 1);
+  const side = neededSide(tileWidth(), devicePixelRatio || 1);
   for (const shown of /** @type {NodeListOf<HTMLImageElement>} */ (document.querySelectorAll(".grid.sized img[data-id]"))) {
     const src = tiles.isModelsView ? imageUrl(shown.dataset.id) : originalUrl(shown.dataset.id, side);
     if (shown.getAttribute("src") !== src) shown.src = src;

@@ -43,6 +43,13 @@ function held(view, fit, stage) {
   };
 }
 
+/** How wide a column of a grid becomes that fills a row with columns of at least so many pixels.
+ * @param {number} least @param {number} room of the row @param {number} gap between two @returns {number} */
+export function columnWidth(least, room, gap) {
+  const columns = Math.max(1, Math.floor((room + gap) / (least + gap)));
+  return Math.max(least, (room - gap * (columns - 1)) / columns);
+}
+
 /** The longest side to ask the server for, so that each pixel of the screen has one of the picture.
  * @param {number} shown longest side on the screen @param {number} ratio pixels of the screen per CSS pixel
  * @returns {number} */
