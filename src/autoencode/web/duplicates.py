@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,7 @@ from autoencode.duplicates.output import others_of, to_json
 from autoencode.models.backbones import BACKBONE
 from autoencode.web.jobs import Job
 from autoencode.web.results import Form, Saved, key_of, state_of
-from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, require
+from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, recall_all, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ async def groups(
 @router.get("/api/duplicates/known")
 async def known(workspace: OpenWorkspace) -> dict[str, bool]:
     """Return whether copies were looked for already, now or at an earlier start."""
-    await asyncio.to_thread(recall, workspace)
+    await recall_all(workspace)
     return {"known": workspace.comparing.known("duplicates") is not None}
 
 

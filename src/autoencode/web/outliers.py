@@ -339,4 +339,6 @@ def facts(workspace: Workspace) -> dict[str, Any]:
         # Folders of parts: "good" beside the kinds of defects.
         good = [one for one in named if one[0].removeprefix(LABEL).casefold() in GOOD_LABELS]
         bases = [*good, *bases, (ALL, "the other pictures"), *(one for one in named if one not in good)]
+        # What was found at an earlier start is shown first: nobody waits for the other.
+        bases.sort(key=lambda base: _queue(workspace, base[0]).known(("ranking", base[0])) is None)
     return {"bases": bases}

@@ -17,10 +17,10 @@ from autoencode.evaluation import evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
-from autoencode.web import duplicates, outliers
+from autoencode.web import outliers
 from autoencode.web.pictures import readable
 from autoencode.web.results import PLAIN, key_of, state_of
-from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, require
+from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, recall_all, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ router = APIRouter()
 @router.get("/api/overview")
 async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the settings of the run in words, its images, and a few held-out ones to show."""
+    await recall_all(workspace)
     pack, review = workspace.training, workspace.review
     mosaic: list[dict[str, Any]] = []
     if review is not None:
@@ -58,14 +59,12 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         else {split: len(pack.rows(split)) for split in ("train", "validation", "test")},
         "skipped": 0 if pack is None else len(pack.skipped),
         "mosaic": mosaic,
-        "known": await asyncio.to_thread(_known, workspace),
+        "known": _known(workspace),
     }
 
 
 def _known(workspace: Workspace) -> dict[str, int | None]:
     """Return how many groups of copies and unusual images there are, as far as they were looked for."""
-    duplicates.recall(workspace)
-    outliers.recall(workspace)
     copies: Duplicates | None = workspace.comparing.known("duplicates")
     ranking = workspace.ranking
     return {
@@ -216,7 +215,14 @@ def _findings(model: Autoencoder, found: QuickEvaluation) -> dict[str, Any]:
                 "means": "how far the codes are from N(0, I), where samples are drawn; 0 is best",
             },
         ]
-    return {"images": found.images, "split": found.split, "findings": rows, "warning": warning}
+    sharpness = None if quality.sharpness is None else quality.sharpness.value
+    return {
+        "images": found.images,
+        "split": found.split,
+        "findings": rows,
+        "warning": warning,
+        "sharpness": sharpness,
+    }
 
 
 def _finding(measure: Measure, found: Estimate | None) -> dict[str, str]:

@@ -58,10 +58,14 @@ class Results:
 
     Args:
         folder: made with the first result.
+
+    Attributes:
+        are_recalled: whether the page has looked for results of an earlier start.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.are_recalled = False
 
     def known(self, name: str, key: str, form: Form[Result]) -> Result | None:
         """Return a result that was kept; None without one, or if it is of something else or damaged."""

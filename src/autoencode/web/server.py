@@ -30,7 +30,7 @@ from autoencode.web.jobs import Starter
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.pictures import Held, Pixels, is_position, readable
 from autoencode.web.security import Guard, Trust, Uploads
-from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png
+from autoencode.web.tabs import TABS, OpenWorkspace, ReplyError, picture_file, png, recall_all
 from autoencode.web.workspace import GoneError, Workspace
 
 STATIC = Path(__file__).parent / "static"
@@ -77,6 +77,7 @@ def make_app(workspace: Workspace, trust: Trust | None = None, root: Path | None
 @router.get("/api/workspace")
 async def about(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the model, the tabs, their facts, and what is missing for each function of the page."""
+    await recall_all(workspace)
     facts, needs = dict[str, Any](), dict[str, Any]()
     for tab in TABS:
         if hasattr(tab.module, "facts"):

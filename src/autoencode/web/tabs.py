@@ -5,12 +5,14 @@ has a `router`, and optionally
 
 - `NEEDS`: a callable for each function of the page, by name, that returns what is missing for it, or None;
 - `facts(workspace)`: facts that the script needs at its start, as JSON can hold them.
+- `recall(workspace)`: brings back results of an earlier start, if all that they depend on is as it was.
 
 The script exports `mount(root)`, which returns the optional handlers show, hide, take and key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import io
 import shlex
@@ -59,6 +61,16 @@ TABS = (
     Tab("generate", "Generate"),
     Tab("start", "Open"),
 )
+
+
+async def recall_all(workspace: Workspace) -> None:
+    """Bring back the results of an earlier start, the first time that the page asks for anything."""
+    if not workspace.results.are_recalled:
+        workspace.results.are_recalled = True
+        for tab in TABS:
+            if hasattr(tab.module, "recall"):
+                # In a thread: all files are looked at.
+                await asyncio.to_thread(tab.module.recall, workspace)
 
 
 def _workspace(request: Request) -> Workspace:

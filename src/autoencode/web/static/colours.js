@@ -65,7 +65,7 @@ export function legend(points, mode, about, choose) {
       button.style.background = colour;
       return button;
     });
-    return h("p", { class: "scale" }, `normal, ${number(low, 1)}`, h("span", { class: "steps" }, steps), `unusual, ${number(high, 1)}`);
+    return h("div", { class: "scale" }, h("span", { class: "steps" }, steps), h("span", {}, `normal, ${number(low, 1)}`), h("span", {}, `unusual, ${number(high, 1)}`));
   }
   if (mode === "none") return h("p", {});
   const names = mode === "copies" ? ["one of a kind", "with copies"] : mode === "label" ? about.labels : about.splits;

@@ -5,10 +5,12 @@ import { get, originalUrl, post, query, waitFor } from "./api.js";
 import { field, h, notice, number, progressBar, say, select, showFailure } from "./dom.js";
 import { openPicture, original, shortName } from "./pictures.js";
 import { selection } from "./selection.js";
-import { lacks } from "./shared.js";
+import { lacks, workspace } from "./shared.js";
 import { bytes } from "./viewer.js";
 
 const PAGE = 50;
+const MOST_BY_ITSELF = 5000; // pictures among which one need not be asked to look: some minutes
+const TAKES = "Takes a minute or two for some thousand pictures. The page stays usable meanwhile, and what was found is kept.";
 const RULES = [["largest", "the largest"], ["oldest", "the oldest"], ["first", "the first by path"]];
 
 export function mount(root) {
@@ -36,7 +38,7 @@ export function mount(root) {
   function begin() {
     body.replaceChildren(
       h("button", { type: "button", class: "primary", onclick: start }, "Look for copies"),
-      h("p", { class: "hint" }, "Takes a minute or two for some thousand pictures. The page stays usable meanwhile, and what was found is kept."),
+      h("p", { class: "hint" }, TAKES),
     );
   }
 
@@ -48,7 +50,7 @@ export function mount(root) {
     };
     const aborted = new AbortController();
     const bar = progressBar("reading files", stop);
-    body.replaceChildren(bar);
+    body.replaceChildren(bar, h("p", { class: "hint" }, TAKES));
     try {
       await waitFor(`/api/duplicates?${query({ ...state, limit: 1 })}`, bar.update, aborted.signal);
       body.replaceChildren(
@@ -97,10 +99,13 @@ export function mount(root) {
   }
 
   begin();
-  // Found before, perhaps at an earlier start: there is nothing to wait for.
-  get("/api/duplicates/known")
-    .then(({ known }) => known && !list.isConnected && start())
-    .catch((err) => showFailure(err));
+  if (workspace.images <= MOST_BY_ITSELF) start();
+  else {
+    // Found before, perhaps at an earlier start: there is nothing to wait for.
+    get("/api/duplicates/known")
+      .then(({ known }) => known && !list.isConnected && start())
+      .catch((err) => showFailure(err));
+  }
   return {
     show(params) {
       const keep = params.get("keep");

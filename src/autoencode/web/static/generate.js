@@ -1,11 +1,12 @@
 // Generate: pictures drawn from the prior, and variations of any picture.
 
-import { post, restarting } from "./api.js";
+import { post, restarting, waitFor } from "./api.js";
 import { field, h, keepingFocus, notice, select, showFailure, announce } from "./dom.js";
 import { describe, image, openPicture, pictureButton, pictureGrid, shortName, tileControls } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
 const MOST_SEED = 999999;
+const LEAST_SHARP = 0.3; // share of the detail of held-out pictures, below which new ones are smears
 const PRIORS = { mixture: "mixture of the training codes", normal: "standard normal" };
 
 export function mount(root) {
@@ -20,6 +21,15 @@ export function mount(root) {
     root.append(notice(lacking));
     return {};
   }
+
+  const trained = h("div");
+  const judge = async () => {
+    const { sharpness } = await waitFor("/api/health", () => {});
+    if (sharpness === null || sharpness >= LEAST_SHARP) return;
+    const percent = Math.max(1, Math.round(100 * sharpness));
+    trained.replaceChildren(h("p", { class: "notice" }, `Not trained enough to generate. The model restores ${percent} % of the fine detail of pictures that it never saw, and new ones are no sharper. Train it for longer, or on more pictures.`));
+  };
+  if (!lacks("health")) judge().catch(() => {}); // the overview says what went wrong there
 
   const draw = restarting(async (signal) => {
     grid.setAttribute("aria-busy", "true");
@@ -91,6 +101,7 @@ export function mount(root) {
         })),
       tileControls(),
     ),
+    trained,
     variations,
     grid,
   );

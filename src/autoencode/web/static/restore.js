@@ -45,16 +45,17 @@ export function mount(root) {
 
   function numbers(found) {
     const against = state.clean ? shortName(state.clean) : state.corrupt ? "the image before the damage" : "the image itself";
+    const isDamaged = Boolean(state.clean || state.corrupt); // otherwise nothing was before
     const rows = [
       found.seen_psnr_db !== null && ["PSNR before", decibels(found.seen_psnr_db)],
-      ["PSNR after", decibels(found.psnr_db)],
-      ["SSIM after", found.ssim === null ? "–" : found.ssim.toFixed(3)],
+      [isDamaged ? "PSNR after" : "PSNR", decibels(found.psnr_db)],
+      [isDamaged ? "SSIM after" : "SSIM", found.ssim === null ? "–" : found.ssim.toFixed(3)],
     ].filter(Boolean);
     return h(
       "div",
       {},
       h("table", { class: "settings" }, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value)))),
-      h("p", { class: "hint" }, `Compared with ${against}. Higher is better.`),
+      h("p", { class: "hint" }, `How close the result is to ${against}: PSNR by pixels, SSIM by structure. Higher is closer.`),
     );
   }
 

@@ -127,7 +127,10 @@ export function mount(root) {
       try {
         const at = await get("/api/start/work");
         if (at.kind) watch(at).catch((err) => err.name !== "AbortError" && showFailure(err, doing));
-        if (!place.childElementCount) await go("");
+        if (!place.childElementCount) {
+          place.replaceChildren(h("p", { class: "hint" }, "Looking into the folder…"));
+          await go("");
+        }
       } catch (err) {
         showFailure(err, place);
       }
