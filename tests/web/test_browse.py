@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 from autoencode.data.entries import Entry, packed_entry
 from autoencode.errors import ConfigError, OutputError
-from autoencode.web.browse import MOST_SELECTIONS, zipped
+from autoencode.web.archive import zipped
+from autoencode.web.browse import MOST_SELECTIONS
 from autoencode.web.tags import TAGS_NAME, Tags
 from autoencode.web.workspace import Workspace
 

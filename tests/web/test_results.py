@@ -158,6 +158,24 @@ def test_copies_survive_a_restart(
     assert open_page(None, index).get("/api/duplicates/known").json() == {"known": False}
 
 
+def test_a_folder_that_vanished_is_said_where_it_shows(
+    open_page: Opening, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    page = open_page(None, build_index(folder, tmp_path / "index").path)
+    assert page.get("/api/browse").json()["problem"] is None
+    assert page.get("/api/overview").json()["problem"] is None
+    folder.rename(tmp_path / "elsewhere")
+    for address in ("/api/browse", "/api/overview"):
+        assert "photos is not there" in page.get(address).json()["problem"]
+    needs = page.get("/api/workspace").json()["needs"]
+    for name in ("inspection", "duplicates"):
+        assert "photos is not there. Put it back." in needs[name]["error"]
+    picture = page.get("/api/browse").json()["pictures"][0]
+    assert page.get(f"/images/{picture['id']}/original").status_code == 200  # as it was packed
+    assert "is gone" in page.get(f"/api/pictures/{picture['id']}/file").json()["problem"]
+
+
 def test_copies_of_other_files_are_ignored(kept: Results, photos: Path, tmp_path: Path) -> None:
     paths = [photos / "a.png", photos / "b.png"]
     files = tuple(

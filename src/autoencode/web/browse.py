@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import io
 import math
-import zipfile
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,10 +16,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from autoencode.atomic import csv_bytes
-from autoencode.data.decoding import read_bytes
-from autoencode.data.preprocessing import Limits
-from autoencode.errors import ConfigError, ImageError
+from autoencode.errors import ConfigError
 from autoencode.outliers.review import Decision, file_list
+from autoencode.web.archive import zipped
 from autoencode.web.pictures import Collection, readable
 from autoencode.web.tabs import Missing, OpenWorkspace, download, require
 from autoencode.web.workspace import GoneError, Workspace
@@ -118,7 +113,19 @@ async def browse(
         "tags": workspace.tags.counts(),
         "decisions": workspace.decisions.counts(review.pack),
         "scored": workspace.ranking is not None,
+        "problem": without_folder(workspace),
     }
+
+
+def without_folder(workspace: Workspace) -> str | None:
+    """Return what to do about the folder of the images if it is not there; None if it is."""
+    review = _review(workspace)
+    if review.path(0) is None or review.pack.folder.is_dir():
+        return None
+    folder = readable(str(review.pack.folder))
+    return (
+        f"The folder {folder} is not there. You see small copies that were made of its pictures: put it back."
+    )
 
 
 @router.get("/api/browse/positions")
@@ -260,65 +267,6 @@ async def archive(workspace: OpenWorkspace, name: str) -> Response:
     content = zipped((readable(entry.path), review.pack.folder / entry.path) for entry in entries)
     headers = {"Content-Disposition": 'attachment; filename="selected.zip"'}
     return StreamingResponse(content, media_type="application/zip", headers=headers)
-
-
-class _Sink(io.RawIOBase):
-    """What is written and not taken yet; a zip file is sent as it is made, and never in memory as a whole."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:  # noqa: ANN401 - any buffer
-        self._parts.append(bytes(content))
-        return len(content)
-
-    def take(self) -> bytes:
-        """Return what was written since the last call."""
-        content, self._parts = b"".join(self._parts), []
-        return content
-
-
-def zipped(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
-    """Yield a zip file of (name inside, file), a file in memory at a time; it names unreadable ones."""
-    sink, taken, missing = _Sink(), set[str](), list[str]()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as file:  # images are compressed already
-        for name, path in files:
-            inside = _free(_inside(name), taken)
-            try:
-                content = read_bytes(path, Limits().max_bytes)
-                # A zip file knows no date before 1980.
-                date = max(
-                    datetime.fromtimestamp(path.stat().st_mtime).timetuple()[:6], (1980, 1, 1, 0, 0, 0)
-                )
-            except (ImageError, OSError, ValueError) as err:
-                missing.append(f"{inside}: {err}")
-                continue
-            file.writestr(zipfile.ZipInfo(inside, date), content)
-            yield sink.take()
-        if missing:
-            file.writestr(_free("missing.txt", taken), "\n".join([*missing, ""]))
-    yield sink.take()
-
-
-def _inside(name: str) -> str:
-    """Return a name in an archive that leads nowhere else, on any system that unpacks it."""
-    kept = "".join(letter if letter.isprintable() and letter not in '\\:*?"<>|' else "_" for letter in name)
-    parts = [part.rstrip(". ") for part in kept.split("/")]
-    return "/".join(part for part in parts if part) or "unnamed"
-
-
-def _free(name: str, taken: set[str]) -> str:
-    # Unpacked on a Mac or Windows, names that differ in case alone are one file.
-    stem, dot, ending = name.rpartition(".")
-    count, free = 1, name
-    while free.casefold() in taken:
-        count += 1
-        free = f"{stem}-{count}.{ending}" if dot and "/" not in ending else f"{name}-{count}"
-    taken.add(free.casefold())
-    return free
 
 
 @router.post("/api/tags")

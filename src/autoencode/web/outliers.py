@@ -315,7 +315,12 @@ def needs(workspace: Workspace) -> Missing | None:
 def needs_images(workspace: Workspace) -> Missing | None:
     """Return what is missing for comparing files with each other; None if nothing is."""
     review = workspace.review
-    if review is not None and len(review) >= FEWEST_NORMAL and review.pack.folder.is_dir():
+    if review is not None and not review.pack.folder.is_dir():
+        return Missing(
+            "Outliers are looked for in the files, and the folder "
+            f"{readable(str(review.pack.folder))} is not there. Put it back."
+        )
+    if review is not None and len(review) >= FEWEST_NORMAL:
         return None
     return Missing(
         f"Outliers are looked for among {FEWEST_NORMAL} pictures or more, in their files. Open the page with "

@@ -18,6 +18,7 @@ from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_e
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
 from autoencode.web import outliers
+from autoencode.web.browse import without_folder
 from autoencode.web.pictures import readable
 from autoencode.web.results import PLAIN, key_of, state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, recall_all, require
@@ -60,6 +61,7 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         "skipped": 0 if pack is None else len(pack.skipped),
         "mosaic": mosaic,
         "known": _known(workspace),
+        "problem": None if review is None else without_folder(workspace),
     }
 
 

@@ -23,7 +23,7 @@ async function ask(path, options = {}) {
     response = await fetch(path, options);
   } catch (err) {
     if (err.name === "AbortError") throw err;
-    throw new Failure("The server does not answer. Is “autoencode app” still running?");
+    throw new Failure("The server does not answer. If it was stopped, start “autoencode app” again and open the address that it prints.");
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));

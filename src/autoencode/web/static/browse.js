@@ -28,6 +28,7 @@ export function mount(root) {
 
   const found = h("p", { class: "hint", role: "status" });
   const grid = h("div", { class: "grid sized selectable" });
+  const problem = h("p", { class: "notice warning", role: "status", hidden: true });
   const end = h("div", { class: "end" });
   const text = h("input", {
     type: "search",
@@ -67,6 +68,7 @@ export function mount(root) {
       tileControls(),
     ),
     h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; ? lists the keys.")),
+    problem,
     grid,
     end,
   );
@@ -84,6 +86,8 @@ export function mount(root) {
     const offset = isMore ? pictures.length : 0;
     const answer = await get(`/api/browse?${query({ ...state, offset, limit })}`, signal);
     total = answer.total;
+    problem.hidden = !answer.problem;
+    problem.textContent = answer.problem;
     if (!isMore) {
       pictures.length = 0;
       showChoices(answer);

@@ -25,7 +25,7 @@ export function mount(root) {
   const trained = h("div");
   const judge = async () => {
     const { sharpness } = await waitFor("/api/health", () => {});
-    if (sharpness === null || sharpness >= LEAST_SHARP) return;
+    if (!(sharpness !== null && sharpness < LEAST_SHARP)) return;
     const percent = Math.max(1, Math.round(100 * sharpness));
     trained.replaceChildren(h("p", { class: "notice" }, `Not trained enough to generate. The model restores ${percent} % of the fine detail of pictures that it never saw, and new ones are no sharper. Train it for longer, or on more pictures.`));
   };

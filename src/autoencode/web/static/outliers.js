@@ -39,7 +39,7 @@ export function mount(root) {
 
   async function start() {
     if (!workspace.bases.length) {
-      body.replaceChildren(notice(lacks("outliers") ?? lacks("inspection")));
+      body.replaceChildren(notice((!workspace.kind && lacks("inspection")) || lacks("outliers")));
       return;
     }
     const { by } = state;

@@ -18,13 +18,16 @@ export function mount(root) {
   const charts = h("div", { class: "charts" });
   const settings = h("div");
   const steps = h("nav", { class: "steps-next", "aria-label": "What to do" });
-  root.append(sentence, mosaic, live, examples, steps);
+  const problem = h("p", { class: "notice warning", role: "status", hidden: true });
+  root.append(sentence, problem, mosaic, live, examples, steps);
   if (workspace.code_size) root.append(h("h2", {}, "Quality"), health);
   if (workspace.kind) root.append(h("h2", {}, "Training"), charts);
   root.append(settings);
   const knowing = async () => {
     const about = await get("/api/overview");
     steps.replaceChildren(...nextSteps(about.known));
+    problem.hidden = !about.problem;
+    problem.textContent = about.problem;
     return about;
   };
   const fill = async () => showRest(await knowing(), mosaic, settings);
