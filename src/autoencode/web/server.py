@@ -164,10 +164,8 @@ async def file_facts(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
         status = await asyncio.to_thread(path.stat)
         shown = await workspace.originals.shown(path, SIDES[0])
     except OSError as err:
-        return {
-            **about,
-            "problem": f"The file is gone ({err.strerror}). You see what was packed. Put it back, or index its folder again.",
-        }
+        way_out = "You see what was packed. Put it back, or index its folder again."
+        return {**about, "problem": f"The file is gone ({err.strerror}). {way_out}"}
     except ImageError as err:
         return {**about, "problem": f"The file {err}. You see what was packed."}
     found = workspace.find(name)
