@@ -55,7 +55,7 @@ MOST_IMAGES = 2000
 _FEWEST_UNSEEN = 10
 BATCH = 64
 
-KIND, FORMAT_VERSION = "outlier reference", 4
+KIND, FORMAT_VERSION = "outlier reference", 5  # 5: early statistics in fp32
 NAME = "outliers.safetensors"  # in a run folder
 
 
