@@ -159,6 +159,7 @@ def outliers(
         elif not images and save is not None:
             if learned.note is not None:
                 say(one_line(f"note: {learned.note}"))
+            _warn_of_passing(learned.passing)
             show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
             any_outlier = False
         else:
@@ -316,7 +317,11 @@ def _print(found: Outliers, by: str, calibrated_on: str) -> None:
             warn("More validation images are flagged than stated: the test images are too few, or differ.")
     if found.agreement is not None:
         _print_agreement(found, found.agreement)
-    for name in found.passing:
+    _warn_of_passing(found.passing)
+
+
+def _warn_of_passing(names: tuple[str, ...]) -> None:
+    for name in names:
         warn(f"An image that is {name} would be called normal.")
 
 
