@@ -4,6 +4,7 @@
     python benchmarks/outliers.py RUN --ood FOLDER ... --masks MASKS
     python benchmarks/outliers.py --bars GOOD BAD MASKS [--fit 174] [--splits 3] [--most 100]
     python benchmarks/outliers.py --resplits IMAGES [--most 1300]
+    python benchmarks/outliers.py --foreign FOLDER FOLDER ... [--fit 300] [--most 80]
     python benchmarks/outliers.py --latency GOOD [--fit 100]
 
 Prints Markdown tables. AUROC is 0.5 for chance; its interval is a 95 % bootstrap interval over the images of
@@ -14,8 +15,9 @@ What is learned from the pack is kept in the run folder.
 
 `--bars` needs no model: of several random splits of good parts, the first are learned from, and the others
 judged beside the bad ones. `--resplits` counts in how many of 100 random splits of normal images the share
-called outliers is within the stated bound, at 20, 50, 200 and 1,000 calibration images. `--latency` times
-one image, batches of 8 and 32, and both on two threads.
+called outliers is within the stated bound, at 20, 50, 200 and 1,000 calibration images. `--foreign` learns
+from each folder in turn and judges the others beside held-out images of it. `--latency` times one image,
+batches of 8 and 32, and both on two threads.
 """
 
 from __future__ import annotations
@@ -220,6 +222,27 @@ def resplits(folder: Path, most: int) -> None:
         print(f"| {images:,} | {rate:.2%} | {bound:.2%} | {within} | {np.mean(realised):.2%} |", flush=True)
 
 
+def foreign(folders: Sequence[Path], fit: int, most: int) -> None:
+    """AUROC of images of the other folders, and the shares called outliers at the default rate."""
+    print(f"| learned from | {' | '.join(folder.name for folder in folders)} | own |")
+    print("|" + " --- |" * (len(folders) + 2))
+    for folder in folders:
+        paths = list(find_images(folder))
+        mixed = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+        normal = fit_normal(mixed[:fit])
+        own, cells = inspect_images(normal, mixed[fit : fit + 2 * most]), []
+        for other in folders:
+            if other == folder:
+                cells.append("")
+                continue
+            found = inspect_images(normal, evenly(find_images(other), most))
+            negatives, positives = (np.array([one.score for one in part.images]) for part in (own, found))
+            share = len(found.flagged) / len(found.images)
+            cells.append(f"{auroc(negatives, positives):.3f}, {share:.0%}")
+        own_share = len(own.flagged) / len(own.images)
+        print(f"| {folder.name} | {' | '.join(cells)} | {own_share:.1%} |", flush=True)
+
+
 def latency(folder: Path, fit: int) -> None:
     """Time reading and judging images that are not in the bank; on a busy machine, read CPU seconds."""
     paths = list(find_images(folder))
@@ -249,6 +272,7 @@ def main() -> None:
     parser.add_argument("--ood", type=Path, nargs="+", default=[])
     parser.add_argument("--bars", type=Path, nargs=3, metavar=("GOOD", "BAD", "MASKS"))
     parser.add_argument("--resplits", type=Path, metavar="IMAGES")
+    parser.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="FOLDER")
     parser.add_argument("--latency", type=Path, metavar="GOOD")
     parser.add_argument("--fit", type=int, default=174, help="good parts to learn from")
     parser.add_argument("--splits", type=int, default=3)
@@ -261,6 +285,8 @@ def main() -> None:
         bars(good, bad, masks, arguments.fit, arguments.splits, arguments.most)
     if arguments.resplits:
         resplits(arguments.resplits, arguments.most)
+    if arguments.foreign:
+        foreign(arguments.foreign, arguments.fit, arguments.most)
     if arguments.latency:
         latency(arguments.latency, arguments.fit)
     if arguments.run is None:
