@@ -19,6 +19,7 @@ from autoencode import (
     Pack,
     Run,
     TrainProgress,
+    find_outliers,
     load_model,
     save_model,
     settings,
@@ -71,6 +72,20 @@ def test_the_phase_changes_the_second_decoder_alone(sharp: Run, plain: Run) -> N
         name for name in before if name.startswith("decoder.")
     }
     assert not torch.equal(after["sharp_decoder.out.weight"], after["decoder.out.weight"])
+
+
+@pytest.mark.parametrize("score", ["spectrum", "path", "mahalanobis", "knn"])
+def test_outliers_and_neighbours_are_those_of_a_run_without_the_phase(
+    score: str, sharp: Run, plain: Run, photos: Path, tiny_pack: Pack
+) -> None:
+    found = [
+        find_outliers(run.model_path, photos, tiny_pack, score=score, fpr=0.3).images for run in (sharp, plain)
+    ]
+    ours, theirs = ({one.path: one.score for one in images} for images in found)
+    assert ours == theirs
+    assert len(set(ours.values())) > 40
+    codes = [load_model(run.model_path).encode(validation_images(tiny_pack)) for run in (sharp, plain)]
+    assert torch.equal(*codes)
 
 
 def test_gradients_reach_the_second_decoder_alone(tiny_pack: Pack, tmp_path: Path) -> None:
