@@ -79,7 +79,8 @@ def test_outliers_and_neighbours_are_those_of_a_run_without_the_phase(
     score: str, sharp: Run, plain: Run, photos: Path, tiny_pack: Pack
 ) -> None:
     found = [
-        find_outliers(run.model_path, photos, tiny_pack, score=score, fpr=0.3).images for run in (sharp, plain)
+        find_outliers(run.model_path, photos, tiny_pack, score=score, fpr=0.3).images
+        for run in (sharp, plain)
     ]
     ours, theirs = ({one.path: one.score for one in images} for images in found)
     assert ours == theirs
