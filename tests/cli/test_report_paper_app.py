@@ -66,11 +66,19 @@ def study(photos: Path, out: Path) -> Result:
     return autoencode("paper", photos, "--out", out, "--size", 32, "--budget", 0.001)
 
 
+def seconds(text: str) -> int:
+    """Undo `duration`."""
+    return sum(int(part) * 60**place for place, part in enumerate(reversed(text.split(":"))))
+
+
 def test_the_whole_paper_comes_out_of_one_command(whole: tuple[Path, Result], photos: Path) -> None:
     out, result = whole
     assert result.exit_code == 0, result.output
     assert "15 experiments, 48 images: about" in result.output
-    assert "to train; measuring the models takes additional time" in result.output
+    said = re.search(r"about ([\d:]+), of which ([\d:]+) to train and ([\d:]+) to measure\n", result.output)
+    assert said
+    whole_time, training, measuring = (seconds(text) for text in said.groups())
+    assert whole_time == pytest.approx(training + measuring, abs=1)
     drawn = sorted(path.name for path in (out / "figures").iterdir())
     assert drawn == [f"figure-{number:02}.png" for number in range(1, 17)]
     written = json.loads((out / "results.json").read_text())

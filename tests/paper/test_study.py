@@ -108,6 +108,21 @@ def test_every_model_can_generate(uninterrupted: Path) -> None:
 def test_the_time_needed_is_measured(tiny_pack: Pack, tmp_path: Path) -> None:
     assert 0 < seconds_needed(plan(tmp_path, tiny_pack)) < 600
     assert not (tmp_path / "runs").exists()
+    # The second phase of a run is counted, and of a finished run it is no epoch too many.
+    sharp = Experiment("sharp", "best", "", {**TINY, "perceptual": 0.5})
+    with_phase, without = (
+        plan(tmp_path, tiny_pack, experiments=[replace(sharp, overrides={**TINY, "perceptual": share})])
+        for share in (0.5, 0.0)
+    )
+    assert seconds_needed(with_phase) > 2 * seconds_needed(without)
+
+
+def test_a_finished_run_with_a_second_phase_stays_on_the_page(tiny_pack: Pack, tmp_path: Path) -> None:
+    sharp = Experiment("best", "best", "", {**TINY, "perceptual": 0.5})
+    train_all(plan(tmp_path, tiny_pack, experiments=[sharp]))
+    made = plan(tmp_path, tiny_pack, experiments=[sharp])
+    assert made.epochs_done(sharp) == made.settings(sharp).train.all_epochs == 3
+    assert seconds_needed(made) == 0
 
 
 def test_a_limit_takes_the_same_images_each_time_and_keeps_their_labels(photos: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def paper(
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.paper.experiments import chosen_experiments
     from autoencode.paper.page import write_paper
-    from autoencode.paper.results import measure_all
+    from autoencode.paper.results import measure_all, seconds_to_measure
     from autoencode.paper.study import (
         Plan,
         open_study,
@@ -105,10 +105,11 @@ def paper(
                 progress=progress,
             )
         plan = Plan(out, pack, experiments, share, seed).with_finished()
-        seconds = seconds_needed(plan)
+        to_train, to_measure = seconds_needed(plan), seconds_to_measure(plan)
         say(
-            f"{len(plan.experiments)} experiments, {len(pack):,} images: about {duration(seconds)} to train; "
-            "measuring the models takes additional time"
+            f"{len(plan.experiments)} experiments, {len(pack):,} images: about "
+            f"{duration(to_train + to_measure)}, of which {duration(to_train)} to train and "
+            f"{duration(to_measure)} to measure"
         )
         with training() as show:
             trained = train_all(

@@ -31,6 +31,7 @@ from autoencode.generation import fit_prior
 from autoencode.models.model_file import MODEL_NAME, load_model, save_model
 from autoencode.paper.experiments import Experiment, changes, chosen_experiments, scaled_settings
 from autoencode.training.loop import Loop
+from autoencode.training.perceptual import COST
 from autoencode.training.run import RunSettings, is_run, read_metrics, read_run, write_run
 from autoencode.training.runtime import choose_runtime
 from autoencode.training.train import train
@@ -94,7 +95,7 @@ class Plan:
         kept = [
             one
             for one in chosen_experiments(())
-            if one in self.experiments or self.epochs_done(one) == self.settings(one).train.total_epochs
+            if one in self.experiments or self.epochs_done(one) == self.settings(one).train.all_epochs
         ]
         return replace(self, experiments=kept)
 
@@ -221,7 +222,9 @@ def seconds_needed(plan: Plan) -> float:
     total = 0.0
     for experiment in plan.experiments:
         run = plan.settings(experiment)
-        missing = run.train.total_epochs - plan.epochs_done(experiment)
+        done, first = plan.epochs_done(experiment), run.train.total_epochs
+        # Of the second phase each takes as long as several of the first.
+        missing = max(0, first - done) + COST * (run.train.all_epochs - max(first, done))
         if missing <= 0:
             continue
         # Experiments that differ in neither take as long per step, whatever their losses.
@@ -251,7 +254,7 @@ def train_all(
     done = []
     for experiment in plan.experiments:
         folder, run = plan.folder(experiment), plan.settings(experiment)
-        if plan.epochs_done(experiment) < run.train.total_epochs and started:
+        if plan.epochs_done(experiment) < run.train.all_epochs and started:
             started(experiment)
         failure = None
         try:
