@@ -67,8 +67,8 @@ export function mount(root) {
       field("Sort by", h("span", { class: "together" }, choices.sort, direction)),
       tileControls(),
     ),
-    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; ? lists the keys.")),
     problem,
+    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; ? lists the keys.")),
     grid,
     end,
   );
