@@ -194,7 +194,12 @@ def test_scores_of_a_fold_are_by_detectors_fitted_to_the_others() -> None:
     assert found.argmax() == 7
 
 
-def test_a_combination_adds_scores_of_varied_images_and_gates_those_of_images_that_are_alike() -> None:
+def norm(z: np.ndarray) -> np.ndarray:
+    """The length of what is above 0; where nothing is, the largest."""
+    return np.array([np.linalg.norm(row[row > 0]) if (row > 0).any() else row.max() for row in z])
+
+
+def test_a_combination_adds_squares_of_varied_images_and_gates_those_of_images_that_are_alike() -> None:
     generator = np.random.default_rng(0)
     for content, alike in ((1.2, False), (0.3, True)):  # cosines of .28 and .955 to the fifth neighbour
         scores = np.exp(generator.normal(0, 0.05, (200, 4)))
@@ -202,7 +207,7 @@ def test_a_combination_adds_scores_of_varied_images_and_gates_those_of_images_th
         found = Combination.fit(scores)
         assert bool(found.alike) == alike
         z = (np.log(scores + 1e-6) - found.centre) / found.spread
-        expected = z[:, 0] if alike else z.sum(1)
+        expected = z[:, 0] if alike else norm(z)
         far = z.max(1) > 4
         np.testing.assert_allclose(found.score(scores)[~far], expected[~far])
         assert abs(np.median(z, axis=0)).max() < 0.01
@@ -213,7 +218,7 @@ def test_a_combination_adds_scores_of_varied_images_and_gates_those_of_images_th
     assert bool(both.alike)
     np.testing.assert_allclose(both.score(scores)[~far], z[:, [0, 3]].max(1)[~far])  # the larger decides
     varied = replace(both, alike=np.array(0.0))
-    np.testing.assert_allclose(varied.score(scores), z[:, :3].sum(1))
+    np.testing.assert_allclose(varied.score(scores), norm(z[:, :3]))
 
 
 def test_each_score_judges_a_quantity_that_there_is_and_says_what_it_is() -> None:

@@ -299,15 +299,15 @@ class Combination(Detector):
 
     Each is the logarithm of a distance, in robust standard deviations from the normal images. Where those are
     alike, as parts are, patches decide, by the score in which they are most anomalous; the others would raise
-    their noise, and count only far beyond the normal images. Where they vary, as photographs do, all are
-    added. The images say which: they are alike if half of them have neighbours of nearly the same pooled
-    features.
+    their noise, and count only far beyond the normal images. Where they vary, as photographs do, the squares
+    of those above the median are added: one that sees what is wrong must not be outvoted by the others. The
+    images say which: they are alike if half of them have neighbours of nearly the same pooled features.
 
     Attributes:
         centre, spread: (K,) median and robust standard deviation of the logarithms.
         gates: (K,) where a score begins to count if images are alike.
-        weights: (2, K): of the scores in the sum if images vary; above 0 for those whose largest decides if
-            images are alike.
+        weights: (2, K): of the scores that are added if images vary; above 0 for those whose largest decides
+            if images are alike.
         alike: () whether they are, 1 or 0.
     """
 
@@ -340,12 +340,15 @@ class Combination(Detector):
         return cls(centre, spread, gates, summed, np.array(float(np.median(cosines) >= _ALIKE)))
 
     def score(self, values: Array) -> Array:
-        """Return the sum (N,) of scores (N, K): about 0 for half of the normal images."""
+        """Return the combination (N,) of scores (N, K): 1 is a standard deviation of one of them."""
         import numpy as np
 
         z = (np.log(values + TINY) - self.centre) / self.spread
         if not self.alike:
-            return np.asarray((z * self.weights[0]).sum(-1))
+            above = np.sqrt(np.square(z.clip(min=0) * self.weights[0]).sum(-1))
+            # Below all medians, the largest: images as ordinary as these have an order, too.
+            largest = np.where(self.weights[0] > 0, z, -np.inf).max(-1)
+            return np.asarray(np.where(above > 0, above, largest))
         decides = self.weights[1] > 0
         beyond = np.where(decides, 0, np.maximum(z - self.gates, 0))
         return np.asarray(np.where(decides, z, -np.inf).max(-1) + beyond.sum(-1))

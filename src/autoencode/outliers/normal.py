@@ -136,7 +136,7 @@ class NormalImages:
     def measure_all(self, pictures: Sequence[Picture]) -> list[tuple[float, NDArray[np.float32]]]:
         """Return the scores of images and their heat maps (h, w).
 
-        The score is about 0 for half of the normal images and 1 for a robust standard deviation above. In
+        The score is in robust standard deviations above what is usual among the normal images. In
         the heat map, 1 is what the hottest hundredth of one normal image in twenty exceeds, 2 twice that
         distance. A normal image has the score of it measured against others, and its heat map, too, unless
         the normal images are from a file.

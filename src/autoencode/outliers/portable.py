@@ -163,7 +163,9 @@ class Judge(NamedNetwork):
 
     def _combined(self, z: Tensor) -> Tensor:
         if not self.is_alike:
-            return (z * self.weights[0]).sum(1)
+            above = (z.clamp(min=0) * self.weights[0]).square().sum(1).sqrt()
+            largest = torch.where(self.weights[0] > 0, z, -1e30).amax(1)
+            return torch.where(above > 0, above, largest)
         decides = self.weights[1] > 0
         beyond = torch.where(decides, 0, (z - self.gates).clamp(min=0))
         return torch.where(decides, z, -1e30).amax(1) + beyond.sum(1)
