@@ -37,7 +37,7 @@ def test_a_restorer_is_trained_shown_and_used(autoencode: Command, photos: Path,
 
 def test_a_restorer_can_start_from_one_trained_at_another_size(tiny_pack: Pack, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    first = Restorer(ModelConfig(kind="restorer", network="restore", widths=(4, 6)), Preprocessing(48, 64))
+    first = Restorer(ModelConfig(kind="restorer", network="gated", widths=(4, 6)), Preprocessing(48, 64))
     save_model(tmp_path / "first.safetensors", first, {})
     steps = {"preset": "restore", "epochs": 1, "patch": 16, "learning_rate": 1e-12}
     run = train(tiny_pack.path, tmp_path / "run", init=tmp_path / "first.safetensors", **steps)

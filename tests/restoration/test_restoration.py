@@ -37,7 +37,7 @@ FP32 = choose_runtime("cpu", "fp32")
 def restorer(corrupt: tuple[str, ...] = ("gaussian:0.1",)) -> Restorer:
     """A network of random weights that changes images by a few levels."""
     torch.manual_seed(0)
-    config = ModelConfig(kind="restorer", network="restore", widths=(4, 6, 8))
+    config = ModelConfig(kind="restorer", network="gated", widths=(4, 6, 8))
     model = Restorer(config, Preprocessing(32, 32))
     with torch.no_grad():
         for parameter in model.net.last.parameters():

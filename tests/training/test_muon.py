@@ -34,14 +34,29 @@ def test_the_first_step_of_a_convolution_has_its_gradient_without_the_singular_v
     assert (step * (left @ right)).sum() < -0.9 * step.norm() * (left @ right).norm()
 
 
-def test_vectors_are_trained_as_by_adam() -> None:
-    ours, theirs = (torch.ones(5, requires_grad=True) for _ in range(2))
+def test_matrices_of_one_shape_are_each_changed_as_if_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(6, 4, generator=generator) * scale for scale in (1, 100)]
+    together, alone = ([torch.zeros(6, 4, requires_grad=True) for _ in range(2)] for _ in range(2))
+    for parameters in (together, alone):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+    Muon(together, lr=0.1).step()
+    for parameter in alone:
+        Muon([parameter], lr=0.1).step()
+    for first, second in zip(together, alone, strict=True):
+        torch.testing.assert_close(first, second, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1, 3, 3)])
+def test_vectors_and_filters_of_one_channel_are_trained_as_by_adam(shape: tuple[int, ...]) -> None:
+    ours, theirs = (torch.ones(shape, requires_grad=True) for _ in range(2))
     muon = Muon([{"params": [ours]}], lr=0.02)
     adam = torch.optim.Adam([theirs], lr=0.001, betas=(0.9, 0.99))
     for step in range(4):
         for parameter, optimizer in ((ours, muon), (theirs, adam)):
             optimizer.zero_grad()
-            (parameter * torch.arange(5.0) - step).square().sum().backward()
+            (parameter.reshape(5, -1) * torch.arange(5.0)[:, None] - step).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours, theirs)
 

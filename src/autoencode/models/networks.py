@@ -152,7 +152,7 @@ def _residual(config: ModelConfig, height: int, width: int) -> Halves:
     return Halves(encoder, decoder, LinearEncoder(config.code_size, height, width))
 
 
-def _restore(config: ModelConfig, height: int, width: int) -> RestorationNet:
+def _gated(config: ModelConfig, height: int, width: int) -> RestorationNet:
     from autoencode.models.restorer import RestorationNet
 
     return RestorationNet(config.widths)
@@ -183,13 +183,13 @@ NETWORKS: dict[str, Network] = {
         build=_residual,
         start=_start_at_pca,
     ),
-    "restore": Network(
-        summary="a U-Net of residual blocks, for images of any size",
+    "gated": Network(
+        summary="a U-Net of gated blocks, for images of any size",
         first_level=2,
         patch_px=2,
         normalises_deepest=False,
         linear_rate=1.0,
-        build=_restore,
+        build=_gated,
         restores=True,
     ),
 }

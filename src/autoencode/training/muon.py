@@ -3,12 +3,14 @@
 The momentum of a matrix has a few large singular values, and a step along it learns little else. Muon
 replaces it by the nearest matrix whose singular values are all 1, by a Newton-Schulz iteration: five products
 of matrices, little beside a forward pass. The weights of a convolution are a matrix with a row for each of
-its outputs. A restorer trained by it for a minute is as good as one trained by AdamW for two (docs/log.md).
+its outputs; those of one that filters each channel by itself mix no channels, and count as vectors. A
+restorer trained by it for a minute is as good as one trained by AdamW for two (docs/log.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ _MOMENTUM, _BETAS, _EPSILON = 0.95, (0.9, 0.99), 1e-8
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters of two or more dimensions, Adam for vectors; no weight decay.
+    """Muon for matrices, Adam for the other parameters; no weight decay.
 
     Args:
         groups: parameters, or groups of them as any torch optimiser takes.
@@ -47,23 +49,32 @@ class Muon(torch.optim.Optimizer):
         """Change every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
+            matrices: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                update = self._matrix_step if parameter.ndim > 1 else self._vector_step
-                update(parameter, parameter.grad, self.state[parameter], group)
+                if is_matrix(parameter):
+                    matrices[parameter.flatten(1).shape].append(parameter)
+                else:
+                    self._vector_step(parameter, parameter.grad, self.state[parameter], group)
+            for parameters in matrices.values():
+                self._matrix_steps(parameters, group)
 
-    @staticmethod
-    def _matrix_step(
-        parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-    ) -> None:
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-        # Nesterov's: the momentum as it will be after the next, similar gradient.
-        direction = orthogonal(gradient.lerp(momentum, _MOMENTUM).flatten(1))
-        rows, columns = direction.shape
-        _move(parameter, direction.reshape(parameter.shape), group["lr"], max(1.0, rows / columns) ** 0.5)
+    def _matrix_steps(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Change matrices of one shape together: a network has dozens, and each alone is small."""
+        directions = []
+        for parameter in parameters:
+            gradient, state = parameter.grad, self.state[parameter]
+            assert gradient is not None
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+            # Nesterov's: the momentum as it will be after the next, similar gradient.
+            directions.append(gradient.lerp(momentum, _MOMENTUM).flatten(1))
+        rows, columns = directions[0].shape
+        for parameter, direction in zip(parameters, orthogonal(torch.stack(directions)), strict=True):
+            factor = max(1.0, rows / columns) ** 0.5
+            _move(parameter, direction.reshape(parameter.shape), group["lr"], factor)
 
     @staticmethod
     def _vector_step(
@@ -87,14 +98,19 @@ def _move(parameter: Tensor, direction: Tensor, rate: float | Tensor, factor: fl
         parameter.add_(direction, alpha=-rate * factor)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Return about U V^T for a matrix (N, M) = U S V^T: the same directions, all singular values near 1."""
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter maps several inputs to each output."""
+    return parameter.ndim > 1 and parameter.shape[1] > 1
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Return about U V^T for matrices U S V^T (..., N, M): the same directions, singular values near 1."""
     first, third, fifth = _QUINTIC
     # In bf16, as the iteration corrects what it rounds; the smaller side first, for the smaller products.
-    wide = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix).bfloat16()
-    wide = wide / (wide.norm() + 1e-7)
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = (matrices.mT if is_tall else matrices).bfloat16()
+    wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
-        square = wide @ wide.T
+        square = wide @ wide.mT
         wide = first * wide + (third * square + fifth * square @ square) @ wide
-    found: Tensor = wide.T if matrix.shape[0] > matrix.shape[1] else wide
-    return found.to(matrix.dtype)
+    return (wide.mT if is_tall else wide).to(matrices.dtype)

@@ -51,7 +51,7 @@ _BEST = {
 
 _RESTORE = {
     "kind": "restorer",
-    "network": "restore",
+    "network": "gated",
     "widths": (32, 64, 128),
     "epochs": 20,
     "batch_size": 16,

@@ -33,7 +33,7 @@ from autoencode.models.model_file import (
 )
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
-from autoencode.training.muon import Muon
+from autoencode.training.muon import Muon, is_matrix
 from autoencode.training.perceptual import PerceptualPhase, begin
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
 
@@ -380,8 +380,8 @@ def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequ
     if not moments.keys() <= set(range(len(parameters))):
         raise ValueError("not every parameter has its moments")
     # Muon has other moments for matrices than for vectors, and other optimisers the same for both.
-    kinds = {(parameters[index].ndim > 1, frozenset(own)) for index, own in moments.items()}
-    if len(kinds) > len({is_matrix for is_matrix, _ in kinds}):
+    kinds = {(is_matrix(parameters[index]), frozenset(own)) for index, own in moments.items()}
+    if len(kinds) > len({matrix for matrix, _ in kinds}):
         raise ValueError("not every parameter has its moments")
     for index, own in moments.items():
         for name, moment in own.items():
