@@ -113,4 +113,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         square = wide @ wide.mT
         wide = first * wide + (third * square + fifth * square @ square) @ wide
-    return (wide.mT if is_tall else wide).to(matrices.dtype)
+    found: Tensor = wide.mT if is_tall else wide
+    return found.to(matrices.dtype)
