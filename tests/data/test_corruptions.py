@@ -21,7 +21,6 @@ from autoencode.data.corruptions import (
     corrupt,
     example,
     parse_corruptions,
-    recorrupted,
 )
 from autoencode.data.loader import LocalBatch, batches, local_batch
 from autoencode.errors import ConfigError
@@ -228,30 +227,6 @@ def test_camera_noise_has_the_deviation_asked_for_before_it_is_softened_less_by_
     alike = (noise[..., 1:] * noise[..., :-1]).flatten(1).mean(1) / noise.square().flatten(1).mean(1)
     assert alike.min() < 0.2
     assert alike.max() > 0.6
-
-
-def test_what_is_learned_from_recorrupted_images_is_what_clean_ones_would_teach() -> None:
-    generator = torch.Generator().manual_seed(0)
-    clean = torch.full((32, 3, 64, 64), 0.5)
-    noisy = clean + 0.2 * torch.randn(clean.shape, generator=generator)
-    seen, target = recorrupted(noisy, generator)
-    # The noise of the two is independent, although both have that of the image.
-    in_both = ((seen - clean) * (target - clean)).flatten(1).mean(1)
-    assert in_both.mean().abs() < 0.04 * 0.2**2
-    ratios = ((seen - clean).flatten(1).std(1) / 0.2).square() - 1
-    assert ratios.min() > 0.07
-    assert ratios.max() < 1.05
-    # The best factor on the input, among all linear maps, is the same for target and clean image.
-    by_target = ((seen - 0.5) * (target - 0.5)).sum() / (seen - 0.5).square().sum()
-    assert abs(float(by_target)) < 0.03
-
-
-def test_recorrupted_images_are_the_same_in_a_local_batch() -> None:
-    local = local_batch(len(IMAGES), 1, 3)
-    part = recorrupted(IMAGES[local.positions], torch.Generator().manual_seed(0), local)
-    whole = recorrupted(IMAGES, torch.Generator().manual_seed(0))
-    for own, every in zip(part, whole, strict=True):
-        torch.testing.assert_close(own, every[local.positions])
 
 
 def test_salt_and_pepper_sets_that_share_to_black_and_white_in_equal_numbers() -> None:

@@ -66,6 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # An epoch of four patches of each image, and moments of Muon.
     "restorer": {"preset": "restore", "epochs": 2, "patch": 16, "code_size": 256, "ema": 0.9},
+    "self-supervised": {"preset": "restore", "epochs": 2, "code_size": 256, "self_supervised": True},
 }
 MEASURED = ("images_per_second", "seconds", "input_wait")  # differs between any two runs
 

@@ -329,29 +329,3 @@ def _one_each(images: Tensor, alternatives: Sequence[Corruption], draws: Draws, 
         if len(chosen := (choice == index).nonzero()[:, 0]):
             found[chosen] = _applied(images[chosen], corruption, own.only(chosen), training=training)
     return found
-
-
-def recorrupted(
-    images: Tensor, generator: torch.Generator, local: LocalBatch | None = None
-) -> tuple[Tensor, Tensor]:
-    """Make a pair to learn from out of each noisy image: Pang et al. 2021, Recorrupted-to-Recorrupted.
-
-    The same new noise n is added to the input, as r n, and taken from the target, as n / r. Where n has the
-    level of the noise of the image and both are Gaussian, the noise of the two is independent: a network that
-    comes closest to the target on average comes closest to the clean image, which nobody has.
-
-    Args:
-        images: (B, 3, H, W) with white noise of any level; not changed.
-        generator: as for `corrupt`.
-        local: as for `corrupt`.
-
-    Returns:
-        Input and target, each (B, 3, H, W).
-    """
-    from autoencode.metrics.images import noise_level  # which imports torch
-
-    draws = Draws(images, generator, local)
-    # Inputs of 1.04 to 1.41 times the noise of the images: what is learned holds for the images themselves.
-    ratio = (0.3 + 0.7 * draws.uniform())[:, None, None, None]
-    noise = noise_level(images)[:, None, None, None] * draws.normal()
-    return images + ratio * noise, images - noise / ratio

@@ -221,6 +221,7 @@ class Loop:
         state, config, begun = self.state, self.config, self.settings.extended_at
         rate = learning_rate_at(config, state.step - begun, self.total_steps - begun)
         set_rate(state.optimizer, rate)
+        self.objective.choose_teacher(state)
         clean = self.runtime.to_device(images)
         state.model.train()
         set_counted(state.model, bool(local.counted))

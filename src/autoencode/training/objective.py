@@ -5,15 +5,17 @@ Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from autoencode.data.augmentation import horizontal_flip, random_patch
-from autoencode.data.corruptions import corrupt, parse_corruptions, recorrupted
+from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.training.losses import Terms, beta_at, terms
+from autoencode.training.self_supervised import FIRST_SHARE, damaged_again, mean_after_cut, recorrupted
 
 if TYPE_CHECKING:
     from autoencode.data.loader import LocalBatch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import Record
     from autoencode.training.runtime import Runtime
+    from autoencode.training.state import TrainState
 
 
 class Views(NamedTuple):
@@ -29,7 +32,8 @@ class Views(NamedTuple):
     Attributes:
         seen: (B, 3, H, W), given to the model.
         target: (B, 3, H, W) that it should return.
-        noise: (B, D) standard normal that codes are drawn with; None for no draw.
+        noise: (B, D) standard normal that codes are drawn with; in self-supervised training (B,), the level
+            of the noise of the target; otherwise None.
     """
 
     seen: Tensor
@@ -45,11 +49,18 @@ class Objective:
         runtime: of the run.
         steps: in an epoch.
         total_steps: of the whole run, without the perceptual phase.
+
+    Attributes:
+        first_noisy_steps: of self-supervised training, before restored images take the place of clean ones.
+        teacher: restores them, with the weights that the model then has. Restored by the weights of each step
+            they would lose a little more detail from step to step.
     """
 
     def __init__(self, config: TrainConfig, runtime: Runtime, steps: int, total_steps: int) -> None:
         self.config, self.runtime, self.steps, self.total_steps = config, runtime, steps, total_steps
         self.corruptions = parse_corruptions(config.corrupt)
+        self.teacher: ImageModel | None = None
+        self.first_noisy_steps = math.ceil(FIRST_SHARE * total_steps)
 
     def views(self, model: ImageModel, clean: Tensor, local: LocalBatch, purpose: str, draw: int) -> Views:
         """Return what a model is given of a local or micro-batch, and what it should return.
@@ -72,15 +83,29 @@ class Objective:
         if training and config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
         if config.self_supervised:
-            seen, clean = recorrupted(clean, generator, local)
-        else:
-            seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
+            return self._noisy_views(clean, generator, local, draw if training else 0)
+        seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
         noise = None
         if model.is_vae:
             # Drawn for the whole batch, so that its noise is the same for any number of processes.
             shape = (local.batch_size, model.config.code_size)
             noise = torch.randn(shape, generator=generator, device=clean.device)[local.positions]
         return Views(seen, clean, noise)
+
+    def choose_teacher(self, state: TrainState) -> None:
+        """Prepare the next step of a run."""
+        if state.teacher and state.step == self.first_noisy_steps:
+            state.teacher.load_state_dict(state.model.state_dict())
+        self.teacher = state.teacher
+
+    def _noisy_views(self, noisy: Tensor, generator: torch.Generator, local: LocalBatch, step: int) -> Views:
+        """Return views of images that are noisy themselves."""
+        if step < self.first_noisy_steps:
+            return Views(*recorrupted(noisy, generator, local))
+        assert self.teacher is not None
+        with torch.no_grad(), self.runtime.autocast():
+            restored = self.teacher(noisy).images
+        return Views(*damaged_again(noisy, restored, generator, local))
 
     def terms(self, model: ImageModel, views: Views, beta: float | Tensor) -> tuple[Terms, Output]:
         """Return the objective of a batch with that weight of the KL, and the output of the model."""
@@ -89,7 +114,11 @@ class Objective:
         sigma2 = model.sigma2 if self.config.sigma2 == "auto" and model.is_vae else self.config.sigma2
         if sigma2 == "auto":
             sigma2 = 1.0
-        return terms(self.config.loss, views.target, output, beta, sigma2), output
+        compared = output
+        if self.config.self_supervised and views.noise is not None:
+            # A target whose noise was cut off at black and white is not the clean image on average.
+            compared = output._replace(images=mean_after_cut(output.images, views.noise))
+        return terms(self.config.loss, views.target, compared, beta, sigma2), output
 
     def beta(self, step: int) -> float:
         """Return the weight of the KL at a step, counted from 0."""

@@ -69,6 +69,7 @@ class TrainState:
         adversary: the discriminator with its optimiser and sums, where there is one.
         perceptual: the second decoder, from the first step of the perceptual phase on; `sums` are then loss,
             squared error and perceptual distance.
+        teacher: of self-supervised training: the model after its first half, see `Objective`.
     """
 
     model: ImageModel
@@ -80,6 +81,7 @@ class TrainState:
     waited: float = 0.0
     adversary: Adversary | None = None
     perceptual: PerceptualPhase | None = None
+    teacher: ImageModel | None = None
 
     @property
     def taken(self) -> int:
@@ -100,6 +102,8 @@ def initial_state(run: RunSettings, runtime: Runtime, processes: Processes) -> T
     averaged = copy.deepcopy(model).requires_grad_(False) if run.train.ema else model
     sums = runtime.zeros(4)
     state = TrainState(model, averaged, make_optimizer(model, run.train), step=0, sums=sums)
+    if run.train.self_supervised:
+        state.teacher = copy.deepcopy(model).requires_grad_(False)
     if run.train.adversarial:
         seed = random_seed("discriminator", run.train.seed)
         state.adversary = Adversary(run.preprocessing.height, run.preprocessing.width, runtime, seed)
@@ -282,6 +286,8 @@ def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig, runtim
         state.model.load_state_dict(without_prefix("model/", tensors))
         if state.averaged is not state.model:
             state.averaged.load_state_dict(without_prefix("averaged/", tensors))
+        if state.teacher:
+            state.teacher.load_state_dict(without_prefix("teacher/", tensors))
         _restore(state.optimizer, without_prefix("optimizer/", tensors))
         state.sums = _like(state.sums, tensors["sums"])
         state.step, state.seconds, state.waited = _position(content)
@@ -335,6 +341,8 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     tensors = with_prefix("model/", state.model.state_dict())
     if state.averaged is not state.model:
         tensors |= with_prefix("averaged/", state.averaged.state_dict())
+    if state.teacher:
+        tensors |= with_prefix("teacher/", state.teacher.state_dict())
     tensors |= _moments("optimizer", state.optimizer)
     if adversary := state.adversary:
         tensors |= with_prefix("discriminator/", adversary.discriminator.state_dict())
