@@ -15,6 +15,7 @@ are first used, so that `import autoencode` does not load torch.
 import lazy_loader
 
 from autoencode.errors import VERSION as __version__
+from autoencode.notebook import is_notebook, with_progress
 
 _load, _, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted([*_names, "__version__"])
@@ -23,7 +24,10 @@ __all__ = sorted([*_names, "__version__"])
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'autoencode' has no attribute {name!r}")
-    return _load(name)
+    value = _load(name)
+    if is_notebook():
+        value = globals()[name] = with_progress(value)  # in place of what was loaded, which is kept there
+    return value
 
 
 def __dir__() -> list[str]:
