@@ -55,6 +55,26 @@ def test_an_epoch_is_one_line_however_narrow_the_output(written: io.StringIO) ->
     )
 
 
+def test_the_time_of_a_run_is_said_once_its_first_epochs_were_timed(written: io.StringIO) -> None:
+    with progress.training() as show:
+        for epoch in range(1, 5):
+            record = RECORD | {"epoch": epoch}
+            show(TrainProgress(epoch, 4, 5, 5, 0.12, 12345.6, 125.0 - 30 * epoch, record))
+    lines = written.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["epoch", "epoch", "time:", "epoch", "epoch"]
+    assert lines[2] == "time:   at most 1:05 left on this machine; Ctrl-C stops and keeps what was learned"
+
+
+def test_of_many_epochs_some_are_lines(written: io.StringIO) -> None:
+    with progress.training() as show:
+        for epoch in range(1, 201):
+            show(TrainProgress(epoch, 200, 5, 5, 0.12, 12345.6, 0.0, RECORD | {"epoch": epoch}))
+    lines = written.getvalue().splitlines()
+    numbers = [int(line.split()[1].partition("/")[0]) for line in lines if line.startswith("epoch")]
+    assert numbers == [1, *range(4, 201, 4)]
+    assert not any(line.startswith("time:") for line in lines)  # it is over in no time
+
+
 def test_an_autoencoder_has_no_kl_to_report(written: io.StringIO) -> None:
     names = ("epoch", "step", "train_loss", "val_loss", "val_mse", "images_per_second")
     with progress.training() as show:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 from tests.conftest import blobs
 
 from autoencode import ConfigError, Pack, Run, RunError, load_model, pack_folder, train
-from autoencode.training import loop
+from autoencode.training import loop, presets
 from autoencode.training.run import read_metrics, read_run
 
 SMALL: dict[str, Any] = {"widths": (4, 8), "epochs": 1}
@@ -81,11 +83,33 @@ def test_a_small_folder_gets_enough_steps_and_a_preset_of_the_paper_keeps_its_nu
     assert 1000 <= best.train.epochs * steps < 1000 + steps or best.train.epochs == 200
     assert (paper.train.epochs, paper.model.code_size, paper.chosen) == (10, 256, "")
     # So many that the last need not be the best one; which is kept.
-    assert best.train.early_stopping == math.ceil(best.train.epochs / 3)
+    assert best.train.early_stopping == 25 < best.train.epochs / 3
     assert f"{best.train.epochs} epochs at most" in best.chosen
     assert paper.train.early_stopping == 0
     train(tiny_pack.path, tmp_path / "asked", widths=(4, 8), early_stopping=0)
     assert read_run(tmp_path / "asked").train.early_stopping == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "steps", "batches"),
+    [
+        (32, 200, 1000, 200),  # about 80 s of a processor for both phases, and 120 s at 64 pixels
+        (64, 300, 1000, 200),
+        (128, 300, 500, 100),  # 200 s: two minutes on two cores
+        (128, 32, 200, 100),  # no more than 200 epochs
+        (64, 1500, 1000, 320),  # a critic has to learn first
+        (128, 16_000, 5000, 625),  # ten epochs, and an eighth
+    ],
+)
+def test_a_first_try_with_few_images_ends_in_two_minutes(
+    size: int, images: int, steps: int, batches: int, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessing = replace(tiny_pack.preprocessing, height=size, width=size)
+    pack = cast(Pack, SimpleNamespace(preprocessing=preprocessing, training_rows=lambda: range(images)))
+    _, config, _ = presets.adapted("best", *presets.settings(), pack, ())
+    taken = config.epochs * math.ceil(images / config.batch_size)
+    assert steps <= taken < 1.05 * steps
+    assert config.perceptual_steps(taken) == pytest.approx(batches, rel=0.02)
 
 
 def test_a_run_with_a_cosine_is_extended_by_another_cosine(

@@ -40,6 +40,10 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 LINE_EVERY = float(os.environ.get("AUTOENCODE_LINE_SECONDS") or 30)
 
 
+# Epochs that are lines, at most; and how many are timed before the time left is said, if it is more seconds.
+_EPOCH_LINES, _TIMED_EPOCHS, _WORTH_SAYING = 50, 2, 10
+
+
 # Whether the result of the command is printed as JSON. A setting of the process, as the consoles are.
 _as_json = False
 
@@ -223,8 +227,14 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
             bars.update(epochs, completed=done, total=at.epochs, note=left)
             rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
             bars.update(steps, completed=at.step, total=at.steps, note=rate)
-            if at.record is not None:
+            # Hundreds of epochs, as small folders have, would push away what is said before them.
+            every = -(-at.epochs // _EPOCH_LINES)
+            if at.record is not None and (at.epoch == 1 or at.epoch % every == 0 or at.epoch == at.epochs):
                 console.print(_epoch_line(at), soft_wrap=not console.is_terminal)
+            # The first epoch warms up, and says less of the others.
+            if at.record is not None and at.epoch == _TIMED_EPOCHS and at.seconds_left >= _WORTH_SAYING:
+                left = f"at most {duration(at.seconds_left)} left on this machine"
+                say(f"time:   {left}; Ctrl-C stops and keeps what was learned")
             if at.warning is not None:
                 warn(at.warning)
 
