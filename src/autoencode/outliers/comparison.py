@@ -69,6 +69,13 @@ class Fit:
         return Measured(np.array([level(coarse), content, early]), (coarse, fine.astype(np.float32)))
 
 
+class Standard(NamedTuple):
+    """Maps of one image: the mean of both scales on the finer grid, and that of the coarser scale alone."""
+
+    both: NDArray[np.float32]
+    coarse: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class HeatScale:
     """How the distances of patches at two scales become one map.
@@ -88,13 +95,14 @@ class HeatScale:
             tuple(Places.fit([one.maps[scale] for one in measured]) for scale in range(len(SHORT_SIDES)))
         )
 
-    def standard(self, measured: Measured) -> NDArray[np.float32]:
-        """Return the mean of both scales on the finer grid, in standard deviations above what is usual."""
+    def standard(self, measured: Measured) -> Standard:
+        """Return maps in standard deviations above what is usual at each place."""
         maps = [places.standard(one) for places, one in zip(self.places, measured.maps, strict=True)]
-        return np.asarray(np.mean([resized(one, maps[-1].shape) for one in maps], axis=0), np.float32)
+        both = np.mean([resized(one, maps[-1].shape) for one in maps], axis=0)
+        return Standard(np.asarray(both, np.float32), maps[0])
 
     def shown(self, standard: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return such a map as distances again, relative to the upper end of normal patches."""
+        """Return a map of both scales as distances again, relative to the upper end of normal patches."""
         spread = np.mean([places.spread.mean() for places in self.places])
         return np.asarray(np.exp((spread * (standard - self.end)).clip(-9, 9)), np.float32)
 
@@ -105,6 +113,7 @@ def _level(heat: NDArray[np.float32]) -> float:
     return float(np.mean([highest[: max(1, round(top * len(highest)))].mean() for top in TOPS]))
 
 
-def scores_of(measured: Measured, standard: NDArray[np.float32]) -> Array:
-    """Return the scores (4,) of an image, all of them distances, of which `Combination` takes logarithms."""
-    return np.append(measured.scores, np.exp(min(_level(standard), 500.0)))  # beyond, exp has no number
+def scores_of(measured: Measured, standard: Standard) -> Array:
+    """Return the scores (5,) of an image, all of them distances, of which `Combination` takes logarithms."""
+    # Beyond 500, exp has no number.
+    return np.append(measured.scores, [np.exp(min(_level(one), 500.0)) for one in standard])

@@ -1,8 +1,9 @@
 """Normal images without a trained model: what a pretrained network knows of them, and how unlike others are.
 
-An image has four scores (see `scores`): of its patches, of its content, of its statistics, and of the places
-of its heat map. How they become one depends on the normal images; see `Combination`. A heat map adds the
-distances of patches at two scales, each relative to what is usual at its place (`Places`).
+An image has five scores (see `scores`): of its patches, of its content, of its statistics, and of the places
+of its heat map, of both scales and of the coarser one. How they become one depends on the normal images; see
+`Combination`. A heat map adds the distances of patches at two scales, each relative to what is usual at its
+place (`Places`).
 
 Each normal image is measured against the others (cross-conformal prediction, Vovk 2015), so that none is
 lost to calibration, and outliers among them can be found.
@@ -59,11 +60,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-KIND, FORMAT_VERSION = "normal images", 4
+KIND, FORMAT_VERSION = "normal images", 5
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
 MOST_FITTED = 500  # images in the banks, whose patches are in memory; the others are measured against them
-# Weights of patches, content, statistics and places: if images vary, and if they are alike.
-_WEIGHTS = ((1.0, 1.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+# Weights of patches, content, statistics, places of both scales and of the coarser one: if images vary, and
+# if they are alike. Wide defects stand out at the coarser scale.
+_WEIGHTS = ((1.0, 1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 1.0, 1.0))
 # Pixels that pass the network at once: eight images of 128 pixels a side take 60 % of the time each, and
 # with more pixels than these the gain is lost again.
 _TOGETHER = 8 * 128 * 160
@@ -100,7 +102,7 @@ class NormalImages:
 
     Attributes:
         fit: what is fitted to them.
-        combination: how the four scores of an image become one.
+        combination: how the five scores of an image become one.
         calibration: (N,) scores of normal images, each measured against others.
         heat_scale: how distances become a heat map.
         paths: the N files, then those with the same pixels as one of them; empty for normal images from a
@@ -153,7 +155,7 @@ class NormalImages:
             standard = self.heat_scale.standard(measured)
             score = self.combination.score(scores_of(measured, standard))
             found.append(
-                (float(score if row is None else self.calibration[row]), self.heat_scale.shown(standard))
+                (float(score if row is None else self.calibration[row]), self.heat_scale.shown(standard.both))
             )
         return found
 
@@ -375,9 +377,9 @@ def _calibrated(
     ]
     scores = np.stack([scores_of(one, places) for one, places in zip(measured, standard, strict=True)])
     combination = Combination.fit(scores, _WEIGHTS)
-    end = float(np.quantile([np.quantile(one, _COOL_PATCHES) for one in standard], _COOL_IMAGES))
+    end = float(np.quantile([np.quantile(one.both, _COOL_PATCHES) for one in standard], _COOL_IMAGES))
     heat = HeatScale(heat.places, end)
-    heats = tuple(heat.shown(one).astype(np.float16) for one in standard)
+    heats = tuple(heat.shown(one.both).astype(np.float16) for one in standard)
     return NormalImages(
         fit, combination, combination.score(scores), heat, heats=heats, value_range=value_range
     )

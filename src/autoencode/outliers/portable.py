@@ -135,9 +135,11 @@ class Judge(NamedNetwork):
             (torch.log(one + TINY) - getattr(self, f"usual_mean{at}")) / getattr(self, f"usual_spread{at}")
             for at, one in enumerate((coarse, fine))
         ]
-        maps[0] = F.interpolate(maps[0][:, None], self.grid, mode="bilinear", align_corners=False)[:, 0]
-        standard = (maps[0] + maps[1]) / 2
-        highest = torch.stack([_highest(standard, share) for share in TOPS]).mean(0)
+        finer = F.interpolate(maps[0][:, None], self.grid, mode="bilinear", align_corners=False)[:, 0]
+        standard = (finer + maps[1]) / 2
+        highest = torch.stack(
+            [torch.stack([_highest(one, share) for share in TOPS]).mean(0) for one in (standard, maps[0])], 1
+        )
         # Of the places, the logarithm is what is there; its exponential would overflow fp32.
         hottest = torch.logaddexp(highest, torch.tensor(TINY).log())
         nearest = _squares(content, self.neighbours).topk(
@@ -151,7 +153,7 @@ class Judge(NamedNetwork):
             ],
             1,
         )
-        z = (torch.cat([torch.log(scores + TINY), hottest[:, None]], 1) - self.centre) / self.spread
+        z = (torch.cat([torch.log(scores + TINY), hottest], 1) - self.centre) / self.spread
         score = self._combined(z)
         p_value = (1 + (self.calibration >= score[:, None]).sum(1)) / (1 + len(self.calibration))
         return score, p_value, torch.exp((self.unit * (standard - self.end)).clamp(-9, 9))
