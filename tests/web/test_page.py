@@ -617,6 +617,30 @@ def test_a_picture_fills_the_window_and_the_arrows_lead_on(page: Page, photos: P
     until(page, "!document.querySelector('dialog')")
 
 
+def test_the_window_of_a_picture_leads_through_all_and_leaves_the_grid_alone(page: Page) -> None:
+    go(page, "browse")
+    page.route(
+        "**/api/browse?*limit=200*",
+        lambda route: route.continue_(url=route.request.url.replace("limit=200", "limit=12")),
+    )
+    page.fill("#tab-browse [type=search]", "png")
+    until(page, "document.querySelectorAll('#tab-browse .grid .picture').length % 48 >= 12")
+    loaded = page.locator("#tab-browse .grid .picture").count()
+    page.press(f"#tab-browse .grid .picture >> nth={loaded - 1}", "Enter")
+    page.wait_for_selector(f"text={loaded} of 48")
+    page.keyboard.press("ArrowRight")  # to one that is not loaded yet
+    page.wait_for_selector(f"text={loaded + 1} of 48")
+    page.click("dialog.viewer .near .picture >> nth=2")
+    page.wait_for_selector("text=3 of 12")
+    page.keyboard.press("Escape")
+    page.unroute("**/api/browse?*limit=200*")
+    page.click("#tab-browse .grid .picture >> nth=0", modifiers=["Control"])
+    page.click("#tab-browse .grid .picture >> nth=12", modifiers=["Shift"])
+    page.wait_for_selector("text=13 selected")
+    page.keyboard.press("Escape")
+    page.fill("#tab-browse [type=search]", "")
+
+
 def test_the_keys_are_listed_and_the_colours_chosen(page: Page) -> None:
     go(page, "browse")
     page.keyboard.press("?")

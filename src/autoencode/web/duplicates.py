@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from numpy.typing import NDArray
 
 from autoencode.configuration import Keep
 from autoencode.duplicates import (
@@ -103,17 +101,6 @@ async def cancel(workspace: OpenWorkspace) -> None:
 def duplicates_job(workspace: Workspace) -> Job[Duplicates]:
     """Return the job that looks for copies."""
     return workspace.comparing.job("duplicates", functools.partial(_find, workspace))
-
-
-def with_copies(workspace: Workspace) -> NDArray[np.bool_] | None:
-    """Return which of the images under review have copies, (N,); None if nobody has looked for any."""
-    found: Duplicates | None = workspace.comparing.known("duplicates")
-    if found is None:
-        return None
-    position = _positions(workspace)
-    have = np.zeros(len(position), np.bool_)
-    have[[position[file.path] for group in found.groups for file in group.files]] = True
-    return have
 
 
 def _found(workspace: Workspace) -> Duplicates:

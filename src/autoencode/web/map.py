@@ -19,7 +19,6 @@ from autoencode.errors import MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.outliers.review import Ranking
 from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
-from autoencode.web import duplicates
 from autoencode.web.jobs import Job, run_apart
 from autoencode.web.pictures import SPLITS, Collection, Vectors, readable
 from autoencode.web.results import Form, Saved, key_of
@@ -28,6 +27,7 @@ from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
+    from autoencode.duplicates import Duplicates
     from autoencode.projection import Array
 
 MOST_NAMED = 500
@@ -54,7 +54,7 @@ async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, A
         "splits": SPLITS,
         "known": [
             *([] if workspace.ranking is None else ["score"]),
-            *([] if duplicates.with_copies(workspace) is None else ["copies"]),
+            *([] if workspace.comparing.known("duplicates") is None else ["copies"]),
         ],
     }
 
@@ -68,7 +68,7 @@ async def points(workspace: OpenWorkspace, layout: Layout = "pca") -> Response:
     """
     # Not JSON: 100,000 points are 1.5 MB, which the browser uses as arrays without reading them.
     review, found = _review(workspace), finished(map_job(workspace, layout))
-    copies = await asyncio.to_thread(duplicates.with_copies, workspace)
+    copies = await asyncio.to_thread(_with_copies, workspace)
     content = await asyncio.to_thread(_bytes, review, found, workspace.ranking, copies)
     return Response(content, media_type="application/octet-stream")
 
@@ -157,6 +157,16 @@ def codes_of(model: Autoencoder, review: Collection, report: StageProgress) -> V
             report("encoding images", done, len(rows))
         review.codes = codes[positions]
     return review.codes
+
+
+def _with_copies(workspace: Workspace) -> NDArray[np.bool_] | None:
+    """Return which of the images have copies, (N,); None if nobody has looked for any."""
+    found: Duplicates | None = workspace.comparing.known("duplicates")
+    if found is None:
+        return None
+    pack = _review(workspace).pack
+    have = {file.path for group in found.groups for file in group.files}
+    return np.array([pack.folder / entry.path in have for entry in pack.entries])
 
 
 def _bytes(

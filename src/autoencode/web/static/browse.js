@@ -151,7 +151,7 @@ export function mount(root) {
     const isCheck = event.target.closest?.(".check");
     if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
     else if (event.ctrlKey || event.metaKey || isCheck || (selection.size && event.detail)) selection.toggle(position);
-    else openPicture(picture, pictures);
+    else openPicture(picture, pictures, { total: () => total, more: () => load(true) });
   }
 
   async function selectAll() {

@@ -16,9 +16,14 @@ const STEP = 60; // pixels by which an arrow key moves a picture that is zoomed 
 
 let part = "original"; // kept from picture to picture
 
-/** Open the window of a picture; `list` is what the arrows go through. */
-export function openPicture(picture, list = null) {
-  const pictures = list?.length ? list : [picture];
+/**
+ * Open the window of a picture; `list` is what the arrows go through.
+ * @param {{id: string}} picture @param {Array<any> | null} list it may grow
+ * @param {{total: () => number, more: () => Promise<any>} | null} rest what the list will have once all is loaded, and how
+ */
+export function openPicture(picture, list = null, rest = null) {
+  let pictures = list?.length ? list : [picture];
+  const total = () => rest?.total() ?? pictures.length;
   let at = Math.max(0, pictures.findIndex(({ id }) => id === picture.id));
   if (!workspace.kind || workspace.kind === "restorer") part = "original";
   const heading = h("h2", { id: "viewer-title", tabindex: "-1" });
@@ -29,8 +34,8 @@ export function openPicture(picture, list = null) {
   views.hidden = !workspace.kind || workspace.kind === "restorer";
   const legend = h("p", { class: "hint", hidden: true }, heatLegend());
   const icon = (text, label, onclick, more = {}) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick, ...more }, text);
-  const back = icon("‹", "Previous picture", () => go(-1), { class: "icon turn back" });
-  const next = icon("›", "Next picture", () => go(1), { class: "icon turn next" });
+  const back = icon("‹", "Previous picture", () => turn(-1), { class: "icon turn back" });
+  const next = icon("›", "Next picture", () => turn(1), { class: "icon turn next" });
   const dialog = h(
     "dialog",
     { class: "viewer", "aria-labelledby": "viewer-title" },
@@ -80,7 +85,8 @@ export function openPicture(picture, list = null) {
 
   /** Go on from a neighbour: the arrows then go through the neighbours. */
   function into(list, near) {
-    pictures.splice(0, pictures.length, ...list);
+    pictures = list;
+    rest = null;
     at = list.indexOf(near);
     show();
   }
@@ -88,10 +94,10 @@ export function openPicture(picture, list = null) {
   function show() {
     const of = pictures[at];
     heading.textContent = shortName(of);
-    position.textContent = pictures.length > 1 ? `${number(at + 1)} of ${number(pictures.length)}` : "";
+    position.textContent = total() > 1 ? `${number(at + 1)} of ${number(total())}` : "";
     back.hidden = next.hidden = pictures.length < 2;
     back.disabled = at === 0;
-    next.disabled = at === pictures.length - 1;
+    next.disabled = at === total() - 1;
     const known = h("div", { class: "facts" });
     const near = h("div", { class: "near" });
     keepingFocus(panel, () => panel.replaceChildren(known, ...actions(of, dialog), near), () => heading);
@@ -102,19 +108,25 @@ export function openPicture(picture, list = null) {
     announce(`${shortName(of)}${position.textContent && `, ${position.textContent}`}.`);
   }
 
-  function go(by) {
+  async function go(by) {
     const to = at + by;
-    if (to < 0 || to >= pictures.length) return;
+    if (to < 0 || to >= total()) return;
+    if (to >= pictures.length) await rest.more();
+    if (!pictures[to]) return;
     at = to;
     show();
+  }
+
+  function turn(by) {
+    go(by).catch((err) => showFailure(err, panel));
   }
 
   function key(event) {
     if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
     const moves = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
     if (stage.isZoomed && event.key in moves) stage.move(...moves[event.key].map((way) => way * STEP));
-    else if (event.key === "ArrowLeft") go(-1);
-    else if (event.key === "ArrowRight") go(1);
+    else if (event.key === "ArrowLeft") turn(-1);
+    else if (event.key === "ArrowRight") turn(1);
     else if (event.key === "+" || event.key === "=") stage.zoom(1.5);
     else if (event.key === "-") stage.zoom(1 / 1.5);
     else if (event.key === "0") stage.reset();
