@@ -70,6 +70,81 @@ def test_the_script_moves_all_but_one_whatever_their_names_hold(
     assert (out / "others.txt").read_bytes().count(b".png\n") == 2
 
 
+@pytest.mark.parametrize(("keep", "stays"), [("largest", "b.png"), ("oldest", "a.png")])
+def test_the_file_that_stays_is_named_everywhere(folder: Path, tmp_path: Path, keep: str, stays: str) -> None:
+    out = tmp_path / "out"
+    result = autoencode("duplicates", folder, "--out", out, "--keep", keep)
+    (line,) = (line for line in result.stdout.splitlines() if " kept " in line)
+    assert line.endswith(f"/{stays}")
+    (group,) = json.loads((out / "duplicates.json").read_text())["groups"]
+    assert [(Path(file["path"]).name, file["like"]) for file in group if file["stays"]] == [(stays, None)]
+    with (out / "duplicates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stays"] for row in rows] == ["yes", "no", "no"]
+    others = (out / "others.txt").read_text()
+    assert [row["path"] in others for row in rows] == [False, True, True]
+
+
+def test_without_a_choice_nothing_is_called_kept(folder: Path, tmp_path: Path) -> None:
+    result = autoencode("duplicates", folder, "--out", tmp_path / "out")
+    assert "kept" not in result.stdout
+    assert "reference" in result.stdout
+    assert "stays" not in (tmp_path / "out" / "duplicates.json").read_text()
+
+
+def moving(folder: Path, tmp_path: Path, keep: str = "largest") -> tuple[Path, Path]:
+    """Return the script that moves the copies away, and where to."""
+    autoencode("duplicates", folder, "--out", tmp_path / "out", "--keep", keep)
+    return tmp_path / "out" / "move-others.sh", tmp_path / "the copies"
+
+
+def run(script: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", script, target], check=True, capture_output=True, text=True)
+
+
+def test_the_script_goes_on_after_an_interruption(folder: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.rglob("*.png")}
+    script, target = moving(folder, tmp_path)
+    # A part of the one that was being copied to another disk.
+    (target / "").mkdir()
+    (target / ".move-others.part").write_bytes(before["a.png"][:100])
+    assert "moved: 2" in run(script, target).stdout
+    after = {path.name: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert after == {name: content for name, content in before.items() if name != "b.png"}
+    again = run(script, target)
+    assert ("moved: 0" in again.stdout, again.stderr.count("moved before: ")) == (True, 2)
+    # All of it was there, and its name was not yet.
+    (target / "a.png").rename(target / ".move-others.part")
+    assert "moved: 1" in run(script, target).stdout
+    assert (target / "a.png").read_bytes() == before["a.png"]
+
+
+def test_the_script_skips_what_is_gone_and_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
+    script, target = moving(folder, tmp_path)
+    (folder / "a.png").unlink()
+    result = run(script, target)
+    assert "moved: 1" in result.stdout
+    assert f"gone: {folder / 'a.png'}" in result.stderr
+    (folder / "a.png").write_bytes(b"another")
+    (target / "a.png").write_bytes(b"mine")
+    assert "another file is there already" in run(script, target).stderr
+    assert ((folder / "a.png").read_bytes(), (target / "a.png").read_bytes()) == (b"another", b"mine")
+
+
+@pytest.mark.parametrize("keep", ["largest", "oldest", "first"])
+def test_no_link_leads_nowhere_after_the_move(folder: Path, tmp_path: Path, keep: str) -> None:
+    (folder / "0 link.png").symlink_to("b.png")
+    (folder / "1 link.png").symlink_to("a.png")
+    shutil.copy(folder / "a.png", tmp_path / "elsewhere.png")
+    (folder / "2 link.png").symlink_to("../elsewhere.png")
+    links = {path: path.read_bytes() for path in folder.glob("*link.png")}
+    script, target = moving(folder, tmp_path, keep)
+    assert "links" in autoencode("duplicates", folder).stderr
+    run(script, target)
+    assert {path: path.read_bytes() for path in folder.glob("*link.png")} == links
+    assert [path.name.strip() for path in target.rglob("*") if path.is_file()] == ["-rf;`touch hurt`\n'.png"]
+
+
 def test_wrong_calls_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     result = autoencode("duplicates", folder, "--keep", "first")
     assert isinstance(result.exception, ConfigError)

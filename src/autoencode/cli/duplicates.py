@@ -34,8 +34,9 @@ def duplicates(
     keep: Annotated[
         Keep | None,
         typer.Option(
-            help="Choose the file of each group that stays, by pixels, by date or by path, and write into "
-            "--out the list of the others and a script that moves them. Nothing is deleted."
+            help="Choose the file of each group that stays: the one with most pixels, without a border, and "
+            "of equals the oldest; the oldest; or the first by path. Write into --out the list of the others "
+            "and a script that moves them. Nothing is deleted."
         ),
     ] = None,
     max_pixels: MaxPixels = None,
@@ -49,11 +50,12 @@ def duplicates(
     with stages() as progress:
         found = find_duplicates(
             images if len(images) > 1 else images[0],
+            keep=keep or "largest",
             cache=out,
             limits=options.limits(max_pixels),
             progress=progress,
         )
-    _print(found)
+    _print(found, "kept" if keep else "reference")
     show_result(found)
     for path in write_results(found, out, keep) if out is not None else []:
         say(f"written: {path}", err=True)
@@ -71,13 +73,22 @@ def add_to(program: typer.Typer) -> None:
     )
 
 
-def _print(found: Duplicates) -> None:
+def _print(found: Duplicates, first: str) -> None:
     from autoencode.duplicates.verdict import LEAST
 
     show_skipped(found.skipped, err=True)
+    if found.links:
+        link, target = found.links[0]
+        say(
+            one_line(
+                f"{counted(len(found.links), 'link')} to images that are compared, and count with "
+                f"them: {link} is {target}"
+            ),
+            err=True,
+        )
     for group in found.groups[:SHOWN]:
         for file in group.files:
-            say(_line(file))
+            say(_line(file, first, group.files[0].path))
         say("")
     if len(found.groups) > SHOWN:
         say(f"and {counted(len(found.groups) - SHOWN, 'more group')}; --out lists all")
@@ -88,7 +99,10 @@ def _print(found: Duplicates) -> None:
     changed = f", edited ones in {found.threshold:.2f}" if found.threshold > LEAST else ""
     say(f"called copies: pairs that agree in {LEAST:.2f} of their structure or more{changed}")
     if found.possible:
-        say(f"possible: {counted(len(found.possible), 'pair')} below that, the likeliest first:")
+        say(
+            f"possible: {counted(len(found.possible), 'pair')} more, the likeliest first; edited, changed in "
+            "several ways, or with too little detail to tell:"
+        )
         for pair in found.possible[:SHOWN]:
             say(one_line(f"  {pair.agreement:.3f}  {pair.first}  {pair.second}"))
     # Nobody should take a missing copy for proof that there is none.
@@ -99,6 +113,7 @@ def _print(found: Duplicates) -> None:
         )
 
 
-def _line(file: DuplicateFile) -> str:
-    kinds = ", ".join(file.kinds) if file.kinds else "kept"
-    return one_line(f"{file.width:6}x{file.height:<6}{file.bytes:12,}  {kinds:24}  {file.path}")
+def _line(file: DuplicateFile, first: str, kept: Path) -> str:
+    kinds = ", ".join(file.kinds) if file.kinds else first
+    other = f"  (as {file.like})" if file.like not in (None, kept) else ""
+    return one_line(f"{file.width:6}x{file.height:<6}{file.bytes:12,}  {kinds:24}  {file.path}{other}")

@@ -8,8 +8,8 @@ threshold between copies and images that only look alike is set from the folder 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,23 +22,26 @@ from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.sources import expanded
 from autoencode.duplicates.agreement import SHARP_SIDE, SIDE
 from autoencode.duplicates.candidates import find_candidates
-from autoencode.duplicates.output import JSON_NAME
+from autoencode.duplicates.output import JSON_NAME, MARK_NAME
 from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
-from autoencode.duplicates.verdict import LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
+from autoencode.duplicates.staying import RULES, picture_in_border, staying, without_links
+from autoencode.duplicates.verdict import LEAST, LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
 from autoencode.duplicates.verification import Match, Verifier, remembered
-from autoencode.errors import ImageFolderError, OutputError
+from autoencode.errors import ImageFolderError, OutputError, check_choice
 from autoencode.index import STORES, open_index
 from autoencode.index.memory import in_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from autoencode.configuration import Keep
     from autoencode.data.pack import StageProgress
     from autoencode.duplicates.agreement import Box
 
 MOST_POSSIBLE = 1000  # nobody looks through more
 _THOROUGH_PAIRS = 20_000
 _MOST_CLOSE = 5000  # pairs of large files compared again at full size: each takes a tenth of a second
+Files = Callable[[int], "list[DuplicateFile]"]  # of a content, the one that stays first
 _SHARP = Preprocessing(SHARP_SIDE, SHARP_SIDE, "stretch")
 
 
@@ -51,6 +54,7 @@ class DuplicateFile:
         width, height: in pixels, upright.
         bytes: its size.
         time: when it was last changed, in seconds since 1970.
+        picture: its pixels, without a plain border around what another file of the group shows.
         kinds: how it differs from `like`: "identical" bytes; "re-encoded", the same picture saved again; or
             one or more of "mirrored", "rotated", "cropped" (or framed), "resized", "recoloured" and "edited".
             Empty for the first file of a group.
@@ -63,6 +67,7 @@ class DuplicateFile:
     height: int
     bytes: int
     time: float
+    picture: int
     kinds: tuple[str, ...] = ()
     like: Path | None = None
     differs: Box | None = None
@@ -70,14 +75,17 @@ class DuplicateFile:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Files that show the same picture, the largest one first."""
+    """Files that show the same picture, the one that stays first."""
 
     files: tuple[DuplicateFile, ...]
 
 
 @dataclass(frozen=True)
 class PossiblePair:
-    """Two files that agree as far as different images of this folder do too.
+    """Two files that agree as copies do, and are not called copies.
+
+    They were edited or changed in several ways as far as different images of this folder agree, or show too
+    little detail to tell.
 
     Attributes:
         first, second: the files.
@@ -97,15 +105,18 @@ class Duplicates:
 
     Attributes:
         groups: ordered by the path of their first file.
-        possible: pairs below the threshold, the likeliest first, at most 1,000; empty where copies and
-            different images are far apart.
+        possible: pairs that agree as copies do and may be none, the likeliest first, at most 1,000; empty
+            where copies and different images are far apart.
         images: number of files compared.
         threshold: the agreement, from 0 to 1, from which pairs that were edited, or changed in several ways,
             are called copies.
         copies: the agreement that 95 % of a sample of the images reach with a copy of themselves that is
             slightly cropped, smaller and saved as JPEG; None if the sample could not be read.
-        different: the highest agreement of a pair that is not called a copy; 0 if none comes near.
+        different: the highest agreement of a pair that has detail enough and is not called a copy; 0 if
+            none comes near.
         skipped: files that could not be used, with the reason.
+        links: other names of a file, symbolic and hard links, each with the name that was taken. A file and
+            its links are one.
     """
 
     groups: list[DuplicateGroup]
@@ -115,6 +126,7 @@ class Duplicates:
     copies: float | None
     different: float
     skipped: list[tuple[Path, str]]
+    links: list[tuple[Path, Path]] = field(default_factory=list)
 
     @property
     def redundant(self) -> int:
@@ -124,12 +136,13 @@ class Duplicates:
     @property
     def overlaps(self) -> bool:
         """Whether some different images agree as far as copies may."""
-        return bool(self.possible)
+        return self.different >= LEAST
 
 
 def find_duplicates(
     images: str | Path | Iterable[str | Path],
     *,
+    keep: Keep = "largest",
     cache: str | Path | None = None,
     limits: Limits | None = None,
     progress: StageProgress | None = None,
@@ -140,6 +153,9 @@ def find_duplicates(
 
     Args:
         images: folders and files, or one index from `build_index`, whose files are compared.
+        keep: the file of each group that stays: the "largest", which has most pixels of the picture and
+            among equals is the oldest; the "oldest" by date; or the "first" by path. The others are compared
+            with it.
         cache: a folder that keeps what was computed: after a kill the work goes on, and later only new files
             are read. It is made if missing.
         limits: the largest files and pictures to accept.
@@ -148,19 +164,21 @@ def find_duplicates(
     Raises:
         ImageFolderError: a folder is missing or has no image, or no file could be used.
         ImageIndexError: the index is damaged.
-        ConfigError: the index is not held in memory.
+        ConfigError: the index is not held in memory, or `keep` is unknown.
         OutputError: the cache cannot be written, holds something else, or is in use.
     """
+    check_choice("keep", keep, RULES)
     limits, paths = limits or Limits(), _files(images)
     if cache is None:
-        return _found(paths, None, limits, progress)
+        return _found(paths, None, limits, progress, keep)
     folder = Path(cache)
     make_folder(folder, is_private=True)
-    claim_folder(folder, JSON_NAME, "search for duplicates")
+    mark = next((name for name in (MARK_NAME, JSON_NAME) if (folder / name).exists()), MARK_NAME)
+    claim_folder(folder, mark, "search for duplicates")
     with exclusive(folder, f"Another process is searching for duplicates in {folder}.", OutputError):
-        if not (folder / JSON_NAME).exists():
-            write_json(folder / JSON_NAME, {})
-        return _found(paths, folder, limits, progress)
+        if not (folder / mark).exists():
+            write_json(folder / mark, {"what": "search for duplicates"})
+        return _found(paths, folder, limits, progress, keep)
 
 
 def _files(images: str | Path | Iterable[str | Path]) -> Paths:
@@ -170,15 +188,18 @@ def _files(images: str | Path | Iterable[str | Path]) -> Paths:
     return expanded(images)
 
 
-def _found(paths: Paths, folder: Path | None, limits: Limits, progress: StageProgress | None) -> Duplicates:
+def _found(
+    paths: Paths, folder: Path | None, limits: Limits, progress: StageProgress | None, keep: Keep
+) -> Duplicates:
     def stage(name: str) -> partial[None] | None:
         return partial(progress, name) if progress else None
 
-    every = sketch_files(paths, limits, folder, stage("reading"))
+    once, links = without_links(paths)
+    every = sketch_files(once, limits, folder, stage("reading"))
     skipped = [
         (Path(name), reason) for name, reason in zip(every.names, every.reasons, strict=True) if reason
     ]
-    same = _same_bytes(every)
+    same = _same_bytes(every, keep)
     if not same:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         raise ImageFolderError(f"No image could be used, of {len(paths)} given. {reasons}.")
@@ -211,7 +232,12 @@ def _found(paths: Paths, folder: Path | None, limits: Limits, progress: StagePro
     # Pages in one layout are alike until their words are seen.
     look_at(verdict.copies)
     verdict = judge(list(known.values()), sketches.sizes)
-    groups = _grouped(every, same, verdict.copies)
+    pictures = _pictures(every, same, verdict.copies)
+
+    def files(content: int) -> list[DuplicateFile]:
+        return [_file(every, row, int(pictures[content])) for row in same[content]]
+
+    groups = _grouped(verdict.copies, same, files, keep)
     # Not every pair of a large group is a candidate, and each copy is described by the file that stays.
     direct = {(match.first, match.second) for match in verdict.copies}
     kept = [tuple(sorted((group[0], one))) for group in groups for one in group[1:]]
@@ -225,43 +251,58 @@ def _found(paths: Paths, folder: Path | None, limits: Limits, progress: StagePro
     look_at(linked)
     direct.update((match.first, match.second) for match in linked)
     return Duplicates(
-        groups=_described(every, same, groups, [known[pair] for pair in sorted(direct)]),
+        groups=_described(every, same, groups, [known[pair] for pair in sorted(direct)], files),
         possible=[_possible(sketches, match) for match in verdict.possible[:MOST_POSSIBLE]],
         images=len(every) - len(skipped),
         threshold=verdict.threshold,
         copies=copies_agreement(sketches, read),
         different=verdict.different,
         skipped=[*skipped, *paths.skipped],
+        links=links,
     )
 
 
-def _same_bytes(sketches: Sketches) -> list[list[int]]:
-    """Return the rows of each content that can be used, in the order of their first files."""
+def _same_bytes(every: Sketches, keep: Keep) -> list[list[int]]:
+    """Return the rows of each content that can be used, the one that stays first."""
     contents: dict[bytes, list[int]] = defaultdict(list)
-    for row, (digest, reason) in enumerate(zip(sketches.digests, sketches.reasons, strict=True)):
+    for row, (digest, reason) in enumerate(zip(every.digests, every.reasons, strict=True)):
         if not reason:
             contents[digest.tobytes()].append(row)
+    for rows in contents.values():
+        if len(rows) > 1:
+            stays = staying([_file(every, row, 0) for row in rows], keep).path
+            rows.sort(key=lambda row: Path(every.names[row]) != stays)
     return list(contents.values())
 
 
-def _grouped(every: Sketches, same: list[list[int]], copies: Sequence[Match]) -> list[list[int]]:
-    """Return the contents of each group, the one that stands for it first."""
+def _pictures(every: Sketches, same: list[list[int]], copies: Sequence[Match]) -> NDArray[np.int64]:
+    """Return the pixels of the picture of each content, (N,): those of a border are none."""
+    pictures: NDArray[np.int64] = every.sizes[[rows[0] for rows in same]].prod(1)
+    for match in copies:
+        rows = [same[match.first][0], same[match.second][0]]
+        if (inside := picture_in_border(match, every.boxes[rows], every.sizes[rows])) is not None:
+            content, seen = inside
+            pictures[content] = min(pictures[content], seen)
+    return pictures
+
+
+def _grouped(copies: Sequence[Match], same: list[list[int]], files: Files, keep: Keep) -> list[list[int]]:
+    """Return the contents of each group, the one that stays first."""
     groups = Groups(len(same))
-    linked: dict[int, list[Match]] = defaultdict(list)
     for match in copies:
         groups.join(match.first, match.second)
-        linked[match.first].append(match)
-        linked[match.second].append(match)
+    linked = {content for match in copies for content in (match.first, match.second)}
     alone = [[content] for content, rows in enumerate(same) if len(rows) > 1 and content not in linked]
     results = []
     for contents in [*groups.members(), *alone]:
-        first = _largest(every, same, contents, linked)
-        results.append([first, *(content for content in contents if content != first)])
+        heads = {content: files(content)[0] for content in contents}
+        stays = staying(list(heads.values()), keep)
+        results.append(sorted(contents, key=lambda content: heads[content] is not stays))
     return results
 
 
 def _described(
-    every: Sketches, same: list[list[int]], groups: list[list[int]], matches: Sequence[Match]
+    every: Sketches, same: list[list[int]], groups: list[list[int]], matches: Sequence[Match], files: Files
 ) -> list[DuplicateGroup]:
     """Return the files of groups of contents, each compared with the first of its group if it could be."""
     linked: dict[int, dict[int, Match]] = defaultdict(dict)
@@ -269,76 +310,34 @@ def _described(
         linked[match.first][match.second] = linked[match.second][match.first] = match
     results = []
     for contents in groups:
-        files = []
+        described = []
         for content in contents:
-            own, others = same[content], linked[content]
-            if content == contents[0]:
-                files.append(_file(every, own[0]))
-            else:
+            (own, *equal), others = files(content), linked[content]
+            if content != contents[0]:
                 best = max(others.values(), key=lambda match: match.agreement.one_sided)
-                files.append(_copy(every, same, content, others.get(contents[0], best)))
-            files += [
-                replace(_file(every, row), kinds=("identical",), like=Path(every.names[own[0]]))
-                for row in own[1:]
-            ]
-        results.append(DuplicateGroup(tuple(files)))
+                own = _copy(every, same, own, content, others.get(contents[0], best))
+            described.append(own)
+            described += [replace(file, kinds=("identical",), like=own.path) for file in equal]
+        results.append(DuplicateGroup(tuple(described)))
     return sorted(results, key=lambda group: group.files[0].path)
 
 
-def _largest(
-    every: Sketches, same: list[list[int]], contents: list[int], linked: dict[int, list[Match]]
-) -> int:
-    """Return the content with the most pixels but those of a border, then the likest, in most bytes."""
-    framed = {
-        one
-        for content in contents
-        for match in linked[content]
-        if (one := _framed(match, every.boxes[[same[match.first][0], same[match.second][0]]])) is not None
-    }
-    bare = [content for content in contents if content not in framed] or contents
-    pixels = {content: int(every.sizes[same[content][0]].prod()) for content in bare}
-
-    def rank(content: int) -> tuple[int, int, int]:
-        likeness = [match.agreement.mutual for match in linked[content]]
-        # A watermark sets a copy apart from all others; what is left of a difference is compression.
-        return round(10 * float(np.mean(likeness or [1]))), int(every.bytes[same[content][0]]), -content
-
-    most = max(pixels.values())
-    return max((content for content in bare if pixels[content] >= 0.95 * most), key=rank)
-
-
-def _framed(match: Match, boxes: NDArray[np.float32]) -> int | None:
-    """Return which content of a pair is the other in a plain border, by the boxes (2, 4) of both; or None."""
-    corners = np.array([[-1, -1], [1, 1]], np.float64)
-    linear, offset = match.map[:, :2].astype(np.float64), match.map[:, 2]
-    first_in_second = corners @ linear.T + offset
-    second_in_first = (corners - offset) @ np.linalg.inv(linear).T
-    for content, seen, box in (
-        (match.second, first_in_second, boxes[1]),
-        (match.first, second_in_first, boxes[0]),
-    ):
-        ends = np.concatenate([seen.min(0), seen.max(0)])
-        # Icons are registered to a few pixels of the square that was compared.
-        if abs(ends - box).max() < 0.08 and abs(box).max() < 0.98:
-            return content
-    return None
-
-
-def _file(every: Sketches, row: int) -> DuplicateFile:
+def _file(every: Sketches, row: int, picture: int) -> DuplicateFile:
     width, height = every.sizes[row].tolist()
     return DuplicateFile(
-        Path(every.names[row]), width, height, int(every.bytes[row]), int(every.times[row]) / 1e9
+        Path(every.names[row]), width, height, int(every.bytes[row]), int(every.times[row]) / 1e9, picture
     )
 
 
-def _copy(every: Sketches, same: list[list[int]], content: int, match: Match) -> DuplicateFile:
+def _copy(
+    every: Sketches, same: list[list[int]], file: DuplicateFile, content: int, match: Match
+) -> DuplicateFile:
     other = match.first if match.second == content else match.second
-    row, like = same[content][0], same[other][0]
     sizes = every.sizes[[same[match.first][0], same[match.second][0]]]
     return replace(
-        _file(every, row),
+        file,
         kinds=kinds_of(match, sizes[0], sizes[1]),
-        like=Path(every.names[like]),
+        like=Path(every.names[same[other][0]]),
         differs=match.agreement.differs if other == match.first else _mapped(match),
     )
 

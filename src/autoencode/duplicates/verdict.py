@@ -52,10 +52,12 @@ class Verdict:
 
     Attributes:
         copies: the pairs that are.
-        possible: pairs that agree as far as different images of the folder do, the likeliest first.
+        possible: pairs that agree as copies do, and are not called copies: edited or changed in several ways
+            as far as different images of the folder agree, or of too little detail. The likeliest first.
         threshold: the agreement from which a pair that was edited, or changed in several ways, is called a
             copy.
-        different: the highest agreement of a pair that is not called one; 0 if none comes near.
+        different: the highest agreement of a pair that has detail enough and is not called one; 0 if none
+            comes near.
     """
 
     copies: list[Match]
@@ -103,7 +105,8 @@ def judge(matches: Sequence[Match], sizes: Sizes) -> Verdict:
         if expected <= _FALSE_ALWAYS + _FALSE_SHARE * groups.joined or threshold >= HIGHEST:
             left = [match for match in apart.values() if match.agreement.mutual >= LEAST_MUTUAL]
             possible = [match for match in left if match.agreement.one_sided >= LEAST]
-            different = max((match.agreement.one_sided for match in left), default=0.0)
+            # A stroke agrees with every other, and says nothing about the images of the folder.
+            different = max((match.agreement.one_sided for match in left if _is_evident(match)), default=0.0)
             return Verdict(copies, possible, round(threshold, 2), different)
         threshold += _STEP
 

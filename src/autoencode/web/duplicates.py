@@ -161,6 +161,7 @@ def _from_json(content: Mapping[str, Any]) -> Duplicates:
         copies=None if content["copies_agree"] is None else float(content["copies_agree"]),
         different=float(content["different_agree"]),
         skipped=[(Path(one["path"]), str(one["reason"])) for one in content["skipped"]],
+        links=[(Path(one["path"]), Path(one["like"])) for one in content["links"]],
     )
 
 
@@ -172,6 +173,7 @@ def _file_from(content: Mapping[str, Any]) -> DuplicateFile:
         int(content["height"]),
         int(content["bytes"]),
         float(content["time"]),
+        int(content["picture"]),
         _texts(content["kinds"]),
         None if like is None else Path(like),
         None if differs is None else _box(*map(float, differs)),
