@@ -286,6 +286,10 @@ def test_settings_that_would_do_nothing_to_a_kind_of_model_are_rejected(
 def test_self_supervised_training_damages_nothing() -> None:
     assert settings("restore")[1].corrupt
     assert settings("restore", self_supervised=True)[1].corrupt == ()
+    # Noisy targets need smaller steps, unless others are asked for.
+    rates = [settings("restore", self_supervised=on)[1].learning_rate for on in (False, True)]
+    assert rates == [0.02, 0.01]
+    assert settings("restore", self_supervised=True, learning_rate=0.03)[1].learning_rate == 0.03
 
 
 def test_an_epoch_has_as_many_patches_of_an_image_as_cover_it() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Share of the steps after which restored images take the place of clean ones.
 FIRST_SHARE = 0.5
 
-_SQUARE_PX = 8  # side of the squares whose means stand for the clean image when a level is estimated
+_SQUARE_PX = 4  # side of the squares whose means stand for the clean image when a level is estimated
 _LARGEST_RATIO, _RATIOS, _BRIGHTNESSES = 2.5, 31, 101
 _LEAST_LEVEL = 1e-3
 
