@@ -178,7 +178,7 @@ class NormalImages:
         """Which normal images set the threshold, for whoever can see if they belong; None if from a file."""
         if not self.paths:
             return None
-        # Of 333 good parts of Kolektor, four bear marks larger than any defect: no score can tell.
+        # Of 333 good parts of Kolektor, ten bear marks larger than any defect: no score can tell.
         highest = np.argsort(-self.calibration, kind="stable")[:_NAMED]
         names = [str(self.paths[index]) for index in highest]
         return (
