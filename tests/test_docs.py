@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import autoencode
 from autoencode import ModelConfig, TrainConfig
+from autoencode.cli import main
 from autoencode.cli.main import app
 from autoencode.training import presets
 from autoencode.transfer_learning import fine_tuning
@@ -112,9 +114,9 @@ FIRST_ANSWERS = {
 
 
 def test_the_first_commands_do_what_the_guide_says(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (ROOT / "docs" / "guides" / "commands.md").read_text()
+    guide = (ROOT / "docs" / "guides" / "commands.md").read_text().partition("## Slips")[0]
     rows = re.findall(r"^\| `autoencode ?(.*?)` \| .* \| (.*) \|$", guide, re.MULTILINE)
-    assert len(rows) == 12
+    assert len(rows) == 21
     monkeypatch.chdir(trained)
     for typed, said in rows:
         if typed in ("train photos", "evaluate runs/photos"):  # which other tests run, for seconds
@@ -125,6 +127,30 @@ def test_the_first_commands_do_what_the_guide_says(trained: Path, monkeypatch: p
         told = f"{result.output} {result.exception}"
         assert "Traceback" not in told
         assert FIRST_ANSWERS.get(typed, "") in " ".join(told.replace("│", " ").split())
+
+
+def answers(typed: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the program prints for a wrong call, on standard error alone."""
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", ["autoencode", *shlex.split(typed)])
+    monkeypatch.setattr(main, "app", partial(app, prog_name="autoencode"))
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    printed = capfd.readouterr()
+    assert ended.value.code in (1, 2), (typed, printed)
+    assert printed.out == "", typed
+    return printed.err
+
+
+def test_a_slip_is_answered_as_the_guide_says(
+    trained: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "guides" / "commands.md").read_text().partition("## Slips")[2]
+    rows = re.findall(r"^\| `autoencode (.*?)` \| (.*) \|$", guide, re.MULTILINE)
+    assert len(rows) >= 30
+    monkeypatch.chdir(trained)
+    for typed, said in rows:
+        assert answers(typed, capfd, monkeypatch) == f"error: {said}\n", typed
 
 
 def test_the_python_of_the_readme_runs(photos: Path) -> None:

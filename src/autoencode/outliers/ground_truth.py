@@ -66,7 +66,7 @@ class Agreement:
 
 def beside(images: Sequence[Path]) -> Path | None:
     """Return the only table of images, if it names masks, or else `ground_truth` beside the only folder."""
-    if len(images) != 1:
+    if len(images) != 1 or not images[0].exists():
         return None
     if masks_in(images[0]):
         return images[0]

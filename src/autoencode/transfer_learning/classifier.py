@@ -263,6 +263,8 @@ def load_classifier(path: str | Path) -> Classifier:
     path = Path(path)
     if path.is_dir():
         path = path / CLASSIFIER_NAME
+    if not path.exists():
+        raise ModelFileError(f"No classifier file at {path}. Make one: autoencode transfer MODEL LABELLED")
     tensors, content, digest = read_tensors(
         path, "classifier", FORMAT_VERSION, ModelFileError, remake="Learn it anew with autoencode transfer."
     )
