@@ -129,15 +129,12 @@ class PerceptualPhase:
         for views, local in parts():
             with runtime.autocast():
                 decoded = self.decoder(torch.cat([codes[local.positions], mixed[local.positions]])).float()
-            # As they are shown. What a decoder adds beyond black and white is cut off, and no error: with it
-            # the white around a drawing is white, without it the white has a grain.
-            shown = decoded.detach().clamp(0, 1)
-            restored = shown[: len(views.target)].requires_grad_()
+            restored = decoded[: len(views.target)].detach().requires_grad_()
             error, distance = self._terms(restored, views.target, local, step)
             loss = error + self.scale * distance
             (by_rest,) = torch.autograd.grad(loss, restored)
             by_rest = local.weight * torch.cat([by_rest, torch.zeros_like(by_rest)])
-            by_critic, judged = critic.judge(views.target, shown, local, step, self.seed)
+            by_critic, judged = critic.judge(views.target, decoded, local, step, self.seed)
             pulled.append((decoded, by_rest, local.weight * by_critic))
             for total, gradient in zip(norms, pulled[-1][1:], strict=True):
                 total += torch.autograd.grad(decoded, self.decoder.last_weight, gradient, retain_graph=True)[
@@ -149,10 +146,7 @@ class PerceptualPhase:
         rest, pull = (processes.total(total).norm() for total in norms)
         weight = ratio_at(step, steps) * rest / (pull + SMALLEST_NORM)
         for decoded, by_rest, by_critic in pulled:
-            gradient = by_rest + weight * by_critic
-            # Nothing that is cut off already goes farther, as it could not be seen to go too far.
-            gradient[((decoded > 1) & (gradient < 0)) | ((decoded < 0) & (gradient > 0))] = 0
-            decoded.backward(gradient)  # type: ignore[no-untyped-call]
+            decoded.backward(by_rest + weight * by_critic)  # type: ignore[no-untyped-call]
         for module, optimizer in ((self.decoder, self.optimizer), (critic.network, critic.optimizer)):
             processes.sum_gradients(module.parameters())
             optimizer.step()
@@ -178,7 +172,7 @@ class PerceptualPhase:
         first = self.runtime.zeros(2)
         for views, local in parts():
             with self.runtime.autocast():
-                decoded = self.decoder(codes[local.positions]).float().clamp(0, 1)
+                decoded = self.decoder(codes[local.positions]).float()
             first += in_fp64(self._terms(decoded, views.target, local, 0)) * local.counted
         error, distance = processes.total(first).tolist()
         self.scale = _WEIGHT * error / max(distance, 1e-9)
