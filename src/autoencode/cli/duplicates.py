@@ -81,8 +81,8 @@ def _print(found: Duplicates, first: str) -> None:
         link, target = found.links[0]
         say(
             one_line(
-                f"{counted(len(found.links), 'link')} to images that are compared, and count with "
-                f"them: {link} is {target}"
+                f"{counted(len(found.links), 'link')} left out, as what they point to is compared: "
+                f"{link} is {target}"
             ),
             err=True,
         )

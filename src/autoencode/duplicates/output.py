@@ -31,10 +31,12 @@ _SCRIPT = """\
 # Usage: sh {name} FOLDER
 set -eu
 target=${{1:?give the folder that takes the copies}}
+number=0
 moved=0
 there() {{ [ -e "$1" ] || [ -L "$1" ]; }}
 move() {{
-    part="$target/$2/.move-others.part"
+    number=$((number + 1))
+    part="$target/$2/.move-others.$number"
     if there "$target/$2/$3"; then
         if there "$1"; then
             printf 'not moved, as another file is there already: %s\\n' "$1" >&2
