@@ -23,6 +23,8 @@ from autoencode import (
     Run,
     build_index,
     embed,
+    evaluate,
+    find_duplicates,
     find_outliers,
     generate,
     load_model,
@@ -89,12 +91,14 @@ def commands(
         [
             lambda given: train(given, folder / "run", epochs=1, **settings),
             lambda given: build_index(given, folder / "i", model, embedding="code"),
+            lambda given: evaluate(model, given, kid=False),
         ],
         [lambda given: embed(given, model), model.embed],
         [
             lambda given: reconstruct(model, given, folder / "r"),
             lambda given: find_outliers(model, given, pack),
             lambda given: index.search(given),
+            find_duplicates,
         ],
         [model.read, model.encode, model.reconstruct],
     ]

@@ -5,6 +5,7 @@ Memory is bounded whatever the number of images: they are read in batches, and P
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.data.loader import batches
+from autoencode.data.manifest import is_pack
+from autoencode.data.pack import Pack, open_pack, pack_to_measure
 from autoencode.data.sources import find_images
 from autoencode.errors import ConfigError
 from autoencode.evaluation.quality import (
@@ -39,7 +42,7 @@ from autoencode.outliers.find import find_outliers
 
 if TYPE_CHECKING:
     from autoencode.configuration import Split
-    from autoencode.data.pack import Pack, Progress, StageProgress
+    from autoencode.data.pack import Progress, StageProgress
     from autoencode.data.preprocessing import Limits
     from autoencode.metrics.retrieval import RetrievalQuality
     from autoencode.models.autoencoder import Autoencoder
@@ -127,9 +130,16 @@ class Evaluation:
         return asdict(self)
 
 
+def _opened(given: Any, model: Autoencoder, folder: Path) -> Pack:  # noqa: ANN401
+    """Open the pack at a path, or pack images that the model has not seen into a folder."""
+    if isinstance(given, str | Path) and is_pack(Path(given)):
+        return open_pack(given)
+    return pack_to_measure(given, model.preprocessing, folder / "pack")
+
+
 def evaluate(
     model: Autoencoder | str | Path,
-    pack: Pack,
+    pack: Any,  # noqa: ANN401 - a pack or, as `listed` takes them, images
     *,
     ood: str | Path | None = None,
     limits: Limits | None = None,
@@ -141,7 +151,8 @@ def evaluate(
 
     Args:
         model: from `load_model`, or its path.
-        pack: the pack it was trained on, whose held-out images it has not seen.
+        pack: the pack it was trained on, whose held-out images it has not seen, or its path; or other images,
+            all of which are measured.
         ood: a folder of out-of-distribution images, to be distinguished from the held-out ones.
         limits: the largest files and pictures of it to accept.
         kid: whether to compare sets of images by networks, which takes minutes on a CPU.
@@ -151,11 +162,16 @@ def evaluate(
 
     Raises:
         ModelFileError: there is no usable model at the path.
-        ConfigError: the pack has other preprocessing than the model.
+        ConfigError: the pack has other preprocessing than the model, or holds no images at all.
         ImageFolderError: `ood` is missing, or none of its images can be used.
         PackError: the pack has changed on the disk meanwhile.
     """
     model = as_model(model)
+    if not isinstance(pack, Pack):
+        with tempfile.TemporaryDirectory(prefix="autoencode-") as folder:
+            opened = _opened(pack, model, Path(folder))
+            how: Any = {"limits": limits, "kid": kid, "most_images": most_images, "progress": progress}
+            return evaluate(model, opened, ood=ood, **how)
     model.check_preprocessing(pack.preprocessing, pack.path)
     report = progress or (lambda stage, done, total: None)
     held_out = pack.held_out()
