@@ -156,7 +156,7 @@ def test_a_reduction_is_a_partly_whitened_principal_component_analysis() -> None
     reduction = fit_reduction(vectors)
     expected = PCA(whiten=False).fit(vectors)
     variances = expected.singular_values_**2 / len(vectors)
-    scores = expected.transform(vectors) / np.sqrt(variances + variances.mean() / 2)
+    scores = expected.transform(vectors) / np.sqrt(variances + variances.mean())
     scores /= np.linalg.norm(scores, axis=1, keepdims=True)
     found = reduction(vectors)
     assert found.dtype == np.float32
@@ -182,8 +182,22 @@ def test_many_dimensions_are_reduced_to_those_that_matter() -> None:
     vectors = hidden @ generator.standard_normal((5, 600)).astype(np.float32)
     vectors += 0.01 * generator.standard_normal(vectors.shape).astype(np.float32)
     reduction = fit_reduction(vectors)
-    assert reduction.matrix.shape == (600, REDUCED_SIZE)
+    assert reduction.matrix.shape == (600, 100)  # a direction for four images
     assert (reduction.images, reduction.is_outgrown(799), reduction.is_outgrown(800)) == (400, False, True)
+
+
+def test_other_images_of_the_kind_are_no_nearer_to_a_small_folder_than_its_own_are() -> None:
+    generator = np.random.default_rng(3)
+    scales = np.arange(1, 801) ** -0.5  # directions of falling variance, as features of photographs have
+    vectors = (generator.standard_normal((400, 800)) * scales + 0.1).astype(np.float32)
+    own, others = vectors[:200], vectors[200:]
+    reduction = fit_reduction(own)
+    inside, outside = reduction(own), reduction(others)
+    among = inside @ inside.T
+    np.fill_diagonal(among, -1)
+    nearest, nearest_of_others = among.max(1), (outside @ inside.T).max(1)
+    # 50 if they were as near; with a direction for each image it is 99
+    assert 40 < 100 * (nearest <= nearest_of_others[:, None]).mean() < 85
 
 
 @pytest.mark.parametrize("vectors", [np.eye(8, 600), np.ones((300, 600))])
