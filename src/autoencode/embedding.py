@@ -55,8 +55,8 @@ _GROWTH = 2  # how many times as many images a folder has when its reduction is 
 # Times the mean variance that is added to each before scaling. With half of it the nearest ten are as often
 # of the label of the query, and all others of its label come later; with twice as much, fewer of cifar10 are.
 _SHRINKAGE = 1.0
-# Images for each direction. With a direction for each image, those of the folder are nearly at right angles to
-# each other, and any other image is nearer to them than they are among themselves.
+# Images for each direction. With a direction for each image, those of the folder are nearly at right angles
+# to each other, and any other image is nearer to them than they are among themselves.
 _IMAGES_PER_DIRECTION = 4
 
 # Standard deviations from which an image counts as beyond its folder. New faces are up to 2.6 from 800 faces
