@@ -33,7 +33,7 @@ from autoencode import (
     reconstruct,
     train,
 )
-from autoencode.index.base import neighbours_sheet
+from autoencode.index.sheet import neighbours_sheet
 from autoencode.models import autoencoder
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "inputs.md"

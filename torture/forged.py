@@ -24,10 +24,10 @@ from autoencode.duplicates import find_duplicates
 from autoencode.errors import AutoencodeError
 from autoencode.generation import fit_prior, generate
 from autoencode.index import build_index, open_index
-from autoencode.index.base import neighbours_sheet
 from autoencode.index.inverted_lists import InvertedLists
 from autoencode.index.memory import read_index, write_index
 from autoencode.index.rounding import Rounding
+from autoencode.index.sheet import neighbours_sheet
 from autoencode.models.model_file import load_model, read_tensors, save_model, write_tensors
 from autoencode.outliers.calibration import fit_reference
 from autoencode.outliers.find import find_outliers

@@ -88,8 +88,18 @@ def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, 
     result = autoencode("search", index, query, "-k", 100)
     assert result.exit_code == 0
     assert "The index holds 48 images; all of them are listed" in result.stderr
-    assert f"autoencode index {folder} --out {index}" in result.stderr
+    assert f"1 image found no longer exists. Update the index: autoencode index {folder} --out {index}" in (
+        result.stderr
+    )
     assert f"{gone} (gone)" in result.stdout
+    moved = folder.rename(folder.with_name("moved"))
+    result = autoencode("search", index, moved / query.relative_to(folder), "-k", 3)
+    assert result.exit_code == 0
+    assert (
+        f"3 images found no longer exist. {folder} is not there either. Index the folder that the images are in "
+        "now: autoencode index NEW-FOLDER --out ANOTHER"
+    ) in result.stderr
+    assert "Update" not in result.stderr
 
 
 def test_questions_that_are_none_are_rejected(index: Path, folder: Path, tmp_path: Path) -> None:
@@ -120,7 +130,9 @@ def test_a_label_and_a_split_choose_among_the_images(index: Path, folder: Path, 
     assert f"The index holds {len(answer['neighbours'])} such images; all of them are listed" in result.stderr
     none = autoencode("search", index, query, "--label", "nigh")
     assert isinstance(none.exception, ConfigError)
-    assert str(none.exception) == f"No image of {index} has the label 'nigh'."
+    assert str(none.exception) == f"No image of {index} has the label 'nigh'. Its labels: night, and 2 more."
+    unlike = autoencode("search", index, query, "--label", "zzz")
+    assert str(unlike.exception).endswith("the label 'zzz'. Its labels: coast, forest, night.")
     assert "'tset' is not one of" in autoencode("search", index, query, "--split", "tset").stderr
 
 
@@ -184,3 +196,38 @@ def test_an_index_in_storage_is_asked_for_by_its_store(trained: Run, folder: Pat
     )
     assert isinstance(other.exception, ConfigError)
     assert "Give a folder, or a URL of s3://, gs://, az://." in str(other.exception)
+
+
+def channel_means(path: Path) -> Path:
+    """An ONNX file of a network that gives the means of the channels of images of 16x24 pixels."""
+    onnx = pytest.importorskip("onnx", reason="the optional part `onnx` is not installed")
+    pytest.importorskip("onnxruntime", reason="the optional part `onnx` is not installed")
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = (
+        make.make_tensor_value_info("a", kind, ["n", 3, 16, 24]),
+        make.make_tensor_value_info("b", kind, ["n", 3]),
+    )
+    node = make.make_node("ReduceMean", ["a", "sides"], ["b"], keepdims=0)
+    sides = make.make_tensor("sides", onnx.TensorProto.INT64, [2], [2, 3])
+    graph = make.make_graph([node], "g", ends[:1], ends[1:], [sides])
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_a_network_in_an_onnx_file_is_described_and_named_where_it_was_moved(
+    folder: Path, tmp_path: Path
+) -> None:
+    network = channel_means(tmp_path / "means.onnx")
+    made = autoencode("index", folder, "--embedding", network, "--out", tmp_path / "i")
+    assert "48 images, compared by means at 32x16 pixels, 3 dimensions, cosine" in made.stdout
+    moved, query = network.rename(tmp_path / "away.onnx"), next(folder.rglob("0*.png"))
+    lost = autoencode("search", tmp_path / "i", query)
+    assert f"is not at {network}. Give the network it was made with (--model means.onnx)" in str(
+        lost.exception
+    )
+    found = autoencode("search", tmp_path / "i", query, "-k", 3, "--model", moved)
+    assert (found.exit_code, len(found.stdout.splitlines())) == (0, 4)
+    wrong = autoencode("search", tmp_path / "i", query, "--model", folder)
+    assert str(wrong.exception) == (
+        f"{tmp_path / 'i'} compares by an ONNX file, like means.onnx. Give that file."
+    )

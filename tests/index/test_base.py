@@ -26,7 +26,7 @@ from autoencode import (
     save_model,
 )
 from autoencode.data.preprocessing import read_image
-from autoencode.index.base import neighbours_sheet
+from autoencode.index.sheet import neighbours_sheet
 from autoencode.pixels import to_float
 
 

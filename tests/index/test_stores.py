@@ -57,6 +57,20 @@ def assert_same(one: list[list[tuple[str, float]]], other: list[list[tuple[str, 
         np.testing.assert_allclose([score for _, score in left], [score for _, score in right], atol=1e-5)
 
 
+def test_links_to_the_query_take_no_place_among_the_neighbours(
+    trained: Run, folder: Path, tmp_path: Path, store: str
+) -> None:
+    query = sorted(folder.rglob("*.png"))[0]
+    for number in range(5):
+        query.with_name(f"link{number}.png").symlink_to(query)
+    copy = Path(shutil.copy(query, query.with_name("copy.png")))
+    index = build_index(folder, tmp_path / "i", trained.folder, embedding="code", store=store)  # type: ignore[arg-type]
+    everything = [near.path for near in index.search(query, 100).results[0].found]
+    assert len(everything) == 48
+    assert (everything[0], query in everything) == (copy, False)
+    assert [near.path for near in index.search(query, 3).results[0].found] == everything[:3]
+
+
 @pytest.mark.parametrize("distance", ["cosine", "l2", "whitened"])
 def test_what_is_found_is_what_comparing_every_code_finds(
     trained: Run, folder: Path, tmp_path: Path, store: str, distance: str

@@ -138,6 +138,8 @@ class Encoder(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.form == "map":
             return torch.nn.functional.avg_pool2d(images, 2)
+        if self.form == "constant":
+            return 0 * images.mean((2, 3)) + torch.tensor([1.0, 2.0, 3.0])
         means = images.mean((2, 3))
         return torch.stack([means, -means], 1) if self.form == "tokens" else means
 
@@ -248,6 +250,10 @@ def test_what_is_no_image_encoder_gets_one_line(tmp_path: Path) -> None:
         OnnxBackbone(tmp_path / "none.onnx")
     with pytest.raises(ModelFileError, match=r"as an embedding: its inputs are a \[.*, 7\], not"):
         OnnxBackbone(text_network(tmp_path / "text.onnx"))
+    with pytest.raises(
+        ModelFileError, match=r"output image_embeds is the same for black and for noise\. Give"
+    ):
+        OnnxBackbone(onnx_file(tmp_path / "constant.onnx", "constant"))
     sound = onnx_file(tmp_path / "network.onnx").read_bytes()
     (tmp_path / "short.onnx").write_bytes(sound[: len(sound) // 2])
     with pytest.raises(ModelFileError, match=r"cannot be run by onnxruntime .*") as caught:

@@ -125,7 +125,11 @@ def search(
         Path | None, typer.Option(help="Draw each query beside its neighbours (.png, .jpg, ...).")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The model that the index was made with, if it was moved.")
+        Path | None,
+        typer.Option(
+            metavar="MODEL|FILE.onnx",
+            help="The model or ONNX file that the index was made with, if it was moved.",
+        ),
     ] = None,
     max_pixels: MaxPixels = None,
 ) -> None:
@@ -247,23 +251,30 @@ def _show_neighbours(
         if result.nothing_close:
             say(
                 f"Nothing in the index is close to {one_line(result.query)}: "
-                "99 % of its images are nearer to their own nearest neighbour.",
+                "at most 1 % of its images are as far from their nearest, or from the mean of all.",
                 err=True,
             )
     if out is not None:
         _write(out, _neighbours_json(opened, found))
     if sheet is not None:
-        from autoencode.index.base import neighbours_sheet
+        from autoencode.index.sheet import neighbours_sheet
 
         _draw(sheet, neighbours_sheet(found.results, opened.preprocessing, limits))
 
 
 def _note_gone(opened: Index, gone: Collection[Path]) -> None:
-    if gone:
-        say(
-            f"{len(gone):,} of the images found no longer exist. Update the index: {opened.update_command}",
-            err=True,
+    if not gone:
+        return
+    from autoencode.storage import is_url
+
+    noun, advice = counted(len(gone), "image"), f"Update the index: {opened.update_command}"
+    # An update reads what was indexed, and an index of one folder never becomes one of another.
+    if not any(is_url(source) or Path(source).exists() for source in opened.sources):
+        advice = (
+            f"{', '.join(opened.sources)} is not there either. Index the folder that the images are in now: "
+            "autoencode index NEW-FOLDER --out ANOTHER"
         )
+    say(f"{noun} found no longer {'exists' if len(gone) == 1 else 'exist'}. {advice}", err=True)
 
 
 def _neighbours_json(opened: Index, found: SearchResults) -> dict[str, Any]:

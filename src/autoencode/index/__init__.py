@@ -139,14 +139,21 @@ def open_index(path: str | Path, model: Autoencoder | str | Path | None = None) 
         ModelFileError: the model given cannot be loaded.
         MissingExtraError: an index kept by LanceDB needs the optional part `lance`.
         StorageError: the storage cannot be reached.
-        ConfigError: no store can keep an index at such a URL.
+        ConfigError: no store can keep an index at such a URL, or a model is given where it needs an ONNX
+            file.
     """
     location = folder_or_url(path)
     opened = _existing(location).open(location)
     if model is not None:
         embedding = opened.embedding
-        is_network = embedding.endswith(ONNX_SUFFIX)
-        opened.use(find_encoder(str(model)) if is_network else find_encoder(embedding, as_model(model)))
+        if not embedding.endswith(ONNX_SUFFIX):
+            opened.use(find_encoder(embedding, as_model(model)))
+        elif not str(model).endswith(ONNX_SUFFIX):
+            raise ConfigError(
+                f"{path} compares by an ONNX file, like {Path(embedding).name}. Give that file."
+            )
+        else:
+            opened.use(find_encoder(str(model)))
     return opened
 
 

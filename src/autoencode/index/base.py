@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoencode.configuration import Split
-from autoencode.data.preprocessing import Limits, read_chunks, read_image
+from autoencode.data.preprocessing import Limits, read_chunks
 from autoencode.data.sources import expanded
 from autoencode.embedding import BF16_CODES, PRETRAINED_KINDS
-from autoencode.errors import ConfigError, ImageError, check_choice
+from autoencode.errors import ConfigError, check_choice
 from autoencode.models.autoencoder import INFERENCE_BATCH
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
     from autoencode.index.neighbours import Floats
     from autoencode.index.store import IndexSettings
 
-_MOST_QUERIES = 24  # nobody looks through a longer sheet
 _FAR_PERCENTILE = 1.0
-_SHEET_COLUMNS = 11  # a query and the ten neighbours that a search gives by default
-_GREY = 224
+_LABELS_SHOWN = 10
 
 Images = str | Path | Iterable[str | Path] | Tensor | NDArray[Any]
 
@@ -82,10 +81,10 @@ class Neighbours:
 
     @property
     def nothing_close(self) -> bool:
-        """Whether even the nearest is farther than 99 % of the indexed images are from their own nearest.
+        """Whether at most 1 % of the indexed images are as far from their nearest, or from the folder's mean.
 
-        An image of the same kind as the indexed ones has nothing close in 1 % of cases. False where this is
-        not known: with fewer than 99 images, or in an index that is not held in memory.
+        See `Neighbour.percentile`. An image of the same kind as the indexed ones has nothing close in 1 % of
+        cases by each measure. False where this is not known: with fewer than 99 images.
         """
         percentile = self.found[0].percentile if self.found else None
         return percentile is not None and percentile <= _FAR_PERCENTILE
@@ -108,7 +107,9 @@ class SearchResults:
     def _repr_png_(self) -> bytes | None:
         if self.preprocessing is None or not self.results:
             return None
-        from autoencode.figures import png  # loads Matplotlib, which a search without a sheet is spared
+        # They load Matplotlib, which a search without a sheet is spared.
+        from autoencode.figures import png
+        from autoencode.index.sheet import neighbours_sheet
 
         return png(neighbours_sheet(self.results, self.preprocessing))
 
@@ -212,7 +213,12 @@ class Index(ABC):
         if self.embedding in PRETRAINED_KINDS:
             return f"compared by {BACKBONE.name} at {self.preprocessing.height} pixels"
         names = {"code": "codes of a model", BF16_CODES: "codes of a model in bf16"}
-        return f"compared by {names.get(self.embedding) or Path(self.embedding).stem}"
+        if self.embedding in names:
+            return f"compared by {names[self.embedding]}"
+        name = f"compared by {Path(self.embedding).stem}"
+        name += f" at {self.preprocessing.width}x{self.preprocessing.height} pixels"
+        reduction = self._settings.reduction
+        return name if reduction is None else f"{name}, {len(reduction.mean):,} dimensions"
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -278,13 +284,23 @@ class Index(ABC):
         only = ImageFilter(label, split)
         # A misspelt label would otherwise look like a search that finds nothing.
         if only != EVERY_IMAGE and not self._count(only):
-            raise ConfigError(f"No image of {self.path} has {only}.")
+            raise ConfigError(f"No image of {self.path} has {only}.{self._labels_like(label)}")
         if isinstance(queries, Tensor | np.ndarray) and queries.ndim != 3:
             ready = torch.as_tensor(queries)
             if ready.is_floating_point():
                 found = self._search_codes(self._codes_of(ready), k, only)
                 return SearchResults([Neighbours(None, tuple(near)) for near in found], [])
         return self._search_files(queries, k, only, limits, progress)
+
+    def _labels_like(self, label: str | None) -> str:
+        """Return a sentence that lists the labels nearest to one that no image has; "" if it has images."""
+        labels = self._labels()
+        if label is None or label in labels or not labels:
+            return ""
+        # The first of all labels where none is spelt alike.
+        shown = get_close_matches(label, labels, n=_LABELS_SHOWN) or labels[:_LABELS_SHOWN]
+        more = len(labels) - len(shown)
+        return f" Its labels: {', '.join(shown)}{f', and {more:,} more' * (more > 0)}."
 
     def _search_files(
         self,
@@ -301,13 +317,25 @@ class Index(ABC):
         for number, (usable, pixels) in enumerate(chunks, 1):
             codes = self.encoder.encode(to_float(pixels))
             # One more than asked for, as the query itself may be among them.
-            for path, found in zip(usable, self._search_codes(codes, k + 1, only), strict=True):
-                own = path.resolve()  # the same file may be given by another path than it was indexed by
-                others = [near for near in found if near.path.resolve() != own]
-                results.append(Neighbours(path, tuple(others[:k])))
+            nearest = self._search_codes(codes, k + 1, only)
+            for path, code, found in zip(usable, codes, nearest, strict=True):
+                results.append(Neighbours(path, self._others(path, code, found, k, only)))
             if progress:
                 progress(min(number * INFERENCE_BATCH, len(paths)), len(paths))
         return SearchResults(results, skipped, self.preprocessing)
+
+    def _others(
+        self, query: Path, code: Floats, found: list[Neighbour], k: int, only: ImageFilter
+    ) -> tuple[Neighbour, ...]:
+        """Return the K nearest of `found`, or of more of them, that are not the file of the query."""
+        own, asked = query.resolve(), k + 1
+        while True:
+            # The same file may be indexed by several paths, each a link, and be given by yet another.
+            others = [near for near in found if near.path.resolve() != own]
+            if len(others) >= k or len(found) < asked:
+                return tuple(others[:k])
+            asked *= 2
+            [found] = self._search_codes(code[None], asked, only)
 
     def _codes_of(self, queries: Tensor) -> Floats:
         if queries.ndim == 4:
@@ -334,64 +362,16 @@ class Index(ABC):
     def _count(self, only: ImageFilter) -> int:
         """Return the number of images that match."""
 
+    def _labels(self) -> list[str]:
+        """Return the labels there are, in order; none where finding them takes a pass over all images."""
+        return []
+
     @abstractmethod
     def _search_codes(self, codes: Floats, k: int, only: ImageFilter) -> list[list[Neighbour]]:
         """Return the K nearest images of each code (Q, D), or all; files of the same bytes share a score."""
-
-
-def neighbours_sheet(
-    results: list[Neighbours], preprocessing: Preprocessing, limits: Limits | None = None
-) -> NDArray[np.uint8]:
-    """Draw the first 24 queries, framed, each before its neighbours; a grey square where a file is gone.
-
-    Args:
-        results: from `Index.search` for files.
-        preprocessing: how the files become pixels.
-        limits: the largest files and pictures to read.
-
-    Returns:
-        The sheet, (height, width, 3).
-
-    Raises:
-        ConfigError: no result has a file as its query.
-    """
-    from autoencode.figures import image_grid  # loads Matplotlib, which a search without a sheet is spared
-
-    grids = []
-    for result in results[:_MOST_QUERIES]:
-        if result.query is None:
-            continue
-        paths = [result.query, *(near.path for near in result.found)]
-        pictures = [picture_of(path, preprocessing, limits) for path in paths]
-        captions = ["nothing close" if result.nothing_close else result.query.name]
-        captions += [score_text(near, " / ", 3) for near in result.found]
-        # A score under a grey square would look like that of a picture that is grey.
-        captions = [
-            text if is_read else "gone" for text, (_, is_read) in zip(captions, pictures, strict=True)
-        ]
-        pixels = np.stack([picture for picture, _ in pictures])
-        grids.append(image_grid(pixels, captions=captions, columns=_SHEET_COLUMNS, highlight_first=True))
-    if not grids:
-        raise ConfigError("There is no result to draw.")
-    width = max(grid.shape[1] for grid in grids)
-    margins = [((0, 0), (0, width - grid.shape[1]), (0, 0)) for grid in grids]
-    white = 255
-    return np.concatenate(
-        [np.pad(grid, margin, constant_values=white) for grid, margin in zip(grids, margins, strict=True)]
-    )
 
 
 def score_text(near: Neighbour, between: str, digits: int = 4) -> str:
     """Return the score, and if known its percentile after `between`."""
     rank = "" if near.percentile is None else f"{between}{near.percentile:.1f}%"
     return f"{near.score:.{digits}f}{rank}"
-
-
-def picture_of(
-    path: Path, preprocessing: Preprocessing, limits: Limits | None
-) -> tuple[NDArray[np.uint8], bool]:
-    """Return the pixels (H, W, 3) of a file and True; a grey square and False if it cannot be read."""
-    try:
-        return read_image(path, preprocessing, limits), True
-    except ImageError:
-        return np.full((preprocessing.height, preprocessing.width, 3), _GREY, np.uint8), False

@@ -245,6 +245,9 @@ class FileIndex(Index):
     def _count(self, only: ImageFilter) -> int:
         return len(self.entries) if only == EVERY_IMAGE else len(self._part_of(only).positions)
 
+    def _labels(self) -> list[str]:
+        return sorted({entry.label for entry in self.entries if entry.label is not None})
+
     def _search_codes(self, codes: Floats, k: int, only: ImageFilter) -> list[list[Neighbour]]:
         part = self._part_of(only)
         return [

@@ -254,7 +254,8 @@ class IndexSettings:
             return encoder
         is_network = self.embedding.endswith(ONNX_SUFFIX)
         what = "network" if is_network else "model"
-        advice = f"Give the {what} it was made with (--model), or make the index again."
+        option = f"--model {Path(self.embedding).name}" if is_network else "--model"
+        advice = f"Give the {what} it was made with ({option}), or make the index again."
         candidates = self.model_path.candidates(index) if self.model_path else []
         files = [path for path in candidates if path.is_file()]
         # A model at the old path may be another one by now, and the one beside the index still the right one.

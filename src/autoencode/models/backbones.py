@@ -208,6 +208,7 @@ _OUTPUTS = ("image_embeds", "pooler_output", "embeddings", "embedding", "last_hi
 _SETTINGS_NAME = "preprocessor_config.json"  # written beside the network by Hugging Face's exporters
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _USUAL_PX, _MOST_PX = 224, 4096
+_RELATIVE_ROUNDING = 1e-6  # of a vector of length 1 in fp32
 
 
 class OnnxBackbone:
@@ -219,10 +220,11 @@ class OnnxBackbone:
     """
 
     def __init__(self, path: Path) -> None:
-        """Load the network, and run it once.
+        """Load the network, and run it on two images.
 
         Raises:
-            ModelFileError: the file is missing, is no ONNX file that can be run, or no image encoder.
+            ModelFileError: the file is missing, is no ONNX file that can be run, or no image encoder,
+                as where the vectors of two images are equal.
             MissingExtraError: onnxruntime is not installed.
         """
         self.path, self.name = path, path.stem
@@ -248,7 +250,13 @@ class OnnxBackbone:
         self._mean, self._spread = (np.array(one, np.float32).reshape(1, 3, 1, 1) for one in stated[1:])
         names = [output.name for output in self._session.get_outputs()]
         self._output = next((name for name in _OUTPUTS if name in names), names[0])
-        self.size = self.descriptors(torch.zeros(1, 3, height, width)).shape[1]
+        noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        black_and_noise = self.descriptors(torch.cat([torch.zeros_like(noise), noise]))
+        self.size = black_and_noise.shape[1]
+        if np.ptp(black_and_noise, axis=0).max() < _RELATIVE_ROUNDING:
+            raise self._unusable(
+                f"the direction of its output {self._output} is the same for black and for noise"
+            )
 
     def __reduce__(self) -> tuple[type[OnnxBackbone], tuple[Path]]:
         """Send the path alone to other processes; every node must see the file."""

@@ -12,7 +12,7 @@ const DISTANCES = [
 ];
 
 const NOTHING_CLOSE =
-  "Nothing in the index is close to this image: 99 % of the indexed images are nearer to their own nearest neighbour.";
+  "Nothing in the index is close to this image: at most 1 % of the indexed images are as far from their nearest, or from the mean of all.";
 
 export function mount(root) {
   const state = { picture: null, k: "24", distance: workspace.index?.distance };
