@@ -24,6 +24,7 @@ from autoencode import (
     load_classifier,
     load_model,
     transfer,
+    transfer_learning,
 )
 from autoencode.data.entries import split_of
 from autoencode.embedding import BF16_CODES, EMBEDDINGS, PRETRAINED_LARGE
@@ -185,6 +186,23 @@ def test_pretrained_features_are_compared_where_they_are_installed_and_kept_when
     made = transfer(model, colours, embedding="pretrained")
     assert made.kept == made.classifier.features == "pretrained"
     assert made.confusion.trace() > 0.9 * made.held_out_images
+
+
+def test_larger_images_are_described_at_224_pixels_and_classified_so(
+    model: Autoencoder, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    large = Path(shutil.copytree(colours, tmp_path / "large"))
+    for path in large.rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((180, 200)).save(path)
+    monkeypatch.setattr(transfer_learning, "METHODS", {"pretrained": METHODS["pretrained"]})
+    made = transfer(model, large, tmp_path / "out", embedding="pretrained")
+    assert (made.kept, made.classifier.features) == ("pretrained", "pretrained-224")
+    classifier = load_classifier(tmp_path / "out")
+    assert (classifier.preprocessing.height, classifier.preprocessing.width) == (224, 224)
+    results = classify(classifier, large).results
+    assert np.mean([result.label == result.path.parent.name for result in results]) > 0.9
 
 
 def test_a_vae_and_few_unequal_classes_are_taken(trained_vae: Run, photos: Path, tmp_path: Path) -> None:
