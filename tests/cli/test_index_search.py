@@ -96,8 +96,8 @@ def test_search_says_where_images_are_gone_or_fewer_than_asked_for(index: Path, 
     result = autoencode("search", index, moved / query.relative_to(folder), "-k", 3)
     assert result.exit_code == 0
     assert (
-        f"3 images found no longer exist. {folder} is not there either. Index the folder that the images are in "
-        "now: autoencode index NEW-FOLDER --out ANOTHER"
+        f"3 images found no longer exist. {folder} is not there either. Index the folder that the images "
+        "are in now: autoencode index NEW-FOLDER --out ANOTHER"
     ) in result.stderr
     assert "Update" not in result.stderr
 
