@@ -231,3 +231,12 @@ def test_a_network_in_an_onnx_file_is_described_and_named_where_it_was_moved(
     assert str(wrong.exception) == (
         f"{tmp_path / 'i'} compares by an ONNX file, like means.onnx. Give that file."
     )
+
+
+def test_a_network_whose_name_begins_like_codes_is_none(
+    trained: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel_means(tmp_path / "code.onnx")
+    monkeypatch.chdir(tmp_path)
+    made = autoencode("index", folder, "--embedding", "code.onnx", "--model", trained.folder, "--out", "i")
+    assert "The model is not used" in made.stdout

@@ -208,6 +208,8 @@ def _read(opened: Index, queries: list[Path], result: Path) -> Iterator[Path]:
 
 
 def _print_index(made: Index, *, is_model_given: bool) -> None:
+    from autoencode.embedding import BF16_CODES
+
     update = made.update
     assert update is not None  # only an index that was opened, not made, has none
     show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
@@ -217,7 +219,7 @@ def _print_index(made: Index, *, is_model_given: bool) -> None:
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
     say(f"index: {made.path}: {counted(len(made), 'image')}, {made.encoder_name}, {made.distance}, {how}")
     # Whoever gives a model may expect that it is what compares.
-    if is_model_given and not made.embedding.startswith("code"):
+    if is_model_given and made.embedding not in ("code", BF16_CODES):
         say(
             "The model is not used: pretrained features find more images of a kind than codes do. "
             "To compare its codes, make a new index with --embedding code."
