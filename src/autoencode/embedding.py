@@ -119,19 +119,21 @@ def fit_reduction(vectors: NDArray[np.float32]) -> Reduction:
     from sklearn.utils.extmath import randomized_svd  # half a second that other uses are spared
 
     count, size = vectors.shape
-    mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
-    most = min(REDUCED_SIZE, size, max(count // _IMAGES_PER_DIRECTION, 1))
-    _, singular, directions = randomized_svd(vectors - mean, most, n_iter=4, random_state=0)
-    variances = np.square(singular.astype(np.float64)) / count
-    if count < FEWEST_FITTED or variances.mean() <= np.square(1e-6 * mean).mean():
-        random = np.random.default_rng(0).standard_normal((size, min(REDUCED_SIZE, size)))
-        rotation = np.linalg.qr(random)[0].astype(np.float32)
-        anything = np.array([0, 1e6], np.float32)  # nothing is beyond images that are not known
-        return Reduction(np.zeros(size, np.float32), rotation, anything, count)
-    scales = np.sqrt(variances + _SHRINKAGE * variances.mean())
-    cosines = _cosines(vectors, mean)
-    usual = np.array([cosines.mean(), max(cosines.std(), 1e-3)], np.float32)
-    return Reduction(mean, np.ascontiguousarray((directions.T / scales).astype(np.float32)), usual, count)
+    if count >= FEWEST_FITTED:
+        mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
+        most = min(REDUCED_SIZE, size, count // _IMAGES_PER_DIRECTION)
+        _, singular, directions = randomized_svd(vectors - mean, most, n_iter=4, random_state=0)
+        variances = np.square(singular.astype(np.float64)) / count
+        if variances.mean() > np.square(1e-6 * mean).mean():
+            scales = np.sqrt(variances + _SHRINKAGE * variances.mean())
+            matrix = np.ascontiguousarray((directions.T / scales).astype(np.float32))
+            cosines = _cosines(vectors, mean)
+            usual = np.array([cosines.mean(), max(cosines.std(), 1e-3)], np.float32)
+            return Reduction(mean, matrix, usual, count)
+    random = np.random.default_rng(0).standard_normal((size, min(REDUCED_SIZE, size)))
+    rotation = np.linalg.qr(random)[0].astype(np.float32)
+    anything = np.array([0, 1e6], np.float32)  # nothing is beyond images that are not known
+    return Reduction(np.zeros(size, np.float32), rotation, anything, count)
 
 
 @dataclass(frozen=True)
