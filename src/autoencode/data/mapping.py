@@ -150,9 +150,8 @@ class _OfFiles:
     def __call__(self, paths: Sequence[Path]) -> tuple[NDArray[np.float64], list[str]]:
         skipped: list[tuple[Path, str]] = []
         values = [np.zeros(0)]
-        with contextlib.suppress(
-            ImageFolderError
-        ):  # an empty chunk is no error; the caller judges all files together
+        # A chunk without a usable file is no error; the caller judges all files together.
+        with contextlib.suppress(ImageFolderError):
             for read, pixels in read_chunks(paths, len(paths), self.preprocessing, self.limits, skipped):
                 if read:
                     values.append(self.function(to_float(pixels)))
