@@ -73,7 +73,7 @@ class _Line:
         self._drawn_at = time.monotonic()
         content = {"text/plain": self._text}
         if self._replace is None:
-            handle: Any = display(content, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            handle: Any = display(content, raw=True, display_id=True)
             self._replace = lambda text: handle.update({"text/plain": text}, raw=True)
         else:
             self._replace(self._text)
