@@ -238,9 +238,12 @@ def test_parts_are_alike_and_photographs_vary(normal: NormalImages, tmp_path: Pa
         )
     varied = fit_normal(tmp_path)
     assert not varied.are_alike
-    scores = np.random.default_rng(0).lognormal(size=(5, 4))
+    weights = varied.combination.weights[0]
+    scores = np.exp(varied.combination.centre) * np.random.default_rng(0).lognormal(size=(9, len(weights)))
     z = (np.log(scores + 1e-6) - varied.combination.centre) / varied.combination.spread
-    np.testing.assert_allclose(varied.combination.score(scores), z[:, :3].sum(1))
+    above = np.sqrt((weights * np.square(z.clip(min=0))).sum(1))
+    expected = np.where(above > 0, above, z[:, weights > 0].max(1))
+    np.testing.assert_allclose(varied.combination.score(scores), expected)
 
 
 def test_images_of_12_bits_in_files_of_16_are_not_nearly_black(tmp_path: Path) -> None:
