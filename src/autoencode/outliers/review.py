@@ -206,16 +206,5 @@ def file_list(pack: Pack, entries: Iterable[Entry]) -> bytes:
     return "".join(lines).encode(errors="surrogateescape")
 
 
-def chosen_entries(pack: Pack, positions: Sequence[int] | NDArray[np.int64]) -> list[Entry]:
-    """Return the entries at these positions.
-
-    Raises:
-        ConfigError: a position is beyond the last entry.
-    """
-    if any(not 0 <= position < len(pack) for position in positions):
-        raise ConfigError(f"The pack has {len(pack):,} images; a position beyond the last was asked for.")
-    return [pack.entries[int(position)] for position in positions]
-
-
 def _key(pack: Pack, entry: Entry) -> _Key:
     return _Key(str(pack.folder), entry.path, str(entry.sha256))
