@@ -5,7 +5,7 @@ Lengths: N entries of the pack.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoencode.atomic import csv_bytes
 from autoencode.data.loader import batches
-from autoencode.errors import ConfigError, check_choice
+from autoencode.errors import check_choice
 from autoencode.outliers.calibration import OutlierReference, scorer
 from autoencode.outliers.conformal import FalsePositiveRate, attainable_fpr, false_positive_rate
 from autoencode.outliers.scores import SCORES, default_score
