@@ -159,9 +159,15 @@ def _network(model: ImageModel) -> str:
     config = model.config
     kind = {"vae": "variational autoencoder"}.get(config.kind, config.kind)
     code = f", {config.code_size} code dimensions" if isinstance(model, Autoencoder) else ""
-    prior = ", with a prior to generate from" if isinstance(model, Autoencoder) and model.prior else ""
+    holds: list[str] = []
+    if isinstance(model, Autoencoder) and model.prior:
+        holds.append("a prior to generate from")
+    if isinstance(model, Autoencoder) and (kept := model.reference):
+        size = sum(tensor.nbytes for tensor in kept.tensors.values()) / 1e6
+        holds.append(f"the normal images to judge others by ({size:.1f} MB)")
     weights = sum(weight.numel() for weight in model.parameters())
-    return f"{kind}: {NETWORKS[config.network].summary}{code}, {weights:,} weights{prior}"
+    with_these = f", with {' and '.join(holds)}" if holds else ""
+    return f"{kind}: {NETWORKS[config.network].summary}{code}, {weights:,} weights{with_these}"
 
 
 def _numbers(model: ImageModel) -> dict[str, Any]:
@@ -170,6 +176,7 @@ def _numbers(model: ImageModel) -> dict[str, Any]:
         "preprocessing": model.preprocessing.to_json(),
         "weights": sum(weight.numel() for weight in model.parameters()),
         "has_prior": isinstance(model, Autoencoder) and model.prior is not None,
+        "has_reference": isinstance(model, Autoencoder) and model.reference is not None,
     }
 
 

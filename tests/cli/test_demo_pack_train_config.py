@@ -198,6 +198,7 @@ def test_a_run_that_learns_nothing_is_warned_of_once(
     result = autoencode("train", tiny_pack.path, "--out", tmp_path / "run", *TINY, *options)
     assert (result.code, result.err) == (0, "")
     (line,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert "the model judges no other images: The codes of its training images are not finite" in result.out
     assert "lower learning rate (it is 1e+06)" in line
 
 

@@ -93,6 +93,32 @@ def test_a_model_file_alone_needs_its_pack_once(
     assert "rule:     on average at most" in said
 
 
+def test_a_model_that_was_trained_on_few_images_judges_where_only_its_file_is(
+    outliers: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "few").mkdir()
+    for path in sorted(photos.rglob("*.png"))[:20]:
+        shutil.copy(path, tmp_path / "few")
+    options = ["--preset", "paper-ae", "--epochs", "1", "--size", "32", "--set", "widths=[4, 8]"]
+    command = [
+        "autoencode",
+        "train",
+        str(tmp_path / "few"),
+        "--out",
+        str(tmp_path / "runs" / "few"),
+        *options,
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert not ended.value.code
+    model = Path(shutil.copy(tmp_path / "runs" / "few" / "model.safetensors", tmp_path))
+    shutil.rmtree(tmp_path / "runs")
+    code, said, complaint = outliers(model, photos)
+    assert code == 0, complaint
+    assert " of 48 images, by auto" in said
+
+
 def test_images_of_another_pack_are_noted(
     outliers: Command, trained: Run, tiny_pack: Pack, photos: Path, tmp_path: Path
 ) -> None:

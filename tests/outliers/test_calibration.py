@@ -5,6 +5,7 @@ A reference is made from the right images, computed once, and never taken for an
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -23,13 +24,17 @@ from autoencode import (
     PackError,
     Preprocessing,
     Run,
+    find_outliers,
     fit_reference,
     load_model,
+    load_reference,
     pack_folder,
+    save_model,
 )
+from autoencode.models.autoencoder import Kept
 from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import calibration as application
-from autoencode.outliers.calibration import FORMAT_VERSION, KIND, load_reference, reference_rows, scorer
+from autoencode.outliers.calibration import FORMAT_VERSION, KIND, reference_rows, scorer
 from autoencode.outliers.conformal import (
     attainable_fpr,
     conformal_p_values,
@@ -274,16 +279,16 @@ def test_what_is_learned_from_a_sample_of_each_split_is_kept_until_more_is_asked
     reference = fit_reference(vae, tiny_pack, tmp_path / "kept", most=3)
     assert len(neighbours(reference)) == 3
     assert reference.calibration_images == 3
-    assert load_reference(tmp_path / "kept", vae).trained == reference.trained
+    assert load_reference(vae, tmp_path / "kept").trained == reference.trained
     assert len(fit_reference(vae, tiny_pack, tmp_path / "kept").trained) > 3
-    assert len(load_reference(tmp_path / "kept", vae).trained) > 3
+    assert len(load_reference(vae, tmp_path / "kept").trained) > 3
     rows = reference_rows(tiny_pack, 3)
     assert set(rows["test"]) <= set(tiny_pack.rows("test"))
 
 
 def test_what_was_kept_judges_without_the_images(vae: Autoencoder, tiny_pack: Pack, tmp_path: Path) -> None:
     fitted = fit_reference(vae, tiny_pack, tmp_path / "kept")
-    kept = load_reference(tmp_path / "kept", vae)
+    kept = load_reference(vae, tmp_path / "kept")
     images = to_float(tiny_pack.pixels(tiny_pack.rows("test")))
     for score in kept.detectors:
         # Some fields are in fp32 in the file.
@@ -292,14 +297,61 @@ def test_what_was_kept_judges_without_the_images(vae: Autoencoder, tiny_pack: Pa
         np.testing.assert_array_equal(kept.calibration[score], fitted.calibration[score])
 
 
+def test_a_model_file_that_keeps_them_judges_alone(
+    vae: Autoencoder, tiny_pack: Pack, photos: Path, tmp_path: Path
+) -> None:
+    expected = find_outliers(vae, photos, tiny_pack, fpr=0.3)
+    model = copy.copy(vae)
+    reference = fit_reference(model, tiny_pack, keep=True)
+    save_model(tmp_path / "alone.safetensors", model, model.provenance)
+    found = find_outliers(tmp_path / "alone.safetensors", photos, fpr=0.3)
+    assert [one.path for one in found.images] == [one.path for one in expected.images]
+    np.testing.assert_allclose(
+        [one.p_value for one in found.images], [one.p_value for one in expected.images]
+    )
+    assert found.validation_fpr == expected.validation_fpr
+    loaded = load_model(tmp_path / "alone.safetensors")
+    assert load_reference(loaded).trained == reference.trained
+    # With the pack at hand, nothing is measured again where the model holds as many images.
+    assert fit_reference(loaded, tiny_pack, progress=lambda done, total: pytest.fail("measured")) is not None
+
+
+def test_a_model_file_grows_by_ten_megabytes_at_most(vae: Autoencoder, tiny_pack: Pack) -> None:
+    model = copy.copy(vae)
+    reference = fit_reference(model, tiny_pack, keep=True)
+    assert model.reference is not None
+    counts = {len(reference.trained), reference.calibration_images, len(reference.validation["auto"])}
+    most = 0
+    for name, tensor in model.reference.tensors.items():
+        # As many images of each split as are kept at most, and a full bank of patches.
+        rows = 5000 if name == "patches.patches" else 1000 if tensor.shape[:1].numel() in counts else None
+        values = tensor.numel() if rows is None else rows * tensor[0].numel()
+        most += values * tensor.element_size()
+    most += 1000 * len(reference.trained[0])
+    assert most < 10_000_000
+
+
+def test_a_reference_of_an_older_version_in_a_model_file_is_as_none(
+    vae: Autoencoder, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    model = copy.copy(vae)
+    fit_reference(model, tiny_pack, keep=True)
+    assert model.reference is not None
+    for content in ({"version": FORMAT_VERSION - 1}, {"pack": None, "trained": 3}):
+        model.reference = Kept(model.reference.tensors, {**model.reference.content, **content})
+        save_model(tmp_path / "old.safetensors", model, model.provenance)
+        with pytest.raises(ConfigError, match="fit_reference"):
+            load_reference(tmp_path / "old.safetensors")
+
+
 def test_what_is_not_of_the_model_is_not_loaded(
     vae: Autoencoder, trained: Run, tiny_pack: Pack, tmp_path: Path
 ) -> None:
     fit_reference(vae, tiny_pack, tmp_path / "kept")
     (tmp_path / "other").write_bytes(b"no reference")
     for path, model in (("none", vae), ("other", vae), ("kept", load_model(trained.model_path))):
-        with pytest.raises(ConfigError, match=f"{path} does not hold the normal images of this model"):
-            load_reference(tmp_path / path, model)
+        with pytest.raises(ConfigError, match="The model file does not hold the normal images of its"):
+            load_reference(model, tmp_path / path)
 
 
 def test_a_pack_of_another_size_is_rejected(vae: Autoencoder, photos: Path, tmp_path: Path) -> None:

@@ -198,10 +198,13 @@ def _by_model(
     reference: Pack | OutlierReference
     try:
         reference = open_pack(pack) if pack else options.pack_of(model, "--pack PACK")
-    except AutoencodeError:
-        if pack or not cache.exists():
+    except AutoencodeError as err:
+        if pack:
             raise
-        reference = load_reference(cache, loaded)  # the model was moved to a machine without the images
+        try:
+            reference = load_reference(loaded, cache)  # the model was moved to a machine without the images
+        except ConfigError:
+            raise err from None
     if out is not None:  # before the work, which may take minutes
         kept = options.settings_files(model, reference) if isinstance(reference, Pack) else []
         check_output(out, TABLES, kept)

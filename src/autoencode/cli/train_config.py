@@ -289,7 +289,7 @@ def _show(run: Run, trained: bool) -> None:
         show_restorer(run, packed, anew=trained)
         return
     model = load_model(run.model_path)
-    _fit_prior(run, model, packed)
+    _complete(run, model, packed)
     _draw(run, model, packed, anew=trained)
     if model.is_vae:
         _print_health(run, model, packed)
@@ -299,20 +299,28 @@ def _show(run: Run, trained: bool) -> None:
             # The full report measures for minutes; `autoencode report` writes it when somebody wants it.
             write_report(run.folder, quick=True, progress=progress)
     say(f"report: {page}")
-    say(f"model:  {run.model_path}")
+    size = run.model_path.stat().st_size / 1e6
+    say(f"model:  {run.model_path} ({size:.1f} MB: all that another machine needs)")
 
 
-def _fit_prior(run: Run, model: Autoencoder, packed: Pack) -> None:
-    """Fit the mixture that `generate` draws from, if the model has none, and save it in the model file."""
-    # Now, as the pack may be gone when somebody wants to generate: then the model file has to be enough.
+def _complete(run: Run, model: Autoencoder, packed: Pack) -> None:
+    """Fit what `generate` draws from and `outliers` compares with, if it is missing, and save the model."""
+    # Now, as the pack may be gone when somebody wants them: then the model file has to be enough.
     from autoencode.generation import fit_prior
     from autoencode.models.model_file import save_model
+    from autoencode.outliers.calibration import fit_reference
 
-    if model.prior is not None:
+    if model.prior is not None and model.reference is not None:
         return
-    with counting("fitting the prior") as progress:
-        fit_prior(model, packed, progress=progress)
-    save_model(run.model_path, model, model.provenance)
+    if model.prior is None:
+        with counting("fitting the prior") as progress:
+            fit_prior(model, packed, progress=progress)
+    try:
+        with counting("fitting to normal images") as progress:
+            fit_reference(model, packed, keep=True, progress=progress)
+    except ConfigError as err:
+        say(f"note:   the model judges no other images: {err}")
+    model.digest = save_model(run.model_path, model, model.provenance)
 
 
 def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:

@@ -5,10 +5,10 @@ Shapes: B batch, H height, W width, D code size. Images are (B, 3, H, W) in [0, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,13 @@ CPU_LAYER_VALUES = 2**22
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
 
+class Kept(NamedTuple):
+    """What another part of the package keeps in the file of a model, and alone can read: tensors and JSON."""
+
+    tensors: Mapping[str, Tensor]
+    content: Mapping[str, Any]
+
+
 class Autoencoder(ImageModel):
     """Encoder and decoder with the preprocessing their images need.
 
@@ -51,12 +58,15 @@ class Autoencoder(ImageModel):
         sharp_decoder: the decoder trained on features of a pretrained network, or None; see
             `autoencode.training.perceptual`.
         prior: the mixture fitted to the codes of its training images, or None; see `fit_prior`.
+        reference: the normal images of its training, by which it judges others where those are not, or None;
+            see `fit_reference`.
     """
 
     def __init__(self, config: ModelConfig, preprocessing: Preprocessing) -> None:
         super().__init__(config, preprocessing)
         self.prior: GaussianMixture | None = None
         self.sharp_decoder: ImageDecoder | None = None
+        self.reference: Kept | None = None
         self._grid = self.network.grid(config.widths, preprocessing.height, preprocessing.width)
         features = config.widths[-1] * self._grid[0] * self._grid[1]
         self.to_mean = nn.Linear(features, config.code_size)

@@ -1,4 +1,6 @@
-"""Models in files: one safetensors file with weights, prior, settings, preprocessing and provenance.
+"""Models in files: one safetensors file with all that a model needs to be used on another machine.
+
+That is weights, prior, the normal images of its training, settings, preprocessing and provenance.
 
 `write_tensors` and `read_tensors` are the format of checkpoints and classifiers, too. Reading never
 unpickles. safetensors checks that every tensor lies within the file but would not notice a flipped byte: the
@@ -24,7 +26,7 @@ from torch import Tensor
 from autoencode.atomic import atomic_file, parse_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError, ConfigError, ModelFileError, other_version
-from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.autoencoder import Autoencoder, Kept
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
 from autoencode.models.restorer import Restorer
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from autoencode.models.image_model import ImageModel
 
 # Types that are written. Others are rejected: torch lacks operations for some of them.
-_TYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
+_TYPES = (torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8)
 
 
 def write_tensors(
@@ -171,10 +173,11 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 MODEL_NAME = "model.safetensors"
-# 3 may have a sharp decoder, and a file of 2 is one without; 1 had other names for settings.
-FORMAT_VERSION, _READABLE = 3, (2,)
+# 4 may have normal images, 3 a sharp decoder, and a file of 2 is one without; 1 had other names for settings.
+FORMAT_VERSION, _READABLE = 4, (2, 3)
 SHARP = "sharp_decoder."  # before the names of the weights of that decoder, where there is one
-PRIOR = "prior/"  # before the names of the prior's tensors; no weight has a slash in its name
+# Before the names of other tensors; no weight has a slash in its name.
+PRIOR, REFERENCE = "prior/", "reference/"
 
 
 def build_model(config: ModelConfig, preprocessing: Preprocessing) -> ImageModel:
@@ -191,7 +194,7 @@ def save_model(path: Path, model: ImageModel, provenance: Mapping[str, Any]) -> 
 
     Args:
         path: the file.
-        model: the model, with its prior if it has one; every weight must be finite.
+        model: the model, with its prior and its reference if it has them; every weight must be finite.
         provenance: its data, settings and results, as JSON can hold them.
 
     Raises:
@@ -199,13 +202,18 @@ def save_model(path: Path, model: ImageModel, provenance: Mapping[str, Any]) -> 
         OutputError: the file cannot be written; an earlier one is unchanged.
     """
     weights, content = parts_of_model(path, model, provenance)
+    if isinstance(model, Autoencoder) and model.reference is not None:
+        weights |= with_prefix(REFERENCE, model.reference.tensors)
+        content["reference"] = dict(model.reference.content)
     return write_tensors(path, "model", FORMAT_VERSION, weights, content)
 
 
 def parts_of_model(
     path: Path, model: ImageModel, provenance: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors and the content of a model for a file at `path`; `model_of_parts` is the inverse.
+    """Return the tensors and the content of a model for a file at `path`, without its reference.
+
+    `model_of_parts` is the inverse.
 
     Raises:
         ModelFileError: a weight is not finite.
@@ -280,7 +288,11 @@ def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel
     if not path.is_file():
         raise ModelFileError(f"No model file at {path}. Give a model file or a run folder of `train`.")
     weights, content, digest = read_tensors(path, "model", FORMAT_VERSION, ModelFileError, earlier=_READABLE)
-    model = model_of_parts(path, weights, content)
+    reference = without_prefix(REFERENCE, weights)
+    own = {name: weight for name, weight in weights.items() if not name.startswith(REFERENCE)}
+    model = model_of_parts(path, own, content)
+    if isinstance(model, Autoencoder) and isinstance(kept := content.get("reference"), dict):
+        model.reference = Kept(reference, kept)
     model.digest = digest
     return model.to(device)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.mapping import map_pack
 from autoencode.errors import ConfigError, OutputError, PackError
+from autoencode.models.autoencoder import Kept
 from autoencode.models.model_file import as_model, read_tensors, write_tensors
 from autoencode.outliers.conformal import (
     FalsePositiveRate,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 # Scores from more training images are no better, and neighbours are slower to find.
 MOST_IMAGES = 2000
+# Of each split in a model file, to which they add 9 MB at most: twice as many add 14.
+KEPT_IMAGES = 1000
 # Validation images from which it shows how much better a model knows the images it was trained on.
 _FEWEST_UNSEEN = 10
 BATCH = 64
@@ -145,6 +148,7 @@ def fit_reference(
     cache: str | Path | None = None,
     *,
     most: int | None = None,
+    keep: bool = False,
     ray: str | None = None,
     progress: Progress | None = None,
 ) -> OutlierReference:
@@ -156,25 +160,30 @@ def fit_reference(
         cache: a file that keeps the result, see `load_reference`. If it exists and is of these images and
             this model, it is used; otherwise it is replaced. A file that cannot be written is ignored.
         most: images of each split to measure; see `reference_rows`.
+        keep: make the result a part of the model, of at most 1,000 images of each split, so that `save_model`
+            writes it: with the model file alone, images are then judged where the pack is not.
         ray: the address of a Ray cluster to measure on; this machine must be a node of it, and every node see
             the pack. See `joined_cluster`.
         progress: called with (images done, images in all).
 
     Raises:
         ModelFileError: there is no usable model at the path.
-        ConfigError: the pack's images are of another size, or fewer than two are for training.
+        ConfigError: the pack's images are of another size, fewer than two are for training, or their codes
+            are not finite numbers.
         MissingExtraError: a cluster needs the optional part `ray`.
         RunError: no cluster answers at the address, or it could not do the work.
         PackError: the pack has changed on the disk meanwhile.
     """
     model = as_model(model)
     model.check_preprocessing(pack.preprocessing, pack.path)
-    cache, rows = None if cache is None else Path(cache), reference_rows(pack, most)
-    kept = None if cache is None else _read(cache, model)
-    if kept is not None and kept.pack == pack.fingerprint:
-        counts = len(kept.trained), kept.calibration_images
-        if counts == (len(rows["train"]), len(rows["test"])):
-            return kept
+    cache = None if cache is None else Path(cache)
+    rows = reference_rows(pack, min(most or KEPT_IMAGES, KEPT_IMAGES) if keep else most)
+    for found in (_of_model(model), None if cache is None else _read(cache, model)):
+        if found is not None and found.pack == pack.fingerprint:
+            counts = len(found.trained), found.calibration_images
+            if counts == (len(rows["train"]), len(rows["test"])):
+                model.reference = _to_keep(found) if keep else model.reference
+                return found
     scores = scores_for(is_vae=model.is_vae)
     measure = measurer(model, scores)
     with joined_cluster(ray, "Measuring on a cluster") as cluster:
@@ -186,6 +195,8 @@ def fit_reference(
     reference = OutlierReference(
         detectors, test, validation, crossed, trained, model.digest, pack.fingerprint
     )
+    if keep:
+        model.reference = _to_keep(reference)
     # A model that was never saved has no digest, by which the file could be known to be its own. The cache
     # only saves time, so a run folder that cannot be written is not an error.
     if cache is not None and model.digest:
@@ -194,22 +205,24 @@ def fit_reference(
     return reference
 
 
-def load_reference(path: str | Path, model: Autoencoder | str | Path) -> OutlierReference:
+def load_reference(model: Autoencoder | str | Path, cache: str | Path | None = None) -> OutlierReference:
     """Load what `fit_reference` kept: with it a model judges images where its training images are not.
 
     Args:
-        path: the file, `outliers.safetensors` in a run folder, written at the end of training.
         model: from `load_model`, or its path.
+        cache: the file of `fit_reference`, which may be of more images than the model file holds. Where it is
+            missing, or of another model or version, the reference is that of the model file.
 
     Raises:
         ModelFileError: there is no usable model at the path.
-        ConfigError: there is no such file, or it is not of this model and version.
+        ConfigError: there is none in the model file, either.
     """
-    reference = _read(Path(path), as_model(model))
+    model = as_model(model)
+    reference = (None if cache is None else _read(Path(cache), model)) or _of_model(model)
     if reference is None:
         raise ConfigError(
-            f"{path} does not hold the normal images of this model. Give the pack of its training, or take "
-            "the file from the run folder."
+            "The model file does not hold the normal images of its training, by which others are judged. "
+            "Give the pack of its training, or call fit_reference(model, pack, keep=True) and save the model."
         )
     return reference
 
@@ -277,6 +290,10 @@ def _fit(
             f"{pack.location} has no training images to fit scores to. Use more images; three in four become "
             "training images."
         )
+    if not all(np.isfinite(values).all() for values in train.values()):
+        raise ConfigError(
+            "The codes of its training images are not finite numbers. Train anew with a lower learning rate."
+        )
     detectors = fit_detectors(train, scores)
     crossed = cross_fitted(train, scores)
     del train  # its patches take up to 90 MB
@@ -313,36 +330,53 @@ def _evenly(rows: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
 _SPLITS = ("calibration", "validation", "crossed")
 
 
-def _write(path: Path, reference: OutlierReference) -> None:
+def _to_keep(reference: OutlierReference) -> Kept:
+    """Return a reference as tensors and JSON, without what says which model it is of."""
     arrays = to_arrays(reference.detectors)
     for split in _SPLITS:
         arrays |= {f"{split}.{score}": values for score, values in getattr(reference, split).items()}
     tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in arrays.items()}
-    content = {"model": reference.model, "pack": reference.pack, "trained": list(reference.trained)}
-    write_tensors(path, KIND, FORMAT_VERSION, tensors, content)
+    content = {"pack": reference.pack, "trained": list(reference.trained), "version": FORMAT_VERSION}
+    return Kept(tensors, content)
+
+
+def _write(path: Path, reference: OutlierReference) -> None:
+    tensors, content = _to_keep(reference)
+    write_tensors(path, KIND, FORMAT_VERSION, tensors, {**content, "model": reference.model})
 
 
 def _read(path: Path, model: Autoencoder) -> OutlierReference | None:
-    """Read what an earlier call kept, if it is of this version and model, and can score its images."""
-    scores = scores_for(is_vae=model.is_vae)
+    """Read what an earlier call wrote, if it is of this version and model, and can score its images."""
     try:
         tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, PackError)
-        arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-        if content["model"] != model.digest:
-            return None
-        pack = str(content["pack"])
+    except PackError:
+        return None
+    return _of_kept(Kept(tensors, content), model) if content.get("model") == model.digest else None
+
+
+def _of_model(model: Autoencoder) -> OutlierReference | None:
+    """Return the reference in a model file, if it is of this version and can score its images."""
+    kept = model.reference
+    return None if kept is None or kept.content.get("version") != FORMAT_VERSION else _of_kept(kept, model)
+
+
+def _of_kept(kept: Kept, model: Autoencoder) -> OutlierReference | None:
+    scores = scores_for(is_vae=model.is_vae)
+    try:
+        arrays = {name: tensor.double().numpy() for name, tensor in kept.tensors.items()}
+        pack = str(kept.content["pack"])
         detectors = {score.name: from_arrays(score.detector, score.name, arrays) for score in scores}
-        trained = tuple(map(str, content["trained"]))
-    except (PackError, KeyError, TypeError):
+        trained = tuple(map(str, kept.content["trained"]))
+    except (KeyError, TypeError):
         return None
     calibration, validation, crossed = (
         {score.name: arrays[name] for score in scores if (name := f"{split}.{score.name}") in arrays}
         for split in _SPLITS
     )
-    kept = OutlierReference(detectors, calibration, validation, crossed, trained, model.digest, pack)
+    found = OutlierReference(detectors, calibration, validation, crossed, trained, model.digest, pack)
     size = model.preprocessing
     image = torch.zeros(1, 3, size.height, size.width)
-    return kept if _fits(kept, measurer(model, scores)(image)) else None
+    return found if _fits(found, measurer(model, scores)(image)) else None
 
 
 def _fits(kept: OutlierReference, measured: Measured) -> bool:

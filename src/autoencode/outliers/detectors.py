@@ -358,7 +358,10 @@ AnyDetector = TypeVar("AnyDetector", bound="Detector | Places")
 
 
 def to_arrays(detectors: Mapping[str, Detector | Places]) -> dict[str, NDArray[Any]]:
-    """Return the fields of detectors by "name.field", for a file: in fp32 where that loses nothing."""
+    """Return the fields of detectors by "name.field", for a file: in fp32 where that loses nothing.
+
+    Patches, which are fp16, stay so: they are most of a file.
+    """
     import numpy as np
 
     arrays = {
@@ -366,10 +369,12 @@ def to_arrays(detectors: Mapping[str, Detector | Places]) -> dict[str, NDArray[A
         for name, detector in detectors.items()
         for field in fields(detector)
     }
-    # Features are float32 or less, widened for the detectors. Files of this project hold no half type.
-    narrow = {name: values.astype(np.float32) for name, values in arrays.items()}
+    # Features are float32 or less, widened for the detectors.
+    narrow = {name: values.astype(np.float32) for name, values in arrays.items() if values.itemsize > 4}
     return {
-        name: narrow[name] if np.array_equal(narrow[name], values, equal_nan=True) else values
+        name: narrow[name]
+        if name in narrow and np.array_equal(narrow[name], values, equal_nan=True)
+        else values
         for name, values in arrays.items()
     }
 

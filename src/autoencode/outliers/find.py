@@ -32,6 +32,7 @@ from autoencode.outliers.calibration import (
     OutlierReference,
     fit_reference,
     fpr_to_keep,
+    load_reference,
     scorer,
 )
 from autoencode.outliers.conformal import fpr_bound
@@ -230,7 +231,7 @@ def table_row(one: Verdict, threshold: float) -> list[object]:
 def find_outliers(
     model: Autoencoder | str | Path,
     images: str | Path | Iterable[str | Path],
-    reference: Pack | OutlierReference,
+    reference: Pack | OutlierReference | None = None,
     out: str | Path | None = None,
     *,
     score: str | None = None,
@@ -247,7 +248,8 @@ def find_outliers(
     Args:
         model: from `load_model`, or its path.
         images: image files, and folders of them.
-        reference: the pack of the model's training, or the result of `fit_reference` on it.
+        reference: the pack of the model's training, or the result of `fit_reference` on it; by default what
+            the model file holds, see `load_reference`.
         out: a table, .csv or .json; the sheet is written beside it, see `sheet_path`. None writes nothing.
         score: a name in `scores.SCORES`; see `default_score`.
         fpr: the false positive rate, in (0, 1): at most this share of normal images is called an outlier. The
@@ -270,6 +272,7 @@ def find_outliers(
     model = as_model(model)
     # Every check comes before the work: a wrong request must not cost the hour that scoring may take.
     score = check_score(score, is_vae=model.is_vae, rule=rule)
+    reference = load_reference(model) if reference is None else reference
     fpr = fpr_to_keep(reference, rule, fpr)
     out = None if out is None else Path(out)
     paths = _inputs(images, out)
