@@ -159,6 +159,36 @@ def test_a_sample_that_is_worked_with_is_in_use(client: TestClient, workspace: W
     assert other["id"] in workspace.uploads._slots
 
 
+def test_a_sample_is_found_at_the_moment_it_becomes_one_in_use(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.uploads, workspace.samples = room_for(2), room_for(2)
+    sample, get = workspace.hold(held(4, "sample"))["id"], Shelf.get
+    asked: list[str] = []
+
+    def moving(shelf: Shelf, name: str) -> Held | None:
+        found = get(shelf, name)
+        asked.append(name)
+        if len(asked) == 1:  # another request works with it right after the first of the two was asked
+            workspace.uploads.put(held(4, "sample"), name)
+            workspace.samples.remove(name)
+        return found
+
+    monkeypatch.setattr(Shelf, "get", moving)
+    assert (workspace.pixels(sample) == 4).all()
+
+
+def test_a_sample_moved_by_two_requests_takes_one_place() -> None:
+    store = room_for(2)
+    other = store.put(held(1))
+    for _ in range(2):
+        store.put(held(2, "sample"), "sample")
+    assert store.get(other) is not None
+    store.remove("sample")
+    assert store.put(held(3))
+    assert store.get(other) is not None
+
+
 def test_what_is_held_is_a_copy() -> None:
     store, picture = room_for(1), held(7)
     name = store.put(picture)

@@ -41,12 +41,13 @@ GROUPS = (
     "report_paper_app",
 )
 
-# Typer checks values with Pydantic, whose messages are about its own types.
+# Typer checks values with Pydantic from 0.29 on, and by itself before; both speak of their own types.
 _PLAIN = (
     (r"^Value error, ", ""),
     (r"^Input should be greater than or equal to (\S+)$", r"it must be at least \1."),
-    (r"^Input should be a valid integer\b.*", "it must be a whole number."),
-    (r"^Input should be a valid number\b.*", "it must be a number."),
+    (r"^\S+ is not in the range x>=(\S+)\.$", r"it must be at least \1."),
+    (r"^Input should be a valid integer\b.*|^'.*' is not a valid integer\b.*", "it must be a whole number."),
+    (r"^Input should be a valid number\b.*|^'.*' is not a valid float\b.*", "it must be a number."),
 )
 
 
@@ -130,7 +131,12 @@ def _version(
 
 def _wrong_usage(err: Any) -> str:  # noqa: ANN401 - Typer's own class of errors is private
     """Return one line about a command line that the parser rejects, and how to write it."""
-    said = re.sub(r" \(Possible options: (.*)\)$", r". Did you mean \1?", err.format_message())
+    # Typer's own sentences differ from version to version; what an error holds does not.
+    said, parameter = err.format_message(), getattr(err, "param", None)
+    if possible := getattr(err, "possibilities", None):
+        said = f"{err.message}. Did you mean {', '.join(sorted(possible))}?"
+    elif said.startswith("Missing argument") and parameter is not None:
+        said = f"Missing argument '{parameter.name}'."
     said = re.sub(r" \((Did you mean .*\?)\)$", r". \1", said)
     example = (err.ctx.command.epilog or "").split("\n\n")[1:2] if err.ctx else []
     if said.startswith("Missing argument") and example:

@@ -166,6 +166,7 @@ class Shelf:
         # Random, not counted: an id of another person's upload cannot be guessed.
         name = name or f"u{secrets.token_urlsafe(12)}"
         with self._lock:
+            self._remove(name)  # two requests may move one sample at once
             if not self._free:
                 self._remove(next(iter(self._slots)))
             index = self._free.pop()

@@ -194,7 +194,8 @@ class Workspace:
             collection = self.collections[letter]
             if int(number) < len(collection):
                 return Found(collection, int(number))
-        held = self.uploads.get(name) or self.samples.get(name)
+        # Samples first: one that `code` moves meanwhile is in both, and then among the uploads.
+        held = self.samples.get(name) or self.uploads.get(name)
         if held is None:
             raise GoneError("This picture is no longer in memory. Add it again.")
         return held
