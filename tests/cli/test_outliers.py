@@ -204,6 +204,51 @@ def test_masks_that_a_table_of_images_names_are_compared_without_an_option(
     assert "masks:    1 image with a defect" in said, complaint
 
 
+def test_a_data_set_of_defects_is_read_as_one(outliers: Command, good: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(good, parts / "train" / "good")
+    for kind in ("good", "crack"):
+        (parts / "test" / kind).mkdir(parents=True)
+    for seed in range(100, 106):
+        grain = np.random.default_rng(seed).normal(120, 9, (64, 96)).clip(0, 255).astype(np.uint8)
+        if seed > 102:
+            grain[20:40, 30:60] = 255
+            mask = np.zeros((64, 96), np.uint8)
+            mask[20:40, 30:60] = 255
+            (parts / "ground_truth" / "crack").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(parts / "ground_truth" / "crack" / f"{seed}_mask.png")
+        Image.fromarray(grain).save(parts / "test" / ("crack" if seed > 102 else "good") / f"{seed}.png")
+    code, said, complaint = outliers(parts)
+    assert code == 0, complaint
+    assert f"read as: {parts / 'train'} is normal, {parts / 'test'} is judged" in said
+    assert " of 6 images" in said
+    assert "calibrated on 20 normal images" in said
+    assert "masks:    3 images with a defect, 3 without; AUROC of images 1.000" in said
+    # Other images are judged by the normal ones alone, too.
+    code, said, _ = outliers(parts, next(good.iterdir()))
+    assert "calibrated on 20 normal images" in said
+    assert "of 1 image, by" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("0.png", "."), "is an image. Give a folder of normal images: "),
+        ((".", "nothing"), "nothing does not exist. Give image files, and folders of them."),
+        ((".", "../empty"), "No images in "),
+    ],
+)
+def test_a_slip_costs_no_time(
+    given: tuple[str, str], message: str, outliers: Command, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (good.parent / "empty").mkdir(exist_ok=True)
+    monkeypatch.setattr("autoencode.outliers.normal.fit_normal", lambda *_, **__: pytest.fail("it learned"))
+    code, _, complaint = outliers(*(good / name for name in given))
+    assert code in (1, 2)
+    assert message in complaint
+    assert complaint.count("\n") == 1
+
+
 def test_normal_images_alone_are_judged_by_each_other(outliers: Command, good: Path) -> None:
     code, said, complaint = outliers(good)
     assert code == 0, complaint

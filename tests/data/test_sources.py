@@ -15,7 +15,7 @@ from tests.conftest import blobs
 from autoencode import AutoencodeError, Pack, open_pack, pack_folder, train
 from autoencode.data import listing
 from autoencode.data.folders import by_type
-from autoencode.data.listing import Paths
+from autoencode.data.listing import Paths, train_and_test
 from autoencode.data.sources import expanded, find_images, listed
 from autoencode.errors import ConfigError, ImageFolderError
 
@@ -161,6 +161,37 @@ def test_folders_called_train_and_test_are_splits_and_masks_are_no_images(
     assert pack.labels == ["crack", "good"]
     assert "test, train are the splits" in pack.note
     assert splits_and_labels(open_pack(tmp_path / "pack")) == found
+
+
+def test_masks_in_ground_truth_are_no_images_beside_any_folders(tmp_path: Path) -> None:
+    for number, name in enumerate(("good", "crack", "ground_truth")):
+        picture(tmp_path / "parts" / name / "a.png", number)
+    for found in (listed(tmp_path / "parts").paths, expanded([tmp_path / "parts"])):
+        assert [path.parent.name for path in found] == ["crack", "good"]
+        assert found.skipped == [(tmp_path / "parts" / "ground_truth" / "a.png", "a mask, not an image")]
+    # Asked for by its name, a folder of masks is one of images.
+    assert len(expanded(tmp_path / "parts" / "ground_truth")) == 1
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("train", "test", "ground_truth"), ("train", "test")),
+        (("Train", "valid", "testing"), ("Train", "testing")),
+        (("train", "val"), ("train", "val")),
+        (("train", "ground_truth"), None),
+        (("test", "ground_truth"), None),
+        (("train", "test", "ship"), None),
+        ((), None),
+    ],
+)
+def test_a_data_set_has_a_folder_to_learn_from_and_one_to_judge(
+    folders: tuple[str, ...], expected: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
+    assert train_and_test(tmp_path) == (expected and tuple(tmp_path / name for name in expected))
+    assert train_and_test(tmp_path / "none") is None
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:

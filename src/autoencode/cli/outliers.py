@@ -48,7 +48,8 @@ SCORE_HELP = (
 NormalImagesOrModel = Annotated[
     Path,
     typer.Argument(
-        help="Normal images: a folder of them, a file from --save, or the run folder or file of a model."
+        help="Normal images: a folder of them, a file from --save, or the run folder or file of a model. "
+        "In a folder with train and test, train is normal and test is judged."
     ),
 ]
 ImagesToJudge = Annotated[
@@ -136,12 +137,15 @@ def outliers(
     ray: Ray = None,
 ) -> None:
     """Find images, and defects in them, unlike normal images."""
+    from autoencode.data.listing import train_and_test
     from autoencode.outliers.normal import holds_normal
 
-    if not normal.exists():
-        raise ImageFolderError(
-            f"{normal} does not exist. Give a folder of normal images, a file from --save, or a model."
-        )
+    _check_paths(normal, images or [])
+    if (layout := train_and_test(normal)) is not None:
+        normal, held_out = layout
+        if not images and watch is None and save is None:
+            images = [held_out]
+        say(f"read as: {normal} is normal{f', {held_out} is judged' if images == [held_out] else ''}")
     limits, asked = options.limits(max_pixels), {"score": score, "rule": rule}
     of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
     of_normal = {"maps": maps, "save": save, "masks": masks, "watch": watch}
@@ -170,6 +174,22 @@ def outliers(
         any_outlier = _by_model(normal, images or [], out, pack, limits, settings)
     if fail_on_outlier and any_outlier:
         raise typer.Exit(1)
+
+
+def _check_paths(normal: Path, images: list[Path]) -> None:
+    """Reject paths that cannot be meant, before normal images are learned for minutes."""
+    from autoencode.data.folders import EXTENSIONS
+    from autoencode.data.sources import expanded
+
+    if not normal.exists():
+        raise ImageFolderError(
+            f"{normal} does not exist. Give a folder of normal images, a file from --save, or a model."
+        )
+    if normal.is_file() and normal.name.lower().endswith(EXTENSIONS):
+        raise ConfigError(f"{normal} is an image. Give a folder of normal images: {normal.parent}")
+    if images and not any(path.exists() for path in images):
+        raise ImageFolderError(f"{images[0]} does not exist. Give image files, and folders of them.")
+    expanded(images)
 
 
 def _by_model(
@@ -307,7 +327,7 @@ def _print(found: Outliers, by: str, calibrated_on: str) -> None:
         say(one_line(_line(one)))
     if len(flagged) > SHOWN:
         say(f"and {len(flagged) - SHOWN} more")
-    say(f"outliers: {len(flagged)} of {len(found.images)} images, by {by}")
+    say(f"outliers: {len(flagged)} of {counted(len(found.images), 'image')}, by {by}")
     say(f"rule:     {_rule(found, calibrated_on)}")
     # Measured on images that calibrated nothing, so that one need not believe the rule.
     if found.validation_fpr is not None:

@@ -23,7 +23,8 @@ SPLITS: dict[str, Split] = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_MASKS = frozenset(("ground_truth", "groundtruth", "masks", "mask"))
+_GROUND_TRUTH = frozenset(("ground_truth", "groundtruth"))
+_MASKS = _GROUND_TRUTH | {"masks", "mask"}
 
 
 class Paths(Sequence[Path]):
@@ -119,12 +120,12 @@ def with_splits(listing: Listing) -> Listing:
     """Return a listing whose first sub-folders are called train, val or test with these as splits.
 
     The label is then the next sub-folder, and masks are no images. A folder `train` beside others, such as
-    `plane` and `ship`, is a label.
+    `plane` and `ship`, is a label; a folder `ground_truth` has masks beside any others.
     """
     tops = {name.partition("/")[0].lower() for name in listing.names if "/" in name}
     are_splits = "train" in {SPLITS.get(top) for top in tops} and len(tops) > 1
     if not are_splits or not tops <= SPLITS.keys() | _MASKS or not all("/" in n for n in listing.names):
-        return listing
+        return _without_ground_truth(listing)
     held_out = {SPLITS.get(top) for top in tops}
     names: list[str] = []
     labels: list[str | None] = []
@@ -150,6 +151,31 @@ def with_splits(listing: Listing) -> Listing:
         note += "; validation is a part of the training images"
     order = sorted(skipped)
     return Listing(listing.folder, names, order, labels, splits, origin=listing.origin, note=note)
+
+
+def _without_ground_truth(listing: Listing) -> Listing:
+    names = [name for name in listing.names if name.partition("/")[0].lower() not in _GROUND_TRUTH]
+    masks = sorted(set(listing.names) - set(names))
+    if not names or not masks:  # a folder of masks alone was asked for
+        return listing
+    return replace(
+        listing, names=names, skipped=sorted([*listing.skipped, *((one, IS_MASK) for one in masks)])
+    )
+
+
+def train_and_test(folder: Path) -> tuple[Path, Path] | None:
+    """Return the folders `train` and `test` (or `val`) of a data set; None for any other folder."""
+    if not folder.is_dir():
+        return None
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not {path.name.lower() for path in inner} <= SPLITS.keys() | _MASKS:
+        return None
+    of_split: dict[Split, Path] = {}
+    for path in inner:
+        if split := SPLITS.get(path.name.lower()):
+            of_split.setdefault(split, path)
+    held_out = of_split.get("test", of_split.get("validation"))
+    return None if held_out is None or "train" not in of_split else (of_split["train"], held_out)
 
 
 def under_one_folder(

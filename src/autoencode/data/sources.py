@@ -134,7 +134,7 @@ def _files_of(path: Path, skipped: Skipped, *, of_list: bool = False) -> Iterabl
     A table or list that is named in a list is one of its files: it could name itself.
     """
     if path.is_dir():
-        paths = of_folder(path).paths
+        paths = with_splits(of_folder(path)).paths
         skipped += paths.skipped
         return paths
     if path.suffix.lower() in TABLES and not of_list:
@@ -158,10 +158,10 @@ def _of_several(given: Sequence[Path], origin: str = "") -> Listing:
     parents = {path.parent for path in given if not path.is_dir()}
     for path in given:
         if path.is_dir():
-            inside = of_folder(path)
-            for name in inside.names:
-                top, inner, _ = name.partition("/")
-                found[path / name] = top if inner else path.name
+            inside = with_splits(of_folder(path))
+            tops = [name.partition("/")[0] if "/" in name else path.name for name in inside.names]
+            for name, label in zip(inside.names, inside.labels or tops, strict=True):
+                found[path / name] = label
             skipped += inside.paths.skipped
         elif path.name.lower().endswith(EXTENSIONS) or path.is_file():
             found[path] = path.parent.name if len(parents) > 1 else None
