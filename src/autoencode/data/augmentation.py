@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from autoencode.data.loader import LocalBatch
 
-# How many pixels along a side become one. Many photographs are soft at full size, or were enlarged by
-# somebody. A network that saw no sharp ones takes fine detail for noise: trained on such photographs at one
-# scale it returned sharp ones, clean, with 26 dB, and at these scales with 32 after the same time.
-SCALES = (1, 2, 4)
+# How many pixels along a side become one, the last as often as the others together. Many photographs are soft
+# at full size, or were enlarged by somebody. A network that saw no sharp ones takes fine detail for noise:
+# trained on such photographs at one scale it returned sharp ones, clean, with 26 dB. Of soft ones only the
+# smallest are sharp: with half of the squares of that scale it has 34.8 dB, and with a third 32.8, after the
+# same time, and returns soft ones as well (docs/log.md).
+SCALES = (1, 2, 4, 4)
 
 
 def random_patch(
@@ -37,7 +39,7 @@ def random_patch(
         generator: the source of randomness, on the device of the images.
         local: which part of a batch the images are; None for all of it.
         scaled: whether each image draws one of `SCALES`. So much larger is the square that is cut out and
-            averaged down; where the image has not as much, its borders are mirrored. An image of less than
+            made small; where the image has not as much, its borders are mirrored. An image of less than
             twice the side stays as it is. Not for learning from noise, which would be mirrored, too.
     """
     import torch
@@ -45,26 +47,31 @@ def random_patch(
     height, width = images.shape[-2:]
     draws = Draws(images, generator, local)
     down, across = draws.uniform().tolist(), draws.uniform().tolist()
-    factors = [1] * len(images)
+    factors, thinned = [1] * len(images), [0.0] * len(images)
     if scaled and min(height, width) >= 2 * side:
         factors = [SCALES[int(one * len(SCALES))] for one in draws.uniform().tolist()]
-    places = zip(images, down, across, factors, strict=True)
+        thinned = draws.uniform().tolist()
+    places = zip(images, down, across, factors, thinned, strict=True)
     return torch.stack([_patch(*place, side) for place in places]).contiguous(
         memory_format=torch.channels_last
     )
 
 
-def _patch(image: Tensor, down: float, across: float, factor: int, side: int) -> Tensor:
-    """Cut a patch of `factor * side` pixels out of an image (3, H, W), and average it down to `side`."""
+def _patch(image: Tensor, down: float, across: float, factor: int, thinned: float, side: int) -> Tensor:
+    """Cut a patch of `factor * side` pixels out of an image (3, H, W), and make it small: `side` pixels.
+
+    `thinned` is the weight of the image that has one pixel in `factor` of each row and column, beside that
+    of averages. The average of a soft photograph is softer than a sharp one.
+    """
     import torch.nn.functional as F
 
     height, width = image.shape[1:]
-    tall, wide = min(side * factor, height), min(side * factor, width)
+    tall, wide = (min(side * factor, length) // factor * factor for length in (height, width))
     top, left = int(down * (height - tall + 1)), int(across * (width - wide + 1))
     patch = image[:, top : top + tall, left : left + wide]
     if factor == 1:
         return patch
-    small = F.avg_pool2d(patch, factor)
+    small = F.avg_pool2d(patch, factor).lerp(patch[:, factor // 2 :: factor, factor // 2 :: factor], thinned)
     below, beside = side - small.shape[1], side - small.shape[2]
     margins = (beside // 2, beside - beside // 2, below // 2, below - below // 2)
     return F.pad(small[None], margins, mode="reflect")[0]
