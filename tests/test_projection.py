@@ -11,7 +11,16 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 from autoencode import MissingExtraError, Run, load_model
-from autoencode.projection import FEWEST, code_map, effect_sizes, neighbour_map, scaled_by_effect
+from autoencode.projection import (
+    FEWEST,
+    FITTED_IMAGES,
+    MOST_GROUPS,
+    code_map,
+    effect_sizes,
+    neighbour_map,
+    scaled_by_effect,
+    similar_groups,
+)
 
 
 def test_it_is_pca_of_codes_in_units_of_their_effect(trained: Run) -> None:
@@ -73,3 +82,47 @@ def test_umap_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[map\]'"):
         neighbour_map(np.zeros((9, 8)))
+
+
+def test_groups_are_those_that_the_images_form_the_largest_first() -> None:
+    generator = np.random.default_rng(3)
+    formed = np.repeat([2, 0, 3, 1], [90, 70, 50, 30])
+    vectors = 10 * np.eye(16)[formed] + generator.normal(size=(240, 16)) * 0.1
+
+    found = similar_groups(vectors)
+    assert len(found.typical) == MOST_GROUPS
+    for group in range(MOST_GROUPS):
+        assert len(np.unique(formed[found.members == group])) == 1
+    sizes = np.bincount(found.members)
+    assert (np.diff(sizes) <= 0).all()
+
+
+def test_a_typical_image_is_where_a_group_is_dense_not_at_its_mean() -> None:
+    generator = np.random.default_rng(6)
+    kinds = np.repeat(np.eye(8)[:2], 15, axis=0) + generator.normal(size=(30, 8)) * 0.01
+    odd = kinds.mean(0) + 0.2 * np.eye(8)[2:5]  # between the two kinds, and like nothing
+    found = similar_groups(np.concatenate([odd, kinds]))
+    assert len(found.typical) == 1
+    assert found.typical[0] >= len(odd)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (39, 1), (40, 2), (400, 12)])
+def test_groups_have_twenty_images_on_average(count: int, expected: int) -> None:
+    vectors = np.random.default_rng(4).normal(size=(count, 3))
+    found = similar_groups(vectors)
+    assert len(found.typical) == expected
+    assert found.members.shape == (count,)
+    np.testing.assert_array_equal(similar_groups(vectors).members, found.members)
+
+
+def test_equal_images_are_one_group() -> None:
+    assert similar_groups(np.zeros((60, 4))).members.tolist() == [0] * 60
+
+
+def test_groups_of_many_images_are_fitted_to_some_and_hold_all() -> None:
+    generator = np.random.default_rng(5)
+    formed = np.arange(2 * FITTED_IMAGES + 1) % 3
+    found = similar_groups(5 * np.eye(3)[formed] + generator.normal(size=(len(formed), 3)) * 0.1)
+    assert found.members.shape == formed.shape
+    for group in range(len(found.typical)):
+        assert len(np.unique(formed[found.members == group])) == 1

@@ -1,7 +1,7 @@
-"""Codes laid out in a plane by principal components or UMAP, in units of their effect on an image.
+"""Codes laid out in a plane by principal components or UMAP, in units of their effect on an image; in groups.
 
 Principal components take a moment and keep distances as well as a plane can; UMAP takes longer and keeps
-neighbours together.
+neighbours together. Groups of similar images do not depend on the layout, and name its regions.
 
 Shapes: N images, D code size. Codes are (N, D).
 """
@@ -27,6 +27,11 @@ Layout = Literal["pca", "umap"]
 
 NEIGHBOURS = 15  # images that UMAP keeps near each; its own default
 FEWEST = 5  # with fewer images UMAP has no neighbourhoods to keep
+MOST_GROUPS = 12  # as many as there are colours that can be distinguished on a map
+GROUP_IMAGES = 20  # on average at least, in a group
+FITTED_IMAGES = 10_000  # more move the means of twelve groups little, and take longer
+COMPARED_IMAGES = 1000  # of a group, to find a typical one
+ALIKE = 1 / 4  # share of a group that is like a typical image: ten strays of one kind are less
 
 Vectors = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -42,6 +47,18 @@ class CodeMap(NamedTuple):
 
     plane: Array
     explained: float | None
+
+
+class Groups(NamedTuple):
+    """Images in groups of similar ones, the largest group first.
+
+    Attributes:
+        members: (N,) int64, the group of each image.
+        typical: (G,) int64, the position of an image of each group that many of the group are like.
+    """
+
+    members: NDArray[np.int64]
+    typical: NDArray[np.int64]
 
 
 def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
@@ -78,6 +95,39 @@ def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
     )
     with _same_threads():
         return CodeMap(layout.fit_transform(centred.astype(np.float32)).astype(np.float64), None)
+
+
+def similar_groups(centred: Array) -> Groups:
+    """Divide images into at most `MOST_GROUPS` groups of similar ones by k-means.
+
+    Equal vectors give equal groups.
+
+    Args:
+        centred: (N, D), N at least 1.
+    """
+    from sklearn.cluster import KMeans  # half a second that a layout alone is spared
+
+    # At random: every third of all could be of one kind.
+    some = np.random.default_rng(0).permutation(len(centred))[:FITTED_IMAGES]
+    fitted = centred[some].astype(np.float32)
+    different = len(np.unique(fitted, axis=0))
+    wanted = max(1, min(MOST_GROUPS, len(centred) // GROUP_IMAGES, different))
+    found = KMeans(wanted, n_init=4, random_state=0).fit(fitted).predict(centred.astype(np.float32))
+    _, found, sizes = np.unique(found, return_inverse=True, return_counts=True)
+    members = np.argsort(np.argsort(-sizes, kind="stable"))[found]
+    return Groups(
+        members, np.array([_typical(centred, np.flatnonzero(members == at)) for at in range(len(sizes))])
+    )
+
+
+def _typical(vectors: Array, inside: NDArray[np.int64]) -> int:
+    """Return the position of the image, of those `inside` a group, whose neighbours are the nearest."""
+    # Not the image nearest to the mean, which lies between the kinds that a group holds, where strays are.
+    some = np.random.default_rng(0).permutation(inside)[:COMPARED_IMAGES]
+    lengths = (vectors[some] ** 2).sum(1)
+    distances = lengths[:, None] + lengths - 2 * vectors[some] @ vectors[some].T
+    near = int(ALIKE * len(some))
+    return int(some[np.partition(distances, near, axis=1)[:, near].argmin()])
 
 
 @contextmanager

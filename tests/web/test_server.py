@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from autoencode.data.pack import StageProgress
 from autoencode.morphing import between, in_square
 from autoencode.outliers.measurements import coloured
 from autoencode.pixels import to_float, to_pixels
-from autoencode.projection import code_map
+from autoencode.projection import GROUP_IMAGES, code_map
 from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
 from autoencode.web import map as maps
@@ -270,7 +271,7 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
     about = finished(client, "/api/map")
     content = client.get("/api/map/points").content
     count = about["images"]
-    assert len(content) == 16 * count
+    assert len(content) == 17 * count
     assert workspace.review is not None
     codes = workspace.codes([f"i{place}" for place in range(count)]).numpy()
     x = np.frombuffer(content, "<f4", count)
@@ -283,12 +284,31 @@ def test_the_map_has_every_image_where_its_code_lies(client: TestClient, workspa
         assert about["splits"][splits[place]] == entry.split
 
 
+def test_the_map_names_groups_by_a_picture_of_each_and_the_label_of_most(
+    client: TestClient, workspace: Workspace
+) -> None:
+    groups: list[dict[str, Any]] = finished(client, "/api/map")["groups"]  # type: ignore[assignment]
+    content = client.get("/api/map/points").content
+    count = len(content) // 17
+    members = np.frombuffer(content, "i1", count, offset=16 * count)
+    assert len(groups) == count // GROUP_IMAGES
+    assert workspace.review is not None
+    labels = np.array([entry.label for entry in workspace.review.pack.entries])
+    for number, group in enumerate(groups):
+        inside = labels[members == number]
+        assert len(inside) == group["images"]
+        assert members[group["position"]] == number
+        assert group["picture"]["id"] == f"i{group['position']}"
+        most = max(set(inside), key=inside.tolist().count)
+        assert group["label"] == (most if 2 * (inside == most).sum() > len(inside) else None)
+
+
 def test_the_map_knows_which_images_have_copies(client: TestClient) -> None:
     finished(client, "/api/map")
 
     def copies() -> list[int]:
         content = client.get("/api/map/points").content
-        return np.frombuffer(content, "i1", len(content) // 16, offset=15 * (len(content) // 16)).tolist()  # type: ignore[no-any-return]
+        return np.frombuffer(content, "i1", len(content) // 17, offset=15 * (len(content) // 17)).tolist()  # type: ignore[no-any-return]
 
     assert set(copies()) == {-1}
     assert "copies" not in client.get("/api/map").json()["known"]

@@ -18,7 +18,15 @@ from autoencode.data.loader import batches
 from autoencode.errors import MissingExtraError
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 from autoencode.outliers.review import Ranking
-from autoencode.projection import CodeMap, Layout, neighbour_map, principal_map, scaled_by_effect
+from autoencode.projection import (
+    CodeMap,
+    Groups,
+    Layout,
+    neighbour_map,
+    principal_map,
+    scaled_by_effect,
+    similar_groups,
+)
 from autoencode.web.jobs import Job, run_apart
 from autoencode.web.pictures import SPLITS, Collection, Vectors, readable
 from autoencode.web.results import Form, Saved, key_of
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from autoencode.projection import Array
 
 MOST_NAMED = 500
+GROUPS = "groups"  # of similar images, beside the layouts: all layouts show the same
 
 router = APIRouter()
 
@@ -45,13 +54,15 @@ class Selected(BaseModel):
 async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, Any]:
     """Return the facts of the map; `/api/map/points` has the positions."""
     review = _review(workspace)
+    found = finished(map_job(workspace, layout))
     return {
         "letter": review.letter,
         "images": len(review),
-        "explained": finished(map_job(workspace, layout)).explained,
+        "explained": found.explained,
         "by": "codes of the model" if workspace.vectors() is None else workspace.index_name,
         "labels": [readable(label) for label in review.pack.labels],
         "splits": SPLITS,
+        "groups": _described(workspace, review),
         "known": [
             *([] if workspace.ranking is None else ["score"]),
             *([] if workspace.comparing.known("duplicates") is None else ["copies"]),
@@ -64,12 +75,13 @@ async def points(workspace: OpenWorkspace, layout: Layout = "pca") -> Response:
     """Return the points as bytes, little-endian, one array after the other.
 
     x and y float32 (N,), score float32 (N,) or NaN, label int16 (N,) or -1, split int8 (N,), copies int8 (N,)
-    that is 1 for those that have copies, 0 for the others, -1 before anyone looked.
+    that is 1 for those that have copies, 0 for the others, -1 before anyone looked, group int8 (N,).
     """
     # Not JSON: 100,000 points are 1.5 MB, which the browser uses as arrays without reading them.
     review, found = _review(workspace), finished(map_job(workspace, layout))
     copies = await asyncio.to_thread(_with_copies, workspace)
-    content = await asyncio.to_thread(_bytes, review, found, workspace.ranking, copies)
+    groups: Groups = workspace.layouts.known(GROUPS)
+    content = await asyncio.to_thread(_bytes, review, found, workspace.ranking, copies, groups)
     return Response(content, media_type="application/octet-stream")
 
 
@@ -100,13 +112,13 @@ def map_job(workspace: Workspace, layout: Layout) -> Job[CodeMap]:
 
 
 def _by_components(workspace: Workspace, review: Collection, report: StageProgress) -> CodeMap:
-    return principal_map(_centred(workspace, review, report))
+    return principal_map(_grouped(workspace, _centred(workspace, review, report)))
 
 
 def _by_neighbours(workspace: Workspace, review: Collection, report: StageProgress) -> CodeMap:
     # Apart: UMAP reports nothing while it finds neighbours, for half a minute in which no thread could be
     # stopped. Loading its libraries anew costs 15 s.
-    centred = _centred(workspace, review, report)
+    centred = _grouped(workspace, _centred(workspace, review, report))
 
     def rounds(done: int, total: int) -> None:
         report("laying out images, rounds" if total else "finding neighbours", done, total)
@@ -129,6 +141,32 @@ def _loaded(count: int, saved: Saved) -> CodeMap:
     if plane.shape != (count, 2) or not np.isfinite(plane).all():
         raise ValueError("the layout is not one of the images")
     return CodeMap(plane, None)
+
+
+def _grouped(workspace: Workspace, centred: Array) -> Array:
+    """Find groups of similar images, once, and return what they were found by."""
+    if workspace.layouts.known(GROUPS) is None:
+        workspace.layouts.put(GROUPS, similar_groups(centred))
+    return centred
+
+
+def _described(workspace: Workspace, review: Collection) -> list[dict[str, Any]]:
+    """Return for each group its number of images, a picture typical of it, and the label of most, if any."""
+    groups: Groups = workspace.layouts.known(GROUPS)
+    labels = np.array([entry.label or "" for entry in review.pack.entries])
+    described = []
+    for group, position in enumerate(groups.typical.tolist()):
+        names, counts = np.unique(labels[groups.members == group], return_counts=True)
+        is_named = 2 * counts.max() > counts.sum() and names[counts.argmax()]
+        described.append(
+            {
+                "images": int(counts.sum()),
+                "position": position,
+                "picture": workspace.describe(f"{review.letter}{position}"),
+                "label": readable(str(names[counts.argmax()])) if is_named else None,
+            }
+        )
+    return described
 
 
 def _centred(workspace: Workspace, review: Collection, report: StageProgress) -> Array:
@@ -170,7 +208,11 @@ def _with_copies(workspace: Workspace) -> NDArray[np.bool_] | None:
 
 
 def _bytes(
-    review: Collection, found: CodeMap, ranking: Ranking | None, copies: NDArray[np.bool_] | None
+    review: Collection,
+    found: CodeMap,
+    ranking: Ranking | None,
+    copies: NDArray[np.bool_] | None,
+    groups: Groups,
 ) -> bytes:
     scores: Any = np.full(len(review), np.nan) if ranking is None else ranking.scores
     number = {label: place for place, label in enumerate(review.pack.labels)}
@@ -183,6 +225,7 @@ def _bytes(
         np.array(labels, "<i2"),
         review.splits,
         np.full(len(review), -1, np.int8) if copies is None else copies.astype(np.int8),
+        groups.members.astype(np.int8),
     ]
     return b"".join(part.tobytes() for part in parts)
 

@@ -54,8 +54,8 @@ export function paint(points, mode) {
   for (let i = 0; i < points.count; i++) points.colour[i] = values[i] < 0 ? none : list[values[i] % list.length];
 }
 
-/** The legend. Pressing a group calls `choose` with its number. */
-export function legend(points, mode, about, choose) {
+/** The legend. Pressing a group calls `choose` with its number; `pictured` gives the picture that names a group of similar ones. */
+export function legend(points, mode, about, choose, pictured) {
   if (mode === "score") {
     const [low, high] = limits(points.score);
     const { scale } = colours();
@@ -68,6 +68,15 @@ export function legend(points, mode, about, choose) {
     return h("div", { class: "scale" }, h("span", { class: "steps" }, steps), h("span", {}, `normal, ${number(low, 1)}`), h("span", {}, `unusual, ${number(high, 1)}`));
   }
   if (mode === "none") return h("p", {});
+  if (mode === "group") {
+    const { list } = colours();
+    return h("ul", { class: "similar" }, about.groups.map(({ picture, images, label }, place) => {
+      const title = `Select these ${number(images)} similar pictures${label ? `, most of them ${label}` : ""}`;
+      const typical = pictured(picture);
+      typical.style.borderColor = list[place % list.length];
+      return h("li", {}, h("button", { type: "button", class: "group", title, "aria-label": title, onclick: () => choose(place) }, typical, label, h("span", {}, number(images))));
+    }));
+  }
   const names = mode === "copies" ? ["one of a kind", "with copies"] : mode === "label" ? about.labels : about.splits;
   const { list } = colours();
   const shown = names.slice(0, LISTED).map((name, place) => {

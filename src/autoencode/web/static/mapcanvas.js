@@ -8,10 +8,12 @@ const DENSE = 3000; // points from which density is drawn beneath them
 const CELL = 7; // pixels of the screen to one of the density
 const MOVE_MS = 700; // that points take to their place in another layout
 const NAMED = 24; // labels whose names are written on the map
+const LANDMARK = 1.7; // side of the picture that names a group, in sides of a thumbnail
 
 export class MapCanvas {
   hasPictures = true;
   isNamed = false; // whether the labels are written where most of their images are
+  hasLandmarks = false; // whether each group of similar images is named by a typical one
   path = null; // of the outline that is being drawn, in units of the map
   rectangle = null; // [width, height] in CSS pixels, about the middle
   ratio = 1; // pixels of the canvas per CSS pixel
@@ -19,10 +21,11 @@ export class MapCanvas {
   #names = null;
   #picks = null; // the points that have thumbnails
 
-  /** @param {HTMLCanvasElement} canvas in its stage @param {{letter: string, labels: string[]}} about @param {import("./points.js").Points} points */
+  /** @param {HTMLCanvasElement} canvas in its stage @param {{letter: string, labels: string[], groups: {position: number, label: string | null}[]}} about @param {import("./points.js").Points} points */
   constructor(canvas, about, points) {
     this.canvas = canvas;
     this.labels = about.labels;
+    this.groups = about.groups;
     this.points = points;
     this.context = canvas.getContext("2d");
     this.dense = document.createElement("canvas");
@@ -126,6 +129,7 @@ export class MapCanvas {
     this.context.putImageData(this.image, 0, 0);
     if (this.points.count >= DENSE) this.#drawDensity();
     if (this.hasPictures && !this.isGliding) this.#drawTiles(zoom);
+    if (this.hasLandmarks && this.hasPictures && !this.isGliding) this.#drawLandmarks(zoom);
     if (this.isNamed) this.#drawNames(zoom);
     this.#drawLasso();
     if (this.rectangle) this.#drawRectangle();
@@ -167,9 +171,9 @@ export class MapCanvas {
     if (missing.length) this.tiles.want(missing, side);
   }
 
-  #drawTile([sheet, sx, sy, size], i, left, top, side) {
+  #drawTile([sheet, sx, sy, size], i, left, top, side, border = 1.5) {
     const { context } = this;
-    const edge = Math.max(2, 1.5 * this.ratio);
+    const edge = Math.max(2, border * this.ratio);
     context.fillStyle = cssColour(this.points.colour[i]);
     context.beginPath();
     context.roundRect(left - side / 2 - edge, top - side / 2 - edge, side + 2 * edge, side + 2 * edge, 4 * this.ratio);
@@ -177,11 +181,36 @@ export class MapCanvas {
     context.drawImage(sheet, sx, sy, size, size, left - side / 2, top - side / 2, side, side);
   }
 
+  /** Draw a typical image of each group of similar ones large, with the label that most of them have. */
+  #drawLandmarks(zoom) {
+    if (zoom > 4 || this.points.chosenCount) return;
+    const side = LANDMARK * sideAt(zoom) * this.ratio;
+    const missing = [];
+    // The largest group comes first, and is drawn last, over the others.
+    for (const { position } of [...this.groups].reverse()) {
+      const [left, top] = this.camera.toWindow(this.points.x[position], this.points.y[position]);
+      const found = this.tiles.get(position, side);
+      if (found) this.#drawTile(found.tile, position, left, top, side, 3);
+      if (!found?.isEnough) missing.push(position);
+    }
+    this.#beginNames();
+    for (const { position, label } of this.groups) {
+      const [left, top] = this.camera.toWindow(this.points.x[position], this.points.y[position]);
+      if (label) this.#drawName(label, left, top + side / 2 + 16 * this.ratio);
+    }
+    if (missing.length) this.tiles.want(missing, side);
+  }
+
   /** Write the labels where most of their images are. */
   #drawNames(zoom) {
     const { labels } = this;
     if (labels.length < 2 || labels.length > NAMED || zoom > 4) return;
     this.#names ??= this.points.middles(labels);
+    this.#beginNames();
+    for (const [group, { x, y }] of this.#names.entries()) this.#drawName(labels[group], ...this.camera.toWindow(x, y));
+  }
+
+  #beginNames() {
     const { context } = this;
     context.font = `600 ${15 * this.ratio}px system-ui, sans-serif`;
     context.textAlign = "center";
@@ -190,11 +219,11 @@ export class MapCanvas {
     const style = getComputedStyle(this.canvas.parentElement);
     context.strokeStyle = style.backgroundColor;
     context.fillStyle = style.color;
-    for (const [group, { x, y }] of this.#names.entries()) {
-      const [left, top] = this.camera.toWindow(x, y);
-      context.strokeText(labels[group], left, top);
-      context.fillText(labels[group], left, top);
-    }
+  }
+
+  #drawName(name, left, top) {
+    this.context.strokeText(name, left, top);
+    this.context.fillText(name, left, top);
   }
 
   #drawLasso() {

@@ -6,7 +6,7 @@ import { groupOf, legend, paint } from "./colours.js";
 import { field, h, notice, number, progressBar, select, showFailure } from "./dom.js";
 import { MapCanvas } from "./mapcanvas.js";
 import { MapGestures } from "./mapgestures.js";
-import { describe, openPicture, pictureButton } from "./pictures.js";
+import { describe, openPicture, original, pictureButton } from "./pictures.js";
 import { Points } from "./points.js";
 import { selection } from "./selection.js";
 import { lacks, workspace } from "./shared.js";
@@ -22,7 +22,8 @@ const WORK = {
 
 export class MapView {
   constructor(root, about, points, load) {
-    const mode = about.labels.length ? "label" : about.known.includes("score") ? "score" : workspace.kind ? "split" : "none";
+    const hasGroups = about.groups.length > 1;
+    const mode = about.labels.length ? "label" : hasGroups ? "group" : about.known.includes("score") ? "score" : workspace.kind ? "split" : "none";
     this.about = about;
     this.load = load;
     this.mode = mode;
@@ -95,6 +96,7 @@ export class MapView {
     const modes = [workspace.kind ? ["split", "part"] : ["none", "nothing"]];
     if (workspace.bases.length) modes.push(["score", "outlier score"]);
     if (!lacks("duplicates")) modes.push(["copies", "copies"]);
+    if (this.about.groups.length > 1) modes.unshift(["group", "similar pictures"]);
     if (this.about.labels.length) modes.unshift(["label", "label"]);
     this.firstMode = this.mode;
     const button = (text, onclick, more = {}) => h("button", { type: "button", class: "small", onclick, ...more }, text);
@@ -189,8 +191,10 @@ export class MapView {
   recolour() {
     const { points } = this.map;
     paint(points, this.mode);
-    this.key_.replaceChildren(legend(points, this.mode, this.about, (group) => selection.replace(groupOf(points, this.mode, group))));
+    const choose = (group) => selection.replace(groupOf(points, this.mode, group));
+    this.key_.replaceChildren(legend(points, this.mode, this.about, choose, (picture) => original(picture, 56)));
     this.map.isNamed = this.mode === "label";
+    this.map.hasLandmarks = this.mode === "group";
     this.map.draw();
   }
 

@@ -3,7 +3,7 @@
 const CELLS = 160; // along a side of the grid that finds the nearest point
 
 export class Points {
-  /** Read what /api/map/points gives: x, y, score float32, label int16, split and copies int8. */
+  /** Read what /api/map/points gives: x, y, score float32, label int16, split, copies and group int8. */
   constructor(buffer, count) {
     const floats = (part) => new Float32Array(buffer, 4 * count * part, count);
     this.count = count;
@@ -13,6 +13,7 @@ export class Points {
     this.label = new Int16Array(buffer, 12 * count, count);
     this.split = new Int8Array(buffer, 14 * count, count);
     this.copies = new Int8Array(buffer, 15 * count, count); // 1 for those that have copies, -1 if nobody looked
+    this.group = new Int8Array(buffer, 16 * count, count); // of similar images
     this.colour = new Uint32Array(count);
     this.chosen = new Uint8Array(count);
     this.chosenCount = 0;
@@ -95,8 +96,8 @@ export class Points {
     this.chosenCount = places.length;
   }
 
-  /** The points of a group: a label, a split, or those with or without copies.
-   * @param {"label" | "split" | "copies"} part @param {number} group */
+  /** The points of a group: a label, a split, those with or without copies, or similar ones.
+   * @param {"label" | "split" | "copies" | "group"} part @param {number} group */
   ofGroup(part, group) {
     const values = this[part];
     const found = [];
