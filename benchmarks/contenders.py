@@ -367,9 +367,9 @@ def _best(images: Images, *, plain: bool) -> Run:
 
     from autoencode import Autoencoder, Preprocessing
     from autoencode.models.pca import start_at_pca
+    from autoencode.training.optim import make_optimizer
     from autoencode.training.presets import settings
     from autoencode.training.runtime import Runtime, choose_runtime
-    from autoencode.training.state import make_optimizer
 
     runtime = Runtime(torch.device("cpu"), False, False) if plain else choose_runtime("cpu")
     config, train_config = settings("best", code_size=128)

@@ -51,10 +51,10 @@ class FileStore:
     def write(self, codes: Floats) -> None:
         from autoencode.data.entries import Entries
         from autoencode.data.preprocessing import Preprocessing
+        from autoencode.index.interface import IndexSettings, StoredPath
         from autoencode.index.inverted_lists import fit_inverted_lists
         from autoencode.index.memory import StoredIndex, write_index
         from autoencode.index.neighbours import fit_vector_space
-        from autoencode.index.store import IndexSettings, StoredPath
 
         space = fit_vector_space(codes, "cosine")
         stored = StoredIndex(
@@ -83,18 +83,18 @@ class LanceStore(FileStore):
 
     def write(self, codes: Floats) -> None:
         from autoencode.data.preprocessing import Preprocessing
+        from autoencode.index.interface import IndexSettings
         from autoencode.index.lance import create_tables
         from autoencode.index.neighbours import VectorSpace
-        from autoencode.index.store import IndexSettings
 
         settings = IndexSettings("code", "", Preprocessing(), None, VectorSpace("cosine"))
         self.tables = create_tables(self.location, settings, codes.shape[1])
         self.add(codes, 0)
 
     def add(self, codes: Floats, first: int) -> None:
+        from autoencode.index.interface import StoredPath
         from autoencode.index.lance.tables import Source
         from autoencode.index.lance.update import maintain_vector_index
-        from autoencode.index.store import StoredPath
 
         for start in range(first, len(codes), WRITTEN):
             stop = min(start + WRITTEN, len(codes))

@@ -36,11 +36,11 @@ from autoencode import (
     save_model,
 )
 from autoencode.data.preprocessing import read_image
+from autoencode.index.interface import StoredPath
 from autoencode.index.inverted_lists import InvertedLists
 from autoencode.index.memory import INDEX_NAME, StoredIndex, read_index, write_index
 from autoencode.index.neighbours import VectorSpace
 from autoencode.index.rounding import Rounding
-from autoencode.index.store import StoredPath
 from autoencode.models.backbones import BACKBONE
 from autoencode.pixels import to_float
 

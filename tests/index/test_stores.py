@@ -35,7 +35,7 @@ from autoencode.configuration import Store
 from autoencode.data.entries import split_of
 from autoencode.data.pack import open_pack
 from autoencode.index import STORES, store_at
-from autoencode.index.store import IndexStore
+from autoencode.index.interface import IndexStore
 
 
 @pytest.fixture(params=STORES)

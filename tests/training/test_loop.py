@@ -24,10 +24,10 @@ from autoencode.pixels import to_float
 from autoencode.training import losses, objective, runtime
 from autoencode.training.capture import CapturedStep, Work
 from autoencode.training.loop import Loop
+from autoencode.training.optim import learning_rate_at
 from autoencode.training.process import interrupts
 from autoencode.training.run import RunSettings, read_metrics
 from autoencode.training.runtime import Runtime, choose_runtime
-from autoencode.training.state import learning_rate_at
 
 FP32 = choose_runtime("cpu", "fp32")
 

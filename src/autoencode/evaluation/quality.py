@@ -20,13 +20,7 @@ from autoencode.data.corruptions import Step, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
 from autoencode.index.neighbours import fit_vector_space
-from autoencode.metrics.images import (
-    mean_absolute_error,
-    mean_squared_error,
-    psnr,
-    sharpness_ratio,
-    ssim,
-)
+from autoencode.metrics.images import MEASURES
 from autoencode.metrics.latents import (
     RunningVariance,
     active_units,
@@ -66,8 +60,7 @@ class ImageQuality:
         ssim: mean structural similarity.
         mse: mean squared error of values in [0, 1].
         mae: mean absolute error of values in [0, 1].
-        sharpness: median ratio of the variances of the Laplacian; below 1 is blurred. The median, because
-            the ratio of an image that is nearly flat can be any number.
+        sharpness: median ratio of the variances of the Laplacian; below 1 is blurred.
     """
 
     psnr_db: Estimate | None
@@ -149,22 +142,20 @@ def image_quality(
     images: HeldOutImages, restorers: Mapping[str, Restore], advance: Advance
 ) -> dict[str, ImageQuality]:
     """Compare clean images with the results of each of `restorers` on the images as the model sees them."""
-    metrics = (psnr, ssim, mean_squared_error, mean_absolute_error, sharpness_ratio)
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in restorers}
     for clean, seen in images.pairs():
         for name, restore in restorers.items():
             restored = restore(seen)
             # In fp64 from here: sums over thousands of images of small errors.
-            values = torch.stack([metric(restored, clean) for metric in metrics], dim=1)
+            values = torch.stack([measure.of(restored, clean) for measure in MEASURES.values()], dim=1)
             found[name].append(values.double().numpy())
         advance(len(clean))
     return {name: _quality(np.concatenate(parts)) for name, parts in found.items()}
 
 
 def _quality(values: NDArray[np.float64]) -> ImageQuality:
-    psnr_db, similarity, mse, mae, sharpness = values.T
-    median = estimate(sharpness, np.median)
-    return ImageQuality(estimate(psnr_db), estimate(similarity), estimate(mse), estimate(mae), median)
+    columns = zip(MEASURES.items(), values.T, strict=True)
+    return ImageQuality(**{field: estimate(column, measure.summary) for (field, measure), column in columns})
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Limits
     from autoencode.index.base import Index
-    from autoencode.index.store import IndexStore
+    from autoencode.index.interface import IndexStore
     from autoencode.models.autoencoder import Autoencoder
 
 # The one place that knows every store. The first is the default, and stores do not know of each other.

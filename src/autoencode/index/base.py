@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.preprocessing import Preprocessing
     from autoencode.embedding import ImageEncoder
+    from autoencode.index.interface import IndexSettings
     from autoencode.index.neighbours import Floats
-    from autoencode.index.store import IndexSettings
 
 _FAR_PERCENTILE = 1.0
 _LABELS_SHOWN = 10

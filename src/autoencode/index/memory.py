@@ -32,16 +32,7 @@ from autoencode.data.pack import Pack, open_pack
 from autoencode.embedding import MOST_FITTED
 from autoencode.errors import ImageIndexError, PackError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
-from autoencode.index.inverted_lists import EXACT_LIMIT, InvertedLists, fit_inverted_lists
-from autoencode.index.neighbours import (
-    Floats,
-    NearestNeighbours,
-    OwnScores,
-    Rows,
-    fit_vector_space,
-    lengths_of,
-)
-from autoencode.index.store import (
+from autoencode.index.interface import (
     CHOOSE_ANOTHER,
     FORMAT_VERSION,
     IndexSettings,
@@ -51,6 +42,15 @@ from autoencode.index.store import (
     check_texts,
     checked,
     read_parts,
+)
+from autoencode.index.inverted_lists import EXACT_LIMIT, InvertedLists, fit_inverted_lists
+from autoencode.index.neighbours import (
+    Floats,
+    NearestNeighbours,
+    OwnScores,
+    Rows,
+    fit_vector_space,
+    lengths_of,
 )
 from autoencode.models.model_file import write_tensors
 from autoencode.storage import is_url

@@ -32,8 +32,8 @@ from autoencode.embedding import (
     pretrained_for,
 )
 from autoencode.errors import ConfigError, ImageFolderError, ImageIndexError
+from autoencode.index.interface import CHOOSE_ANOTHER, IndexSettings, StoredPath
 from autoencode.index.neighbours import VectorSpace, fit_vector_space
-from autoencode.index.store import CHOOSE_ANOTHER, IndexSettings, StoredPath
 from autoencode.models.autoencoder import INFERENCE_BATCH, Autoencoder
 
 if TYPE_CHECKING:

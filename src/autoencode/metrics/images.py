@@ -27,24 +27,6 @@ Reals = NDArray[np.floating[Any]]
 Features = NDArray[np.float64]
 
 
-class Measure(NamedTuple):
-    """How a measure of reconstructions is shown: its label, decimal places, and meaning."""
-
-    label: str
-    digits: int
-    meaning: str
-
-
-# By their field in `evaluation.quality.ImageQuality`. The command line, the report and the page show these.
-MEASURES = {
-    "psnr_db": Measure("PSNR dB", 2, "how close reconstructions are; higher is better"),
-    "ssim": Measure("SSIM", 3, "similarity in structure; 1 is identical"),
-    "mse": Measure("MSE", 5, "mean squared error of values in 0..1"),
-    "mae": Measure("MAE", 5, "mean absolute error of values in 0..1"),
-    "sharpness": Measure("sharpness ratio", 3, "detail of a reconstruction; below 1 it is blurred"),
-}
-
-
 class KernelDistance(NamedTuple):
     """A kernel distance, its standard error, and the 95 % interval that follows from both."""
 
@@ -329,3 +311,32 @@ def noise_level(images: Tensor) -> Tensor:
     counts = ((means <= medians) * torch.arange(1, size + 1, device=values.device)).amax(1)
     variance: Tensor = means.gather(1, counts[:, None].clamp_min(1) - 1)[:, 0]
     return variance.sqrt().float()
+
+
+class Measure(NamedTuple):
+    """A measure of reconstructions, and how it is shown.
+
+    Attributes:
+        label, digits, meaning: its name, its decimal places, and a line that explains it.
+        of: its values, (B,), for images and their originals.
+        summary: of the values of many images.
+    """
+
+    label: str
+    digits: int
+    meaning: str
+    of: Callable[[Tensor, Tensor], Tensor]
+    summary: Callable[..., Any] = np.mean
+
+
+# By their field in `evaluation.quality.ImageQuality`; `evaluate`, the report and the page show these.
+MEASURES = {
+    "psnr_db": Measure("PSNR dB", 2, "how close reconstructions are; higher is better", psnr),
+    "ssim": Measure("SSIM", 3, "similarity in structure; 1 is identical", ssim),
+    "mse": Measure("MSE", 5, "mean squared error of values in 0..1", mean_squared_error),
+    "mae": Measure("MAE", 5, "mean absolute error of values in 0..1", mean_absolute_error),
+    # The median, because the ratio of an image that is nearly flat can be any number.
+    "sharpness": Measure(
+        "sharpness ratio", 3, "detail of a reconstruction; below 1 it is blurred", sharpness_ratio, np.median
+    ),
+}

@@ -29,6 +29,7 @@ from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, set_counted
 from autoencode.training.losses import update_sigma2
 from autoencode.training.objective import Objective, Views
+from autoencode.training.optim import largest_gradient, learning_rate_at, set_rate, update_average
 from autoencode.training.perceptual import COST
 from autoencode.training.progress import (
     TrainProgress,
@@ -49,15 +50,11 @@ from autoencode.training.run import (
 from autoencode.training.state import (
     all_finite,
     initial_state,
-    largest_gradient,
-    learning_rate_at,
     load_checkpoint,
     save_checkpoint,
-    set_rate,
     start_from_images,
     start_from_model,
     start_perceptual,
-    update_average,
 )
 from autoencode.training.validation import validate, validate_decoder
 

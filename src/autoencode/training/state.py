@@ -33,7 +33,7 @@ from autoencode.models.model_file import (
 )
 from autoencode.training.adversarial import Adversary
 from autoencode.training.distributed import Processes, share_batch_norms
-from autoencode.training.muon import Muon, is_matrix
+from autoencode.training.optim import is_matrix, make_optimizer
 from autoencode.training.perceptual import PerceptualPhase, begin
 from autoencode.training.run import CHECKPOINT_NAME, START_AGAIN
 
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
     from autoencode.training.runtime import Runtime
 
 _CHECKPOINT_VERSION = 2  # raised with that of run.json, without which a checkpoint is of no use
-
-# A cosine schedule rises over this fraction of the steps before it falls.
-RISING_FRACTION = 0.05
-
 # Images that the PCA of a residual network is fitted on; more do not change 256 components of 3,072 values.
 PCA_IMAGES, PCA_BATCH = 20_000, 1_000
 PCA_VALUES = 50_000_000  # in a batch at most: 200 MB
@@ -167,68 +163,6 @@ def fix_sigma2(model: ImageModel, config: TrainConfig) -> None:
     """Set the variance of the likelihood where the settings fix it; "auto" is learned."""
     if config.sigma2 != "auto" and model.is_vae:
         model.sigma2.fill_(config.sigma2)
-
-
-def make_optimizer(model: ImageModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of all parameters; see `set_rate` for their learning rates."""
-    groups, rate = model.parameter_groups(), config.learning_rate
-    # On CUDA a step can be recorded, and needs its numbers on the device.
-    on_cuda = next(model.parameters()).is_cuda
-    if config.optimizer == "adamax":
-        chosen: torch.optim.Optimizer = torch.optim.Adamax(groups, lr=rate, capturable=on_cuda)
-    elif config.optimizer == "muon":
-        chosen = Muon(groups, lr=rate, capturable=on_cuda)
-    else:
-        own = {"fused": True, "capturable": True} if on_cuda else {}
-        chosen = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, **own)
-    return with_rates(chosen)
-
-
-def with_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimiser with a learning rate on the device for each group that can be recorded."""
-    for group in optimizer.param_groups:
-        if group.get("capturable"):
-            group["lr"] = torch.full((), group["lr"], device=group["params"][0].device)
-    return optimizer
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate; each group scales it by its "scale"."""
-    for group in optimizer.param_groups:
-        own = group["scale"] * rate
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(own)
-        else:
-            group["lr"] = own
-
-
-def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
-    """Learning rate of step `step`, counted from 0, of `steps` steps, by the schedule."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    rising = max(1, round(RISING_FRACTION * steps))
-    if step < rising:
-        return config.learning_rate * (step + 1) / rising
-    fallen = (step - rising) / max(1, steps - rising - 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
-
-
-def largest_gradient(model: ImageModel, clip: float) -> float:
-    """Return the norm that gradients are clipped to: `clip` times the loss the run starts from.
-
-    The unit makes one setting fit every loss: errors per value and likelihoods per image differ by thousands.
-    """
-    return clip * model.starting_loss if clip else math.inf
-
-
-@torch.no_grad()
-def update_average(averaged: ImageModel, model: ImageModel, ema: float, step: int) -> None:
-    """Update the average of the weights; running statistics and counters are copied."""
-    # The decay grows with the steps: the full one would keep the random first weights for too long.
-    decay = min(ema, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-    for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
 
 
 def all_finite(state: TrainState) -> bool:

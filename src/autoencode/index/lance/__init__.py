@@ -18,6 +18,13 @@ import numpy as np
 
 from autoencode.errors import ConfigError, ImageIndexError, MissingExtraError, OutputError
 from autoencode.index.base import EVERY_IMAGE, ImageFilter, Index, Neighbour, Update
+from autoencode.index.interface import (
+    CHOOSE_ANOTHER,
+    REBUILD,
+    IndexSettings,
+    IndexStore,
+    StoredPath,
+)
 from autoencode.index.inverted_lists import EXACT_LIMIT
 from autoencode.index.lance.tables import (
     CONTENTS,
@@ -37,13 +44,6 @@ from autoencode.index.lance.tables import (
 )
 from autoencode.index.lance.update import SourceUpdate
 from autoencode.index.neighbours import OWN_SAMPLE, Floats, OwnScores, fit_vector_space, lengths_of, rank
-from autoencode.index.store import (
-    CHOOSE_ANOTHER,
-    REBUILD,
-    IndexSettings,
-    IndexStore,
-    StoredPath,
-)
 from autoencode.storage import RemoteFolder
 
 if TYPE_CHECKING:

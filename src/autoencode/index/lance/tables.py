@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 
 from autoencode.data.entries import Entry, check_inside
 from autoencode.errors import AutoencodeError, ImageIndexError, OutputError
-from autoencode.index.neighbours import CANDIDATES_PER_NEIGHBOUR, Floats
-from autoencode.index.store import (
+from autoencode.index.interface import (
     FORMAT_VERSION,
     REBUILD,
     IndexSettings,
@@ -43,6 +42,7 @@ from autoencode.index.store import (
     checked,
     read_parts,
 )
+from autoencode.index.neighbours import CANDIDATES_PER_NEIGHBOUR, Floats
 from autoencode.models.model_file import write_tensors
 from autoencode.storage import first_line
 

@@ -1,4 +1,4 @@
-"""What all stores of indexes share: their interface, and the settings of an index.
+"""What every store of indexes offers, and the settings of an index, whichever store keeps it.
 
 Shapes: N rows of a pack, B batch, D code dimensions.
 """

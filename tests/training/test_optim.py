@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoencode.training.muon import Muon, orthogonal
+from autoencode.training.optim import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (3, 27)])

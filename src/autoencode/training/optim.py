@@ -1,20 +1,18 @@
-"""Muon: gradient descent whose steps change all directions of a matrix alike (Jordan et al. 2024).
-
-The momentum of a matrix has a few large singular values, and a step along it learns little else. Muon
-replaces it by the nearest matrix whose singular values are all 1, by a Newton-Schulz iteration: five products
-of matrices, little beside a forward pass. The weights of a convolution are a matrix with a row for each of
-its outputs; those of one that filters each channel by itself mix no channels, and count as vectors. A
-restorer trained by it for a minute is as good as one trained by AdamW for two (docs/log.md).
-"""
+"""How the weights move: the optimisers, their learning rates, and the average of the weights."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from autoencode.models.image_model import ImageModel
+    from autoencode.training.config import TrainConfig
 
 # Coefficients of the quintic iteration of Jordan et al.: it does not converge to 1 but to between .7 and 1.2,
 # in fewer steps than one that does.
@@ -23,10 +21,80 @@ _ITERATIONS = 5
 # Vectors, such as biases, are trained by Adam at this fraction of the learning rate of matrices.
 _VECTOR_RATE = 0.05
 _MOMENTUM, _BETAS, _EPSILON = 0.95, (0.9, 0.99), 1e-8
+# A cosine schedule rises over this fraction of the steps before it falls.
+RISING_FRACTION = 0.05
+
+
+def make_optimizer(model: ImageModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of all parameters; see `set_rate` for their learning rates."""
+    groups, rate = model.parameter_groups(), config.learning_rate
+    # On CUDA a step can be recorded, and needs its numbers on the device.
+    on_cuda = next(model.parameters()).is_cuda
+    if config.optimizer == "adamax":
+        chosen: torch.optim.Optimizer = torch.optim.Adamax(groups, lr=rate, capturable=on_cuda)
+    elif config.optimizer == "muon":
+        chosen = Muon(groups, lr=rate, capturable=on_cuda)
+    else:
+        own = {"fused": True, "capturable": True} if on_cuda else {}
+        chosen = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, **own)
+    return with_rates(chosen)
+
+
+def with_rates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimiser with a learning rate on the device for each group that can be recorded."""
+    for group in optimizer.param_groups:
+        if group.get("capturable"):
+            group["lr"] = torch.full((), group["lr"], device=group["params"][0].device)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate; each group scales it by its "scale"."""
+    for group in optimizer.param_groups:
+        own = group["scale"] * rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
+def learning_rate_at(config: TrainConfig, step: int, steps: int) -> float:
+    """Learning rate of step `step`, counted from 0, of `steps` steps, by the schedule."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    rising = max(1, round(RISING_FRACTION * steps))
+    if step < rising:
+        return config.learning_rate * (step + 1) / rising
+    fallen = (step - rising) / max(1, steps - rising - 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fallen))
+
+
+def largest_gradient(model: ImageModel, clip: float) -> float:
+    """Return the norm that gradients are clipped to: `clip` times the loss the run starts from.
+
+    The unit makes one setting fit every loss: errors per value and likelihoods per image differ by thousands.
+    """
+    return clip * model.starting_loss if clip else math.inf
+
+
+@torch.no_grad()
+def update_average(averaged: ImageModel, model: ImageModel, ema: float, step: int) -> None:
+    """Update the average of the weights; running statistics and counters are copied."""
+    # The decay grows with the steps: the full one would keep the random first weights for too long.
+    decay = min(ema, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for target, source in zip(averaged.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices, Adam for the other parameters; no weight decay.
+    """Muon (Jordan et al. 2024) for matrices, Adam for the other parameters; no weight decay.
+
+    The momentum of a matrix has a few large singular values, and a step along it learns little else. Muon
+    replaces it by the nearest matrix whose singular values are all 1, by a Newton-Schulz iteration: five
+    products of matrices, little beside a forward pass. The weights of a convolution are a matrix with a row
+    for each of its outputs; those of one that filters each channel by itself mix no channels, and count as
+    vectors. A restorer trained by it for a minute is as good as one trained by AdamW for two (docs/log.md).
 
     Args:
         groups: parameters, or groups of them as any torch optimiser takes.
