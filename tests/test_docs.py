@@ -191,16 +191,23 @@ def test_the_reference_has_every_public_name(pages: ModuleType) -> None:
         assert name == "__version__" or re.search(rf":: autoencode\.{name}$", reference, re.MULTILINE), name
 
 
-def test_the_page_on_the_design_names_every_folder_and_registry(pages: ModuleType) -> None:
+def test_the_page_on_the_design_names_every_folder(pages: ModuleType) -> None:
     design = (ROOT / "docs" / "design.md").read_text()
     for folder in sorted(path.parent for path in pages.SOURCE.glob("*/__init__.py")):
         assert f"`{folder.name}/`" in design, folder.name
-    for path, name in re.findall(r"`(\w+)` in `([\w/.]+\.py)`", design):
-        assert re.search(rf"^(?:class )?{path}\b", (pages.SOURCE / name).read_text(), re.MULTILINE), (
-            f"{path} in {name}"
-        )
-    for name in re.findall(r"`(tests/[\w/.]+)`", design):
-        assert (ROOT / name).exists(), name
+
+
+def test_the_table_of_extensions_names_registries_files_and_tests_that_exist(pages: ModuleType) -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where a change goes")[2].partition("## ")[0]
+    registries = re.findall(r"`(\w+)` (?:in|of) `([\w/.]+\.py)`", table)
+    assert {"CORRUPTIONS", "NETWORKS", "EMBEDDINGS", "SCORES", "STORES", "PRESETS", "TABS"} <= {
+        name for name, _ in registries
+    }
+    for name, path in registries:
+        text = (pages.SOURCE / path).read_text()
+        assert re.search(rf"^(?:class )?{name}\b", text, re.MULTILINE), f"{name} in {path}"
+    for path in re.findall(r"`((?:tests|docs|src)/[\w/.]+)`", table):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_tree_names_every_module_and_says_what_it_is(pages: ModuleType) -> None:
