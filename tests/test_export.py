@@ -1,5 +1,6 @@
 """Exported networks in onnxruntime against the model, and what is skipped."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -75,6 +76,21 @@ def test_exported_networks_do_what_the_model_does(
     assert metadata["model_sha256"] == "abc"
     assert Preprocessing.from_json(json.loads(metadata["preprocessing"])) == SIZE
     assert metadata["images"].startswith("RGB, float32, 0 to 1")
+
+
+@pytest.mark.parametrize("detail", [None, 0.6])
+def test_either_decoder_is_exported_as_the_model_decodes(detail: float | None, tmp_path: Path) -> None:
+    model = build("autoencoder", "residual", False)
+    model.sharp_decoder = copy.deepcopy(model.decoder)
+    model.sharp_decoder.last_weight.data.mul_(3)
+    if detail is not None:
+        model.sharp_decoder.detail = torch.tensor(detail)
+    decoded = []
+    for name in ("sharp", "faithful"):
+        export_onnx(model, tmp_path / name, decoder=name)  # type: ignore[arg-type]
+        decoded.append(run(tmp_path / name / "autoencoder.onnx", images=IMAGES)["reconstruction"])
+        np.testing.assert_allclose(decoded[-1], model.reconstruct(IMAGES, name), atol=1e-5)  # type: ignore[arg-type]
+    assert np.abs(decoded[0] - decoded[1]).max() > 0.01
 
 
 def test_a_file_that_differs_from_the_model_is_not_written(

@@ -102,9 +102,8 @@ def export_onnx(
     # A copy: the caller's model may be on a GPU, or in training.
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     check_choice("decoder", decoder, get_args(DecoderName))
-    if decoder == "sharp" and model.sharp_decoder is not None:
-        model.decoder = model.sharp_decoder
-    model.sharp_decoder = None
+    if decoder == "faithful":
+        model.sharp_decoder = None
     size = sum(4 * value.numel() for value in model.state_dict().values())
     if size > MOST_BYTES:
         raise ConfigError(f"This network takes {size / 1e9:.1f} GB; an ONNX file holds up to 2 GB.")
@@ -194,15 +193,14 @@ class _Decoder(_OfModel):
     name, inputs, outputs = "decoder", ("code",), ("images",)
 
     def forward(self, codes: Tensor) -> Tensor:
-        decoded: Tensor = self.model.decoder(codes)
-        return decoded.clamp(0, 1)
+        return self.model.images_of(codes, "sharp").clamp(0, 1)
 
 
 class _Both(_OfModel):
     name, inputs, outputs = "autoencoder", ("images",), ("reconstruction",)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).images.clamp(0, 1)  # type: ignore[no-any-return]
+        return self.model.images_of(self.model.posterior(images).mean, "sharp").clamp(0, 1)
 
 
 def _exported(network: NamedNetwork, examples: tuple[Tensor, ...], metadata: dict[str, str]) -> bytes:

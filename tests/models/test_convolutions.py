@@ -1,8 +1,10 @@
 """The paper's halves against its description, layer by layer; the residual ones: shapes and linear start."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from autoencode.models.convolutions import (
@@ -12,6 +14,7 @@ from autoencode.models.convolutions import (
     LinearEncoder,
     ResidualDecoder,
     ResidualEncoder,
+    fine_detail,
     pooling_of,
 )
 
@@ -137,3 +140,13 @@ def test_features_of_the_encoder_cover_the_deepest_grid() -> None:
     torch.manual_seed(0)
     encoder = ResidualEncoder((4, 6, 8), batch_norm=False)
     assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 8 * 2 * 3)
+
+
+def test_detail_is_what_is_added_less_most_of_what_a_gaussian_of_scipy_keeps_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    faithful, sharp = (torch.rand(2, 3, 16, 24, generator=generator) for _ in range(2))
+    added = (sharp - faithful).numpy()
+    coarse = gaussian_filter(added, (0, 0, 1.5, 1.5), mode="nearest", radius=5)
+    np.testing.assert_allclose(fine_detail(faithful, sharp), added - 0.7 * coarse, atol=1e-5)
+    flat = torch.full_like(faithful, 0.1)
+    torch.testing.assert_close(fine_detail(faithful, faithful + flat), 0.3 * flat)

@@ -222,6 +222,16 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
         model.sharp_decoder.last_weight.mul_(2)
     save_model(tmp_path / "sharp.safetensors", model, {})
     loaded = load_model(tmp_path / "sharp.safetensors")
+    # A file without it is from before a part of the detail could be drawn: all of it is.
+    assert loaded.sharp_decoder is not None
+    assert loaded.sharp_decoder.detail is None
+    assert torch.equal(loaded.decode(codes), loaded.sharp_decoder(codes).clamp(0, 1))
+    model.sharp_decoder.detail = torch.tensor(0.25)
+    save_model(tmp_path / "part.safetensors", model, {})
+    part = load_model(tmp_path / "part.safetensors")
+    assert not torch.equal(part.decode(codes), loaded.decode(codes))
+    assert torch.equal(part.decode(codes), model.decode(codes))
+    model.sharp_decoder.detail = None
     for decoder in ("faithful", "sharp"):
         assert torch.equal(loaded.decode(codes, decoder), model.decode(codes, decoder))
     assert not torch.equal(loaded.decode(codes, "faithful"), loaded.decode(codes, "sharp"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from autoencode.training import critic, loop
 from autoencode.training.config import TrainConfig
 from autoencode.training.distributed import Processes
 from autoencode.training.objective import Views
-from autoencode.training.perceptual import BLOCKS, STEP_IMAGES, begin, perceptual_distances
+from autoencode.training.perceptual import BLOCKS, LOSS_DB, STEP_IMAGES, begin, perceptual_distances
 from autoencode.training.runtime import choose_runtime
 
 SETTINGS: dict[str, Any] = {"preset": "best", "widths": (4, 8), "code_size": 8, "batch_size": 8, "epochs": 2}
@@ -67,10 +68,11 @@ def interrupt_at(epoch: int, step: int) -> Any:  # noqa: ANN401
 def test_the_phase_changes_the_second_decoder_alone(sharp: Run, plain: Run) -> None:
     before, after = load_model(plain.model_path).state_dict(), load_model(sharp.model_path).state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    added = after.keys() - before.keys()
+    added = after.keys() - before.keys() - {"sharp_decoder.detail"}
     assert {name.removeprefix("sharp_") for name in added} == {
         name for name in before if name.startswith("decoder.")
     }
+    assert 0 < after["sharp_decoder.detail"] <= 1
     assert not torch.equal(after["sharp_decoder.out.weight"], after["decoder.out.weight"])
 
 
@@ -249,6 +251,48 @@ def test_after_early_stopping_the_phase_starts_from_the_best_epoch(
     images = validation_images(tiny_pack)
     error = (model.reconstruct(images, "faithful") - images).square().mean()
     assert error == pytest.approx(run.metrics[1]["val_mse"], rel=1e-2)
+
+
+@pytest.mark.parametrize(("noise", "expected_db"), [(0.0, None), (0.02, None), (0.3, LOSS_DB)])
+def test_as_much_detail_is_drawn_as_the_loss_of_psnr_allows(
+    plain: Run, tiny_pack: Pack, noise: float, expected_db: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = load_model(plain.model_path), validation_images(tiny_pack)
+    model.sharp_decoder = copy.deepcopy(model.decoder)
+    model.sharp_decoder.detail = torch.ones(())
+    added = noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        model.sharp_decoder, "forward", lambda codes: model.decoder(codes) + added[: len(codes)]
+    )
+    phase = begin(model, 3, 4, choose_runtime("cpu", "fp32"))
+    phase.model = model
+    phase.choose_detail(phase.detail_terms(Views(images, images, None)))
+
+    codes = model.encode(images)
+    errors = [
+        (model.images_of(codes, decoder) - images).square().mean().item() for decoder in ("faithful", "sharp")
+    ]
+    lost_db = 10 * math.log10(errors[1] / errors[0])
+    share = float(model.sharp_decoder.detail)
+    if expected_db is None:  # all of it costs less than that
+        assert share == 1
+        assert lost_db < LOSS_DB
+    else:
+        assert 0 < share < 1
+        assert lost_db == pytest.approx(expected_db, abs=1e-4)
+
+
+def test_detail_that_lowers_the_error_is_drawn_whole(plain: Run, tiny_pack: Pack) -> None:
+    phase = begin(load_model(plain.model_path), 3, 4, choose_runtime("cpu", "fp32"))
+    for terms, expected in (((1.0, 5.0, 1.0), 1.0), ((1.0, -0.5, 4.0), None), ((1.0, 0.0, 0.0), 1.0)):
+        phase.choose_detail(torch.tensor(terms, dtype=torch.float64))
+        assert phase.decoder.detail is not None
+        share = float(phase.decoder.detail)
+        if expected is None:  # it points the wrong way: the quadratic equation, by its error
+            error, known, energy = terms
+            assert error - 2 * share * known + share**2 * energy == pytest.approx(10 ** (LOSS_DB / 10))
+        else:
+            assert share == expected
 
 
 def test_the_distance_is_equation_1_of_zhang_et_al(tiny_pack: Pack) -> None:

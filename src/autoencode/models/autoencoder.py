@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autoencode.configuration import DecoderName
 from autoencode.data.sources import read_batches
 from autoencode.errors import ConfigError, check_choice
+from autoencode.models.convolutions import fine_detail
 from autoencode.models.image_model import ImageModel, Output, Posterior
 from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float
@@ -56,7 +57,7 @@ class Autoencoder(ImageModel):
     Attributes:
         decoder: codes to images with the least squared error.
         sharp_decoder: the decoder trained on features of a pretrained network, or None; see
-            `autoencode.training.perceptual`.
+            `autoencode.training.perceptual`. As much of its detail is drawn as its `detail` says.
         prior: the mixture fitted to the codes of its training images, or None; see `fit_prior`.
         reference: the normal images of its training, by which it judges others where those are not, or None;
             see `fit_reference`.
@@ -197,15 +198,25 @@ class Autoencoder(ImageModel):
                 such decoder.
         """
         check_choice("decoder", decoder, get_args(DecoderName))
-        chosen = self.decoder if decoder == "faithful" or self.sharp_decoder is None else self.sharp_decoder
         if codes.ndim != 2 or codes.shape[1] != self.config.code_size:
             raise ConfigError(f"Codes must be (B, {self.config.code_size}); these are {tuple(codes.shape)}.")
         parts = [
-            chosen(part.to(self._device, torch.float32)).float().clamp(0, 1).cpu()
+            self.images_of(part.to(self._device, torch.float32), decoder).clamp(0, 1).cpu()
             for part in self._split(codes)
         ]
         height, width = self.preprocessing.height, self.preprocessing.width
         return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
+
+    def images_of(self, codes: Tensor, decoder: DecoderName) -> Tensor:
+        """Return float32 images (B, 3, H, W) of codes (B, D), not bounded; differentiable. See `decode`."""
+        second = None if decoder == "faithful" else self.sharp_decoder
+        if second is None:
+            return self.decoder(codes).float()  # type: ignore[no-any-return]
+        sharp: Tensor = second(codes).float()
+        if second.detail is None:
+            return sharp
+        faithful: Tensor = self.decoder(codes).float()
+        return faithful + second.detail * fine_detail(faithful, sharp)
 
     def reconstruct(self, images: Any, decoder: DecoderName = "sharp") -> Tensor:  # noqa: ANN401
         """Return `decode(encode(images), decoder)`: (B, 3, H, W) in [0, 1]; arguments and errors as both."""

@@ -330,10 +330,10 @@ class Loop:
     def _validate(self) -> Record:
         """Measure on validation images what would be saved now."""
         state, count = self.state, len(self.validation_rows)
-        batches = self._local_batches(self.validation_rows)
+        batches = partial(self._local_batches, self.validation_rows)
         if state.perceptual:
             return validate_decoder(state.perceptual, self.objective, batches, count, self.processes)
-        return validate(state.averaged, self.objective, batches, count, state.step - 1, self.processes)
+        return validate(state.averaged, self.objective, batches(), count, state.step - 1, self.processes)
 
     def _keep(self, record: Record) -> None:
         """Save the model, the metrics and the checkpoint of an epoch."""

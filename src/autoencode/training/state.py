@@ -111,11 +111,14 @@ def start_perceptual(
 ) -> PerceptualPhase:
     """Begin the perceptual phase, on the model that the run would leave without it."""
     assert isinstance(state.averaged, Autoencoder)
-    state.perceptual = begin(state.averaged, config.seed, config.batch_size, runtime)
+    first = state.averaged
     if config.early_stopping:  # the best epoch need not be the last
-        model, decoder = state.perceptual.model, state.perceptual.decoder
-        model.load_state_dict({**model.state_dict(), **load_any(folder / MODEL_NAME).state_dict()})
-        decoder.load_state_dict(model.decoder.state_dict())
+        best = load_any(folder / MODEL_NAME)
+        assert isinstance(best, Autoencoder)
+        best.sharp_decoder = None  # of a phase that is continued
+        first = copy.deepcopy(first)
+        first.load_state_dict(best.state_dict())
+    state.perceptual = begin(first, config.seed, config.batch_size, runtime)
     return state.perceptual
 
 

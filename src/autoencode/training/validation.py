@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoencode.data.loader import LocalBatch
     from autoencode.models.image_model import ImageModel
     from autoencode.training.distributed import Processes
-    from autoencode.training.objective import Objective
+    from autoencode.training.objective import Objective, Views
     from autoencode.training.perceptual import PerceptualPhase
     from autoencode.training.run import Record
 
@@ -69,18 +69,28 @@ def validate(
 
 @torch.inference_mode()
 def validate_decoder(
-    phase: PerceptualPhase, objective: Objective, batches: Batches, images: int, processes: Processes
+    phase: PerceptualPhase,
+    objective: Objective,
+    batches: Callable[[], Batches],
+    images: int,
+    processes: Processes,
 ) -> Record:
-    """Return the losses of the second decoder, by their names in metrics.jsonl.
+    """Choose how much detail is drawn; return the losses of the second decoder, by their names.
 
     Args:
         phase: holds the decoder.
-        objective, batches, images, processes: as for `validate`.
+        batches: yields those of `validate`; called twice.
+        objective, images, processes: as for `validate`.
     """
-    sums = objective.runtime.zeros(2)
-    for index, (batch, local) in enumerate(batches):
-        clean = objective.runtime.to_device(batch)
-        views = objective.views(phase.model, clean, local, "validation", index)
-        sums += phase.validate(views) * local.counted
-    error, distance = (processes.total(sums) / images).tolist()
+
+    def means(measure: Callable[[Views], Tensor], count: int) -> Tensor:
+        sums = objective.runtime.zeros(count)
+        for index, (batch, local) in enumerate(batches()):
+            clean = objective.runtime.to_device(batch)
+            views = objective.views(phase.model, clean, local, "validation", index)
+            sums += measure(views) * local.counted
+        return processes.total(sums) / images
+
+    phase.choose_detail(means(phase.detail_terms, 3))
+    error, distance = means(phase.validate, 2).tolist()
     return {"val_sharp_mse": error, "val_perceptual": distance}
