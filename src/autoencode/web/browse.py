@@ -336,6 +336,7 @@ def needs(workspace: Workspace) -> Missing | None:
     return Missing(
         "There are no pictures to browse. Open the page with an index, a run folder, or a folder of images.",
         ("autoencode index PHOTOS", "autoencode app indexes/PHOTOS"),
+        in_page=True,
     )
 
 

@@ -243,6 +243,7 @@ def needs(workspace: Workspace) -> Missing | None:
     return Missing(
         "The map shows your images. Start the page with an index, a run folder, or a folder of images.",
         ("autoencode app RUN --index index", "autoencode app RUN --images PHOTOS"),
+        in_page=True,
     )
 
 

@@ -326,6 +326,7 @@ def needs_images(workspace: Workspace) -> Missing | None:
         f"Outliers are looked for among {FEWEST_NORMAL} pictures or more, in their files. Open the page with "
         "an index, a run folder, or a folder of images, where its pictures are.",
         ("autoencode index PHOTOS", "autoencode app indexes/PHOTOS"),
+        in_page=True,
     )
 
 

@@ -94,6 +94,7 @@ def needs(workspace: Workspace) -> Missing | None:
     return Missing(
         "Search needs an index of your images. Make one, then start the page with it.",
         (f"autoencode index {source} --out index", f"autoencode app {run} --index index"),
+        in_page=True,
     )
 
 

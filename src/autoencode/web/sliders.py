@@ -157,6 +157,7 @@ def needs(workspace: Workspace) -> Missing | None:
     return Missing(
         "Directions are found among pictures. Start the page with a run folder, or with a folder of images.",
         ("autoencode app RUN --images PHOTOS",),
+        in_page=True,
     )
 
 

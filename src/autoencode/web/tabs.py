@@ -95,10 +95,14 @@ class ReplyError(Exception):
 
 
 class Missing(NamedTuple):
-    """What is missing for a function of the page, and the commands that make it."""
+    """What is missing for a function of the page, and the commands that make it.
+
+    `in_page` if the tab Open does what the commands do.
+    """
 
     error: str
     commands: tuple[str, ...] = ()
+    in_page: bool = False
 
 
 def require(missing: Missing | None) -> None:
@@ -118,6 +122,7 @@ def needs_model(workspace: Workspace) -> Missing | None:
     return Missing(
         "This needs a model trained on your images. Train one, then start the page with it.",
         (f"autoencode train {source} --out runs/mine", "autoencode app runs/mine"),
+        in_page=True,
     )
 
 

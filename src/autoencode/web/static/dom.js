@@ -57,6 +57,7 @@ export function notice(failure) {
     { class: "notice" },
     h("p", {}, failure.message),
     (failure.commands || []).map((line) => commandLine(line)),
+    failure.isInPage ? h("p", {}, "Or without a command: ", h("a", { href: "#start" }, "choose the folder here"), ".") : "",
   );
 }
 

@@ -14,7 +14,7 @@ let current = null;
 
 function buildTabs() {
   const nav = document.getElementById("tabs");
-  for (const [name, tab] of Object.entries(TABS)) nav.append(h("a", { href: `/#${name}`, id: `to-${name}` }, tab.title));
+  for (const [name, tab] of Object.entries(TABS)) nav.append(h("a", { href: `./#${name}`, id: `to-${name}` }, tab.title));
   // On a phone the bar fades out where there is more of it.
   const fade = () => nav.classList.toggle("more", nav.scrollLeft + nav.clientWidth < nav.scrollWidth - 4);
   nav.addEventListener("scroll", fade);

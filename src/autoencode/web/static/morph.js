@@ -1,9 +1,9 @@
 // Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest position is requested.
 
 import { get, getBlob, newestWins, post, query, waitForBlob } from "./api.js";
-import { field, h, keepingFocus, progressBar, say, save, select, showFailure, announce } from "./dom.js";
+import { field, h, keepingFocus, notice, progressBar, say, save, select, showFailure, announce } from "./dom.js";
 import { addToMorph, dropzone, image, openPicture, shortName } from "./pictures.js";
-import { canGenerate, hasImages, morphing } from "./shared.js";
+import { canGenerate, hasImages, lacks, morphing } from "./shared.js";
 
 const WAYS = [
   ["linear", "linear"],
@@ -12,6 +12,11 @@ const WAYS = [
 const SECONDS_A_LEG = 2;
 
 export function mount(root) {
+  const lacking = lacks("morph");
+  if (lacking) {
+    root.append(notice(lacking));
+    return {};
+  }
   const at = { x: 0.5, y: 0.5 };
   let interpolation = "linear";
   let shownUrl = null;

@@ -23,9 +23,14 @@ export function mount(root) {
   if (workspace.code_size) root.append(h("h2", {}, "Quality"), health);
   if (workspace.kind) root.append(h("h2", {}, "Training"), charts);
   root.append(settings);
+  let gain = null; // against PCA, once it was measured
+  let known = null; // copies and unusual pictures, as far as anybody looked
+  const tell = () => (sentence.textContent = lead(gain, known));
   const knowing = async () => {
     const about = await get("/api/overview");
-    steps.replaceChildren(...nextSteps(about.known));
+    known = about.known;
+    tell();
+    steps.replaceChildren(...nextSteps(known));
     problem.hidden = !about.problem;
     problem.textContent = about.problem;
     return about;
@@ -35,7 +40,9 @@ export function mount(root) {
   const measure = async () => {
     await showHealth(health);
     await showExamples(examples);
-    await showVerdict(sentence);
+    if (lacks("health")) return;
+    gain = await waitFor("/api/verdict", () => {});
+    tell();
   };
   if (workspace.code_size) measure().catch((err) => showFailure(err, health));
   let following = null;
@@ -63,14 +70,16 @@ export function mount(root) {
   };
 }
 
-/** What there is, in one sentence; `gain` is the error saved against PCA of the same size, as a share. */
-function lead(found = null) {
+/** What there is and what was found, in a few words; `gain` of `found` is the error saved against PCA, as a share. */
+function lead(found = null, known = null) {
   const { kind, height, width, code_size, images, index, folder } = workspace;
   const parts = [images ? `${number(images)} pictures${folder ? ` in ${folder}` : ""}.` : "No pictures are open; add your own."];
   if (found?.gain !== null && found?.gain !== undefined) parts.push(gained(found));
   else if (kind && code_size) parts.push(`${kind.startsWith("a") ? "An" : "A"} ${kind} of ${number(code_size)} code dimensions for ${height}×${width} pixels.`);
   else if (kind) parts.push(`A ${kind} for pictures of any size.`);
   if (index) parts.push(`Search by ${index.compared}.`);
+  const counts = [counted(known?.copies, "group of copies", "groups of copies"), counted(known?.unusual, "picture unlike the others", "pictures unlike the others")];
+  if (counts.some(Boolean)) parts.push(`${counts.filter(Boolean).join(", ")}.`);
   return parts.join(" ");
 }
 
@@ -81,10 +90,9 @@ function gained({ gain, components }) {
   return `It restores held-out pictures with ${more} PCA of ${components} components, the same size.`;
 }
 
-async function showVerdict(place) {
-  if (lacks("health")) return;
-  const found = await waitFor("/api/verdict", () => {});
-  place.textContent = lead(found);
+/** A number with its noun; null if nobody has counted. */
+function counted(count, one, many) {
+  return count === null || count === undefined ? null : `${count ? number(count) : "No"} ${count === 1 ? one : many}`;
 }
 
 const GROUPS = [
@@ -127,7 +135,7 @@ async function showHealth(place) {
   place.replaceChildren(bar);
   const found = await waitFor("/api/health", bar.update);
   const cards = found.findings.map(({ name, value, means }) =>
-    h("div", { class: "card" }, h("p", { class: "name" }, name), h("p", { class: "value" }, value), h("p", {}, means)),
+    h("div", { class: "card" }, h("p", { class: "name" }, name), h("p", { class: /\d/.test(value) ? "value" : "value words" }, value), h("p", {}, means)),
   );
   place.replaceChildren(...cards);
   place.after(
@@ -139,10 +147,9 @@ async function showHealth(place) {
 
 /** Links to what one can do with the pictures, with what is known of them already. */
 function nextSteps({ copies, unusual }) {
-  const found = (count, one, many) => (count === null ? null : count === 1 ? `1 ${one} found` : `${number(count)} ${many} found`);
   const steps = [
-    ["duplicates", "Find copies", found(copies, "group", "groups") ?? "Files that show the same picture: saved again, resized, cropped or edited"],
-    ["outliers", "Find what does not belong", (unusual === null ? null : `${number(unusual)} pictures to look at, the most unusual first`) ?? "Pictures unlike the others, the most unusual first, with the place where they differ"],
+    ["duplicates", "Find copies", counted(copies, "group found", "groups found") ?? "Files that show the same picture: saved again, resized, cropped or edited"],
+    ["outliers", "Find what does not belong", counted(unusual, "picture to look at", "pictures to look at, the most unusual first") ?? "Pictures unlike the others, the most unusual first, with the place where they differ"],
     ["map", "See all at once", "Every picture on a map, similar ones together; draw around some to select them"],
     ["browse", "Browse and tag", "Filter, sort, select, tag; save lists, tables and archives"],
   ];

@@ -6,10 +6,10 @@ export function setShared(value) {
   workspace = value;
 }
 
-/** What is missing for a function of the page, and the commands that make it; null if nothing is. */
+/** What is missing for a function of the page, the commands that make it, and whether the page does; null if nothing is. */
 export function lacks(what) {
   const need = workspace.needs[what];
-  return need ? { message: need.error, commands: need.commands } : null;
+  return need ? { message: need.error, commands: need.commands, isInPage: need.in_page && !workspace.needs.start } : null;
 }
 
 export const MORPH_MOST = 4;
