@@ -35,7 +35,7 @@ def autoencode(*arguments: object) -> Result:
 def test_a_run_is_described_by_its_numbers(trained_vae: Run, tiny_pack: Pack) -> None:
     found = describe(trained_vae.folder)
     assert found.kind == "run"
-    assert "run, 2 of 2 epochs; variational autoencoder" in found.what
+    assert "run, epochs 2 of 2; variational autoencoder" in found.what
     assert "8 code dimensions" in found.what
     assert found.images == f"48 images of {tiny_pack.folder}"
     mse = trained_vae.metrics[-1]["val_mse"]

@@ -83,7 +83,8 @@ def _in_words(*told: Any) -> str:  # noqa: ANN401
     if len(told) == 1:
         (at,) = told
         done = at.epoch - 1 + at.step / at.steps
-        text = f"epoch {at.epoch} of {at.epochs}, loss {at.loss:.5g}, {at.seconds_left:,.0f} s left"
+        text = f"{at.phase + ', ' if at.phase else ''}epoch {at.epoch} of {at.epochs}, loss {at.loss:.5g}"
+        text += f", {at.seconds_left:,.0f} s left"
         return f"{_bar(done, at.epochs)} {text}{f'; {at.warning}' if at.warning else ''}"
     *stage, done, total = told
     return f"{_bar(done, total)} {''.join(f'{name}: ' for name in stage)}{done:,} of {total:,}"

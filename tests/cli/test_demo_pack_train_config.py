@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -41,6 +42,15 @@ def test_train_ends_with_a_model_its_curves_and_a_sheet(
     assert (result.code, result.err) == (0, "")
     epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
     assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    lines = [line.partition(":")[0] for line in result.out.splitlines()]
+    # What there is to train on, and what was skipped, is said before the first epoch.
+    assert lines.index("pack") < lines.index(epochs[0].partition(":")[0])
+    assert "epochs: 2 of 2\n" in result.out
+    assert re.search(
+        r"quality: held-out PSNR \d+\.\d dB, PCA of the same size \d+\.\d; \d+ training images are few",
+        result.out,
+    )
+    assert result.out.splitlines()[-1].startswith("next:   autoencode generate ")
     assert all(line.endswith(" left") for line in epochs)
     for name in ("curves.png", "reconstructions.png"):
         assert str(out / name) in result.out
@@ -76,7 +86,7 @@ def test_every_setting_of_the_command_line_reaches_the_model(
         "code_size": 8,
         "widths": [4, 8],
     }.items() <= run["model"].items()
-    assert "active, beta 0.50, sigma2 0.1 " in result.out.splitlines()[1]
+    assert "active, beta 0.50, sigma2 0.1 " in result.out.partition("epoch 2/2")[2]
 
 
 def test_a_cyclic_warmup_and_an_automatic_sigma2_can_be_asked_for(
@@ -118,13 +128,51 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("epoch 1/100000")
+        while not process.stdout.readline().startswith("epoch 1/100000"):
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert "--resume" in out.splitlines()[-1]
     assert str(tmp_path / "run") in out.splitlines()[-1]
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    # It can be used like one that was not stopped.
+    assert (tmp_path / "run" / "report.html").exists()
+    assert autoencode("generate", tmp_path / "run", "--out", tmp_path / "new", "-n", 2).code == 0
+    alone = shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path)
+    judged = autoencode("outliers", alone, next(tiny_pack.folder.rglob("*.png")))
+    assert judged.code == 0, judged
+
+
+def test_a_model_without_a_prior_generates_where_its_pack_is(
+    autoencode: Command, tiny_pack: Pack, trained: Run, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    made = autoencode("generate", run, "--out", tmp_path / "new", "-n", 2)
+    assert made.code == 0, made
+    assert f"note:   the model had no prior; it was fitted to the images of {tiny_pack.path}" in made.out
+    alone = shutil.copy(run / "model.safetensors", tmp_path)
+    assert_one_line(autoencode("generate", alone, "--out", tmp_path / "no"), "no mixture to generate", code=2)
+
+
+def test_a_single_image_is_warned_of_before_it_is_trained_on(autoencode: Command, tmp_path: Path) -> None:
+    Image.fromarray(np.eye(32, dtype=np.uint8) * 255).save(tmp_path / "a.png")
+    result = autoencode("train", tmp_path / "a.png", "--out", tmp_path / "run", *TINY, "--epochs", 1)
+    assert result.code == 0, result
+    before = result.out.partition("epoch 1/1")[0]
+    assert "warning: This is a single image" in before
+    assert "autoencode reconstruct MODEL IMAGE" in before
+
+
+def test_files_that_are_skipped_are_told_before_training(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "film.mp4").touch()
+    result = autoencode("train", tmp_path / "photos", "--out", tmp_path / "run", *TINY, "--epochs", 1)
+    before, _, after = result.out.partition("epoch 1/1")
+    assert "skipped 1 file: 1 .mp4" in before
+    assert ".mp4" not in after
 
 
 def test_a_finished_run_continued_says_so_and_changes_nothing_but_what_is_missing(

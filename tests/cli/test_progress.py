@@ -71,8 +71,19 @@ def test_of_many_epochs_some_are_lines(written: io.StringIO) -> None:
             show(TrainProgress(epoch, 200, 5, 5, 0.12, 12345.6, 0.0, RECORD | {"epoch": epoch}))
     lines = written.getvalue().splitlines()
     numbers = [int(line.split()[1].partition("/")[0]) for line in lines if line.startswith("epoch")]
-    assert numbers == [1, *range(4, 201, 4)]
+    assert numbers == [1, *range(10, 201, 10)]
     assert not any(line.startswith("time:") for line in lines)  # it is over in no time
+
+
+def test_epochs_of_the_sharp_decoder_are_counted_apart(written: io.StringIO) -> None:
+    sharp = {"epoch": 3, "train_perceptual": 1.0, "val_perceptual": 1.5, "val_sharp_mse": 0.1}
+    with progress.training() as show:
+        show(TrainProgress(2, 2, 5, 5, 0.1, 99.0, 9.0, RECORD | {"epoch": 2}))
+        for epoch in (1, 2):
+            record = RECORD | sharp
+            show(TrainProgress(epoch, 2, 5, 5, 0.1, 99.0, 60.0, record, phase="sharp decoder"))
+    lines = [line.split("  ")[0] for line in written.getvalue().splitlines()]
+    assert lines == ["epoch 2/2", "sharp decoder, epoch 1/2", "sharp decoder, epoch 2/2"]
 
 
 def test_an_autoencoder_has_no_kl_to_report(written: io.StringIO) -> None:

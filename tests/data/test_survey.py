@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoencode import ConfigError, ImageError, Pack, Preprocessing, load_model, open_pack, pack_folder, train
+from autoencode.data.pack import suited
 from autoencode.data.preprocessing import read_image
+from autoencode.data.sources import listed
 
 RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)
 
@@ -64,6 +67,17 @@ def test_a_hot_pixel_blackens_nothing_and_a_narrow_band_is_spread(tmp_path: Path
     plain, other = rows(pack).values()
     assert (plain != other).sum() == 1
     assert other[0, 0] == 255
+    assert re.search(
+        r"1 of 2 files looked at have values beyond \S+, 0\.\d\d% of theirs( or less)?, which are", pack.note
+    )
+
+
+def test_a_range_that_was_asked_for_is_said_to_be(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "i", [(RAMP * 4095).astype(np.uint16)])
+    assert suited(listed(folder))[1].endswith(" become 0:4095")
+    assert suited(listed(folder), {"value_range": (0, 4095)})[1].endswith(
+        "; 0:4095 is black to white, as given"
+    )
 
 
 def test_a_range_that_is_given_is_kept_in_pack_and_model(tmp_path: Path) -> None:
@@ -117,7 +131,7 @@ def test_what_is_not_taken_of_files_is_said_once_and_kept(tmp_path: Path) -> Non
     assert pack.note == (
         "2 of 4 files looked at have several pages or frames, of which the first is taken; "
         "1 of 4 files looked at have two channels, of which the second is taken for transparency; "
-        "1 of 4 files looked at have values beyond 0:1000, 25.0% of theirs, which are clipped"
+        "1 of 4 files looked at have values beyond 0:1000, 25.00% of theirs, which are clipped"
     )
     assert pack_folder(folder, tmp_path / "pack").note == pack.note
     (folder / "wide.png").unlink()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from autoencode import Pack, TrainConfig, TrainProgress, train
-from autoencode.training.progress import advice, constant_image_mse
+from autoencode.training.progress import advice, constant_image_mse, epochs_in_words
 
 
 def lines(
@@ -70,6 +71,18 @@ def test_losses_under_another_weight_of_the_kl_are_not_compared() -> None:
     for index, record in enumerate(records):
         record["beta"] = index / 4
     assert advice_on(records, epochs=4) == ""
+
+
+def test_the_epochs_of_a_run_are_said_in_the_numbers_that_were_asked_for() -> None:
+    config = TrainConfig(epochs=20, early_stopping=3, perceptual=0.1)
+    records = lines([0.3, 0.1, 0.2, 0.2, 0.2])
+    sharp = {"epoch": 6.0, "step": 60.0, "val_perceptual": 1.0}
+    assert epochs_in_words(config, [*records, sharp]) == (
+        "5 of 20, as the last 3 brought nothing better; the model is of epoch 2; and 1 of the sharp decoder"
+    )
+    assert epochs_in_words(config, records[:3]) == "3 of 20; the model is of epoch 2"
+    assert epochs_in_words(replace(config, early_stopping=0), records[:3]) == "3 of 20"
+    assert epochs_in_words(config, []) == "0 of 20"
 
 
 def test_the_constant_image_is_the_mean_of_the_training_images(tiny_pack: Pack) -> None:

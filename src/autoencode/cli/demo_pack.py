@@ -24,7 +24,8 @@ from autoencode.cli.options import (
     one_or_all,
 )
 from autoencode.cli.progress import counting, say, show_result
-from autoencode.cli.train_config import print_pack, train_and_show
+from autoencode.cli.results import print_pack
+from autoencode.cli.train_config import train_and_show
 from autoencode.configuration import Split
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ LINE_EVERY = float(os.environ.get("AUTOENCODE_LINE_SECONDS") or 30)
 
 
 # Epochs that are lines, at most; and how many are timed before the time left is said, if it is more seconds.
-_EPOCH_LINES, _TIMED_EPOCHS, _WORTH_SAYING = 50, 2, 10
+_EPOCH_LINES, _TIMED_EPOCHS, _WORTH_SAYING = 20, 2, 10
 
 
 # Whether the result of the command is printed as JSON. A setting of the process, as the consoles are.
@@ -224,7 +224,8 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
             # An epoch counts when its validation is done, which is when there is a record of it.
             done = at.epoch - (at.record is None)
             left = f"{duration(at.seconds_left)} left"
-            bars.update(epochs, completed=done, total=at.epochs, note=left)
+            description = f"epochs, {at.phase}" if at.phase else "epochs"
+            bars.update(epochs, description=description, completed=done, total=at.epochs, note=left)
             rate = f"loss {at.loss:.5g}  {at.images_per_second:,.0f} images/s"
             bars.update(steps, completed=at.step, total=at.steps, note=rate)
             # Hundreds of epochs, as small folders have, would push away what is said before them.
@@ -232,7 +233,8 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
             if at.record is not None and (at.epoch == 1 or at.epoch % every == 0 or at.epoch == at.epochs):
                 console.print(_epoch_line(at), soft_wrap=not console.is_terminal)
             # The first epoch warms up, and says less of the others.
-            if at.record is not None and at.epoch == _TIMED_EPOCHS and at.seconds_left >= _WORTH_SAYING:
+            is_timed = at.record is not None and at.epoch == _TIMED_EPOCHS and not at.phase
+            if is_timed and at.seconds_left >= _WORTH_SAYING:
                 left = f"at most {duration(at.seconds_left)} left on this machine"
                 say(f"time:   {left}; Ctrl-C stops and keeps what was learned")
             if at.warning is not None:
@@ -243,9 +245,9 @@ def training() -> Iterator[Callable[[TrainProgress], None]]:
 
 def _epoch_line(at: TrainProgress) -> str:
     record = at.record or {}
-    parts = [f"epoch {at.epoch}/{at.epochs}"]
+    parts = [f"{at.phase + ', ' if at.phase else ''}epoch {at.epoch}/{at.epochs}"]
     if "val_perceptual" in record:
-        parts.append(f"sharp decoder: perceptual distance {record['train_perceptual']:.4f}")
+        parts.append(f"perceptual distance {record['train_perceptual']:.4f}")
         parts.append(f"validation {record['val_perceptual']:.4f}, mse {record['val_sharp_mse']:.5f}")
     else:
         parts.append(f"loss {record['train_loss']:.5g}")

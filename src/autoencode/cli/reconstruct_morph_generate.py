@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,10 @@ from autoencode.cli import options
 from autoencode.cli.options import Corrupt, Decoder, Images, MaxPixels, Model, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped, warn
 from autoencode.configuration import Interpolation, PriorName
+from autoencode.errors import AutoencodeError
+
+if TYPE_CHECKING:
+    from autoencode.models.autoencoder import Autoencoder
 
 
 def reconstruct(
@@ -139,6 +144,8 @@ def generate(
     if walk is not None:
         check_output(walk, WRITABLE)  # before the images are made, not after
     loaded, out = load_model(model), options.out_or_default(out, "generate", model)
+    if loaded.prior is None and prior != "normal":
+        _fit_prior(loaded, model)
     made = application.generate(loaded, count, out, prior=prior, temperature=temperature, seed=seed)
     say(f"images: {out / application.IMAGES_NAME}, from the {made.prior} prior")
     say(f"grid:   {out / application.GRID_NAME}")
@@ -150,6 +157,17 @@ def generate(
         say(f"walk:   {walk}")
     found = {"folder": out, "images": count, "prior": made.prior, "seed": seed, "walk": walk}
     show_result(found | {"note": made.note})
+
+
+def _fit_prior(model: Autoencoder, path: Path) -> None:
+    """Fit the mixture of a model whose training ended before it was fitted, if its images are at hand."""
+    from autoencode.generation import fit_prior
+
+    with suppress(AutoencodeError):  # without them, the error says how a model gets one
+        packed = options.pack_of(path, "generate MODEL")
+        with counting("fitting the prior") as progress:
+            fit_prior(model, packed, progress=progress)
+        say(f"note:   the model had no prior; it was fitted to the images of {packed.location}")
 
 
 def add_to(program: typer.Typer) -> None:

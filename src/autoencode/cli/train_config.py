@@ -1,4 +1,4 @@
-"""The commands train and config, and the results of a run."""
+"""The commands train and config."""
 
 from __future__ import annotations
 
@@ -26,18 +26,14 @@ from autoencode.cli.options import (
     one_or_all,
 )
 from autoencode.cli.progress import (
-    SHOWN,
-    counted,
     counting,
-    one_line,
     say,
     show_lines,
     show_result,
-    stages,
     training,
     warn,
 )
-from autoencode.cli.restore import show_restorer
+from autoencode.cli.results import print_pack, say_finished, show_run, show_stopped
 from autoencode.configuration import Kind
 from autoencode.errors import ConfigError, check_choice
 from autoencode.models.networks import ModelConfig
@@ -47,7 +43,6 @@ from autoencode.training.process import end_with_launcher, is_first, keep_freed_
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack
-    from autoencode.models.autoencoder import Autoencoder
     from autoencode.training.progress import TrainProgress
     from autoencode.training.train import Run
 
@@ -162,36 +157,6 @@ def config(
     show_result(tomllib.loads(text))
 
 
-def print_pack(packed: Pack) -> None:
-    """Print the contents of a pack, and the first files that were skipped."""
-    from autoencode.data.folders import by_type
-
-    splits = ", ".join(f"{len(packed.rows(split))} {split}" for split in ("train", "validation", "test"))
-    shape = f"{packed.preprocessing.height}x{packed.preprocessing.width}"
-    say(f"pack:   {packed.location}: {counted(len(packed), 'image')} of {shape} ({splits})")
-    if not len(packed.rows("validation")):
-        # Without a training split, all images are trained on, and there is nothing else to measure with.
-        held_out = len(packed.rows("test")) and len(packed.rows("train"))
-        say(
-            "note:   too few images for a validation split; the validation numbers are those of "
-            f"{'the test images' if held_out else 'the training images themselves'}"
-        )
-    elif not len(packed.rows("train")):
-        say(
-            "note:   too few images for a training split; a model learns all of them, the validation images "
-            "too, whose numbers then say nothing about new images"
-        )
-    if packed.note:
-        say(f"note:   {packed.note}")
-    types, others = by_type((entry.path, entry.reason or "") for entry in packed.skipped)
-    if types:
-        say(f"skipped {types}")
-    if others:
-        say(f"skipped {counted(len(others), 'file')}, with the reason in {packed.path / 'manifest.jsonl'}:")
-        for path, reason in others[:SHOWN]:
-            say(one_line(f"  {path}: {reason}"))
-
-
 def _start(workers: int) -> bool:
     """Run the command in `workers` processes, unless this is one of them; return whether it was run.
 
@@ -242,7 +207,8 @@ def train_and_show(
         from autoencode.training.ray import train_on_ray
 
         start = partial(train_on_ray, ray, workers=workers, restarting=_warn_of_restart)
-    trained = False  # a finished run reports no progress, and its pictures are not drawn again
+    # A finished run reports no progress, and its pictures are not drawn again.
+    trained = shown = False
     with counting("packing") as packing_progress, training() as show:
 
         def progress(at: TrainProgress) -> None:
@@ -250,111 +216,36 @@ def train_and_show(
             trained = True
             show(at)
 
+        def packed(pack: Pack) -> None:
+            nonlocal shown
+            shown = True
+            print_pack(pack)
+            if len(pack) == 1:
+                warn(
+                    "This is a single image, which a model can only learn by heart. To train, give a folder "
+                    "of images; to put a trained model to use: autoencode reconstruct MODEL IMAGE"
+                )
+
         try:
             if ray is None:
-                arguments["chosen"] = lambda text: say(f"chosen: {text}")
+                arguments |= {"packed": packed, "chosen": lambda text: say(f"chosen: {text}")}
             arguments["callbacks"] = [known[name](out) for name in dict.fromkeys(loggers)]
             run = start(source, out, progress=progress, packing_progress=packing_progress, **arguments)
         except KeyboardInterrupt:
             # Stopped while packing, there is no run yet that could be continued.
             if is_run(out) and is_first():
-                say(f"Stopped. {out} keeps its state: run it again with --resume.")
+                # A launcher ends processes that outlive the others.
+                show_stopped(out, complete=own_ranks().world_size == 1)
             raise
     if is_first():
-        _show(run, trained)
+        if not trained:
+            say_finished(run)
+        show_run(run, trained, shown)
         show_result(run)
 
 
 def _warn_of_restart(restarts: int) -> None:
     warn(f"A process was lost. All processes start again from the last checkpoint (restart {restarts}).")
-
-
-def _show(run: Run, trained: bool) -> None:
-    """Fit the prior, draw and write what is missing in the run, or all after training, and print where."""
-    from autoencode.data.pack import open_pack
-    from autoencode.models.model_file import load_model
-    from autoencode.report import REPORT_NAME, write_report
-    from autoencode.training.run import read_run
-
-    if not trained:
-        fixed = read_run(run.folder).train.fixes_epochs
-        advice = (
-            f"More epochs cannot be added: {fixed}. Train anew with" if fixed else "To continue it, give more"
-        )
-        epochs = counted(len(run.metrics), "epoch")
-        say(f"finished: {run.folder} has all its {epochs}, nothing to do. {advice} --epochs.")
-    packed = open_pack(run.pack_path)
-    print_pack(packed)
-    if read_run(run.folder).model.kind == "restorer":
-        show_restorer(run, packed, anew=trained)
-        return
-    model = load_model(run.model_path)
-    _complete(run, model, packed)
-    _draw(run, model, packed, anew=trained)
-    if model.is_vae:
-        _print_health(run, model, packed)
-    page = run.folder / REPORT_NAME
-    if trained or not page.exists():
-        with stages() as progress:
-            # The full report measures for minutes; `autoencode report` writes it when somebody wants it.
-            write_report(run.folder, quick=True, progress=progress)
-    say(f"report: {page}")
-    size = run.model_path.stat().st_size / 1e6
-    say(f"model:  {run.model_path} ({size:.1f} MB: all that another machine needs)")
-
-
-def _complete(run: Run, model: Autoencoder, packed: Pack) -> None:
-    """Fit what `generate` draws from and `outliers` compares with, if it is missing, and save the model."""
-    # Now, as the pack may be gone when somebody wants them: then the model file has to be enough.
-    from autoencode.generation import fit_prior
-    from autoencode.models.model_file import save_model
-    from autoencode.outliers.calibration import fit_reference
-
-    if model.prior is not None and model.reference is not None:
-        return
-    if model.prior is None:
-        with counting("fitting the prior") as progress:
-            fit_prior(model, packed, progress=progress)
-    try:
-        with counting("fitting to normal images") as progress:
-            fit_reference(model, packed, keep=True, progress=progress)
-    except ConfigError as err:
-        say(f"note:   the model judges no other images: {err}")
-    model.digest = save_model(run.model_path, model, model.provenance)
-
-
-def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:
-    from autoencode.data.preprocessing import save_image
-    from autoencode.figures.plots import loss_curves
-    from autoencode.reconstruction import SHEET_NAME, sheet_of_rows
-
-    curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
-    if anew or not curves.exists():
-        loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
-    say(f"curves: {curves}")
-    if anew or not sheet.exists():
-        save_image(sheet, sheet_of_rows(model, packed))
-    say(f"sheet:  {sheet}")
-
-
-def _print_health(run: Run, model: Autoencoder, packed: Pack) -> None:
-    """Print how much information a VAE's code carries and, unless it is gaussian, the meaning of its loss."""
-    from autoencode.data.loader import batches
-    from autoencode.evaluation.quality import code_health, gap_in_words
-    from autoencode.training.run import read_run, settings_in_words
-
-    settings = read_run(run.folder)
-    if settings.train.loss != "gaussian":
-        say(f"loss:   {dict(settings_in_words(settings))['loss']}")
-    rows = packed.held_out("validation").rows
-    health = code_health(model, batches(packed, rows, 128))
-    gap = gap_in_words(health.prior_gap_nats)
-    say(
-        f"code:   {health.active_units} of {model.config.code_size} dimensions active, "
-        f"KL {health.kl_nats.sum():.1f} nats per image, distance from its prior {gap}"
-    )
-    if health.warning:
-        warn(health.warning)
 
 
 def add_to(program: typer.Typer) -> None:

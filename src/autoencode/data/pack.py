@@ -308,7 +308,11 @@ def suited(
     found = survey(paths, limits)
     value_range, said = found.value_range()
     chosen, reason = found.preprocessing({"value_range": value_range, **asked})
-    return chosen, f"{reason}; {said}" if said and chosen.value_range == value_range else reason
+    if said and "value_range" in asked:
+        said = (
+            "{:g}:{:g} is black to white, as given".format(*chosen.value_range) if chosen.value_range else ""
+        )
+    return chosen, f"{reason}; {said}" if said else reason
 
 
 def preprocessing_of(location: str | Path) -> Preprocessing | None:

@@ -28,7 +28,6 @@ _MOST_CUT = 0.4
 _SAME_SHAPE = 1.15
 # Files of these types may have more than one page or frame; of others, such as photographs, none is opened.
 _WITH_FRAMES = (".tif", ".tiff", ".gif", ".webp", ".apng", ".avifs")
-_CLIPPED = 0.005  # of the values of an image: with fewer, hot pixels, of which nobody needs to hear
 
 
 class Extent(NamedTuple):
@@ -162,11 +161,12 @@ def remarks(
         found.append(f"{several:,} {among} have several pages or frames, of which the first is taken")
     if pairs := sum(one.has_two_channels for one in seen):
         found.append(f"{pairs:,} {among} have two channels, of which the second is taken for transparency")
-    if clipped := [one.clipped for one in seen if one.clipped > _CLIPPED]:
+    if clipped := [one.clipped for one in seen if one.clipped]:
         low, high = value_range
+        share = max(float(np.mean(clipped)), 1e-4)  # a hot pixel is the least there is
         found.append(
-            f"{len(clipped):,} {among} have values beyond {low:g}:{high:g}, {np.mean(clipped):.1%} of "
-            "theirs, which are clipped"
+            f"{len(clipped):,} {among} have values beyond {low:g}:{high:g}, {share:.2%} of theirs"
+            f"{' or less' if share == 1e-4 else ''}, which are clipped"
         )
     return found
 

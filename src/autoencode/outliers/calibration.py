@@ -363,7 +363,11 @@ def _of_model(model: Autoencoder) -> OutlierReference | None:
 def _of_kept(kept: Kept, model: Autoencoder) -> OutlierReference | None:
     scores = scores_for(is_vae=model.is_vae)
     try:
-        arrays = {name: tensor.double().numpy() for name, tensor in kept.tensors.items()}
+        # Patches stay fp16, as they are when they are fitted.
+        arrays = {
+            name: (tensor if tensor.dtype == torch.float16 else tensor.double()).numpy()
+            for name, tensor in kept.tensors.items()
+        }
         pack = str(kept.content["pack"])
         detectors = {score.name: from_arrays(score.detector, score.name, arrays) for score in scores}
         trained = tuple(map(str, kept.content["trained"]))

@@ -70,6 +70,13 @@ def write_report(run: str | Path, *, quick: bool = False, progress: StageProgres
         PackError: the pack of its images is missing or damaged.
         OutputError: the page cannot be written.
     """
+    return report_and_evaluate(run, quick=quick, progress=progress)[0]
+
+
+def report_and_evaluate(
+    run: str | Path, *, quick: bool = False, progress: StageProgress | None = None
+) -> tuple[Path, Evaluation]:
+    """Return the page of a run and what was measured for it; arguments and errors as `write_report`."""
     folder = Path(run)
     settings = read_run(folder)
     pack = open_known_pack(settings.pack, settings.fingerprint, folder)
@@ -100,7 +107,7 @@ def write_report(run: str | Path, *, quick: bool = False, progress: StageProgres
     ]
     path = folder / REPORT_NAME
     write_page(path, f"Run {folder.resolve().name}", f"{verdict(found)} {_lead(of)}", sections)
-    return path
+    return path, found
 
 
 def verdict(found: Evaluation) -> str:

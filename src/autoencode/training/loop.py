@@ -374,22 +374,16 @@ class Loop:
     def _progress(
         self, epoch: int, done: int, steps: int, record: Record | None = None, warning: str | None = None
     ) -> TrainProgress:
-        state, phase = self.state, self.state.perceptual
+        state, phase, before = self.state, self.state.perceptual, 0
         seen = min(len(self.train_rows), done * self.config.batch_size)
-        left = self.perceptual_steps - (phase.step if phase else 0)
+        epochs, left = self.config.total_epochs, self.perceptual_steps - (phase.step if phase else 0)
         if phase is None:
             left = self.total_steps - state.step + round(COST * left)
-        return TrainProgress(
-            epoch=epoch + 1,
-            epochs=self.config.all_epochs,
-            step=done,
-            steps=steps,
-            loss=float(state.sums[0]) / seen,
-            images_per_second=seen / max(state.seconds, 1e-9),
-            seconds_left=state.seconds / done * left,
-            record=record,
-            warning=warning,
-        )
+        else:  # it begins with an epoch
+            before, epochs = state.step // self.steps, -(-self.perceptual_steps // self.steps)
+        rates = float(state.sums[0]) / seen, seen / max(state.seconds, 1e-9), state.seconds / done * left
+        name = "sharp decoder" if phase else ""
+        return TrainProgress(epoch + 1 - before, epochs, done, steps, *rates, record, warning, name)
 
     def _diverged(self, step: int) -> DivergedError:
         """The error of a loss that was found not to be finite after a step, or when it was last looked at."""

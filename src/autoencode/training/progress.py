@@ -37,8 +37,8 @@ class TrainProgress:
     """The progress of a run, given to the `progress` argument of `train` after each step and each epoch.
 
     Attributes:
-        epoch: the current epoch, from 1.
-        epochs: number of epochs in the run.
+        epoch: the current epoch of its phase, from 1.
+        epochs: number of epochs in this phase, at most.
         step: steps taken in this epoch.
         steps: steps in an epoch.
         loss: mean training loss of this epoch so far.
@@ -46,6 +46,7 @@ class TrainProgress:
         seconds_left: estimate for the training steps left.
         record: the line just written to metrics.jsonl, at the end of an epoch; else None.
         warning: what is wrong with the run and what to try, given once when it is first found; else None.
+        phase: "sharp decoder" in the perceptual phase, which follows the epochs that were asked for; else "".
     """
 
     epoch: int
@@ -57,6 +58,7 @@ class TrainProgress:
     seconds_left: float
     record: Record | None = None
     warning: str | None = None
+    phase: str = ""
 
 
 def advice(records: Sequence[Record], config: TrainConfig, constant_mse: Callable[[], float]) -> str | None:
@@ -134,6 +136,19 @@ def epochs_since_best(records: Sequence[Record]) -> int:
     beta = records[-1].get("beta")
     losses = [record["val_loss"] if record.get("beta") == beta else math.inf for record in records]
     return len(losses) - 1 - losses.index(min(losses))
+
+
+def epochs_in_words(config: TrainConfig, records: Sequence[Record]) -> str:
+    """Return how many epochs a run has taken and which its model is of: "61 of 200, ..."."""
+    first = [record for record in records if "val_loss" in record]
+    sharp = len(records) - len(first)
+    text = f"{len(first)} of {config.total_epochs}"
+    if config.early_stopping and first:
+        waited = epochs_since_best(first)
+        if len(first) < config.total_epochs and waited >= config.early_stopping:
+            text += f", as the last {waited} brought nothing better"
+        text += f"; the model is of epoch {first[-1 - waited]['epoch']:.0f}"
+    return text + (f"; and {sharp} of the sharp decoder" if sharp else "")
 
 
 def constant_image_mse(

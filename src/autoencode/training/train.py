@@ -83,6 +83,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     packing_progress: Progress | None = None,
     chosen: Callable[[str], None] | None = None,
+    packed: Callable[[Pack], None] | None = None,
     **overrides: Any,  # noqa: ANN401
 ) -> Run:
     """Train a model and leave it in a run folder.
@@ -118,6 +119,7 @@ def train(
         callbacks: told each step, each epoch and the end, in process 0, after `progress`; see `Callback`.
         packing_progress: called with (files done, files in all) while packing.
         chosen: called with one line before training starts: which settings the images decided, and why.
+        packed: called with the pack of a new run before its training starts.
         **overrides: settings that differ from the preset: fields of `ModelConfig` and `TrainConfig`, such as
             `epochs=20`, `code_size=128`, `kind="vae"`.
 
@@ -141,7 +143,20 @@ def train(
         request = Request(images, out, preset, asked, limits, overrides, packing_progress, start)
         machine = Machine(processes.device(device), precision, channels_last)
         tell = calling(progress, callbacks)
-        return _trained(request, machine, processes, tell, callbacks, chosen, checkpoint_every, resume=resume)
+        begun = _telling_the_start(chosen, packed)
+        return _trained(request, machine, processes, tell, callbacks, begun, checkpoint_every, resume=resume)
+
+
+def _telling_the_start(
+    chosen: Callable[[str], None] | None, packed: Callable[[Pack], None] | None
+) -> Callable[[RunSettings, Pack], None]:
+    def tell(run: RunSettings, pack: Pack) -> None:
+        if packed:
+            packed(pack)
+        if chosen and run.chosen:
+            chosen(run.chosen)
+
+    return tell
 
 
 def _trained(
@@ -150,7 +165,7 @@ def _trained(
     processes: Processes,
     progress: Callable[[TrainProgress], None],
     callbacks: Sequence[Callback],
-    chosen: Callable[[str], None] | None,
+    begun: Callable[[RunSettings, Pack], None],
     checkpoint_every: int | None,
     *,
     resume: bool,
@@ -165,8 +180,8 @@ def _trained(
     else:
         run, pack, runtime = _started(request, machine, processes)
     run = _agreed(run, pack, processes)
-    if chosen and run.chosen and processes.is_first and not resume:
-        chosen(run.chosen)
+    if processes.is_first and not resume:
+        begun(run, pack)
     opened = _opened(out, run, resume, processes, pack.path)
     with opened, within_memory(out, run), interrupts() as interrupted:
         loop = Loop(out, run, pack, runtime, progress, processes)
