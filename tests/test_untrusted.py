@@ -34,6 +34,29 @@ def folder(path: Path, permissions: int) -> Path:
     return path
 
 
+def test_a_stream_that_calls_itself_a_regular_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "stream")
+    monkeypatch.setattr(
+        "autoencode.untrusted._check", lambda *_: None
+    )  # as of /proc/kmsg, which root can read
+    writer = os.open(tmp_path / "stream", os.O_RDWR)
+    try:
+        with pytest.raises(UnsafeFileError, match="is a stream without data"):
+            read_file(tmp_path / "stream")
+        with open_file(tmp_path / "stream") as file, pytest.raises(UnsafeFileError, match="without data"):
+            next(lines_of(file))
+        with open_file(tmp_path / "stream") as file, pytest.raises(UnsafeFileError, match="without data"):
+            file.read()
+        assert read_head(tmp_path / "stream", 9) == b""
+        os.write(writer, b"some data")
+        with open_file(tmp_path / "stream") as file:
+            assert file.read(9) == b"some data"
+    finally:
+        os.close(writer)
+
+
 @pytest.mark.parametrize("opened", [open_file, read_file, check_file])
 def test_pipes_devices_and_folders_are_not_opened(opened: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -179,12 +179,13 @@ def _make(folder: Path, cases: int, seed: int) -> list[str]:
         (folder / name).write_bytes(content)
     os.mkfifo(folder / "pipe.png")
     (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "kernel.png").symlink_to("/proc/kmsg")
     (folder / "nowhere.png").symlink_to(folder / "no such file")
     (folder / "itself.png").symlink_to(folder / "itself.png")
     (folder / "formula").mkdir()
     (folder / "formula" / "=1+21.png").write_bytes(encoded(picture(), "PNG"))
     os.truncate(_touched(folder / "sparse.png"), 2**40)
-    odd = ["pipe.png", "zero.png", "nowhere.png", "itself.png", "=1+21.png", "sparse.png"]
+    odd = ["pipe.png", "zero.png", "kernel.png", "nowhere.png", "itself.png", "=1+21.png", "sparse.png"]
     return [*(name for name, _ in made), *odd]
 
 

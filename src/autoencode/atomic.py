@@ -12,6 +12,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -234,13 +235,20 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - anything JSON can ho
         ValueError: `text` is not JSON, is nested too deeply, or has a number that is not finite.
     """
     try:
-        return json.loads(text, parse_constant=_reject_constant)
+        return json.loads(text, parse_constant=_reject_constant, parse_float=_finite)
     except RecursionError as err:  # a forged file of brackets alone
         raise ValueError("nested too deeply") from err
 
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")  # Python accepts NaN and Infinity, which nothing here writes
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is too large a number")  # 1e999 is JSON, and infinity in Python
+    return value
 
 
 def make_folder(path: Path, source: Path | None = None, *, is_private: bool = False) -> None:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 # JSON of ours is some kilobytes, and the lists of a large pack and the log of a long run some hundred
 # megabytes.
@@ -31,6 +31,9 @@ _KINDS = {
 }
 
 
+T = TypeVar("T")
+
+
 class UnsafeFileError(OSError):
     """A file is not opened, because of what it is; `strerror` says what."""
 
@@ -40,6 +43,27 @@ class UnsafeFileError(OSError):
     def __str__(self) -> str:
         """Return the reason alone, without a number of the system's."""
         return str(self.strerror)
+
+
+class _Unwaiting(io.FileIO):
+    """A file whose reads return bytes or raise.
+
+    The system has streams that call themselves regular files, as /proc/kmsg. Without waiting, a read of one
+    that has no data returns None, which no reader expects.
+    """
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        count: int | None = super().readinto(buffer)
+        return _given(count)
+
+    def readall(self) -> bytes:
+        return _given(super().readall())
+
+
+def _given(data: T | None) -> T:
+    if data is None:
+        raise UnsafeFileError("is a stream without data, not a file")
+    return data
 
 
 def open_file(
@@ -71,7 +95,9 @@ def open_file(
             raise UnsafeFileError("is a link that leads out of its folder")
         path, more = real, more | getattr(os, "O_NOFOLLOW", 0)
     # By now the path may lead to another file: not waited for if it is a pipe, and looked at again.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | more))  # noqa: SIM115
+    file: io.BufferedReader = io.BufferedReader(
+        _Unwaiting(path, "rb", opener=lambda name, flags: os.open(name, flags | more))
+    )
     try:
         _check(os.fstat(file.fileno()), most_bytes)
     except BaseException:

@@ -89,6 +89,22 @@ def test_exif_with_the_orientation_the_resolution_and_the_profile_are_kept(name:
         assert after.info.get("dpi") == before.info.get("dpi")
 
 
+def test_metadata_that_cannot_be_written_again_are_left_out_but_for_the_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 40_000
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=exif)
+    content = (tmp_path / "a.jpg").read_bytes()
+    start = content.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+    (tmp_path / "a.jpg").write_bytes(content[:end] + content[start:end] + content[end:])  # read as one block
+    picture = read_picture(tmp_path / "a.jpg")
+    assert len(picture.info["exif"]) > 65_535
+    picture.save(tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as after:
+        assert dict(after.getexif()) == {0x0112: 6}
+        assert after.size == (44, 30)
+
+
 def test_a_tiff_is_turned_upright_as_it_is_read(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from autoencode import build_index
 from autoencode.models.model_file import write_tensors
-from autoencode.web import duplicates, inspection
-from autoencode.web.results import FORMAT_VERSION, KIND, PLAIN, Results, key_of, state_of
+from autoencode.web import duplicates, inspection, overview
+from autoencode.web.results import FORMAT_VERSION, KIND, PLAIN, Form, Results, key_of, state_of
 
 from .conftest import finished
 
@@ -117,9 +117,13 @@ def test_scores_and_heat_maps_survive_a_restart_and_not_a_change_of_a_file(
         ("p_values", 1.5),
         ("heats", None),
         ("shown", -1),
+        ("shown", "flat"),
+        ("heats", "missing"),
     ],
 )
-def test_forged_scores_are_ignored(kept: Results, tmp_path: Path, name: str, value: float | None) -> None:
+def test_forged_scores_are_ignored(
+    kept: Results, tmp_path: Path, name: str, value: float | str | None
+) -> None:
     heat = np.ones((2, 3), np.float16)
     ranking = inspection._ranked("patches", np.array([1.0, 2.0]), np.array([0.5, 0.1]), 9, np.zeros(0))
     form, found = inspection.form_of(2), inspection.Inspected(ranking, {1: heat})
@@ -128,6 +132,10 @@ def test_forged_scores_are_ignored(kept: Results, tmp_path: Path, name: str, val
     forged = {key: torch.from_numpy(np.array(one)) for key, one in arrays.items()}
     if value is None:
         forged[name] = forged[name][:-2]
+    elif value == "flat":
+        forged[name] = forged[name].ravel()
+    elif value == "missing":
+        del forged[name]
     else:
         forged[name].view(-1)[0] = value
     assert kept.known("one", "key", form) is not None
@@ -188,6 +196,29 @@ def test_copies_of_other_files_are_ignored(kept: Results, photos: Path, tmp_path
     kept.kept("copies", "key", duplicates._form(paths), lambda: found)
     assert kept.known("copies", "key", duplicates._form(paths)) == found
     assert kept.known("copies", "key", duplicates._form(paths[:1])) is None
+
+
+@pytest.mark.parametrize(
+    ("forged", "form"),
+    [
+        ("text", overview._NUMBERS),
+        ([1, 2], overview._NUMBERS),
+        ({"best": [[3, 0.1]], "median": [], "worst": []}, overview.form_of_examples(3)),
+        ({"best": [[-1, 0.1]], "median": [], "worst": []}, overview.form_of_examples(3)),
+        ({"best": [7], "median": [], "worst": []}, overview.form_of_examples(3)),
+        ({"best": []}, overview.form_of_examples(3)),
+        ({"groups": [[]], "possible": [], "images": 2, "threshold": 0.5, "copies_agree": None,
+          "different_agree": 0.1, "skipped": [], "links": []}, duplicates._form([])),
+        ({"groups": [], "possible": [], "images": 10**400, "threshold": 10**400, "copies_agree": None,
+          "different_agree": 0.1, "skipped": [], "links": []}, duplicates._form([])),
+    ],
+)  # fmt: skip
+def test_forged_measurements_and_copies_are_ignored(
+    kept: Results, forged: object, form: Form[object]
+) -> None:
+    kept.kept("one", "key", PLAIN, lambda: forged)
+    assert kept.known("one", "key", PLAIN) == forged
+    assert kept.known("one", "key", form) is None
 
 
 def test_the_model_is_measured_once(

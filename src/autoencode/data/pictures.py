@@ -18,6 +18,7 @@ floating point, 32-bit integers      rejected
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -49,6 +50,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 94, "subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_lzw"},
 }
+
+# What Pillow raises at metadata that it cannot write; an OSError is of the disk.
+_UNWRITABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, struct.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +154,17 @@ class Picture:
         return file.getvalue()
 
     def _write(self, file: IO[bytes]) -> None:
-        written = self._written_format
-        self._image().save(file, written, **_OPTIONS.get(written, {}), **self.info)
+        written, image = self._written_format, self._image()
+        options = _OPTIONS.get(written, {})
+        try:
+            image.save(file, written, **options, **self.info)
+        except _UNWRITABLE:
+            # Metadata too long or too odd to be written again are left out, but for how the picture lies.
+            turned = Image.Exif()
+            turned[decoding.ORIENTATION_TAG] = self.turn
+            file.seek(0)
+            file.truncate()
+            image.save(file, written, **options, **({"exif": turned} if self.turn != 1 else {}))
 
 
 def read_picture(file: Path | bytes, limits: Limits | None = None) -> Picture:

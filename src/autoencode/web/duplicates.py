@@ -141,6 +141,8 @@ def _form(paths: list[Path]) -> Form[Duplicates]:
             files + [path for pair in found.possible for path in (pair.first, pair.second)]
         ):
             raise ValueError("it is about other files")
+        if not all(group.files for group in found.groups):
+            raise ValueError("a group has no files")
         return found
 
     return Form(lambda found: Saved({}, {"result": to_json(found)}), load)

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from autoencode.training.run import repeating_command, settings_in_words, state_
 from autoencode.web import outliers
 from autoencode.web.browse import without_folder
 from autoencode.web.pictures import readable
-from autoencode.web.results import PLAIN, key_of, state_of
+from autoencode.web.results import PLAIN, Form, Saved, key_of, state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, recall_all, require
 from autoencode.web.workspace import Workspace
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 MOSAIC = 96  # fills three rows of a wide screen
 SHOWN = 4  # of the best, the median and the worst each
 COMPARED_IMAGES = 1000  # with PCA, fitted to four times as many: of fewer it looks worse than it is
+_EXAMPLES = ("best", "median", "worst")
 CHECKED_IMAGES = 512  # enough for a first impression; `evaluate` measures all, with intervals
 
 router = APIRouter()
@@ -82,7 +84,9 @@ async def health(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return the quality of the model on held-out images, or the progress of measuring it."""
     require(needs(workspace))
     return finished(
-        workspace.measuring.job("quality", functools.partial(_kept, workspace, _evaluate_quickly))
+        workspace.measuring.job(
+            "quality", functools.partial(_kept, workspace, _evaluate_quickly, form=_NUMBERS)
+        )
     )
 
 
@@ -90,7 +94,11 @@ async def health(workspace: OpenWorkspace) -> dict[str, Any]:
 async def examples(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return held-out images with the best, the median and the worst reconstructions, or the progress."""
     require(needs(workspace))
-    found = finished(workspace.measuring.job("examples", functools.partial(_kept, workspace, _examples)))
+    assert workspace.training is not None
+    form = form_of_examples(len(workspace.training))
+    found = finished(
+        workspace.measuring.job("examples", functools.partial(_kept, workspace, _examples, form=form))
+    )
     return {
         name: [workspace.describe(f"t{position}", error=error) for position, error in group]
         for name, group in found.items()
@@ -102,18 +110,23 @@ async def verdict(workspace: OpenWorkspace) -> dict[str, Any]:
     """Return how much better than PCA of the same size the model is, or the progress of measuring it."""
     require(needs(workspace))
     # Not in the queue of the outlier scores, which a person waits for: PCA takes longer than both.
-    return finished(workspace.comparing.job("verdict", functools.partial(_kept, workspace, _compare)))
+    return finished(
+        workspace.comparing.job("verdict", functools.partial(_kept, workspace, _compare, form=_NUMBERS))
+    )
 
 
 def _kept(
-    workspace: Workspace, work: Callable[[Workspace, StageProgress], dict[str, Any]], report: StageProgress
+    workspace: Workspace,
+    work: Callable[[Workspace, StageProgress], dict[str, Any]],
+    report: StageProgress,
+    form: Form[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return a measurement of the model, JSON, from an earlier start if it was made then."""
     assert workspace.path is not None
     assert workspace.training is not None
     key = key_of(state_of([workspace.path]), workspace.training.fingerprint)
     name = f"overview{work.__name__}"
-    return workspace.results.kept(name, key, PLAIN, lambda: work(workspace, report))
+    return workspace.results.kept(name, key, form, lambda: work(workspace, report))
 
 
 def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tuple[int, float]]]:
@@ -128,8 +141,33 @@ def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tup
 
     errors = reconstruction_errors(workspace.model, pack, rows, advance)
     order, middle = np.argsort(errors, kind="stable"), max(0, (len(errors) - SHOWN) // 2)
-    groups = {"best": order[:SHOWN], "median": order[middle:][:SHOWN], "worst": order[::-1][:SHOWN]}
-    return {name: [(int(positions[at]), float(errors[at])) for at in group] for name, group in groups.items()}
+    groups = zip(_EXAMPLES, (order[:SHOWN], order[middle:][:SHOWN], order[::-1][:SHOWN]), strict=True)
+    return {name: [(int(positions[at]), float(errors[at])) for at in group] for name, group in groups}
+
+
+def _numbers(saved: Saved) -> dict[str, Any]:
+    found = PLAIN.load(saved)
+    if not isinstance(found, dict):
+        raise TypeError("it is not a table of numbers")
+    return found
+
+
+_NUMBERS = Form(PLAIN.save, _numbers)
+
+
+def form_of_examples(count: int) -> Form[dict[str, Any]]:
+    """Return how examples among `count` images are saved."""
+
+    def load(saved: Saved) -> dict[str, Any]:
+        found = _numbers(saved)
+        groups = {name: [(int(at), float(error)) for at, error in found[name]] for name in _EXAMPLES}
+        if not all(
+            0 <= at < count and math.isfinite(error) for group in groups.values() for at, error in group
+        ):
+            raise ValueError("it is about other images")
+        return groups
+
+    return Form(PLAIN.save, load)
 
 
 def _compare(workspace: Workspace, report: StageProgress) -> dict[str, Any]:

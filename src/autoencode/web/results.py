@@ -43,7 +43,7 @@ class Form(Generic[Result]):
 
     Attributes:
         save: returns a result as a file holds it.
-        load: the inverse; raises KeyError, TypeError or ValueError for what `save` cannot have returned.
+        load: the inverse; raises any of `_UNFIT` for what `save` cannot have returned.
     """
 
     save: Callable[[Result], Saved]
@@ -51,6 +51,9 @@ class Form(Generic[Result]):
 
 
 PLAIN: Form[Any] = Form(lambda result: Saved({}, {"result": result}), lambda saved: saved.content["result"])
+
+# What numbers and shapes of another kind end in; a whole number too large for a float is an ArithmeticError.
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class Results:
@@ -77,7 +80,7 @@ class Results:
             if content["key"] != key:
                 return None
             return form.load(Saved({name: one.numpy() for name, one in tensors.items()}, content))
-        except (ModelFileError, KeyError, TypeError, ValueError):
+        except (ModelFileError, *_UNFIT):
             return None  # the work is done again
 
     def kept(self, name: str, key: str, form: Form[Result], work: Callable[[], Result]) -> Result:
