@@ -1,6 +1,7 @@
 """How well restorers undo damage to images of a folder, beside the classical method for each kind of damage.
 
     python benchmarks/restore.py IMAGES RUN [RUN ...] --corrupt gaussian:0.1 [--most 100] [--sheet sheet.png]
+        [--restorers-only]
 
 Prints a Markdown table: medians of PSNR and SSIM against the clean images, with 95 % bootstrap intervals, and
 the processor time for a megapixel. Every method sees the same damaged images, at their own size. Classical
@@ -221,12 +222,14 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100, help="images at most")
     parser.add_argument("--crop", type=int, default=512, help="largest side: the middle of larger images")
     parser.add_argument("--sheet", type=Path, help="also draw eight images of one size, a .png")
+    parser.add_argument("--restorers-only", action="store_true", help="leave the classical methods out")
     arguments = parser.parse_args()
     clean = [read(path, arguments.crop) for path in list(expanded(arguments.images))[: arguments.most]]
     for text in arguments.corrupt:
         [corruption] = parse_corruptions([text])
         assert isinstance(corruption, Corruption)
-        compare(clean, corruption, arguments.runs, arguments.sheet)
+        methods = {} if arguments.restorers_only else classical(corruption)
+        compare(clean, corruption, methods, arguments.runs, arguments.sheet)
 
 
 def read(path: Path, side: int) -> Tensor:
@@ -237,12 +240,18 @@ def read(path: Path, side: int) -> Tensor:
     return to_float(pixels[None, top : top + height, left : left + width].copy())
 
 
-def compare(clean: list[Tensor], corruption: Corruption, runs: list[Path], sheet: Path | None) -> None:
+def compare(
+    clean: list[Tensor],
+    corruption: Corruption,
+    classical: dict[str, Method],
+    runs: list[Path],
+    sheet: Path | None,
+) -> None:
     generator = torch.Generator().manual_seed(random_seed("benchmark", 0))
     seen = [corrupt(image, [corruption], generator, training=True) for image in clean]
     runtime = choose_runtime("cpu")
     methods: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"damaged": lambda x, _: x}
-    for name, method in classical(corruption).items():
+    for name, method in classical.items():
         methods[name] = lambda x, y, method=method: tensor(method(array(x), array(y)))
     for run in runs:
         model = load_restorer(run)
