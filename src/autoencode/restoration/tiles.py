@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autoencode.data.pictures import Levels
     from autoencode.models.restorer import Restorer
 
-# Pixels along a side of a tile's result. Larger ones waste less on what is computed twice. But above 900 glibc
+# Pixels along a side of a tile's result. Larger ones waste less on what is computed twice. Above 900 glibc
 # gets the memory of each feature map from the system and gives it back: a pass takes up to twice as long.
 TILE = 768
 
