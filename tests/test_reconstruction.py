@@ -211,6 +211,10 @@ def test_a_table_that_was_tampered_with_removes_nothing_elsewhere(
         file.write(f"x,1,1,,../../mine.png\nx,1,1,,{tmp_path / 'mine.png'}\nx\n")
     reconstruct(model, coast[:1], tmp_path / "out")
     assert (tmp_path / "mine.png").read_text() == "mine"
+    with (tmp_path / "out" / "reconstructions.csv").open("a") as file:
+        file.write("x" * 200_000)
+    with pytest.raises(OutputError, match="is damaged"):
+        reconstruct(model, coast[:1], tmp_path / "out")
 
 
 def test_images_are_not_read_from_where_they_would_be_removed(

@@ -1,4 +1,4 @@
-"""Files that lie: models, indexes, classifiers, checkpoints, runs and packs, changed in every region.
+"""Files that lie: models, indexes, classifiers, checkpoints, runs, packs, and what is kept beside results.
 
 A changed byte is nearly always caught by the digest in the file, so that half of the cases are forged with
 their digest made right again: what a file that someone made on purpose would be. Each is opened and used in a
@@ -7,6 +7,7 @@ process of its own; it works, or is rejected in one line, in bounded memory and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import shutil
@@ -20,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from autoencode.data.pack import open_pack, pack_folder
+from autoencode.description import describe
 from autoencode.duplicates import find_duplicates
 from autoencode.errors import AutoencodeError
 from autoencode.generation import fit_prior, generate
@@ -39,6 +41,8 @@ from autoencode.training.run import read_metrics, read_run
 from autoencode.training.train import train
 from autoencode.transfer_learning import transfer
 from autoencode.transfer_learning.classifier import classify, load_classifier
+from autoencode.web.results import KIND as PAGE_RESULT
+from torture import kept
 from torture.changes import change_json, change_tensor, lie_about_tensors
 from torture.commands import HAS_LANCE, NO_LANCE, SIZE, TINY, make_images
 from torture.outcome import Outcome
@@ -140,6 +144,9 @@ def _rejecting(use: Callable[[Path], object]) -> Callable[[Path], None]:
     """Let one of our errors end the process with a code of its own, and its message alone."""
 
     def used(folder: Path) -> None:
+        for name in ("plain", "best", "restorer", "index", "classifier", "images.pack", "normal.safetensors"):
+            with contextlib.suppress(AutoencodeError):
+                describe(folder / name)
         try:
             use(folder)
         except AutoencodeError as err:
@@ -164,6 +171,7 @@ def _make(folder: Path, with_all: bool) -> None:
     train(pack.path, folder / "restorer", preset="restore", epochs=1, widths=(4, 8), keep_memory=False)
     fit_normal(images).save(folder / "normal.safetensors")
     find_duplicates(images, cache=folder / "copies")
+    kept.make(folder, pack)
     if HAS_LANCE:
         build_index(images, folder / "tables", folder / "plain", embedding="code", store="lance")
     fit_reference(model, pack, folder / "outliers.safetensors")
@@ -260,9 +268,15 @@ KINDS = tuple(
         Kind(
             "restorer",
             "restorer/model.safetensors",
-            lambda f: restore(f / "restorer", f / "images", f / "restored"),
+            lambda f: restore(f / "restorer", f / "images", f / "anew"),
             "model",
         ),
+        Kind("restored.jsonl", "restored/restored.jsonl", kept.use_restored),
+        Kind("reconstructions.csv", "reconstructed/reconstructions.csv", kept.use_reconstructed),
+        Kind("watched.csv", "watched.csv", kept.use_watched),
+        Kind("page results", "page-results", kept.use_page, PAGE_RESULT),
+        Kind("tags.jsonl", "tags.jsonl", kept.use_logs),
+        Kind("decisions.jsonl", "decisions.jsonl", kept.use_logs),
         Kind("sketches", "copies", lambda f: find_duplicates(f / "images", cache=f / "copies")),
         Kind("checkpoint", "plain/checkpoint.safetensors", _use_run, "checkpoint"),
         Kind("run.json", "plain/run.json", _use_run),

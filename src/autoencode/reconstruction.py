@@ -254,7 +254,10 @@ def _written_before(table: Path) -> set[str]:
         return set()
     except OSError as err:
         raise OutputError(f"{table}: {err.strerror or err}. Choose another --out.") from err
-    names = {row.get("file") or "" for row in csv.DictReader(io.StringIO(text, newline=""))}
+    try:
+        names = {row.get("file") or "" for row in csv.DictReader(io.StringIO(text, newline=""))}
+    except csv.Error as err:  # a cell of 131,072 letters or more
+        raise OutputError(f"{table} is damaged: {err}. Choose another --out.") from err
     # A table edited by hand must not lead to files elsewhere: the files are about to be deleted.
     return {name for name in names if name.endswith(".png") and Path(name).name == name}
 

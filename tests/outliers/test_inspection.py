@@ -230,6 +230,29 @@ def test_a_line_that_a_crash_cut_short_is_judged_again(normal: NormalImages, tmp
     assert table.read_bytes() == whole
 
 
+@pytest.mark.parametrize("left", [0, 4, 9])
+def test_a_table_without_its_whole_first_line_is_begun_again(
+    normal: NormalImages,  # noqa: F811
+    tmp_path: Path,
+    left: int,
+) -> None:
+    camera, table = tmp_path / "camera", tmp_path / "t.csv"
+    camera.mkdir()
+    list(watch_images(normal, camera, table, interval_s=0, most_rounds=1))
+    header = table.read_bytes()
+    table.write_bytes(header[:left])
+    list(watch_images(normal, camera, table, interval_s=0, most_rounds=1))
+    assert table.read_bytes() == header
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2", "my notes", '"' + "x" * 200_000 + '"\n'])
+def test_another_table_is_left_as_it_is(normal: NormalImages, tmp_path: Path, content: str) -> None:  # noqa: F811
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ConfigError, match="is another table"):
+        next(watch_images(normal, tmp_path, tmp_path / "t.csv"))
+    assert (tmp_path / "t.csv").read_text() == content
+
+
 def test_another_table_and_no_folder_are_rejected(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(ImageFolderError, match="There is no folder"):
         next(watch_images(normal, tmp_path / "none", tmp_path / "t.csv"))

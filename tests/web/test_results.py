@@ -193,9 +193,9 @@ def test_copies_of_other_files_are_ignored(kept: Results, photos: Path, tmp_path
     found = duplicates.Duplicates(
         [duplicates.DuplicateGroup(files)], [], 2, 0.5, None, 0.1, [(paths[0], "why")], [(paths[1], paths[0])]
     )
-    kept.kept("copies", "key", duplicates._form(paths), lambda: found)
-    assert kept.known("copies", "key", duplicates._form(paths)) == found
-    assert kept.known("copies", "key", duplicates._form(paths[:1])) is None
+    kept.kept("copies", "key", duplicates.form_of(paths), lambda: found)
+    assert kept.known("copies", "key", duplicates.form_of(paths)) == found
+    assert kept.known("copies", "key", duplicates.form_of(paths[:1])) is None
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,9 @@ def test_copies_of_other_files_are_ignored(kept: Results, photos: Path, tmp_path
         ({"best": [7], "median": [], "worst": []}, overview.form_of_examples(3)),
         ({"best": []}, overview.form_of_examples(3)),
         ({"groups": [[]], "possible": [], "images": 2, "threshold": 0.5, "copies_agree": None,
-          "different_agree": 0.1, "skipped": [], "links": []}, duplicates._form([])),
+          "different_agree": 0.1, "skipped": [], "links": []}, duplicates.form_of([])),
         ({"groups": [], "possible": [], "images": 10**400, "threshold": 10**400, "copies_agree": None,
-          "different_agree": 0.1, "skipped": [], "links": []}, duplicates._form([])),
+          "different_agree": 0.1, "skipped": [], "links": []}, duplicates.form_of([])),
     ],
 )  # fmt: skip
 def test_forged_measurements_and_copies_are_ignored(

@@ -274,19 +274,24 @@ def watch_images(
 def _judged(out: Path) -> set[str]:
     """Return the paths in a table of `watch_images`, as `_written`; it is begun if it is not there."""
     check_output(out, (".csv",))
-    if not out.exists():
-        write_bytes(out, csv_bytes([COLUMNS]))
-    content = read_file(out, TEXT_BYTES)
+    content = read_file(out, TEXT_BYTES) if out.exists() else b""
+    header = csv_bytes([COLUMNS])
+    if header.startswith(content):  # nothing, or what a crash left of the first line
+        write_bytes(out, header)
+        return set()
     # A crash may have cut the last row short, also in a name of two lines: the file is judged again.
     whole = content[: content.rfind(b"\n") + 1]
     while whole.count(b'"') % 2:
         whole = whole[: whole.rfind(b"\n", 0, -1) + 1]
+    try:
+        rows = list(csv.reader(io.StringIO(whole.decode(errors="surrogateescape"), newline="")))
+    except csv.Error:  # a cell of 131,072 letters or more
+        rows = []
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise ConfigError(f"{out} is another table. Give a new name to --out.")
     if whole != content:
         write_bytes(out, whole)
-    header, *rows = csv.reader(io.StringIO(whole.decode(errors="surrogateescape"), newline=""))
-    if tuple(header) != COLUMNS:
-        raise ConfigError(f"{out} is another table. Give a new name to --out.")
-    return {str(plain_cell(row[0])) for row in rows if row}
+    return {str(plain_cell(row[0])) for row in rows[1:] if row}
 
 
 def _written(path: Path) -> str:

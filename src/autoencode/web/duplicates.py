@@ -117,14 +117,14 @@ def _find(workspace: Workspace, report: StageProgress) -> Duplicates:
     def work() -> Duplicates:
         return find_duplicates(paths, cache=workspace.folder / CACHE_NAME, progress=named)
 
-    return workspace.results.kept("duplicates", _key(paths), _form(paths), work)
+    return workspace.results.kept("duplicates", _key(paths), form_of(paths), work)
 
 
 def recall(workspace: Workspace) -> None:
     """Bring back the copies that an earlier start found, if the files are as they were."""
     if needs(workspace) is None:
         paths = list(_positions(workspace))
-        found = workspace.results.known("duplicates", _key(paths), _form(paths))
+        found = workspace.results.known("duplicates", _key(paths), form_of(paths))
         if found is not None:
             workspace.comparing.put("duplicates", found)
 
@@ -133,7 +133,9 @@ def _key(paths: list[Path]) -> str:
     return key_of(state_of(paths), BACKBONE.weights)
 
 
-def _form(paths: list[Path]) -> Form[Duplicates]:
+def form_of(paths: list[Path]) -> Form[Duplicates]:
+    """Return how copies among files are saved."""
+
     def load(saved: Saved) -> Duplicates:
         found, known = _from_json(saved.content["result"]), set(paths)
         files = [file.path for group in found.groups for file in group.files]

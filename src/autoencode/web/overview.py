@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MOSAIC = 96  # fills three rows of a wide screen
 SHOWN = 4  # of the best, the median and the worst each
 COMPARED_IMAGES = 1000  # with PCA, fitted to four times as many: of fewer it looks worse than it is
-_EXAMPLES = ("best", "median", "worst")
+EXAMPLES = ("best", "median", "worst")
 CHECKED_IMAGES = 512  # enough for a first impression; `evaluate` measures all, with intervals
 
 router = APIRouter()
@@ -141,7 +141,7 @@ def _examples(workspace: Workspace, report: StageProgress) -> dict[str, list[tup
 
     errors = reconstruction_errors(workspace.model, pack, rows, advance)
     order, middle = np.argsort(errors, kind="stable"), max(0, (len(errors) - SHOWN) // 2)
-    groups = zip(_EXAMPLES, (order[:SHOWN], order[middle:][:SHOWN], order[::-1][:SHOWN]), strict=True)
+    groups = zip(EXAMPLES, (order[:SHOWN], order[middle:][:SHOWN], order[::-1][:SHOWN]), strict=True)
     return {name: [(int(positions[at]), float(errors[at])) for at in group] for name, group in groups}
 
 
@@ -160,7 +160,7 @@ def form_of_examples(count: int) -> Form[dict[str, Any]]:
 
     def load(saved: Saved) -> dict[str, Any]:
         found = _numbers(saved)
-        groups = {name: [(int(at), float(error)) for at, error in found[name]] for name in _EXAMPLES}
+        groups = {name: [(int(at), float(error)) for at, error in found[name]] for name in EXAMPLES}
         if not all(
             0 <= at < count and math.isfinite(error) for group in groups.values() for at, error in group
         ):
