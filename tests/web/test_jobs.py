@@ -15,7 +15,7 @@ import pytest
 
 from autoencode import AutoencodeError, ConfigError
 from autoencode.data.pack import Progress, StageProgress
-from autoencode.web.jobs import Job, Starter, run_apart
+from autoencode.web.jobs import Job, JobQueue, Starter, run_apart
 
 from .conftest import wait_for as wait
 
@@ -100,6 +100,26 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
     wait(lambda: job.result() == 42)
     job.stop()
     assert (job.state, job.result()) == ("done", 42)
+
+
+def test_work_that_waits_tells_how_far_the_other_is() -> None:
+    queue, begun, end = JobQueue("waiting"), threading.Event(), threading.Event()
+
+    def first(report: StageProgress) -> int:
+        report("reading files", 3, 7)
+        begun.set()
+        end.wait(5)
+        return 1
+
+    queue.job("first", first).result()
+    begun.wait(5)
+    second = queue.job("second", lambda report: 2)
+    second.result()
+    assert second.progress()["stage"] == "waiting for other work, reading files"
+    assert (second.progress()["done"], second.progress()["total"]) == (3, 7)
+    end.set()
+    wait(lambda: second.result() == 2)
+    queue.close()
 
 
 def squares(count: int, progress: Progress) -> tuple[int, list[int]]:

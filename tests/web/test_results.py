@@ -178,7 +178,7 @@ def test_a_folder_that_vanished_is_said_where_it_shows(
         assert "photos is not there" in page.get(address).json()["problem"]
     needs = page.get("/api/workspace").json()["needs"]
     for name in ("inspection", "duplicates"):
-        assert "photos is not there. Put it back." in needs[name]["error"]
+        assert "photos is not there. Put it back, then load the page again." in needs[name]["error"]
     picture = page.get("/api/browse").json()["pictures"][0]
     assert page.get(f"/images/{picture['id']}/original").status_code == 200  # as it was packed
     assert "is gone" in page.get(f"/api/pictures/{picture['id']}/file").json()["problem"]

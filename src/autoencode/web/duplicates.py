@@ -210,7 +210,8 @@ def needs(workspace: Workspace) -> Missing | None:
         return None
     if review is not None:
         return Missing(
-            f"Copies are found in the files, and the folder {review.pack.folder} is not there. Put it back."
+            f"Copies are found in the files, and the folder {review.pack.folder} is not there. "
+            "Put it back, then load the page again."
         )
     return Missing(
         "There are no pictures to compare. Open the page with an index, a run folder, or a folder of images.",

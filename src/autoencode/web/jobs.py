@@ -42,10 +42,16 @@ class Job(Generic[Result]):
     Args:
         work: called with a function to report (stage, steps done, steps in all) to.
         threads: where the work runs; jobs in one executor wait for each other.
+        running: returns the job that the executor is at, if it is known.
     """
 
-    def __init__(self, work: Callable[[StageProgress], Result], threads: ThreadPoolExecutor) -> None:
-        self._work, self._threads = work, threads
+    def __init__(
+        self,
+        work: Callable[[StageProgress], Result],
+        threads: ThreadPoolExecutor,
+        running: Callable[[], Job[Any] | None] = lambda: None,
+    ) -> None:
+        self._work, self._threads, self._running = work, threads, running
         self._lock = threading.Lock()
         # One event per attempt, not a flag: a stopped attempt goes on until its next report, and must not
         # write its progress or result over those of the attempt that replaced it.
@@ -73,8 +79,14 @@ class Job(Generic[Result]):
         self._stopped, self._result, self.state = threading.Event(), result, "done"
 
     def progress(self) -> dict[str, Any]:
-        """Return state, stage, steps done and in all, and the error, as JSON can hold them."""
+        """Return state, stage, steps done and in all, and the error, as JSON can hold them.
+
+        A job that waits tells how far the one is that it waits for.
+        """
         stage, done, total = self._progress
+        if self.state == "waiting" and (other := self._running()) is not None and other is not self:
+            ahead, done, total = other._progress
+            stage = f"{stage}, {ahead}"
         return {"state": self.state, "stage": stage, "done": done, "total": total, "error": self.error}
 
     def stop(self) -> None:
@@ -143,11 +155,14 @@ class JobQueue:
 
     def job(self, key: Hashable, work: Callable[[StageProgress], Result]) -> Job[Result]:
         """Return the job of a key; the first call for the key makes it of `work`."""
-        job: Job[Result] = self._jobs.setdefault(key, Job(work, self._threads))
+        job: Job[Result] = self._jobs.setdefault(key, Job(work, self._threads, self._at_work))
         self._jobs.move_to_end(key)
         while self._most is not None and len(self._jobs) > self._most:
             self.forget(next(iter(self._jobs)))
         return job
+
+    def _at_work(self) -> Job[Any] | None:
+        return next((job for job in list(self._jobs.values()) if job.state == "running"), None)
 
     def put(self, key: Hashable, result: Result) -> None:
         """Make a job that is done, with a result that is known from elsewhere, if the key has no job."""

@@ -318,7 +318,7 @@ def needs_images(workspace: Workspace) -> Missing | None:
     if review is not None and not review.pack.folder.is_dir():
         return Missing(
             "Outliers are looked for in the files, and the folder "
-            f"{readable(str(review.pack.folder))} is not there. Put it back."
+            f"{readable(str(review.pack.folder))} is not there. Put it back, then load the page again."
         )
     if review is not None and len(review) >= FEWEST_NORMAL:
         return None

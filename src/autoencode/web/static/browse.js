@@ -99,7 +99,7 @@ export function mount(root) {
     end.hidden = pictures.length >= total;
     if (!isMore) announce(`${number(total)} pictures.`);
   });
-  const run = (isMore = false) => load(isMore).catch((err) => showFailure(err, isMore ? null : grid));
+  const run = (isMore = false) => load(isMore).catch((err) => showFailure(err, isMore ? null : grid, () => run(isMore)));
 
   /** Show tags and decisions anew, without leaving the place that one has scrolled to. */
   async function renew() {
