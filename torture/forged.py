@@ -315,7 +315,7 @@ def _forge_signed(kind: Kind, path: Path, generator: Generator) -> str:
         version = json.loads(file.metadata()["autoencode"])["version"]
     tensors, content, _ = read_tensors(path, kind.signed, version, AutoencodeError)
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
-    is_of_json = generator.random() < 0.5
+    is_of_json = generator.random() < 0.5 or not tensors
     what = change_json(content, generator) if is_of_json else change_tensor(tensors, generator)
     try:
         write_tensors(path, kind.signed, version, tensors, content)

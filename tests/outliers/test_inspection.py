@@ -52,6 +52,20 @@ def test_without_images_the_normal_ones_are_judged_by_each_other(normal: NormalI
     assert sorted(one.score for one in found.images) == sorted(normal.calibration)
 
 
+def test_files_that_could_not_be_learned_from_are_listed_where_all_are_judged(
+    parts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    mixed = Path(shutil.copytree(parts / "good", tmp_path / "mixed"))
+    (mixed / "broken.png").write_bytes(b"no image")
+    (mixed / "film.mp4").touch()
+    (mixed / "nowhere.png").symlink_to(mixed / "none")
+    found = inspect_images(fit_normal(mixed), out=tmp_path / "found.json")
+    assert len(found.images) == 40
+    listed = json.loads((tmp_path / "found.json").read_text())["skipped"]
+    assert sorted(Path(one["path"]).name for one in listed) == ["broken.png", "film.mp4", "nowhere.png"]
+
+
 def test_the_heat_of_a_normal_image_is_that_of_banks_without_it(
     parts: Path,  # noqa: F811
     tmp_path: Path,

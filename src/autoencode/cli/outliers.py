@@ -158,6 +158,8 @@ def outliers(
     if by_normal:
         how = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
         learned = _learned(normal, out, save, limits)
+        if images or watch is not None or save is not None:  # judged by each other, they come with the result
+            show_skipped(list(learned.skipped))
         if watch is not None:
             any_outlier = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
         elif not images and save is not None:
@@ -253,7 +255,6 @@ def _learned(normal: Path, out: Path | None, save: Path | None, limits: Limits |
         return load_normal(normal)
     with counting("learning what is normal") as progress:
         learned = fit_normal(normal, limits=limits, progress=progress)
-    show_skipped(list(learned.skipped))
     if save is not None:
         learned.save(save)
         say(f"saved: {save}: judges images where {normal} is not")

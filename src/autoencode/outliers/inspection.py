@@ -108,7 +108,7 @@ def inspect_images(
     verdicts.sort(key=lambda one: -one.score)
     result = Outliers(
         verdicts,
-        [*skipped, *paths.skipped],
+        [*skipped, *(normal.skipped if images is None else paths.skipped)],
         AUTO,
         "conformal",
         rate,
