@@ -45,6 +45,34 @@ def test_a_run_is_described_by_its_numbers(trained_vae: Run, tiny_pack: Pack) ->
     assert found.numbers["sha256"] == load_model(trained_vae.folder).digest
 
 
+def test_a_folder_of_results_lists_them(
+    trained: Run, trained_vae: Run, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    for run in (trained, trained_vae):
+        shutil.copytree(run.folder, runs / run.folder.name)
+    shutil.copytree(tiny_pack.path, runs / "photos.pack")
+    (runs / "damaged").mkdir()
+    (runs / "damaged" / "run.json").write_text("{")
+    (runs / "notes.txt").touch()
+    found = describe(runs)
+    assert (found.kind, found.what) == ("results", "a folder of 4 results of autoencode")
+    head, *lines = str(found).splitlines()
+    assert head == "is:      a folder of 4 results of autoencode"
+    assert [Path(line.partition(": ")[0]).name for line in lines] == [
+        "autoencoder",
+        "damaged",
+        "photos.pack",
+        "vae",
+    ]
+    assert lines[0].startswith(f"{runs / 'autoencoder'}: run, epochs 2 of 2; autoencoder: ")
+    assert "PSNR" in lines[0]
+    assert [one["kind"] for one in found.numbers["results"]] == ["run", "unusable", "pack", "run"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="nothing that autoencode made"):
+        describe(tmp_path / "empty")
+
+
 def test_a_model_alone_says_the_same_and_how_to_train_it_again(
     trained: Run, photos: Path, tmp_path: Path
 ) -> None:

@@ -17,11 +17,16 @@ from tests.conftest import blobs
 from autoencode import (
     AutoencodeError,
     Autoencoder,
+    Classifier,
     ImageError,
     Index,
+    ModelConfig,
     Pack,
+    Preprocessing,
+    Restorer,
     Run,
     build_index,
+    classify,
     embed,
     evaluate,
     find_duplicates,
@@ -31,7 +36,9 @@ from autoencode import (
     morph,
     pack_folder,
     reconstruct,
+    restore,
     train,
+    transfer,
 )
 from autoencode.index.sheet import neighbours_sheet
 from autoencode.models import autoencoder
@@ -83,7 +90,13 @@ def _hugging_face() -> list[Any]:
 
 
 def commands(
-    model: Autoencoder, pack: Pack, index: Index, folder: Path, settings: dict[str, Any]
+    model: Autoencoder,
+    pack: Pack,
+    index: Index,
+    restorer: Restorer,
+    classifier: Classifier,
+    folder: Path,
+    settings: dict[str, Any],
 ) -> list[list[Callable[[Any], object]]]:
     """The functions of each column of the table."""
     return [
@@ -97,6 +110,8 @@ def commands(
         [
             lambda given: reconstruct(model, given, folder / "r"),
             lambda given: find_outliers(model, given, pack),
+            lambda given: restore(restorer, given, folder / "restored"),
+            lambda given: classify(classifier, given),
             lambda given: index.search(given),
             find_duplicates,
         ],
@@ -109,6 +124,11 @@ def index(trained: Run, tiny_pack: Pack, tmp_path_factory: pytest.TempPathFactor
     return build_index(tiny_pack, tmp_path_factory.mktemp("index") / "i", trained.folder, embedding="code")
 
 
+@pytest.fixture(scope="module")
+def classifier(trained: Run, photos: Path) -> Classifier:
+    return transfer(trained.folder, photos, embedding="code").classifier
+
+
 @pytest.mark.parametrize(("kind", "takes"), [(kind, takes) for kind, *takes in ROWS], ids=str)
 def test_what_the_table_says_of_each_form_is_so(
     kind: str,
@@ -116,14 +136,16 @@ def test_what_the_table_says_of_each_form_is_so(
     trained: Run,
     tiny_pack: Pack,
     index: Index,
+    classifier: Classifier,
     tiny: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     model = load_model(trained.model_path)
+    restorer = Restorer(ModelConfig(kind="restorer", network="gated", widths=(4, 6)), Preprocessing(32, 32))
     for number, given in enumerate(forms(kind, tmp_path / "images")):
         work = tmp_path / str(number)
         work.mkdir()
-        columns = commands(model, tiny_pack, index, work, tiny | {"size": 32})
+        columns = commands(model, tiny_pack, index, restorer, classifier, work, tiny | {"size": 32})
         for taken, functions in zip(takes, columns, strict=True):
             for function in functions:
                 if taken == "yes":

@@ -38,13 +38,15 @@ class Description:
 
     Attributes:
         path: what was given.
-        kind: "run", "model", "pack", "index", "normal images", "classifier" or "images".
+        kind: "run", "model", "pack", "index", "normal images", "classifier", "images", or "results" of a
+            folder that holds several of these.
         what: what it is, in words.
         images: the images it is of, in words.
         quality: how good it is, in words; "" if nothing was measured.
         repeat: a command that makes it again, or uses images; capitals stand for what is not known.
         numbers: the same and more, for programs.
         settings: of a model or run, a file for `autoencode train --config`; "" of anything else.
+        holds: what a folder of results holds.
     """
 
     path: str
@@ -55,24 +57,27 @@ class Description:
     repeat: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
     settings: str = ""
+    holds: tuple[Description, ...] = ()
 
     def __str__(self) -> str:
         """Return it in a few lines."""
         then = "next" if self.kind == "images" else "again"
         lines = {"is": self.what, "of": self.images, "quality": self.quality, then: self.repeat}
-        return "\n".join(f"{name + ':':9}{text}" for name, text in lines.items() if text)
+        of_each = ["; ".join(filter(None, (f"{one.path}: {one.what}", one.quality))) for one in self.holds]
+        return "\n".join([*(f"{name + ':':9}{text}" for name, text in lines.items() if text), *of_each])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields but for the settings, which are in `numbers`."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "settings"}
+        """Return the fields but for the settings and what a folder holds, which are in `numbers`."""
+        left_out = ("settings", "holds")
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in left_out}
 
 
 def describe(path: str | Path) -> Description:
     """Return what a file or folder is, of which images, how good, and how to make it again.
 
     Args:
-        path: a run, a model file, a pack, an index, a classifier, the normal images that `outliers` saved, or
-            a folder of images.
+        path: a run, a model file, a pack, an index, a classifier, the normal images that `outliers` saved, a
+            folder of images, or one of these results, such as `runs`.
 
     Raises:
         ConfigError: it is none of these.
@@ -89,6 +94,17 @@ def describe(path: str | Path) -> Description:
 
 
 def _reader(path: str) -> Callable[[str], Description] | None:
+    if (reader := _reader_of_one(path)) is not None:
+        return reader
+    folder = Path(path)
+    if is_url(path) or not folder.is_dir():
+        return None
+    if next(_files(folder), None) is not None:
+        return _images
+    return _results if _results_in(folder) else None
+
+
+def _reader_of_one(path: str) -> Callable[[str], Description] | None:
     folder = Path(path)
     if is_url(path):
         return _index if store_at(path) is not None else _pack
@@ -105,9 +121,26 @@ def _reader(path: str) -> Callable[[str], Description] | None:
         return _classifier
     if (folder / MODEL_NAME).exists():
         return _model
-    if store_at(folder) is not None:
-        return _index
-    return _images if next(_files(folder), None) is not None else None
+    return _index if store_at(folder) is not None else None
+
+
+def _results_in(folder: Path) -> list[Path]:
+    inner = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in inner if _reader_of_one(str(path))]
+
+
+def _results(path: str) -> Description:
+    holds = tuple(map(_described, _results_in(Path(path))))
+    what = f"a folder of {len(holds):,} result{'' if len(holds) == 1 else 's'} of autoencode"
+    numbers = {"results": [one.to_json() for one in holds]}
+    return Description(path, "results", what, "", "", "", numbers, holds=holds)
+
+
+def _described(path: Path) -> Description:
+    try:
+        return describe(path)
+    except AutoencodeError as err:  # one that is damaged does not hide the others
+        return Description(str(path), "unusable", str(err), "", "", "")
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -22,6 +22,9 @@ from autoencode import (
     ConfigError,
     MissingExtraError,
     ModelConfig,
+    Pack,
+    Preprocessing,
+    Restorer,
     Run,
     TrainConfig,
     __version__,
@@ -32,7 +35,8 @@ from autoencode import (
     save_model,
     settings,
 )
-from autoencode.cli import main
+from autoencode.cli import demo_pack, main
+from autoencode.cli.progress import show_result
 from autoencode.configuration import Embedding, documentation
 from autoencode.models.backbones import BACKBONE
 
@@ -216,9 +220,56 @@ def test_every_command_prints_its_result_as_json_and_nothing_else(
         "path": str(tmp_path / "codes.csv"), "images": 16, "dimensions": 8, "skipped": [],
     }  # fmt: skip
     assert found["evaluate"]["reconstruction"]["psnr_db"]["value"] > 0
-    # The others take minutes, another program or a browser.
-    others = {"demo", "restore", "export", "paper", "app", "report"}
-    assert found.keys() | others == set(get_command(main.app).commands)  # type: ignore[attr-defined]
+    assert found.keys() | _OTHERS.keys() == set(get_command(main.app).commands)  # type: ignore[attr-defined]
+    # What is text itself is a result, and printed; all else is progress.
+    printed = set[str]()
+    for command, arguments in _commands(photos, run, tmp_path).items():
+        anew = arguments if command != "train" else (*arguments[:2], tmp_path / "quiet", *arguments[3:])
+        result = autoencode(command, *anew, "--quiet")
+        assert (result.code, result.err) == (0, ""), (command, result)
+        printed |= {command} if result.out else set()
+    assert printed == {"config", "info", "search", "evaluate"}
+
+
+# The part that takes minutes, another program or a browser is done by something else in a test.
+_OTHERS = {
+    "demo": ("--out", "demo"),
+    "restore": ("restorer", "a.png", "--out", "restored"),
+    "export": ("vae", "--out", "onnx"),
+    "report": ("vae",),
+    "paper": (".", "--out", "paper"),
+    "app": ("--no-browser", "--port", 0),
+}
+
+
+@pytest.fixture
+def without_the_long_part(
+    trained_vae: Run, tiny_pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_vae.folder, "vae")
+    shutil.copy(next(tiny_pack.folder.rglob("*.png")), "a.png")
+    restorer = Restorer(ModelConfig(kind="restorer", network="gated", widths=(4, 6)), Preprocessing(32, 32))
+    save_model(Path("restorer"), restorer, {})
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    monkeypatch.setattr("autoencode.export.export_onnx", lambda *_, **__: [])
+    monkeypatch.setattr("autoencode.report.write_report", lambda run, **_: Path(run) / "report.html")
+    monkeypatch.setattr(demo_pack, "digits_folder", lambda *_: tiny_pack.folder)
+    monkeypatch.setattr(demo_pack, "train_and_show", lambda *_, **__: show_result({}))
+    monkeypatch.setattr("autoencode.paper.study.train_all", lambda *_, **__: {})
+    monkeypatch.setattr("autoencode.paper.study.seconds_needed", lambda _: 1.0)
+    monkeypatch.setattr("autoencode.paper.results.seconds_to_measure", lambda _: 1.0)
+    monkeypatch.setattr("autoencode.paper.results.measure_all", lambda *_: None)
+    monkeypatch.setattr("autoencode.paper.page.write_paper", lambda _: Path("page.html"))
+
+
+@pytest.mark.usefixtures("without_the_long_part")
+@pytest.mark.parametrize("command", _OTHERS)
+def test_the_commands_that_take_long_have_these_options_too(autoencode: Command, command: str) -> None:
+    shown = autoencode(command, *_OTHERS[command], "--json")
+    assert shown.code == 0, shown
+    assert isinstance(json.loads(shown.out), dict)
+    assert autoencode(command, *_OTHERS[command], "--quiet") == Result(0, "", "")
 
 
 def test_quiet_prints_results_alone(autoencode: Command, photos: Path, trained: Run, tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ LABELS = {"recall_at_10": "recall@10", "mean_average_precision": "mAP", "knn_acc
 
 def info(
     path: Annotated[
-        str, typer.Argument(help="A run folder, a model file, a pack, an index, a classifier, normal images.")
+        str,
+        typer.Argument(
+            help="A run, a model file, a pack, an index, a classifier, normal images, or a folder of these."
+        ),
     ],
     settings: Annotated[
         Path | None,
