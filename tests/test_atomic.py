@@ -358,3 +358,14 @@ def test_a_path_that_is_taken_gets_the_next_number(tmp_path: Path) -> None:
     assert free_path(tmp_path / "photos", ".gif") == tmp_path / "photos.gif"
     (tmp_path / "photos.gif").touch()
     assert free_path(tmp_path / "photos", ".gif") == tmp_path / "photos-2.gif"
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("mine")
+    for path in (tmp_path / "a.jpg", tmp_path / "a.jpg" / "run" / "inner"):
+        with pytest.raises(OutputError, match=r"a\.jpg is a file, not a folder\. Choose another place"):
+            make_folder(path)
+    with pytest.raises(OutputError) as caught:
+        write_bytes(tmp_path / "a.jpg" / "table.csv", b"")
+    assert "unchanged" not in str(caught.value)
+    assert (tmp_path / "a.jpg").read_text() == "mine"

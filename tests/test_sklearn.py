@@ -41,6 +41,16 @@ def test_it_encodes_decodes_and_scores() -> None:
     assert made.score(IMAGES) == pytest.approx(-errors.mean(), rel=1e-4)
 
 
+def test_arrays_of_images_have_the_shape_that_it_was_fitted_to(tmp_path: Path) -> None:
+    fitted = AutoencoderTransformer(**SMALL).fit(IMAGES)
+    with pytest.raises(
+        ValueError, match=r"shape \(16, 32, 3\) are given, and it was fitted to \(32, 32, 3\)"
+    ):
+        fitted.transform(IMAGES[:, :16])
+    Image.fromarray(IMAGES[0]).resize((30, 20)).save(tmp_path / "a.png")
+    assert fitted.transform([tmp_path / "a.png"]).shape == (1, 4)  # files are read at that size
+
+
 def test_it_is_cloned_kept_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
     made = AutoencoderTransformer(**SMALL).fit(IMAGES)
     joblib.dump(made, tmp_path / "made")

@@ -398,5 +398,13 @@ def _temporary_beside(path: Path) -> Path:
 
 
 def _output_error(path: Path, err: OSError) -> OutputError:
-    reason = err.strerror or str(err)
-    return OutputError(f"Could not write {path}: {reason}. An existing file is unchanged.")
+    # A file where a folder is needed has one of two errors, which name neither.
+    if isinstance(err, FileExistsError | NotADirectoryError):
+        file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
+        if file is not None:
+            return OutputError(
+                f"Could not write {path}: {file} is a file, not a folder. Choose another place."
+            )
+    # Not Path.is_file(), which fails at a name that is too long.
+    unchanged = " The file there is unchanged." if os.path.isfile(path) else ""  # noqa: PTH113
+    return OutputError(f"Could not write {path}: {err.strerror or err}.{unchanged}")

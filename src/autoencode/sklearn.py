@@ -126,7 +126,8 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         """Return rows of values as images, and anything else as it is.
 
         Raises:
-            ValueError: the rows are sparse, complex, negative, not finite, or of another length than before.
+            ValueError: the rows are sparse, complex, negative, not finite, or of another length than before;
+                or arrays of images are of another shape than before.
             ConfigError: they are no square images.
         """
         if isinstance(given, list | tuple) and given and isinstance(given[0], list | tuple):
@@ -136,6 +137,12 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         else:
             is_rows = issparse(given) or (hasattr(given, "__array__") and getattr(given, "ndim", 2) in (1, 2))
         if not is_rows:
+            shape = tuple(given.shape[1:]) if getattr(given, "ndim", 0) > 2 else None
+            fitted = getattr(self, "_shape", None)
+            if reset:
+                self._shape = shape
+            elif shape and fitted and shape != fitted:
+                raise ValueError(f"Images of shape {shape} are given, and it was fitted to {fitted}.")
             return given
         return self._images(validate_data(self, given, reset=reset, ensure_non_negative=True))
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.cli.conftest import Command, Result, assert_one_line
 from typer.main import get_command
 
@@ -286,6 +287,69 @@ def test_quiet_prints_results_alone(autoencode: Command, photos: Path, trained: 
     found = autoencode("search", tmp_path / "i", image, "-k", 2, "-q")
     assert (len(found.out.splitlines()), found.err) == (3, "")
     assert_one_line(autoencode("reconstruct", trained.folder, "none.jpg", "--out", tmp_path / "s", "-q"))
+
+
+def test_an_error_is_an_object_on_standard_output_where_the_result_would_be(
+    autoencode: Command, photos: Path, trained: Run, tmp_path: Path
+) -> None:
+    for arguments, code in (
+        (("info", tmp_path / "none"), 2),
+        (("generate", tmp_path / "none"), 1),
+        (("trian", "photos"), 2),
+    ):
+        plain, as_json = autoencode(*arguments), autoencode(*arguments, "--json")
+        assert (plain.out, plain.code) == ("", code)
+        assert (as_json.code, as_json.err) == (plain.code, plain.err)
+        found = json.loads(as_json.out)
+        assert found == {"error": plain.err.removeprefix("error: ").rstrip("\n"), "exit_code": code}
+    # A result that was printed before a file that was named failed stays the only one.
+    given = ("reconstruct", trained.folder, photos / "coast" / "000.png", "none.png", "--out", tmp_path / "r")
+    failed = autoencode(*given, "--json")
+    assert failed.code == 1
+    assert len(json.loads(failed.out)["results"]) == 1
+
+
+def test_options_of_every_command_are_taken_before_its_name_too(autoencode: Command, trained: Run) -> None:
+    after = autoencode("info", trained.folder, "--json")
+    assert autoencode("--json", "info", trained.folder) == after
+    assert autoencode("-q", "--json", "info", trained.folder) == after
+    assert after.code == 0
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "generate"])
+def test_what_is_no_model_is_named_by_what_it_is(
+    command: str, autoencode: Command, tiny_pack: Pack, tmp_path: Path
+) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "classifier.safetensors").touch()
+    given = ["a.jpg"] if command == "reconstruct" else []
+    pack = tiny_pack.path
+    said = f"{pack} is a pack, not a model. Train on it first: autoencode train {pack}"
+    assert_one_line(autoencode(command, pack, *given), said)
+    said = f"{tmp_path / 'c'} is a classifier, not a model. It is for: autoencode classify {tmp_path / 'c'}"
+    assert_one_line(autoencode(command, tmp_path / "c", *given), said)
+
+
+def test_further_pages_are_said_where_files_are_read(
+    autoencode: Command, photos: Path, trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "odd").mkdir()
+    page = Image.open(photos / "coast" / "000.png").convert("RGB")
+    page.save(tmp_path / "odd" / "pages.tif", save_all=True, append_images=[page])
+    page.save(tmp_path / "odd" / "a.png")
+    said = "note: 1 of 1 files looked at have several pages or frames, of which the first is taken"
+    made = autoencode("reconstruct", trained.folder, tmp_path / "odd", "--out", tmp_path / "r")
+    assert said in made.out
+    made = autoencode(
+        "index", tmp_path / "odd", "--model", trained.folder, "--embedding", "code", "--out", tmp_path / "i"
+    )
+    assert said in made.out
+    shutil.copy(tmp_path / "odd" / "a.png", tmp_path / "odd" / "b.png")
+    made = autoencode(
+        "index", tmp_path / "odd", "--model", trained.folder, "--embedding", "code", "--out", tmp_path / "j"
+    )
+    assert "codes: 2 encoded (1 more file byte for byte the same as another)" in made.out
+    assert "3 images" in made.out
 
 
 def test_a_file_whose_name_begins_with_a_dash_is_a_file(

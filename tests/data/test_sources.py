@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.conftest import blobs
 
@@ -295,7 +296,8 @@ def test_a_zero_byte_in_a_name_is_named_with_its_line(name: str, content: str, t
     ("given", "message"),
     [
         (3, "An int is no source of images. Give a folder"),
-        ({"path": "a.png"}, "A dict is no source of images"),
+        ({"path": "a.png"}, "A dict is no source of images. Give one of its values: ['path']"),
+        (torch.utils.data.DataLoader([1, 2]), "A DataLoader gives batches. Give what it loads: its .dataset"),
         (["none.png", "there.png"], "none.png: cannot be read: No such file"),
         ([], "No image was given"),
     ],
@@ -327,7 +329,6 @@ def test_a_wrong_table_is_named_with_its_row_and_columns(tmp_path: Path) -> None
 
 
 def test_a_pack_is_a_dataset_for_torch(tiny_pack: Pack) -> None:
-    torch = pytest.importorskip("torch")
     pixels, label, path = tiny_pack[-1]
     assert np.array_equal(pixels, tiny_pack.pixels(np.array([tiny_pack.entries[-1].row]))[0])
     assert (label, path) == (tiny_pack.entries[-1].label, tiny_pack.entries[-1].path)
@@ -336,3 +337,8 @@ def test_a_pack_is_a_dataset_for_torch(tiny_pack: Pack) -> None:
     assert batches[0][0].shape == (16, 32, 32, 3)
     assert len(list(tiny_pack)) == 48
     assert repr(tiny_pack).startswith("Pack(48 images of 32x32, from /")
+
+
+def test_a_pack_is_not_made_by_its_class(tiny_pack: Pack) -> None:
+    with pytest.raises(ConfigError, match=r"A pack is opened by open_pack\('"):
+        Pack(str(tiny_pack.path))  # type: ignore[arg-type]

@@ -235,3 +235,12 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     for decoder in ("faithful", "sharp"):
         assert torch.equal(loaded.decode(codes, decoder), model.decode(codes, decoder))
     assert not torch.equal(loaded.decode(codes, "faithful"), loaded.decode(codes, "sharp"))
+
+
+def test_a_model_says_what_it_is_in_one_line(trained_vae: Run) -> None:
+    model = load_model(trained_vae.model_path)
+    weights = sum(one.numel() for one in model.parameters())
+    assert repr(model) == (
+        f"<variational autoencoder: images of 32x32, code of 8, {weights:,} weights, trained on 38 images>"
+    )
+    assert "Linear" in repr(model.to_mean)  # its parts are those of torch

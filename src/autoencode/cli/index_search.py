@@ -19,6 +19,7 @@ from autoencode.cli.progress import (
     one_line,
     say,
     show_lines,
+    show_remarks,
     show_result,
     show_skipped,
 )
@@ -109,6 +110,7 @@ def index(
             progress=progress,
             packing_progress=packing_progress,
         )
+    show_remarks(folder)
     _print_index(made, is_model_given=model is not None)
 
 
@@ -213,8 +215,10 @@ def _print_index(made: Index, *, is_model_given: bool) -> None:
     update = made.update
     assert update is not None  # only an index that was opened, not made, has none
     show_skipped([(Path(entry.path), entry.reason or "") for entry in update.skipped])
+    copies = 0 if update.kept or update.removed else len(made) - update.encoded
+    alike = f" ({counted(copies, 'more file')} byte for byte the same as another)" if copies > 0 else ""
     rate = f" at {update.encoded / update.seconds:,.0f} images/s" if update.encoded else ""
-    say(f"codes: {update.encoded:,} encoded{rate}, {update.kept:,} kept, {update.removed:,} removed")
+    say(f"codes: {update.encoded:,} encoded{alike}{rate}, {update.kept:,} kept, {update.removed:,} removed")
     # Nobody should take an approximate index for an exact one: its recall was measured when it was made.
     how = "every code is compared" if made.is_exact else f"recall {made.recall:.3f} of the ten nearest"
     say(f"index: {made.path}: {counted(len(made), 'image')}, {made.encoder_name}, {made.distance}, {how}")

@@ -1,8 +1,9 @@
 """The program: its commands, its version, and how an error ends it.
 
 Exit codes: 0 success; 2 a wrong call, which is wrong usage or a setting that cannot be used (ConfigError); 1
-any other error; 130 Ctrl-C. An error is one line on stderr. By 2, which the parser of arguments uses too, a
-script can distinguish its own mistake from a failure that may pass.
+any other error; 130 Ctrl-C. An error is one line on stderr, and with --json an object on stdout, too. By 2,
+which the parser of arguments uses as well, a script can distinguish its own mistake from a failure that may
+pass.
 
 A command imports torch and NumPy when it runs: --help takes a quarter of a second and not two.
 """
@@ -22,7 +23,8 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from autoencode.cli.progress import one_line, say
+from autoencode.cli.options import OF_EVERY_COMMAND
+from autoencode.cli.progress import begin, one_line, say, show_error
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
 from autoencode.training.process import is_first
 
@@ -82,6 +84,9 @@ class _Program(TyperGroup):
             args = ["--version"]
         elif not args or args[0] == "help":
             args = [*args[1:], "--help"]
+        # Options of every command are understood before its name, too.
+        before = next((at for at, one in enumerate(args) if one not in OF_EVERY_COMMAND), len(args))
+        args = [*args[before:], *args[:before]]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own class of contexts is private
@@ -153,6 +158,8 @@ for _group in GROUPS:
 def _fail(message: str, code: int = 1) -> NoReturn:
     if is_first():  # of several processes that train one model, one says what went wrong
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {one_line(message)}"), soft_wrap=True)
+        if "--json" in sys.argv:
+            show_error(message, code)
     sys.exit(code)
 
 
@@ -160,6 +167,7 @@ def main() -> None:
     """Run the command line; an error raised on purpose is one line on stderr and exit code 1 or 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
+    begin()
     try:
         sys.exit(app(standalone_mode=False))
     except ConfigError as err:

@@ -119,6 +119,7 @@ _Quiet = Annotated[
     typer.Option("--quiet", "-q", help="Print no progress, notes or warnings.", rich_help_panel=OUTPUT),
 ]
 _OF_EVERY_COMMAND: dict[str, Any] = {"as_json": _AsJson, "quiet": _Quiet}
+OF_EVERY_COMMAND = ("--json", "--quiet", "-q")
 Decoder = Annotated[
     DecoderName,
     typer.Option(

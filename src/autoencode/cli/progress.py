@@ -44,8 +44,8 @@ LINE_EVERY = float(os.environ.get("AUTOENCODE_LINE_SECONDS") or 30)
 _EPOCH_LINES, _TIMED_EPOCHS, _WORTH_SAYING = 20, 2, 10
 
 
-# Whether the result of the command is printed as JSON. A setting of the process, as the consoles are.
-_as_json = False
+# Whether the result of the command is printed as JSON, and has been. Of the process, as the consoles are.
+_as_json = _is_shown = False
 
 
 @contextmanager
@@ -62,8 +62,23 @@ def output(*, as_json: bool, quiet: bool) -> Iterator[None]:
 
 def show_result(value: object) -> None:
     """Print the result of a command with --json: what the library returned, or a mapping; see `plain`."""
+    global _is_shown
     if _as_json:
         json.dump(plain(value), sys.stdout, indent=2, allow_nan=False)
+        sys.stdout.write("\n")
+        _is_shown = True
+
+
+def begin() -> None:
+    """Begin a command, of which nothing has been printed."""
+    global _is_shown
+    _is_shown = False
+
+
+def show_error(message: str, code: int) -> None:
+    """Print an error as JSON, for a command line with --json, unless its result has been printed."""
+    if not _is_shown:
+        json.dump({"error": message, "exit_code": code}, sys.stdout, indent=2)
         sys.stdout.write("\n")
 
 
@@ -283,6 +298,18 @@ def show_skipped(skipped: Skipped, *, err: bool = False) -> None:
         say(f"skipped {len(others) - SHOWN:,} more", err=err)
     if types:
         say(f"skipped {types}", err=err)
+
+
+def show_remarks(given: Iterable[str | Path]) -> None:
+    """Print what is not taken of the files of a folder or list, such as further pages; nothing of a pack."""
+    from autoencode.data.manifest import is_pack
+    from autoencode.data.sources import expanded
+    from autoencode.data.survey import remarks
+    from autoencode.storage import is_url
+
+    paths = [Path(one) for one in given if not is_url(one) and not is_pack(Path(one))]
+    for remark in remarks(expanded(paths)) if paths else ():
+        say(f"note: {remark}")
 
 
 def fail_if_named(skipped: Skipped, given: Collection[Path]) -> None:

@@ -10,7 +10,16 @@ import typer
 
 from autoencode.cli import options
 from autoencode.cli.options import Corrupt, Decoder, Images, MaxPixels, Model, add_command
-from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped, warn
+from autoencode.cli.progress import (
+    counted,
+    counting,
+    fail_if_named,
+    say,
+    show_remarks,
+    show_result,
+    show_skipped,
+    warn,
+)
 from autoencode.configuration import Interpolation, PriorName
 from autoencode.errors import AutoencodeError
 
@@ -52,6 +61,7 @@ def reconstruct(
         )
     show_skipped(made.skipped)
     # Medians: the PSNR of a single flat image is so high that it would decide a mean.
+    show_remarks(images)
     before = [result.corrupted_psnr_db for result in made.results if result.corrupted_psnr_db is not None]
     if before:  # what a denoiser gains is the difference of this line and the next
         say(f"corrupted:      median PSNR {median(before):.2f} dB")

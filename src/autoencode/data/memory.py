@@ -56,6 +56,8 @@ def given_images(given: Any) -> Iterator[Given]:  # noqa: ANN401 - see the modul
         yield from map(Given, _of_array(given))
     elif hasattr(given, "features") and hasattr(given, "column_names"):
         yield from _of_hugging_face(given)
+    elif hasattr(given, "dataset") and hasattr(given, "batch_size"):
+        raise ConfigError(f"A {type(given).__name__} gives batches. Give what it loads: its .dataset.")
     elif isinstance(given, dict) or not (isinstance(given, Iterable) or _is_sequence(given)):
         raise no_images(given)
     else:
@@ -65,6 +67,9 @@ def given_images(given: Any) -> Iterator[Given]:  # noqa: ANN401 - see the modul
 def no_images(given: object) -> ConfigError:
     """Return the error about something that no image can be made of."""
     kind = type(given).__name__
+    if isinstance(given, dict) and given:
+        first = next(iter(given))
+        return ConfigError(f"A {kind} is no source of images. Give one of its values: [{first!r}].")
     return ConfigError(
         f"{'An' if kind[:1] in 'aeiou' else 'A'} {kind} is no source of images. Give a folder, image files, "
         "a table (CSV or Parquet) with a column path, arrays, Pillow images, or a dataset of them."

@@ -68,6 +68,8 @@ class Pack:
 
     def __init__(self, files: PackFiles) -> None:
         """Open a pack; see `open_pack`."""
+        if isinstance(files, str | Path):
+            raise ConfigError(f"A pack is opened by open_pack({str(files)!r}).")
         settings = manifest.read_settings(files.folder)
         entries = manifest.read_manifest(files.folder)
         if entries is None:

@@ -220,6 +220,8 @@ def paths_given(images: Any) -> list[Path] | None:  # noqa: ANN401
     """Return the paths that were given, one or several; None for images in memory."""
     if is_path(images):
         return [Path(images)]
+    if isinstance(images, dict) and any(one is not None for one in images.values()):
+        return None  # keys alone are paths without repetition
     if not isinstance(images, list | tuple | set | dict | Paths) or not all(map(is_path, images)):
         return None
     return list(map(Path, images))

@@ -61,6 +61,16 @@ class ImageModel(nn.Module):
         self.digest = ""
         self.network = NETWORKS[config.network]
 
+    def __repr__(self) -> str:
+        """Return what it is in a line; torch's listing of the layers is `repr` of each of its modules."""
+        size, config = self.preprocessing, self.config
+        kind = {"vae": "variational autoencoder"}.get(config.kind, config.kind)
+        code = "" if config.kind == "restorer" else f", code of {config.code_size}"
+        weights = sum(weight.numel() for weight in self.parameters())
+        images = self.provenance.get("images", {}).get("train")
+        trained = f", trained on {images:,} images" if isinstance(images, int) else ""
+        return f"<{kind}: images of {size.height}x{size.width}{code}, {weights:,} weights{trained}>"
+
     @property
     def is_vae(self) -> bool:
         """Whether a code is a Gaussian with mean and variance."""

@@ -180,6 +180,13 @@ SHARP = "sharp_decoder."  # before the names of the weights of that decoder, whe
 PRIOR, REFERENCE = "prior/", "reference/"
 
 
+# Files by which folders of other kinds are known, and what to do with those.
+_OTHER_FOLDERS = {
+    "pack.json": ("a pack", "Train on it first: autoencode train"),
+    "classifier.safetensors": ("a classifier", "It is for: autoencode classify"),
+}
+
+
 def build_model(config: ModelConfig, preprocessing: Preprocessing) -> ImageModel:
     """Return a new model of the kind that its settings ask for, with weights of torch's random numbers.
 
@@ -278,6 +285,9 @@ def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel
     if path.is_dir():
         folder, path = path, path / MODEL_NAME
         if not path.is_file():
+            for name, (kind, use) in _OTHER_FOLDERS.items():
+                if (folder / name).is_file():
+                    raise ModelFileError(f"{folder} is {kind}, not a model. {use} {shlex.quote(str(folder))}")
             # The folder that was trained on, in place of the run, is the likeliest mistake.
             run = Path("runs") / folder.resolve().name
             text = "If it is a folder of images, train on it first: autoencode train"
