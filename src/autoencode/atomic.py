@@ -75,7 +75,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(err, OSError) and not isinstance(err, OutputError):
-            raise _output_error(path, err) from err
+            raise OutputError.of(path, err) from err
         raise
 
 
@@ -109,7 +109,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException as err:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(err, OSError) and not isinstance(err, OutputError):
-            raise _output_error(path, err) from err
+            raise OutputError.of(path, err) from err
         raise
 
 
@@ -163,7 +163,7 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
     except OutputError:
         raise
     except OSError as err:
-        raise _output_error(path, err) from err
+        raise OutputError.of(path, err) from err
     is_text = b"\0" not in head
     if head and is_text != (path.suffix.lower() in TABLES):
         kind = "text" if is_text else "an image or other binary data"
@@ -272,7 +272,7 @@ def make_folder(path: Path, source: Path | None = None, *, is_private: bool = Fa
     except OutputError:
         raise
     except OSError as err:
-        raise _output_error(path, err) from err
+        raise OutputError.of(path, err) from err
 
 
 def claim_folder(path: Path, mark: str, contents: str, source: Path | None = None) -> None:
@@ -388,23 +388,10 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
     except Timeout:
         raise
     except OSError as err:
-        raise _output_error(path, err) from err
+        raise OutputError.of(path, err) from err
 
 
 def _temporary_beside(path: Path) -> Path:
     # In the same folder, as only a rename inside one file system is atomic. Random, so that nobody can put
     # another file there before. Shorter than a name may be, even where that of `path` is of the most bytes.
     return path.with_name(f"{cut_name(path.name)}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-
-
-def _output_error(path: Path, err: OSError) -> OutputError:
-    # A file where a folder is needed has one of two errors, which name neither.
-    if isinstance(err, FileExistsError | NotADirectoryError):
-        file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
-        if file is not None:
-            return OutputError(
-                f"Could not write {path}: {file} is a file, not a folder. Choose another place."
-            )
-    # Not Path.is_file(), which fails at a name that is too long.
-    unchanged = " The file there is unchanged." if os.path.isfile(path) else ""  # noqa: PTH113
-    return OutputError(f"Could not write {path}: {err.strerror or err}.{unchanged}")

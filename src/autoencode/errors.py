@@ -19,10 +19,12 @@ exits with 2 for a ConfigError, with 1 for the others; a traceback is a bug.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 
 VERSION = "0.2.0"
@@ -105,6 +107,18 @@ class ModelFileError(AutoencodeError):
 
 class OutputError(AutoencodeError, OSError):
     """A result could not be written; an existing file is unchanged."""
+
+    @classmethod
+    def of(cls, path: Path, err: OSError) -> OutputError:
+        """Return the error of the system about a file or folder as one of these."""
+        # A file where a folder is needed has one of two errors, which name neither.
+        if isinstance(err, FileExistsError | NotADirectoryError):
+            file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
+            if file is not None:
+                return cls(f"Could not write {path}: {file} is a file, not a folder. Choose another place.")
+        # Not Path.is_file(), which fails at a name that is too long.
+        unchanged = " The file there is unchanged." if os.path.isfile(path) else ""  # noqa: PTH113
+        return cls(f"Could not write {path}: {err.strerror or err}.{unchanged}")
 
 
 class MissingExtraError(AutoencodeError, ImportError):
