@@ -39,6 +39,7 @@ PARTS = {
     "numerics": Part("numerics", "attack", 40, "degenerate folders through every command"),
     "determinism": Part("determinism", "attack", 10, "times more, for each command"),
     "crowd": Part("crowd", "attack", 60, "pictures seen while others upload or send slowly"),
+    "routes": Part("routes", "attack", 500, "requests with odd values, to each address of the page"),
     "soak": Part("soak", "attack", 1_800, "rounds of training, updates, kills, the page, a watched folder"),
 }
 

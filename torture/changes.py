@@ -93,7 +93,9 @@ def lie_about_tensors(path: Path, content: bytes, generator: Generator) -> str:
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     names = sorted(set(header) - {"__metadata__"})
-    entry = header[names[int(generator.integers(len(names)))]]
+    # A file of JSON alone gets a tensor that is not there.
+    names = names or ["none"]
+    entry = header.setdefault(names[int(generator.integers(len(names)))], {"dtype": "F32"})
     how = int(generator.integers(7))
     if how == 0:
         entry["shape"] = [50_000, 50_000]
@@ -106,7 +108,7 @@ def lie_about_tensors(path: Path, content: bytes, generator: Generator) -> str:
     elif how == 4:
         entry["dtype"] = str(generator.choice(["F64", "I8", "BOOL", "F8_E4M3", "X", ""]))
     elif how == 5:
-        entry["data_offsets"] = [0, entry["data_offsets"][1]]
+        entry["data_offsets"] = [0, entry.get("data_offsets", (0, 10**10))[1]]
     lied = json.dumps(header).encode()
     size = 2**62 if how == 6 else len(lied)
     path.write_bytes(struct.pack("<Q", size) + lied + content[8 + length :])

@@ -140,13 +140,12 @@ def _judge(name: str, ended: Ended, base: Ended, outcome: Outcome) -> None:
 REJECTED = 3
 
 
-def _rejecting(use: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Let one of our errors end the process with a code of its own, and its message alone."""
+def _rejecting(use: Callable[[Path], object], file: str) -> Callable[[Path], None]:
+    """Ask what a file is, and use it; let one of our errors end the process with a code and its message."""
 
     def used(folder: Path) -> None:
-        for name in ("plain", "best", "restorer", "index", "classifier", "images.pack", "normal.safetensors"):
-            with contextlib.suppress(AutoencodeError):
-                describe(folder / name)
+        with contextlib.suppress(AutoencodeError):
+            describe(folder / Path(file).parts[0])
         try:
             use(folder)
         except AutoencodeError as err:
@@ -249,7 +248,7 @@ def _use_pack(folder: Path) -> None:
 
 
 KINDS = tuple(
-    Kind(kind.name, kind.file, _rejecting(kind.use), kind.signed)
+    Kind(kind.name, kind.file, _rejecting(kind.use, kind.file), kind.signed)
     for kind in (
         Kind("model", "plain/model.safetensors", lambda f: _use_model(f / "plain"), "model"),
         Kind("best model", "best/model.safetensors", lambda f: _use_model(f / "best"), "model"),

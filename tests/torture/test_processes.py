@@ -27,6 +27,10 @@ def test_two_at_once_are_rejected_by_name_or_find_it_done(torture: Torture) -> N
     ]
 
 
+def test_odd_requests_to_every_address_are_answered(torture: Torture) -> None:
+    assert torture("routes", "--cases", "3").split()[2] == "0"
+
+
 def test_forged_files_are_rejected_in_one_line(torture: Torture) -> None:
     line = torture(
         "forged",
