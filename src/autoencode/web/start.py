@@ -54,7 +54,7 @@ class Chosen(BaseModel):
 async def folders(
     request: Request, workspace: OpenWorkspace, folder: Annotated[str, Query(max_length=4096)] = ""
 ) -> dict[str, Any]:
-    """Return what is in a folder: its folders, how many images, and the runs and indexes under it."""
+    """Return what is in a folder: its folders, how many images, and runs and indexes."""
     require(needs(workspace))
     starter: Starter = request.app.state.starter
     path = starter.inside(folder)
@@ -68,13 +68,15 @@ def _listed(starter: Starter, path: Path) -> dict[str, Any]:
         inner = sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and one.is_dir())
     images, is_all = _count(path)
     relative = path.relative_to(starter.root)
+    # What was made of a folder seldom lies in it: all that is at hand is listed, the folder's own first.
+    made = [*_made(starter.root, path), *_made(starter.root, starter.root)]
     return {
         "root": readable(str(starter.root)),
         "folder": "" if path == starter.root else readable(relative.as_posix()),
         "folders": [readable(name) for name in inner],
         "images": images,
         "is_all": is_all,
-        "made": _made(starter.root, path),
+        "made": list({one["path"]: one for one in made}.values()),
     }
 
 

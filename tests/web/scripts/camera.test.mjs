@@ -31,6 +31,18 @@ test("the point under the pointer stays there while one zooms", () => {
   near(camera.toWindow(17, 2), before);
 });
 
+test("a window of another size shows the same middle at the same zoom", () => {
+  const camera = shown();
+  camera.zoomBy(3, [17, 2]);
+  const middle = [camera.x, camera.y];
+  camera.resize(400, 200);
+  assert.ok(Math.abs(camera.zoom - 3) < 1e-9);
+  near([camera.x, camera.y], middle);
+  camera.show({ x: 10, y: -5, width: 40, height: 20 });
+  const [, top, , bottom] = [...camera.toWindow(-10, -15), ...camera.toWindow(30, 5)];
+  assert.ok(top >= 0 && bottom <= 200);
+});
+
 test("nobody zooms so far that nothing is left to see", () => {
   const camera = shown();
   camera.zoomBy(1e9);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { discRows } from "../../../src/autoencode/web/static/points.js";
-import { levelOf, picked, priorities, sideAt } from "../../../src/autoencode/web/static/thumbnails.js";
+import { apart, levelOf, picked, priorities, sideAt } from "../../../src/autoencode/web/static/thumbnails.js";
 
 const points = (xs, ys, chosen = []) => ({
   x: Float32Array.from(xs),
@@ -20,6 +20,10 @@ test("one point of each cell has a thumbnail, and keeps it as one comes closer",
   const near = new Set(picked(all, 25, priority));
   assert.equal(far.length, 4);
   for (const i of far) assert.ok(near.has(i));
+});
+
+test("of pictures that would cover each other the first stays", () => {
+  assert.deepEqual(apart([[0, 0], [9, 9], [10, 0], [15, 30], [24, 39]], 10), [0, 2, 3]);
 });
 
 test("while some are selected, only those have thumbnails", () => {

@@ -13,6 +13,8 @@ export class Camera {
   fit = 1; // scale at which everything fits
   width = 0; // of the window, in its pixels
   height = 0;
+  /** @type {Area} */
+  #area = { x: 0, y: 0, width: 1, height: 1 }; // what is shown at a zoom of 1
 
   /** How much larger things are than when all of them fit. */
   get zoom() {
@@ -20,9 +22,18 @@ export class Camera {
   }
 
   /** Show an area whole. @param {Area} area */
-  show({ x, y, width, height }) {
-    this.fit = MARGIN * Math.min(this.width / width, this.height / height);
-    Object.assign(this, { x, y, scale: this.fit });
+  show(area) {
+    this.#area = area;
+    this.resize(this.width, this.height);
+    Object.assign(this, { x: area.x, y: area.y, scale: this.fit });
+  }
+
+  /** Look through a window of another size, with the same zoom. @param {number} width @param {number} height */
+  resize(width, height) {
+    const { zoom } = this;
+    Object.assign(this, { width, height });
+    this.fit = MARGIN * Math.min(width / this.#area.width, height / this.#area.height);
+    this.scale = zoom * this.fit;
   }
 
   /** @param {number} x @param {number} y @returns {[number, number]} in pixels of the window */

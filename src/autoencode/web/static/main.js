@@ -18,7 +18,10 @@ function buildTabs() {
   // On a phone the bar fades out where there is more of it.
   const fade = () => nav.classList.toggle("more", nav.scrollLeft + nav.clientWidth < nav.scrollWidth - 4);
   nav.addEventListener("scroll", fade);
-  new ResizeObserver(fade).observe(nav);
+  new ResizeObserver(() => {
+    showLink();
+    fade();
+  }).observe(nav);
   const icon = (text, label, onclick) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, onclick }, text);
   const turn = icon("◐", "", () => {
     nextTheme();
@@ -65,16 +68,22 @@ function open() {
   shown[chosen].root.hidden = false;
   shown[chosen].show?.(params);
   for (const link of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("#tabs a"))) {
-    if (link.id === `to-${chosen}`) {
-      link.setAttribute("aria-current", "page");
-      // Not scrollIntoView: browsers would then continue the Tab key from this link, past the link to the content.
-      const nav = link.parentElement;
-      nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
-    } else link.removeAttribute("aria-current");
+    if (link.id === `to-${chosen}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
+  showLink();
   if (isLed) document.getElementById(`title-${chosen}`).focus({ preventScroll: true });
   document.title = `${TABS[chosen].title} · ${document.getElementById("name").textContent}`;
   if (isAnother) scrollTo(0, 0);
+}
+
+/** Scroll the bar to the link of the open tab. */
+function showLink() {
+  const nav = document.getElementById("tabs");
+  /** @type {HTMLElement | null} */
+  const link = nav.querySelector("[aria-current]");
+  // Not scrollIntoView: browsers would then continue the Tab key from this link, past the link to the content.
+  if (link) nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.clientWidth) / 2;
 }
 
 function listenForImages() {

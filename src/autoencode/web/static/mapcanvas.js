@@ -2,13 +2,14 @@
 
 import { between, Camera } from "./camera.js";
 import { drawDensity, drawPoints } from "./points.js";
-import { Tiles, levelOf, picked, priorities, sideAt } from "./thumbnails.js";
+import { Tiles, apart, levelOf, picked, priorities, sideAt } from "./thumbnails.js";
 
 const DENSE = 3000; // points from which density is drawn beneath them
 const CELL = 7; // pixels of the screen to one of the density
 const MOVE_MS = 700; // that points take to their place in another layout
 const NAMED = 24; // labels whose names are written on the map
 const LANDMARK = 1.7; // side of the picture that names a group, in sides of a thumbnail
+const LARGEST = 0.14; // of the smaller side of the map
 
 export class MapCanvas {
   hasPictures = true;
@@ -40,7 +41,8 @@ export class MapCanvas {
     const [width, height] = [Math.round(box.width * this.ratio), Math.round(box.height * this.ratio)];
     if (this.image && width === this.canvas.width && height === this.canvas.height) return;
     Object.assign(this.canvas, { width, height });
-    Object.assign(this.camera, { width, height });
+    this.camera.resize(width, height);
+    this.#picks = null; // the cells of the grid have another size
     this.image = this.context.createImageData(width, height);
     if (this.camera.scale) this.draw();
     else this.reset();
@@ -184,18 +186,20 @@ export class MapCanvas {
   /** Draw a typical image of each group of similar ones large, with the label that most of them have. */
   #drawLandmarks(zoom) {
     if (zoom > 4 || this.points.chosenCount) return;
-    const side = LANDMARK * sideAt(zoom) * this.ratio;
+    const side = Math.min(LANDMARK * sideAt(zoom) * this.ratio, LARGEST * Math.min(this.canvas.width, this.canvas.height));
+    const places = this.groups.map(({ position }) => this.camera.toWindow(this.points.x[position], this.points.y[position]));
+    const shown = apart(places, 1.1 * side); // the largest groups first
     const missing = [];
-    // The largest group comes first, and is drawn last, over the others.
-    for (const { position } of [...this.groups].reverse()) {
-      const [left, top] = this.camera.toWindow(this.points.x[position], this.points.y[position]);
+    for (const group of shown) {
+      const { position } = this.groups[group];
       const found = this.tiles.get(position, side);
-      if (found) this.#drawTile(found.tile, position, left, top, side, 3);
+      if (found) this.#drawTile(found.tile, position, ...places[group], side, 3);
       if (!found?.isEnough) missing.push(position);
     }
     this.#beginNames();
-    for (const { position, label } of this.groups) {
-      const [left, top] = this.camera.toWindow(this.points.x[position], this.points.y[position]);
+    for (const group of shown) {
+      const [left, top] = places[group];
+      const { label } = this.groups[group];
       if (label) this.#drawName(label, left, top + side / 2 + 16 * this.ratio);
     }
     if (missing.length) this.tiles.want(missing, side);

@@ -35,7 +35,7 @@ export function addSelectionBar() {
   };
   const decide = async (decision) => {
     await post("/api/selections/decisions", { selection: await sendSelection(), decision });
-    say(`${number(selection.size)} images: ${decision}.`);
+    say(decision === "drop" ? `${number(selection.size)} pictures marked to drop. Nothing is deleted: “List” saves their paths.` : `${number(selection.size)} pictures kept.`);
     told();
   };
   const file = async (kind) => {

@@ -68,7 +68,7 @@ export function mount(root) {
         "section",
         { "aria-label": "Made before" },
         h("h2", {}, "Made before"),
-        found.made.length ? "" : h("p", { class: "hint" }, "No run and no index lies in this folder."),
+        found.made.length ? "" : h("p", { class: "hint" }, "No model and no index yet."),
         h(
           "ul",
           { class: "made" },

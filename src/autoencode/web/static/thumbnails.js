@@ -38,6 +38,16 @@ export function picked(points, cell, priority) {
   return Int32Array.from(best.values());
 }
 
+/** The squares of a side that cover no other: of two that would, the first stays.
+ * @param {[number, number][]} places their middles @param {number} side @returns {number[]} */
+export function apart(places, side) {
+  const kept = [];
+  for (const [i, [x, y]] of places.entries()) {
+    if (kept.every((k) => Math.abs(places[k][0] - x) >= side || Math.abs(places[k][1] - y) >= side)) kept.push(i);
+  }
+  return kept;
+}
+
 /** A random but repeatable number for each of `count` points. @param {number} count @returns {Uint32Array} */
 export function priorities(count) {
   const made = new Uint32Array(count);
