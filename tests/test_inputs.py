@@ -29,6 +29,7 @@ from autoencode import (
     classify,
     embed,
     evaluate,
+    features,
     find_duplicates,
     find_outliers,
     generate,
@@ -42,6 +43,7 @@ from autoencode import (
 )
 from autoencode.index.sheet import neighbours_sheet
 from autoencode.models import autoencoder
+from autoencode.notebook import table
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "inputs.md"
 ROWS = re.findall(rf"^\| (.*) \| {' . '.join(['(yes|no)'] * 5)} \|$", GUIDE.read_text(), re.M)
@@ -229,3 +231,41 @@ def test_a_notebook_shows_pictures_of_results(trained_vae: Run, index: Index, tm
         assert picture.shape[2] == 3
         assert expected is None or np.array_equal(picture, expected)
     assert index.search(np.zeros((1, 8)) + 0.1)._repr_png_() is None  # codes have no picture
+    shown = features(trained_vae.folder, files[0])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown._repr_png_()))), shown.sheet)
+
+
+def test_a_notebook_shows_tables_of_results(
+    trained: Run, tiny_pack: Pack, classifier: Classifier, tmp_path: Path
+) -> None:
+    model = load_model(trained.model_path)
+    [folder] = forms("a folder", tmp_path)
+    found = find_outliers(model, folder, tiny_pack, fpr=0.3)
+    table = found._repr_html_()
+    assert table.startswith(
+        f"<p>{len(found.flagged)} outliers of 3 images, by auto</p><table><tr><th>score</th>"
+    )
+    assert table.count("<tr>") == 4
+    assert f"<td>{found.images[0].path}</td></tr>" in table
+    (tmp_path / "a<b>").mkdir()
+    for name in ("1.png", "2.png"):
+        Image.fromarray(PIXELS[0]).save(tmp_path / "a<b>" / name)
+    table = find_duplicates(tmp_path / "a<b>")._repr_html_()
+    assert "1 groups of copies among 2 files" in table
+    assert "a&lt;b&gt;/1.png</td>" in table and "identical" in table
+    measured = evaluate(model, tiny_pack, kid=False)
+    assert measured.reconstruction.psnr_db is not None
+    assert f"<td>PSNR dB</td><td>{measured.reconstruction.psnr_db.value:.4g}</td>" in measured._repr_html_()
+    restorer = Restorer(ModelConfig(kind="restorer", network="gated", widths=(4, 6)), Preprocessing(32, 32))
+    assert (
+        restore(restorer, folder, tmp_path / "restored")._repr_html_().startswith("<p>3 images restored</p>")
+    )
+    predicted = classify(classifier, folder)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(predicted._repr_png_()))), predicted.sheet)
+    assert repr(trained) == f"Run({str(trained.folder)!r}, 2 epochs)"
+
+
+def test_a_long_table_is_cut_with_its_length() -> None:
+    shown = table("title", ("number",), ([number] for number in range(25)))
+    assert shown.count("<td>") == 20
+    assert shown.endswith("</table><p>and 5 more</p>")

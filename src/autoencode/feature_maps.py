@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from autoencode.atomic import claim_folder, csv_bytes, write_bytes
 from autoencode.data.preprocessing import save_image
 from autoencode.errors import ConfigError
-from autoencode.figures import contact_sheet, image_grid
+from autoencode.figures import contact_sheet, image_grid, png
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_pixels
 
@@ -211,6 +211,9 @@ class FeatureMaps:
     image: Pixels
     layers: list[LayerMaps]
     sheet: Pixels
+
+    def _repr_png_(self) -> bytes:
+        return png(self.sheet)
 
 
 def features(

@@ -1,20 +1,23 @@
-"""Progress in notebooks: a line under the cell that changes while a function of the public API works.
+"""What is shown in notebooks: results as tables, and the progress of a function of the public API.
 
-Elsewhere a function says nothing, unless it is given a `progress`; so it is in a notebook if it is given one.
+Progress is a line under the cell that changes. Elsewhere a function says nothing, unless it is given a
+`progress`; so it is in a notebook if it is given one.
 """
 
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _REPORTS = ("progress", "packing_progress")
 _EVERY = 0.2  # seconds: a browser that draws each of thousand reports lags behind the work
 _WIDTH = 20  # of the bar, in letters
+_ROWS = 20  # of a table: nobody reads a longer one below a cell
 
 
 def is_notebook() -> bool:
@@ -47,6 +50,22 @@ def with_progress(function: Any) -> Any:  # noqa: ANN401 - whatever the public A
             line.end()
 
     return shown
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return HTML of a title and a table of at most 20 rows, with the number of those left out."""
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(_cell(one))}</{tag}>" for one in cells) + "</tr>"
+
+    every = list(rows)
+    shown = "".join(line("td", row) for row in every[:_ROWS])
+    more = f"<p>and {len(every) - _ROWS:,} more</p>" if len(every) > _ROWS else ""
+    return f"<p>{html.escape(title)}</p><table>{line('th', columns)}{shown}</table>{more}"
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class _Line:

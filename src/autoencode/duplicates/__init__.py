@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoencode import notebook
 from autoencode.atomic import claim_folder, exclusive, make_folder, write_json
 from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
@@ -127,6 +128,12 @@ class Duplicates:
     different: float
     skipped: list[tuple[Path, str]]
     links: list[tuple[Path, Path]] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self.groups):,} groups of copies among {self.images:,} files"
+        files = [(number, one) for number, group in enumerate(self.groups, 1) for one in group.files]
+        rows = ((number, ", ".join(one.kinds) or "stays", one.path) for number, one in files)
+        return notebook.table(title, ("group", "", "path"), rows)
 
     @property
     def redundant(self) -> int:

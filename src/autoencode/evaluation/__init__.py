@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode import notebook
 from autoencode.data.loader import batches
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import Pack, open_pack, pack_to_measure
@@ -34,7 +35,7 @@ from autoencode.evaluation.quality import (
 )
 from autoencode.evaluation.sets import SHARP, SetQuality, sampling_note, set_qualities
 from autoencode.generation import priors
-from autoencode.metrics.images import mean_squared_error
+from autoencode.metrics.images import MEASURES, mean_squared_error
 from autoencode.metrics.statistics import Estimate, auroc_estimate
 from autoencode.models.model_file import as_model
 from autoencode.models.pca import PASSES, PrincipalComponents, principal_components_of_images
@@ -124,6 +125,15 @@ class Evaluation:
         """Share of the squared error of PCA that the model does not make; None if they cannot be compared."""
         own, other = self.reconstruction.mse, None if self.pca is None else self.pca.mse
         return None if own is None or other is None or not other.value else 1 - own.value / other.value
+
+    def _repr_html_(self) -> str:
+        of = {"model": self.reconstruction, "sharp decoder": self.sharp, "PCA": self.pca}
+        columns = {name: quality for name, quality in of.items() if quality is not None}
+        rows = []
+        for field, measure in MEASURES.items():
+            found = [getattr(quality, field) for quality in columns.values()]
+            rows.append((measure.label, *(None if one is None else one.value for one in found)))
+        return notebook.table(f"{self.images:,} {self.split} images", ("", *columns), rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; an interval is a list of its two ends."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoencode import notebook
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.decoding import read_bytes
@@ -169,6 +170,11 @@ class Outliers:
     notes: tuple[str, ...] = ()
     agreement: Agreement | None = None
     sheet: Pixels | None = None
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self.flagged):,} outliers of {len(self.images):,} images, by {self.score}"
+        rows = ((one.score, one.p_value, "outlier" if one.outlier else "", one.path) for one in self.images)
+        return notebook.table(title, ("score", "p-value", "", "path"), rows)
 
     @property
     def flagged(self) -> list[Verdict]:

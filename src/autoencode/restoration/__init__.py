@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from autoencode import notebook
 from autoencode.atomic import (
     append_line,
     claim_folder,
@@ -93,6 +94,10 @@ class Restorations:
     results: list[Restoration]
     skipped: list[tuple[Path, str]]
     kept: int
+
+    def _repr_html_(self) -> str:
+        rows = ((one.noise, one.psnr_db, one.path) for one in self.results)
+        return notebook.table(f"{len(self.results):,} images restored", ("removed", "PSNR dB", "path"), rows)
 
 
 def restore(

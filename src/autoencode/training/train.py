@@ -61,6 +61,10 @@ class Run:
     pack_path: Path
     metrics: list[Record]
 
+    def __repr__(self) -> str:
+        """Return where it is and how long it is; the metrics would be pages."""
+        return f"Run({str(self.folder)!r}, {len(self.metrics)} epochs)"
+
 
 def train(
     source: Any,  # noqa: ANN401 - see `listed`

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from autoencode import notebook
 from autoencode.atomic import claim_folder, csv_bytes, write_bytes
 from autoencode.data.loader import random_seed
 from autoencode.embedding import find_encoder
@@ -89,6 +90,13 @@ class Transfer:
     held_out_images: int
     notes: list[str]
     skipped: list[tuple[Path, str]]
+
+    def _repr_html_(self) -> str:
+        title = (
+            f"{self.kept} is kept; {self.held_out_images:,} images held out of {len(self.confusion)} classes"
+        )
+        rows = ((one.method, one.labels_per_class or "all", one.accuracy) for one in self.comparison)
+        return notebook.table(title, ("method", "labels a class", "accuracy"), rows)
 
 
 # Called with (stage, images done, images in all).

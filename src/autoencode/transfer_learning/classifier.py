@@ -22,7 +22,7 @@ from autoencode.data.sources import expanded, paths_given, read_beside
 from autoencode.embedding import EMBEDDINGS, PRETRAINED_KINDS, ImageEncoder, find_encoder
 from autoencode.errors import ModelFileError
 from autoencode.feature_maps import descriptions, trace
-from autoencode.figures import image_grid
+from autoencode.figures import image_grid, png
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import (
     check_finite,
@@ -157,6 +157,9 @@ class Predictions:
     probabilities: NDArray[np.float64]
     classes: tuple[str, ...]
     sheet: Pixels
+
+    def _repr_png_(self) -> bytes:
+        return png(self.sheet)
 
 
 def classify(
