@@ -78,7 +78,7 @@ def test_the_epochs_of_a_run_are_said_in_the_numbers_that_were_asked_for() -> No
     records = lines([0.3, 0.1, 0.2, 0.2, 0.2])
     sharp = {"epoch": 6.0, "step": 60.0, "val_perceptual": 1.0}
     assert epochs_in_words(config, [*records, sharp]) == (
-        "5 of 20, as the last 3 brought nothing better; the model is of epoch 2; and 1 of the sharp decoder"
+        "5 of 20, as the last 3 brought nothing better; the model is of epoch 2; then 1 of the sharp decoder"
     )
     assert epochs_in_words(config, records[:3]) == "3 of 20; the model is of epoch 2"
     assert epochs_in_words(replace(config, early_stopping=0), records[:3]) == "3 of 20"

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 # Scores from more training images are no better, and neighbours are slower to find.
 MOST_IMAGES = 2000
-# Of each split in a model file, to which they add 9 MB at most: twice as many add 14.
+# Of each split in a model file, to which they then add less than 10 MB.
 KEPT_IMAGES = 1000
 # Validation images from which it shows how much better a model knows the images it was trained on.
 _FEWEST_UNSEEN = 10

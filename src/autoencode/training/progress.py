@@ -148,7 +148,7 @@ def epochs_in_words(config: TrainConfig, records: Sequence[Record]) -> str:
         if len(first) < config.total_epochs and waited >= config.early_stopping:
             text += f", as the last {waited} brought nothing better"
         text += f"; the model is of epoch {first[-1 - waited]['epoch']:.0f}"
-    return text + (f"; and {sharp} of the sharp decoder" if sharp else "")
+    return text + (f"; then {sharp} of the sharp decoder" if sharp else "")
 
 
 def constant_image_mse(
