@@ -256,6 +256,12 @@ def made_to_hurt() -> Iterator[tuple[str, bytes]]:
     yield "all-tags.tif", tiff([(tag, 13, 2, 0xFFFFFFF0) for tag in range(0, 65535, 7)])
     exif = b"Exif\0\0" + tiff([(0x8769, 4, 1, 8), (0x0112, 3, 1, 6)], following=(8,))
     yield "loop-in-exif.jpg", jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    yield "padding.jpg", jpeg[:2] + b"\xff" * 20_000_000 + jpeg[2:]
+    yield "restarts.jpg", jpeg[:2] + b"\xff\xd0" * 10_000_000 + jpeg[2:]
+    yield "million-comments.jpg", jpeg[:2] + b"\xff\xfe\0\2" * 2_000_000 + jpeg[2:]
+    long = b"Exif\0\0" + tiff([(0x0112, 3, 1, 6)]) + bytes(60_000)
+    yield "long-exif.jpg", jpeg[:2] + (b"\xff\xe1" + struct.pack(">H", len(long) + 2) + long) * 9 + jpeg[2:]
+    yield "text-million.png", png(9, 9, 8, 2, zeros(9 * 28), chunk(b"tEXt", b"a\0b") * 200_000)
     frame = gif[gif.index(b",") : -1]
     yield "10000-frames.gif", gif[: gif.index(b",")] + frame[:10] + frame[10:] * 1 + frame * 9999 + b";"
     yield "endless-comment.gif", gif[:13] + b"!\xfe" + b"\xff" + bytes(255) * 9 + b"\xff" * 99999

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torture.seeds import damaged, encoded, picture, seeds
+from torture.seeds import chunk, damaged, encoded, picture, seeds
 
 from autoencode.data.preprocessing import Preprocessing, read_image
 from autoencode.errors import ImageError
@@ -68,6 +69,30 @@ def test_damaged_files_and_files_made_to_hurt_are_packed_or_skipped(torture: Tor
 
 def test_odd_folders_do_no_harm(torture: Torture) -> None:
     assert torture("folders", "--cases", "300").split()[1:3] == ["319", "0"]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "before", "part"),
+    [
+        ("JPEG", 2, b"\xff"),
+        ("JPEG", 2, b"\xff\xd0"),
+        ("JPEG", 2, b"\xff\xfe\0\2"),
+        ("PNG", 33, chunk(b"tEXt", b"a\0b")),
+        ("PPM", 2, b" "),
+        ("PPM", 3, b"#\n"),
+        ("GIF", 13 + 3 * 256, b"!\xfe\1a\0"),
+        ("JPEG2000", 32, b"\0\0\0\x08free"),
+    ],
+)
+def test_a_header_of_half_a_million_parts_is_skipped_at_once_and_one_of_some_is_not(
+    file_format: str, before: int, part: bytes
+) -> None:
+    content = encoded(picture(), file_format)
+    started = time.process_time()
+    with pytest.raises(ImageError, match="parts, which would take long to read"):
+        read_image(content[:before] + part * 600_000 + content[before:], SIZE)
+    assert time.process_time() - started < 2.5  # one of 256 MB took a minute and more
+    assert read_image(content[:before] + part * 500 + content[before:], SIZE).shape == (16, 32, 3)
 
 
 def test_a_jpeg_of_endless_scans_is_skipped_at_once_and_one_with_data_behind_it_is_not() -> None:

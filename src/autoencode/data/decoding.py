@@ -79,6 +79,7 @@ _UPRIGHT = {
 }
 _BAND_VALUES = 2**20  # scaled at once, in fp64: all of 200 million pixels at once took 3.8 GB
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, but for those inside a scan
+_MOST_READS = 2**19  # a second; a PNG of 256 MB in chunks of 8 KB takes a quarter of them
 _MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, for a few bytes
 _DARK = 64  # high bytes of values of 14 bits end below it
 _PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
@@ -166,12 +167,24 @@ def open_image(content: bytes) -> Image.Image:
         if accepted:
             if name == "JPEG" and _has_too_many_scans(content):
                 raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take long to decode")
-            image = factory(io.BytesIO(content), "")
+            image = factory(_Content(content), "")
             if name == "TIFF" and _is_planar_of_16_bits(image):
                 raise ImageError("a planar TIFF of 16-bit channels, which Pillow decodes wrongly")
             return image
     known = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM, JPEG 2000, TGA"
     raise ImageError(f"not an image of a known format ({known})")
+
+
+class _Content(io.BytesIO):
+    """The content of a file, for Pillow, which reads the padding and parts of some headers one by one."""
+
+    _left = _MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError(f"of more than {_MOST_READS:,} parts, which would take long to read")
+        return super().read(size)
 
 
 @functools.cache
@@ -206,7 +219,10 @@ def _is_tga(content: bytes) -> bool:
 def _has_too_many_scans(content: bytes) -> bool:
     """Whether a JPEG has more scans than any encoder writes; bytes after the image do not count."""
     scans, position = 0, 2
-    while scans <= _MOST_SCANS and (marker := _MARKER.search(content, position)) and marker[1] != b"\xd9":
+    for _ in range(_MOST_READS):
+        marker = _MARKER.search(content, position)
+        if marker is None or marker[1] == b"\xd9" or scans > _MOST_SCANS:
+            break
         scans += marker[1] == b"\xda"
         position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
     return scans > _MOST_SCANS
