@@ -33,11 +33,6 @@ class Tags(SharedLog):
         self._of: dict[str, set[_Key]] = {}
         self._history: list[_Change] = []
 
-    @property
-    def version(self) -> int:
-        """A number that grows with each change."""
-        return self._lines
-
     def of(self, entry: Entry) -> list[str]:
         """Return the tags of an image, sorted."""
         key = _key(entry)

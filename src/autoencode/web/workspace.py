@@ -261,9 +261,8 @@ class Workspace:
 
     @functools.cached_property
     def _own(self) -> dict[int, int]:
-        if self.review is None or self.review.letter == "i":
-            return {}
-        return {int(there): at for at, there in enumerate(self._twins) if there >= 0}
+        is_apart = self.review is not None and self.review.letter != "i"
+        return {int(there): at for at, there in enumerate(self._twins if is_apart else ()) if there >= 0}
 
     def file(self, name: str) -> Path | None:
         """Return the image file of a picture; None for one in memory, and for images out of storage."""
@@ -295,8 +294,8 @@ class Workspace:
         label = None if entry.label is None else readable(entry.label)
         # An index has splits, too, for a later training; before that they mean nothing to a person.
         split = None if self.path is None else entry.split
-        known = {"name": readable(entry.path), "kind": "image", "label": label, "split": split}
-        return {"id": name, **known, **more}
+        path = readable(entry.path)
+        return {"id": name, "name": path, "kind": "image", "label": label, "split": split, **more}
 
     def hold(self, held: Held) -> dict[str, Any]:
         """Keep a picture in memory and describe it."""

@@ -3,10 +3,10 @@
 /** @typedef {Record<string, string>} State */
 
 /** The tab and its state in a hash.
- * @param {string} hash @returns {{tab: string, state: State}} */
+ * @param {string} hash @returns {{tab: string, params: URLSearchParams}} */
 export function parsed(hash) {
   const [tab, text = ""] = hash.replace(/^#/, "").split("?");
-  return { tab, state: Object.fromEntries(new URLSearchParams(text)) };
+  return { tab, params: new URLSearchParams(text) };
 }
 
 /** The hash of a tab with a state.

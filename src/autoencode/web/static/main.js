@@ -1,5 +1,6 @@
 // The shell: shows one tab at a time, the one that the address names after "#".
 
+import { parsed } from "./address.js";
 import { get, setLaunch } from "./api.js";
 import { h, isTyping, modal, notice, say } from "./dom.js";
 import { takePictures } from "./pictures.js";
@@ -46,10 +47,9 @@ function showKeys() {
 }
 
 function open() {
-  const [name, text = ""] = location.hash.slice(1).split("?");
-  if (name === "main" && current) return; // the link that skips to the content
-  const chosen = Object.hasOwn(TABS, name) ? name : first;
-  const params = new URLSearchParams(text);
+  const { tab, params } = parsed(location.hash);
+  if (tab === "main" && current) return; // the link that skips to the content
+  const chosen = Object.hasOwn(TABS, tab) ? tab : first;
   // Focus stays on a link of the tab bar that was pressed; from anywhere else it moves to the heading of the new tab.
   const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);
   if (current && current !== chosen) {
