@@ -78,8 +78,10 @@ def test_exported_networks_do_what_the_model_does(
     assert metadata["images"].startswith("RGB, float32, 0 to 1")
 
 
-@pytest.mark.parametrize("detail", [None, 0.6])
-def test_either_decoder_is_exported_as_the_model_decodes(detail: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("detail", [None, (0.6, 0.2)])
+def test_either_decoder_is_exported_as_the_model_decodes(
+    detail: tuple[float, float] | None, tmp_path: Path
+) -> None:
     model = build("autoencoder", "residual", False)
     model.sharp_decoder = copy.deepcopy(model.decoder)
     model.sharp_decoder.last_weight.data.mul_(3)

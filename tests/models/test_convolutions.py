@@ -14,7 +14,7 @@ from autoencode.models.convolutions import (
     LinearEncoder,
     ResidualDecoder,
     ResidualEncoder,
-    fine_detail,
+    parts_of_detail,
     pooling_of,
 )
 
@@ -142,11 +142,10 @@ def test_features_of_the_encoder_cover_the_deepest_grid() -> None:
     assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 8 * 2 * 3)
 
 
-def test_detail_is_what_is_added_less_most_of_what_a_gaussian_of_scipy_keeps_of_it() -> None:
+def test_the_coarse_part_of_detail_is_what_a_gaussian_of_scipy_keeps_of_it() -> None:
     generator = torch.Generator().manual_seed(0)
     faithful, sharp = (torch.rand(2, 3, 16, 24, generator=generator) for _ in range(2))
-    added = (sharp - faithful).numpy()
-    coarse = gaussian_filter(added, (0, 0, 1.5, 1.5), mode="nearest", radius=5)
-    np.testing.assert_allclose(fine_detail(faithful, sharp), added - 0.7 * coarse, atol=1e-5)
-    flat = torch.full_like(faithful, 0.1)
-    torch.testing.assert_close(fine_detail(faithful, faithful + flat), 0.3 * flat)
+    fine, coarse = parts_of_detail(faithful, sharp)
+    expected = gaussian_filter((sharp - faithful).numpy(), (0, 0, 1.5, 1.5), mode="nearest", radius=5)
+    np.testing.assert_allclose(coarse, expected, atol=1e-5)
+    torch.testing.assert_close(fine + coarse, sharp - faithful)

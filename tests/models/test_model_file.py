@@ -226,7 +226,7 @@ def test_a_sharp_decoder_is_kept_and_a_file_of_the_version_before_is_one_without
     assert loaded.sharp_decoder is not None
     assert loaded.sharp_decoder.detail is None
     assert torch.equal(loaded.decode(codes), loaded.sharp_decoder(codes).clamp(0, 1))
-    model.sharp_decoder.detail = torch.tensor(0.25)
+    model.sharp_decoder.detail = torch.tensor([0.25, 0.1])
     save_model(tmp_path / "part.safetensors", model, {})
     part = load_model(tmp_path / "part.safetensors")
     assert not torch.equal(part.decode(codes), loaded.decode(codes))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autoencode.configuration import DecoderName
 from autoencode.data.sources import read_batches
 from autoencode.errors import ConfigError, check_choice
-from autoencode.models.convolutions import fine_detail
+from autoencode.models.convolutions import parts_of_detail
 from autoencode.models.image_model import ImageModel, Output, Posterior
 from autoencode.models.networks import Halves, ModelConfig
 from autoencode.pixels import to_float
@@ -208,15 +208,17 @@ class Autoencoder(ImageModel):
         return torch.cat(parts) if parts else torch.zeros(0, 3, height, width)
 
     def images_of(self, codes: Tensor, decoder: DecoderName) -> Tensor:
-        """Return float32 images (B, 3, H, W) of codes (B, D), not bounded; differentiable. See `decode`."""
+        """Return float32 images (B, 3, H, W) of codes (B, D), which may leave [0, 1]; see `decode`."""
         second = None if decoder == "faithful" else self.sharp_decoder
         if second is None:
             return self.decoder(codes).float()  # type: ignore[no-any-return]
         sharp: Tensor = second(codes).float()
         if second.detail is None:
             return sharp
-        faithful: Tensor = self.decoder(codes).float()
-        return faithful + second.detail * fine_detail(faithful, sharp)
+        # What is beyond black and white is not seen, and would be taken for detail: emoji are mostly white.
+        faithful = self.decoder(codes).float().clamp(0, 1)
+        fine, coarse = parts_of_detail(faithful, sharp.clamp(0, 1))
+        return faithful + second.detail[0] * fine + second.detail[1] * coarse
 
     def reconstruct(self, images: Any, decoder: DecoderName = "sharp") -> Tensor:  # noqa: ANN401
         """Return `decode(encode(images), decoder)`: (B, 3, H, W) in [0, 1]; arguments and errors as both."""

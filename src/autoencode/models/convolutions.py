@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# What a sharp decoder adds is coarse where a Gaussian of this deviation keeps it, and so much of that is
-# drawn for each part of what is finer. For half a decibel of PSNR it makes sharpness .50 instead of .45, at
-# the KID of drawing both alike (docs/results.md); deviations of 1 and 2 pixels do no better.
-_COARSE_PX, _COARSE_SHARE, _RADIUS = 1.5, 0.3, 5
+# What a sharp decoder adds is coarse where a Gaussian of this deviation keeps it. With 1 or 2 pixels images
+# of the same error are less sharp (docs/results.md).
+_COARSE_PX, _RADIUS = 1.5, 5
 
 
 class Bias(nn.Module):
@@ -54,8 +53,8 @@ class ImageDecoder(nn.Module):
 
     Attributes:
         linear: the part that maps a code to an image linearly, or None.
-        detail: (), of a second decoder: how much of what its images add to those of the first is drawn, from
-            0 to 1; None for its images as they are. See `fine_detail`.
+        detail: (2,), of a second decoder: the shares, 0 to 1, of the fine and of the coarse part of what its
+            images add to those of the first that are drawn; None for all of both. See `parts_of_detail`.
     """
 
     linear: LinearDecoder | None
@@ -76,11 +75,8 @@ class ImageDecoder(nn.Module):
         return 1.0
 
 
-def fine_detail(faithful: Tensor, sharp: Tensor) -> Tensor:
-    """Return what a sharp image adds to a faithful one, (B, 3, H, W), with little of what is coarse in it.
-
-    Detail that a code does not know is an error wherever it is drawn. The finer it is, the more of it is seen
-    for the same error.
+def parts_of_detail(faithful: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+    """Split what a sharp image adds to a faithful one into a fine and a coarse part, each (B, 3, H, W).
 
     Args:
         faithful: images (B, 3, H, W) of the first decoder.
@@ -92,7 +88,7 @@ def fine_detail(faithful: Tensor, sharp: Tensor) -> Tensor:
     padded = F.pad(added, (_RADIUS,) * 4, mode="replicate")
     across = F.conv2d(padded, row, groups=CHANNELS)
     coarse = F.conv2d(across, row.transpose(2, 3), groups=CHANNELS)
-    return added - (1 - _COARSE_SHARE) * coarse
+    return added - coarse, coarse
 
 
 class Encoder(nn.Module):

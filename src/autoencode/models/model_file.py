@@ -337,7 +337,7 @@ def model_of_parts(path: Path, weights: Mapping[str, torch.Tensor], content: Map
             if isinstance(model, Autoencoder) and any(name.startswith(SHARP) for name in weights):
                 model.sharp_decoder = copy.deepcopy(model.decoder)
                 if f"{SHARP}detail" in weights:  # files made before it existed draw all of it
-                    model.sharp_decoder.detail = torch.ones(())
+                    model.sharp_decoder.detail = torch.ones(2)
         own = {name: weight for name, weight in weights.items() if not name.startswith(PRIOR)}
         _check_types(own, model.state_dict())
         model.load_state_dict(own, assign=True)

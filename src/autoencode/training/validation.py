@@ -88,9 +88,9 @@ def validate_decoder(
         for index, (batch, local) in enumerate(batches()):
             clean = objective.runtime.to_device(batch)
             views = objective.views(phase.model, clean, local, "validation", index)
-            sums += measure(views) * local.counted
+            sums += measure(views).flatten() * local.counted
         return processes.total(sums) / images
 
-    phase.choose_detail(means(phase.detail_terms, 3))
+    phase.choose_detail(means(phase.detail_terms, 9).view(3, 3))
     error, distance = means(phase.validate, 2).tolist()
     return {"val_sharp_mse": error, "val_perceptual": distance}
