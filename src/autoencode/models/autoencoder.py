@@ -216,7 +216,7 @@ class Autoencoder(ImageModel):
         if second.detail is None:
             return sharp
         # What is beyond black and white is not seen, and would be taken for detail: emoji are mostly white.
-        faithful = self.decoder(codes).float().clamp(0, 1)
+        faithful: Tensor = self.decoder(codes).float().clamp(0, 1)
         fine, coarse = parts_of_detail(faithful, sharp.clamp(0, 1))
         return faithful + second.detail[0] * fine + second.detail[1] * coarse
 
