@@ -62,7 +62,7 @@ async def about(workspace: OpenWorkspace, layout: Layout = "pca") -> dict[str, A
         "by": "codes of the model" if workspace.vectors() is None else workspace.index_name,
         "labels": [readable(label) for label in review.pack.labels],
         "splits": SPLITS,
-        "groups": _described(workspace, review),
+        "groups": await asyncio.to_thread(_described, workspace, review),
         "known": [
             *([] if workspace.ranking is None else ["score"]),
             *([] if workspace.comparing.known("duplicates") is None else ["copies"]),

@@ -119,7 +119,7 @@ export function mount(root) {
 /** One group: its files, the one that stays first, each with what was done to it. */
 function group(files) {
   const first = files[0];
-  return h("section", { class: files.length > 2 ? "copy-group many" : "copy-group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
+  return h("div", { role: "group", class: files.length > 2 ? "copy-group many" : "copy-group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
 }
 
 function copy(file, first, files) {
