@@ -19,7 +19,7 @@ from autoencode.models.model_file import read_tensors, write_tensors
 from autoencode.outliers import normal as module
 from autoencode.outliers.detectors import PatchBank
 from autoencode.outliers.normal import FORMAT_VERSION, KIND, NormalImages, holds_normal
-from autoencode.outliers.patches import read_in_shape
+from autoencode.outliers.patches import read_in_shape, seen_sizes
 
 ROWS, COLUMNS = 96, 240  # a long part
 
@@ -132,6 +132,29 @@ def test_more_images_than_fit_a_bank_are_measured_against_it(
     found = fit_normal(parts / "good", progress=lambda *at: seen.append(at))
     assert len(found.calibration) == len(found.paths) == 40
     assert seen[-1] == (60, 60)
+    # The same limit, as one of patches.
+    picture = read_in_shape(found.paths[0], Limits())
+    grids = [rows * columns // 16**2 for rows, columns, _ in (one.shape for one in picture.pixels)]
+    monkeypatch.setattr(module, "MOST_FITTED", 500)
+    monkeypatch.setattr(module, "_MOST_PATCHES", 20 * sum(grids))
+    np.testing.assert_array_equal(fit_normal(parts / "good").calibration, found.calibration)
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        ((300, 350), [(128, 144), (256, 304)]),
+        ((1000, 1000), [(128, 128), (256, 256)]),
+        ((2000, 2000), [(128, 128), (512, 512)]),
+        ((4000, 3000), [(176, 128), (1024, 768)]),
+        ((500, 8000), [(128, 2048), (256, 4096)]),
+        ((20, 4000), [(16, 2048), (16, 2048)]),
+    ],
+)
+def test_images_of_over_a_megapixel_are_seen_at_more_pixels(
+    size: tuple[int, int], seen: list[tuple[int, int]]
+) -> None:
+    assert seen_sizes(*size) == seen
 
 
 def test_the_bound_of_the_rate_is_that_of_the_binomial(normal: NormalImages) -> None:

@@ -40,7 +40,8 @@ def inputs(pictures: list[Picture]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("alike", [True, False])
-@pytest.mark.parametrize("size", [(ROWS, COLUMNS), (150, 210)])  # patches in and beyond whole numbers
+# Patches in and beyond whole numbers, and an image of over a megapixel, which has a finer grid.
+@pytest.mark.parametrize("size", [(ROWS, COLUMNS), (150, 210), (1600, 1000)])
 def test_the_graph_judges_as_python_does(
     normal: NormalImages,  # noqa: F811
     pictures: list[Picture],

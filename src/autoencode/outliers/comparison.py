@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 TOPS = (1.0, 0.1, 0.01)  # shares of a map that defects cover: wide ones and small
+FEW_PATCHES = 8  # that a small defect covers, at most, however many the map of a large image has
 
 
 class Measured(NamedTuple):
@@ -110,7 +111,13 @@ class HeatScale:
 def _level(heat: NDArray[np.float32]) -> float:
     """Return the mean of the means of a map, of its highest tenth and of its highest hundredth."""
     highest = np.sort(heat.ravel())[::-1].astype(np.float64)
-    return float(np.mean([highest[: max(1, round(top * len(highest)))].mean() for top in TOPS]))
+    return float(np.mean([highest[:count].mean() for count in covered(len(highest))]))
+
+
+def covered(patches: int) -> list[int]:
+    """Return how many patches of a map of so many defects of each size cover, the widest first."""
+    counts = [max(1, round(top * patches)) for top in TOPS]
+    return [*counts[:-1], min(counts[-1], FEW_PATCHES)]
 
 
 def scores_of(measured: Measured, standard: Standard) -> Array:

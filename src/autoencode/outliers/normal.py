@@ -60,9 +60,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-KIND, FORMAT_VERSION = "normal images", 5
+KIND, FORMAT_VERSION = "normal images", 6
 FEWEST = 10  # images; with fewer, one in ten normal images would be called an outlier
-MOST_FITTED = 500  # images in the banks, whose patches are in memory; the others are measured against them
+# Images in the banks, and their patches, of 690 bytes each; the others are measured against them.
+MOST_FITTED, _MOST_PATCHES = 500, 400_000
 # Weights of patches, content, statistics, places of both scales and of the coarser one: if images vary, and
 # if they are alike. Wide defects stand out at the coarser scale.
 _WEIGHTS = ((1.0, 1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 1.0, 1.0))
@@ -289,33 +290,33 @@ def fit_normal(
         MissingExtraError: the weights of the network are not installed.
     """
     paths, limits = expanded(images), limits or Limits()
-    report = progress or (lambda done, total: None)
-    total = len(paths) + min(len(paths), MOST_FITTED)
+    report, total = progress or (lambda done, total: None), len(paths) + min(len(paths), MOST_FITTED)
     reader = _Reader(limits, value_range_of(paths, limits))
     used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
-    fit: Fit | None = None
+    fit, room = None, _MOST_PATCHES
     # In a random order: names must not decide which are fitted.
     order = np.random.default_rng(0).permutation(len(paths))
     for start in range(0, len(paths), BATCH):
         read = reader.read([paths[index] for index in order[start : start + BATCH].tolist()])
         for path, one in zip(read, _see(list(read.values())), strict=True):
-            if len(seen) == MOST_FITTED:
+            if fit or len(seen) == MOST_FITTED or room <= 0:
                 fit = fit or Fit.of(seen)
                 measured.append(fit.measure(one))
             else:
                 seen.append(one)
+                room -= sum(scale.patches[0, ..., 0].size for scale in one)
             used.append(path)
-        done = min(start + BATCH, len(paths))
-        report(done, total)
-    skipped = reader.skipped
+        report(min(start + BATCH, len(paths)), total)
     if len(used) < FEWEST:
-        reasons = f" {len(skipped)} cannot be used; {skipped[0][0]}: {skipped[0][1]}." if skipped else ""
+        bad = reader.skipped
+        reasons = f" {len(bad)} cannot be used; {bad[0][0]}: {bad[0][1]}." if bad else ""
         raise ConfigError(f"Give {FEWEST} or more normal images; there are {len(used)}.{reasons}")
-    crossed = _cross_fitted(seen, lambda count: report(min(len(paths) + count, total), total))
+    total = len(paths) + len(seen)
+    crossed = _cross_fitted(seen, lambda count: report(len(paths) + count, total))
     normal = dataclasses.replace(
         _calibrated(fit or Fit.of(seen), [*crossed, *measured], len(seen), reader.value_range),
         paths=(*used, *reader.copies),
-        skipped=(*skipped, *paths.skipped),
+        skipped=(*reader.skipped, *paths.skipped),
         digests=tuple(reader.digests),
         usual_size=reader.sizes.most_common(1)[0][0],
     )

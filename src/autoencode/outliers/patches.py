@@ -8,6 +8,7 @@ Shapes: B batch, H height, W width of an image, h, w rows and columns of its pat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -34,6 +35,9 @@ Floats = NDArray[np.float32]
 # second (see `normal`).
 SHORT_SIDES = (128, 256)
 LONGEST_SIDE = 16 * SHORT_SIDES[0]  # of an image at any scale; a longer one is reduced further
+# Pixels up to which an image is seen so at the second scale. A larger one is seen at more, so that a scratch
+# of some pixels does not vanish, up to so many times a side: time and memory grow with the square of it.
+_USUAL_PIXELS, _MOST_ENLARGED = 1e6, 3.0
 
 # Early, middle and late: edges and texture, parts, and objects. Block 10 gives the grid, of stride 16.
 _BLOCKS = (4, 10, 14)
@@ -47,7 +51,8 @@ class Picture(NamedTuple):
 
     Attributes:
         height, width: of the upright image in its file, in pixels.
-        pixels: (H, W, 3) in 0..255 at each of `SHORT_SIDES`, or less where the longer side is too long.
+        pixels: (H, W, 3) in 0..255 at each of `SHORT_SIDES`, or less where the longer side is too long. Those
+            of images of over a megapixel are larger at the second, up to three times a side.
     """
 
     height: int
@@ -75,8 +80,10 @@ def read_in_shape(path: Path, limits: Limits, value_range: tuple[float, ...] = (
 
 def seen_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """Return the rows and columns of `Picture.pixels` of an image of a height and width in pixels."""
+    finer = min(max(1.0, math.sqrt(height * width / _USUAL_PIXELS)), _MOST_ENLARGED)
     scales = [
-        min(short_side / min(width, height), LONGEST_SIDE / max(width, height)) for short_side in SHORT_SIDES
+        enlarged * min(short_side / min(width, height), LONGEST_SIDE / max(width, height))
+        for short_side, enlarged in zip(SHORT_SIDES, (1.0, finer), strict=True)
     ]
 
     # Stretched by less than half of the multiple, which keeps the shape.

@@ -22,7 +22,7 @@ from autoencode.atomic import check_output, make_folder, names_in, write_bytes
 from autoencode.errors import VERSION, ConfigError, OutputError
 from autoencode.export import NamedNetwork, OnnxFile, check_installed, exported_and_checked
 from autoencode.models.backbones import BACKBONE
-from autoencode.outliers.comparison import TOPS
+from autoencode.outliers.comparison import covered
 from autoencode.outliers.detectors import NEIGHBOURS, TINY, TOP, resized
 from autoencode.outliers.patches import features_of, seen_sizes
 
@@ -138,7 +138,11 @@ class Judge(NamedNetwork):
         finer = F.interpolate(maps[0][:, None], self.grid, mode="bilinear", align_corners=False)[:, 0]
         standard = (finer + maps[1]) / 2
         highest = torch.stack(
-            [torch.stack([_highest(one, share) for share in TOPS]).mean(0) for one in (standard, maps[0])], 1
+            [
+                torch.stack([_highest(one, count) for count in covered(one[0].numel())]).mean(0)
+                for one in (standard, maps[0])
+            ],
+            1,
         )
         # Of the places, the logarithm is what is there; its exponential would overflow fp32.
         hottest = torch.logaddexp(highest, torch.tensor(TINY).log())
@@ -147,7 +151,7 @@ class Judge(NamedNetwork):
         )
         scores = torch.stack(
             [
-                (_highest(coarse, 1.0) * _highest(coarse, TOP)).sqrt(),
+                (coarse.mean((1, 2)) * _highest(coarse, max(1, round(TOP * coarse[0].numel())))).sqrt(),
                 nearest.values[:, -1].clamp(min=0).sqrt(),
                 self.early(early),
             ],
@@ -194,7 +198,6 @@ def _squares(rows: Tensor, others: Tensor) -> Tensor:
     return rows.square().sum(1)[:, None] + others.square().sum(1) - 2 * rows @ others.T
 
 
-def _highest(maps: Tensor, share: float) -> Tensor:
-    """Return the mean (B,) of the highest share of maps (B, h, w)."""
-    flat = maps.flatten(1)
-    return flat.topk(max(1, round(share * flat.shape[1]))).values.mean(1)
+def _highest(maps: Tensor, count: int) -> Tensor:
+    """Return the mean (B,) of the highest values of maps (B, h, w), so many of each."""
+    return maps.flatten(1).topk(count).values.mean(1)
