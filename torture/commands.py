@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,17 @@ from typing import Any
 
 from autoencode.data.manifest import is_pack
 from autoencode.data.pack import open_pack, pack_folder
+from autoencode.data.pictures import read_picture
 from autoencode.data.preprocessing import Preprocessing
+from autoencode.duplicates import find_duplicates
+from autoencode.duplicates.output import JSON_NAME, OTHERS_NAME, SCRIPT_NAME, TABLE_NAME, write_results
 from autoencode.errors import AutoencodeError
 from autoencode.index import build_index
 from autoencode.models.model_file import load_model
 from autoencode.paper.page import write_paper
 from autoencode.paper.results import measure_all
 from autoencode.paper.study import Experiment, Plan, open_study, train_all, writing
+from autoencode.restoration import restore
 from autoencode.training.run import is_run, read_metrics
 from autoencode.training.train import train
 from torture.outcome import Outcome
@@ -91,6 +96,19 @@ def paper(images: Path, out: Path) -> None:
         write_paper(measure_all(plan, train_all(plan)))
 
 
+def restored(images: Path, out: Path) -> None:
+    """Restore a folder by the restorer beside it."""
+    restore(images.parent / "restorer.safetensors", images, out)
+
+
+def duplicates(images: Path, out: Path) -> None:
+    """Look for copies in a folder, which has two."""
+    copy = images / "copy.png"
+    if not copy.exists():
+        shutil.copy(sorted(images.rglob("*.png"))[0], copy)
+    write_results(find_duplicates(images, cache=out / "cache"), out, "first")
+
+
 def result_of_pack(out: Path) -> str:
     """Digest of the entries and of the pixels of each."""
     made = open_pack(out)
@@ -135,6 +153,17 @@ def result_of_paper(out: Path) -> str:
     runs = [result_of_run(folder) for folder in sorted((out / "runs").iterdir()) if is_run(folder)]
     figures = [path.read_bytes() for path in sorted((out / "figures").iterdir())]
     return _digest(*runs, json.dumps(results, sort_keys=True), *figures)
+
+
+def result_of_restored(out: Path) -> str:
+    """Digest of the images."""
+    files = sorted(path for path in out.iterdir() if path.suffix == ".png")
+    return _digest(*(path.name for path in files), *(path.read_bytes() for path in files))
+
+
+def result_of_duplicates(out: Path) -> str:
+    """Digest of what was found, and of the script."""
+    return _digest(*((out / name).read_bytes() for name in (JSON_NAME, TABLE_NAME, OTHERS_NAME, SCRIPT_NAME)))
 
 
 def whole_pack(out: Path) -> bool:
@@ -204,11 +233,25 @@ class Command:
     is_whole: Callable[[Path], bool]
 
 
+def whole_restored(out: Path) -> bool:
+    """Whether every image that is there can be read, and has the size of its original."""
+    return all(read_picture(path).levels.ndim == 3 for path in out.glob("*.png")) if out.exists() else True
+
+
+def whole_duplicates(out: Path) -> bool:
+    """Whether what is there is JSON, and a script that ends as one does."""
+    if (out / JSON_NAME).exists():
+        json.loads((out / JSON_NAME).read_text())
+    return not (out / SCRIPT_NAME).exists() or (out / SCRIPT_NAME).read_bytes().endswith(b'moved"\n')
+
+
 COMMANDS = (
     Command("pack", pack, result_of_pack, whole_pack),
     Command("train", fit, result_of_run, whole_run),
     Command("index", index, result_of_index, whole_index),
     Command("lance", lance, result_of_lance, whole_lance),
+    Command("restore", restored, result_of_restored, whole_restored),
+    Command("duplicates", duplicates, result_of_duplicates, whole_duplicates),
     Command("paper", paper, result_of_paper, whole_paper),
 )
 
@@ -229,9 +272,12 @@ def chosen(names: Sequence[str], outcome: Outcome) -> list[Command]:
 
 
 def make_model(folder: Path, images: Path) -> None:
-    """Train the model that `index` takes, as `folder`/model.safetensors."""
+    """Train what `index` and `restore` take, as `folder`/model.safetensors and restorer.safetensors."""
     run = train(images, folder / "first", size=16, epochs=1, keep_memory=False, **TINY)
     os.link(run.model_path, folder / "model.safetensors")
+    small: dict[str, Any] = {"preset": "restore", "widths": (4, 8), "size": 16, "epochs": 1}
+    run = train(images, folder / "second", keep_memory=False, **small)
+    os.link(run.model_path, folder / "restorer.safetensors")
 
 
 def prepared(folder: Path, images: int, names: Sequence[str]) -> tuple[Outcome, Path, list[Command]]:

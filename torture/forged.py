@@ -164,6 +164,9 @@ def _make(folder: Path, with_all: bool) -> None:
         train(pack.path, folder / name, epochs=2, keep_memory=False, **tiny)
         fit_prior(model := load_model(folder / name), pack)
         save_model(folder / name / "model.safetensors", model, model.provenance)
+    judging = load_model(folder / "vae")
+    fit_reference(judging, pack, keep=True)
+    save_model(folder / "judging.safetensors", judging, judging.provenance)
     model = load_model(folder / "plain")
     build_index(images, folder / "index", folder / "plain", embedding="code")
     _with_lists(folder / "index", folder / "listed")
@@ -226,6 +229,10 @@ def _use_reference(folder: Path) -> None:
     find_outliers(model, folder / "images" / "class 0", reference)
 
 
+def _use_judging(folder: Path) -> None:
+    find_outliers(load_model(folder / "judging.safetensors"), folder / "images" / "class 0")
+
+
 def _use_normal(folder: Path) -> None:
     inspect_images(load_normal(folder / "normal.safetensors"), folder / "images" / "class 0")
 
@@ -253,6 +260,7 @@ KINDS = tuple(
         Kind("model", "plain/model.safetensors", lambda f: _use_model(f / "plain"), "model"),
         Kind("best model", "best/model.safetensors", lambda f: _use_model(f / "best"), "model"),
         Kind("VAE", "vae/model.safetensors", lambda f: _use_model(f / "vae"), "model"),
+        Kind("model with its normal images", "judging.safetensors", _use_judging, "model"),
         Kind("index", "index/index.safetensors", lambda f: _use_index(f / "index", f), "search-index"),
         Kind(
             "index of inverted lists",
