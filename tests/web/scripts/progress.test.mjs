@@ -9,10 +9,11 @@ import { stageOf } from "../../../src/autoencode/web/static/start.js";
 test("a line of a command is a stage with its numbers", () => {
   const line = "packing: 1,200 of 2,000, 310 images/s, 3 s left";
   assert.deepEqual(stageOf(line), { stage: "packing", done: 1200, total: 2000 });
+  assert.deepEqual(stageOf("epoch 1/40  loss 0.1, 0:30 left"), { stage: "epochs", done: 1, total: 40 });
 });
 
 test("a line without numbers is shown as it is, and none as the start", () => {
-  assert.deepEqual(stageOf("epoch 1/40  loss 0.1"), { stage: "epoch 1/40  loss 0.1", done: 0, total: 0 });
+  assert.deepEqual(stageOf("saving"), { stage: "saving", done: 0, total: 0 });
   assert.equal(stageOf("").stage, "starting");
 });
 

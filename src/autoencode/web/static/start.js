@@ -7,8 +7,10 @@ import { lacks, workspace } from "./shared.js";
 
 const LOOK_MS = 1000;
 
-/** The progress in the last line that a command wrote, such as "packing: 1,200 of 2,000, 300 images/s". */
+/** The progress in the last line that a command wrote: "packing: 1,200 of 2,000, 300 images/s", "epoch 2/11  loss 0.3". */
 export function stageOf(line) {
+  const [, epoch, epochs] = /^epoch (\d+)\/(\d+)/.exec(line) ?? [];
+  if (epochs) return { stage: "epochs", done: Number(epoch), total: Number(epochs) };
   const [, stage, done, total] = /^([^:]+): ([\d,]+) of ([\d,]+)/.exec(line) ?? [];
   const count = (text) => Number(text.replaceAll(",", ""));
   return total ? { stage, done: count(done), total: count(total) } : { stage: line || "starting", done: 0, total: 0 };
@@ -89,6 +91,13 @@ export function mount(root) {
     watching?.abort();
     const mine = (watching = new AbortController());
     let epochs = -1;
+    let isStopping = false;
+    const stop = async () => {
+      isStopping = true; // again, and it would be ended before it has kept anything
+      actions.replaceChildren();
+      title.textContent = first.kind === "train" ? "Keeping what was learned" : "Stopping";
+      await post("/api/start/work/stop");
+    };
     const bar = progressBar("starting");
     const line = h("p", { class: "hint" });
     const pictures = h("div", { class: "preview" });
@@ -97,13 +106,14 @@ export function mount(root) {
     const title = h("h2", {});
     doing.replaceChildren(h("section", { class: "doing", "aria-label": "Running" }, title, bar, line, actions, pictures, charts));
     for (let at = first; !mine.signal.aborted; at = await get("/api/start/work", mine.signal)) {
-      title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : at.failed ? ": failed" : ": done"}`;
+      if (!at.running || !isStopping) title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : at.failed ? ": failed" : ": done"}`;
       const records = at.records ?? [];
       bar.hidden = !at.running;
-      bar.update(records.length ? { stage: "epochs", done: records.length, total: at.epochs } : stageOf(at.line));
-      line.textContent = at.running && !records.length ? "" : at.line;
+      // Not the line that tells what Ctrl-C does: here it is a button.
+      if (!at.line.startsWith("time:")) bar.update(stageOf(at.line));
+      line.textContent = at.running && !at.line.startsWith("epoch") ? "" : at.line;
       actions.replaceChildren(
-        ...(at.running ? [h("button", { type: "button", onclick: () => post("/api/start/work/stop").catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
+        ...(at.running && !isStopping ? [h("button", { type: "button", onclick: () => stop().catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
         ...(at.ready && !at.running ? [h("button", { type: "button", class: "primary", onclick: () => open(at.out).catch((err) => showFailure(err)) }, "Open")] : []),
       );
       if (records.length && records.length !== epochs && at.ready) {
