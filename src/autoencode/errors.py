@@ -111,8 +111,10 @@ class OutputError(AutoencodeError, OSError):
     @classmethod
     def of(cls, path: Path, err: OSError) -> OutputError:
         """Return the error of the system about a file or folder as one of these."""
-        # A file where a folder is needed has one of two errors, which name neither.
-        if isinstance(err, FileExistsError | NotADirectoryError):
+        # A file where a folder is needed has one of two errors, which name neither. That a temporary file is
+        # there already is another matter.
+        is_there = isinstance(err, FileExistsError) and str(err.filename) in map(str, (path, *path.parents))
+        if is_there or isinstance(err, NotADirectoryError):
             file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
             if file is not None:
                 return cls(f"Could not write {path}: {file} is a file, not a folder. Choose another place.")
