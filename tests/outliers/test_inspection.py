@@ -40,8 +40,8 @@ def test_defects_come_first_with_their_place(normal: NormalImages, parts: Path, 
     left, top, width, height = first.box
     # The region overlaps the spot, and is no larger than its neighbourhood.
     assert left < 60 and left + width > 20 and top < 40 and top + height > 8
-    assert width < 0.6 * COLUMNS
-    assert 0 < first.area < 0.6
+    assert width < 0.5 * COLUMNS
+    assert 0 < first.area < 0.2
     assert [one.score for one in found.images] == sorted((one.score for one in found.images), reverse=True)
     assert all(one.outlier == (one.score > found.threshold) for one in found.images)
 

@@ -180,16 +180,19 @@ def picture_name(number: int, path: Path, root: Path) -> str:
 
 
 def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | None, float]:
-    """Return the box around the region of the most heat, and the share of the image beyond normal."""
-    regions, count = label(heat > 1)
-    if not count:
+    """Return the box around the hottest place, and the share of the image that is as hot."""
+    if heat.max() <= 1:
         return None, 0.0
-    hottest = 1 + int(np.argmax(np.bincount(regions.ravel(), heat.ravel())[1:]))
-    rows, columns = find_objects(regions)[hottest - 1]
+    # Halfway between the upper end of normal patches and the peak. The whole region beyond the end is much
+    # larger than a defect: patches overlap. On 14 cracks of Kolektor the boxes had 3.8 times the area of
+    # those around the masks, with a median IoU of .16; halfway they have 1.8 times the area and .24.
+    hot = heat > (1 + heat.max()) / 2
+    regions, _ = label(hot)
+    rows, columns = find_objects(regions)[regions.flat[heat.argmax()] - 1]
     down, across = picture.height / heat.shape[0], picture.width / heat.shape[1]
     left, top = round(columns.start * across), round(rows.start * down)
     box = Box(left, top, round(columns.stop * across) - left, round(rows.stop * down) - top)
-    return box, float((heat > 1).mean())
+    return box, float(hot.mean())
 
 
 def draw(folder: Path, name: str, verdict: Verdict, picture: Picture) -> None:
