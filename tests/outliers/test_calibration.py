@@ -139,6 +139,13 @@ def test_without_a_rate_three_images_are_beyond_the_threshold_if_that_is_from_on
     assert fpr_bound(images, rate) == pytest.approx(beta.ppf(0.99, beyond, images + 1 - beyond))
 
 
+def test_the_rate_without_a_wish_is_the_one_that_guide_and_help_state() -> None:
+    """3 / (N + 1), from .05 to .01; 1 / (N + 1) where .05 cannot be kept to."""
+    for images in range(10, 400):
+        stated = 1 / (images + 1) if images < 19 else float(np.clip(3 / (images + 1), 0.01, 0.05))
+        assert attainable_fpr(images) == pytest.approx(stated)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
 def test_a_rate_that_cannot_be_is_rejected(rate: float) -> None:
     with pytest.raises(ConfigError, match="above 0 and below 1"):

@@ -85,8 +85,8 @@ def attainable_fpr(
 
     Args:
         images: number of images in the calibration set.
-        fpr: the rate asked for; None for 0.01, or with fewer than 300 images 3 / (images + 1), but at most
-            0.05, or with fewer than 19 images the smallest rate there is.
+        fpr: the rate asked for; None for 3 / (images + 1), but at least 0.01 and at most 0.05, or with fewer
+            than 19 images, which cannot keep to 0.05, 1 / (images + 1).
         found: for the message, which images there are.
         advice: for the message, how there can be more.
 
@@ -115,6 +115,11 @@ def threshold_rank(images: int, fpr: float) -> int:
     """Return how many calibration scores, at least one, are at or above the threshold."""
     # A rate such as 3 / 41 times 41 may come out below 3.
     return max(1, math.floor(fpr * (images + 1) + 1e-9))
+
+
+def most_flagged(images: int, fpr: float) -> int:
+    """Return how many calibration images at most are outliers among themselves: each is as high as itself."""
+    return threshold_rank(images, fpr) - 1
 
 
 def conformal_threshold(calibration: Array, fpr: float) -> float:
