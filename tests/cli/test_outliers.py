@@ -188,6 +188,26 @@ def test_a_folder_of_normal_images_judges_others_without_training(
     assert outliers(kept, next(good.iterdir()), "--fail-on-outlier")[0] == 0
 
 
+def test_an_image_that_cannot_be_judged_is_counted_and_not_passed(
+    outliers: Command, good: Path, tmp_path: Path
+) -> None:
+    new, table = tmp_path / "new", tmp_path / "found.csv"
+    new.mkdir()
+    shutil.copy(good / "0.png", new)
+    (new / "cut.png").write_bytes((good / "1.png").read_bytes()[:200])
+    (new / "notes.txt").touch()
+    code, said, complaint = outliers(good, new, "--out", table)
+    assert code == 0, complaint
+    assert "outliers: 0 of 1 image, by" in said
+    assert "unread:   1 image could not be judged" in said
+    assert len(table.read_text().splitlines()) == 3
+    assert outliers(good, new, "--fail-on-outlier")[0] == 1
+    (new / "cut.png").unlink()
+    code, said, _ = outliers(good, new, "--fail-on-outlier")
+    assert code == 0
+    assert "unread" not in said
+
+
 def test_masks_that_a_table_of_images_names_are_compared_without_an_option(
     outliers: Command, good: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +273,7 @@ def test_normal_images_alone_are_judged_by_each_other(outliers: Command, good: P
     code, said, complaint = outliers(good)
     assert code == 0, complaint
     assert " of 20 images, by patches" in said
+    assert "at 5.00%, at most 0 of 20 images that judge each other can be called outliers" in said
 
 
 def test_files_are_judged_as_they_come_until_an_outlier_stops_it(

@@ -99,8 +99,12 @@ def test_the_table_and_the_sheet_are_written(
     out = tmp_path / "new" / "found.csv"
     found = find_outliers(vae, mixed, reference, out, fpr=0.3, heatmaps=heatmaps)
     with out.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        *rows, broken = csv.DictReader(file)
     assert tuple(rows[0]) == COLUMNS
+    assert {name: cell for name, cell in broken.items() if cell} == {
+        "path": str(mixed / "broken.jpg"),
+        "error": found.skipped[0][1],
+    }
     assert [float(row["threshold"]) for row in rows] == pytest.approx([found.threshold] * len(rows), rel=1e-5)
     ratios = [0.3 / image.p_value for image in found.images]
     assert [float(row["ratio"]) for row in rows] == pytest.approx(ratios, rel=1e-5)
@@ -133,8 +137,16 @@ def test_json_holds_the_same_and_what_was_skipped(
     assert content["score"] == "knn"
     assert content["fpr"] == 0.3
     assert content["calibration_images"] == reference.calibration_images
-    assert [row["path"] for row in content["images"]] == [str(image.path) for image in found.images]
-    assert [row["score"] for row in content["images"]] == [image.score for image in found.images]
+    assert {tuple(row) for row in content["images"]} == {COLUMNS}
+    *rows, broken = content["images"]
+    assert [row["path"] for row in rows] == [str(image.path) for image in found.images]
+    assert [row["score"] for row in rows] == [image.score for image in found.images]
+    assert {row["threshold"] for row in rows} == {found.threshold}
+    assert broken == {
+        **dict.fromkeys(COLUMNS),
+        "path": str(mixed / "broken.jpg"),
+        "error": found.skipped[0][1],
+    }
     assert content["skipped"] == [{"path": str(mixed / "broken.jpg"), "reason": found.skipped[0][1]}]
 
 

@@ -46,10 +46,18 @@ def test_defects_come_first_with_their_place(normal: NormalImages, parts: Path, 
     assert all(one.outlier == (one.score > found.threshold) for one in found.images)
 
 
-def test_without_images_the_normal_ones_are_judged_by_each_other(normal: NormalImages) -> None:  # noqa: F811
+def test_without_images_the_normal_ones_are_judged_by_each_other(
+    normal: NormalImages,  # noqa: F811
+    parts: Path,  # noqa: F811
+) -> None:
     found = inspect_images(normal, fpr=0.05)
     assert len(found.images) == 40
     assert sorted(one.score for one in found.images) == sorted(normal.calibration)
+    for rate in (0.03, 0.05, 0.1, 0.25):
+        found = inspect_images(normal, fpr=rate)
+        flagged = sum(one.outlier for one in found.images)
+        assert any(f"at most {flagged} of 40 images that judge each other" in note for note in found.notes)
+    assert not any("judge each other" in note for note in inspect_images(normal, parts / "new").notes)
 
 
 def test_files_that_could_not_be_learned_from_are_listed_where_all_are_judged(
@@ -62,8 +70,13 @@ def test_files_that_could_not_be_learned_from_are_listed_where_all_are_judged(
     (mixed / "nowhere.png").symlink_to(mixed / "none")
     found = inspect_images(fit_normal(mixed), out=tmp_path / "found.json")
     assert len(found.images) == 40
-    listed = json.loads((tmp_path / "found.json").read_text())["skipped"]
-    assert sorted(Path(one["path"]).name for one in listed) == ["broken.png", "film.mp4", "nowhere.png"]
+    content = json.loads((tmp_path / "found.json").read_text())
+    names = [Path(one["path"]).name for one in content["skipped"]]
+    assert sorted(names) == ["broken.png", "film.mp4", "nowhere.png"]
+    # A part that could not be judged has a row without a score; a film is no part.
+    errors = [(Path(row["path"]).name, row["score"]) for row in content["images"] if row["error"]]
+    assert sorted(errors) == [("broken.png", None), ("nowhere.png", None)]
+    assert len(content["images"]) == 42
 
 
 def test_the_heat_of_a_normal_image_is_that_of_banks_without_it(
@@ -108,6 +121,14 @@ def test_tables_and_pictures_of_every_image(normal: NormalImages, parts: Path, t
     content = json.loads((tmp_path / "found.json").read_text())
     assert content["calibration_images"] == 40
     assert len(content["images"]) == len(rows)
+    # A program reads either table by the same names.
+    for row, in_csv in zip(content["images"], rows, strict=True):
+        assert list(row) == list(in_csv)
+        numbers = {name: float(in_csv[name]) for name, value in row.items() if isinstance(value, float)}
+        assert numbers == pytest.approx({name: row[name] for name in numbers}, rel=1e-5)
+        assert [str(row[side]) for side in ("left", "top", "width", "height")] == [
+            in_csv[side] for side in ("left", "top", "width", "height")
+        ]
     assert content["fpr"] < content["fpr_bound"] < 1
 
 
@@ -191,7 +212,7 @@ def test_each_file_is_judged_once_also_after_a_new_start(
     assert list(watch_images(normal, camera, table, interval_s=0, most_rounds=2)) == []
     part(2000, scratched=True).save(camera / "line 1" / "a.png")
     (camera / "broken.png").write_bytes(b"no image")
-    found = list(watch_images(normal, camera, table, fpr=0.05, interval_s=0, most_rounds=4))
+    found = list(watch_images(normal, camera, table, fpr=0.05, interval_s=0, patience_s=0, most_rounds=4))
     assert len(found) == 2
     assert any(isinstance(one, Verdict) and one.outlier for one in found)
     assert any(isinstance(one, tuple) and one[0].name == "broken.png" for one in found)
@@ -200,7 +221,10 @@ def test_each_file_is_judged_once_also_after_a_new_start(
     assert [one.path.name for one in again if isinstance(one, Verdict)] == [f"{'1' * 251}.png"]
     assert sorted(Path(row["path"]).stem for row in rows(table)) == ["1" * 251, "a", "broken"]
     assert {row["outlier"] for row in rows(table) if row["path"].endswith("a.png")} == {"true"}
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir())[0] == f"00003-{'1' * 194}-map.png"
+    assert {(row["score"], row["error"] != "") for row in rows(table) if "broken" in row["path"]} == {
+        ("", True)
+    }
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir())[0] == f"00002-{'1' * 194}-map.png"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere, names are text of one line")
@@ -215,12 +239,13 @@ def test_names_of_any_bytes_and_links_to_nowhere_are_judged_once(
         shutil.copy(camera / "0.png", camera / os.fsdecode(name))
     (camera / "nowhere.png").symlink_to(camera / "none.png")
     (camera / "loop.png").symlink_to(camera / "loop.png")
-    assert len(list(watch_images(normal, camera, table, interval_s=0, most_rounds=3))) == 7
-    assert list(watch_images(normal, camera, table, interval_s=0, most_rounds=3)) == []
+    once = {"interval_s": 0, "patience_s": 0, "most_rounds": 3}
+    assert len(list(watch_images(normal, camera, table, **once))) == 7
+    assert list(watch_images(normal, camera, table, **once)) == []
     content = table.read_bytes()
     cut = content[: content.index(b"two\n") + 4]  # in the name, where a line ends but no row
     table.write_bytes(cut)
-    again = list(watch_images(normal, camera, table, interval_s=0, most_rounds=3))
+    again = list(watch_images(normal, camera, table, **once))
     assert len(again) == 7 - (cut.count(b"\n") - 2)
     assert len(rows(table)) == 7
 
@@ -231,6 +256,41 @@ def test_a_file_that_still_grows_is_left_for_later(normal: NormalImages, tmp_pat
     part(1).save(camera / "a.png")
     looks = watch_images(normal, camera, tmp_path / "t.csv", interval_s=0, most_rounds=1)
     assert list(looks) == []  # one look cannot tell
+
+
+@pytest.mark.parametrize("patience_s", [0, 3600])
+def test_a_file_that_pauses_while_it_is_written_is_judged_when_it_is_whole(
+    normal: NormalImages,  # noqa: F811
+    tmp_path: Path,
+    patience_s: float,
+) -> None:
+    camera, table, path = tmp_path / "camera", tmp_path / "t.csv", tmp_path / "camera" / "a.png"
+    camera.mkdir()
+    part(2000, scratched=True).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    watching = watch_images(
+        normal, camera, table, fpr=0.05, interval_s=0, patience_s=patience_s, most_rounds=200
+    )
+    if patience_s == 0:  # longer than one waits
+        first = next(watching)
+        assert isinstance(first, tuple) and first[0] == path
+    else:
+        list(watch_images(normal, camera, table, fpr=0.05, interval_s=0, most_rounds=5))
+        assert rows(table) == []
+    path.write_bytes(content)
+    verdict = next(watching)
+    assert isinstance(verdict, Verdict) and verdict.outlier
+    assert [row["outlier"] for row in rows(table)] == ["", "true"][1 if patience_s else 0 :]
+    assert list(watching) == []
+    # Also after a new start.
+    path.with_name("b.png").write_bytes(content[:100])
+    once = {"interval_s": 0, "patience_s": 0, "most_rounds": 3}
+    assert [one[0].name for one in watch_images(normal, camera, table, **once) if isinstance(one, tuple)] == [
+        "b.png"
+    ]
+    path.with_name("b.png").write_bytes(content)
+    assert [one.path.name for one in watch_images(normal, camera, table, **once)] == ["b.png"]
 
 
 def test_a_line_that_a_crash_cut_short_is_judged_again(normal: NormalImages, tmp_path: Path) -> None:  # noqa: F811

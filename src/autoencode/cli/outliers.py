@@ -69,9 +69,7 @@ Maps = Annotated[
     Path | None,
     typer.Option(help="A folder for two pictures of each image: with its heat map over it, and the map."),
 ]
-OnlyOutliers = Annotated[
-    bool, typer.Option("--only-outliers", help="Leave images that are no outliers out of --maps.")
-]
+OnlyOutliers = Annotated[bool, typer.Option("--only-outliers", help="Leave other images out of --maps.")]
 Masks = Annotated[
     Path | None,
     typer.Option(
@@ -89,17 +87,15 @@ Save = Annotated[
     typer.Option(help="Keep what was learned from the normal images in a file, to judge others later."),
 ]
 FailOnOutlier = Annotated[
-    bool, typer.Option("--fail-on-outlier", help="Exit with 1 if an image is an outlier.")
+    bool,
+    typer.Option("--fail-on-outlier", help="Exit with 1 if an image is an outlier or cannot be judged."),
 ]
-ScoreChoice = Annotated[
-    ScoreName | None,
-    typer.Option(help=SCORE_HELP),
-]
+ScoreChoice = Annotated[ScoreName | None, typer.Option(help=SCORE_HELP)]
 Fpr = Annotated[
     float | None,
     typer.Option(
         help="False positive rate: at most this share of normal images is flagged, on average. Default: "
-        "0.01; with N < 300 calibration images 3 / (N + 1), at most 0.05 if N allows it."
+        "3 / (N + 1) for N normal images, from 0.05 to 0.01; 1 / (N + 1) with N < 19."
     ),
 ]
 RuleChoice = Annotated[
@@ -108,10 +104,7 @@ RuleChoice = Annotated[
         help="With a model: conformal (the default) keeps to --fpr; paper flags a KL above the median."
     ),
 ]
-Heatmaps = Annotated[
-    bool,
-    typer.Option("--heatmaps", help="With a model: add maps of the reconstruction error to the sheet."),
-]
+Heatmaps = Annotated[bool, typer.Option("--heatmaps", help="With a model: add error maps to the sheet.")]
 PackOf = Annotated[
     str | None,
     typer.Option(help="The pack the model was trained on: a folder or a URL. Default: the run's."),
@@ -161,20 +154,20 @@ def outliers(
         if images or watch is not None or save is not None:  # judged by each other, they come with the result
             show_skipped(list(learned.skipped))
         if watch is not None:
-            any_outlier = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
+            is_failed = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
         elif not images and save is not None:
             if learned.note is not None:
                 say(one_line(f"note: {learned.note}"))
             _warn_of_passing(learned.passing)
             show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
-            any_outlier = False
+            is_failed = False
         else:
-            any_outlier = _by_normal_images(learned, images or [], out, masks, how)
+            is_failed = _by_normal_images(learned, images or [], out, masks, how)
     else:
         settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal"}
         settings |= {name: value for name, value in asked.items() if value is not None}
-        any_outlier = _by_model(normal, images or [], out, pack, limits, settings)
-    if fail_on_outlier and any_outlier:
+        is_failed = _by_model(normal, images or [], out, pack, limits, settings)
+    if fail_on_outlier and is_failed:
         raise typer.Exit(1)
 
 
@@ -202,7 +195,7 @@ def _by_model(
     limits: Limits | None,
     settings: dict[str, Any],
 ) -> bool:
-    """Judge images by a model, and return whether one is an outlier."""
+    """Judge images by a model, and return whether one is an outlier or could not be judged."""
     from autoencode.atomic import TABLES, check_output
     from autoencode.data.pack import Pack, open_pack
     from autoencode.models.model_file import load_model
@@ -241,7 +234,7 @@ def _by_model(
         say(f"sheet: {sheet_path(out)}")
     # Last: the images that can be used are judged before the command fails for the others.
     fail_if_named(found.skipped, images)
-    return bool(found.flagged)
+    return bool(found.flagged or found.unread)
 
 
 def _learned(normal: Path, out: Path | None, save: Path | None, limits: Limits | None) -> NormalImages:
@@ -264,14 +257,14 @@ def _learned(normal: Path, out: Path | None, save: Path | None, limits: Limits |
 def _by_normal_images(
     normal: NormalImages, images: list[Path], out: Path | None, masks: Path | None, how: dict[str, Any]
 ) -> bool:
-    """Judge images by normal ones, and return whether one is an outlier."""
+    """Judge images by normal ones, and return whether one is an outlier or could not be judged."""
     from autoencode.outliers.ground_truth import beside
     from autoencode.outliers.inspection import curves_path, inspect_images
 
     masks = masks or beside(images)
     with counting("judging") as progress:
         found = inspect_images(normal, images or None, out, masks=masks, progress=progress, **how)
-    alike = "the normal images are alike" if found.are_alike else "content and style too, as they vary"
+    alike = "the normal images are alike" if found.are_alike else "content and statistics too, as they vary"
     _print(found, f"patches of EfficientNet-Lite0; {alike}", "normal images, each measured against others")
     show_result(found)
     curves = curves_path(out) if out is not None and found.agreement is not None else None
@@ -279,7 +272,7 @@ def _by_normal_images(
         if path is not None:
             say(f"{name}: {path}")
     fail_if_named(found.skipped, images)
-    return bool(found.flagged)
+    return bool(found.flagged or found.unread)
 
 
 def _watch(
@@ -291,7 +284,7 @@ def _watch(
     fail_on_outlier: bool,
     **how: Any,  # noqa: ANN401 - the options of `watch_images`
 ) -> bool:
-    """Judge files as they come until the user stops it, and return whether one was an outlier."""
+    """Judge files as they come until the user stops it; return whether one was an outlier or unreadable."""
     from autoencode.outliers.inspection import watch_images
 
     if out is None:
@@ -299,18 +292,18 @@ def _watch(
     if images:
         raise ConfigError("--watch judges the files of its folder. Leave the other images out.")
     say(f"watching {folder}: every new image is judged, until you press Ctrl-C")
-    any_outlier = False
+    is_failed = False
     with contextlib.suppress(KeyboardInterrupt):
         for found in watch_images(normal, folder, out, **how):
             if isinstance(found, tuple):
-                warn(f"{found[0]}: {found[1]}")
-                continue
-            say(one_line(f"{'OUTLIER' if found.outlier else 'normal':7}  {_line(found)}"))
-            any_outlier |= found.outlier
-            if fail_on_outlier and any_outlier:
+                warn(one_line(f"{found[0]} cannot be judged: {found[1]}"))
+            else:
+                say(one_line(f"{'OUTLIER' if found.outlier else 'normal':7}  {_line(found)}"))
+            is_failed |= isinstance(found, tuple) or found.outlier
+            if fail_on_outlier and is_failed:
                 break
     say(f"table: {out}")
-    return any_outlier
+    return is_failed
 
 
 def _line(one: Verdict) -> str:
@@ -329,6 +322,8 @@ def _print(found: Outliers, by: str, calibrated_on: str) -> None:
     if len(flagged) > SHOWN:
         say(f"and {len(flagged) - SHOWN} more")
     say(f"outliers: {len(flagged)} of {counted(len(found.images), 'image')}, by {by}")
+    if found.unread:
+        say(f"unread:   {counted(len(found.unread), 'image')} could not be judged")
     say(f"rule:     {_rule(found, calibrated_on)}")
     # Measured on images that calibrated nothing, so that one need not believe the rule.
     if found.validation_fpr is not None:

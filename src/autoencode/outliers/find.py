@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from autoencode import notebook
 from autoencode.atomic import TABLES, check_output, csv_bytes, write_bytes
 from autoencode.cluster import Cluster, joined_cluster
 from autoencode.data.decoding import read_bytes
+from autoencode.data.folders import Skipped, by_type
 from autoencode.data.listing import Paths
 from autoencode.data.mapping import map_files
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("path", "score", "threshold", "ratio", "p_value", "outlier"),
     *("left", "top", "width", "height", "area"),
+    "error",
 )
 SHEET_IMAGES = 24  # nobody looks through a longer sheet
 CHUNK = 64  # images in memory at once
@@ -181,17 +184,26 @@ class Outliers:
         """The outliers, most anomalous first."""
         return [one for one in self.images if one.outlier]
 
+    @property
+    def unread(self) -> Skipped:
+        """The images that could not be judged, with the reason: `skipped` without masks and other types."""
+        return by_type(self.skipped)[1]
+
     def write(self, table: Path) -> None:
-        """Write a table, .csv or .json, with a row for each image.
+        """Write a table, .csv or .json, with a row for each image, last for those that could not be judged.
 
         Raises:
             OutputError: it cannot be written.
         """
         if table.suffix.lower() == ".csv":
-            rows = (table_row(one, self.threshold) for one in self.images)
-            write_bytes(table, csv_bytes([COLUMNS, *rows]))
+            write_bytes(table, csv_bytes([COLUMNS, *map(cells, self._rows())]))
         else:
             write_bytes(table, (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode())
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        # A part without a row would pass for a good one.
+        found: Iterable[Verdict | tuple[Path, str]] = itertools.chain(self.images, self.unread)
+        return (row_of(one, self.threshold) for one in found)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold: everything but heat maps and the sheet."""
@@ -209,29 +221,33 @@ class Outliers:
             "passing": list(self.passing),
             "notes": list(self.notes),
             "agreement": self.agreement and self.agreement.to_json(),
-            "images": [
-                {
-                    "path": str(one.path),
-                    "score": one.score,
-                    "ratio": one.ratio,
-                    "p_value": one.p_value,
-                    "outlier": one.outlier,
-                    "box": one.box and one.box._asdict(),
-                    "area": one.area,
-                }
-                for one in self.images
-            ],
+            "images": list(self._rows()),
             "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
         }
 
 
-def table_row(one: Verdict, threshold: float) -> list[object]:
-    """Return the cells of `COLUMNS`; what is not known is empty."""
-    score, limit, ratio, p_value, area = (
-        "" if value is None else f"{value:.6g}"
-        for value in (one.score, threshold, one.ratio, one.p_value, one.area)
-    )
-    return [one.path, score, limit, ratio, p_value, str(one.outlier).lower(), *(one.box or ("",) * 4), area]
+def row_of(found: Verdict | tuple[Path, str], threshold: float) -> dict[str, Any]:
+    """Return a row of a table by the names of `COLUMNS`; what is not known is None.
+
+    Args:
+        found: the verdict on an image, or an image that could not be judged, with the reason.
+        threshold: the highest score that is no outlier.
+    """
+    if isinstance(found, tuple):
+        return dict.fromkeys(COLUMNS) | {"path": str(found[0]), "error": found[1]}
+    known = (str(found.path), found.score, threshold, found.ratio, found.p_value, found.outlier)
+    return dict(zip(COLUMNS, (*known, *(found.box or (None,) * 4), found.area, None), strict=True))
+
+
+def cells(row: dict[str, Any]) -> list[object]:
+    """Return a row as a CSV table has it."""
+    return ["" if value is None else _cell(value) for value in row.values()]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def find_outliers(

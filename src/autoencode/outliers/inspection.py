@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,8 @@ from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import Limits, check_usable, save_image
 from autoencode.data.sources import expanded, find_images
 from autoencode.errors import ConfigError, ImageError, ImageFolderError
-from autoencode.outliers.conformal import attainable_fpr
-from autoencode.outliers.find import COLUMNS, Box, Outliers, Verdict, table_row
+from autoencode.outliers.conformal import attainable_fpr, most_flagged
+from autoencode.outliers.find import COLUMNS, Box, Outliers, Verdict, cells, row_of
 from autoencode.outliers.ground_truth import compare, draw_curves, masks_of
 from autoencode.outliers.normal import BATCH, NormalImages
 from autoencode.outliers.patches import Picture, read_in_shape
@@ -117,7 +117,7 @@ def inspect_images(
         normal.calibration,
         are_alike=normal.are_alike,
         passing=normal.passing,
-        notes=() if normal.note is None else (normal.note,),
+        notes=tuple(filter(None, (normal.note, _limit(normal, rate) if images is None else None))),
         agreement=None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:
@@ -125,6 +125,14 @@ def inspect_images(
         if result.agreement is not None:
             draw_curves(result.agreement, curves_path(out))
     return result
+
+
+def _limit(normal: NormalImages, rate: float) -> str:
+    count = len(normal.calibration)
+    return (
+        f"at {rate:.2%}, at most {most_flagged(count, rate)} of {count:,} images that judge each other can "
+        "be called outliers: go by their order."
+    )
 
 
 def curves_path(table: Path) -> Path:
@@ -226,22 +234,25 @@ def watch_images(
     only_outliers: bool = False,
     limits: Limits | None = None,
     interval_s: float = 1.0,
+    patience_s: float = 30.0,
     most_rounds: int | None = None,
 ) -> Iterator[Verdict | tuple[Path, str]]:
     """Judge the files of a folder as they come, each once.
 
     The table says which files were judged, so that a new start goes on after them. A file is judged once two
-    looks find it of one size and age: until then, it may be being written.
+    looks find it of one size and age: until then, it may be being written. One that cannot be read then is
+    tried again whenever it changes, also after a row has said that it cannot be read.
 
     Args:
         normal, fpr, maps, only_outliers, limits: see `inspect_images`.
         folder: searched with its sub-folders.
         out: the .csv table, to which a line is appended for each file.
         interval_s: seconds between looks.
+        patience_s: seconds without a change after which a row says that a file cannot be read.
         most_rounds: looks, after which it ends; None looks until it is stopped.
 
     Yields:
-        The verdict on each new file, or its path and why it cannot be used.
+        The verdict on each new file; the path of one that cannot be read, once, with the reason.
 
     Raises:
         ConfigError: the rate needs more normal images, or `out` is not a .csv table of this kind.
@@ -251,37 +262,57 @@ def watch_images(
     rate, folder, out, limits = attainable_rate(normal, fpr), Path(folder), Path(out), limits or Limits()
     if not folder.is_dir():
         raise ImageFolderError(f"There is no folder {folder}. Make it, and give the command again.")
-    judged, before = _judged(out), dict[Path, tuple[int, int]]()
+    (judged, reported), threshold = _judged(out), normal.threshold(rate)
+    watched = dict[Path, _Watched]()
     for round_ in itertools.count():
         now = {path: _age(path) for path in _new_images(folder, judged)}
         for path, age in now.items():
-            if age is None or before.get(path) != age:
+            one, name = watched.get(path), _written(path)
+            if one is None or one.age != age:
+                watched[path] = _Watched(age, time.monotonic())
                 continue
-            judged.add(_written(path))
+            # Until its row is written it is tried at every look: some network drives do not tell of changes.
+            if age is None or (one.is_tried and name in reported):
+                continue
             [(_, found)] = judge(normal, [path], rate, limits)
             if isinstance(found, str):
-                append_line(out, _line([path, *("",) * (len(COLUMNS) - 1)]))
-                yield path, found
+                watched[path] = one._replace(is_tried=True)
+                if name not in reported and time.monotonic() - one.since >= patience_s:
+                    reported.add(name)
+                    append_line(out, _line(row_of((path, found), threshold)))
+                    yield path, found
                 continue
             verdict, picture = found
+            judged.add(name)
             if maps is not None and (verdict.outlier or not only_outliers):
                 draw(Path(maps), picture_name(len(judged), path, folder), verdict, picture)
-            append_line(out, _line(table_row(verdict, normal.threshold(rate))))
+            append_line(out, _line(row_of(verdict, threshold)))
             yield verdict
-        before = {path: age for path, age in now.items() if age is not None}
+        watched = {path: one for path, one in watched.items() if path in now and _written(path) not in judged}
         if most_rounds is not None and round_ + 1 >= most_rounds:
             return
         time.sleep(interval_s)
 
 
-def _judged(out: Path) -> set[str]:
-    """Return the paths in a table of `watch_images`, as `_written`; it is begun if it is not there."""
+class _Watched(NamedTuple):
+    """A file without a verdict: its size and age, since when (in monotonic seconds), and if it was tried."""
+
+    age: tuple[int, int] | None
+    since: float
+    is_tried: bool = False
+
+
+def _judged(out: Path) -> tuple[set[str], set[str]]:
+    """Return the paths in a table of `watch_images`, as `_written`: those with a verdict, and the others.
+
+    The table is begun if it is not there.
+    """
     check_output(out, (".csv",))
     content = read_file(out, TEXT_BYTES) if out.exists() else b""
     header = csv_bytes([COLUMNS])
     if header.startswith(content):  # nothing, or what a crash left of the first line
         write_bytes(out, header)
-        return set()
+        return set(), set()
     # A crash may have cut the last row short, also in a name of two lines: the file is judged again.
     whole = content[: content.rfind(b"\n") + 1]
     while whole.count(b'"') % 2:
@@ -294,7 +325,9 @@ def _judged(out: Path) -> set[str]:
         raise ConfigError(f"{out} is another table. Give a new name to --out.")
     if whole != content:
         write_bytes(out, whole)
-    return {str(plain_cell(row[0])) for row in rows[1:] if row}
+    known = [(str(plain_cell(row[0])), bool(row[-1])) for row in rows[1:] if row]
+    judged, unread = ({name for name, has_error in known if has_error is which} for which in (False, True))
+    return judged, unread
 
 
 def _written(path: Path) -> str:
@@ -318,5 +351,5 @@ def _age(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _line(row: list[object]) -> str:
-    return csv_bytes([row]).decode(errors="surrogateescape").rstrip("\r\n")
+def _line(row: dict[str, Any]) -> str:
+    return csv_bytes([cells(row)]).decode(errors="surrogateescape").rstrip("\r\n")
