@@ -20,7 +20,7 @@ from torture.outcome import Outcome
 from torture.seeds import damaged, encoded, made_to_be_heavy, made_to_hurt, picture, seeds
 
 SECONDS = Limits().seconds_per_file
-MEMORY_MB = 3_500  # what the decoder of lossless WebP takes for 200 million pixels; others take half
+MEMORY_MB = 4_200  # the share of a worker, 4 GB at most, and its libraries; lossless WebP takes most
 BATCH = 500
 MOST_LINKS = 30_000  # of a file; some file systems take no more than 65,000
 SIZE = Preprocessing(32, 32)
