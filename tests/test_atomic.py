@@ -267,7 +267,7 @@ def test_lines_are_appended_and_a_full_disk_is_an_output_error(tmp_path: Path) -
 
 def test_json_that_no_writer_of_ours_makes_is_a_plain_value_error() -> None:
     assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
-    for text in ("[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": -Infinity}', "", b"\xff"):
+    for text in ("[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": -Infinity}', "[-1e999]", "", b"\xff"):
         with pytest.raises(ValueError):
             parse_json(text)
 
