@@ -95,11 +95,11 @@ def served(run_folder: Path, index_folder: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def serving(workspace: Workspace) -> Iterator[Served]:
-    """Let a page listen at a free port."""
+def serving(workspace: Workspace, root: Path | None = None) -> Iterator[Served]:
+    """Let a page listen at a free port; under `root` it opens folders."""
     trust = Trust()
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(workspace, trust)
+    app = make_app(workspace, trust, root)
     config = uvicorn.Config(app, http=Connection, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -438,6 +438,14 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.wait_for_selector(".scale")
     page.get_by_label("Colour by").select_option("label")
     assert page.inner_text(".legend").split() == ["coast", "forest", "night"]
+    page.get_by_label("Colour by").select_option("group")
+    pictures = page.locator(".legend .similar img")
+    assert pictures.count() == 2  # of 48 images
+    number = page.locator(".legend .similar .group >> nth=0").inner_text().split()[-1]
+    page.press(".legend .similar .group >> nth=0", "Enter")
+    page.wait_for_selector(f".chosen >> text={number} images selected")
+    page.click(".chosen >> text=Clear")
+    page.get_by_label("Colour by").select_option("label")
     page.locator(".map-stage").scroll_into_view_if_needed()
     page.click("#tab-map >> text=Draw around some")
     box = page.locator(".map-stage canvas").bounding_box()
@@ -857,6 +865,18 @@ def test_seven_windows_on_the_overview_leave_room_for_an_eighth(browser: Browser
         page.wait_for_selector(".chart svg", timeout=10_000)
         page.wait_for_selector(".mosaic .picture", timeout=10_000)
     context.close()
+
+
+def test_a_tab_without_its_model_leads_to_the_tab_that_makes_one(browser: Browser, photos: Path) -> None:
+    context = browser.new_context()
+    with serving(open_workspace(), photos) as served, watched(context.new_page(), served) as page:
+        page.goto(served.entrance)
+        page.wait_for_selector("#tabs a")
+        for tab in ("restore", "morph", "sliders", "generate", "search", "map", "browse"):
+            go(page, tab)
+            page.click(f"#tab-{tab} .notice >> text=choose the folder here")
+            page.wait_for_selector("#tab-start:not([hidden]) h1")
+        context.close()
 
 
 @pytest.mark.parametrize("has_index", [False, True], ids=["alone", "with an index"])
