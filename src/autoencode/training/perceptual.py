@@ -51,8 +51,8 @@ _RATE = 1e-3  # 2e-3 comes about as far in half the steps of 6e-4, 4e-3 diverges
 _WEIGHT = 50.0
 STEP_IMAGES = 16  # of a batch that one step takes: half as many images come as far in as many steps
 # PSNR that sharp images may have less than faithful ones, dB, of validation images. Detail that a code does
-# not know costs as much error as it adds energy, so that a limit has to be chosen: faces have .41 of the KID
-# of faithful images, instead of .35 with all of the detail, which costs .9 dB (docs/results.md).
+# not know costs as much error as it adds energy, so that a limit has to be chosen: faces have .43 of the KID
+# of a model without it, instead of .35 with all of the detail, which costs .9 dB (docs/results.md).
 LOSS_DB = 0.44
 # Of what is coarse so much for each part of what is fine: detail is the more visible for its error the finer
 # it is. Sharpness at that loss is .50 instead of .45 with as much of both, at the same KID.
