@@ -18,8 +18,8 @@ from autoencode import (
     save_model,
 )
 from autoencode.errors import ModelFileError
+from autoencode.models.gated import RestorationNet
 from autoencode.models.model_file import load_model
-from autoencode.models.restorer import RestorationNet
 
 
 def restorer(widths: tuple[int, ...] = (4, 6, 8), seed: int = 0) -> Restorer:

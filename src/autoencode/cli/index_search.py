@@ -243,7 +243,6 @@ def _print_index(made: Index, *, is_model_given: bool) -> None:
 def _show_neighbours(
     opened: Index, found: SearchResults, out: Path | None, sheet: Path | None, limits: Limits
 ) -> None:
-    from autoencode.index.base import score_text
 
     show_skipped(found.skipped, err=True)
     show_result(_neighbours_json(opened, found))
@@ -252,7 +251,7 @@ def _show_neighbours(
         show_lines([one_line(result.query)])
         _print_table(
             opened,
-            [(score_text(near, "\t"), (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
+            [(near.score_text("\t"), (f"{near.path}{' (gone)' * near.is_gone}",)) for near in result.found],
         )
         if result.nothing_close:
             say(

@@ -14,9 +14,7 @@ from autoencode.cli.progress import counted, counting, fail_if_named, say, show_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from autoencode.data.pack import Pack
     from autoencode.restoration import Restoration
-    from autoencode.training.train import Run
 
 
 def restore(
@@ -93,23 +91,6 @@ def _print_results(results: Sequence[Restoration], kept: int) -> None:
         similar = [one.ssim for one in results if one.ssim is not None]
         told = f", SSIM {median(similar):.3f}" if similar else ""
         say(f"against the clean images: median PSNR {before:.2f} dB before, {after:.2f} dB after{told}")
-
-
-def show_restorer(run: Run, packed: Pack, *, anew: bool) -> None:
-    """Draw the curves, and validation images clean, damaged and restored; print where they are."""
-    from autoencode.data.preprocessing import save_image
-    from autoencode.figures.plots import loss_curves
-    from autoencode.models.model_file import load_restorer
-    from autoencode.restoration import SHEET_NAME, sheet_of_rows
-
-    curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
-    if anew or not curves.exists():
-        loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
-    say(f"curves: {curves}")
-    if anew or not sheet.exists():
-        save_image(sheet, sheet_of_rows(load_restorer(run.model_path), packed))
-    say(f"sheet:  {sheet}")
-    say(f"model:  {run.model_path}")
 
 
 def add_to(program: typer.Typer) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, stages, warn
-from autoencode.cli.restore import show_restorer
 from autoencode.errors import AutoencodeError, ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def show_run(run: Run, trained: bool, shown: bool) -> None:
         print_pack(packed)
     say(f"epochs: {epochs_in_words(settings.train, run.metrics)}")
     if settings.model.kind == "restorer":
-        show_restorer(run, packed, anew=trained)
+        _show_restorer(run, packed, anew=trained)
         return
     model = load_model(run.model_path)
     _complete(run, model, packed)
@@ -140,6 +139,23 @@ def _complete(run: Run, model: Autoencoder, packed: Pack) -> None:
     except ConfigError as err:
         say(f"note:   the model judges no other images: {err}")
     model.digest = save_model(run.model_path, model, model.provenance)
+
+
+def _show_restorer(run: Run, packed: Pack, *, anew: bool) -> None:
+    """Draw the curves, and validation images clean, damaged and restored; print where they are."""
+    from autoencode.data.preprocessing import save_image
+    from autoencode.figures.plots import loss_curves
+    from autoencode.models.model_file import load_restorer
+    from autoencode.restoration import SHEET_NAME, sheet_of_rows
+
+    curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
+    if anew or not curves.exists():
+        loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
+    say(f"curves: {curves}")
+    if anew or not sheet.exists():
+        save_image(sheet, sheet_of_rows(load_restorer(run.model_path), packed))
+    say(f"sheet:  {sheet}")
+    say(f"model:  {run.model_path}")
 
 
 def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:

@@ -66,6 +66,11 @@ class Neighbour:
         """Whether the file is no longer there."""
         return not self.path.is_file()
 
+    def score_text(self, between: str, digits: int = 4) -> str:
+        """Return the score, and if known its percentile after `between`."""
+        rank = "" if self.percentile is None else f"{between}{self.percentile:.1f}%"
+        return f"{self.score:.{digits}f}{rank}"
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -369,9 +374,3 @@ class Index(ABC):
     @abstractmethod
     def _search_codes(self, codes: Floats, k: int, only: ImageFilter) -> list[list[Neighbour]]:
         """Return the K nearest images of each code (Q, D), or all; files of the same bytes share a score."""
-
-
-def score_text(near: Neighbour, between: str, digits: int = 4) -> str:
-    """Return the score, and if known its percentile after `between`."""
-    rank = "" if near.percentile is None else f"{between}{near.percentile:.1f}%"
-    return f"{near.score:.{digits}f}{rank}"

@@ -9,7 +9,6 @@ import numpy as np
 from autoencode.data.preprocessing import read_image
 from autoencode.errors import ConfigError, ImageError
 from autoencode.figures import image_grid
-from autoencode.index.base import score_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +46,7 @@ def neighbours_sheet(
         paths = [result.query, *(near.path for near in result.found)]
         pictures = [_picture_of(path, preprocessing, limits) for path in paths]
         captions = ["nothing close" if result.nothing_close else result.query.name]
-        captions += [score_text(near, " / ", 3) for near in result.found]
+        captions += [near.score_text(" / ", 3) for near in result.found]
         # A score under a grey square would look like that of a picture that is grey.
         captions = [
             text if is_read else "gone" for text, (_, is_read) in zip(captions, pictures, strict=True)

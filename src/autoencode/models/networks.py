@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.models.convolutions import ImageDecoder, LinearEncoder
-    from autoencode.models.restorer import RestorationNet
+    from autoencode.models.gated import RestorationNet
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _residual(config: ModelConfig, height: int, width: int) -> Halves:
 
 
 def _gated(config: ModelConfig, height: int, width: int) -> RestorationNet:
-    from autoencode.models.restorer import RestorationNet
+    from autoencode.models.gated import RestorationNet
 
     return RestorationNet(config.widths)
 

@@ -378,8 +378,7 @@ def _of_kept(kept: Kept, model: Autoencoder) -> OutlierReference | None:
         for split in _SPLITS
     )
     found = OutlierReference(detectors, calibration, validation, crossed, trained, model.digest, pack)
-    size = model.preprocessing
-    image = torch.zeros(1, 3, size.height, size.width)
+    image = torch.zeros(1, 3, model.preprocessing.height, model.preprocessing.width)
     return found if _fits(found, measurer(model, scores)(image)) else None
 
 

@@ -92,46 +92,43 @@ def train(
 ) -> Run:
     """Train a model and leave it in a run folder.
 
-    In a script that torchrun starts, all its processes train one model together, each on its local batch.
-    The result is that of one process but for rounding. Process 0 alone writes; `out`, and images that are
-    not packed yet, must be on a disk that all processes see.
+    In a script that torchrun starts, all its processes train one model together, with the result of one but
+    for rounding. Process 0 alone writes; all must see `out`, and images that are not packed yet.
 
     Args:
-        source: a folder of images, several folders and files, or a table (see `listed`); or a pack, by its
-            path or its URL in storage (see `open_pack`). Images are packed first, into a pack beside the run,
-            which later runs on the same images reuse.
-        out: the run folder, made here; by default runs/NAME, with the name of `source`. A folder whose run
-            diverged or was stopped before the end of its first epoch is reused.
+        source: a folder of images, several folders and files, or a table (see `listed`), which are packed
+            beside the run, for later runs too; or a pack, by its path or URL (see `open_pack`).
+        out: the run folder, made here; by default runs/NAME, with the name of `source`. One of a run without
+            a finished epoch is reused.
         preset: a name in `PRESETS`; the default is "best".
-        size: size of the images, such as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
-        preprocessing: size and resize mode of the images, instead of `size`, or some of its fields by name.
-            What is not given is that of the pack, or is chosen by the images.
+        size: such as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
+        preprocessing: size and resize mode of the images, or some of its fields by name. What is not given is
+            that of the pack, or is chosen by the images.
         include, exclude: patterns of names, see `listed`.
         limits: the largest files and images to accept while packing.
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
-            processor the result is bit for bit that of a run never stopped; with more epochs, a learning rate
-            that follows a cosine begins a new one. A finished run is not changed.
+            processor the result is bit for bit that of a run never stopped; more epochs begin a new cosine.
         init: a model file or run folder to start from, with its network and, if it has codes, preprocessing.
         checkpoint_every: steps between checkpoints; the default is one each epoch.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
-        channels_last: whether images lie in memory with channels innermost, which is faster and the default.
-            With `resume`, the defaults of these three are those of the run.
+        channels_last: whether images lie in memory with channels innermost, the default. With `resume`, the
+            defaults of these three are those of the run.
         keep_memory: whether this process keeps freed memory for the next step (see `keep_freed_memory`).
         progress: called after each step and epoch, in process 0.
         callbacks: told each step, each epoch and the end, in process 0, after `progress`; see `Callback`.
         packing_progress: called with (files done, files in all) while packing.
-        chosen: called with one line before training starts: which settings the images decided, and why.
-        packed: called with the pack of a new run before its training starts.
+        chosen, packed: called before training starts: with one line on which settings the images decided, and
+            why; and with the pack of a new run.
         **overrides: settings that differ from the preset: fields of `ModelConfig` and `TrainConfig`, such as
             `epochs=20`, `code_size=128`, `kind="vae"`.
 
     Raises:
         ConfigError: a setting is invalid or not possible on this machine, or there is not enough memory.
         ImageFolderError: `source` holds no usable image.
-        RunError: `out` is not a run folder, holds a run while `resume` is False, or is being written by
-            another process; or `resume` was given with other settings or images.
+        RunError: `out` is no run folder, is being written by another process, or holds a run and `resume` is
+            False; or `resume` was given with other settings or images.
         StorageError: a pack in storage cannot be reached.
         DivergedError: the loss is no longer finite; the model of the last good epoch is kept.
         OutputError: the disk is full or not writable; files saved before are whole.
