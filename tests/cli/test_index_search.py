@@ -45,6 +45,21 @@ def test_index_says_what_it_did_and_what_it_rejected(trained: Run, folder: Path,
     assert "cosine" in autoencode(*command).stdout
 
 
+def test_patterns_choose_what_is_indexed_and_embedded(trained: Run, folder: Path, tmp_path: Path) -> None:
+    of_folder = [path for path in folder.rglob("*.png") if path.name != "broken.png"]
+    chosen = [path for path in of_folder if path.name.startswith("00") and not path.name.endswith("3.png")]
+    assert 0 < len(chosen) < len(of_folder)
+    patterns = ("--include", "*00*.png", "--exclude", "*3.png")
+    coded = ("--model", trained.folder, "--embedding", "code", "--out", tmp_path / "i")
+    assert f"codes: {len(chosen)} encoded" in autoencode("index", folder, *coded, *patterns).stdout
+    out = tmp_path / "codes.csv"
+    assert autoencode("embed", trained.folder, folder, "--out", out, *patterns).exit_code == 0
+    names = {Path(line.split(",")[0]).name for line in out.read_text().splitlines()[1:]}
+    assert names == {path.name for path in chosen}
+    nothing = autoencode("index", folder, *coded, "--include", "*.bmp")
+    assert "None of the" in str(nothing.exception)
+
+
 def test_a_model_compares_only_if_its_codes_are_asked_for_and_index_says_so(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:

@@ -240,7 +240,7 @@ def test_a_data_set_of_defects_is_read_as_one(outliers: Command, good: Path, tmp
         Image.fromarray(grain).save(parts / "test" / ("crack" if seed > 102 else "good") / f"{seed}.png")
     code, said, complaint = outliers(parts)
     assert code == 0, complaint
-    assert f"read as: {parts / 'train'} is normal, {parts / 'test'} is judged" in said
+    assert f"read as: train is normal, test is judged, of {parts}" in said
     assert " of 6 images" in said
     assert "calibrated on 20 normal images" in said
     assert "masks:    3 images with a defect, 3 without; AUROC of images 1.000" in said
@@ -248,6 +248,27 @@ def test_a_data_set_of_defects_is_read_as_one(outliers: Command, good: Path, tmp
     code, said, _ = outliers(parts, next(good.iterdir()))
     assert "calibrated on 20 normal images" in said
     assert "of 1 image, by" in said
+    # A table says the same.
+    rows = ["path,split,mask"]
+    for path in sorted(parts.rglob("*.png")):
+        if "ground_truth" not in path.parts:
+            mask = parts / "ground_truth" / "crack" / f"{path.stem}_mask.png"
+            rows.append(f"{path},{path.parts[-3]},{mask if mask.exists() else ''}")
+    table = tmp_path / "parts.csv"
+    table.write_text("\n".join(rows))
+    code, said, complaint = outliers(table)
+    assert code == 0, complaint
+    assert f"read as: train is normal, test is judged, of {table}" in said
+    assert "calibrated on 20 normal images" in said
+    assert "masks:    3 images with a defect, 3 without; AUROC of images 1.000" in said
+
+
+def test_normal_images_may_be_a_list(outliers: Command, good: Path, tmp_path: Path) -> None:
+    names = tmp_path / "good.txt"
+    names.write_text("\n".join(str(path) for path in sorted(good.iterdir())))
+    code, said, complaint = outliers(names, good / sorted(path.name for path in good.iterdir())[0])
+    assert code == 0, complaint
+    assert "calibrated on 20 normal images" in said
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from tests.conftest import blobs
 from autoencode import AutoencodeError, Pack, open_pack, pack_folder, train
 from autoencode.data import listing
 from autoencode.data.folders import by_type
-from autoencode.data.listing import Paths, train_and_test
-from autoencode.data.sources import expanded, find_images, listed
+from autoencode.data.listing import Paths
+from autoencode.data.sources import expanded, find_images, listed, train_and_test
 from autoencode.errors import ConfigError, ImageFolderError
 
 
@@ -191,8 +191,18 @@ def test_a_data_set_has_a_folder_to_learn_from_and_one_to_judge(
 ) -> None:
     for name in folders:
         (tmp_path / name).mkdir()
-    assert train_and_test(tmp_path) == (expected and tuple(tmp_path / name for name in expected))
+    assert train_and_test(tmp_path) == (expected and (tmp_path / expected[0], [tmp_path / expected[1]]))
     assert train_and_test(tmp_path / "none") is None
+
+
+def test_a_table_with_splits_has_images_to_learn_from_and_to_judge(tmp_path: Path) -> None:
+    table = tmp_path / "parts.csv"
+    table.write_text("path,split\na.png,train\nb.png,test\nc.png,train\nd.png,\n")
+    assert train_and_test(table) == ([tmp_path / "a.png", tmp_path / "c.png"], [tmp_path / "b.png"])
+    table.write_text("path,split\na.png,train\nb.png,\n")
+    assert train_and_test(table) is None
+    table.write_text("path\na.png\n")
+    assert train_and_test(table) is None
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from autoencode.cli import options
-from autoencode.cli.options import Images, MaxPixels, Ray, Source, add_command, one_or_all
+from autoencode.cli.options import Exclude, Images, Include, MaxPixels, Ray, Source, add_command
 from autoencode.cli.progress import (
     console,
     counted,
@@ -82,6 +82,8 @@ def index(
         bool,
         typer.Option("--remove", help="Remove the images of FOLDER from a LanceDB index, and add none."),
     ] = False,
+    include: Include = None,
+    exclude: Exclude = None,
     max_pixels: MaxPixels = None,
     ray: Ray = None,
 ) -> None:
@@ -90,7 +92,10 @@ def index(
         out = str(_default_index(folder[0]))
     if remove:
         # An option without effect would look as if it chose what is removed.
-        if any(given is not None for given in (store, embedding, model, distance, max_pixels, ray)):
+        if any(
+            given is not None
+            for given in (store, embedding, model, distance, include, exclude, max_pixels, ray)
+        ):
             raise ConfigError("--remove takes no other option than --out.")
         _remove(folder, out)
         return
@@ -99,7 +104,7 @@ def index(
     # Two bars: a folder is packed before it is encoded, and a pack only encoded.
     with counting("packing") as packing_progress, counting("encoding") as progress:
         made = build_index(
-            one_or_all(folder),
+            options.with_patterns(folder, include, exclude),
             out,
             model,
             embedding=embedding,

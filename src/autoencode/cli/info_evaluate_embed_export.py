@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Decoder, MaxPixels, Model, Source, add_command
+from autoencode.cli.options import Decoder, Exclude, Include, MaxPixels, Model, Source, add_command
 from autoencode.cli.progress import (
     counted,
     counting,
@@ -125,6 +125,8 @@ def embed(
     embedding: Annotated[
         str, typer.Option(help="code (of the model), pretrained features, or an ONNX file of an encoder.")
     ] = "code",
+    include: Include = None,
+    exclude: Exclude = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Write the vector of each image, with its path, label and split, for other programs."""
@@ -133,9 +135,8 @@ def embed(
     out = options.out_or_default(out, "embed", images, ".npz")
     with counting("encoding") as progress:
         limits = options.limits(max_pixels)
-        found = application(
-            options.one_or_all(images), model, out, embedding=embedding, limits=limits, progress=progress
-        )
+        source = options.with_patterns(images, include, exclude)
+        found = application(source, model, out, embedding=embedding, limits=limits, progress=progress)
     show_skipped(found.skipped)
     count, size = found.vectors.shape
     say(f"vectors: {out} ({counted(count, 'image')}, {size} dimensions)")

@@ -20,6 +20,7 @@ from autoencode.errors import ConfigError, PackError
 from autoencode.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
+    from autoencode.data.listing import Listing
     from autoencode.data.pack import Pack
     from autoencode.data.preprocessing import Limits
 
@@ -240,6 +241,17 @@ def value_range(text: str | None) -> dict[str, Any]:
 def one_or_all(given: list[str]) -> str | list[str]:
     """Return the one source that was given as it is, several as a list."""
     return given[0] if len(given) == 1 else given
+
+
+def with_patterns(
+    given: list[str], include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> str | list[str] | Listing:
+    """Return the source that was given, or the images of it that --include and --exclude leave."""
+    if not include and not exclude:
+        return one_or_all(given)
+    from autoencode.data.sources import listed
+
+    return listed(one_or_all(given), include or (), exclude or ())
 
 
 def out_or_default(

@@ -48,8 +48,8 @@ SCORE_HELP = (
 NormalImagesOrModel = Annotated[
     Path,
     typer.Argument(
-        help="Normal images: a folder of them, a file from --save, or the run folder or file of a model. "
-        "In a folder with train and test, train is normal and test is judged."
+        help="Normal images: a folder, table or list of them, a file from --save, or the run folder or "
+        "file of a model. In a folder or table with train and test, train is normal and test is judged."
     ),
 ]
 ImagesToJudge = Annotated[
@@ -130,19 +130,22 @@ def outliers(
     ray: Ray = None,
 ) -> None:
     """Find images, and defects in them, unlike normal images."""
-    from autoencode.data.listing import train_and_test
+    from autoencode.data.sources import train_and_test
+    from autoencode.data.tables import masks_in
     from autoencode.outliers.normal import holds_normal
 
     _check_paths(normal, images or [])
+    source: Any = normal
     if (layout := train_and_test(normal)) is not None:
-        normal, held_out = layout
-        if not images and watch is None and save is None:
-            images = [held_out]
-        say(f"read as: {normal} is normal{f', {held_out} is judged' if images == [held_out] else ''}")
+        source, held_out = layout
+        if judges := not images and watch is None and save is None:
+            images = held_out
+            masks = masks or (normal if normal.is_file() and masks_in(normal) else None)
+        say(f"read as: train is normal{', test is judged' if judges else ''}, of {normal}")
     limits, asked = options.limits(max_pixels), {"score": score, "rule": rule}
     of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
     of_normal = {"maps": maps, "save": save, "masks": masks, "watch": watch}
-    by_normal = holds_normal(normal)
+    by_normal = source is not normal or holds_normal(normal)
     if given := [name for name, value in (of_model if by_normal else of_normal).items() if value is not None]:
         kinds = ("a model", "normal images") if by_normal else ("a folder of normal images", "a model")
         raise ConfigError(f"--{given[0]} goes with {kinds[0]}, not with {kinds[1]}. Leave it out.")
@@ -150,7 +153,7 @@ def outliers(
         raise ConfigError("--only-outliers is about the pictures of --maps: give a folder for them.")
     if by_normal:
         how = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
-        learned = _learned(normal, out, save, limits)
+        learned = _learned(source, out, save, limits)
         if images or watch is not None or save is not None:  # judged by each other, they come with the result
             show_skipped(list(learned.skipped))
         if watch is not None:
@@ -164,8 +167,8 @@ def outliers(
         else:
             is_failed = _by_normal_images(learned, images or [], out, masks, how)
     else:
-        settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal"}
-        settings |= {name: value for name, value in asked.items() if value is not None}
+        own = {name: value for name, value in asked.items() if value is not None}
+        settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal", **own}
         is_failed = _by_model(normal, images or [], out, pack, limits, settings)
     if fail_on_outlier and is_failed:
         raise typer.Exit(1)
@@ -237,20 +240,21 @@ def _by_model(
     return bool(found.flagged or found.unread)
 
 
-def _learned(normal: Path, out: Path | None, save: Path | None, limits: Limits | None) -> NormalImages:
+def _learned(source: Any, out: Path | None, save: Path | None, limits: Limits | None) -> NormalImages:  # noqa: ANN401
     from autoencode.atomic import TABLES, check_output
+    from autoencode.data.sources import is_list
     from autoencode.outliers.normal import fit_normal, load_normal
 
     for path, endings in ((out, TABLES), (save, (".safetensors",))):
         if path is not None:  # before the work, which may take minutes
             check_output(path, endings)
-    if not normal.is_dir():
-        return load_normal(normal)
+    if isinstance(source, Path) and not source.is_dir() and not is_list(source):
+        return load_normal(source)
     with counting("learning what is normal") as progress:
-        learned = fit_normal(normal, limits=limits, progress=progress)
+        learned = fit_normal(source, limits=limits, progress=progress)
     if save is not None:
         learned.save(save)
-        say(f"saved: {save}: judges images where {normal} is not")
+        say(f"saved: {save}: judges images where the normal ones are not")
     return learned
 
 

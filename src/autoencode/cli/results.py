@@ -208,6 +208,7 @@ def _say_quality(found: Evaluation, images: int) -> None:
 
 
 def _next(run: Run, packed: Pack) -> str:
-    folder, images = shlex.quote(str(run.folder)), shlex.quote(str(packed.folder))
-    there = f", autoencode reconstruct {folder} {images}" if Path(packed.folder).is_dir() else ""
+    source = packed.origin or str(packed.folder)
+    folder, images = shlex.quote(str(run.folder)), shlex.quote(source)
+    there = f", autoencode reconstruct {folder} {images}" if Path(source).exists() else ""
     return f"autoencode generate {folder}{there}"

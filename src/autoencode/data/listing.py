@@ -163,7 +163,7 @@ def _without_ground_truth(listing: Listing) -> Listing:
     )
 
 
-def train_and_test(folder: Path) -> tuple[Path, Path] | None:
+def train_and_test_of(folder: Path) -> tuple[Path, Path] | None:
     """Return the folders `train` and `test` (or `val`) of a data set; None for any other folder."""
     if not folder.is_dir():
         return None

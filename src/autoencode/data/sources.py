@@ -26,7 +26,16 @@ import numpy as np
 from autoencode.atomic import TEMPORARY_SUFFIX, make_folder
 from autoencode.data import decoding
 from autoencode.data.folders import EXTENSIONS
-from autoencode.data.listing import SPLITS, Listing, Paths, kept, of_folder, under_one_folder, with_splits
+from autoencode.data.listing import (
+    SPLITS,
+    Listing,
+    Paths,
+    kept,
+    of_folder,
+    train_and_test_of,
+    under_one_folder,
+    with_splits,
+)
 from autoencode.data.memory import given_images, is_path
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.tables import LISTS, TABLES, Row, checked_rows, lines_of, rows_in, rows_of_frame
@@ -52,8 +61,8 @@ def listed(
     """Return the images that were given, as files under one folder.
 
     Args:
-        given: a folder, a file, a table, a data frame, several folders and files; or images in memory, see
-            `memory`, which are written to files.
+        given: a folder, a file, a table, a data frame, several folders and files; images in memory, see
+            `memory`, which are written to files; or an earlier listing.
         include: patterns such as "*.png" or "good/*"; only names that one of them matches are taken.
         exclude: patterns; names that one of them matches are not taken.
         beside: where images in memory are written, in a folder named after their content. By default they
@@ -68,6 +77,8 @@ def listed(
 
 
 def _listed(given: Any, beside: Path | None) -> Listing:  # noqa: ANN401
+    if isinstance(given, Listing):
+        return given
     if isinstance(given, str | Path):
         path = Path(given)
         if not path.is_file():
@@ -142,6 +153,32 @@ def _files_of(path: Path, skipped: Skipped, *, of_list: bool = False) -> Iterabl
     if path.suffix.lower() in LISTS and not of_list:
         return (one for line in lines_of(path) for one in _files_of(line, skipped, of_list=True))
     return [path]
+
+
+def is_list(path: Path) -> bool:
+    """Whether a path is a table or a list of images, by its name."""
+    return path.suffix.lower() in (*TABLES, *LISTS) and not path.is_dir()
+
+
+def train_and_test(given: Path) -> tuple[Path | list[Path], list[Path]] | None:
+    """Return the images to learn from, and those to judge, of a data set that has both; None for any other.
+
+    Args:
+        given: a folder with `train` and `test` (or `val`), or a table whose column `split` has them.
+
+    Raises:
+        AutoencodeError: an error of `listed` about a table.
+    """
+    if given.is_dir():
+        folders = train_and_test_of(given)
+        return folders and (folders[0], [folders[1]])
+    if given.suffix.lower() not in TABLES:
+        return None
+    of_split: dict[Split | None, list[Path]] = {}
+    for row in rows_in(given):
+        of_split.setdefault(SPLITS.get(row.split), []).append(row.path)
+    held_out = of_split.get("test", of_split.get("validation"))
+    return None if held_out is None or "train" not in of_split else (of_split["train"], held_out)
 
 
 def find_images(folder: Path) -> Paths:

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoencode.data.preprocessing import Limits, Preprocessing
-from autoencode.data.sources import expanded
+from autoencode.data.sources import expanded, is_list
 from autoencode.data.survey import value_range_of
 from autoencode.errors import ConfigError, ImageError, ModelFileError
 from autoencode.models.backbones import BACKBONE
@@ -218,10 +218,10 @@ class NormalImages:
 
 
 def holds_normal(path: Path) -> bool:
-    """Whether a path is a file of normal images, or a folder that is neither a run nor holds a model."""
+    """Whether a path is a file of normal images, a table, or a folder that is no run and holds no model."""
     if path.is_dir():
         return not is_run(path) and not (path / MODEL_NAME).exists()
-    return kind_of(path) == KIND
+    return is_list(path) or kind_of(path) == KIND
 
 
 def load_normal(path: str | Path) -> NormalImages:
