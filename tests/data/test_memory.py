@@ -12,7 +12,18 @@ import torch
 from PIL import Image
 from tests.conftest import blobs
 
-from autoencode import ConfigError, Pack, Run, find_outliers, load_model, pack_folder, reconstruct, train
+from autoencode import (
+    AutoencodeError,
+    ConfigError,
+    Pack,
+    Run,
+    find_outliers,
+    load_model,
+    open_pack,
+    pack_folder,
+    reconstruct,
+    train,
+)
 from autoencode.data.memory import given_images
 
 PIXELS = blobs(5, 32, 32)
@@ -93,14 +104,75 @@ def test_arrays_are_packed_trained_on_and_judged(tmp_path: Path, trained: Run, t
     assert len(made.results) == 1
 
 
+# Five images of 12 bits; the second and third are so dark that alone they would be taken for 8 bits.
+BRIGHTEST = np.array([4095, 250, 90, 3000, 2000])
+DEEP = (np.linspace(0, 1, 32 * 32).reshape(32, 32) * BRIGHTEST[:, None, None]).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Path]]:
+    """A model that was trained on arrays of 12 bits, and the same images as TIFF files."""
+    folder = tmp_path_factory.mktemp("deep")
+    images = np.concatenate([np.roll(DEEP, shift, axis=2) for shift in (0, 5, 11)])
+    paths = [folder / f"{number}.tif" for number in range(len(DEEP))]
+    for path, values in zip(paths, DEEP, strict=True):
+        Image.fromarray(values).save(path)
+    return train(images, folder / "run", widths=(4, 8), epochs=1), paths
+
+
+def test_arrays_of_more_than_8_bits_train_with_one_range_over_all(deep: tuple[Run, list[Path]]) -> None:
+    pack = open_pack(deep[0].pack_path)
+    assert pack.preprocessing.value_range == (0, 4095)
+    found = {image[..., 0].tobytes() for image in pack.pixels(pack.rows())}
+    expected = (DEEP * (255 / 4095)).round().astype(np.uint8)
+    assert found >= {image.tobytes() for image in expected}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [DEEP, list(DEEP), DEEP[..., None], DEEP.astype(">u2"), torch.from_numpy(DEEP)],
+    ids=["batch", "list", "one channel", "big endian", "tensor"],
+)
+def test_an_array_of_16_bits_is_read_like_its_file(given: Any, deep: tuple[Run, list[Path]]) -> None:  # noqa: ANN401
+    run, paths = deep
+    model = load_model(run.model_path)
+    expected = model.read(paths)
+    assert [round(image.max().item() * 255) for image in expected] == [255, 16, 6, 187, 125]
+    assert torch.equal(model.read(given), expected)
+    assert torch.equal(model.read(np.asarray(Image.open(paths[1]))), expected[1:2])
+    made = reconstruct(run.model_path, given, run.folder / "out")  # by way of files
+    of_files = reconstruct(run.model_path, paths, run.folder / "out of files")
+    assert [one.psnr_db for one in made.results] == [one.psnr_db for one in of_files.results]
+
+
+@pytest.mark.parametrize("most", [0, 200, 255, 256, 4095, 65535])
+def test_an_array_of_16_bits_is_refused_by_a_model_without_a_range(
+    most: int, trained: Run, tmp_path: Path
+) -> None:
+    given = np.full((32, 32), most, np.uint16)
+    reason = (
+        r"is an array of uint16, for which no range of values is known: scale it to uint8 in 0..255 or floats"
+    )
+    for use in (
+        load_model(trained.model_path).encode,
+        lambda one: reconstruct(trained.model_path, one, tmp_path),
+    ):
+        with pytest.raises(AutoencodeError, match=reason) as caught:
+            use(given)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (np.zeros((2, 3, 4, 5, 6)), r"shape \(2, 3, 4, 5, 6\) is no image"),
         (np.zeros((4, 32, 32, 7)), r"shape \(4, 32, 32, 7\) is no image"),
         (np.full((8, 8), 300), r"values from 300 to 300. Scale it"),
-        (np.full((8, 8), np.nan), r"values from nan to nan. Scale it"),
-        (np.full((8, 8), 4095, np.uint16), r"values from 4095 to 4095. Scale it"),
+        (np.full((8, 8), np.nan), r"array of float64 has values that are not numbers"),
+        (np.array([[0.5, np.nan]], np.float32), r"array of float32 has values that are not numbers"),
+        (np.array([[0.5, np.inf]]), r"values from 0.5 to inf. Scale it"),
+        (np.full((8, 8, 3), 4095, np.uint16), r"array of uint16 with colours is no image. Scale it: uint8"),
+        (np.zeros((2, 8, 8, 3), np.uint16), r"array of uint16 with colours"),
         (np.array([["a"]]), r"array of <U1 is no image"),
         (np.zeros((0, 8), np.uint8), r"has no pixels"),
         (3, r"A int is no source|An int is no source"),

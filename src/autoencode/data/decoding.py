@@ -12,6 +12,7 @@ palette                              looked up
 32-bit integers                      0..255 kept; 0..65535 divided by 257; any other range stretched
 more than 8 bits, with a range, as   from that range to 0..255, clipped; without a range as follows
   every folder that is packed has
+an array of uint16, grey             from that range to 0..255, clipped; rejected without a range
 floating point                       0..1 times 255; 0..255 kept; any other range stretched from its least
                                      to its greatest value; skipped if a value is not finite
 CMYK (and Adobe's inverted), YCbCr,  converted by Pillow
@@ -68,6 +69,7 @@ _READERS = {
     "TGA": TgaImagePlugin,  # last: it has no magic number
 }
 ORIENTATION_TAG = 0x0112
+NEEDS_RANGE = "autoencode-needs-range"  # in the info of a wide image that was an array: names its type
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -292,6 +294,11 @@ def _eight_bit(image: Image.Image, is_ppm: bool, value_range: tuple[float, ...])
     least, greatest = float(values.min()), float(values.max())
     if not np.isfinite((least, greatest)).all():
         raise ImageError("has values that are not finite")
+    if NEEDS_RANGE in image.info and not value_range:
+        raise ImageError(
+            f"is an array of {image.info[NEEDS_RANGE]}, for which no range of values is known: scale it to "
+            "uint8 in 0..255 or floats in [0, 1]"
+        )
     if value_range:
         low, high = value_range
         offset, scale = low, 255 / (high - low)

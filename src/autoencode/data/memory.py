@@ -3,7 +3,8 @@
 given                       rule
 --------------------------  --------------------------------------------------------------------------------
 Pillow image, bytes         as the content of a file
-array or tensor             uint8 or other whole numbers in 0..255, floats in [0, 1], or true and false
+array or tensor             uint8 or other whole numbers in 0..255, floats in [0, 1], or true and false;
+                            grey uint16 as a file of 16 bits, where it is read with a range of values
   (H, W)                    one grey image
   (H, W, C), (C, H, W)      one image where C is 1, 3 or 4; if both sides could be C, the last of an array
                             and the first of a tensor is
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from autoencode.data.decoding import NEEDS_RANGE
 from autoencode.errors import ConfigError
 
 _CHANNELS = (1, 3, 4)
@@ -137,8 +139,25 @@ def _of_array(given: Any) -> Iterator[Image.Image]:  # noqa: ANN401
         raise ConfigError(f"An array of shape {shape} has no pixels.")
     channels_first = len(sides) == 3 and sides[0] in _CHANNELS and (is_tensor or sides[2] not in _CHANNELS)
     for image in images:
-        levels = _levels(np.moveaxis(image, 0, 2) if channels_first else image)
-        yield Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[2] == 1 else levels)
+        pixels = np.moveaxis(image, 0, 2) if channels_first else image
+        pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        is_deep = pixels.dtype.newbyteorder("=") == np.uint16
+        yield _deep(pixels) if is_deep else Image.fromarray(_levels(pixels))
+
+
+def _deep(values: np.ndarray[Any, Any]) -> Image.Image:
+    """Return one grey image of 16 bits, which is read like a file of 16 bits, but never without a range.
+
+    How many of the bits are used shows only in all images together: of these values alone, a dark image of
+    12 bits would be one of 8 bits.
+    """
+    if values.ndim == 3:
+        raise ConfigError(
+            "An array of uint16 with colours is no image. Scale it: uint8 in 0..255 or floats in [0, 1]."
+        )
+    image = Image.fromarray(np.ascontiguousarray(values, np.uint16))
+    image.info[NEEDS_RANGE] = "uint16"
+    return image
 
 
 def _levels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -152,8 +171,10 @@ def _levels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]
             f"An array of {values.dtype} is no image. Give uint8 in 0..255 or floats in [0, 1]."
         )
     low, high = float(values.min()), float(values.max())
+    if np.isnan(low):
+        raise ConfigError(f"An array of {values.dtype} has values that are not numbers. Replace them.")
     most = 1 if values.dtype.kind == "f" else 255
-    # Rounding of resized images goes a little beyond; NaN compares false.
+    # Rounding of resized images goes a little beyond.
     if not -0.01 * most <= low <= high <= 1.01 * most:
         raise ConfigError(
             f"An array of {values.dtype} has values from {low:.4g} to {high:.4g}. Scale it: uint8 in 0..255 "

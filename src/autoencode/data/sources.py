@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.PngImagePlugin import PngInfo
 
 from autoencode.atomic import TEMPORARY_SUFFIX, make_folder
 from autoencode.data import decoding
@@ -44,6 +45,7 @@ from autoencode.storage import is_url
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL import Image
 
     from autoencode.configuration import Split
     from autoencode.data.folders import Skipped
@@ -314,6 +316,15 @@ def _images_of(given: Any) -> Iterator[tuple[Path | None, Any]]:  # noqa: ANN401
         yield one.image if isinstance(one.image, Path) else None, one.image
 
 
+def _kept_info(image: Image.Image) -> PngInfo | None:
+    """Return what the file of an array says, so that it is not read otherwise than the array."""
+    if decoding.NEEDS_RANGE not in image.info:
+        return None
+    kept = PngInfo()
+    kept.add_text(decoding.NEEDS_RANGE, image.info[decoding.NEEDS_RANGE])
+    return kept
+
+
 def _write_images(given: Any, beside: Path) -> tuple[Path, list[str | None]]:  # noqa: ANN401
     """Write images as PNG files named by their position, and return their folder and their labels.
 
@@ -342,7 +353,7 @@ def _write_images(given: Any, beside: Path) -> tuple[Path, list[str | None]]:  #
                 image = decoding.open_image(one.image) if isinstance(one.image, bytes) else one.image
                 # Decoded again at once: fast compression is better than small files.
                 (image if image.mode in _PNG_MODES else image.convert("RGB")).save(
-                    unfinished / f"{number:06}.png", compress_level=1
+                    unfinished / f"{number:06}.png", compress_level=1, pnginfo=_kept_info(image)
                 )
             except OSError as err:
                 raise OutputError(f"Could not write to {beside}: {err.strerror or err}.") from err
