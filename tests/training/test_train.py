@@ -317,6 +317,15 @@ def test_a_preset_given_again_asks_for_no_more_epochs_than_the_run_has(
         train(tiny_pack.path, tmp_path / "run", resume=True, **(tiny | {"preset": "paper-dropout"}))
 
 
+def test_fewer_epochs_are_rejected_with_how_to_stop_a_run(plain: Run) -> None:
+    with pytest.raises(RunError) as caught:
+        train(plain.pack_path, plain.folder, resume=True, epochs=2)
+    assert str(caught.value) == (
+        f"The run in {plain.folder} is of 3 epochs: only more can be asked for, not 2. Leave that out; "
+        "Ctrl-C stops a run and keeps it."
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

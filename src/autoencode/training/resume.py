@@ -163,6 +163,11 @@ def _with_overrides(
         extended = replace(run.train, epochs=config.epochs)
         run = replace(run, train=extended, extended_at=steps_taken(out))
         del differing["epochs"]
+    elif run.train.fixes_epochs is None and config.epochs < run.train.epochs:
+        raise RunError(
+            f"The run in {out} is of {run.train.epochs} epochs: only more can be asked for, not "
+            f"{config.epochs}. Leave that out; Ctrl-C stops a run and keeps it."
+        )
     _reject(out, differing)
     check_fit(run.model, run.train)
     return run
