@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,9 @@ def test_a_notebook_shows_tables_of_results(
     predicted = classify(classifier, folder)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(predicted._repr_png_()))), predicted.sheet)
     assert repr(trained) == f"Run({str(trained.folder)!r}, 2 epochs)"
+    sharp = {"epoch": 3.0, "step": 9.0, "val_perceptual": 1.0}
+    shown = repr(replace(trained, metrics=[*trained.metrics, sharp]))
+    assert shown == f"Run({str(trained.folder)!r}, 2 epochs, then 1 of the sharp decoder)"
 
 
 def test_a_long_table_is_cut_with_its_length() -> None:

@@ -111,13 +111,15 @@ def show_stopped(out: Path, *, complete: bool) -> None:
 
 def say_finished(run: Run) -> None:
     """Say that a run has no epoch left, and how to continue it."""
+    from autoencode.training.progress import epochs_counted
     from autoencode.training.run import read_run
 
     fixed = read_run(run.folder).train.fixes_epochs
     advice = (
         f"More epochs cannot be added: {fixed}. Train anew with" if fixed else "To continue it, give more"
     )
-    epochs = counted(len(run.metrics), "epoch")
+    first, sharp = epochs_counted(run.metrics)
+    epochs = counted(first, "epoch") + (f", and {sharp} of the sharp decoder" if sharp else "")
     say(f"finished: {run.folder} has all its {epochs}, nothing to do. {advice} --epochs.")
 
 

@@ -138,10 +138,16 @@ def epochs_since_best(records: Sequence[Record]) -> int:
     return len(losses) - 1 - losses.index(min(losses))
 
 
+def epochs_counted(records: Sequence[Record]) -> tuple[int, int]:
+    """Return the number of epochs, and that of the sharp decoder, which follow those that were asked for."""
+    first = sum("val_loss" in record for record in records)
+    return first, len(records) - first
+
+
 def epochs_in_words(config: TrainConfig, records: Sequence[Record]) -> str:
     """Return how many epochs a run has taken and which its model is of: "61 of 200, ..."."""
     first = [record for record in records if "val_loss" in record]
-    sharp = len(records) - len(first)
+    sharp = epochs_counted(records)[1]
     text = f"{len(first)} of {config.total_epochs}"
     if config.early_stopping and first:
         waited = epochs_since_best(first)

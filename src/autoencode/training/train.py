@@ -26,6 +26,7 @@ from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
 from autoencode.training.presets import DEFAULT_PRESET, adapted, settings
 from autoencode.training.process import interrupts, keep_freed_memory, own_ranks
+from autoencode.training.progress import epochs_counted
 from autoencode.training.resume import Machine, Request, check_out, continued
 from autoencode.training.run import (
     CHECKPOINT_NAME,
@@ -63,7 +64,9 @@ class Run:
 
     def __repr__(self) -> str:
         """Return where it is and how long it is; the metrics would be pages."""
-        return f"Run({str(self.folder)!r}, {len(self.metrics)} epochs)"
+        first, sharp = epochs_counted(self.metrics)
+        then = f", then {sharp} of the sharp decoder" if sharp else ""
+        return f"Run({str(self.folder)!r}, {first} epoch{'' if first == 1 else 's'}{then})"
 
 
 def train(
