@@ -39,7 +39,7 @@ def test_a_run_is_described_by_its_numbers(trained_vae: Run, tiny_pack: Pack) ->
     assert "8 code dimensions" in found.what
     assert found.images == f"48 images of {tiny_pack.folder}"
     mse = trained_vae.metrics[-1]["val_mse"]
-    assert f"validation MSE {mse:.5f}" in found.quality
+    assert f"MSE {mse:.5f} on the validation images, a PSNR of {-10 * np.log10(mse):.1f} dB" in found.quality
     assert "after epoch 2" in found.quality
     assert found.numbers["metrics"] == trained_vae.metrics
     assert found.numbers["sha256"] == load_model(trained_vae.folder).digest

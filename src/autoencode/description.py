@@ -220,7 +220,7 @@ def _quality(metrics: Mapping[str, Any], epoch: object) -> str:
         return ""
     # Epochs of the sharp decoder change nothing that these numbers are of, and are counted on.
     when = "" if "val_perceptual" in metrics else f", after epoch {epoch}"
-    return f"validation MSE {mse:.5f}, PSNR {-10 * math.log10(mse):.1f} dB{when}"
+    return f"MSE {mse:.5f} on the validation images, a PSNR of {-10 * math.log10(mse):.1f} dB{when}"
 
 
 def _settings(path: str, model: ImageModel) -> str:

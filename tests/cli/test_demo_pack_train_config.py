@@ -47,7 +47,8 @@ def test_train_ends_with_a_model_its_curves_and_a_sheet(
     assert lines.index("pack") < lines.index(epochs[0].partition(":")[0])
     assert "epochs: 2 of 2\n" in result.out
     assert re.search(
-        r"quality: held-out PSNR \d+\.\d dB, PCA of the same size \d+\.\d; \d+ training images are few",
+        r"quality: PSNR \d+\.\d dB on \d+ (test|validation) images, PCA of the same size \d+\.\d; "
+        r"\d+ training images are few",
         result.out,
     )
     assert result.out.splitlines()[-1].startswith("next:   autoencode generate ")

@@ -199,7 +199,7 @@ def _say_quality(found: Evaluation, images: int) -> None:
     own, pca = found.reconstruction.psnr_db, found.pca and found.pca.psnr_db
     if own is None:
         return
-    text = f"held-out PSNR {own.value:.1f} dB"
+    text = f"PSNR {own.value:.1f} dB on {counted(found.images, f'{found.split} image')}"
     if pca:
         text += f", PCA of the same size {pca.value:.1f}"
     if images < FEW_IMAGES:
