@@ -13,7 +13,12 @@ from torture.commands import make_images
 from torture.processes import open_files, resident_mb
 from torture.seeds import picture
 
-_COMMAND = [sys.executable, "-c", "from autoencode.cli.main import main; main()", "outliers"]
+# A damaged file is reported when it has not changed for a second, instead of for half a minute in each round.
+_PROGRAM = (
+    "from autoencode.outliers.inspection import watch_images; from autoencode.cli.main import main; "
+    "watch_images.__kwdefaults__['patience_s'] = 1.0; main()"
+)
+_COMMAND = [sys.executable, "-c", _PROGRAM, "outliers"]
 _SECONDS = 180  # a look a second, two looks for each file, on a machine that has other work
 _KEPT = 12  # files in the folder: a camera's folder is cleared, too
 _NORMAL = 10  # images, the fewest that are accepted
