@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
-from autoencode.web.start import SAMPLE_GAP, SAMPLE_SIDE, SAMPLED
+from autoencode.web.start import KEYBOARD, SAMPLE_GAP, SAMPLE_SIDE, SAMPLED
 from autoencode.web.workspace import Workspace
 
 from .conftest import ADDRESS, wait_for
@@ -90,6 +90,18 @@ def test_a_page_for_other_machines_starts_nothing() -> None:
         assert client.get("/api/start").status_code == 409
         for what in ("index", "train", "open"):
             assert client.post(f"/api/start/{what}", json={"folder": ""}).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("Stopping: the model is fitted; Ctrl-C again skips it.", "Stopping: the model is fitted."),
+        ("Stopped. runs/a keeps its state: run it again with --resume.", "Stopped. runs/a keeps its state."),
+        ("packing: 12 of 40, 3 images/s", "packing: 12 of 40, 3 images/s"),
+    ],
+)
+def test_the_log_in_the_page_speaks_of_no_keyboard(line: str, shown: str) -> None:
+    assert KEYBOARD.sub("", line) == shown
 
 
 def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,8 @@ from autoencode.web.workspace import Workspace, open_workspace
 MOST_COUNTED, COUNTING_SECONDS = 200_000, 2.0
 MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
 PREVIEWED = 6
+# What a command says to those at its keyboard: in the page, buttons do the same.
+KEYBOARD = re.compile(r"[;:,]? (?:Ctrl-C again skips it|run it again with --resume)(?=[.;]|$)")
 SAMPLED, SAMPLE_SIDE, SAMPLE_GAP = 8, 160, 4  # images shown of a folder, in pixels
 MOST_SAMPLED = 5_000
 
@@ -198,7 +201,7 @@ def _progress(starter: Starter, of: Work) -> dict[str, Any]:
         "out": readable(of.out.relative_to(starter.root).as_posix()),
         "running": code is None,
         "failed": code not in (None, 0, 130) and not (of.out / MODEL_NAME).is_file(),
-        "line": lines[-1] if lines else "",
+        "line": KEYBOARD.sub("", lines[-1]) if lines else "",
         "ready": (of.out / MODEL_NAME).is_file() if of.kind == "train" else FileStore().holds(of.out),
     }
     if of.kind == "train" and is_run(of.out):

@@ -80,6 +80,12 @@ export function mount(root) {
   choices.unusual.setAttribute("aria-label", "Outlier score");
   choices.split.hidden = !workspace.kind; // without a training, parts mean nothing
 
+  /** What to do where no picture is found. */
+  function nothingFound() {
+    const clear = () => ask({ ...DEFAULTS, sort: state.sort, down: state.down });
+    return h("p", { class: "verdict" }, "No picture is found by this name and these filters. ", h("button", { type: "button", onclick: clear }, "Clear the filters"));
+  }
+
   const conditions = () => query({ ...state, sort: undefined, down: undefined, selection: undefined });
 
   const load = restarting(async (signal, isMore, limit = PAGE) => {
@@ -96,7 +102,8 @@ export function mount(root) {
     pictures.push(...answer.pictures);
     grid.append(...answer.pictures.map(tile));
     found.textContent = `${number(total)} of ${number(workspace.images)} pictures`;
-    end.hidden = pictures.length >= total;
+    end.hidden = pictures.length >= total && total > 0;
+    end.replaceChildren(...(total ? [] : [nothingFound()]));
     if (!isMore) announce(`${number(total)} pictures.`);
   });
   const run = (isMore = false) => load(isMore).catch((err) => showFailure(err, isMore ? null : grid, () => run(isMore)));

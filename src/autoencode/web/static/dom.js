@@ -126,6 +126,12 @@ export function number(value, digits = 0) {
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
+/** A number of things: "1 picture", "2,000 pictures".
+ * @param {number} count @param {string} thing @returns {string} */
+export function counted(count, thing) {
+  return `${number(count)} ${thing}${count === 1 ? "" : "s"}`;
+}
+
 export function percent(share, digits = 2) {
   return `${(100 * share).toFixed(digits)} %`;
 }

@@ -3,7 +3,7 @@
 import { remember } from "./address.js";
 import { get, getBuffer, post, query, restarting, waitFor } from "./api.js";
 import { groupOf, legend, paint } from "./colours.js";
-import { field, h, notice, number, progressBar, select, showFailure } from "./dom.js";
+import { counted, field, h, notice, number, progressBar, select, showFailure } from "./dom.js";
 import { MapCanvas } from "./mapcanvas.js";
 import { MapGestures } from "./mapgestures.js";
 import { describe, openPicture, original, pictureButton } from "./pictures.js";
@@ -231,7 +231,7 @@ export class MapView {
       h(
         "div",
         { class: "row between" },
-        h("h2", {}, `${number(places.length)} images selected`),
+        h("h2", {}, `${counted(places.length, "image")} selected`),
         h("button", { type: "button", class: "small", onclick: () => this.clear() }, "Clear"),
       ),
       h("div", { class: "grid tiny" }, pictures.map((picture) => pictureButton(picture, { list: pictures, size: 80 }))),
