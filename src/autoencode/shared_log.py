@@ -7,6 +7,7 @@ none before it.
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class SharedLog(ABC):
         """Change the state by a line; ValueError, KeyError, TypeError or the like if it is no change."""
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        """Write a change down and take it; within `_writing`."""
+        """Write a change down, with its time, and take it; within `_writing`."""
+        record = {**record, "at": time.time()}
         append_line(self.path, json.dumps(record))
         self._take(record)
         self._lines += 1

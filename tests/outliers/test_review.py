@@ -52,14 +52,33 @@ def test_undoing_goes_back_one_by_one_also_after_a_restart(tiny_pack: Pack, log:
         decisions.decide(tiny_pack, tiny_pack.entries[0], decision)
     decisions.decide(tiny_pack, tiny_pack.entries[1], "drop")
     path = tiny_pack.entries[1].path
-    assert decisions.undo(tiny_pack) == path
+    assert decisions.undo(tiny_pack) == [path]
     again = Decisions(log)
     assert standing(again, tiny_pack)[:2] == ["keep", None]
     again.undo(tiny_pack)
     assert standing(again, tiny_pack)[0] == "drop"
     again.undo(tiny_pack)
     assert standing(Decisions(log), tiny_pack)[0] is None
-    assert Decisions(log).undo(tiny_pack) is None
+    assert Decisions(log).undo(tiny_pack) == []
+
+
+def test_a_decision_about_several_images_is_one_step_that_leaves_the_rest(tiny_pack: Pack, log: Path) -> None:
+    decisions, entries = Decisions(log), tiny_pack.entries
+    decisions.decide(tiny_pack, entries[0], "keep")
+    decisions.decide(tiny_pack, entries[1], "drop")
+    assert decisions.last_at(tiny_pack) > 0
+    assert decisions.decide_all(tiny_pack, [entries[k] for k in (0, 1, 2, 2)], "drop") == 2
+    assert decisions.decide_all(tiny_pack, [entries[0]], "drop") == 0  # nothing to undo
+    decisions.decide(tiny_pack, entries[3], "keep")
+    again = Decisions(log)
+    assert standing(again, tiny_pack) == ["drop", "drop", "drop", "keep"]
+    assert again.undo(tiny_pack) == [entries[3].path]
+    assert again.undo(tiny_pack) == [entries[0].path, entries[2].path]
+    assert standing(Decisions(log), tiny_pack) == standing(again, tiny_pack) == ["keep", "drop", None, None]
+    again.decide_all(tiny_pack, [entries[2]], "keep")
+    again.undo(tiny_pack)
+    assert [len(Decisions(log).undo(tiny_pack)) for _ in range(3)] == [1, 1, 0]
+    assert Decisions(log).last_at(tiny_pack) == 0
 
 
 def test_a_line_cut_short_by_a_crash_costs_that_decision_alone(tiny_pack: Pack, log: Path) -> None:
@@ -106,11 +125,11 @@ def test_two_that_write_one_log_know_of_each_other(tiny_pack: Pack, log: Path) -
     one, other = Decisions(log), Decisions(log)
     for place in range(3):
         one.decide(tiny_pack, tiny_pack.entries[place], "drop")
-    assert other.undo(tiny_pack) == tiny_pack.entries[2].path
+    assert other.undo(tiny_pack) == [tiny_pack.entries[2].path]
     other.decide(tiny_pack, tiny_pack.entries[3], "keep")
     for _ in range(3):
         one.undo(tiny_pack)
-    assert one.undo(tiny_pack) is None
+    assert one.undo(tiny_pack) == []
     assert standing(Decisions(log), tiny_pack) == standing(one, tiny_pack) == [None] * 4
 
 
@@ -127,9 +146,9 @@ def test_decisions_about_another_folder_are_neither_counted_nor_undone(tiny_pack
     decisions.decide(tiny_pack, tiny_pack.entries[0], "drop")
     decisions.decide(elsewhere, tiny_pack.entries[1], "keep")  # type: ignore[arg-type]
     assert decisions.counts(tiny_pack) == {"keep": 0, "drop": 1}
-    assert decisions.undo(tiny_pack) == tiny_pack.entries[0].path
-    assert decisions.undo(tiny_pack) is None
-    assert Decisions(log).undo(elsewhere) == tiny_pack.entries[1].path  # type: ignore[arg-type]
+    assert decisions.undo(tiny_pack) == [tiny_pack.entries[0].path]
+    assert decisions.undo(tiny_pack) == []
+    assert Decisions(log).undo(elsewhere) == [tiny_pack.entries[1].path]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

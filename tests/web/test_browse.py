@@ -96,7 +96,7 @@ def test_tags_survive_a_restart_and_are_undone(
     assert len(names(again, "tag=stray")) == 3
     two_again = selection_of(again, [2, 3])
     # Only what the second change added is taken back.
-    assert again.post("/api/tags/undo").json() == {"undone": "stray", "tags": {"stray": 2}}
+    assert again.post("/api/undo").json() == {"undone": "stray", "decided": 0, "tags": {"stray": 2}}
     assert (
         again.post("/api/tags", json={"selection": two_again, "tag": "stray", "on": False}).json()["changed"]
         == 1
@@ -106,8 +106,8 @@ def test_tags_survive_a_restart_and_are_undone(
     # The first window takes in what the second wrote before it writes.
     assert client.post("/api/tags", json={"selection": one, "tag": "stray"}).json()["tags"] == {"stray": 2}
     for _ in range(3):
-        client.post("/api/tags/undo")
-    assert client.post("/api/tags/undo").json() == {"undone": None, "tags": {}}
+        client.post("/api/undo")
+    assert client.post("/api/undo").json() == {"undone": None, "decided": 0, "tags": {}}
 
 
 def test_a_tag_is_short_and_readable_and_belongs_to_one_content(tmp_path: Path) -> None:
@@ -142,7 +142,23 @@ def test_decisions_are_made_about_a_selection(client: TestClient, workspace: Wor
     assert answer.json() == {"counts": {"keep": 0, "drop": 3}}
     assert len(names(client, "decision=drop")) == 3
     assert len(names(client, "decision=none")) == 45
-    assert client.post("/api/decisions/undo").json()["counts"]["drop"] == 2
+    undone = client.post("/api/decisions/undo").json()
+    assert (undone["images"], undone["counts"]["drop"]) == (3, 0)
+
+
+def test_the_last_change_is_taken_back_of_tags_and_of_decisions(client: TestClient) -> None:
+    one, all_three = selection_of(client, [1]), selection_of(client, [1, 2, 3])
+    client.post("/api/decisions", json={"picture": "i1", "decision": "keep"})
+    client.post("/api/tags", json={"selection": one, "tag": "odd"})
+    client.post("/api/selections/decisions", json={"selection": all_three, "decision": "drop"})
+    undone = [client.post("/api/undo").json() for _ in range(4)]
+    assert [(one["undone"], one["decided"]) for one in undone] == [
+        (None, 3),
+        ("odd", 0),
+        (None, 1),
+        (None, 0),
+    ]
+    assert len(names(client, "decision=none")) == 48
 
 
 def test_a_selection_becomes_a_table_and_an_archive(

@@ -567,8 +567,14 @@ def test_pictures_are_found_selected_tagged_and_shown_by_their_address(page: Pag
     other.goto(page.url)  # the same pictures, in another window
     until(other, "s => document.querySelectorAll(s).length === 3", tiles)
     other.close()
+    page.click(".selection-bar >> text=Drop")
+    until(page, "document.querySelectorAll('#tab-browse .marks .mark.drop').length === 3")
+    page.click(".selection-bar >> text=Undo")  # all three at once
+    until(page, "document.querySelectorAll('#tab-browse .marks .mark').length === 3")
     page.click(".selection-bar >> text=Undo")
-    until(page, "s => document.querySelectorAll(s).length === 0", tiles)
+    page.wait_for_selector("#tab-browse .end >> text=No picture")
+    page.click("#tab-browse .end >> text=Clear the filters")
+    until(page, "s => document.querySelectorAll(s).length === 48", tiles)
     page.click(".selection-bar >> text=Clear")
     page.goto(page.url.split("#")[0] + "#browse?sort=name&text=")
     page.reload()

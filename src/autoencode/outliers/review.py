@@ -123,12 +123,25 @@ class _Key(NamedTuple):
     sha256: str
 
 
+class _Change(NamedTuple):
+    """What was decided in one step: the decision before about each image, and when (seconds, Unix time)."""
+
+    before: Mapping[_Key, Decision | None]
+    at: float
+
+    def is_about(self, folder: str) -> bool:
+        return next(iter(self.before)).folder == folder
+
+
 class Decisions(SharedLog):
-    """The decisions in one log, and those that are made from now on."""
+    """The decisions in one log, and those that are made from now on.
+
+    A line decides about one image, or about several of a folder in one step, or undoes such a step.
+    """
 
     def _forget(self) -> None:
         self._state: dict[_Key, Decision] = {}
-        self._history: list[tuple[_Key, Decision | None]] = []
+        self._history: list[_Change] = []
 
     def of(self, pack: Pack, entry: Entry) -> Decision | None:
         """Return the decision about an image, or None."""
@@ -146,18 +159,42 @@ class Decisions(SharedLog):
         with self._writing():
             self._append({**_key(pack, entry)._asdict(), "decision": decision})
 
-    def undo(self, pack: Pack) -> str | None:
-        """Take back the last standing decision about an image of this folder; return its path, if any."""
+    def decide_all(self, pack: Pack, entries: Iterable[Entry], decision: Decision) -> int:
+        """Write down one decision about several images, as one step; return how many it changed.
+
+        Raises:
+            ConfigError: the decision is neither keep nor drop.
+            OutputError: the log cannot be written; the decision does not count then.
+        """
+        check_choice("decision", decision, DECISIONS)
         with self._writing():
-            last = next(
-                (made for made in reversed(self._history) if made[0].folder == str(pack.folder)), None
-            )
+            keys = dict.fromkeys(_key(pack, entry) for entry in entries)
+            changed = [key[1:] for key in keys if self._state.get(key) != decision]
+            if changed:
+                self._append({"folder": str(pack.folder), "images": changed, "decision": decision})
+        return len(changed)
+
+    def undo(self, pack: Pack) -> list[str]:
+        """Take back the last step that stands in this folder; return the paths it was about, if any."""
+        with self._writing():
+            last = self._last(pack)
             if last is None:
-                return None
-            key, before = last
+                return []
             # One more line, because a written line is never changed.
-            self._append({**key._asdict(), "decision": before, "undo": True})
-        return key.path
+            if len(last.before) > 1:
+                self._append({"folder": str(pack.folder), "undo": True})
+            else:
+                ((key, before),) = last.before.items()
+                self._append({**key._asdict(), "decision": before, "undo": True})
+        return [key.path for key in last.before]
+
+    def last_at(self, pack: Pack) -> float:
+        """Return when the last step that stands in this folder was taken (Unix time); 0 without one."""
+        last = self._last(pack)
+        return 0.0 if last is None else last.at
+
+    def _last(self, pack: Pack) -> _Change | None:
+        return next((made for made in reversed(self._history) if made.is_about(str(pack.folder))), None)
 
     def counts(self, pack: Pack) -> dict[Decision, int]:
         """Return how many images of this folder each decision stands for."""
@@ -165,18 +202,35 @@ class Decisions(SharedLog):
         return {decision: standing.count(decision) for decision in DECISIONS}
 
     def _take(self, record: Mapping[str, Any]) -> None:
-        key, decision = _Key(record["folder"], record["path"], record["sha256"]), record["decision"]
+        folder, decision = record["folder"], record.get("decision")
         if decision not in (None, *DECISIONS):
             raise ValueError(decision)
+        if "path" in record:
+            images = [(record["path"], record["sha256"])]
+        else:
+            images = [(path, sha256) for path, sha256 in record.get("images", ())]
+        keys = [_Key(folder, path, sha256) for path, sha256 in images]
         if record.get("undo"):
-            of_this = [number for number, (made, _) in enumerate(self._history) if made == key]
-            self._history.pop(of_this[-1])
+            # A step of several images is named by its folder alone: it is the last that stands there.
+            steps = [
+                number
+                for number, made in enumerate(self._history)
+                if (list(made.before) == keys if keys else made.is_about(folder))
+            ]
+            self._restore(self._history.pop(steps[-1]).before)
+        elif decision is None or not keys:
+            raise ValueError(record)
         else:
-            self._history.append((key, self._state.get(key)))
-        if decision is None:
-            self._state.pop(key, None)
-        else:
-            self._state[key] = decision
+            before = {key: self._state.get(key) for key in keys}
+            self._history.append(_Change(before, float(record.get("at", 0))))
+            self._restore(dict.fromkeys(keys, decision))
+
+    def _restore(self, decisions: Mapping[_Key, Decision | None]) -> None:
+        for key, decision in decisions.items():
+            if decision is None:
+                self._state.pop(key, None)
+            else:
+                self._state[key] = decision
 
 
 def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes:

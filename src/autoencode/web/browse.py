@@ -278,10 +278,16 @@ async def tag(workspace: OpenWorkspace, asked: Tagged) -> dict[str, Any]:
     return {"changed": changed, "tags": workspace.tags.counts()}
 
 
-@router.post("/api/tags/undo")
+@router.post("/api/undo")
 async def undo(workspace: OpenWorkspace) -> dict[str, Any]:
-    """Take back the last change of tags that stands."""
-    return {"undone": workspace.tags.undo(), "tags": workspace.tags.counts()}
+    """Take back the last change that stands, of tags or of decisions."""
+    pack = _review(workspace).pack
+    if workspace.decisions.last_at(pack) > workspace.tags.last_at():
+        undone: str | None = None
+        decided = len(workspace.decisions.undo(pack))
+    else:
+        undone, decided = workspace.tags.undo(), 0
+    return {"undone": undone, "decided": decided, "tags": workspace.tags.counts()}
 
 
 @router.post("/api/selections/decisions")
@@ -289,9 +295,7 @@ async def decide(workspace: OpenWorkspace, asked: DecidedAll) -> dict[str, Any]:
     """Write down one decision about each image of a selection."""
     review = _review(workspace)
     entries = await asyncio.to_thread(_entries, workspace, asked.selection)
-    for entry in entries:
-        if workspace.decisions.of(review.pack, entry) != asked.decision:
-            workspace.decisions.decide(review.pack, entry, asked.decision)
+    workspace.decisions.decide_all(review.pack, entries, asked.decision)
     return {"counts": workspace.decisions.counts(review.pack)}
 
 

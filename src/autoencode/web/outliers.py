@@ -167,9 +167,10 @@ async def decide(workspace: OpenWorkspace, decided: Decided) -> dict[str, Any]:
 
 @router.post("/api/decisions/undo")
 async def undo(workspace: OpenWorkspace) -> dict[str, Any]:
-    """Take back the last standing decision."""
-    taken = None if workspace.review is None else workspace.decisions.undo(workspace.review.pack)
-    return {"undone": None if taken is None else readable(taken), "counts": _counts(workspace)}
+    """Take back the last standing decision, about one image or about those of a selection."""
+    taken = [] if workspace.review is None else workspace.decisions.undo(workspace.review.pack)
+    undone = readable(taken[0]) if taken else None
+    return {"undone": undone, "images": len(taken), "counts": _counts(workspace)}
 
 
 @router.get("/api/outliers.csv")

@@ -24,6 +24,7 @@ class _Change(NamedTuple):
     tag: str
     is_on: bool
     keys: tuple[_Key, ...]  # those that it changed: undoing leaves the others as they were
+    at: float  # Unix time, in seconds
 
 
 class Tags(SharedLog):
@@ -68,6 +69,10 @@ class Tags(SharedLog):
             self._append({"undo": True})
         return tag
 
+    def last_at(self) -> float:
+        """Return when the last change that stands was made (Unix time); 0 without one."""
+        return self._history[-1].at if self._history else 0.0
+
     def _take(self, record: Mapping[str, Any]) -> None:
         if record.get("undo"):
             last = self._history.pop()
@@ -76,7 +81,7 @@ class Tags(SharedLog):
         tag, is_on = str(record["tag"]), bool(record["on"])
         keys = tuple((str(path), str(sha256)) for path, sha256 in record["images"])
         self._change(tag, is_on, keys)
-        self._history.append(_Change(tag, is_on, keys))
+        self._history.append(_Change(tag, is_on, keys, float(record.get("at", 0))))
 
     def _change(self, tag: str, is_on: bool, keys: Sequence[_Key]) -> None:
         known = self._of.setdefault(tag, set())

@@ -2,9 +2,10 @@
 
 import { remember } from "./address.js";
 import { get, heatUrl, imageUrl, post, query, restarting, waitFor } from "./api.js";
-import { field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, select, showFailure, announce } from "./dom.js";
+import { counted, field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, select, showFailure, announce } from "./dom.js";
 import { histogramOf } from "./histogram.js";
 import { heatLegend, image, openPicture, original, pictureButton, score, shortName } from "./pictures.js";
+import { told } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
 const PAGE = 50;
@@ -257,10 +258,14 @@ export function mount(root) {
   function undo() {
     writing = writing
       .then(async () => {
-        const { undone, counts: now } = await post("/api/decisions/undo");
+        const { undone, images, counts: now } = await post("/api/decisions/undo");
         showCounts(now);
         if (undone === null) return say("There is nothing to undo.");
         others.postMessage({ name: undone, counts: now });
+        if (images > 1) {
+          say(`Undone: the decision about ${counted(images, "picture")}.`);
+          return told();
+        }
         say(`Undone: ${undone.split("/").pop()}.`);
         const index = await lookAgain(undone);
         return index < 0 ? null : show(index);
@@ -310,6 +315,7 @@ export function mount(root) {
     if (state.total && !document.hidden) writing = writing.then(catchUp).catch((err) => showFailure(err));
   };
   document.addEventListener("visibilitychange", lookAnew);
+  addEventListener("curated", () => root.hidden || lookAnew());
 
   async function next() {
     if (state.at + 1 === state.queue.length && state.queue.length < state.total) await more();

@@ -1,7 +1,7 @@
 // What is done with the selection, at the bottom of every tab: tags, decisions, lists, an archive.
 
 import { post, postBytes } from "./api.js";
-import { announce, h, number, say, showFailure } from "./dom.js";
+import { announce, counted, h, number, say, showFailure } from "./dom.js";
 import { selection } from "./selection.js";
 import { workspace } from "./shared.js";
 
@@ -29,13 +29,14 @@ export function addSelectionBar() {
     told();
   };
   const undo = async () => {
-    const { undone } = await post("/api/tags/undo");
-    say(undone === null ? "There is nothing to undo." : `Undone: the last change of “${undone}”.`);
+    const { undone, decided } = await post("/api/undo");
+    if (decided) say(`Undone: the decision about ${counted(decided, "picture")}.`);
+    else say(undone === null ? "There is nothing to undo." : `Undone: the last change of “${undone}”.`);
     told();
   };
   const decide = async (decision) => {
     await post("/api/selections/decisions", { selection: await sendSelection(), decision });
-    say(decision === "drop" ? `${number(selection.size)} pictures marked to drop. Nothing is deleted: “List” saves their paths.` : `${number(selection.size)} pictures kept.`);
+    say(decision === "drop" ? `${counted(selection.size, "picture")} marked to drop. Nothing is deleted: “List” saves their paths.` : `${counted(selection.size, "picture")} kept.`);
     told();
   };
   const file = async (kind) => {
@@ -48,8 +49,9 @@ export function addSelectionBar() {
     { class: "selection-bar", "aria-label": "Selection", hidden: true },
     count,
     button("Show", async () => (location.hash = `#browse?selection=${await sendSelection()}`)),
-    h("span", { class: "together" }, tag, known, button("Tag", () => give(true)), button("Untag", () => give(false)), button("Undo", undo)),
+    h("span", { class: "together" }, tag, known, button("Tag", () => give(true)), button("Untag", () => give(false))),
     h("span", { class: "together" }, button("Keep", () => decide("keep")), button("Drop", () => decide("drop"))),
+    button("Undo", undo, { title: "Take back the last change of tags or decisions" }),
     h("span", { class: "together" }, button("List", () => file("txt"), { title: "One path per line, for a script" }), button("CSV", () => file("csv")), button("Zip", () => file("zip"), { title: "The files themselves" })),
     button("Clear", () => selection.clear()),
   );
@@ -68,7 +70,7 @@ export function addSelectionBar() {
 const others = new BroadcastChannel("curated");
 
 /** Let this window and the others know that tags or decisions have changed. */
-function told() {
+export function told() {
   others.postMessage("");
   dispatchEvent(new Event("curated"));
 }
