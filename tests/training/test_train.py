@@ -131,8 +131,10 @@ KILLED = """
 import json, os, signal, sys
 from autoencode import train
 source, out, step, settings = json.loads(sys.argv[1])
+taken = set()  # epochs of the sharp decoder are counted from 1 again
 def progress(at):
-    if (at.epoch - 1) * at.steps + at.step == step:
+    taken.add((at.phase, at.epoch, at.step))
+    if len(taken) == step:
         os.kill(os.getpid(), signal.SIGKILL)
 train(source, out, checkpoint_every=2, progress=progress, **settings)
 """
