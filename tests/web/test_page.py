@@ -631,6 +631,33 @@ def test_a_picture_fills_the_window_and_the_arrows_lead_on(page: Page, photos: P
     until(page, "!document.querySelector('dialog')")
 
 
+def test_back_closes_the_window_of_a_picture_and_nothing_else(page: Page) -> None:
+    go(page, "browse")
+    page.fill("#tab-browse input[type=search]", "forest")
+    tile = "#tab-browse .grid .picture >> nth=0"
+    until(page, "document.querySelectorAll('#tab-browse .grid .picture').length === 16")
+    behind, entries = page.url, page.evaluate("history.length")
+    page.press(tile, "Enter")
+    page.wait_for_selector("dialog.viewer")
+    page.evaluate("history.back()")
+    until(page, "!document.querySelector('dialog')")
+    assert page.url == behind
+    assert page.is_visible("#tab-browse")
+    for _ in range(3):  # closed by itself, it leaves no entry that Back would go through
+        page.press(tile, "Enter")
+        page.wait_for_selector("dialog.viewer")
+        page.keyboard.press("Escape")
+        until(page, "!document.querySelector('dialog') && history.state === null")
+    assert page.evaluate("history.length") <= entries + 1
+    page.press(tile, "Enter")
+    page.click("dialog.viewer >> text=Find similar")
+    page.wait_for_selector("#tab-search:not([hidden])")
+    page.evaluate("history.back()")
+    page.wait_for_selector("#tab-browse:not([hidden])")
+    assert page.url == behind
+    page.fill("#tab-browse input[type=search]", "")
+
+
 def test_the_window_of_a_picture_leads_through_all_and_leaves_the_grid_alone(page: Page) -> None:
     go(page, "browse")
     page.route(

@@ -21,5 +21,5 @@ export function written(tab, state, defaults = {}) {
  * @param {string} tab @param {State} state @param {State} defaults */
 export function remember(tab, state, defaults = {}) {
   const hash = written(tab, state, defaults);
-  if (location.hash !== hash) history.replaceState(null, "", hash);
+  if (location.hash !== hash) history.replaceState(history.state, "", hash);
 }

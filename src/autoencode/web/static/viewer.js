@@ -55,7 +55,7 @@ export function openPicture(picture, list = null, rest = null) {
     ),
     h("div", { class: "viewer-body" }, h("div", { class: "stage-place" }, stage.element, back, next, legend), panel),
   );
-  dialog.addEventListener("close", () => dialog.remove());
+  closeByBack(dialog);
   dialog.addEventListener("keydown", (event) => key(event));
 
   function viewButton(name, text) {
@@ -139,6 +139,22 @@ export function openPicture(picture, list = null, rest = null) {
   dialog.showModal();
   show();
   heading.focus();
+}
+
+let windows = 0; // opened so far; each entry of the history names its own
+
+/** Give a window an entry of the history, so that Back closes it and leaves the page behind as it is. */
+function closeByBack(dialog) {
+  const mine = ++windows;
+  const isOnTop = () => history.state?.viewer === mine;
+  history.pushState({ viewer: mine }, "");
+  const back = () => isOnTop() || dialog.close();
+  addEventListener("popstate", back);
+  dialog.addEventListener("close", () => {
+    removeEventListener("popstate", back);
+    dialog.remove();
+    if (isOnTop()) history.back();
+  });
 }
 
 /** The picture in the middle of the window, which can be zoomed and moved. */
@@ -287,8 +303,10 @@ function factRows(picture, about) {
 
 function actions(picture, dialog) {
   const go = (hash) => () => {
+    // In place of the window's own entry of the history: Back then leads to the page that it was opened from.
+    history.replaceState(null, "", hash);
     dialog.close();
-    location.hash = hash;
+    dispatchEvent(new HashChangeEvent("hashchange"));
   };
   const button = (text, onclick) => h("button", { type: "button", onclick }, text);
   const failure = h("div", { role: "status" });
