@@ -136,6 +136,15 @@ def test_a_log_cut_short_loses_that_line_alone_and_a_damaged_one_is_named(tmp_pa
             Tags(path)
 
 
+def test_the_flagged_are_those_from_the_threshold_on(client: TestClient) -> None:
+    finished(client, "/api/outliers")
+    first = client.get("/api/outliers?limit=5").json()["queue"]
+    query = f"by=model&threshold={first[3]['score']}"
+    bits = np.frombuffer(client.get(f"/api/outliers/flagged?{query}").content, np.uint8)
+    flagged = np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()
+    assert {f"i{at}" for at in flagged} == {one["id"] for one in first[:4]}
+
+
 def test_decisions_are_made_about_a_selection(client: TestClient, workspace: Workspace) -> None:
     selection = selection_of(client, [0, 5, 7])
     answer = client.post("/api/selections/decisions", json={"selection": selection, "decision": "drop"})

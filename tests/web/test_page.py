@@ -331,6 +331,13 @@ def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -
     page.keyboard.press("End")
     until(page, "old => document.querySelector('.threshold p').textContent !== old", before)
     assert "Flags 1 of 48 pictures" in page.inner_text(".threshold p")
+    assert "threshold=" in page.url
+    page.click("text=Select the flagged")
+    until(page, "document.querySelector('.selection-bar strong').textContent === '1 selected'")
+    page.click(".selection-bar >> text=Clear")
+    page.reload()
+    page.wait_for_selector("text=Flags 1 of 48 pictures")
+    page.focus(".threshold input")
     page.keyboard.press("d")  # letters are the queue's while the slider has the keyboard
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
     undo(page, first)

@@ -237,3 +237,12 @@ def test_the_model_is_measured_once(
     os.utime(run / "model.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="the work was done again"):
         finished(open_page(run), "/api/examples")
+
+
+def test_a_heat_map_without_a_place_that_is_seen_is_known() -> None:
+    normal = np.full((4, 4), 0.8, np.float16)
+    assert not inspection.has_seen_place(normal)
+    assert not inspection.overlay(normal)[..., 3].any()
+    normal[2, 1] = 1.6
+    assert inspection.has_seen_place(normal)
+    assert inspection.overlay(normal)[2, 1, 3] > 170

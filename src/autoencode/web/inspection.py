@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+CLEAR, SEEN = 0.8, 0.9  # of a heat map: up to here nothing is drawn; up to here less than a tenth of a colour
 MOST_HEAT_BYTES = 128 * 1024**2  # about 90,000 heat maps
 
 
@@ -129,11 +130,16 @@ def _loaded(saved: Saved, count: int) -> Inspected:
     return Inspected(_ranked(name, scores, p_values, calibration_images, validation), heats)
 
 
+def has_seen_place(shown: NDArray[np.float16]) -> bool:
+    """Return whether a heat map (h, w), as `overlay` draws it, has a place that is seen over a picture."""
+    return bool(shown.max(initial=0) > SEEN)
+
+
 def overlay(shown: NDArray[np.float16]) -> NDArray[np.uint8]:
     """Return a heat map (h, w), 1 at the upper end of normal patches, as colours with alpha (h, w, 4)."""
     values = shown.astype(np.float32)
     # Clear up to the upper end of normal patches, so that what is normal stays visible.
-    alpha = 0.7 * np.clip((values - 0.8) / 0.8, 0, 1)
+    alpha = 0.7 * np.clip((values - CLEAR) / 0.8, 0, 1)
     colours = np.asarray(colormaps["inferno"](np.clip(values / 2.5, 0, 1)))
     colours[..., 3] = alpha
     return np.asarray((colours * 255).round(), np.uint8)

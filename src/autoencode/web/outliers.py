@@ -28,7 +28,7 @@ from autoencode.outliers.calibration import NAME, fit_reference
 from autoencode.outliers.conformal import DEFAULT_FPR
 from autoencode.outliers.normal import FORMAT_VERSION
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
-from autoencode.web.inspection import Inspected, files_of, form_of, inspect_pack, overlay
+from autoencode.web.inspection import Inspected, files_of, form_of, has_seen_place, inspect_pack, overlay
 from autoencode.web.jobs import Job, JobQueue
 from autoencode.web.pictures import Found, readable
 from autoencode.web.results import key_of, state_of
@@ -98,8 +98,16 @@ async def queue(
         "undecided": undecided,
         "offset": offset,
         "has_maps": by != MODEL,
-        "queue": [_row(workspace, ranking, int(position)) for position in part],
+        "queue": [_row(workspace, by, ranking, int(position)) for position in part],
     }
+
+
+@router.get("/api/outliers/flagged")
+async def flagged_images(workspace: OpenWorkspace, by: Basis, threshold: float) -> Response:
+    """Return a bit for each image, set if its score reaches the threshold; the first is the lowest bit."""
+    is_flagged = _ranking(workspace, by).scores >= threshold
+    content = np.packbits(is_flagged, bitorder="little").tobytes()
+    return Response(content, media_type="application/octet-stream")
 
 
 def default_rate(workspace: Workspace, ranking: Ranking) -> float:
@@ -284,10 +292,13 @@ def _first_undecided(workspace: Workspace, ranking: Ranking) -> int | None:
     return next((at for at, position in queue if of(pack, entry(int(position))) is None), None)
 
 
-def _row(workspace: Workspace, ranking: Ranking, position: int) -> dict[str, Any]:
+def _row(workspace: Workspace, by: Basis, ranking: Ranking, position: int) -> dict[str, Any]:
+    heat = finished(ranking_job(workspace, by)).heats.get(position)
+    stands_out = None if heat is None else has_seen_place(heat)
     assert workspace.review is not None
     return workspace.describe(
         f"{workspace.review.letter}{position}",
+        stands_out=stands_out,
         score=float(ranking.scores[position]),
         p_value=float(ranking.p_values[position]),
         decision=workspace.decisions.of(workspace.review.pack, workspace.review.entry(position)),

@@ -1,10 +1,12 @@
 // Outliers: one image at a time, the most unusual first, to keep or to drop.
 
-import { remember } from "./address.js";
-import { get, heatUrl, imageUrl, post, query, restarting, waitFor } from "./api.js";
+import { parsed, remember } from "./address.js";
+import { get, getBuffer, heatUrl, imageUrl, post, query, restarting, waitFor } from "./api.js";
 import { counted, field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, select, showFailure, announce } from "./dom.js";
 import { histogramOf } from "./histogram.js";
+import { asked, decisionLists, keysHelp } from "./outlierlinks.js";
 import { heatLegend, image, openPicture, original, pictureButton, score, shortName } from "./pictures.js";
+import { positionsOf, selection } from "./selection.js";
 import { told } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
@@ -13,7 +15,9 @@ const MOST_ROWS = 200; // that one answer holds
 
 export function mount(root) {
   // The queue is loaded from `from` to its length; positions count from the most unusual image of all.
-  const state = { queue: [], from: 0, at: 0, total: 0, heat: workspace.bases[0]?.[0] !== "model", rate: null, smallest: null, by: workspace.bases[0]?.[0] };
+  // `dragged` is the threshold of the address; null leaves it to the server.
+  const { by: first, dragged } = asked(parsed(location.hash));
+  const state = { queue: [], from: 0, at: 0, total: 0, heat: first !== "model", rate: null, smallest: null, by: first, dragged };
   const others = new BroadcastChannel(`decisions ${workspace.launch}`); // to other windows of this page
   const pressed = [];
   let writing = Promise.resolve();
@@ -23,12 +27,20 @@ export function mount(root) {
     h("p", { class: "lead" }, "Pictures unlike the others, the most unusual first. Keep or drop each, then save the list."),
     body,
   );
-  const basis = select(workspace.bases, state.by, (by) => {
-    remember("outliers", { by }, { by: workspace.bases[0]?.[0] });
-    Object.assign(state, { by, heat: by !== "model", queue: [], from: 0, at: 0, total: 0, rate: null });
+  const basis = select(workspace.bases, state.by, (by) => compare(by, null));
+
+  function compare(by, dragged) {
+    Object.assign(state, { by, dragged, heat: by !== "model", queue: [], from: 0, at: 0, total: 0, rate: null });
+    note();
     strip.replaceChildren();
     start();
-  });
+  }
+
+  /** Keep in the address what is compared and, once it was dragged, the threshold; it means nothing without the other. */
+  function note() {
+    const { by, dragged } = state;
+    if (!root.hidden) remember("outliers", { by, threshold: dragged === null ? "" : String(dragged) }, dragged === null ? { by: workspace.bases[0]?.[0] } : {});
+  }
 
   const counts = h("p", { class: "counts" });
   const threshold = h("div", { class: "threshold" });
@@ -48,11 +60,11 @@ export function mount(root) {
     const bar = progressBar("learning from normal images", by === "model" ? null : () => stop(by, chooser));
     body.replaceChildren(chooser, bar);
     try {
-      const first = await waitFor(`/api/outliers?${query({ by, limit: PAGE })}`, bar.update);
+      const first = await waitFor(`/api/outliers?${query({ by, threshold: state.dragged, limit: PAGE })}`, bar.update);
       if (by !== state.by) return; // another was chosen meanwhile
       // If the decided images fill more than a page, the queue starts just before the first undecided one.
       const isFar = first.undecided >= first.queue.length;
-      take(isFar ? await get(`/api/outliers?${query({ by, offset: first.undecided - 2, limit: PAGE })}`) : first);
+      take(isFar ? await get(`/api/outliers?${query({ by, threshold: state.dragged, offset: first.undecided - 2, limit: PAGE })}`) : first);
     } catch (err) {
       if (by === state.by && !state.isStopped) showFailure(err, body, start);
       return;
@@ -62,7 +74,7 @@ export function mount(root) {
       return;
     }
     const grid = h("a", { class: "button", href: "#browse?sort=score&down=true" }, "All in a grid");
-    body.replaceChildren(h("div", { class: "toolbar" }, ...chooser.children, grid), card, strip, exports(by), keysHelp());
+    body.replaceChildren(h("div", { class: "toolbar" }, ...chooser.children, grid), card, strip, decisionLists(by), keysHelp());
     buildThreshold();
     showCounts(state.found.counts);
     show(state.found.undecided ?? 0);
@@ -113,9 +125,19 @@ export function mount(root) {
       histogram.show(score);
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
-    const ask = restarting(async (signal, score) => report(await get(`/api/outliers?${query({ by: state.by, threshold: score, limit: 1 })}`, signal)));
+    const ask = restarting(async (signal, score) => {
+      report(await get(`/api/outliers?${query({ by: state.by, threshold: score, limit: 1 })}`, signal));
+      state.dragged = score;
+      note();
+    });
+    const choose = async () => {
+      const bits = await getBuffer(`/api/outliers/flagged?${query({ by: state.by, threshold: state.threshold })}`);
+      selection.replace(positionsOf(new Uint8Array(bits)));
+      say("The flagged are selected: the bar shows them in Browse, tags and drops them.");
+    };
     const histogram = histogramOf(state.found.histogram, state.found.threshold, (score) => ask(score).catch((err) => showFailure(err)));
-    threshold.replaceChildren(histogram, text);
+    const flagged = h("button", { type: "button", class: "small", onclick: () => choose().catch((err) => showFailure(err)) }, "Select the flagged");
+    threshold.replaceChildren(histogram, text, flagged);
     report(state.found);
   }
 
@@ -190,7 +212,7 @@ export function mount(root) {
       src: isByPatches ? heatUrl(picture.id, state.by) : imageUrl(picture.id, "difference"),
       alt: "where it differs",
     });
-    const caption = h("span", { class: "heat-caption" }, isByPatches ? "where it differs from normal pictures" : "; where the two differ: ", isByPatches ? null : heatLegend());
+    const caption = h("span", { class: "heat-caption" }, isByPatches ? (picture.stands_out === false ? "no place stands out from normal pictures" : "where it differs from normal pictures") : "; where the two differ: ", isByPatches ? null : heatLegend());
     const under = isByPatches ? original(picture, 560) : image(picture, "reconstruction", `${shortName(picture)}, reconstruction`);
     const other = h("figure", { class: "other" }, h("div", { class: "frame whole" }, under, heat), h("figcaption", {}, isByPatches ? "" : "reconstruction", caption));
     heat.hidden = caption.hidden = !state.heat;
@@ -354,11 +376,15 @@ export function mount(root) {
   start();
   return {
     show(params) {
-      const by = params.get("by");
-      if (by && by !== state.by && workspace.bases.some(([name]) => name === by)) {
+      const { by, dragged } = asked({ tab: "outliers", params });
+      const isOther = (params.has("by") && by !== state.by) || (dragged !== null && dragged !== state.dragged);
+      if (isOther) {
         basis.value = by;
-        basis.dispatchEvent(new Event("change"));
-      } else lookAnew();
+        compare(by, dragged);
+      } else {
+        note();
+        lookAnew();
+      }
     },
     help: [["K, D", "keep, drop"], ["U", "undo"], ["N, P", "next, previous"], ["H", "heat-map on or off"]],
     key(event) {
@@ -370,24 +396,4 @@ export function mount(root) {
       press(act);
     },
   };
-}
-
-function exports(by) {
-  const link = (href, name, text, decision) => h("a", { class: "button", href, download: name, "data-decision": decision }, text);
-  return h(
-    "div",
-    { class: "actions" },
-    link(`/api/outliers.csv?${query({ by })}`, "outliers.csv", "Save all as CSV"),
-    link("/api/decisions/drop.txt", "drop.txt", "List of dropped files", "drop"),
-    link("/api/decisions/keep.txt", "keep.txt", "List of kept files", "keep"),
-  );
-}
-
-function keysHelp() {
-  return h(
-    "p",
-    { class: "hint" },
-    "Keys: K keep, D drop, U undo, N next, P back, H heat-map. The lists have one path per line, for a script that moves " +
-      "or copies those files.",
-  );
 }
