@@ -263,6 +263,28 @@ def test_a_data_set_of_defects_is_read_as_one(outliers: Command, good: Path, tmp
     assert "masks:    3 images with a defect, 3 without; AUROC of images 1.000" in said
 
 
+def test_patterns_choose_among_the_normal_images_and_those_to_judge(
+    outliers: Command, good: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(good, tmp_path / "all" / "good")
+    (tmp_path / "all" / "good" / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (96, 64), "white").save(tmp_path / "all" / "good" / "0_mask.png")
+    table = tmp_path / "found.csv"
+    code, said, complaint = outliers(
+        tmp_path / "all", tmp_path / "all", "--exclude", "*_mask.png", "--out", table
+    )
+    assert code == 0, complaint  # the broken file was found in a folder, and not asked for by its name
+    assert "calibrated on 20 normal images" in said
+    assert "of 20 images" in said
+    assert "_mask" not in table.read_text()
+    code, said, complaint = outliers(tmp_path / "all", "--include", "*_mask.png")
+    assert code == 2
+    assert "10 or more normal images" in complaint
+    code, said, complaint = outliers(good, "--watch", good, "--out", table, "--include", "a*")
+    assert code == 2
+    assert "Leave --include and --exclude out" in complaint
+
+
 def test_normal_images_may_be_a_list(outliers: Command, good: Path, tmp_path: Path) -> None:
     names = tmp_path / "good.txt"
     names.write_text("\n".join(str(path) for path in sorted(good.iterdir())))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, Ray, add_command
+from autoencode.cli.options import Exclude, Include, MaxPixels, Ray, add_command
 from autoencode.cli.progress import (
     counted,
     counting,
@@ -26,6 +26,8 @@ from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError
 from autoencode.outliers.scores import SCORES, default_score
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from autoencode.data.preprocessing import Limits
     from autoencode.outliers.find import Outliers, Verdict
     from autoencode.outliers.ground_truth import Agreement
@@ -126,12 +128,16 @@ def outliers(
     rule: RuleChoice = None,
     heatmaps: Heatmaps = False,
     pack: PackOf = None,
+    include: Include = None,
+    exclude: Exclude = None,
     max_pixels: MaxPixels = None,
     ray: Ray = None,
 ) -> None:
     """Find images, and defects in them, unlike normal images."""
-    from autoencode.data.sources import train_and_test
+    from autoencode.data.sources import listed, train_and_test
     from autoencode.data.tables import masks_in
+    from autoencode.models.model_file import kind_of
+    from autoencode.outliers.ground_truth import beside
     from autoencode.outliers.normal import holds_normal
 
     _check_paths(normal, images or [])
@@ -142,7 +148,7 @@ def outliers(
             images = held_out
             masks = masks or (normal if normal.is_file() and masks_in(normal) else None)
         say(f"read as: train is normal{', test is judged' if judges else ''}, of {normal}")
-    limits, asked = options.limits(max_pixels), {"score": score, "rule": rule}
+    limits, asked, is_failed = options.limits(max_pixels), {"score": score, "rule": rule}, False
     of_model = {**asked, "pack": pack, "ray": ray, "heatmaps": heatmaps or None}
     of_normal = {"maps": maps, "save": save, "masks": masks, "watch": watch}
     by_normal = source is not normal or holds_normal(normal)
@@ -151,25 +157,31 @@ def outliers(
         raise ConfigError(f"--{given[0]} goes with {kinds[0]}, not with {kinds[1]}. Leave it out.")
     if only_outliers and maps is None:
         raise ConfigError("--only-outliers is about the pictures of --maps: give a folder for them.")
+    judged: Sequence[Path] = images or []
+    if include or exclude:
+        if watch is not None:
+            raise ConfigError("--watch judges all files of its folder. Leave --include and --exclude out.")
+        if by_normal and not kind_of(normal):
+            source, masks = listed(source, include or (), exclude or ()).paths, masks or beside(judged)
+        judged = judged and listed(images, include or (), exclude or ()).paths
     if by_normal:
         how = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
         learned = _learned(source, out, save, limits)
         if images or watch is not None or save is not None:  # judged by each other, they come with the result
             show_skipped(list(learned.skipped))
         if watch is not None:
-            is_failed = _watch(learned, watch, images or [], out, fail_on_outlier=fail_on_outlier, **how)
+            is_failed = _watch(learned, watch, judged, out, fail_on_outlier=fail_on_outlier, **how)
         elif not images and save is not None:
             if learned.note is not None:
                 say(one_line(f"note: {learned.note}"))
             _warn_of_passing(learned.passing)
             show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
-            is_failed = False
         else:
-            is_failed = _by_normal_images(learned, images or [], out, masks, how)
+            is_failed = _by_normal_images(learned, judged, out, masks, how)
     else:
         own = {name: value for name, value in asked.items() if value is not None}
         settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal", **own}
-        is_failed = _by_model(normal, images or [], out, pack, limits, settings)
+        is_failed = _by_model(normal, judged, out, pack, limits, settings)
     if fail_on_outlier and is_failed:
         raise typer.Exit(1)
 
@@ -192,7 +204,7 @@ def _check_paths(normal: Path, images: list[Path]) -> None:
 
 def _by_model(
     model: Path,
-    images: list[Path],
+    images: Sequence[Path],
     out: Path | None,
     pack: str | None,
     limits: Limits | None,
@@ -236,7 +248,7 @@ def _by_model(
         say(f"table: {out}")
         say(f"sheet: {sheet_path(out)}")
     # Last: the images that can be used are judged before the command fails for the others.
-    fail_if_named(found.skipped, images)
+    fail_if_named(found.skipped, images if isinstance(images, list) else ())
     return bool(found.flagged or found.unread)
 
 
@@ -259,13 +271,13 @@ def _learned(source: Any, out: Path | None, save: Path | None, limits: Limits | 
 
 
 def _by_normal_images(
-    normal: NormalImages, images: list[Path], out: Path | None, masks: Path | None, how: dict[str, Any]
+    normal: NormalImages, images: Sequence[Path], out: Path | None, masks: Path | None, how: dict[str, Any]
 ) -> bool:
     """Judge images by normal ones, and return whether one is an outlier or could not be judged."""
     from autoencode.outliers.ground_truth import beside
     from autoencode.outliers.inspection import curves_path, inspect_images
 
-    masks = masks or beside(images)
+    masks = masks or (beside(images) if isinstance(images, list) else None)
     with counting("judging") as progress:
         found = inspect_images(normal, images or None, out, masks=masks, progress=progress, **how)
     alike = "the normal images are alike" if found.are_alike else "content and statistics too, as they vary"
@@ -275,14 +287,14 @@ def _by_normal_images(
     for name, path in (("table", out), ("curves", curves), ("maps", how["maps"])):
         if path is not None:
             say(f"{name}: {path}")
-    fail_if_named(found.skipped, images)
+    fail_if_named(found.skipped, images if isinstance(images, list) else ())
     return bool(found.flagged or found.unread)
 
 
 def _watch(
     normal: NormalImages,
     folder: Path,
-    images: list[Path],
+    images: Sequence[Path],
     out: Path | None,
     *,
     fail_on_outlier: bool,
@@ -366,21 +378,9 @@ def _rule(found: Outliers, calibrated_on: str) -> str:
 
 
 def _print_agreement(found: Outliers, agreement: Agreement) -> None:
-    def shown(value: float | None) -> str:
-        return "none" if value is None else f"{value:.3f}"
-
-    image_auroc = None if agreement.image_auroc is None else agreement.image_auroc.value
-    say(
-        f"masks:    {counted(agreement.bad, 'image')} with a defect, {agreement.good} without; AUROC of "
-        f"images {shown(image_auroc)}, of pixels {shown(agreement.pixel_auroc)}, "
-        f"AUPRO {shown(agreement.aupro)}"
-    )
-    say(
-        f"verdicts: precision {shown(agreement.precision)}, recall {shown(agreement.recall)}, "
-        f"F1 {shown(agreement.f1)}"
-    )
-    bound = found.fpr_bound or 1.0
-    if agreement.good and agreement.false_positives / agreement.good > bound:
+    for name, line in zip(("masks:   ", "verdicts:"), agreement.in_words(), strict=True):
+        say(f"{name} {line}")
+    if agreement.good and agreement.false_positives / agreement.good > (bound := found.fpr_bound or 1.0):
         warn(
             f"{agreement.false_positives} of {agreement.good} images without a defect were called outliers, "
             f"more than the {bound:.2%} stated: they are not like the normal images given."

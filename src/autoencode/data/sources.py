@@ -131,6 +131,8 @@ def expanded(images: Any) -> Paths:  # noqa: ANN401 - see `listed`
         ImageFolderError: a folder cannot be read or has no image. Files are not checked.
         AutoencodeError: an error of `listed` about a table.
     """
+    if isinstance(images, Listing):
+        return images.paths
     images = list(images) if isinstance(images, Iterator) else images
     if (rows := rows_of_frame(images)) is not None:
         return Paths(dict.fromkeys(row.path for row in checked_rows(rows, Path.cwd(), "a data frame")))

@@ -63,6 +63,19 @@ class Agreement:
         """Return the numbers as JSON can hold them, without the curves."""
         return {name: value for name, value in asdict(self).items() if name != "curves"}
 
+    def in_words(self) -> tuple[str, str]:
+        """Return a line about the scores and maps, and one about the verdicts."""
+
+        def shown(value: float | None) -> str:
+            return "none" if value is None else f"{value:.3f}"
+
+        images = None if self.image_auroc is None else self.image_auroc.value
+        return (
+            f"{self.bad} image{'s' * (self.bad != 1)} with a defect, {self.good} without; AUROC of "
+            f"images {shown(images)}, of pixels {shown(self.pixel_auroc)}, AUPRO {shown(self.aupro)}",
+            f"precision {shown(self.precision)}, recall {shown(self.recall)}, F1 {shown(self.f1)}",
+        )
+
 
 def beside(images: Sequence[Path]) -> Path | None:
     """Return the only table of images, if it names masks, or else `ground_truth` beside the only folder."""
