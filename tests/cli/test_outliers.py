@@ -277,6 +277,10 @@ def test_patterns_choose_among_the_normal_images_and_those_to_judge(
     assert "calibrated on 20 normal images" in said
     assert "of 20 images" in said
     assert "_mask" not in table.read_text()
+    broken = tmp_path / "all" / "good" / "broken.png"
+    code, _, complaint = outliers(good, broken, good, "--exclude", "*_mask.png")
+    assert code == 1
+    assert "1 file asked for by name could not be used" in complaint
     code, said, complaint = outliers(tmp_path / "all", "--include", "*_mask.png")
     assert code == 2
     assert "10 or more normal images" in complaint

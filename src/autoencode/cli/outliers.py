@@ -157,15 +157,15 @@ def outliers(
         raise ConfigError(f"--{given[0]} goes with {kinds[0]}, not with {kinds[1]}. Leave it out.")
     if only_outliers and maps is None:
         raise ConfigError("--only-outliers is about the pictures of --maps: give a folder for them.")
-    judged: Sequence[Path] = images or []
+    judged: Sequence[Path] = (named := images or [])
     if include or exclude:
         if watch is not None:
             raise ConfigError("--watch judges all files of its folder. Leave --include and --exclude out.")
         if by_normal and not kind_of(normal):
-            source, masks = listed(source, include or (), exclude or ()).paths, masks or beside(judged)
-        judged = judged and listed(images, include or (), exclude or ()).paths
+            source = listed(source, include or (), exclude or ()).paths
+        judged = named and listed(named, include or (), exclude or ()).paths
     if by_normal:
-        how = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
+        how: dict[str, Any] = {"fpr": fpr, "maps": maps, "only_outliers": only_outliers, "limits": limits}
         learned = _learned(source, out, save, limits)
         if images or watch is not None or save is not None:  # judged by each other, they come with the result
             show_skipped(list(learned.skipped))
@@ -177,11 +177,12 @@ def outliers(
             _warn_of_passing(learned.passing)
             show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
         else:
-            is_failed = _by_normal_images(learned, judged, out, masks, how)
+            how |= {"masks": masks or beside(named)}
+            is_failed = _by_normal_images(learned, judged, named, out, how)
     else:
         own = {name: value for name, value in asked.items() if value is not None}
         settings = {"fpr": fpr, "heatmaps": heatmaps, "ray": ray, "rule": "conformal", **own}
-        is_failed = _by_model(normal, judged, out, pack, limits, settings)
+        is_failed = _by_model(normal, judged, named, out, pack, limits, settings)
     if fail_on_outlier and is_failed:
         raise typer.Exit(1)
 
@@ -205,6 +206,7 @@ def _check_paths(normal: Path, images: list[Path]) -> None:
 def _by_model(
     model: Path,
     images: Sequence[Path],
+    named: list[Path],
     out: Path | None,
     pack: str | None,
     limits: Limits | None,
@@ -248,7 +250,7 @@ def _by_model(
         say(f"table: {out}")
         say(f"sheet: {sheet_path(out)}")
     # Last: the images that can be used are judged before the command fails for the others.
-    fail_if_named(found.skipped, images if isinstance(images, list) else ())
+    fail_if_named(found.skipped, named)
     return bool(found.flagged or found.unread)
 
 
@@ -271,15 +273,13 @@ def _learned(source: Any, out: Path | None, save: Path | None, limits: Limits | 
 
 
 def _by_normal_images(
-    normal: NormalImages, images: Sequence[Path], out: Path | None, masks: Path | None, how: dict[str, Any]
+    normal: NormalImages, images: Sequence[Path], named: list[Path], out: Path | None, how: dict[str, Any]
 ) -> bool:
     """Judge images by normal ones, and return whether one is an outlier or could not be judged."""
-    from autoencode.outliers.ground_truth import beside
     from autoencode.outliers.inspection import curves_path, inspect_images
 
-    masks = masks or (beside(images) if isinstance(images, list) else None)
     with counting("judging") as progress:
-        found = inspect_images(normal, images or None, out, masks=masks, progress=progress, **how)
+        found = inspect_images(normal, images or None, out, progress=progress, **how)
     alike = "the normal images are alike" if found.are_alike else "content and statistics too, as they vary"
     _print(found, f"patches of EfficientNet-Lite0; {alike}", "normal images, each measured against others")
     show_result(found)
@@ -287,7 +287,7 @@ def _by_normal_images(
     for name, path in (("table", out), ("curves", curves), ("maps", how["maps"])):
         if path is not None:
             say(f"{name}: {path}")
-    fail_if_named(found.skipped, images if isinstance(images, list) else ())
+    fail_if_named(found.skipped, named)
     return bool(found.flagged or found.unread)
 
 

@@ -10,6 +10,11 @@ from autoencode.cli.progress import SHOWN, counted, counting, one_line, say, sta
 from autoencode.errors import AutoencodeError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from autoencode.data.pack import Pack
     from autoencode.evaluation import Evaluation
     from autoencode.models.autoencoder import Autoencoder
@@ -51,8 +56,9 @@ def print_pack(packed: Pack) -> None:
 
 def show_run(run: Run, trained: bool, shown: bool) -> None:
     """Fit the prior, draw and write what is missing in the run, or all after training, and print where."""
+    from autoencode import reconstruction, restoration
     from autoencode.data.pack import open_pack
-    from autoencode.models.model_file import load_model
+    from autoencode.models.model_file import load_model, load_restorer
     from autoencode.report import REPORT_NAME, report_and_evaluate
     from autoencode.training.progress import epochs_in_words
     from autoencode.training.run import read_run
@@ -62,11 +68,25 @@ def show_run(run: Run, trained: bool, shown: bool) -> None:
         print_pack(packed)
     say(f"epochs: {epochs_in_words(settings.train, run.metrics)}")
     if settings.model.kind == "restorer":
-        _show_restorer(run, packed, anew=trained)
+        # Validation images clean, damaged and restored.
+        _draw(
+            run,
+            packed,
+            restoration.SHEET_NAME,
+            lambda: restoration.sheet_of_rows(load_restorer(run.model_path), packed),
+            anew=trained,
+        )
+        say(f"model:  {run.model_path}")
         return
     model = load_model(run.model_path)
     _complete(run, model, packed)
-    _draw(run, model, packed, anew=trained)
+    _draw(
+        run,
+        packed,
+        reconstruction.SHEET_NAME,
+        lambda: reconstruction.sheet_of_rows(model, packed),
+        anew=trained,
+    )
     if model.is_vae:
         _print_health(run, model, packed)
     page = run.folder / REPORT_NAME
@@ -143,34 +163,19 @@ def _complete(run: Run, model: Autoencoder, packed: Pack) -> None:
     model.digest = save_model(run.model_path, model, model.provenance)
 
 
-def _show_restorer(run: Run, packed: Pack, *, anew: bool) -> None:
-    """Draw the curves, and validation images clean, damaged and restored; print where they are."""
+def _draw(
+    run: Run, packed: Pack, name: str, sheet_of: Callable[[], NDArray[np.uint8]], *, anew: bool
+) -> None:
+    """Draw the curves and a sheet of the name, or what is missing of them, and print where they are."""
     from autoencode.data.preprocessing import save_image
     from autoencode.figures.plots import loss_curves
-    from autoencode.models.model_file import load_restorer
-    from autoencode.restoration import SHEET_NAME, sheet_of_rows
 
-    curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
+    curves, sheet = run.folder / "curves.png", run.folder / name
     if anew or not curves.exists():
         loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
     say(f"curves: {curves}")
     if anew or not sheet.exists():
-        save_image(sheet, sheet_of_rows(load_restorer(run.model_path), packed))
-    say(f"sheet:  {sheet}")
-    say(f"model:  {run.model_path}")
-
-
-def _draw(run: Run, model: Autoencoder, packed: Pack, *, anew: bool) -> None:
-    from autoencode.data.preprocessing import save_image
-    from autoencode.figures.plots import loss_curves
-    from autoencode.reconstruction import SHEET_NAME, sheet_of_rows
-
-    curves, sheet = run.folder / "curves.png", run.folder / SHEET_NAME
-    if anew or not curves.exists():
-        loss_curves(run.metrics, curves, f"{run.folder.name}: {counted(len(packed), 'image')}")
-    say(f"curves: {curves}")
-    if anew or not sheet.exists():
-        save_image(sheet, sheet_of_rows(model, packed))
+        save_image(sheet, sheet_of())
     say(f"sheet:  {sheet}")
 
 
