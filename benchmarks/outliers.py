@@ -3,6 +3,7 @@
     python benchmarks/outliers.py RUN --ood FOLDER ... [--pack PACK] [--most 500]
     python benchmarks/outliers.py RUN --ood FOLDER ... --masks MASKS
     python benchmarks/outliers.py --bars GOOD BAD MASKS [--fit 174] [--splits 3] [--most 100]
+    python benchmarks/outliers.py --enlarged GOOD BAD MASKS
     python benchmarks/outliers.py --resplits IMAGES [--most 1300]
     python benchmarks/outliers.py --foreign FOLDER FOLDER ... [--fit 300] [--most 80]
     python benchmarks/outliers.py --latency GOOD [--fit 100]
@@ -14,7 +15,9 @@ with the names of the images under FOLDER, AUROC is also given for pixels, of th
 What is learned from the pack is kept in the run folder.
 
 `--bars` needs no model: of several random splits of good parts, the first are learned from, and the others
-judged beside the bad ones. `--resplits` counts in how many of 100 random splits of normal images the share
+judged beside the bad ones. `--enlarged` judges good parts that were
+enlarged three times, some with a small defect of another part pasted in.
+`--resplits` counts in how many of 100 random splits of normal images the share
 called outliers is within the stated bound, at 20, 50, 200 and 1,000 calibration images. `--foreign` learns
 from each folder in turn and judges the others beside held-out images of it. `--latency` times one image,
 batches of 8 and 32, and both on two threads.
@@ -25,6 +28,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +36,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from autoencode import (
     Autoencoder,
@@ -243,6 +249,65 @@ def foreign(folders: Sequence[Path], fit: int, most: int) -> None:
         print(f"| {folder.name} | {' | '.join(cells)} | {own_share:.1%} |", flush=True)
 
 
+def enlarged(good: Path, bad: Path, masks: Path, factor: int = 3) -> None:
+    """Judge large images: 60 good parts to learn from, 24 others, 24 with a defect at its own size."""
+    draws = np.random.default_rng(1)
+    parts = [list(find_images(good))[i] for i in draws.permutation(len(find_images(good)))]
+    of_name = {path.stem: path for path in find_images(masks)}
+
+    def grey(path: Path) -> Array:
+        return np.asarray(Image.open(path).convert("L"), np.float64)
+
+    def large(path: Path) -> Array:
+        image = Image.open(path).convert("L")
+        size = (image.width * factor, image.height * factor)
+        return np.array(image.resize(size, Image.Resampling.BICUBIC), np.float64)
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def save(pixels: Array, name: str) -> None:
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noisy = pixels + draws.normal(0, 3, pixels.shape)
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+
+        for number, path in enumerate(parts[:60]):
+            save(large(path), f"fit/{number:03}.jpg")
+        for number, path in enumerate(parts[60:84]):
+            save(large(path), f"new/good/{number:03}.jpg")
+        count = 0
+        for path in find_images(bad):
+            mask = grey(of_name[path.stem]) > 127
+            canvas, (rows, columns) = large(parts[84 + count]), np.where(mask)
+            box = tuple(slice(max(0, at.min() - 8), at.max() + 9) for at in (rows, columns))
+            crop, near = grey(path)[box], gaussian_filter(binary_dilation(mask[box], iterations=4) * 1.0, 2)
+            (height, width), (tall, wide) = crop.shape, canvas.shape
+            if height > tall // 2 or width > wide - 60:
+                continue
+            top = draws.integers(tall // 4, tall * 3 // 4 - height)
+            left = draws.integers(20, wide - 20 - width)
+            canvas[top : top + height, left : left + width] += near * (crop - np.median(crop[near < 0.05]))
+            save(canvas, f"new/bad/{count:03}.jpg")
+            if (count := count + 1) == 24:
+                break
+        start = time.process_time()
+        normal = fit_normal(Path(folder) / "fit")
+        fitted = time.process_time() - start
+        found = inspect_images(normal, Path(folder) / "new")
+    judged = (time.process_time() - start - fitted) / len(found.images)
+    scores: dict[str, list[float]] = {"good": [], "bad": []}
+    flagged = {"good": 0, "bad": 0}
+    for one in found.images:
+        scores[one.path.parent.name].append(one.score)
+        flagged[one.path.parent.name] += one.p_value <= 0.05
+    value = auroc(np.array(scores["good"]), np.array(scores["bad"]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"AUROC {value:.3f}; flagged at 5 %: {flagged['bad']} of {count} bad, {flagged['good']} of 24 good; "
+        f"{fitted:.0f} CPU s to learn, {judged:.2f} an image; {peak:.2f} GB"
+    )
+
+
 def latency(folder: Path, fit: int) -> None:
     """Time reading and judging images that are not in the bank; on a busy machine, read CPU seconds."""
     paths = list(find_images(folder))
@@ -271,6 +336,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--ood", type=Path, nargs="+", default=[])
     parser.add_argument("--bars", type=Path, nargs=3, metavar=("GOOD", "BAD", "MASKS"))
+    parser.add_argument("--enlarged", type=Path, nargs=3, metavar=("GOOD", "BAD", "MASKS"))
     parser.add_argument("--resplits", type=Path, metavar="IMAGES")
     parser.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="FOLDER")
     parser.add_argument("--latency", type=Path, metavar="GOOD")
@@ -283,6 +349,8 @@ def main() -> None:
     if arguments.bars:
         good, bad, masks = arguments.bars
         bars(good, bad, masks, arguments.fit, arguments.splits, arguments.most)
+    if arguments.enlarged:
+        enlarged(*arguments.enlarged)
     if arguments.resplits:
         resplits(arguments.resplits, arguments.most)
     if arguments.foreign:
