@@ -171,6 +171,31 @@ def test_a_ranking_agrees_with_find_outliers_among_the_files(
     assert found.validation_fpr == ranking.validation_fpr(0.5)
 
 
+def ranked(scores: np.ndarray) -> Ranking:
+    order = np.argsort(-scores, kind="stable")
+    return Ranking("test", scores, np.full(len(scores), 0.5), order, len(scores), np.zeros(0))
+
+
+def test_the_number_that_stands_out_is_of_the_scores_and_no_share_of_the_folder() -> None:
+    rng = np.random.default_rng(0)
+    ordinary = rng.normal(0, 1, 2000)
+    # Half of one is expected beyond the criterion in each folder, however large.
+    counts = [ranked(rng.normal(0, 1, size)).standing_out for size in (200, 2000) for _ in range(100)]
+    assert 0.3 < np.mean(counts) < 0.9
+    assert ranked(np.concatenate([ordinary, rng.normal(9, 1, 30)])).standing_out in (30, 31, 32)
+    scaled = ranked(np.concatenate([7 + 3 * ordinary, [1e6]]))  # in any unit
+    assert scaled.standing_out == ranked(np.concatenate([ordinary, [1e6]])).standing_out
+
+
+@pytest.mark.parametrize("scores", [np.zeros(0), np.zeros(12), np.ones(1)])
+def test_nothing_stands_out_where_all_are_alike(scores: np.ndarray) -> None:
+    assert ranked(scores).standing_out == 0
+
+
+def test_one_that_differs_from_equal_ones_stands_out() -> None:
+    assert ranked(np.array([*np.zeros(50), 3.0])).standing_out == 1
+
+
 def test_no_rate_is_kept_to_that_cannot_be_promised(ranking: Ranking) -> None:
     smallest = ranking.smallest_fpr
     assert smallest == 1 / (ranking.calibration_images + 1)

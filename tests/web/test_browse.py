@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from autoencode import build_index
 from autoencode.data.entries import Entry, packed_entry
 from autoencode.errors import ConfigError, OutputError
+from autoencode.web import browse
 from autoencode.web.archive import zipped
-from autoencode.web.browse import MOST_SELECTIONS
 from autoencode.web.tags import TAGS_NAME, Tags
 from autoencode.web.workspace import Workspace
 
@@ -187,6 +189,43 @@ def test_a_selection_becomes_a_table_and_an_archive(
         assert archive.read(entries[0].path) == (photos / entries[0].path).read_bytes()
 
 
+def test_a_selection_is_listed_in_the_order_of_the_grid(client: TestClient, photos: Path) -> None:
+    finished(client, "/api/outliers?limit=1")
+    selection = selection_of(client, [2, 3, 11, 30, 47])
+    for order in ("sort=name", "sort=name&down=true", "sort=score&down=true", "sort=shuffled"):
+        shown = names(client, f"selection={selection}&{order}")
+        lines = client.get(f"/api/selections/{selection}/txt?{order}").text.splitlines()
+        assert lines == [str(photos / name) for name in shown]
+        rows = list(csv.DictReader(io.StringIO(client.get(f"/api/selections/{selection}/csv?{order}").text)))
+        assert [row["path"] for row in rows] == lines
+        content = io.BytesIO(client.get(f"/api/selections/{selection}/zip?{order}").content)
+        assert zipfile.ZipFile(content).namelist() == shown
+    assert client.get(f"/api/selections/{selection}/txt?sort=bad").status_code == 422
+
+
+def test_a_table_has_no_parts_before_a_training(
+    client: TestClient, open_page: Callable[..., TestClient], index_folder: Path
+) -> None:
+    def columns(page: TestClient) -> list[str]:
+        return page.get(f"/api/selections/{selection_of(page, [4])}/csv").text.splitlines()[0].split(",")
+
+    assert columns(client) == ["path", "label", "split", "score", "decision", "tags"]
+    assert columns(open_page(None, index_folder)) == ["path", "label", "score", "decision", "tags"]
+
+
+def test_files_of_a_selection_that_are_gone_are_counted(
+    open_page: Callable[..., TestClient], run_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    index = build_index(folder, tmp_path / "index", run_folder, embedding="code").path
+    page = open_page(run_folder, index)
+    selection = selection_of(page, [0, 1, 2])
+    assert page.get(f"/api/selections/{selection}/files").json() == {"files": 3, "missing": 0}
+    first = page.get(f"/api/selections/{selection}/txt").text.splitlines()[0]
+    Path(first).unlink()
+    assert page.get(f"/api/selections/{selection}/files").json() == {"files": 3, "missing": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "inside"),
     [
@@ -222,12 +261,13 @@ def test_an_archive_says_what_is_missing_and_keeps_files_of_one_name(tmp_path: P
         assert archive.read("missing.txt").startswith(b"gone.png: cannot be read")
 
 
-def test_the_oldest_selections_are_forgotten(client: TestClient) -> None:
+def test_the_oldest_selections_are_forgotten(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "SELECTION_BYTES", 10 * 6)  # ten of 48 bits
     first = selection_of(client, [0])
-    for position in range(1, 48):
+    for position in range(1, 10):
         selection_of(client, [position])
-    for position in range(MOST_SELECTIONS - 48 + 1):
-        selection_of(client, [position, position + 1])
+    assert client.get(f"/api/selections/{first}").status_code == 200
+    selection_of(client, [1, 2])
     answer = client.get(f"/api/selections/{first}/txt")
     assert answer.status_code == 404
     assert "Select the images again" in answer.json()["error"]

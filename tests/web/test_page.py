@@ -193,8 +193,10 @@ def test_an_image_dropped_on_the_samples_is_varied(page: Page, photos: Path) -> 
     page.wait_for_selector("#tab-generate .grid .picture")
     drop(page, sorted(photos.rglob("*.png"))[9], "given.png")
     page.wait_for_selector("text=Variations of given.png")
-    page.reload()  # without them
-    page.wait_for_selector("#tabs a")
+    page.reload()
+    page.wait_for_selector("text=Variations of given.png")
+    page.click("[aria-label=Variations] >> text=Done")
+    until(page, "!location.hash.includes('vary')")
 
 
 def test_a_file_that_is_no_image_is_skipped_in_words(page: Page, tmp_path: Path) -> None:
@@ -663,6 +665,143 @@ def test_back_closes_the_window_of_a_picture_and_nothing_else(page: Page) -> Non
     page.wait_for_selector("#tab-browse:not([hidden])")
     assert page.url == behind
     page.fill("#tab-browse input[type=search]", "")
+
+
+def test_a_reload_opens_the_window_again_and_back_closes_it(page: Page) -> None:
+    go(page, "browse")
+    until(page, "document.querySelectorAll('#tab-browse .grid .picture').length === 48")
+    behind = page.url
+    page.press("#tab-browse .grid .picture >> nth=3", "Enter")
+    page.wait_for_selector("dialog.viewer >> text=4 of 48")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("dialog.viewer >> text=5 of 48")
+    name = page.inner_text("#viewer-title")
+    until(page, "before => !location.href.endsWith(before) && location.hash.includes('open=')", page.url)
+    page.reload()
+    page.wait_for_selector("dialog.viewer >> text=5 of 48")  # with its place in the grid
+    assert page.inner_text("#viewer-title") == name
+    address = page.url
+    page.evaluate("history.back()")
+    until(page, "!document.querySelector('dialog')")
+    assert page.url == behind
+    page.evaluate("history.forward()")
+    page.wait_for_selector("dialog.viewer >> text=5 of 48")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+    other = page.context.new_page()  # from a bookmark: no page behind it to go back to
+    other.goto(address)
+    other.wait_for_selector("dialog.viewer >> text=5 of 48")
+    other.keyboard.press("Escape")
+    until(other, "!document.querySelector('dialog')")
+    assert other.url == behind
+    other.close()
+
+
+def test_the_selection_survives_a_reload(page: Page) -> None:
+    go(page, "browse")
+    tile = "#tab-browse .grid .picture"
+    page.click(f"{tile} >> nth=2", modifiers=["Control"])
+    with page.expect_response("**/api/selections"):
+        page.click(f"{tile} >> nth=5", modifiers=["Shift"])
+    until(page, "sessionStorage.getItem('selection')")
+    chosen = "[...document.querySelectorAll('#tab-browse .chosen')].map((one) => one.dataset.picture).join()"
+    before = page.evaluate(chosen)
+    page.reload()
+    until(page, f"before => {chosen} === before", before)
+    assert page.inner_text(".selection-bar strong") == "4 selected"
+    page.click(".selection-bar >> text=Clear")
+    until(page, "!sessionStorage.getItem('selection')")
+    page.reload()
+    page.wait_for_selector(tile)
+    assert page.is_hidden(".selection-bar")
+
+
+def test_while_some_are_selected_a_press_selects_and_the_arrows_open(page: Page) -> None:
+    go(page, "browse")
+    tile = "#tab-browse .grid .picture"
+    page.click(f"{tile} >> nth=1")
+    page.wait_for_selector("dialog.viewer >> text=2 of 48")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+    page.click(f"{tile} >> nth=1", modifiers=["Control"])
+    page.click(f"{tile} >> nth=0")
+    page.wait_for_selector(".selection-bar >> text=2 selected")
+    page.hover(f"{tile} >> nth=3")
+    page.click(f"{tile} >> nth=3 >> .look")
+    page.wait_for_selector("dialog.viewer >> text=4 of 48")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+    page.click(".selection-bar >> text=Clear")
+
+
+def test_an_archive_that_lacks_files_says_so(page: Page) -> None:
+    go(page, "browse")
+    page.click("#tab-browse .grid .picture >> nth=0", modifiers=["Control"])
+    page.route("**/api/selections/*/files", lambda route: route.fulfill(json={"files": 3, "missing": 1}))
+    assert saved(page, ".selection-bar >> text=Zip").startswith(b"PK")
+    until(page, "document.querySelector('#status').textContent.startsWith('1 file of 3 is gone')")
+    page.unroute("**/api/selections/*/files")
+    page.click(".selection-bar >> text=Clear")
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("browse?sort=bad&split=test", "sort=bad"),
+        ("map?layout=bad", "layout=bad"),
+        ("search?k=1000", "k=1000"),
+        ("duplicates?keep=none", "keep=none"),
+        ("outliers?by=nobody", "by=nobody"),
+        ("sliders?at=x", "at=x"),
+        ("morph?x=7", "x=7"),
+        ("generate?seed=-1", "seed=-1"),
+        ("nowhere", "no tab “nowhere”"),
+    ],
+)
+def test_what_an_address_asks_for_and_there_is_not_is_named_and_left_out(
+    page: Page, served: Served, address: str, named: str
+) -> None:
+    page.goto("about:blank")
+    page.goto(f"http://127.0.0.1:{served.port}/#{address}")
+    until(page, "named => document.querySelector('#status')?.textContent.includes(named)", named)
+    assert not page.locator("section:not([hidden]) .grid .notice").count()
+    until(page, "named => !location.hash.includes(named)", named)
+
+
+def test_sliders_a_morph_samples_and_neighbours_come_back_from_their_address(
+    page: Page, served: Served
+) -> None:
+    def at(hash_: str) -> None:
+        page.goto("about:blank")
+        page.goto(f"http://127.0.0.1:{served.port}/#{hash_}")
+
+    at("sliders?picture=i3&at=0%2C1.5&along=1&across=2")
+    until(page, "document.querySelectorAll('.slider-list input')[1]?.value === '1.5'")
+    slide(page, ".slider-list input >> nth=0", -2)
+    page.dispatch_event(".slider-list input >> nth=0", "change")
+    until(page, "decodeURIComponent(location.hash).includes('at=-2,1.5')")
+    page.reload()
+    until(page, "document.querySelectorAll('.slider-list input')[0]?.value === '-2'")
+    assert page.locator(".slider-list input >> nth=1").input_value() == "1.5"
+
+    at("morph?pictures=i4%2Ci9%2Ci2&x=0.2&interpolation=spherical")
+    until(page, "document.querySelectorAll('.slots li').length === 3")
+    assert page.locator("#tab-morph .x").input_value() == "0.2"
+    assert page.get_by_label("Interpolation").input_value() == "spherical"
+    page.click(".slots .remove >> nth=1")
+    until(page, "decodeURIComponent(location.hash).includes('pictures=i4,i2&')")
+
+    at("generate?seed=77&temperature=0.5&count=12")
+    until(page, "document.querySelectorAll('#tab-generate .grid .picture').length === 12")
+    assert page.locator("#tab-generate input[type=number]").input_value() == "77"
+    shown = page.get_attribute("#tab-generate .grid img >> nth=0", "alt")
+    assert shown == "sample 77-1"
+
+    at("search?picture=i7&k=8&distance=l2")
+    until(page, "document.querySelectorAll('#tab-search .grid .picture').length === 8")
+    page.wait_for_selector("text=0 means identical")
+    assert "k=8" in page.url
+    assert "distance=l2" in page.url
 
 
 def test_the_window_of_a_picture_leads_through_all_and_leaves_the_grid_alone(page: Page) -> None:

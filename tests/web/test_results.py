@@ -95,7 +95,7 @@ def test_scores_and_heat_maps_survive_a_restart_and_not_a_change_of_a_file(
     queue = finished(page, "/api/outliers?by=all")
     name = queue["queue"][0]["id"]  # type: ignore[index]
     heat = page.get(f"/images/{name}/heat?by=all").content
-    assert known_of(page)["unusual"] is not None
+    assert known_of(page)["unusual"] == queue["standing_out"]["images"]  # type: ignore[index]
     with monkeypatch.context() as patched:
         patched.setattr("autoencode.web.outliers.inspect_pack", never)
         again = open_page(None, index)

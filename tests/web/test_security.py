@@ -265,3 +265,11 @@ def test_a_body_that_is_not_json_is_called_that_and_an_unknown_address_is_not(cl
         assert answer.status_code in (400, 422)
         assert "JSON" in answer.json()["error"]
     assert client.get("/nowhere").json()["error"] == "There is nothing at this address."
+
+
+def test_a_person_who_types_an_unknown_address_gets_a_page_that_leads_back(client: TestClient) -> None:
+    answer = client.get("/nothing", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "There is nothing at this address" in answer.text
+    assert '<a href="/">' in answer.text
+    assert "nothing.png" not in client.get("/nothing.png", headers={"Accept": "text/html"}).text

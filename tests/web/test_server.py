@@ -22,16 +22,25 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from autoencode import ModelFileError, Run, generate, heat_maps, open_pack, pack_folder, train
+from autoencode import (
+    ModelFileError,
+    Run,
+    generate,
+    heat_maps,
+    load_model,
+    open_pack,
+    pack_folder,
+    train,
+)
 from autoencode.atomic import exclusive
 from autoencode.data.corruptions import CORRUPTIONS, parse_corruptions
 from autoencode.data.pack import StageProgress
 from autoencode.morphing import between, in_square
 from autoencode.outliers.measurements import coloured
 from autoencode.pixels import to_float, to_pixels
-from autoencode.projection import GROUP_IMAGES, code_map
+from autoencode.projection import GROUP_IMAGES, code_map, effect_sizes
 from autoencode.reconstruction import restore
-from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics
+from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics, read_run
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
 from autoencode.web.browse import chosen_positions
@@ -408,6 +417,24 @@ def test_the_health_is_measured_on_held_out_images(client: TestClient) -> None:
     assert names == ["PSNR dB", "SSIM", "Sharpness ratio", "Active dimensions", "Prior gap"]
 
 
+def test_a_sample_is_compared_with_the_images_by_code_where_there_is_no_index(
+    open_page: Callable[..., TestClient], run_folder: Path
+) -> None:
+    page = open_page(run_folder)
+    assert "search" in page.get("/api/workspace").json()["needs"]
+    sample = page.post("/api/generate", json={"count": 1, "seed": 3}).json()["pictures"][0]["id"]
+    model, pack = load_model(run_folder), open_pack(read_run(run_folder).pack)
+    codes = model.encode(to_float(pack.pixels(pack.rows()))).numpy()
+    assert isinstance(finished(page, f"/api/generate/nearest?picture={sample}&k=1")["neighbours"], list)
+    # A variation by nothing has the code of its picture: that is the nearest.
+    same = page.post("/api/vary", json={"picture": "t5", "count": 1, "amount": 0}).json()["pictures"][0]["id"]
+    nearest = finished(page, f"/api/generate/nearest?picture={same}&k=4")["neighbours"]
+    effect = effect_sizes(model, codes)
+    expected = np.argsort((((codes - codes[5]) * effect) ** 2).sum(1), kind="stable")[:4]
+    assert [one["id"] for one in nearest] == [f"t{at}" for at in expected]  # type: ignore[attr-defined]
+    assert nearest[0]["id"] == "t5"  # type: ignore[index]
+
+
 def test_a_model_alone_morphs_generates_and_restores_and_says_what_the_rest_needs(
     open_page: OpenPage, trained_vae: Run, tmp_path: Path, photos: Path
 ) -> None:
@@ -505,6 +532,8 @@ def test_training_is_followed_line_by_line(run_folder: Path, open_page: OpenPage
     assert 5 <= seen[1]["seconds_left"] <= 10
     after = client.get(f"/api/run/state?known={known}").json()
     assert (after["training"], after["seconds_left"]) == (False, None)
+    train = read_run(folder).train
+    assert (after["epochs"], after["all_epochs"]) == (train.total_epochs, train.all_epochs)
 
 
 def test_the_page_goes_on_while_the_model_works(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from autoencode import pack_folder
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
-from autoencode.web.start import KEYBOARD, SAMPLE_GAP, SAMPLE_SIDE, SAMPLED
+from autoencode.web.start import KEYBOARD, SAMPLE_GAP, SAMPLE_SIDE, SAMPLED, last_line
 from autoencode.web.workspace import Workspace
 
 from .conftest import ADDRESS, wait_for
@@ -51,6 +53,20 @@ def test_folders_and_the_number_of_images_are_shown(client: TestClient) -> None:
     assert (found["folder"], found["folders"]) == ("", ["inner", "photos"])
     inner = client.get("/api/start?folder=inner").json()
     assert (inner["images"], inner["is_all"], inner["made"]) == (12, True, [])
+
+
+def test_our_own_results_are_no_folders_of_images_and_are_not_counted(
+    client: TestClient, home: Path, run_folder: Path, index_folder: Path
+) -> None:
+    shutil.copytree(run_folder, home / "runs" / "mine")
+    pack_folder(home / "inner", home / "inner-32.pack", size=32)
+    shutil.copytree(index_folder, home / "indexed")
+    (home / "runs" / "mine" / "figure.png").write_bytes((home / "inner" / "0.png").read_bytes())
+    found = client.get("/api/start").json()
+    assert (found["folders"], found["images"]) == (["inner", "photos", "runs"], 12)
+    runs = client.get("/api/start?folder=runs").json()
+    assert (runs["folders"], runs["images"]) == ([], 0)
+    assert {one["path"] for one in found["made"]} == {"runs/mine", "indexed"}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,21 @@ def test_a_page_for_other_machines_starts_nothing() -> None:
 )
 def test_the_log_in_the_page_speaks_of_no_keyboard(line: str, shown: str) -> None:
     assert KEYBOARD.sub("", line) == shown
+
+
+def test_the_end_of_a_log_is_how_it_ended_and_not_what_to_type() -> None:
+    lines = [
+        "report: /r/report.html",
+        "model:  /r/m",
+        "quality: held-out PSNR 22.5 dB",
+        "next:   autoencode x",
+    ]
+    assert last_line(lines) == "quality: held-out PSNR 22.5 dB"
+    assert last_line([*lines, "Stopped. r keeps its state: run it again with --resume."]).startswith(
+        "Stopped."
+    )
+    assert last_line(["epoch 1/4  loss 1", ""]) == "epoch 1/4  loss 1"
+    assert last_line([]) == ""
 
 
 def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -81,9 +81,14 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
                 (links if entry.is_symlink() else folders).append(entry.path)
             else:
                 files.append(entry.path)
-    if any(of <= marks for of in _OURS):
+    if is_result(marks):
         return [], [], []
     return files, folders, links
+
+
+def is_result(names: Collection[str]) -> bool:
+    """Return whether a folder that holds these names is a result of ours, whose images are not listed."""
+    return any(of.issubset(names) for of in _OURS)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

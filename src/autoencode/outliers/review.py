@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from autoencode.atomic import csv_bytes
 from autoencode.data.loader import batches
@@ -67,6 +68,21 @@ class Ranking:
             ConfigError: there are too few calibration images for the rate.
         """
         return int((self.p_values <= attainable_fpr(self.calibration_images, fpr)).sum())
+
+    @property
+    def standing_out(self) -> int:
+        """How many images score higher than the others lead one to expect: the first so many of `order`.
+
+        Chauvenet's criterion: of as many scores with this median and upper half, if those were normally
+        distributed, fewer than half of one would be as high. A rate flags its share of any folder; this is 0
+        where the scores fall off as those of ordinary images do.
+        """
+        if not len(self.scores):
+            return 0
+        # The 84th percentile is one standard deviation up, and is not moved by one outlier in ten.
+        middle, upper = np.quantile(self.scores, [0.5, norm.cdf(1)])
+        most = middle + (upper - middle) * norm.isf(0.5 / len(self.scores))
+        return int((self.scores > most).sum())
 
     def validation_fpr(self, fpr: float) -> FalsePositiveRate | None:
         """Return the false positive rate on the validation images; None if there are none."""

@@ -26,7 +26,7 @@ from autoencode.web.workspace import GoneError, Workspace
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
 
-MOST_SELECTIONS = 64  # kept for their addresses; each takes a bit per image
+SELECTION_BYTES = 16 * 1024**2  # kept for their addresses; each takes a bit per image
 UNDECIDED, UNTAGGED = "none", "-"
 
 Sort = Literal["name", "date", "size", "score", "shuffled"]
@@ -161,9 +161,13 @@ def positions(workspace: Workspace, asked: Filter) -> Positions:
     if asked.tag:
         tagged = (_has_tag(workspace, review.entry(int(at)), asked.tag) for at in found)
         found = found[np.fromiter(tagged, np.bool_, len(found))]
-    order = _order(workspace, columns, asked.sort)
+    return _sorted(workspace, found, asked.sort, asked.down)
+
+
+def _sorted(workspace: Workspace, found: Positions, sort: Sort, down: bool) -> Positions:
+    order = _order(workspace, _columns(_review(workspace)), sort)[found]
     # Negated, not reversed: equal ones keep their order, page after page.
-    return found[np.argsort(-order[found] if asked.down else order[found], kind="stable")]
+    return found[np.argsort(-order if down else order, kind="stable")]
 
 
 def _has_tag(workspace: Workspace, entry: Entry, tag: str) -> bool:
@@ -223,7 +227,7 @@ async def select(workspace: OpenWorkspace, request: Request) -> dict[str, Any]:
     kept = workspace.selections
     kept[name] = content
     kept.move_to_end(name)
-    while len(kept) > MOST_SELECTIONS:
+    while len(kept) > 1 and len(kept) * len(content) > SELECTION_BYTES:
         kept.popitem(last=False)
     return {"selection": name, "images": len(chosen_positions(workspace, name))}
 
@@ -235,36 +239,51 @@ async def selected(workspace: OpenWorkspace, name: str) -> Response:
 
 
 @router.get("/api/selections/{name}/txt")
-async def listed(workspace: OpenWorkspace, name: str) -> Response:
+async def listed(workspace: OpenWorkspace, name: str, sort: Sort = "name", down: bool = False) -> Response:
     """Return the files of a selection, one per line, for a script."""
-    entries, review = await asyncio.to_thread(_entries, workspace, name), _review(workspace)
-    return download(await asyncio.to_thread(file_list, review.pack, entries), "selected.txt", "text/plain")
+    entries = await asyncio.to_thread(_entries, workspace, name, sort, down)
+    content = await asyncio.to_thread(file_list, _review(workspace).pack, entries)
+    return download(content, "selected.txt", "text/plain")
 
 
 @router.get("/api/selections/{name}/csv")
-async def table(workspace: OpenWorkspace, name: str) -> Response:
+async def table(workspace: OpenWorkspace, name: str, sort: Sort = "name", down: bool = False) -> Response:
     """Return the images of a selection as a table."""
+    # As on the page: before a training, the part that an image would be of means nothing.
+    columns = ["path", "label", "split", "score", "decision", "tags"]
+    if workspace.path is None:
+        columns.remove("split")
 
     def rows() -> Iterator[list[object]]:
-        review, ranking = _review(workspace), workspace.ranking
-        yield ["path", "label", "split", "score", "decision", "tags"]
-        for position in chosen_positions(workspace, name).tolist():
-            entry = review.entry(position)
-            score = "" if ranking is None else f"{ranking.scores[position]:.6g}"
-            decision = workspace.decisions.of(review.pack, entry) or ""
-            tags = " ".join(workspace.tags.of(entry))
-            path = readable(str(review.pack.folder / entry.path))
-            yield [path, readable(entry.label or ""), entry.split or "", score, decision, tags]
+        folder = _review(workspace).pack.folder
+        yield list(columns)
+        for position in _sorted_selection(workspace, name, sort, down).tolist():
+            about = described(workspace, position)
+            score = "" if "score" not in about else f"{about['score']:.6g}"
+            path = readable(str(folder / _review(workspace).entry(position).path))
+            row = about | {"path": path, "score": score, "tags": " ".join(about["tags"])}
+            yield [row[column] or "" for column in columns]
 
     return download(await asyncio.to_thread(lambda: csv_bytes(rows())), "selected.csv", "text/csv")
 
 
+@router.get("/api/selections/{name}/files")
+async def files(workspace: OpenWorkspace, name: str) -> dict[str, int]:
+    """Return how many files a selection has, and how many of them are not there."""
+    entries, folder = await asyncio.to_thread(_entries, workspace, name), _review(workspace).pack.folder
+
+    def missing() -> int:
+        return sum(not (folder / entry.path).is_file() for entry in entries)
+
+    return {"files": len(entries), "missing": await asyncio.to_thread(missing)}
+
+
 @router.get("/api/selections/{name}/zip")
-async def archive(workspace: OpenWorkspace, name: str) -> Response:
+async def archive(workspace: OpenWorkspace, name: str, sort: Sort = "name", down: bool = False) -> Response:
     """Return the files of a selection in one archive, made while it is sent."""
-    review = _review(workspace)
-    entries = await asyncio.to_thread(_entries, workspace, name)
-    content = zipped((readable(entry.path), review.pack.folder / entry.path) for entry in entries)
+    folder = _review(workspace).pack.folder
+    entries = await asyncio.to_thread(_entries, workspace, name, sort, down)
+    content = zipped((readable(entry.path), folder / entry.path) for entry in entries)
     headers = {"Content-Disposition": 'attachment; filename="selected.zip"'}
     return StreamingResponse(content, media_type="application/zip", headers=headers)
 
@@ -316,9 +335,14 @@ def chosen_positions(workspace: Workspace, name: str) -> Positions:
     return np.flatnonzero(np.unpackbits(bits, count=len(_review(workspace)), bitorder="little"))
 
 
-def _entries(workspace: Workspace, name: str) -> list[Entry]:
+def _sorted_selection(workspace: Workspace, name: str, sort: Sort, down: bool) -> Positions:
+    return _sorted(workspace, chosen_positions(workspace, name), sort, down)
+
+
+def _entries(workspace: Workspace, name: str, sort: Sort = "name", down: bool = False) -> list[Entry]:
+    """Return the images of a selection, in the order of the grid that shows them."""
     review = _review(workspace)
-    return [review.entry(position) for position in chosen_positions(workspace, name).tolist()]
+    return [review.entry(position) for position in _sorted_selection(workspace, name, sort, down).tolist()]
 
 
 def _bits(count: int, chosen: Positions) -> bytes:

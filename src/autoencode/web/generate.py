@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter
+import numpy as np
+from fastapi import APIRouter, Query
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from autoencode.atomic import is_locked
 from autoencode.configuration import PriorName
 from autoencode.generation import Samples, generate, priors, vary
-from autoencode.web.pictures import Held
-from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, needs_model, require
+from autoencode.projection import effect_sizes
+from autoencode.web.map import codes_of
+from autoencode.web.pictures import Collection, Held, Vectors
+from autoencode.web.tabs import Missing, OpenWorkspace, finished, in_shell, needs_model, require
 from autoencode.web.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoencode.data.pack import StageProgress
 
 Count = Annotated[int, Field(ge=1, le=128)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]  # the whole numbers that JavaScript holds exactly
@@ -72,6 +80,33 @@ async def near(workspace: OpenWorkspace, asked: VariationRequest) -> dict[str, A
     return _held(workspace, await workspace.on_model(drawn), "variation")
 
 
+@router.get("/api/generate/nearest")
+async def nearest(
+    workspace: OpenWorkspace, picture: str, k: Annotated[int, Query(ge=1, le=100)] = 12
+) -> dict[str, Any]:
+    """Return the images nearest to a sample by their codes, or the progress of encoding them."""
+    require(needs_images(workspace))
+    review = workspace.review
+    assert review is not None
+    codes, effect = finished(workspace.sliding.job("codes", functools.partial(_codes, workspace, review)))
+
+    def found() -> NDArray[np.int64]:
+        distances = (((codes - workspace.code(picture).numpy()) * effect) ** 2).sum(1)
+        return np.argsort(distances, kind="stable")[:k]
+
+    order = await workspace.on_model(found)
+    return {"neighbours": [workspace.describe(f"{review.letter}{position}") for position in order]}
+
+
+def _codes(
+    workspace: Workspace, review: Collection, report: StageProgress
+) -> tuple[Vectors, NDArray[np.float64]]:
+    """Return the codes (N, D) of the images, and the effect (D,) of each dimension on a decoded image."""
+    codes = codes_of(workspace.model, review, report)
+    # A dimension that changes no pixel makes no two images different.
+    return codes, effect_sizes(workspace.model, codes)
+
+
 def _held(workspace: Workspace, made: Samples, name: str) -> dict[str, Any]:
     """Hold samples, so that each can be searched for, varied and morphed like any other picture."""
     # With their codes: encoding a decoded picture gives another code, and a variation of it would drift.
@@ -100,7 +135,20 @@ def needs(workspace: Workspace) -> Missing | None:
     )
 
 
-NEEDS = {"generate": needs}
+def needs_images(workspace: Workspace) -> Missing | None:
+    """Return what is missing to compare samples with images; None if nothing is."""
+    if missing := needs(workspace):
+        return missing
+    if workspace.review is not None:
+        return None
+    return Missing(
+        "Samples are compared with the images that the model was trained on, and those were not found. Open "
+        "the run folder, with its pack where training left it.",
+        ("autoencode app RUN",),
+    )
+
+
+NEEDS = {"generate": needs, "nearest": needs_images}
 
 
 def facts(workspace: Workspace) -> dict[str, Any]:

@@ -88,6 +88,10 @@ async def queue(
         "rate": rate,
         "smallest_rate": smallest,
         "flagged": flagged,
+        "standing_out": {
+            "images": ranking.standing_out,
+            "threshold": _between(ranking, ranking.standing_out),
+        },
         # Between the last image that is flagged and the first that is not.
         "threshold": _between(ranking, flagged) if threshold is None else threshold,
         "histogram": _histogram(ranking),

@@ -18,7 +18,6 @@ from autoencode.evaluation import evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
-from autoencode.web import outliers
 from autoencode.web.browse import without_folder
 from autoencode.web.pictures import readable
 from autoencode.web.results import PLAIN, Form, Saved, key_of, state_of
@@ -26,11 +25,14 @@ from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, r
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from autoencode.data.pack import StageProgress
     from autoencode.duplicates import Duplicates
     from autoencode.metrics.images import Measure
     from autoencode.metrics.statistics import Estimate
     from autoencode.models.autoencoder import Autoencoder
+    from autoencode.training.config import TrainConfig
 
 MOSAIC = 96  # fills three rows of a wide screen
 SHOWN = 4  # of the best, the median and the worst each
@@ -73,9 +75,7 @@ def _known(workspace: Workspace) -> dict[str, int | None]:
     ranking = workspace.ranking
     return {
         "copies": None if copies is None else len(copies.groups),
-        "unusual": None
-        if ranking is None
-        else ranking.flagged(max(outliers.default_rate(workspace, ranking), ranking.smallest_fpr)),
+        "unusual": None if ranking is None else ranking.standing_out,
     }
 
 
@@ -188,10 +188,17 @@ async def state(workspace: OpenWorkspace, known: str = "") -> Response:
     """Return the metrics of the run, and whether it is training; 204 if `known` is the tag of the same."""
     # Polled: a stream of events holds one of the six connections that a browser opens to a host, and with
     # streams the seventh window never loaded. An unchanged state is an empty reply.
-    epochs = 0 if workspace.run is None else workspace.run.train.all_epochs
-    found = await asyncio.to_thread(state_of_run, workspace.folder, epochs)
+    train = None if workspace.run is None else workspace.run.train
+    found = await asyncio.to_thread(progress_of_run, workspace.folder, train)
     tag = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     return Response(status_code=204) if tag == known else JSONResponse({"tag": tag, **found})
+
+
+def progress_of_run(folder: Path, train: TrainConfig | None) -> dict[str, Any]:
+    """Return the metrics of a run, whether it is training, and its epochs: those with a code, and all."""
+    all_epochs = 0 if train is None else train.all_epochs
+    epochs = 0 if train is None else train.total_epochs
+    return {**state_of_run(folder, all_epochs), "epochs": epochs, "all_epochs": all_epochs}
 
 
 def _evaluate_quickly(workspace: Workspace, report: StageProgress) -> dict[str, Any]:

@@ -36,6 +36,20 @@ from autoencode.web.workspace import GoneError, Workspace
 STATIC = Path(__file__).parent / "static"
 MOST_TILES, SHEET_COLUMNS = 256, 16  # of a sheet of thumbnails; static/map.js cuts it by the same 16
 
+# For a person who typed an address; the paths of the page are `/` alone, all else is after its "#".
+_NOTHING = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Nothing here · autoencode</title>
+<link rel="stylesheet" href="/static/app.css">
+<main>
+<h1>Nothing here</h1>
+<p class="lead">There is nothing at this address. <a href="/">Open the page</a>.</p>
+</main>
+</html>
+"""
+
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 router = APIRouter()
@@ -296,10 +310,12 @@ async def _not_understood(_: Request, err: Exception) -> Response:
     return JSONResponse({"error": f"The request cannot be used. {problems}."}, 422)
 
 
-async def _http(_: Request, err: Exception) -> Response:
+async def _http(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     is_missing = err.status_code in (404, 405)
     text = "There is nothing at this address." if is_missing else "The request is not JSON."
+    if "text/html" in request.headers.get("accept", ""):  # a person typed it
+        return HTMLResponse(_NOTHING, err.status_code)
     return JSONResponse({"error": text}, err.status_code)
 
 

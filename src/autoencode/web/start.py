@@ -12,6 +12,7 @@ import io
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,16 +23,17 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel
 
 from autoencode.atomic import is_locked
-from autoencode.data.folders import EXTENSIONS
+from autoencode.data.folders import EXTENSIONS, is_result
 from autoencode.data.pack import open_pack
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.figures import contact_sheet
 from autoencode.index.memory import FileStore
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.pixels import to_float, to_pixels
-from autoencode.training.run import is_run, read_run, state_of_run
+from autoencode.training.run import is_run, read_run
 from autoencode.untrusted import TEXT_BYTES, read_file
 from autoencode.web.jobs import Starter, Work
+from autoencode.web.overview import progress_of_run
 from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
 from autoencode.web.workspace import Workspace, open_workspace
@@ -41,6 +43,7 @@ MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
 PREVIEWED = 6
 # What a command says to those at its keyboard: in the page, buttons do the same.
 KEYBOARD = re.compile(r"[;:,]? (?:Ctrl-C again skips it|run it again with --resume)(?=[.;]|$)")
+COMMANDS = ("next:", "report:", "model:")  # lines that end a log, and say what to type or where files are
 SAMPLED, SAMPLE_SIDE, SAMPLE_GAP = 8, 160, 4  # images shown of a folder, in pixels
 MOST_SAMPLED = 5_000
 
@@ -68,7 +71,7 @@ def _listed(starter: Starter, path: Path) -> dict[str, Any]:
     assert starter.root is not None
     inner = []
     with contextlib.suppress(OSError):
-        inner = sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and one.is_dir())
+        inner = sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and _is_open(one))
     images, is_all = _count(path)
     relative = path.relative_to(starter.root)
     # What was made of a folder seldom lies in it: all that is at hand is listed, the folder's own first.
@@ -83,10 +86,22 @@ def _listed(starter: Starter, path: Path) -> dict[str, Any]:
     }
 
 
+def _is_open(path: Path) -> bool:
+    """Return whether a path is a folder that may hold images: packs and indexes are none, runs are opened."""
+    if not path.is_dir() or FileStore().holds(path):
+        return False
+    with contextlib.suppress(OSError):
+        return not is_result(os.listdir(path))  # noqa: PTH208 - names alone
+    return True  # what is wrong with it is said once it is opened
+
+
 def _count(path: Path) -> tuple[int, bool]:
     """Return how many images are in a folder, and whether all of it was looked through."""
     count, seen, until = 0, 0, time.monotonic() + COUNTING_SECONDS
-    for _, _, names in os.walk(path):
+    for _, inner, names in os.walk(path):
+        if is_result([*inner, *names]):
+            inner.clear()  # its figures are not listed by the commands, either
+            continue
         count += sum(name.lower().endswith(EXTENSIONS) for name in names)
         seen += len(names) + 1
         if seen > MOST_COUNTED or time.monotonic() > until:
@@ -98,6 +113,9 @@ def _some(path: Path) -> list[Path]:
     """Return a few images of a folder, spread over it, none of which lies elsewhere by a link."""
     found: list[Path] = []
     for folder, inner, names in os.walk(path):
+        if is_result([*inner, *names]):
+            inner.clear()
+            continue
         inner.sort()
         found += [Path(folder, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
         if len(found) > MOST_SAMPLED:
@@ -201,13 +219,20 @@ def _progress(starter: Starter, of: Work) -> dict[str, Any]:
         "out": readable(of.out.relative_to(starter.root).as_posix()),
         "running": code is None,
         "failed": code not in (None, 0, 130) and not (of.out / MODEL_NAME).is_file(),
-        "line": KEYBOARD.sub("", lines[-1]) if lines else "",
+        "stopped": code == 130,
+        "line": last_line(lines),
         "ready": (of.out / MODEL_NAME).is_file() if of.kind == "train" else FileStore().holds(of.out),
     }
     if of.kind == "train" and is_run(of.out):
         with contextlib.suppress(AutoencodeError):
-            about |= state_of_run(of.out, read_run(of.out).train.all_epochs)
+            about |= progress_of_run(of.out, read_run(of.out).train)
     return about
+
+
+def last_line(lines: Sequence[str]) -> str:
+    """Return the last line of a log that says how far the work is, or how it ended."""
+    line = next((line for line in reversed(lines) if line and not line.startswith(COMMANDS)), "")
+    return KEYBOARD.sub("", line)
 
 
 @router.get("/api/start/preview")

@@ -4,12 +4,25 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { duration, timeLeft } from "../../../src/autoencode/web/static/dom.js";
-import { stageOf } from "../../../src/autoencode/web/static/start.js";
+import { endOf, stageOf } from "../../../src/autoencode/web/static/start.js";
 
 test("a line of a command is a stage with its numbers", () => {
   const line = "packing: 1,200 of 2,000, 310 images/s, 3 s left";
   assert.deepEqual(stageOf(line), { stage: "packing", done: 1200, total: 2000 });
   assert.deepEqual(stageOf("epoch 1/40  loss 0.1, 0:30 left"), { stage: "epochs", done: 1, total: 40 });
+});
+
+test("a line of the sharp decoder is about its own epochs", () => {
+  const line = "sharp decoder, epoch 1/50  perceptual distance 0.9892  22 images/s  1:51 left";
+  assert.deepEqual(stageOf(line), { stage: "epochs of the sharp decoder", done: 1, total: 50 });
+});
+
+test("the end of a command is said once, and a stopped one is not done", () => {
+  const end = { failed: false, stopped: false, ready: true };
+  assert.equal(endOf(end), "done");
+  assert.match(endOf({ ...end, stopped: true }), /^stopped, and .* kept$/);
+  assert.equal(endOf({ ...end, stopped: true, ready: false }), "stopped");
+  assert.equal(endOf({ ...end, failed: true }), "failed");
 });
 
 test("a line without numbers is shown as it is, and none as the start", () => {

@@ -1,6 +1,11 @@
 // The state of a tab in the address: "#browse?label=tulip&sort=size". Values that are the default are left out.
 
-/** @typedef {Record<string, string>} State */
+/**
+ * @typedef {Record<string, string>} State
+ * @typedef {Record<string, string[] | ((value: string) => boolean)>} Allowed values that a name can have, or a test of them
+ */
+
+const WINDOW = "open"; // names the picture whose window lies over the tab
 
 /** The tab and its state in a hash.
  * @param {string} hash @returns {{tab: string, params: URLSearchParams}} */
@@ -20,6 +25,40 @@ export function written(tab, state, defaults = {}) {
 /** Put the state of a tab into the address; the Back key of the browser skips it.
  * @param {string} tab @param {State} state @param {State} defaults */
 export function remember(tab, state, defaults = {}) {
-  const hash = written(tab, state, defaults);
+  const now = parsed(location.hash);
+  const hash = written(tab, { ...state, [WINDOW]: now.tab === tab ? (now.params.get(WINDOW) ?? "") : "" }, defaults);
   if (location.hash !== hash) history.replaceState(history.state, "", hash);
+}
+
+/** The state that an address asks for, and what of it means nothing there: such values stay the default.
+ * @param {URLSearchParams} params @param {State} defaults @param {Allowed} allowed
+ * @returns {{state: State, wrong: string[]}} */
+export function asked(params, defaults, allowed = {}) {
+  const state = { ...defaults };
+  const wrong = [];
+  for (const [name, value] of params) {
+    const fits = allowed[name];
+    if (!(name in defaults)) continue;
+    if (!fits || value === "" || (Array.isArray(fits) ? fits.includes(value) : fits(value))) state[name] = value;
+    else wrong.push(`${name}=${value}`);
+  }
+  return { state, wrong };
+}
+
+/** A test whether a text is a number within bounds. @param {number} least @param {number} most */
+export function between(least, most) {
+  return (/** @type {string} */ text) => text.trim() !== "" && Number(text) >= least && Number(text) <= most;
+}
+
+/** The picture whose window a hash names; null without one.
+ * @param {string} hash @returns {string | null} */
+export function windowOf(hash) {
+  return parsed(hash).params.get(WINDOW);
+}
+
+/** A hash with the window of a picture, or without any.
+ * @param {string} hash @param {string | null} id @returns {string} */
+export function withWindow(hash, id) {
+  const { tab, params } = parsed(hash);
+  return written(tab, { ...Object.fromEntries(params), [WINDOW]: id ?? "" });
 }

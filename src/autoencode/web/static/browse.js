@@ -1,18 +1,23 @@
 // Browse: all pictures in a grid that grows as one scrolls; found, filtered, sorted, selected.
 
-import { remember } from "./address.js";
+import { asked, between, remember } from "./address.js";
 import { get, getBuffer, query, restarting } from "./api.js";
-import { announce, field, h, isTyping, notice, number, say, select, showFailure } from "./dom.js";
+import { announce, field, h, isTyping, notice, number, say, sayIgnored, select, showFailure } from "./dom.js";
 import { arrowKeys, rectangle } from "./grid.js";
 import { openPicture, pictureButton, shortName, tileControls } from "./pictures.js";
-import { positionsOf, selection } from "./selection.js";
+import { order, positionsOf, selection } from "./selection.js";
 import { markTile, positionOf } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
 const [PAGE, MOST] = [200, 500]; // pictures that are asked for at once, and that one answer holds
+const MOST_LOOKED = 2000; // loaded to find the one whose window an address names
 const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", unusual: "", sort: "name", down: "", selection: "" };
 const SORTS = [["name", "name"], ["date", "date"], ["size", "file size"], ["score", "outlier score"], ["shuffled", "at random"]];
 const SPLITS = ["train", "validation", "test"].map((name) => [name, name]);
+const DECISIONS = [["none", "undecided"], ["keep", "kept"], ["drop", "dropped"]];
+const keys = (options) => options.map(([key]) => key);
+const ALLOWED = { sort: keys(SORTS), split: keys(SPLITS), decision: keys(DECISIONS), unusual: between(0, 1), down: ["true"] };
+const MOST_LETTERS = 200; // of a text to find, as the server takes it
 
 export function mount(root) {
   root.classList.add("wide");
@@ -33,6 +38,7 @@ export function mount(root) {
   const text = h("input", {
     type: "search",
     placeholder: "find by name",
+    maxlength: MOST_LETTERS,
     "aria-label": "Find by name",
     oninput: () => ask({ text: text.value }),
   });
@@ -44,7 +50,7 @@ export function mount(root) {
   const choices = {
     label: choice("label", [["", "every label"]]),
     split: choice("split", [["", "every part"], ...SPLITS]),
-    decision: choice("decision", [["", "all"], ["none", "undecided"], ["keep", "kept"], ["drop", "dropped"]]),
+    decision: choice("decision", [["", "all"], ...DECISIONS]),
     tag: choice("tag", [["", "any tag"]]),
     unusual: choice("unusual", [["", "any score"], ...[1, 5, 10, 25].map((percent) => [String(percent / 100), `${percent} % most unusual`])]),
     // Pictures are looked for at the end where they are unusual, large or new.
@@ -68,7 +74,7 @@ export function mount(root) {
       tileControls(),
     ),
     problem,
-    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; ? lists the keys.")),
+    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; while some are selected a press selects, too, and ⤢ or Enter opens. ? lists the keys.")),
     grid,
     end,
   );
@@ -90,7 +96,15 @@ export function mount(root) {
 
   const load = restarting(async (signal, isMore, limit = PAGE) => {
     const offset = isMore ? pictures.length : 0;
-    const answer = await get(`/api/browse?${query({ ...state, offset, limit })}`, signal);
+    let answer;
+    try {
+      answer = await get(`/api/browse?${query({ ...state, offset, limit })}`, signal);
+    } catch (err) {
+      if (err.status !== 404 || !state.selection) throw err;
+      say("That selection is no longer known; all pictures are shown."); // the page was started again since
+      ask({ selection: "" });
+      return;
+    }
     total = answer.total;
     problem.hidden = !answer.problem;
     problem.textContent = answer.problem;
@@ -106,7 +120,8 @@ export function mount(root) {
     end.replaceChildren(...(total ? [] : [nothingFound()]));
     if (!isMore) announce(`${number(total)} pictures.`);
   });
-  const run = (isMore = false) => load(isMore).catch((err) => showFailure(err, isMore ? null : grid, () => run(isMore)));
+  let loading = Promise.resolve();
+  const run = (isMore = false) => (loading = load(isMore).catch((err) => showFailure(err, isMore ? null : grid, () => run(isMore))));
 
   /** Show tags and decisions anew, without leaving the place that one has scrolled to. */
   async function renew() {
@@ -121,6 +136,7 @@ export function mount(root) {
     Object.assign(state, values);
     remember("browse", state, DEFAULTS);
     showState();
+    Object.assign(order, { sort: state.sort, down: state.down });
     run();
   }
 
@@ -147,7 +163,7 @@ export function mount(root) {
   function tile(picture) {
     const made = pictureButton(picture, { list: pictures, caption: shortName(picture), onclick: (event) => press(event, picture) });
     const marks = [picture.decision && h("span", { class: `mark ${picture.decision}` }, picture.decision === "drop" ? "✕" : "✓"), ...(picture.tags ?? []).map((name) => h("span", { class: "mark" }, name))];
-    made.append(h("span", { class: "check", "aria-hidden": "true" }, "✓"), h("span", { class: "marks" }, marks.filter(Boolean)));
+    made.append(h("span", { class: "check", "aria-hidden": "true" }, "✓"), h("span", { class: "look", title: "Open", "aria-hidden": "true" }, "⤢"), h("span", { class: "marks" }, marks.filter(Boolean)));
     if (picture.tags?.length || picture.decision) made.title = [picture.name, picture.decision, ...(picture.tags ?? [])].filter(Boolean).join(", ");
     markTile(made);
     return made;
@@ -155,10 +171,19 @@ export function mount(root) {
 
   function press(event, picture) {
     const position = positionOf(picture.id);
-    const isCheck = event.target.closest?.(".check");
+    const [isCheck, isLook] = [".check", ".look"].map((part) => event.target.closest?.(part));
     if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
-    else if (event.ctrlKey || event.metaKey || isCheck || (selection.size && event.detail)) selection.toggle(position);
-    else openPicture(picture, pictures, { total: () => total, more: () => load(true) });
+    else if (event.ctrlKey || event.metaKey || isCheck || (selection.size && event.detail && !isLook)) selection.toggle(position);
+    else openPicture(picture, pictures, rest);
+  }
+
+  const rest = { total: () => total, more: () => load(true) };
+
+  /** The pictures about one that an address names, loaded as far as that; null if it is not among them. */
+  async function around(id) {
+    await loading;
+    while (pictures.length && pictures.length < Math.min(total, MOST_LOOKED) && !pictures.some((one) => one.id === id)) await load(true);
+    return pictures.some((one) => one.id === id) ? { list: pictures, rest } : null;
   }
 
   async function selectAll() {
@@ -180,15 +205,19 @@ export function mount(root) {
   let isLoaded = false;
   return {
     show(params) {
-      const given = { ...DEFAULTS, ...Object.fromEntries([...params].filter(([name]) => name in DEFAULTS)) };
+      const { state: given, wrong } = asked(params, DEFAULTS, ALLOWED);
+      given.text = given.text.slice(0, MOST_LETTERS);
+      sayIgnored(wrong);
       const isNew = params.size > 0 && Object.keys(DEFAULTS).some((name) => given[name] !== state[name]);
       if (isNew) Object.assign(state, given);
       if (!isLoaded || isNew || isStale) run();
-      else remember("browse", state, DEFAULTS);
+      remember("browse", state, DEFAULTS);
+      Object.assign(order, { sort: state.sort, down: state.down });
       isLoaded = true;
       isStale = false;
       showState();
     },
+    around,
     key(event) {
       if (isTyping(event) && !(event.key === "a" && (event.ctrlKey || event.metaKey) && !/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName))) return;
       const focused = document.activeElement?.closest?.(".selectable .picture");

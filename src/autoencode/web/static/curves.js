@@ -12,6 +12,19 @@ const PSNR_HINT =
   "Computed from the mean squared error over all validation images. The PSNR above is the mean over images, measured on " +
   "others; a few poor reconstructions lower it less.";
 
+const OF_SHARP = "train_perceptual_loss"; // measured in the epochs of the sharp decoder, after all others
+
+/** How far a run is, in its phase: the epochs with a code, which can end early, or those of the sharp decoder.
+ * @param {any[]} records @param {number} epochs at most, with a code @param {number} all those of the sharp decoder included
+ * @returns {{stage: string, done: number, total: number}} */
+export function phaseOf(records, epochs, all) {
+  const first = records.filter((record) => !(OF_SHARP in record)).length;
+  if (first === records.length) return { stage: "epochs", done: first, total: epochs };
+  // As many more as there were, times a share that the settings have.
+  const total = Math.ceil((first * (all - epochs)) / epochs - 1e-6);
+  return { stage: "epochs of the sharp decoder", done: records.length - first, total: Math.max(total, records.length - first) };
+}
+
 /** Charts of the terms of the loss, each with a table of its values for people who cannot see it. */
 export function curves(records, epochs) {
   const charts = [chart("Loss", records, epochs, [["train_loss", "training"], ["val_loss", "validation"]])];
@@ -33,7 +46,8 @@ function chart(title, records, epochs, series) {
     .map(([key, name]) => [name, records.filter((r) => Number.isFinite(r[key])).map((r) => [r.epoch, r[key]])])
     .filter(([, points]) => points.length);
   const values = lines.flatMap(([, points]) => points.map(([, value]) => value));
-  const last = Math.max(epochs || 0, ...records.map((record) => record.epoch), 1);
+  // Those of the sharp decoder have terms of their own, and stand on no axis of these.
+  const last = Math.max(records.some((record) => OF_SHARP in record) ? 0 : epochs || 0, ...lines.flatMap(([, points]) => points.map(([epoch]) => epoch)), 1);
   const across = (epoch) => LEFT + ((epoch - 1) / Math.max(last - 1, 1)) * (WIDTH - LEFT - RIGHT);
   const ticks = niceTicks(Math.min(...values), Math.max(...values));
   const [low, high] = [ticks[0], ticks[ticks.length - 1]];
@@ -41,7 +55,7 @@ function chart(title, records, epochs, series) {
   const drawing = svg(
     "svg",
     { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title} by epoch: ${summary(lines)}` },
-    ticks.map((tick) => gridLine(tick, down(tick))),
+    ticks.map((tick) => gridLine(tickText(tick, ticks[1] - ticks[0]), down(tick))),
     epochTicks(last).map((epoch) =>
       svg("text", { x: across(epoch), y: HEIGHT - 14, "text-anchor": "middle", class: "tick" }, String(epoch)),
     ),
@@ -63,13 +77,21 @@ function line(name, points) {
   return svg("g", { class: `line ${name}` }, svg("path", { d: path }), dots);
 }
 
-function gridLine(value, y) {
+function gridLine(text, y) {
   return svg(
     "g",
     { class: "grid-line" },
     svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y }),
-    svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end", class: "tick" }, short(value)),
+    svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end", class: "tick" }, text),
   );
+}
+
+/** A tick as text, with as many digits as tell it from the next. @param {number} value @param {number} step */
+export function tickText(value, step) {
+  const place = Math.floor(Math.log10(step) + 1e-9);
+  const rounded = Math.round(value / step) * step; // 0, not 3e-17
+  if (rounded && (Math.abs(rounded) >= 1e5 || step < 1e-5)) return rounded.toExponential(Math.max(0, Math.floor(Math.log10(Math.abs(rounded)) + 1e-9) - place));
+  return rounded.toFixed(Math.max(0, -place));
 }
 
 function table(title, lines) {
@@ -103,7 +125,7 @@ function short(value) {
 }
 
 /** About four round numbers that cover a range. */
-function niceTicks(low, high) {
+export function niceTicks(low, high) {
   const span = high - low || 0.1 * Math.abs(high) || 1; // of one value: close about it
   const rough = span / 4;
   const power = 10 ** Math.floor(Math.log10(rough));

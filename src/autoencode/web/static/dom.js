@@ -32,6 +32,11 @@ export function say(text) {
   saying = setTimeout(() => status.classList.remove("shown"), 5000);
 }
 
+/** Say what of an address means nothing on its tab. @param {string[]} wrong as "sort=bad" */
+export function sayIgnored(wrong) {
+  if (wrong.length) say(`“${wrong.join("”, “")}” in the address means nothing here; the default is shown.`);
+}
+
 /** Announce a change to screen readers alone. */
 export function announce(text) {
   document.getElementById("announced").textContent = text;

@@ -1,10 +1,10 @@
 // Duplicates: groups of copies side by side, and which of each stays. Nothing is deleted: the rest is selected or listed.
 
-import { remember } from "./address.js";
+import { asked, remember } from "./address.js";
 import { get, originalUrl, post, query, waitFor } from "./api.js";
-import { field, h, notice, number, progressBar, say, select, showFailure } from "./dom.js";
+import { field, h, notice, number, progressBar, say, sayIgnored, select, showFailure } from "./dom.js";
 import { openPicture, original, shortName } from "./pictures.js";
-import { selection } from "./selection.js";
+import { order, selection } from "./selection.js";
 import { lacks, workspace } from "./shared.js";
 import { bytes } from "./viewer.js";
 
@@ -94,6 +94,7 @@ export function mount(root) {
   }
 
   function selectOthers() {
+    Object.assign(order, { sort: "name", down: "" });
     selection.replace(others);
     say(`${number(others.length)} files selected. Save their list below, tag or drop them.`);
   }
@@ -108,9 +109,11 @@ export function mount(root) {
   }
   return {
     show(params) {
-      const keep = params.get("keep");
-      if (!RULES.some(([name]) => name === keep) || keep === state.keep) return;
-      state.keep = rule.value = keep;
+      const { state: given, wrong } = asked(params, state, { keep: RULES.map(([name]) => name) });
+      sayIgnored(wrong);
+      remember("duplicates", given, { keep: "largest" });
+      if (given.keep === state.keep) return;
+      state.keep = rule.value = given.keep;
       if (list.isConnected) load(0).catch((err) => showFailure(err));
     },
   };

@@ -1,15 +1,19 @@
 // Generate: pictures drawn from the prior, and variations of any picture.
 
+import { asked as wanted, between, remember } from "./address.js";
 import { post, restarting, waitFor } from "./api.js";
-import { field, h, keepingFocus, notice, select, showFailure, announce } from "./dom.js";
+import { field, h, keepingFocus, notice, sayIgnored, select, showFailure, announce } from "./dom.js";
 import { describe, image, openPicture, pictureButton, pictureGrid, shortName, tileControls } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
 const MOST_SEED = 999999;
+const MOST_TEMPERATURE = 1.5;
+const COUNTS = ["12", "24", "48"];
 const LEAST_SHARP = 0.3; // share of the detail of held-out pictures, below which new ones are smears
 const PRIORS = { mixture: "mixture of the training codes", normal: "standard normal" };
 
 export function mount(root) {
+  const defaults = { count: "24", temperature: "1", seed: "0", prior: workspace.priors[0] ?? "", vary: "", amount: "0.3" };
   const asked = { count: 24, temperature: 1, seed: 0, prior: workspace.priors[0] };
   const near = { picture: null, amount: 0.3, seed: 0 };
   const grid = h("div");
@@ -43,7 +47,15 @@ export function mount(root) {
     keepingFocus(grid, () => grid.replaceChildren(made), () => made.firstChild);
     announce(`${pictures.length} samples.`);
   });
-  const redraw = () => draw().catch((err) => showFailure(err, grid));
+  const drawn = () => ({ count: String(asked.count), temperature: String(asked.temperature), seed: String(asked.seed), prior: asked.prior });
+  const note = () => {
+    const varied = variations.hidden ? { vary: "", amount: "" } : { vary: near.picture.id, amount: String(near.amount) };
+    if (!root.hidden) remember("generate", { ...drawn(), ...varied }, defaults);
+  };
+  const redraw = () => {
+    note();
+    return draw().catch((err) => showFailure(err, grid));
+  };
 
   const drawNear = restarting(async (signal) => {
     const { pictures } = await post(
@@ -53,10 +65,14 @@ export function mount(root) {
     );
     const made = pictures.map((picture) => pictureButton(picture, { list: pictures }));
     const place = variations.querySelector(".grid");
+    if (!place) return; // closed meanwhile
     keepingFocus(place, () => place.replaceChildren(...made), () => made[0]);
     announce(`${pictures.length} variations of ${shortName(near.picture)}.`);
   });
-  const redrawNear = () => drawNear().catch((err) => showFailure(err, variations.querySelector(".grid")));
+  const redrawNear = () => {
+    note();
+    return drawNear().catch((err) => showFailure(err, variations.querySelector(".grid")));
+  };
 
   const seed = h("input", {
     type: "number",
@@ -75,9 +91,45 @@ export function mount(root) {
     seed.value = String(asked.seed);
     redraw();
   };
+  const warmth = slider("Temperature", asked.temperature, 0, MOST_TEMPERATURE, (value) => {
+    asked.temperature = value;
+    redraw();
+  });
+  const count = select(COUNTS.map((n) => [n, n]), "24", (value) => {
+    asked.count = Number(value);
+    redraw();
+  });
+  const prior = select(workspace.priors.map((name) => [name, PRIORS[name]]), asked.prior, (value) => {
+    asked.prior = value;
+    redraw();
+  });
+  const allowed = {
+    count: COUNTS,
+    temperature: between(0, MOST_TEMPERATURE),
+    seed: (text) => /^\d{1,6}$/.test(text),
+    prior: workspace.priors,
+    amount: between(0, 1),
+  };
+
+  /** Take what an address asks for; return whether it is something else than what is shown. */
+  function take(params) {
+    const now = drawn();
+    const { state, wrong } = wanted(params, { ...now, amount: String(near.amount) }, allowed);
+    sayIgnored(wrong);
+    Object.assign(asked, { count: Number(state.count), temperature: Number(state.temperature), seed: Number(state.seed), prior: state.prior });
+    Object.assign(count, { value: state.count });
+    seed.value = state.seed;
+    prior.value = state.prior;
+    warmth.set(asked.temperature);
+    near.amount = Number(state.amount);
+    return Object.entries(now).some(([name, value]) => value !== state[name]);
+  }
+
   const drawOthers = h("button", { type: "button", class: "primary", onclick: others }, "Draw new samples");
   const hideVariations = () => {
     variations.hidden = true;
+    variations.replaceChildren();
+    note();
     drawOthers.focus();
   };
   root.append(
@@ -85,20 +137,10 @@ export function mount(root) {
       "div",
       { class: "toolbar" },
       drawOthers,
-      slider("Temperature", asked.temperature, 0, 1.5, (value) => {
-        asked.temperature = value;
-        redraw();
-      }),
+      warmth,
       field("Seed", seed),
-      field("Count", select(["12", "24", "48"].map((n) => [n, n]), "24", (value) => {
-        asked.count = Number(value);
-        redraw();
-      })),
-      workspace.priors.length > 1 &&
-        field("Prior", select(workspace.priors.map((name) => [name, PRIORS[name]]), asked.prior, (value) => {
-          asked.prior = value;
-          redraw();
-        })),
+      field("Count", count),
+      workspace.priors.length > 1 && field("Prior", prior),
       tileControls(),
     ),
     trained,
@@ -136,15 +178,17 @@ export function mount(root) {
     variations.scrollIntoView();
   }
 
-  let drawn = false;
+  let isDrawn = false;
   return {
     take: ([picture]) => vary(picture.id).catch((err) => showFailure(err)),
     show(params) {
-      if (!drawn) redraw();
-      drawn = true;
+      const isOther = take(params);
+      if (!isDrawn || isOther) redraw();
+      isDrawn = true;
       const id = params.get("vary");
-      if (id) vary(id).catch((err) => showFailure(err));
-      if (id) history.replaceState(null, "", "#generate");
+      const isVaried = !variations.hidden && id === near.picture.id;
+      if (id && !isVaried) vary(id).catch((err) => showFailure(err));
+      else note();
     },
   };
 }
@@ -162,5 +206,9 @@ function slider(label, value, min, max, onvalue) {
       onvalue(Number(input.value));
     },
   });
-  return field(label, input, shown);
+  const set = (now) => {
+    input.value = String(now);
+    shown.textContent = Number(input.value).toFixed(2);
+  };
+  return Object.assign(field(label, input, shown), { set });
 }

@@ -1,9 +1,9 @@
 // The shell: shows one tab at a time, the one that the address names after "#".
 
-import { parsed } from "./address.js";
+import { parsed, windowOf, withWindow } from "./address.js";
 import { get, setLaunch } from "./api.js";
-import { h, isTyping, modal, notice, say } from "./dom.js";
-import { takePictures } from "./pictures.js";
+import { h, isTyping, modal, notice, say, showFailure } from "./dom.js";
+import { describe, openPicture, takePictures } from "./pictures.js";
 import { addSelectionBar } from "./selectionbar.js";
 import { lacks, setShared } from "./shared.js";
 import { nextTheme, showTheme, themeName } from "./theme.js";
@@ -50,6 +50,7 @@ function open() {
   const { tab, params } = parsed(location.hash);
   if (tab === "main" && current) return; // the link that skips to the content
   const chosen = Object.hasOwn(TABS, tab) ? tab : first;
+  if (tab && tab !== chosen && tab !== "main") say(`There is no tab “${tab.slice(0, 40)}”.`);
   // Focus stays on a link of the tab bar that was pressed; from anywhere else it moves to the heading of the new tab.
   const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);
   if (current && current !== chosen) {
@@ -75,6 +76,25 @@ function open() {
   if (isLed) document.getElementById(`title-${chosen}`).focus({ preventScroll: true });
   document.title = `${TABS[chosen].title} · ${document.getElementById("name").textContent}`;
   if (isAnother) scrollTo(0, 0);
+}
+
+/** Show what the address names now; where only the window over the tab came or went, the tab stays as it is. */
+function follow({ oldURL }) {
+  const before = oldURL && new URL(oldURL).hash;
+  if (!before || withWindow(before, null) !== withWindow(location.hash, null)) open();
+  showWindow().catch((err) => {
+    history.replaceState(history.state, "", withWindow(location.hash, null));
+    showFailure(err);
+  });
+}
+
+/** Open the window of a picture that the address names: after a reload, from a bookmark, by the Forward key. */
+async function showWindow() {
+  const id = windowOf(location.hash);
+  if (!id || document.querySelector("dialog.viewer")) return;
+  const around = await shown[current].around?.(id);
+  const picture = around ? around.list.find((one) => one.id === id) : await describe(id);
+  if (windowOf(location.hash) === id) openPicture(picture, around?.list, around?.rest);
 }
 
 /** Scroll the bar to the link of the open tab. */
@@ -116,7 +136,7 @@ function listenForImages() {
 async function start() {
   showTheme();
   // The token came with the address and is in a cookie now; history and bookmarks must not keep it.
-  history.replaceState(null, "", location.pathname + location.hash);
+  history.replaceState(history.state, "", location.pathname + location.hash);
   try {
     const workspace = await get("/api/workspace");
     setLaunch(workspace.launch);
@@ -133,12 +153,13 @@ async function start() {
   buildTabs();
   if (!lacks("browse")) addSelectionBar();
   listenForImages();
-  addEventListener("hashchange", open);
+  addEventListener("hashchange", follow);
   addEventListener("unhandledrejection", (event) => {
     if (event.reason?.name === "AbortError" || event.reason?.status !== undefined) event.preventDefault();
     if (event.reason?.status !== undefined) say(event.reason.message);
   });
   open();
+  follow({ oldURL: location.href });
 }
 
 start();

@@ -1,9 +1,9 @@
 // The map with its controls and its side panel: layouts, colours, and what is selected.
 
-import { remember } from "./address.js";
+import { asked, remember } from "./address.js";
 import { get, getBuffer, post, query, restarting, waitFor } from "./api.js";
 import { groupOf, legend, paint } from "./colours.js";
-import { counted, field, h, notice, number, progressBar, select, showFailure } from "./dom.js";
+import { counted, field, h, notice, number, progressBar, sayIgnored, select, showFailure } from "./dom.js";
 import { MapCanvas } from "./mapcanvas.js";
 import { MapGestures } from "./mapgestures.js";
 import { describe, openPicture, original, pictureButton } from "./pictures.js";
@@ -56,20 +56,23 @@ export class MapView {
     selection.addEventListener("change", () => this.#takeSelection());
     addEventListener("theme", () => this.recolour());
     const isFit = about.images >= FEWEST_BY_NEIGHBOURS && about.images <= MOST_BY_NEIGHBOURS;
-    if (isFit && !lacks("umap")) this.isByItself = true;
+    this.firstLayout = isFit && !lacks("umap") ? "umap" : "pca";
   }
 
   /** Take the state of the address, or begin by oneself with the layout that shows most. */
   open(params) {
-    const layout = params?.get("layout");
-    const mode = params?.get("colour");
-    if (mode && mode !== this.mode && [...this.colouring.options].some(({ value }) => value === mode)) {
+    const values = (control) => [...control.options].map(({ value }) => value);
+    const allowed = { layout: values(this.layouts), colour: values(this.colouring) };
+    const { state, wrong } = asked(params ?? new URLSearchParams(), { layout: "", colour: "" }, allowed);
+    const { layout, colour: mode } = state;
+    sayIgnored(wrong);
+    if (mode && mode !== this.mode) {
       this.colouring.value = mode;
       this.setMode(mode);
     }
-    if (layout || this.isByItself) {
-      this.isByItself = false;
-      const wanted = layout ?? "umap";
+    const wanted = layout || (this.isOpened ? "" : this.firstLayout);
+    this.isOpened = true;
+    if (wanted) {
       this.layouts.value = wanted;
       this.setLayout(wanted).catch((err) => showFailure(err, this.laying));
     }
@@ -77,8 +80,9 @@ export class MapView {
   }
 
   #remember() {
-    const { layout, mode } = this;
-    if (location.hash.startsWith("#map")) remember("map", { layout: layout === "pca" ? "" : layout, colour: mode === this.firstMode ? "" : mode });
+    // The layout that is asked for, also while it is computed.
+    const state = { layout: this.layouts.value, colour: this.mode };
+    if (location.hash.startsWith("#map")) remember("map", state, { layout: this.firstLayout, colour: this.firstMode });
   }
 
   #zoomButtons() {
@@ -124,15 +128,15 @@ export class MapView {
     if (lacking) {
       this.layouts.value = this.layout;
       this.laying.replaceChildren(notice(lacking));
-      return;
+      return null;
     }
     this.laying.replaceChildren();
-    if (layout === this.layout) return;
+    if (layout === this.layout) return this.#remember();
     const bar = progressBar("laying out images", () => this.#keepLayout(layout));
     this.laying.replaceChildren(bar);
     try {
       const { about, points } = await this.load(bar, layout, signal);
-      if (signal.aborted) return;
+      if (signal.aborted) return null;
       points.choose(selection.positions());
       // What was asked for meanwhile came with the one or the other.
       for (const part of this.about.known.filter((one) => !about.known.includes(one))) {
@@ -144,15 +148,15 @@ export class MapView {
       this.layouts.value = layout;
       this.map.glideTo(points);
     } catch (err) {
-      if (signal.aborted) return;
+      if (signal.aborted) return null;
       this.layouts.value = this.layout;
       showFailure(err, this.laying);
-      return;
+      return null;
     }
     this.laying.replaceChildren();
     this.hint.textContent = said(this.about);
     this.recolour();
-    this.#remember();
+    return this.#remember();
   });
 
   /** Cancel the layout that is being computed. */

@@ -1,15 +1,18 @@
 // Morph: two to four pictures mixed, redrawn while the slider moves. Only the newest position is requested.
 
+import { asked, between, remember } from "./address.js";
 import { get, getBlob, newestWins, post, query, waitForBlob } from "./api.js";
-import { field, h, keepingFocus, notice, progressBar, say, save, select, showFailure, announce } from "./dom.js";
-import { addToMorph, dropzone, image, openPicture, shortName } from "./pictures.js";
-import { canGenerate, hasImages, lacks, morphing } from "./shared.js";
+import { field, h, keepingFocus, notice, progressBar, say, sayIgnored, save, select, showFailure, announce } from "./dom.js";
+import { addToMorph, describe, dropzone, image, openPicture, shortName } from "./pictures.js";
+import { MORPH_MOST, canGenerate, hasImages, lacks, morphing } from "./shared.js";
 
 const WAYS = [
   ["linear", "linear"],
   ["spherical", "spherical"],
 ];
 const SECONDS_A_LEG = 2;
+const DEFAULTS = { pictures: "", x: "0.5", y: "0.5", interpolation: "linear" };
+const ALLOWED = { x: between(0, 1), y: between(0, 1), interpolation: WAYS.map(([name]) => name) };
 
 export function mount(root) {
   const lacking = lacks("morph");
@@ -33,19 +36,25 @@ export function mount(root) {
   let giveUp = () => {};
 
   const draw = newestWins(async (signal) => {
-    const pictures = morphing.map(({ id }) => id).join(",");
-    blob = await getBlob(`/api/morph/frame?${query({ pictures, interpolation, x: at.x.toFixed(4), y: at.y.toFixed(4) })}`, signal);
+    blob = await getBlob(`/api/morph/frame?${query({ pictures: names(), interpolation, x: at.x.toFixed(4), y: at.y.toFixed(4) })}`, signal);
     const url = URL.createObjectURL(blob);
     result.src = url;
     if (shownUrl) URL.revokeObjectURL(shownUrl);
     shownUrl = url;
     result.alt = `Mixture of ${morphing.map(shortName).join(", ")} at ${place()}`;
   });
+  const names = () => morphing.map(({ id }) => id).join(",");
+  const note = () => {
+    if (root.hidden) return;
+    const isSquare = morphing.length === 4;
+    remember("morph", { pictures: names(), x: String(at.x), y: isSquare ? String(at.y) : "", interpolation }, DEFAULTS);
+  };
   const redraw = () => draw().catch((err) => showFailure(err));
   const place = () => (morphing.length === 4 ? `${Math.round(100 * at.x)} % across, ${Math.round(100 * at.y)} % down` : `${Math.round(100 * at.x)} %`);
 
   function stop() {
     cancelAnimationFrame(playing);
+    if (playing) note();
     playing = null;
     buttons.querySelector(".play")?.replaceChildren("Play");
   }
@@ -92,6 +101,7 @@ export function mount(root) {
         showPlace();
         redraw();
       },
+      onchange: note,
     });
 
   function pad() {
@@ -110,19 +120,20 @@ export function mount(root) {
     };
     square.addEventListener("pointerdown", move);
     square.addEventListener("pointermove", move);
+    square.addEventListener("pointerup", note);
     return square;
   }
 
   /** Make an animation and save it; a running one is cancelled. */
   async function animate(kind, button) {
     giveUp();
-    const asked = query({ pictures: morphing.map(({ id }) => id).join(","), interpolation, kind });
+    const wanted = query({ pictures: names(), interpolation, kind });
     const mine = new AbortController();
     giveUp = () => {
       giveUp = () => {};
       mine.abort();
       making.replaceChildren();
-      post(`/api/morph/animation/cancel?${asked}`).catch((err) => showFailure(err));
+      post(`/api/morph/animation/cancel?${wanted}`).catch((err) => showFailure(err));
     };
     const cancel = () => {
       giveUp();
@@ -132,7 +143,7 @@ export function mount(root) {
     const bar = progressBar("making the animation", cancel);
     making.replaceChildren(bar);
     try {
-      const made = await waitForBlob(`/api/morph/animation?${asked}`, bar.update, mine.signal);
+      const made = await waitForBlob(`/api/morph/animation?${wanted}`, bar.update, mine.signal);
       giveUp = () => {};
       keepingFocus(making, () => making.replaceChildren(), () => button);
       save(made, `morph.${kind}`);
@@ -148,6 +159,7 @@ export function mount(root) {
     making.replaceChildren();
     draw.cancel();
     slots.replaceChildren(...morphing.map((picture, index) => slot(picture, index)));
+    note();
     const ready = morphing.length >= 2;
     result.hidden = !ready;
     empty.hidden = ready;
@@ -197,28 +209,42 @@ export function mount(root) {
     announce(`${shortName(picture)} removed. ${morphing.length} left.`);
   };
 
+  /** Mix the pictures of an address; those that are gone are left out with a word. */
+  async function takeAll(ids) {
+    const found = await Promise.allSettled(ids.map((id) => describe(id)));
+    morphing.splice(0, MORPH_MOST, ...found.flatMap((one) => (one.status === "fulfilled" ? [one.value] : [])));
+    if (morphing.length < ids.length) say("Some pictures of the address are no longer in memory. Add them again.");
+  }
+
   const add = (pictures) => {
     if (addToMorph(pictures)) announce(`In the morph: ${morphing.length}.`);
     build();
   };
 
+  const ways = select(WAYS, interpolation, (value) => {
+    interpolation = value;
+    build();
+  });
   root.append(
     h("p", { class: "lead" }, "Two to four pictures, mixed through their codes. Four pictures span a square to move in."),
     h(
       "div",
       { class: "toolbar" },
       dropzone(add, { multiple: true, label: "Add pictures" }),
-      field("Interpolation", select(WAYS, interpolation, (value) => {
-        interpolation = value;
-        build();
-      })),
+      field("Interpolation", ways),
     ),
     h("div", { class: "morph" }, h("div", {}, stage), h("div", {}, h("h2", {}, "Pictures"), slots, controls, buttons, making)),
   );
 
   return {
     take: add,
-    async show() {
+    async show(params) {
+      const { state, wrong } = asked(params, { ...DEFAULTS, interpolation }, ALLOWED);
+      sayIgnored(wrong);
+      const isOther = state.pictures && state.pictures !== names();
+      if (isOther) await takeAll(state.pictures.split(",").slice(0, MORPH_MOST));
+      if (isOther || params.has("x")) Object.assign(at, { x: Number(state.x), y: Number(state.y) });
+      interpolation = ways.value = state.interpolation;
       if (!morphing.length) {
         const first = await firstPictures();
         // Pictures that were added while the request ran are kept.

@@ -1,15 +1,15 @@
 // The addresses of Outliers: what one asks for, and links to lists of what was decided; and its keys.
 
+import { asked, between } from "./address.js";
 import { query } from "./api.js";
 import { h } from "./dom.js";
 import { workspace } from "./shared.js";
 
 /** What an address asks for: what is compared, the default where it names none that there is, and the threshold. */
-export function asked({ tab, params }) {
-  const own = tab === "outliers" ? params : new URLSearchParams();
-  const by = workspace.bases.find(([name]) => name === own.get("by"))?.[0];
-  const threshold = Number.parseFloat(own.get("threshold"));
-  return { by: by ?? workspace.bases[0]?.[0], dragged: by && Number.isFinite(threshold) ? threshold : null };
+export function wanted({ tab, params }) {
+  const allowed = { by: workspace.bases.map(([name]) => name), threshold: between(-Infinity, Infinity) };
+  const { state, wrong } = asked(tab === "outliers" ? params : new URLSearchParams(), { by: "", threshold: "" }, allowed);
+  return { by: state.by || workspace.bases[0]?.[0], dragged: state.by && state.threshold ? Number(state.threshold) : null, wrong };
 }
 
 /** Links to what was decided: all as a table, and the files that were dropped or kept. */

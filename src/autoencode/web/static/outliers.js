@@ -1,12 +1,13 @@
 // Outliers: one image at a time, the most unusual first, to keep or to drop.
 
 import { parsed, remember } from "./address.js";
-import { get, getBuffer, heatUrl, imageUrl, post, query, restarting, waitFor } from "./api.js";
-import { counted, field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, select, showFailure, announce } from "./dom.js";
+import { get, getBuffer, post, query, restarting, waitFor } from "./api.js";
+import { counted, field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, sayIgnored, select, showFailure, announce } from "./dom.js";
 import { histogramOf } from "./histogram.js";
-import { asked, decisionLists, keysHelp } from "./outlierlinks.js";
-import { heatLegend, image, openPicture, original, pictureButton, score, shortName } from "./pictures.js";
-import { positionsOf, selection } from "./selection.js";
+import { decisionLists, keysHelp, wanted } from "./outlierlinks.js";
+import { showHeat, sidesOf } from "./outlierpicture.js";
+import { openPicture, pictureButton, score, shortName } from "./pictures.js";
+import { order, positionsOf, selection } from "./selection.js";
 import { told } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
@@ -16,7 +17,7 @@ const MOST_ROWS = 200; // that one answer holds
 export function mount(root) {
   // The queue is loaded from `from` to its length; positions count from the most unusual image of all.
   // `dragged` is the threshold of the address; null leaves it to the server.
-  const { by: first, dragged } = asked(parsed(location.hash));
+  const { by: first, dragged } = wanted(parsed(location.hash));
   const state = { queue: [], from: 0, at: 0, total: 0, heat: first !== "model", rate: null, smallest: null, by: first, dragged };
   const others = new BroadcastChannel(`decisions ${workspace.launch}`); // to other windows of this page
   const pressed = [];
@@ -118,7 +119,7 @@ export function mount(root) {
       const seen = measured ? ` It flags ${percent(measured.share)} (${percent(measured.low)} to ${percent(measured.high)}) of the validation images.` : "";
       const means =
         state.by === "all"
-          ? `, the ${percent(flagged / images, 1)} most unlike the others. Drag the line to where they begin to belong.`
+          ? `, the ${percent(flagged / images, 1)} most unlike the others: ${state.dragged === null ? "as many as one looks through, in any folder" : "from the line on"}. Drag the line to where they begin to belong.`
           : `, those with a score above ${number(score, 2)}. At most ${percent(rate)} of normal pictures would be flagged by mistake, calibrated on ${number(calibration_images)} of them.${seen}`;
       text.replaceChildren(h("strong", {}, `Flags ${number(flagged)} of ${number(images)} pictures`), means);
       Object.assign(state, { rate, threshold: score });
@@ -126,18 +127,25 @@ export function mount(root) {
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
     const ask = restarting(async (signal, score) => {
-      report(await get(`/api/outliers?${query({ by: state.by, threshold: score, limit: 1 })}`, signal));
+      const found = await get(`/api/outliers?${query({ by: state.by, threshold: score, limit: 1 })}`, signal);
       state.dragged = score;
+      report(found);
       note();
     });
     const choose = async () => {
       const bits = await getBuffer(`/api/outliers/flagged?${query({ by: state.by, threshold: state.threshold })}`);
+      Object.assign(order, { sort: "score", down: "true" });
       selection.replace(positionsOf(new Uint8Array(bits)));
       say("The flagged are selected: the bar shows them in Browse, tags and drops them.");
     };
+    const { images: out, threshold: from } = state.found.standing_out;
+    const outText = `${counted(out, "picture")} ${out === 1 ? "stands" : "stand"} out`;
+    const only = out
+      ? h("button", { type: "button", class: "small", onclick: () => ask(from).catch((err) => showFailure(err)), title: "Move the line to where the scores leave those of the others" }, outText)
+      : h("span", {}, "No picture stands out from the others.");
     const histogram = histogramOf(state.found.histogram, state.found.threshold, (score) => ask(score).catch((err) => showFailure(err)));
     const flagged = h("button", { type: "button", class: "small", onclick: () => choose().catch((err) => showFailure(err)) }, "Select the flagged");
-    threshold.replaceChildren(histogram, text, flagged);
+    threshold.replaceChildren(histogram, text, h("div", { class: "row" }, only, flagged));
     report(state.found);
   }
 
@@ -174,7 +182,7 @@ export function mount(root) {
     state.at = Math.max(state.from, Math.min(index, state.queue.length - 1));
     const picture = state.queue[state.at];
     const change = () => {
-      pictures.replaceChildren(sides(picture));
+      pictures.replaceChildren(sidesOf(picture, { by: state.by, hasMaps: state.found.has_maps, isHeat: state.heat, list: state.queue.slice(state.from) }));
       facts.replaceChildren(about(picture), decide(picture));
       near.replaceChildren();
     };
@@ -201,29 +209,6 @@ export function mount(root) {
   async function loadEarlier() {
     const offset = Math.max(0, state.from - PAGE);
     take(await get(`/api/outliers?${query({ by: state.by, rate: state.rate, offset, limit: state.from - offset })}`));
-  }
-
-  /** The picture, and beside it where it differs: the heat-map never hides what one has to judge. */
-  function sides(picture) {
-    const shown = () => h("button", { type: "button", class: "picture whole", title: picture.name, onclick: () => openPicture(picture, state.queue.slice(state.from)) }, original(picture, 560));
-    const isByPatches = state.found.has_maps;
-    const heat = h("img", {
-      class: "heat",
-      src: isByPatches ? heatUrl(picture.id, state.by) : imageUrl(picture.id, "difference"),
-      alt: "where it differs",
-    });
-    const caption = h("span", { class: "heat-caption" }, isByPatches ? (picture.stands_out === false ? "no place stands out from normal pictures" : "where it differs from normal pictures") : "; where the two differ: ", isByPatches ? null : heatLegend());
-    const under = isByPatches ? original(picture, 560) : image(picture, "reconstruction", `${shortName(picture)}, reconstruction`);
-    const other = h("figure", { class: "other" }, h("div", { class: "frame whole" }, under, heat), h("figcaption", {}, isByPatches ? "" : "reconstruction", caption));
-    heat.hidden = caption.hidden = !state.heat;
-    other.hidden = isByPatches && !state.heat;
-    const both = h("div", { class: "sides" }, h("figure", {}, shown(), h("figcaption", {}, "picture")), other);
-    // Wide pictures lie above each other, tall ones side by side.
-    const first = both.querySelector("img");
-    const turn = () => both.classList.toggle("stacked", first.naturalWidth > 1.3 * first.naturalHeight);
-    first.addEventListener("load", turn);
-    if (first.complete) turn();
-    return both;
   }
 
   function about(picture) {
@@ -366,9 +351,7 @@ export function mount(root) {
 
   function toggleHeat() {
     state.heat = !state.heat;
-    card.querySelector(".heat").hidden = !state.heat;
-    card.querySelector(".other").hidden = state.found.has_maps && !state.heat;
-    card.querySelector(".heat-caption").hidden = !state.heat;
+    showHeat(card, state.heat, state.found.has_maps);
     card.querySelector(".heat-toggle").setAttribute("aria-pressed", String(state.heat));
   }
 
@@ -376,7 +359,8 @@ export function mount(root) {
   start();
   return {
     show(params) {
-      const { by, dragged } = asked({ tab: "outliers", params });
+      const { by, dragged, wrong } = wanted({ tab: "outliers", params });
+      sayIgnored(wrong);
       const isOther = (params.has("by") && by !== state.by) || (dragged !== null && dragged !== state.dragged);
       if (isOther) {
         basis.value = by;

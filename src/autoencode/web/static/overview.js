@@ -1,7 +1,7 @@
 // Overview: the model, its quality, and its training, finished or running.
 
 import { get, getIfNew, pause, query, waitFor } from "./api.js";
-import { curves } from "./curves.js";
+import { curves, phaseOf } from "./curves.js";
 import { commandLine, duration, h, notice, number, progressBar, showFailure } from "./dom.js";
 import { image, openPicture, pictureButton, shortName } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
@@ -78,7 +78,7 @@ function lead(found = null, known = null) {
   else if (kind && code_size) parts.push(`${kind.startsWith("a") ? "An" : "A"} ${kind} of ${number(code_size)} code dimensions for ${height}×${width} pixels.`);
   else if (kind) parts.push(`A ${kind} for pictures of any size.`);
   if (index) parts.push(`Search by ${index.compared}.`);
-  const counts = [counted(known?.copies, "group of copies", "groups of copies"), counted(known?.unusual, "picture unlike the others", "pictures unlike the others")];
+  const counts = [counted(known?.copies, "group of copies", "groups of copies"), counted(known?.unusual, "picture that stands out", "pictures that stand out")];
   if (counts.some(Boolean)) parts.push(`${counts.filter(Boolean).join(", ")}.`);
   return parts.join(" ");
 }
@@ -149,7 +149,7 @@ async function showHealth(place) {
 function nextSteps({ copies, unusual }) {
   const steps = [
     ["duplicates", "Find copies", counted(copies, "group found", "groups found") ?? "Files that show the same picture: saved again, resized, cropped or edited"],
-    ["outliers", "Find what does not belong", counted(unusual, "picture to look at", "pictures to look at, the most unusual first") ?? "Pictures unlike the others, the most unusual first, with the place where they differ"],
+    ["outliers", "Find what does not belong", counted(unusual, "picture stands out", "pictures stand out") ?? "Pictures unlike the others, the most unusual first, with the place where they differ"],
     ["map", "See all at once", "Every picture on a map, similar ones together; draw around some to select them"],
     ["browse", "Browse and tag", "Filter, sort, select, tag; save lists, tables and archives"],
   ];
@@ -215,9 +215,9 @@ function follow(live, charts) {
       }
     }
   };
-  const show = ({ records, epochs, training, seconds_left }) => {
+  const show = ({ records, epochs, all_epochs: all, training, seconds_left }) => {
     live.hidden = !training;
-    live.textContent = training ? progress(records, epochs, seconds_left) : "";
+    live.textContent = training ? progress(records, phaseOf(records, epochs, all), seconds_left) : "";
     if (records.length) showCurves(charts, curves(records, epochs));
     else {
       const text = training ? "The first epoch is not done yet." : "This model has no log of its training.";
@@ -241,10 +241,10 @@ function showCurves(place, charts) {
   }
 }
 
-function progress(records, epochs, secondsLeft) {
+function progress(records, { stage, done, total }, secondsLeft) {
   const last = records.at(-1);
   if (!last) return "Training now: the first epoch.";
   const rate = `${number(last.images_per_second)} images/s`;
   const left = secondsLeft === null ? "" : `, about ${duration(secondsLeft)} left`;
-  return `Training now: epoch ${Math.min(last.epoch + 1, epochs)} of ${epochs}, ${rate}${left}. This page uses the model as it was when the page was opened.`;
+  return `Training now: ${number(done)} of ${number(total)} ${stage}, ${rate}${left}. This page uses the model as it was when the page was opened.`;
 }

@@ -1,7 +1,8 @@
 // Search: the images most similar to one.
 
+import { asked as wanted, remember } from "./address.js";
 import { get, query, restarting } from "./api.js";
-import { field, h, keepingFocus, notice, number, select, showFailure, announce } from "./dom.js";
+import { field, h, keepingFocus, notice, number, sayIgnored, select, showFailure, announce } from "./dom.js";
 import { choosing, dropzone, openPicture, original, pictureButton, score, shortName, tileControls } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
@@ -11,11 +12,15 @@ const DISTANCES = [
   ["l2", "Euclidean distance"],
 ];
 
+const COUNTS = ["8", "24", "48", "100"];
+const ALLOWED = { k: COUNTS, distance: DISTANCES.map(([name]) => name) };
+
 const NOTHING_CLOSE =
   "Nothing in the index is close to this image: at most 1 % of the indexed images are as far from their nearest, or from the mean of all.";
 
 export function mount(root) {
-  const state = { picture: null, k: "24", distance: workspace.index?.distance };
+  const defaults = { picture: "", k: "24", distance: workspace.index?.distance };
+  const state = { ...defaults, picture: null, found: [] };
   const asked = h("div", { class: "asked" });
   const found = h("div");
   const heading = h("h2", { tabindex: "-1" });
@@ -50,6 +55,7 @@ export function mount(root) {
     keepingFocus(found, () => found.replaceChildren(...far, head, grid), () => heading);
     announce(`${answer.neighbours.length} nearest of ${shortName(state.picture)}.`);
   });
+  const note = () => remember("search", { picture: state.picture?.id ?? "", k: state.k, distance: state.distance }, defaults);
   const run = () => search().catch((err) => showFailure(err, found));
 
   const percentile = (near) => (near.percentile === null ? "" : ` · ${near.percentile.toFixed(1)} %`);
@@ -69,6 +75,7 @@ export function mount(root) {
   const choose = choosing(
     (picture) => {
       state.picture = picture;
+      if (!root.hidden) note();
       heading.textContent = shortName(picture);
       // The pressed neighbour is about to be removed, so focus moves to the heading of the new query.
       const isPressed = found.contains(document.activeElement) || asked.contains(document.activeElement);
@@ -88,19 +95,20 @@ export function mount(root) {
     root.append(notice(lacking));
     return {};
   }
+  const choice = (name, options) =>
+    select(options, state[name], (value) => {
+      state[name] = value;
+      note();
+      run();
+    });
+  const choices = { k: choice("k", COUNTS.map((k) => [k, k])), distance: choice("distance", DISTANCES) };
   root.append(
     h(
       "div",
       { class: "toolbar" },
       dropzone(use, { label: "Choose an image" }),
-      field("Neighbours", select(["8", "24", "48", "100"].map((k) => [k, k]), state.k, (k) => {
-        state.k = k;
-        run();
-      })),
-      field("Compared by", select(DISTANCES, state.distance, (distance) => {
-        state.distance = distance;
-        run();
-      })),
+      field("Neighbours", choices.k),
+      field("Compared by", choices.distance),
       tileControls(),
     ),
     asked,
@@ -109,6 +117,14 @@ export function mount(root) {
 
   return {
     take: use,
-    show: (params) => choose(params.get("picture")),
+    show(params) {
+      const { state: given, wrong } = wanted(params, { picture: "", k: state.k, distance: state.distance }, ALLOWED);
+      sayIgnored(wrong);
+      const isOther = ["k", "distance"].some((name) => given[name] !== state[name]);
+      for (const name of ["k", "distance"]) choices[name].value = state[name] = given[name];
+      if (isOther) run();
+      choose(given.picture);
+      note();
+    },
   };
 }

@@ -80,3 +80,6 @@ export function positionsOf(bits) {
 }
 
 export const selection = new Selection();
+
+/** The order in which its pictures were shown where they were selected: that of the lists that are saved. */
+export const order = { sort: "name", down: "" };

@@ -1,13 +1,29 @@
 // What is done with the selection, at the bottom of every tab: tags, decisions, lists, an archive.
 
-import { post, postBytes } from "./api.js";
+import { get, getBuffer, newestWins, post, postBytes, query } from "./api.js";
 import { announce, counted, h, number, say, showFailure } from "./dom.js";
-import { selection } from "./selection.js";
+import { order, positionsOf, selection } from "./selection.js";
 import { workspace } from "./shared.js";
 
 /** Send the selection to the server; return the hash that it is known by there. */
 export async function sendSelection() {
   return (await postBytes("/api/selections", selection.bits(workspace.images))).selection;
+}
+
+const KEPT = "selection"; // of a window, with the launch of the server that knows it
+
+/** Keep each change for a reload of this window: the server has the images, the window their hash. */
+const keep = newestWins(async () => {
+  if (selection.size) sessionStorage.setItem(KEPT, `${workspace.launch} ${await sendSelection()}`);
+  else sessionStorage.removeItem(KEPT);
+});
+
+/** Select again what was selected before a reload. */
+async function recall() {
+  const [launch, name] = (sessionStorage.getItem(KEPT) ?? "").split(" ");
+  if (launch !== workspace.launch) return; // another page, which may show other images
+  const bits = await getBuffer(`/api/selections/${name}`);
+  if (!selection.size) selection.replace(positionsOf(new Uint8Array(bits)));
 }
 
 /** Add the bar to the page; `changed` is called when tags or decisions of the selected images have changed. */
@@ -41,14 +57,16 @@ export function addSelectionBar() {
   };
   const file = async (kind) => {
     const name = await sendSelection();
-    h("a", { href: `/api/selections/${name}/${kind}`, download: `selected.${kind}` }).click();
+    const { files, missing } = kind === "zip" ? await get(`/api/selections/${name}/files`) : { files: 0, missing: 0 };
+    if (missing) say(gone(missing, files));
+    if (missing < files || kind !== "zip") h("a", { href: `/api/selections/${name}/${kind}?${query(order)}`, download: `selected.${kind}` }).click();
   };
   tag.addEventListener("keydown", (event) => event.key === "Enter" && give(true).catch((err) => showFailure(err)));
   const bar = h(
     "section",
     { class: "selection-bar", "aria-label": "Selection", hidden: true },
     count,
-    button("Show", async () => (location.hash = `#browse?selection=${await sendSelection()}`)),
+    button("Show", async () => (location.hash = `#browse?${query({ selection: await sendSelection(), ...order })}`)),
     h("span", { class: "together" }, tag, known, button("Tag", () => give(true)), button("Untag", () => give(false))),
     h("span", { class: "together" }, button("Keep", () => decide("keep")), button("Drop", () => decide("drop"))),
     button("Undo", undo, { title: "Take back the last change of tags or decisions" }),
@@ -64,7 +82,14 @@ export function addSelectionBar() {
   };
   selection.addEventListener("change", show);
   selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
+  recall().catch((err) => showFailure(err)).then(() => selection.addEventListener("change", () => keep().catch((err) => showFailure(err))));
   others.onmessage = () => dispatchEvent(new Event("curated"));
+}
+
+/** What an archive lacks, in words. @param {number} missing @param {number} files @returns {string} */
+export function gone(missing, files) {
+  if (missing === files) return `There is nothing to save: ${files === 1 ? "the file is" : `all ${number(files)} files are`} gone.`;
+  return `${counted(missing, "file")} of ${number(files)} ${missing === 1 ? "is" : "are"} gone: missing.txt in the archive names ${missing === 1 ? "it" : "them"}.`;
 }
 
 const others = new BroadcastChannel("curated");

@@ -1,13 +1,14 @@
 // Sliders: a picture, moved along the directions in which the pictures of the folder differ most, and by label.
 
-import { remember } from "./address.js";
-import { getBlob, newestWins, query, waitFor } from "./api.js";
-import { field, h, notice, progressBar, save, showFailure } from "./dom.js";
+import { asked as wanted, between, remember } from "./address.js";
+import { getBlob, getBuffer, newestWins, query, waitFor } from "./api.js";
+import { field, h, notice, progressBar, save, sayIgnored, showFailure } from "./dom.js";
 import { choosing, dropzone, image, shortName } from "./pictures.js";
 import { selection } from "./selection.js";
 import { sendSelection } from "./selectionbar.js";
 import { lacks } from "./shared.js";
 
+const DEFAULTS = { picture: "", at: "", along: "0", across: "1", selection: "" };
 const STEPS = 7; // of a strip and of each side of a square, as the server draws them
 
 export function mount(root) {
@@ -17,7 +18,7 @@ export function mount(root) {
     root.append(notice(lacking));
     return {};
   }
-  const state = { picture: null, at: [], names: [], reach: 2.5, selection: "", along: 0, across: 1 };
+  const state = { picture: null, at: [], names: [], reach: 2.5, selection: "", along: 0, across: 1, given: null };
   const body = h("div");
   const result = h("img", { class: "result", alt: "" });
   const before = h("div", { class: "query" });
@@ -30,7 +31,14 @@ export function mount(root) {
   let blob = null;
   root.append(body);
 
-  const asked = (more = {}) => query({ picture: state.picture.id, at: state.at.map((value) => value.toFixed(2)).join(","), selection: state.selection, ...more });
+  const positions = () => state.at.map((value) => String(Number(value.toFixed(2)))).join(",");
+  const asked = (more = {}) => query({ picture: state.picture.id, at: positions(), selection: state.selection, ...more });
+  const note = () => {
+    if (!state.picture || !state.names.length || root.hidden) return;
+    const { along, across, selection: towards_ } = state;
+    const at = state.at.some(Boolean) ? positions() : "";
+    remember("sliders", { picture: state.picture.id, at, along: String(along), across: String(across), selection: towards_ }, DEFAULTS);
+  };
   const draw = newestWins(async (signal) => {
     if (!state.picture || !state.names.length) return;
     blob = await getBlob(`/api/sliders/frame?${asked()}`, signal);
@@ -42,6 +50,7 @@ export function mount(root) {
   });
   const redraw = () => draw().catch((err) => showFailure(err));
   const drawStrip = () => {
+    note();
     strip.src = `/api/sliders/strip?${asked({ along: state.along })}`;
     strip.alt = `Seven steps along ${state.names[state.along]}`;
     const isTwo = state.names.length > 1;
@@ -61,6 +70,7 @@ export function mount(root) {
     state.at[state.across] = place(event.clientY - box.top, box.height);
     build();
     redraw();
+    note();
   };
 
   const build = () => {
@@ -94,18 +104,45 @@ export function mount(root) {
   };
 
   async function towards() {
-    state.selection = await sendSelection();
+    nameSelection(await sendSelection());
+    set((k) => state.at[k] ?? 0);
+  }
+
+  /** Add the direction towards a selection, and show its steps. */
+  function nameSelection(name) {
+    state.selection = name;
     if (state.names.at(-1) !== "more like the selection") state.names = [...state.names, "more like the selection"];
     const last = state.names.length - 1;
     if (last !== state.along) Object.assign(state, { along: last, across: state.along });
-    set((k) => state.at[k] ?? 0);
   }
+
+  /** Take the directions and positions of an address, once the names of the directions are known. */
+  async function take() {
+    const given = state.given;
+    state.given = null;
+    if (given.selection) {
+      await getBuffer(`/api/selections/${given.selection}`); // is it known still?
+      nameSelection(given.selection);
+    }
+    const [along, across] = [Number(given.along), Number(given.across)];
+    if (along !== across && Math.max(along, across) < state.names.length) Object.assign(state, { along, across });
+    const at = given.at.split(",").map(Number);
+    set((k) => Math.min(state.reach, Math.max(-state.reach, at[k] || 0)));
+  }
+
+  const begin = () => {
+    if (!state.given) return set(() => 0);
+    return take().catch((err) => {
+      set(() => 0);
+      showFailure(err);
+    });
+  };
 
   const choose = choosing((picture) => {
     state.picture = picture;
     title.textContent = shortName(picture);
     before.replaceChildren(image(picture));
-    if (state.names.length) set(() => 0);
+    if (state.names.length) begin();
   }, (err) => showFailure(err, body));
   const use = ([picture]) => (location.hash = `#sliders?picture=${picture.id}`);
 
@@ -129,15 +166,22 @@ export function mount(root) {
         h("div", {}, h("div", { class: "asked" }, before, title), sliders, button("Towards the selection", () => (selection.size ? towards() : showFailure(new Error("Select some pictures in Browse or on the map first.")))), squareTitle, square),
       ),
     );
-    if (state.picture) set(() => 0);
+    if (state.picture) begin();
   }
 
   start();
   return {
     take: use,
     show(params) {
-      choose(params.get("picture"));
-      if (state.picture) remember("sliders", { picture: state.picture.id });
+      const isList = (text) => text.split(",").every(between(-Infinity, Infinity));
+      const isPlace = (text) => /^\d{1,3}$/.test(text);
+      const { state: given, wrong } = wanted(params, DEFAULTS, { at: isList, along: isPlace, across: isPlace });
+      sayIgnored(wrong);
+      const isOther = given.picture && given.picture !== state.picture?.id;
+      if (isOther || (given.at && given.at !== positions())) state.given = given;
+      choose(given.picture);
+      if (state.given && !isOther && state.names.length) begin();
+      note();
     },
   };
 }

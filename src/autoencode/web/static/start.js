@@ -1,7 +1,7 @@
 // Open: choose a folder, train or index it, and open what was made; other runs and indexes too.
 
 import { get, pause, post, query } from "./api.js";
-import { curves } from "./curves.js";
+import { curves, phaseOf } from "./curves.js";
 import { h, notice, number, progressBar, say, showFailure, svg } from "./dom.js";
 import { lacks, workspace } from "./shared.js";
 
@@ -9,11 +9,22 @@ const LOOK_MS = 1000;
 
 /** The progress in the last line that a command wrote: "packing: 1,200 of 2,000, 300 images/s", "epoch 2/11  loss 0.3". */
 export function stageOf(line) {
-  const [, epoch, epochs] = /^epoch (\d+)\/(\d+)/.exec(line) ?? [];
-  if (epochs) return { stage: "epochs", done: Number(epoch), total: Number(epochs) };
+  const [, sharp, epoch, epochs] = /^(sharp decoder, )?epoch (\d+)\/(\d+)/.exec(line) ?? [];
+  if (epochs) return { stage: sharp ? "epochs of the sharp decoder" : "epochs", done: Number(epoch), total: Number(epochs) };
   const [, stage, done, total] = /^([^:]+): ([\d,]+) of ([\d,]+)/.exec(line) ?? [];
   const count = (text) => Number(text.replaceAll(",", ""));
   return total ? { stage, done: count(done), total: count(total) } : { stage: line || "starting", done: 0, total: 0 };
+}
+
+function isEpoch({ stage }) {
+  return stage.startsWith("epochs");
+}
+
+/** How a command ended, in words. @param {{failed: boolean, stopped: boolean, ready: boolean}} at */
+export function endOf({ failed, stopped, ready }) {
+  if (failed) return "failed";
+  if (stopped) return ready ? "stopped, and what was learned is kept" : "stopped";
+  return "done";
 }
 
 function folderIcon() {
@@ -55,7 +66,7 @@ export function mount(root) {
         { "aria-label": "Folders" },
         h("h2", {}, "Pictures"),
         crumbs,
-        h("ul", { class: "folders" }, found.folders.map((name) => h("li", {}, h("button", { type: "button", onclick: () => into(name) }, folderIcon(), name)))),
+        h("ul", { class: "folders" }, found.folders.map((name) => h("li", {}, h("button", { type: "button", title: name, onclick: () => into(name) }, folderIcon(), h("span", {}, name))))),
         h("p", { class: "verdict" }, `${count} ${found.images === 1 ? "picture" : "pictures"} in this folder and those inside it.`),
         found.images ? h("img", { class: "sample", src: `/api/start/sample?${query({ folder: found.folder })}`, alt: "some of the pictures", height: 160 }) : "",
         h(
@@ -106,19 +117,22 @@ export function mount(root) {
     const title = h("h2", {});
     doing.replaceChildren(h("section", { class: "doing", "aria-label": "Running" }, title, bar, line, actions, pictures, charts));
     for (let at = first; !mine.signal.aborted; at = await get("/api/start/work", mine.signal)) {
-      if (!at.running || !isStopping) title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : at.failed ? ": failed" : ": done"}`;
+      if (!at.running || !isStopping) title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : `: ${endOf(at)}`}`;
       const records = at.records ?? [];
       bar.hidden = !at.running;
-      // Not the line that tells what Ctrl-C does: here it is a button.
-      if (!at.line.startsWith("time:")) bar.update(stageOf(at.line));
-      line.textContent = at.running && !at.line.startsWith("epoch") ? "" : at.line;
+      // Not the line that tells what Ctrl-C does: here it is a button. Lines are seldom; each epoch has a record.
+      const stage = stageOf(at.line);
+      if (isEpoch(stage) && records.length) bar.update(phaseOf(records, at.epochs, at.all_epochs));
+      else if (!at.line.startsWith("time:")) bar.update(stage);
+      line.textContent = at.running && !isEpoch(stage) ? "" : at.line.replace(/^quality: +/, "");
       actions.replaceChildren(
         ...(at.running && !isStopping ? [h("button", { type: "button", onclick: () => stop().catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
         ...(at.ready && !at.running ? [h("button", { type: "button", class: "primary", onclick: () => open(at.out).catch((err) => showFailure(err)) }, "Open")] : []),
       );
       if (records.length && records.length !== epochs && at.ready) {
         epochs = records.length;
-        pictures.replaceChildren(h("h3", {}, `Held-out pictures after epoch ${records.length}`), h("img", { src: `/api/start/preview?epoch=${epochs}`, alt: "held-out pictures before and after" }));
+        const { stage: of, done } = phaseOf(records, at.epochs, at.all_epochs);
+        pictures.replaceChildren(h("h3", {}, `Held-out pictures after ${number(done)} ${of}`), h("img", { src: `/api/start/preview?epoch=${epochs}`, alt: "held-out pictures before and after" }));
         charts.replaceChildren(...curves(records, at.epochs).slice(0, 2));
       }
       if (!at.running && first.running && at.ready && at.kind === "index" && !workspace.images) {

@@ -1,7 +1,8 @@
 // The window of a picture: as large as the screen, with arrows to the next one, zoom, its facts and its actions.
 
-import { get, getBlob, imageUrl, originalUrl, query, restarting } from "./api.js";
-import { announce, h, keepingFocus, number, say, save as saveFile, showFailure } from "./dom.js";
+import { windowOf, withWindow } from "./address.js";
+import { get, getBlob, imageUrl, originalUrl, query, restarting, waitFor } from "./api.js";
+import { announce, h, keepingFocus, number, progressBar, say, save as saveFile, showFailure } from "./dom.js";
 import { addToMorph, heatLegend, pictureButton, score, shortName } from "./pictures.js";
 import { MORPH_MOST, canGenerate, lacks, morphing, workspace } from "./shared.js";
 import { FITTING, fitted, moved, neededSide, zoomed } from "./zoom.js";
@@ -55,7 +56,7 @@ export function openPicture(picture, list = null, rest = null) {
     ),
     h("div", { class: "viewer-body" }, h("div", { class: "stage-place" }, stage.element, back, next, legend), panel),
   );
-  closeByBack(dialog);
+  const note = inHistory(dialog, pictures[at].id);
   dialog.addEventListener("keydown", (event) => key(event));
 
   function viewButton(name, text) {
@@ -83,6 +84,16 @@ export function openPicture(picture, list = null, rest = null) {
     announce(`${found.neighbours.length} neighbours of ${shortName(of)}.`);
   });
 
+  /** What a sample is most like, on a page without an index: by codes, which takes a moment the first time. */
+  const realOnes = restarting(async (signal, of, place) => {
+    const bar = progressBar("encoding images");
+    place.replaceChildren(bar);
+    const found = await waitFor(`/api/generate/nearest?${query({ picture: of.id, k: 12 })}`, bar.update, signal);
+    const buttons = found.neighbours.map((near) => pictureButton(near, { onclick: () => into(found.neighbours, near) }));
+    place.replaceChildren(h("h3", {}, "Most similar real pictures, by their codes"), h("div", { class: "grid tiny" }, buttons));
+    announce(`${found.neighbours.length} real pictures like ${shortName(of)}.`);
+  });
+
   /** Go on from a neighbour: the arrows then go through the neighbours. */
   function into(list, near) {
     pictures = list;
@@ -93,6 +104,7 @@ export function openPicture(picture, list = null, rest = null) {
 
   function show() {
     const of = pictures[at];
+    note(of.id);
     heading.textContent = shortName(of);
     position.textContent = total() > 1 ? `${number(at + 1)} of ${number(total())}` : "";
     back.hidden = next.hidden = pictures.length < 2;
@@ -104,6 +116,8 @@ export function openPicture(picture, list = null, rest = null) {
     panel.scrollTop = 0;
     look(part);
     facts(of, known).catch((err) => showFailure(err, known));
+    const isSample = of.kind === "sample" && !workspace.index && !lacks("nearest");
+    if (isSample) realOnes(of, near).catch((err) => showFailure(err, near));
     if (workspace.index) neighbours(of, near).catch((err) => showFailure(err, near));
     announce(`${shortName(of)}${position.textContent && `, ${position.textContent}`}.`);
   }
@@ -141,20 +155,36 @@ export function openPicture(picture, list = null, rest = null) {
   heading.focus();
 }
 
-let windows = 0; // opened so far; each entry of the history names its own
+const NOTE_MS = 250; // Safari takes 100 changes of the address in half a minute, and an arrow key repeats faster
+let windows = Date.now(); // each entry of the history names its own window, also after a reload
 
-/** Give a window an entry of the history, so that Back closes it and leaves the page behind as it is. */
-function closeByBack(dialog) {
-  const mine = ++windows;
+/**
+ * Give a window an entry of the history, so that Back closes it and leaves the page behind as it is, and a reload opens it
+ * again. Return what notes the picture it shows in the address.
+ * @param {HTMLDialogElement} dialog @param {string} id of its first picture @returns {(id: string) => void}
+ */
+function inHistory(dialog, id) {
+  // An address that names the picture is one of a reload, with its entry, or of a bookmark, with no page behind it.
+  const isNamed = windowOf(location.hash) === id;
+  const mine = (isNamed && history.state?.viewer) || ++windows;
+  if (!isNamed) history.pushState({ viewer: mine }, "", withWindow(location.hash, id));
+  else if (history.state?.viewer !== mine) history.replaceState({ viewer: mine, isFirst: true }, "");
   const isOnTop = () => history.state?.viewer === mine;
-  history.pushState({ viewer: mine }, "");
   const back = () => isOnTop() || dialog.close();
+  let noting = 0;
   addEventListener("popstate", back);
   dialog.addEventListener("close", () => {
+    clearTimeout(noting);
     removeEventListener("popstate", back);
     dialog.remove();
-    if (isOnTop()) history.back();
+    if (!isOnTop()) return;
+    if (history.state.isFirst) history.replaceState(null, "", withWindow(location.hash, null));
+    else history.back();
   });
+  return (now) => {
+    clearTimeout(noting);
+    noting = setTimeout(() => isOnTop() && history.replaceState(history.state, "", withWindow(location.hash, now)), NOTE_MS);
+  };
 }
 
 /** The picture in the middle of the window, which can be zoomed and moved. */
