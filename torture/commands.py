@@ -106,7 +106,7 @@ def duplicates(images: Path, out: Path) -> None:
     copy = images / "copy.png"
     if not copy.exists():
         shutil.copy(sorted(images.rglob("*.png"))[0], copy)
-    write_results(find_duplicates(images, cache=out / "cache"), out, "first")
+    write_results(find_duplicates(images, cache=out), out, "first")
 
 
 def result_of_pack(out: Path) -> str:

@@ -13,8 +13,10 @@ from click.testing import Result
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from autoencode import ConfigError, ImageError
+from autoencode import ConfigError, ImageError, OutputError, find_duplicates
+from autoencode.atomic import exclusive
 from autoencode.cli.main import app
+from autoencode.duplicates.output import write_results
 
 
 def autoencode(*arguments: object) -> Result:
@@ -49,6 +51,23 @@ def test_groups_are_printed_and_written(folder: Path, tmp_path: Path) -> None:
     assert [row["kind"] for row in rows] == ["", "identical", "mirrored resized"]
     assert {row["group"] for row in rows} == {"1"}
     assert not (out / "others.txt").exists()
+
+
+def test_what_a_killed_search_left_half_written_is_gone_after_the_next(folder: Path, tmp_path: Path) -> None:
+    found, out = find_duplicates(folder), tmp_path / "out"
+    for write in (
+        lambda: write_results(found, out, "first"),
+        lambda: find_duplicates(folder, cache=out),
+    ):
+        out.mkdir(exist_ok=True)
+        (out / "duplicates.csv.7ef7afad4015.partial").write_bytes(b"group,pa")
+        write()
+        assert not list(out.glob("*.partial"))
+    with (
+        exclusive(out, "", OutputError),
+        pytest.raises(OutputError, match="Another process is searching"),
+    ):
+        write_results(found, out, "first")
 
 
 @pytest.mark.parametrize(("keep", "stays"), [("largest", "b.png"), ("oldest", "a.png"), ("first", "a.png")])

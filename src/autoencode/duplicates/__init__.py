@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoencode import notebook
-from autoencode.atomic import claim_folder, exclusive, make_folder, write_json
+from autoencode.atomic import claim_folder, exclusive, make_folder, remove_temporaries, write_json
 from autoencode.data.listing import Paths
 from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.sources import expanded
 from autoencode.duplicates.agreement import SHARP_SIDE, SIDE
 from autoencode.duplicates.candidates import find_candidates
-from autoencode.duplicates.output import JSON_NAME, MARK_NAME
+from autoencode.duplicates.output import JSON_NAME, MARK_NAME, busy
 from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
 from autoencode.duplicates.staying import RULES, picture_in_border, staying, without_links
 from autoencode.duplicates.verdict import LEAST, LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
@@ -182,7 +182,8 @@ def find_duplicates(
     make_folder(folder, is_private=True)
     mark = next((name for name in (MARK_NAME, JSON_NAME) if (folder / name).exists()), MARK_NAME)
     claim_folder(folder, mark, "search for duplicates")
-    with exclusive(folder, f"Another process is searching for duplicates in {folder}.", OutputError):
+    with exclusive(folder, busy(folder), OutputError):
+        remove_temporaries(folder)
         if not (folder / mark).exists():
             write_json(folder / mark, {"what": "search for duplicates"})
         return _found(paths, folder, limits, progress, keep)

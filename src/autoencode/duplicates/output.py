@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoencode.atomic import csv_bytes, write_bytes, write_json
+from autoencode.atomic import csv_bytes, exclusive, remove_temporaries, write_bytes, write_json
 from autoencode.duplicates.staying import RULES, staying
-from autoencode.errors import check_choice
+from autoencode.errors import OutputError, check_choice
 
 if TYPE_CHECKING:
     from autoencode.configuration import Keep
@@ -69,19 +69,27 @@ def write_results(found: Duplicates, folder: Path, keep: Keep | None = None) -> 
 
     Raises:
         ConfigError: `keep` is unknown.
-        OutputError: a file cannot be written; an earlier one is unchanged.
+        OutputError: a file cannot be written, or another process works in the folder; an earlier file is
+            unchanged.
     """
     if keep is not None:
         check_choice("keep", keep, RULES)
     written = [folder / JSON_NAME, folder / TABLE_NAME]
     others = others_of(found, keep) if keep is not None else None
-    write_json(written[0], _with_stays(to_json(found), others))
-    write_bytes(written[1], csv_bytes([COLUMNS, *_rows(found, others)]))
-    if others is not None:
-        written += [folder / OTHERS_NAME, folder / SCRIPT_NAME]
-        write_bytes(written[2], b"".join(os.fsencode(path) + b"\n" for path in others))
-        write_bytes(written[3], _script(others))
+    with exclusive(folder, busy(folder), OutputError):
+        remove_temporaries(folder)
+        write_json(written[0], _with_stays(to_json(found), others))
+        write_bytes(written[1], csv_bytes([COLUMNS, *_rows(found, others)]))
+        if others is not None:
+            written += [folder / OTHERS_NAME, folder / SCRIPT_NAME]
+            write_bytes(written[2], b"".join(os.fsencode(path) + b"\n" for path in others))
+            write_bytes(written[3], _script(others))
     return written
+
+
+def busy(folder: Path) -> str:
+    """Return the message of an error for when another process holds the lock of the folder."""
+    return f"Another process is searching for duplicates in {folder}."
 
 
 def others_of(found: Duplicates, keep: Keep) -> list[Path]:
