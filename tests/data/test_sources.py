@@ -18,7 +18,8 @@ from autoencode.data import listing
 from autoencode.data.folders import by_type
 from autoencode.data.listing import Paths
 from autoencode.data.sources import expanded, find_images, listed, train_and_test
-from autoencode.errors import ConfigError, ImageFolderError
+from autoencode.errors import ConfigError, ImageError, ImageFolderError
+from torture import seeds
 
 
 def touch(*paths: Path) -> None:
@@ -45,6 +46,23 @@ def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> Non
     (tmp_path / "in" / "z" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "out").symlink_to(tmp_path / "outside")
     assert names(tmp_path / "in") == ["out/o.png", "z/real.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (seeds.encoded(seeds.picture(), "PNG")[:90], "cannot be decoded: image file is truncated"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "cannot be decoded: broken PNG file"),
+        (seeds.png(30_000, 30_000, 8, 2, b""), "more than the limit of 200,000,000"),
+        (b"text", "not an image of a known format"),
+    ],
+)
+def test_bytes_of_a_dataset_that_are_no_image_are_rejected_in_one_line(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ImageError, match=reason) as err:
+        pack_folder([seeds.encoded(seeds.picture(), "PNG"), content], tmp_path / "pack", size=16, workers=1)
+    assert "\n" not in str(err.value)
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:

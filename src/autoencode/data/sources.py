@@ -327,6 +327,15 @@ def _kept_info(image: Image.Image) -> PngInfo | None:
     return kept
 
 
+def _decoded(content: bytes) -> Image.Image:
+    limit = Limits().max_pixels
+    with decoding.reading(limit):
+        image = decoding.open_image(content)
+        decoding.check_pixels(image, limit)
+        image.load()
+        return image
+
+
 def _write_images(given: Any, beside: Path) -> tuple[Path, list[str | None]]:  # noqa: ANN401
     """Write images as PNG files named by their position, and return their folder and their labels.
 
@@ -352,7 +361,7 @@ def _write_images(given: Any, beside: Path) -> tuple[Path, list[str | None]]:  #
                     f"{one.image} is a path among images in memory. Give one kind or the other."
                 )
             try:
-                image = decoding.open_image(one.image) if isinstance(one.image, bytes) else one.image
+                image = _decoded(one.image) if isinstance(one.image, bytes) else one.image
                 # Decoded again at once: fast compression is better than small files.
                 (image if image.mode in _PNG_MODES else image.convert("RGB")).save(
                     unfinished / f"{number:06}.png", compress_level=1, pnginfo=_kept_info(image)
