@@ -254,6 +254,10 @@ def made_to_hurt() -> Iterator[tuple[str, bytes]]:
     )
     yield "huge-tiles.tif", tiff([*entries, (322, 4, 1, 2**31 - 16), (323, 4, 1, 2**31 - 16), (324, 4, 1, 8)])
     yield "all-tags.tif", tiff([(tag, 13, 2, 0xFFFFFFF0) for tag in range(0, 65535, 7)])
+    fractions = bytes(40_000_300)
+    yield "fractions.tif", tiff([*entries, (282, 5, 5_000_000, 200)]) + fractions
+    upright = chunk(b"eXIf", tiff([(0x0112, 5, 5_000_000, 26)]) + fractions)
+    yield "fractions.png", png(9, 9, 8, 2, zeros(9 * 28), upright)
     exif = b"Exif\0\0" + tiff([(0x8769, 4, 1, 8), (0x0112, 3, 1, 6)], following=(8,))
     yield "loop-in-exif.jpg", jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
     yield "padding.jpg", jpeg[:2] + b"\xff" * 20_000_000 + jpeg[2:]

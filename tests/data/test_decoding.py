@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tests.data.pictures import SAME, encoded, over_white, picture, pixels
 
 from autoencode.data.decoding import read_bytes
@@ -243,12 +244,13 @@ def test_the_pixel_limit_and_not_pillows_own_decides(monkeypatch: pytest.MonkeyP
 
 
 def test_reading_changes_no_global_setting_and_not_the_image_given() -> None:
-    filters = list(warnings.filters)
+    filters, loaders = list(warnings.filters), dict(ImageFileDirectory_v2._load_dispatch)
     image = Image.fromarray(picture()).convert("LA")
     before = image.tobytes()
     read_image(image, Preprocessing(16, 16))
     assert (image.mode, image.tobytes()) == ("LA", before)
     assert warnings.filters == filters
+    assert loaders == ImageFileDirectory_v2._load_dispatch
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torture.seeds import chunk, damaged, encoded, picture, seeds
+from torture.seeds import chunk, damaged, encoded, picture, seeds, tiff, with_right_checksums
 
 from autoencode.data.preprocessing import Preprocessing, read_image
 from autoencode.errors import ImageError
@@ -24,6 +25,10 @@ Torture = Callable[..., str]
 SIZE = Preprocessing(16, 32)
 SOUND = seeds()
 PHOTOMETRIC, YCBCR = 262, 6  # of TIFF
+TIFF_ENTRIES = [
+    (tag, 4, 1, value)
+    for tag, value in {256: 9, 257: 9, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 9, 279: 81}.items()
+]
 
 
 def read(content: bytes) -> None:
@@ -93,6 +98,36 @@ def test_a_header_of_half_a_million_parts_is_skipped_at_once_and_one_of_some_is_
         read_image(content[:before] + part * 600_000 + content[before:], SIZE)
     assert time.process_time() - started < 2.5  # one of 256 MB took a minute and more
     assert read_image(content[:before] + part * 500 + content[before:], SIZE).shape == (16, 32, 3)
+
+
+FRACTIONS = 600_000  # each of them an object in Python: 25 MB, in a tag that Pillow reads, took 6.6 s
+
+
+def in_parts(content: bytes, exif: bytes) -> bytes:
+    """Return a JPEG with a long EXIF block, in segments as long as they may be."""
+    blocks = [b"Exif\0\0" + exif[start : start + 65_000] for start in range(0, len(exif), 65_000)]
+    segments = (b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in blocks)
+    return content[:2] + b"".join(segments) + content[2:]
+
+
+@pytest.mark.parametrize("kind", [5, 10])
+@pytest.mark.parametrize("file_format", ["TIFF", "PNG", "WEBP", "AVIF", "JPEG", "resolution of a JPEG"])
+def test_fractions_without_end_in_a_tag_are_not_read(file_format: str, kind: int) -> None:
+    tag = 296 if "resolution" in file_format else 274
+    other = tiff([(40_000, 1, 8 * FRACTIONS, 26)]), tiff([(tag, kind, FRACTIONS, 26)])
+    exif, image = other[1] + b"\1" * (8 * FRACTIONS), picture()
+    if file_format == "TIFF":
+        content = tiff([*TIFF_ENTRIES, (282, kind, FRACTIONS, 160)]) + exif
+    elif file_format == "JPEG":
+        content = in_parts(encoded(image, "JPEG"), exif)
+    elif "resolution" in file_format:
+        content = in_parts(b"\xff\xd8" + encoded(image, "JPEG")[20:], exif)
+    else:  # Pillow would read the tag as it writes it
+        content = encoded(image, file_format, exif=exif.replace(*reversed(other))).replace(*other)
+        content = with_right_checksums(content) if file_format == "PNG" else content
+    started = time.process_time()
+    read(content)
+    assert time.process_time() - started < 0.5
 
 
 def test_a_jpeg_of_endless_scans_is_skipped_at_once_and_one_with_data_behind_it_is_not() -> None:

@@ -147,7 +147,7 @@ class WholeReader:
             digest = hashlib.sha256(content).digest()
             workers.set_time_limit(self.limits.seconds_for(len(content)))
             pixels = read_image(content, self.preprocessing, self.limits)
-            return Whole(digest, *upright_size(content), pixels, "")
+            return Whole(digest, *upright_size(content, self.limits.max_pixels), pixels, "")
         except ImageError as err:
             return Whole(digest, 0, 0, None, str(err))
         except MemoryError:

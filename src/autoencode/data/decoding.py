@@ -31,9 +31,10 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -83,6 +84,8 @@ _BAND_VALUES = 2**20  # scaled at once, in fp64: all of 200 million pixels at on
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # of a JPEG, but for those inside a scan
 _MOST_READS = 2**19  # a second; a PNG of 256 MB in chunks of 8 KB takes a quarter of them
 _MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, for a few bytes
+_MOST_FRACTIONS = 2**18  # in a tag of TIFF or EXIF, each an object in Python: 25 MB of them took 6.6 s
+_FRACTIONS = (5, 10)  # types of such a tag, without and with a sign
 _DARK = 64  # high bytes of values of 14 bits end below it
 _PROFILE_SPACE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _pillow_lock = threading.Lock()
@@ -104,18 +107,35 @@ def read_bytes(path: str | Path, max_bytes: int) -> bytes:
 
 @contextlib.contextmanager
 def pillow_limited_to(max_pixels: int) -> Iterator[None]:
-    """Let Pillow open images of up to `max_pixels` pixels, without its warnings about odd files.
+    """Let Pillow open images of up to `max_pixels` pixels and tags of bounded length, without its warnings.
 
-    Both are settings of the process: they are restored at the end, and one thread at a time decodes.
+    These are settings of the process: they are restored at the end, and one thread at a time decodes.
     """
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS
+        loaders = TiffImagePlugin.ImageFileDirectory_v2._load_dispatch  # Pillow has no limit of its own
+        patient = {kind: loaders[kind] for kind in _FRACTIONS}
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow rejects above twice this, and warns below
+        loaders.update({kind: (size, _impatient(load)) for kind, (size, load) in patient.items()})
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+            loaders.update(patient)
+
+
+def _impatient(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what loads the fractions of a tag, and raises a ValueError where there are too many."""
+
+    def loading(directory: object, data: bytes, *rest: object) -> Any:  # noqa: ANN401 - as Pillow's own
+        if len(data) > 8 * _MOST_FRACTIONS:
+            raise ValueError(
+                f"a tag of more than {_MOST_FRACTIONS:,} fractions, which would take long to read"
+            )
+        return load(directory, data, *rest)
+
+    return loading
 
 
 @contextlib.contextmanager
@@ -244,18 +264,14 @@ def shown_size(image: Image.Image) -> tuple[int, int]:
     return image.size if orientation(image) < 5 else (image.height, image.width)
 
 
-def upright_size(content: bytes) -> tuple[int, int]:
+def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
     """Return the width and height in pixels of the image in `content`, as it is shown, from its header.
 
     Raises:
         ImageError: `content` is in no known format, or its header is damaged.
     """
-    try:
+    with reading(max_pixels):
         return shown_size(open_image(content))
-    except ImageError:
-        raise
-    except Exception as err:  # Pillow raises almost anything at a damaged header
-        raise ImageError(f"has a damaged header: {err}") from err
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
