@@ -97,6 +97,16 @@ def test_groups_are_those_that_the_images_form_the_largest_first() -> None:
     assert (np.diff(sizes) <= 0).all()
 
 
+def test_a_stray_with_a_short_vector_is_typical_of_no_group() -> None:
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(400, 48)) + 0.5
+    ordinary = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    strays = 0.1 * rng.normal(size=(8, 48)) / np.sqrt(48)  # unlike all, in dimensions fitted to the others
+    vectors = np.concatenate([strays, ordinary])
+    found = similar_groups(vectors - vectors.mean(0))
+    assert found.typical.min() >= len(strays)
+
+
 def test_a_typical_image_is_where_a_group_is_dense_not_at_its_mean() -> None:
     generator = np.random.default_rng(6)
     kinds = np.repeat(np.eye(8)[:2], 15, axis=0) + generator.normal(size=(30, 8)) * 0.01
