@@ -74,7 +74,7 @@ export function mount(root) {
       tileControls(),
     ),
     problem,
-    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, "Shift, Ctrl or a drawn rectangle selects; while some are selected a press selects, too, and ⤢ or Enter opens. ? lists the keys.")),
+    h("div", { class: "row" }, found, everything, whole, h("p", { class: "hint keys" }, h("span", { class: "before-selecting" }, "Shift, Ctrl or a drawn rectangle selects; ? lists the keys."), h("span", { class: "while-selecting" }, "A press selects now; ⤢ or Enter opens."))),
     grid,
     end,
   );

@@ -18,25 +18,25 @@ const OF_SHARP = "train_perceptual_loss"; // measured in the epochs of the sharp
  * @param {any[]} records @param {number} epochs at most, with a code @param {number} all those of the sharp decoder included
  * @returns {{stage: string, done: number, total: number}} */
 export function phaseOf(records, epochs, all) {
-  const first = records.filter((record) => !(OF_SHARP in record)).length;
-  if (first === records.length) return { stage: "epochs", done: first, total: epochs };
-  // As many more as there were, times a share that the settings have.
-  const total = Math.ceil((first * (all - epochs)) / epochs - 1e-6);
-  return { stage: "epochs of the sharp decoder", done: records.length - first, total: Math.max(total, records.length - first) };
+  const sharp = records.filter((record) => OF_SHARP in record).length;
+  if (sharp) return { stage: "epochs of the sharp decoder", done: sharp, total: Math.max(all - epochs, sharp) };
+  return { stage: "epochs", done: records.length, total: epochs };
 }
 
 /** Charts of the terms of the loss, each with a table of its values for people who cannot see it. */
 export function curves(records, epochs) {
-  const charts = [chart("Loss", records, epochs, [["train_loss", "training"], ["val_loss", "validation"]])];
+  // Where those of the sharp decoder have begun, no more of these will come.
+  const most = records.some((record) => OF_SHARP in record) ? 0 : epochs;
+  const charts = [chart("Loss", records, most, [["train_loss", "training"], ["val_loss", "validation"]])];
   const measured = records.filter((record) => record.val_mse > 0);
   if (measured.length) {
     const psnr = measured.map(({ epoch, val_mse }) => ({ epoch, psnr: -10 * Math.log10(val_mse) }));
-    const drawn = chart("PSNR, dB", psnr, epochs, [["psnr", "validation"]]);
+    const drawn = chart("PSNR, dB", psnr, most, [["psnr", "validation"]]);
     drawn.append(h("p", { class: "hint" }, PSNR_HINT));
     charts.push(drawn);
   }
   if (records.some((record) => record.val_kl !== undefined)) {
-    charts.push(chart("KL, nats per image", records, epochs, [["train_kl", "training"], ["val_kl", "validation"]]));
+    charts.push(chart("KL, nats per image", records, most, [["train_kl", "training"], ["val_kl", "validation"]]));
   }
   return charts;
 }
@@ -46,8 +46,7 @@ function chart(title, records, epochs, series) {
     .map(([key, name]) => [name, records.filter((r) => Number.isFinite(r[key])).map((r) => [r.epoch, r[key]])])
     .filter(([, points]) => points.length);
   const values = lines.flatMap(([, points]) => points.map(([, value]) => value));
-  // Those of the sharp decoder have terms of their own, and stand on no axis of these.
-  const last = Math.max(records.some((record) => OF_SHARP in record) ? 0 : epochs || 0, ...lines.flatMap(([, points]) => points.map(([epoch]) => epoch)), 1);
+  const last = Math.max(epochs || 0, ...lines.flatMap(([, points]) => points.map(([epoch]) => epoch)), 1);
   const across = (epoch) => LEFT + ((epoch - 1) / Math.max(last - 1, 1)) * (WIDTH - LEFT - RIGHT);
   const ticks = niceTicks(Math.min(...values), Math.max(...values));
   const [low, high] = [ticks[0], ticks[ticks.length - 1]];

@@ -119,7 +119,7 @@ export function mount(root) {
       const seen = measured ? ` It flags ${percent(measured.share)} (${percent(measured.low)} to ${percent(measured.high)}) of the validation images.` : "";
       const means =
         state.by === "all"
-          ? `, the ${percent(flagged / images, 1)} most unlike the others: ${state.dragged === null ? "as many as one looks through, in any folder" : "from the line on"}. Drag the line to where they begin to belong.`
+          ? `, the ${percent(flagged / images, 1)} most unlike the others: ${state.dragged === null ? "a share to look through, the same in every folder" : "from the line on"}. Drag the line to where they begin to belong.`
           : `, those with a score above ${number(score, 2)}. At most ${percent(rate)} of normal pictures would be flagged by mistake, calibrated on ${number(calibration_images)} of them.${seen}`;
       text.replaceChildren(h("strong", {}, `Flags ${number(flagged)} of ${number(images)} pictures`), means);
       Object.assign(state, { rate, threshold: score });

@@ -16,8 +16,8 @@ export function stageOf(line) {
   return total ? { stage, done: count(done), total: count(total) } : { stage: line || "starting", done: 0, total: 0 };
 }
 
-function isEpoch({ stage }) {
-  return stage.startsWith("epochs");
+function isEpoch(line) {
+  return /^(sharp decoder, )?epoch \d/.test(line);
 }
 
 /** How a command ended, in words. @param {{failed: boolean, stopped: boolean, ready: boolean}} at */
@@ -121,10 +121,11 @@ export function mount(root) {
       const records = at.records ?? [];
       bar.hidden = !at.running;
       // Not the line that tells what Ctrl-C does: here it is a button. Lines are seldom; each epoch has a record.
-      const stage = stageOf(at.line);
-      if (isEpoch(stage) && records.length) bar.update(phaseOf(records, at.epochs, at.all_epochs));
-      else if (!at.line.startsWith("time:")) bar.update(stage);
-      line.textContent = at.running && !isEpoch(stage) ? "" : at.line.replace(/^quality: +/, "");
+      if (isEpoch(at.line) && records.length) bar.update(phaseOf(records, at.epochs, at.all_epochs));
+      else if (!at.line.startsWith("time:")) bar.update(stageOf(at.line));
+      // An index that is done needs no words: its last line has the path and how codes are compared.
+      const isSaid = !at.running && (at.kind === "train" || at.failed || at.stopped);
+      line.textContent = isSaid ? at.line.replace(/^quality: +/, "") : "";
       actions.replaceChildren(
         ...(at.running && !isStopping ? [h("button", { type: "button", onclick: () => stop().catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
         ...(at.ready && !at.running ? [h("button", { type: "button", class: "primary", onclick: () => open(at.out).catch((err) => showFailure(err)) }, "Open")] : []),
