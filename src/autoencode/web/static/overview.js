@@ -6,7 +6,8 @@ import { commandLine, duration, h, notice, number, progressBar, showFailure } fr
 import { image, openPicture, pictureButton, shortName } from "./pictures.js";
 import { lacks, workspace } from "./shared.js";
 
-const ROWS = 3; // of the mosaic
+const [FEWEST_ROWS, MOST_ROWS] = [3, 6]; // of the mosaic
+const BESIDE = 440; // pixels of a window that the sentence above it and the cards below take
 const LOOK_MS = 1000; // between two requests for the state of a run
 
 export function mount(root) {
@@ -162,10 +163,11 @@ function nextSteps({ copies, unusual }) {
 async function showRest(about, mosaic, settings) {
   mosaic.hidden = !about.mosaic.length;
   mosaic.append(...about.mosaic.map((picture) => pictureButton(picture, { list: about.mosaic, size: 120 })));
-  // Whole rows only, on a window of any width.
+  // Whole rows only, on a window of any size.
   const trim = () => {
-    const columns = getComputedStyle(mosaic).gridTemplateColumns.split(" ").length;
-    for (const [place, tile] of [...mosaic.children].entries()) tile.hidden = place >= ROWS * columns;
+    const columns = getComputedStyle(mosaic).gridTemplateColumns.split(" ").map(Number.parseFloat);
+    const rows = Math.max(FEWEST_ROWS, Math.min(MOST_ROWS, Math.floor((innerHeight - BESIDE) / columns[0])));
+    for (const [place, tile] of [...mosaic.children].entries()) tile.hidden = place >= rows * columns.length;
   };
   new ResizeObserver(trim).observe(mosaic);
   if (!workspace.kind) return;
