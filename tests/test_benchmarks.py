@@ -70,3 +70,13 @@ def test_a_measurement_that_has_no_time_left_is_named(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert {row["why"] for row in found["left_out"]} == {"no time"}
     assert "losses" in {row["what"] for row in found["left_out"]}
+
+
+def test_a_drawn_image_is_the_same_wherever_drawing_begins(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "drawn_images.py"
+    for name, first, count in (("all", 39, 3), ("last", 41, 1)):
+        asked = ["--first", str(first), "--count", str(count)]
+        subprocess.run([sys.executable, script, tmp_path / name, *asked], check=True, timeout=120)
+    images = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
+    assert len(set(images.values())) == 3
+    assert images["000041.png"] == (tmp_path / "last" / "000041.png").read_bytes()

@@ -57,6 +57,32 @@ def test_restore_says_what_it_did_and_what_was_done_before(
     assert "restored: 16 images, 16 of them by an earlier call." in again.out
 
 
+def test_images_alone_are_restored_by_the_restorer_in_the_package(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    alone = autoencode("restore", photos / "coast", "--out", tmp_path / "out")
+    assert (alone.code, alone.err) == (0, "")
+    assert "by the restorer that comes with autoencode" in alone.out
+    named = autoencode("restore", "bundled", photos / "coast", "--out", tmp_path / "out")
+    assert "16 of them by an earlier call" in named.out
+
+
+def test_a_model_without_images_and_a_name_that_is_neither_are_rejected(
+    autoencode: Command, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "out")
+    alone = autoencode("restore", run.folder, *out)
+    assert_one_line(alone, "is a model. Give the images that it is to restore", code=2)
+    missing = autoencode("restore", tmp_path / "nothing", photos, *out)
+    assert_one_line(
+        missing, f"There is no {tmp_path / 'nothing'}. Give a model or images that exist.", code=2
+    )
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "run.json").write_text("{}")
+    assert_one_line(autoencode("restore", tmp_path / "unfinished", photos, *out), "No model in")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_asked_for_by_name_that_is_skipped_fails_the_command_after_the_others_are_done(
     autoencode: Command, run: Run, photos: Path, tmp_path: Path
 ) -> None:

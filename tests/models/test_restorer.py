@@ -96,3 +96,18 @@ def test_an_autoencoder_is_no_restorer(tmp_path: Path) -> None:
 def test_settings_of_another_kind_of_model_are_rejected(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_the_restorer_in_the_package_removes_noise_from_any_image_and_leaves_clean_ones() -> None:
+    down, across = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij")
+    ring = ((down - 0.5) ** 2 + (across - 0.5) ** 2).sqrt().sub(0.3).abs() < 0.05
+    image = torch.stack([down, across, 0.3 + 0.5 * ring])[None]
+    noisy = image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    model = load_restorer()
+
+    def psnr_db(result: torch.Tensor) -> float:
+        return float(-10 * (result - image).square().mean().log10())
+
+    median = torch.nn.functional.unfold(noisy.transpose(0, 1), 3, padding=1).median(1).values
+    assert psnr_db(model.restore(noisy)) > psnr_db(median.view(image.shape)) + 2
+    assert psnr_db(model.restore(image)) > 40

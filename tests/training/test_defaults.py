@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.conftest import blobs
 
-from autoencode import ConfigError, Pack, Run, RunError, load_model, pack_folder, train
+from autoencode import ConfigError, Pack, Run, RunError, load_model, load_restorer, pack_folder, train
 from autoencode.training import loop, presets
 from autoencode.training.run import read_metrics, read_run
 
@@ -175,3 +176,23 @@ def test_a_run_can_start_from_a_model(
     with pytest.raises(RunError, match="Leave --init out"):
         train(tiny_pack.path, tmp_path / "run", init=trained.folder, resume=True)
     assert read_metrics(tmp_path / "other") == []
+
+
+def test_a_restorer_starts_from_the_one_in_the_package_unless_its_network_is_another(
+    tiny_pack: Pack, tmp_path: Path
+) -> None:
+    steps = {"preset": "restore", "epochs": 1, "patch": 16, "batch_size": 64, "learning_rate": 1e-12}
+    told: list[str] = []
+    run = train(tiny_pack.path, tmp_path / "run", chosen=told.append, **steps)
+    assert "starts from the restorer that comes with autoencode" in told[0]
+    assert read_run(run.folder).init == "bundled"
+    package = load_restorer().state_dict()
+    for name, weight in load_restorer(run.folder).state_dict().items():
+        torch.testing.assert_close(weight, package[name], atol=1e-5, rtol=0)
+    for name, other in {"random": {"init": "random"}, "small": {"widths": (4, 6)}}.items():
+        run = train(tiny_pack.path, tmp_path / name, **steps, **other)
+        assert read_run(run.folder).init == "random"
+        first = load_restorer(run.folder).net.first.weight
+        assert first.shape != package["net.first.weight"].shape or (
+            (first - package["net.first.weight"]).abs().max() > 0.01
+        )

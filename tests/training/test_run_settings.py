@@ -1,5 +1,6 @@
 """The file in a run folder and the command on a page: they ask for the settings of the run."""
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from autoencode import Preprocessing, Run
 from autoencode.cli import main
 from autoencode.cli import train_config as train
+from autoencode.models.model_file import BUNDLED, RANDOM
 from autoencode.training.presets import settings
 from autoencode.training.run import (
     RunSettings,
@@ -26,6 +28,33 @@ from autoencode.training.run import (
 def run_of(preset: str, preprocessing: Preprocessing, **overrides: object) -> RunSettings:
     model, config = settings(preset, **overrides)
     return RunSettings(model, config, preprocessing, "pack", "fingerprint", "cpu", False, True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "init", "words"),
+    [
+        ("restore", RANDOM, ["--init", "random"]),
+        ("restore", BUNDLED, ["--init", "bundled"]),
+        ("best", RANDOM, []),
+    ],
+)
+def test_the_command_starts_from_the_same_weights(
+    tmp_path: Path, preset: str, init: str, words: list[str]
+) -> None:
+    write_run(tmp_path, replace(run_of(preset, Preprocessing()), init=init))
+    command = shlex.split(repeating_command(tmp_path, SimpleNamespace(folder=Path("photos"))))
+    start = command.index("--init") if "--init" in command else len(command)
+    assert command[start : start + 2] == words
+
+
+def test_a_run_without_a_word_on_its_first_weights_had_random_ones(tmp_path: Path) -> None:
+    write_run(tmp_path, run_of("best", Preprocessing()))
+    content = json.loads((tmp_path / "run.json").read_text())
+    for old in ({}, {"init": ""}):  # as earlier versions wrote it
+        del content["init"]
+        (tmp_path / "run.json").write_text(json.dumps(content | old))
+        assert read_run(tmp_path).init == RANDOM
+        content["init"] = RANDOM
 
 
 @pytest.mark.parametrize(
@@ -59,7 +88,7 @@ def test_the_command_asks_for_the_same_settings(
     names = {*run.model.to_json(), *run.train.to_json()}
     again = settings(**{name: value for name, value in asked.items() if name in names})
     assert again == (run.model, run.train)
-    assert asked["init"] == Path("models/first weights")
+    assert asked["init"] == "models/first weights"
     assert Preprocessing(**asked["preprocessing"]) == preprocessing
     assert (asked["device"], asked["precision"], asked["channels_last"]) == ("cpu", "fp32", True)
 

@@ -117,3 +117,24 @@ def test_restored_images_take_the_place_of_clean_ones_after_half_of_the_steps() 
     # Validation measures the same throughout.
     validated = objective.views(model, images, local, "validation", 9)
     assert validated.noise is not None and validated.noise.all()
+
+
+def test_a_model_that_restores_already_is_the_teacher_from_the_first_step_and_again_after_half() -> None:
+    model_config, config = settings("restore", self_supervised=True, widths=(4, 8), horizontal_flip=False)
+    torch.manual_seed(0)
+    model = build_model(model_config, Preprocessing(64, 64))
+    runtime = choose_runtime("cpu", "fp32")
+    objective = Objective(config, runtime, steps=5, total_steps=10, starts_trained=True)
+    state = TrainState(
+        model, model, make_optimizer(model, config), 0, torch.zeros(4), teacher=copy.deepcopy(model)
+    )
+    images, local = noisy(0.1, count=2), local_batch(2, 0, 1)
+    seen = []
+    for step in range(10):
+        with torch.no_grad():
+            model.net.last.bias.fill_(step / 100)  # type: ignore[union-attr]
+        objective.choose_teacher(dataclasses.replace(state, step=step))
+        seen.append(objective.teacher.net.last.bias[0].item())  # type: ignore[union-attr]
+    assert seen == pytest.approx([0.0] * 5 + [0.05] * 5)
+    views = objective.views(model, images, local, "train", 0)
+    assert views.noise is not None and not views.noise.any()

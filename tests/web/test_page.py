@@ -293,11 +293,15 @@ def test_a_sample_shows_its_neighbours_is_varied_and_morphed(page: Page) -> None
 
 def test_restoring_has_a_line_between_before_and_after(page: Page, photos: Path) -> None:
     go(page, "restore")
-    page.wait_for_selector(".comparison")
-    page.select_option("#tab-restore select", "gaussian:0.3")
+    page.wait_for_selector("#tab-restore .restore-whole >> text=Save the restored file")
+    page.select_option("#tab-restore label:has-text('How') select", "code")
+    page.wait_for_selector(".restore .comparison")
+    assert page.is_hidden("#tab-restore .restore-whole")
+    page.get_by_label("Damage").select_option("gaussian:0.3")
     page.wait_for_selector("text=PSNR before")
-    slide(page, ".comparison input", 80)
-    assert page.eval_on_selector(".comparison .upper", "e => e.style.clipPath") == "inset(0px 20% 0px 0px)"
+    slide(page, ".restore .comparison input", 80)
+    upper = page.eval_on_selector(".restore .comparison .upper", "e => e.style.clipPath")
+    assert upper == "inset(0px 20% 0px 0px)"
     page.click("summary >> text=Compare with a clean version")
     page.set_input_files("#tab-restore details input[type=file]", sorted(photos.rglob("*.png"))[0])
     page.wait_for_selector("text=Compare with itself again")
@@ -890,7 +894,7 @@ def test_what_is_given_while_the_first_pictures_come_stays(
     given = [tmp_path / f"given-{number}.png" for number in range(4 if tab == "morph" else 1)]
     for path, photo in zip(given, sorted(photos.rglob("*.png")), strict=False):
         path.write_bytes(photo.read_bytes())
-    shown = {"search": ".asked h2", "restore": ".restore h2", "morph": ".slots"}[tab]
+    shown = {"search": ".asked h2", "restore": ".restore-whole h2", "morph": ".slots"}[tab]
     late: list[Route] = []
     page.goto("about:blank")
     page.route("**/api/pictures?*", lambda route: late.append(route))
@@ -1051,7 +1055,7 @@ def test_a_tab_without_its_model_leads_to_the_tab_that_makes_one(browser: Browse
     with serving(open_workspace(), photos) as served, watched(context.new_page(), served) as page:
         page.goto(served.entrance)
         page.wait_for_selector("#tabs a")
-        for tab in ("restore", "morph", "sliders", "generate", "search", "map", "browse"):
+        for tab in ("morph", "sliders", "generate", "search", "map", "browse"):
             go(page, tab)
             page.click(f"#tab-{tab} .notice >> text=choose the folder here")
             page.wait_for_selector("#tab-start:not([hidden]) h1")

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tests.data.pictures import picture
 from tests.restoration.test_restoration import restorer
 
-from autoencode import restore_picture
+from autoencode import Run, load_restorer, restore_picture
 from autoencode.models.model_file import save_model
 from autoencode.web.originals import UPLOAD_SIDE
 
@@ -69,3 +69,16 @@ def test_an_upload_that_lost_its_full_size_says_so(
         answer = client.get(f"/api/restore/whole?picture={name}")
     assert answer.status_code == 409
     assert "Add it again" in answer.json()["error"]
+
+
+def test_a_page_with_another_model_or_none_restores_by_the_restorer_in_the_package(
+    open_page: Callable[..., TestClient], trained: Run
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(picture(40, 60)).save(file, "PNG")
+    expected = restore_picture(load_restorer(), file.getvalue()).after.levels
+    for client in (open_page(trained.folder), open_page()):
+        asked = f"picture={upload(client, file.getvalue())}"
+        finished(client, f"/api/restore/whole?{asked}")
+        answer = client.get(f"/api/restore/whole/file?{asked}")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), expected)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import Images, MaxPixels, Model, add_command
+from autoencode.cli.options import MaxPixels, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped
+from autoencode.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 
 
 def restore(
-    model: Model,
-    images: Images,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Image files, and folders of them, to restore. A restorer before them, its run folder or "
+            "model file, is used in place of the one that comes with autoencode.",
+            metavar="[MODEL] IMAGES",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +53,16 @@ def restore(
 ) -> None:
     """Remove noise and other damage from images, each at its full size into a file of its kind."""
     from autoencode import restoration as application
+    from autoencode.models.model_file import BUNDLED, holds_model
+    from autoencode.training.run import is_run
 
+    if len(paths) > 1 and not paths[0].exists() and str(paths[0]) != BUNDLED:
+        # It may be the name of a model: other images are not restored by another one.
+        raise ConfigError(f"There is no {paths[0]}. Give a model or images that exist.")
+    has_model = holds_model(paths[0]) or is_run(paths[0])
+    model, images = (paths[0], paths[1:]) if has_model else (BUNDLED, paths)
+    if not images:
+        raise ConfigError(f"{model} is a model. Give the images that it is to restore, too.")
     out = options.out_or_default(out, "restore", images, continues=True)
     with counting("restoring") as progress:
         made = application.restore(
@@ -63,6 +79,11 @@ def restore(
         )
     show_skipped(made.skipped)
     _print_results(made.results, made.kept)
+    if model == BUNDLED:
+        say(
+            "by the restorer that comes with autoencode, for noise. For your kind of images, or other "
+            "damage: autoencode train IMAGES --preset restore"
+        )
     say(f"images: {out}")
     if compare:
         say(f"before and after: {out / application.COMPARISONS_NAME}")
@@ -98,6 +119,6 @@ def add_to(program: typer.Typer) -> None:
     add_command(
         program,
         restore,
+        "autoencode restore night.jpg --amount 0.7 --compare",
         "autoencode restore runs/restore scans --out restored",
-        "autoencode restore runs/restore night.jpg --out restored --amount 0.7 --compare",
     )

@@ -95,7 +95,12 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Start from the weights of this model, a file or a run folder.")
+        str | None,
+        typer.Option(
+            help="Start from the weights of this model, a file or a run folder; 'random' for none. Default: "
+            "random, and for a restorer those that come with autoencode.",
+            metavar="MODEL",
+        ),
     ] = None,
     log: Annotated[
         list[str] | None,

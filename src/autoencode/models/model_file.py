@@ -173,6 +173,9 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 MODEL_NAME = "model.safetensors"
+# In place of a path: the restorer that comes with the package, and no model to start from.
+BUNDLED, RANDOM = "bundled", "random"
+_BUNDLED_PATH = Path(__file__).with_name("restorer.safetensors")
 # 4 may have normal images, 3 a sharp decoder, and a file of 2 is one without; 1 had other names for settings.
 FORMAT_VERSION, _READABLE = 4, (2, 3)
 SHARP = "sharp_decoder."  # before the names of the weights of that decoder, where there is one
@@ -260,11 +263,12 @@ def load_model(
     return model.requires_grad_(trainable)
 
 
-def load_restorer(path: str | Path, device: str | torch.device = "cpu") -> Restorer:
+def load_restorer(path: str | Path = BUNDLED, device: str | torch.device = "cpu") -> Restorer:
     """Load a restorer, ready to restore images.
 
     Args:
-        path: a model file, or the run folder that holds one.
+        path: a model file, or the run folder that holds one. By default the restorer that comes with the
+            package, which was trained on images that a program drew (`benchmarks/drawn_images.py`).
         device: for its weights: "cpu", "cuda", ...
 
     Raises:
@@ -280,8 +284,8 @@ def load_restorer(path: str | Path, device: str | torch.device = "cpu") -> Resto
 
 
 def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel:
-    """Load a model of any kind; arguments and errors are those of `load_model`."""
-    path = Path(path)
+    """Load a model of any kind; arguments and errors are those of `load_restorer`."""
+    path = _BUNDLED_PATH if str(path) == BUNDLED else Path(path)
     if path.is_dir():
         folder, path = path, path / MODEL_NAME
         if not path.is_file():
@@ -305,6 +309,18 @@ def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel
         model.reference = Kept(reference, kept)
     model.digest = digest
     return model.to(device)
+
+
+def holds_model(path: str | Path) -> bool:
+    """Whether a path is for `load_any`, which may reject it by name, and not one of images."""
+    path = Path(path)
+    named = any((path / name).is_file() for name in (MODEL_NAME, *_OTHER_FOLDERS))
+    return named or str(path) == BUNDLED or path.suffix == ".safetensors" or kind_of(path) is not None
+
+
+def is_like_bundled(config: ModelConfig) -> bool:
+    """Whether a network with these settings can start from the weights of the restorer in the package."""
+    return config.kind == "restorer" and load_any(BUNDLED).config == config
 
 
 def as_model(model: Autoencoder | str | Path) -> Autoencoder:

@@ -24,7 +24,7 @@ from torch import Tensor
 from autoencode.data.loader import LocalBatch, epoch_order, local_batches, random_seed, steps_per_epoch
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.model_file import MODEL_NAME, save_model
+from autoencode.models.model_file import MODEL_NAME, RANDOM, save_model
 from autoencode.training.adversarial import ratio_at
 from autoencode.training.distributed import ALONE, Processes, set_counted
 from autoencode.training.losses import update_sigma2
@@ -98,12 +98,15 @@ class Loop:
         self.steps = steps_per_epoch(len(self.train_rows), self.config.batch_size)
         self.total_steps = self.steps * self.config.total_epochs
         self.perceptual_steps = self.config.perceptual_steps(self.total_steps)
-        self.objective = Objective(self.config, runtime, self.steps, self.total_steps)
+        has_start = run.init != RANDOM
+        self.objective = Objective(
+            self.config, runtime, self.steps, self.total_steps, starts_trained=has_start
+        )
         self.state = initial_state(run, runtime, processes)
         if (out / CHECKPOINT_NAME).exists():
             load_checkpoint(out, self.state, self.config, runtime)
-        elif processes.is_first and run.init:
-            start_from_model(self.state, self.runtime, self.config, Path(run.init))
+        elif processes.is_first and has_start:
+            start_from_model(self.state, self.runtime, self.config, run.init)
         elif processes.is_first:
             start_from_images(self.state, self.runtime, self.config, pack, self._order(0))
         self._start_together()

@@ -49,18 +49,31 @@ class Objective:
         runtime: of the run.
         steps: in an epoch.
         total_steps: of the whole run, without the perceptual phase.
+        starts_trained: whether the first weights are those of a trained model.
 
     Attributes:
-        first_noisy_steps: of self-supervised training, before restored images take the place of clean ones.
-        teacher: restores them, with the weights that the model then has. Restored by the weights of each step
-            they would lose a little more detail from step to step.
+        first_noisy_steps: of self-supervised training, before restored images take the place of clean ones;
+            none if the first weights restore already.
+        teacher: restores them, with the weights that the model then has, and again those it has after
+            `FIRST_SHARE` of the steps. Restored by the weights of each step they would lose a little more
+            detail from step to step.
     """
 
-    def __init__(self, config: TrainConfig, runtime: Runtime, steps: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        runtime: Runtime,
+        steps: int,
+        total_steps: int,
+        *,
+        starts_trained: bool = False,
+    ) -> None:
         self.config, self.runtime, self.steps, self.total_steps = config, runtime, steps, total_steps
         self.corruptions = parse_corruptions(config.corrupt)
         self.teacher: ImageModel | None = None
-        self.first_noisy_steps = math.ceil(FIRST_SHARE * total_steps)
+        later = math.ceil(FIRST_SHARE * total_steps)
+        self.first_noisy_steps = 0 if starts_trained else later
+        self._teacher_changes = (self.first_noisy_steps, later)
 
     def views(self, model: ImageModel, clean: Tensor, local: LocalBatch, purpose: str, draw: int) -> Views:
         """Return what a model is given of a local or micro-batch, and what it should return.
@@ -83,7 +96,8 @@ class Objective:
         if training and config.horizontal_flip:
             clean = horizontal_flip(clean, generator, local)
         if config.self_supervised:
-            return self._noisy_views(clean, generator, local, draw if training else 0)
+            is_first = not training or draw < self.first_noisy_steps
+            return self._noisy_views(clean, generator, local, is_first=is_first)
         seen = corrupt(clean, self.corruptions, generator, training=training, local=local)
         noise = None
         if model.is_vae:
@@ -94,13 +108,15 @@ class Objective:
 
     def choose_teacher(self, state: TrainState) -> None:
         """Prepare the next step of a run."""
-        if state.teacher and state.step == self.first_noisy_steps:
+        if state.teacher and state.step in self._teacher_changes:
             state.teacher.load_state_dict(state.model.state_dict())
         self.teacher = state.teacher
 
-    def _noisy_views(self, noisy: Tensor, generator: torch.Generator, local: LocalBatch, step: int) -> Views:
-        """Return views of images that are noisy themselves."""
-        if step < self.first_noisy_steps:
+    def _noisy_views(
+        self, noisy: Tensor, generator: torch.Generator, local: LocalBatch, *, is_first: bool
+    ) -> Views:
+        """Return views of images that are noisy themselves, for the first steps or the others."""
+        if is_first:
             return Views(*recorrupted(noisy, generator, local))
         assert self.teacher is not None
         with torch.no_grad(), self.runtime.autocast():

@@ -34,7 +34,7 @@ class Request:
 
     Attributes:
         asked: fields of `Preprocessing` that were asked for.
-        init: the model to start from.
+        init: the model to start from, or a word in its place; see `train`.
     """
 
     source: Path | Listing
@@ -44,7 +44,7 @@ class Request:
     limits: Limits | None
     overrides: dict[str, Any]
     packing_progress: Progress | None
-    init: Path | None = None
+    init: str | None = None
 
 
 class Machine(NamedTuple):

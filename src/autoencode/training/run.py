@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autoencode.atomic import append_line, is_locked, parse_json, write_bytes, write_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import VERSION, ConfigError, RunError, other_version
-from autoencode.models.model_file import MODEL_NAME
+from autoencode.models.model_file import BUNDLED, MODEL_NAME, RANDOM
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
 from autoencode.training.presets import settings_file
@@ -52,7 +52,7 @@ class RunSettings:
             changes nothing else.
         window: rows of the pack that are shuffled together; 0 for all of them.
         chosen: which settings the images decided, and why; "" for none.
-        init: path of the model that the first weights are from; "" for none.
+        init: path of the model that the first weights are from, "bundled" or "random".
         extended_at: steps that were taken when more epochs were last asked for; the schedule of the learning
             rate and the patience of early stopping begin anew there.
     """
@@ -68,7 +68,7 @@ class RunSettings:
     processes: int = 1
     window: int = 0
     chosen: str = ""
-    init: str = ""
+    init: str = RANDOM
     extended_at: int = 0
 
 
@@ -125,7 +125,7 @@ def read_run(folder: Path) -> RunSettings:
             _text(content["fingerprint"]),
             **_runtime(content["runtime"]),
             chosen=_text(content.get("chosen", "")),
-            init=_text(content.get("init", "")),
+            init=_text(content.get("init", "")) or RANDOM,
             extended_at=_count(content.get("extended_at", 0)),
         )
     except NotADirectoryError as err:
@@ -273,8 +273,9 @@ def repeating_command(folder: Path, pack: Pack) -> str:
     config = str(folder / CONFIG_NAME)
     origin = getattr(pack, "origin", "")
     source = origin if origin and Path(origin).exists() else str(pack.folder)
-    init = read_run(folder).init
-    start = ["--init", init] if init else []
+    run = read_run(folder)
+    # Random weights are what only a restorer has to be asked for.
+    start = ["--init", run.init] if run.init != RANDOM or run.model.kind == "restorer" else []
     return shlex.join(["autoencode", "train", source, "--config", config, *start, "--out", "again"])
 
 
@@ -299,8 +300,9 @@ def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
         found.append(("corruptions", ", ".join(config.corrupt)))
     if config.horizontal_flip:
         found.append(("horizontal flip", "half of the time"))
-    if run.init:
-        found.append(("first weights", f"those of {run.init}"))
+    if run.init != RANDOM:
+        source = "the restorer of the package" if run.init == BUNDLED else run.init
+        found.append(("first weights", f"those of {source}"))
     found.append(("seed", str(config.seed)))
     return found
 

@@ -122,7 +122,7 @@ def start_perceptual(
     return state.perceptual
 
 
-def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, init: Path) -> None:
+def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, init: str) -> None:
     """Replace the first weights by those of a model of the same network.
 
     Raises:

@@ -20,7 +20,7 @@ from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, sui
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
 from autoencode.data.sources import listed, name_of
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
-from autoencode.models.model_file import MODEL_NAME, load_any
+from autoencode.models.model_file import BUNDLED, MODEL_NAME, RANDOM, is_like_bundled, load_any
 from autoencode.training.callbacks import Callback, calling, telling_the_end
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
@@ -112,7 +112,9 @@ def train(
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
             processor the result is bit for bit that of a run never stopped; more epochs begin a new cosine.
-        init: a model file or run folder to start from, with its network and, if it has codes, preprocessing.
+        init: a model file or run folder to start from, with its network and, if it has codes, preprocessing;
+            "random" for random weights. The default for a restorer of the preset's network is "bundled", the
+            one that comes with the package (see `load_restorer`).
         checkpoint_every: steps between checkpoints; the default is one each epoch.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
@@ -142,7 +144,7 @@ def train(
     out = run_folder_for(source) if out is None else Path(out)
     with process_group(own_ranks()) as processes:
         asked = fields_asked_for(size, preprocessing)
-        start = None if init is None else Path(init)
+        start = None if init is None else str(init)
         images = _source(source, out, include, exclude, processes, resume=resume)
         request = Request(images, out, preset, asked, limits, overrides, packing_progress, start)
         machine = Machine(processes.device(device), precision, channels_last)
@@ -313,7 +315,7 @@ def _opened(out: Path, run: RunSettings, resume: bool, processes: Processes, sou
 def _started(request: Request, machine: Machine, processes: Processes) -> tuple[RunSettings, Pack, Runtime]:
     """Settings, images and runtime of a new run."""
     runtime = choose_runtime(machine.device, machine.precision, machine.channels_last is not False)
-    if request.init is not None:
+    if request.init not in (None, RANDOM):
         request = _like_its_model(request, request.init)
     preset = request.preset or DEFAULT_PRESET
     model, config = settings(preset, **request.overrides)
@@ -331,6 +333,9 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
     pack = _packed(request, preprocessing, processes)
     _check_images(model, config, pack.preprocessing)
     model, config, chosen = adapted(preset, model, config, pack, request.overrides)
+    init = request.init or (BUNDLED if is_like_bundled(model) else RANDOM)
+    if init == BUNDLED:
+        chosen.append("starts from the restorer that comes with autoencode")
     if reason:
         size = f"{preprocessing.height}x{preprocessing.width}"
         chosen = [f"{size} ({preprocessing.resize_mode}): {reason}", *chosen]
@@ -343,12 +348,12 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
         *computed,
         window=pack.window,
         chosen="; ".join(chosen),
-        init="" if request.init is None else str(request.init.resolve()),
+        init=init if init in (BUNDLED, RANDOM) else str(Path(init).resolve()),
     )
     return run, pack, runtime
 
 
-def _like_its_model(request: Request, init: Path) -> Request:
+def _like_its_model(request: Request, init: str) -> Request:
     """Return a request for the network and the preprocessing of the model that training starts from.
 
     Raises:

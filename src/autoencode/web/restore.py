@@ -1,4 +1,7 @@
-"""Restore: a picture at its full size by a restorer, or its reconstruction, corrupted first if asked for."""
+"""Restore: a picture at its full size by a restorer, or its reconstruction, corrupted first if asked for.
+
+The restorer is the model of the page, if it is one, and otherwise the one that comes with the package.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from fastapi.responses import Response
 
 from autoencode.data.corruptions import CORRUPTIONS
 from autoencode.data.preprocessing import Limits
+from autoencode.models.model_file import load_restorer
 from autoencode.reconstruction import Restored, restore
 from autoencode.restoration.picture import RestoredPicture, restore_picture
 from autoencode.web.jobs import Job
@@ -26,12 +30,12 @@ from autoencode.web.tabs import (
     needs_model,
     picture_file,
     png,
-    require,
 )
 from autoencode.web.workspace import GoneError, Workspace
 
 if TYPE_CHECKING:
     from autoencode.data.pack import StageProgress
+    from autoencode.models.restorer import Restorer
 
 Amount = Annotated[float, Query(ge=0, le=1)]
 Text = Annotated[str, Query(max_length=200)]
@@ -81,7 +85,6 @@ async def part_of_whole(
 
 
 def _whole_job(workspace: Workspace, picture: str, amount: float) -> Job[RestoredPicture]:
-    require(needs_restorer(workspace))
     work = functools.partial(_restore_whole, workspace, picture, amount)
     return workspace.restoring.job((picture, amount), work)
 
@@ -89,7 +92,6 @@ def _whole_job(workspace: Workspace, picture: str, amount: float) -> Job[Restore
 def _restore_whole(
     workspace: Workspace, picture: str, amount: float, report: StageProgress
 ) -> RestoredPicture:
-    assert workspace.restorer is not None
     found, source = workspace.find(picture), workspace.file(picture)
     content = b""
     if isinstance(found, Held):
@@ -101,9 +103,13 @@ def _restore_whole(
     def tiles(done: int, total: int) -> None:
         report("restoring, parts", done, total)
 
-    return restore_picture(
-        workspace.restorer, source or content, amount=amount, limits=_LIMITS, progress=tiles
-    )
+    model = workspace.restorer or _bundled()
+    return restore_picture(model, source or content, amount=amount, limits=_LIMITS, progress=tiles)
+
+
+@functools.cache
+def _bundled() -> Restorer:
+    return load_restorer()
 
 
 @router.get("/api/restore/{side}")
@@ -140,19 +146,8 @@ def facts(workspace: Workspace) -> dict[str, Any]:
     return {"corrupt": trained, "corruptions": offers}
 
 
-def needs_restorer(workspace: Workspace) -> Missing | None:
-    """Return what is missing for pictures at their full size; None if nothing is."""
-    if workspace.restorer is not None:
-        return None
-    return Missing(
-        "A model with a code returns small, smooth pictures. To repair pictures of any size, train a "
-        "restorer.",
-        ("autoencode train PHOTOS --preset restore --out runs/restorer", "autoencode app runs/restorer"),
-    )
+def _needs_code(workspace: Workspace) -> Missing | None:
+    return None if workspace.has_model else needs_model(workspace)
 
 
-def _needs(workspace: Workspace) -> Missing | None:
-    return None if workspace.has_model or workspace.restorer is not None else needs_model(workspace)
-
-
-NEEDS = {"restore": _needs, "whole": needs_restorer}
+NEEDS = {"code": _needs_code}

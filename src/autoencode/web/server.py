@@ -144,8 +144,9 @@ async def upload(request: Request, workspace: OpenWorkspace) -> Response:
         code = (await workspace.on_model(workspace.model.encode, to_float(pixels[None])))[0]
     # A name is shown beside messages: control characters and a megabyte of text are not.
     name = "".join(filter(str.isprintable, unquote(request.headers.get("x-name", ""))))[:200]
-    given = None if workspace.restorer is None else content
-    return JSONResponse(workspace.hold(Held(pixels, code, name or "upload", "upload", larger.content, given)))
+    return JSONResponse(
+        workspace.hold(Held(pixels, code, name or "upload", "upload", larger.content, content))
+    )
 
 
 @router.get("/api/pictures")

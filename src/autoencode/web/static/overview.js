@@ -154,10 +154,12 @@ function nextSteps({ copies, unusual }) {
     ["map", "See all at once", "Every picture on a map, similar ones together; draw around some to select them"],
     ["browse", "Browse and tag", "Filter, sort, select, tag; save lists, tables and archives"],
   ];
-  if (workspace.kind === "restorer") steps.unshift(["whole", "Restore a picture", "At its full size, before and after under one line"]);
+  const restore = ["restore", "Restore a picture", "Noise taken out at its full size, before and after under one line"];
+  if (workspace.kind === "restorer") steps.unshift(restore);
+  else steps.push(restore);
   if (!workspace.kind && workspace.images) steps.push(["start", "Train a model", "To restore, morph and generate pictures like these"]);
   const lacking = (name) => (name === "outliers" ? lacks("outliers") && lacks("inspection") : lacks(name));
-  return steps.filter(([name]) => !lacking(name)).map(([name, title, text]) => h("a", { class: "card", href: `#${name === "whole" ? "restore" : name}` }, h("strong", {}, title), h("span", {}, text)));
+  return steps.filter(([name]) => !lacking(name)).map(([name, title, text]) => h("a", { class: "card", href: `#${name}` }, h("strong", {}, title), h("span", {}, text)));
 }
 
 async function showRest(about, mosaic, settings) {

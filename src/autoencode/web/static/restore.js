@@ -1,27 +1,47 @@
-// Restore: a picture and its reconstruction, with a movable line between before and after.
+// Restore: a picture before and after, with a movable line between: at its full size, or through a model's code.
 
-import { remember } from "./address.js";
+import { parsed, written } from "./address.js";
 import { get, query, restarting, waitFor } from "./api.js";
-import { field, h, keepingFocus, notice, number, progressBar, select, showFailure, announce } from "./dom.js";
+import { field, h, keepingFocus, number, progressBar, select, showFailure, announce } from "./dom.js";
 import { choosing, dropzone, image, original, shortName } from "./pictures.js";
 import { hasImages, lacks, workspace } from "./shared.js";
 import { FITTING, fitted, moved, zoomed } from "./zoom.js";
 
 export function mount(root) {
-  if (!lacks("whole")) return mountWhole(root);
-  const lacking = lacks("restore");
-  if (lacking) {
-    root.append(notice(lacking));
-    return {};
-  }
+  const whole = (picture) => written("restore", { picture });
+  if (lacks("code")) return mountWhole(root, whole);
+  // A model that was trained to remove damage is here to be tried.
+  const usual = workspace.corrupt.length ? "code" : "whole";
+  const address = (by, picture) => written("restore", { by, picture }, { by: usual });
+  const places = { whole: h("div"), code: h("div") };
+  const views = {
+    whole: mountWhole(places.whole, (picture) => address("whole", picture)),
+    code: mountCode(places.code, (picture) => address("code", picture)),
+  };
+  let by = usual;
+  const kinds = [["whole", "At full size, by a restorer"], ["code", "Through the code of the model"]];
+  const choice = select(kinds, by, (value) => (location.hash = address(value, parsed(location.hash).params.get("picture") ?? "")));
+  root.append(h("div", { class: "toolbar" }, field("How", choice)), places.whole, places.code);
+  return {
+    take: (pictures) => views[by].take(pictures),
+    show(params) {
+      const asked = params.get("by") ?? "";
+      by = asked in views ? asked : usual;
+      choice.value = by;
+      for (const [name, place] of Object.entries(places)) place.hidden = name !== by;
+      views[by].show(params);
+    },
+  };
+}
+
+/** What is left of a picture after a model's code, which a model may have learned to use against damage. */
+function mountCode(root, address) {
   const trained = workspace.corrupt[0] ?? "";
   const damages = [["", "none"], ...workspace.corruptions];
   if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
   const state = { picture: null, clean: null, corrupt: trained };
   const place = h("div");
-  const use = ([picture]) => {
-    location.hash = `#restore?picture=${picture.id}`;
-  };
+  const use = ([picture]) => (location.hash = address(picture.id));
 
   const draw = restarting(async (signal) => {
     if (!state.picture) return;
@@ -142,12 +162,12 @@ function decibels(value) {
 }
 
 /** Pictures at their full size, by a restorer: before and after under one line, which can be zoomed. */
-function mountWhole(root) {
+function mountWhole(root, address) {
   const state = { picture: null, amount: 1 };
   const place = h("div", { class: "whole-place" });
   const facts = h("div", { class: "restore-facts" });
   let drawn = null;
-  const use = ([picture]) => (location.hash = `#restore?picture=${picture.id}`);
+  const use = ([picture]) => (location.hash = address(picture.id));
 
   const draw = restarting(async (signal) => {
     if (!state.picture) return;
@@ -196,7 +216,7 @@ function mountWhole(root) {
       const id = params.get("picture");
       if (id || state.picture || hasImages()) choose(id);
       else facts.replaceChildren(h("p", { class: "hint" }, "Choose an image to begin."));
-      if (state.picture) remember("restore", { picture: state.picture.id });
+      if (state.picture) history.replaceState(history.state, "", address(state.picture.id));
     },
   };
 }
