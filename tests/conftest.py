@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -27,6 +28,10 @@ from autoencode import Pack, Preprocessing, Run, pack_folder, train
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# On a busy machine examples are drawn slowly, which says nothing of what is tested.
+hypothesis.settings.register_profile("any machine", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
