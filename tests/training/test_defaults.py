@@ -186,6 +186,7 @@ def test_a_restorer_starts_from_the_one_in_the_package_unless_its_network_is_ano
     run = train(tiny_pack.path, tmp_path / "run", chosen=told.append, **steps)
     assert "starts from the restorer that comes with autoencode" in told[0]
     assert read_run(run.folder).init == "bundled"
+    assert read_run(run.folder).train.learning_rate == 1e-12
     package = load_restorer().state_dict()
     for name, weight in load_restorer(run.folder).state_dict().items():
         torch.testing.assert_close(weight, package[name], atol=1e-5, rtol=0)
@@ -196,3 +197,17 @@ def test_a_restorer_starts_from_the_one_in_the_package_unless_its_network_is_ano
         assert first.shape != package["net.first.weight"].shape or (
             (first - package["net.first.weight"]).abs().max() > 0.01
         )
+
+
+@pytest.mark.parametrize("self_supervised", [False, True])
+def test_a_restorer_that_starts_from_one_takes_smaller_steps(
+    tiny_pack: Pack, tmp_path: Path, self_supervised: bool
+) -> None:
+    steps = {"preset": "restore", "epochs": 1, "widths": (4, 6), "patch": 16}
+    first = train(tiny_pack.path, tmp_path / "first", self_supervised=self_supervised, **steps)
+    del steps["widths"]
+    second = train(
+        tiny_pack.path, tmp_path / "second", init=first.folder, self_supervised=self_supervised, **steps
+    )
+    rates = [read_run(run.folder).train.learning_rate for run in (first, second)]
+    assert rates == [0.01 if self_supervised else 0.02, 0.005]

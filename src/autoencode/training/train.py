@@ -24,7 +24,7 @@ from autoencode.models.model_file import BUNDLED, MODEL_NAME, RANDOM, is_like_bu
 from autoencode.training.callbacks import Callback, calling, telling_the_end
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
-from autoencode.training.presets import DEFAULT_PRESET, adapted, settings
+from autoencode.training.presets import DEFAULT_PRESET, RESTORER_RATE, adapted, settings
 from autoencode.training.process import interrupts, keep_freed_memory, own_ranks
 from autoencode.training.progress import epochs_counted
 from autoencode.training.resume import Machine, Request, check_out, continued
@@ -334,6 +334,8 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
     _check_images(model, config, pack.preprocessing)
     model, config, chosen = adapted(preset, model, config, pack, request.overrides)
     init = request.init or (BUNDLED if is_like_bundled(model) else RANDOM)
+    if model.kind == "restorer" and init != RANDOM and "learning_rate" not in request.overrides:
+        config = replace(config, learning_rate=RESTORER_RATE)
     if init == BUNDLED:
         chosen.append("starts from the restorer that comes with autoencode")
     if reason:
