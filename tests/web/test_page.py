@@ -294,7 +294,7 @@ def test_a_sample_shows_its_neighbours_is_varied_and_morphed(page: Page) -> None
 def test_restoring_has_a_line_between_before_and_after(page: Page, photos: Path) -> None:
     go(page, "restore")
     page.wait_for_selector("#tab-restore .restore-whole >> text=Save the restored file")
-    page.select_option("#tab-restore label:has-text('How') select", "code")
+    page.select_option("#tab-restore label:has-text('Restored') select >> visible=true", "code")
     page.wait_for_selector(".restore .comparison")
     assert page.is_hidden("#tab-restore .restore-whole")
     page.get_by_label("Damage").select_option("gaussian:0.3")

@@ -8,26 +8,30 @@ import { hasImages, lacks, workspace } from "./shared.js";
 import { FITTING, fitted, moved, zoomed } from "./zoom.js";
 
 export function mount(root) {
-  const whole = (picture) => written("restore", { picture });
-  if (lacks("code")) return mountWhole(root, whole);
+  if (lacks("code")) return mountWhole(root, (picture) => written("restore", { picture }));
   // A model that was trained to remove damage is here to be tried.
   const usual = workspace.corrupt.length ? "code" : "whole";
   const address = (by, picture) => written("restore", { by, picture }, { by: usual });
+  const kinds = [["whole", "at full size, by a restorer"], ["code", "through the code of the model"]];
   const places = { whole: h("div"), code: h("div") };
+  const choice = (own) => {
+    const made = select(kinds, own, (value) => {
+      made.value = own; // this one is shown with its own kind alone
+      location.hash = address(value, parsed(location.hash).params.get("picture"));
+    });
+    return field("Restored", made);
+  };
   const views = {
-    whole: mountWhole(places.whole, (picture) => address("whole", picture)),
-    code: mountCode(places.code, (picture) => address("code", picture)),
+    whole: mountWhole(places.whole, (picture) => address("whole", picture), choice("whole")),
+    code: mountCode(places.code, (picture) => address("code", picture), choice("code")),
   };
   let by = usual;
-  const kinds = [["whole", "At full size, by a restorer"], ["code", "Through the code of the model"]];
-  const choice = select(kinds, by, (value) => (location.hash = address(value, parsed(location.hash).params.get("picture") ?? "")));
-  root.append(h("div", { class: "toolbar" }, field("How", choice)), places.whole, places.code);
+  root.append(places.whole, places.code);
   return {
     take: (pictures) => views[by].take(pictures),
     show(params) {
       const asked = params.get("by") ?? "";
       by = asked in views ? asked : usual;
-      choice.value = by;
       for (const [name, place] of Object.entries(places)) place.hidden = name !== by;
       views[by].show(params);
     },
@@ -35,7 +39,7 @@ export function mount(root) {
 }
 
 /** What is left of a picture after a model's code, which a model may have learned to use against damage. */
-function mountCode(root, address) {
+function mountCode(root, address, choice) {
   const trained = workspace.corrupt[0] ?? "";
   const damages = [["", "none"], ...workspace.corruptions];
   if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
@@ -115,6 +119,7 @@ function mountCode(root, address) {
         state.corrupt = value;
         redraw();
       })),
+      choice,
     ),
     h("div", { class: "restore" }, place),
   );
@@ -162,7 +167,7 @@ function decibels(value) {
 }
 
 /** Pictures at their full size, by a restorer: before and after under one line, which can be zoomed. */
-function mountWhole(root, address) {
+function mountWhole(root, address, choice) {
   const state = { picture: null, amount: 1 };
   const place = h("div", { class: "whole-place" });
   const facts = h("div", { class: "restore-facts" });
@@ -206,8 +211,8 @@ function mountWhole(root, address) {
     },
   });
   root.append(
-    h("p", { class: "lead" }, "A picture at its full size, before and after."),
-    h("div", { class: "toolbar" }, dropzone(use, { label: "Choose an image" }), field("Strength", amount)),
+    h("p", { class: "lead" }, "A picture at its full size, before and after noise is taken out of it."),
+    h("div", { class: "toolbar" }, dropzone(use, { label: "Choose an image" }), field("Strength", amount), choice),
     h("div", { class: "restore-whole" }, place, facts),
   );
   return {
