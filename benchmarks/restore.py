@@ -1,7 +1,7 @@
 """How well restorers undo damage to images of a folder, beside the classical method for each kind of damage.
 
     python benchmarks/restore.py IMAGES RUN [RUN ...] --corrupt gaussian:0.1 [--most 100] [--sheet sheet.png]
-        [--restorers-only]
+        [--in-8-bits] [--restorers-only]
 
 Prints a Markdown table: medians of PSNR and SSIM against the clean images, with 95 % bootstrap intervals, and
 the processor time for a megapixel. Every method sees the same damaged images, at their own size. Classical
@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100, help="images at most")
     parser.add_argument("--crop", type=int, default=512, help="largest side: the middle of larger images")
     parser.add_argument("--sheet", type=Path, help="also draw eight images of one size, a .png")
+    parser.add_argument("--in-8-bits", action="store_true", help="damaged images as files hold them")
     parser.add_argument("--restorers-only", action="store_true", help="leave the classical methods out")
     arguments = parser.parse_args()
     clean = [read(path, arguments.crop) for path in list(expanded(arguments.images))[: arguments.most]]
@@ -229,7 +230,7 @@ def main() -> None:
         [corruption] = parse_corruptions([text])
         assert isinstance(corruption, Corruption)
         methods = {} if arguments.restorers_only else classical(corruption)
-        compare(clean, corruption, methods, arguments.runs, arguments.sheet)
+        compare(clean, corruption, methods, arguments.runs, arguments.sheet, in_8_bits=arguments.in_8_bits)
 
 
 def read(path: Path, side: int) -> Tensor:
@@ -246,9 +247,13 @@ def compare(
     classical: dict[str, Method],
     runs: list[Path],
     sheet: Path | None,
+    *,
+    in_8_bits: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(random_seed("benchmark", 0))
     seen = [corrupt(image, [corruption], generator, training=True) for image in clean]
+    if in_8_bits:
+        seen = [to_float(to_pixels(image)) for image in seen]
     runtime = choose_runtime("cpu")
     methods: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"damaged": lambda x, _: x}
     for name, method in classical.items():

@@ -22,6 +22,7 @@ import autoencode
 from autoencode import ModelConfig, TrainConfig
 from autoencode.cli import main
 from autoencode.cli.main import app
+from autoencode.data.corruptions import CORRUPTIONS
 from autoencode.training import presets
 from autoencode.transfer_learning import fine_tuning
 
@@ -245,3 +246,9 @@ def load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_guide_to_restoring_says_what_each_damage_is_for() -> None:
+    rows = [line for line in (ROOT / "docs/guides/restore.md").read_text().splitlines() if line[:3] == "| `"]
+    named = {row.split("`")[1].partition(":")[0] for row in rows}
+    assert set(CORRUPTIONS) <= named
