@@ -12,13 +12,19 @@ import { selection } from "./selection.js";
 import { lacks, workspace } from "./shared.js";
 
 const LISTED = 48;
-// Up to here UMAP takes less than a minute; below, its libraries take longer to load than a look at all pictures.
-const [FEWEST_BY_NEIGHBOURS, MOST_BY_NEIGHBOURS] = [500, 12000];
+// UMAP takes 11 s of a core up to 450 pictures, most of it to load its libraries, 15 s for 2,000 and less than a minute for the
+// most; fewer are too few neighbours of each other.
+const [FEWEST_BY_NEIGHBOURS, MOST_BY_NEIGHBOURS] = [50, 12000];
 // Colours that wait for work, with what they wait for.
 const WORK = {
   score: { part: "score", words: "scoring images", address: () => `/api/outliers?${query({ by: workspace.bases[0][0], limit: 1 })}` },
   copies: { part: "copies", words: "looking for copies", address: () => "/api/duplicates?limit=1" },
 };
+
+/** The layout that a map comes to by itself. @param {number} images @param {boolean} isThere UMAP is installed */
+export function layoutOf(images, isThere) {
+  return isThere && images >= FEWEST_BY_NEIGHBOURS && images <= MOST_BY_NEIGHBOURS ? "umap" : "pca";
+}
 
 export class MapView {
   constructor(root, about, points, load) {
@@ -55,8 +61,7 @@ export class MapView {
     new ResizeObserver(() => this.map.resize()).observe(stage);
     selection.addEventListener("change", () => this.#takeSelection());
     addEventListener("theme", () => this.recolour());
-    const isFit = about.images >= FEWEST_BY_NEIGHBOURS && about.images <= MOST_BY_NEIGHBOURS;
-    this.firstLayout = isFit && !lacks("umap") ? "umap" : "pca";
+    this.firstLayout = layoutOf(about.images, !lacks("umap"));
   }
 
   /** Take the state of the address, or begin by oneself with the layout that shows most. */
