@@ -97,8 +97,7 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start from the weights of this model, a file or a run folder; 'random' for none. Default: "
-            "random, and for a restorer those that come with autoencode.",
+            help="Start from this model, or 'random', the default but for a restorer: that of autoencode.",
             metavar="MODEL",
         ),
     ] = None,

@@ -95,8 +95,8 @@ def train(
 ) -> Run:
     """Train a model and leave it in a run folder.
 
-    In a script that torchrun starts, all its processes train one model together, with the result of one but
-    for rounding. Process 0 alone writes; all must see `out`, and images that are not packed yet.
+    In a script that torchrun starts, its processes train one model together, with the result of one but for
+    rounding. Process 0 alone writes; all must see `out`, and images not packed yet.
 
     Args:
         source: a folder of images, several folders and files, or a table (see `listed`), which are packed
@@ -112,17 +112,15 @@ def train(
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
             processor the result is bit for bit that of a run never stopped; more epochs begin a new cosine.
-        init: a model file or run folder to start from, with its network and, if it has codes, preprocessing;
-            "random" for random weights. The default for a restorer of the preset's network is "bundled", the
-            one that comes with the package (see `load_restorer`).
+        init: a model or run to start from, with its network and, if it has codes, preprocessing, or "random";
+            a restorer of the preset's network starts from that of the package (see `load_restorer`).
         checkpoint_every: steps between checkpoints; the default is one each epoch.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
         channels_last: whether images lie in memory with channels innermost, the default. With `resume`, the
             defaults of these three are those of the run.
         keep_memory: whether this process keeps freed memory for the next step (see `keep_freed_memory`).
-        progress: called after each step and epoch, in process 0.
-        callbacks: told each step, each epoch and the end, in process 0, after `progress`; see `Callback`.
+        progress, callbacks: called after each step and epoch, in process 0; callbacks also at the end.
         packing_progress: called with (files done, files in all) while packing.
         chosen, packed: called before training starts: with one line on which settings the images decided, and
             why; and with the pack of a new run.

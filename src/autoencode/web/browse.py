@@ -113,19 +113,8 @@ async def browse(
         "tags": workspace.tags.counts(),
         "decisions": workspace.decisions.counts(review.pack),
         "scored": workspace.ranking is not None,
-        "problem": without_folder(workspace),
+        "problem": review.without_folder(),
     }
-
-
-def without_folder(workspace: Workspace) -> str | None:
-    """Return what to do about the folder of the images if it is not there; None if it is."""
-    review = _review(workspace)
-    if review.path(0) is None or review.pack.folder.is_dir():
-        return None
-    folder = readable(str(review.pack.folder))
-    return (
-        f"The folder {folder} is not there. You see small copies that were made of its pictures: put it back."
-    )
 
 
 @router.get("/api/browse/positions")

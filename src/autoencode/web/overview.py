@@ -18,7 +18,6 @@ from autoencode.evaluation import evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
-from autoencode.web.browse import without_folder
 from autoencode.web.pictures import readable
 from autoencode.web.results import PLAIN, Form, Saved, key_of, state_of
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, recall_all, require
@@ -65,7 +64,7 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         "skipped": 0 if pack is None else len(pack.skipped),
         "mosaic": mosaic,
         "known": _known(workspace),
-        "problem": None if review is None else without_folder(workspace),
+        "problem": None if review is None else review.without_folder(),
     }
 
 

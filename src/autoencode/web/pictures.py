@@ -72,6 +72,16 @@ class Collection:
         folder = self.pack.folder
         return folder / self.pack.entries[position].path if folder.is_absolute() else None
 
+    def without_folder(self) -> str | None:
+        """Return what to do about the folder of the images if it is not there; None if it is."""
+        if self.path(0) is None or self.pack.folder.is_dir():
+            return None
+        folder = readable(str(self.pack.folder))
+        return (
+            f"The folder {folder} is not there. You see small copies that were made of its pictures: "
+            "put it back."
+        )
+
     def pixels(self, positions: Sequence[int]) -> Pixels:
         """Return pixels (B, H, W, 3) of the images at these positions."""
         return self.pack.pixels(self.rows[np.asarray(positions, np.int64)])
