@@ -61,6 +61,18 @@ def test_the_description_of_a_built_package_has_no_relative_link(
     assert metadata["Version"] == autoencode.__version__
 
 
+def test_a_wheel_has_all_files_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hatchling import build
+
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
+        names = set(wheel.namelist())
+    package = ROOT / "src" / "autoencode"
+    files = {path.relative_to(ROOT / "src").as_posix() for path in package.rglob("*") if path.is_file()}
+    assert {name for name in files if "__pycache__" not in name} <= names
+    assert "autoencode/models/restorer.safetensors" in names
+
+
 def test_links_of_the_description_lead_to_the_version_that_is_published(hook: ModuleType) -> None:
     readme = "![a](docs/a.png)\ncaption\n\n[b](docs/b.md#c), [d](https://e.org), [f](#g)"
     assert hook.description(readme, "https://h.org/i/{kind}/v1") == (
