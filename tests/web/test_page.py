@@ -307,6 +307,19 @@ def test_restoring_has_a_line_between_before_and_after(page: Page, photos: Path)
     page.wait_for_selector("text=Compare with itself again")
 
 
+def test_the_address_of_restoring_keeps_the_window_over_it_and_names_what_it_cannot_use(page: Page) -> None:
+    go(page, "restore")
+    page.evaluate("location.hash = '#restore?picture=i2&open=i3'")
+    page.wait_for_selector("dialog.viewer")
+    page.wait_for_selector("#tab-restore .restore-whole >> text=Save the restored file")
+    assert page.evaluate("location.hash") == "#restore?picture=i2&open=i3"
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+    page.evaluate("location.hash = '#restore?by=bad'")
+    page.wait_for_selector("text=“by=bad” in the address means nothing here")
+    assert page.is_visible("#tab-restore .restore-whole")
+
+
 def test_outliers_are_decided_by_keys_and_undone(page: Page, run_folder: Path) -> None:
     go(page, "outliers")
     page.wait_for_selector(".review .sides img")

@@ -79,7 +79,7 @@ def restore(
         )
     show_skipped(made.skipped)
     _print_results(made.results, made.kept)
-    if model == BUNDLED:
+    if str(model) == BUNDLED:
         say(
             "by the restorer that comes with autoencode, for noise. For your kind of images, or other "
             "damage: autoencode train IMAGES --preset restore"

@@ -3,7 +3,8 @@
 The first steps learn from images with more noise added to them (Pang et al. 2021). Their targets are noisy as
 well, so that each step teaches little, and noise of .3 ends 3.5 dB behind training on clean images. What
 these steps have restored then takes the place of clean images: noise of the level that was found is added,
-and the network learns to remove that (Zhang et al. 2022, iterative data refinement).
+and the network learns to remove that (Zhang et al. 2022, iterative data refinement). A network that restores
+already, as its first weights are those of a trained one, begins there.
 
 Files of 8 bits hold noise that is cut off at black and white. Its level is estimated, and its effect on the
 mean computed, as for Gaussian noise before the cut.

@@ -16,7 +16,15 @@ from autoencode.generation import Samples, generate, priors, vary
 from autoencode.projection import effect_sizes
 from autoencode.web.map import codes_of
 from autoencode.web.pictures import Collection, Held, Vectors
-from autoencode.web.tabs import Missing, OpenWorkspace, finished, in_shell, needs_model, require
+from autoencode.web.tabs import (
+    Missing,
+    OpenWorkspace,
+    finished,
+    in_shell,
+    needs_model,
+    require,
+    without_training_images,
+)
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -141,11 +149,7 @@ def needs_images(workspace: Workspace) -> Missing | None:
         return missing
     if workspace.review is not None:
         return None
-    return Missing(
-        "Samples are compared with the images that the model was trained on, and those were not found. Open "
-        "the run folder, with its pack where training left it.",
-        ("autoencode app RUN",),
-    )
+    return without_training_images("Samples are compared with the images that the model was trained on")
 
 
 NEEDS = {"generate": needs, "nearest": needs_images}

@@ -20,7 +20,15 @@ from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
 from autoencode.web.pictures import readable
 from autoencode.web.results import PLAIN, Form, Saved, key_of, state_of
-from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, recall_all, require
+from autoencode.web.tabs import (
+    Missing,
+    OpenWorkspace,
+    finished,
+    needs_model,
+    recall_all,
+    require,
+    without_training_images,
+)
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -220,11 +228,7 @@ def needs(workspace: Workspace) -> Missing | None:
         return missing
     if workspace.training is not None:
         return None
-    return Missing(
-        "Quality is measured on images held out of training, and those were not found. Open the run folder, "
-        "with its pack where training left it.",
-        ("autoencode app RUN",),
-    )
+    return without_training_images("Quality is measured on images held out of training")
 
 
 def _settings(workspace: Workspace) -> list[tuple[str, str]]:

@@ -126,6 +126,14 @@ def needs_model(workspace: Workspace) -> Missing | None:
     )
 
 
+def without_training_images(use: str) -> Missing:
+    """Return what is missing for a use of the training's images: "Quality is measured on images ..."."""
+    return Missing(
+        f"{use}, and those were not found. Open the run folder, with its pack where training left it.",
+        ("autoencode app RUN",),
+    )
+
+
 def finished(job: Job[Result]) -> Result:
     """Return the result of a job, or end the request with its progress: 202 while it runs, 409 if it failed.
 

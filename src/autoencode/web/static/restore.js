@@ -1,40 +1,48 @@
 // Restore: a picture before and after, with a movable line between: at its full size, or through a model's code.
 
-import { parsed, written } from "./address.js";
+import { asked, parsed, remember, written } from "./address.js";
 import { get, query, restarting, waitFor } from "./api.js";
-import { field, h, keepingFocus, number, progressBar, select, showFailure, announce } from "./dom.js";
+import { field, h, keepingFocus, number, progressBar, sayIgnored, select, showFailure, announce } from "./dom.js";
 import { choosing, dropzone, image, original, shortName } from "./pictures.js";
 import { hasImages, lacks, workspace } from "./shared.js";
 import { FITTING, fitted, moved, zoomed } from "./zoom.js";
 
 export function mount(root) {
-  if (lacks("code")) return mountWhole(root, (picture) => written("restore", { picture }));
+  if (lacks("code")) return mountWhole(root, addressOf("whole", "whole"));
   // A model that was trained to remove damage is here to be tried.
   const usual = workspace.corrupt.length ? "code" : "whole";
-  const address = (by, picture) => written("restore", { by, picture }, { by: usual });
   const kinds = [["whole", "at full size, by a restorer"], ["code", "through the code of the model"]];
   const places = { whole: h("div"), code: h("div") };
   const choice = (own) => {
     const made = select(kinds, own, (value) => {
       made.value = own; // this one is shown with its own kind alone
-      location.hash = address(value, parsed(location.hash).params.get("picture"));
+      addressOf(value, usual).open(parsed(location.hash).params.get("picture") ?? "");
     });
     return field("Restored", made);
   };
   const views = {
-    whole: mountWhole(places.whole, (picture) => address("whole", picture), choice("whole")),
-    code: mountCode(places.code, (picture) => address("code", picture), choice("code")),
+    whole: mountWhole(places.whole, addressOf("whole", usual), choice("whole")),
+    code: mountCode(places.code, addressOf("code", usual), choice("code")),
   };
   let by = usual;
   root.append(places.whole, places.code);
   return {
     take: (pictures) => views[by].take(pictures),
     show(params) {
-      const asked = params.get("by") ?? "";
-      by = asked in views ? asked : usual;
+      const { state, wrong } = asked(params, { by: usual }, { by: Object.keys(views) });
+      sayIgnored(wrong);
+      by = state.by;
       for (const [name, place] of Object.entries(places)) place.hidden = name !== by;
       views[by].show(params);
     },
+  };
+}
+
+/** How a picture restored in one way is opened by the address, and noted there. */
+function addressOf(by, usual) {
+  return {
+    open: (picture) => (location.hash = written("restore", { by, picture }, { by: usual })),
+    note: (picture) => remember("restore", { by, picture }, { by: usual }),
   };
 }
 
@@ -45,7 +53,7 @@ function mountCode(root, address, choice) {
   if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
   const state = { picture: null, clean: null, corrupt: trained };
   const place = h("div");
-  const use = ([picture]) => (location.hash = address(picture.id));
+  const use = ([picture]) => address.open(picture.id);
 
   const draw = restarting(async (signal) => {
     if (!state.picture) return;
@@ -172,18 +180,18 @@ function mountWhole(root, address, choice) {
   const place = h("div", { class: "whole-place" });
   const facts = h("div", { class: "restore-facts" });
   let drawn = null;
-  const use = ([picture]) => (location.hash = address(picture.id));
+  const use = ([picture]) => address.open(picture.id);
 
   const draw = restarting(async (signal) => {
     if (!state.picture) return;
-    const asked = query({ picture: state.picture.id, amount: state.amount });
+    const values = query({ picture: state.picture.id, amount: state.amount });
     const bar = progressBar("restoring");
     facts.replaceChildren(bar);
     // Another strength of the same picture is compared with the last; another picture is not.
     if (drawn !== state.picture.id) place.replaceChildren(h("div", { class: "comparison large" }, h("div", { class: "frame" }, Object.assign(original(state.picture, 1280), { loading: "eager", className: "waiting" }))));
     drawn = state.picture.id;
-    const found = await waitFor(`/api/restore/whole?${asked}`, bar.update, signal);
-    const url = (side) => `/api/restore/whole/${side}?${asked}`;
+    const found = await waitFor(`/api/restore/whole?${values}`, bar.update, signal);
+    const url = (side) => `/api/restore/whole/${side}?${values}`;
     const stage = new Comparison(url("before"), url("after"), found);
     place.replaceChildren(stage.element);
     facts.replaceChildren(
@@ -221,7 +229,7 @@ function mountWhole(root, address, choice) {
       const id = params.get("picture");
       if (id || state.picture || hasImages()) choose(id);
       else facts.replaceChildren(h("p", { class: "hint" }, "Choose an image to begin."));
-      if (state.picture) history.replaceState(history.state, "", address(state.picture.id));
+      if (!id && state.picture) address.note(state.picture.id);
     },
   };
 }
