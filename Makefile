@@ -4,7 +4,8 @@
 # make docs   the documentation as a site in docs/_build/html; any warning is an error, nothing is fetched
 # make notebooks    the notebooks of examples/ from top to bottom, on the digits of the demo
 # make bench  what docs/performance.md claims, in a short form: a table for each concern
-# make torture      hours of what tries to break it, and a table of what fell; PARTS="images kills" for some of it
+# make torture      two or three hours of what tries to break it, and a table of what fell; PARTS="images kills" for some
+#                   of it, PARTS="--times 10" for a weekend
 # make test-scale   the tests of several processes and servers that take minutes
 # make test-lowest  the tests with the lowest versions that pyproject.toml allows
 #
