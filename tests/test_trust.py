@@ -38,7 +38,7 @@ RUNS_CODE = re.compile(
 ALLOWED = {
     ("data/workers.py", "pickle"),  # between a process and the workers it started, over a socket of its own
     # Arrays of measurements that the same command kept, without pickles.
-    *(("duplicates/sketches.py", use) for use in ("np.load(", "allow_pickle")),
+    *(("duplicates/features.py", use) for use in ("np.load(", "allow_pickle")),
     ("models/efficientnet.py", "torch.load("),  # of an installed package, with weights_only
 }
 
@@ -105,7 +105,7 @@ OPENED = {
     ("models/judge.py", "onnxruntime.InferenceSession"): 1,  # of an installed package
     ("trial.py", "onnxruntime.InferenceSession"): 1,
     # What `open_file` opened.
-    ("duplicates/sketches.py", "np.load"): 1,
+    ("duplicates/features.py", "np.load"): 1,
     ("index/__init__.py", "_existing(location).open"): 1,  # a store, not a file
 }
 

@@ -66,6 +66,7 @@ from .morphing import morph as morph
 from .outliers.calibration import OutlierReference as OutlierReference
 from .outliers.calibration import fit_reference as fit_reference
 from .outliers.calibration import load_reference as load_reference
+from .outliers.export import export_normal as export_normal
 from .outliers.find import Outliers as Outliers
 from .outliers.find import Verdict as Verdict
 from .outliers.find import find_outliers as find_outliers
@@ -76,7 +77,6 @@ from .outliers.measurements import heat_maps as heat_maps
 from .outliers.normal import NormalImages as NormalImages
 from .outliers.normal import fit_normal as fit_normal
 from .outliers.normal import load_normal as load_normal
-from .outliers.portable import export_normal as export_normal
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import Reconstructions as Reconstructions
 from .reconstruction import reconstruct as reconstruct

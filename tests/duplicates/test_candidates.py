@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 
 from autoencode.duplicates import candidates
-from autoencode.duplicates.sketches import THUMBNAIL, Sketches
+from autoencode.duplicates.features import THUMBNAIL, Sketches
 from autoencode.models.backbones import BACKBONE
 from autoencode.models.efficientnet import LAST
 

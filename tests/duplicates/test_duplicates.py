@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from tests.duplicates.pictures import Picture, picture_of, texture
 
 from autoencode import Duplicates, ImageFolderError, OutputError, build_index, find_duplicates
-from autoencode.duplicates import sketches, verification
+from autoencode.duplicates import features, verification
 
 
 def jpeg(picture: Picture, quality: int) -> Picture:
@@ -215,7 +215,7 @@ def test_a_search_that_was_killed_goes_on_and_gives_the_same(
     few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = find_duplicates(few)
-    monkeypatch.setattr(sketches, "_BLOCK", 4)
+    monkeypatch.setattr(features, "_BLOCK", 4)
     monkeypatch.setattr(verification, "_BLOCK", 1)
     cache, calls = tmp_path / "cache", itertools.count()
 
@@ -298,12 +298,12 @@ def test_a_damaged_or_forged_cache_is_made_again(few: Path, tmp_path: Path) -> N
     contents.append(made.getvalue())
     for number, content in enumerate(contents):
         (cache / f"sketches-{number:05}.npz").write_bytes(content)
-        assert list(sketches.kept_blocks(cache)) == []
+        assert list(features.kept_blocks(cache)) == []
     [compared] = cache.glob("thorough-*.npz")
     os.truncate(compared, compared.stat().st_size // 2)
     assert find_duplicates(few, cache=cache) == whole
     # What was made again is found next time.
-    assert [len(block) for block in sketches.kept_blocks(cache)] == [whole.images]
+    assert [len(block) for block in features.kept_blocks(cache)] == [whole.images]
 
 
 def test_little_detail_is_no_agreement_of_different_images(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 
 from autoencode.duplicates.candidates import Candidates, find_candidates
-from autoencode.duplicates.sketches import sketch_pixels
+from autoencode.duplicates.features import sketch_pixels
 from autoencode.duplicates.verification import Verifier
 
 COUNT = 600

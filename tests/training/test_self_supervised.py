@@ -15,12 +15,12 @@ from autoencode.data.damage import Draws, clipped_noise
 from autoencode.data.loader import LocalBatch, local_batch
 from autoencode.metrics.images import noise_level
 from autoencode.models.model_file import build_model
+from autoencode.training.checkpoint import TrainState
 from autoencode.training.objective import Objective
 from autoencode.training.optim import make_optimizer
 from autoencode.training.presets import settings
 from autoencode.training.runtime import choose_runtime
 from autoencode.training.self_supervised import damaged_again, level_before_cut, mean_after_cut, recorrupted
-from autoencode.training.state import TrainState
 
 IMAGES = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 # Squares of several brightnesses, from black to white.

@@ -160,8 +160,8 @@ def export(
     """Write a model, or normal images, as ONNX files, for programs without torch."""
     from autoencode.export import CHECKED_BATCHES, export_onnx
     from autoencode.models.model_file import kind_of, load_model
+    from autoencode.outliers.export import export_normal
     from autoencode.outliers.normal import KIND, load_normal
-    from autoencode.outliers.portable import export_normal
 
     # Named, as a graph that was traced with one batch size may be wrong for another.
     batches = " and ".join(map(str, CHECKED_BATCHES))

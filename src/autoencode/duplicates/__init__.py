@@ -23,8 +23,8 @@ from autoencode.data.preprocessing import Limits, Preprocessing, read_image
 from autoencode.data.sources import expanded
 from autoencode.duplicates.agreement import SHARP_SIDE, SIDE
 from autoencode.duplicates.candidates import find_candidates
+from autoencode.duplicates.features import SQUARE, Sketches, sketch_files
 from autoencode.duplicates.output import JSON_NAME, MARK_NAME, busy
-from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_files
 from autoencode.duplicates.staying import RULES, picture_in_border, staying, without_links
 from autoencode.duplicates.verdict import LEAST, LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
 from autoencode.duplicates.verification import Match, Verifier, remembered

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from autoencode.duplicates.features import THUMBNAIL, Sketches
 from autoencode.duplicates.registration import inverse, onto_box, orientations, turned, warped
-from autoencode.duplicates.sketches import THUMBNAIL, Sketches
 from autoencode.index.neighbours import VectorSpace, configure_faiss, fit_vector_space
 
 FREQUENCIES = 8  # of each direction

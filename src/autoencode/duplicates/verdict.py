@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from autoencode.duplicates.sketches import SQUARE, Sketches, sketch_pixels
+from autoencode.duplicates.features import SQUARE, Sketches, sketch_pixels
 from autoencode.duplicates.verification import Match, Verifier
 from autoencode.errors import ImageError
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from autoencode.atomic import atomic_file
 from autoencode.duplicates.agreement import Agreement, agreements, grey_of
+from autoencode.duplicates.features import DAMAGED, read_arrays
 from autoencode.duplicates.registration import (
     coarse_maps,
     contrast,
@@ -28,14 +29,13 @@ from autoencode.duplicates.registration import (
     shifted_maps,
     turned,
 )
-from autoencode.duplicates.sketches import DAMAGED, read_arrays
 from autoencode.errors import ImageError
 from autoencode.pixels import to_float
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.duplicates.candidates import Candidates
-    from autoencode.duplicates.sketches import Sketches
+    from autoencode.duplicates.features import Sketches
 
 Pairs = NDArray[np.int64]
 Read = Callable[[int], NDArray[np.uint8]]

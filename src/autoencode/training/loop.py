@@ -26,6 +26,15 @@ from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, RANDOM, save_model
 from autoencode.training.adversarial import ratio_at
+from autoencode.training.checkpoint import (
+    all_finite,
+    initial_state,
+    load_checkpoint,
+    save_checkpoint,
+    start_from_images,
+    start_from_model,
+    start_perceptual,
+)
 from autoencode.training.distributed import ALONE, Processes, set_counted
 from autoencode.training.losses import update_sigma2
 from autoencode.training.objective import Objective, Views
@@ -46,15 +55,6 @@ from autoencode.training.run import (
     keep_metrics_up_to,
     provenance,
     read_metrics,
-)
-from autoencode.training.state import (
-    all_finite,
-    initial_state,
-    load_checkpoint,
-    save_checkpoint,
-    start_from_images,
-    start_from_model,
-    start_perceptual,
 )
 from autoencode.training.validation import validate, validate_decoder
 

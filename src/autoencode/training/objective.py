@@ -20,10 +20,10 @@ from autoencode.training.self_supervised import FIRST_SHARE, damaged_again, mean
 if TYPE_CHECKING:
     from autoencode.data.loader import LocalBatch
     from autoencode.models.image_model import ImageModel, Output
+    from autoencode.training.checkpoint import TrainState
     from autoencode.training.config import TrainConfig
     from autoencode.training.run import Record
     from autoencode.training.runtime import Runtime
-    from autoencode.training.state import TrainState
 
 
 class Views(NamedTuple):

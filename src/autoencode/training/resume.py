@@ -16,11 +16,11 @@ from autoencode.data.listing import Listing
 from autoencode.data.pack import Pack, open_known_pack
 from autoencode.errors import ConfigError, RunError
 from autoencode.models.backbones import multiplies_bf16
+from autoencode.training.checkpoint import steps_taken
 from autoencode.training.config import changed, check_fit
 from autoencode.training.presets import settings
 from autoencode.training.run import RunSettings, holds_state, is_run, read_run
 from autoencode.training.runtime import Runtime, choose_runtime
-from autoencode.training.state import steps_taken
 
 if TYPE_CHECKING:
     from autoencode.configuration import Precision

@@ -1,4 +1,4 @@
-"""What is remembered of each file: digest, size, a thumbnail, and features of a pretrained network.
+"""Remember of each file its digest, size, a thumbnail, and features of a pretrained network.
 
 Files are decoded once, in processes that may hang or crash alone; a sketch takes 4 KB. With a folder for
 them, sketches are kept in blocks, so that a run that was killed goes on, and one on a folder that changed

@@ -16,8 +16,8 @@ from tests.outliers.test_normal import COLUMNS, ROWS, normal, part, parts  # noq
 from autoencode import ConfigError, NormalImages, OutputError, export_normal
 from autoencode.data.preprocessing import Limits
 from autoencode.models.backbones import BACKBONE
+from autoencode.outliers.export import Judge
 from autoencode.outliers.patches import Picture, read_in_shape, seen_sizes
-from autoencode.outliers.portable import Judge
 from autoencode.pixels import to_float
 
 

@@ -12,10 +12,10 @@ import torch
 
 from autoencode import Autoencoder, DivergedError, ModelConfig, Preprocessing, RunError
 from autoencode.models.model_file import read_tensors, write_tensors
+from autoencode.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from autoencode.training.config import TrainConfig
 from autoencode.training.run import CHECKPOINT_NAME
 from autoencode.training.runtime import choose_runtime
-from autoencode.training.state import TrainState, load_checkpoint, save_checkpoint
 
 
 def build(seed: int, steps: int, widths: tuple[int, ...] = (4, 8), *, averaged: bool = True) -> TrainState:
