@@ -80,11 +80,11 @@ from .outliers.normal import load_normal as load_normal
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import Reconstructions as Reconstructions
 from .reconstruction import reconstruct as reconstruct
-from .restoration import Restoration as Restoration
 from .restoration import Restorations as Restorations
 from .restoration import restore as restore
 from .restoration.picture import RestoredPicture as RestoredPicture
 from .restoration.picture import restore_picture as restore_picture
+from .restoration.results import Restoration as Restoration
 from .training.callbacks import Callback as Callback
 from .training.callbacks import MLflow as MLflow
 from .training.callbacks import TensorBoard as TensorBoard

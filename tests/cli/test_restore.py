@@ -54,7 +54,7 @@ def test_restore_says_what_it_did_and_what_was_done_before(
     assert once.out.startswith("restored: 16 images. Removed in the median image: 0.")
     assert "before and after: " in once.out
     again = autoencode("restore", run.folder, photos / "coast", "--out", tmp_path / "out", "--compare")
-    assert "restored: 16 images, 16 of them by an earlier call." in again.out
+    assert "restored: 16 images, 16 of them by an earlier run." in again.out
 
 
 def test_images_alone_are_restored_by_the_restorer_in_the_package(
@@ -64,7 +64,7 @@ def test_images_alone_are_restored_by_the_restorer_in_the_package(
     assert (alone.code, alone.err) == (0, "")
     assert "by the restorer that comes with autoencode" in alone.out
     named = autoencode("restore", "bundled", photos / "coast", "--out", tmp_path / "out")
-    assert "16 of them by an earlier call" in named.out
+    assert "16 of them by an earlier run" in named.out
 
 
 def test_a_model_without_images_and_a_name_that_is_neither_are_rejected(

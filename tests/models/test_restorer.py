@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,8 +20,11 @@ from autoencode import (
     save_model,
 )
 from autoencode.errors import ModelFileError
-from autoencode.models.gated import RestorationNet
+from autoencode.models.gated import GatedUNet
 from autoencode.models.model_file import load_model
+from autoencode.models.networks import NETWORKS
+from autoencode.restoration.tiles import restore_levels
+from autoencode.training.runtime import choose_runtime
 
 
 def restorer(widths: tuple[int, ...] = (4, 6, 8), seed: int = 0) -> Restorer:
@@ -47,7 +52,7 @@ def test_the_output_is_the_image_and_what_the_network_adds() -> None:
 def test_a_pixel_depends_on_what_is_within_reach_and_on_nothing_further(widths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     # In fp64, where a dependence through every block is small but not lost.
-    net = RestorationNet(widths).double()
+    net = GatedUNet(widths).double()
     side = 2 * (net.reach // net.factor + 2) * net.factor
     images = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
     middle = side // 2 // net.factor * net.factor
@@ -111,3 +116,28 @@ def test_the_restorer_in_the_package_removes_noise_from_any_image_and_leaves_cle
     median = torch.nn.functional.unfold(noisy.transpose(0, 1), 3, padding=1).median(1).values
     assert psnr_db(model.restore(noisy)) > psnr_db(median.view(image.shape)) + 2
     assert psnr_db(model.restore(image)) > 40
+
+
+class Darker(nn.Module):
+    """A network of one weight, which no module of the product knows."""
+
+    factor, reach = 4, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.amount = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return -self.amount * images
+
+
+def test_another_network_is_an_entry_of_the_registry_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = replace(NETWORKS["gated"], build=lambda config, height, width: Darker())
+    monkeypatch.setitem(NETWORKS, "darker", entry)
+    model = Restorer(ModelConfig(kind="restorer", network="darker"), Preprocessing(32, 32))
+    save_model(tmp_path / "model.safetensors", model, {})
+    levels = np.random.default_rng(0).integers(0, 256, (21, 30, 3), np.uint8)
+    found = restore_levels(load_restorer(tmp_path), levels, runtime=choose_runtime("cpu", "fp32"))
+    assert np.abs(found - 0.75 * levels).max() <= 0.5 + 1e-3

@@ -30,7 +30,7 @@ def test_a_picture_in_memory_becomes_the_file_that_restore_writes(tmp_path: Path
     for given in (file, str(file), file.read_bytes()):
         found = restore_picture(restorer(), given)
         assert found.after.encoded() == (tmp_path / "out" / "a.jpg").read_bytes()
-        assert found.noise == made.results[0].noise
+        assert found.removed_rms == made.results[0].removed_rms
 
 
 def test_both_sides_are_shown_upright_on_white_in_the_size_of_the_file() -> None:

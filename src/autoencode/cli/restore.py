@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from autoencode.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from autoencode.restoration import Restoration
+    from autoencode.restoration.results import Restoration
 
 
 def restore(
@@ -95,23 +96,27 @@ def restore(
 def _print_results(results: Sequence[Restoration], kept: int) -> None:
     from statistics import median
 
-    done = f", {kept:,} of them by an earlier call" if kept else ""
-    noise = median(one.noise for one in results)
+    done = f", {kept:,} of them by an earlier run" if kept else ""
+    removed = median(one.removed_rms for one in results)
     say(
-        f"restored: {counted(len(results), 'image')}{done}. Removed in the median image: {noise:.4f} "
-        f"({noise * 255:.1f} of 255 levels, root mean square; for noise its standard deviation)"
+        f"restored: {counted(len(results), 'image')}{done}. Removed in the median image: {removed:.4f} "
+        f"({removed * 255:.1f} of 255 levels, root mean square; for noise its standard deviation)"
     )
     # Medians: the PSNR of a single flat image is so high that it would decide a mean.
     pairs = [
-        (one.damaged_psnr_db, one.psnr_db)
+        (one.corrupted_psnr_db, one.psnr_db)
         for one in results
-        if one.damaged_psnr_db is not None and one.psnr_db is not None
+        if one.corrupted_psnr_db is not None and one.psnr_db is not None
     ]
     if pairs:
-        before, after = (median(values) for values in zip(*pairs, strict=True))
-        similar = [one.ssim for one in results if one.ssim is not None]
-        told = f", SSIM {median(similar):.3f}" if similar else ""
-        say(f"against the clean images: median PSNR {before:.2f} dB before, {after:.2f} dB after{told}")
+        before, after = (_decibels(median(values)) for values in zip(*pairs, strict=True))
+        similarities = [one.ssim for one in results if one.ssim is not None]
+        similarity = f", SSIM {median(similarities):.3f}" if similarities else ""
+        say(f"against the clean images: median PSNR {before} before, {after} after{similarity}")
+
+
+def _decibels(psnr_db: float) -> str:
+    return f"{psnr_db:.2f} dB" if math.isfinite(psnr_db) else "infinite (identical images)"
 
 
 def add_to(program: typer.Typer) -> None:

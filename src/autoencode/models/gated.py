@@ -1,10 +1,10 @@
-"""The network of a restorer: a U-Net of gated blocks, from damaged images to what is to be added to them.
+"""The network "gated" of restorers: a U-Net of gated blocks maps images to what is to be added to them.
 
 A bottleneck must throw detail away, so that a denoising autoencoder returns less than the noisy image still
 shows. A U-Net (Ronneberger et al. 2015) has skips around its bottleneck and here returns what is to be added
 to the image (Zhang et al. 2017, DnCNN): detail has a way around every halving. Blocks are those of NAFNet
-(Chen et al. 2022) without its attention to means over the image, which would make the result of a place
-depend on places far away and leave seams between tiles. In equal time they are better than two full
+(Chen et al. 2022) without its attention to means over the image, which would make the result at a position
+depend on positions far away and leave seams between tiles. In equal time they are better than two full
 convolutions with ReLU between them, with .4 of the weights (docs/log.md).
 
 Shapes: B batch, C channels, H height, W width. Images are (B, 3, H, W) in [0, 1].
@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# No setting and no file holds these four numbers: the name "gated" stands for them, and saved weights fit no
+# others. A network with other numbers needs a name of its own in `NETWORKS`.
 PATCH = 2  # pixels along a side that the first convolution takes as channels: a quarter of the work, or less
 # Blocks of a level on the way down and up, and of the deepest: features are mostly made on the way up.
 DOWN_BLOCKS, DEEPEST_BLOCKS, UP_BLOCKS = 1, 2, 2
 
 
 class _Norm(nn.Module):
-    """The channels of each position to a mean of 0 and a variance of 1, times a learned factor a channel."""
+    """Normalises the channels of each position to mean 0 and variance 1, times a learned factor a channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +39,7 @@ class _Norm(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + products of pairs of channels, once with a 3x3 convolution a channel before them and once without.
+    """Adds products of pairs of channels, first after a 3x3 convolution of each channel and then without one.
 
     Products take the place of ReLU. They grow with the square of their input: without the norms, training
     diverges.
@@ -69,7 +71,7 @@ def _products(features: Tensor) -> Tensor:
     return first * second
 
 
-class RestorationNet(nn.Module):
+class GatedUNet(nn.Module):
     """(B, 3, H, W) -> (B, 3, H, W), what is to be added to the images; H and W multiples of `factor`.
 
     Args:

@@ -7,7 +7,7 @@ or the halves it builds; no other module compares names of networks.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from autoencode.configuration import Kind, check_fields
 from autoencode.errors import ConfigError, check_choice
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from autoencode.models.autoencoder import Autoencoder
     from autoencode.models.convolutions import ImageDecoder, LinearEncoder
-    from autoencode.models.gated import RestorationNet
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,23 @@ class Halves(NamedTuple):
     linear: LinearEncoder | None
 
 
+class RestoringNetwork(Protocol):
+    """The module of a restorer: images (B, 3, H, W) to what is to be added to them, of the same shape.
+
+    Attributes:
+        factor: the module is given heights and widths that are multiples of this many pixels. Its results do
+            not change when an image is moved by as many.
+        reach: pixels that the value of a pixel depends on, in each direction.
+    """
+
+    factor: int
+    reach: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to what is to be added to them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Network:
     """One network.
@@ -101,9 +117,9 @@ class Network:
         normalises_deepest: whether batch normalisation works on the deepest grid, which may be a single value
             a channel. Otherwise the last halving comes after it.
         linear_rate: factor on the learning rate of the linear path; such weights do not decay either.
-        build: settings, height and width in pixels to the halves of an autoencoder, or to the whole network
-            of a restorer, drawn from torch's random numbers.
-        restores: whether it is the network of a restorer.
+        build: settings, height and width in pixels to the halves of an autoencoder, or to the module of a
+            restorer, drawn from torch's random numbers.
+        restores: whether it is the network of a restorer; `build` then returns a `RestoringNetwork`.
         start: sets the weights of a new model on the CPU from batches of training images, before the first
             step; None leaves the random weights.
     """
@@ -113,7 +129,7 @@ class Network:
     patch_px: int
     normalises_deepest: bool
     linear_rate: float
-    build: Callable[[ModelConfig, int, int], Halves | RestorationNet]
+    build: Callable[[ModelConfig, int, int], Halves | RestoringNetwork]
     restores: bool = False
     start: Callable[[Autoencoder, Iterable[Tensor]], None] | None = None
 
@@ -152,10 +168,10 @@ def _residual(config: ModelConfig, height: int, width: int) -> Halves:
     return Halves(encoder, decoder, LinearEncoder(config.code_size, height, width))
 
 
-def _gated(config: ModelConfig, height: int, width: int) -> RestorationNet:
-    from autoencode.models.gated import RestorationNet
+def _gated(config: ModelConfig, height: int, width: int) -> RestoringNetwork:
+    from autoencode.models.gated import GatedUNet
 
-    return RestorationNet(config.widths)
+    return GatedUNet(config.widths)
 
 
 def _start_at_pca(model: Autoencoder, images: Iterable[Tensor]) -> None:

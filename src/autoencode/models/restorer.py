@@ -1,4 +1,4 @@
-"""A restorer: damaged images of any size to better ones of the same size, in one pass and without a code."""
+"""A restorer is a model that maps damaged images of any size to better ones in one pass, without a code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoencode.models.gated import RestorationNet
 from autoencode.models.image_model import ImageModel, Output
+from autoencode.models.networks import Halves
 
 if TYPE_CHECKING:
     from autoencode.data.preprocessing import Preprocessing
@@ -27,7 +27,7 @@ class Restorer(ImageModel):
     def __init__(self, config: ModelConfig, preprocessing: Preprocessing) -> None:
         super().__init__(config, preprocessing)
         net = self.network.build(config, preprocessing.height, preprocessing.width)
-        assert isinstance(net, RestorationNet)  # `ModelConfig` rejects a network of another kind of model
+        assert not isinstance(net, Halves)  # `ModelConfig` rejects a network of another kind of model
         self.net = net
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Output:
@@ -37,7 +37,7 @@ class Restorer(ImageModel):
 
     @torch.inference_mode()
     def restore(self, images: Tensor) -> Tensor:
-        """Return images with their damage undone.
+        """Return images with less of the damage that the model was trained to remove.
 
         Args:
             images: (B, 3, H, W) float, mostly in [0, 1], any size and device.

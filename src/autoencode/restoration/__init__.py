@@ -8,11 +8,9 @@ Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..6553
 
 from __future__ import annotations
 
-import functools
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,63 +20,40 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from autoencode import notebook
-from autoencode.atomic import (
-    append_line,
-    claim_folder,
-    cut_name,
-    exclusive,
-    parse_json,
-    remove_temporaries,
-)
+from autoencode.atomic import claim_folder, cut_name, exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits, check_usable, save_image
-from autoencode.data.sources import expanded
+from autoencode.data.sources import expanded, paths_given
 from autoencode.errors import ImageError, OutputError
 from autoencode.figures import contact_sheet
 from autoencode.metrics.images import psnr
 from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
 from autoencode.pixels import to_float, to_pixels
-from autoencode.restoration.picture import Measured, check_arguments
+from autoencode.restoration.clean_images import CleanImages
+from autoencode.restoration.picture import DifferenceSums, check_arguments
+from autoencode.restoration.results import (
+    TABLE_NAME,
+    Restoration,
+    append_result,
+    create_table,
+    read_results,
+)
 from autoencode.restoration.tiles import restore_levels
 from autoencode.training.runtime import Runtime, choose_runtime
-from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.listing import Paths
     from autoencode.data.pack import Pack, Progress
     from autoencode.data.pictures import Levels
 
-TABLE_NAME = "restored.jsonl"
 COMPARISONS_NAME = "comparisons"
 SHEET_NAME = "restored.png"  # of a run
 SHEET_IMAGES = 24  # nobody looks through a longer sheet
 
 _CROP = 384  # side of the 1:1 crop of a comparison: two fit on any screen
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """How one image was restored.
-
-    Attributes:
-        path: the image file.
-        file: name of the result in the folder.
-        noise: root mean square of what was removed, in [0, 1]: for an image whose damage is noise about its
-            standard deviation.
-        psnr_db: peak signal-to-noise ratio against the clean image in dB; None without a clean image.
-        ssim: structural similarity to the clean image, at most 1; None without one.
-        damaged_psnr_db: the same ratio before restoring.
-    """
-
-    path: Path
-    file: str
-    noise: float
-    psnr_db: float | None = None
-    ssim: float | None = None
-    damaged_psnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +71,7 @@ class Restorations:
     kept: int
 
     def _repr_html_(self) -> str:
-        rows = ((one.noise, one.psnr_db, one.path) for one in self.results)
+        rows = ((one.removed_rms, one.psnr_db, one.path) for one in self.results)
         return notebook.table(f"{len(self.results):,} images restored", ("removed", "PSNR dB", "path"), rows)
 
 
@@ -125,7 +100,8 @@ def restore(
         scale: enlarge each side by this whole factor; needs a model trained with `downscale`.
         amount: how much of what the model removes is removed, from 0 (nothing) to 1 (all of it).
         clean: the same images without damage, to measure against: one file, or a folder with files of the
-            same names.
+            same names. An image is skipped if none of them has its name, or several have and none of these
+            has its path.
         compare: also write, for each image, a picture of it before and after, with a part at 1:1.
         limits: the largest files and images to accept.
         device: "auto" (a GPU where there is one), "cpu", "cuda", ...
@@ -139,6 +115,7 @@ def restore(
             cannot be written. What was finished before is kept.
     """
     loaded = model if isinstance(model, Restorer) else load_restorer(model)
+    images = list(images) if isinstance(images, Iterator) else images
     folder, paths = Path(out), expanded(images)
     check_arguments(loaded, scale, amount)
     runtime = choose_runtime(device)
@@ -149,8 +126,9 @@ def restore(
     busy = f"{folder} is being written by another process."
     with exclusive(folder, busy, OutputError):
         remove_temporaries(folder)
-        measured = None if clean is None else Path(clean)
-        job = _Job(loaded, runtime, folder, scale, amount, measured, compare, limits or Limits())
+        folders = [path for path in paths_given(images) or () if path.is_dir()]
+        targets = None if clean is None else CleanImages(Path(clean), folders)
+        job = _Job(loaded, runtime, folder, scale, amount, targets, compare, limits or Limits())
         return job.run(paths, progress or (lambda done, total: None))
 
 
@@ -163,7 +141,7 @@ class _Job:
     folder: Path
     scale: int
     amount: float
-    clean: Path | None
+    clean: CleanImages | None
     compare: bool
     limits: Limits
 
@@ -171,8 +149,9 @@ class _Job:
         """Restore what is not finished."""
         results: list[Restoration] = []
         skipped: list[tuple[Path, str]] = []
+        create_table(self.folder)
         finished = self._finished()
-        keys = {path: self._key(path) for path in paths}
+        keys = {path: self._inputs_and_settings(path) for path in paths}
         names = {finished[key].file.lower() for key in keys.values() if key in finished}
         kept = 0
         for number, path in enumerate(paths, start=1):
@@ -181,33 +160,33 @@ class _Job:
                 kept += 1
             else:
                 try:
-                    results.append(self._restored(path, names))
-                    self._note(keys[path], results[-1])
+                    results.append(self._restore_file(path, names))
+                    append_result(self.folder, keys[path], results[-1])
                 except ImageError as err:
                     skipped.append((path, str(err)))
             progress(number, len(paths))
         check_usable(len(results), paths, skipped)
         return Restorations(results, [*skipped, *paths.skipped], kept)
 
-    def _restored(self, path: Path, names: set[str]) -> Restoration:
+    def _restore_file(self, path: Path, names: set[str]) -> Restoration:
         picture = read_picture(path, self.limits)
-        measured = Measured(self._clean_levels(path, picture))
+        differences = DifferenceSums(self._clean_levels(path, picture))
         levels = restore_levels(
             self.model,
             picture.levels,
             scale=self.scale,
             amount=self.amount,
             runtime=self.runtime,
-            seen=measured.add,
+            seen=differences.add,
         )
         restored = picture.with_levels(levels)
         name = _free_name(picture.name_of(path), names)
         if self.compare:
-            sheet = _comparison(picture, restored)
+            sheet = _before_and_after(picture, restored)
             save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)
         restored.save(self.folder / name)
-        before_db, after_db, similarity = measured.against_clean() or (None, None, None)
-        return Restoration(path, name, measured.noise, after_db, similarity, before_db)
+        before_db, after_db, similarity = differences.against_clean() or (None, None, None)
+        return Restoration(path, name, differences.removed_rms, after_db, similarity, before_db)
 
     def _clean_levels(self, path: Path, picture: Picture) -> Levels | None:
         """Return what the result should be.
@@ -217,11 +196,7 @@ class _Job:
         """
         if self.clean is None:
             return None
-        found = self._clean_files
-        clean = found.get(f"{path.parent.name}/{path.name}") or found.get(path.name)
-        clean = clean if self.clean.is_dir() else self.clean
-        if clean is None:
-            raise ImageError(f"no clean image of its name is in {self.clean}")
+        clean = self.clean.of(path)
         try:
             levels = read_picture(clean, self.limits).levels
         except ImageError as err:
@@ -234,54 +209,30 @@ class _Job:
             )
         return levels
 
-    @functools.cached_property
-    def _clean_files(self) -> Mapping[str, Path]:
-        """The clean images, by their names and by those with their folders."""
-        assert self.clean is not None
-        files = list(expanded(self.clean))
-        return {path.name: path for path in files} | {
-            f"{path.parent.name}/{path.name}": path for path in files
-        }
-
-    def _key(self, path: Path) -> str:
-        """Return what decides the result of a file, as text."""
+    def _inputs_and_settings(self, path: Path) -> str:
+        """Return all that decides the result of a file and what is measured of it, as text."""
         try:
-            status = path.stat()
-            version = [status.st_size, status.st_mtime_ns]
-        except OSError:  # reading it will say what is wrong
-            version = []
-        clean = None if self.clean is None else str(self.clean)
-        weights = self.model.digest, self.scale, self.amount, self.compare, clean
-        return json.dumps([str(path.absolute()), *version, *weights])
+            clean = None if self.clean is None else _version(self.clean.of(path))
+        except ImageError:  # the reason why this file is skipped when its turn comes
+            clean = []
+        settings = self.model.digest, self.scale, self.amount, self.compare
+        return json.dumps([*_version(path), *settings, clean])
 
     def _finished(self) -> dict[str, Restoration]:
-        """Return the results that the table lists and the folder still has, by what decided them."""
-        found: dict[str, Restoration] = {}
-        table = self.folder / TABLE_NAME
-        try:
-            lines = read_file(table, TEXT_BYTES).decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            # At once, so that a folder left by a kill is known as ours.
-            append_line(table, "")
-            lines = []
-        for line in lines:
-            try:
-                value = parse_json(line)
-                path = Path(value["restored"].pop("path"))
-                found[value["of"]] = Restoration(path, **value["restored"])
-            except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a crash
-                continue
-        names = {path.name for path in self.folder.iterdir()}
-        # Weights that were never saved have no digest to know them by.
-        return {key: one for key, one in found.items() if one.file in names and self.model.digest}
+        """Return the results of earlier runs that the folder still has, by what decided them."""
+        if not self.model.digest:  # weights that were never saved cannot be recognised
+            return {}
+        names = names_in(self.folder)
+        return {key: one for key, one in read_results(self.folder).items() if one.file in names}
 
-    def _note(self, key: str, result: Restoration) -> None:
-        numbers = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(result).items()
-        }
-        text = json.dumps({"of": key, "restored": {**numbers, "path": str(result.path)}})
-        append_line(self.folder / TABLE_NAME, text)
+
+def _version(path: Path) -> list[str | int]:
+    """Return what tells a file from another one, and from an earlier content of its own."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say what is wrong
+        return [str(path.absolute())]
+    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
 def _free_name(name: str, taken: set[str]) -> str:
@@ -298,7 +249,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]} of {shape[2]} channels"
 
 
-def _comparison(before: Picture, after: Picture) -> NDArray[np.uint8]:
+def _before_and_after(before: Picture, after: Picture) -> NDArray[np.uint8]:
     """Draw a picture before and after: all of it made small, and its middle pixel by pixel."""
     shown = before.image(), after.image()
     width, height = shown[1].size

@@ -17,7 +17,7 @@ from autoencode.errors import ConfigError
 from autoencode.metrics.images import SSIM_WINDOW_PX, ssim
 from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
-from autoencode.restoration.tiles import Box, restore_levels, to_images
+from autoencode.restoration.tiles import Region, restore_levels, to_images
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
@@ -35,12 +35,12 @@ class RestoredPicture:
     Attributes:
         before: the picture as it was given.
         after: as restored, of the same kind; `scale` times as large.
-        noise: as in `Restoration`.
+        removed_rms: as in `Restoration`.
     """
 
     before: Picture
     after: Picture
-    noise: float
+    removed_rms: float
 
 
 def restore_picture(
@@ -74,20 +74,20 @@ def restore_picture(
     loaded = model if isinstance(model, Restorer) else load_restorer(model)
     check_arguments(loaded, scale, amount)
     before = read_picture(picture if isinstance(picture, bytes) else Path(picture), limits)
-    measured = Measured()
+    differences = DifferenceSums()
     levels = restore_levels(
         loaded,
         before.levels,
         scale=scale,
         amount=amount,
         runtime=runtime,
-        seen=measured.add,
+        seen=differences.add,
         progress=progress,
     )
-    return RestoredPicture(before, before.with_levels(levels), measured.noise)
+    return RestoredPicture(before, before.with_levels(levels), differences.removed_rms)
 
 
-class Measured:
+class DifferenceSums:
     """Sums over the tiles of one image: what was removed, and how far it is from the clean image."""
 
     def __init__(self, clean: Levels | None = None) -> None:
@@ -95,14 +95,14 @@ class Measured:
         self.removed = self.before = self.after = self.similarity = 0.0
         self.values = self.compared = self.windows = 0
 
-    def add(self, box: Box, before: Tensor, after: Tensor) -> None:
-        """Count a tile: its box in the result, and the images (1, 3, h, w) before and after."""
+    def add(self, region: Region, before: Tensor, after: Tensor) -> None:
+        """Count a tile: its region of the result, and the images (1, 3, h, w) before and after."""
         self.removed += float((after - before).square().double().sum())
         self.values += before.numel()
         if self.clean is None:
             return
         columns = (0, 0, 0) if self.clean.shape[2] == 1 else (0, 1, 2)
-        target = to_images(self.clean[box.rows, box.columns][..., columns])
+        target = to_images(self.clean[region.rows, region.columns][..., columns])
         self.before += float((before.clamp(0, 1) - target).square().double().sum())
         self.after += float((after - target).square().double().sum())
         self.compared += target.numel()
@@ -112,7 +112,7 @@ class Measured:
             self.windows += windows
 
     @property
-    def noise(self) -> float:
+    def removed_rms(self) -> float:
         """Root mean square of what was removed, in [0, 1]."""
         return math.sqrt(self.removed / self.values)
 

@@ -1,4 +1,4 @@
-"""One image of any size through a restorer, in tiles, so that memory does not depend on its size.
+"""Restore one image of any size in tiles: memory beyond the two images is that of one tile.
 
 A tile is cut with as much around it as its result depends on, on the grid of the network's halvings: the
 result is that of the whole image, without seams.
@@ -21,60 +21,12 @@ from autoencode.training.runtime import Runtime, choose_runtime
 
 if TYPE_CHECKING:
     from autoencode.data.pictures import Levels
+    from autoencode.models.networks import RestoringNetwork
     from autoencode.models.restorer import Restorer
 
 # Pixels along a side of a tile's result. Larger ones waste less on what is computed twice. Above 900 glibc
 # gets the memory of each feature map from the system and gives it back: a pass takes up to twice as long.
 TILE = 768
-
-
-def restore_levels(
-    model: Restorer,
-    levels: Levels,
-    *,
-    scale: int = 1,
-    amount: float = 1.0,
-    runtime: Runtime | None = None,
-    seen: Callable[[Box, Tensor, Tensor], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Levels:
-    """Restore one image that is in memory.
-
-    Args:
-        model: from `load_restorer`.
-        levels: (H, W, C), uint8 or uint16: grey, RGB, or CMYK for C of 1, 3 or 4.
-        scale: as for `restore`.
-        amount: as for `restore`.
-        runtime: where and how to compute; by default the fastest way on this machine. The model is there.
-        seen: called for each tile with its box in the result, and the images (1, 3, h, w) before and after.
-        progress: called after each tile with (tiles done, tiles in total).
-
-    Returns:
-        (H * scale, W * scale, C) of the same type.
-    """
-    runtime = runtime or choose_runtime(next(model.parameters()).device.type)
-    height, width, channels = levels.shape
-    restored = np.empty((height * scale, width * scale, channels), levels.dtype)
-    tiles, done = list(_tiles(height, width, scale, model)), 0
-    for columns in _PASSES[channels]:
-        for box, region in tiles:
-            part = to_images(levels[region.rows, region.columns][..., columns], inverted=channels == 4)
-            before = runtime.to_device(part)
-            if scale > 1:
-                before = enlarge(before, part.shape[2] * scale, part.shape[3] * scale)
-            with torch.inference_mode(), runtime.autocast():
-                after = torch.lerp(before, model.restore(before), amount)
-            inside = (..., box.within(region, scale, "rows"), box.within(region, scale, "columns"))
-            before, after = before[inside].float().cpu(), after[inside].float().cpu()
-            if len(set(columns)) == 1:  # grey goes in as three equal channels
-                after = after.mean(1, keepdim=True).expand_as(after)
-            _put(restored[box.rows, box.columns], after, columns, inverted=channels == 4)
-            if seen:
-                seen(box, before, after)
-            done += 1
-            if progress:
-                progress(done, len(tiles) * len(_PASSES[channels]))
-    return restored
 
 
 # Which channels of an image make the three of the network, pass by pass. Inks are restored as they are, the
@@ -86,34 +38,95 @@ _PASSES: dict[int, Sequence[tuple[int, int, int]]] = {
 }
 
 
-class Box(NamedTuple):
+class Region(NamedTuple):
     """A rectangle of an image: its rows and its columns."""
 
     rows: slice
     columns: slice
 
-    def within(self, region: Box, scale: int, side: str) -> slice:
-        """Return where its rows or columns are in a region of an image `scale` times smaller."""
-        own, outer = getattr(self, side), getattr(region, side)
-        return slice(own.start - outer.start * scale, own.stop - outer.start * scale)
+    def scaled(self, factor: int) -> Region:
+        """Return the same region of the image enlarged by a factor."""
+        rows, columns = (slice(one.start * factor, one.stop * factor) for one in self)
+        return Region(rows, columns)
+
+    def within(self, outer: Region) -> Region:
+        """Return where it is in a cut-out of the same image that holds it."""
+        rows, columns = (
+            slice(own.start - first.start, own.stop - first.start)
+            for own, first in zip(self, outer, strict=True)
+        )
+        return Region(rows, columns)
 
 
-def _tiles(height: int, width: int, scale: int, model: Restorer) -> Iterator[tuple[Box, Box]]:
-    """Yield boxes that cover the result, and the region of the image (H, W) that each depends on."""
-    grid = model.net.factor
+def restore_levels(
+    model: Restorer,
+    levels: Levels,
+    *,
+    scale: int = 1,
+    amount: float = 1.0,
+    runtime: Runtime | None = None,
+    seen: Callable[[Region, Tensor, Tensor], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Levels:
+    """Restore one image that is in memory.
+
+    Args:
+        model: from `load_restorer`.
+        levels: (H, W, C), uint8 or uint16: grey, RGB, or CMYK for C of 1, 3 or 4.
+        scale: as for `restore`.
+        amount: as for `restore`.
+        runtime: where and how to compute; it must be on the device of the model. By default the fastest way
+            on that device.
+        seen: called for each tile with its region of the result, and the images (1, 3, h, w) before and
+            after.
+        progress: called after each tile with (tiles done, tiles in total).
+
+    Returns:
+        (H * scale, W * scale, C) of the same type.
+
+    Raises:
+        Exception: what `seen` or `progress` raises; the work then stops.
+    """
+    runtime = runtime or choose_runtime(next(model.parameters()).device.type)
+    height, width, channels = levels.shape
+    restored = np.empty((height * scale, width * scale, channels), levels.dtype)
+    tiles, done = list(_tiles(height, width, scale, model.net)), 0
+    for columns in _PASSES[channels]:
+        for tile, source in tiles:
+            part = to_images(levels[source.rows, source.columns][..., columns], inverted=channels == 4)
+            before = runtime.to_device(part)
+            if scale > 1:
+                before = enlarge(before, part.shape[2] * scale, part.shape[3] * scale)
+            with torch.inference_mode(), runtime.autocast():
+                after = torch.lerp(before, model.restore(before), amount)
+            inside = (..., *tile.within(source.scaled(scale)))
+            before, after = before[inside].float().cpu(), after[inside].float().cpu()
+            if len(set(columns)) == 1:  # grey goes in as three equal channels
+                after = after.mean(1, keepdim=True).expand_as(after)
+            _put(restored[tile.rows, tile.columns], after, columns, inverted=channels == 4)
+            if seen:
+                seen(tile, before, after)
+            done += 1
+            if progress:
+                progress(done, len(tiles) * len(_PASSES[channels]))
+    return restored
+
+
+def _tiles(height: int, width: int, scale: int, net: RestoringNetwork) -> Iterator[tuple[Region, Region]]:
+    """Yield regions that cover the result, and the region of the image (H, W) that each depends on."""
+    grid = net.factor
     # On the grid of the halvings: what a position of the deepest level sees is then the same in every tile.
     # A bicubic enlargement reaches two pixels further.
-    margin = -(-(math.ceil(model.net.reach / scale) + (2 if scale > 1 else 0)) // grid) * grid
+    margin = -(-(math.ceil(net.reach / scale) + (2 if scale > 1 else 0)) // grid) * grid
     side = max(grid, TILE // scale // grid * grid)
     for top in range(0, height, side):
         for left in range(0, width, side):
             bottom, right = min(top + side, height), min(left + side, width)
-            box = Box(slice(top * scale, bottom * scale), slice(left * scale, right * scale))
-            region = Box(
+            source = Region(
                 slice(max(0, top - margin), min(bottom + margin, height)),
                 slice(max(0, left - margin), min(right + margin, width)),
             )
-            yield box, region
+            yield Region(slice(top, bottom), slice(left, right)).scaled(scale), source
 
 
 def to_images(levels: Levels, *, inverted: bool = False) -> Tensor:

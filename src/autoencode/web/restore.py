@@ -67,7 +67,7 @@ async def whole(workspace: OpenWorkspace, picture: str, amount: Amount = 1.0) ->
         await workspace.originals.shown(path, SIDES[0])
     made = finished(_whole_job(workspace, picture, amount))
     height, width = made.after.levels.shape[:2]
-    return {"width": width, "height": height, "noise": made.noise}
+    return {"width": width, "height": height, "removed_rms": made.removed_rms}
 
 
 @router.get("/api/restore/whole/{side}")

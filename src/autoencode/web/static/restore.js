@@ -196,7 +196,7 @@ function mountWhole(root, address, choice) {
     place.replaceChildren(stage.element);
     facts.replaceChildren(
       h("h2", { tabindex: "-1" }, shortName(state.picture)),
-      h("p", { class: "hint" }, `${number(found.width)} × ${number(found.height)} pixels. Removed: ${(100 * found.noise).toFixed(1)} % of the range of values.`),
+      h("p", { class: "hint" }, `${number(found.width)} × ${number(found.height)} pixels. Removed: ${(100 * found.removed_rms).toFixed(1)} % of the range of values.`),
       h("a", { class: "button primary", href: url("file"), download: "" }, "Save the restored file"),
       h("p", { class: "hint" }, "Wheel or pinch zooms, a drag beside the line moves."),
     );
