@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from tests.cli.conftest import Command, assert_one_line
 
 from autoencode import ModelConfig, Pack, Preprocessing, Restorer, Run, load_restorer, save_model, train
+from autoencode.models.bundled import name_of_model
 from autoencode.restoration import SHEET_NAME
 
 
@@ -62,9 +64,26 @@ def test_images_alone_are_restored_by_the_restorer_in_the_package(
 ) -> None:
     alone = autoencode("restore", photos / "coast", "--out", tmp_path / "out")
     assert (alone.code, alone.err) == (0, "")
-    assert "by the restorer that comes with autoencode" in alone.out
+    assert "by the bundled restorer" in alone.out
     named = autoencode("restore", "bundled", photos / "coast", "--out", tmp_path / "out")
     assert "16 of them by an earlier run" in named.out
+
+
+def test_a_folder_called_bundled_is_that_folder_and_not_the_bundled_restorer(
+    autoencode: Command, run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "coast", "bundled")
+    images = autoencode("restore", "bundled", "--out", "restored")
+    assert images.out.startswith("restored: 16 images")
+    assert "by the bundled restorer" in images.out
+    shutil.rmtree("bundled")
+    shutil.copytree(run.folder, "bundled")
+    model = autoencode("restore", "bundled", photos / "coast", "--out", "by-run")
+    assert (model.code, "by the bundled restorer" in model.out) == (0, False)
+    assert load_restorer("bundled").digest == load_restorer(run.folder).digest
+    assert load_restorer().digest != load_restorer("bundled").digest
+    assert name_of_model("bundled") == str(tmp_path / "bundled")
 
 
 def test_a_model_without_images_and_a_name_that_is_neither_are_rejected(
@@ -104,7 +123,7 @@ def test_commands_that_need_codes_say_what_a_restorer_is_for(
         "report": (run.folder,),
     }[command]
     result = autoencode(command, *arguments)
-    assert_one_line(result, "is a restorer: it repairs images with `autoencode restore`")
+    assert_one_line(result, "is a restorer: it restores images with `autoencode restore`")
 
 
 def test_an_autoencoder_cannot_restore(

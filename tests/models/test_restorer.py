@@ -78,7 +78,7 @@ def test_a_restorer_is_saved_and_loaded_and_is_no_autoencoder(tmp_path: Path) ->
     images = torch.rand(1, 3, 20, 20)
     torch.testing.assert_close(loaded.restore(images), model.restore(images))
     assert loaded.training_corruptions == ("gaussian:0.1",)
-    with pytest.raises(ModelFileError, match="is a restorer: it repairs images with `autoencode restore`"):
+    with pytest.raises(ModelFileError, match="is a restorer: it restores images with `autoencode restore`"):
         load_model(tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_a_restorer_starts_from_the_one_in_the_package_unless_its_network_is_ano
     steps = {"preset": "restore", "epochs": 1, "patch": 16, "batch_size": 64, "learning_rate": 1e-12}
     told: list[str] = []
     run = train(tiny_pack.path, tmp_path / "run", chosen=told.append, **steps)
-    assert "starts from the restorer that comes with autoencode" in told[0]
+    assert "starts from the bundled restorer" in told[0]
     assert read_run(run.folder).init == "bundled"
     assert read_run(run.folder).train.learning_rate == 1e-12
     package = load_restorer().state_dict()

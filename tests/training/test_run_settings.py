@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from autoencode import Preprocessing, Run
 from autoencode.cli import main
 from autoencode.cli import train_config as train
-from autoencode.models.model_file import BUNDLED, RANDOM
+from autoencode.models.bundled import BUNDLED, RANDOM
 from autoencode.training.presets import settings
 from autoencode.training.run import (
     RunSettings,

@@ -1,4 +1,4 @@
-"""The command restore, and what training shows of a model that restores."""
+"""The command restore."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def restore(
         list[Path],
         typer.Argument(
             help="Image files, and folders of them, to restore. A restorer before them, its run folder or "
-            "model file, is used in place of the one that comes with autoencode.",
+            "model file, is used in place of the bundled one.",
             metavar="[MODEL] IMAGES",
         ),
     ],
@@ -54,16 +54,17 @@ def restore(
 ) -> None:
     """Remove noise and other damage from images, each at its full size into a file of its kind."""
     from autoencode import restoration as application
-    from autoencode.models.model_file import BUNDLED, holds_model
+    from autoencode.models.bundled import BUNDLED_PATH, path_of_model
+    from autoencode.models.model_file import holds_model
     from autoencode.training.run import is_run
 
-    if len(paths) > 1 and not paths[0].exists() and str(paths[0]) != BUNDLED:
+    if len(paths) > 1 and not path_of_model(paths[0]).exists():
         # It may be the name of a model: other images are not restored by another one.
         raise ConfigError(f"There is no {paths[0]}. Give a model or images that exist.")
     has_model = holds_model(paths[0]) or is_run(paths[0])
-    model, images = (paths[0], paths[1:]) if has_model else (BUNDLED, paths)
+    model, images = (path_of_model(paths[0]), paths[1:]) if has_model else (BUNDLED_PATH, paths)
     if not images:
-        raise ConfigError(f"{model} is a model. Give the images that it is to restore, too.")
+        raise ConfigError(f"{paths[0]} is a model. Give the images that it is to restore, too.")
     out = options.out_or_default(out, "restore", images, continues=True)
     with counting("restoring") as progress:
         made = application.restore(
@@ -80,10 +81,10 @@ def restore(
         )
     show_skipped(made.skipped)
     _print_results(made.results, made.kept)
-    if str(model) == BUNDLED:
+    if model == BUNDLED_PATH:
         say(
-            "by the restorer that comes with autoencode, for noise. For your kind of images, or other "
-            "damage: autoencode train IMAGES --preset restore"
+            "by the bundled restorer, which is for noise. For your kind of images, or other damage: "
+            "autoencode train IMAGES --preset restore"
         )
     say(f"images: {out}")
     if compare:

@@ -27,6 +27,7 @@ from autoencode.atomic import atomic_file, parse_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import AutoencodeError, ConfigError, ModelFileError, other_version
 from autoencode.models.autoencoder import Autoencoder, Kept
+from autoencode.models.bundled import BUNDLED_PATH, path_of_model
 from autoencode.models.networks import ModelConfig
 from autoencode.models.priors import GaussianMixture
 from autoencode.models.restorer import Restorer
@@ -173,9 +174,6 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 MODEL_NAME = "model.safetensors"
-# In place of a path: the restorer that comes with the package, and no model to start from.
-BUNDLED, RANDOM = "bundled", "random"
-_BUNDLED_PATH = Path(__file__).with_name("restorer.safetensors")
 # 4 may have normal images, 3 a sharp decoder, and a file of 2 is one without; 1 had other names for settings.
 FORMAT_VERSION, _READABLE = 4, (2, 3)
 SHARP = "sharp_decoder."  # before the names of the weights of that decoder, where there is one
@@ -257,24 +255,24 @@ def load_model(
     model = load_any(path, device)
     if not isinstance(model, Autoencoder):
         raise ModelFileError(
-            f"{path} is a restorer: it repairs images with `autoencode restore`, and has no codes. Give a "
+            f"{path} is a restorer: it restores images with `autoencode restore`, and has no codes. Give a "
             "model trained by another preset, such as best."
         )
     return model.requires_grad_(trainable)
 
 
-def load_restorer(path: str | Path = BUNDLED, device: str | torch.device = "cpu") -> Restorer:
+def load_restorer(path: str | Path | None = None, device: str | torch.device = "cpu") -> Restorer:
     """Load a restorer, ready to restore images.
 
     Args:
-        path: a model file, or the run folder that holds one. By default the restorer that comes with the
-            package, which was trained on images that a program drew (`benchmarks/drawn_images.py`).
+        path: a model file, or the run folder that holds one. None and "bundled", if no file is so called,
+            are the bundled restorer, which was trained on synthetic images (`benchmarks/drawn_images.py`).
         device: for its weights: "cpu", "cuda", ...
 
     Raises:
         ModelFileError: there is no such file, or it is no restorer, damaged, or of another version.
     """
-    model = load_any(path, device)
+    model = load_any(BUNDLED_PATH if path is None else path, device)
     if not isinstance(model, Restorer):
         raise ModelFileError(
             f"{path} is no restorer. Train one with `autoencode train IMAGES --preset restore`; the results "
@@ -285,7 +283,7 @@ def load_restorer(path: str | Path = BUNDLED, device: str | torch.device = "cpu"
 
 def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel:
     """Load a model of any kind; arguments and errors are those of `load_restorer`."""
-    path = _BUNDLED_PATH if str(path) == BUNDLED else Path(path)
+    path = path_of_model(path)
     if path.is_dir():
         folder, path = path, path / MODEL_NAME
         if not path.is_file():
@@ -313,14 +311,14 @@ def load_any(path: str | Path, device: str | torch.device = "cpu") -> ImageModel
 
 def holds_model(path: str | Path) -> bool:
     """Whether a path is for `load_any`, which may reject it by name, and not one of images."""
-    path = Path(path)
+    path = path_of_model(path)
     named = any((path / name).is_file() for name in (MODEL_NAME, *_OTHER_FOLDERS))
-    return named or str(path) == BUNDLED or path.suffix == ".safetensors" or kind_of(path) is not None
+    return named or path.suffix == ".safetensors" or kind_of(path) is not None
 
 
 def is_like_bundled(config: ModelConfig) -> bool:
-    """Whether a network with these settings can start from the weights of the restorer in the package."""
-    return config.kind == "restorer" and load_any(BUNDLED).config == config
+    """Whether a network with these settings can start from the weights of the bundled restorer."""
+    return config.kind == "restorer" and load_any(BUNDLED_PATH).config == config
 
 
 def as_model(model: Autoencoder | str | Path) -> Autoencoder:

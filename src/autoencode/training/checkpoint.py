@@ -22,6 +22,7 @@ from torch import Tensor
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
+from autoencode.models.bundled import BUNDLED, BUNDLED_PATH
 from autoencode.models.model_file import (
     MODEL_NAME,
     build_model,
@@ -128,7 +129,7 @@ def start_from_model(state: TrainState, runtime: Runtime, config: TrainConfig, i
     Raises:
         ModelFileError: the model cannot be loaded.
     """
-    first = load_any(init)
+    first = load_any(BUNDLED_PATH if init == BUNDLED else init)
     if isinstance(first, Autoencoder):
         first.sharp_decoder = None  # a run learns its own, in its last phase
     state.model.load_state_dict(first.state_dict())

@@ -24,7 +24,8 @@ from torch import Tensor
 from autoencode.data.loader import LocalBatch, epoch_order, local_batches, random_seed, steps_per_epoch
 from autoencode.errors import DivergedError, RunError
 from autoencode.models.autoencoder import Autoencoder
-from autoencode.models.model_file import MODEL_NAME, RANDOM, save_model
+from autoencode.models.bundled import RANDOM
+from autoencode.models.model_file import MODEL_NAME, save_model
 from autoencode.training.adversarial import ratio_at
 from autoencode.training.checkpoint import (
     all_finite,

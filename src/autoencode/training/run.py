@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from autoencode.atomic import append_line, is_locked, parse_json, write_bytes, write_json
 from autoencode.data.preprocessing import Preprocessing
 from autoencode.errors import VERSION, ConfigError, RunError, other_version
-from autoencode.models.model_file import BUNDLED, MODEL_NAME, RANDOM
+from autoencode.models.bundled import BUNDLED, RANDOM
+from autoencode.models.model_file import MODEL_NAME
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
 from autoencode.training.presets import settings_file
@@ -301,7 +302,7 @@ def settings_in_words(run: RunSettings) -> list[tuple[str, str]]:
     if config.horizontal_flip:
         found.append(("horizontal flip", "half of the time"))
     if run.init != RANDOM:
-        source = "the restorer of the package" if run.init == BUNDLED else run.init
+        source = "the bundled restorer" if run.init == BUNDLED else run.init
         found.append(("first weights", f"those of {source}"))
     found.append(("seed", str(config.seed)))
     return found

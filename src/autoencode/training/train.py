@@ -20,7 +20,8 @@ from autoencode.data.pack import Pack, local_folder, open_pack, pack_folder, sui
 from autoencode.data.preprocessing import Limits, Preprocessing, Size, fields_asked_for
 from autoencode.data.sources import listed, name_of
 from autoencode.errors import ConfigError, DivergedError, PackError, RunError
-from autoencode.models.model_file import BUNDLED, MODEL_NAME, RANDOM, is_like_bundled, load_any
+from autoencode.models.bundled import BUNDLED, RANDOM, name_of_model
+from autoencode.models.model_file import MODEL_NAME, is_like_bundled, load_any
 from autoencode.training.callbacks import Callback, calling, telling_the_end
 from autoencode.training.distributed import Processes, process_group
 from autoencode.training.loop import Loop
@@ -113,7 +114,7 @@ def train(
             agree with those, except for more epochs, `accumulate` and `early_stopping`. On the same kind of
             processor the result is bit for bit that of a run never stopped; more epochs begin a new cosine.
         init: a model or run to start from, with its network and, if it has codes, preprocessing, or "random";
-            a restorer of the preset's network starts from that of the package (see `load_restorer`).
+            by default a restorer of the preset's network starts from the bundled one (see `load_restorer`).
         checkpoint_every: steps between checkpoints; the default is one each epoch.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (bf16 where the hardware multiplies it), "fp32", "bf16".
@@ -331,11 +332,12 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
     pack = _packed(request, preprocessing, processes)
     _check_images(model, config, pack.preprocessing)
     model, config, chosen = adapted(preset, model, config, pack, request.overrides)
-    init = request.init or (BUNDLED if is_like_bundled(model) else RANDOM)
+    otherwise = BUNDLED if is_like_bundled(model) else RANDOM
+    init = name_of_model(request.init) if request.init else otherwise
     if model.kind == "restorer" and init != RANDOM and "learning_rate" not in request.overrides:
         config = replace(config, learning_rate=RESTORER_RATE)
     if init == BUNDLED:
-        chosen.append("starts from the restorer that comes with autoencode")
+        chosen.append("starts from the bundled restorer")
     if reason:
         size = f"{preprocessing.height}x{preprocessing.width}"
         chosen = [f"{size} ({preprocessing.resize_mode}): {reason}", *chosen]
@@ -348,7 +350,7 @@ def _started(request: Request, machine: Machine, processes: Processes) -> tuple[
         *computed,
         window=pack.window,
         chosen="; ".join(chosen),
-        init=init if init in (BUNDLED, RANDOM) else str(Path(init).resolve()),
+        init=init,
     )
     return run, pack, runtime
 
