@@ -216,6 +216,9 @@ def test_restoring_says_how_close_it_is(client: TestClient, workspace: Workspace
     for side, made in (("seen", expected.seen[0]), ("restored", expected.restored[0])):
         shown = pixels(client.get(f"/api/restore/{side}?picture=i2&corrupt=gaussian:0.2"))
         np.testing.assert_array_equal(shown, made)
+    chain = client.get("/api/restore?picture=i2&corrupt=blur:2,gaussian:0.2").json()
+    in_order = restore(workspace.model, workspace.pixels("i2")[None], corruptions=["blur:2", "gaussian:0.2"])
+    assert chain["seen_psnr_db"] == pytest.approx(in_order.seen_psnr_db[0], abs=1e-3)
     against = client.get("/api/restore?picture=i2&clean=i2").json()
     assert against["seen_psnr_db"] is None  # equal: no finite number
     answer = client.get("/api/restore?picture=i2&corrupt=melt:1")

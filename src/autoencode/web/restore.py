@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from autoencode.models.restorer import Restorer
 
 Amount = Annotated[float, Query(ge=0, le=1)]
-Text = Annotated[str, Query(max_length=200)]
+Chain = Annotated[str, Query(max_length=1000)]  # corruptions in their order, with commas between them
 
 # Before and after are in memory at once, and those of the last pictures with them.
 _LIMITS = Limits(max_pixels=64_000_000)
@@ -48,7 +48,7 @@ router = APIRouter()
 
 @router.get("/api/restore")
 async def numbers(
-    workspace: OpenWorkspace, picture: str, clean: str = "", corrupt: Text = "", seed: int = 0
+    workspace: OpenWorkspace, picture: str, clean: str = "", corrupt: Chain = "", seed: int = 0
 ) -> dict[str, Any]:
     """Return PSNR before and after, and SSIM, against the clean picture."""
     made = await workspace.on_model(_restored, workspace, picture, clean, corrupt, seed)
@@ -114,7 +114,7 @@ def _bundled() -> Restorer:
 
 @router.get("/api/restore/{side}")
 async def shown(
-    workspace: OpenWorkspace, side: str, picture: str, corrupt: Text = "", seed: int = 0
+    workspace: OpenWorkspace, side: str, picture: str, corrupt: Chain = "", seed: int = 0
 ) -> Response:
     """Show one side: for "seen" the input of the model, else its output."""
     made = await workspace.on_model(_restored, workspace, picture, "", corrupt, seed)
@@ -127,7 +127,7 @@ def _restored(workspace: Workspace, picture: str, clean: str, corrupt: str, seed
         workspace.model,
         workspace.pixels(picture)[None],
         clean=workspace.pixels(clean)[None] if clean else None,
-        corruptions=[corrupt] if corrupt else [],
+        corruptions=corrupt.split(",") if corrupt else [],
         seed=seed,
     )
 

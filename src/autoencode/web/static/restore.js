@@ -48,9 +48,9 @@ function addressOf(by, usual) {
 
 /** What is left of a picture after a model's code, which a model may have learned to use against damage. */
 function mountCode(root, address, choice) {
-  const trained = workspace.corrupt[0] ?? "";
+  const trained = workspace.corrupt.join(","); // a chain: all of its corruptions, one after the other
   const damages = [["", "none"], ...workspace.corruptions];
-  if (!damages.some(([key]) => key === trained)) damages.push([trained, `${trained}, as in training`]);
+  if (!damages.some(([key]) => key === trained)) damages.push([trained, `${workspace.corrupt.join(", then ")}, as in training`]);
   const state = { picture: null, clean: null, corrupt: trained };
   const place = h("div");
   const use = ([picture]) => address.open(picture.id);
