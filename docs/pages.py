@@ -124,7 +124,7 @@ def corruptions_text() -> str:
     lines = ["## Corruptions", "", "What `--corrupt` takes; the first in each row is an example.", ""]
     lines += ["| | amount | |", "| --- | --- | --- |"]
     for name, kind in CORRUPTIONS.items():
-        lines.append(f"| `{example(name)}` | {kind.parameter}, {kind.allowed} | {cell(kind.summary)} |")
+        lines.append(f"| `{example(name)}` | {kind.parameter}, {kind.amounts} | {cell(kind.summary)} |")
     return "\n".join([*lines, ""])
 
 

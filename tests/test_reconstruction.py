@@ -257,10 +257,10 @@ def test_more_images_than_fit_in_memory_at_once_are_done_in_parts(
 def test_the_sheet_after_training_shows_held_out_images_as_the_training_damaged_them(
     model: Autoencoder, tiny_pack: Pack
 ) -> None:
-    plain = application.sheet_of_rows(model, tiny_pack)
+    plain = application.validation_sheet(model, tiny_pack)
     model.provenance["train"]["corrupt"] = ["gaussian:0.3"]
     try:
-        assert application.sheet_of_rows(model, tiny_pack).shape[1] > plain.shape[1]
+        assert application.validation_sheet(model, tiny_pack).shape[1] > plain.shape[1]
     finally:
         model.provenance["train"]["corrupt"] = []
 

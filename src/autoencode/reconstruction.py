@@ -211,7 +211,7 @@ def restore(
     )
 
 
-def sheet_of_rows(model: Autoencoder, pack: Pack) -> Pixels:
+def validation_sheet(model: Autoencoder, pack: Pack) -> Pixels:
     """Draw held-out images of a pack beside their reconstructions: (H, W, 3), to look at after training.
 
     The images are of the validation split or, if it is empty, of the one that `held_out` returns instead.

@@ -70,7 +70,7 @@ def test_the_memory_format_of_the_images_does_not_change_the_corruption(name: st
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_what_is_offered_can_be_used_and_reads_as_it_is_written(name: str) -> None:
-    for amount, words in CORRUPTIONS[name].offers:
+    for amount, words in CORRUPTIONS[name].page_choices:
         assert str(Corruption(name, amount)) == f"{name}:{amount:g}"
         assert words
 

@@ -29,6 +29,7 @@ from autoencode import (
 from autoencode.data.preprocessing import Limits
 from autoencode.pixels import to_float
 from autoencode.restoration import COMPARISONS_NAME, TABLE_NAME, tiles
+from autoencode.restoration import picture as measures
 from autoencode.restoration.clean_images import CleanImages
 from autoencode.restoration.tiles import restore_levels
 from autoencode.training.runtime import choose_runtime
@@ -205,11 +206,30 @@ def test_a_result_is_measured_against_the_clean_image(
                 peak_signal_noise_ratio(truth, np.asarray(Image.open(file))), abs=0.05
             )
         restored = np.asarray(Image.open(tmp_path / "out" / one.file))
-        # scikit-image leaves out the windows that reach over a border, as ours does.
+        # scikit-image also leaves out the windows that reach over a border.
         expected = structural_similarity(
             truth, restored, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        assert one.ssim == pytest.approx(expected, abs=2e-4)
+        assert one.ssim == pytest.approx(expected, abs=1e-6)
+
+
+def test_measures_are_those_of_the_whole_image_however_many_tiles_and_strips_it_has(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TILE", 32)
+    monkeypatch.setattr(measures, "_STRIP_PX", 800)
+    clean = picture(75, 90)
+    noisy = (clean + np.random.default_rng(0).normal(0, 20, clean.shape)).clip(0, 255).astype(np.uint8)
+    for name, levels in (("clean.png", clean), ("noisy.png", noisy)):
+        Image.fromarray(levels).save(tmp_path / name)
+    out = tmp_path / "out"
+    [made] = restore(model_path, tmp_path / "noisy.png", out, clean=tmp_path / "clean.png").results
+    restored = np.asarray(Image.open(out / "noisy.png"))
+    expected = structural_similarity(
+        clean, restored, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert made.ssim == pytest.approx(expected, abs=1e-6)
+    assert made.psnr_db == pytest.approx(peak_signal_noise_ratio(clean, restored), abs=0.01)
 
 
 def test_a_clean_image_that_was_replaced_is_measured_again(

@@ -73,7 +73,7 @@ def show_run(run: Run, trained: bool, shown: bool) -> None:
             run,
             packed,
             restoration.SHEET_NAME,
-            lambda: restoration.sheet_of_rows(load_restorer(run.model_path), packed),
+            lambda: restoration.validation_sheet(load_restorer(run.model_path), packed),
             anew=trained,
         )
         say(f"model:  {run.model_path}")
@@ -84,7 +84,7 @@ def show_run(run: Run, trained: bool, shown: bool) -> None:
         run,
         packed,
         reconstruction.SHEET_NAME,
-        lambda: reconstruction.sheet_of_rows(model, packed),
+        lambda: reconstruction.validation_sheet(model, packed),
         anew=trained,
     )
     if model.is_vae:

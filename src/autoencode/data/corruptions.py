@@ -33,137 +33,151 @@ if TYPE_CHECKING:
     from autoencode.data.loader import LocalBatch
 
 
+@dataclass(frozen=True)
+class Range:
+    """Amounts from `low` to `high`.
+
+    Args:
+        low, high: the limits.
+        has_low, has_high: whether a limit itself is one of the amounts.
+        is_whole: whether they are whole numbers.
+    """
+
+    low: float
+    high: float
+    has_low: bool = True
+    has_high: bool = True
+    is_whole: bool = False
+
+    def __contains__(self, amount: float) -> bool:
+        """Whether an amount can be used; a NaN cannot."""
+        above = self.low <= amount if self.has_low else self.low < amount
+        below = amount <= self.high if self.has_high else amount < self.high
+        return above and below and (amount % 1 == 0 or not self.is_whole)
+
+    def __str__(self) -> str:
+        """Return it in words that follow the name of an amount."""
+        low, high = (f"{one:g}".replace("e+0", "e") for one in (self.low, self.high))
+        if self.is_whole:
+            return f"a whole number from {low}" + ("" if math.isinf(self.high) else f" to {high}")
+        above, below = "at least" if self.has_low else "above", "at most" if self.has_high else "below"
+        return f"{above} {low} and {below} {high}"
+
+
 class CorruptionKind(NamedTuple):
-    """One way to corrupt images.
+    """What a corruption does, and by which amounts.
 
     Attributes:
         parameter: name of its amount in errors.
-        allowed: the amounts that can be used, as words that follow the parameter.
-        allows: whether an amount can be used; never called with a NaN.
+        amounts: those that can be used.
         summary: its effect, as words that follow its name and an amount.
-        offers: amounts that the web page offers, each with a few words; the last one is the example.
+        page_choices: amounts that the web page offers, each with a few words; the last one is the example.
         apply: makes corrupted images, a new tensor, from images (B, 3, H, W), an amount or amounts (B,), and
             random numbers.
-        harmless: the amount that changes nothing, with which a range may begin; None for none.
-        in_whole_numbers: whether amounts are whole numbers.
+        identity_amount: the amount that changes nothing, with which a range may begin; None for none.
         in_training_only: whether it is left out when a model is evaluated.
         largest: greatest amount for images of (height, width) pixels, if it depends on them.
     """
 
     parameter: str
-    allowed: str
-    allows: Callable[[float], bool]
+    amounts: Range
     summary: str
-    offers: Sequence[tuple[float, str]]
+    page_choices: Sequence[tuple[float, str]]
     apply: Callable[[Tensor, Amount, Draws], Tensor]
-    harmless: float | None = 0
-    in_whole_numbers: bool = False
+    identity_amount: float | None = 0
     in_training_only: bool = False
     largest: Callable[[int, int], float] = lambda height, width: math.inf
 
 
 CORRUPTIONS: dict[str, CorruptionKind] = {
     "gaussian": CorruptionKind(
-        "STANDARD_DEVIATION",
-        "above 0 and at most 10",  # ten times the range of pixels: an image is lost in noise long before
-        lambda amount: 0 < amount <= 10,
-        "adds noise of that standard deviation; the result is not clipped to [0, 1]",
-        [(0.1, "add a little noise"), (0.3, "add much noise")],
-        damage.gaussian,
+        parameter="STANDARD_DEVIATION",
+        amounts=Range(0, 10, has_low=False),  # ten times the range of pixels: an image is lost long before
+        summary="adds noise of that standard deviation; the result is not clipped to [0, 1]",
+        page_choices=[(0.1, "add a little noise"), (0.3, "add much noise")],
+        apply=damage.gaussian,
     ),
     "clipped-noise": CorruptionKind(
-        "STANDARD_DEVIATION",
-        "above 0 and at most 1",
-        lambda amount: 0 < amount <= 1,
-        "adds noise of that standard deviation as files of 8 bits hold it: cut off at black and white",
-        [(0.1, "add a little noise and save it"), (0.3, "add much noise and save it")],
-        damage.clipped_noise,
+        parameter="STANDARD_DEVIATION",
+        amounts=Range(0, 1, has_low=False),
+        summary="adds noise of that standard deviation as files of 8 bits hold it: cut off at black or white",
+        page_choices=[(0.1, "add a little noise and save it"), (0.3, "add much noise and save it")],
+        apply=damage.clipped_noise,
     ),
     "camera-noise": CorruptionKind(
-        "STANDARD_DEVIATION",
-        "above 0 and at most 1",
-        lambda amount: 0 < amount <= 1,
-        "adds noise of that standard deviation as photographs have it: softened, and saved as JPEG",
-        [(0.05, "add the noise of a phone at night")],
-        damage.camera_noise,
+        parameter="STANDARD_DEVIATION",
+        amounts=Range(0, 1, has_low=False),
+        summary="adds noise of that standard deviation as photographs have it: softened, and saved as JPEG",
+        page_choices=[(0.05, "add the noise of a phone at night")],
+        apply=damage.camera_noise,
     ),
     "poisson": CorruptionKind(
-        "PHOTONS",
-        "at least 1 and at most 1e6",
-        lambda amount: 1 <= amount <= 1e6,
-        "draws the photons of each value, so many for white: shot noise, the stronger the fewer they are",
-        [(100, "take it in dim light"), (20, "take it in the dark")],
-        damage.poisson,
-        harmless=None,
+        parameter="PHOTONS",
+        amounts=Range(1, 1e6),
+        summary="adds the noise of counted photons, so many expected at white: the fewer, the more noise",
+        page_choices=[(100, "take it in dim light"), (20, "take it in the dark")],
+        apply=damage.poisson,
+        identity_amount=None,
     ),
     "salt-and-pepper": CorruptionKind(
-        "SHARE",
-        "above 0 and below 1",
-        lambda amount: 0 < amount < 1,
-        "sets that share of the values, or in every other image of the pixels, to 0 or 1",
-        [(0.1, "lose 10 % of its pixels")],
-        damage.salt_and_pepper,
+        parameter="FRACTION",
+        amounts=Range(0, 1, has_low=False, has_high=False),
+        summary="sets that fraction of the values, or in every other image of the pixels, to 0 or 1",
+        page_choices=[(0.1, "lose 10 % of its pixels")],
+        apply=damage.salt_and_pepper,
     ),
     "blur": CorruptionKind(
-        "STANDARD_DEVIATION",
-        "above 0 and at most 20",
-        lambda amount: 0 < amount <= 20,
-        "convolves with a Gaussian of that standard deviation in pixels",
-        [(1, "blur it a little"), (2, "blur it")],
-        damage.blur,
+        parameter="STANDARD_DEVIATION",
+        amounts=Range(0, 20, has_low=False),
+        summary="convolves with a Gaussian of that standard deviation in pixels",
+        page_choices=[(1, "blur it a little"), (2, "blur it")],
+        apply=damage.blur,
     ),
     "dropout": CorruptionKind(
-        "RATE",
-        "above 0 and below 1",
-        lambda amount: 0 < amount < 1,
-        "sets that fraction of the values to 0 and rescales the rest, in training only",
-        [(0.3, "lose 30 % of its values")],
-        damage.dropout,
+        parameter="RATE",
+        amounts=Range(0, 1, has_low=False, has_high=False),
+        summary="sets that fraction of the values to 0 and rescales the rest, in training only",
+        page_choices=[(0.3, "lose 30 % of its values")],
+        apply=damage.dropout,
         in_training_only=True,
     ),
     "rotate": CorruptionKind(
-        "DEGREES",
-        "above 0 and at most 180",
-        lambda amount: 0 < amount <= 180,
-        "turns by a random angle of up to that many degrees either way; borders are reflected",
-        [(15, "turn it by up to 15°")],
-        damage.rotate,
+        parameter="DEGREES",
+        amounts=Range(0, 180, has_low=False),
+        summary="turns by a random angle of up to that many degrees either way; borders are reflected",
+        page_choices=[(15, "turn it by up to 15°")],
+        apply=damage.rotate,
     ),
     "downscale": CorruptionKind(
-        "FACTOR",
-        "a whole number from 2",
-        lambda amount: amount >= 2 and amount % 1 == 0,
-        "averages squares of that side in pixels and enlarges again, for super-resolution",
-        [(2, "make it half as large"), (4, "make it a quarter as large")],
-        damage.downscale,
-        harmless=1,
-        in_whole_numbers=True,
+        parameter="FACTOR",
+        amounts=Range(2, math.inf, is_whole=True),
+        summary="averages squares of that side in pixels and enlarges again, for super-resolution",
+        page_choices=[(2, "make it half as large"), (4, "make it a quarter as large")],
+        apply=damage.downscale,
+        identity_amount=1,
         largest=min,
     ),
     "mask": CorruptionKind(
-        "SHARE",
-        "above 0 and below 1",
-        lambda amount: 0 < amount < 1,
-        "fills a random rectangle of that share of the image's area with grey (0.5), for inpainting",
-        [(0.25, "hide a quarter of it")],
-        damage.mask,
+        parameter="FRACTION",
+        amounts=Range(0, 1, has_low=False, has_high=False),
+        summary="fills a random rectangle of that fraction of the image with grey (0.5), for inpainting",
+        page_choices=[(0.25, "hide a quarter of it")],
+        apply=damage.mask,
     ),
     "jpeg": CorruptionKind(
-        "QUALITY",
-        "a whole number from 1 to 95",
-        lambda amount: 1 <= amount <= 95 and amount % 1 == 0,
-        "compresses as a JPEG file of that quality does, which shows in blocks of 8x8 pixels",
-        [(10, "compress it hard")],
-        damage.jpeg,
-        harmless=None,
-        in_whole_numbers=True,
+        parameter="QUALITY",
+        amounts=Range(1, 95, is_whole=True),
+        summary="compresses as a JPEG file of that quality does, which shows in blocks of 8x8 pixels",
+        page_choices=[(10, "compress it hard")],
+        apply=damage.jpeg,
+        identity_amount=None,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to corrupt images, with an amount or a range of them.
+    """A corruption by one amount, or by amounts that are drawn from a range.
 
     Args:
         name: a name in `CORRUPTIONS`.
@@ -182,9 +196,9 @@ class Corruption:
         kind = CORRUPTIONS.get(self.name)
         amounts = [self.amount] if self.most is None else [self.most, self.amount]
         # The least of a range is a limit that is not drawn, except of whole numbers.
-        if kind is not None and self.most is not None and self.amount == kind.harmless:
+        if kind is not None and self.most is not None and self.amount == kind.identity_amount:
             amounts.pop()
-        if kind is None or any(math.isnan(one) or not kind.allows(one) for one in amounts):
+        if kind is None or any(one not in kind.amounts for one in amounts):
             raise _unusable(str(self), self.name)
         if self.most is not None and not self.amount < self.most:
             raise ConfigError(f"Cannot corrupt by {self}: the least of a range comes first.")
@@ -196,7 +210,7 @@ class Corruption:
         """Return its amount, or (B,) amounts drawn from its range."""
         if self.most is None:
             return self.amount
-        if CORRUPTIONS[self.name].in_whole_numbers:
+        if CORRUPTIONS[self.name].amounts.is_whole:
             return self.amount + (draws.uniform() * (self.most - self.amount + 1)).floor()
         return self.most - draws.uniform() * (self.most - self.amount)
 
@@ -215,12 +229,12 @@ class OneOf:
         return "/".join(map(str, self.alternatives))
 
 
-Step = Corruption | OneOf
+CorruptionStep = Corruption | OneOf
 
 
 def example(name: str) -> str:
     """Return a corruption as it is written, with an amount of visible effect: "gaussian:0.3"."""
-    return f"{name}:{CORRUPTIONS[name].offers[-1][0]:g}"
+    return f"{name}:{CORRUPTIONS[name].page_choices[-1][0]:g}"
 
 
 # Amounts are positive, so that a minus is that of a range or of an exponent.
@@ -228,14 +242,14 @@ _NUMBER = r"[0-9.]+(?:[eE][+-]?[0-9]+)?"
 _AMOUNT = re.compile(rf"({_NUMBER})(?:-({_NUMBER}))?")
 
 
-def parse_corruptions(texts: Iterable[str]) -> tuple[Step, ...]:
+def parse_corruptions(texts: Iterable[str]) -> tuple[CorruptionStep, ...]:
     """Read corruptions as the command line gives them: `["gaussian:0-0.3/poisson:10-100", "rotate:15"]`.
 
     Raises:
         ConfigError: a text is not NAME:AMOUNT or NAME:LEAST-MOST, there is no such corruption, or an amount
             is out of range.
     """
-    steps: list[Step] = []
+    steps: list[CorruptionStep] = []
     for text in texts:
         alternatives = tuple(_parsed(one) for one in text.split("/"))
         steps.append(alternatives[0] if len(alternatives) == 1 else OneOf(alternatives))
@@ -253,17 +267,18 @@ def _parsed(text: str) -> Corruption:
     return Corruption(name, least, most)
 
 
-def _alternatives(step: Step) -> tuple[Corruption, ...]:
+def alternatives_of(step: CorruptionStep) -> tuple[Corruption, ...]:
+    """Return the corruptions of which each image gets one."""
     return step.alternatives if isinstance(step, OneOf) else (step,)
 
 
-def check_size(corruptions: Iterable[Step], height: int, width: int) -> None:
+def check_size(corruptions: Iterable[CorruptionStep], height: int, width: int) -> None:
     """Reject corruptions too strong for images of (height, width) pixels.
 
     Raises:
         ConfigError: an amount is too large for the images, such as a factor that leaves less than one pixel.
     """
-    for corruption in (one for step in corruptions for one in _alternatives(step)):
+    for corruption in (one for step in corruptions for one in alternatives_of(step)):
         kind = CORRUPTIONS[corruption.name]
         largest = kind.largest(height, width)
         if (corruption.amount if corruption.most is None else corruption.most) > largest:
@@ -276,7 +291,7 @@ def check_size(corruptions: Iterable[Step], height: int, width: int) -> None:
 def _unusable(text: str, name: str) -> ConfigError:
     names = [name] if name in CORRUPTIONS else list(CORRUPTIONS)
     choices = [
-        f"{name}:{CORRUPTIONS[name].parameter}, {CORRUPTIONS[name].allowed}, for instance {example(name)}"
+        f"{name}:{CORRUPTIONS[name].parameter}, {CORRUPTIONS[name].amounts}, for instance {example(name)}"
         for name in names
     ]
     return ConfigError(f"Cannot corrupt by {text}. Use {'; '.join(choices)}.")
@@ -284,7 +299,7 @@ def _unusable(text: str, name: str) -> ConfigError:
 
 def corrupt(
     images: Tensor,
-    corruptions: Sequence[Step],
+    corruptions: Sequence[CorruptionStep],
     generator: torch.Generator,
     *,
     training: bool,

@@ -13,7 +13,7 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from autoencode.pixels import to_float, to_pixels
+from autoencode.pixels import rounded_to_8_bits, to_float, to_pixels
 
 # Help lists the corruptions and must not wait for torch: functions that need more of it than the methods of a
 # tensor import it themselves.
@@ -81,6 +81,7 @@ class Draws:
         """Return a generator for each image, on the CPU, for numbers whose count depends on the image."""
         import torch
 
+        # A number in [0, 1) of 32 bits has 24 random ones.
         seeds = (self.uniform().cpu().double() * 2**24).long().tolist()
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -109,7 +110,7 @@ def gaussian(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
 
 def clipped_noise(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
     """Add noise as files of 8 bits hold it: beyond black and white it is cut off, which shifts the means."""
-    return gaussian(images, deviation, draws).clamp(0, 1).mul(255).round().div(255)
+    return rounded_to_8_bits(gaussian(images, deviation, draws))
 
 
 def camera_noise(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
@@ -128,7 +129,7 @@ def camera_noise(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
 
 
 def poisson(images: Tensor, photons: Amount, draws: Draws) -> Tensor:
-    """Draw the photons of each value, of which white has so many on average."""
+    """Add Poisson noise with `photons` expected photons at white; fewer photons give more noise."""
     import torch
 
     found = torch.empty_like(images)
@@ -138,14 +139,14 @@ def poisson(images: Tensor, photons: Amount, draws: Draws) -> Tensor:
     return found
 
 
-def salt_and_pepper(images: Tensor, share: Amount, draws: Draws) -> Tensor:
-    """Set values to 0 or 1; in every other image whole pixels, as some sensors and most old tools do."""
+def salt_and_pepper(images: Tensor, fraction: Amount, draws: Draws) -> Tensor:
+    """Set a fraction of the values to 0 or 1; in every other image of the pixels, as some sensors do."""
     import torch
 
     lost, white = draws.uniform_values(), draws.uniform_values()
     of_pixels = (draws.uniform() < 0.5)[:, None, None, None]
     lost, white = (torch.where(of_pixels, one[:, :1], one) for one in (lost, white))
-    return torch.where(lost < _of_values(share), (white < 0.5).to(images.dtype), images)
+    return torch.where(lost < _of_values(fraction), (white < 0.5).to(images.dtype), images)
 
 
 def dropout(images: Tensor, rate: Amount, draws: Draws) -> Tensor:
@@ -202,7 +203,6 @@ def downscale(images: Tensor, factor: Amount, draws: Draws) -> Tensor:
         chosen = (factors == value).nonzero()[:, 0].to(images.device)
         size = (max(1, height // value), max(1, width // value))
         small = F.interpolate(images[chosen], size=size, mode="area")
-        # Bicubic overshoots at edges; an image never does.
         found[chosen] = enlarge(small, height, width)
     return found
 
@@ -211,22 +211,23 @@ def enlarge(images: Tensor, height: int, width: int) -> Tensor:
     """Enlarge images (B, 3, h, w) to (B, 3, height, width) as `downscale` does: bicubic, within [0, 1]."""
     import torch.nn.functional as F
 
+    # Bicubic overshoots at edges, which an image never does.
     return F.interpolate(images, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def mask(images: Tensor, share: Amount, draws: Draws) -> Tensor:
-    """Fill a random rectangle of each image with grey, 0.5, like the random erasing of Zhong et al. 2020."""
+def mask(images: Tensor, fraction: Amount, draws: Draws) -> Tensor:
+    """Fill a rectangle of a fraction of each image with grey, 0.5: random erasing (Zhong et al. 2020)."""
     import torch
 
     height, width = images.shape[-2:]
     shape, down, across = draws.uniform(), draws.uniform(), draws.uniform()
     # Its shape differs from that of the image by a factor of 2 at most; its height is such that it is not
     # wider than the image.
-    tall = (height * (share * 4 ** (shape - 0.5)).sqrt()).round()
+    tall = (height * (fraction * 4 ** (shape - 0.5)).sqrt()).round()
     # In fp64, as fp32 rounds 0.1 * 30 to more than 3.
-    least = (torch.as_tensor(share, dtype=torch.float64, device="cpu") * height).ceil()
+    least = (torch.as_tensor(fraction, dtype=torch.float64, device="cpu") * height).ceil()
     tall = tall.maximum(least.to(tall)).clamp_max(height)
-    wide = (share * height * width / tall).round().clamp(1, width)
+    wide = (fraction * height * width / tall).round().clamp(1, width)
     top, left = (down * (height - tall + 1)).floor()[:, None], (across * (width - wide + 1)).floor()[:, None]
     rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
     in_rows = (rows >= top) & (rows < top + tall[:, None])

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoencode.data.corruptions import Step, corrupt, parse_corruptions
+from autoencode.data.corruptions import CorruptionStep, corrupt, parse_corruptions
 from autoencode.data.loader import batches, random_seed
 from autoencode.errors import ConfigError
 from autoencode.index.neighbours import fit_vector_space
@@ -119,7 +119,7 @@ class HeldOutImages:
 
     pack: Pack
     rows: NDArray[np.int64]
-    corruptions: tuple[Step, ...]
+    corruptions: tuple[CorruptionStep, ...]
 
     @classmethod
     def for_model(cls, model: Autoencoder, pack: Pack, rows: NDArray[np.int64]) -> HeldOutImages:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
 from autoencode.pixels import to_float, to_pixels
 from autoencode.restoration.clean_images import CleanImages
-from autoencode.restoration.picture import DifferenceSums, check_arguments
+from autoencode.restoration.picture import DifferenceSums, check_arguments, ssim_of_whole
 from autoencode.restoration.results import (
     TABLE_NAME,
     Restoration,
@@ -170,7 +170,8 @@ class _Job:
 
     def _restore_file(self, path: Path, names: set[str]) -> Restoration:
         picture = read_picture(path, self.limits)
-        differences = DifferenceSums(self._clean_levels(path, picture))
+        clean = self._clean_levels(path, picture)
+        differences = DifferenceSums(clean)
         levels = restore_levels(
             self.model,
             picture.levels,
@@ -185,8 +186,12 @@ class _Job:
             sheet = _before_and_after(picture, restored)
             save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)
         restored.save(self.folder / name)
-        before_db, after_db, similarity = differences.against_clean() or (None, None, None)
-        return Restoration(path, name, differences.removed_rms, after_db, similarity, before_db)
+        result = Restoration(path, name, differences.removed_rms)
+        if clean is None:
+            return result
+        before_db, after_db = differences.psnr_db
+        similarity = ssim_of_whole(levels, clean)
+        return replace(result, psnr_db=after_db, ssim=similarity, corrupted_psnr_db=before_db)
 
     def _clean_levels(self, path: Path, picture: Picture) -> Levels | None:
         """Return what the result should be.
@@ -265,7 +270,7 @@ def _before_and_after(before: Picture, after: Picture) -> NDArray[np.uint8]:
     return contact_sheet(columns, rows_per_block=2)
 
 
-def sheet_of_rows(model: Restorer, pack: Pack) -> NDArray[np.uint8]:
+def validation_sheet(model: Restorer, pack: Pack) -> NDArray[np.uint8]:
     """Draw held-out images of a pack clean, damaged as in training, and restored: (H, W, 3).
 
     The images are of the validation split or, if it is empty, of the one that `held_out` returns instead.

@@ -1,4 +1,4 @@
-"""One picture restored in memory, and what is measured while it is.
+"""Restore one picture in memory, and measure what was removed and how close it is to a clean image.
 
 Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..65535.
 """
@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from autoencode.data.corruptions import alternatives_of, parse_corruptions
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.errors import ConfigError
 from autoencode.metrics.images import SSIM_WINDOW_PX, ssim
 from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
-from autoencode.restoration.tiles import Region, restore_levels, to_images
+from autoencode.restoration.tiles import Region, restore_levels, to_image
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
     from autoencode.data.pictures import Levels
     from autoencode.data.preprocessing import Limits
     from autoencode.training.runtime import Runtime
+
+_STRIP_PX = 1_000_000  # pixels for which SSIM is computed at once, in some 100 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,47 +91,57 @@ def restore_picture(
 
 
 class DifferenceSums:
-    """Sums over the tiles of one image: what was removed, and how far it is from the clean image."""
+    """Sums over the tiles of one image: what was removed, and how far it is from the clean image.
+
+    Args:
+        clean: levels (H, W, C) of the clean image, grey or RGB; None for none.
+    """
 
     def __init__(self, clean: Levels | None = None) -> None:
         self.clean = clean
-        self.removed = self.before = self.after = self.similarity = 0.0
-        self.values = self.compared = self.windows = 0
+        self.removed = self.before = self.after = 0.0
+        self.values = 0
 
     def add(self, region: Region, before: Tensor, after: Tensor) -> None:
         """Count a tile: its region of the result, and the images (1, 3, h, w) before and after."""
         self.removed += float((after - before).square().double().sum())
         self.values += before.numel()
-        if self.clean is None:
-            return
-        columns = (0, 0, 0) if self.clean.shape[2] == 1 else (0, 1, 2)
-        target = to_images(self.clean[region.rows, region.columns][..., columns])
-        self.before += float((before.clamp(0, 1) - target).square().double().sum())
-        self.after += float((after - target).square().double().sum())
-        self.compared += target.numel()
-        if min(target.shape[2:]) >= SSIM_WINDOW_PX:
-            windows = math.prod(side - SSIM_WINDOW_PX + 1 for side in target.shape[2:])
-            self.similarity += float(ssim(after, target)) * windows
-            self.windows += windows
+        if self.clean is not None:
+            target = to_image(self.clean[region.rows, region.columns])  # grey is broadcast
+            self.before += float((before.clamp(0, 1) - target).square().double().sum())
+            self.after += float((after - target).square().double().sum())
 
     @property
     def removed_rms(self) -> float:
         """Root mean square of what was removed, in [0, 1]."""
         return math.sqrt(self.removed / self.values)
 
-    def against_clean(self) -> tuple[float, float, float | None] | None:
-        """Return PSNR before and after in dB, and SSIM.
-
-        SSIM is None of an image smaller than its window; all is None without a clean image.
-        """
-        if not self.compared:
-            return None
-        before, after = (_decibels(total / self.compared) for total in (self.before, self.after))
-        return before, after, self.similarity / self.windows if self.windows else None
+    @property
+    def psnr_db(self) -> tuple[float, float]:
+        """PSNR against the clean image in dB, before and after."""
+        return _decibels(self.before / self.values), _decibels(self.after / self.values)
 
 
 def _decibels(mse: float) -> float:
     return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def ssim_of_whole(restored: Levels, clean: Levels) -> float | None:
+    """Return the structural similarity of two images (H, W, C); None if they are smaller than its window.
+
+    It is computed in strips that overlap by the window, so that memory does not depend on the size.
+    """
+    height, width = restored.shape[:2]
+    if min(height, width) < SSIM_WINDOW_PX:
+        return None
+    windows: int = height - SSIM_WINDOW_PX + 1  # from top to bottom
+    step = max(1, _STRIP_PX // width)
+    similarity = 0.0
+    for top in range(0, windows, step):
+        count = min(step, windows - top)
+        strip = slice(top, top + count + SSIM_WINDOW_PX - 1)
+        similarity += count * float(ssim(to_image(restored[strip]), to_image(clean[strip])))
+    return similarity / windows
 
 
 def check_arguments(model: Restorer, scale: int, amount: float) -> None:
@@ -141,8 +154,17 @@ def check_arguments(model: Restorer, scale: int, amount: float) -> None:
         raise ConfigError(f"The amount is {amount:g}; it must be from 0 to 1.")
     if scale < 1:
         raise ConfigError(f"The scale is {scale}; it must be at least 1.")
-    if scale > 1 and "downscale" not in " ".join(model.training_corruptions):
+    if scale > 1 and not can_enlarge(model):
         raise ConfigError(
             "This model was not trained to enlarge. Train one with --corrupt downscale:2-4, or leave "
             "--scale out."
         )
+
+
+def can_enlarge(model: Restorer) -> bool:
+    """Whether a restorer was trained to undo `downscale`, alone or among others."""
+    return any(
+        corruption.name == "downscale"
+        for step in parse_corruptions(model.training_corruptions)
+        for corruption in alternatives_of(step)
+    )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from autoencode.data.damage import enlarge
+from autoencode.pixels import to_16_bits, to_float, to_pixels
 from autoencode.training.runtime import Runtime, choose_runtime
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def restore_levels(
     tiles, done = list(_tiles(height, width, scale, model.net)), 0
     for columns in _PASSES[channels]:
         for tile, source in tiles:
-            part = to_images(levels[source.rows, source.columns][..., columns], inverted=channels == 4)
+            part = to_image(levels[source.rows, source.columns][..., columns], inverted=channels == 4)
             before = runtime.to_device(part)
             if scale > 1:
                 before = enlarge(before, part.shape[2] * scale, part.shape[3] * scale)
@@ -129,16 +130,15 @@ def _tiles(height: int, width: int, scale: int, net: RestoringNetwork) -> Iterat
             yield Region(slice(top, bottom), slice(left, right)).scaled(scale), source
 
 
-def to_images(levels: Levels, *, inverted: bool = False) -> Tensor:
-    """Turn levels (h, w, 3) into an image (1, 3, h, w) in [0, 1]; inks are inverted, to be like light."""
-    most = np.iinfo(levels.dtype).max
-    values = torch.from_numpy(levels.astype(np.float32) / np.float32(most)).permute(2, 0, 1)[None]
-    return 1 - values if inverted else values
+def to_image(levels: Levels, *, inverted: bool = False) -> Tensor:
+    """Turn levels (h, w, C) into an image (1, C, h, w) in [0, 1]; inks are inverted, to be like light."""
+    image = to_float(levels[None].copy())  # levels of Pillow are read-only, of which torch warns
+    return 1 - image if inverted else image
 
 
 def _put(target: Levels, image: Tensor, columns: tuple[int, int, int], *, inverted: bool) -> None:
     """Write an image (1, 3, h, w) in [0, 1] into those channels of levels (h, w, C)."""
-    most = int(np.iinfo(target.dtype).max)
-    values = (1 - image if inverted else image).mul(most).round().clamp(0, most)[0].permute(1, 2, 0).numpy()
+    image = 1 - image if inverted else image
+    levels = (to_pixels(image) if target.dtype == np.uint8 else to_16_bits(image))[0]
     for index, column in enumerate(columns):
-        target[..., column] = values[..., index]
+        target[..., column] = levels[..., index]

@@ -140,7 +140,9 @@ def _finite(value: float) -> float | None:
 def facts(workspace: Workspace) -> dict[str, Any]:
     """Return the corruptions the model was trained against, and those the tab offers."""
     offers = [
-        (f"{name}:{amount:g}", words) for name, kind in CORRUPTIONS.items() for amount, words in kind.offers
+        (f"{name}:{amount:g}", words)
+        for name, kind in CORRUPTIONS.items()
+        for amount, words in kind.page_choices
     ]
     trained = workspace.model.training_corruptions if workspace.has_model else ()
     return {"corrupt": trained, "corruptions": offers}
