@@ -1,7 +1,7 @@
-"""Draw images that are nobody's, to train the restorer that comes with the package on.
+"""Generate synthetic training images for the bundled restorer: its weights then carry no third-party rights.
 
     python benchmarks/drawn_images.py FOLDER [--count 1600] [--first 0]
-    autoencode train FOLDER --preset restore --size 256 --init random --out RUN
+    autoencode train FOLDER --preset restore --size 256 --epochs 14 --init random --out RUN
 
 Each image is of opaque shapes that cover each other, as leaves on the ground do. Such images have what
 natural ones have at any scale: edges, occlusion, and a spectrum that falls with the square of the frequency
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,25 @@ SIDE_PX = 256
 DRAWN_PX = 2 * SIDE_PX  # drawn without anti-aliasing, and averaged down
 TEXTURES, SHARING = 24, 40  # textures that so many images in a row share: they take longer than an image
 
+# The probabilities, sizes and contrasts below were chosen by eye, for images as diverse as photographs, and
+# measured on none. docs/log.md has what a first choice lacked.
+
+
+class Style(NamedTuple):
+    """What the shapes of a layer have in common.
+
+    Attributes:
+        rng: the source of all that is random.
+        textures: (DRAWN_PX, DRAWN_PX) each; a shape has a part of one.
+        colours: (N, 3), of which each shape has one.
+        contrast: standard deviation of the strength of textures.
+    """
+
+    rng: np.random.Generator
+    textures: list[Array]
+    colours: Array
+    contrast: float
+
 
 def image(number: int, textures: list[Array]) -> NDArray[np.uint8]:
     """Draw image `number`: (SIDE_PX, SIDE_PX, 3) levels."""
@@ -34,16 +54,18 @@ def image(number: int, textures: list[Array]) -> NDArray[np.uint8]:
     canvas = np.empty((DRAWN_PX, DRAWN_PX, 3), np.float32)
     canvas[:] = colours[0]
     smallest, largest = rng.choice([2, 3, 6, 12, 25, 40]), rng.choice([100, 200, 400])
-    # So many that about all of the canvas is covered; an area of radii that fall with the cube has this mean.
+    # A disk whose radius has a density that falls with the cube has a mean area of about
+    # 2 pi smallest^2 ln(largest / smallest). So disks have three times the area of the canvas in all and,
+    # as they lie at random, cover 1 - exp(-3) of it, 95 %.
     covering = 1.5 * DRAWN_PX**2 / (np.pi * smallest**2 * np.log(largest / smallest))
     count = int(min(6000, covering)) + 20
-    cover(canvas, rng, textures, colours, contrast, count, (smallest, largest))
+    cover(canvas, Style(rng, textures, colours, contrast), count, (smallest, largest))
     if rng.random() < 0.6:  # that was far away and out of focus
         canvas = blurred(canvas, rng.exponential(4))
         colours = np.concatenate([colours, palette(rng)])
         count = max(10, int(count * rng.uniform(0.05, 0.7)))
         near = rng.choice([2, 3, 6, 12]), rng.choice([40, 100, 250])
-        cover(canvas, rng, textures, colours, contrast, count, near)
+        cover(canvas, Style(rng, textures, colours, contrast), count, near)
     down, across = np.mgrid[-1 : 1 : DRAWN_PX * 1j, -1 : 1 : DRAWN_PX * 1j].astype(np.float32)
     light = 1 + rng.normal(0, 0.15) * across + rng.normal(0, 0.15) * down
     canvas = blurred(
@@ -53,44 +75,25 @@ def image(number: int, textures: list[Array]) -> NDArray[np.uint8]:
     return np.rint(small ** np.exp(rng.normal(0, 0.3)) * 255).astype(np.uint8)
 
 
-def cover(
-    canvas: Array,
-    rng: np.random.Generator,
-    textures: list[Array],
-    colours: Array,
-    contrast: float,
-    count: int,
-    radii: tuple[float, float],
-) -> None:
+def cover(canvas: Array, style: Style, count: int, radii: tuple[float, float]) -> None:
     """Paint `count` shapes over the canvas (H, W, 3), with radii whose density falls with their cube."""
-    least, most = (float(radius) ** -2 for radius in radii)
-    sizes = (least + rng.random(count) * (most - least)) ** -0.5
+    rng = style.rng
+    at_smallest, at_largest = (float(radius) ** -2 for radius in radii)
+    sizes = (at_smallest + rng.random(count) * (at_largest - at_smallest)) ** -0.5
     if rng.random() < 0.3:
         sizes = np.sort(sizes)[::-1]  # small shapes lie on large ones
     for radius in sizes:
         across, down = outline(rng, radius)
-        paint(
-            canvas,
-            across + rng.uniform(0, canvas.shape[1]),
-            down + rng.uniform(0, canvas.shape[0]),
-            rng,
-            textures,
-            colours[rng.integers(len(colours))],
-            # A texture on fewer than some pixels is noise.
-            abs(rng.normal(0, contrast)) if radius > 4 and rng.random() < 0.75 else 0.0,
-        )
+        across, down = across + rng.uniform(0, canvas.shape[1]), down + rng.uniform(0, canvas.shape[0])
+        colour = style.colours[rng.integers(len(style.colours))]
+        # On a shape of a few pixels a texture would be noise.
+        contrast = abs(rng.normal(0, style.contrast)) if radius > 4 and rng.random() < 0.75 else 0.0
+        paint(canvas, (across, down), style, colour, contrast)
 
 
-def paint(
-    canvas: Array,
-    across: Array,
-    down: Array,
-    rng: np.random.Generator,
-    textures: list[Array],
-    colour: Array,
-    contrast: float,
-) -> None:
-    """Paint one shape, given by its corners, in a colour with a slope of light and a texture."""
+def paint(canvas: Array, corners: tuple[Array, Array], style: Style, colour: Array, contrast: float) -> None:
+    """Paint one shape, given by its corners (x, y), in a colour with a slope of light and a texture."""
+    (across, down), rng = corners, style.rng
     left, top = (max(0, int(side.min())) for side in (across, down))
     right, bottom = min(canvas.shape[1], int(across.max()) + 2), min(canvas.shape[0], int(down.max()) + 2)
     width, height = right - left, bottom - top
@@ -106,7 +109,7 @@ def paint(
     slope = rng.normal(0, 0.12, 2).astype(np.float32)
     light = slope[0] * np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     light = light + slope[1] * np.linspace(-1, 1, width, dtype=np.float32)
-    texture = textures[rng.integers(len(textures))]
+    texture = style.textures[rng.integers(len(style.textures))]
     y, x = (rng.integers(0, DRAWN_PX - side + 1) for side in (height, width))
     light = light + contrast * texture[y : y + height, x : x + width]
     tint = 1 + rng.normal(0, 0.25, 3)
@@ -183,7 +186,7 @@ def blurred(canvas: Array, sigma: float) -> Array:
 
 
 def main() -> None:
-    """Draw the images that were asked for."""
+    """Generate the images that were asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

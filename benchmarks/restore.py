@@ -4,15 +4,17 @@
         [--in-8-bits] [--restorers-only]
 
 Prints a Markdown table: medians of PSNR and SSIM against the clean images, with 95 % bootstrap intervals, and
-the processor time for a megapixel. Every method sees the same damaged images, at their own size. Classical
-methods are told the kind and the strength of the damage, and where pixels are missing; restorers are told
-nothing. Wavelets need PyWavelets, and BM3D the package bm3d, which is free for research alone and which
-nothing else here needs.
+the processor time for a megapixel. Every method is given the same damaged images, at their own size, and with
+--in-8-bits clipped and rounded as files hold them. Where the damage is `downscale`, all methods enlarge the
+same small image, which --in-8-bits rounds. Classical methods also get the kind and strength of the damage,
+and where pixels are missing; restorers get nothing else. Wavelets need PyWavelets, and BM3D the package bm3d,
+which is free for research alone and which nothing else here needs.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,30 +37,32 @@ from torch import Tensor
 
 from autoencode import load_restorer
 from autoencode.data.corruptions import Corruption, corrupt, parse_corruptions
+from autoencode.data.damage import enlarge
 from autoencode.data.loader import random_seed
+from autoencode.data.preprocessing import save_image
 from autoencode.data.sources import expanded
+from autoencode.errors import ConfigError
 from autoencode.figures import contact_sheet
 from autoencode.metrics.images import psnr, ssim
 from autoencode.metrics.statistics import confidence_interval_bootstrap
-from autoencode.pixels import to_float, to_pixels
-from autoencode.training.runtime import choose_runtime
+from autoencode.pixels import rounded_to_8_bits, to_float, to_pixels
+from autoencode.training.runtime import Runtime, choose_runtime
 
 Array = NDArray[np.float64]
 Method = Callable[[Array, Array], Array]  # damaged and clean images (H, W, 3) to a restored one
 
 
 def denoisers(sigma: float) -> dict[str, Method]:
-    """Classical denoisers; the weight of total variation and h of non-local means are the best of several."""
+    """Classical denoisers; the weight of total variation is the best of four."""
     found: dict[str, Method] = {
         "non-local means": lambda x, _: denoise_nl_means(
             x, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=2
         ),
-        "total variation": lambda x, clean: max(
-            (
-                denoise_tv_chambolle(x, weight=weight * sigma, channel_axis=2)
+        "total variation": best_of(
+            [
+                lambda x, _, weight=weight: denoise_tv_chambolle(x, weight=weight * sigma, channel_axis=2)
                 for weight in (0.5, 0.8, 1.2, 1.8)
-            ),
-            key=lambda y: -np.square(y - clean).mean(),
+            ]
         ),
         "median 3x3": lambda x, _: median(x),
     }
@@ -80,6 +84,7 @@ def denoisers(sigma: float) -> dict[str, Method]:
 
 
 def median(image: Array, size: int = 3) -> Array:
+    """Replace each value by the median of a square around it, channel by channel."""
     return np.stack([median_filter(image[..., channel], size) for channel in range(3)], -1)
 
 
@@ -100,7 +105,7 @@ def adaptive_median(image: Array, largest: int = 7) -> Array:
 
 
 def kernel_of(sigma: float) -> Array:
-    """The kernel of a Gaussian blur."""
+    """Return the kernel of a Gaussian blur."""
     offsets = np.arange(-4 * int(np.ceil(sigma)), 4 * int(np.ceil(sigma)) + 1)
     row = np.exp(-0.5 * (offsets / sigma) ** 2)
     return np.asarray(np.outer(row, row) / row.sum() ** 2)
@@ -115,7 +120,7 @@ def deconvolved(image: Array, inverse: Callable[[Array], Array]) -> Array:
 
 
 def deconvolutions(sigma: float) -> dict[str, Method]:
-    """Classical methods against blur, told the kernel; strengths are the best of several."""
+    """Classical methods against a blur of known kernel; strengths are the best of several."""
     kernel = kernel_of(sigma)
 
     def method(inverse: Callable[[Array], Array]) -> Method:
@@ -135,10 +140,16 @@ def deconvolutions(sigma: float) -> dict[str, Method]:
     }
 
 
-def larger(image: Array, factor: int, filter: Image.Resampling) -> Array:
-    """The small image that a `downscale` of the clean one had in between, enlarged by a filter."""
-    height, width = image.shape[:2]
-    small = image.reshape(height // factor, factor, width // factor, factor, 3).mean((1, 3))
+def shrunk(clean: Tensor, factor: int, *, in_8_bits: bool) -> Tensor:
+    """Return the small image (1, 3, h, w) that all methods enlarge: means of squares, as in `downscale`."""
+    small = torch.nn.functional.avg_pool2d(clean, factor)
+    return rounded_to_8_bits(small) if in_8_bits else small
+
+
+def enlarged(clean: Array, factor: int, filter: Image.Resampling, *, in_8_bits: bool) -> Array:
+    """Enlarge the small image of a clean one by a filter."""
+    height, width = clean.shape[:2]
+    small = array(shrunk(tensor(clean), factor, in_8_bits=in_8_bits))
     channels = [
         Image.fromarray(small[..., channel].astype(np.float32)).resize((width, height), filter)
         for channel in range(3)
@@ -146,8 +157,8 @@ def larger(image: Array, factor: int, filter: Image.Resampling) -> Array:
     return np.stack([np.asarray(channel, np.float64) for channel in channels], -1)
 
 
-def classical(corruption: Corruption) -> dict[str, Method]:
-    """The methods for a kind of damage, told its strength."""
+def classical(corruption: Corruption, *, in_8_bits: bool) -> dict[str, Method]:
+    """Return the methods for a kind of damage of known strength."""
     amount = corruption.amount
     match corruption.name:
         case "gaussian" | "clipped-noise" | "camera-noise":
@@ -173,7 +184,7 @@ def classical(corruption: Corruption) -> dict[str, Method]:
             return deconvolutions(amount)
         case "downscale":
             return {
-                name: lambda _, clean, kind=kind: larger(clean, int(amount), kind)
+                name: lambda _, clean, kind=kind: enlarged(clean, int(amount), kind, in_8_bits=in_8_bits)
                 for name, kind in (
                     ("bicubic", Image.Resampling.BICUBIC),
                     ("Lanczos", Image.Resampling.LANCZOS),
@@ -189,7 +200,7 @@ def classical(corruption: Corruption) -> dict[str, Method]:
 
 
 def anscombe(method: Method, photons: float) -> Method:
-    """A denoiser for noise of variance 1, after the transform that gives counted photons this variance."""
+    """Return a denoiser of photon noise: it turns the noise into one of variance 1, for which `method` is."""
 
     def denoise(image: Array, clean: Array) -> Array:
         def stabilised(x: Array) -> Array:
@@ -202,17 +213,32 @@ def anscombe(method: Method, photons: float) -> Method:
 
 
 def best_of(methods: list[Method]) -> Method:
+    """Return the method whose result is the closest to the clean image, anew for each image."""
     return lambda x, clean: max(
         (one(x, clean) for one in methods), key=lambda y: -np.square(y - clean).mean()
     )
 
 
 def in_words(values: list[float], digits: int) -> str:
+    """Return the median with its 95 % interval."""
     low, high = confidence_interval_bootstrap(np.array(values), 0, statistic=np.median)
     return f"{np.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def measurable(parser: argparse.ArgumentParser, text: str) -> Corruption:
+    """Return a corruption of one known amount; anything else ends the program with the reason."""
+    try:
+        corruptions = parse_corruptions([text])
+    except ConfigError as err:
+        parser.error(str(err))
+    [corruption] = corruptions
+    if not isinstance(corruption, Corruption) or corruption.most is not None:
+        parser.error(f"{text}: classical methods need one kind of damage of one amount, such as gaussian:0.1")
+    return corruption
+
+
 def main() -> None:
+    """Measure, and print a table for each corruption."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,18 +251,25 @@ def main() -> None:
     parser.add_argument("--in-8-bits", action="store_true", help="damaged images as files hold them")
     parser.add_argument("--restorers-only", action="store_true", help="leave the classical methods out")
     arguments = parser.parse_args()
-    clean = [read(path, arguments.crop) for path in list(expanded(arguments.images))[: arguments.most]]
-    for text in arguments.corrupt:
-        [corruption] = parse_corruptions([text])
-        assert isinstance(corruption, Corruption)
-        methods = {} if arguments.restorers_only else classical(corruption)
-        compare(clean, corruption, methods, arguments.runs, arguments.sheet, in_8_bits=arguments.in_8_bits)
+    corruptions = [measurable(parser, text) for text in arguments.corrupt]
+    paths = list(expanded(arguments.images))[: arguments.most]
+    for corruption in corruptions:
+        multiple = int(corruption.amount) if corruption.name == "downscale" else 1
+        clean = [read(path, arguments.crop, multiple) for path in paths]
+        in_8_bits = arguments.in_8_bits
+        methods = {} if arguments.restorers_only else classical(corruption, in_8_bits=in_8_bits)
+        compare(clean, corruption, methods, arguments.runs, arguments.sheet, in_8_bits=in_8_bits)
 
 
-def read(path: Path, side: int) -> Tensor:
-    """(1, 3, H, W): the middle of an image, each side a multiple of 4 for the enlargements."""
+def read(path: Path, side: int, multiple: int) -> Tensor:
+    """Return the middle of an image, (1, 3, H, W), with sides of at most `side` pixels.
+
+    They are multiples of 4 and of `multiple`.
+    """
     pixels = np.asarray(Image.open(path).convert("RGB"))
-    height, width = (min(side, length // 4 * 4) for length in pixels.shape[:2])
+    # Of 4 in any case: different kinds of damage are measured on equal images.
+    multiple = math.lcm(4, multiple)
+    height, width = (min(side, length) // multiple * multiple for length in pixels.shape[:2])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return to_float(pixels[None, top : top + height, left : left + width].copy())
 
@@ -250,10 +283,14 @@ def compare(
     *,
     in_8_bits: bool,
 ) -> None:
+    """Print the table of one corruption, and draw the sheet if its path is given."""
     generator = torch.Generator().manual_seed(random_seed("benchmark", 0))
-    seen = [corrupt(image, [corruption], generator, training=True) for image in clean]
-    if in_8_bits:
-        seen = [to_float(to_pixels(image)) for image in seen]
+    if corruption.name == "downscale":  # the small image is the file: `restore --scale` enlarges it unrounded
+        small = [shrunk(image, int(corruption.amount), in_8_bits=in_8_bits) for image in clean]
+        seen = [enlarge(x, *y.shape[-2:]) for x, y in zip(small, clean, strict=True)]
+    else:
+        seen = [corrupt(image, [corruption], generator, training=True) for image in clean]
+        seen = [rounded_to_8_bits(image) for image in seen] if in_8_bits else seen
     runtime = choose_runtime("cpu")
     methods: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"damaged": lambda x, _: x}
     for name, method in classical.items():
@@ -274,21 +311,22 @@ def compare(
         shown.append((name.strip("`"), made))
     if sheet:
         columns = [(name, to_pixels(torch.cat(images[:8]))) for name, images in shown]
-        from autoencode.data.preprocessing import save_image
-
         save_image(sheet, contact_sheet(columns, scale=1 if clean[0].shape[-1] > 100 else 2))
 
 
-def restored(restore: Callable[[Tensor], Tensor], image: Tensor, runtime: object) -> Tensor:
-    with runtime.autocast():  # type: ignore[attr-defined]
+def restored(restore: Callable[[Tensor], Tensor], image: Tensor, runtime: Runtime) -> Tensor:
+    """Restore an image (1, 3, H, W) in the precision of the runtime."""
+    with runtime.autocast():
         return restore(image).float()
 
 
 def array(image: Tensor) -> Array:
+    """Turn an image (1, 3, H, W) into an array (H, W, 3)."""
     return image[0].permute(1, 2, 0).double().numpy()
 
 
 def tensor(image: Array) -> Tensor:
+    """Turn an array (H, W, 3) into an image (1, 3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
 
 

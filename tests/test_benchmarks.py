@@ -10,20 +10,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("torture/*.py")])
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def imports_of(script: Path) -> list[tuple[str, str]]:
+    """Return the names that a script imports from the product, each with its module."""
+    return [
+        (node.module or "", name.name)
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "autoencode"
+        for name in node.names
+    ]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [path for path in SCRIPTS if imports_of(path)],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
 def test_what_a_script_imports_from_the_product_is_there(script: Path) -> None:
-    for node in ast.walk(ast.parse(script.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "autoencode":
-            module = importlib.import_module(node.module or "")
-            for name in node.names:
-                if not hasattr(module, name.name):
-                    importlib.import_module(f"{node.module}.{name.name}")
+    for module, name in imports_of(script):
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")
 
 
 # What the measurements of a GPU are to do without: all that `pip install` brings beside torch.
@@ -80,3 +93,30 @@ def test_a_drawn_image_is_the_same_wherever_drawing_begins(tmp_path: Path) -> No
     images = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
     assert len(set(images.values())) == 3
     assert images["000041.png"] == (tmp_path / "last" / "000041.png").read_bytes()
+
+
+def measured(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the measurement of restorers on the images of a folder."""
+    command = [sys.executable, "benchmarks/restore.py", str(folder), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_restorers_are_measured_beside_classical_methods_whatever_the_size_of_the_images(
+    tmp_path: Path,
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    Image.fromarray(levels).resize((62, 50), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    damages = ("downscale:3", "clipped-noise:0.1")
+    done = measured(tmp_path, "bundled", "--in-8-bits", "--corrupt", *damages)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {line.split(" | ")[0]: line for line in done.stdout.splitlines() if line.startswith("| ")}
+    assert {"| Lanczos", "| bicubic", "| median 3x3", "| `bundled`"} <= set(rows)
+
+
+@pytest.mark.parametrize("damage", ["gaussian:0.05-0.4", "gaussian:0.1/jpeg:10", "melt:1"])
+def test_damage_that_classical_methods_cannot_be_given_is_rejected(damage: str, tmp_path: Path) -> None:
+    done = measured(tmp_path, "--corrupt", damage)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert damage in done.stderr
