@@ -27,7 +27,7 @@ from autoencode import reconstruction as application
 from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.loader import random_seed
 from autoencode.pixels import to_float, to_pixels
-from autoencode.reconstruction import restore
+from autoencode.reconstruction import reconstruct_pixels
 
 
 @pytest.fixture(scope="module")
@@ -270,11 +270,11 @@ def test_restoring_one_image_measures_what_reconstructing_its_file_measures(
 ) -> None:
     pixels = to_pixels(model.read(coast[0]))[0]
     (expected,) = reconstruct(model, coast[0], corruptions=["gaussian:0.2"]).results
-    made = restore(model, pixels[None], corruptions=["gaussian:0.2"])
+    made = reconstruct_pixels(model, pixels[None], corruptions=["gaussian:0.2"])
     assert made.psnr_db == [pytest.approx(expected.psnr_db, abs=1e-4)]
     assert made.ssim == [pytest.approx(expected.ssim, abs=1e-5)]
-    assert made.seen_psnr_db == [pytest.approx(expected.corrupted_psnr_db, abs=1e-4)]
-    np.testing.assert_array_equal(made.restored, to_pixels(model.reconstruct(corrupted(pixels))))
+    assert made.corrupted_psnr_db == [pytest.approx(expected.corrupted_psnr_db, abs=1e-4)]
+    np.testing.assert_array_equal(made.reconstructed, to_pixels(model.reconstruct(corrupted(pixels))))
 
 
 def corrupted(pixels: np.ndarray) -> torch.Tensor:
@@ -286,11 +286,11 @@ def test_restoring_compares_with_the_clean_image_where_one_is_given(
     model: Autoencoder, coast: list[Path]
 ) -> None:
     damaged, clean = to_pixels(model.read(coast[:2]))
-    made = restore(model, damaged[None], clean=clean[None])
+    made = reconstruct_pixels(model, damaged[None], clean=clean[None])
     expected = peak_signal_noise_ratio(clean, damaged, data_range=255)
-    assert made.seen_psnr_db == [pytest.approx(expected, abs=0.01)]
-    assert restore(model, damaged[None]).seen_psnr_db is None
-    np.testing.assert_array_equal(made.seen[0], damaged)
+    assert made.corrupted_psnr_db == [pytest.approx(expected, abs=0.01)]
+    assert reconstruct_pixels(model, damaged[None]).corrupted_psnr_db is None
+    np.testing.assert_array_equal(made.corrupted[0], damaged)
 
 
 def test_the_sheet_of_an_earlier_call_is_not_replaced_while_it_is_read(

@@ -8,8 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoencode.atomic import check_output, claim_folder, csv_bytes, make_folder, write_bytes
+from autoencode.atomic import check_output, claim_folder, csv_bytes, cut_name, make_folder, write_bytes
 from autoencode.data.corruptions import check_size, corrupt, parse_corruptions
+from autoencode.data.file_names import FileNames
 from autoencode.data.loader import random_seed
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded
 from autoencode.errors import OutputError
-from autoencode.figures import contact_sheet, png
+from autoencode.figures import SHEET_IMAGES, contact_sheet, png
 from autoencode.metrics.images import psnr, ssim
 from autoencode.models.model_file import as_model
 from autoencode.pixels import to_float, to_pixels
@@ -39,7 +39,6 @@ TABLE_NAME = "reconstructions.csv"
 SHEET_NAME = "reconstructions.png"
 IMAGES_NAME = "images"
 
-SHEET_IMAGES = 24  # nobody looks through a longer sheet
 CHUNK = 64  # images in memory at once: 50 MB each of pixels, floats and codes at 256x256
 
 Pixels = NDArray[np.uint8]
@@ -119,59 +118,59 @@ def reconstruct(
     names = _file_names(paths) if folder is None else _prepared(folder, paths)
     results: list[Reconstruction] = []
     skipped = list(paths.skipped)
-    shown: list[Restored] = []
+    shown: list[ReconstructedPixels] = []
     chunks = read_chunks(paths, CHUNK, model.preprocessing, limits or Limits(), skipped)
     for number, (usable, pixels) in enumerate(chunks):
         start = number * CHUNK
         if usable:
-            restored = restore(
+            made = reconstruct_pixels(
                 model, pixels, corruptions=corruptions, seed=seed, position=start, decoder=decoder
             )
             if len(results) < SHEET_IMAGES:
-                shown.append(restored.head(SHEET_IMAGES - len(results)))
+                shown.append(made.head(SHEET_IMAGES - len(results)))
             for index, path in enumerate(usable):
                 if folder is not None:
-                    save_image(folder / IMAGES_NAME / names[path], restored.restored[index])
-                results.append(restored.result(index, path, names[path] if folder else ""))
+                    save_image(folder / IMAGES_NAME / names[path], made.reconstructed[index])
+                results.append(made.result(index, path, names[path] if folder else ""))
         if progress:
             progress(min(start + CHUNK, len(paths)), len(paths))
-    made = Reconstructions(results, skipped, _sheet(shown, results))
+    sheet = _sheet(shown, results)
     if folder is not None:
-        save_image(folder / SHEET_NAME, made.sheet)
+        save_image(folder / SHEET_NAME, sheet)
         _write_table(folder / TABLE_NAME, results)
-    return made
+    return Reconstructions(results, skipped, sheet)
 
 
-class Restored(NamedTuple):
-    """Images through a model.
+class ReconstructedPixels(NamedTuple):
+    """Images in memory, corrupted if that was asked for, and what a model makes of them.
 
     Attributes:
         original: pixels (B, H, W, 3) before any corruption.
-        seen: pixels (B, H, W, 3) given to the model.
-        restored: pixels (B, H, W, 3) that it decoded.
-        psnr_db: of `restored` against the clean images, B numbers in dB; infinite for equal images.
+        corrupted: pixels (B, H, W, 3) given to the model.
+        reconstructed: pixels (B, H, W, 3) that it decoded.
+        psnr_db: of `reconstructed` against the clean images, B numbers in dB; infinite for equal images.
         ssim: structural similarity of the same two, B numbers.
-        seen_psnr_db: of `seen` against the clean images; None if `seen` are the clean images.
+        corrupted_psnr_db: of `corrupted` against the clean images; None if these are the same.
     """
 
     original: Pixels
-    seen: Pixels
-    restored: Pixels
+    corrupted: Pixels
+    reconstructed: Pixels
     psnr_db: list[float]
     ssim: list[float]
-    seen_psnr_db: list[float] | None
+    corrupted_psnr_db: list[float] | None
 
-    def head(self, count: int) -> Restored:
+    def head(self, count: int) -> ReconstructedPixels:
         """Return the first `count` images."""
-        return Restored(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
+        return ReconstructedPixels(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
 
     def result(self, index: int, path: Path, file: str) -> Reconstruction:
         """Return the numbers of one image as a line of the table."""
-        before = None if self.seen_psnr_db is None else self.seen_psnr_db[index]
+        before = None if self.corrupted_psnr_db is None else self.corrupted_psnr_db[index]
         return Reconstruction(path, self.psnr_db[index], self.ssim[index], before, file)
 
 
-def restore(
+def reconstruct_pixels(
     model: Autoencoder,
     pixels: Pixels,
     *,
@@ -180,7 +179,7 @@ def restore(
     seed: int = 0,
     position: int = 0,
     decoder: DecoderName = "sharp",
-) -> Restored:
+) -> ReconstructedPixels:
     """Pass images that are in memory through a model, corrupted first if corruptions are given.
 
     Args:
@@ -198,16 +197,16 @@ def restore(
     chain = parse_corruptions(corruptions)
     check_size(chain, model.preprocessing.height, model.preprocessing.width)
     generator = torch.Generator().manual_seed(random_seed("reconstruct", seed, position))
-    seen = corrupt(to_float(pixels), chain, generator, training=True)
-    restored = model.reconstruct(seen, decoder)
+    corrupted = corrupt(to_float(pixels), chain, generator, training=True)
+    reconstructed = model.reconstruct(corrupted, decoder)
     target = to_float(pixels if clean is None else clean)
-    return Restored(
+    return ReconstructedPixels(
         pixels,
-        to_pixels(seen) if chain else pixels,
-        to_pixels(restored),
-        psnr(restored, target).tolist(),
-        ssim(restored, target).tolist(),
-        psnr(seen, target).tolist() if chain or clean is not None else None,
+        to_pixels(corrupted) if chain else pixels,
+        to_pixels(reconstructed),
+        psnr(reconstructed, target).tolist(),
+        ssim(reconstructed, target).tolist(),
+        psnr(corrupted, target).tolist() if chain or clean is not None else None,
     )
 
 
@@ -217,7 +216,7 @@ def validation_sheet(model: Autoencoder, pack: Pack) -> Pixels:
     The images are of the validation split or, if it is empty, of the one that `held_out` returns instead.
     """
     pixels = pack.pixels(pack.held_out("validation").rows[:SHEET_IMAGES])
-    made = restore(model, pixels, corruptions=model.training_corruptions)
+    made = reconstruct_pixels(model, pixels, corruptions=model.training_corruptions)
     return _sheet([made], [made.result(index, Path(), "") for index in range(len(pixels))])
 
 
@@ -262,35 +261,19 @@ def _written_before(table: Path) -> set[str]:
     return {name for name in names if name.endswith(".png") and Path(name).name == name}
 
 
-def _file_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
-    """Return a file name for each path: its stem, numbered if several paths share it or it is `taken`.
-
-    Names are compared in lower case, as file systems of other machines do.
-    """
-    names: dict[Path, str] = {}
-    taken = set(taken)
-    counts: dict[str, int] = {}
-    for path in paths:
-        # File systems allow 255 bytes, including the number and a temporary suffix.
-        stem = os.fsencode(path.stem)[:200].decode(errors="ignore") or "image"
-        number = counts.get(stem.lower(), 0) + 1
-        name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}.png"
-        counts[stem.lower()] = number
-        taken.add(name.lower())
-        names[path] = name
-    return names
+def _file_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> dict[Path, str]:
+    """Return a file name for each path: its stem, numbered if several paths share it or it is `taken`."""
+    names = FileNames(taken)
+    return {path: names.free(f"{cut_name(path.stem) or 'image'}.png") for path in paths}
 
 
-def _sheet(shown: Sequence[Restored], results: Sequence[Reconstruction]) -> Pixels:
+def _sheet(shown: Sequence[ReconstructedPixels], results: Sequence[Reconstruction]) -> Pixels:
     columns = [("original", np.concatenate([part.original for part in shown]))]
-    is_corrupted = shown[0].seen_psnr_db is not None
+    is_corrupted = shown[0].corrupted_psnr_db is not None
     if is_corrupted:
-        columns.append(("corrupted", np.concatenate([part.seen for part in shown])))
+        columns.append(("corrupted", np.concatenate([part.corrupted for part in shown])))
     name = "restored" if is_corrupted else "reconstruction"
-    columns.append((name, np.concatenate([part.restored for part in shown])))
+    columns.append((name, np.concatenate([part.reconstructed for part in shown])))
     return contact_sheet(columns, captions=[_caption(result) for result in results[: len(columns[0][1])]])
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from starlette.testclient import TestClient
 
 from autoencode import (
@@ -39,7 +40,6 @@ from autoencode.morphing import between, in_square
 from autoencode.outliers.measurements import coloured
 from autoencode.pixels import to_float, to_pixels
 from autoencode.projection import GROUP_IMAGES, code_map, effect_sizes
-from autoencode.reconstruction import restore
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics, read_run
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
@@ -208,21 +208,35 @@ def test_what_is_out_of_range_is_rejected_in_words(client: TestClient) -> None:
         assert "cannot be used" in answer.json()["error"]
 
 
-def test_restoring_says_how_close_it_is(client: TestClient, workspace: Workspace) -> None:
-    seen = client.get("/api/restore?picture=i2&corrupt=gaussian:0.2").json()
-    expected = restore(workspace.model, workspace.pixels("i2")[None], corruptions=["gaussian:0.2"])
-    assert seen["psnr_db"] == pytest.approx(expected.psnr_db[0], abs=1e-3)
-    assert seen["seen_psnr_db"] == pytest.approx(expected.seen_psnr_db[0], abs=1e-3)
-    for side, made in (("seen", expected.seen[0]), ("restored", expected.restored[0])):
-        shown = pixels(client.get(f"/api/restore/{side}?picture=i2&corrupt=gaussian:0.2"))
-        np.testing.assert_array_equal(shown, made)
-    chain = client.get("/api/restore?picture=i2&corrupt=blur:2,gaussian:0.2").json()
-    in_order = restore(workspace.model, workspace.pixels("i2")[None], corruptions=["blur:2", "gaussian:0.2"])
-    assert chain["seen_psnr_db"] == pytest.approx(in_order.seen_psnr_db[0], abs=1e-3)
+def test_restoring_says_how_close_the_pictures_it_shows_are(client: TestClient, workspace: Workspace) -> None:
+    for corrupt in ("clipped-noise:0.2", "blur:2,clipped-noise:0.2"):
+        asked = f"picture=i2&corrupt={corrupt}"
+        quality = client.get(f"/api/restore?{asked}").json()
+        shown = [
+            pixels(client.get(f"/api/restore/{side}?{asked}")) for side in ("corrupted", "reconstructed")
+        ]
+        clean = workspace.pixels("i2")
+        before = peak_signal_noise_ratio(clean, shown[0])
+        assert quality["corrupted_psnr_db"] == pytest.approx(before, abs=0.05)
+        assert quality["psnr_db"] == pytest.approx(peak_signal_noise_ratio(clean, shown[1]), abs=0.05)
+        similarity = structural_similarity(
+            clean, shown[1], channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert quality["ssim"] == pytest.approx(similarity, abs=0.01)
     against = client.get("/api/restore?picture=i2&clean=i2").json()
-    assert against["seen_psnr_db"] is None  # equal: no finite number
-    answer = client.get("/api/restore?picture=i2&corrupt=melt:1")
-    assert answer.status_code == 422
+    assert against["corrupted_psnr_db"] is None  # equal: no finite number
+    for wrong in ("/api/restore?picture=i2&corrupt=melt:1", "/api/restore/other?picture=i2"):
+        assert client.get(wrong).status_code == 422
+
+
+def test_all_corruptions_of_a_chain_are_applied_in_their_order(client: TestClient) -> None:
+    chain, first = (
+        pixels(client.get(f"/api/restore/corrupted?picture=i2&corrupt={one}"))
+        for one in ("blur:2,mask:0.25", "blur:2")
+    )
+    hidden = (chain == 128).all(2)
+    assert 0.15 < hidden.mean() < 0.35
+    np.testing.assert_array_equal(chain[~hidden], first[~hidden])
 
 
 def test_outliers_come_most_anomalous_first_with_the_number_a_rate_flags(

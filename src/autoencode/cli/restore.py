@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoencode.cli import options
-from autoencode.cli.options import MaxPixels, add_command
+from autoencode.cli.options import MaxPixels, about, add_command
 from autoencode.cli.progress import counted, counting, fail_if_named, say, show_result, show_skipped
 from autoencode.errors import ConfigError
+from autoencode.training.config import RuntimeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,10 @@ def restore(
     ] = False,
     max_pixels: MaxPixels = None,
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=options.MACHINE)
+        str,
+        typer.Option(
+            help=about(RuntimeConfig, "device", "auto"), show_default=False, rich_help_panel=options.MACHINE
+        ),
     ] = "auto",
 ) -> None:
     """Remove noise and other damage from images, each at its full size into a file of its kind."""

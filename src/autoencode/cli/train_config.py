@@ -97,7 +97,7 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start from this model, or 'random'. Default: for a restorer, the one of autoencode.",
+            help="Start from this model, or 'random'. Default: for a restorer, the bundled one.",
             metavar="MODEL",
         ),
     ] = None,

@@ -31,6 +31,8 @@ GAP_PX, BLOCK_GAP_PX, MARGIN_PX = 6, 28, 18
 # A digit of 28 px is too small to judge on today's screens; above 512 px few images fit beside each other.
 COMFORTABLE_TILE_PX, LARGEST_TILE_PX = 112, 512
 
+SHEET_IMAGES = 24  # of the sheet of a command: nobody looks through a longer one
+
 ANIMATED = (".gif", ".webp")
 WIDEST_STRIP_PX = 65_500  # the limit of a JPEG
 MOST_FRAMES = 2_400  # two minutes at 20 per second; they are all in memory at once

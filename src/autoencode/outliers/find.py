@@ -29,7 +29,7 @@ from autoencode.data.mapping import map_files
 from autoencode.data.preprocessing import WRITABLE, Limits, read_chunks, save_image
 from autoencode.data.sources import expanded, paths_given, read_beside
 from autoencode.errors import ImageError
-from autoencode.figures import contact_sheet
+from autoencode.figures import SHEET_IMAGES, contact_sheet
 from autoencode.models.model_file import as_model
 from autoencode.outliers.calibration import (
     OutlierReference,
@@ -55,7 +55,6 @@ COLUMNS = (
     *("left", "top", "width", "height", "area"),
     "error",
 )
-SHEET_IMAGES = 24  # nobody looks through a longer sheet
 CHUNK = 64  # images in memory at once
 PAPER_NOTE = (
     "The paper's threshold is the median KL of training images: it calls half of normal images outliers."

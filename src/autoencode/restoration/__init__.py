@@ -1,4 +1,4 @@
-"""Image files restored at their full size, by a model of kind restorer.
+"""Restore image files at their full size by a model of kind restorer.
 
 Results are written one by one beside a table of what decided each: a call that is made again does only what
 is left to do.
@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from autoencode import notebook
-from autoencode.atomic import claim_folder, cut_name, exclusive, names_in, remove_temporaries
+from autoencode.atomic import claim_folder, exclusive, names_in, remove_temporaries
 from autoencode.data.corruptions import corrupt, parse_corruptions
+from autoencode.data.file_names import FileNames
 from autoencode.data.loader import random_seed
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits, check_usable, save_image
 from autoencode.data.sources import expanded, paths_given
 from autoencode.errors import ImageError, OutputError
-from autoencode.figures import contact_sheet
+from autoencode.figures import SHEET_IMAGES, contact_sheet
 from autoencode.metrics.images import psnr
 from autoencode.models.model_file import load_restorer
 from autoencode.models.restorer import Restorer
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 COMPARISONS_NAME = "comparisons"
 SHEET_NAME = "restored.png"  # of a run
-SHEET_IMAGES = 24  # nobody looks through a longer sheet
 
 _CROP = 384  # side of the 1:1 crop of a comparison: two fit on any screen
 
@@ -152,7 +152,7 @@ class _Job:
         create_table(self.folder)
         finished = self._finished()
         keys = {path: self._inputs_and_settings(path) for path in paths}
-        names = {finished[key].file.lower() for key in keys.values() if key in finished}
+        names = FileNames(finished[key].file for key in keys.values() if key in finished)
         kept = 0
         for number, path in enumerate(paths, start=1):
             if keys[path] in finished:
@@ -168,7 +168,7 @@ class _Job:
         check_usable(len(results), paths, skipped)
         return Restorations(results, [*skipped, *paths.skipped], kept)
 
-    def _restore_file(self, path: Path, names: set[str]) -> Restoration:
+    def _restore_file(self, path: Path, names: FileNames) -> Restoration:
         picture = read_picture(path, self.limits)
         clean = self._clean_levels(path, picture)
         differences = DifferenceSums(clean)
@@ -181,7 +181,7 @@ class _Job:
             seen=differences.add,
         )
         restored = picture.with_levels(levels)
-        name = _free_name(picture.name_of(path), names)
+        name = names.free(picture.name_of(path))
         if self.compare:
             sheet = _before_and_after(picture, restored)
             save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)
@@ -238,16 +238,6 @@ def _version(path: Path) -> list[str | int]:
     except OSError:  # reading it will say what is wrong
         return [str(path.absolute())]
     return [str(path.absolute()), status.st_size, status.st_mtime_ns]
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    """Return a name that no other result has, in lower case as file systems of other machines compare."""
-    path, number = Path(name), 1
-    while name.lower() in taken:
-        number += 1
-        name = f"{cut_name(path.stem)}-{number}{path.suffix}"
-    taken.add(name.lower())
-    return name
 
 
 def _size(shape: tuple[int, ...]) -> str:

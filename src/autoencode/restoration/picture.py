@@ -154,17 +154,19 @@ def check_arguments(model: Restorer, scale: int, amount: float) -> None:
         raise ConfigError(f"The amount is {amount:g}; it must be from 0 to 1.")
     if scale < 1:
         raise ConfigError(f"The scale is {scale}; it must be at least 1.")
-    if scale > 1 and not can_enlarge(model):
+    if scale > 1 and not factors_of(model):
         raise ConfigError(
             "This model was not trained to enlarge. Train one with --corrupt downscale:2-4, or leave "
             "--scale out."
         )
 
 
-def can_enlarge(model: Restorer) -> bool:
-    """Whether a restorer was trained to undo `downscale`, alone or among others."""
-    return any(
-        corruption.name == "downscale"
+def factors_of(model: Restorer) -> list[int]:
+    """Return the factors by which a restorer was trained to enlarge images: those of `downscale`, if any."""
+    ranges = [
+        (corruption.amount, corruption.most or corruption.amount)
         for step in parse_corruptions(model.training_corruptions)
         for corruption in alternatives_of(step)
-    )
+        if corruption.name == "downscale"
+    ]
+    return sorted({factor for low, high in ranges for factor in range(max(2, int(low)), int(high) + 1)})

@@ -3,6 +3,7 @@
 import { windowOf, withWindow } from "./address.js";
 import { get, getBlob, imageUrl, originalUrl, query, restarting, waitFor } from "./api.js";
 import { announce, h, keepingFocus, number, progressBar, say, save as saveFile, showFailure } from "./dom.js";
+import { followGestures, pointIn } from "./gestures.js";
 import { addToMorph, heatLegend, pictureButton, score, shortName } from "./pictures.js";
 import { MORPH_MOST, canGenerate, lacks, morphing, workspace } from "./shared.js";
 import { FITTING, fitted, moved, neededSide, zoomed } from "./zoom.js";
@@ -194,13 +195,12 @@ class Stage {
     this.element = h("div", { class: "frame" }, this.picture);
     this.view = FITTING;
     this.natural = { width: 1, height: 1 };
-    this.pointers = new Map();
     this.picture.addEventListener("load", () => this.#loaded());
-    this.element.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    this.element.addEventListener("dblclick", (event) => (this.isZoomed ? this.reset() : this.zoom(3, this.#point(event))));
-    this.element.addEventListener("pointerdown", (event) => this.#down(event));
-    this.element.addEventListener("pointermove", (event) => this.#move(event));
-    for (const name of ["pointerup", "pointercancel"]) this.element.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
+    this.element.addEventListener("dblclick", (event) => (this.isZoomed ? this.reset() : this.zoom(3, pointIn(this.element, event))));
+    followGestures(this.element, {
+      zoom: (factor, point) => this.zoom(factor, point),
+      drag: (now, before) => this.move(now.x - before.x, now.y - before.y),
+    });
     new ResizeObserver(() => this.#place()).observe(this.element);
   }
 
@@ -265,33 +265,6 @@ class Stage {
     if (side <= this.side) return;
     this.side = side;
     this.picture.src = originalUrl(this.id, side);
-  }
-
-  #point(event) {
-    const box = this.element.getBoundingClientRect();
-    return { x: event.clientX - box.left - box.width / 2, y: event.clientY - box.top - box.height / 2 };
-  }
-
-  #wheel(event) {
-    event.preventDefault();
-    this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), this.#point(event));
-  }
-
-  #down(event) {
-    this.element.setPointerCapture(event.pointerId);
-    this.pointers.set(event.pointerId, this.#point(event));
-  }
-
-  #move(event) {
-    const before = this.pointers.get(event.pointerId);
-    if (!before) return;
-    const now = this.#point(event);
-    const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
-    if (other) {
-      const apart = (point) => Math.hypot(point.x - other.x, point.y - other.y) || 1;
-      this.zoom(apart(now) / apart(before), { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 });
-    } else this.move(now.x - before.x, now.y - before.y);
-    this.pointers.set(event.pointerId, now);
   }
 }
 
