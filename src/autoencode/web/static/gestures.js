@@ -44,7 +44,9 @@ export function followGestures(frame, on) {
     } else on.drag(now, before);
     pointers.set(event.pointerId, now);
   });
-  for (const name of ["pointerup", "pointercancel"]) frame.addEventListener(name, (event) => pointers.delete(event.pointerId));
+  const gone = (event) => pointers.delete(event.pointerId);
+  frame.addEventListener("pointerup", gone);
+  frame.addEventListener("pointercancel", gone);
 }
 
 /** Where an event is in a frame.
