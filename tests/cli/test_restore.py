@@ -59,7 +59,7 @@ def test_restore_says_what_it_did_and_what_was_done_before(
     assert "restored: 16 images, 16 of them by an earlier run." in again.out
 
 
-def test_images_alone_are_restored_by_the_restorer_in_the_package(
+def test_images_alone_are_restored_by_the_bundled_restorer(
     autoencode: Command, photos: Path, tmp_path: Path
 ) -> None:
     alone = autoencode("restore", photos / "coast", "--out", tmp_path / "out")
