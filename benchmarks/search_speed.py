@@ -7,7 +7,7 @@ do: the variance of a direction is the inverse of its rank. Queries are further 
 the true ten nearest (cosine; exact, in numpy) that is found. Each contender builds and answers in a process
 of its own, one query at a time, once; memory is what the process holds more at its end than before. They use
 as many threads as OMP_NUM_THREADS says (LanceDB all cores); processor time counts those of all threads.
-A graph (HNSW) is searched as widely as .99 needs, in powers of two. Contenders that are not installed are
+A graph (HNSW) is searched as widely as 0.99 needs, in powers of two. Contenders that are not installed are
 left out and named: `pip install usearch hnswlib lancedb`.
 """
 

@@ -45,7 +45,7 @@ FRAMES_PER_TURN = 40  # a walk then shows another image about every second
 # for faces; 3 for emoji and 8 for photographs of flowers, whose samples are smears (docs/results.md).
 MOST_TIMES_AS_FAR = 2.0
 LIKENESS = "times_as_far"  # in the provenance of a model
-_NOTICEABLE = 0.01  # a distance; that of two sets of 200 photographs of flowers is .002
+_NOTICEABLE = 0.01  # a distance; that of two sets of 200 photographs of flowers is 0.002
 _LIKENESS_IMAGES, _LEAST_LIKENESS_IMAGES = 200, 20  # seconds, and enough to tell 1.5 from 3
 
 # The most codes, and numbers in them, that a mixture is fitted to: enough for 20 components of 256

@@ -1,4 +1,4 @@
-"""What is said of the images of a run before it, and what is made and said at its end."""
+"""Print the images of a run before it begins, and write and print its results at the end."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def split_of(sha256: str) -> Split:
     """Return the split of a file, by its content alone: copies share one, and no file ever moves.
 
     Args:
-        sha256: digest of the file's content, 64 hexadecimal digits. Read as a fraction, below .75 is train,
-            below .90 validation, and the rest test.
+        sha256: digest of the file's content, 64 hexadecimal digits. Read as a fraction, below 0.75 is train,
+            below 0.90 validation, and the rest test.
     """
     fraction = int(sha256[:16], 16) / 2**64
     return "train" if fraction < 0.75 else "validation" if fraction < 0.90 else "test"

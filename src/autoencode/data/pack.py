@@ -106,7 +106,7 @@ class Pack:
         return self.pixels(np.array([entry.row]))[0], entry.label or "", entry.path
 
     def __repr__(self) -> str:
-        """Return what it is, of what."""
+        """Return the number and size of the images, and where they came from."""
         size = f"{self.preprocessing.height}x{self.preprocessing.width}"
         return f"Pack({len(self):,} images of {size}, from {self.origin or self.folder})"
 
@@ -239,10 +239,10 @@ def pack_folder(
         folder: images, in sub-folders or not; the first sub-folder is the label. Also several folders and
             files, or a table, see `listed`. Folders train, val and test are splits.
         out: the pack: a folder, whose parents are made, or a URL in storage (s3://bucket/pack; extra
-            `storage`), to which each shard goes when it is full. Of several processes that pack to one URL,
-            one does, and the others are rejected.
+            `storage`), to which each shard goes when it is full. If several processes pack to one URL, one
+            succeeds and the others are rejected.
         preprocessing: the size of the images and how they are resized to it, or some of its fields by name.
-            What is not given is that of the pack that is there, or is chosen by the images, see `suited`.
+            Other fields are those of an existing pack, or are chosen by the images, see `suited`.
         size: instead, the size alone: 128 (square), "96x160" or (96, 160), height first.
         include, exclude: patterns of names, see `listed`.
         limits: the largest file, image and time to accept. A change does not affect images that are packed;

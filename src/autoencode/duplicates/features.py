@@ -1,4 +1,4 @@
-"""Remember of each file its digest, size, a thumbnail, and features of a pretrained network.
+"""Compute and keep the digest, size, thumbnail and pretrained features of each file.
 
 Files are decoded once, in processes that may hang or crash alone; a sketch takes 4 KB. With a folder for
 them, sketches are kept in blocks, so that a run that was killed goes on, and one on a folder that changed
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 32
 SQUARE = Preprocessing(SIDE, SIDE, "stretch")
-_BLOCK = 2048  # files kept at once: what a kill can cost
+_BLOCK = 2048  # files that are kept at once, and so at most lost by a kill
 _BATCH = 32  # images of the network at once
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -129,7 +129,7 @@ def sketch_files(
 
 
 def sketch_pixels(pixels: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Sketches:
-    """Return sketches of images that are no files: of what registering them needs alone.
+    """Return sketches of images that are no files; they hold only what registration needs.
 
     Args:
         pixels: (N, S, S, 3), the whole image stretched to a square.

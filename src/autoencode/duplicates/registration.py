@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COARSE = 16
-# How much smaller the one is inside the other: a step moves a border by .7 of a coarse pixel.
+# How much smaller the one is inside the other: a step moves a border by 0.7 of a coarse pixel.
 SCALES = tuple(1.09**-i for i in range(9))
 _BANK = 64  # sizes to which a template can be reduced
 _LEAST_SCALE = 0.3

@@ -35,7 +35,7 @@ _DETAIL = 18.0  # windows of structure below which an image fits into many other
 _SAME_PLACE = 0.08  # of half a side
 _SAME_FRAME, _SAME_SCALE, _SAME_ANGLE = 0.97, 0.03, 0.7  # angle in degrees
 _PART_OF_PIXEL = 0.5
-_RECOLOURED_TONE, _RECOLOURED_CHROMA = 0.1, 0.2  # JPEG of quality 30 takes .09 of the contrast of print
+_RECOLOURED_TONE, _RECOLOURED_CHROMA = 0.1, 0.2  # JPEG of quality 30 takes 0.09 of the contrast of print
 
 # An altered copy as sites and messengers make them, and the share of such copies whose agreement is stated.
 _QUALITY, _SHRINK, _BORDER = 40, 0.75, 0.025

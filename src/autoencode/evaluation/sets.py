@@ -84,7 +84,7 @@ class SetQuality:
         by: its likeness by the name of each network that judges.
         sharpness: median variance of the Laplacian, as a multiple of that of the held-out images.
         memorised: of samples, how often one is nearer to its nearest training image than the reconstruction
-            of a held-out image is to its own, by the angle of whitened codes: at most .5 if they are no
+            of a held-out image is to its own, by the angle of whitened codes: at most 0.5 if they are no
             nearer, 1 if samples are copies. None of other sets, or where the model was trained on all images.
     """
 
@@ -139,12 +139,12 @@ def set_qualities(
 
 def sampling_note(sets: Mapping[str, SetQuality], prior: PriorName) -> str | None:
     """Return one sentence if samples of a prior are much further from real images than reconstructions."""
-    # Of the decoder that `generate` takes.
+    # The samples are those of the decoder that `generate` uses.
     ending = SHARP if f"reconstructions{SHARP}" in sets else ""
     samples, restored = (
         list(sets[f"{name}{ending}"].by.values())[-1].kid for name in (f"samples_{prior}", "reconstructions")
     )
-    # Where a distance could be 0, a multiple of it says nothing.
+    # A multiple of a distance that could be 0 is meaningless.
     if restored.interval is None or restored.interval.low <= 0:
         return None
     return smear_note(prior, samples.value / restored.value)

@@ -41,7 +41,7 @@ class _Panel(NamedTuple):
     quantity: str
     training: str | None
     validation: str | None
-    # Of errors only: on a logarithmic axis, a linear warm-up of a schedule is bent.
+    # Only errors may be: a logarithmic axis bends the linear warm-up of a schedule.
     may_be_logarithmic: bool = False
 
 

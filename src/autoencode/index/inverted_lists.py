@@ -1,4 +1,4 @@
-"""Approximate search among many codes: vectors of four bits a value, divided among lists.
+"""Search many codes approximately by IVF-PQ: inverted lists of vectors with four bits for each dimension.
 
 FAISS compares 32 rounded vectors (see `rounding`) at once, with look-up tables in registers (FastScan, André
 et al. 2017). They are divided among inverted lists, one per k-means centroid, and a query scans the `nprobe`
@@ -240,7 +240,7 @@ def smallest_nprobe(recall_with: Callable[[int], float], nlist: int, first: int 
 def _centroids(space: VectorSpace, reduced: Floats, nlist: int) -> Floats:
     """Group reduced vectors (N, d) by k-means; by their direction where the space has a similarity.
 
-    To find .99 of the neighbours among a million hard codes took 155 groups by direction, 214 by distance.
+    To find 0.99 of the neighbours among a million hard codes took 155 groups by direction, 214 by distance.
     """
     if space.is_similarity:
         lengths = np.linalg.norm(reduced, axis=1, keepdims=True)

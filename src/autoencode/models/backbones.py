@@ -60,7 +60,7 @@ class Backbone(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of all that determines the descriptors of images; equal digests, comparable descriptors.
+        """The digest of all that determines descriptors; those of equal digests are comparable.
 
         Raises:
             MissingExtraError: the package that brings the weights is not installed.

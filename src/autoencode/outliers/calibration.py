@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 
 # Scores from more training images are no better, and neighbours are slower to find.
 MOST_IMAGES = 2000
-# Of each split in a model file, to which they then add less than 10 MB.
+# Images kept of each split; they add less than 10 MB to a model file.
 KEPT_IMAGES = 1000
-# Validation images from which it shows how much better a model knows the images it was trained on.
+# Fewer validation images do not show how much better a model knows the images it was trained on.
 _FEWEST_UNSEEN = 10
 BATCH = 64
 

@@ -115,12 +115,12 @@ def _level(heat: NDArray[np.float32]) -> float:
 
 
 def covered(patches: int) -> list[int]:
-    """Return how many patches of a map of so many defects of each size cover, the widest first."""
+    """Return how many of a map's patches a defect of each size in `TOPS` covers, the widest first."""
     counts = [max(1, round(top * patches)) for top in TOPS]
     return [*counts[:-1], min(counts[-1], FEW_PATCHES)]
 
 
 def scores_of(measured: Measured, standard: Standard) -> Array:
-    """Return the scores (5,) of an image, all of them distances, of which `Combination` takes logarithms."""
+    """Return the five distances (5,) of an image; `Combination` takes their logarithms."""
     # Beyond 500, exp has no number.
     return np.append(measured.scores, [np.exp(min(_level(one), 500.0)) for one in standard])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 DEFAULT_FPR = 0.01
-# Of the bound that is stated beside a rate. At 95 %, a hundred splits of real scores had 87 to 96 within it.
+# Confidence of the bound that is stated beside a rate. The bound of 95 % held in 87 to 96 of 100 real splits.
 CONFIDENCE = 0.99
 # With fewer than 300 images, the default rate leaves three of them beyond the threshold, up to a rate of
 # MOST_BY_DEFAULT. A threshold that is the most unusual of 174 good parts found 0 of 52 defects in three

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 # The command line reads these modules for its choices and help, which must be there at once: no torch here,
-# and numpy (.07 s) only inside functions.
+# and numpy (0.07 s) only inside functions.
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
@@ -284,12 +284,12 @@ class Value(Detector):
 
 
 # Median cosine of the pooled features of an image and its fifth neighbour from which images are alike. With
-# the nearest neighbour it is .95 and .93 for commutators and tiles, and at most .68 for faces, flowers,
+# the nearest neighbour it is 0.95 and 0.93 for commutators and tiles, and at most 0.68 for faces, flowers,
 # emoji, dogs and ships.
 _ALIKE = 0.8
 # Robust standard deviations from the normal images at which a further part begins to count, at least. At
-# 2 they cost up to .01 of AUROC on parts, and at 4 nothing. Of parts photographed in several lights, one in a
-# hundred is beyond 6 in its early statistics: those must not set the threshold.
+# 2 they cost up to 0.01 of AUROC on parts, and at 4 nothing. One in a hundred parts photographed in several
+# lights is beyond 6 in its early statistics: those must not set the threshold.
 _GATE, _GATE_QUANTILE, _GATE_MARGIN = 4.0, 0.99, 1.25
 
 

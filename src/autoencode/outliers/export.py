@@ -1,7 +1,7 @@
-"""Normal images as an ONNX file: other programs judge images by it, without Python, torch or FAISS.
+"""Export normal images as an ONNX file, by which other programs judge images without Python, torch or FAISS.
 
 The network, the bank and all that follows them are one graph, for images of one shape: the grid of patches,
-what is usual at each place and the number of hottest patches are constants of it.
+what is usual at each position and the number of hottest patches are constants of it.
 
 Shapes: B batch, h, w rows and columns of patches at the finer scale, P patches of the bank, F features, N
 normal images.
@@ -82,7 +82,7 @@ def export_normal(normal: NormalImages, folder: str | Path, size: tuple[int, int
 
 
 class Judge(NamedNetwork):
-    """What `NormalImages.measure` does, of images of one shape, as operations of one graph."""
+    """Compute what `NormalImages.measure` does for images of one shape, as operations of one graph."""
 
     name, inputs, outputs = "outliers", ("small", "large"), ("score", "p_value", "heat")
     bank_mean: Tensor
@@ -144,7 +144,7 @@ class Judge(NamedNetwork):
             ],
             1,
         )
-        # Of the places, the logarithm is what is there; its exponential would overflow fp32.
+        # The map of positions is kept as a logarithm; its exponential would overflow fp32.
         hottest = torch.logaddexp(highest, torch.tensor(TINY).log())
         nearest = _squares(content, self.neighbours).topk(
             min(NEIGHBOURS, len(self.neighbours)), largest=False

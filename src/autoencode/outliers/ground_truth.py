@@ -31,7 +31,7 @@ FOLDER = "ground_truth"  # beside the images, as data sets of defects have it
 PRO_FPR = 0.3  # up to which the per-region overlap is integrated (Bergmann et al. 2021)
 _MASK = "_mask"  # that such data sets add to the name of an image
 _SIDE = 256  # of compared maps, in pixels: maps have no more detail, and 1,000 images take 65 MB
-_STEPS = 200  # of false positive rates: twice as many change the area by less than .001
+_STEPS = 200  # of false positive rates: twice as many change the area by less than 0.001
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | No
         return None, 0.0
     # Halfway between the upper end of normal patches and the peak. The whole region beyond the end is much
     # larger than a defect: patches overlap. On 14 cracks of Kolektor the boxes had 3.8 times the area of
-    # those around the masks, with a median IoU of .16; halfway they have 1.8 times the area and .24.
+    # those around the masks, with a median IoU of 0.16; halfway they have 1.8 times the area and 0.24.
     hot = heat > (1 + heat.max()) / 2
     regions, _ = label(hot)
     rows, columns = find_objects(regions)[regions.flat[heat.argmax()] - 1]

@@ -87,7 +87,7 @@ def _see(pictures: Sequence[Picture]) -> list[tuple[Seen, ...]]:
     for shapes, members in by_size.items():
         scales = []
         for scale, (rows, columns, _) in enumerate(shapes):
-            # Of all quantities, patches of the second scale alone are used, and most of the time is theirs.
+            # The second scale gives only patches, and takes most of the time.
             size, seen = max(1, _TOGETHER // (rows * columns)), list[Seen]()
             for start in range(0, len(members), size):
                 pixels = np.stack([pictures[at].pixels[scale] for at in members[start : start + size]])

@@ -62,7 +62,7 @@ class Ranking:
         return 1 / (self.calibration_images + 1)
 
     def flagged(self, fpr: float) -> int:
-        """Return how many images are outliers at a false positive rate: the first so many of `order`.
+        """Return the number of images, from the start of `order`, that are outliers at a false positive rate.
 
         Raises:
             ConfigError: there are too few calibration images for the rate.
@@ -71,11 +71,11 @@ class Ranking:
 
     @property
     def standing_out(self) -> int:
-        """How many images score higher than the others lead one to expect: the first so many of `order`.
+        """The number of images, from the start of `order`, whose scores exceed the normal fit of the rest.
 
-        Chauvenet's criterion: of as many scores with this median and upper half, if those were normally
-        distributed, fewer than half of one would be as high. A rate flags its share of any folder; this is 0
-        where the scores fall off as those of ordinary images do.
+        Chauvenet's criterion: if the scores were normally distributed with this median and upper half, fewer
+        than half a score would be expected as high. A rate flags its fraction of any folder; this number is 0
+        where the scores fall off as those of normal images do.
         """
         if not len(self.scores):
             return 0

@@ -32,7 +32,7 @@ from autoencode.outliers.detectors import (
 )
 
 # The command line reads this module for its choices and help, which must be there at once: no torch here,
-# and numpy (.07 s) only inside functions.
+# and numpy (0.07 s) only inside functions.
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 

@@ -135,7 +135,7 @@ def _quality(results: Results) -> Table:
         "KID, N(0, I)",
         "KID, mixture",
     )
-    # Samples of both priors: for the paper's VAE after 20 epochs the mixture takes KID from .54 to .37.
+    # Samples of both priors: for the paper's VAE after 20 epochs the mixture takes KID from 0.54 to 0.37.
     rows = []
     for name, found in results.measured.items():
         code = found["code"] or {}

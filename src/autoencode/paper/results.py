@@ -106,7 +106,7 @@ def seconds_to_measure(plan: Plan) -> float:
     rows = np.unique(plan.pack.held_out().rows)
     if not missing or len(rows) < LEAST_KID_IMAGES:
         return 0.0
-    # Of other images each time, as a judge keeps what it saw; the first batch warms up.
+    # Each batch has other images, because a judge caches features; the first batch warms up.
     timed = np.array_split(plan.pack.pixels(np.arange(min(len(plan.pack), 3 * _TIMED_IMAGES))), 3)
     an_image = sum(min(_seconds_an_image(judge, pixels) for pixels in timed) for judge in JUDGES)
     return len(missing) * min(len(rows), KID_IMAGES) * _SETS * an_image / _SHARE_OF_JUDGES

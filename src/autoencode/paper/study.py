@@ -223,7 +223,7 @@ def seconds_needed(plan: Plan) -> float:
     for experiment in plan.experiments:
         run = plan.settings(experiment)
         done, first = plan.epochs_done(experiment), run.train.total_epochs
-        # Of the second phase each takes as long as several of the first.
+        # An epoch of the second phase takes as long as several of the first.
         missing = max(0, first - done) + COST * (run.train.all_epochs - max(first, done))
         if missing <= 0:
             continue

@@ -1,4 +1,4 @@
-"""What is told while a model trains: one protocol, and TensorBoard and MLflow as two users of it.
+"""Report the progress of training: the protocol of callbacks, and two of them, TensorBoard and MLflow.
 
 class Stop(Callback):
     def on_epoch(self, at: TrainProgress) -> None:
@@ -51,9 +51,9 @@ class Callback:
 def calling(
     progress: Callable[[TrainProgress], None] | None, callbacks: Sequence[Callback]
 ) -> Callable[[TrainProgress], None]:
-    """Return a function that passes on what it is told to `progress`, and to the callbacks in their order."""
+    """Return a function that passes its argument to `progress`, then to the callbacks in their order."""
 
-    def told(at: TrainProgress) -> None:
+    def report(at: TrainProgress) -> None:
         if progress is not None:
             progress(at)
         for callback in callbacks:
@@ -61,16 +61,16 @@ def calling(
             if at.record is not None:
                 callback.on_epoch(at)
 
-    return told
+    return report
 
 
 @contextmanager
 def telling_the_end(callbacks: Sequence[Callback], run: Callable[[], Run | None]) -> Iterator[None]:
-    """Tell callbacks the end of the training inside, whatever it is.
+    """Report the end of the training inside to callbacks, also after an error.
 
     Args:
-        callbacks: told in their order.
-        run: returns what there is of the run by then; None if it never began, which they are not told.
+        callbacks: called in their order.
+        run: returns the run as it is by then, or None if it never began; then no callback is called.
     """
     error: BaseException | None = None
     try:

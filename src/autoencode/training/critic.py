@@ -132,7 +132,7 @@ def _network(side: int) -> nn.Sequential:
 def _changed(images: Tensor, local: LocalBatch, seed: int) -> Tensor:
     """Return images of other colours and shifted: few are not learnt by heart; differentiable.
 
-    As Zhao et al. 2020, with less of each: brightness by up to .25, saturation by half, contrast by .3.
+    As Zhao et al. 2020, with less of each: brightness by up to 0.25, saturation by half, contrast by 0.3.
     """
     generator = torch.Generator().manual_seed(seed)
     # Drawn for the whole batch, so that they are the same for any number of processes.

@@ -1,4 +1,4 @@
-"""What a model is given of a batch, what it should return, and the objective of what it does return.
+"""Compute the objective of a batch: the input of the model, its target, and the loss of its output.
 
 Shapes: B batch, D code size. Images are (B, 3, H, W) in [0, 1].
 """

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from autoencode.models.image_model import ImageModel
     from autoencode.training.config import TrainConfig
 
-# Coefficients of the quintic iteration of Jordan et al.: it does not converge to 1 but to between .7 and 1.2,
-# in fewer steps than one that does.
+# Coefficients of the quintic iteration of Jordan et al. It converges to between 0.7 and 1.2, not to 1, in
+# fewer steps than one that converges to 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 # Vectors, such as biases, are trained by Adam at this fraction of the learning rate of matrices.

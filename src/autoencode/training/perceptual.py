@@ -47,17 +47,17 @@ BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: shallow ones know edges and tex
 COMPARED_PX = 112  # side of the squares that are compared
 _RATE = 1e-3  # 2e-3 comes about as far in half the steps of 6e-4, 4e-3 diverges (docs/log.md)
 # Size of the perceptual term relative to the squared error, where the phase starts: the pixels only keep
-# colours in place. With 15 the PSNR is .04 dB higher, and KID worse (docs/results.md).
+# colours in place. With 15 the PSNR is 0.04 dB higher, and KID worse (docs/results.md).
 _WEIGHT = 50.0
 STEP_IMAGES = 16  # of a batch that one step takes: half as many images come as far in as many steps
-# PSNR that sharp images may have less than faithful ones, dB, of validation images. Detail that a code does
-# not know costs as much error as it adds energy, so that a limit has to be chosen: faces have .43 of the KID
-# of a model without it, instead of .35 with all of the detail, which costs .9 dB (docs/results.md).
+# How much lower the PSNR of sharp validation images may be than that of faithful ones, dB. Detail that a code
+# does not know costs as much error as it adds energy, so a limit has to be chosen: faces have 0.43 of the
+# KID of a model without it, instead of 0.35 with all of the detail, which costs 0.9 dB (docs/results.md).
 LOSS_DB = 0.44
-# Of what is coarse so much for each part of what is fine: detail is the more visible for its error the finer
-# it is. Sharpness at that loss is .50 instead of .45 with as much of both, at the same KID.
+# Weight of coarse detail relative to fine: at equal error, fine detail is more visible. At a loss of 0.44 dB,
+# sharpness is 0.50 instead of 0.45 with equal weights, at the same KID.
 _COARSE_SHARE = 0.3
-# A batch takes as long as so many of the epochs before, for the time left until it is known.
+# Batches of the first phase that take as long as one of this phase; estimates the time left at first.
 COST = 9.0
 
 

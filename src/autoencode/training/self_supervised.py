@@ -1,7 +1,7 @@
 """Pairs to learn from out of images that are all noisy: no clean ones are needed.
 
 The first steps learn from images with more noise added to them (Pang et al. 2021). Their targets are noisy as
-well, so that each step teaches little, and noise of .3 ends 3.5 dB behind training on clean images. What
+well, so that each step teaches little, and noise of 0.3 ends 3.5 dB behind training on clean images. What
 these steps have restored then takes the place of clean images: noise of the level that was found is added,
 and the network learns to remove that (Zhang et al. 2022, iterative data refinement). A network that restores
 already, as its first weights are those of a trained one, begins there.

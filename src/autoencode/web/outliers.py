@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 MODEL, ALL, LABEL = "model", "all", "label:"
 Basis = Annotated[str, Query(max_length=300)]  # MODEL, ALL, or LABEL and a label
 BINS = 60
-# Of images compared with all others: those that do not belong count as normal, too, so that 1 % would flag a
-# hundredth of the images however many there are. Of 2,000 images these are 100, a few minutes of looking.
+# The rate where images are compared with all others: anomalous ones count as normal, too, so 1 % would flag a
+# hundredth of the images however many are anomalous. 5 % of 2,000 images are 100, a few minutes of looking.
 ALL_RATE = 0.05
 FEWEST_NORMAL = 10  # that `fit_normal` takes
 GOOD_LABELS = frozenset({"good", "normal", "ok", "okay", "fine", "pass", "healthy"})
