@@ -1,4 +1,4 @@
-"""A Ray cluster: joined, given work, left again. The user starts and stops it; this package never does.
+"""Join a Ray cluster, give it work, and leave it. The user starts and stops it; this package never does.
 
 Work goes to the nodes as tasks of Ray Core. Ray Data took 2 s longer for an index of 2,000 images, and sends
 an error of a node back as the text of a traceback.

@@ -129,7 +129,7 @@ def _described(hint: Any) -> str:  # noqa: ANN401
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a name that is not a setting: it suggests the nearest, or what explains all."""
+    """Return the error for a name that is not a setting: it suggests the nearest one, or the help."""
     near = difflib.get_close_matches(name, sorted(known), n=1)
     advice = (
         f"Did you mean {near[0]}?" if near else "`autoencode config` lists the settings and explains them."

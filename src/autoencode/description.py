@@ -1,4 +1,4 @@
-"""What a file or folder of autoencode is, of which images, how good, and how to make it again."""
+"""Describe a file or folder of autoencode: its images, its quality, and the command that makes it again."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ def fit_prior(
 
 
 def likeness(model: Autoencoder, pack: Pack) -> dict[PriorName, float]:
-    """Return how many times as far from held-out images as reconstructions of them samples are, by prior.
+    """Return the distance of samples from held-out images over that of reconstructions, by prior.
 
     Distances are kernel distances of the descriptors of EfficientNet-Lite0, as in KID, of 200 images each.
 

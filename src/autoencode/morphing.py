@@ -1,4 +1,4 @@
-"""One image turned into another through the code: equation (3) of Kovenko & Bogach 2020.
+"""Turn one image into another through the code: equation (3) of Kovenko & Bogach 2020.
 
 Shapes: D code size, F frames. Codes are (F, D), pixels (F, H, W, 3) in 0..255.
 """

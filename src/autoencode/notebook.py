@@ -1,4 +1,4 @@
-"""What is shown in notebooks: results as tables, and the progress of a function of the public API.
+"""Show results as tables in notebooks, and the progress of functions of the public API.
 
 Progress is a line under the cell that changes. Elsewhere a function says nothing, unless it is given a
 `progress`; so it is in a notebook if it is given one.
@@ -26,9 +26,9 @@ def is_notebook() -> bool:
 
 
 def with_progress(function: Any) -> Any:  # noqa: ANN401 - whatever the public API holds
-    """Return a function that shows its progress unless it is given something else to tell it to.
+    """Return a function that shows its progress, unless its caller passes a function to report it to.
 
-    What takes no `progress`, such as a class, is returned as it is.
+    An object that takes no `progress`, such as a class, is returned as it is.
     """
     if not inspect.isfunction(function):
         return function

@@ -122,10 +122,10 @@ def similar_groups(centred: Array) -> Groups:
 
 def _typical(vectors: Array, inside: NDArray[np.int64]) -> int:
     """Return the position of the image, of those `inside` a group, whose neighbours are the nearest."""
-    # Not the image nearest to the mean, which lies between the kinds that a group holds, where strays are.
+    # Not the image nearest to the mean: the mean lies between the kinds that a group holds, where strays are.
     some = np.random.default_rng(0).permutation(inside)[:COMPARED_IMAGES]
-    # By angle: what is unlike all images has a short vector in the dimensions in which those differ, so it
-    # would be nearer to each than they are to each other: a drawn face was typical of 270 flowers.
+    # Compared by angle: an image unlike the others has a short vector in dimensions in which they differ, and
+    # would be nearer to each than they are to each other: an anime face was typical of 270 flowers.
     lengths = np.linalg.norm(vectors[some], axis=1, keepdims=True)
     directions = vectors[some] / np.maximum(lengths, 1e-12)
     distances = -directions @ directions.T

@@ -78,7 +78,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return self.model_.config.code_size
 
     def fit(self, X: Any, y: object = None) -> AutoencoderTransformer:  # noqa: ANN401
-        """Train on images, whatever `train` takes.
+        """Train on images of any kind that `train` takes.
 
         Raises:
             AutoencodeError: raised by `train`.

@@ -30,7 +30,7 @@ _KINDS = {
 # Kinds of storage with a write that fails where a file is: If-None-Match, or a generation of 0.
 _CONDITIONAL = {"file", "local", "memory", "s3", "s3a", "gs", "gcs"}
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", None))  # not on Windows
-# By name, as the libraries that raise them need not be installed.
+# Errors are known by name, because the libraries that raise them need not be installed.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _MISSING_CREDENTIALS = (
     "No credentials for {url}. Log in with the tool of its provider, or set the variables it reads "

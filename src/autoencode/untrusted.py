@@ -1,4 +1,4 @@
-"""Files that anyone may have made, opened in one way: regular, no longer than stated, and never waited for.
+"""Open files that anyone may have made: only regular ones, no longer than stated, without waiting.
 
 A pack, run or model from someone else can hold a link to /dev/zero in the place of a list, a pipe that nobody
 writes to, or a line without an end. Opened by name, the first takes all memory and the second waits for ever.

@@ -53,7 +53,7 @@ _PLAIN = (
 )
 
 
-# What people type who know the task, and not our word for it.
+# Words for the tasks that people type if they do not know the name of our command.
 OTHER_WORDS = {
     "train": "fit learn",
     "config": "settings preset presets options",

@@ -31,7 +31,7 @@ _DASHED_FILE = re.compile(r"-[^-].*\.\w+")  # such as -dash.jpg
 
 
 def about(settings: type, name: str, default: str) -> str:
-    """Return the help of an option that is a field of settings: what its class says of it."""
+    """Return the help of an option that is a field of settings, from the docstring of its class."""
     # A meaning is written once, in the class: help that was written again would differ some day.
     text = documentation(settings)[name]
     return f"{text[0].upper()}{text[1:]} Default: {default}."
@@ -262,7 +262,7 @@ def out_or_default(
     *,
     continues: bool = False,
 ) -> Path:
-    """Return --out or, if it was left out, a place in the folder results that is named after the command.
+    """Return --out or, if it was left out, a path in the folder results that is named after the command.
 
     Args:
         out: what was given.

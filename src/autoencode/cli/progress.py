@@ -44,7 +44,7 @@ LINE_EVERY = float(os.environ.get("AUTOENCODE_LINE_SECONDS") or 30)
 _EPOCH_LINES, _TIMED_EPOCHS, _WORTH_SAYING = 20, 2, 10
 
 
-# Whether the result of the command is printed as JSON, and has been. Of the process, as the consoles are.
+# Whether the result of the command is printed as JSON, and has been: one for the process, as the consoles.
 _as_json = _is_shown = False
 
 
@@ -70,7 +70,7 @@ def show_result(value: object) -> None:
 
 
 def begin() -> None:
-    """Begin a command, of which nothing has been printed."""
+    """Begin a command; nothing of it has been printed yet."""
     global _is_shown
     _is_shown = False
 
@@ -301,7 +301,7 @@ def show_skipped(skipped: Skipped, *, err: bool = False) -> None:
 
 
 def show_remarks(given: Iterable[str | Path]) -> None:
-    """Print what is not taken of the files of a folder or list, such as further pages; nothing of a pack."""
+    """Print what is not used of the files of a folder or list, such as further pages; nothing for a pack."""
     from autoencode.data.manifest import is_pack
     from autoencode.data.sources import expanded
     from autoencode.data.survey import remarks

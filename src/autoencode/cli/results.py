@@ -166,7 +166,7 @@ def _complete(run: Run, model: Autoencoder, packed: Pack) -> None:
 def _draw(
     run: Run, packed: Pack, name: str, sheet_of: Callable[[], NDArray[np.uint8]], *, anew: bool
 ) -> None:
-    """Draw the curves and a sheet of the name, or what is missing of them, and print where they are."""
+    """Draw the curves and the sheet `name`, or those that are missing, and print where they are."""
     from autoencode.data.preprocessing import save_image
     from autoencode.figures.plots import loss_curves
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # How many pixels along a side become one, the last as often as the others together. Many photographs are soft
 # at full size, or were enlarged by somebody. A network that saw no sharp ones takes fine detail for noise:
-# trained on such photographs at one scale it returned sharp ones, clean, with 26 dB. Of soft ones only the
-# smallest are sharp: with half of the squares of that scale it has 34.8 dB, and with a third 32.8, after the
-# same time, and returns soft ones as well (docs/log.md).
+# trained on such photographs at one scale it returned sharp ones, clean, with 26 dB. Soft ones
+# are sharp only at the last scale: with half of the squares at that scale it has 34.8 dB, with a third 32.8,
+# after the same time, and returns soft ones as well (docs/log.md).
 SCALES = (1, 2, 4, 4)
 
 

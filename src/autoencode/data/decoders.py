@@ -1,4 +1,4 @@
-"""How files become rows of pixels: in processes of this machine, or on the nodes of a Ray cluster.
+"""Decode files into rows of pixels, in processes of this machine or on the nodes of a Ray cluster.
 
 A process of this machine writes its rows into the shards itself. A node returns them and the caller writes
 them: the pack may be on a disk that the node does not see.

@@ -1,4 +1,4 @@
-"""What a pack knows of its files: an entry each, and all of them as columns.
+"""The entries of a pack, one for each of its files, kept together as columns.
 
 60,000 entries take 5 MB, and would take 40 MB as objects.
 """
@@ -151,8 +151,8 @@ _pack_record = struct.Struct("<qIqqq32sib").pack  # takes a third of the time of
 _NO_DIGEST = bytes(32)
 
 
-# Codes of a label: the first sub-folder, none, and from 0 on an index in the labels given. Of a split: by the
-# content, none, training or validation by the content, and from 0 on an index in _SPLITS.
+# The code of a label: the first sub-folder, none, or from 0 on an index in the labels given. The code of a
+# split: by the content, none, training or validation by the content, or from 0 on an index in _SPLITS.
 _PARTED, _DERIVED, _NONE = -3, -2, -1
 
 

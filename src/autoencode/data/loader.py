@@ -94,8 +94,8 @@ def local_batch(batch_size: int, rank: int, world_size: int) -> LocalBatch:
 
 def random_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on every part, and on nothing else."""
-    # By a hash: sums of small numbers as seeds would give correlated streams, and equal ones for (1, 2) and
-    # (2, 1).
+    # A hash makes the seed: sums of small numbers as seeds would give correlated streams, and equal ones for
+    # (1, 2) and (2, 1).
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -284,7 +284,7 @@ def pack_folder(
 
 
 def _beside(out: str | Path) -> Path | None:
-    """Where images that are given in memory are kept: beside their pack, but not in storage."""
+    """Return the folder that keeps images given in memory: beside their pack, but not in storage."""
     return None if is_url(out) else Path(out).absolute().parent
 
 
@@ -329,7 +329,7 @@ def preprocessing_of(location: str | Path) -> Preprocessing | None:
 
 
 def note_of(location: str | Path) -> str:
-    """Return what was said of the images of a pack, when it was made; see `Pack.note`."""
+    """Return the note about the images of a pack that was written when it was made; see `Pack.note`."""
     return manifest.read_settings(files_at(location, must_exist=False).folder).note
 
 

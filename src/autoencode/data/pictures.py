@@ -1,8 +1,8 @@
 """Image files at their full size: pixels out of a file, and other pixels into a file of the same kind.
 
-Training needs images of one size and three channels. What is written back to a user must be the file that was
-given, with other pixels: the same size, bit depth, colour mode, transparency, colour profile and EXIF block,
-and so the same orientation. Nothing is converted that need not be:
+Training needs images of one size and three channels. A result that is written back to a user must be
+the file that was given, with other pixels: the same size, bit depth, colour mode, transparency, colour
+profile and EXIF block, and so the same orientation. Nothing is converted that need not be:
 
 mode of the file                     channels
 -----------------------------------  ----------------------------------------------------------------------

@@ -229,8 +229,8 @@ def read_chunks(
         ConfigError: there is not enough memory for a chunk.
     """
     usable = 0
-    # Asked first, as memory is given out when it is written to: a forged model can ask for any size. What is
-    # computed with is fp32, four bytes for each.
+    # Checked first, because the system gives memory only when it is written to, and a forged model can ask
+    # for any size. Each value takes four more bytes as fp32.
     count = min(size, len(paths))
     needed = 5 * count * preprocessing.height * preprocessing.width * 3
     if needed > (free := workers.free_bytes()):

@@ -148,7 +148,7 @@ class CachedPackFiles(PackFiles):
         mark = json.dumps({**holder, "launch": secrets.token_hex(8)}).encode()
         if not self.remote.create(LOCK_NAME, mark):
             held = _parsed(self.remote.read(LOCK_NAME))
-            # Who packs from here holds the lock of the cache folder, as this process does: the other is gone.
+            # A process that packs here holds the lock of the cache folder; this one has it, so no other does.
             if any(held.get(name) != value for name, value in holder.items()):
                 where = held.get("machine", "another machine")
                 raise PackError(

@@ -1,4 +1,4 @@
-"""What can be given as images: folders, files, lists of them, tables, and images in memory.
+"""Read whatever can be given as images: folders, files, lists of them, tables, and images in memory.
 
 Every command and function takes the same: `listed` turns it into files under one folder for a pack, and
 `expanded` into paths. Files are recognised as images by their name; their content is checked when they are

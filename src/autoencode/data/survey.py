@@ -1,4 +1,4 @@
-"""What the images of a folder are like, from a sample of them, and the preprocessing that suits them.
+"""Survey a sample of a folder's images, and choose the preprocessing that suits them.
 
 Only headers are read, and the values of images of more than 8 bits, in a worker: a hostile file costs itself
 alone.
@@ -147,7 +147,7 @@ def value_range_of(paths: Sequence[Path], limits: Limits | None = None) -> tuple
 def remarks(
     paths: Sequence[Path], value_range: tuple[float, ...] = (), limits: Limits | None = None
 ) -> list[str]:
-    """Return what is not taken of the files, judged by a sample: further pages, and values beyond the range.
+    """Return sentences on what a sample shows is not used of the files: further pages, values out of range.
 
     Raises:
         AutoencodeError: no worker could be started.
@@ -172,7 +172,7 @@ def remarks(
 
 
 class _Seen(NamedTuple):
-    """What was found in a file; `clipped` is the share of its values that are beyond a range."""
+    """The findings in a file; `clipped` is the fraction of its values that are beyond a range."""
 
     extent: Extent
     values: Values | None

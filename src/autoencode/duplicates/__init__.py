@@ -1,4 +1,4 @@
-"""Duplicates: copies of images in a folder, whatever was done to them, and what to keep of them.
+"""Duplicates: find the copies of images in a folder, whatever was done to them, and choose what stays.
 
 Candidates are found by thumbnails and by features of a pretrained network (`candidates`); each is registered
 and compared on pixels (`registration`, `verification`, `agreement`), which gives the kind of copy; and the

@@ -1,4 +1,4 @@
-"""Agreement: whether two registered images are one picture, place by place.
+"""Agreement: measure whether two registered images are one picture, position by position.
 
 Both are brought to the frame of the first and to a resolution that both have. At each place that has
 structure in either, the local correlation of a copy is near 1, whatever was done to its size, brightness or
@@ -186,7 +186,7 @@ def _compared(first: Tensor, second: Tensor, maps: Tensor, box: Tensor) -> list[
     clipped = brightest > 1.02
     is_lost = _box(clipped.float(), window) > 0.1
     differs = either & ~agrees & ((contrast > _VISIBLE) | off_colour) & ~is_lost
-    # What shines through a watermark is still there.
+    # An image that shines through a watermark is still there.
     differs = differs | ((contrast > 2 * _VISIBLE) & is_valid & ~is_lost)
     columns = zip(*(x.tolist() for x in (sides, mutual, overlap, detail, gain, offset, chroma)), strict=True)
     return [

@@ -240,7 +240,7 @@ def kept_blocks(folder: Path | None) -> Iterator[Sketches]:
                 yield block
 
 
-# What reading a file that is damaged or forged raises.
+# Errors that reading a damaged or forged file raises.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, BadZipFile, EOFError)
 
 

@@ -1,4 +1,4 @@
-"""Registration: where one image is inside another, over crops, mirrors, turns and small rotations.
+"""Registration: find one image inside another, over crops, mirrors, turns and small rotations.
 
 Every image is stretched to a square, so that a batch of pairs is one tensor; the sizes of the files say by
 how much. A coarse search looks for each image inside the other, in eight

@@ -1,4 +1,4 @@
-"""What stays of several names of one file, and of several files that show one picture."""
+"""Choose the file that stays, of several names of one file and of several files that show one picture."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def picture_in_border(
     ):
         ends, box = np.concatenate([seen.min(0), seen.max(0)]), boxes[framed].astype(np.float64)
         border = (1 - abs(box)).max()
-        # What is beyond the picture inside was cut off: the other one is a crop.
+        # The part beyond the picture inside was cut off: the other one is a crop.
         is_crop = (abs(box) - abs(ends)).max() > _BEYOND
         if abs(ends - box).max() < min(_MOST_OFF, _OFF_OF_BORDER * border) and not is_crop:
             inside = float((box[2:] - box[:2]).prod() / 4 * pixels[framed])

@@ -1,4 +1,4 @@
-"""The verdict on registered pairs: from which agreement on they are copies, and of what kind.
+"""The verdict on registered pairs: whether they agree enough to be copies, and of what kind.
 
 One side of the threshold is what copies reach that are made of the images themselves; the other, how far
 different images of the folder agree.

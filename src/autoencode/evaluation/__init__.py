@@ -345,7 +345,7 @@ def _compared(
 def _labels(
     model: Autoencoder, images: HeldOutImages, notes: list[str]
 ) -> dict[str, RetrievalQuality] | None:
-    # By row: copies of an image share one, and count once.
+    # Rows are counted: copies of an image share one, and count once.
     label_of = {entry.row: entry.label for entry in images.pack.entries if entry.label is not None}
     rows = np.array([row for row in images.rows.tolist() if row in label_of], np.int64)
     if len(images.pack.labels) < 2 or not len(rows):

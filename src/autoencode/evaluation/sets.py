@@ -224,7 +224,7 @@ def _memorised(
 
     def nearest(pixels: Pixels) -> NDArray[np.float32]:
         """Similarity (N,) of each image to the most similar training image."""
-        # What the decoder made is encoded again, of both kinds: the blur of a decoder moves codes as well.
+        # Images of both decoders are encoded again: the blur of a decoder moves codes as well.
         found = space.vectors(model.encode(to_float(pixels)).numpy())
         advance(len(pixels))
         return np.concatenate([(found[i : i + BATCH] @ known.T).max(1) for i in range(0, len(found), BATCH)])

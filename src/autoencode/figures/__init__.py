@@ -261,7 +261,7 @@ class _Sheet:
         self._write(_cut(text, width, TEXT_PX), x + MARGIN_PX + width / 2, y + self._top, TEXT_PX, "mt")
 
     def _write(self, text: str, x: float, y: float, size_px: int, anchor: str) -> None:
-        # By the top of a capital letter, so that lines with and without descenders align.
+        # Aligned by the top of a capital letter, so that lines with and without descenders agree.
         ascent = _font(size_px).getbbox("H", anchor="ls")[1]
         self._draw.text((x, y - ascent), text, fill=INK, font=_font(size_px), anchor=f"{anchor[0]}s")
 

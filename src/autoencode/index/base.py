@@ -214,7 +214,7 @@ class Index(ABC):
 
     @property
     def encoder_name(self) -> str:
-        """What the images are compared by, for people."""
+        """The name, for people, of what the images are compared by."""
         if self.embedding in PRETRAINED_KINDS:
             return f"compared by {BACKBONE.name} at {self.preprocessing.height} pixels"
         names = {"code": "codes of a model", BF16_CODES: "codes of a model in bf16"}

@@ -1,4 +1,4 @@
-"""What every store of indexes offers, and the settings of an index, whichever store keeps it.
+"""The interface of every store of indexes, and the settings of an index, whichever store keeps it.
 
 Shapes: N rows of a pack, B batch, D code dimensions.
 """

@@ -137,7 +137,7 @@ class ListScanner:
         filled: Any = faiss.IndexIVFPQ(self.quantizer, size, len(lists.centroids), size, 4, faiss.METRIC_L2)
         filled.by_residual = False
         faiss.copy_array_to_vector(np.ascontiguousarray(lists.rounding.levels.ravel()), filled.pq.centroids)
-        # By hand, as add() would look for the list and the levels of every code again, ten times as slowly.
+        # Filled by hand: add() would look for the list and levels of every code again, ten times as slowly.
         order = np.argsort(lists.assignment, kind="stable")
         starts = np.searchsorted(lists.assignment[order], np.arange(len(lists.centroids) + 1))
         for number in np.flatnonzero(np.diff(starts)).tolist():

@@ -229,7 +229,7 @@ def exact_neighbours(space: VectorSpace, codes: Floats, rows: Rows, k: int) -> l
 
 @dataclass(frozen=True)
 class OwnScores:
-    """What a sample of the codes of an index score with their nearest neighbour, to judge other scores by.
+    """Scores of a sample of an index's codes with their nearest neighbours; other scores are judged by them.
 
     Attributes:
         scores: (S,) float64, the farthest first; none if there is a single code.

@@ -1,4 +1,4 @@
-"""Vectors of four bits a value: what inverted lists scan instead of the vectors of the codes.
+"""Round vectors to four bits a value; inverted lists scan these instead of the vectors of the codes.
 
 Vectors are centred, projected onto their strongest principal directions and rotated at random, so that all
 values vary alike; then each value is rounded to one of 16 levels. How many directions are kept, and how many

@@ -1,4 +1,4 @@
-"""What a search found as one picture: each query before its neighbours."""
+"""Draw what a search found as one picture: each query before its neighbours."""
 
 from __future__ import annotations
 

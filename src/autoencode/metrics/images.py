@@ -1,4 +1,4 @@
-"""How close images are: one by one, and as sets.
+"""Measure how close images are, one by one and as sets.
 
 Images are torch tensors (B, C, H, W), float in [0, 1], on any device; the result is one number per image,
 (B,) float32 on the CPU. B batch, C channels, H height, W width, N samples, F feature size.

@@ -1,4 +1,4 @@
-"""How well a search finds images of the same label: each image in turn is the query, the others are ranked.
+"""Measure how well a search finds images of the same label: each image in turn queries all others.
 
 Shapes: Q queries, M labelled images, D dimensions of a vector.
 """

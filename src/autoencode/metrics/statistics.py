@@ -1,4 +1,4 @@
-"""How well scores separate two sets, and how sure one can be of a mean, a median or a rate.
+"""Measure how well scores separate two sets, and how sure a mean, a median or a rate is.
 
 NumPy arrays in, numbers out. Shapes: N, M samples.
 """

@@ -38,7 +38,7 @@ LOG_VARIANCE_RANGE = (-20.0, 10.0)
 
 
 class Kept(NamedTuple):
-    """What another part of the package keeps in the file of a model, and alone can read: tensors and JSON."""
+    """Tensors and JSON that another part of the package keeps in the file of a model, and alone can read."""
 
     tensors: Mapping[str, Tensor]
     content: Mapping[str, Any]
@@ -215,7 +215,7 @@ class Autoencoder(ImageModel):
         sharp: Tensor = second(codes).float()
         if second.detail is None:
             return sharp
-        # What is beyond black and white is not seen, and would be taken for detail: emoji are mostly white.
+        # Values beyond black and white are not seen, and would be taken for detail: emoji are mostly white.
         faithful: Tensor = self.decoder(codes).float().clamp(0, 1)
         fine, coarse = parts_of_detail(faithful, sharp.clamp(0, 1))
         return faithful + second.detail[0] * fine + second.detail[1] * coarse
@@ -264,7 +264,7 @@ class Autoencoder(ImageModel):
             images: whatever `read` takes.
             out: a table to write, .parquet, .npz or .csv; None writes none.
         """
-        # By its name, as a model knows nothing of what is done with it.
+        # Imported by its name, because `models` must not import `vectors`.
         found: Vectors = resolve_name("autoencode.vectors:embed")(images, self, out)
         return found
 

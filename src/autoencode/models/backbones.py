@@ -203,7 +203,7 @@ class EfficientNetLite0:
 
 BACKBONE = EfficientNetLite0()
 
-# What files of image encoders call the output that stands for the whole image, the best known first.
+# Names of the output that stands for the whole image in files of encoders, the best known first.
 _OUTPUTS = ("image_embeds", "pooler_output", "embeddings", "embedding", "last_hidden_state")
 _SETTINGS_NAME = "preprocessor_config.json"  # written beside the network by Hugging Face's exporters
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

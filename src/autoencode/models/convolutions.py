@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 CHANNELS = 3
 
-# What a sharp decoder adds is coarse where a Gaussian of this deviation keeps it. With 1 or 2 pixels images
-# of the same error are less sharp (docs/results.md).
+# Detail of a sharp decoder counts as coarse where a Gaussian of this deviation keeps it. With 1 or 2 pixels
+# images of the same error are less sharp (docs/results.md).
 _COARSE_PX, _RADIUS = 1.5, 5
 
 

@@ -22,7 +22,7 @@ from autoencode.errors import MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-# Of each stage: the factor by which a block widens inside, output channels, blocks, kernel and first stride
+# For each stage: the factor by which a block widens inside, output channels, blocks, kernel and first stride
 # (Tan & Le 2019, table 1; the Lite variant has neither squeeze-and-excitation nor swish).
 _STAGES = (
     (1, 16, 1, 3, 1),

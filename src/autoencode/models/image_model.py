@@ -1,4 +1,4 @@
-"""What every trained model has, whatever it is for: settings, preprocessing, origin, and a forward pass."""
+"""The base of every trained model: its settings, preprocessing, origin, and a forward pass."""
 
 from __future__ import annotations
 

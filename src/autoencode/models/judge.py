@@ -1,4 +1,4 @@
-"""open_nsfw, a network that trains nothing here: it judges images that were made with EfficientNet-Lite0.
+"""open_nsfw: a network that trains nothing here, and so judges images made with EfficientNet-Lite0.
 
 A decoder that was trained to match the features of one network may please that network more than the eye, so
 a second one has to look at the result. This one is Yahoo's ResNet-50 with thinner layers (Mahadeokar &

@@ -1,4 +1,4 @@
-"""One image against normal ones: the distances of its patches at two scales, and the heat map they become.
+"""Compare an image with normal ones: distances of its patches at two scales, and the heat map of both.
 
 Shapes: h, w rows and columns of patches.
 """
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """What is fitted to normal images: patches at each scale, and two detectors at the first.
+    """The fit to normal images: patches at each scale, and two detectors at the first.
 
     At the second scale patches are many, and a Gaussian is as good as a bank there.
     """
@@ -97,7 +97,7 @@ class HeatScale:
         )
 
     def standard(self, measured: Measured) -> Standard:
-        """Return maps in standard deviations above what is usual at each place."""
+        """Return maps in standard deviations above what is usual at each position."""
         maps = [places.standard(one) for places, one in zip(self.places, measured.maps, strict=True)]
         both = np.mean([resized(one, maps[-1].shape) for one in maps], axis=0)
         return Standard(np.asarray(both, np.float32), maps[0])

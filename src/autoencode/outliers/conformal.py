@@ -1,4 +1,4 @@
-"""From scores to outliers at a stated false positive rate: conformal p-values.
+"""Turn scores into outliers at a stated false positive rate by conformal p-values.
 
 The scores of a calibration set, of normal images that no detector has seen, show how often a normal image
 scores as high (Vovk, Gammerman & Shafer 2005; for outliers Bates et al. 2023).
@@ -29,7 +29,7 @@ _BEYOND_BY_DEFAULT, MOST_BY_DEFAULT = 3, 0.05
 
 
 class FalsePositiveRate(NamedTuple):
-    """The share of normal images that are called outliers, its 95 % interval, and their number."""
+    """The fraction of normal images that are called outliers, its 95 % interval, and their number."""
 
     value: float
     interval: Interval
@@ -128,7 +128,7 @@ def conformal_threshold(calibration: Array, fpr: float) -> float:
 
 
 def fpr_bound(images: int, fpr: float, confidence: float = CONFIDENCE) -> float:
-    """Return what the false positive rate stays below with this confidence, for one calibration set.
+    """Return the upper bound of the false positive rate of one calibration set, at this confidence.
 
     The rate depends on the images drawn: it follows a beta distribution (Vovk 2012), whose mean is at most
     `fpr`.

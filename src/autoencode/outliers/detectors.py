@@ -1,4 +1,4 @@
-"""What is fitted to normal images, so that others can be compared to them.
+"""Detectors: they are fitted to normal images, and score how unlike them other images are.
 
 Shapes: N images to judge, M normal images, F dimensions of a quantity, K scores to combine; h, w rows and
 columns of the patches of an image, P patches of a bank.
@@ -201,7 +201,7 @@ class PatchBank(Detector):
 
 @dataclass(frozen=True)
 class Places:
-    """What distances of patches are usual at each place of normal images, as the edges of a part vary most.
+    """The usual distances of patches at each position of normal images; the edges of a part vary most.
 
     Places are cells of a square grid over the image, whatever its shape.
 
@@ -228,7 +228,7 @@ class Places:
         return cls(mean, np.sqrt(variance))
 
     def standard(self, distances: Floats) -> Floats:
-        """Return a map (h, w) in standard deviations above what is usual at each place."""
+        """Return a map (h, w) in standard deviations above what is usual at each position."""
         import numpy as np
 
         mean, spread = (resized(one, distances.shape) for one in (self.mean, self.spread))

@@ -1,4 +1,4 @@
-"""What is found about images, and the images of a folder that are unlike those a model was trained on.
+"""Find the images of a folder that are unlike those a model was trained on; the types of all verdicts.
 
 Shapes: N images judged, h, w rows and columns of a heat map. Pixels are (B, H, W, 3) in 0..255.
 """
@@ -74,7 +74,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found about one image. The place of a defect is known to normal images, not to a model.
+    """The verdict on one image. Only normal images locate a defect; a model does not.
 
     Attributes:
         path: the file.
@@ -264,7 +264,7 @@ def find_outliers(
     ray: str | None = None,
     progress: StageProgress | None = None,
 ) -> Outliers:
-    """Score images, and call those outliers that few normal images score as high as.
+    """Score images, and call those outliers whose scores few normal images reach.
 
     Args:
         model: from `load_model`, or its path.

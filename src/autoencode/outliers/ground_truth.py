@@ -1,4 +1,4 @@
-"""How well scores and heat maps agree with masks of the defects.
+"""Measure how well scores and heat maps agree with masks of the defects.
 
 Shapes: N images, h, w rows and columns of a map, of which at most 256 a side are compared.
 """

@@ -1,4 +1,4 @@
-"""Judge images by normal ones, all at once or as they come: a verdict, a place and a heat map for each.
+"""Judge images by normal ones, all at once or as they come: a verdict, a box and a heat map for each.
 
 Shapes: N images judged, h, w rows and columns of a heat map.
 """

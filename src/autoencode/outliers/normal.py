@@ -1,4 +1,4 @@
-"""Normal images without a trained model: what a pretrained network knows of them, and how unlike others are.
+"""Learn normal images with a pretrained network, and measure how unlike them other images are.
 
 An image has five scores (see `scores`): of its patches, of its content, of its statistics, and of the places
 of its heat map, of both scales and of the coarser one. How they become one depends on the normal images; see
@@ -176,7 +176,7 @@ class NormalImages:
 
     @property
     def note(self) -> str | None:
-        """Which normal images set the threshold, for whoever can see if they belong; None if from a file."""
+        """A sentence that names the normal images that set the threshold; None if they are from a file."""
         if not self.paths:
             return None
         # Of 333 good parts of Kolektor, ten bear marks larger than any defect: no score can tell.
@@ -192,7 +192,7 @@ class NormalImages:
         return conformal_threshold(self.calibration, fpr)
 
     def fpr_bound(self, fpr: float, confidence: float = CONFIDENCE) -> float:
-        """Return what the false positive rate of these very images stays below, with this confidence."""
+        """Return the upper bound of the false positive rate of these very images, at this confidence."""
         return fpr_bound(len(self.calibration), fpr, confidence)
 
     def save(self, path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""What a pretrained network sees in an image, and at each place of it.
+"""Describe an image, and each position in it, by the features of a pretrained network.
 
 Images that are judged without a model keep their shape: a defect on a long part would be cut off by a crop,
 and lost by a reduction to a square.
@@ -124,7 +124,7 @@ def spoiled(picture: Picture) -> dict[str, Picture]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the network sees in images of one size.
+    """The features of images of one size.
 
     Attributes:
         patches: (B, h, w, C) float16, a patch for each 16x16 pixels.
@@ -144,7 +144,7 @@ class Seen:
 
 
 class Network(Protocol):
-    """What gives the outputs of blocks of EfficientNet-Lite0, in whatever precision."""
+    """An object that returns the outputs of blocks of EfficientNet-Lite0, in any precision."""
 
     def feature_maps(self, images: Tensor, blocks: Collection[int]) -> list[Tensor]:
         """Return the outputs (B, C, h, w) of some blocks, in their order."""
@@ -152,7 +152,7 @@ class Network(Protocol):
 
 @torch.inference_mode()
 def see(images: Tensor, *, is_fast: bool = False) -> Seen:
-    """Return what the network sees in images (B, 3, H, W) in [0, 1].
+    """Return the features of images (B, 3, H, W) in [0, 1].
 
     Args:
         images: on the CPU.

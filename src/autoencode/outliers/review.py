@@ -140,7 +140,7 @@ class _Key(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """What was decided in one step: the decision before about each image, and when (seconds, Unix time)."""
+    """One step of decisions: the earlier decision about each image, and the time (seconds, Unix time)."""
 
     before: Mapping[_Key, Decision | None]
     at: float

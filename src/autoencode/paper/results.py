@@ -1,4 +1,4 @@
-"""The measurements of a study: what each of its models can do.
+"""Measure the models of a study.
 
 DIR/measured/NAME.json     `evaluate` of a model, and the digest of that model
 """
@@ -85,7 +85,7 @@ class Results:
         return all(name in self.models or name in self.restorers for name in names)
 
     def digest(self, name: str) -> str:
-        """Return what the weights of an experiment are known by."""
+        """Return the digest that identifies the weights of an experiment."""
         return (self.models.get(name) or self.restorers[name]).digest
 
     def reference(self, name: str) -> OutlierReference:

@@ -193,7 +193,7 @@ def _limited(folder: Path, links: Path, limit: int, seed: int) -> Path:
     """Return a folder of links to some of the images, with their sub-folders, which are the labels."""
     paths = find_images(folder)
     _reject_links_to_another(folder, links)
-    # By the seed and the sorted paths, so that the same call takes the same images again.
+    # The seed and the sorted paths decide, so that the same call takes the same images again.
     order = np.random.default_rng(random_seed("limit", seed)).permutation(len(paths))[:limit]
     wanted = {paths[index].relative_to(folder): paths[index] for index in order}
     if links.is_dir():
@@ -279,7 +279,7 @@ def _train(
         write_run(folder, replace(read_run(folder), pack=plan.pack.location))  # the study may have been moved
         train(plan.pack.path, folder, resume=True, progress=progress)
         return
-    # By the preset, so that the run folder names it and its command can be given again.
+    # The preset is given, so that the run folder names it and its command can be repeated.
     changed = changes(experiment, plan.budget, plan.seed)
     train(plan.pack.path, folder, preset=experiment.preset, progress=progress, **changed)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Told what happens in a training, in its first process; a subclass has the methods it needs.
+    """Receives the events of a training, in its first process; a subclass has the methods it needs.
 
     An error that a method raises ends the training, which keeps its last state.
     """

@@ -1,4 +1,4 @@
-"""A training step recorded as a CUDA graph, and replayed: the GPU then never waits for Python.
+"""Record a training step as a CUDA graph and replay it, so that the GPU never waits for Python.
 
 A step of a small network is two hundred kernels of a few microseconds, and Python takes longer to start one
 than the GPU to run it. A graph starts them all at once, and computes what they compute, to the bit. What
@@ -22,7 +22,7 @@ Work = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Graph(Protocol):
-    """What can record work once, without doing it, and repeat it."""
+    """An object that records work once, without doing it, and repeats it."""
 
     def apart(self, work: Callable[[], Tensor]) -> Tensor:
         """Do work where the recording will be made, so that nothing is left over from elsewhere."""

@@ -144,7 +144,7 @@ class TrainConfig:
 
     @property
     def fixes_epochs(self) -> str | None:
-        """What spans all epochs, so that more would change the steps already taken; None for nothing."""
+        """The setting that spans all epochs, so that more would change steps already taken, or None."""
         if self.kl_warmup_cycles:
             return "the cycles of its beta span all epochs"
         return "its discriminator joins at half of them" if self.adversarial else None

@@ -249,7 +249,7 @@ class Loop:
     def _parts(
         self, purpose: str, clean: Tensor, local: LocalBatch, draw: int
     ) -> Iterator[tuple[Views, LocalBatch]]:
-        """What the model is given of each micro-batch, made when it is asked for."""
+        """The views of each micro-batch, made when they are asked for."""
         model = self.state.model
         for micro in local.micro_batches(self.config.accumulate):
             images = clean[micro.first - local.first : micro.end - local.first]
@@ -353,7 +353,7 @@ class Loop:
         save_checkpoint(self.out, self.state)
 
     def _has_stopped(self) -> bool:
-        """Whether as many epochs as `early_stopping` allows have brought no lower validation loss."""
+        """Whether the last `early_stopping` epochs have brought no lower validation loss."""
         patience = self.config.early_stopping
         since = sum(record["step"] > self.settings.extended_at for record in self.records)
         # Only the first process is sure to have read the records that it kept.

@@ -76,7 +76,7 @@ class Objective:
         self._teacher_changes = (self.first_noisy_steps, later)
 
     def views(self, model: ImageModel, clean: Tensor, local: LocalBatch, purpose: str, draw: int) -> Views:
-        """Return what a model is given of a local or micro-batch, and what it should return.
+        """Return the input of a model and its target, for a local batch or a micro-batch.
 
         Noise, corruptions and flips depend only on the seed, `purpose`, `draw` and the position in the batch.
 

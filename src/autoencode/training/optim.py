@@ -1,4 +1,4 @@
-"""How the weights move: the optimisers, their learning rates, and the average of the weights."""
+"""Optimisers, their learning rates, and the running average of the weights."""
 
 from __future__ import annotations
 

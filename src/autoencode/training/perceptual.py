@@ -153,7 +153,7 @@ class PerceptualPhase:
                 ]
             sums += in_fp64(torch.stack([loss, error, distance, judged]).detach()) * local.counted
         measured = processes.total(sums)
-        # Of this step: with a mean of the steps before, the error of emoji doubled in between (docs/log.md).
+        # Measured in this step: a mean over earlier steps let the error of emoji double (docs/log.md).
         rest, pull = (processes.total(total).norm() for total in norms)
         weight = ratio_at(step, steps) * rest / (pull + SMALLEST_NORM)
         for decoded, by_rest, by_critic in pulled:
@@ -198,7 +198,7 @@ class PerceptualPhase:
         return torch.stack([mse_loss(target, decoded), distance])
 
     def detail_terms(self, views: Views) -> Tensor:
-        """Return what the shares of the detail are chosen by, means over values of images, (3, 3) float64.
+        """Return the moments from which the detail is chosen, means over values of images, (3, 3) float64.
 
         They are the products, each with each, of the error of faithful images and of the fine and the coarse
         part of the detail; images are those of codes without noise.

@@ -145,7 +145,7 @@ def settings(preset: str = DEFAULT_PRESET, **overrides: Any) -> tuple[ModelConfi
         # Targets are noisy: two epochs of 6,000 noisy faces end at 20.3 dB with a rate of 0.02, at 21.6 with
         # 0.01 and at 21.2 with 0.005 (docs/log.md).
         values = values | {"corrupt": (), "learning_rate": 0.01} | overrides
-    # What a preset adds gives way to what was asked for and cannot be had with it.
+    # Settings that a preset adds give way to settings that were asked for and exclude them.
     if values.get("batch_norm") or values.get("adversarial") or values.get("kind") == "restorer":
         values = values | {"perceptual": overrides.get("perceptual", 0.0)}
     model, config = changed(ModelConfig(), TrainConfig(), values)

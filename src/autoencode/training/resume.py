@@ -151,7 +151,7 @@ def _with_overrides(
     free = {name: overrides.get(name, getattr(run.train, name)) for name in ("accumulate", "early_stopping")}
     run = replace(run, train=replace(run.train, **free))
     if preset is not None:
-        # What the images decided is not part of the preset.
+        # Settings that the images decided are not part of the preset.
         decided = {"code_size": run.model.code_size, "epochs": run.train.epochs}
         model, config = settings(preset, **(decided | overrides))
         config = replace(config, **free)

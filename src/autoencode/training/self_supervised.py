@@ -1,4 +1,4 @@
-"""Pairs to learn from out of images that are all noisy: no clean ones are needed.
+"""Make pairs to train on out of images that are all noisy; no clean ones are needed.
 
 The first steps learn from images with more noise added to them (Pang et al. 2021). Their targets are noisy as
 well, so that each step teaches little, and noise of 0.3 ends 3.5 dB behind training on clean images. What
@@ -38,7 +38,7 @@ _LEAST_LEVEL = 1e-3
 def recorrupted(
     images: Tensor, generator: torch.Generator, local: LocalBatch | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Make a pair to learn from out of each noisy image: Pang et al. 2021, Recorrupted-to-Recorrupted.
+    """Make a training pair from each noisy image: Pang et al. 2021, Recorrupted-to-Recorrupted.
 
     The same new noise n is added to the input, as r n, and taken from the target, as n / r. Where n has the
     level of the noise of the image and both are Gaussian, the noise of the two is independent: a network that
@@ -63,7 +63,7 @@ def recorrupted(
 def damaged_again(
     images: Tensor, restored: Tensor, generator: torch.Generator, local: LocalBatch | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Make a pair to learn from out of what was restored of each noisy image: see the module.
+    """Make a training pair from the restored version of each noisy image; see the module.
 
     Args:
         images: (B, 3, H, W) with white noise of any level.

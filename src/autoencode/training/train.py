@@ -106,8 +106,8 @@ def train(
             a finished epoch is reused.
         preset: a name in `PRESETS`; the default is "best".
         size: such as 128 (square), "96x160" or (96, 160), height first: multiples of 16.
-        preprocessing: size and resize mode of the images, or some of its fields by name. What is not given is
-            that of the pack, or is chosen by the images.
+        preprocessing: size and resize mode of the images, or some of its fields by name. Other
+            fields are those of the pack, or are chosen by the images.
         include, exclude: patterns of names, see `listed`.
         limits: the largest files and images to accept while packing.
         resume: continue the run in `out` with the settings it was started with. Settings given as well must
@@ -202,12 +202,12 @@ def _run_in(out: Path, pack: Pack) -> Run:
 
 
 def run_folder_for(source: Any) -> Path:  # noqa: ANN401
-    """Where `train` keeps the run on images that are given no other place: runs/NAME."""
+    """Return the default run folder of images: runs/NAME."""
     return Path("runs") / name_of(source)
 
 
 def pack_path_for(source: Path | Listing, out: Path, preprocessing: Preprocessing) -> Path:
-    """Where `train` keeps the pack of images: beside the run, one for each source and preprocessing."""
+    """Return the path of the pack of images: beside the run, one for each source and preprocessing."""
     # Resolved, so that one folder given by two paths is packed once; names may hold bytes that are not UTF-8.
     folder, origin = (
         (source.folder, source.origin) if isinstance(source, Listing) else (source, str(source.resolve()))
@@ -226,7 +226,7 @@ def _source(
     *,
     resume: bool,
 ) -> Path | Listing:
-    """Return the folder of a pack, or the images to pack; of a run that is continued, the path given."""
+    """Return the folder of a pack, or the images to pack; for a continued run, the path given."""
     if isinstance(source, Pack):
         return source.path
     if isinstance(source, str | Path):

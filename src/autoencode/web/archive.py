@@ -15,7 +15,7 @@ from autoencode.errors import ImageError
 
 
 class _Sink(io.RawIOBase):
-    """What is written and not taken yet; a zip file is sent as it is made, and never in memory as a whole."""
+    """Bytes that are not sent yet; a zip file is sent as it is made, and never whole in memory."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

@@ -69,7 +69,7 @@ Asked = Annotated[Filter, Depends(_asked)]
 
 
 class _Columns(NamedTuple):
-    """What all images are filtered and sorted by, (N,) each."""
+    """The columns that all images are filtered and sorted by, (N,) each."""
 
     names: list[str]
     labels: NDArray[np.object_]

@@ -1,4 +1,4 @@
-"""What is found about the images under review: how anomalous each is, and where; and how it is kept.
+"""Measure how anomalous the images under review are, and where; keep the results.
 
 Shapes: N images, h, w rows and columns of a heat map.
 """

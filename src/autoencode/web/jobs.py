@@ -267,7 +267,7 @@ class Work(NamedTuple):
 
 
 class Starter:
-    """What may be opened and made from the page: everything under one folder, one command at a time.
+    """Opens and makes what lies under one folder, for the page, one command at a time.
 
     Args:
         root: the folder; None where nothing may be chosen, as on a page for other machines.

@@ -1,6 +1,6 @@
 """Image files as they are: re-encoded at the size shown, by processes that may hang or crash alone.
 
-What leaves the server is a new file of the pixels alone: no metadata, no bytes after the image, and no format
+The server sends a new file of the pixels alone: no metadata, no bytes after the image, and no format
 that a browser has a decoder of its own for. Pixels become sRGB, upright, over the background of the model.
 """
 

@@ -255,7 +255,7 @@ def _rank_by_model(workspace: Workspace, pack: Pack, report: StageProgress) -> R
 
 
 def _are_normal(pack: Pack, by: Basis) -> NDArray[np.bool_]:
-    """Return which images of a pack (N,) are those that the others are compared with."""
+    """Return which images of a pack (N,) the others are compared with."""
     label = by.removeprefix(LABEL)
     return np.array([by == ALL or readable(entry.label or "") == label for entry in pack.entries])
 
@@ -361,6 +361,6 @@ def facts(workspace: Workspace) -> dict[str, Any]:
         # Folders of parts: "good" beside the kinds of defects.
         good = [one for one in named if one[0].removeprefix(LABEL).casefold() in GOOD_LABELS]
         bases = [*good, *bases, (ALL, "the other pictures"), *(one for one in named if one not in good)]
-        # What was found at an earlier start is shown first: nobody waits for the other.
+        # Results of an earlier start are shown first: nobody waits for the others.
         bases.sort(key=lambda base: _queue(workspace, base[0]).known(("ranking", base[0])) is None)
     return {"bases": bases}

@@ -52,7 +52,7 @@ class Form(Generic[Result]):
 
 PLAIN: Form[Any] = Form(lambda result: Saved({}, {"result": result}), lambda saved: saved.content["result"])
 
-# What numbers and shapes of another kind end in; a whole number too large for a float is an ArithmeticError.
+# Errors that numbers and shapes of another kind raise; ArithmeticError: an integer too large for a float.
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 

@@ -1,4 +1,4 @@
-"""Who may use the page, and what a browser may do with it. Every request passes here first.
+"""Check who may use the page and what a browser may do with it. Every request passes here first.
 
 rule                                         reply to a request that breaks it, or means
 -------------------------------------------  --------------------------------------------------------------
@@ -83,7 +83,7 @@ _NO_TOKEN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>autoe
 
 @dataclass(frozen=True)
 class Trust:
-    """Who may use one launch of the page.
+    """The credentials of one launch of the page.
 
     Attributes:
         is_remote: whether other machines may connect; Host may then be any IP address or this machine's name.

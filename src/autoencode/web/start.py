@@ -41,7 +41,7 @@ from autoencode.web.workspace import Workspace, open_workspace
 MOST_COUNTED, COUNTING_SECONDS = 200_000, 2.0
 MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
 PREVIEWED = 6
-# What a command says to those at its keyboard: in the page, buttons do the same.
+# Advice that a command prints for its user; in the page, buttons do the same.
 KEYBOARD = re.compile(r"[;:,]? (?:Ctrl-C again skips it|run it again with --resume)(?=[.;]|$)")
 COMMANDS = ("next:", "report:", "model:")  # lines that end a log, and say what to type or where files are
 SAMPLED, SAMPLE_SIDE, SAMPLE_GAP = 8, 160, 4  # images shown of a folder, in pixels
@@ -74,7 +74,7 @@ def _listed(starter: Starter, path: Path) -> dict[str, Any]:
         inner = sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and _is_open(one))
     images, is_all = _count(path)
     relative = path.relative_to(starter.root)
-    # What was made of a folder seldom lies in it: all that is at hand is listed, the folder's own first.
+    # Runs and indexes of a folder seldom lie in it: all of them are listed, the folder's own first.
     made = [*_made(starter.root, path), *_made(starter.root, starter.root)]
     return {
         "root": readable(str(starter.root)),

@@ -1,4 +1,4 @@
-"""What the page works on: a model, an index, the images around them, the pictures added, and its threads.
+"""The workspace of the page: a model, an index, the images around them, added pictures, and threads.
 
 Each of them may be missing: an index of pretrained features is searched and mapped without a model, and a
 page of nothing offers to make both.
@@ -245,7 +245,7 @@ class Workspace:
 
     @property
     def index_name(self) -> str:
-        """What the images of the index are compared by, for people."""
+        """The name, for people, of what the images of the index are compared by."""
         return "" if self.index is None else self.index.encoder_name.removeprefix("compared by ")
 
     def of_index(self, position: int) -> str:

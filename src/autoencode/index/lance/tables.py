@@ -122,7 +122,7 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: Any) -> Any:  # noqa: ANN401 - None stays None
-    """Return what `escaped` was given."""
+    """Return the path that `escaped` was given."""
     if not isinstance(text, str):
         return text
     return _ESCAPED.sub(lambda found: "%" if found[1] == "25" else chr(0xDC00 + int(found[1], 16)), text)
@@ -159,7 +159,7 @@ def images_schema(size: int) -> Any:  # noqa: ANN401
     """Return the columns of the images, with vectors of `size` dimensions."""
     import pyarrow as pa
 
-    # By its key LanceDB notices that two writers, neither of whom sees the other, add the same image.
+    # The key shows LanceDB that two writers, neither of whom sees the other, add the same image.
     key = pa.field("id", pa.string(), nullable=False, metadata={_PRIMARY_KEY: "true"})
     texts = [pa.field(name, pa.string()) for name in ("source", "path", "label", "split", "sha256")]
     return pa.schema([key, *texts, pa.field("vector", pa.list_(pa.float32(), size))])
