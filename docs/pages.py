@@ -22,7 +22,8 @@ from autoencode.cli.main import app
 from autoencode.data.corruptions import CORRUPTIONS, example
 from autoencode.models.networks import ModelConfig
 from autoencode.training.config import TrainConfig
-from autoencode.training.presets import PRESETS, preset_file, settings
+from autoencode.training.presets import PRESETS, settings
+from autoencode.training.settings import preset_file
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

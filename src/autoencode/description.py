@@ -23,9 +23,9 @@ from autoencode.outliers.normal import KIND as NORMAL
 from autoencode.outliers.normal import load_normal
 from autoencode.storage import is_url
 from autoencode.training.config import TrainConfig
-from autoencode.training.presets import settings_file
 from autoencode.training.progress import epochs_in_words
 from autoencode.training.run import is_run, read_metrics, read_run, repeating_command, run_file
+from autoencode.training.settings import settings_file
 from autoencode.transfer_learning.classifier import CLASSIFIER_NAME, load_classifier
 
 if TYPE_CHECKING:

@@ -38,8 +38,9 @@ from autoencode.configuration import Kind
 from autoencode.errors import ConfigError, check_choice
 from autoencode.models.networks import ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
-from autoencode.training.presets import DEFAULT_PRESET, PRESETS, preset_file, train_arguments
+from autoencode.training.presets import DEFAULT_PRESET, PRESETS
 from autoencode.training.process import end_with_launcher, is_first, keep_freed_memory, own_ranks, run_workers
+from autoencode.training.settings import preset_file, train_arguments
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Pack

@@ -20,7 +20,7 @@ from autoencode.models.bundled import BUNDLED, RANDOM
 from autoencode.models.model_file import MODEL_NAME
 from autoencode.models.networks import NETWORKS, ModelConfig
 from autoencode.training.config import RuntimeConfig, TrainConfig
-from autoencode.training.presets import settings_file
+from autoencode.training.settings import settings_file
 from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
