@@ -68,6 +68,13 @@ def test_defects_are_distinguished_from_parts_that_were_not_seen(normal: NormalI
     assert (normal.p_values(new) <= 0.05).mean() < 0.3
 
 
+def test_the_order_in_which_images_are_given_changes_no_score(normal: NormalImages, parts: Path) -> None:
+    paths = sorted((parts / "good").iterdir(), key=lambda path: path.name[::-1])
+    again = fit_normal(paths)
+    assert again.paths == normal.paths
+    np.testing.assert_array_equal(again.calibration, normal.calibration)
+
+
 def test_the_heat_is_where_the_defect_is(normal: NormalImages, tmp_path: Path) -> None:
     pixels = np.asarray(part(3000)).copy()
     pixels[60:84, 190:214] = 240

@@ -294,8 +294,9 @@ def fit_normal(
     reader = _Reader(limits, value_range_of(paths, limits))
     used, seen, measured = list[Path](), list[tuple[Seen, ...]](), list[Measured]()
     fit, room = None, _MOST_PATCHES
-    # In a random order: names must not decide which are fitted.
-    order = np.random.default_rng(0).permutation(len(paths))
+    # In a random order of their names, whatever that of the list: the page has another than the folder.
+    by_name = np.array(sorted(range(len(paths)), key=lambda index: str(paths[index])))
+    order = by_name[np.random.default_rng(0).permutation(len(paths))]
     for start in range(0, len(paths), BATCH):
         read = reader.read([paths[index] for index in order[start : start + BATCH].tolist()])
         for path, one in zip(read, _see(list(read.values())), strict=True):
@@ -393,8 +394,7 @@ def _digest(picture: Picture) -> str:
 
 def _passing(normal: NormalImages, limits: Limits) -> tuple[str, ...]:
     """Return the names of the test pictures that would be called normal at the default rate."""
-    threshold = normal.threshold(normal.default_fpr)
-    pictures = probes()
+    threshold, pictures = normal.threshold(normal.default_fpr), probes()
     with contextlib.suppress(ImageError):
         pictures |= spoiled(read_in_shape(normal.paths[0], limits, normal.value_range))
     return tuple(name for name, one in pictures.items() if normal.measure(one)[0] <= threshold)
