@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from autoencode import ConfigError, ImageFolderError, Verdict
-from autoencode.outliers.ground_truth import beside, compare, draw_curves, masks_of
+from autoencode.outliers.ground_truth import beside, compare, draw_curves, left_over, masks_of
 
 SIDE = 32
 
@@ -78,6 +78,10 @@ def test_masks_are_found_by_name_and_folder(tmp_path: Path) -> None:
         Image.new("L", (8, 8)).save(tmp_path / "masks" / name)
     images = [tmp_path / name for name in ("scratch/000.jpg", "hole/000.jpg", "good/000.jpg", "x/007.jpg")]
     found = masks_of(tmp_path / "masks", images)
+    assert left_over(tmp_path / "masks", found) is None
+    misspelt = tmp_path / "masks" / "misspelt_mask.png"
+    Image.new("L", (4, 4)).save(misspelt)
+    assert left_over(tmp_path / "masks", found) == f"1 mask belongs to no image that is judged: {misspelt}."
     assert [found[path].relative_to(tmp_path / "masks").as_posix() for path in images if path in found] == [
         "scratch/000_mask.png",
         "hole/000_mask.png",

@@ -17,6 +17,7 @@ from autoencode import (
     ConfigError,
     ImageFolderError,
     NormalImages,
+    OutputError,
     Verdict,
     fit_normal,
     inspect_images,
@@ -24,6 +25,7 @@ from autoencode import (
     watch_images,
 )
 from autoencode.data.preprocessing import Limits
+from autoencode.outliers.overlays import begin_maps, coloured, region, with_box
 from autoencode.outliers.patches import read_in_shape
 
 
@@ -106,16 +108,20 @@ def test_tables_and_pictures_of_every_image(normal: NormalImages, parts: Path, t
     assert [row["path"] for row in rows] == [str(one.path) for one in found.images]
     assert float(rows[0]["threshold"]) == pytest.approx(found.threshold, rel=1e-4)
     assert {row["outlier"] for row in rows} <= {"true", "false"}
-    pictures = sorted(path.name for path in maps.iterdir())
+    pictures = sorted(path.name for path in maps.glob("*.png"))
     assert len(pictures) == 2 * len(rows)
-    assert pictures[0] == "00001-2000-map.png"
-    with Image.open(maps / "00001-2000-map.png") as image:
+    # Names begin with the rank, and the table has them.
+    names = [f"{rank:05d}-{one.path.stem}" for rank, one in enumerate(found.images, 1)]
+    assert pictures == sorted(f"{name}-{kind}.png" for name in names for kind in ("map", "overlay"))
+    assert [row["overlay"] for row in rows] == [f"{name}-overlay.png" for name in names]
+    name = next(one for one in names if one.endswith("-2000"))
+    with Image.open(maps / f"{name}-map.png") as image:
         assert image.size == (COLUMNS, ROWS)
         assert image.mode == "I;16"
         hottest = np.asarray(image).max() / 4096
     verdict = next(one for one in found.images if one.path.name == "2000.png")
     assert hottest == pytest.approx(float(verdict.heat.max()), rel=0.2)
-    with Image.open(maps / "00001-2000-overlay.png") as image:
+    with Image.open(maps / f"{name}-overlay.png") as image:
         assert image.size == (COLUMNS, ROWS)
     inspect_images(normal, parts / "bad", tmp_path / "found.json")
     content = json.loads((tmp_path / "found.json").read_text())
@@ -140,13 +146,67 @@ def test_pictures_of_outliers_alone_and_names_with_their_folder(
     found = inspect_images(
         normal, [parts / "bad", parts / "new"], fpr=0.05, maps=tmp_path / "maps", only_outliers=True
     )
-    names = {path.name for path in (tmp_path / "maps").iterdir()}
+    names = {path.name for path in (tmp_path / "maps").glob("*.png")}
     flagged = [one.path for one in found.images if one.outlier]
     assert 0 < len(flagged) < len(found.images)
     assert len(names) == 2 * len(flagged)
     assert {name[6:].removesuffix("-map.png") for name in names if name.endswith("-map.png")} == {
         f"{path.parent.name}-{path.stem}" for path in flagged
     }
+
+
+def test_maps_are_those_of_the_last_run_and_are_not_mixed_with_others(
+    normal: NormalImages,  # noqa: F811
+    parts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    maps = tmp_path / "maps"
+    first, second = sorted((parts / "bad").iterdir())[:2], sorted((parts / "new").iterdir())[:1]
+    inspect_images(normal, first, maps=maps)
+    (maps / "notes.txt").write_text("mine")
+    inspect_images(normal, second, maps=maps)
+    assert {path.name for path in maps.iterdir()} == {
+        *("00001-1000-overlay.png", "00001-1000-map.png", "maps.json", "notes.txt")
+    }
+    # No outlier leaves no picture of a run that had some.
+    inspect_images(normal, second, maps=maps, only_outliers=True, fpr=1 / 41)
+    assert {path.name for path in maps.iterdir()} == {"maps.json", "notes.txt"}
+    for name, content in (("maps.json", "{"), ("00007-other-overlay.png", "")):
+        (maps / name).write_text(content)
+    with pytest.raises(OutputError, match=r"holds pictures of another run, such as 00007-other-overlay"):
+        inspect_images(normal, second, maps=maps)
+    with pytest.raises(OutputError, match="pictures of another run"):
+        next(watch_images(normal, parts / "new", tmp_path / "today.csv", maps=maps))
+    assert (maps / "00007-other-overlay.png").exists()
+
+
+def test_a_list_of_maps_removes_nothing_else(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    (tmp_path / "00001-a-map.png").touch()
+    (maps / "photo.png").touch()
+    (maps / "00002-b-map.png").touch()
+    (maps / "maps.json").write_text('["../00001-a-map.png", "photo.png", "00002-b-map.png", 7]')
+    begin_maps(maps, ["00001-c"], tmp_path)
+    assert (tmp_path / "00001-a-map.png").exists()
+    assert {path.name for path in maps.iterdir()} == {"photo.png", "maps.json"}
+    assert json.loads((maps / "maps.json").read_text())[:2] == ["00001-c-map.png", "00001-c-overlay.png"]
+
+
+def test_red_is_beyond_what_is_normal_and_blue_within_it() -> None:
+    heat = np.full((8, 8), 0.3, np.float32)
+    heat[6, 2] = 0.7
+    within, hot = coloured(heat, 64, 64), coloured(3 * heat, 64, 64)
+    assert within[52, 20, 2] > 200 and within[52, 20, 0] < 60 and within[52, 20, 3] > 80
+    assert hot[52, 20, 0] > 200 and hot[52, 20, 2] < 60 and hot[52, 20, 3] > 120
+    assert within[:32, 32:, 3].max() < 10
+    assert not coloured(np.zeros((8, 8), np.float32), 64, 64)[..., 3].any()
+    box, _ = region(3 * heat, 64, 64)
+    assert box is not None
+    drawn = with_box(np.full((64, 64, 3), 250, np.uint8), box, (64, 64))
+    around = drawn[box.top - 1, box.left : box.left + box.width]
+    assert (around[:, 0] > 200).all() and (around[:, 1] < 60).all()
+    np.testing.assert_array_equal(drawn[box.top + 2, box.left + 2], [250] * 3)
 
 
 def test_masks_say_how_well_defects_are_found(
@@ -169,6 +229,7 @@ def test_masks_say_how_well_defects_are_found(
     assert found.agreement.image_auroc is not None and found.agreement.image_auroc.value > 0.9
     assert found.agreement.pixel_auroc is not None and found.agreement.pixel_auroc > 0.9
     assert json.loads(out.read_text())["agreement"]["aupro"] == found.agreement.aupro
+    assert not any("mask" in note for note in found.notes)
     assert (tmp_path / "found-curves.png").is_file()
     names = [*(parts / "bad").iterdir(), *(parts / "new").iterdir()]
     masks = {path: tmp_path / "masks" / path.name if path.parent.name == "bad" else "" for path in names}

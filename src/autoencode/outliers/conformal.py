@@ -127,6 +127,11 @@ def conformal_threshold(calibration: Array, fpr: float) -> float:
     return float(np.sort(calibration)[-threshold_rank(len(calibration), fpr)])
 
 
+def in_percent(share: float) -> str:
+    """Return a share for people: "2.97 %"."""
+    return f"{100 * share:.2f} %"
+
+
 def fpr_bound(images: int, fpr: float, confidence: float = CONFIDENCE) -> float:
     """Return the upper bound of the false positive rate of one calibration set, at this confidence.
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("path", "score", "threshold", "ratio", "p_value", "outlier"),
     *("left", "top", "width", "height", "area"),
-    "error",
+    *("overlay", "error"),
 )
 CHUNK = 64  # images in memory at once
 PAPER_NOTE = (
@@ -87,6 +87,7 @@ class Verdict:
         area: share of the image beyond that, in [0, 1].
         heat: (h, w) float16, where the image differs; 1 is the upper end of normal patches.
         size: rows and columns of the upright image in its file, in pixels.
+        overlay: name of its picture in the folder of maps; None if none is drawn.
     """
 
     path: Path
@@ -98,6 +99,7 @@ class Verdict:
     area: float | None = None
     heat: NDArray[np.float16] | None = None
     size: tuple[int, int] | None = None
+    overlay: str | None = None
 
 
 class Verdicts(Sequence[Verdict]):
@@ -235,7 +237,9 @@ def row_of(found: Verdict | tuple[Path, str], threshold: float) -> dict[str, Any
     if isinstance(found, tuple):
         return dict.fromkeys(COLUMNS) | {"path": str(found[0]), "error": found[1]}
     known = (str(found.path), found.score, threshold, found.ratio, found.p_value, found.outlier)
-    return dict(zip(COLUMNS, (*known, *(found.box or (None,) * 4), found.area, None), strict=True))
+    return dict(
+        zip(COLUMNS, (*known, *(found.box or (None,) * 4), found.area, found.overlay, None), strict=True)
+    )
 
 
 def cells(row: dict[str, Any]) -> list[object]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FOLDER = "ground_truth"  # beside the images, as data sets of defects have it
 PRO_FPR = 0.3  # up to which the per-region overlap is integrated (Bergmann et al. 2021)
 _MASK = "_mask"  # that such data sets add to the name of an image
+_NAMED = 3  # of the masks that belong to no image
 _SIDE = 256  # of compared maps, in pixels: maps have no more detail, and 1,000 images take 65 MB
 _STEPS = 200  # of false positive rates: twice as many change the area by less than 0.001
 
@@ -127,6 +128,23 @@ def masks_of(masks: Any, images: Iterable[Path]) -> dict[Path, Path]:  # noqa: A
             f"the same name or in {masks} itself."
         )
     return found
+
+
+def left_over(masks: Any, found: dict[Path, Path]) -> str | None:  # noqa: ANN401
+    """Return a sentence about masks that belong to no image, such as one that is misspelt; None without any.
+
+    Args:
+        masks: as `masks_of` takes them.
+        found: what it returned.
+    """
+    named = masks_in(masks)
+    given = find_images(Path(masks)) if named is None else filter(None, named.values())
+    if not (others := sorted(set(given) - set(found.values()))):
+        return None
+    names = ", ".join(map(str, others[:_NAMED]))
+    more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+    verb = "masks belong" if len(others) > 1 else "mask belongs"
+    return f"{len(others):,} {verb} to no image that is judged: {names}{more}."
 
 
 def compare(verdicts: Sequence[Verdict], masks: dict[Path, Path], limits: Limits | None = None) -> Agreement:

@@ -5,47 +5,43 @@ Shapes: N images judged, h, w rows and columns of a heat map.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import find_objects, label
 
-from autoencode.atomic import (
-    TABLES,
-    append_line,
-    atomic_file,
-    check_output,
-    csv_bytes,
-    cut_name,
-    make_folder,
-    plain_cell,
-    write_bytes,
-)
+from autoencode.atomic import TABLES, append_line, check_output, csv_bytes, plain_cell, write_bytes
 from autoencode.data.listing import Paths
-from autoencode.data.preprocessing import Limits, check_usable, save_image
+from autoencode.data.preprocessing import Limits, check_usable
 from autoencode.data.sources import expanded, find_images
-from autoencode.errors import ConfigError, ImageError, ImageFolderError
-from autoencode.outliers.conformal import attainable_fpr, most_flagged
-from autoencode.outliers.find import COLUMNS, Box, Outliers, Verdict, cells, row_of
-from autoencode.outliers.ground_truth import compare, draw_curves, masks_of
+from autoencode.errors import ConfigError, ImageError, ImageFolderError, OutputError
+from autoencode.outliers.conformal import attainable_fpr, in_percent, most_flagged
+from autoencode.outliers.find import COLUMNS, Outliers, Verdict, cells, row_of
+from autoencode.outliers.ground_truth import compare, draw_curves, left_over, masks_of
 from autoencode.outliers.normal import BATCH, NormalImages
+from autoencode.outliers.overlays import (
+    begin_maps,
+    draw,
+    earlier_pictures,
+    overlay_name,
+    picture_name,
+    region,
+)
 from autoencode.outliers.patches import Picture, read_in_shape
 from autoencode.outliers.scores import AUTO
 from autoencode.untrusted import TEXT_BYTES, read_file
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress
-
-_HEAT_UNIT = 1 / 4096  # of a 16-bit map: 1, the upper end of normal patches, is 4096
 
 
 def inspect_images(
@@ -70,19 +66,22 @@ def inspect_images(
         fpr: the false positive rate, in (0, 1): at most this share of normal images is called an outlier, on
             average. The default depends on their number, see `attainable_fpr`.
         maps: a folder that gets two pictures of each image: NAME-overlay.png, the whole image with the heat
-            map over it, and NAME-map.png, the map in 16 bits, 4096 at the upper end of normal patches.
+            map and a box over it (see `overlays.coloured`), and NAME-map.png, the map in 16 bits, 4096 at the
+            upper end of normal patches. Names begin with the rank of the image. The pictures that an earlier
+            call wrote there are replaced.
         only_outliers: leave the other images out of `maps`.
         masks: masks of the defects, to which the heat maps are compared: a folder, or a table or data frame
             with columns `path` and `mask`; see `ground_truth.masks_of`. Precision and recall are drawn beside
             the table, see `curves_path`.
         limits: the largest files and pictures to accept.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in all); with `maps`, an image that is drawn counts again.
 
     Raises:
         ConfigError: the rate needs more normal images, `out` is no table or one of the images, or the masks
             do not belong to the images.
         ImageFolderError: a folder is missing or holds no image, or no image could be used.
-        OutputError: `out` or `maps` cannot be written.
+        OutputError: `out` or `maps` cannot be written, or `maps` holds pictures of another run.
+        KeyboardInterrupt: on Ctrl-C, with a sentence about what is written.
     """
     rate = attainable_rate(normal, fpr)
     if images is None and not normal.paths:
@@ -91,21 +90,27 @@ def inspect_images(
     out, limits = None if out is None else Path(out), limits or Limits()
     if out is not None:
         check_output(out, TABLES, paths)
+    maps = None if maps is None else Path(maps)
+    if maps is not None:
+        earlier_pictures(maps)  # before the work: a folder of another run is rejected
     matched = None if masks is None else masks_of(masks, paths)
-    root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
     verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
+    in_all = len(paths) * (1 if maps is None or only_outliers else 2)
     for number, (path, found) in enumerate(judge(normal, paths, rate, limits), 1):
         if isinstance(found, str):
             skipped.append((path, found))
         else:
-            verdict, picture = found
-            verdicts.append(verdict)
-            if maps is not None and (verdict.outlier or not only_outliers):
-                draw(Path(maps), picture_name(number, path, root), verdict, picture)
+            verdicts.append(found[0])
         if progress:
-            progress(number, len(paths))
+            progress(number, in_all)
     check_usable(len(verdicts), paths, skipped)
     verdicts.sort(key=lambda one: -one.score)
+    if maps is not None:
+        root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+        verdicts = [
+            one if only_outliers and not one.outlier else _named(one, picture_name(rank, one.path, root))
+            for rank, one in enumerate(verdicts, 1)
+        ]
     result = Outliers(
         verdicts,
         [*skipped, *(normal.skipped if images is None else paths.skipped)],
@@ -117,21 +122,72 @@ def inspect_images(
         normal.calibration,
         are_alike=normal.are_alike,
         passing=normal.passing,
-        notes=tuple(filter(None, (normal.note, _limit(normal, rate) if images is None else None))),
+        notes=tuple(
+            filter(
+                None,
+                (
+                    normal.note,
+                    _limit(normal, rate) if images is None else None,
+                    None if matched is None else left_over(masks, matched),
+                ),
+            )
+        ),
         agreement=None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:
         result.write(out)
         if result.agreement is not None:
             draw_curves(result.agreement, curves_path(out))
+    if maps is not None:
+        advance = None if progress is None else partial(_advance, progress, len(paths))
+        _draw_all(maps, normal, verdicts, limits, out, advance)
     return result
+
+
+def _named(verdict: Verdict, name: str) -> Verdict:
+    return dataclasses.replace(verdict, overlay=overlay_name(name))
+
+
+def _advance(progress: Progress, before: int, done: int, total: int) -> None:
+    progress(before + done, before + total)
+
+
+def _draw_all(
+    folder: Path,
+    normal: NormalImages,
+    verdicts: Sequence[Verdict],
+    limits: Limits,
+    table: Path | None,
+    progress: Progress | None,
+) -> None:
+    """Draw the images that have the name of an overlay, after the table, in which they are named.
+
+    Each is read again: names begin with the rank, which is known once all are judged, and the pixels of all
+    would fill the memory.
+    """
+    drawn = [one for one in verdicts if one.overlay is not None]
+    names = [str(one.overlay).removesuffix(overlay_name("")) for one in drawn]
+    done = 0
+    try:
+        begin_maps(folder, names, (drawn or verdicts)[0].path)
+        for verdict, name in zip(drawn, names, strict=True):
+            with contextlib.suppress(ImageError):  # gone since it was judged
+                draw(folder, name, verdict, read_in_shape(verdict.path, limits, normal.value_range))
+            done += 1
+            if progress is not None:
+                progress(done, len(drawn))
+    except KeyboardInterrupt:
+        whole = "" if table is None else f"; the table {table} is whole"
+        raise KeyboardInterrupt(
+            f"{done} of {len(drawn)} maps written{whole}. Give the command again: it replaces them"
+        ) from None
 
 
 def _limit(normal: NormalImages, rate: float) -> str:
     count = len(normal.calibration)
     return (
-        f"at {rate:.2%}, at most {most_flagged(count, rate)} of {count:,} images that judge each other can "
-        "be called outliers: go by their order."
+        f"at {in_percent(rate)}, at most {most_flagged(count, rate)} of {count:,} images that judge each "
+        "other can be called outliers: go by the order."
     )
 
 
@@ -172,56 +228,10 @@ def judge(
                 continue
             score, heat = next(measured)
             p_value = float(normal.p_values(np.array([score]))[0])
-            box, area = _region(heat, one)
+            box, area = region(heat, one.height, one.width)
             small = np.minimum(heat, np.finfo(np.float16).max).astype(np.float16)
             outlier, size = p_value <= rate, (one.height, one.width)
             yield path, (Verdict(path, score, rate / p_value, p_value, outlier, box, area, small, size), one)
-
-
-def picture_name(number: int, path: Path, root: Path) -> str:
-    """Return the name of the pictures of an image: images of different folders may have one name."""
-    absolute = path.absolute()
-    parts = (
-        absolute.relative_to(root.absolute()).parts[-3:] if absolute.is_relative_to(root.absolute()) else ()
-    )
-    return cut_name(f"{number:05d}-{Path('-'.join(parts) or path.name).stem}")
-
-
-def _region(heat: NDArray[np.floating[Any]], picture: Picture) -> tuple[Box | None, float]:
-    """Return the box around the hottest place, and the share of the image that is as hot."""
-    if heat.max() <= 1:
-        return None, 0.0
-    # Halfway between the upper end of normal patches and the peak. The whole region beyond the end is much
-    # larger than a defect: patches overlap. On 14 cracks of Kolektor the boxes had 3.8 times the area of
-    # those around the masks, with a median IoU of 0.16; halfway they have 1.8 times the area and 0.24.
-    hot = heat > (1 + heat.max()) / 2
-    regions, _ = label(hot)
-    rows, columns = find_objects(regions)[regions.flat[heat.argmax()] - 1]
-    down, across = picture.height / heat.shape[0], picture.width / heat.shape[1]
-    left, top = round(columns.start * across), round(rows.start * down)
-    box = Box(left, top, round(columns.stop * across) - left, round(rows.stop * down) - top)
-    return box, float(hot.mean())
-
-
-def draw(folder: Path, name: str, verdict: Verdict, picture: Picture) -> None:
-    """Write NAME-overlay.png and NAME-map.png."""
-    from matplotlib import colormaps  # imported late: it takes a while
-
-    assert verdict.heat is not None
-    make_folder(folder, verdict.path)
-    pixels = picture.pixels[-1]
-    size = pixels.shape[1::-1]
-    heat = np.asarray(Image.fromarray(verdict.heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-    # Transparent up to the upper end of normal patches, so that what is normal stays visible.
-    strength = np.clip((heat - 0.8) / 0.8, 0, 1)[..., None]
-    colours = colormaps["inferno"](np.clip(heat / 2.5, 0, 1))[..., :3] * 255
-    overlay = pixels * (1 - 0.6 * strength) + colours * 0.6 * strength
-    full = Image.fromarray(overlay.round().astype(np.uint8)).resize((picture.width, picture.height))
-    save_image(folder / f"{name}-overlay.png", np.asarray(full))
-    levels = np.clip(heat / _HEAT_UNIT, 0, 65535).round().astype(np.uint16)
-    deep = Image.fromarray(levels).resize((picture.width, picture.height), Image.Resampling.NEAREST)
-    with atomic_file(folder / f"{name}-map.png") as file:
-        deep.save(file, "PNG")
 
 
 def watch_images(
@@ -244,7 +254,8 @@ def watch_images(
     tried again whenever it changes, also after a row has said that it cannot be read.
 
     Args:
-        normal, fpr, maps, only_outliers, limits: see `inspect_images`.
+        normal, fpr, maps, only_outliers, limits: see `inspect_images`; names of pictures begin with the
+            number of files judged.
         folder: searched with its sub-folders.
         out: the .csv table, to which a line is appended for each file.
         interval_s: seconds between looks.
@@ -263,6 +274,10 @@ def watch_images(
     if not folder.is_dir():
         raise ImageFolderError(f"There is no folder {folder}. Make it, and give the command again.")
     (judged, reported), threshold = _judged(out), normal.threshold(rate)
+    if maps is not None and not judged and (earlier := earlier_pictures(Path(maps))):
+        raise OutputError(
+            f"{maps} holds pictures of another run, such as {earlier[0].name}. Give another folder."
+        )
     watched = dict[Path, _Watched]()
     for round_ in itertools.count():
         now = {path: _age(path) for path in _new_images(folder, judged)}
@@ -285,7 +300,9 @@ def watch_images(
             verdict, picture = found
             judged.add(name)
             if maps is not None and (verdict.outlier or not only_outliers):
-                draw(Path(maps), picture_name(len(judged), path, folder), verdict, picture)
+                drawn = picture_name(len(judged), path, folder)
+                draw(Path(maps), drawn, verdict, picture)
+                verdict = _named(verdict, drawn)
             append_line(out, _line(row_of(verdict, threshold)))
             yield verdict
         watched = {path: one for path, one in watched.items() if path in now and _written(path) not in judged}
