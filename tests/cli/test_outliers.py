@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from autoencode import Pack, Run, pack_folder
 from autoencode.cli import main
 from autoencode.cli.outliers import SCORE_HELP, ScoreName
 from autoencode.outliers.calibration import NAME
+from autoencode.outliers.overlays import draw
 from autoencode.outliers.scores import SCORES
 
 Command = Callable[..., tuple[int, str, str]]
@@ -53,8 +56,8 @@ def test_a_run_folder_is_all_it_needs(
     code, said, complaint = outliers(run_folder, photos, "--fpr", "0.3", "--heatmaps", "--out", out)
     assert code == 0, complaint
     assert " of 48 images, by auto" in said
-    assert "on average at most 30.00% of normal images, calibrated on" in said
-    assert "and with 99 % confidence at most" in said
+    assert "on average at most 30.00 % of normal images are called outliers, calibrated on" in said
+    assert "with 99 % confidence at most" in said
     assert "validation images flagged, 95 % interval" in said
     assert str(out) in said
     assert str(tmp_path / "found-worst.png") in said
@@ -74,7 +77,8 @@ def test_few_images_need_no_option_and_hear_what_can_be_promised(
     code, said, complaint = outliers(run_folder, photos)
     assert code == 0, complaint
     assert re.search(
-        r"at most \d+\.\d\d% of normal images, calibrated on \d test images, and with .*%; 1% needs 99", said
+        r"at most \d+\.\d\d % of normal images .* on \d test images\..* A rate of 1 % takes 99 or more",
+        said,
     )
 
 
@@ -178,14 +182,62 @@ def test_a_folder_of_normal_images_judges_others_without_training(
     )
     assert code == 0, complaint
     assert "outliers: 48 of 48 images, by patches of EfficientNet-Lite0" in said
-    assert "on average at most 5.00% of normal images" in said
+    assert "on average at most 5.00 % of normal images are called outliers" in said
     assert "calibrated on 20 normal images" in said
     assert len(table.read_text().splitlines()) == 49
-    assert len(list((tmp_path / "maps").iterdir())) == 96
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 96
+    assert said.count("\nOUTLIER") == 10
+    assert "and 38 more outliers" in said
     again = outliers(kept, photos, "--fail-on-outlier")
     assert again[0] == 1
     assert "outliers: 48 of 48 images" in again[1]
     assert outliers(kept, next(good.iterdir()), "--fail-on-outlier")[0] == 0
+
+
+def test_the_first_ten_are_printed_and_those_that_are_outliers_marked(
+    outliers: Command, good: Path, photos: Path, tmp_path: Path
+) -> None:
+    kept, strange = tmp_path / "good.safetensors", next(photos.rglob("*.png"))
+    _, said, _ = outliers(good, *sorted(good.iterdir())[:15], strange, "--save", kept)
+    lines = [line for line in said.splitlines() if line.startswith(("OUTLIER ", "normal "))]
+    assert len(lines) == 10
+    assert lines[0].startswith("OUTLIER ") and str(strange) in lines[0]
+    assert lines[-1].startswith("normal ")
+    # One that is named has its score, also if it is none.
+    _, said, _ = outliers(kept, good / "3.png")
+    assert re.search(rf"^normal +-?\d+\.\d\d  p [\d.]+  {good / '3.png'}", said, re.MULTILINE)
+
+
+def test_ctrl_c_says_what_is_written_and_the_next_run_replaces_it(
+    outliers: Command, good: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, table, kept = tmp_path / "maps", tmp_path / "found.csv", tmp_path / "good.safetensors"
+    assert outliers(good, "--save", kept)[0] == 0
+    named = sorted(photos.rglob("*.png"))[:5]
+    drawn = []
+
+    def twice_after_three(*args: object) -> None:
+        if len(drawn) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        drawn.append(args)
+        draw(*args)  # type: ignore[arg-type]
+
+    # Started in the background of a shell, Python leaves SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("autoencode.outliers.inspection.draw", twice_after_three)
+            code, _, complaint = outliers(kept, *named, "--maps", maps, "--out", table)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert "stopped: 3 of 5 maps written; the table" in complaint
+    assert complaint.count("\n") == 1
+    assert len(table.read_text().splitlines()) == 6
+    assert len(list(maps.glob("*-overlay.png"))) == 3
+    assert outliers(kept, *named[:2], "--maps", maps)[0] == 0
+    assert len(list(maps.glob("*-overlay.png"))) == 2
 
 
 def test_an_image_that_cannot_be_judged_is_counted_and_not_passed(
@@ -320,7 +372,7 @@ def test_normal_images_alone_are_judged_by_each_other(outliers: Command, good: P
     code, said, complaint = outliers(good)
     assert code == 0, complaint
     assert " of 20 images, by patches" in said
-    assert "at 5.00%, at most 0 of 20 images that judge each other can be called outliers" in said
+    assert "at 5.00 %, at most 0 of 20 images that judge each other can be called outliers" in said
 
 
 def test_files_are_judged_as_they_come_until_an_outlier_stops_it(

@@ -11,7 +11,6 @@ import typer
 from autoencode.cli import options
 from autoencode.cli.options import Exclude, Include, MaxPixels, Ray, add_command
 from autoencode.cli.progress import (
-    counted,
     counting,
     fail_if_named,
     one_line,
@@ -21,6 +20,7 @@ from autoencode.cli.progress import (
     stages,
     warn,
 )
+from autoencode.cli.verdicts import marked, show_verdicts, stopping, warn_of_passing
 from autoencode.configuration import Rule
 from autoencode.errors import AutoencodeError, ConfigError, ImageFolderError
 from autoencode.outliers.scores import SCORES, default_score
@@ -29,15 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from autoencode.data.preprocessing import Limits
-    from autoencode.outliers.find import Outliers, Verdict
-    from autoencode.outliers.ground_truth import Agreement
     from autoencode.outliers.normal import NormalImages
 
     ScoreName = str
 else:
     ScoreName = Literal[tuple(SCORES)]  # typer makes choices of a Literal; mypy wants it spelled out
 
-SHOWN = 10  # the worst; the table has all
 SCORE_HELP = (
     "; ".join(
         f"{score.name}: {score.summary}{' (VAE only)' if score.needs_vae else ''}"
@@ -174,7 +171,7 @@ def outliers(
         elif not images and save is not None:
             if learned.note is not None:
                 say(one_line(f"note: {learned.note}"))
-            _warn_of_passing(learned.passing)
+            warn_of_passing(learned.passing)
             show_result({"saved": save, "images": len(learned.calibration), "skipped": learned.skipped})
         else:
             how |= {"masks": masks or beside(named)}
@@ -244,7 +241,7 @@ def _by_model(
         found = find_outliers(
             loaded, images, reference, out, cache=cache, limits=limits, progress=progress, **settings
         )
-    _print(found, found.score, "test images")
+    show_verdicts(found, found.score, "test images")
     show_result(found)
     if out is not None:
         say(f"table: {out}")
@@ -264,7 +261,7 @@ def _learned(source: Any, out: Path | None, save: Path | None, limits: Limits | 
             check_output(path, endings)
     if isinstance(source, Path) and not source.is_dir() and not is_list(source):
         return load_normal(source)
-    with counting("learning what is normal") as progress:
+    with stopping(), counting("learning what is normal") as progress:
         learned = fit_normal(source, limits=limits, progress=progress)
     if save is not None:
         learned.save(save)
@@ -278,15 +275,19 @@ def _by_normal_images(
     """Judge images by normal ones, and return whether one is an outlier or could not be judged."""
     from autoencode.outliers.inspection import curves_path, inspect_images
 
-    with counting("judging") as progress:
+    with stopping(), counting("judging") as progress:
         found = inspect_images(normal, images or None, out, progress=progress, **how)
     alike = "the normal images are alike" if found.are_alike else "content and statistics too, as they vary"
-    _print(found, f"patches of EfficientNet-Lite0; {alike}", "normal images, each measured against others")
+    show_verdicts(
+        found, f"patches of EfficientNet-Lite0; {alike}", "normal images, each measured against others"
+    )
     show_result(found)
     curves = curves_path(out) if out is not None and found.agreement is not None else None
     for name, path in (("table", out), ("curves", curves), ("maps", how["maps"])):
         if path is not None:
             say(f"{name}: {path}")
+    if how["maps"] is not None:
+        say("In the overlays, red and a box are beyond what is normal; blue is the most unusual within it.")
     fail_if_named(found.skipped, named)
     return bool(found.flagged or found.unread)
 
@@ -314,77 +315,12 @@ def _watch(
             if isinstance(found, tuple):
                 warn(one_line(f"{found[0]} cannot be judged: {found[1]}"))
             else:
-                say(one_line(f"{'OUTLIER' if found.outlier else 'normal':7}  {_line(found)}"))
+                say(one_line(marked(found)))
             is_failed |= isinstance(found, tuple) or found.outlier
             if fail_on_outlier and is_failed:
                 break
     say(f"table: {out}")
     return is_failed
-
-
-def _line(one: Verdict) -> str:
-    where = "" if one.box is None else "  at {},{} {}x{}".format(*one.box)
-    return f"{one.score:8.2f}  p {one.p_value:.3g}  {one.path}{where}"
-
-
-def _print(found: Outliers, by: str, calibrated_on: str) -> None:
-    """Print the outliers, what they are judged by, and how sure it is."""
-    show_skipped(found.skipped)
-    for note in found.notes:
-        say(one_line(f"note: {note}"))
-    flagged = found.flagged
-    for one in flagged[:SHOWN]:
-        say(one_line(_line(one)))
-    if len(flagged) > SHOWN:
-        say(f"and {len(flagged) - SHOWN} more")
-    say(f"outliers: {len(flagged)} of {counted(len(found.images), 'image')}, by {by}")
-    if found.unread:
-        say(f"unread:   {counted(len(found.unread), 'image')} could not be judged")
-    say(f"rule:     {_rule(found, calibrated_on)}")
-    # Measured on images that calibrated nothing, so that one need not believe the rule.
-    if found.validation_fpr is not None:
-        rate, (low, high), images = found.validation_fpr
-        say(
-            f"measured: {rate:.2%} of {images} validation images flagged, "
-            f"95 % interval {low:.2%} to {high:.2%}"
-        )
-        if found.fpr is not None and low > found.fpr:
-            warn("More validation images are flagged than stated: the test images are too few, or differ.")
-    if found.agreement is not None:
-        _print_agreement(found, found.agreement)
-    _warn_of_passing(found.passing)
-
-
-def _warn_of_passing(names: tuple[str, ...]) -> None:
-    for name in names:
-        warn(f"An image that is {name} would be called normal.")
-
-
-def _rule(found: Outliers, calibrated_on: str) -> str:
-    from autoencode.outliers.conformal import DEFAULT_FPR, images_needed
-    from autoencode.outliers.find import PAPER_NOTE
-
-    if found.fpr is None:
-        return PAPER_NOTE
-    images = len(found.calibration)
-    text = (
-        f"on average at most {found.fpr:.2%} of normal images, calibrated on {images:,} {calibrated_on}, and "
-        f"with 99 % confidence at most {found.fpr_bound:.2%}"
-    )
-    # Somebody who expects the default has to see that the images are too few for it, and by how much.
-    if images < images_needed(DEFAULT_FPR):
-        text += f"; {DEFAULT_FPR:.0%} needs {images_needed(DEFAULT_FPR)}"
-    return text
-
-
-def _print_agreement(found: Outliers, agreement: Agreement) -> None:
-    for name, line in zip(("masks:   ", "verdicts:"), agreement.in_words(), strict=True):
-        say(f"{name} {line}")
-    if agreement.good and agreement.false_positives / agreement.good > (bound := found.fpr_bound or 1.0):
-        warn(
-            f"{agreement.false_positives} of {agreement.good} images without a defect were called outliers, "
-            f"more than the {bound:.2%} stated: they are not like the normal images given."
-        )
 
 
 def add_to(program: typer.Typer) -> None:
