@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import signal
 import socket
 from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from uvicorn import Config
 
 from autoencode.web import security
-from autoencode.web.security import JSON_BYTES, Allowance, Trust
+from autoencode.web.security import JSON_BYTES, Allowance, Server, Trust
 from autoencode.web.server import make_app
 from autoencode.web.workspace import Workspace
 
@@ -273,3 +275,12 @@ def test_a_person_who_types_an_unknown_address_gets_a_page_that_leads_back(clien
     assert "There is nothing at this address" in answer.text
     assert '<a href="/">' in answer.text
     assert "nothing.png" not in client.get("/nothing.png", headers={"Accept": "text/html"}).text
+
+
+def test_a_second_ctrl_c_does_not_cut_the_end_short() -> None:
+    server = Server(Config(lambda: None))  # type: ignore[arg-type]
+    for _ in range(3):
+        server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit
+    # uvicorn would cancel its own end, and print where it was.
+    assert not server.force_exit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import signal
 import socket
 import sys
 import tempfile
@@ -156,7 +157,7 @@ def app(
     try:
         import uvicorn
 
-        from autoencode.web.security import Connection, Trust
+        from autoencode.web.security import Connection, Server, Trust
         from autoencode.web.server import make_app
         from autoencode.web.workspace import open_workspace
     except ModuleNotFoundError as err:
@@ -175,7 +176,7 @@ def app(
         show_result({"page": address})
         sys.stdout.flush()  # a program that reads it waits for it
         say("Stop with Ctrl-C, which deletes the images that were uploaded to the page.")
-        server = uvicorn.Server(
+        server = Server(
             uvicorn.Config(
                 make_app(workspace, trust, None if allow_remote else Path()), http=Connection, **_SERVER
             )
@@ -184,8 +185,11 @@ def app(
             if entrance is not None:
                 # A moment later, when the server below answers.
                 threading.Timer(0.5, webbrowser.open, [entrance.as_uri()]).start()
-            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the way to stop the server, and no error
-                server.run(sockets=[listening])
+            # Ctrl-C is the way to stop the server, and no error, also when it is pressed again until all has
+            # ended: the server listens for it while it runs, and nothing does before and afterwards.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            server.run(sockets=[listening])
 
 
 @contextlib.contextmanager

@@ -25,11 +25,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
+from types import FrameType
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Server as UvicornServer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 JSON_BYTES = 1024**2  # one bit per image: eight million images fit
@@ -321,3 +323,13 @@ class Connection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class Server(UvicornServer):
+    """A server that ends in order, however often Ctrl-C is pressed."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; a second signal does not cut short the second that answers under way have."""
+        # uvicorn would cancel what it is doing, also its own end, and print where each was.
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
