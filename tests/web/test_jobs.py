@@ -89,7 +89,7 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
     job.stop()
     assert job.progress() == {
         "state": "waiting",
-        "stage": "waiting for other work",
+        "stage": "starting",
         "done": 0,
         "total": 0,
         "error": "",
@@ -100,6 +100,21 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
     wait(lambda: job.result() == 42)
     job.stop()
     assert (job.state, job.result()) == ("done", 42)
+
+
+def test_work_that_has_begun_and_reported_nothing_waits_for_nothing(threads: ThreadPoolExecutor) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def work(report: StageProgress) -> int:
+        begun.set()
+        end.wait(5)
+        return 1
+
+    job = Job(work, threads)
+    job.result()
+    begun.wait(5)
+    assert job.progress()["stage"] == "starting"
+    end.set()
 
 
 def test_work_that_waits_tells_how_far_the_other_is() -> None:
@@ -115,7 +130,7 @@ def test_work_that_waits_tells_how_far_the_other_is() -> None:
     begun.wait(5)
     second = queue.job("second", lambda report: 2)
     second.result()
-    assert second.progress()["stage"] == "waiting for other work, reading files"
+    assert second.progress()["stage"] == "waiting for other work of the page: reading files"
     assert (second.progress()["done"], second.progress()["total"]) == (3, 7)
     end.set()
     wait(lambda: second.result() == 2)

@@ -29,7 +29,7 @@ LOG_NAME = "page.log"
 Result = TypeVar("Result")
 State = Literal["waiting", "running", "done", "failed"]
 
-_WAITING = ("waiting for other work", 0, 0)
+_STARTING = ("starting", 0, 0)
 
 
 class _StoppedError(Exception):
@@ -58,7 +58,7 @@ class Job(Generic[Result]):
         self._stopped: threading.Event | None = None
         self.state: State = "waiting"
         self.error = ""
-        self._progress = _WAITING
+        self._progress = _STARTING
         self._result: Result | None = None
 
     def result(self) -> Result | None:
@@ -86,7 +86,7 @@ class Job(Generic[Result]):
         stage, done, total = self._progress
         if self.state == "waiting" and (other := self._running()) is not None and other is not self:
             ahead, done, total = other._progress
-            stage = f"{stage}, {ahead}"
+            stage = f"waiting for other work of the page: {ahead}"
         return {"state": self.state, "stage": stage, "done": done, "total": total, "error": self.error}
 
     def stop(self) -> None:
@@ -95,7 +95,7 @@ class Job(Generic[Result]):
             # A finished job keeps its result: people leave a tab and come back.
             if self._stopped is not None and self.state in ("waiting", "running"):
                 self._stopped.set()
-                self._stopped, self.state, self._progress = None, "waiting", _WAITING
+                self._stopped, self.state, self._progress = None, "waiting", _STARTING
 
     def _run(self, stopped: threading.Event) -> None:
         def report(stage: str, done: int, total: int) -> None:
