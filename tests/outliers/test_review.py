@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,15 @@ from autoencode import (
     load_model,
     pack_folder,
 )
-from autoencode.outliers.review import Decisions, Ranking, decided_files, file_list, rank_pack
+from autoencode.outliers.find import Box
+from autoencode.outliers.review import (
+    Decisions,
+    Ranking,
+    decided_files,
+    decisions_table,
+    file_list,
+    rank_pack,
+)
 
 
 @pytest.fixture
@@ -79,6 +89,39 @@ def test_a_decision_about_several_images_is_one_step_that_leaves_the_rest(tiny_p
     again.undo(tiny_pack)
     assert [len(Decisions(log).undo(tiny_pack)) for _ in range(3)] == [1, 1, 0]
     assert Decisions(log).last_at(tiny_pack) == 0
+
+
+def test_each_change_has_a_larger_revision_and_replaced_decisions_are_counted(
+    tiny_pack: Pack, log: Path
+) -> None:
+    decisions, entries = Decisions(log), tiny_pack.entries
+    seen = [decisions.revision]
+    for change in (
+        lambda: decisions.decide(tiny_pack, entries[0], "keep"),
+        lambda: decisions.decide_all(tiny_pack, entries[1:3], "drop"),
+        lambda: decisions.undo(tiny_pack),
+        lambda: decisions.undo(tiny_pack),
+    ):
+        change()
+        seen.append(decisions.revision)
+    assert seen == sorted(set(seen))
+    log.unlink()  # someone began a new log: an older answer must not stand for it
+    decisions.decide(tiny_pack, entries[0], "keep")
+    assert decisions.revision > seen[-1]
+    decisions.decide(tiny_pack, entries[1], "drop")
+    assert decisions.opposed(tiny_pack, [entries[0], entries[0], entries[1], entries[2]], "drop") == 1
+
+
+def test_the_table_has_the_box_and_of_a_pack_without_a_model_no_split(
+    ranking: Ranking, tiny_pack: Pack, log: Path
+) -> None:
+    first = int(ranking.order[0])
+    content = decisions_table(Decisions(log), tiny_pack, ranking, {first: Box(1, 2, 3, 4)}, has_splits=False)
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    assert list(rows[0]) == ["path", "name", "score", "p_value", "left", "top", "width", "height", "decision"]
+    assert [rows[0][side] for side in ("left", "top", "width", "height")] == ["1", "2", "3", "4"]
+    assert (rows[0]["name"], rows[1]["left"]) == (tiny_pack.entries[first].path, "")
+    assert "split" in decisions_table(Decisions(log), tiny_pack, ranking).decode().splitlines()[0]
 
 
 def test_a_line_cut_short_by_a_crash_costs_that_decision_alone(tiny_pack: Pack, log: Path) -> None:

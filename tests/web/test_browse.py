@@ -150,7 +150,12 @@ def test_the_flagged_are_those_from_the_threshold_on(client: TestClient) -> None
 def test_decisions_are_made_about_a_selection(client: TestClient, workspace: Workspace) -> None:
     selection = selection_of(client, [0, 5, 7])
     answer = client.post("/api/selections/decisions", json={"selection": selection, "decision": "drop"})
-    assert answer.json() == {"counts": {"keep": 0, "drop": 3}}
+    assert answer.json() == {"counts": {"keep": 0, "drop": 3}, "changed": 3, "replaced": 0}
+    # How many decisions it replaces is said: a drop of the flagged would take back a "keep" without a word.
+    kept = {"selection": selection_of(client, [5, 6]), "decision": "keep"}
+    answer = client.post("/api/selections/decisions", json=kept).json()
+    assert (answer["changed"], answer["replaced"]) == (2, 1)
+    client.post("/api/undo")
     assert len(names(client, "decision=drop")) == 3
     assert len(names(client, "decision=none")) == 45
     undone = client.post("/api/decisions/undo").json()

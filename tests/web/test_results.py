@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -12,14 +14,17 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from autoencode import build_index
+from autoencode import build_index, fit_normal, inspect_images
 from autoencode.models.model_file import write_tensors
-from autoencode.web import duplicates, inspection, overview
+from autoencode.outliers.find import Box
+from autoencode.web import duplicates, inspection, outliers, overview
 from autoencode.web.results import FORMAT_VERSION, KIND, PLAIN, Form, Results, key_of, state_of
 
 from .conftest import finished
 
 Opening = Callable[..., TestClient]
+
+PLACE = inspection.Place((64, 32), Box(8, 32, 8, 16))
 
 
 @pytest.fixture
@@ -108,6 +113,45 @@ def test_scores_and_heat_maps_survive_a_restart_and_not_a_change_of_a_file(
     assert known_of(open_page(None, index))["unusual"] is None
 
 
+def test_the_page_gives_the_scores_of_the_command_and_leaves_the_normal_ones_out(
+    open_page: Opening, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    label = sorted(path.name for path in folder.iterdir() if path.is_dir())[0]
+    (folder / label / "0-broken.png").write_bytes(b"no image")  # of which the command is told, too
+    page = open_page(None, build_index(folder, tmp_path / "index").path)
+    found = inspect_images(fit_normal(folder / label), folder)
+    expected = {one.path.relative_to(folder).as_posix(): one for one in found.images}
+    by = f"by=label:{label}"
+    finished(page, f"/api/outliers?{by}")
+    every = page.get(f"/api/outliers?{by}&normal=true&limit=200").json()
+    scores = {row["name"]: row["score"] for row in every["queue"]}
+    assert scores == pytest.approx({name: one.score for name, one in expected.items()}, rel=1e-3)
+    assert every["rate"] == found.fpr
+    assert every["flagged"] == len(found.flagged)
+    # Who looks for defects does not look through the good ones that they are compared with.
+    others = page.get(f"/api/outliers?{by}&limit=200").json()
+    good = {name for name in scores if name.startswith(f"{label}/")}
+    assert {row["name"] for row in others["queue"]} == scores.keys() - good
+    assert (others["images"], others["left_out"]) == (len(scores) - len(good), len(good))
+    assert sum(others["histogram"]["counts"]) == others["images"]
+    bits = np.frombuffer(page.get(f"/api/outliers/flagged?{by}&threshold=-1e9").content, np.uint8)
+    assert np.unpackbits(bits).sum() == others["images"]
+    rows = list(csv.DictReader(io.StringIO(page.get(f"/api/outliers.csv?{by}").text)))
+    assert list(rows[0]) == ["path", "name", "score", "p_value", "left", "top", "width", "height", "decision"]
+    for row in rows:
+        box = expected[row["name"]].box
+        assert [row[side] for side in ("left", "top", "width", "height")] == [*map(str, box or [""] * 4)]
+
+
+def test_among_all_pictures_the_line_begins_at_a_twentieth_of_them() -> None:
+    for images, flagged in ((20, 1), (48, 3), (100, 5), (1000, 50)):
+        # Of images that are compared with each other, each counts among those as high as itself.
+        p_values = (np.arange(images) + 2) / (images + 1)
+        ranking = inspection._ranked("patches", -p_values, p_values, images, np.zeros(0))
+        assert ranking.flagged(outliers.default_rate(outliers.ALL, ranking)) == flagged
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -119,6 +163,8 @@ def test_scores_and_heat_maps_survive_a_restart_and_not_a_change_of_a_file(
         ("shown", -1),
         ("shown", "flat"),
         ("heats", "missing"),
+        ("places", 2),
+        ("places", -1),
     ],
 )
 def test_forged_scores_are_ignored(
@@ -126,7 +172,7 @@ def test_forged_scores_are_ignored(
 ) -> None:
     heat = np.ones((2, 3), np.float16)
     ranking = inspection._ranked("patches", np.array([1.0, 2.0]), np.array([0.5, 0.1]), 9, np.zeros(0))
-    form, found = inspection.form_of(2), inspection.Inspected(ranking, {1: heat})
+    form, found = inspection.form_of(2), inspection.Inspected(ranking, {1: heat}, {1: PLACE})
     kept.kept("one", "key", form, lambda: found)
     arrays, content = form.save(found)
     forged = {key: torch.from_numpy(np.array(one)) for key, one in arrays.items()}
@@ -239,10 +285,11 @@ def test_the_model_is_measured_once(
         finished(open_page(run), "/api/examples")
 
 
-def test_a_heat_map_without_a_place_that_is_seen_is_known() -> None:
-    normal = np.full((4, 4), 0.8, np.float16)
-    assert not inspection.has_seen_place(normal)
-    assert not inspection.overlay(normal)[..., 3].any()
-    normal[2, 1] = 1.6
-    assert inspection.has_seen_place(normal)
-    assert inspection.overlay(normal)[2, 1, 3] > 170
+def test_a_heat_map_has_the_shape_of_its_image_and_a_box_around_the_place() -> None:
+    hot = np.full((4, 4), 0.5, np.float16)
+    hot[2, 1] = 1.6
+    drawn = inspection.overlay(hot, PLACE)
+    assert drawn.shape == (800, 400, 4)
+    assert drawn[500, 150, 3] > 160  # in the hot patch
+    assert not drawn[:300, 250:, 3].any()
+    assert drawn[400:600, 96:100, 3].min() == 255  # left of the box

@@ -6,7 +6,7 @@ Lengths: N entries of the pack.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autoencode.data.entries import Entry
     from autoencode.data.pack import Pack, Progress
     from autoencode.models.autoencoder import Autoencoder
+    from autoencode.outliers.find import Box
 
 BATCH = 64
 
@@ -39,7 +40,8 @@ class Ranking:
         score: name of the score.
         scores: (N,) in the order of the pack's entries; larger is more anomalous.
         p_values: (N,) conformal p-values, in (0, 1]: how rarely a normal image scores as high.
-        order: (N,) positions of the entries, most anomalous first.
+        order: (K,) positions of the entries that are looked through, most anomalous first: all N, or those
+            that are not known to be normal; see `without`.
         calibration_images: held-out images behind the p-values.
         validation_p_values: (M,) of the validation images of the training, all of them normal.
     """
@@ -67,7 +69,11 @@ class Ranking:
         Raises:
             ConfigError: there are too few calibration images for the rate.
         """
-        return int((self.p_values <= attainable_fpr(self.calibration_images, fpr)).sum())
+        return int((self.p_values[self.order] <= attainable_fpr(self.calibration_images, fpr)).sum())
+
+    def without(self, is_left_out: NDArray[np.bool_]) -> Ranking:
+        """Return the ranking of those images that are not left out, which (N,) are."""
+        return replace(self, order=self.order[~is_left_out[self.order]])
 
     @property
     def standing_out(self) -> int:
@@ -77,12 +83,13 @@ class Ranking:
         than half a score would be expected as high. A rate flags its fraction of any folder; this number is 0
         where the scores fall off as those of normal images do.
         """
-        if not len(self.scores):
+        scores = self.scores[self.order]
+        if not len(scores):
             return 0
         # The 84th percentile is one standard deviation up, and is not moved by one outlier in ten.
-        middle, upper = np.quantile(self.scores, [0.5, norm.cdf(1)])
-        most = middle + (upper - middle) * norm.isf(0.5 / len(self.scores))
-        return int((self.scores > most).sum())
+        middle, upper = np.quantile(scores, [0.5, norm.cdf(1)])
+        most = middle + (upper - middle) * norm.isf(0.5 / len(scores))
+        return int((scores > most).sum())
 
     def validation_fpr(self, fpr: float) -> FalsePositiveRate | None:
         """Return the false positive rate on the validation images; None if there are none."""
@@ -128,7 +135,7 @@ def rank_pack(
 Decision = Literal["keep", "drop"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
-COLUMNS = ("path", "score", "p_value", "split", "decision")
+_BOX = ("left", "top", "width", "height")
 
 
 class _Key(NamedTuple):
@@ -153,7 +160,13 @@ class Decisions(SharedLog):
     """The decisions in one log, and those that are made from now on.
 
     A line decides about one image, or about several of a folder in one step, or undoes such a step.
+
+    Attributes:
+        revision: grows with each change, as long as this object lives: of two answers that reach a window of
+            the page in another order than they were given, the one of the larger revision stands.
     """
+
+    revision: int = 0
 
     def _forget(self) -> None:
         self._state: dict[_Key, Decision] = {}
@@ -189,6 +202,11 @@ class Decisions(SharedLog):
             if changed:
                 self._append({"folder": str(pack.folder), "images": changed, "decision": decision})
         return len(changed)
+
+    def opposed(self, pack: Pack, entries: Iterable[Entry], decision: Decision) -> int:
+        """Return about how many images another decision stands than this one."""
+        found = (self._state.get(key) for key in {_key(pack, entry) for entry in entries})
+        return sum(one not in (None, decision) for one in found)
 
     def undo(self, pack: Pack) -> list[str]:
         """Take back the last step that stands in this folder; return the paths it was about, if any."""
@@ -240,6 +258,7 @@ class Decisions(SharedLog):
             before = {key: self._state.get(key) for key in keys}
             self._history.append(_Change(before, float(record.get("at", 0))))
             self._restore(dict.fromkeys(keys, decision))
+        self.revision += 1
 
     def _restore(self, decisions: Mapping[_Key, Decision | None]) -> None:
         for key, decision in decisions.items():
@@ -249,14 +268,36 @@ class Decisions(SharedLog):
                 self._state[key] = decision
 
 
-def decisions_table(decisions: Decisions, pack: Pack, ranking: Ranking) -> bytes:
-    """Return every image of a pack as CSV, most anomalous first, with the decision about it."""
-    rows: list[Iterable[object]] = [COLUMNS]
-    for position in ranking.order:
-        entry = pack.entries[int(position)]
-        score, p_value = ranking.scores[position], ranking.p_values[position]
-        decision = decisions.of(pack, entry) or ""
-        rows.append([pack.folder / entry.path, f"{score:.6g}", f"{p_value:.6g}", entry.split, decision])
+def decisions_table(
+    decisions: Decisions,
+    pack: Pack,
+    ranking: Ranking,
+    boxes: Mapping[int, Box | None] | None = None,
+    *,
+    has_splits: bool = True,
+) -> bytes:
+    """Return images of a pack as CSV, most anomalous first, with the decision about each.
+
+    Args:
+        decisions, pack, ranking: of the images.
+        boxes: around the most anomalous region, by position; None where no place is known.
+        has_splits: whether a model was trained on the pack, to which its splits mean something.
+    """
+    split = ("split",) if has_splits else ()
+    place = () if boxes is None else _BOX
+    rows: list[Iterable[object]] = [("path", "name", "score", "p_value", *split, *place, "decision")]
+    for position in ranking.order.tolist():
+        entry = pack.entries[position]
+        box = (boxes or {}).get(position) or ("",) * len(place)
+        rows.append(
+            [
+                *(pack.folder / entry.path, entry.path),
+                *(f"{of[position]:.6g}" for of in (ranking.scores, ranking.p_values)),
+                *(entry.split for _ in split),
+                *box,
+                decisions.of(pack, entry) or "",
+            ]
+        )
     return csv_bytes(rows)
 
 

@@ -303,8 +303,11 @@ async def decide(workspace: OpenWorkspace, asked: DecidedAll) -> dict[str, Any]:
     """Write down one decision about each image of a selection."""
     review = _review(workspace)
     entries = await asyncio.to_thread(_entries, workspace, asked.selection)
-    workspace.decisions.decide_all(review.pack, entries, asked.decision)
-    return {"counts": workspace.decisions.counts(review.pack)}
+    # Said afterwards, as it can be undone: how many other decisions this one replaces.
+    replaced = workspace.decisions.opposed(review.pack, entries, asked.decision)
+    changed = workspace.decisions.decide_all(review.pack, entries, asked.decision)
+    counts = workspace.decisions.counts(review.pack)
+    return {"counts": counts, "changed": changed, "replaced": replaced}
 
 
 def _kept(workspace: Workspace, name: str) -> bytes:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 
+from autoencode.data.folders import EXTENSIONS
 from autoencode.data.preprocessing import Limits
-from autoencode.errors import ImageError
-from autoencode.outliers.normal import NormalImages, fit_normal
-from autoencode.outliers.patches import read_in_shape
+from autoencode.outliers.find import Box
+from autoencode.outliers.inspection import judge
+from autoencode.outliers.normal import fit_normal
+from autoencode.outliers.overlays import coloured, with_box
 from autoencode.outliers.review import Ranking
 from autoencode.web.results import Form, Saved
 
@@ -24,19 +25,30 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-CLEAR, SEEN = 0.8, 0.9  # of a heat map: up to here nothing is drawn; up to here less than a tenth of a colour
+OVERLAY_SIDE = 800  # the longer side of a heat map as a picture, in pixels
 MOST_HEAT_BYTES = 128 * 1024**2  # about 90,000 heat maps
 
 
+class Place(NamedTuple):
+    """The rows and columns of an image, in pixels, and a box around its anomalous region, if it has one."""
+
+    size: tuple[int, int]
+    box: Box | None
+
+
 class Inspected(NamedTuple):
-    """How anomalous each image is and, if patches were compared, its heat map (h, w) by its position."""
+    """How anomalous each image is and, if patches were compared, where, by its position.
+
+    The heat maps (h, w) may be those of the most anomalous images alone.
+    """
 
     ranking: Ranking
     heats: dict[int, NDArray[np.float16]]
+    places: dict[int, Place]
 
 
 def inspect_pack(pack: Pack, is_normal: NDArray[np.bool_], report: StageProgress) -> Inspected:
-    """Judge the files of a pack by some of them, each of those by the others.
+    """Judge the files of a pack by some of them, each of those by the others, as `autoencode outliers` does.
 
     Args:
         pack: the images; their files are read.
@@ -48,33 +60,38 @@ def inspect_pack(pack: Pack, is_normal: NDArray[np.bool_], report: StageProgress
     """
     paths = files_of(pack)
     chosen = [path for path, is_one in zip(paths, is_normal, strict=True) if is_one]
+    # Files that could not be packed cannot be learned from, either. But the command is given them with the
+    # folder, and which images are compared with which depends on all names.
+    labels = {entry.label for entry, is_one in zip(pack.entries, is_normal, strict=True) if is_one}
+    chosen += [
+        pack.folder / entry.path
+        for entry in pack.skipped
+        if entry.label in labels and entry.path.lower().endswith(EXTENSIONS)
+    ]
 
     def learning(done: int, total: int) -> None:
         report("learning what is normal", done, total)
 
+    report("reading files", 0, 0)
     normal = fit_normal(chosen, progress=learning)
     scores, heats = np.full(len(paths), np.nan), dict[int, NDArray[np.float16]]()
-    for at, path in enumerate(paths):
+    places = dict[int, Place]()
+    for at, (_, found) in enumerate(judge(normal, paths, normal.default_fpr, Limits())):
         report("comparing pictures", at, len(paths))
-        found = _measured(normal, path)
-        if found is not None:
-            scores[at], heats[at] = found[0], found[1].astype(np.float16)
+        if not isinstance(found, str):
+            verdict, _ = found
+            assert verdict.heat is not None and verdict.size is not None
+            scores[at], heats[at] = verdict.score, verdict.heat
+            places[at] = Place(verdict.size, verdict.box)
     # A file that cannot be read has no score: it comes last.
     filled = np.nan_to_num(scores, nan=float(np.nanmin(scores, initial=0)) - 1)
     ranking = _ranked("patches", filled, normal.p_values(filled), len(normal.calibration), np.zeros(0))
-    return Inspected(ranking, _of_first(heats, ranking.order))
+    return Inspected(ranking, _of_first(heats, ranking.order), places)
 
 
 def files_of(pack: Pack) -> list[Path]:
     """Return the files of the N images of a pack."""
     return [pack.folder / entry.path for entry in pack.entries]
-
-
-def _measured(normal: NormalImages, path: Path) -> tuple[float, NDArray[Any]] | None:
-    try:
-        return normal.measure(read_in_shape(path, Limits(), normal.value_range))
-    except ImageError:
-        return None
 
 
 def _ranked(name: str, scores: Array, p_values: Array, calibration_images: int, validation: Array) -> Ranking:
@@ -100,13 +117,16 @@ def form_of(count: int) -> Form[Inspected]:
 
 
 def _saved(found: Inspected) -> Saved:
-    ranking, heats = found
+    ranking, heats, places = found
     flat = [heat.ravel() for heat in heats.values()]
     arrays: dict[str, NDArray[Any]] = {
         "scores": ranking.scores,
         "p_values": ranking.p_values,
         "validation": ranking.validation_p_values,
         "shown": np.array([(at, *heat.shape) for at, heat in heats.items()], np.int64).reshape(-1, 3),
+        "places": np.array(
+            [(at, *one.size, *(one.box or (-1,) * 4)) for at, one in places.items()], np.int64
+        ),
         "heats": np.concatenate([np.zeros(0, np.float16), *flat]).view(np.uint8),
     }
     return Saved(arrays, {"score": ranking.score, "calibration_images": ranking.calibration_images})
@@ -127,19 +147,18 @@ def _loaded(saved: Saved, count: int) -> Inspected:
         raise ValueError("the heat maps are of another size")
     parts = np.split(flat, ends[:-1]) if len(ends) else []
     heats = {at: part.reshape(shape) for (at, *shape), part in zip(shown.tolist(), parts, strict=True)}
-    return Inspected(_ranked(name, scores, p_values, calibration_images, validation), heats)
+    rows = saved.arrays["places"].reshape(-1, 7).tolist()
+    places = {
+        at: Place((height, width), Box(*box) if box[0] >= 0 else None) for at, height, width, *box in rows
+    }
+    if not all(0 <= at < count and min(one.size) > 0 for at, one in places.items()) or heats.keys() - places:
+        raise ValueError("the places are not those of the images")
+    return Inspected(_ranked(name, scores, p_values, calibration_images, validation), heats, places)
 
 
-def has_seen_place(shown: NDArray[np.float16]) -> bool:
-    """Return whether a heat map (h, w), as `overlay` draws it, has a place that is seen over a picture."""
-    return bool(shown.max(initial=0) > SEEN)
-
-
-def overlay(shown: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Return a heat map (h, w), 1 at the upper end of normal patches, as colours with alpha (h, w, 4)."""
-    values = shown.astype(np.float32)
-    # Clear up to the upper end of normal patches, so that what is normal stays visible.
-    alpha = 0.7 * np.clip((values - CLEAR) / 0.8, 0, 1)
-    colours = np.asarray(colormaps["inferno"](np.clip(values / 2.5, 0, 1)))
-    colours[..., 3] = alpha
-    return np.asarray((colours * 255).round(), np.uint8)
+def overlay(shown: NDArray[np.float16], place: Place) -> NDArray[np.uint8]:
+    """Return a heat map (h, w) and its box as colours with alpha, in the shape of the image."""
+    height, width = place.size
+    scale = OVERLAY_SIDE / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return with_box(coloured(shown, *size), place.box, place.size)

@@ -13,7 +13,6 @@ import asyncio
 import functools
 import io
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -25,10 +24,10 @@ from pydantic import BaseModel
 
 from autoencode.models.backbones import BACKBONE
 from autoencode.outliers.calibration import NAME, fit_reference
-from autoencode.outliers.conformal import DEFAULT_FPR
+from autoencode.outliers.conformal import attainable_fpr
 from autoencode.outliers.normal import FORMAT_VERSION
 from autoencode.outliers.review import Decision, Ranking, decided_files, decisions_table, rank_pack
-from autoencode.web.inspection import Inspected, files_of, form_of, has_seen_place, inspect_pack, overlay
+from autoencode.web.inspection import Inspected, files_of, form_of, inspect_pack, overlay
 from autoencode.web.jobs import Job, JobQueue
 from autoencode.web.pictures import Found, readable
 from autoencode.web.results import key_of, state_of
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
 MODEL, ALL, LABEL = "model", "all", "label:"
 Basis = Annotated[str, Query(max_length=300)]  # MODEL, ALL, or LABEL and a label
+FORM = "2"  # of what is kept of scores; another one is worked out again
 BINS = 60
 # The rate where images are compared with all others: anomalous ones count as normal, too, so 1 % would flag a
 # hundredth of the images however many are anomalous. 5 % of 2,000 images are 100, a few minutes of looking.
@@ -63,27 +63,32 @@ async def queue(
     by: Basis = MODEL,
     rate: Annotated[float | None, Query(gt=0, lt=1)] = None,
     threshold: float | None = None,
+    normal: bool = False,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
-    """Return part of the queue, most anomalous first, and the number of images that a rate flags."""
-    ranking = _ranking(workspace, by)
+    """Return part of the queue, most anomalous first, and the number of images that a rate flags.
+
+    The images of a label that the others are compared with are left out, unless `normal` asks for them.
+    """
+    ranking = _looked_through(workspace, by, normal)
     # In a thread: of a million images, all may be decided.
     undecided = await asyncio.to_thread(_first_undecided, workspace, ranking)
     smallest = ranking.smallest_fpr
     if threshold is not None and math.isfinite(threshold):
         rate = rate_at(ranking, threshold)
     # Raised to what the calibration images allow, not rejected: with few of them the default is below it.
-    rate = max(default_rate(workspace, ranking) if rate is None else rate, smallest)
+    rate = max(default_rate(by, ranking) if rate is None else rate, smallest)
     measured = ranking.validation_fpr(rate)
     flagged = ranking.flagged(rate)
     if threshold is not None:
         # As dragged: with few calibration images, a rate has few steps, and a line would jump between them.
-        flagged = int((ranking.scores >= threshold).sum())
+        flagged = int((ranking.scores[ranking.order] >= threshold).sum())
     part = ranking.order[offset : offset + limit]
     return {
         "score": ranking.score,
         "images": len(ranking.order),
+        "left_out": len(ranking.scores) - len(ranking.order),
         "calibration_images": ranking.calibration_images,
         "rate": rate,
         "smallest_rate": smallest,
@@ -98,7 +103,7 @@ async def queue(
         "measured": None
         if measured is None
         else {"share": measured.value, "low": measured.interval.low, "high": measured.interval.high},
-        "counts": _counts(workspace),
+        **_counts(workspace),
         "undecided": undecided,
         "offset": offset,
         "has_maps": by != MODEL,
@@ -107,25 +112,32 @@ async def queue(
 
 
 @router.get("/api/outliers/flagged")
-async def flagged_images(workspace: OpenWorkspace, by: Basis, threshold: float) -> Response:
+async def flagged_images(
+    workspace: OpenWorkspace, by: Basis, threshold: float, normal: bool = False
+) -> Response:
     """Return a bit for each image, set if its score reaches the threshold; the first is the lowest bit."""
-    is_flagged = _ranking(workspace, by).scores >= threshold
+    ranking = _looked_through(workspace, by, normal)
+    is_flagged = np.zeros(len(ranking.scores), np.bool_)
+    is_flagged[ranking.order] = ranking.scores[ranking.order] >= threshold
     content = np.packbits(is_flagged, bitorder="little").tobytes()
     return Response(content, media_type="application/octet-stream")
 
 
-def default_rate(workspace: Workspace, ranking: Ranking) -> float:
-    """Return the share of normal images that may be flagged before a person has chosen one."""
-    among_all: Inspected | None = workspace.comparing.known(("ranking", ALL))
-    if among_all is None or ranking is not among_all.ranking:
-        return DEFAULT_FPR
+def default_rate(by: Basis, ranking: Ranking) -> float:
+    """Return the rate at which images are flagged before a person has chosen one: that of the command.
+
+    Among all images it is that of the 5 % most unlike the others.
+    """
+    images = ranking.calibration_images
+    if by != ALL:
+        return attainable_fpr(images)
     # The most anomalous of N has p = 2 / (N + 1), as it is one of those that it is compared with.
-    return max(ALL_RATE, 2.5 / (ranking.calibration_images + 1))
+    return min((math.ceil(ALL_RATE * images) + 1.5) / (images + 1), 0.99)
 
 
 def rate_at(ranking: Ranking, threshold: float) -> float:
     """Return the false positive rate at which the images from a score on are flagged, and no others."""
-    flagged = int((ranking.scores >= threshold).sum())
+    flagged = int((ranking.scores[ranking.order] >= threshold).sum())
     return float(ranking.p_values[ranking.order[flagged - 1]]) if flagged else ranking.smallest_fpr
 
 
@@ -137,8 +149,9 @@ def _between(ranking: Ranking, flagged: int) -> float:
 
 def _histogram(ranking: Ranking) -> dict[str, Any]:
     """Return how many images have a score in each of 60 equal ranges, and the ends of all of them."""
-    low, high = float(ranking.scores.min(initial=0)), float(ranking.scores.max(initial=0))
-    counts, _ = np.histogram(ranking.scores, BINS, (low, high if high > low else low + 1))
+    scores = ranking.scores[ranking.order]
+    low, high = float(scores.min(initial=0)), float(scores.max(initial=0))
+    counts, _ = np.histogram(scores, BINS, (low, high if high > low else low + 1))
     return {"low": low, "high": high if high > low else low + 1, "counts": counts.tolist()}
 
 
@@ -146,14 +159,14 @@ def _histogram(ranking: Ranking) -> dict[str, Any]:
 async def heat(workspace: OpenWorkspace, name: str, by: Basis) -> Response:
     """Show where an image differs from normal ones, as a picture to lay over its file."""
     found = _reviewed(workspace, name)
-    maps = finished(ranking_job(workspace, by)).heats
-    shown = maps.get(found.position)
-    if shown is None:
+    inspected = finished(ranking_job(workspace, by))
+    shown, place = inspected.heats.get(found.position), inspected.places.get(found.position)
+    if shown is None or place is None:
         raise GoneError("There is no heat map of this image: its file could not be used.")
 
     def drawn() -> bytes:
         file = io.BytesIO()
-        Image.fromarray(overlay(shown)).save(file, "PNG", compress_level=1)
+        Image.fromarray(overlay(shown, place)).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
     return picture_file(await asyncio.to_thread(drawn), "image/png")
@@ -174,7 +187,7 @@ async def decide(workspace: OpenWorkspace, decided: Decided) -> dict[str, Any]:
     workspace.decisions.decide(
         found.collection.pack, found.collection.entry(found.position), decided.decision
     )
-    return {"counts": _counts(workspace)}
+    return _counts(workspace)
 
 
 @router.post("/api/decisions/undo")
@@ -182,7 +195,7 @@ async def undo(workspace: OpenWorkspace) -> dict[str, Any]:
     """Take back the last standing decision, about one image or about those of a selection."""
     taken = [] if workspace.review is None else workspace.decisions.undo(workspace.review.pack)
     undone = readable(taken[0]) if taken else None
-    return {"undone": undone, "images": len(taken), "counts": _counts(workspace)}
+    return {"undone": undone, "images": len(taken), **_counts(workspace)}
 
 
 @router.get("/api/outliers.csv")
@@ -190,7 +203,15 @@ async def table(workspace: OpenWorkspace, by: Basis = MODEL) -> Response:
     """Return every image with its score and the decision about it."""
     ranking = _ranking(workspace, by)
     assert workspace.review is not None
-    content = await asyncio.to_thread(decisions_table, workspace.decisions, workspace.review.pack, ranking)
+    places = finished(ranking_job(workspace, by)).places
+    content = await asyncio.to_thread(
+        decisions_table,
+        workspace.decisions,
+        workspace.review.pack,
+        ranking,
+        None if by == MODEL else {position: place.box for position, place in places.items()},
+        has_splits=workspace.path is not None,
+    )
     return download(content, "outliers.csv", "text/csv")
 
 
@@ -203,8 +224,10 @@ async def files(workspace: OpenWorkspace, decision: Literal["keep", "drop"]) -> 
     return download(content, f"{decision}.txt", "text/plain")
 
 
-def _counts(workspace: Workspace) -> Mapping[Decision, int]:
-    return {} if workspace.review is None else workspace.decisions.counts(workspace.review.pack)
+def _counts(workspace: Workspace) -> dict[str, Any]:
+    """Return how many images each decision stands for, and of which revision of the decisions that is."""
+    counts = {} if workspace.review is None else workspace.decisions.counts(workspace.review.pack)
+    return {"counts": counts, "revision": workspace.decisions.revision}
 
 
 def ranking_job(workspace: Workspace, by: Basis) -> Job[Inspected]:
@@ -228,13 +251,23 @@ def _ranking(workspace: Workspace, by: Basis) -> Ranking:
     return workspace.ranking
 
 
+def _looked_through(workspace: Workspace, by: Basis, has_normal: bool) -> Ranking:
+    """Return the ranking of all images, or of those that the others are not compared with."""
+    ranking = _ranking(workspace, by)
+    if has_normal or not by.startswith(LABEL):
+        return ranking
+    assert workspace.review is not None
+    others = ranking.without(_are_normal(workspace.review.pack, by))
+    return others if len(others.order) else ranking  # where all are of the label, they are looked through
+
+
 def _rank(workspace: Workspace, by: Basis, report: StageProgress) -> Inspected:
     assert workspace.review is not None
     pack = workspace.review.pack
 
     def work() -> Inspected:
         if by == MODEL:
-            return Inspected(_rank_by_model(workspace, pack, report), {})
+            return Inspected(_rank_by_model(workspace, pack, report), {}, {})
         return inspect_pack(pack, _are_normal(pack, by), report)
 
     return workspace.results.kept(_name_of(by), _key_of(workspace, by), form_of(len(pack)), work)
@@ -274,7 +307,7 @@ def _key_of(workspace: Workspace, by: Basis) -> str:
         return key_of(state_of([workspace.path]), pack.fingerprint, workspace.training.fingerprint)
     # Files are read as they are now, and not as they were packed.
     normal = np.packbits(_are_normal(pack, by)).tobytes().hex()
-    return key_of(state_of(files_of(pack)), normal, BACKBONE.weights, str(FORMAT_VERSION))
+    return key_of(state_of(files_of(pack)), normal, BACKBONE.weights, str(FORMAT_VERSION), FORM)
 
 
 def recall(workspace: Workspace) -> None:
@@ -297,12 +330,12 @@ def _first_undecided(workspace: Workspace, ranking: Ranking) -> int | None:
 
 
 def _row(workspace: Workspace, by: Basis, ranking: Ranking, position: int) -> dict[str, Any]:
-    heat = finished(ranking_job(workspace, by)).heats.get(position)
-    stands_out = None if heat is None else has_seen_place(heat)
+    inspected = finished(ranking_job(workspace, by))
+    place = inspected.places.get(position) if position in inspected.heats else None
     assert workspace.review is not None
     return workspace.describe(
         f"{workspace.review.letter}{position}",
-        stands_out=stands_out,
+        stands_out=None if place is None else place.box is not None,
         score=float(ranking.scores[position]),
         p_value=float(ranking.p_values[position]),
         decision=workspace.decisions.of(workspace.review.pack, workspace.review.entry(position)),

@@ -7,12 +7,19 @@ globalThis.BroadcastChannel = class {};
 const { meant } = await import("../../../src/autoencode/web/static/outlierpicture.js");
 const { wanted } = await import("../../../src/autoencode/web/static/outlierlinks.js");
 const { setShared } = await import("../../../src/autoencode/web/static/shared.js");
-const { gone } = await import("../../../src/autoencode/web/static/selectionbar.js");
+const { decided, gone } = await import("../../../src/autoencode/web/static/selectionbar.js");
 
-test("a heat map says what it shows, and that it shows nothing", () => {
-  assert.match(meant({ stands_out: true }), /where it differs/);
-  assert.match(meant({ stands_out: false }), /no place stands out/);
-  assert.match(meant({ stands_out: null }), /no map/);
+test("a heat map says what its colours mean, and that there is none", () => {
+  assert.match(meant({ stands_out: true }, "label:good"), /^red: where it differs from normal pictures/);
+  assert.match(meant({ stands_out: true }, "all"), /^red: where it differs from the other pictures/); // none is known to be normal
+  assert.match(meant({ stands_out: false }, "all"), /no place stands out.*Blue: its own/);
+  assert.match(meant({ stands_out: null }, "all"), /no map/);
+});
+
+test("a decision about a selection says how many others it replaces", () => {
+  assert.match(decided(4, "drop", 2), /^4 pictures to drop, of which 2 were kept before; Undo/);
+  assert.match(decided(1, "keep", 1), /^1 picture to keep, of which 1 was to drop before/);
+  assert.doesNotMatch(decided(4, "drop", 0), /before/);
 });
 
 test("the address of Outliers gives what is compared and the line; another means the default", () => {

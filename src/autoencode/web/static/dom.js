@@ -22,14 +22,26 @@ function filled(element, props, children) {
 }
 
 let saying = null; // when the message goes
+let said = 0; // when it came
 
-/** Show a message for a few seconds; screen readers read it, too. */
+/** Show a message for as long as one reads it; screen readers read it, too. */
 export function say(text) {
   const status = document.getElementById("status");
   status.textContent = text;
   status.classList.add("shown");
   clearTimeout(saying);
-  saying = setTimeout(() => status.classList.remove("shown"), 5000);
+  said = performance.now();
+  saying = setTimeout(() => status.classList.remove("shown"), readingTime(text));
+}
+
+/** Milliseconds in which a text is read. @param {string} text @returns {number} */
+export function readingTime(text) {
+  return Math.min(6000, 1200 + 50 * text.length);
+}
+
+/** Take a message away that is about another tab: one that came just now is about the change itself. */
+export function hush() {
+  if (performance.now() - said > 500) document.getElementById("status").classList.remove("shown");
 }
 
 /** Say what of an address means nothing on its tab. @param {string[]} wrong as "sort=bad" */

@@ -2,7 +2,7 @@
 
 import { parsed, windowOf, withWindow } from "./address.js";
 import { get, setLaunch } from "./api.js";
-import { h, isTyping, modal, notice, say, showFailure } from "./dom.js";
+import { h, hush, isTyping, modal, notice, say, showFailure } from "./dom.js";
 import { describe, openPicture, takePictures } from "./pictures.js";
 import { addSelectionBar } from "./selectionbar.js";
 import { lacks, setShared } from "./shared.js";
@@ -50,6 +50,7 @@ function open() {
   const { tab, params } = parsed(location.hash);
   if (tab === "main" && current) return; // the link that skips to the content
   const chosen = Object.hasOwn(TABS, tab) ? tab : first;
+  if (current && current !== chosen) hush();
   if (tab && tab !== chosen && tab !== "main") say(`There is no tab “${tab.slice(0, 40)}”.`);
   // Focus stays on a link of the tab bar that was pressed; from anywhere else it moves to the heading of the new tab.
   const isLed = current && current !== chosen && !document.getElementById("tabs").contains(document.activeElement);

@@ -1,11 +1,12 @@
 // Outliers: one image at a time, the most unusual first, to keep or to drop.
 
 import { parsed, remember } from "./address.js";
+import { conclude, hear, newestCounts, propose } from "./decisions.js";
 import { get, getBuffer, post, query, restarting, waitFor } from "./api.js";
 import { counted, field, h, isTyping, keepingFocus, notice, number, percent, progressBar, say, sayIgnored, select, showFailure, announce } from "./dom.js";
 import { histogramOf } from "./histogram.js";
 import { decisionLists, keysHelp, wanted } from "./outlierlinks.js";
-import { showHeat, sidesOf } from "./outlierpicture.js";
+import { fileNote, showHeat, sidesOf } from "./outlierpicture.js";
 import { openPicture, pictureButton, score, shortName } from "./pictures.js";
 import { order, positionsOf, selection } from "./selection.js";
 import { told } from "./selectionbar.js";
@@ -18,20 +19,18 @@ export function mount(root) {
   // The queue is loaded from `from` to its length; positions count from the most unusual image of all.
   // `dragged` is the threshold of the address; null leaves it to the server.
   const { by: first, dragged } = wanted(parsed(location.hash));
-  const state = { queue: [], from: 0, at: 0, total: 0, heat: first !== "model", rate: null, smallest: null, by: first, dragged };
+  const state = { queue: [], from: 0, at: 0, total: 0, heat: first !== "model", rate: null, smallest: null, by: first, dragged, normal: false };
+  const asked = (more) => `/api/outliers?${query({ by: state.by, normal: state.normal || null, ...more })}`;
   const others = new BroadcastChannel(`decisions ${workspace.launch}`); // to other windows of this page
   const pressed = [];
   let writing = Promise.resolve();
   let loading = null;
   const body = h("div");
-  root.append(
-    h("p", { class: "lead" }, "Pictures unlike the others, the most unusual first. Keep or drop each, then save the list."),
-    body,
-  );
+  root.append(h("p", { class: "lead" }, "Pictures unlike the others, the most unusual first. Keep or drop each, then save the list."), body);
   const basis = select(workspace.bases, state.by, (by) => compare(by, null));
 
-  function compare(by, dragged) {
-    Object.assign(state, { by, dragged, heat: by !== "model", queue: [], from: 0, at: 0, total: 0, rate: null });
+  function compare(by, dragged, normal = false) {
+    Object.assign(state, { by, dragged, normal, heat: by !== "model", queue: [], from: 0, at: 0, total: 0, rate: null });
     note();
     strip.replaceChildren();
     start();
@@ -47,8 +46,9 @@ export function mount(root) {
   const threshold = h("div", { class: "threshold" });
   const pictures = h("div");
   const facts = h("div");
+  const file = fileNote();
   const near = h("div", { class: "near" });
-  const card = h("div", { class: "review" }, pictures, h("div", {}, facts, counts, threshold, near));
+  const card = h("div", { class: "review" }, pictures, h("div", {}, facts, file.element, counts, threshold, near));
   const strip = h("div", { class: "strip", role: "group", "aria-label": "The queue", tabindex: "0" });
 
   async function start() {
@@ -57,17 +57,18 @@ export function mount(root) {
       return;
     }
     const { by } = state;
+    const mine = (state.asking = {});
     const chooser = h("div", { class: "toolbar" }, field("Compared with", basis));
     const bar = progressBar("learning from normal images", by === "model" ? null : () => stop(by, chooser));
     body.replaceChildren(chooser, bar);
     try {
-      const first = await waitFor(`/api/outliers?${query({ by, threshold: state.dragged, limit: PAGE })}`, bar.update);
-      if (by !== state.by) return; // another was chosen meanwhile
+      const first = await waitFor(asked({ threshold: state.dragged, limit: PAGE }), bar.update);
+      if (mine !== state.asking) return; // another was chosen meanwhile
       // If the decided images fill more than a page, the queue starts just before the first undecided one.
       const isFar = first.undecided >= first.queue.length;
-      take(isFar ? await get(`/api/outliers?${query({ by, threshold: state.dragged, offset: first.undecided - 2, limit: PAGE })}`) : first);
+      take(isFar ? await get(asked({ threshold: state.dragged, offset: first.undecided - 2, limit: PAGE })) : first);
     } catch (err) {
-      if (by === state.by && !state.isStopped) showFailure(err, body, start);
+      if (mine === state.asking && !state.isStopped) showFailure(err, body, start);
       return;
     }
     if (!state.total) {
@@ -75,23 +76,33 @@ export function mount(root) {
       return;
     }
     const grid = h("a", { class: "button", href: "#browse?sort=score&down=true" }, "All in a grid");
-    body.replaceChildren(h("div", { class: "toolbar" }, ...chooser.children, grid), card, strip, decisionLists(by), keysHelp());
+    body.replaceChildren(h("div", { class: "toolbar" }, ...chooser.children, normalToggle(), grid), card, strip, decisionLists(by), keysHelp());
     buildThreshold();
-    showCounts(state.found.counts);
+    showCounts(state.found);
     show(state.found.undecided ?? 0);
     if (state.found.undecided === null) say("All images are decided.");
+  }
+
+  /** A box to show the pictures that the others are compared with, if they are left out or have been. */
+  function normalToggle() {
+    if (!state.found.left_out && !state.normal) return null;
+    const box = h("input", { type: "checkbox", checked: state.normal, onchange: () => compare(state.by, null, box.checked) });
+    return h("label", { class: "check" }, box, " Review those, too");
   }
 
   /** Add a part of the queue that lies before or after the loaded one. */
   function take(found) {
     const isBefore = found.offset < state.from;
     if (isBefore || !state.queue.length) state.from = found.offset;
-    for (const [index, picture] of found.queue.entries()) state.queue[found.offset + index] = picture;
+    for (const [index, picture] of found.queue.entries()) {
+      hear(picture, picture.decision, found.revision);
+      state.queue[found.offset + index] = picture;
+    }
     state.total = found.images;
     state.rate ??= found.rate;
     state.smallest = found.smallest_rate;
     state.found = found;
-    showCounts(found.counts);
+    showCounts(found);
     const items = found.queue.map((picture, index) => stripItem(picture, found.offset + index));
     if (isBefore) strip.prepend(...items);
     else strip.append(...items);
@@ -127,13 +138,13 @@ export function mount(root) {
       for (const [index, item] of [...strip.children].entries()) mark(item, state.queue[state.from + index]);
     };
     const ask = restarting(async (signal, score) => {
-      const found = await get(`/api/outliers?${query({ by: state.by, threshold: score, limit: 1 })}`, signal);
+      const found = await get(asked({ threshold: score, limit: 1 }), signal);
       state.dragged = score;
       report(found);
       note();
     });
     const choose = async () => {
-      const bits = await getBuffer(`/api/outliers/flagged?${query({ by: state.by, threshold: state.threshold })}`);
+      const bits = await getBuffer(`/api/outliers/flagged?${query({ by: state.by, normal: state.normal || null, threshold: state.threshold })}`);
       Object.assign(order, { sort: "score", down: "true" });
       selection.replace(positionsOf(new Uint8Array(bits)));
       say("The flagged are selected: the bar shows them in Browse, tags and drops them.");
@@ -149,11 +160,11 @@ export function mount(root) {
     report(state.found);
   }
 
-  function showCounts({ keep, drop }) {
+  const showCounts = newestCounts(({ keep, drop }) => {
     counts.textContent = `${number(keep)} kept, ${number(drop)} dropped. Saved as you decide.`;
     // No empty file to save.
     for (const link of body.querySelectorAll("[data-decision]")) link.hidden = !{ keep, drop }[link.dataset.decision];
-  }
+  });
 
   function stripItem(picture, index) {
     const button = pictureButton(picture, { onclick: () => show(index) });
@@ -188,6 +199,7 @@ export function mount(root) {
     };
     keepingFocus(card, change, () => card.querySelector("h2"));
     announce(`${state.at + 1} of ${state.total}: ${shortName(picture)}, score ${number(picture.score, 2)}, ${picture.decision ?? "not decided"}.`);
+    file.of(picture);
     if (workspace.index) neighbours(picture, near).catch((err) => showFailure(err, near));
     for (const item of strip.children) item.removeAttribute("aria-current");
     const current = inStrip(state.at);
@@ -203,12 +215,12 @@ export function mount(root) {
   }
 
   async function loadMore() {
-    take(await get(`/api/outliers?${query({ by: state.by, rate: state.rate, offset: state.queue.length, limit: PAGE })}`));
+    take(await get(asked({ rate: state.rate, offset: state.queue.length, limit: PAGE })));
   }
 
   async function loadEarlier() {
     const offset = Math.max(0, state.from - PAGE);
-    take(await get(`/api/outliers?${query({ by: state.by, rate: state.rate, offset, limit: state.from - offset })}`));
+    take(await get(asked({ rate: state.rate, offset, limit: state.from - offset })));
   }
 
   function about(picture) {
@@ -241,21 +253,20 @@ export function mount(root) {
   function write(decision) {
     const index = state.at;
     const picture = state.queue[index];
-    const before = picture.decision;
-    const set = (value) => {
-      picture.decision = value;
-      mark(inStrip(index), picture);
-    };
-    set(decision);
+    propose(picture, decision);
+    mark(inStrip(index), picture);
     writing = writing
       .then(async () => {
-        const { counts: now } = await post("/api/decisions", { picture: picture.id, decision });
-        showCounts(now);
-        others.postMessage({ name: picture.name, counts: now });
+        const answer = await post("/api/decisions", { picture: picture.id, decision });
+        showCounts(answer);
+        hear(picture, decision, answer.revision);
+        others.postMessage({ name: picture.name });
         say(`${shortName(picture)}: ${decision}.`);
+        // Another window may have decided otherwise since.
+        if (conclude(picture)) showAgain(index);
       })
       .catch((err) => {
-        set(before);
+        conclude(picture);
         show(index);
         showFailure(err);
       });
@@ -265,10 +276,11 @@ export function mount(root) {
   function undo() {
     writing = writing
       .then(async () => {
-        const { undone, images, counts: now } = await post("/api/decisions/undo");
-        showCounts(now);
+        const answer = await post("/api/decisions/undo");
+        const { undone, images } = answer;
+        showCounts(answer);
         if (undone === null) return say("There is nothing to undo.");
-        others.postMessage({ name: undone, counts: now });
+        others.postMessage({ name: undone });
         if (images > 1) {
           say(`Undone: the decision about ${counted(images, "picture")}.`);
           return told();
@@ -285,17 +297,25 @@ export function mount(root) {
   async function lookAgain(name) {
     const index = state.queue.findIndex((picture) => picture?.name === name);
     if (index < 0) return index;
-    const { queue } = await get(`/api/outliers?${query({ by: state.by, offset: index, limit: 1 })}`);
-    state.queue[index].decision = queue[0].decision;
+    const answer = await get(asked({ offset: index, limit: 1 }));
+    showCounts(answer);
+    hear(state.queue[index], answer.queue[0].decision, answer.revision);
     mark(inStrip(index), state.queue[index]);
     return index;
   }
 
+  function showAgain(index) {
+    if (inStrip(index)) mark(inStrip(index), state.queue[index]);
+    if (index === state.at) show(index);
+  }
+
+  // What another window says is only that something changed: the server is asked, so that all windows end with its answer.
   others.onmessage = async ({ data }) => {
     if (!state.total) return;
-    showCounts(data.counts);
     try {
-      if ((await lookAgain(data.name)) === state.at) show(state.at);
+      const index = await lookAgain(data.name);
+      if (index === state.at) show(index);
+      if (index < 0) showCounts(await get(asked({ limit: 1 })));
     } catch (err) {
       showFailure(err);
     }
@@ -305,15 +325,10 @@ export function mount(root) {
   async function catchUp() {
     for (let offset = state.from; offset < state.queue.length; offset += MOST_ROWS) {
       const part = state.queue.slice(offset, offset + MOST_ROWS);
-      const before = part.map(({ decision }) => decision);
-      const { queue, counts: now } = await get(`/api/outliers?${query({ by: state.by, offset, limit: part.length })}`);
+      const { queue, ...now } = await get(asked({ offset, limit: part.length }));
       showCounts(now);
       for (const [place, picture] of part.entries()) {
-        const { decision } = queue[place];
-        if (picture.decision !== before[place] || decision === before[place]) continue;
-        picture.decision = decision;
-        mark(inStrip(offset + place), picture);
-        if (offset + place === state.at) show(state.at);
+        if (hear(picture, queue[place].decision, now.revision)) showAgain(offset + place);
       }
     }
   }

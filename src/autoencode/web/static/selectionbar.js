@@ -51,8 +51,8 @@ export function addSelectionBar() {
     told();
   };
   const decide = async (decision) => {
-    await post("/api/selections/decisions", { selection: await sendSelection(), decision });
-    say(decision === "drop" ? `${counted(selection.size, "picture")} marked to drop. Nothing is deleted: “List” saves their paths.` : `${counted(selection.size, "picture")} kept.`);
+    const { replaced } = await post("/api/selections/decisions", { selection: await sendSelection(), decision });
+    say(decided(selection.size, decision, replaced));
     told();
   };
   const file = async (kind) => {
@@ -84,6 +84,14 @@ export function addSelectionBar() {
   selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
   recall().catch((err) => showFailure(err)).then(() => selection.addEventListener("change", () => keep().catch((err) => showFailure(err))));
   others.onmessage = () => dispatchEvent(new Event("curated"));
+}
+
+/** What was decided about a selection, in words: also how many of its pictures were decided otherwise before.
+ * @param {number} pictures @param {string} decision @param {number} replaced @returns {string} */
+export function decided(pictures, decision, replaced) {
+  const before = replaced ? `, of which ${number(replaced)} ${replaced === 1 ? "was" : "were"} ${decision === "drop" ? "kept" : "to drop"} before; Undo takes it back` : "";
+  const list = decision === "drop" ? " Nothing is deleted: “List” saves their paths." : "";
+  return `${counted(pictures, "picture")} to ${decision}${before}.${list}`;
 }
 
 /** What an archive lacks, in words. @param {number} missing @param {number} files @returns {string} */
