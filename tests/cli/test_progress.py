@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.cli.conftest import Command
 
 from autoencode import TrainProgress
 from autoencode.cli import progress
@@ -182,3 +185,23 @@ def test_a_file_given_by_name_is_an_error_and_one_in_a_folder_is_not() -> None:
         ImageError, match=r"^2 files asked for by name could not be used. b.png: empty; c.png: cut.$"
     ):
         fail_if_named(skipped, [Path("in"), Path("b.png"), Path("c.png")])
+
+
+def test_hidden_images_and_links_that_lead_out_are_told_in_one_line_each(
+    autoencode: Command, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(photos / "coast", folder / "coast")
+    (folder / "elsewhere").symlink_to(photos / "forest")
+    (folder / ".thumbnails").mkdir()
+    shutil.copy(next((folder / "coast").iterdir()), folder / ".hidden.png")
+    told = f"note: a link leads out of {folder} and is followed: elsewhere -> "
+    result = autoencode("pack", folder, "--out", tmp_path / "pack", "--size", 16)
+    assert result.code == 0
+    assert result.err.count(told) == 1
+    assert "skipped 1 file: 1 hidden; 1 hidden folder\n" in result.out
+    result = autoencode("restore", folder, "--out", tmp_path / "restored", "--json")
+    assert result.err.count(told) == 1
+    assert {"path": str(folder / ".thumbnails"), "reason": "a hidden folder"} in json.loads(result.out)[
+        "skipped"
+    ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from tests.conftest import blobs
 
 from autoencode import AutoencodeError, Pack, open_pack, pack_folder, train
 from autoencode.data import listing
-from autoencode.data.folders import by_type
+from autoencode.data.folders import LinksWarning, by_type
 from autoencode.data.listing import Paths
 from autoencode.data.sources import expanded, find_images, listed, train_and_test
 from autoencode.errors import ConfigError, ImageError, ImageFolderError
@@ -45,7 +48,49 @@ def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> Non
     (tmp_path / "in" / "a").symlink_to(tmp_path / "in" / "z")
     (tmp_path / "in" / "z" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "out").symlink_to(tmp_path / "outside")
-    assert names(tmp_path / "in") == ["out/o.png", "z/real.png"]
+    with pytest.warns(LinksWarning, match=r"a link leads out of .*in and is followed: out -> .*outside$"):
+        assert names(tmp_path / "in") == ["out/o.png", "z/real.png"]
+
+
+def test_a_link_to_a_folder_that_holds_the_one_given_is_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "other" / "o.png", tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "machine").symlink_to("/")
+    (tmp_path / "in" / "up").symlink_to(tmp_path)
+    found = listed(tmp_path / "in")
+    assert found.names == ["a.png"]
+    assert [name for name, _ in found.skipped] == ["machine", "up"]
+    assert by_type(found.skipped)[0] == "2 links to a folder that holds the one given, not followed"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL])
+def test_a_sub_folder_that_cannot_be_read_costs_only_itself(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "locked" / "b.png", tmp_path / "open" / "a.png")
+    scandir = os.scandir
+
+    def scan(folder: str) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name == "locked":
+            raise OSError(code, os.strerror(code))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    found = listed(tmp_path)
+    assert found.names == ["open/a.png"]
+    assert found.skipped == [("locked", f"this folder cannot be read: {os.strerror(code)}")]
+    with pytest.raises(ImageFolderError, match=f"Could not read the folder .*locked: {os.strerror(code)}"):
+        listed(tmp_path / "locked")
+    (tmp_path / "open" / "a.png").unlink()
+    with pytest.raises(ImageFolderError, match=r"No images in .* locked: this folder cannot be read"):
+        listed(tmp_path)
+
+
+def test_hidden_images_and_folders_are_counted_and_other_hidden_files_are_not(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("a.png", ".b.png", "c/._d.JPG", ".DS_Store", ".thumbs/e.png")))
+    found = listed(tmp_path)
+    assert found.names == ["a.png"]
+    assert [name for name, _ in found.skipped] == [".b.png", ".thumbs", "c/._d.JPG"]
+    assert by_type(found.skipped) == ("2 files: 2 hidden; 1 hidden folder", [])
 
 
 @pytest.mark.parametrize(

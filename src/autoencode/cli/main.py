@@ -14,9 +14,12 @@ import io
 import re
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -25,6 +28,7 @@ from typer.core import TyperGroup
 
 from autoencode.cli.options import OF_EVERY_COMMAND
 from autoencode.cli.progress import begin, one_line, say, show_error
+from autoencode.data.folders import LinksWarning
 from autoencode.errors import VERSION, AutoencodeError, ConfigError
 from autoencode.training.process import is_first
 
@@ -163,13 +167,40 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print what is said of the links in a folder once, however often a command lists the folder."""
+    said = set[str]()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category is not LinksWarning:
+                usual(message, category, filename, lineno, file, line)
+            elif str(message) not in said:
+                said.add(str(message))
+                say(one_line(f"note: {message}"), err=True)
+
+        warnings.simplefilter("always", LinksWarning)
+        warnings.showwarning = show
+        yield
+
+
 def main() -> None:
     """Run the command line; an error raised on purpose is one line on stderr and exit code 1 or 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be any bytes
     begin()
     try:
-        sys.exit(app(standalone_mode=False))
+        with _warnings_in_one_line():
+            sys.exit(app(standalone_mode=False))
     except ConfigError as err:
         _fail(str(err), 2)
     except AutoencodeError as err:

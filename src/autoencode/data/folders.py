@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
@@ -32,48 +33,104 @@ _OURS = (
 _MARKS = frozenset(name for marks in _OURS for name in marks)
 # Reasons that are counted by type of file rather than printed one by one.
 _NOT_READ, IS_MASK = " files are not read", "a mask, not an image"
+_HIDDEN = "hidden, as its name begins with a dot"
+_HIDDEN_FOLDER = "a hidden folder"
+_NOT_FOLLOWED = "a link to a folder that holds the one given, not followed"
+_NO_FILES = {
+    _HIDDEN_FOLDER: "hidden folder{s}",
+    _NOT_FOLLOWED: "link{s} to a folder that holds the one given, not followed",
+}
 _OF_A_TYPE = re.compile(rf"(.*){_NOT_READ}(?: without (autoencode\[\w+\]))?")
 
 Skipped = list[tuple[Path, str]]
 
 
-def files_under(root: str) -> Iterator[str]:
+class LinksWarning(UserWarning):
+    """Links lead out of a folder of images; the command line prints it in one line."""
+
+
+def files_under(root: str, left_out: list[tuple[str, str]] | None = None) -> Iterator[str]:
     """Yield the path of every file under a folder, in no particular order.
 
-    A folder reached twice, through a link, is visited once, under its own name and not the link's.
+    A folder reached twice, through a link, is visited once, under its own name and not the link's. Links to
+    folders elsewhere are followed, with a warning; a link to a folder that holds `root` is not.
+
+    Args:
+        root: the folder.
+        left_out: takes (path, reason) of the hidden images and folders, of the sub-folders that cannot be
+            read, and of the links that are not followed. It is complete after the last file.
 
     Raises:
-        ImageFolderError: a folder is missing, is not a folder, or cannot be read.
+        ImageFolderError: the folder is missing, is not a folder, or cannot be read.
     """
     seen: set[tuple[int, int]] = set()
+    left_out = [] if left_out is None else left_out
+    leading_out = list[str]()
     # Links come last, sorted: the name under which a folder is listed must not depend on the file system.
     folders, links = [root], list[str]()
     while folders or links:
+        is_link = not folders
         current = folders.pop() if folders else links.pop(0)
         try:
             status = os.stat(current)  # noqa: PTH116
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            files, inner, linked = _scan(current)
-        except FileNotFoundError as err:
-            raise ImageFolderError(f"The folder {current} does not exist. Give a folder of images.") from err
-        except NotADirectoryError as err:
-            raise ImageFolderError(f"{current} is a file. Give a folder of images.") from err
+            files, inner, linked, hidden = _scan(current)
         except OSError as err:
-            raise ImageFolderError(f"Could not read the folder {current}: {err.strerror or err}.") from err
+            if current == root:
+                raise _unreadable(root, err) from err
+            # One folder of another user must not cost the images of all others.
+            left_out.append((current, f"this folder cannot be read: {err.strerror or err}"))
+            continue
+        if is_link and not _is_within(current, root):
+            if _is_within(root, current):  # such as a link to /, which would list the whole machine
+                left_out.append((current, _NOT_FOLLOWED))
+                continue
+            leading_out.append(current)
+        left_out += hidden
         yield from files
         folders += inner
         links = sorted(links + linked)
+    if leading_out:
+        warnings.warn(_followed(leading_out, root), LinksWarning, stacklevel=2)
 
 
-def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """Return the files, the folders and the links to folders directly in `folder`."""
+def _unreadable(folder: str, err: OSError) -> ImageFolderError:
+    if isinstance(err, FileNotFoundError):
+        return ImageFolderError(f"The folder {folder} does not exist. Give a folder of images.")
+    if isinstance(err, NotADirectoryError):
+        return ImageFolderError(f"{folder} is a file. Give a folder of images.")
+    return ImageFolderError(f"Could not read the folder {folder}: {err.strerror or err}.")
+
+
+def _is_within(path: str, folder: str) -> bool:
+    inner, outer = os.path.realpath(path), os.path.realpath(folder)
+    return inner == outer or inner.startswith(os.path.join(outer, ""))  # noqa: PTH118 - "/" stays one
+
+
+def _followed(links: list[str], root: str) -> str:
+    first = f"{os.path.relpath(links[0], root)} -> {os.path.realpath(links[0])}"
+    if len(links) == 1:
+        return f"a link leads out of {root} and is followed: {first}"
+    return f"{len(links):,} links lead out of {root} and are followed, the first {first}"
+
+
+def _scan(folder: str) -> tuple[list[str], list[str], list[str], list[tuple[str, str]]]:
+    """Return the files, folders and links to folders directly in `folder`, and (path, reason) of hidden ones.
+
+    Hidden files that are no images by their name, such as .DS_Store, are in none of them.
+    """
     files, folders, links = list[str](), list[str](), list[str]()
+    hidden = list[tuple[str, str]]()
     marks = set[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
+                if _is_folder(entry):
+                    hidden.append((entry.path, _HIDDEN_FOLDER))
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    hidden.append((entry.path, _HIDDEN))
                 continue
             if entry.name in _MARKS:
                 marks.add(entry.name)
@@ -82,8 +139,8 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str]]:
             else:
                 files.append(entry.path)
     if is_result(marks):
-        return [], [], []
-    return files, folders, links
+        return [], [], [], []
+    return files, folders, links, hidden
 
 
 def is_result(names: Collection[str]) -> bool:
@@ -99,24 +156,31 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def by_type(skipped: Iterable[tuple[object, str]]) -> tuple[str, Skipped]:
-    """Return a line that counts files of types that are not read, and the other files with their reasons.
+    """Return a line that counts what was never to be read, by its type, and the other files with reasons.
 
-    The line is "" without such files; "9 files: 5 .heic (install autoencode[heif]), 4 .mp4" is one.
+    Hidden images, hidden folders and links that are not followed are types, too. The line is "" without any;
+    "9 files: 5 .heic (install autoencode[heif]), 4 .mp4; 1 hidden folder" is one.
     """
     counts: Counter[str] = Counter()
+    no_files: Counter[str] = Counter()
     others: Skipped = []
     for path, reason in skipped:
         if match := _OF_A_TYPE.fullmatch(reason):
             counts[match[1] + (f" (install {match[2]})" if match[2] else "")] += 1
         elif reason == IS_MASK:
             counts["masks"] += 1
+        elif reason == _HIDDEN:
+            counts["hidden"] += 1
+        elif reason in _NO_FILES:
+            no_files[reason] += 1
         else:
             others.append((Path(str(path)), reason))
-    if not counts:
-        return "", others
-    total = sum(counts.values())
-    listed_types = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
-    return f"{total:,} file{'' if total == 1 else 's'}: {listed_types}", others
+    lines = [f"{count:,} {_NO_FILES[one].format(s='s'[: count > 1])}" for one, count in no_files.items()]
+    if counts:
+        total = sum(counts.values())
+        listed_types = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+        lines.insert(0, f"{total:,} file{'' if total == 1 else 's'}: {listed_types}")
+    return "; ".join(lines), others
 
 
 def not_read(name: str) -> str:

@@ -91,24 +91,31 @@ class Listing:
 def of_folder(folder: Path) -> Listing:
     """Return every image under a folder, and every other file with the reason why it is not one.
 
-    Hidden files and folders, and folders of our own results, are left out. A folder reached twice, through
-    a link, is listed once, under its own name and not the link's.
+    Folders of our own results are left out, and with a reason hidden images and folders, and sub-folders
+    that cannot be read. A folder reached twice, through a link, is listed once, under its own name and not
+    the link's.
 
     Raises:
         ImageFolderError: the folder is missing, cannot be read, or has no image.
     """
     prefix = os.path.join(folder, "")  # noqa: PTH118 - Path objects triple the time for a large folder
-    names, others = list[str](), list[str]()
-    for path in files_under(os.fspath(folder)):
+
+    def named(path: str) -> str:
         # On Windows os.sep is a backslash, which is part of a name on other systems.
-        name = path.removeprefix(prefix).replace(os.sep, "/")
-        (names if name.lower().endswith(EXTENSIONS) else others).append(name)
-    skipped = sorted((name, not_read(name)) for name in others)
+        return path.removeprefix(prefix).replace(os.sep, "/")
+
+    names, others, left_out = list[str](), list[str](), list[tuple[str, str]]()
+    for path in files_under(os.fspath(folder), left_out):
+        (names if path.lower().endswith(EXTENSIONS) else others).append(named(path))
+    skipped = sorted(
+        [*((name, not_read(name)) for name in others), *((named(path), reason) for path, reason in left_out)]
+    )
     if not names:
         if (folder / "pack.json").is_file():
             raise ImageFolderError(f"{folder} is a pack. Give the folder of images that it was made of.")
-        line, _ = by_type(skipped)
+        line, unread = by_type(skipped)
         passed = f"It has {line}. " if line else ""
+        passed += f"{unread[0][0]}: {unread[0][1]}. " if unread else ""
         raise ImageFolderError(
             f"No images in {folder}/. {passed}Looked for {', '.join(EXTENSIONS)}; "
             "sub-folders are searched too."
