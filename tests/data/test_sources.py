@@ -126,6 +126,14 @@ def test_pictures_of_our_own_results_are_no_images_of_the_user(tmp_path: Path, m
     assert names(tmp_path) == ["1.png"]
 
 
+def test_restored_images_are_listed_where_their_folder_is_given_but_not_around_it(tmp_path: Path) -> None:
+    made = tmp_path / "results" / "restore-photos"
+    touch(tmp_path / "a.png", made / "a.png", made / "sub" / "b.png", made / "comparisons" / "a.png")
+    touch(made / "restored.jsonl")
+    assert names(tmp_path) == ["a.png"]
+    assert names(made) == ["a.png", "sub/b.png"]
+
+
 def test_files_and_folders_are_listed_once_in_the_order_given(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "b.png", tmp_path / "in" / "a.png", tmp_path / "c.png")
     inside = [tmp_path / "in" / "a.png", tmp_path / "in" / "b.png"]

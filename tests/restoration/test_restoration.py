@@ -327,6 +327,17 @@ def test_originals_are_never_overwritten(model_path: Path, photographs: Path) ->
     assert {path: path.read_bytes() for path in photographs.iterdir()} == before
 
 
+def test_a_folder_around_its_own_results_is_restored_and_gone_on_with(
+    model_path: Path, photographs: Path
+) -> None:
+    made = photographs / "results" / "restore-photographs"
+    assert len(restore(model_path, photographs, made, compare=True).results) == 4
+    again = restore(model_path, photographs, made, compare=True)
+    assert (len(again.results), again.kept) == (4, 4)
+    assert len(restore(model_path, photographs, photographs / "others").results) == 4
+    assert len(restore(model_path, made, photographs / "twice").results) == 4  # given itself
+
+
 def test_a_folder_of_something_else_is_left_alone(
     model_path: Path, photographs: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,10 @@ _OURS = (
     {"classifier.safetensors", "confusion.csv"},
     {"samples.json", "images"},
 )
-_MARKS = frozenset(name for marks in _OURS for name in marks)
+# Restored images are images to go on with: they are listed where their folder is given, but not in a folder
+# around it, whose images they were made of.
+_RESTORED, _COMPARISONS = "restored.jsonl", "comparisons"
+_MARKS = frozenset((_RESTORED, *(name for marks in _OURS for name in marks)))
 # Reasons that are counted by type of file rather than printed one by one.
 _NOT_READ, IS_MASK = " files are not read", "a mask, not an image"
 _HIDDEN = "hidden, as its name begins with a dot"
@@ -76,7 +79,7 @@ def files_under(root: str, left_out: list[tuple[str, str]] | None = None) -> Ite
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            files, inner, linked, hidden = _scan(current)
+            files, inner, linked, hidden = _scan(current, is_given=current == root)
         except OSError as err:
             if current == root:
                 raise _unreadable(root, err) from err
@@ -116,7 +119,7 @@ def _followed(links: list[str], root: str) -> str:
     return f"{len(links):,} links lead out of {root} and are followed, the first {first}"
 
 
-def _scan(folder: str) -> tuple[list[str], list[str], list[str], list[tuple[str, str]]]:
+def _scan(folder: str, *, is_given: bool) -> tuple[list[str], list[str], list[str], list[tuple[str, str]]]:
     """Return the files, folders and links to folders directly in `folder`, and (path, reason) of hidden ones.
 
     Hidden files that are no images by their name, such as .DS_Store, are in none of them.
@@ -138,14 +141,21 @@ def _scan(folder: str) -> tuple[list[str], list[str], list[str], list[tuple[str,
                 (links if entry.is_symlink() else folders).append(entry.path)
             else:
                 files.append(entry.path)
-    if is_result(marks):
+    if is_result(marks, is_given=is_given):
         return [], [], [], []
+    if _RESTORED in marks:
+        folders = [path for path in folders if os.path.basename(path) != _COMPARISONS]  # noqa: PTH119
     return files, folders, links, hidden
 
 
-def is_result(names: Collection[str]) -> bool:
-    """Return whether a folder that holds these names is a result of ours, whose images are not listed."""
-    return any(of.issubset(names) for of in _OURS)
+def is_result(names: Collection[str], *, is_given: bool = False) -> bool:
+    """Return whether a folder that holds these names is a result of ours, whose images are not listed.
+
+    Args:
+        names: those in the folder.
+        is_given: whether it was given itself and not found in another: restored images are then listed.
+    """
+    return any(of.issubset(names) for of in _OURS) or (_RESTORED in names and not is_given)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

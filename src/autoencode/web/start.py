@@ -91,15 +91,15 @@ def _is_open(path: Path) -> bool:
     if not path.is_dir() or FileStore().holds(path):
         return False
     with contextlib.suppress(OSError):
-        return not is_result(os.listdir(path))  # noqa: PTH208 - names alone
+        return not is_result(os.listdir(path), is_given=True)  # noqa: PTH208 - names alone
     return True  # what is wrong with it is said once it is opened
 
 
 def _count(path: Path) -> tuple[int, bool]:
     """Return how many images are in a folder, and whether all of it was looked through."""
     count, seen, until = 0, 0, time.monotonic() + COUNTING_SECONDS
-    for _, inner, names in os.walk(path):
-        if is_result([*inner, *names]):
+    for folder, inner, names in os.walk(path):
+        if is_result([*inner, *names], is_given=folder == str(path)):
             inner.clear()  # its figures are not listed by the commands, either
             continue
         count += sum(name.lower().endswith(EXTENSIONS) for name in names)
@@ -113,7 +113,7 @@ def _some(path: Path) -> list[Path]:
     """Return a few images of a folder, spread over it, none of which lies elsewhere by a link."""
     found: list[Path] = []
     for folder, inner, names in os.walk(path):
-        if is_result([*inner, *names]):
+        if is_result([*inner, *names], is_given=folder == str(path)):
             inner.clear()
             continue
         inner.sort()
