@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.testclient import TestClient
 from tests.data.pictures import picture
 from tests.restoration.test_restoration import restorer
@@ -45,6 +45,20 @@ def test_an_upload_is_restored_at_its_full_size_and_as_the_library_does(client: 
     np.testing.assert_array_equal(
         restored, restore_picture(restorer(), file.getvalue(), amount=0.5).after.levels
     )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_stage_has_the_proportions_of_the_upright_picture(orientation: int, client: TestClient) -> None:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(20, 30)).save(file, "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(file))
+    asked = f"picture={upload(client, file.getvalue(), 'turned.jpg')}"
+    found = finished(client, f"/api/restore/whole?{asked}")
+    assert (found["width"], found["height"]) == upright.size
+    for side in ("before", "after"):
+        shown = client.get(f"/api/restore/whole/{side}?{asked}").content
+        assert Image.open(io.BytesIO(shown)).size == upright.size
 
 
 def test_what_is_shown_of_an_upload_is_smaller_and_never_the_file_given(client: TestClient) -> None:

@@ -106,6 +106,12 @@ class Picture:
             alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
         return replace(self, levels=levels, alpha=alpha)
 
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Width and height as people see it: upright, where `levels` may lie on their side."""
+        height, width = self.levels.shape[:2]
+        return (height, width) if self.turn >= 5 else (width, height)
+
     def image(self) -> Image.Image:
         """Return it as people see it on white: 8-bit RGB, upright."""
         return decoding.upright(self._on_white(), self.turn)

@@ -67,12 +67,12 @@ async def reconstruction_quality(
 async def restored_picture(
     workspace: OpenWorkspace, picture: str, amount: Amount = 1.0, scale: Scale = 1
 ) -> dict[str, Any]:
-    """Return the size of a restored picture and what was removed, or the progress of restoring it."""
+    """Return the upright size of a restored picture and what was removed, or the progress of restoring it."""
     # Drawn once, small, by a process of its own: a file that hangs or crashes a decoder stops here.
     if (path := workspace.file(picture)) is not None:
         await workspace.originals.shown(path, SIDES[0])
     made = finished(_restoring_job(workspace, picture, amount, scale))
-    height, width = made.after.levels.shape[:2]
+    width, height = made.after.shown_size
     return {"width": width, "height": height, "removed_rms": made.removed_rms}
 
 
