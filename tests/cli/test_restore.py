@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tests.cli.conftest import Command, assert_one_line
 from autoencode import ModelConfig, Pack, Preprocessing, Restorer, Run, load_restorer, save_model, train
 from autoencode.models.bundled import name_of_model
 from autoencode.restoration import SHEET_NAME
+from torture import seeds
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,20 @@ def test_restore_says_what_it_did_and_what_was_done_before(
     assert "before and after: " in once.out
     again = autoencode("restore", run.folder, photos / "coast", "--out", tmp_path / "out", "--compare")
     assert "restored: 16 images, 16 of them by an earlier run." in again.out
+
+
+def test_what_is_not_in_the_results_is_said_and_in_the_json(autoencode: Command, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    rows = b"".join(b"\0" + bytes(range(200, 200 + 6 * 4)) for _ in range(3))
+    (tmp_path / "deep.png").write_bytes(seeds.png(4, 3, 16, 2, zlib.compress(rows)))
+    given = ("restore", tmp_path / "pages.tif", tmp_path / "deep.png", "--out", tmp_path / "out")
+    for told in (autoencode(*given), autoencode(*given)):  # also of what an earlier run restored
+        assert "note: 1 file has more pages or frames; only the first was restored\n" in told.out
+        assert "note: 1 file of 16-bit colour became 8-bit\n" in told.out
+    pages, deep = json.loads(autoencode(*given, "--json").out)["results"]
+    assert (pages["has_more_frames"], pages["was_16_bit_colour"]) == (True, False)
+    assert (deep["has_more_frames"], deep["was_16_bit_colour"]) == (False, True)
 
 
 def test_images_alone_are_restored_by_the_bundled_restorer(

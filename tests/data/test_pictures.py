@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from tests.data.pictures import picture
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits
 from autoencode.errors import ImageError, OutputError
+from torture import seeds
 
 COLOURS = picture(30, 44)
 GREY = COLOURS[..., 0]
@@ -161,3 +164,20 @@ def test_a_picture_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) 
     with pytest.raises(OutputError):
         Picture(COLOURS).save(tmp_path / "folder" / "a.png")
     assert (tmp_path / "folder").read_text() == "a file"
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])
+def test_a_picture_knows_that_its_file_has_more_pages_or_frames(file_format: str) -> None:
+    frames = [Image.new("RGB", (20, 16), colour) for colour in ("red", "blue")]
+    several, one = io.BytesIO(), io.BytesIO()
+    frames[0].save(several, file_format, save_all=True, append_images=frames[1:])
+    frames[0].save(one, file_format)
+    assert read_picture(several.getvalue()).has_more_frames
+    assert not read_picture(one.getvalue()).has_more_frames
+
+
+def test_a_picture_knows_that_its_file_has_16_bit_colour() -> None:
+    rows = b"".join(b"\0" + bytes(range(200, 200 + 6 * 4)) for _ in range(3))
+    assert read_picture(seeds.png(4, 3, 16, 2, zlib.compress(rows))).was_16_bit_colour
+    grey = b"".join(b"\0" + bytes(range(200, 200 + 2 * 4)) for _ in range(3))
+    assert not read_picture(seeds.png(4, 3, 16, 0, zlib.compress(grey))).was_16_bit_colour

@@ -85,6 +85,7 @@ def restore(
         )
     show_skipped(made.skipped)
     _print_results(made.results, made.kept)
+    _print_losses(made.results)
     if model == BUNDLED_PATH:
         say(
             "by the bundled restorer, which is for noise. For your kind of images, or other damage: "
@@ -122,6 +123,15 @@ def _print_results(results: Sequence[Restoration], kept: int) -> None:
 
 def _decibels(psnr_db: float) -> str:
     return f"{psnr_db:.2f} dB" if math.isfinite(psnr_db) else "infinite (identical images)"
+
+
+def _print_losses(results: Sequence[Restoration]) -> None:
+    """Print what of the files is not in the results."""
+    if several := sum(one.has_more_frames for one in results):
+        has = "has" if several == 1 else "have"
+        say(f"note: {counted(several, 'file')} {has} more pages or frames; only the first was restored")
+    if deep := sum(one.was_16_bit_colour for one in results):
+        say(f"note: {counted(deep, 'file')} of 16-bit colour became 8-bit")
 
 
 def add_to(program: typer.Typer) -> None:

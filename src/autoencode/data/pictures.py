@@ -65,6 +65,8 @@ class Picture:
         format: name of the file's format in Pillow.
         info: what is written back beside the pixels, by the names of Pillow's `save`.
         turn: the EXIF orientation, 1 to 8, which is kept in `info` and not applied to the levels.
+        has_more_frames: whether the file has more pages or frames than this first one.
+        was_16_bit_colour: whether the file has colours of 16 bits, of which these are the high bytes.
     """
 
     levels: Levels
@@ -72,6 +74,8 @@ class Picture:
     format: str = "PNG"
     info: dict[str, Any] = field(default_factory=dict)
     turn: int = 1
+    has_more_frames: bool = False
+    was_16_bit_colour: bool = False
 
     @property
     def mode(self) -> str:
@@ -193,10 +197,13 @@ def read_picture(file: Path | bytes, limits: Limits | None = None) -> Picture:
             # Pillow turns its pixels upright, and its other tags say how they lie in the old file.
             kept.pop("exif", None)
         file_format = image.format or "PNG"
+        is_deep = decoding.is_deep_colour(image)  # before the orientation, for which Pillow decodes a PNG
         turn = decoding.orientation(image) if file_format != "TIFF" else 1
+        # The further pictures in the JPEG of a telephone are previews and the like, and no pages.
+        has_more = file_format != "MPO" and bool(getattr(image, "is_animated", False))
         image.load()
         levels, alpha = _channels(_plain(image))
-        return Picture(levels, alpha, file_format, kept, turn)
+        return Picture(levels, alpha, file_format, kept, turn, has_more, is_deep)
 
 
 def _plain(image: Image.Image) -> Image.Image:

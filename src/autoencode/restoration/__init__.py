@@ -186,7 +186,13 @@ class _Job:
             sheet = _before_and_after(picture, restored)
             save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)
         restored.save(self.folder / name)
-        result = Restoration(path, name, differences.removed_rms)
+        result = Restoration(
+            path,
+            name,
+            differences.removed_rms,
+            has_more_frames=picture.has_more_frames,
+            was_16_bit_colour=picture.was_16_bit_colour,
+        )
         if clean is None:
             return result
         before_db, after_db = differences.psnr_db

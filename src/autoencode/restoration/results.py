@@ -27,6 +27,8 @@ class Restoration:
         ssim: structural similarity to the clean image, at most 1; None without one, and for an image smaller
             than the window of SSIM.
         corrupted_psnr_db: the same ratio before restoring.
+        has_more_frames: whether the file has more pages or frames; only the first was restored.
+        was_16_bit_colour: whether the file has colours of 16 bits a channel; the result has 8.
     """
 
     path: Path
@@ -35,6 +37,8 @@ class Restoration:
     psnr_db: float | None = None
     ssim: float | None = None
     corrupted_psnr_db: float | None = None
+    has_more_frames: bool = False
+    was_16_bit_colour: bool = False
 
 
 def create_table(folder: Path) -> None:
@@ -53,7 +57,8 @@ def read_results(folder: Path) -> dict[str, Restoration]:
             stored = value["restored"]
             numbers = {name: _number(stored[name]) for name in ("psnr_db", "ssim", "corrupted_psnr_db")}
             removed_rms = float(stored["removed_rms"])
-            result = Restoration(Path(stored["path"]), str(stored["file"]), removed_rms, **numbers)
+            lost = {name: stored[name] is True for name in ("has_more_frames", "was_16_bit_colour")}
+            result = Restoration(Path(stored["path"]), str(stored["file"]), removed_rms, **numbers, **lost)
             found[str(value["key"])] = result
         except (ValueError, KeyError, TypeError, OverflowError):  # cut short by a crash
             continue
