@@ -369,3 +369,14 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
         write_bytes(tmp_path / "a.jpg" / "table.csv", b"")
     assert "unchanged" not in str(caught.value)
     assert (tmp_path / "a.jpg").read_text() == "mine"
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed_after_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "made"
+    with pytest.raises(ZeroDivisionError), exclusive(folder, "busy", RunError):
+        raise ZeroDivisionError
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), exclusive(folder, "busy", RunError):
+        (folder / "result").touch()
+        raise ZeroDivisionError
+    assert (folder / "result").exists()

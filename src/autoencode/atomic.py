@@ -96,8 +96,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Its files are not synced one by one: use it for files that can be made again.
 
     Raises:
-        OutputError: the folder cannot be written, or `path` exists and is not empty. The temporary folder is
-            deleted.
+        OutputError: the folder cannot be written, or `path` exists and is not empty.
     """
     temporary = _temporary_beside(path)
     try:
@@ -140,8 +139,7 @@ def check_output(path: Path, endings: Collection[str], inputs: Iterable[Path] = 
 
     Raises:
         ConfigError: the extension of `path` is not in `endings`; it is a folder; it is one of the inputs,
-            directly or by a link; or it holds an image where text is to be written, or text where an image
-            is to be written.
+            directly or by a link; or it holds an image instead of text, or text instead of an image.
         OutputError: `path` cannot be written.
     """
     if path.suffix.lower() not in endings:
@@ -201,11 +199,10 @@ def _safe_cell(cell: object) -> object:
 
 
 def _is_number(text: str) -> bool:
-    try:
+    with contextlib.suppress(ValueError):
         float(text)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 def plain_cell(cell: Any) -> Any:  # noqa: ANN401 - a reader of CSV gives text, None or a list
@@ -245,8 +242,7 @@ def _reject_constant(name: str) -> None:
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
+    if math.isinf(value := float(text)):
         raise ValueError(f"{text[:20]} is too large a number")  # 1e999 is JSON, and infinity in Python
     return value
 
@@ -279,28 +275,38 @@ def claim_folder(path: Path, mark: str, contents: str, source: Path | None = Non
     """Make the folder of a result; one that holds something else than an earlier result is left alone.
 
     Args:
-        path: the folder.
-        mark: a file in it by which an earlier result is known: written first, so that a folder left
-            half-written is known as ours.
+        mark: a file in it by which an earlier result is known, also one half-written: it is written first.
         contents: what the result is, for the message.
         source: see `make_folder`.
 
     Raises:
         OutputError: the folder is not empty and has no such file, or cannot be made.
     """
-    if path.is_dir() and any(path.iterdir()) and not (path / mark).exists():
+    if path.is_dir() and names_in(path) and not (path / mark).exists():
         raise OutputError(f"{path} is not empty and holds no earlier {contents}. Choose another --out.")
     make_folder(path, source)
 
 
 def sync_folder(path: Path) -> None:
     """Make renames inside `path` survive a power cut, where the system supports that."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        stack.callback(os.close, descriptor)
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove `folder` again, and parents, if they were made in the context and an error left them empty."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for one in made:
+                if one.exists() and not names_in(one):
+                    shutil.rmtree(one)
+        raise
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -326,13 +332,10 @@ def names_in(folder: Path) -> set[str]:
 def exclusive(folder: Path, busy: str, error: type[Exception], source: Path | None = None) -> Iterator[None]:
     """Hold the lock of `folder` (made if missing), so that two processes never write it at once.
 
-    The operating system drops the lock when the process ends, however it ends: no stale lock has to be
-    removed by hand.
+    The operating system drops the lock when the process ends, however it ends. See `removed_if_empty`.
 
     Args:
-        folder: the folder to lock.
-        busy: the message when another process holds the lock.
-        error: the class raised with that message.
+        busy, error: the message when another process holds the lock, and the class raised with it.
         source: see `make_folder`.
 
     Raises:
@@ -340,13 +343,14 @@ def exclusive(folder: Path, busy: str, error: type[Exception], source: Path | No
     """
     from filelock import Timeout
 
-    make_folder(folder, source)
-    try:
-        lock = _acquired(folder / _LOCK_NAME, _LOOK_SECONDS)
-    except Timeout as err:
-        raise error(busy) from err
-    with lock:
-        yield
+    with removed_if_empty(folder):
+        make_folder(folder, source)
+        try:
+            lock = _acquired(folder / _LOCK_NAME, _LOOK_SECONDS)
+        except Timeout as err:
+            raise error(busy) from err
+        with lock:
+            yield
 
 
 @contextlib.contextmanager
@@ -364,8 +368,7 @@ def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of `folder` (see `exclusive`); no file is made."""
     from filelock import Timeout
 
-    path = folder / _LOCK_NAME
-    if not path.exists():
+    if not (path := folder / _LOCK_NAME).exists():
         return False
     try:
         with _acquired(path, timeout=0):

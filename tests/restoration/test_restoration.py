@@ -327,6 +327,24 @@ def test_originals_are_never_overwritten(model_path: Path, photographs: Path) ->
     assert {path: path.read_bytes() for path in photographs.iterdir()} == before
 
 
+def test_a_call_without_a_result_leaves_no_folder(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results" / "restored"
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for given in (tmp_path / "missing.png", tmp_path / "broken.png"):
+        with pytest.raises(ImageFolderError, match="No image could be used"):
+            restore(model_path, given, out)
+    shutil.copytree(photographs, tmp_path / "clean")
+    (tmp_path / "clean" / "0.png").rename(tmp_path / "clean" / "other.png")
+    with pytest.raises(ImageFolderError, match="No image could be used"):
+        restore(model_path, photographs / "0.png", out, clean=tmp_path / "clean")
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    (out / ".lock").touch()  # a kill at once leaves it
+    assert len(restore(model_path, photographs, out).results) == 4
+
+
 def test_a_folder_around_its_own_results_is_restored_and_gone_on_with(
     model_path: Path, photographs: Path
 ) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from autoencode import notebook
-from autoencode.atomic import claim_folder, exclusive, names_in, remove_temporaries
+from autoencode.atomic import claim_folder, exclusive, names_in, remove_temporaries, removed_if_empty
 from autoencode.data.corruptions import corrupt, parse_corruptions
 from autoencode.data.file_names import FileNames
 from autoencode.data.loader import random_seed
@@ -122,14 +122,15 @@ def restore(
     runtime.model_to_device(loaded)
     if folder.resolve() in {path.parent.resolve() for path in paths}:
         raise OutputError(f"{folder} holds images that are to be restored. Choose another --out.")
-    claim_folder(folder, TABLE_NAME, "restored images", next(iter(paths), None))
     busy = f"{folder} is being written by another process."
-    with exclusive(folder, busy, OutputError):
-        remove_temporaries(folder)
-        folders = [path for path in paths_given(images) or () if path.is_dir()]
-        targets = None if clean is None else CleanImages(Path(clean), folders)
-        job = _Job(loaded, runtime, folder, scale, amount, targets, compare, limits or Limits())
-        return job.run(paths, progress or (lambda done, total: None))
+    folders = [path for path in paths_given(images) or () if path.is_dir()]
+    targets = None if clean is None else CleanImages(Path(clean), folders)
+    with removed_if_empty(folder):
+        claim_folder(folder, TABLE_NAME, "restored images", next(iter(paths), None))
+        with exclusive(folder, busy, OutputError):
+            remove_temporaries(folder)
+            job = _Job(loaded, runtime, folder, scale, amount, targets, compare, limits or Limits())
+            return job.run(paths, progress or (lambda done, total: None))
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,6 @@ class _Job:
         """Restore what is not finished."""
         results: list[Restoration] = []
         skipped: list[tuple[Path, str]] = []
-        create_table(self.folder)
         finished = self._finished()
         keys = {path: self._inputs_and_settings(path) for path in paths}
         names = FileNames(finished[key].file for key in keys.values() if key in finished)
@@ -182,6 +182,7 @@ class _Job:
         )
         restored = picture.with_levels(levels)
         name = names.free(picture.name_of(path))
+        create_table(self.folder)
         if self.compare:
             sheet = _before_and_after(picture, restored)
             save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)

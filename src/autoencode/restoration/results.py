@@ -50,7 +50,10 @@ def create_table(folder: Path) -> None:
 def read_results(folder: Path) -> dict[str, Restoration]:
     """Return the results that the table lists, by the key they were appended with."""
     found: dict[str, Restoration] = {}
-    content = read_file(folder / TABLE_NAME, TEXT_BYTES)
+    try:
+        content = read_file(folder / TABLE_NAME, TEXT_BYTES)
+    except FileNotFoundError:
+        return found
     for line in content.decode(errors="replace").splitlines():
         try:
             value = parse_json(line)
