@@ -36,7 +36,7 @@ def test_a_restorer_is_trained_shown_and_used(autoencode: Command, photos: Path,
     assert restored.code == 0, restored.err
     assert "against the clean images: median PSNR " in restored.out
     for path in photos.rglob("*.png"):
-        with Image.open(path) as before, Image.open(tmp_path / "out" / path.name) as after:
+        with Image.open(path) as before, Image.open(tmp_path / "out" / path.relative_to(photos)) as after:
             assert (after.size, after.mode) == (before.size, before.mode)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -28,9 +29,10 @@ from autoencode import (
 )
 from autoencode.data.preprocessing import Limits
 from autoencode.pixels import to_float
-from autoencode.restoration import COMPARISONS_NAME, TABLE_NAME, tiles
 from autoencode.restoration import picture as measures
+from autoencode.restoration import tiles
 from autoencode.restoration.clean_images import CleanImages
+from autoencode.restoration.results import COMPARISONS_NAME, LOG_NAME
 from autoencode.restoration.tiles import restore_levels
 from autoencode.training.runtime import choose_runtime
 
@@ -133,7 +135,7 @@ def test_each_file_is_restored_into_one_of_its_name(
         with Image.open(one.path) as before, Image.open(tmp_path / "out" / one.file) as after:
             difference = np.asarray(after).astype(float) - np.asarray(before)
         assert one.removed_rms * 255 == pytest.approx(np.sqrt(np.square(difference).mean()), abs=0.3)
-        with Image.open(tmp_path / "out" / COMPARISONS_NAME / f"{one.file}.png") as sheet:
+        with Image.open(tmp_path / "out" / COMPARISONS_NAME / one.file) as sheet:
             assert sheet.width > 2 * 40
 
 
@@ -170,8 +172,8 @@ def test_a_changed_image_other_arguments_and_a_lost_result_are_restored_again(
     Image.fromarray(picture(30, 30)).save(photographs / "1.png")
     (out / "3.png").unlink()
     assert restore(model_path, photographs, out, amount=0.5).kept == 2
-    lines = (out / TABLE_NAME).read_text()
-    (out / TABLE_NAME).write_text(lines + lines.splitlines()[-1][:30])  # cut short by a crash
+    lines = (out / LOG_NAME).read_text()
+    (out / LOG_NAME).write_text(lines + lines.splitlines()[-1][:30])  # cut short by a crash
     assert restore(model_path, photographs, out, amount=0.5).kept == 4
 
 
@@ -187,6 +189,52 @@ def test_results_of_the_same_name_are_numbered(model_path: Path, photographs: Pa
     made = restore(model_path, [photographs / "0.png", other / "0.png", other / "0.gif"], out)
     assert [one.file for one in made.results] == ["0.png", "0-2.png", "0-3.png"]
     assert restore(model_path, [photographs / "0.png", other / "0.png", other / "0.gif"], out).kept == 3
+
+
+def test_sub_folders_stay_and_a_file_of_the_very_name_keeps_it(model_path: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "given", tmp_path / "out"
+    for name in ("same.gif", "same.png", "same.jpg", "a/p.png", "b/p.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(20, 24)).save(folder / name)
+    expected = ["a/p.png", "b/p.png", "same-2.png", "same.jpg", "same.png"]
+    for kept in (0, 5):
+        made = restore(model_path, folder, out, compare=True)
+        assert [one.file for one in made.results] == expected
+        assert made.kept == kept
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*g") if path.is_file()) == sorted(
+        [
+            *expected,
+            *(f"comparisons/{one}" for one in expected if one != "same.jpg"),
+            "comparisons/same.jpg.png",
+        ]
+    )
+    several = restore(model_path, [folder / "a", folder / "b", folder / "same.png"], tmp_path / "several")
+    assert [one.file for one in several.results] == ["a/p.png", "b/p.png", "same.png"]
+    made.results[0].path.unlink()
+    with pytest.raises(OutputError, match="holds images that are to be restored"):
+        restore(model_path, out, out)  # which would overwrite those in its sub-folders
+
+
+def test_a_table_lists_results_and_skipped_files_with_the_reason(
+    model_path: Path, photographs: Path, tmp_path: Path
+) -> None:
+    (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (photographs / "video.mp4").touch()
+    made = restore(model_path, photographs, tmp_path / "out", clean=photographs / "0.png")
+    rows = list(csv.DictReader((tmp_path / "out" / "restored.csv").read_text().splitlines()))
+    assert [row["result"] for row in rows] == [
+        *(f"{n}.png" for n in range(len(made.results))),
+        "",
+        "",
+        "",
+        "",
+        "",
+    ]
+    assert float(rows[0]["psnr_db"]) == made.results[0].psnr_db
+    assert rows[0]["original"] == str(photographs / "0.png")
+    assert [(row["original"], row["skipped"]) for row in rows[1:]] == [
+        (str(path), reason) for path, reason in made.skipped
+    ]
 
 
 def test_a_result_is_measured_against_the_clean_image(
@@ -362,7 +410,7 @@ def test_a_folder_of_something_else_is_left_alone(
     (tmp_path / "letters.txt").write_text("private")
     with pytest.raises(OutputError, match="is not empty and holds no earlier restored images"):
         restore(model_path, photographs, tmp_path)
-    assert not (tmp_path / TABLE_NAME).exists()
+    assert not (tmp_path / LOG_NAME).exists()
 
 
 def test_files_that_cannot_be_used_are_skipped_with_the_reason(
@@ -408,7 +456,7 @@ def test_the_table_has_a_line_of_json_for_each_image(
     model_path: Path, photographs: Path, tmp_path: Path
 ) -> None:
     restore(model_path, photographs, tmp_path / "out")
-    lines = [line for line in (tmp_path / "out" / TABLE_NAME).read_text().splitlines() if line]
-    assert [json.loads(line)["restored"]["file"] for line in lines] == [
-        f"{number}.png" for number in range(4)
-    ]
+    about, *lines = map(json.loads, (tmp_path / "out" / LOG_NAME).read_text().splitlines())
+    assert about == {"about": "images restored by autoencode, one a line"}
+    assert [line["restored"]["file"] for line in lines] == [f"{number}.png" for number in range(4)]
+    assert lines[0]["key"][0] == str(photographs / "0.png")  # readable, and no text of JSON in it

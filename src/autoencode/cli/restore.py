@@ -60,6 +60,7 @@ def restore(
     from autoencode import restoration as application
     from autoencode.models.bundled import BUNDLED_PATH, path_of_model
     from autoencode.models.model_file import holds_model
+    from autoencode.restoration.results import COMPARISONS_NAME
     from autoencode.training.run import is_run
 
     if len(paths) > 1 and not path_of_model(paths[0]).exists():
@@ -93,7 +94,7 @@ def restore(
         )
     say(f"images: {out}")
     if compare:
-        say(f"before and after: {out / application.COMPARISONS_NAME}")
+        say(f"before and after: {out / COMPARISONS_NAME}")
     show_result(made)
     # Last: the images that can be used are restored before the command fails for the others.
     fail_if_named(made.skipped, images)

@@ -9,9 +9,9 @@ Shapes: H height, W width, C channels. Levels are (H, W, C) in 0..255 or 0..6553
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from autoencode import notebook
-from autoencode.atomic import claim_folder, exclusive, names_in, remove_temporaries, removed_if_empty
+from autoencode.atomic import claim_folder, exclusive, remove_temporaries, removed_if_empty
 from autoencode.data.corruptions import corrupt, parse_corruptions
-from autoencode.data.file_names import FileNames
 from autoencode.data.loader import random_seed
 from autoencode.data.pictures import Picture, read_picture
 from autoencode.data.preprocessing import Limits, check_usable, save_image
@@ -36,11 +35,14 @@ from autoencode.pixels import to_float, to_pixels
 from autoencode.restoration.clean_images import CleanImages
 from autoencode.restoration.picture import DifferenceSums, check_arguments, ssim_of_whole
 from autoencode.restoration.results import (
-    TABLE_NAME,
+    COMPARISONS_NAME,
+    LOG_NAME,
     Restoration,
+    ResultNames,
     append_result,
-    create_table,
+    create_log,
     read_results,
+    write_table,
 )
 from autoencode.restoration.tiles import restore_levels
 from autoencode.training.runtime import Runtime, choose_runtime
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from autoencode.data.pack import Pack, Progress
     from autoencode.data.pictures import Levels
 
-COMPARISONS_NAME = "comparisons"
 SHEET_NAME = "restored.png"  # of a run
 
 _CROP = 384  # side of the 1:1 crop of a comparison: two fit on any screen
@@ -120,17 +121,17 @@ def restore(
     check_arguments(loaded, scale, amount)
     runtime = choose_runtime(device)
     runtime.model_to_device(loaded)
-    if folder.resolve() in {path.parent.resolve() for path in paths}:
+    folders = [path for path in paths_given(images) or () if path.is_dir()]
+    into = {(folder / inner).resolve() for inner in ResultNames(paths, folders, ()).folders}
+    if into & {one.resolve() for one in {path.parent for path in paths}}:
         raise OutputError(f"{folder} holds images that are to be restored. Choose another --out.")
     busy = f"{folder} is being written by another process."
-    folders = [path for path in paths_given(images) or () if path.is_dir()]
     targets = None if clean is None else CleanImages(Path(clean), folders)
     with removed_if_empty(folder):
-        claim_folder(folder, TABLE_NAME, "restored images", next(iter(paths), None))
+        claim_folder(folder, LOG_NAME, "restored images", next(iter(paths), None))
         with exclusive(folder, busy, OutputError):
-            remove_temporaries(folder)
             job = _Job(loaded, runtime, folder, scale, amount, targets, compare, limits or Limits())
-            return job.run(paths, progress or (lambda done, total: None))
+            return job.run(paths, folders, progress or (lambda done, total: None))
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,16 @@ class _Job:
     compare: bool
     limits: Limits
 
-    def run(self, paths: Paths, progress: Progress) -> Restorations:
+    def run(self, paths: Paths, folders: Sequence[Path], progress: Progress) -> Restorations:
         """Restore what is not finished."""
         results: list[Restoration] = []
         skipped: list[tuple[Path, str]] = []
-        finished = self._finished()
+        # Weights that were never saved cannot be recognised.
+        finished = read_results(self.folder) if self.model.digest else {}
         keys = {path: self._inputs_and_settings(path) for path in paths}
-        names = FileNames(finished[key].file for key in keys.values() if key in finished)
+        names = ResultNames(paths, folders, [finished[key].file for key in keys.values() if key in finished])
+        for inner in {*names.folders, PurePosixPath(COMPARISONS_NAME), PurePosixPath()}:
+            remove_temporaries(self.folder / inner)
         kept = 0
         for number, path in enumerate(paths, start=1):
             if keys[path] in finished:
@@ -166,9 +170,11 @@ class _Job:
                     skipped.append((path, str(err)))
             progress(number, len(paths))
         check_usable(len(results), paths, skipped)
-        return Restorations(results, [*skipped, *paths.skipped], kept)
+        skipped += paths.skipped
+        write_table(self.folder, results, skipped)
+        return Restorations(results, skipped, kept)
 
-    def _restore_file(self, path: Path, names: FileNames) -> Restoration:
+    def _restore_file(self, path: Path, names: ResultNames) -> Restoration:
         picture = read_picture(path, self.limits)
         clean = self._clean_levels(path, picture)
         differences = DifferenceSums(clean)
@@ -181,11 +187,11 @@ class _Job:
             seen=differences.add,
         )
         restored = picture.with_levels(levels)
-        name = names.free(picture.name_of(path))
-        create_table(self.folder)
+        name = names.take(path, picture.name_of(path))
+        create_log(self.folder)
         if self.compare:
             sheet = _before_and_after(picture, restored)
-            save_image(self.folder / COMPARISONS_NAME / f"{name}.png", sheet)
+            save_image(self.folder / names.take_comparison(name), sheet)
         restored.save(self.folder / name)
         result = Restoration(
             path,
@@ -229,13 +235,6 @@ class _Job:
             clean = []
         settings = self.model.digest, self.scale, self.amount, self.compare
         return json.dumps([*_version(path), *settings, clean])
-
-    def _finished(self) -> dict[str, Restoration]:
-        """Return the results of earlier runs that the folder still has, by what decided them."""
-        if not self.model.digest:  # weights that were never saved cannot be recognised
-            return {}
-        names = names_in(self.folder)
-        return {key: one for key, one in read_results(self.folder).items() if one.file in names}
 
 
 def _version(path: Path) -> list[str | int]:

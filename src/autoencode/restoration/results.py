@@ -1,16 +1,19 @@
-"""Results of `restore`, and their table, which says what decided each so that a finished one is kept."""
+"""Results of `restore`: their names, the log that says what decided each, and a table of them all."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
 
-from autoencode.atomic import append_line, parse_json
+from autoencode.atomic import append_line, csv_bytes, cut_name, parse_json, write_bytes
 from autoencode.untrusted import TEXT_BYTES, read_file
 
-TABLE_NAME = "restored.jsonl"
+LOG_NAME = "restored.jsonl"
+TABLE_NAME = "restored.csv"
+COMPARISONS_NAME = "comparisons"
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Restoration:
 
     Attributes:
         path: the image file.
-        file: name of the result in the folder.
+        file: name of the result in the folder, with its sub-folders and "/" between.
         removed_rms: root mean square of what was removed, in [0, 1]. For an image whose damage is noise it is
             about the standard deviation of the noise.
         psnr_db: peak signal-to-noise ratio against the clean image in dB, infinite for equal images; None
@@ -41,17 +44,86 @@ class Restoration:
     was_16_bit_colour: bool = False
 
 
-def create_table(folder: Path) -> None:
-    """Begin the table if there is none: a folder that a kill leaves behind is then known as one of ours."""
-    if not (folder / TABLE_NAME).exists():
-        append_line(folder / TABLE_NAME, "")
+class ResultNames:
+    """Names of results: those of the images, with the sub-folders that these have in a folder given.
+
+    Args:
+        paths: the images.
+        folders: those given. If there are several, their names are sub-folders, too.
+        taken: names that results have already.
+    """
+
+    def __init__(self, paths: Iterable[Path], folders: Sequence[Path], taken: Iterable[str]) -> None:
+        self._parents = {path: _inner_folder(path, folders) for path in paths}
+        self._of_images = {(parent / path.name).as_posix().lower() for path, parent in self._parents.items()}
+        # In lower case, as file systems of other machines compare.
+        self._taken = {name.lower() for name in taken}
+        self._numbers: dict[PurePosixPath, int] = {}  # the last one of each name: many files may share a name
+
+    @property
+    def folders(self) -> set[PurePosixPath]:
+        """The sub-folders, relative to the folder of the results."""
+        return set(self._parents.values())
+
+    def take(self, path: Path, name: str) -> str:
+        """Return a free name of the result of an image, which is `name` if it can be.
+
+        An image that cannot be written in its format gets the name of no other image, so same.gif becomes
+        same-2.png beside same.png.
+        """
+        wanted = self._parents[path] / name
+        if name == path.name and wanted.as_posix().lower() not in self._taken:
+            return self._noted(wanted.as_posix())
+        return self._numbered(wanted)
+
+    def take_comparison(self, name: str) -> str:
+        """Return a free name of the picture before and after of the result called `name`."""
+        ending = "" if name.lower().endswith(".png") else ".png"
+        return self._numbered(PurePosixPath(COMPARISONS_NAME, f"{name}{ending}"))
+
+    def _numbered(self, wanted: PurePosixPath) -> str:
+        number, free = self._numbers.get(wanted, 1), wanted
+        while (name := free.as_posix().lower()) in self._taken or name in self._of_images:
+            number += 1
+            free = wanted.with_name(f"{cut_name(wanted.stem)}-{number}{wanted.suffix}")
+        self._numbers[wanted] = number
+        return self._noted(free.as_posix())
+
+    def _noted(self, name: str) -> str:
+        self._taken.add(name.lower())
+        return name
+
+
+def _inner_folder(path: Path, folders: Sequence[Path]) -> PurePosixPath:
+    for folder in folders:
+        if path.is_relative_to(folder):
+            inner = path.relative_to(folder).parent
+            if ".." not in inner.parts:  # which is relative to "." as well
+                several = folder.resolve().name if len(folders) > 1 else ""
+                return PurePosixPath(several, inner.as_posix())
+    return PurePosixPath()
+
+
+def create_log(folder: Path) -> None:
+    """Begin the log if there is none: a folder that a kill leaves behind is then known as one of ours."""
+    if not (folder / LOG_NAME).exists():
+        append_line(folder / LOG_NAME, json.dumps({"about": "images restored by autoencode, one a line"}))
+
+
+def write_table(folder: Path, results: Iterable[Restoration], skipped: Iterable[tuple[Path, str]]) -> None:
+    """Write a row for each image, and last for each that was skipped, with the reason."""
+    names = [field.name for field in fields(Restoration)][2:]
+    rows = [[str(one.path), one.file, *(getattr(one, name) for name in names), ""] for one in results]
+    rows += [[str(path), "", *("" for _ in names), reason] for path, reason in skipped]
+    header = ["original", "result", *names, "skipped"]
+    write_bytes(folder / TABLE_NAME, csv_bytes([header, *rows]))
 
 
 def read_results(folder: Path) -> dict[str, Restoration]:
-    """Return the results that the table lists, by the key they were appended with."""
+    """Return the results that the log lists and the folder still has, by the key they were appended with."""
     found: dict[str, Restoration] = {}
     try:
-        content = read_file(folder / TABLE_NAME, TEXT_BYTES)
+        content = read_file(folder / LOG_NAME, TEXT_BYTES)
     except FileNotFoundError:
         return found
     for line in content.decode(errors="replace").splitlines():
@@ -60,23 +132,35 @@ def read_results(folder: Path) -> dict[str, Restoration]:
             stored = value["restored"]
             numbers = {name: _number(stored[name]) for name in ("psnr_db", "ssim", "corrupted_psnr_db")}
             removed_rms = float(stored["removed_rms"])
-            lost = {name: stored[name] is True for name in ("has_more_frames", "was_16_bit_colour")}
-            result = Restoration(Path(stored["path"]), str(stored["file"]), removed_rms, **numbers, **lost)
-            found[str(value["key"])] = result
+            result = Restoration(
+                Path(stored["path"]),
+                str(stored["file"]),
+                removed_rms,
+                **numbers,
+                has_more_frames=stored["has_more_frames"] is True,
+                was_16_bit_colour=stored["was_16_bit_colour"] is True,
+            )
+            if _is_in(folder, result.file):
+                found[json.dumps(value["key"])] = result
         except (ValueError, KeyError, TypeError, OverflowError):  # cut short by a crash
             continue
     return found
 
 
 def append_result(folder: Path, key: str, result: Restoration) -> None:
-    """Add a line to the table: a result, and all that decided it as `key`."""
+    """Add a line to the log: a result, and all that decided it as `key`, which is JSON."""
     values = {
         # JSON has no infinity, which is the PSNR of equal images.
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(result).items()
     }
-    line = {"key": key, "restored": {**values, "path": str(result.path)}}
-    append_line(folder / TABLE_NAME, json.dumps(line))
+    line = {"key": parse_json(key), "restored": {**values, "path": str(result.path)}}
+    append_line(folder / LOG_NAME, json.dumps(line))
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    inner = PurePosixPath(name)  # of a log that somebody may have forged
+    return not inner.is_absolute() and ".." not in inner.parts and (folder / inner).is_file()
 
 
 def _number(value: float | str | None) -> float | None:
