@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,19 @@ def test_an_autoencoder_has_no_kl_to_report(written: io.StringIO) -> None:
     assert written.getvalue().count("\n") == 1
 
 
+def test_a_line_is_printed_while_a_single_image_takes_long(
+    written: io.StringIO, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    with progress.counting("restoring") as show:
+        show(0, 2)
+        said, until = "", time.monotonic() + 10
+        while "restoring: 0 of 2, the next has taken 0:00 so far" not in said and time.monotonic() < until:
+            time.sleep(0.02)
+            said += capfd.readouterr().err
+    assert "restoring: 0 of 2, the next has taken 0:00 so far" in said
+
+
 def test_counting_writes_nothing_where_nobody_looks(written: io.StringIO) -> None:
     with progress.counting("packing") as show:
         show(0, 10)
@@ -175,7 +189,10 @@ def test_what_would_break_a_line_is_escaped_and_letters_of_any_script_are_not() 
 def test_the_first_few_are_listed_and_the_rest_counted(capsys: pytest.CaptureFixture[str]) -> None:
     show_skipped([(Path(f"{number}.png"), "no image") for number in range(1007)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [*(f"skipped {number}.png: no image" for number in range(5)), "skipped 1,002 more"]
+    first = [f"skipped {number}.png: no image" for number in range(5)]
+    assert lines == [*first, "skipped 1,002 more: --json lists them all"]
+    show_skipped([(Path("a.png"), "no image")] * 6, table=Path("restored.csv"))
+    assert capsys.readouterr().out.endswith("skipped 1 more: restored.csv lists them all\n")
 
 
 def test_a_file_given_by_name_is_an_error_and_one_in_a_folder_is_not() -> None:

@@ -13,7 +13,17 @@ import torch
 from PIL import Image
 from tests.cli.conftest import Command, assert_one_line
 
-from autoencode import ModelConfig, Pack, Preprocessing, Restorer, Run, load_restorer, save_model, train
+from autoencode import (
+    ModelConfig,
+    Pack,
+    Preprocessing,
+    Restorer,
+    Run,
+    load_restorer,
+    restoration,
+    save_model,
+    train,
+)
 from autoencode.models.bundled import name_of_model
 from autoencode.restoration import SHEET_NAME
 from torture import seeds
@@ -74,6 +84,23 @@ def test_what_is_not_in_the_results_is_said_and_in_the_json(autoencode: Command,
     pages, deep = json.loads(autoencode(*given, "--json").out)["results"]
     assert (pages["has_more_frames"], pages["was_16_bit_colour"]) == (True, False)
     assert (deep["has_more_frames"], deep["was_16_bit_colour"]) == (False, True)
+
+
+def test_a_stopped_call_says_how_much_is_done(
+    autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended = restoration.append_result
+
+    def stop(folder: Path, key: str, result: restoration.Restoration) -> None:
+        appended(folder, key, result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restoration, "append_result", stop)
+    given = ("restore", photos / "coast", "--out", tmp_path / "out")
+    once, again = autoencode(*given), autoencode(*given)
+    assert (once.code, again.code) == (130, 130)
+    assert once.err == "stopped: 0 of 16 images done; run the same command again to go on\n"
+    assert again.err == "stopped: 1 of 16 images done; run the same command again to go on\n"
 
 
 def test_images_alone_are_restored_by_the_bundled_restorer(

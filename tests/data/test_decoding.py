@@ -366,3 +366,16 @@ def test_16_bit_colour_is_right_or_rejected() -> None:
     for bits in (10, 12, 14):
         with pytest.raises(ImageError, match=r"16-bit colour of fewer bits, .*: save it with 8 bits"):
             read_image(deep_png(values >> (16 - bits)), size)
+
+
+def test_a_damaged_tiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        file, "TIFF", compression="tiff_lzw"
+    )
+    content = bytearray(file.getvalue())
+    content[200:9000] = bytes(8800)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "a.tif", Preprocessing(16, 16))
+    assert capfd.readouterr().err == ""

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -167,9 +168,9 @@ def counting(description: str) -> Iterator[Progress]:
     Without a terminal it is a line on stderr every half minute, and one at the end of such long work.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
-    with _bars(*columns) as bars:
+    lines = _Lines(description)
+    with _bars(*columns) as bars, lines.repeated():
         task = bars.add_task(description, total=None)
-        lines = _Lines(description)
 
         def show(done: int, total: int) -> None:
             if not console.is_terminal:
@@ -188,13 +189,15 @@ class _Lines:
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self.started = self.said = 0.0
+        self.started = self.said = self.reported = 0.0
+        self.latest = 0, 0
         self.first = 0  # a resumed work reports images that were done before: they are no part of its rate
 
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
         if not self.started:
             self.started, self.said, self.first = now, now, done
+        self.reported, self.latest = now, (done, total)
         # Work that was over before its first line needs no last one.
         is_long = self.said > self.started
         if now - self.said < LINE_EVERY and not (done == total and is_long):
@@ -205,6 +208,31 @@ class _Lines:
         if rate and done < total:
             line += f", {duration((total - done) / rate)} left"
         notes.print(line, soft_wrap=True)
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Also print a line while nothing is reported: a single large image can take minutes."""
+        if console.is_terminal:
+            yield
+            return
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(min(1.0, LINE_EVERY / 2)):
+                done, total = self.latest
+                if done < total and time.monotonic() - self.said >= LINE_EVERY:
+                    self.said = time.monotonic()
+                    since = duration(self.said - self.reported)
+                    line = f"{self.description}: {done:,} of {total:,}, the next has taken {since} so far"
+                    notes.print(line, soft_wrap=True)
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 @contextmanager
@@ -287,15 +315,21 @@ SHOWN = 5  # a folder of videos would otherwise push the results off the screen
 Skipped = Sequence[tuple[Path, str]]
 
 
-def show_skipped(skipped: Skipped, *, err: bool = False) -> None:
-    """Print the first few files with their reasons, and how many more there are."""
+def show_skipped(skipped: Skipped, *, err: bool = False, table: Path | None = None) -> None:
+    """Print the first few files with their reasons, and how many more there are and what lists them.
+
+    Args:
+        skipped: the files, each with the reason.
+        err: whether to print on stderr.
+        table: a file that lists all of them; by default --json does.
+    """
     from autoencode.data.folders import by_type
 
     types, others = by_type(skipped)
     for path, reason in others[:SHOWN]:
         say(one_line(f"skipped {path}: {reason}"), err=err)
     if len(others) > SHOWN:
-        say(f"skipped {len(others) - SHOWN:,} more", err=err)
+        say(one_line(f"skipped {len(others) - SHOWN:,} more: {table or '--json'} lists them all"), err=err)
     if types:
         say(f"skipped {types}", err=err)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,9 @@ from autoencode.errors import ConfigError
 from autoencode.training.config import RuntimeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from autoencode.data.pack import Progress
     from autoencode.restoration.results import Restoration
 
 
@@ -60,7 +62,7 @@ def restore(
     from autoencode import restoration as application
     from autoencode.models.bundled import BUNDLED_PATH, path_of_model
     from autoencode.models.model_file import holds_model
-    from autoencode.restoration.results import COMPARISONS_NAME
+    from autoencode.restoration.results import COMPARISONS_NAME, TABLE_NAME
     from autoencode.training.run import is_run
 
     if len(paths) > 1 and not path_of_model(paths[0]).exists():
@@ -71,7 +73,7 @@ def restore(
     if not images:
         raise ConfigError(f"{paths[0]} is a model. Give the images that it is to restore, too.")
     out = options.out_or_default(out, "restore", images, continues=True)
-    with counting("restoring") as progress:
+    with _counting() as progress:
         made = application.restore(
             model,
             images,
@@ -84,7 +86,7 @@ def restore(
             device=device,
             progress=progress,
         )
-    show_skipped(made.skipped)
+    show_skipped(made.skipped, table=out / TABLE_NAME)
     _print_results(made.results, made.kept)
     _print_losses(made.results)
     if model == BUNDLED_PATH:
@@ -98,6 +100,27 @@ def restore(
     show_result(made)
     # Last: the images that can be used are restored before the command fails for the others.
     fail_if_named(made.skipped, images)
+
+
+@contextmanager
+def _counting() -> Iterator[Progress]:
+    """Show the progress and, if the user stops the work, how much of it is done."""
+    at = 0, 0
+    with counting("restoring") as progress:
+
+        def show(done: int, total: int) -> None:
+            nonlocal at
+            at = done, total
+            progress(done, total)
+
+        try:
+            yield show
+        except KeyboardInterrupt:
+            say(
+                f"stopped: {at[0]:,} of {counted(at[1], 'image')} done; run the same command again to go on",
+                err=True,
+            )
+            raise
 
 
 def _print_results(results: Sequence[Restoration], kept: int) -> None:

@@ -52,6 +52,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from autoencode.data.pillow_errors import plain_reason, silence_libtiff
 from autoencode.errors import ImageError
 from autoencode.untrusted import UnsafeFileError, read_file
 
@@ -153,8 +154,7 @@ def reading(max_pixels: int) -> Iterator[None]:
     except MemoryError as err:
         raise ImageError("too large for the memory of this machine") from err
     except Exception as err:  # Pillow raises almost anything at a damaged file
-        text = " ".join(str(err).split())[:200].rstrip(".") or type(err).__name__
-        raise ImageError(f"cannot be decoded: {text}") from err
+        raise ImageError(f"cannot be decoded: {plain_reason(err)}") from err
 
 
 def check_pixels(image: Image.Image, max_pixels: int) -> None:
@@ -189,6 +189,8 @@ def open_image(content: bytes) -> Image.Image:
         if accepted:
             if name == "JPEG" and _has_too_many_scans(content):
                 raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take long to decode")
+            if name == "TIFF":
+                silence_libtiff()
             image = factory(_Content(content), "")
             if name == "TIFF" and _is_planar_of_16_bits(image):
                 raise ImageError("a planar TIFF of 16-bit channels, which Pillow decodes wrongly")

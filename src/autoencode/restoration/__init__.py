@@ -158,6 +158,7 @@ class _Job:
         for inner in {*names.folders, PurePosixPath(COMPARISONS_NAME), PurePosixPath()}:
             remove_temporaries(self.folder / inner)
         kept = 0
+        progress(0, len(paths))  # the first image may take long
         for number, path in enumerate(paths, start=1):
             if keys[path] in finished:
                 results.append(finished[keys[path]])
