@@ -86,6 +86,24 @@ def test_what_is_not_in_the_results_is_said_and_in_the_json(autoencode: Command,
     assert (deep["has_more_frames"], deep["was_16_bit_colour"]) == (False, True)
 
 
+def test_what_may_be_meant_as_a_model_is_not_restored_by_the_bundled_one(
+    autoencode: Command, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    image, out = next(photos.rglob("*.png")), ("--out", tmp_path / "out")
+    runs = tmp_path / "runs"
+    shutil.copytree(run.folder, runs / "mine")
+    settings = next((runs / "mine").glob("*.json*"))
+    (tmp_path / "README.md").write_text("words")
+    for given, told in (
+        ((tmp_path / "README.md", image), "README.md is neither a model nor an image.\n"),
+        ((settings, image), f"is neither a model nor an image. Did you mean {runs / 'mine'}?"),
+        ((image, runs / "mine"), f"is a model. Give it first: autoencode restore {runs / 'mine'} IMAGES."),
+        ((runs, image), f"holds runs. Give one of them as the model: {runs / 'mine'}."),
+    ):
+        assert_one_line(autoencode("restore", *given, *out), told, code=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stopped_call_says_how_much_is_done(
     autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

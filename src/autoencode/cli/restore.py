@@ -65,10 +65,9 @@ def restore(
     from autoencode.restoration.results import COMPARISONS_NAME, TABLE_NAME
     from autoencode.training.run import is_run
 
-    if len(paths) > 1 and not path_of_model(paths[0]).exists():
-        # It may be the name of a model: other images are not restored by another one.
-        raise ConfigError(f"There is no {paths[0]}. Give a model or images that exist.")
     has_model = holds_model(paths[0]) or is_run(paths[0])
+    if not has_model:
+        _check_is_no_mistyped_model(paths)
     model, images = (path_of_model(paths[0]), paths[1:]) if has_model else (BUNDLED_PATH, paths)
     if not images:
         raise ConfigError(f"{paths[0]} is a model. Give the images that it is to restore, too.")
@@ -100,6 +99,32 @@ def restore(
     show_result(made)
     # Last: the images that can be used are restored before the command fails for the others.
     fail_if_named(made.skipped, images)
+
+
+def _check_is_no_mistyped_model(paths: Sequence[Path]) -> None:
+    """Reject images before which a model may have been meant: the bundled one would restore them instead.
+
+    Raises:
+        ConfigError: a model is not the first argument, or the first of several is no image.
+    """
+    from autoencode.data.folders import EXTENSIONS
+    from autoencode.data.sources import is_list
+    from autoencode.models.model_file import holds_model
+    from autoencode.training.run import is_run
+
+    first, *others = paths
+    if model := next((one for one in others if holds_model(one) or is_run(one)), None):
+        raise ConfigError(f"{model} is a model. Give it first: autoencode restore {model} IMAGES.")
+    if not others:
+        return
+    if not first.exists():
+        raise ConfigError(f"There is no {first}. Give a model or images that exist.")
+    if first.is_dir():
+        if runs := sorted(str(one) for one in first.iterdir() if is_run(one)):
+            raise ConfigError(f"{first} holds runs. Give one of them as the model: {', '.join(runs)}.")
+    elif first.suffix.lower() not in EXTENSIONS and not is_list(first):
+        run = f" Did you mean {first.parent}?" if is_run(first.parent) else ""
+        raise ConfigError(f"{first} is neither a model nor an image.{run}")
 
 
 @contextmanager
