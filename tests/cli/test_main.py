@@ -132,6 +132,10 @@ def test_wrong_usage_exits_with_2(
         ("my-photos", "No such command 'my-photos'. See autoencode --help"),
         ("trian", "No such command 'trian'. Did you mean 'train', 'transfer'?\n"),
         ("denoise noisy.jpg", "No such command 'denoise'. Did you mean 'restore'?\n"),
+        ("train x --self-supervised", "No such option: --self-supervised. Write --set self_supervised=true. "
+         "See autoencode train --help\n"),
+        ("train x --learning-rate 1", "No such option: --learning-rate. Write --set learning_rate=VALUE. "
+         "See autoencode train --help\n"),
         ("train x --epoch 2", "No such option: --epoch. Did you mean --epochs?\n"),
         ("search x", "Missing argument 'queries'. For example: autoencode search photos photos/a.jpg "),
         ("demo x", "Got unexpected extra argument(s) (x). See autoencode demo --help\n"),

@@ -188,7 +188,22 @@ class _Command(TyperCommand):
             # The parser takes its letters for options, and names the first alone.
             if missing and hasattr(err, "message") and str(err.message).startswith("No such option"):
                 err.message = f"No such option or file: {missing}"
+            if "--set" in known and (setting := _setting_called(getattr(err, "option_name", ""))):
+                err.message = f"No such option: {err.option_name}. Write --set {setting}"  # type: ignore[attr-defined]
+                err.possibilities = []  # type: ignore[attr-defined]
             raise
+
+
+def _setting_called(option: str) -> str:
+    """Return how a setting of training is written that was taken for an option; "" for any other."""
+    from dataclasses import fields
+
+    from autoencode.models.networks import ModelConfig
+    from autoencode.training.config import TrainConfig
+
+    name = option.removeprefix("--").replace("-", "_")
+    kinds = {one.name: one.type for one in (*fields(ModelConfig), *fields(TrainConfig))}
+    return f"{name}={'true' if kinds[name] == 'bool' else 'VALUE'}" if name in kinds else ""
 
 
 def preprocessing(size: str | None, resize_mode: ResizeMode | None, background: str | None) -> dict[str, Any]:
