@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from autoencode.projection import (
     FEWEST,
     FITTED_IMAGES,
     MOST_GROUPS,
+    Metric,
     code_map,
     effect_sizes,
     neighbour_map,
@@ -68,6 +70,21 @@ def test_neighbours_stay_neighbours_under_umap_where_a_plane_tears_them_apart(tr
     assert made.explained is None
     assert seen[-1][0] == seen[-1][1] > 100
     np.testing.assert_array_equal(made.plane, neighbour_map(scaled_by_effect(model, codes)).plane)
+
+
+def test_by_the_cosine_a_stray_with_a_short_vector_is_no_neighbour_of_all() -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra map")
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(np.arange(6), 40)
+    directions = 0.35 * np.eye(64)[kinds] + rng.normal(size=(240, 64)) / 8
+    vectors = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    vectors[rng.permutation(240)[:12]] *= 0.05
+    same = {}
+    for metric in get_args(Metric):
+        plane = neighbour_map(vectors - vectors.mean(0), metric=metric).plane
+        near = np.argsort(np.linalg.norm(plane[:, None] - plane, axis=2), axis=1)[:, 1:11]
+        same[metric] = (kinds[near] == kinds[:, None]).mean()
+    assert same["cosine"] > same["euclidean"] + 0.1
 
 
 @pytest.mark.parametrize("count", [1, FEWEST, 20])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autoencode.models.autoencoder import Autoencoder
 
 Layout = Literal["pca", "umap"]
+Metric = Literal["cosine", "euclidean"]
 
 NEIGHBOURS = 15  # images that UMAP keeps near each; its own default
 FEWEST = 5  # with fewer images UMAP has no neighbourhoods to keep
@@ -66,7 +67,9 @@ def code_map(model: Autoencoder, codes: Vectors) -> CodeMap:
     return principal_map(scaled_by_effect(model, codes))
 
 
-def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
+def neighbour_map(
+    centred: Array, progress: Progress | None = None, *, metric: Metric = "euclidean"
+) -> CodeMap:
     """Lay out codes by UMAP (McInnes, Healy & Melville 2018), starting at their principal plane.
 
     Equal codes give equal maps. Fewer than `FEWEST` images stay in their principal plane. No model is needed,
@@ -75,6 +78,8 @@ def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
     Args:
         centred: (N, D), N at least 1, about their mean; codes from `scaled_by_effect`.
         progress: called with (rounds done, rounds in total) once the neighbours are known.
+        metric: what neighbours are near by. Descriptors of an index need the cosine: an image unlike all
+            others has a short vector there, and by the Euclidean distance it is the nearest to each of them.
 
     Raises:
         MissingExtraError: UMAP needs the optional part `map`.
@@ -89,6 +94,7 @@ def neighbour_map(centred: Array, progress: Progress | None = None) -> CodeMap:
     layout = umap.UMAP(
         n_neighbors=min(NEIGHBOURS, len(centred) - 1),
         init=start.astype(np.float32),
+        metric=metric,
         random_state=0,
         n_jobs=1,
         tqdm_kwds={"disable": progress is None, "file": _Rounds(progress), "bar_format": "{n} {total}\n"},

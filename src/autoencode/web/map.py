@@ -123,12 +123,13 @@ def _by_neighbours(workspace: Workspace, review: Collection, report: StageProgre
     def rounds(done: int, total: int) -> None:
         report("laying out images, rounds" if total else "finding neighbours", done, total)
 
-    key = key_of(hashlib.sha256(np.ascontiguousarray(centred).data).hexdigest())
+    metric = "euclidean" if workspace.vectors() is None else "cosine"
+    key = key_of(metric, hashlib.sha256(np.ascontiguousarray(centred).data).hexdigest())
     return workspace.results.kept(
         "map-umap",
         key,
         Form(_saved, functools.partial(_loaded, len(review))),
-        lambda: run_apart(neighbour_map, centred, report=rounds),
+        lambda: run_apart(functools.partial(neighbour_map, metric=metric), centred, report=rounds),
     )
 
 
