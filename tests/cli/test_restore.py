@@ -104,6 +104,12 @@ def test_what_may_be_meant_as_a_model_is_not_restored_by_the_bundled_one(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("amount", ["nan", "1.5", "-1"])
+def test_an_amount_out_of_range_is_told_the_range(autoencode: Command, photos: Path, amount: str) -> None:
+    told = f"The amount is {amount}; it must be from 0 to 1."
+    assert_one_line(autoencode("restore", photos, "--amount", amount), told, code=2)
+
+
 def test_a_stopped_call_says_how_much_is_done(
     autoencode: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,17 @@ def test_restoring_has_a_line_between_before_and_after(page: Page, photos: Path)
     page.wait_for_selector("text=Compare with itself again")
 
 
+def test_restoring_shows_the_amount_and_single_pixels_where_they_are_large(page: Page) -> None:
+    go(page, "restore")
+    page.wait_for_selector("#tab-restore .restore-whole >> text=Save the restored file")
+    slide(page, "#tab-restore label:has-text('Amount') input >> visible=true", 0.5)
+    assert page.inner_text("#tab-restore label:has-text('Amount') output >> visible=true") == "50 %"
+    page.wait_for_selector("#tab-restore .comparison.large .upper")
+    for _ in range(6):
+        page.click("#tab-restore [aria-label='Zoom in'] >> visible=true")
+    page.wait_for_selector("#tab-restore .comparison.large .upper.pixelated")
+
+
 def test_the_address_of_restoring_keeps_the_window_over_it_and_names_what_it_cannot_use(page: Page) -> None:
     go(page, "restore")
     page.evaluate("location.hash = '#restore?picture=i2&open=i3'")

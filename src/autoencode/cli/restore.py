@@ -42,7 +42,8 @@ def restore(
         typer.Option(help="Enlarge each side by this factor; needs a model trained with downscale.", min=1),
     ] = 1,
     amount: Annotated[
-        float, typer.Option(help="How much of the damage is removed, from 0 to 1.", min=0, max=1)
+        # Without the bounds of Typer, which take "nan" and say that it is to be less than 1.
+        float, typer.Option(help="How much of the damage is removed, from 0 to 1.")
     ] = 1.0,
     clean: Annotated[
         Path | None, typer.Option(help="The image, or a folder of them, without damage, to measure against.")

@@ -216,13 +216,22 @@ function mountWhole(root, address, choice) {
     state.picture = picture;
     redraw();
   }, (err) => showFailure(err, facts));
-  const amount = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: 1, onchange: () => set("amount")(amount.value) });
+  const amountShown = h("output", {}, "100 %");
+  const amount = h("input", {
+    type: "range",
+    min: 0,
+    max: 1,
+    step: 0.05,
+    value: 1,
+    oninput: () => (amountShown.value = `${Math.round(100 * Number(amount.value))} %`),
+    onchange: () => set("amount")(amount.value),
+  });
   // Only a model that was trained with downscale can enlarge.
   const scales = [["1", "no"], ...workspace.scales.map((factor) => [String(factor), `${factor} times`])];
   const enlarge = scales.length > 1 ? field("Enlarge", select(scales, "1", set("scale"))) : null;
   root.append(
     h("p", { class: "lead" }, "A picture at its full size, before and after noise is taken out of it."),
-    h("div", { class: "toolbar" }, dropzone(use, { label: "Choose an image" }), field("Amount", amount), enlarge, choice),
+    h("div", { class: "toolbar" }, dropzone(use, { label: "Choose an image" }), field("Amount", amount, amountShown), enlarge, choice),
     h("div", { class: "restore-whole" }, stage, facts),
   );
   return {
@@ -324,7 +333,11 @@ class ZoomedComparison {
     const width = this.fit.width * this.view.scale;
     const height = this.fit.height * this.view.scale;
     const transform = `translate(calc(-50% + ${this.view.x}px), calc(-50% + ${this.view.y}px))`;
-    for (const one of [this.lower, this.upper]) Object.assign(one.style, { width: `${width}px`, height: `${height}px`, transform });
+    for (const one of [this.lower, this.upper]) {
+      Object.assign(one.style, { width: `${width}px`, height: `${height}px`, transform });
+      // Noise is judged by single pixels, which the browser would smooth away.
+      one.classList.toggle("pixelated", width > 2 * this.size.width);
+    }
     // The line is in the frame, the clip in the picture, which may begin left of it.
     const left = stage.width / 2 + this.view.x - width / 2;
     const clip = Math.min(width, Math.max(0, this.divided * stage.width - left));
