@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from autoencode import pack_folder
+from autoencode import build_index, pack_folder
+from autoencode.web.made import index_of
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
 from autoencode.web.start import KEYBOARD, SAMPLE_GAP, SAMPLE_SIDE, SAMPLED, last_line
@@ -133,6 +134,36 @@ def test_the_end_of_a_log_is_how_it_ended_and_not_what_to_type() -> None:
     )
     assert last_line(["epoch 1/4  loss 1", ""]) == "epoch 1/4  loss 1"
     assert last_line([]) == ""
+
+
+def test_a_folder_that_has_an_index_gets_no_second_one_and_keeps_its_tags(
+    client: TestClient, home: Path
+) -> None:
+    assert client.get("/api/start?folder=inner").json()["index"] is None
+    build_index((home / "inner").resolve(), home / "indexes" / "inner")
+    client.post("/api/start/open", json={"folder": "indexes/inner"})
+    name = client.post("/api/selections", content=bytes([255, 15])).json()["selection"]
+    client.post("/api/tags", json={"selection": name, "tag": "mine"})
+    client.post("/api/selections/decisions", json={"selection": name, "decision": "drop"})
+    (home / "inner" / "0.png").unlink()
+    (home / "inner" / "new.png").write_bytes(next((home / "photos").rglob("*47.png")).read_bytes())
+    (home / "indexes" / "else").mkdir()  # no index
+    assert client.get("/api/start?folder=inner").json()["index"] == "indexes/inner"
+    client.post("/api/start/index", json={"folder": "inner"})
+    wait_for(lambda: not client.get("/api/start/work").json()["running"], seconds=60)
+    again = client.get("/api/start/work").json()
+    assert (again["out"], again["updates"]) == ("indexes/inner", True)
+    assert again["changes"] == {"encoded": 1, "kept": 11, "removed": 1}
+    client.post("/api/start/open", json={"folder": "indexes/inner"})
+    pictures = client.get("/api/browse").json()["pictures"]
+    about = {(one["name"], *one["tags"], one["decision"]) for one in pictures}
+    assert about == {*((f"{number}.png", "mine", "drop") for number in range(1, 12)), ("new.png", None)}
+
+
+def test_an_index_that_was_stopped_is_gone_on_with(tmp_path: Path, photos: Path) -> None:
+    pack_folder(photos, tmp_path / "indexes" / "photos" / "pack", size=32)
+    assert index_of(tmp_path, photos.resolve()) == (tmp_path / "indexes" / "photos", str(photos))
+    assert index_of(tmp_path, tmp_path) is None
 
 
 def test_an_index_made_in_the_page_is_opened_in_the_page(client: TestClient) -> None:

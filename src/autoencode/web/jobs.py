@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from autoencode.atomic import free_path
 from autoencode.errors import AutoencodeError, ConfigError
+from autoencode.web.made import INDEXES, index_of
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress, StageProgress
+    from autoencode.index.memory import FileIndex
 
 POLL_SECONDS = 0.1  # the longest that a cancelled process goes on
 LOG_NAME = "page.log"
@@ -257,13 +259,14 @@ def _serve(connection: Connection[Any, Any]) -> None:
 
 
 class Work(NamedTuple):
-    """A command that is running, or has ended."""
+    """A command that is running, or has ended; `is_update` of an index that was there."""
 
     kind: Literal["train", "index"]
     source: Path
     out: Path
     log: Path
     process: subprocess.Popen[bytes]
+    is_update: bool = False
 
 
 class Starter:
@@ -293,8 +296,13 @@ class Starter:
             raise ConfigError(f"Only folders under {self.root} can be opened. Start the page in another one.")
         return path
 
-    def begin(self, kind: Literal["train", "index"], source: Path) -> Work:
-        """Start to train or index the images of a folder.
+    def begin(self, kind: Literal["train", "index"], source: Path, opened: FileIndex | None = None) -> Work:
+        """Start to train or index the images of a folder; an index of it is updated, and keeps its tags.
+
+        Args:
+            kind: the command.
+            source: the folder, from `inside`.
+            opened: the index that the page shows.
 
         Raises:
             ConfigError: another command is running.
@@ -302,11 +310,12 @@ class Starter:
         assert self.root is not None
         if self.is_busy:
             raise ConfigError("Another command is running. Wait for it, or stop it.")
-        place = self.root / ("runs" if kind == "train" else "indexes")
-        out = free_path(place / source.name)
+        place = self.root / ("runs" if kind == "train" else INDEXES)
+        there = index_of(self.root, source, opened) if kind == "index" else None
+        out, named = there or (free_path(place / source.name), str(source))
         place.mkdir(parents=True, exist_ok=True)
         log = place / f"{out.name}-{LOG_NAME}"
-        command = [sys.executable, "-m", "autoencode", kind, str(source), "--out", str(out)]
+        command = [sys.executable, "-m", "autoencode", kind, named, "--out", str(out)]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command,
@@ -316,7 +325,7 @@ class Starter:
                 cwd=self.root,
                 env={**os.environ, "AUTOENCODE_LINE_SECONDS": "0.5"},
             )
-        self.work = Work(kind, source, out, log, process)
+        self.work = Work(kind, source, out, log, process, is_update=there is not None)
         return self.work
 
     @property

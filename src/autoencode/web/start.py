@@ -22,27 +22,29 @@ from fastapi.responses import Response
 from PIL import Image, ImageOps
 from pydantic import BaseModel
 
-from autoencode.atomic import is_locked
 from autoencode.data.folders import EXTENSIONS, is_result
 from autoencode.data.pack import open_pack
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.figures import contact_sheet
-from autoencode.index.memory import FileStore
+from autoencode.index.memory import FileIndex, FileStore
 from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.pixels import to_float, to_pixels
 from autoencode.training.run import is_run, read_run
 from autoencode.untrusted import TEXT_BYTES, read_file
 from autoencode.web.jobs import Starter, Work
+from autoencode.web.made import index_of, made_in
 from autoencode.web.overview import progress_of_run
 from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require
 from autoencode.web.workspace import Workspace, open_workspace
 
 MOST_COUNTED, COUNTING_SECONDS = 200_000, 2.0
-MOST_FOLDERS, DEEPEST = 2_000, 3  # looked through for runs and indexes
 PREVIEWED = 6
 # Advice that a command prints for its user; in the page, buttons do the same.
 KEYBOARD = re.compile(r"[;:,]? (?:Ctrl-C again skips it|run it again with --resume)(?=[.;]|$)")
+CHANGES = re.compile(
+    r"codes: (?P<encoded>[\d,]+) encoded.*?, (?P<kept>[\d,]+) kept, (?P<removed>[\d,]+) removed"
+)
 COMMANDS = ("next:", "report:", "model:")  # lines that end a log, and say what to type or where files are
 SAMPLED, SAMPLE_SIDE, SAMPLE_GAP = 8, 160, 4  # images shown of a folder, in pixels
 MOST_SAMPLED = 5_000
@@ -64,10 +66,10 @@ async def folders(
     require(needs(workspace))
     starter: Starter = request.app.state.starter
     path = starter.inside(folder)
-    return await asyncio.to_thread(_listed, starter, path)
+    return await asyncio.to_thread(_listed, starter, path, workspace.index)
 
 
-def _listed(starter: Starter, path: Path) -> dict[str, Any]:
+def _listed(starter: Starter, path: Path, opened: FileIndex | None) -> dict[str, Any]:
     assert starter.root is not None
     inner = []
     with contextlib.suppress(OSError):
@@ -75,7 +77,8 @@ def _listed(starter: Starter, path: Path) -> dict[str, Any]:
     images, is_all = _count(path)
     relative = path.relative_to(starter.root)
     # Runs and indexes of a folder seldom lie in it: all of them are listed, the folder's own first.
-    made = [*_made(starter.root, path), *_made(starter.root, starter.root)]
+    made = [*made_in(starter.root, path), *made_in(starter.root, starter.root)]
+    index = index_of(starter.root, path, opened)
     return {
         "root": readable(str(starter.root)),
         "folder": "" if path == starter.root else readable(relative.as_posix()),
@@ -83,6 +86,7 @@ def _listed(starter: Starter, path: Path) -> dict[str, Any]:
         "images": images,
         "is_all": is_all,
         "made": list({one["path"]: one for one in made}.values()),
+        "index": None if index is None else readable(index[0].relative_to(starter.root).as_posix()),
     }
 
 
@@ -146,26 +150,6 @@ async def sample(
     return png(np.asarray(strip))
 
 
-def _made(root: Path, path: Path) -> list[dict[str, Any]]:
-    """Return the runs and indexes under a folder, the newest first."""
-    found: list[tuple[float, dict[str, Any]]] = []
-    for looked, (folder, inner, names) in enumerate(os.walk(path)):
-        here = Path(folder)
-        if looked > MOST_FOLDERS or len(here.relative_to(path).parts) >= DEEPEST:
-            inner.clear()
-        is_model, is_index = MODEL_NAME in names and is_run(here), FileStore().holds(here)
-        if is_model or is_index:
-            inner.clear()
-            about = {
-                "path": readable(here.relative_to(root).as_posix()),
-                "kind": "run" if is_model else "index",
-                "training": is_model and is_locked(here),
-            }
-            with contextlib.suppress(OSError):
-                found.append((here.stat().st_mtime, about))
-    return [about for _, about in sorted(found, key=lambda one: -one[0])]
-
-
 @router.post("/api/start/open")
 async def open_other(request: Request, workspace: OpenWorkspace, chosen: Chosen) -> dict[str, Any]:
     """Open another run or index in this page, in place of what is open."""
@@ -182,10 +166,10 @@ async def open_other(request: Request, workspace: OpenWorkspace, chosen: Chosen)
 async def begin(
     request: Request, workspace: OpenWorkspace, kind: Literal["train", "index"], chosen: Chosen
 ) -> dict[str, Any]:
-    """Start to train on the images of a folder, or to index them."""
+    """Start to train on the images of a folder, or to index them; an index that there is of it is updated."""
     require(needs(workspace))
     starter: Starter = request.app.state.starter
-    await asyncio.to_thread(starter.begin, kind, starter.inside(chosen.folder))
+    await asyncio.to_thread(starter.begin, kind, starter.inside(chosen.folder), workspace.index)
     return await work(request, workspace)
 
 
@@ -220,6 +204,8 @@ def _progress(starter: Starter, of: Work) -> dict[str, Any]:
         "running": code is None,
         "failed": code not in (None, 0, 130) and not (of.out / MODEL_NAME).is_file(),
         "stopped": code == 130,
+        "updates": of.is_update,
+        "changes": changes(lines) if code == 0 and of.is_update else None,
         "line": last_line(lines),
         "ready": (of.out / MODEL_NAME).is_file() if of.kind == "train" else FileStore().holds(of.out),
     }
@@ -233,6 +219,12 @@ def last_line(lines: Sequence[str]) -> str:
     """Return the last line of a log that says how far the work is, or how it ended."""
     line = next((line for line in reversed(lines) if line and not line.startswith(COMMANDS)), "")
     return KEYBOARD.sub("", line)
+
+
+def changes(lines: Sequence[str]) -> dict[str, int] | None:
+    """Return how many images an update of an index encoded, kept and removed, from the lines of its log."""
+    found = next((one for one in map(CHANGES.match, reversed(lines)) if one), None)
+    return found and {name: int(count.replace(",", "")) for name, count in found.groupdict().items()}
 
 
 @router.get("/api/start/preview")

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { duration, timeLeft } from "../../../src/autoencode/web/static/dom.js";
-import { endOf, stageOf } from "../../../src/autoencode/web/static/start.js";
+import { changed, endOf, stageOf, titleOf } from "../../../src/autoencode/web/static/start.js";
 
 test("a line of a command is a stage with its numbers", () => {
   const line = "packing: 1,200 of 2,000, 310 images/s, 3 s left";
@@ -39,4 +39,11 @@ test("the time left follows from the pace, and is not told before there is one",
 
 test("a duration has the unit that a person would choose", () => {
   assert.deepEqual([0.2, 89, 120, 5400].map(duration), ["1 s", "89 s", "2 min", "1.5 h"]);
+});
+
+test("an update of an index is called one, and its end counts what changed", () => {
+  assert.equal(titleOf({ kind: "index", updates: true, source: "photos" }), "Updating the index of photos");
+  assert.equal(titleOf({ kind: "index", updates: false, source: "photos" }), "Indexing photos");
+  assert.match(changed({ encoded: 1, kept: 2000, removed: 410 }), /^1 new picture, 2,000 as before, 410 no longer there\. Tags/);
+  assert.equal(changed(null), "");
 });

@@ -2,7 +2,7 @@
 
 import { get, pause, post, query } from "./api.js";
 import { curves, phaseOf } from "./curves.js";
-import { h, notice, number, progressBar, say, showFailure, svg } from "./dom.js";
+import { counted, h, notice, number, progressBar, say, showFailure, svg } from "./dom.js";
 import { lacks, workspace } from "./shared.js";
 
 const LOOK_MS = 1000;
@@ -25,6 +25,20 @@ export function endOf({ failed, stopped, ready }) {
   if (failed) return "failed";
   if (stopped) return ready ? "stopped, and what was learned is kept" : "stopped";
   return "done";
+}
+
+/** What a command does, as the title of its progress. @param {{kind: string, updates: boolean, source: string}} at */
+export function titleOf({ kind, updates, source }) {
+  if (kind === "train") return `Training on ${source}`;
+  return updates ? `Updating the index of ${source}` : `Indexing ${source}`;
+}
+
+/** What an update changed, in words; empty if it is not known.
+ * @param {{encoded: number, kept: number, removed: number} | null} changes @returns {string} */
+export function changed(changes) {
+  if (!changes) return "";
+  const { encoded, kept, removed } = changes;
+  return `${counted(encoded, "new picture")}, ${number(kept)} as before, ${number(removed)} no longer there. Tags and decisions are kept.`;
 }
 
 function folderIcon() {
@@ -75,6 +89,7 @@ export function mount(root) {
           button("Browse and search them", begin("index"), { class: "primary", disabled: few }),
           button("Train a model on them", begin("train"), { disabled: few || found.images < 8 }),
         ),
+        found.index ? h("p", { class: "hint" }, `${found.index} is an index of this folder: it is updated with what is new, and keeps its tags and decisions.`) : "",
         h("p", { class: "hint" }, "Browsing, search, map, copies and outliers need no training: about a minute for 2,000 pictures. A model takes minutes to hours; it can be stopped at any time and kept."),
       ),
       h(
@@ -117,7 +132,7 @@ export function mount(root) {
     const title = h("h2", {});
     doing.replaceChildren(h("section", { class: "doing", "aria-label": "Running" }, title, bar, line, actions, pictures, charts));
     for (let at = first; !mine.signal.aborted; at = await get("/api/start/work", mine.signal)) {
-      if (!at.running || !isStopping) title.textContent = `${at.kind === "train" ? "Training on" : "Indexing"} ${at.source}${at.running ? "" : `: ${endOf(at)}`}`;
+      if (!at.running || !isStopping) title.textContent = `${titleOf(at)}${at.running ? "" : `: ${endOf(at)}`}`;
       const records = at.records ?? [];
       bar.hidden = !at.running;
       // Not the line that tells what Ctrl-C does: here it is a button. Lines are seldom; each epoch has a record.
@@ -125,7 +140,7 @@ export function mount(root) {
       else if (!at.line.startsWith("time:")) bar.update(stageOf(at.line));
       // An index that is done needs no words: its last line has the path and how codes are compared.
       const isSaid = !at.running && (at.kind === "train" || at.failed || at.stopped);
-      line.textContent = isSaid ? at.line.replace(/^quality: +/, "") : "";
+      line.textContent = isSaid ? at.line.replace(/^quality: +/, "") : changed(at.changes);
       actions.replaceChildren(
         ...(at.running && !isStopping ? [h("button", { type: "button", onclick: () => stop().catch((err) => showFailure(err)) }, at.kind === "train" ? "Stop and keep" : "Stop")] : []),
         ...(at.ready && !at.running ? [h("button", { type: "button", class: "primary", onclick: () => open(at.out).catch((err) => showFailure(err)) }, "Open")] : []),
