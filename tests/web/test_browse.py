@@ -6,10 +6,12 @@ import csv
 import io
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from starlette.testclient import TestClient
 from autoencode import build_index
 from autoencode.data.entries import Entry, packed_entry
 from autoencode.errors import ConfigError, OutputError
-from autoencode.web import browse
+from autoencode.web import missing, selections
 from autoencode.web.archive import zipped
 from autoencode.web.tags import TAGS_NAME, Tags
 from autoencode.web.workspace import Workspace
@@ -57,6 +59,14 @@ def test_images_are_found_by_every_word_label_and_part(client: TestClient, works
         entry.path for entry in entries if entry.label == "coast" and entry.split == "train"
     )
     assert names(client, "split=none") == []
+
+
+def test_a_star_stands_for_any_letters_of_a_name_or_path(client: TestClient) -> None:
+    every = names(client)
+    assert names(client, "text=*.png") == every
+    assert names(client, "text=forest/*7.PNG") == [one for one in every if re.match("forest/.*7.png", one)]
+    assert names(client, "text=*.jpg") == []
+    assert names(client, "text=*[0]*") == []  # a bracket is one
 
 
 def test_images_are_sorted_by_file_score_or_at_random(client: TestClient, workspace: Workspace) -> None:
@@ -219,7 +229,11 @@ def test_a_table_has_no_parts_before_a_training(
 
 
 def test_files_of_a_selection_that_are_gone_are_counted(
-    open_page: Callable[..., TestClient], run_folder: Path, photos: Path, tmp_path: Path
+    open_page: Callable[..., TestClient],
+    run_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = Path(shutil.copytree(photos, tmp_path / "photos"))
     index = build_index(folder, tmp_path / "index", run_folder, embedding="code").path
@@ -227,8 +241,34 @@ def test_files_of_a_selection_that_are_gone_are_counted(
     selection = selection_of(page, [0, 1, 2])
     assert page.get(f"/api/selections/{selection}/files").json() == {"files": 3, "missing": 0}
     first = page.get(f"/api/selections/{selection}/txt").text.splitlines()[0]
+    lines = page.get(f"/api/selections/{selection}/txt").text.splitlines()
+    assert "gone" not in page.get(f"/api/selections/{selection}/csv").text.splitlines()[0]
+    assert page.get("/api/overview").json()["missing"] == 0
     Path(first).unlink()
     assert page.get(f"/api/selections/{selection}/files").json() == {"files": 3, "missing": 1}
+    assert page.get(f"/api/selections/{selection}/txt").text.splitlines() == lines[1:]
+    rows = list(csv.DictReader(io.StringIO(page.get(f"/api/selections/{selection}/csv").text)))
+    assert [row["gone"] for row in rows] == ["yes", "", ""]
+    monkeypatch.setattr(missing, "SECONDS", 0)
+    assert page.get("/api/overview").json()["missing"] == 1
+    [gone] = page.get("/api/browse?gone=true").json()["pictures"]
+    assert (gone["gone"], str(folder / gone["name"])) == (True, first)
+    folder.rename(tmp_path / "elsewhere")  # not lost: the folder as a whole is not there
+    assert page.get("/api/overview").json()["missing"] == 0
+    assert page.get(f"/api/selections/{selection}/txt").text.splitlines() == lines
+
+
+def test_what_is_saved_is_named_by_its_folder_and_what_it_was_found_by(client: TestClient) -> None:
+    selection = selection_of(client, [3, 9])
+
+    def named(kind: str, of: str) -> str:
+        headers = client.get(f"/api/selections/{selection}/{kind}", params={"of": of}).headers
+        return unquote(headers["content-disposition"].partition("''")[2])
+
+    folder = client.get("/api/workspace").json()["folder"]
+    assert named("txt", "") == f"{folder}-selected.txt"
+    assert named("csv", "größer/als: 5") == f"{folder}-größer-als-5.csv"
+    assert named("zip", "../..") == f"{folder}.zip"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +307,7 @@ def test_an_archive_says_what_is_missing_and_keeps_files_of_one_name(tmp_path: P
 
 
 def test_the_oldest_selections_are_forgotten(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "SELECTION_BYTES", 10 * 6)  # ten of 48 bits
+    monkeypatch.setattr(selections, "SELECTION_BYTES", 10 * 6)  # ten of 48 bits
     first = selection_of(client, [0])
     for position in range(1, 10):
         selection_of(client, [position])

@@ -43,9 +43,9 @@ from autoencode.projection import GROUP_IMAGES, code_map, effect_sizes
 from autoencode.training.run import METRICS_NAME, RUN_NAME, append_metrics, read_run
 from autoencode.web import map as maps
 from autoencode.web import morph, outliers
-from autoencode.web.browse import chosen_positions
 from autoencode.web.pictures import Collection
 from autoencode.web.security import JSON_BYTES
+from autoencode.web.selections import chosen_positions
 from autoencode.web.server import STATIC
 from autoencode.web.tabs import TABS, Tab
 from autoencode.web.workspace import Workspace

@@ -18,6 +18,7 @@ from autoencode.evaluation import evaluate, reconstruction_errors
 from autoencode.evaluation.quality import QuickEvaluation, gap_in_words, quick_evaluation
 from autoencode.metrics.images import MEASURES
 from autoencode.training.run import repeating_command, settings_in_words, state_of_run
+from autoencode.web.missing import missing
 from autoencode.web.pictures import readable
 from autoencode.web.results import PLAIN, Form, Saved, key_of, state_of
 from autoencode.web.tabs import (
@@ -73,6 +74,7 @@ async def overview(workspace: OpenWorkspace) -> dict[str, Any]:
         "mosaic": mosaic,
         "known": _known(workspace),
         "problem": None if review is None else review.without_folder(),
+        "missing": 0 if review is None else await asyncio.to_thread(lambda: int(missing(review).sum())),
     }
 
 

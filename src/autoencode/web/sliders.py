@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from autoencode.errors import ConfigError
 from autoencode.pixels import to_pixels
 from autoencode.projection import effect_sizes
-from autoencode.web.browse import chosen_positions
 from autoencode.web.map import codes_of
 from autoencode.web.pictures import readable
+from autoencode.web.selections import chosen_positions
 from autoencode.web.tabs import Missing, OpenWorkspace, finished, needs_model, png, require
 from autoencode.web.workspace import Workspace
 

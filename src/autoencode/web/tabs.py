@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import io
+import re
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -166,9 +167,19 @@ def picture_file(content: bytes, media_type: str) -> Response:
 
 def download(content: bytes, name: str, media_type: str) -> Response:
     """Return a file to save."""
+    return Response(content, media_type=media_type, headers=attachment(name))
+
+
+def attachment(name: str) -> dict[str, str]:
+    """Return the headers of a file to save under a name."""
     # The form of RFC 5987, as a plain file name in a header can only be Latin-1.
-    disposition = f"attachment; filename*=UTF-8''{quote(name)}"
-    return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
+
+
+def file_name(*words: str) -> str:
+    """Return words as the name of a file, without what a file system or a shell takes for something else."""
+    parts = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
+    return "-".join(part for part in parts if part)[:100] or "pictures"
 
 
 def in_shell(path: Path) -> str:

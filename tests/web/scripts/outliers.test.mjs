@@ -36,4 +36,6 @@ test("an archive says how much of it is missing", () => {
   assert.match(gone(2, 3), /^2 files of 3 are gone: .* names them\.$/);
   assert.match(gone(3, 3), /nothing to save: all 3 files are gone/);
   assert.match(gone(1, 1), /the file is gone/);
+  assert.match(gone(2, 3, "txt"), /^2 files of 3 are gone, and left out of the list\. .* names them\.$/);
+  assert.match(gone(3, 3, "csv"), /the column “gone”/);
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Selection, positionsOf } from "../../../src/autoencode/web/static/selection.js";
+import { Selection, order, positionsOf } from "../../../src/autoencode/web/static/selection.js";
 
 test("a press with Shift selects what is shown between, in either direction", () => {
   const selection = new Selection();
@@ -30,6 +30,15 @@ test("every change is told, and a second press takes back the first", () => {
   selection.clear();
   assert.equal(told, 4);
   assert.equal(selection.size, 0);
+});
+
+test("what is saved is named by what the pictures were found by, and no longer once others are selected", () => {
+  order.of = "copy";
+  const selection = new Selection();
+  selection.add([1]);
+  assert.equal(order.of, "copy");
+  selection.replace([2]);
+  assert.equal(order.of, "");
 });
 
 test("bits come back as the positions they were made of", () => {

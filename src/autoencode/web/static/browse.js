@@ -11,13 +11,20 @@ import { lacks, workspace } from "./shared.js";
 
 const [PAGE, MOST] = [200, 500]; // pictures that are asked for at once, and that one answer holds
 const MOST_LOOKED = 2000; // loaded to find the one whose window an address names
-const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", unusual: "", sort: "name", down: "", selection: "" };
+const DEFAULTS = { text: "", label: "", split: "", decision: "", tag: "", unusual: "", gone: "", sort: "name", down: "", selection: "" };
 const SORTS = [["name", "name"], ["date", "date"], ["size", "file size"], ["score", "outlier score"], ["shuffled", "at random"]];
 const SPLITS = ["train", "validation", "test"].map((name) => [name, name]);
 const DECISIONS = [["none", "undecided"], ["keep", "kept"], ["drop", "dropped"]];
 const keys = (options) => options.map(([key]) => key);
-const ALLOWED = { sort: keys(SORTS), split: keys(SPLITS), decision: keys(DECISIONS), unusual: between(0, 1), down: ["true"] };
+const ALLOWED = { sort: keys(SORTS), split: keys(SPLITS), decision: keys(DECISIONS), unusual: between(0, 1), gone: ["true"], down: ["true"] };
 const MOST_LETTERS = 200; // of a text to find, as the server takes it
+
+/** What the pictures of the grid were found by, in words: part of the names of files that are saved of them.
+ * @param {Record<string, string>} state @returns {string} */
+export function foundBy({ text, label, split, decision, tag, unusual, gone }) {
+  const decided = Object.fromEntries(DECISIONS)[decision];
+  return [text, label, split, decided, tag === "-" ? "untagged" : tag, unusual && "unusual", gone && "gone"].filter(Boolean).join(" ");
+}
 
 export function mount(root) {
   root.classList.add("wide");
@@ -53,6 +60,7 @@ export function mount(root) {
     decision: choice("decision", [["", "all"], ...DECISIONS]),
     tag: choice("tag", [["", "any tag"]]),
     unusual: choice("unusual", [["", "any score"], ...[1, 5, 10, 25].map((percent) => [String(percent / 100), `${percent} % most unusual`])]),
+    gone: choice("gone", [["", "all files"], ["true", "files that are gone"]]),
     // Pictures are looked for at the end where they are unusual, large or new.
     sort: select(SORTS, state.sort, (sort) => ask({ sort, down: ["score", "size", "date"].includes(sort) ? "true" : "" })),
   };
@@ -70,6 +78,7 @@ export function mount(root) {
       choices.decision,
       choices.tag,
       choices.unusual,
+      choices.gone,
       field("Sort by", h("span", { class: "together" }, choices.sort, direction)),
       tileControls(),
     ),
@@ -84,6 +93,7 @@ export function mount(root) {
   choices.decision.setAttribute("aria-label", "Decision");
   choices.tag.setAttribute("aria-label", "Tag");
   choices.unusual.setAttribute("aria-label", "Outlier score");
+  choices.gone.setAttribute("aria-label", "Files");
   choices.split.hidden = !workspace.kind; // without a training, parts mean nothing
 
   /** What to do where no picture is found. */
@@ -136,8 +146,13 @@ export function mount(root) {
     Object.assign(state, values);
     remember("browse", state, DEFAULTS);
     showState();
-    Object.assign(order, { sort: state.sort, down: state.down });
+    noteOrder();
     run();
+  }
+
+  function noteOrder() {
+    Object.assign(order, { sort: state.sort, down: state.down });
+    if (!state.selection) order.of = foundBy(state); // the pictures of a selection were found by what was asked for before
   }
 
   function showState() {
@@ -148,13 +163,14 @@ export function mount(root) {
     whole.hidden = !state.selection;
   }
 
-  function showChoices({ labels, tags, decisions, scored }) {
+  function showChoices({ labels, tags, decisions, scored, missing }) {
     const fill = (control, options) => control.replaceChildren(...options.map(([key, words]) => h("option", { value: key }, words)));
     fill(choices.label, [["", "every label"], ...labels.map((name) => [name, name])]);
     choices.label.hidden = !labels.length;
     fill(choices.tag, [["", "any tag"], ["-", "untagged"], ...Object.entries(tags).map(([name, count]) => [name, `${name} (${number(count)})`])]);
     choices.tag.hidden = !Object.keys(tags).length;
     choices.unusual.hidden = !scored;
+    choices.gone.hidden = !missing && !state.gone;
     choices.decision.hidden = !(decisions.keep || decisions.drop);
     Object.assign(choices.sort.querySelector("[value=score]"), { disabled: !scored, textContent: scored ? "outlier score" : "outlier score, once Outliers was open" });
     showState();
@@ -162,9 +178,11 @@ export function mount(root) {
 
   function tile(picture) {
     const made = pictureButton(picture, { list: pictures, caption: shortName(picture), onclick: (event) => press(event, picture) });
-    const marks = [picture.decision && h("span", { class: `mark ${picture.decision}` }, picture.decision === "drop" ? "✕" : "✓"), ...(picture.tags ?? []).map((name) => h("span", { class: "mark" }, name))];
+    const folder = picture.name.split("/").slice(0, -1).join("/");
+    if (folder) made.querySelector(".caption").prepend(h("span", { class: "folder" }, `${folder}/`));
+    const marks = [picture.gone && h("span", { class: "mark gone" }, "gone"), picture.decision && h("span", { class: `mark ${picture.decision}` }, picture.decision === "drop" ? "✕" : "✓"), ...(picture.tags ?? []).map((name) => h("span", { class: "mark" }, name))];
     made.append(h("span", { class: "check", "aria-hidden": "true" }, "✓"), h("span", { class: "look", title: "Open", "aria-hidden": "true" }, "⤢"), h("span", { class: "marks" }, marks.filter(Boolean)));
-    if (picture.tags?.length || picture.decision) made.title = [picture.name, picture.decision, ...(picture.tags ?? [])].filter(Boolean).join(", ");
+    if (picture.tags?.length || picture.decision || picture.gone) made.title = [picture.name, picture.gone && "its file is gone", picture.decision, ...(picture.tags ?? [])].filter(Boolean).join(", ");
     markTile(made);
     return made;
   }
@@ -212,7 +230,7 @@ export function mount(root) {
       if (isNew) Object.assign(state, given);
       if (!isLoaded || isNew || isStale) run();
       remember("browse", state, DEFAULTS);
-      Object.assign(order, { sort: state.sort, down: state.down });
+      noteOrder();
       isLoaded = true;
       isStale = false;
       showState();

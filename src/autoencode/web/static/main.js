@@ -10,12 +10,16 @@ import { nextTheme, showTheme, themeName } from "./theme.js";
 
 const TABS = {}; // by name, as the server lists them: the title, and what the tab's script exports
 const shown = {};
+const MODELS = ["morph", "sliders", "generate"]; // tabs that look dimmed until there is a model
 let first = "overview"; // the tab of an address that names none
 let current = null;
 
 function buildTabs() {
   const nav = document.getElementById("tabs");
-  for (const [name, tab] of Object.entries(TABS)) nav.append(h("a", { href: `./#${name}`, id: `to-${name}` }, tab.title));
+  for (const [name, tab] of Object.entries(TABS)) {
+    const needsModel = MODELS.includes(name) && lacks(name);
+    nav.append(h("a", { href: `./#${name}`, id: `to-${name}`, class: needsModel && "lacking", title: needsModel && "Needs a model of your pictures" }, tab.title));
+  }
   // On a phone the bar fades out where there is more of it.
   const fade = () => nav.classList.toggle("more", nav.scrollLeft + nav.clientWidth < nav.scrollWidth - 4);
   nav.addEventListener("scroll", fade);
@@ -67,6 +71,8 @@ function open() {
   }
   const isAnother = current !== chosen;
   current = chosen;
+  document.body.dataset.tab = chosen;
+  dispatchEvent(new Event("tab"));
   shown[chosen].root.hidden = false;
   shown[chosen].show?.(params);
   for (const link of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("#tabs a"))) {

@@ -25,11 +25,13 @@ export function mount(root) {
   if (workspace.kind) root.append(h("h2", {}, "Training"), charts);
   root.append(settings);
   let gain = null; // against PCA, once it was measured
+  let lost = 0; // files that are not there any more
   let known = null; // copies and unusual pictures, as far as anybody looked
-  const tell = () => (sentence.textContent = lead(gain, known));
+  const tell = () => sentence.replaceChildren(lead(gain, known), ...(lost ? [" ", h("a", { href: "#browse?gone=true" }, goneInWords(lost))] : []));
   const knowing = async () => {
     const about = await get("/api/overview");
     known = about.known;
+    lost = about.missing;
     tell();
     steps.replaceChildren(...nextSteps(known));
     problem.hidden = !about.problem;
@@ -78,7 +80,7 @@ function lead(found = null, known = null) {
   if (found?.gain !== null && found?.gain !== undefined) parts.push(gained(found));
   else if (kind && code_size) parts.push(`${kind.startsWith("a") ? "An" : "A"} ${kind} of ${number(code_size)} code dimensions for ${height}×${width} pixels.`);
   else if (kind) parts.push(`A ${kind} for pictures of any size.`);
-  if (index) parts.push(`Search by ${index.compared}.`);
+  if (index) parts.push("They can be searched by what they show.");
   const counts = [counted(known?.copies, "group of copies", "groups of copies"), counted(known?.unusual, "picture that stands out", "pictures that stand out")];
   if (counts.some(Boolean)) parts.push(`${counts.filter(Boolean).join(", ")}.`);
   return parts.join(" ");
@@ -89,6 +91,11 @@ function gained({ gain, components }) {
   if (percent < 3) return `It restores held-out pictures as well as PCA of ${components} components, a method without training.`;
   const more = gain > 0 ? `${percent} % less error than` : `${percent} % more error than`;
   return `It restores held-out pictures with ${more} PCA of ${components} components, the same size.`;
+}
+
+/** How many files are gone. @param {number} lost @returns {string} */
+export function goneInWords(lost) {
+  return `${lost === 1 ? "1 file is" : `${number(lost)} files are`} not there any more.`;
 }
 
 /** A number with its noun; null if nobody has counted. */

@@ -47,6 +47,7 @@ export class Selection extends EventTarget {
 
   /** @param {Iterable<number>} positions */
   replace(positions) {
+    order.of = ""; // whoever selects others says by what
     this.#chosen = new Set(positions);
     this.#changed();
   }
@@ -81,5 +82,5 @@ export function positionsOf(bits) {
 
 export const selection = new Selection();
 
-/** The order in which its pictures were shown where they were selected: that of the lists that are saved. */
-export const order = { sort: "name", down: "" };
+/** How its pictures were shown where they were selected, for what is saved: their order, and what they were found by. */
+export const order = { sort: "name", down: "", of: "" };

@@ -10,6 +10,7 @@ export async function sendSelection() {
   return (await postBytes("/api/selections", selection.bits(workspace.images))).selection;
 }
 
+const USING = ["browse", "map", "duplicates", "outliers", "sliders"]; // tabs where pictures are selected, or the selection is used
 const KEPT = "selection"; // of a window, with the launch of the server that knows it
 
 /** Keep each change for a reload of this window: the server has the images, the window their hash. */
@@ -23,7 +24,7 @@ async function recall() {
   const [launch, name] = (sessionStorage.getItem(KEPT) ?? "").split(" ");
   if (launch !== workspace.launch) return; // another page, which may show other images
   const bits = await getBuffer(`/api/selections/${name}`);
-  if (!selection.size) selection.replace(positionsOf(new Uint8Array(bits)));
+  if (!selection.size) selection.add(positionsOf(new Uint8Array(bits)));
 }
 
 /** Add the bar to the page; `changed` is called when tags or decisions of the selected images have changed. */
@@ -32,6 +33,7 @@ export function addSelectionBar() {
   const tag = h("input", { type: "text", maxlength: 60, placeholder: "tag", "aria-label": "Tag", list: "known-tags", size: 12 });
   const known = h("datalist", { id: "known-tags" });
   const button = (text, onclick, more = {}) => h("button", { type: "button", class: "small", onclick: () => Promise.resolve(onclick()).catch((err) => showFailure(err)), ...more }, text);
+  let isGiven = false; // the tag that is written, to the present selection
   const give = async (on) => {
     const name = tag.value.trim();
     if (!name) {
@@ -40,6 +42,8 @@ export function addSelectionBar() {
       return;
     }
     const { changed, tags } = await post("/api/tags", { selection: await sendSelection(), tag: name, on });
+    isGiven = true;
+    if (on) order.of = name;
     known.replaceChildren(...Object.keys(tags).map((one) => h("option", { value: one })));
     say(on ? `${number(changed)} tagged “${name}”.` : `“${name}” taken from ${number(changed)}.`);
     told();
@@ -57,30 +61,40 @@ export function addSelectionBar() {
   };
   const file = async (kind) => {
     const name = await sendSelection();
-    const { files, missing } = kind === "zip" ? await get(`/api/selections/${name}/files`) : { files: 0, missing: 0 };
-    if (missing) say(gone(missing, files));
-    if (missing < files || kind !== "zip") h("a", { href: `/api/selections/${name}/${kind}?${query(order)}`, download: `selected.${kind}` }).click();
+    const { files, missing } = await get(`/api/selections/${name}/files`);
+    if (missing) say(gone(missing, files, kind));
+    if (missing < files || kind !== "zip") h("a", { href: `/api/selections/${name}/${kind}?${query(order)}`, download: "" }).click();
   };
+  tag.addEventListener("input", () => (isGiven = false));
   tag.addEventListener("keydown", (event) => event.key === "Enter" && give(true).catch((err) => showFailure(err)));
+  // On a phone all of it would take four rows, over the pictures that one selects.
+  const more = button("More", () => more.setAttribute("aria-expanded", String(bar.classList.toggle("open"))), { class: "small more", "aria-expanded": "false" });
   const bar = h(
     "section",
     { class: "selection-bar", "aria-label": "Selection", hidden: true },
     count,
-    button("Show", async () => (location.hash = `#browse?${query({ selection: await sendSelection(), ...order })}`)),
+    button("Show", async () => (location.hash = `#browse?${query({ selection: await sendSelection(), sort: order.sort, down: order.down })}`)),
+    more,
     h("span", { class: "together" }, tag, known, button("Tag", () => give(true)), button("Untag", () => give(false))),
     h("span", { class: "together" }, button("Keep", () => decide("keep")), button("Drop", () => decide("drop"))),
     button("Undo", undo, { title: "Take back the last change of tags or decisions" }),
     h("span", { class: "together" }, button("List", () => file("txt"), { title: "One path per line, for a script" }), button("CSV", () => file("csv")), button("Zip", () => file("zip"), { title: "The files themselves" })),
-    button("Clear", () => selection.clear()),
+    button("Clear", () => selection.clear(), { class: "small clear" }),
   );
   document.body.append(bar);
   const show = () => {
-    bar.hidden = !selection.size;
-    document.body.classList.toggle("selecting", selection.size > 0);
+    const isShown = selection.size > 0 && USING.includes(document.body.dataset.tab);
+    bar.hidden = !isShown;
+    document.body.classList.toggle("selecting", isShown);
     count.textContent = `${number(selection.size)} selected`;
     for (const tile of document.querySelectorAll("[data-picture]")) markTile(tile);
   };
   selection.addEventListener("change", show);
+  addEventListener("tab", show);
+  selection.addEventListener("change", () => {
+    if (isGiven) tag.value = ""; // it would be given to others by the next press
+    isGiven = false;
+  });
   selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
   recall().catch((err) => showFailure(err)).then(() => selection.addEventListener("change", () => keep().catch((err) => showFailure(err))));
   others.onmessage = () => dispatchEvent(new Event("curated"));
@@ -94,8 +108,14 @@ export function decided(pictures, decision, replaced) {
   return `${counted(pictures, "picture")} to ${decision}${before}.${list}`;
 }
 
-/** What an archive lacks, in words. @param {number} missing @param {number} files @returns {string} */
-export function gone(missing, files) {
+/** What an archive, a list or a table lacks, in words.
+ * @param {number} missing @param {number} files @param {string} kind of what is saved: "zip", "txt" or "csv" @returns {string} */
+export function gone(missing, files, kind = "zip") {
+  if (kind === "csv") return `${counted(missing, "file")} of ${number(files)} ${missing === 1 ? "is" : "are"} gone: the column “gone” of the table says which.`;
+  if (kind === "txt") {
+    if (missing === files) return `${files === 1 ? "The file is" : `All ${number(files)} files are`} gone: the list has their last paths.`;
+    return `${counted(missing, "file")} of ${number(files)} ${missing === 1 ? "is" : "are"} gone, and left out of the list. “CSV” names ${missing === 1 ? "it" : "them"}.`;
+  }
   if (missing === files) return `There is nothing to save: ${files === 1 ? "the file is" : `all ${number(files)} files are`} gone.`;
   return `${counted(missing, "file")} of ${number(files)} ${missing === 1 ? "is" : "are"} gone: missing.txt in the archive names ${missing === 1 ? "it" : "them"}.`;
 }
