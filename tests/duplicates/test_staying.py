@@ -20,6 +20,19 @@ def test_a_picture_in_a_border_is_not_the_one_that_stays(tmp_path: Path) -> None
     assert [(file.path.name, file.kinds) for file in group.files] == [("b.png", ()), ("a.png", ("cropped",))]
 
 
+def test_a_jpeg_stays_and_not_a_lossless_copy_of_it_but_a_lossless_source_does(tmp_path: Path) -> None:
+    texture(0).save(tmp_path / "b.jpg", quality=60)
+    with Image.open(tmp_path / "b.jpg") as decoded:
+        decoded.save(tmp_path / "a.png")
+    texture(1).save(tmp_path / "d.png")
+    texture(1).save(tmp_path / "c.jpg", quality=60)
+    for path in tmp_path.iterdir():
+        os.utime(path, (1e9, 1e9))  # as after a copy of all of them
+    groups = find_duplicates(tmp_path).groups
+    assert {group.files[0].path.name for group in groups} == {"b.jpg", "d.png"}
+    assert [file.decoded for group in groups for file in group.files].count(True) == 1
+
+
 def sizes(group: DuplicateGroup) -> list[tuple[int, int]]:
     return [(file.width, file.height) for file in group.files]
 

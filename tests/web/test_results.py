@@ -233,7 +233,7 @@ def test_a_folder_that_vanished_is_said_where_it_shows(
 def test_copies_of_other_files_are_ignored(kept: Results, photos: Path, tmp_path: Path) -> None:
     paths = [photos / "a.png", photos / "b.png"]
     files = tuple(
-        duplicates.DuplicateFile(path, 1, 2, 3, 4.5, 2, ("cropped",), paths[0], (0.0, 0.1, 0.5, 1.0))
+        duplicates.DuplicateFile(path, 1, 2, 3, 4.5, 2, True, ("cropped",), paths[0], (0.0, 0.1, 0.5, 1.0))
         for path in paths
     )
     found = duplicates.Duplicates(

@@ -34,9 +34,9 @@ def duplicates(
     keep: Annotated[
         Keep | None,
         typer.Option(
-            help="Choose the file of each group that stays: the one with most pixels, without a border, and "
-            "of equals the oldest; the oldest; or the first by path. Write into --out the list of the others "
-            "and a script that moves them. Nothing is deleted."
+            help="Choose the file of each group that stays: the one with most pixels, without a border, "
+            "of equals no lossless copy of a JPEG, and then the oldest; the oldest; or the first by path. "
+            "Write into --out the list of the others and a script that moves them. Nothing is deleted."
         ),
     ] = None,
     max_pixels: MaxPixels = None,

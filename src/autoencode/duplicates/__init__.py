@@ -25,7 +25,7 @@ from autoencode.duplicates.agreement import SHARP_SIDE, SIDE
 from autoencode.duplicates.candidates import find_candidates
 from autoencode.duplicates.features import SQUARE, Sketches, sketch_files
 from autoencode.duplicates.output import JSON_NAME, MARK_NAME, busy
-from autoencode.duplicates.staying import RULES, picture_in_border, staying, without_links
+from autoencode.duplicates.staying import RULES, decoded_jpegs, picture_in_border, staying, without_links
 from autoencode.duplicates.verdict import LEAST, LEAST_MUTUAL, Groups, copies_agreement, judge, kinds_of
 from autoencode.duplicates.verification import Match, Verifier, remembered
 from autoencode.errors import ImageFolderError, OutputError, check_choice
@@ -56,6 +56,7 @@ class DuplicateFile:
         bytes: its size.
         time: when it was last changed, in seconds since 1970.
         picture: its pixels, without a plain border around what another file of the group shows.
+        decoded: whether it is a lossless file of what a JPEG file of the group decodes to.
         kinds: how it differs from `like`: "identical" bytes; "re-encoded", the same picture saved again; or
             one or more of "mirrored", "rotated", "cropped" (or framed), "resized", "recoloured" and "edited".
             Empty for the first file of a group.
@@ -69,6 +70,7 @@ class DuplicateFile:
     bytes: int
     time: float
     picture: int
+    decoded: bool = False
     kinds: tuple[str, ...] = ()
     like: Path | None = None
     differs: Box | None = None
@@ -161,8 +163,8 @@ def find_duplicates(
     Args:
         images: folders and files, or one index from `build_index`, whose files are compared.
         keep: the file of each group that stays: the "largest", which has most pixels of the picture and
-            among equals is the oldest; the "oldest" by date; or the "first" by path. The others are compared
-            with it.
+            among equals is no lossless copy of a JPEG, and then the oldest; the "oldest" by date; or the
+            "first" by path. The others are compared with it.
         cache: a folder that keeps what was computed: after a kill the work goes on, and later only new files
             are read. It is made if missing.
         limits: the largest files and pictures to accept.
@@ -241,9 +243,15 @@ def _found(
     look_at(verdict.copies)
     verdict = judge(list(known.values()), sketches.sizes)
     pictures = _pictures(every, same, verdict.copies)
+    decoded = decoded_jpegs(
+        [(match.first, match.second) for match in verdict.copies],
+        lambda content: Path(sketches.names[content]),
+        sketches.sizes,
+        limits,
+    )
 
     def files(content: int) -> list[DuplicateFile]:
-        return [_file(every, row, int(pictures[content])) for row in same[content]]
+        return [_file(every, row, int(pictures[content]), content in decoded) for row in same[content]]
 
     groups = _grouped(verdict.copies, same, files, keep)
     # Not every pair of a large group is a candidate, and each copy is described by the file that stays.
@@ -330,11 +338,10 @@ def _described(
     return sorted(results, key=lambda group: group.files[0].path)
 
 
-def _file(every: Sketches, row: int, picture: int) -> DuplicateFile:
+def _file(every: Sketches, row: int, picture: int, decoded: bool = False) -> DuplicateFile:
     width, height = every.sizes[row].tolist()
-    return DuplicateFile(
-        Path(every.names[row]), width, height, int(every.bytes[row]), int(every.times[row]) / 1e9, picture
-    )
+    size, time = int(every.bytes[row]), int(every.times[row]) / 1e9
+    return DuplicateFile(Path(every.names[row]), width, height, size, time, picture, decoded)
 
 
 def _copy(

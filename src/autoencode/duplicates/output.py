@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,18 +92,26 @@ def busy(folder: Path) -> str:
     return f"Another process is searching for duplicates in {folder}."
 
 
-def others_of(found: Duplicates, keep: Keep) -> list[Path]:
+def others_of(
+    found: Duplicates, keep: Keep, chosen: Mapping[int, Collection[Path]] | None = None
+) -> list[Path]:
     """Return the files of all groups but the one that stays of each, in the order of the groups.
 
     Links stay where they are, and what they point to, so that none leads nowhere.
+
+    Args:
+        found: from `find_duplicates`.
+        keep: the rule.
+        chosen: what stays of groups, by their numbers in `found.groups`, in place of the rule.
     """
+    chosen = chosen or {}
     linked = {target for link, target in found.links if link.is_symlink()}
     return [
         file.path
-        for group in found.groups
-        for stays in [staying(group.files, keep).path]
+        for number, group in enumerate(found.groups)
+        for stays in [chosen.get(number) or {staying(group.files, keep).path}]
         for file in group.files
-        if file.path != stays and file.path not in linked and not file.path.is_symlink()
+        if file.path not in stays and file.path not in linked and not file.path.is_symlink()
     ]
 
 

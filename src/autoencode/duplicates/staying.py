@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageChops
 
+from autoencode.data import decoding
 from autoencode.data.listing import Paths
+from autoencode.errors import ImageError
 
 if TYPE_CHECKING:
     from autoencode.configuration import Keep
+    from autoencode.data.preprocessing import Limits
     from autoencode.duplicates import DuplicateFile
     from autoencode.duplicates.verification import Match
 
 # The content of a border is found to a pixel of the square that is compared; icons are registered to a few.
 _MOST_OFF, _OFF_OF_BORDER, _BEYOND = 0.08, 0.5, 0.05
+_JPEG, _LOSSLESS = (".jpg", ".jpeg"), (".png", ".bmp", ".tif", ".tiff", ".ppm")
+_DECODED = 4  # levels of 255 by which decoders of one JPEG differ
 _SAME_PIXELS = 0.05  # what the place of a border is off by, in pixels of the picture inside
 
 
 def _largest(file: DuplicateFile) -> tuple[Any, ...]:
-    return -file.picture, file.time, -file.bytes, file.path
+    # A lossless copy of a JPEG is many times as large and has nothing more in it.
+    return -file.picture, file.decoded, file.time, -file.bytes, file.path
 
 
 def _oldest(file: DuplicateFile) -> tuple[Any, ...]:
@@ -49,10 +57,44 @@ def staying(files: Sequence[DuplicateFile], keep: Keep) -> DuplicateFile:
 
     Args:
         files: one at least.
-        keep: "largest", the most pixels of the picture, among equals the oldest; "oldest" by date; or
-            "first" by path.
+        keep: "largest", the most pixels of the picture, among equals one that is no lossless copy of a
+            JPEG, and of those the oldest; "oldest" by date; or "first" by path.
     """
     return min(files, key=lambda file: (file.path.is_symlink(), *RULES[keep](file)))
+
+
+def decoded_jpegs(
+    pairs: Iterable[tuple[int, int]], path_of: Callable[[int], Path], sizes: NDArray[np.int64], limits: Limits
+) -> set[int]:
+    """Return which images are lossless files that hold what a JPEG file of a pair decodes to.
+
+    Args:
+        pairs: numbers of images that are copies of each other.
+        path_of: returns the file of an image.
+        sizes: (N, 2), width and height of each image.
+        limits: the largest files and pictures to read.
+    """
+    found = set[int]()
+    for pair in pairs:
+        for jpeg, other in (pair, pair[::-1]):
+            endings = [path_of(image).suffix.lower() for image in (jpeg, other)]
+            is_mixed = endings[0] in _JPEG and endings[1] in _LOSSLESS and other not in found
+            if is_mixed and (sizes[jpeg] == sizes[other]).all():
+                with contextlib.suppress(ImageError, OSError):  # one that is gone by now
+                    one, two = (_pixels(path_of(image), limits) for image in (jpeg, other))
+                    if np.asarray(ImageChops.difference(one, two)).max() <= _DECODED:
+                        found.add(other)
+    return found
+
+
+def _pixels(path: Path, limits: Limits) -> Image.Image:
+    """Return all pixels of a file, upright."""
+    with decoding.reading(limits.max_pixels):
+        image = decoding.open_image(decoding.read_bytes(path, limits.max_bytes))
+        decoding.check_pixels(image, limits.max_pixels)
+        turn = decoding.orientation(image)
+        image.load()
+        return decoding.upright(image.convert("RGB"), turn)
 
 
 def without_links(paths: Paths) -> tuple[Paths, list[tuple[Path, Path]]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from autoencode.configuration import Keep
 from autoencode.duplicates import (
@@ -20,16 +23,22 @@ from autoencode.duplicates import (
     find_duplicates,
 )
 from autoencode.duplicates.output import others_of, to_json
+from autoencode.errors import ConfigError
 from autoencode.models.backbones import BACKBONE
+from autoencode.web.choices import CHOICES_NAME, Choices
 from autoencode.web.jobs import Job
+from autoencode.web.pictures import readable
 from autoencode.web.results import Form, Saved, key_of, state_of
-from autoencode.web.tabs import Missing, OpenWorkspace, download, finished, recall_all, require
+from autoencode.web.tabs import Missing, OpenWorkspace, download, file_name, finished, recall_all, require
+from autoencode.web.tags import TAGS_NAME
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
+    from autoencode.data.entries import Entry
     from autoencode.data.pack import StageProgress
     from autoencode.duplicates.agreement import Box
 
+MOST_IDENTICAL = 50  # groups that are shown while the search goes on
 CACHE_NAME = "duplicates"  # beside the decisions: found again at once after a restart
 _STAGES = {"reading": "reading files", "comparing": "comparing pairs that look alike"}
 
@@ -45,12 +54,63 @@ async def groups(
 ) -> dict[str, Any]:
     """Return part of the groups with the file of each that stays, or the progress of finding them."""
     found, position = _found(workspace), _positions(workspace)
-    others = set(others_of(found, keep))
+    others = set(_others(workspace, found, keep))
+    pairs = [
+        [workspace.describe(f"{_letter(workspace)}{position[path]}") for path in (pair.first, pair.second)]
+        for pair in found.possible[:limit]
+    ]
+    part = found.groups[offset : offset + limit]
+    return {
+        **_summary(found, others, position),
+        "images": found.images,
+        "total": len(found.groups),
+        "offset": offset,
+        "groups": [_described(workspace, group, others, position) for group in part],
+        "possible": pairs if offset == 0 else [],
+    }
 
-    def described(file: DuplicateFile) -> dict[str, Any]:
-        assert workspace.review is not None
-        return workspace.describe(
-            f"{workspace.review.letter}{position[file.path]}",
+
+class Chosen(BaseModel):
+    """A file that stays of its group of copies; with `all` the others do, too, or no longer if not `on`."""
+
+    picture: str
+    keep: Keep = "largest"
+    all: bool = False
+    on: bool = True
+
+
+@router.post("/api/duplicates/choices")
+async def choose(workspace: OpenWorkspace, chosen: Chosen) -> dict[str, Any]:
+    """Write down what stays of the group of a file; return the group, and what could go of all."""
+    found, position = _found(workspace), _positions(workspace)
+    path = workspace.file(chosen.picture)
+    group = next((one for one in found.groups if any(file.path == path for file in one.files)), None)
+    if group is None or path is None:
+        raise ConfigError("This picture is in no group of copies.")
+    entries = _entries(workspace, group, position)
+    if chosen.all:
+        _choices(workspace).keep_all(entries, is_on=chosen.on)
+    else:
+        _choices(workspace).choose(entries, [file.path for file in group.files].index(path))
+    others = set(_others(workspace, found, chosen.keep))
+    return {**_summary(found, others, position), "group": _described(workspace, group, others, position)}
+
+
+def _summary(found: Duplicates, others: Set[Path], position: Mapping[Path, int]) -> dict[str, Any]:
+    """Return how many files could go, their bytes and their positions."""
+    return {
+        "redundant": len(others),
+        "bytes": sum(file.bytes for group in found.groups for file in group.files if file.path in others),
+        "others": sorted(position[path] for path in others),
+    }
+
+
+def _described(
+    workspace: Workspace, group: DuplicateGroup, others: Set[Path], position: Mapping[Path, int]
+) -> list[dict[str, Any]]:
+    return [
+        workspace.describe(
+            f"{_letter(workspace)}{position[file.path]}",
             width=file.width,
             height=file.height,
             bytes=file.bytes,
@@ -58,22 +118,57 @@ async def groups(
             kinds=file.kinds,
             stays=file.path not in others,
         )
-
-    pairs = [
-        [workspace.describe(f"{_letter(workspace)}{position[path]}") for path in (pair.first, pair.second)]
-        for pair in found.possible[:limit]
+        for file in group.files
     ]
-    part = found.groups[offset : offset + limit]
-    return {
-        "images": found.images,
-        "redundant": found.redundant,
-        "bytes": sum(file.bytes for group in found.groups for file in group.files if file.path in others),
-        "total": len(found.groups),
-        "offset": offset,
-        "groups": [[described(file) for file in group.files] for group in part],
-        "possible": pairs if offset == 0 else [],
-        "others": sorted(position[path] for path in others) if offset == 0 else [],
-    }
+
+
+def _others(workspace: Workspace, found: Duplicates, keep: Keep) -> list[Path]:
+    """Return the files that could go: by the rule, but where a person chose."""
+    choices, position = _choices(workspace), _positions(workspace)
+    chosen = dict[int, set[Path]]()
+    for number, group in enumerate(found.groups):
+        entries = _entries(workspace, group, position)
+        if choices.keeps_all(entries):
+            chosen[number] = {file.path for file in group.files}
+        elif (at := choices.stays(entries)) is not None:
+            chosen[number] = {group.files[at].path}
+    return others_of(found, keep, chosen)
+
+
+def _entries(workspace: Workspace, group: DuplicateGroup, position: Mapping[Path, int]) -> list[Entry]:
+    assert workspace.review is not None
+    return [workspace.review.entry(position[file.path]) for file in group.files]
+
+
+def _choices(workspace: Workspace) -> Choices:
+    # Beside the tags, and apart for two models in one folder as those are.
+    tags = workspace.tags.path
+    return _log(tags.with_name(tags.name.removesuffix(TAGS_NAME) + CHOICES_NAME))
+
+
+@functools.lru_cache(maxsize=4)
+def _log(path: Path) -> Choices:
+    return Choices(path)
+
+
+@router.get("/api/duplicates/identical")
+async def identical(workspace: OpenWorkspace) -> dict[str, Any]:
+    """Return groups of files with the same bytes, which are known without any search."""
+    require(needs(workspace))
+    assert workspace.review is not None
+    entries = workspace.review.pack.entries
+    _, inverse, counts = np.unique(entries.digests, return_inverse=True, return_counts=True)
+    groups = defaultdict[int, list[int]](list)
+    for position in np.flatnonzero(counts[inverse] > 1).tolist():
+        groups[int(inverse[position])].append(position)
+    found = sorted(groups.values())
+
+    def described(position: int) -> dict[str, Any]:
+        entry = entries[position]
+        more = {"bytes": entry.size, "time": entry.mtime / 1e9, "kinds": []}
+        return workspace.describe(f"{_letter(workspace)}{position}", **more)
+
+    return {"total": len(found), "groups": [list(map(described, group)) for group in found[:MOST_IDENTICAL]]}
 
 
 @router.get("/api/duplicates/known")
@@ -86,10 +181,12 @@ async def known(workspace: OpenWorkspace) -> dict[str, bool]:
 @router.get("/api/duplicates.txt")
 async def listed(workspace: OpenWorkspace, keep: Keep = "largest") -> Response:
     """Return the files that could go, one per line."""
-    paths = others_of(_found(workspace), keep)
+    paths = _others(workspace, _found(workspace), keep)
     # A path with a line break would read as two, perhaps of other files.
     lines = b"".join(os.fsencode(path) + b"\n" for path in paths if "\n" not in str(path))
-    return download(lines, "copies.txt", "text/plain")
+    assert workspace.review is not None
+    folder = readable(workspace.review.pack.folder.name)
+    return download(lines, f"{file_name(folder, 'copies')}.txt", "text/plain")
 
 
 @router.post("/api/duplicates/cancel")
@@ -178,6 +275,7 @@ def _file_from(content: Mapping[str, Any]) -> DuplicateFile:
         int(content["bytes"]),
         float(content["time"]),
         int(content["picture"]),
+        bool(content["decoded"]),
         _texts(content["kinds"]),
         None if like is None else Path(like),
         None if differs is None else _box(*map(float, differs)),

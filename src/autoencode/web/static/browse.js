@@ -5,8 +5,9 @@ import { get, getBuffer, query, restarting } from "./api.js";
 import { announce, field, h, isTyping, notice, number, say, sayIgnored, select, showFailure } from "./dom.js";
 import { arrowKeys, rectangle } from "./grid.js";
 import { openPicture, pictureButton, shortName, tileControls } from "./pictures.js";
+import { KEYS, addCheck, press, selectingKey } from "./selecting.js";
 import { order, positionsOf, selection } from "./selection.js";
-import { markTile, positionOf } from "./selectionbar.js";
+import { positionOf } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
 const [PAGE, MOST] = [200, 500]; // pictures that are asked for at once, and that one answer holds
@@ -177,24 +178,17 @@ export function mount(root) {
   }
 
   function tile(picture) {
-    const made = pictureButton(picture, { list: pictures, caption: shortName(picture), onclick: (event) => press(event, picture) });
+    const made = pictureButton(picture, { list: pictures, caption: shortName(picture), onclick: (event) => press(event, picture.id, shown(), () => openPicture(picture, pictures, rest)) });
     const folder = picture.name.split("/").slice(0, -1).join("/");
     if (folder) made.querySelector(".caption").prepend(h("span", { class: "folder" }, `${folder}/`));
     const marks = [picture.gone && h("span", { class: "mark gone" }, "gone"), picture.decision && h("span", { class: `mark ${picture.decision}` }, picture.decision === "drop" ? "✕" : "✓"), ...(picture.tags ?? []).map((name) => h("span", { class: "mark" }, name))];
-    made.append(h("span", { class: "check", "aria-hidden": "true" }, "✓"), h("span", { class: "look", title: "Open", "aria-hidden": "true" }, "⤢"), h("span", { class: "marks" }, marks.filter(Boolean)));
+    made.append(h("span", { class: "marks" }, marks.filter(Boolean)));
     if (picture.tags?.length || picture.decision || picture.gone) made.title = [picture.name, picture.gone && "its file is gone", picture.decision, ...(picture.tags ?? [])].filter(Boolean).join(", ");
-    markTile(made);
+    addCheck(made);
     return made;
   }
 
-  function press(event, picture) {
-    const position = positionOf(picture.id);
-    const [isCheck, isLook] = [".check", ".look"].map((part) => event.target.closest?.(part));
-    if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
-    else if (event.ctrlKey || event.metaKey || isCheck || (selection.size && event.detail && !isLook)) selection.toggle(position);
-    else openPicture(picture, pictures, rest);
-  }
-
+  const shown = () => pictures.map(({ id }) => id);
   const rest = { total: () => total, more: () => load(true) };
 
   /** The pictures about one that an address names, loaded as far as that; null if it is not among them. */
@@ -238,17 +232,12 @@ export function mount(root) {
     around,
     key(event) {
       if (isTyping(event) && !(event.key === "a" && (event.ctrlKey || event.metaKey) && !/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName))) return;
-      const focused = document.activeElement?.closest?.(".selectable .picture");
-      if (event.key === " " && focused) {
-        const position = positionOf(focused.getAttribute("data-picture"));
-        if (event.shiftKey) selection.extend(position, pictures.map(({ id }) => positionOf(id)));
-        else selection.toggle(position);
-      } else if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll().catch((err) => showFailure(err));
-      else if (event.key === "Escape" && selection.size) selection.clear();
+      if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll().catch((err) => showFailure(err));
+      else if (selectingKey(event, shown)) event.preventDefault();
       else if (event.key === "/") text.focus();
       else return;
       event.preventDefault();
     },
-    help: [["arrows", "move"], ["Enter", "open"], ["Space", "select"], ["Shift and Space", "select up to here"], ["Ctrl A", "select all"], ["Escape", "select none"], ["/", "find by name"]],
+    help: [["arrows", "move"], ["Enter", "open"], ["Ctrl A", "select all"], ...KEYS, ["/", "find by name"]],
   };
 }

@@ -2,15 +2,17 @@
 
 import { asked, remember } from "./address.js";
 import { get, originalUrl, post, query, waitFor } from "./api.js";
-import { field, h, notice, number, progressBar, say, sayIgnored, select, showFailure } from "./dom.js";
+import { announce, counted, field, h, isTyping, notice, number, progressBar, say, sayIgnored, select, showFailure } from "./dom.js";
 import { openPicture, original, shortName } from "./pictures.js";
+import { KEYS, addCheck, press, selectingKey } from "./selecting.js";
 import { order, selection } from "./selection.js";
 import { lacks, workspace } from "./shared.js";
 import { bytes } from "./viewer.js";
 
 const PAGE = 50;
 const MOST_BY_ITSELF = 5000; // pictures among which one need not be asked to look: some minutes
-const TAKES = "Takes a minute or two for some thousand pictures. The page stays usable meanwhile, and what was found is kept.";
+const TAKES = "Takes a minute or two for some thousand pictures. ";
+const MEANWHILE = "The page stays usable meanwhile, and what was found is kept.";
 const RULES = [["largest", "the largest"], ["oldest", "the oldest"], ["first", "the first by path"]];
 
 export function mount(root) {
@@ -22,11 +24,12 @@ export function mount(root) {
   }
   const state = { keep: "largest" };
   const body = h("div");
-  const list = h("div", { class: "copies" });
+  const list = h("div", { class: "copies selectable" });
   const summary = h("p", { class: "verdict" });
   const more = h("button", { type: "button", hidden: true, onclick: () => load(list.childElementCount).catch((err) => showFailure(err)) }, "Show more groups");
-  const possible = h("div", { class: "copies" });
+  const possible = h("div", { class: "copies selectable" });
   let others = [];
+  let sum = null; // how many groups, files and bytes there are
   root.append(body);
 
   const rule = select(RULES, state.keep, (keep) => {
@@ -38,7 +41,7 @@ export function mount(root) {
   function begin() {
     body.replaceChildren(
       h("button", { type: "button", class: "primary", onclick: start }, "Look for copies"),
-      h("p", { class: "hint" }, TAKES),
+      h("p", { class: "hint" }, TAKES, MEANWHILE),
     );
   }
 
@@ -50,9 +53,15 @@ export function mount(root) {
     };
     const aborted = new AbortController();
     const bar = progressBar("reading files", stop);
-    body.replaceChildren(bar, h("p", { class: "hint" }, TAKES));
+    const takes = h("span", {}, TAKES);
+    body.replaceChildren(bar, h("p", { class: "hint" }, takes, MEANWHILE), identical);
+    const follow = (at) => {
+      bar.update(at);
+      takes.hidden = at.done > 0; // from then on the bar says how long it takes
+      showIdentical().catch((err) => showFailure(err, identical));
+    };
     try {
-      await waitFor(`/api/duplicates?${query({ ...state, limit: 1 })}`, bar.update, aborted.signal);
+      await waitFor(`/api/duplicates?${query({ ...state, limit: 1 })}`, follow, aborted.signal);
       body.replaceChildren(
         h(
           "div",
@@ -72,30 +81,60 @@ export function mount(root) {
     }
   }
 
+  const identical = h("div", { class: "copies selectable" });
+
+  /** Files with the same bytes, which are known without a look at their pixels, are there to see meanwhile. */
+  async function showIdentical() {
+    if (identical.childElementCount) return;
+    identical.append(h("h2", {}, "Byte for byte the same"));
+    const { groups, total } = await get("/api/duplicates/identical");
+    if (!total) identical.replaceChildren(h("p", { hidden: true }));
+    else identical.append(...groups.map((files) => group(files, shown)), total > groups.length ? h("p", { class: "hint" }, `${number(groups.length)} of ${number(total)} groups`) : "");
+  }
+
   const download = h("a", { class: "button", download: "copies.txt" }, "List of the others");
 
   async function load(offset) {
     const found = await get(`/api/duplicates?${query({ ...state, offset, limit: PAGE })}`);
     download.href = `/api/duplicates.txt?${query(state)}`;
     if (!offset) {
-      others = found.others;
       list.replaceChildren();
-      summary.textContent = found.total
-        ? `${number(found.total)} groups: ${number(found.redundant)} of ${number(found.images)} files could go, ${bytes(found.bytes)}.`
-        : `No copies among ${number(found.images)} files.`;
+      sum = found;
+      tell(found);
       possible.replaceChildren(
         ...(found.possible.length
-          ? [h("h2", {}, "Perhaps copies"), h("p", { class: "hint" }, "These agree as far as different pictures of this folder do, too. Look at them."), ...found.possible.map((pair) => group(pair))]
+          ? [h("h2", {}, "Perhaps copies"), h("p", { class: "hint" }, "These agree as far as different pictures of this folder do, too. Look at them."), ...found.possible.map((pair) => group(pair, shown))]
           : []),
       );
     }
-    list.append(...found.groups.map((files) => group(files)));
+    list.append(...found.groups.map((files) => group(files, shown, choose)));
     more.hidden = list.childElementCount >= found.total;
   }
 
+  /** Say how many files could go. */
+  function tell(part) {
+    others = part.others;
+    Object.assign(sum, { redundant: part.redundant, bytes: part.bytes });
+    summary.textContent = sum.total
+      ? `${counted(sum.total, "group")}: ${number(sum.redundant)} of ${number(sum.images)} files could go, ${bytes(sum.bytes)}.`
+      : `No copies among ${number(sum.images)} files.`;
+  }
+
+  /** Let a file of a group stay in place of the one that the rule chose, or all of them. */
+  async function choose(element, values) {
+    const found = await post("/api/duplicates/choices", { ...values, keep: state.keep });
+    tell(found);
+    const made = group(found.group, shown, choose);
+    element.replaceWith(made);
+    made.querySelector(`[data-focus="${values.all ? "all" : values.picture}"]`)?.focus();
+    announce(summary.textContent);
+  }
+
+  const shown = () => [...body.querySelectorAll("[data-picture]")].map((tile) => tile.getAttribute("data-picture"));
+
   function selectOthers() {
-    Object.assign(order, { sort: "name", down: "" });
     selection.replace(others);
+    Object.assign(order, { sort: "name", down: "", of: "copies" });
     say(`${number(others.length)} files selected. Save their list below, tag or drop them.`);
   }
 
@@ -116,22 +155,39 @@ export function mount(root) {
       state.keep = rule.value = given.keep;
       if (list.isConnected) load(0).catch((err) => showFailure(err));
     },
+    key(event) {
+      if (!isTyping(event) && selectingKey(event, shown)) event.preventDefault();
+    },
+    help: [["Enter", "open"], ...KEYS],
   };
 }
 
-/** One group: its files, the one that stays first, each with what was done to it. */
-function group(files) {
+/**
+ * One group: its files, the one that stays first, each with what was done to it.
+ * @param {any[]} files @param {() => string[]} shown the ids of all pictures that are shown
+ * @param {((element: HTMLElement, values: object) => Promise<void>) | null} choose what stays; null for files that may be no copies
+ */
+function group(files, shown, choose = null) {
   const first = files[0];
-  return h("div", { role: "group", class: files.length > 2 ? "copy-group many" : "copy-group", "aria-label": shortName(first) }, files.map((file) => copy(file, first, files)));
+  const act = (values) => choose(element, values).catch((err) => showFailure(err));
+  const isAll = files.every(({ stays }) => stays);
+  const all = choose && h("button", { type: "button", class: "small", "data-focus": "all", "aria-pressed": String(isAll), title: "They are no copies, or both are needed", onclick: () => act({ picture: first.id, all: true, on: !isAll }) }, files.length > 2 ? "Keep all" : "Keep both");
+  const element = h(
+    "div",
+    { role: "group", class: files.length > 2 ? "copy-group many" : "copy-group", "aria-label": shortName(first) },
+    files.map((file) => copy(file, first, files, shown, file === first ? all : null, choose && !file.stays ? () => act({ picture: file.id }) : null)),
+  );
+  return element;
 }
 
-function copy(file, first, files) {
+function copy(file, first, files, shown, all, keep) {
   const facts = [
     file.width && `${number(file.width)} × ${number(file.height)}`,
     file.bytes && bytes(file.bytes),
     file.time && new Date(1000 * file.time).toLocaleDateString("en-GB", { dateStyle: "medium" }),
   ].filter(Boolean);
-  const frame = h("button", { type: "button", class: "picture", "data-picture": file.id, title: file.name, onclick: () => openPicture(file, files) }, original(file, 280));
+  const frame = h("button", { type: "button", class: "picture", "data-picture": file.id, title: file.name, onclick: (event) => press(event, file.id, shown(), () => openPicture(file, files)) }, original(file, 280));
+  addCheck(frame);
   const isOther = file !== first;
   return h(
     "figure",
@@ -145,9 +201,11 @@ function copy(file, first, files) {
       h(
         "span",
         { class: "kinds" },
-        file.stays ? h("span", { class: "mark keep" }, "stays") : null,
+        file.stays ? h("span", { class: "mark keep", tabindex: "-1", "data-focus": file.id }, "stays") : null,
         (file.kinds ?? []).map((kind) => h("span", { class: "mark" }, kind)),
+        keep && h("button", { type: "button", class: "small", onclick: keep }, "Keep this one"),
         isOther ? h("button", { type: "button", class: "small", onclick: () => compare(first, file) }, "Difference") : null,
+        all,
       ),
     ),
   );
