@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
+from tests.duplicates.pictures import texture
 
 from autoencode import build_index
 from autoencode.web import missing, tabs
@@ -682,6 +684,46 @@ def test_files_that_are_gone_are_counted_and_marked(
         context.close()
 
 
+def test_copies_are_chosen_singly_and_what_stays_is_up_to_the_person(
+    browser: Browser, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        texture(number).save(folder / f"{number}.png")
+    shutil.copy(folder / "0.png", folder / "again.png")
+    texture(1).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    index = build_index(folder, tmp_path / "index").path
+    context = browser.new_context()
+    with serving(open_workspace(index), tmp_path) as served, watched(context.new_page(), served) as page:
+        page.goto(served.entrance)
+        go(page, "duplicates")
+        groups, said = (
+            ".copy-group",
+            "text => document.querySelector('#tab-duplicates .verdict')?.textContent.includes(text)",
+        )
+        until(page, said, "2 groups: 2 of 6 files could go")
+        stays = page.locator(f"{groups} >> nth=0 >> .stays .name").inner_text()
+        page.click(f"{groups} >> nth=0 >> text=Keep this one")
+        until(page, "name => document.querySelector('.copy-group .stays .name').textContent !== name", stays)
+        page.click(f"{groups} >> nth=1 >> text=Keep both")
+        until(page, said, "2 groups: 1 of 6 files could go")
+        page.reload()
+        until(page, said, "2 groups: 1 of 6 files could go")
+        assert page.locator(f"{groups} >> nth=0 >> .stays .name").inner_text() != stays
+        page.click(f"{groups} >> nth=1 >> text=Keep both")
+        until(page, said, "2 groups: 2 of 6 files could go")
+        page.click(f"{groups} .picture >> nth=1", modifiers=["Control"])
+        page.focus(f"{groups} .picture >> nth=2")
+        page.keyboard.press("Space")
+        page.wait_for_selector(".selection-bar >> text=2 selected")
+        page.keyboard.press("Escape")
+        until(page, "document.querySelector('.selection-bar').hidden")
+        found = page.request.get(f"http://127.0.0.1:{served.port}/api/duplicates/identical").json()
+        assert [[file["name"] for file in group] for group in found["groups"]] == [["0.png", "again.png"]]
+        context.close()
+
+
 def test_two_copies_lie_exactly_over_each_other(page: Page) -> None:
     go(page, "duplicates")
     page.evaluate(
@@ -725,6 +767,37 @@ def test_a_picture_fills_the_window_and_the_arrows_lead_on(page: Page, photos: P
     page.keyboard.press("m")
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog')")
+
+
+def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None:
+    go(page, "browse")
+    tile = "#tab-browse .grid .picture"
+    until(page, "s => document.querySelectorAll(s).length === 48", tile)
+    page.press(f"{tile} >> nth=0", "Enter")
+    page.wait_for_selector("dialog.viewer .curation")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("dialog.viewer >> text=2 of 48")
+    page.keyboard.press("Space")
+    page.wait_for_selector(".curation >> text=✓ Selected")
+    page.keyboard.press("d")
+    until(page, "document.querySelector('.curation .drop').ariaPressed === 'true'")
+    page.keyboard.press("t")
+    page.keyboard.type("seen")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".chips >> text=seen")
+    until(page, "document.querySelectorAll('#tab-browse .mark.drop').length === 1")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+    until(page, "document.activeElement.matches('#tab-browse .picture.chosen')")  # the last one seen
+    page.press(f"{tile} >> nth=1", "Enter")
+    page.click(".chips >> text=seen")
+    until(page, "!document.querySelector('.chips .chip')")
+    for mark in (1, 1, 0):  # the tag given again, taken, and the decision
+        page.click(".curation >> text=Undo")
+        until(page, "n => document.querySelectorAll('#tab-browse .mark.drop').length === n", mark)
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog')")
+    page.click(".selection-bar >> text=Clear")
 
 
 def test_back_closes_the_window_of_a_picture_and_nothing_else(page: Page) -> None:

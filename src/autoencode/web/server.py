@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
+from autoencode.web.filtering import described
 from autoencode.web.jobs import Starter
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.pictures import Held, Pixels, is_position, readable
@@ -164,7 +165,10 @@ async def some(
 
 @router.get("/api/pictures/{name}")
 async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
-    """Return the facts about a picture."""
+    """Return the facts about a picture; of one under review also its tags, its decision and its score."""
+    found, review = workspace.find(name), workspace.review
+    if not isinstance(found, Held) and found.collection is review:
+        return described(workspace, found.position)
     return workspace.describe(name)
 
 

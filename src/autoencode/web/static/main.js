@@ -41,7 +41,7 @@ function buildTabs() {
   document.getElementById("shell").append(icon("?", "Keys", showKeys), turn);
 }
 
-const EVERYWHERE = [["?", "these keys"], ["Tab, arrows", "through controls, and inside a grid of pictures"], ["in the window of a picture: ← →", "previous and next picture"], ["+ − 0", "zoom in, out, fit"], ["M", "the model's view"], ["Escape", "close"]];
+const EVERYWHERE = [["?", "these keys"], ["Tab, arrows", "through controls, and inside a grid of pictures"], ["in the window of a picture: ← →", "previous and next picture"], ["+ − 0", "zoom in, out, fit"], ["M", "the model's view"], ["Space, K, D, T, U", "select, keep, drop, tag it; undo"], ["Escape", "close"]];
 
 /** A window with the keys of the open tab and of all tabs. */
 function showKeys() {

@@ -2,6 +2,7 @@
 
 import { windowOf, withWindow } from "./address.js";
 import { get, getBlob, imageUrl, originalUrl, query, restarting, waitFor } from "./api.js";
+import { curation } from "./curation.js";
 import { announce, h, keepingFocus, number, progressBar, say, save as saveFile, showFailure } from "./dom.js";
 import { followGestures, pointIn } from "./gestures.js";
 import { addToMorph, heatLegend, pictureButton, score, shortName } from "./pictures.js";
@@ -58,6 +59,17 @@ export function openPicture(picture, list = null, rest = null) {
     h("div", { class: "viewer-body" }, h("div", { class: "stage-place" }, stage.element, back, next, legend), panel),
   );
   const note = inHistory(dialog, pictures[at].id);
+  const behind = document.querySelector("main > section:not([hidden])");
+  let shown = picture.id;
+  let curated = null; // the controls of the picture that is shown
+  const renew = () => curated?.refresh().catch((err) => showFailure(err));
+  addEventListener("curated", renew);
+  dialog.addEventListener("close", () => {
+    removeEventListener("curated", renew);
+    // The picture that was seen last has the keyboard then, not the first: its window was opened from there.
+    const last = behind?.checkVisibility?.() !== false && /** @type {HTMLElement | null} */ (behind?.querySelector(`[data-picture="${CSS.escape(shown)}"]`));
+    if (last) last.focus();
+  });
   dialog.addEventListener("keydown", (event) => key(event));
 
   function viewButton(name, text) {
@@ -105,7 +117,10 @@ export function openPicture(picture, list = null, rest = null) {
 
   function show() {
     const of = pictures[at];
+    shown = of.id;
     note(of.id);
+    curated = curation(of);
+    renew();
     heading.textContent = shortName(of);
     position.textContent = total() > 1 ? `${number(at + 1)} of ${number(total())}` : "";
     back.hidden = next.hidden = pictures.length < 2;
@@ -113,7 +128,7 @@ export function openPicture(picture, list = null, rest = null) {
     next.disabled = at === total() - 1;
     const known = h("div", { class: "facts" });
     const near = h("div", { class: "near" });
-    keepingFocus(panel, () => panel.replaceChildren(known, ...actions(of, dialog), near), () => heading);
+    keepingFocus(panel, () => panel.replaceChildren(known, curated?.element ?? "", ...actions(of, dialog), near), () => heading);
     panel.scrollTop = 0;
     look(part);
     facts(of, known).catch((err) => showFailure(err, known));
@@ -124,7 +139,9 @@ export function openPicture(picture, list = null, rest = null) {
   }
 
   async function go(by) {
-    const to = at + by;
+    // A decision may have taken the picture out of the list, and what follows it is in its place then.
+    const now = pictures.findIndex(({ id }) => id === shown);
+    const to = now >= 0 ? now + by : at + (by > 0 ? by - 1 : by);
     if (to < 0 || to >= total()) return;
     if (to >= pictures.length) await rest.more();
     if (!pictures[to]) return;
@@ -137,7 +154,7 @@ export function openPicture(picture, list = null, rest = null) {
   }
 
   function key(event) {
-    if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input, select, textarea") || (event.key === " " && event.target.matches("button, a")) || event.ctrlKey || event.metaKey || event.altKey) return;
     const moves = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
     if (stage.isZoomed && event.key in moves) stage.move(...moves[event.key].map((way) => way * STEP));
     else if (event.key === "ArrowLeft") turn(-1);
@@ -146,7 +163,7 @@ export function openPicture(picture, list = null, rest = null) {
     else if (event.key === "-") stage.zoom(1 / 1.5);
     else if (event.key === "0") stage.reset();
     else if (event.key === "m" && !views.hidden) look(part === "original" ? "" : "original");
-    else return;
+    else if (event.repeat || !curated?.key(event.key)) return;
     event.preventDefault();
   }
 
