@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
-from tests.duplicates.pictures import texture
 
-from autoencode import build_index
-from autoencode.web import missing, tabs
+from autoencode.web import tabs
 from autoencode.web.security import Allowance
 from autoencode.web.workspace import open_workspace
 
@@ -104,12 +100,6 @@ def slide(page: Page, selector: str, value: float) -> None:
     page.eval_on_selector(
         selector, "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})) }", value
     )
-
-
-def unfold(page: Page) -> None:
-    """Show all of the bar of the selection, of which a phone shows a row."""
-    if page.is_visible(".selection-bar .more[aria-expanded=false]"):
-        page.click(".selection-bar .more")
 
 
 def drop(page: Page, path: Path, name: str) -> None:
@@ -505,7 +495,6 @@ def test_the_map_moves_by_keyboard_and_lists_what_is_drawn_around(page: Page, ph
     page.wait_for_selector(".chosen h2")
     chosen = int(re.findall(r"\d+", page.inner_text(".chosen h2"))[0])
     assert 30 <= chosen <= 48
-    unfold(page)
     files = saved(page, ".selection-bar >> text=List").decode().splitlines()
     assert len(files) == chosen
     assert all(Path(path).is_relative_to(photos) and Path(path).is_file() for path in files)
@@ -606,7 +595,6 @@ def test_pictures_are_found_selected_tagged_and_shown_by_their_address(page: Pag
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+Space")
     until(page, "document.querySelector('.selection-bar strong').textContent === '3 selected'")
-    unfold(page)
     page.fill(".selection-bar input", "stray")
     page.keyboard.press("Enter")
     until(page, "document.querySelectorAll('#tab-browse .marks .mark').length === 3")
@@ -630,98 +618,9 @@ def test_pictures_are_found_selected_tagged_and_shown_by_their_address(page: Pag
     page.wait_for_selector(tiles)
     page.keyboard.press("Control+a")
     until(page, "document.querySelector('.selection-bar strong').textContent === '48 selected'")
-    unfold(page)
     assert saved(page, ".selection-bar >> text=Zip").startswith(b"PK")
     page.keyboard.press("Escape")
     until(page, "document.querySelector('.selection-bar').hidden")
-
-
-def test_the_bar_is_in_nobodys_way_and_keeps_no_tag_for_others(page: Page) -> None:
-    go(page, "browse")
-    tile = "#tab-browse .grid .picture"
-    page.click(f"{tile} >> nth=0", modifiers=["Control"])
-    page.reload()  # folded, as at first
-    page.wait_for_selector(".selection-bar >> text=1 selected")
-    box = page.locator(".selection-bar").bounding_box()
-    assert box is not None
-    assert box["height"] < 70  # one row, also on a phone
-    go(page, "restore")
-    assert page.is_hidden(".selection-bar")
-    go(page, "browse")
-    unfold(page)
-    page.fill(".selection-bar input", "copy")
-    page.click(".selection-bar >> text=/^Tag$/")
-    until(page, "document.querySelector('#status').textContent.startsWith('1 tagged')")
-    assert page.input_value(".selection-bar input") == "copy"  # it can be taken back
-    with page.expect_download() as download:
-        page.click(".selection-bar >> text=CSV")
-    assert download.value.suggested_filename == "photos-copy.csv"
-    page.click(f"{tile} >> nth=1", modifiers=["Control"])
-    assert page.input_value(".selection-bar input") == ""
-    page.click(".selection-bar >> text=Undo")
-    page.click(".selection-bar >> text=Clear")
-    until(page, "!document.querySelector('#tab-browse .marks .mark')")
-
-
-def test_files_that_are_gone_are_counted_and_marked(
-    browser: Browser, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(missing, "SECONDS", 0)
-    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
-    index = build_index(folder, tmp_path / "index").path
-    for path in sorted(folder.rglob("*.png"))[:3]:
-        path.unlink()
-    context = browser.new_context()
-    with serving(open_workspace(index), tmp_path) as served, watched(context.new_page(), served) as page:
-        page.goto(served.entrance)
-        assert page.locator("#to-morph.lacking, #to-search.lacking").count() == 1  # without a model
-        page.click(".verdict >> text=3 files are not there any more.")
-        until(page, "document.querySelectorAll('#tab-browse .mark.gone').length === 3")
-        assert page.locator("#tab-browse .caption").first.inner_text().startswith("coast/")
-        page.click("text=Select all")
-        page.click(".selection-bar >> text=List")
-        until(page, "document.querySelector('#status').textContent.startsWith('All 3 files are gone')")
-        context.close()
-
-
-def test_copies_are_chosen_singly_and_what_stays_is_up_to_the_person(
-    browser: Browser, tmp_path: Path
-) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(4):
-        texture(number).save(folder / f"{number}.png")
-    shutil.copy(folder / "0.png", folder / "again.png")
-    texture(1).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
-    index = build_index(folder, tmp_path / "index").path
-    context = browser.new_context()
-    with serving(open_workspace(index), tmp_path) as served, watched(context.new_page(), served) as page:
-        page.goto(served.entrance)
-        go(page, "duplicates")
-        groups, said = (
-            ".copy-group",
-            "text => document.querySelector('#tab-duplicates .verdict')?.textContent.includes(text)",
-        )
-        until(page, said, "2 groups: 2 of 6 files could go")
-        stays = page.locator(f"{groups} >> nth=0 >> .stays .name").inner_text()
-        page.click(f"{groups} >> nth=0 >> text=Keep this one")
-        until(page, "name => document.querySelector('.copy-group .stays .name').textContent !== name", stays)
-        page.click(f"{groups} >> nth=1 >> text=Keep both")
-        until(page, said, "2 groups: 1 of 6 files could go")
-        page.reload()
-        until(page, said, "2 groups: 1 of 6 files could go")
-        assert page.locator(f"{groups} >> nth=0 >> .stays .name").inner_text() != stays
-        page.click(f"{groups} >> nth=1 >> text=Keep both")
-        until(page, said, "2 groups: 2 of 6 files could go")
-        page.click(f"{groups} .picture >> nth=1", modifiers=["Control"])
-        page.focus(f"{groups} .picture >> nth=2")
-        page.keyboard.press("Space")
-        page.wait_for_selector(".selection-bar >> text=2 selected")
-        page.keyboard.press("Escape")
-        until(page, "document.querySelector('.selection-bar').hidden")
-        found = page.request.get(f"http://127.0.0.1:{served.port}/api/duplicates/identical").json()
-        assert [[file["name"] for file in group] for group in found["groups"]] == [["0.png", "again.png"]]
-        context.close()
 
 
 def test_two_copies_lie_exactly_over_each_other(page: Page) -> None:
@@ -767,37 +666,6 @@ def test_a_picture_fills_the_window_and_the_arrows_lead_on(page: Page, photos: P
     page.keyboard.press("m")
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog')")
-
-
-def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None:
-    go(page, "browse")
-    tile = "#tab-browse .grid .picture"
-    until(page, "s => document.querySelectorAll(s).length === 48", tile)
-    page.press(f"{tile} >> nth=0", "Enter")
-    page.wait_for_selector("dialog.viewer .curation")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector("dialog.viewer >> text=2 of 48")
-    page.keyboard.press("Space")
-    page.wait_for_selector(".curation >> text=✓ Selected")
-    page.keyboard.press("d")
-    until(page, "document.querySelector('.curation .drop').ariaPressed === 'true'")
-    page.keyboard.press("t")
-    page.keyboard.type("seen")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".chips >> text=seen")
-    until(page, "document.querySelectorAll('#tab-browse .mark.drop').length === 1")
-    page.keyboard.press("Escape")
-    until(page, "!document.querySelector('dialog')")
-    until(page, "document.activeElement.matches('#tab-browse .picture.chosen')")  # the last one seen
-    page.press(f"{tile} >> nth=1", "Enter")
-    page.click(".chips >> text=seen")
-    until(page, "!document.querySelector('.chips .chip')")
-    for mark in (1, 1, 0):  # the tag given again, taken, and the decision
-        page.click(".curation >> text=Undo")
-        until(page, "n => document.querySelectorAll('#tab-browse .mark.drop').length === n", mark)
-    page.keyboard.press("Escape")
-    until(page, "!document.querySelector('dialog')")
-    page.click(".selection-bar >> text=Clear")
 
 
 def test_back_closes_the_window_of_a_picture_and_nothing_else(page: Page) -> None:
@@ -897,7 +765,6 @@ def test_while_some_are_selected_a_press_selects_and_the_arrows_open(page: Page)
 def test_an_archive_that_lacks_files_says_so(page: Page) -> None:
     go(page, "browse")
     page.click("#tab-browse .grid .picture >> nth=0", modifiers=["Control"])
-    unfold(page)
     page.route("**/api/selections/*/files", lambda route: route.fulfill(json={"files": 3, "missing": 1}))
     assert saved(page, ".selection-bar >> text=Zip").startswith(b"PK")
     until(page, "document.querySelector('#status').textContent.startsWith('1 file of 3 is gone')")
@@ -996,13 +863,12 @@ def test_the_keys_are_listed_and_the_colours_chosen(page: Page) -> None:
     page.keyboard.press("Escape")
     shade = "getComputedStyle(document.body).backgroundColor"
     system = page.evaluate(shade)
-    page.click("[aria-label^=Colours]")  # dark, where the system is light
+    page.click("[aria-label^=Colours]")  # light
+    page.click("[aria-label^=Colours]")  # dark
     assert page.evaluate(shade) != system
     page.reload()
     page.wait_for_selector("#tabs a")
     assert page.evaluate(shade) != system
-    page.click("[aria-label^=Colours]")  # light
-    assert page.evaluate(shade) == system
     page.click("[aria-label^=Colours]")  # as the system
     assert page.evaluate(shade) == system
 

@@ -76,6 +76,10 @@ def test_nothing_is_read_without_the_token(stranger: TestClient, path: str) -> N
     assert stranger.get(path).status_code == 401
     assert stranger.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert stranger.get(path, params={"token": "wrong"}).status_code == 401
+    if path != "/":
+        assert stranger.get(path).json()["error"].startswith("The token is missing")
+        before = {"Cookie": f"{Trust().cookie}=of-an-earlier-start"}
+        assert "was started again" in stranger.get(path, headers=before).json()["error"]
 
 
 @pytest.mark.parametrize("path", WRITES)

@@ -85,6 +85,11 @@ def test_nothing_outside_the_folder_is_listed_trained_on_or_opened(client: TestC
     assert client.get("/api/start/work").json() == {"kind": None}
 
 
+def test_a_picture_that_never_was_is_not_called_forgotten(client: TestClient) -> None:
+    assert "not among those" in client.get("/api/pictures/i99999").json()["error"]
+    assert "no longer in memory" in client.get("/api/pictures/uAbCdEfGh").json()["error"]
+
+
 def test_a_folder_shows_some_of_its_images_and_none_from_elsewhere(client: TestClient, home: Path) -> None:
     def width() -> int:
         answer = client.get("/api/start/sample?folder=inner")

@@ -48,6 +48,7 @@ HEAD_SECONDS = 10.0
 # A browser opens six. Each is an open file, of 1,024 that a process commonly may have.
 MOST_CONNECTIONS = 512
 
+COOKIE = "autoencode-"  # begins the name of the cookie of each start
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _READS = frozenset({"GET", "HEAD"})
 # A label or file name that slipped into the page as markup could neither run a script nor send a picture
@@ -100,7 +101,7 @@ class Trust:
         """Name of the cookie."""
         # Browsers share cookies among the ports of a host: with one name, a second page would sign out the
         # first.
-        return f"autoencode-{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
+        return f"{COOKIE}{hashlib.sha256(self.token.encode()).hexdigest()[:8]}"
 
     def knows_host(self, host: str) -> bool:
         """Whether a Host header names this machine."""
@@ -222,7 +223,14 @@ class Guard:
         if not (entering or is_bearer or self.trust.has_token(self._cookie(headers))):
             if scope["path"] == "/":
                 return HTMLResponse(_NO_TOKEN, 401)
-            return _error(401, "The token is missing. Open the address that autoencode app printed.")
+            # The cookie of an earlier start has another name; one who never opened the page has none.
+            is_old = any(name.startswith(COOKIE) for name in _cookies(headers))
+            why = (
+                "The page was started again since this window was opened"
+                if is_old
+                else "The token is missing"
+            )
+            return _error(401, f"{why}. Open the address that autoencode app printed.")
         if scope["method"] in _READS:
             return None
         # Without an Origin only a bearer will do: no browser attaches that by itself, as it does the cookie.
@@ -239,11 +247,15 @@ class Guard:
         return None
 
     def _cookie(self, headers: Headers) -> str | None:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.trust.cookie)
-        except CookieError:
-            return None
+        found = _cookies(headers).get(self.trust.cookie)
         return None if found is None else found.value
+
+
+def _cookies(headers: Headers) -> SimpleCookie:
+    try:
+        return SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return SimpleCookie()
 
 
 def _in_time(receive: Receive, headers: Headers) -> Receive:

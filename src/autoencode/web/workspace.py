@@ -100,8 +100,7 @@ class Workspace:
         ranking: of images under review by their outlier scores, the one that was asked for last.
         selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
-        measuring, comparing, layouts, sliding, restoring, animations: queues of jobs. Several, so that a map
-            and sliders are there at once, however long images are scored, and an animation waits for none.
+        measuring, comparing, layouts, sliding, restoring, animations: queues of jobs: none waits long.
     """
 
     def __init__(
@@ -197,7 +196,10 @@ class Workspace:
         # Samples first: one that `code` moves meanwhile is in both, and then among the uploads.
         held = self.samples.get(name) or self.uploads.get(name)
         if held is None:
-            raise GoneError("This picture is no longer in memory. Add it again.")
+            what = (
+                "no longer in memory. Add it again" if letter == "u" else "not among those that are open here"
+            )
+            raise GoneError(f"This picture is {what}.")
         return held
 
     def pixels(self, name: str) -> Pixels:

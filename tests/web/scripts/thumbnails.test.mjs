@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { discRows } from "../../../src/autoencode/web/static/points.js";
-import { apart, levelOf, picked, priorities, sideAt } from "../../../src/autoencode/web/static/thumbnails.js";
+import { discRows, liesApart } from "../../../src/autoencode/web/static/points.js";
+import { apart, levelOf, picked, priorities, readable, sideAt } from "../../../src/autoencode/web/static/thumbnails.js";
 
 const points = (xs, ys, chosen = []) => ({
   x: Float32Array.from(xs),
@@ -42,4 +42,18 @@ test("a disc is as high as wide, and round", () => {
   assert.deepEqual(rows[3], [0, 7]);
   assert.ok(rows[0][1] - rows[0][0] < 5);
   assert.deepEqual(rows[0], rows[6]);
+});
+
+test("groups lie apart where most of the variance is between them, and not where they are mixed", () => {
+  const places = points(Array.from({ length: 60 }, (_, i) => (i * 37) % 60), Array.from({ length: 60 }, (_, i) => (i * 23) % 60));
+  const half = Array.from(places.x, (x) => Number(x > 29));
+  assert.equal(liesApart(places, half), true);
+  assert.equal(liesApart(places, Array.from(places.x, (_, i) => i % 5)), false);
+  assert.equal(liesApart(places, Array.from(places.x, () => 0)), false);
+  assert.equal(liesApart(places, Array.from(places.x, (x, i) => (i % 2 ? -1 : Number(x > 29)))), true);
+});
+
+test("of names that would lie over each other the first is written", () => {
+  const at = (left, top) => ({ left, top, width: 40 });
+  assert.deepEqual(readable([at(0, 0), at(30, 10), at(50, 0), at(0, 18)], 18), [0, 2, 3]);
 });

@@ -114,6 +114,8 @@ export function progressBar(label, oncancel = null) {
   const element = h("div", { class: "progress" }, bar, text, cancel);
   let began = null; // the pace of a stage says nothing of that of the next
   element.update = ({ stage, done, total }) => {
+    // The numbers are those of the other work then, which goes on.
+    if (cancel) cancel.textContent = stage.startsWith("waiting") ? "Do not wait" : "Cancel";
     const now = performance.now();
     if (began?.stage !== stage) began = { stage, done, time: now };
     if (total) {

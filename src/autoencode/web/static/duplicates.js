@@ -7,6 +7,7 @@ import { openPicture, original, shortName } from "./pictures.js";
 import { KEYS, addCheck, press, selectingKey } from "./selecting.js";
 import { order, selection } from "./selection.js";
 import { lacks, workspace } from "./shared.js";
+import { turnedLike } from "./turned.js";
 import { bytes } from "./viewer.js";
 
 const PAGE = 50;
@@ -237,6 +238,7 @@ export function compare(one, other) {
         for (const button of event.currentTarget.parentElement.children) button.setAttribute("aria-pressed", String(button === event.currentTarget));
       },
     }, text);
+  const hint = h("p", { class: "hint" }, "Black where the two are equal. A picture that was cropped differs everywhere.");
   const close = h("button", { type: "button", class: "icon", "aria-label": "Close", onclick: () => dialog.close() }, "×");
   const dialog = h(
     "dialog",
@@ -244,9 +246,22 @@ export function compare(one, other) {
     h("div", { class: "dialog-head" }, h("h2", { id: "compare-title", tabindex: "-1" }, `${shortName(one)} and ${shortName(other)}`), close),
     stack,
     h("div", { class: "row" }, h("div", { class: "switches" }, mode("difference", "Difference"), mode("first", shortName(one)), mode("second", shortName(other))), field("Strength", strength)),
-    h("p", { class: "hint" }, "Black where the two are equal. A picture that was cropped, turned or mirrored differs everywhere."),
+    hint,
   );
-  dialog.addEventListener("close", () => dialog.remove());
+  let turned = null;
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    if (turned) URL.revokeObjectURL(turned);
+  });
+  const turn = async () => {
+    await Promise.all([lower.decode(), upper.decode()]);
+    turned = await turnedLike(lower, upper);
+    if (turned) {
+      upper.src = turned;
+      hint.textContent = `Black where the two are equal. ${shortName(other)} is shown as ${shortName(one)} lies; a picture that was cropped differs everywhere.`;
+    }
+  };
+  if (other.kinds?.some((kind) => ["mirrored", "rotated"].includes(kind))) turn().catch(() => {}); // a picture that is gone shows nothing
   stack.style.setProperty("--strength", "4");
   document.body.append(dialog);
   dialog.showModal();

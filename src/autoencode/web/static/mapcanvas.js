@@ -1,8 +1,8 @@
 // What the map looks like: density, points, thumbnails, names and outlines on a canvas, as its camera sees them.
 
 import { between, Camera } from "./camera.js";
-import { drawDensity, drawPoints } from "./points.js";
-import { Tiles, apart, levelOf, picked, priorities, sideAt } from "./thumbnails.js";
+import { drawDensity, drawPoints, liesApart } from "./points.js";
+import { Tiles, apart, levelOf, picked, priorities, readable, sideAt } from "./thumbnails.js";
 
 const DENSE = 3000; // points from which density is drawn beneath them
 const CELL = 7; // pixels of the screen to one of the density
@@ -209,9 +209,15 @@ export class MapCanvas {
   #drawNames(zoom) {
     const { labels } = this;
     if (labels.length < 2 || labels.length > NAMED || zoom > 4) return;
-    this.#names ??= this.points.middles(labels);
+    // Of labels that say nothing of what is seen, such as years, all lie in the middle.
+    this.#names ??= liesApart(this.points, this.points.label) ? this.points.middles(labels) : [];
     this.#beginNames();
-    for (const [group, { x, y }] of this.#names.entries()) this.#drawName(labels[group], ...this.camera.toWindow(x, y));
+    const texts = this.#names.map(({ x, y, count }, group) => {
+      const [left, top] = this.camera.toWindow(x, y);
+      return { name: labels[group], left, top, count, width: this.context.measureText(labels[group]).width };
+    });
+    texts.sort((one, other) => other.count - one.count);
+    for (const k of readable(texts, 18 * this.ratio)) this.#drawName(texts[k].name, texts[k].left, texts[k].top);
   }
 
   #beginNames() {

@@ -7,7 +7,7 @@ import { counted, field, h, notice, number, progressBar, sayIgnored, select, sho
 import { MapCanvas } from "./mapcanvas.js";
 import { MapGestures } from "./mapgestures.js";
 import { describe, openPicture, original, pictureButton } from "./pictures.js";
-import { Points } from "./points.js";
+import { Points, liesApart } from "./points.js";
 import { selection } from "./selection.js";
 import { lacks, workspace } from "./shared.js";
 
@@ -29,7 +29,9 @@ export function layoutOf(images, isThere) {
 export class MapView {
   constructor(root, about, points, load) {
     const hasGroups = about.groups.length > 1;
-    const mode = about.labels.length ? "label" : hasGroups ? "group" : about.known.includes("score") ? "score" : workspace.kind ? "split" : "none";
+    // Labels that do not separate, such as folders by year, would colour the map at random.
+    const isApart = about.labels.length && (!hasGroups || liesApart(points, points.label));
+    const mode = isApart ? "label" : hasGroups ? "group" : about.known.includes("score") ? "score" : workspace.kind ? "split" : "none";
     this.about = about;
     this.load = load;
     this.mode = mode;

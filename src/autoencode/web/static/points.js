@@ -122,6 +122,32 @@ export class Points {
   }
 }
 
+const SEPARATE = 0.15; // five folders of photographs by year: .00; five kinds of flowers: .2 and more
+
+/**
+ * Whether groups lie apart: the share of the variance of places that is between groups, less that which chance gives.
+ * @param {{x: ArrayLike<number>, y: ArrayLike<number>}} points @param {ArrayLike<number>} values the group of each, below 0 for none
+ */
+export function liesApart({ x, y }, values) {
+  const groups = new Map();
+  const all = { n: 0, x: 0, y: 0, squares: 0 };
+  for (let i = 0; i < values.length; i++) {
+    if (values[i] < 0) continue;
+    if (!groups.has(values[i])) groups.set(values[i], { n: 0, x: 0, y: 0 });
+    for (const sum of [all, groups.get(values[i])]) {
+      sum.n += 1;
+      sum.x += x[i];
+      sum.y += y[i];
+    }
+    all.squares += x[i] ** 2 + y[i] ** 2;
+  }
+  if (groups.size < 2) return false;
+  const about = ({ n, x: sx, y: sy }) => (sx ** 2 + sy ** 2) / n;
+  const total = all.squares - about(all);
+  const between = [...groups.values()].reduce((sum, group) => sum + about(group), 0) - about(all);
+  return total > 0 && between / total - (groups.size - 1) / Math.max(1, all.n - 1) >= SEPARATE;
+}
+
 /** Ray casting: a ray from the point crosses the border an odd number of times. */
 function isInside(polygon, x, y) {
   let inside = false;

@@ -67,19 +67,16 @@ export function addSelectionBar() {
   };
   tag.addEventListener("input", () => (isGiven = false));
   tag.addEventListener("keydown", (event) => event.key === "Enter" && give(true).catch((err) => showFailure(err)));
-  // On a phone all of it would take four rows, over the pictures that one selects.
-  const more = button("More", () => more.setAttribute("aria-expanded", String(bar.classList.toggle("open"))), { class: "small more", "aria-expanded": "false" });
   const bar = h(
     "section",
     { class: "selection-bar", "aria-label": "Selection", hidden: true },
     count,
     button("Show", async () => (location.hash = `#browse?${query({ selection: await sendSelection(), sort: order.sort, down: order.down })}`)),
-    more,
     h("span", { class: "together" }, tag, known, button("Tag", () => give(true)), button("Untag", () => give(false))),
     h("span", { class: "together" }, button("Keep", () => decide("keep")), button("Drop", () => decide("drop"))),
     button("Undo", undo, { title: "Take back the last change of tags or decisions" }),
     h("span", { class: "together" }, button("List", () => file("txt"), { title: "One path per line, for a script" }), button("CSV", () => file("csv")), button("Zip", () => file("zip"), { title: "The files themselves" })),
-    button("Clear", () => selection.clear(), { class: "small clear" }),
+    button("Clear", () => selection.clear()),
   );
   document.body.append(bar);
   const show = () => {

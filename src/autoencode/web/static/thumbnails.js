@@ -48,6 +48,17 @@ export function apart(places, side) {
   return kept;
 }
 
+/** Which of texts about places do not lie over one before them.
+ * @param {{left: number, top: number, width: number}[]} texts middles, and widths, in pixels @param {number} height @returns {number[]} */
+export function readable(texts, height) {
+  const kept = [];
+  for (const [i, { left, top, width }] of texts.entries()) {
+    const isFree = kept.every((k) => Math.abs(texts[k].top - top) >= height || Math.abs(texts[k].left - left) >= (texts[k].width + width) / 2);
+    if (isFree) kept.push(i);
+  }
+  return kept;
+}
+
 /** A random but repeatable number for each of `count` points. @param {number} count @returns {Uint32Array} */
 export function priorities(count) {
   const made = new Uint32Array(count);
