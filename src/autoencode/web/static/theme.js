@@ -1,7 +1,6 @@
 // Light or dark: as the system has it, or as a person chose here.
 
 const system = matchMedia("(prefers-color-scheme: dark)");
-const NEXT = { "": "light", light: "dark", dark: "" };
 const NAMES = { "": "as the system", light: "light", dark: "dark" };
 
 /** Whether the page is dark now. */
@@ -19,9 +18,16 @@ export function themeName() {
   return NAMES[theme()];
 }
 
+/** What follows a setting: first the one that looks different from the system's, then that, then the system's again.
+ * @param {string} chosen @param {boolean} isSystemDark @returns {string} */
+export function following(chosen, isSystemDark) {
+  const [other, same] = isSystemDark ? ["light", "dark"] : ["dark", "light"];
+  return { "": other, [other]: same }[chosen] ?? "";
+}
+
 /** Go on to the next of the three; what is drawn by hand hears "theme". */
 export function nextTheme() {
-  localStorage.setItem("theme", NEXT[theme()] ?? "");
+  localStorage.setItem("theme", following(theme(), system.matches));
   showTheme();
 }
 
