@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -213,6 +214,19 @@ def test_a_lock_shows_from_outside_and_looking_takes_nothing(tmp_path: Path) -> 
     with atomic.exclusive(tmp_path, "busy", RunError):
         assert atomic.is_locked(tmp_path)
     assert not atomic.is_locked(tmp_path)
+
+
+def test_an_empty_folder_that_another_process_holds_is_not_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with contextlib.ExitStack() as other:
+        with pytest.raises(RuntimeError, match="rejected"), atomic.removed_if_empty(folder):
+            other.enter_context(atomic.exclusive(folder, "busy", OutputError))
+            raise RuntimeError("rejected")
+        assert atomic.is_locked(folder)
+    with pytest.raises(RuntimeError, match="rejected"), atomic.removed_if_empty(tmp_path / "own"):
+        (tmp_path / "own").mkdir()
+        raise RuntimeError("rejected")
+    assert not (tmp_path / "own").exists()
     with atomic.exclusive(tmp_path, "busy", RunError):
         pass
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autoencode.index import open_index
 from torture.commands import Command, make_images, prepared
 from torture.outcome import Outcome
 from torture.processes import Child, run
@@ -53,6 +54,10 @@ def attack(cases: int, seed: int, folder: Path, names: Sequence[str] = ()) -> Ou
     return outcome
 
 
+def _are_close(one: Path, other: Path) -> bool:
+    return np.allclose(open_index(one).codes, open_index(other).codes, rtol=1e-4, atol=1e-4)
+
+
 def _attack_command(
     command: Command, cases: int, generator: np.random.Generator, older: Path, outcome: Outcome
 ) -> None:
@@ -69,8 +74,13 @@ def _attack_command(
         new = shutil.copytree(older, folder / f"{command.name}-updated", symlinks=True)
         ended = run(lambda: command.run(images, new))
         outcome.check(ended.code == 0, f"{command.name}: {ended}")
-        updated = command.result(new)  # LanceDB's vectors stay in the space of the first images
-        outcome.check(updated == expected or command.name == "lance", f"{command.name}: not as if made anew")
+        updated = command.result(new)
+        # New images are encoded in another batch, where sums are rounded otherwise: codes differ in the last
+        # bits on some processors. LanceDB's vectors stay in the space of the first images.
+        is_exact = command.name == "pack"
+        outcome.check(updated == expected or not is_exact, f"{command.name}: not as if made anew")
+        if command.name == "index":
+            outcome.check(_are_close(new, whole), "index: codes are not those of one made anew")
     for case in range(cases):
         out = folder / f"{command.name}-{case}"
         is_update = has_older and case % 4 >= 2

@@ -297,14 +297,17 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Remove `folder` again, and parents, if they were made in the context and an error left them empty."""
+    """Remove `folder` again, and parents, if they were made in the context and an error left them empty.
+
+    One that another process holds the lock of stays: it has not yet written anything.
+    """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             for one in made:
-                if one.exists() and not names_in(one):
+                if one.exists() and not names_in(one) and not is_locked(one):
                     shutil.rmtree(one)
         raise
 

@@ -209,6 +209,7 @@ def test_a_file_that_is_something_else_is_rejected_in_one_line(normal: NormalIma
     content = {name: value for name, value in content.items() if name not in ("kind", "version")}
     for changed, stated, message in (
         (tensors, {**content, "weights": "another 2"}, "was made with another 2, and"),
+        (tensors, {**content, "usual_size": [0]}, "does not hold usable normal images"),
         (
             {**tensors, "content.neighbours": tensors["content.neighbours"][:, :3]},
             content,

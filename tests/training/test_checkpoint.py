@@ -110,6 +110,7 @@ def test_a_checkpoint_that_lacks_a_part_is_rejected(tmp_path: Path) -> None:
         lambda tensors, content: content.update(step="1"),
         lambda tensors, content: content.update(step=True),
         lambda tensors, content: content.update(seconds=None),
+        lambda tensors, content: content.update(perceptual=4.8),
         lambda tensors, content: tensors.update(sums=torch.zeros(3, dtype=torch.float64)),
         lambda tensors, content: tensors.update(sums=torch.zeros(4)),
         lambda tensors, content: tensors.pop(moment_in(tensors)),

@@ -235,6 +235,7 @@ def load_normal(path: str | Path) -> NormalImages:
     tensors, content, _ = read_tensors(path, KIND, FORMAT_VERSION, ModelFileError, remake=_REMAKE)
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        height, width = map(int, content["usual_size"])
         fit = Fit(
             from_arrays(PatchBank, "bank", arrays),
             from_arrays(Mahalanobis, "fine", arrays),
@@ -250,7 +251,7 @@ def load_normal(path: str | Path) -> NormalImages:
             passing=tuple(map(str, content["passing"])),
             value_range=tuple(map(float, content.get("value_range", ()))),
             digests=tuple(map(str, content["digests"])),
-            usual_size=(int(content["usual_size"][0]), int(content["usual_size"][1])),
+            usual_size=(height, width),
         )
         Preprocessing(value_range=loaded.value_range)  # which rejects what is no range
         made_with = content["weights"], list(content["short_sides"])

@@ -236,7 +236,7 @@ def load_checkpoint(folder: Path, state: TrainState, config: TrainConfig, runtim
         if "perceptual" in content:
             phase = start_perceptual(state, folder, config, runtime)
             _restore_perceptual(phase, content["perceptual"], tensors)
-    except (KeyError, ValueError, RuntimeError) as err:
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
         raise RunError(f"{path} is not of this run's network: {err}".splitlines()[0]) from err
 
 

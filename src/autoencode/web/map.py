@@ -22,6 +22,7 @@ from autoencode.projection import (
     CodeMap,
     Groups,
     Layout,
+    Metric,
     neighbour_map,
     principal_map,
     scaled_by_effect,
@@ -123,7 +124,7 @@ def _by_neighbours(workspace: Workspace, review: Collection, report: StageProgre
     def rounds(done: int, total: int) -> None:
         report("laying out images, rounds" if total else "finding neighbours", done, total)
 
-    metric = "euclidean" if workspace.vectors() is None else "cosine"
+    metric: Metric = "euclidean" if workspace.vectors() is None else "cosine"
     key = key_of(metric, hashlib.sha256(np.ascontiguousarray(centred).data).hexdigest())
     return workspace.results.kept(
         "map-umap",
