@@ -1,9 +1,8 @@
 """Files that are either whole or not there, and folders that one process writes at a time.
 
 A file is written beside its destination, fsynced and renamed. A kill, a crash or a full disk at any moment
-leaves the old file or the new one, never a part of it. Two kinds of files are safe in other ways: a log, in
-which only the last line can be cut short, and the shards of a pack, which count only once its manifest names
-them.
+leaves the old file or the new one, never a part of it. Two kinds of files are safe in other ways: a log, of
+which only the last line can be cut short, and shards of a pack, which count once its manifest names them.
 """
 
 from __future__ import annotations
@@ -297,16 +296,14 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Remove `folder` again, and parents, if they were made in the context and an error left them empty.
-
-    One that another process holds the lock of stays: it has not yet written anything.
-    """
+    """Remove `folder` again, and parents, if they were made in the context and an error left them empty."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             for one in made:
+                # Another process that holds the lock has not yet written anything.
                 if one.exists() and not names_in(one) and not is_locked(one):
                     shutil.rmtree(one)
         raise
@@ -399,5 +396,5 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
 
 def _temporary_beside(path: Path) -> Path:
     # In the same folder, as only a rename inside one file system is atomic. Random, so that nobody can put
-    # another file there before. Shorter than a name may be, even where that of `path` is of the most bytes.
+    # another file there before.
     return path.with_name(f"{cut_name(path.name)}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")

@@ -391,7 +391,8 @@ def test_the_gradients_of_micro_batches_sum_to_that_of_the_batch(
         views = loop.objective.views(loop.state.model, images[micro.positions], micro, "train", 0)
         loop._backward(views, micro, loop.objective.beta(0))
     parts = [p.grad.flatten() for p in loop.state.model.parameters() if p.grad is not None]
-    assert (torch.cat(parts) - expected).norm() < 1e-5 * expected.norm()
+    # Convolutions of one image round otherwise than those of a batch, by up to this much on some processors.
+    assert (torch.cat(parts) - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_progress_counts_every_step_and_ends_each_epoch_with_its_record(

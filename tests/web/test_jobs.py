@@ -15,7 +15,8 @@ import pytest
 
 from autoencode import AutoencodeError, ConfigError
 from autoencode.data.pack import Progress, StageProgress
-from autoencode.web.jobs import Job, JobQueue, Starter, run_apart
+from autoencode.web.commands import Starter
+from autoencode.web.jobs import Job, JobQueue, run_apart
 
 from .conftest import wait_for as wait
 

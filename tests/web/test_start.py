@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from autoencode import build_index, pack_folder
-from autoencode.web.made import index_of
+from autoencode.web.commands import index_of
 from autoencode.web.security import Trust
 from autoencode.web.server import make_app
 from autoencode.web.start import KEYBOARD, SAMPLE_GAP, SAMPLE_SIDE, SAMPLED, last_line

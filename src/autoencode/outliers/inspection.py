@@ -12,7 +12,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,23 +94,16 @@ def inspect_images(
     if maps is not None:
         earlier_pictures(maps)  # before the work: a folder of another run is rejected
     matched = None if masks is None else masks_of(masks, paths)
-    verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
     in_all = len(paths) * (1 if maps is None or only_outliers else 2)
-    for number, (path, found) in enumerate(judge(normal, paths, rate, limits), 1):
-        if isinstance(found, str):
-            skipped.append((path, found))
-        else:
-            verdicts.append(found[0])
-        if progress:
-            progress(number, in_all)
-    check_usable(len(verdicts), paths, skipped)
-    verdicts.sort(key=lambda one: -one.score)
+    advance = None if progress is None else lambda done: progress(done, in_all)
+    verdicts, skipped = _verdicts(normal, paths, rate, limits, advance)
     if maps is not None:
-        root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
-        verdicts = [
-            one if only_outliers and not one.outlier else _named(one, picture_name(rank, one.path, root))
-            for rank, one in enumerate(verdicts, 1)
-        ]
+        verdicts = _with_overlays(verdicts, paths, only_outliers=only_outliers)
+    notes = (
+        normal.note,
+        _limit(normal, rate) if images is None else None,
+        None if matched is None else left_over(masks, matched),
+    )
     result = Outliers(
         verdicts,
         [*skipped, *(normal.skipped if images is None else paths.skipped)],
@@ -122,30 +115,48 @@ def inspect_images(
         normal.calibration,
         are_alike=normal.are_alike,
         passing=normal.passing,
-        notes=tuple(
-            filter(
-                None,
-                (
-                    normal.note,
-                    _limit(normal, rate) if images is None else None,
-                    None if matched is None else left_over(masks, matched),
-                ),
-            )
-        ),
+        notes=tuple(filter(None, notes)),
         agreement=None if matched is None else compare(verdicts, matched, limits),
     )
     if out is not None:
-        result.write(out)
-        if result.agreement is not None:
-            draw_curves(result.agreement, curves_path(out))
+        _write(result, out)
     if maps is not None:
-        advance = None if progress is None else partial(_advance, progress, len(paths))
-        _draw_all(maps, normal, verdicts, limits, out, advance)
+        drawn = None if progress is None else partial(_advance, progress, len(paths))
+        _draw_all(maps, normal, verdicts, limits, out, drawn)
     return result
 
 
-def _named(verdict: Verdict, name: str) -> Verdict:
-    return dataclasses.replace(verdict, overlay=overlay_name(name))
+def _verdicts(
+    normal: NormalImages, paths: Paths, rate: float, limits: Limits, advance: Callable[[int], None] | None
+) -> tuple[list[Verdict], list[tuple[Path, str]]]:
+    """Return the verdicts, the most anomalous first, and the files that cannot be used with the reason."""
+    verdicts, skipped = list[Verdict](), list[tuple[Path, str]]()
+    for number, (path, found) in enumerate(judge(normal, paths, rate, limits), 1):
+        if isinstance(found, str):
+            skipped.append((path, found))
+        else:
+            verdicts.append(found[0])
+        if advance is not None:
+            advance(number)
+    check_usable(len(verdicts), paths, skipped)
+    return sorted(verdicts, key=lambda one: -one.score), skipped
+
+
+def _with_overlays(verdicts: Sequence[Verdict], paths: Paths, *, only_outliers: bool) -> list[Verdict]:
+    """Return the verdicts, sorted by score, with the names of the overlays that are to be drawn."""
+    root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    return [
+        one
+        if only_outliers and not one.outlier
+        else dataclasses.replace(one, overlay=overlay_name(picture_name(rank, one.path, root)))
+        for rank, one in enumerate(verdicts, 1)
+    ]
+
+
+def _write(result: Outliers, table: Path) -> None:
+    result.write(table)
+    if result.agreement is not None:
+        draw_curves(result.agreement, curves_path(table))
 
 
 def _advance(progress: Progress, before: int, done: int, total: int) -> None:
@@ -302,7 +313,7 @@ def watch_images(
             if maps is not None and (verdict.outlier or not only_outliers):
                 drawn = picture_name(len(judged), path, folder)
                 draw(Path(maps), drawn, verdict, picture)
-                verdict = _named(verdict, drawn)
+                verdict = dataclasses.replace(verdict, overlay=overlay_name(drawn))
             append_line(out, _line(row_of(verdict, threshold)))
             yield verdict
         watched = {path: one for path, one in watched.items() if path in now and _written(path) not in judged}

@@ -106,10 +106,9 @@ class NormalImages:
         combination: how the five scores of an image become one.
         calibration: (N,) scores of normal images, each measured against others.
         heat_scale: how distances become a heat map.
-        paths: the N files, then those with the same pixels as one of them; empty for normal images from a
-            file.
-        heats: their heat maps (h, w), each measured against others; empty for normal images from a file.
-        skipped: files that could not be used, with the reason; empty for normal images from a file.
+        paths: the N files, then those with the same pixels; empty, as the next two, if loaded from a file.
+        heats: their heat maps (h, w), each measured against others.
+        skipped: files that could not be used, with the reason.
         passing: names of the test pictures, such as an all-black one, that would be called normal.
         value_range: the values of images of more than 8 bits that are black and white; empty without any.
         digests: of the pixels of the N images, by which they are known again.

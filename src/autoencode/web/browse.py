@@ -10,11 +10,11 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
 from autoencode.web import selections
-from autoencode.web.filtering import Filter, Positions, Sort, described, needs, positions, review_of
+from autoencode.web.filtering import Filter, Positions, Sort, described, positions
 from autoencode.web.missing import missing
 from autoencode.web.pictures import readable
 from autoencode.web.selections import Text, chosen_positions
-from autoencode.web.tabs import OpenWorkspace
+from autoencode.web.tabs import OpenWorkspace, needs_review, review_of
 
 router = APIRouter()
 router.include_router(selections.router)
@@ -47,13 +47,15 @@ async def browse(
 ) -> dict[str, Any]:
     """Return part of the images that are asked for, their number, and what there is to filter by."""
     review = review_of(workspace)
-    found = await asyncio.to_thread(positions, workspace, asked)
+    found = await asyncio.to_thread(positions, workspace, review, asked)
     if selection:
         found = found[np.isin(found, chosen_positions(workspace, selection))]
     return {
         "total": len(found),
         "offset": offset,
-        "pictures": [described(workspace, int(position)) for position in found[offset : offset + limit]],
+        "pictures": [
+            described(workspace, review, int(position)) for position in found[offset : offset + limit]
+        ],
         "labels": [readable(name) for name in review.pack.labels],
         "tags": workspace.tags.counts(),
         "decisions": workspace.decisions.counts(review.pack),
@@ -66,8 +68,9 @@ async def browse(
 @router.get("/api/browse/positions")
 async def every(workspace: OpenWorkspace, asked: Asked) -> Response:
     """Return a bit for each image, set if it is asked for; the first image is the lowest bit."""
-    found = await asyncio.to_thread(positions, workspace, asked)
-    return Response(_bits(len(review_of(workspace)), found), media_type="application/octet-stream")
+    review = review_of(workspace)
+    found = await asyncio.to_thread(positions, workspace, review, asked)
+    return Response(_bits(len(review), found), media_type="application/octet-stream")
 
 
 def _bits(count: int, chosen: Positions) -> bytes:
@@ -76,4 +79,4 @@ def _bits(count: int, chosen: Positions) -> bytes:
     return np.packbits(is_chosen, bitorder="little").tobytes()
 
 
-NEEDS = {"browse": needs}
+NEEDS = {"browse": needs_review}

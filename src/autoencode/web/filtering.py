@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from autoencode.web.missing import missing
 from autoencode.web.pictures import Collection, readable
-from autoencode.web.tabs import Missing, require
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,13 +52,8 @@ class _Columns(NamedTuple):
     sizes: NDArray[np.int64]
 
 
-def positions(workspace: Workspace, asked: Filter) -> Positions:
-    """Return the positions of the images that are asked for, in the order asked for.
-
-    Raises:
-        ReplyError: there are no images.
-    """
-    review = review_of(workspace)
+def positions(workspace: Workspace, review: Collection, asked: Filter) -> Positions:
+    """Return the positions of the images under review that are asked for, in the order asked for."""
     columns, is_asked = _columns(review), np.ones(len(review), np.bool_)
     if words := asked.text.casefold().split():
         # Every word, anywhere in the path: "tulip 17" finds tulip/0017.jpg.
@@ -82,7 +76,7 @@ def positions(workspace: Workspace, asked: Filter) -> Positions:
     if asked.tag:
         tagged = (_has_tag(workspace, review.entry(int(at)), asked.tag) for at in found)
         found = found[np.fromiter(tagged, np.bool_, len(found))]
-    return in_order(workspace, found, asked.sort, asked.down)
+    return in_order(workspace, review, found, asked.sort, asked.down)
 
 
 def _finder(word: str) -> Callable[[str], bool]:
@@ -94,9 +88,9 @@ def _finder(word: str) -> Callable[[str], bool]:
     return lambda name: bool(like(name) or like(name.rpartition("/")[2]))
 
 
-def in_order(workspace: Workspace, found: Positions, sort: Sort, down: bool) -> Positions:
+def in_order(workspace: Workspace, review: Collection, found: Positions, sort: Sort, down: bool) -> Positions:
     """Return positions in an order."""
-    order = _order(workspace, _columns(review_of(workspace)), sort)[found]
+    order = _order(workspace, _columns(review), sort)[found]
     # Negated, not reversed: equal ones keep their order, page after page.
     return found[np.argsort(-order if down else order, kind="stable")]
 
@@ -134,9 +128,8 @@ def _order(workspace: Workspace, columns: _Columns, sort: Sort) -> NDArray[Any]:
     return places
 
 
-def described(workspace: Workspace, position: int) -> dict[str, Any]:
+def described(workspace: Workspace, review: Collection, position: int) -> dict[str, Any]:
     """Return the facts about an image under review, with its decision, its tags and its score."""
-    review = review_of(workspace)
     entry, ranking = review.entry(position), workspace.ranking
     more: dict[str, Any] = {"decision": workspace.decisions.of(review.pack, entry)}
     if ranking is not None:
@@ -144,25 +137,3 @@ def described(workspace: Workspace, position: int) -> dict[str, Any]:
     if missing(review)[position]:
         more["gone"] = True
     return workspace.describe(f"{review.letter}{position}", tags=workspace.tags.of(entry), **more)
-
-
-def review_of(workspace: Workspace) -> Collection:
-    """Return the images under review.
-
-    Raises:
-        ReplyError: there are none.
-    """
-    require(needs(workspace))
-    assert workspace.review is not None
-    return workspace.review
-
-
-def needs(workspace: Workspace) -> Missing | None:
-    """Return what is missing for browsing; None if nothing is."""
-    if workspace.review is not None:
-        return None
-    return Missing(
-        "There are no pictures to browse. Open the page with an index, a run folder, or a folder of images.",
-        ("autoencode index PHOTOS", "autoencode app indexes/PHOTOS"),
-        in_page=True,
-    )

@@ -1,32 +1,24 @@
-"""Work that takes longer than a request: jobs in threads, functions in other processes, commands of ours."""
+"""Work that takes longer than a request: jobs in threads, and functions in other processes."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from autoencode.atomic import free_path
-from autoencode.errors import AutoencodeError, ConfigError
-from autoencode.web.made import INDEXES, index_of
+from autoencode.errors import AutoencodeError
 
 if TYPE_CHECKING:
     from autoencode.data.pack import Progress, StageProgress
-    from autoencode.index.memory import FileIndex
 
 POLL_SECONDS = 0.1  # the longest that a cancelled process goes on
-LOG_NAME = "page.log"
 
 Result = TypeVar("Result")
 State = Literal["waiting", "running", "done", "failed"]
@@ -256,91 +248,3 @@ def _serve(connection: Connection[Any, Any]) -> None:
         connection.send(("failed", failure))
         return
     connection.send(("done", result))
-
-
-class Work(NamedTuple):
-    """A command that is running, or has ended; `is_update` of an index that was there."""
-
-    kind: Literal["train", "index"]
-    source: Path
-    out: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-    is_update: bool = False
-
-
-class Starter:
-    """Opens and makes what lies under one folder, for the page, one command at a time.
-
-    Args:
-        root: the folder; None where nothing may be chosen, as on a page for other machines.
-    """
-
-    def __init__(self, root: Path | None) -> None:
-        self.root = None if root is None else root.resolve()
-        self.work: Work | None = None
-
-    def inside(self, relative: str) -> Path:
-        """Return a folder under the root.
-
-        Raises:
-            ConfigError: there is none, or it lies elsewhere, also by a link.
-        """
-        assert self.root is not None
-        try:
-            path = (self.root / relative).resolve()
-            is_folder = path.is_dir()
-        except (OSError, ValueError, RuntimeError) as err:  # too long; a zero byte; a loop of links
-            raise ConfigError("There is no such folder.") from err
-        if not path.is_relative_to(self.root) or not is_folder:
-            raise ConfigError(f"Only folders under {self.root} can be opened. Start the page in another one.")
-        return path
-
-    def begin(self, kind: Literal["train", "index"], source: Path, opened: FileIndex | None = None) -> Work:
-        """Start to train or index the images of a folder; an index of it is updated, and keeps its tags.
-
-        Args:
-            kind: the command.
-            source: the folder, from `inside`.
-            opened: the index that the page shows.
-
-        Raises:
-            ConfigError: another command is running.
-        """
-        assert self.root is not None
-        if self.is_busy:
-            raise ConfigError("Another command is running. Wait for it, or stop it.")
-        place = self.root / ("runs" if kind == "train" else INDEXES)
-        there = index_of(self.root, source, opened) if kind == "index" else None
-        out, named = there or (free_path(place / source.name), str(source))
-        place.mkdir(parents=True, exist_ok=True)
-        log = place / f"{out.name}-{LOG_NAME}"
-        command = [sys.executable, "-m", "autoencode", kind, named, "--out", str(out)]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=self.root,
-                env={**os.environ, "AUTOENCODE_LINE_SECONDS": "0.5"},
-            )
-        self.work = Work(kind, source, out, log, process, is_update=there is not None)
-        return self.work
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a command is running."""
-        return self.work is not None and self.work.process.poll() is None
-
-    def stop(self) -> None:
-        """End the command as Ctrl-C does: what it made so far is kept."""
-        if self.work is not None and self.is_busy:
-            self.work.process.send_signal(signal.SIGINT)
-
-    def close(self) -> None:
-        """End the command with the page."""
-        self.stop()
-        if self.work is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.work.process.wait(10)

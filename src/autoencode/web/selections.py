@@ -16,9 +16,9 @@ from autoencode.atomic import csv_bytes
 from autoencode.errors import ConfigError
 from autoencode.outliers.review import Decision, file_list
 from autoencode.web.archive import zipped
-from autoencode.web.filtering import Positions, Sort, described, in_order, review_of
+from autoencode.web.filtering import Positions, Sort, described, in_order
 from autoencode.web.pictures import readable
-from autoencode.web.tabs import OpenWorkspace, attachment, download, file_name
+from autoencode.web.tabs import OpenWorkspace, attachment, download, file_name, review_of
 from autoencode.web.workspace import GoneError, Workspace
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ async def table(workspace: OpenWorkspace, name: str, shown: ShownAs) -> Response
         named = [*columns, "gone"] if any(gone) else columns
         yield list(named)
         for position, is_gone in zip(places, gone, strict=True):
-            about = described(workspace, position)
+            about = described(workspace, review_of(workspace), position)
             score = "" if "score" not in about else f"{about['score']:.6g}"
             path = readable(str(folder / review_of(workspace).entry(position).path))
             row = about | {"path": path, "score": score, "tags": " ".join(about["tags"])}
@@ -200,7 +200,8 @@ def chosen_positions(workspace: Workspace, name: str) -> Positions:
 
 
 def _sorted_selection(workspace: Workspace, name: str, shown: Shown) -> Positions:
-    return in_order(workspace, chosen_positions(workspace, name), shown.sort, shown.down)
+    chosen = chosen_positions(workspace, name)
+    return in_order(workspace, review_of(workspace), chosen, shown.sort, shown.down)
 
 
 def _entries(workspace: Workspace, name: str, shown: Shown = Shown()) -> list[Entry]:  # noqa: B008 - a constant

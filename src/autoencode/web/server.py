@@ -26,8 +26,8 @@ from starlette.requests import ClientDisconnect
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
+from autoencode.web.commands import Starter
 from autoencode.web.filtering import described
-from autoencode.web.jobs import Starter
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.pictures import Held, Pixels, is_position, readable
 from autoencode.web.security import Guard, Trust, Uploads
@@ -166,9 +166,9 @@ async def some(
 @router.get("/api/pictures/{name}")
 async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
     """Return the facts about a picture; of one under review also its tags, its decision and its score."""
-    found, review = workspace.find(name), workspace.review
-    if not isinstance(found, Held) and found.collection is review:
-        return described(workspace, found.position)
+    found = workspace.find(name)
+    if not isinstance(found, Held) and found.collection is workspace.review:
+        return described(workspace, found.collection, found.position)
     return workspace.describe(name)
 
 

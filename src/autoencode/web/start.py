@@ -31,8 +31,7 @@ from autoencode.models.model_file import MODEL_NAME, load_model
 from autoencode.pixels import to_float, to_pixels
 from autoencode.training.run import is_run, read_run
 from autoencode.untrusted import TEXT_BYTES, read_file
-from autoencode.web.jobs import Starter, Work
-from autoencode.web.made import index_of, made_in
+from autoencode.web.commands import Starter, Work, index_of, made_in
 from autoencode.web.overview import progress_of_run
 from autoencode.web.pictures import readable
 from autoencode.web.tabs import Missing, OpenWorkspace, in_shell, png, require

@@ -26,7 +26,7 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from autoencode.web.pictures import Pixels, readable
+from autoencode.web.pictures import Collection, Pixels, readable
 from autoencode.web.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -125,6 +125,28 @@ def needs_model(workspace: Workspace) -> Missing | None:
         (f"autoencode train {source} --out runs/mine", "autoencode app runs/mine"),
         in_page=True,
     )
+
+
+def needs_review(workspace: Workspace) -> Missing | None:
+    """Return what is missing for browsing; None if nothing is."""
+    if workspace.review is not None:
+        return None
+    return Missing(
+        "There are no pictures to browse. Open the page with an index, a run folder, or a folder of images.",
+        ("autoencode index PHOTOS", "autoencode app indexes/PHOTOS"),
+        in_page=True,
+    )
+
+
+def review_of(workspace: Workspace) -> Collection:
+    """Return the images under review.
+
+    Raises:
+        ReplyError: there are none.
+    """
+    require(needs_review(workspace))
+    assert workspace.review is not None
+    return workspace.review
 
 
 def without_training_images(use: str) -> Missing:

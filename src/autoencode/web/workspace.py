@@ -229,21 +229,17 @@ class Workspace:
             return None
         if found.collection.letter == "i":
             return found.position
-        position = int(self._twins[found.position]) if found.collection is self.review else -1
-        return position if position >= 0 else None
+        twin = self._twins[found.position] if found.collection is self.review else -1
+        return None if twin < 0 else int(twin)
 
     def vectors(self) -> Vectors | None:
-        """Return the vectors (N, D) of the images under review in an index without a model.
-
-        None where there is no such index, or it lacks some of the images.
-        """
+        """Return the vectors (N, D) of all images under review in an index without a model, or None."""
         if self.index is None or self.review is None or self.index.embedding == "code":
             return None
         rows = self.index.entries.rows
         if self.review.letter == "i":
             return self.index.codes[rows]
-        is_complete = bool((self._twins >= 0).all())
-        return self.index.codes[rows[self._twins]] if is_complete else None
+        return self.index.codes[rows[self._twins]] if (self._twins >= 0).all() else None
 
     @property
     def index_name(self) -> str:
