@@ -281,7 +281,8 @@ def claim_folder(path: Path, mark: str, contents: str, source: Path | None = Non
     Raises:
         OutputError: the folder is not empty and has no such file, or cannot be made.
     """
-    if path.is_dir() and names_in(path) and not (path / mark).exists():
+    # One that another process is just filling is rejected, or waited for, where its lock is asked for.
+    if path.is_dir() and names_in(path) and not (path / mark).exists() and not is_locked(path):
         raise OutputError(f"{path} is not empty and holds no earlier {contents}. Choose another --out.")
     make_folder(path, source)
 
@@ -395,6 +396,5 @@ def _acquired(path: Path, timeout: float) -> AbstractContextManager[object]:
 
 
 def _temporary_beside(path: Path) -> Path:
-    # In the same folder, as only a rename inside one file system is atomic. Random, so that nobody can put
-    # another file there before.
+    # In the same folder: only a rename inside one file system is atomic. Random: nobody can be there before.
     return path.with_name(f"{cut_name(path.name)}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
