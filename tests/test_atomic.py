@@ -224,9 +224,7 @@ def test_an_empty_folder_that_another_process_holds_is_not_removed(tmp_path: Pat
             raise RuntimeError("rejected")
         assert atomic.is_locked(folder)
         (folder / "begun").touch()
-        atomic.claim_folder(
-            folder, "mark", "results"
-        )  # not rejected: the lock will be
+        atomic.claim_folder(folder, "mark", "results")  # not rejected: the lock will be
     with pytest.raises(OutputError, match="holds no earlier results"):
         atomic.claim_folder(folder, "mark", "results")
     with pytest.raises(RuntimeError, match="rejected"), atomic.removed_if_empty(tmp_path / "own"):

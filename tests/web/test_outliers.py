@@ -18,10 +18,15 @@ def test_two_windows_that_decide_at_once_end_with_what_is_written(page: Page) ->
     other = page.context.new_page()
     other.goto(page.url)
     other.wait_for_selector(".review h2")
+    until(other, "name => document.querySelector('.review h2').textContent === name", name)
     held: list[Route] = []
     other.route("**/api/decisions", lambda route: held.append(route))
     other.keyboard.press("k")  # shown there, and on its way
     until(other, "old => document.querySelector('.review h2').textContent !== old", name)
+    for _ in range(600):
+        if held:
+            break
+        other.wait_for_timeout(50)
     page.keyboard.press("d")
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
     other.wait_for_timeout(300)  # the other window has heard of it

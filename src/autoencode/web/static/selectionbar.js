@@ -93,7 +93,11 @@ export function addSelectionBar() {
     isGiven = false;
   });
   selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
-  recall().catch((err) => showFailure(err)).then(() => selection.addEventListener("change", () => keep().catch((err) => showFailure(err))));
+  const kept = () => keep().catch((err) => showFailure(err));
+  recall().catch((err) => showFailure(err)).then(() => {
+    selection.addEventListener("change", kept);
+    if (selection.size) kept(); // it may have been made while the earlier one was asked for
+  });
   others.onmessage = () => dispatchEvent(new Event("curated"));
 }
 
