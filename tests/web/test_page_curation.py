@@ -37,6 +37,7 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
         context.close()
 
 
+@pytest.mark.scale  # it waits for redraws that come late on a busy machine
 def test_the_bar_is_in_nobodys_way_and_keeps_no_tag_for_others(page: Page) -> None:
     go(page, "browse")
     tile = "#tab-browse .grid .picture"
@@ -129,6 +130,7 @@ def test_copies_are_chosen_singly_and_what_stays_is_up_to_the_person(
         context.close()
 
 
+@pytest.mark.scale  # it waits for redraws that come late on a busy machine
 def test_a_picture_is_tagged_kept_and_selected_in_its_window(page: Page) -> None:
     go(page, "browse")
     tile = "#tab-browse .grid .picture"
