@@ -93,11 +93,7 @@ export function addSelectionBar() {
     isGiven = false;
   });
   selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
-  const kept = () => keep().catch((err) => showFailure(err));
-  recall().catch((err) => showFailure(err)).then(() => {
-    selection.addEventListener("change", kept);
-    if (selection.size) kept(); // it may have been made while the earlier one was asked for
-  });
+  recall().catch((err) => showFailure(err)).then(() => selection.addEventListener("change", () => keep().catch((err) => showFailure(err))));
   others.onmessage = () => dispatchEvent(new Event("curated"));
 }
 
