@@ -704,7 +704,8 @@ def test_a_reload_opens_the_window_again_and_back_closes_it(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("dialog.viewer >> text=5 of 48")
     name = page.inner_text("#viewer-title")
-    until(page, "before => !location.href.endsWith(before) && location.hash.includes('open=')", page.url)
+    shown = page.get_attribute("#tab-browse .grid .picture >> nth=4", "data-picture")
+    until(page, "shown => location.hash.endsWith('open=' + shown)", shown)
     page.reload()
     page.wait_for_selector("dialog.viewer >> text=5 of 48")  # with its place in the grid
     assert page.inner_text("#viewer-title") == name
@@ -732,6 +733,7 @@ def test_the_selection_survives_a_reload(page: Page) -> None:
     with page.expect_response("**/api/selections"):
         page.click(f"{tile} >> nth=5", modifiers=["Shift"])
     until(page, "sessionStorage.getItem('selection')")
+    page.wait_for_timeout(1000)  # that may be of the first picture alone
     chosen = "[...document.querySelectorAll('#tab-browse .chosen')].map((one) => one.dataset.picture).join()"
     before = page.evaluate(chosen)
     page.reload()
