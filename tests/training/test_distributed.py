@@ -31,8 +31,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "denoiser": {"corrupt": ("gaussian:0.3", "rotate:15", "dropout:0.2"), "horizontal_flip": True},
     "vae": {"kind": "vae", "sigma2": "auto"},
     "vae with batch norm and an average": {"kind": "vae", "batch_norm": True, "ema": 0.9},
-    "best": {"preset": "best"},
-    "best with batch norm": {"preset": "best", "batch_norm": True},
+    # Smaller steps than its own: what they make of rounding is on some processors more than what is compared.
+    "best": {"preset": "best", "learning_rate": 1e-4},
+    "best with batch norm": {"preset": "best", "batch_norm": True, "learning_rate": 1e-4},
 }
 # Of times alone it may not be expected that they are the same.
 MEASURED = {"images_per_second", "seconds", "input_wait"}
@@ -136,9 +137,10 @@ def test_the_losses_of_three_processes_are_those_of_one(
         if "val_perceptual" in theirs:
             assert ours == pytest.approx(theirs, rel=1e-2)
             continue
-        # Adam makes a step of a gradient that is zero but for rounding, as some of `best` are at its start,
-        # and batches of other sizes are rounded otherwise on some processors.
-        assert ours == pytest.approx(theirs, rel=3e-3)
+        assert ours == pytest.approx(theirs, rel=1e-3)
+        # Adam makes a step of a gradient that is zero but for rounding, as some of `best` are at its start.
+        for loss in ("train_loss", "val_loss"):
+            assert ours[loss] == pytest.approx(theirs[loss], rel=1e-4)
     assert len({record["train_loss"] for record in found[:2]}) == 2, (
         "a loss that does not move proves nothing"
     )

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from autoencode.atomic import append_line, csv_bytes, cut_name, parse_json, write_bytes
+from autoencode.atomic import append_line, csv_bytes, parse_json, write_bytes
+from autoencode.data.file_names import FileNames
 from autoencode.untrusted import TEXT_BYTES, read_file
 
 LOG_NAME = "restored.jsonl"
@@ -55,10 +56,8 @@ class ResultNames:
 
     def __init__(self, paths: Iterable[Path], folders: Sequence[Path], taken: Iterable[str]) -> None:
         self._parents = {path: _inner_folder(path, folders) for path in paths}
-        self._of_images = {(parent / path.name).as_posix().lower() for path, parent in self._parents.items()}
-        # In lower case, as file systems of other machines compare.
-        self._taken = {name.lower() for name in taken}
-        self._numbers: dict[PurePosixPath, int] = {}  # the last one of each name: many files may share a name
+        of_images = ((parent / path.name).as_posix() for path, parent in self._parents.items())
+        self._names = FileNames(taken, reserved=of_images)
 
     @property
     def folders(self) -> set[PurePosixPath]:
@@ -71,27 +70,13 @@ class ResultNames:
         An image that cannot be written in its format gets the name of no other image, so same.gif becomes
         same-2.png beside same.png.
         """
-        wanted = self._parents[path] / name
-        if name == path.name and wanted.as_posix().lower() not in self._taken:
-            return self._noted(wanted.as_posix())
-        return self._numbered(wanted)
+        wanted = (self._parents[path] / name).as_posix()
+        return self._names.own(wanted) if name == path.name else self._names.free(wanted)
 
     def take_comparison(self, name: str) -> str:
         """Return a free name of the picture before and after of the result called `name`."""
         ending = "" if name.lower().endswith(".png") else ".png"
-        return self._numbered(PurePosixPath(COMPARISONS_NAME, f"{name}{ending}"))
-
-    def _numbered(self, wanted: PurePosixPath) -> str:
-        number, free = self._numbers.get(wanted, 1), wanted
-        while (name := free.as_posix().lower()) in self._taken or name in self._of_images:
-            number += 1
-            free = wanted.with_name(f"{cut_name(wanted.stem)}-{number}{wanted.suffix}")
-        self._numbers[wanted] = number
-        return self._noted(free.as_posix())
-
-    def _noted(self, name: str) -> str:
-        self._taken.add(name.lower())
-        return name
+        return self._names.free(f"{COMPARISONS_NAME}/{name}{ending}")
 
 
 def _inner_folder(path: Path, folders: Sequence[Path]) -> PurePosixPath:

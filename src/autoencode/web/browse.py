@@ -50,16 +50,18 @@ async def browse(
     found = await asyncio.to_thread(positions, workspace, review, asked)
     if selection:
         found = found[np.isin(found, chosen_positions(workspace, selection))]
+    gone = await asyncio.to_thread(missing, review)
     return {
         "total": len(found),
         "offset": offset,
         "pictures": [
-            described(workspace, review, int(position)) for position in found[offset : offset + limit]
+            described(workspace, review, position, is_gone=bool(gone[position]))
+            for position in found[offset : offset + limit].tolist()
         ],
         "labels": [readable(name) for name in review.pack.labels],
         "tags": workspace.tags.counts(),
         "decisions": workspace.decisions.counts(review.pack),
-        "missing": await asyncio.to_thread(lambda: int(missing(review).sum())),
+        "missing": int(gone.sum()),
         "scored": workspace.ranking is not None,
         "problem": review.without_folder(),
     }

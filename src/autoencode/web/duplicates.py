@@ -54,7 +54,7 @@ async def groups(
 ) -> dict[str, Any]:
     """Return part of the groups with the file of each that stays, or the progress of finding them."""
     found, position = _found(workspace), _positions(workspace)
-    others = set(_others(workspace, found, keep))
+    others = set(_others(workspace, found, keep, position))
     pairs = [
         [workspace.describe(f"{_letter(workspace)}{position[path]}") for path in (pair.first, pair.second)]
         for pair in found.possible[:limit]
@@ -92,7 +92,7 @@ async def choose(workspace: OpenWorkspace, chosen: Chosen) -> dict[str, Any]:
         _choices(workspace).keep_all(entries, is_on=chosen.on)
     else:
         _choices(workspace).choose(entries, [file.path for file in group.files].index(path))
-    others = set(_others(workspace, found, chosen.keep))
+    others = set(_others(workspace, found, chosen.keep, position))
     return {**_summary(found, others, position), "group": _described(workspace, group, others, position)}
 
 
@@ -122,9 +122,9 @@ def _described(
     ]
 
 
-def _others(workspace: Workspace, found: Duplicates, keep: Keep) -> list[Path]:
+def _others(workspace: Workspace, found: Duplicates, keep: Keep, position: Mapping[Path, int]) -> list[Path]:
     """Return the files that could go: by the rule, but where a person chose."""
-    choices, position = _choices(workspace), _positions(workspace)
+    choices = _choices(workspace)
     chosen = dict[int, set[Path]]()
     for number, group in enumerate(found.groups):
         entries = _entries(workspace, group, position)
@@ -181,7 +181,7 @@ async def known(workspace: OpenWorkspace) -> dict[str, bool]:
 @router.get("/api/duplicates.txt")
 async def listed(workspace: OpenWorkspace, keep: Keep = "largest") -> Response:
     """Return the files that could go, one per line."""
-    paths = _others(workspace, _found(workspace), keep)
+    paths = _others(workspace, _found(workspace), keep, _positions(workspace))
     # A path with a line break would read as two, perhaps of other files.
     lines = b"".join(os.fsencode(path) + b"\n" for path in paths if "\n" not in str(path))
     assert workspace.review is not None

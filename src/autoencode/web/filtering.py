@@ -128,12 +128,12 @@ def _order(workspace: Workspace, columns: _Columns, sort: Sort) -> NDArray[Any]:
     return places
 
 
-def described(workspace: Workspace, review: Collection, position: int) -> dict[str, Any]:
+def described(workspace: Workspace, review: Collection, position: int, *, is_gone: bool) -> dict[str, Any]:
     """Return the facts about an image under review, with its decision, its tags and its score."""
     entry, ranking = review.entry(position), workspace.ranking
     more: dict[str, Any] = {"decision": workspace.decisions.of(review.pack, entry)}
     if ranking is not None:
         more["score"] = float(ranking.scores[position])
-    if missing(review)[position]:
+    if is_gone:
         more["gone"] = True
     return workspace.describe(f"{review.letter}{position}", tags=workspace.tags.of(entry), **more)

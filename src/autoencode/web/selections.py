@@ -115,15 +115,15 @@ async def table(workspace: OpenWorkspace, name: str, shown: ShownAs) -> Response
         columns.remove("split")
 
     def rows() -> Iterator[list[object]]:
-        folder = review_of(workspace).pack.folder
+        review = review_of(workspace)
         places = _sorted_selection(workspace, name, shown).tolist()
-        gone = _gone(workspace, [review_of(workspace).entry(place) for place in places])
+        gone = _gone(workspace, [review.entry(place) for place in places])
         named = [*columns, "gone"] if any(gone) else columns
         yield list(named)
         for position, is_gone in zip(places, gone, strict=True):
-            about = described(workspace, review_of(workspace), position)
+            about = described(workspace, review, position, is_gone=is_gone)
             score = "" if "score" not in about else f"{about['score']:.6g}"
-            path = readable(str(folder / review_of(workspace).entry(position).path))
+            path = readable(str(review.pack.folder / review.entry(position).path))
             row = about | {"path": path, "score": score, "tags": " ".join(about["tags"])}
             row["gone"] = "yes" if is_gone else ""
             yield [row[column] or "" for column in named]

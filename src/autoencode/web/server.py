@@ -28,6 +28,7 @@ from autoencode.outliers.measurements import coloured, heat_maps
 from autoencode.pixels import to_float, to_pixels
 from autoencode.web.commands import Starter
 from autoencode.web.filtering import described
+from autoencode.web.missing import missing
 from autoencode.web.originals import SIDES, UPLOAD_SIDE
 from autoencode.web.pictures import Held, Pixels, is_position, readable
 from autoencode.web.security import Guard, Trust, Uploads
@@ -97,8 +98,8 @@ async def about(workspace: OpenWorkspace) -> dict[str, Any]:
     for tab in TABS:
         if hasattr(tab.module, "facts"):
             facts |= tab.module.facts(workspace)
-        for name, missing in getattr(tab.module, "NEEDS", {}).items():
-            if lacking := missing(workspace):
+        for name, needed in getattr(tab.module, "NEEDS", {}).items():
+            if lacking := needed(workspace):
                 needs[name] = lacking._asdict()
     return {
         "name": workspace.name,
@@ -168,7 +169,8 @@ async def one(workspace: OpenWorkspace, name: str) -> dict[str, Any]:
     """Return the facts about a picture; of one under review also its tags, its decision and its score."""
     found = workspace.find(name)
     if not isinstance(found, Held) and found.collection is workspace.review:
-        return described(workspace, found.collection, found.position)
+        gone = await asyncio.to_thread(missing, found.collection)
+        return described(workspace, found.collection, found.position, is_gone=bool(gone[found.position]))
     return workspace.describe(name)
 
 
