@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from .test_page import go, page, until  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
 
 
-@pytest.mark.scale  # it waits for redraws that come late on a busy machine
 def test_two_windows_that_decide_at_once_end_with_what_is_written(page: Page) -> None:  # noqa: F811
     go(page, "outliers")
     page.click(".strip button >> nth=0")

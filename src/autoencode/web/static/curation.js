@@ -3,7 +3,7 @@
 import { get, post, postBytes } from "./api.js";
 import { h, keepingFocus, say, showFailure } from "./dom.js";
 import { Selection, selection } from "./selection.js";
-import { positionOf, told } from "./selectionbar.js";
+import { positionOf, told, undo } from "./selectionbar.js";
 import { lacks, workspace } from "./shared.js";
 
 const DECIDED = { keep: "kept", drop: "marked to drop" };
@@ -39,11 +39,6 @@ export function curation(picture) {
     if (!tag) return;
     await post("/api/tags", { selection: await alone(position), tag, on });
     input.value = "";
-    told();
-  };
-  const undo = async () => {
-    const { undone, decided } = await post("/api/undo");
-    say(decided || undone !== null ? "Undone." : "There is nothing to undo.");
     told();
   };
 

@@ -48,12 +48,6 @@ export function addSelectionBar() {
     say(on ? `${number(changed)} tagged “${name}”.` : `“${name}” taken from ${number(changed)}.`);
     told();
   };
-  const undo = async () => {
-    const { undone, decided } = await post("/api/undo");
-    if (decided) say(`Undone: the decision about ${counted(decided, "picture")}.`);
-    else say(undone === null ? "There is nothing to undo." : `Undone: the last change of “${undone}”.`);
-    told();
-  };
   const decide = async (decision) => {
     const { replaced } = await post("/api/selections/decisions", { selection: await sendSelection(), decision });
     say(decided(selection.size, decision, replaced));
@@ -93,8 +87,20 @@ export function addSelectionBar() {
     isGiven = false;
   });
   selection.addEventListener("change", () => announce(`${number(selection.size)} selected.`));
-  recall().catch((err) => showFailure(err)).then(() => selection.addEventListener("change", () => keep().catch((err) => showFailure(err))));
+  const kept = () => keep().catch((err) => showFailure(err));
+  recall().catch((err) => showFailure(err)).then(() => {
+    selection.addEventListener("change", kept);
+    if (selection.size) kept(); // selected while the last selection was asked for
+  });
   others.onmessage = () => dispatchEvent(new Event("curated"));
+}
+
+/** Take back the last change of tags or decisions, and say which it was. */
+export async function undo() {
+  const { undone, decided } = await post("/api/undo");
+  if (decided) say(`Undone: the decision about ${counted(decided, "picture")}.`);
+  else say(undone === null ? "There is nothing to undo." : `Undone: the last change of “${undone}”.`);
+  told();
 }
 
 /** What was decided about a selection, in words: also how many of its pictures were decided otherwise before.
