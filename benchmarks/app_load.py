@@ -3,8 +3,8 @@
     python benchmarks/app_load.py RUN INDEX --clients 50 --seconds 60 --pause 0.5
 
 Each client asks, waits for the answer, pauses as a person does, and asks again: in turn for the neighbours of
-an image, for a frame of a morph and for a picture. Memory is that of the server alone, each second, without
-the pages of the pack that it maps, as the system can take them back.
+an image, for a frame of a morph (ten between the same two images) and for a picture. Memory is that of the
+server alone, each second, without the pages of the pack that it maps, as the system can take them back.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+MOVES = 30  # requests, a third of them for a morph, between the same two pictures
 COMMAND = [sys.executable, "-c", "from autoencode.cli.main import main; main()", "app"]
 
 
@@ -67,7 +68,7 @@ class Clients:
         time.sleep(chosen.random() * self.pause)
         turn = number
         while time.monotonic() < self.end:
-            kind, target = self._asked(turn, chosen)
+            kind, target = self._asked(number, turn, chosen)
             begun = time.perf_counter()
             try:
                 connection.request("GET", target, headers=self.headers)
@@ -82,12 +83,16 @@ class Clients:
             time.sleep(self.pause * (0.5 + chosen.random()))
             turn += 1
 
-    def _asked(self, turn: int, chosen: random.Random) -> tuple[str, str]:
-        one, other = (chosen.randrange(self.images) for _ in range(2))
+    def _asked(self, number: int, turn: int, chosen: random.Random) -> tuple[str, str]:
+        one = chosen.randrange(self.images)
         if turn % 3 == 0:
             return "search", f"/api/search?picture=i{one}&k=24"
         if turn % 3 == 1:
-            return "morph", f"/api/morph/frame?pictures=i{one},i{other}&x={chosen.random():.3f}"
+            pair = random.Random(
+                f"{number} {turn // MOVES}"
+            )  # the slider is moved some times before the pictures change
+            ends = ",".join(f"i{pair.randrange(self.images)}" for _ in range(2))
+            return "morph", f"/api/morph/frame?pictures={ends}&x={chosen.random():.3f}"
         return "picture", f"/images/i{one}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -12,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from autoencode import AutoencodeError, ConfigError
 from autoencode.data.pack import Progress, StageProgress
 from autoencode.web.commands import Starter
-from autoencode.web.jobs import Job, JobQueue, run_apart
+from autoencode.web.jobs import Job, JobQueue, Together, one_core, run_apart
 
 from .conftest import wait_for as wait
 
@@ -230,3 +232,46 @@ def test_a_command_is_stopped_as_by_the_keyboard_and_ends_with_the_page(
     assert (work.process.returncode, (tmp_path / "kept").exists()) == (130, True)
     assert not starter.is_busy
     os.kill(os.getpid(), signal.SIG_DFL)  # and this process is unharmed
+
+
+def test_what_is_asked_for_at_once_is_done_together_and_an_error_is_of_one_alone(
+    threads: ThreadPoolExecutor,
+) -> None:
+    batches: list[list[int]] = []
+    first = threading.Event()
+
+    def square(numbers: list[int]) -> list[int]:
+        batches.append(numbers)
+        first.wait(5)
+        if -1 in numbers:
+            raise ConfigError("There is no -1.")
+        return [number**2 for number in numbers]
+
+    together = Together(square, threads, most=4)
+
+    async def ask() -> list[int | BaseException]:
+        asked = [asyncio.ensure_future(together(number)) for number in (7, 1, 2, -1, 3, 4, 5)]
+        await asyncio.sleep(0)  # all have asked; the thread has taken the first, or as many as were there
+        asked[-1].cancel()
+        first.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    *results, given_up = asyncio.run(ask())
+    assert [str(one) for one in results] == ["49", "1", "4", "There is no -1.", "9", "16"]
+    assert isinstance(given_up, asyncio.CancelledError)
+    assert max(map(len, batches)) > 1
+    assert all(len(batch) <= 4 for batch in batches)
+    assert [5] not in batches
+
+
+def test_a_thread_for_requests_computes_on_one_core_and_others_on_all() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_core("requests") as requests:
+            assert requests.submit(torch.get_num_threads).result() == 1
+            with ThreadPoolExecutor(1) as others:
+                assert others.submit(torch.get_num_threads).result() == 2
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -563,7 +563,7 @@ def test_the_page_goes_on_while_the_model_works(served: Served) -> None:
         begun.set()
         end.wait(10)
 
-    workspace._threads.submit(slow)
+    workspace._modelling.submit(slow)
     begun.wait(10)
     try:
         request = urllib.request.Request(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
-from autoencode.web.pictures import NAMED_BYTES, Held, Kind, Shelf
+from autoencode.pixels import to_float, to_pixels
+from autoencode.web.pictures import NAMED_BYTES, Held, KeptCodes, Kind, Shelf
 from autoencode.web.security import Allowance
 from autoencode.web.workspace import GoneError, Workspace
 
@@ -252,3 +255,41 @@ def test_no_upload_touches_the_disk(client: TestClient, run_folder: Path, index_
     before = {path for folder in (run_folder, index_folder) for path in folder.rglob("*")}
     client.post("/api/uploads", content=png(Image.new("RGB", (8, 8), "green")))
     assert {path for folder in (run_folder, index_folder) for path in folder.rglob("*")} == before
+
+
+def test_codes_are_kept_while_a_morph_moves_and_the_longest_unused_give_way() -> None:
+    encoded: list[list[str]] = []
+
+    def encode(names: Sequence[str]) -> torch.Tensor:
+        encoded.append(list(names))
+        return torch.tensor([[float(name), 1.0] for name in names])
+
+    kept = KeptCodes(encode, 2, count=2)
+    np.testing.assert_array_equal(kept.of(["3", "4", "3"]), [[3, 1], [4, 1], [3, 1]])
+    kept.of(["3"])
+    np.testing.assert_array_equal(kept.of(["5", "3"]), [[5, 1], [3, 1]])
+    np.testing.assert_array_equal(kept.of(["6", "7", "8"]), [[6, 1], [7, 1], [8, 1]])  # more than it keeps
+    kept.of(["8"])
+    np.testing.assert_array_equal(kept.of(["4"]), [[4, 1]])
+    assert encoded == [["3", "4"], ["5"], ["6", "7", "8"], ["4"]]
+
+
+def test_a_frame_of_a_morph_is_of_the_codes_of_its_pictures(client: TestClient, workspace: Workspace) -> None:
+    response = client.get("/api/morph/frame?pictures=t0,t1&x=0.25")
+    frame = np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"), np.int16)
+    images = to_float(np.stack([workspace.pixels(name) for name in ("t0", "t1")]))
+    first, second = workspace.model.encode(images)
+    decoded = to_pixels(workspace.model.decode((0.75 * first + 0.25 * second)[None]))[0]
+    assert np.abs(frame - decoded).max() <= 1  # by a batch of another size, in the last bit
+
+
+def test_a_picture_that_is_gone_does_not_spoil_the_frames_asked_for_with_it(workspace: Workspace) -> None:
+    async def ask() -> list[object]:
+        names = (["t0", "t1"], ["t0", "u-gone"], ["t1"])
+        return list(await asyncio.gather(*map(workspace.encoding, names), return_exceptions=True))
+
+    first, gone, alone = asyncio.run(ask())
+    assert isinstance(gone, GoneError)
+    assert isinstance(first, torch.Tensor)
+    assert isinstance(alone, torch.Tensor)
+    torch.testing.assert_close(first[1], alone[0])

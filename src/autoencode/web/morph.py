@@ -47,7 +47,13 @@ async def frame(
     # A slider aborts the request for the position it has left; decoding that would delay the next.
     if await request.is_disconnected():
         return Response(status_code=499)
-    return png(await workspace.on_model(_mixture, workspace, names, x, y, interpolation))
+    codes = await workspace.encoding(names)
+    code = (
+        in_square(codes, x, y, interpolation)
+        if len(codes) == 4
+        else between(codes, x * (len(codes) - 1), interpolation)
+    )
+    return png(await workspace.decoding(code))
 
 
 @router.get("/api/morph/animation")
@@ -57,7 +63,7 @@ async def animation(
     """Return a loop through all pictures and back to the first, or the progress of making it."""
     names = _names(pictures)
     # Now, not in the job: a sample that is pushed out of memory meanwhile is in the animation all the same.
-    codes = await workspace.on_model(workspace.codes, names)
+    codes = await workspace.encoding(names)
     work = functools.partial(_animated, workspace, codes, interpolation, kind)
     job = workspace.animations.job((*names, interpolation, kind), work)
     return download(finished(job), f"morph.{kind}", f"image/{kind}")
@@ -76,19 +82,6 @@ def _names(pictures: str) -> list[str]:
     if not 2 <= len(names) <= 4:
         raise ConfigError("A morph needs two to four pictures.")
     return names
-
-
-def _mixture(
-    workspace: Workspace, names: list[str], x: float, y: float, interpolation: Interpolation
-) -> Pixels:
-    codes = workspace.codes(names)
-    code = (
-        in_square(codes, x, y, interpolation)
-        if len(codes) == 4
-        else between(codes, x * (len(codes) - 1), interpolation)
-    )
-    pixels: Pixels = to_pixels(workspace.model.decode(code[None]))[0]
-    return pixels
 
 
 def _animated(

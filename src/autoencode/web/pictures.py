@@ -12,7 +12,7 @@ import functools
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -27,9 +27,12 @@ from autoencode.data.pack import Pack
 
 if TYPE_CHECKING:
     from autoencode.data.entries import Entry
+    from autoencode.data.preprocessing import Preprocessing
+    from autoencode.index.memory import FileIndex
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHELF_BYTES = 128 * 1024**2  # two full shelves about double the 190 MB of a server without pictures
+KEPT_CODES = 1024  # of pictures that are moved: 1 MB of 256 values each
 FILE_BYTES = 64 * 1024**2  # of the uploads as they were given, re-encoded; about 200 photographs
 NAMED_BYTES = 512  # of the id, the name and the slot of a picture in memory
 
@@ -112,6 +115,27 @@ def readable(path: str) -> str:
 def is_position(text: str) -> bool:
     """Whether a text from an address is a whole number that can be a position in a pack."""
     return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def collections_of(
+    given: Pack | None, index: FileIndex | None, training: Pack | None, preprocessing: Preprocessing | None
+) -> dict[str, Collection]:
+    """Return the collections by their letters, the one to review first: images given, indexed, or trained on.
+
+    Images of another size than the model's, whose `preprocessing` is given, come last: it has no codes and
+    no scores of them.
+    """
+    found = [] if given is None else [Collection("g", given)]
+    trained = [] if training is None else [Collection("t", training)]
+    if index is not None:
+        # An index of pretrained features holds no codes of the model.
+        codes = index.codes[index.entries.rows] if index.embedding == "code" else None
+        indexed = Collection("i", index.pack, codes)
+        is_alike = preprocessing in (None, indexed.pack.preprocessing)
+        found += [indexed, *trained] if is_alike or found else [*trained, indexed]
+    else:
+        found += trained
+    return {collection.letter: collection for collection in found}
 
 
 @dataclass(frozen=True)
@@ -216,3 +240,43 @@ class Shelf:
     def _forget_file(self, name: str) -> None:
         file, given = self._files.pop(name, (b"", None))
         self._file_room += len(file) + len(given or b"")
+
+
+class KeptCodes:
+    """Codes of pictures that were encoded: a morph asks for the same ones as often as it moves.
+
+    The longest unused give way to new ones.
+
+    Args:
+        encode: returns the codes (N, D) of pictures by their ids; all that are missing are encoded together,
+            which takes hardly longer than one.
+        code_size: D.
+        count: how many are kept.
+    """
+
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Tensor], code_size: int, count: int = KEPT_CODES
+    ) -> None:
+        self._encode = encode
+        self._codes = np.empty((count, code_size), np.float32)  # a block, as in `Shelf`
+        self._free = list(range(count))
+        self._rows = OrderedDict[str, int]()
+
+    def of(self, names: Sequence[str]) -> Vectors:
+        """Return the codes (N, D) of pictures."""
+        found = {name: self._codes[self._rows[name]] for name in names if name in self._rows}
+        missing = [name for name in dict.fromkeys(names) if name not in found]
+        if missing:
+            found |= zip(missing, self._encode(missing).numpy(), strict=True)
+        codes = np.stack(
+            [found[name] for name in names]
+        )  # copies: a row may be given to another picture next
+        for name, code in found.items():
+            self._keep(name, code)
+        return codes
+
+    def _keep(self, name: str, code: Vectors) -> None:
+        if name not in self._rows:
+            row = self._free.pop() if self._free else self._rows.popitem(last=False)[1]
+            self._rows[name], self._codes[row] = row, code
+        self._rows.move_to_end(name)

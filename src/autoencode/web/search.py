@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query
@@ -31,7 +33,7 @@ async def search(
     workspace: OpenWorkspace, picture: str, k: Count = 24, distance: Distance | None = None
 ) -> dict[str, Any]:
     """Return the nearest images, nearest first, with their scores."""
-    found = await workspace.on_model(_nearest, workspace, picture, k, distance)
+    found = await _found(workspace, picture, k, distance)
     neighbours = []
     for near in found.neighbours:
         more = {"score": near.score, "percentile": near.percentile, "gone": near.is_gone}
@@ -50,7 +52,7 @@ async def table(
     workspace: OpenWorkspace, picture: str, k: Count = 24, distance: Distance | None = None
 ) -> Response:
     """Return the nearest images as a table."""
-    found = await workspace.on_model(_nearest, workspace, picture, k, distance)
+    found = await _found(workspace, picture, k, distance)
     rows: list[list[Any]] = [["path", "score", "percentile", "label"]]
     for near in found.neighbours:
         percentile = "" if near.percentile is None else f"{near.percentile:.4g}"
@@ -63,22 +65,40 @@ class _Nearest(NamedTuple):
     neighbours: list[Neighbour]
 
 
-def _nearest(workspace: Workspace, picture: str, k: int, distance: Distance | None) -> _Nearest:
+async def _found(workspace: Workspace, picture: str, k: int, distance: Distance | None) -> _Nearest:
     """Return the nearest images, without the picture itself."""
     require(needs(workspace))
-    index, own = workspace.compared_by(distance), workspace.indexed(picture)
+    on_index = functools.partial(asyncio.get_running_loop().run_in_executor, workspace.searching)
+    vector, own = await on_index(_indexed, workspace, picture)
+    query = await workspace.on_model(_encoded, workspace, picture) if vector is None else vector
+    return await on_index(_nearest, workspace, query, own, k, distance)
+
+
+def _nearest(
+    workspace: Workspace, query: Vectors | Tensor, own: int | None, k: int, distance: Distance | None
+) -> _Nearest:
+    assert workspace.index is not None
+    distance = distance or workspace.index.distance
+    if distance not in workspace.compared:
+        workspace.compared[distance] = workspace.index.with_distance(distance)
     # One more than asked for, as the picture is its own nearest. By position: copies of it stay.
-    [result] = index.search(_query(workspace, picture), k + 1).results
-    return _Nearest(index.distance, [near for near in result.found if near.position != own][:k])
+    [result] = workspace.compared[distance].search(query, k + 1).results
+    return _Nearest(distance, [near for near in result.found if near.position != own][:k])
 
 
-def _query(workspace: Workspace, picture: str) -> Vectors | Tensor:
-    """Return what the index is searched with for a picture: its vector (1, D), or images (1, 3, H, W)."""
+def _indexed(workspace: Workspace, picture: str) -> tuple[Vectors | None, int | None]:
+    """Return the vector (1, D) and the position of an indexed image, which is not read again; else None."""
+    assert workspace.index is not None
+    own = workspace.indexed(picture)
+    if own is None:
+        return None, None
+    return workspace.index.codes[workspace.index.entries[own].row][None], own
+
+
+def _encoded(workspace: Workspace, picture: str) -> Vectors | Tensor:
+    """Return what the index is searched with for a picture: its code (1, D), or the image (1, 3, H, W)."""
     index = workspace.index
     assert index is not None
-    if (position := workspace.indexed(picture)) is not None:
-        # Its vector is there: no image is read and encoded when a person goes from image to image.
-        return index.codes[index.entries[position].row][None]
     if index.embedding == "code":
         return workspace.code(picture)[None].numpy()
     workspace.index_decoder = workspace.index_decoder or UntrustedDecoder(index.preprocessing)

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from autoencode.errors import AutoencodeError, ConfigError, ImageError
 from autoencode.outliers.measurements import coloured, heat_maps
-from autoencode.pixels import to_float, to_pixels
+from autoencode.pixels import to_float
 from autoencode.web.commands import Starter
 from autoencode.web.filtering import described
 from autoencode.web.missing import missing
@@ -234,12 +234,9 @@ async def original(
 @router.get("/images/{name}/reconstruction")
 async def reconstruction(workspace: OpenWorkspace, name: str) -> Response:
     """Show the reconstruction of a picture."""
-
-    def drawn() -> Response:
-        # From the code: that of a sample was drawn, and is not the one its picture would be encoded to.
-        return png(to_pixels(workspace.model.decode(workspace.code(name)[None]))[0], is_constant=True)
-
-    return await workspace.on_model(drawn)
+    # From the code: that of a sample was drawn, and is not the one its picture would be encoded to.
+    [code] = await workspace.encoding([name])
+    return png(await workspace.decoding(code), is_constant=True)
 
 
 @router.get("/images/{name}/difference")

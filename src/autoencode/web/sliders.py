@@ -49,8 +49,9 @@ async def directions(workspace: OpenWorkspace) -> dict[str, Any]:
 @router.get("/api/sliders/frame")
 async def frame(workspace: OpenWorkspace, picture: str, at: Text = "", selection: Text = "") -> Response:
     """Return a picture moved along the directions: "0.5,0,-1" by half a step of the first and back by one."""
-    moved = _moved(workspace, at, selection)
-    return png(to_pixels(await workspace.on_model(_decoded, workspace, picture, moved[None]))[0])
+    moved = torch.from_numpy(_moved(workspace, at, selection)).float()
+    [code] = await workspace.encoding([picture])
+    return png(await workspace.decoding(code + moved))
 
 
 @router.get("/api/sliders/strip")

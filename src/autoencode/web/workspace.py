@@ -14,7 +14,6 @@ import functools
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -37,18 +36,19 @@ from autoencode.models.autoencoder import Autoencoder
 from autoencode.models.model_file import MODEL_NAME, load_any
 from autoencode.models.restorer import Restorer
 from autoencode.outliers.review import Decisions
-from autoencode.pixels import to_float
+from autoencode.pixels import to_float, to_pixels
 from autoencode.training.run import RunSettings, is_run, read_run
 from autoencode.training.train import pack_path_for
-from autoencode.web.jobs import JobQueue
+from autoencode.web.jobs import JobQueue, Together, one_core
 from autoencode.web.originals import Originals
 from autoencode.web.pictures import (
-    Collection,
     Found,
     Held,
+    KeptCodes,
     Pixels,
     Shelf,
     Vectors,
+    collections_of,
     is_position,
     positions_in,
     readable,
@@ -97,6 +97,10 @@ class Workspace:
         can_start: whether other runs may be opened, and trainings started, from the page.
         tags: what a person called the images under review.
         results: of long work, kept for the next start.
+        encoding, decoding: ids of pictures to codes (N, D), a code (D,) to pixels (H, W, 3); requests that
+            ask at once are answered together.
+        searching: the thread that searches the index, which waits for no morph.
+        compared: the index by each distance that was asked for: whitening and lists are fitted to all codes.
         ranking: of images under review by their outlier scores, the one that was asked for last.
         selections: of images under review, a bit each, by their hash; the oldest are dropped.
         preprocessing: how an image becomes the one that is shown as the model's view.
@@ -119,10 +123,13 @@ class Workspace:
         self.index: FileIndex | None = None
         if index is not None:
             self.index = in_memory(open_index(index, self._model), "The page")
-        self._compared: dict[Distance, FileIndex] = {}
+        self.compared: dict[Distance, FileIndex] = {}
         self.index_decoder: UntrustedDecoder | None = None
         self.training = self._training_pack()
-        self.collections = self._collections(pack)
+        if self._model is not None and pack is not None:
+            self._model.check_preprocessing(pack.preprocessing, pack.path)
+        own = None if self._model is None else self._model.preprocessing
+        self.collections = collections_of(pack, self.index, self.training, own)
         self.review = next(iter(self.collections.values()), None)
         self.preprocessing = Preprocessing() if loaded is None else loaded.preprocessing
         if loaded is None and self.review is not None:
@@ -141,9 +148,10 @@ class Workspace:
         self.can_start = False
         self.selections = OrderedDict[str, bytes]()
         self.ranking: Ranking | None = None
-        # One thread for the requests: the model uses all cores already, so that two at once would both be
-        # late. The event loop goes on serving pictures and progress meanwhile.
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._modelling, self.searching = one_core("model"), one_core("search")
+        self._encoded = KeptCodes(self._encode, code_size)
+        self.encoding = Together(self._codes_of_each, self._modelling)
+        self.decoding = Together(self._decode, self._modelling)
         self.measuring, self.comparing = JobQueue("measuring"), JobQueue("comparing")
         self.layouts, self.sliding = JobQueue("layout"), JobQueue("sliding")
         self.restoring = JobQueue("restoring", MOST_RESTORED)
@@ -177,7 +185,7 @@ class Workspace:
     ) -> Result:
         """Run a function that uses the model in the model's thread, one call at a time."""
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: function(*args, **kwargs)
+            self._modelling, lambda: function(*args, **kwargs)
         )
 
     def find(self, name: str) -> Held | Found:
@@ -269,19 +277,34 @@ class Workspace:
 
     def code(self, name: str) -> Tensor:
         """Return the code (D,) of a picture; from then on a sample is kept as long as an upload."""
+        return self.codes([name])[0]
+
+    def codes(self, names: Sequence[str]) -> Tensor:
+        """Return the codes (N, D) of pictures; as `code`."""
+        known = {name: code for name in names if (code := self._known_code(name)) is not None}
+        encoded = [name for name in names if name not in known]
+        known |= zip(encoded, torch.from_numpy(self._encoded.of(encoded)), strict=True) if encoded else ()
+        return torch.stack([known[name] for name in names])
+
+    def _known_code(self, name: str) -> Tensor | None:
         found = self.find(name)
         if isinstance(found, Held):
             if found.kind == "sample" and self.uploads.get(name) is None:
                 self.uploads.put(found, name)  # before it leaves the other, so that it is always found
                 self.samples.remove(name)
             return found.code
-        if found.collection.codes is not None:
-            return torch.from_numpy(found.collection.codes[found.position])
-        return self.model.encode(to_float(self.pixels(name)[None]))[0]
+        codes = found.collection.codes
+        return None if codes is None else torch.from_numpy(codes[found.position])
 
-    def codes(self, names: Sequence[str]) -> Tensor:
-        """Return the codes (N, D) of pictures."""
-        return torch.stack([self.code(name) for name in names])
+    def _codes_of_each(self, asked: list[list[str]]) -> Sequence[Tensor]:
+        together = self.codes([name for names in asked for name in names])
+        return torch.split(together, [len(names) for names in asked])
+
+    def _decode(self, codes: list[Tensor]) -> Pixels:
+        return to_pixels(self.model.decode(torch.stack(codes)))
+
+    def _encode(self, names: Sequence[str]) -> Tensor:
+        return self.model.encode(to_float(np.stack([self.pixels(name) for name in names])))
 
     def describe(self, name: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - what JSON can hold
         """Return the facts that the page shows beside a picture."""
@@ -297,24 +320,15 @@ class Workspace:
 
     def hold(self, held: Held) -> dict[str, Any]:
         """Keep a picture in memory and describe it."""
-        shelf = self.samples if held.kind == "sample" else self.uploads
-        return self.describe(shelf.put(held))
-
-    def compared_by(self, distance: Distance | None) -> FileIndex:
-        """Return the index with its codes compared by a distance; None for its own."""
-        assert self.index is not None
-        distance = distance or self.index.distance
-        # Kept: whitening and inverted lists are fitted to all codes anew for another distance.
-        if distance not in self._compared:
-            self._compared[distance] = self.index.with_distance(distance)
-        return self._compared[distance]
+        return self.describe((self.samples if held.kind == "sample" else self.uploads).put(held))
 
     def close(self) -> None:
         """End the processes and the threads, without waiting for work; the pictures in memory are gone."""
         for one in vars(self).values():
             if isinstance(one, JobQueue | UntrustedDecoder | Originals):
                 one.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._modelling, self.searching):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _training_pack(self) -> Pack | None:
         if self.run is None:
@@ -325,29 +339,6 @@ class Workspace:
             return None
         # A pack of other images would call normal what the model has never seen.
         return pack if pack.fingerprint == self.run.fingerprint else None
-
-    def _collections(self, pack: Pack | None) -> dict[str, Collection]:
-        """Return the collections, the one to review first: the pack given, the index, or the training.
-
-        Images of another size than the model's come last: the model has no codes and no scores of them.
-        """
-        found: list[Collection] = []
-        if pack is not None:
-            if self._model is not None:
-                self._model.check_preprocessing(pack.preprocessing, pack.path)
-            found.append(Collection("g", pack))
-        if self.index is not None:
-            # An index of pretrained features holds no codes of the model.
-            is_of_codes = self.index.embedding == "code"
-            codes = self.index.codes[self.index.entries.rows] if is_of_codes else None
-            indexed = Collection("i", self.index.pack, codes)
-            is_alike = self._model is None or indexed.pack.preprocessing == self._model.preprocessing
-            if not is_alike and not found and self.training is not None:
-                found.append(Collection("t", self.training))
-            found.append(indexed)
-        if self.training is not None and "t" not in {collection.letter for collection in found}:
-            found.append(Collection("t", self.training))
-        return {collection.letter: collection for collection in found}
 
 
 def model_file(model: Path) -> Path:
