@@ -1,8 +1,13 @@
 """EfficientNet-Lite0 with its normalisations folded in, against the network of another package."""
 
+import copy
+from unittest import mock
+
 import pytest
 import torch
 
+from autoencode.models import efficientnet
+from autoencode.models.backbones import multiplies_bf16
 from autoencode.models.efficientnet import (
     BLOCK_CHANNELS,
     LAST,
@@ -37,3 +42,28 @@ def test_maps_of_every_block_have_the_size_of_their_stride(
     strides = [2] + [4] * 2 + [8] * 2 + [16] * 6 + [32] * 6
     for found, channels, stride in zip(maps, BLOCK_CHANNELS, strides, strict=True):
         assert found.shape == (1, channels, *(max(1, -(-side // stride)) for side in size))
+
+
+@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this processor does not multiply bf16")
+def test_maps_have_the_same_bits_where_onednn_applies_the_relu6(
+    network: EfficientNetLite0, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast = copy.deepcopy(network).to(torch.bfloat16)
+    images = torch.rand(3, 3, 97, 160, generator=torch.Generator().manual_seed(0))
+    fused = mock.Mock(wraps=efficientnet._with_relu6)
+    monkeypatch.setattr(efficientnet, "_with_relu6", fused)
+    with torch.inference_mode():
+        found = cast.feature_maps(images, range(LAST + 1))
+        assert fused.call_count == 33  # all but 16 linear ones
+        monkeypatch.setattr(efficientnet, "_fuses", lambda _: False)
+        expected = cast.feature_maps(images, range(LAST + 1))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_gradients_reach_the_images_by_the_operations_apart(network: EfficientNetLite0) -> None:
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    assert not efficientnet._fuses(images.bfloat16())
+    network(images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
