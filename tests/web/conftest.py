@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import uvicorn
@@ -20,6 +22,8 @@ from autoencode import Run, build_index, fit_prior, load_model, open_pack, save_
 from autoencode.web.security import Connection, Trust
 from autoencode.web.server import make_app
 from autoencode.web.workspace import Workspace, open_workspace
+
+Result = TypeVar("Result")
 
 ADDRESS = "http://127.0.0.1:8765"
 
@@ -117,6 +121,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:
             return
         time.sleep(0.005)
     raise AssertionError("the condition did not become true")
+
+
+def in_a_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in a thread, as a browser of other tests may have left a loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def finished(client: TestClient, address: str) -> dict[str, object]:

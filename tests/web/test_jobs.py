@@ -20,6 +20,7 @@ from autoencode.data.pack import Progress, StageProgress
 from autoencode.web.commands import Starter
 from autoencode.web.jobs import Job, JobQueue, Together, one_core, run_apart
 
+from .conftest import in_a_loop
 from .conftest import wait_for as wait
 
 
@@ -256,7 +257,7 @@ def test_what_is_asked_for_at_once_is_done_together_and_an_error_is_of_one_alone
         first.set()
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    *results, given_up = asyncio.run(ask())
+    *results, given_up = in_a_loop(ask())
     assert [str(one) for one in results] == ["49", "1", "4", "There is no -1.", "9", "16"]
     assert isinstance(given_up, asyncio.CancelledError)
     assert max(map(len, batches)) > 1

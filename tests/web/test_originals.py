@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import shutil
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -22,13 +19,7 @@ from autoencode.errors import ImageError
 from autoencode.web.originals import SIDES, Originals, draw
 from autoencode.web.workspace import Workspace
 
-Result = TypeVar("Result")
-
-
-def finished(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine, in a thread: playwright leaves an event loop running in this one."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
+from .conftest import in_a_loop
 
 
 def opened(content: bytes) -> Image.Image:
@@ -90,18 +81,18 @@ def test_what_was_drawn_is_kept_until_the_file_changes_or_memory_is_needed(tmp_p
         Preprocessing(), cache_bytes=len(draw(path.read_bytes(), 640, Preprocessing(), Limits()).content) + 10
     )
     try:
-        first = finished(originals.shown(path, 500))
+        first = in_a_loop(originals.shown(path, 500))
         assert max(opened(first.content).size) == 640  # the next of the sides that are made
-        assert finished(originals.shown(path, 640)) is first
+        assert in_a_loop(originals.shown(path, 640)) is first
         path.write_bytes(photo(400, 900))
         os.utime(path, ns=(1, 1))
-        changed = finished(originals.shown(path, 640))
+        changed = in_a_loop(originals.shown(path, 640))
         assert (changed.width, changed.height) == (400, 900)
-        finished(originals.shown(other, 640))
-        assert finished(originals.shown(path, 640)) is not changed
+        in_a_loop(originals.shown(other, 640))
+        assert in_a_loop(originals.shown(path, 640)) is not changed
         path.unlink()
         with pytest.raises(ImageError, match="No such file"):
-            finished(originals.shown(path, 640))
+            in_a_loop(originals.shown(path, 640))
     finally:
         originals.close()
 
@@ -113,8 +104,8 @@ def test_a_file_that_is_no_image_says_so_and_the_next_is_drawn(tmp_path: Path) -
     originals = Originals(Preprocessing())
     try:
         with pytest.raises(ImageError):
-            finished(originals.shown(bad, 640))
-        assert finished(originals.shown(good, 640)).width == 400
+            in_a_loop(originals.shown(bad, 640))
+        assert in_a_loop(originals.shown(good, 640)).width == 400
     finally:
         originals.close()
 

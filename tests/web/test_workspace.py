@@ -23,6 +23,8 @@ from autoencode.web.pictures import NAMED_BYTES, Held, KeptCodes, Kind, Shelf
 from autoencode.web.security import Allowance
 from autoencode.web.workspace import GoneError, Workspace
 
+from .conftest import in_a_loop
+
 
 def png(image: Image.Image, **options: object) -> bytes:
     file = io.BytesIO()
@@ -288,7 +290,7 @@ def test_a_picture_that_is_gone_does_not_spoil_the_frames_asked_for_with_it(work
         names = (["t0", "t1"], ["t0", "u-gone"], ["t1"])
         return list(await asyncio.gather(*map(workspace.encoding, names), return_exceptions=True))
 
-    first, gone, alone = asyncio.run(ask())
+    first, gone, alone = in_a_loop(ask())
     assert isinstance(gone, GoneError)
     assert isinstance(first, torch.Tensor)
     assert isinstance(alone, torch.Tensor)
