@@ -88,9 +88,8 @@ class Clients:
         if turn % 3 == 0:
             return "search", f"/api/search?picture=i{one}&k=24"
         if turn % 3 == 1:
-            pair = random.Random(
-                f"{number} {turn // MOVES}"
-            )  # the slider is moved some times before the pictures change
+            # The slider is moved some times before the pictures change.
+            pair = random.Random(f"{number} {turn // MOVES}")
             ends = ",".join(f"i{pair.randrange(self.images)}" for _ in range(2))
             return "morph", f"/api/morph/frame?pictures={ends}&x={chosen.random():.3f}"
         return "picture", f"/images/i{one}"

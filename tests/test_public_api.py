@@ -100,19 +100,14 @@ def test_help_loads_nothing_heavy(arguments: str) -> None:
 
 
 def test_help_answers_in_less_than_three_tenths_of_a_second() -> None:
-    """Of processor time, which other programs change little; more where importing typer alone is slow."""
-
-    def seconds(*arguments: str) -> float:
-        taken = []
-        for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-        return min(taken)
-
-    typer = seconds("-c", "import typer, typer.rich_utils")
-    assert seconds("-m", "autoencode", "--help") < max(0.3, 4 * typer)
+    """Of processor time, which other programs on the machine hardly change."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "autoencode", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(seconds) < 0.3
 
 
 def test_the_package_runs_as_a_module_like_the_command() -> None:

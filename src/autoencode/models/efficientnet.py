@@ -148,7 +148,7 @@ def _fuses(features: Tensor) -> bool:
 
 
 def _with_relu6(features: Tensor, of: nn.Conv2d) -> Tensor:
-    """Return the same as convolution and ReLU6 in turn, bit by bit, in three fifths of the time.
+    """Return the same as convolution and ReLU6 in turn, bit by bit, in less time (docs/log.md).
 
     The ReLU6 alone read and wrote every map once more. The operation is the one that torch.compile makes of
     the two.

@@ -69,23 +69,20 @@ class Together(Generic[Asked, Result]):
 
     def _run(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-        batch = [one for one in batch if one[1].set_running_or_notify_cancel()]
+        self._answer([one for one in batch if one[1].set_running_or_notify_cancel()])
+
+    def _answer(self, batch: list[tuple[Asked, Future[Result]]]) -> None:
         try:
             results = list(self._work([asked for asked, _ in batch])) if batch else []
-        except Exception:
-            for one in batch:
-                self._run_alone(*one)
-            return
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(result)
-
-    def _run_alone(self, asked: Asked, future: Future[Result]) -> None:
-        try:
-            [result] = self._work([asked])
         except BaseException as err:
-            future.set_exception(err)
+            if len(batch) == 1:
+                batch[0][1].set_exception(err)
+            else:  # an error is of one alone
+                for one in batch:
+                    self._answer([one])
         else:
-            future.set_result(result)
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
 
 
 class _StoppedError(Exception):

@@ -268,9 +268,7 @@ class KeptCodes:
         missing = [name for name in dict.fromkeys(names) if name not in found]
         if missing:
             found |= zip(missing, self._encode(missing).numpy(), strict=True)
-        codes = np.stack(
-            [found[name] for name in names]
-        )  # copies: a row may be given to another picture next
+        codes = np.stack([found[name] for name in names])  # copies: `_keep` may give a row to another picture
         for name, code in found.items():
             self._keep(name, code)
         return codes
