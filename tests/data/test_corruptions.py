@@ -22,6 +22,7 @@ from autoencode.data.corruptions import (
     example,
     parse_corruptions,
 )
+from autoencode.data.damage import convolved
 from autoencode.data.loader import LocalBatch, batches, local_batch
 from autoencode.errors import ConfigError
 from autoencode.pixels import to_float, to_pixels
@@ -104,11 +105,19 @@ def test_rotation_is_that_of_pillow_in_the_middle_of_an_oblong_image() -> None:
 
 
 def test_downscaling_averages_areas_before_it_enlarges() -> None:
-    flat = torch.full((1, 3, 16, 16), 0.25)
+    flat = torch.full((1, 3, 16, 16), 0.2)
     torch.testing.assert_close(apply("downscale:4", images=flat), flat)
     checks = (torch.arange(16)[:, None] + torch.arange(16)[None]) % 2
     grey = apply("downscale:2", images=checks.float().expand(1, 3, 16, 16))
-    torch.testing.assert_close(grey, torch.full_like(grey, 0.5))
+    torch.testing.assert_close(grey, torch.full_like(grey, 128 / 255))
+
+
+def test_the_small_image_that_is_enlarged_is_one_of_8_bits() -> None:
+    averaged = F.avg_pool2d(IMAGES, 4)
+    small = to_float(to_pixels(averaged))
+    assert not torch.equal(small, averaged)
+    expected = F.interpolate(small, IMAGES.shape[-2:], mode="bicubic").clamp(0, 1)
+    torch.testing.assert_close(apply("downscale:4"), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.25, 0.6, 0.99])
@@ -192,7 +201,7 @@ def test_a_range_of_whole_numbers_draws_both_ends_and_what_is_between_them_equal
 
 
 def test_each_image_draws_one_of_the_alternatives() -> None:
-    images = torch.full((300, 3, 16, 16), 0.25)
+    images = torch.full((300, 3, 16, 16), 0.2)
     found = apply("mask:0.2/gaussian:0.1/downscale:2", images=images)
     masked = (found == 0.5).any(1).any(1).any(1)
     unchanged = (found - images).abs().amax((1, 2, 3)) < 1e-6
@@ -247,7 +256,9 @@ def test_a_blur_is_the_gaussian_filter_of_scipy() -> None:
             mode="mirror",
             radius=(0, 0, math.ceil(4 * sigma), math.ceil(4 * sigma)),
         )
-        np.testing.assert_allclose(apply(f"blur:{sigma}").numpy(), expected, atol=1e-5)
+        blurred = convolved(IMAGES, sigma)
+        np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
+        assert torch.equal(apply(f"blur:{sigma}"), to_float(to_pixels(blurred)))
 
 
 def test_a_blur_can_be_wider_than_the_image() -> None:

@@ -16,17 +16,20 @@ def test_two_windows_that_decide_at_once_end_with_what_is_written(page: Page) ->
     page.click(".strip button >> nth=0")
     name = page.inner_text(".review h2")
     other = page.context.new_page()
+    held: list[Route] = []
+    other.route("**/api/decisions", lambda route: held.append(route))
+    asked: list[str] = []
+    other.on("request", lambda sent: asked.append(f"{sent.method} {sent.url}"))
     other.goto(page.url)
     other.wait_for_selector(".review h2")
     until(other, "name => document.querySelector('.review h2').textContent === name", name)
-    held: list[Route] = []
-    other.route("**/api/decisions", lambda route: held.append(route))
     other.keyboard.press("k")  # shown there, and on its way
     until(other, "old => document.querySelector('.review h2').textContent !== old", name)
-    for _ in range(600):
+    for _ in range(1200):
         if held:
             break
         other.wait_for_timeout(50)
+    assert held, asked
     page.keyboard.press("d")
     until(page, "document.querySelector('.counts').textContent.startsWith('0 kept, 1 dropped')")
     other.wait_for_timeout(300)  # the other window has heard of it

@@ -122,7 +122,7 @@ def camera_noise(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
 
     noise, colour, softness = draws.normal(), draws.uniform(), 1.2 * draws.uniform()
     noise = torch.lerp(noise[:, :1].expand_as(noise), noise, colour[:, None, None, None])
-    noise = blur(noise, softness, draws)
+    noise = convolved(noise, softness)
     noise = noise / noise.flatten(1).std(1).clamp_min(1e-6)[:, None, None, None]
     quality = 98 - (49 * draws.uniform()).floor()
     return jpeg(images + _of_values(deviation) * noise, quality, draws)
@@ -158,6 +158,14 @@ def dropout(images: Tensor, rate: Amount, draws: Draws) -> Tensor:
 
 
 def blur(images: Tensor, deviation: Amount, draws: Draws) -> Tensor:
+    """Convolve each image with a Gaussian, as files of 8 bits hold the result.
+
+    A network that sees blurred images before they are rounded learns to read from them what no file has.
+    """
+    return rounded_to_8_bits(convolved(images, deviation))
+
+
+def convolved(images: Tensor, deviation: Amount) -> Tensor:
     """Convolve each image with a Gaussian of that standard deviation in pixels; borders are reflected."""
     import torch
     import torch.nn.functional as F
@@ -192,7 +200,7 @@ def rotate(images: Tensor, degrees: Amount, draws: Draws) -> Tensor:
 
 
 def downscale(images: Tensor, factor: Amount, draws: Draws) -> Tensor:
-    """Average squares of that side in pixels, and enlarge again."""
+    """Average squares of that side in pixels, keep the small image in 8 bits as a file does, and enlarge it."""
     import torch
     import torch.nn.functional as F
 
@@ -203,7 +211,7 @@ def downscale(images: Tensor, factor: Amount, draws: Draws) -> Tensor:
         chosen = (factors == value).nonzero()[:, 0].to(images.device)
         size = (max(1, height // value), max(1, width // value))
         small = F.interpolate(images[chosen], size=size, mode="area")
-        found[chosen] = enlarge(small, height, width)
+        found[chosen] = enlarge(rounded_to_8_bits(small), height, width) if value > 1 else images[chosen]
     return found
 
 
