@@ -104,7 +104,7 @@ def test_a_line_is_printed_while_a_single_image_takes_long(
     monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
     with progress.counting("restoring") as show:
         show(0, 2)
-        said, until = "", time.monotonic() + 10
+        said, until = "", time.monotonic() + 60
         while "restoring: 0 of 2, the next has taken 0:00 so far" not in said and time.monotonic() < until:
             time.sleep(0.02)
             said += capfd.readouterr().err

@@ -233,13 +233,13 @@ def test_it_prints_an_address_that_works_and_stops_at_ctrl_c(trained: Run) -> No
         assert process.stdout is not None
         address = re.search(r"page: (http://127\.0\.0\.1:\d+/)\?token=(\S+)", process.stdout.readline())
         assert address is not None
-        with urllib.request.urlopen(address[0].removeprefix("page: "), timeout=20) as answer:
+        with urllib.request.urlopen(address[0].removeprefix("page: "), timeout=60) as answer:
             assert b"autoencode" in answer.read()
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(address[1], timeout=20)
+            urllib.request.urlopen(address[1], timeout=60)
     finally:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert address[2] not in errors
     assert "Traceback" not in errors

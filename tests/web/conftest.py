@@ -114,7 +114,7 @@ def serving(workspace: Workspace, root: Path | None = None) -> Iterator[Served]:
     listening.close()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if condition():

@@ -89,7 +89,7 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
 
     job = Job(work, threads)
     job.result()
-    begun.acquire(timeout=5)
+    begun.acquire(timeout=60)
     job.stop()
     assert job.progress() == {
         "state": "waiting",
@@ -99,7 +99,7 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
         "error": "",
     }
     assert job.result() is None
-    begun.acquire(timeout=5)
+    begun.acquire(timeout=60)
     last = True
     wait(lambda: job.result() == 42)
     job.stop()

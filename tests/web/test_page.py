@@ -43,7 +43,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, served: Served) -> It
 @contextlib.contextmanager
 def watched(page: Page, served: Served) -> Iterator[Page]:
     """Require that the console shows no error, and that nothing is requested from elsewhere."""
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     complaints: list[str] = []
     elsewhere: list[str] = []
     # The browser reports the status of a skipped file, too; any other error is a fault of the page.
@@ -998,7 +998,7 @@ def test_quick_keys_wait_for_the_next_part_of_the_queue(page: Page) -> None:
 def test_the_seed_that_is_shown_is_used_and_variations_come_into_view(page: Page) -> None:
     go(page, "generate")
     seed = "#tab-generate input[type=number]"
-    with page.expect_request("**/api/generate", timeout=5000) as asked:
+    with page.expect_request("**/api/generate") as asked:
         page.fill(seed, "1000000000")
         page.press(seed, "Enter")
     assert asked.value.post_data_json["seed"] == int(page.input_value(seed)) == 999_999
@@ -1072,8 +1072,8 @@ def test_seven_windows_on_the_overview_leave_room_for_an_eighth(browser: Browser
     for page in pages[1:]:
         page.goto(f"http://127.0.0.1:{served.port}/")
     for page in pages:
-        page.wait_for_selector(".chart svg", timeout=10_000)
-        page.wait_for_selector(".mosaic .picture", timeout=10_000)
+        page.wait_for_selector(".chart svg")
+        page.wait_for_selector(".mosaic .picture")
     context.close()
 
 

@@ -195,7 +195,7 @@ def request(
     served: Served, method: str, target: str, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
     """Send a target as it is, which clients that tidy addresses do not."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     token = {"Authorization": f"Bearer {served.trust.token}"}
     try:
         connection.request(method, target, headers={**token, **(headers or {})})
