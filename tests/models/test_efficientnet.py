@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from autoencode.models import efficientnet
 from autoencode.models.backbones import multiplies_bf16
@@ -14,6 +15,7 @@ from autoencode.models.efficientnet import (
     MEAN,
     SPREAD,
     EfficientNetLite0,
+    _for_same_padding,
     pretrained_weights,
 )
 
@@ -59,6 +61,20 @@ def test_maps_have_the_same_bits_where_onednn_applies_the_relu6(
         expected = cast.feature_maps(images, range(LAST + 1))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(8, 12), (7, 12), (8, 11), (7, 9), (1, 2)])
+def test_zeros_in_the_kernel_do_what_the_padding_of_the_features_did(
+    kernel: int, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, *size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(6, 1, kernel, kernel, generator=generator, dtype=torch.float64)
+    missing = [kernel - 2 + side % 2 for side in (size[1], size[0])]
+    same = F.pad(features, [part for one in missing for part in (one // 2, one - one // 2)])
+    found = F.conv2d(features, _for_same_padding(weight, features), stride=2, padding=kernel // 2, groups=6)
+    torch.testing.assert_close(found, F.conv2d(same, weight, stride=2, groups=6), rtol=0, atol=1e-12)
 
 
 def test_gradients_reach_the_images_by_the_operations_apart(network: EfficientNetLite0) -> None:

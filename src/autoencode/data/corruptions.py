@@ -129,7 +129,7 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
     "blur": CorruptionKind(
         parameter="STANDARD_DEVIATION",
         amounts=Range(0, 20, has_low=False),
-        summary="convolves with a Gaussian of that standard deviation in pixels, in 8 bits",
+        summary="convolves with a Gaussian of that standard deviation in pixels; in 8 bits",
         page_choices=[(1, "blur it a little"), (2, "blur it")],
         apply=damage.blur,
     ),
@@ -151,7 +151,7 @@ CORRUPTIONS: dict[str, CorruptionKind] = {
     "downscale": CorruptionKind(
         parameter="FACTOR",
         amounts=Range(2, math.inf, is_whole=True),
-        summary="averages squares of that side in pixels, in 8 bits, and enlarges again, for super-resolution",
+        summary="averages squares of that side in pixels and enlarges again, for super-resolution; in 8 bits",
         page_choices=[(2, "make it half as large"), (4, "make it a quarter as large")],
         apply=damage.downscale,
         identity_amount=1,

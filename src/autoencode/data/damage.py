@@ -200,7 +200,7 @@ def rotate(images: Tensor, degrees: Amount, draws: Draws) -> Tensor:
 
 
 def downscale(images: Tensor, factor: Amount, draws: Draws) -> Tensor:
-    """Average squares of that side in pixels, keep the small image in 8 bits as a file does, and enlarge it."""
+    """Average squares of that side in pixels, in 8 bits as files hold the small image, and enlarge it."""
     import torch
     import torch.nn.functional as F
 

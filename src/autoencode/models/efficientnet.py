@@ -111,7 +111,7 @@ class _Convolution(nn.Module):
                 channels,
                 size,
                 stride,
-                padding=0 if stride > 1 else size // 2,
+                padding=size // 2,
                 groups=channels if is_depthwise else 1,
             )
         folded = {
@@ -122,15 +122,23 @@ class _Convolution(nn.Module):
         self._is_linear = is_linear
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.convolution.stride[0] > 1:
-            # TensorFlow's SAME, as in training: an odd pixel of padding goes to the right or the bottom.
-            missing = [self.convolution.kernel_size[0] - 2 + side % 2 for side in features.shape[:1:-1]]
-            features = F.pad(features, [part for one in missing for part in (one // 2, one - one // 2)])
-        if self._is_linear:
-            return self.convolution(features)  # type: ignore[no-any-return]
-        if _fuses(features):
-            return _with_relu6(features, self.convolution)
-        return F.relu6(self.convolution(features), inplace=True)
+        of, weight = self.convolution, self.convolution.weight
+        if of.stride[0] > 1:
+            weight = _for_same_padding(weight, features)
+        if _fuses(features) and not self._is_linear:
+            return _with_relu6(features, weight, of)
+        features = F.conv2d(features, weight, of.bias, of.stride, of.padding, groups=of.groups)
+        return features if self._is_linear else F.relu6(features, inplace=True)
+
+
+def _for_same_padding(weight: Tensor, features: Tensor) -> Tensor:
+    """Return a kernel that, with equal padding on all sides, does what SAME of TensorFlow does at stride 2.
+
+    SAME, as in training, has a row less of padding above where the height is even, and a column less on the
+    left where the width is. Zeros there in the kernel do the same, without a copy of the features.
+    """
+    height, width = features.shape[2:]
+    return F.pad(weight, (1 - width % 2, 0, 1 - height % 2, 0))
 
 
 def _fuses(features: Tensor) -> bool:
@@ -147,7 +155,7 @@ def _fuses(features: Tensor) -> bool:
     )
 
 
-def _with_relu6(features: Tensor, of: nn.Conv2d) -> Tensor:
+def _with_relu6(features: Tensor, weight: Tensor, of: nn.Conv2d) -> Tensor:
     """Return the same as convolution and ReLU6 in turn, bit by bit, in less time (docs/log.md).
 
     The ReLU6 alone read and wrote every map once more. The operation is the one that torch.compile makes of
@@ -155,7 +163,7 @@ def _with_relu6(features: Tensor, of: nn.Conv2d) -> Tensor:
     """
     shape = list(of.padding), list(of.stride), list(of.dilation), of.groups
     fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        features, of.weight, of.bias, *shape, "hardtanh", [0.0, 6.0], ""
+        features, weight, of.bias, *shape, "hardtanh", [0.0, 6.0], ""
     )
     return fused
 
