@@ -84,7 +84,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_photos(folder)
         monkeypatch.chdir(folder)
         words = shlex.split("train photos --preset best --size 64 --epochs 2 --out runs/photos")
-        assert CliRunner().invoke(app, words).exit_code == 0
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
     return folder
 
 

@@ -137,8 +137,11 @@ def _for_same_padding(weight: Tensor, features: Tensor) -> Tensor:
     SAME, as in training, has a row less of padding above where the height is even, and a column less on the
     left where the width is. Zeros there in the kernel do the same, without a copy of the features.
     """
-    height, width = features.shape[2:]
-    return F.pad(weight, (1 - width % 2, 0, 1 - height % 2, 0))
+    # By `cat`, as the exporter to ONNX loses a `pad` of weights.
+    for axis in (2, 3):
+        if features.shape[axis] % 2 == 0:
+            weight = torch.cat([torch.zeros_like(weight.narrow(axis, 0, 1)), weight], axis)
+    return weight
 
 
 def _fuses(features: Tensor) -> bool:
