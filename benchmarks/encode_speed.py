@@ -1,4 +1,4 @@
-"""How fast a pack is encoded here and elsewhere, by the same weights and of the same images for all.
+"""How fast this package and others encode a pack, with the same weights and images.
 
     python benchmarks/encode_speed.py [--images 512] [--rounds 5] [--side 128] [--only eager ours]
         [--network paper|best|efficientnet] [--source PHOTOS]
@@ -63,12 +63,13 @@ def in_batches(folder: Path, encode: Callable) -> Encode:
 
 
 def plain_network(folder: Path, channels_last: bool = False):  # noqa: ANN201
-    """What gives a code, or a descriptor, alone, as a torch module."""
+    """Return the network that gives codes or descriptors, as a torch module."""
     import torch
 
+    memory = torch.channels_last if channels_last else torch.contiguous_format
     model, *_ = opened(folder)
     if model is None:
-        return described_by_port().eval()
+        return described_by_port().to(memory_format=memory).eval()
 
     class Mean(torch.nn.Module):
         def __init__(self) -> None:
@@ -78,9 +79,7 @@ def plain_network(folder: Path, channels_last: bool = False):  # noqa: ANN201
         def forward(self, images):  # noqa: ANN001, ANN202
             return self.model.posterior(images).mean
 
-    network = Mean()
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    return network.to(memory_format=memory).eval()
+    return Mean().to(memory_format=memory).eval()
 
 
 def described_by_port():  # noqa: ANN201
@@ -158,18 +157,18 @@ def openvino(folder: Path) -> Encode:
     converted = ov.convert_model(plain_network(folder), example_input=torch.zeros(2, 3, height, width))
     converted.reshape({converted.input(0): ov.PartialShape([-1, 3, height, width])})
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = ov.Core().compile_model(converted, "CPU", settings)
+    network = ov.Core().compile_model(converted, "CPU", settings)
     size = max(1, OPENVINO_PIXELS // (height * width))
     return in_batches(
         folder,
-        lambda images: np.concatenate([compiled(part.numpy())[0] for part in torch.split(images, size)]),
+        lambda images: np.concatenate([network(part.numpy())[0] for part in torch.split(images, size)]),
     )
 
 
 def ours(folder: Path, suffix: str = "") -> Encode:
     from autoencode.training.process import keep_freed_memory
 
-    keep_freed_memory()  # as the verbs do
+    keep_freed_memory()  # as the commands do
     from autoencode.data.loader import batches
     from autoencode.embedding import find_encoder
 
@@ -301,7 +300,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, chosen.images, chosen.side, chosen.network, chosen.source)
-        contenders = [Contender(name, folder) for name in chosen.only]
+        names = list(chosen.only)
+        if chosen.network == "efficientnet":  # bf16 is its default
+            names = [name for name in names if name != "ours-bf16"]
+        contenders = [Contender(name, folder) for name in names]
         missing = [one.name for one in contenders if one.started is None]
         contenders = [one for one in contenders if one.started is not None]
         for _ in range(chosen.rounds):

@@ -36,7 +36,7 @@ def test_work_is_done_once_and_reports_progress(threads: ThreadPoolExecutor) -> 
     def work(report: StageProgress) -> int:
         calls.append(1)
         report("counting", 3, 7)
-        go_on.wait(5)
+        go_on.wait(60)
         return 42
 
     job = Job(work, threads)
@@ -89,7 +89,7 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
 
     job = Job(work, threads)
     job.result()
-    begun.acquire(timeout=60)
+    assert begun.acquire(timeout=60)
     job.stop()
     assert job.progress() == {
         "state": "waiting",
@@ -99,7 +99,7 @@ def test_work_that_was_stopped_is_begun_anew_by_who_wants_it(threads: ThreadPool
         "error": "",
     }
     assert job.result() is None
-    begun.acquire(timeout=60)
+    assert begun.acquire(timeout=60)
     last = True
     wait(lambda: job.result() == 42)
     job.stop()

@@ -564,7 +564,7 @@ def test_the_page_goes_on_while_the_model_works(served: Served) -> None:
         end.wait(60)
 
     workspace._modelling.submit(slow)
-    begun.wait(60)
+    assert begun.wait(60)
     try:
         request = urllib.request.Request(
             f"http://127.0.0.1:{served.port}/images/i0",

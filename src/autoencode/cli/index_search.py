@@ -58,8 +58,8 @@ def index(
         typer.Option(
             metavar="NAME|FILE.onnx",
             help="What images are compared by: pretrained or pretrained-224 (EfficientNet-Lite0 at 128 "
-            "or 224 pixels), code (of --model), code-bf16 (in two thirds of the time where the processor "
-            "multiplies bf16, if neighbours stay), or an image encoder in an ONNX file (extra onnx). "
+            "or 224 pixels), code (of --model), code-bf16 (in about two thirds of the time on AMD and on "
+            "Intel with AMX, if neighbours stay), or an image encoder in an ONNX file (extra onnx). "
             "Default: auto, that of the index there is, or else pretrained, at 224 pixels where most images "
             "are larger.",
         ),

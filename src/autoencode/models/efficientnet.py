@@ -122,20 +122,28 @@ class _Convolution(nn.Module):
         self._is_linear = is_linear
 
     def forward(self, features: Tensor) -> Tensor:
-        of, weight = self.convolution, self.convolution.weight
-        if of.stride[0] > 1:
+        convolution, weight = self.convolution, self.convolution.weight
+        if convolution.stride[0] > 1:
             weight = _for_same_padding(weight, features)
         if _fuses(features) and not self._is_linear:
-            return _with_relu6(features, weight, of)
-        features = F.conv2d(features, weight, of.bias, of.stride, of.padding, groups=of.groups)
+            return _with_relu6(features, weight, convolution)
+        features = F.conv2d(
+            features,
+            weight,
+            convolution.bias,
+            convolution.stride,
+            convolution.padding,
+            groups=convolution.groups,
+        )
         return features if self._is_linear else F.relu6(features, inplace=True)
 
 
 def _for_same_padding(weight: Tensor, features: Tensor) -> Tensor:
-    """Return a kernel that, with equal padding on all sides, does what SAME of TensorFlow does at stride 2.
+    """Return a kernel with which equal padding gives TensorFlow's SAME at stride 2.
 
-    SAME, as in training, has a row less of padding above where the height is even, and a column less on the
-    left where the width is. Zeros there in the kernel do the same, without a copy of the features.
+    Where the height is even, SAME, as in training, pads one row less above than equal padding does; where the
+    width is even, one column less on the left. Zeros there in the kernel have the same effect, without a copy
+    of the features.
     """
     # By `cat`, as the exporter to ONNX loses a `pad` of weights.
     for axis in (2, 3):
@@ -158,15 +166,20 @@ def _fuses(features: Tensor) -> bool:
     )
 
 
-def _with_relu6(features: Tensor, weight: Tensor, of: nn.Conv2d) -> Tensor:
+def _with_relu6(features: Tensor, weight: Tensor, convolution: nn.Conv2d) -> Tensor:
     """Return the same as convolution and ReLU6 in turn, bit by bit, in less time (docs/log.md).
 
     The ReLU6 alone read and wrote every map once more. The operation is the one that torch.compile makes of
     the two.
     """
-    shape = list(of.padding), list(of.stride), list(of.dilation), of.groups
+    shape = (
+        list(convolution.padding),
+        list(convolution.stride),
+        list(convolution.dilation),
+        convolution.groups,
+    )
     fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        features, weight, of.bias, *shape, "hardtanh", [0.0, 6.0], ""
+        features, weight, convolution.bias, *shape, "hardtanh", [0.0, 6.0], ""
     )
     return fused
 
