@@ -22,11 +22,13 @@ export function written(tab, state, defaults = {}) {
   return text ? `#${tab}?${text}` : `#${tab}`;
 }
 
-/** Put the state of a tab into the address; the Back key of the browser skips it.
+/** Put the state of a tab into the address; the Back key of the browser skips it. An address that names another tab is
+ * left as it is: that tab was chosen, and opens in a moment.
  * @param {string} tab @param {State} state @param {State} defaults */
 export function remember(tab, state, defaults = {}) {
   const now = parsed(location.hash);
-  const hash = written(tab, { ...state, [WINDOW]: now.tab === tab ? (now.params.get(WINDOW) ?? "") : "" }, defaults);
+  if (now.tab && now.tab !== tab && now.tab !== "main") return;
+  const hash = written(tab, { ...state, [WINDOW]: now.params.get(WINDOW) ?? "" }, defaults);
   if (location.hash !== hash) history.replaceState(history.state, "", hash);
 }
 
