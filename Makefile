@@ -28,6 +28,8 @@ demo: .venv/installed
 
 test: .venv/installed check
 
+# Programs that tests start would otherwise compile the package each time where Python may keep no bytecode.
+check: export PYTHONDONTWRITEBYTECODE :=
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
